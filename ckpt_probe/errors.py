@@ -1,0 +1,20 @@
+"""The one family of exceptions that ckpt-probe raises on purpose."""
+
+
+class CkptProbeError(Exception):
+    """Something a person can act on; the command line prints it as one line and exits with `exit_code`.
+
+    The message says what is wrong, in which file, at which tensor or row, and what to do about it.
+    """
+
+    exit_code = 1
+
+
+class DataError(CkptProbeError):
+    """A file, a tensor or an array is not what it has to be (exit code 1)."""
+
+
+class UsageError(CkptProbeError):
+    """The command, an option or a configuration was used wrongly (exit code 2)."""
+
+    exit_code = 2

@@ -1,0 +1,83 @@
+"""Writing files so that a kill at any moment leaves the old file or the new one, never half of one."""
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ckpt_probe.errors import DataError, UsageError
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync it and rename it to `path`, else remove it.
+
+    Raises `UsageError` where `path` exists and `overwrite` is false, `DataError` where it cannot be written.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        if error.filename is not None and Path(error.filename) not in {path, temporary, path.parent}:
+            raise
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        _remove(temporary)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise `UsageError` where `path` exists and may not be overwritten."""
+    if not overwrite and os.path.lexists(path):
+        raise UsageError(f"{path}: exists already; pass --overwrite to replace it, or choose another name")
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write `text` (UTF-8) to `path` as a whole or not at all."""
+    with replacing(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _host() -> str:
+    return re.sub(r"\W", "", socket.gethostname())[:32] or "host"
+
+
+def _remove(temporary: Path) -> None:
+    # Where the directory itself could not be made or entered there is nothing to remove, and the first error counts.
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    # A process killed with -9 leaves its temporary file; its number in the name tells that nobody writes it now.
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}-(\d+)\.part")
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match and not _alive(int(match[1])):
+            entry.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Anybody's own function by name: `package.module:function` or an installed entry point."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from ckpt_probe.errors import UsageError
+
+
+def is_function_name(name: str) -> bool:
+    """Whether `name` has the form `package.module:function` (and is not, say, `idx:DIR`)."""
+    module, _, function = name.partition(":")
+    return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names; modules in the working directory are found too.
+
+    Raises `UsageError` where the module cannot be imported or has no such function.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not is_function_name(name):
+        raise UsageError(f"{name!r}: not of the form package.module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"{name}: cannot import {module_name}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UsageError(f"{name}: {module_name} has no function {function_name}")
+    return function
+
+
+def registered(group: str) -> dict[str, Callable[..., Any]]:
+    """Functions that installed packages register under `group` (`ckpt_probe.models`, `.data`, `.metrics`)."""
+    return {point.name: point.load() for point in entry_points(group=group)}

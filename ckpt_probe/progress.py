@@ -1,0 +1,37 @@
+"""How long work tells how far it is, without knowing who listens."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One running piece of work."""
+
+    def advance(self, amount: int = 1, **facts: object) -> None:
+        """Say that `amount` more is done; `facts` (such as loss=0.3) are shown beside the bar."""
+
+
+class Progress(Protocol):
+    """Whoever shows progress: the console, or nobody."""
+
+    def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
+        """A context manager that gives a `Task`; tasks may be nested (a series, then a checkpoint)."""
+
+    def message(self, text: str) -> None:
+        """Say one line aloud, above the bars."""
+
+
+class Silent:
+    """Progress that nobody sees; the default of every function that takes one."""
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "") -> Iterator[Task]:
+        """A task that shows nothing."""
+        yield self
+
+    def advance(self, amount: int = 1, **facts: object) -> None:
+        """Nothing to show."""
+
+    def message(self, text: str) -> None:
+        """Nothing to say."""
