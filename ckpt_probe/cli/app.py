@@ -1,0 +1,94 @@
+"""The command `ckpt-probe`: finds a verb's file when it is named; turns errors into one line and an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from ckpt_probe import __version__
+from ckpt_probe.errors import CkptProbeError
+
+VERBS = ("demo", "train", "extract", "analyze", "interpolate", "inspect")
+INTERRUPTED = 130
+INTERNAL_ERROR = 70
+
+
+class Verbs(click.Group):
+    """A group whose commands live in one file each, imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in the order in which a person meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's own command."""
+        if cmd_name not in VERBS:
+            return None
+        return import_module(f"ckpt_probe.cli.{cmd_name}").command
+
+
+@click.command(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: ckpt-probe demo",
+    invoke_without_command=True,
+    no_args_is_help=True,
+)
+@click.version_option(__version__, prog_name="ckpt-probe")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error (may stand anywhere on the line).")
+def group(debug: bool) -> None:
+    """What happened inside this training run? Read it from the checkpoints.
+
+    Extracts penultimate features and classifier weights, and reads matrix entropy, mutual information (MIR, HDR),
+    neural collapse (NC1-NC4) and the path between two checkpoints from them.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line in this process and return its exit code: 0, 1 bad data, 2 wrong use, 130 interrupted."""
+    words = list(arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = group.main(words, prog_name="ckpt-probe", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        line = "interrupted; what is written is whole: run it again to resume (train: with --resume)"
+        return _fail(line, INTERRUPTED, debug)
+    except CkptProbeError as error:
+        return _fail(f"error: {error}", error.exit_code, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _fail(f"error: {_usage_message(error)}", error.exit_code, debug)
+    except BrokenPipeError:
+        # Whoever read our output has left (as `head` does); what cannot be written is nobody's concern.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        summary = str(error).splitlines()[0] if str(error) else ""
+        hint = "this is a fault of ckpt-probe's own, or of a function it was given; --debug shows where"
+        return _fail(f"internal error: {type(error).__name__}: {summary} ({hint})", INTERNAL_ERROR, debug)
+
+
+def _fail(line: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(line, file=sys.stderr)
+    return code
+
+
+def _usage_message(error: click.ClickException) -> str:
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    return f"{message} (see: {context.command_path} --help)" if context else message

@@ -1,0 +1,123 @@
+"""A short reading of a run's numbers in plain language: every sentence is computed from the records it is given."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+ONE_BASIN = 0.02
+"""Error barrier under which two networks count as linearly connected (Frankle et al. 2020, section 3)."""
+
+UNCHANGED = 0.02
+"""A number that moved by less than this share of itself counts as unchanged."""
+
+
+def read_run(records: Sequence[Record]) -> list[str]:
+    """Sentences about one run from its records (`analyze`), which may hold any splits and steps.
+
+    The split "train" is read as the one trained on, and "test" beside it; where either is absent its sentences are.
+    """
+    sentences: list[str] = []
+    train = _of_split(records, "train")
+    test = _of_split(records, "test")
+    if train:
+        sentences += [_fit(train, test), _collapse(train), _alignment(train), _head(train)]
+    if train and test:
+        sentences.append(_generalisation(train[-1], test[-1]))
+    return [sentence for sentence in sentences if sentence]
+
+
+def read_path(barriers: Sequence[Record]) -> list[str]:
+    """One sentence a split about the straight line between two checkpoints, from the path's summary."""
+    return [_barrier(barrier) for barrier in barriers if barrier.get("barrier.error") is not None]
+
+
+def _of_split(records: Sequence[Record], split: str) -> list[Record]:
+    chosen = [record for record in records if record["split"] == split]
+    return sorted(chosen, key=lambda record: (record["step"] is None, record["step"] or 0))
+
+
+def _fit(train: list[Record], test: list[Record]) -> str:
+    first, last = train[0], train[-1]
+    if first.get("accuracy") is None or last.get("accuracy") is None:
+        return ""
+    text = (
+        f"Training accuracy went from {first['accuracy']:.3f} at step {first['step']} "
+        f"to {last['accuracy']:.3f} at step {last['step']}"
+    )
+    reached = next((r["step"] for r in train if (r.get("accuracy") or 0) >= 0.99), None)
+    if reached is not None:
+        text += f" (0.99 or more first seen at step {reached})"
+    if test and test[-1].get("accuracy") is not None:
+        text += f"; test accuracy ended at {test[-1]['accuracy']:.3f}"
+    return text + "."
+
+
+def _collapse(train: list[Record]) -> str:
+    parts = [
+        _moved(train, "nc1.pinv", "the spread within classes against that between them (NC1) {verb} {first} → {last}"),
+        _moved(train, "within.entropy_mean", "the entropy within a class {verb} {first} → {last} nats"),
+    ]
+    told = ", and ".join(part for part in parts if part)
+    return f"On the training split {told} (both are 0 at full collapse)." if told else ""
+
+
+def _alignment(train: list[Record]) -> str:
+    parts = [_against_reference(train, "mir", "MIR"), _against_reference(train, "hdr", "HDR")]
+    told = "; ".join(part for part in parts if part)
+    return f"Class means and classifier rows: {told}." if told else ""
+
+
+def _head(train: list[Record]) -> str:
+    told = _moved(train, "nc3.duality", "The distance between class means and classifier rows (NC3) {verb} {first} → {last}")
+    return f"{told}." if told else ""
+
+
+def _generalisation(train: Record, test: Record) -> str:
+    inside, outside = train.get("nc1.pinv"), test.get("nc1.pinv")
+    if not inside or not outside:
+        return ""
+    ratio = outside / inside
+    if ratio > 1 + UNCHANGED:
+        return f"At the end NC1 on test data is {ratio:.3g} times that on training data: unseen samples collapse less."
+    if ratio < 1 - UNCHANGED:
+        return f"At the end NC1 on test data is only {ratio:.3g} times that on training data."
+    return "At the end NC1 is the same on test and training data."
+
+
+def _barrier(path: Record) -> str:
+    error, loss = path["barrier.error"], path["barrier.loss"]
+    verdict = (
+        f"within the {ONE_BASIN:.0%} under which two networks count as linearly connected"
+        if error <= ONE_BASIN
+        else f"above the {ONE_BASIN:.0%} under which two networks count as linearly connected: a barrier parts them"
+    )
+    return (
+        f"On the line between the two ends ({path['split']}) the error rises at most {error:.4f} above the chord and "
+        f"the loss {loss:.4f}: {verdict}."
+    )
+
+
+def _moved(records: list[Record], name: str, text: str) -> str:
+    first, last = records[0].get(name), records[-1].get(name)
+    if first is None or last is None:
+        return ""
+    return text.format(verb=_verb(first, last), first=f"{first:.3g}", last=f"{last:.3g}")
+
+
+def _verb(first: float, last: float) -> str:
+    if abs(last - first) <= UNCHANGED * abs(first):
+        return "held"
+    return "fell" if last < first else "rose"
+
+
+def _against_reference(records: list[Record], metric: str, label: str) -> str:
+    first, last = records[0].get(f"class.{metric}"), records[-1].get(f"class.{metric}")
+    reference = records[-1].get(f"reference.{metric}")
+    if first is None or last is None or reference is None:
+        return ""
+    nearer = abs(last - reference) < abs(first - reference)
+    return (
+        f"{label} {first:.3f} → {last:.3f}, {'nearer to' if nearer else 'no nearer to'} "
+        f"its value at collapse, {reference:.3f}"
+    )
