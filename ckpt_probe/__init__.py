@@ -1,0 +1,72 @@
+"""Read what happened inside a training run from its checkpoints.
+
+    import ckpt_probe as cp
+
+    cp.mir(X, Y), cp.hdr(X, Y), cp.matrix_entropy(X)    # rows are vectors, numpy or torch
+    cp.analyze_features(features, labels, weights)       # a record: dotted names to numbers
+
+Every name loads when it is first used, so that `import ckpt_probe` costs milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ckpt_probe.analysis import analyze_dump, analyze_features, analyze_series
+    from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+    from ckpt_probe.dumps import open_dump
+    from ckpt_probe.errors import CkptProbeError, DataError, UsageError
+    from ckpt_probe.extraction import extract, extract_series
+    from ckpt_probe.metrics import Moments, effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
+    from ckpt_probe.paths import evaluate_path, interpolate
+    from ckpt_probe.training import train
+
+_HOMES = {
+    "analysis": ("analyze_dump", "analyze_features", "analyze_series"),
+    "checkpoints": ("open_checkpoint", "save_checkpoint"),
+    "dumps": ("open_dump",),
+    "errors": ("CkptProbeError", "DataError", "UsageError"),
+    "extraction": ("extract", "extract_series"),
+    "metrics": ("Moments", "effective_rank", "gram", "hdr", "matrix_entropy", "mir", "mutual_information"),
+    "paths": ("evaluate_path", "interpolate"),
+    "training": ("train",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CkptProbeError",
+    "DataError",
+    "Moments",
+    "UsageError",
+    "analyze_dump",
+    "analyze_features",
+    "analyze_series",
+    "effective_rank",
+    "evaluate_path",
+    "extract",
+    "extract_series",
+    "gram",
+    "hdr",
+    "interpolate",
+    "matrix_entropy",
+    "mir",
+    "mutual_information",
+    "open_checkpoint",
+    "open_dump",
+    "save_checkpoint",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -24,7 +24,7 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _remove_abandoned(path)
         yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         if error.filename is not None and Path(error.filename) not in {path, temporary, path.parent}:

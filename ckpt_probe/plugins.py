@@ -1,10 +1,10 @@
 """Anybody's own function by name: `package.module:function` or an installed entry point."""
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from ckpt_probe.errors import UsageError
@@ -24,8 +24,9 @@ def load_function(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
     if not is_function_name(name):
         raise UsageError(f"{name!r}: not of the form package.module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

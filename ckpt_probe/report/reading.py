@@ -69,7 +69,8 @@ def _alignment(train: list[Record]) -> str:
 
 
 def _head(train: list[Record]) -> str:
-    told = _moved(train, "nc3.duality", "The distance between class means and classifier rows (NC3) {verb} {first} → {last}")
+    text = "The distance between class means and classifier rows (NC3) {verb} {first} → {last}"
+    told = _moved(train, "nc3.duality", text)
     return f"{told}." if told else ""
 
 

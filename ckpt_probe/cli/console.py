@@ -1,0 +1,83 @@
+"""The one place that owns the terminal: output for people, live bars, and lines said aloud."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+PIPED_WIDTH = 120
+
+
+def console(*, width: int | None = None) -> Console:
+    """Where results for people go: standard output; a fixed width where that is no terminal."""
+    if width is None and not sys.stdout.isatty():
+        width = PIPED_WIDTH
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    """One line on standard error, so that results on standard output stay clean."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bars() -> Iterator["Bars"]:
+    """Live bars on standard error for the time of the `with`; none where that is no terminal."""
+    terminal = Console(file=sys.stderr, highlight=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeLeftColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=terminal,
+        disable=not terminal.is_terminal,
+        transient=True,
+        refresh_per_second=5,
+    ) as progress:
+        yield Bars(progress)
+
+
+class Bars:
+    """The `ckpt_probe.progress.Progress` that a person sees."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "") -> Iterator["Bar"]:
+        """One bar, gone when its work is done."""
+        identity = self._progress.add_task(name, total=total, unit=unit, facts="")
+        try:
+            yield Bar(self._progress, identity)
+        finally:
+            self._progress.remove_task(identity)
+
+    def message(self, text: str) -> None:
+        """One line above the bars."""
+        if self._progress.disable:
+            say(text)
+        else:
+            self._progress.console.print(text, markup=False)
+
+
+class Bar:
+    """One running piece of work on the screen."""
+
+    def __init__(self, progress: Progress, identity: TaskID) -> None:
+        self._progress = progress
+        self._identity = identity
+
+    def advance(self, amount: int = 1, **facts: object) -> None:
+        """Move the bar by `amount` and show `facts` beside it."""
+        fields = {"facts": "  ".join(f"{name} {_short(value)}" for name, value in facts.items())} if facts else {}
+        self._progress.update(self._identity, advance=amount, **fields)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,76 @@
+"""The frame of the command line: help, wrong use, exit codes, tracebacks only when asked for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from ckpt_probe.cli.app import VERBS, group, run
+
+
+def lines_of_error(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.strip().splitlines()
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_sentence_and_every_verb_an_example(verb: str) -> None:
+    command = group.get_command(click.Context(group), verb)
+    assert command is not None
+    assert command.epilog is not None
+    assert f"ckpt-probe {verb}" in command.epilog
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{verb} {parameter.name}"
+            assert parameter.help.endswith("."), f"{verb} {parameter.name}: not a sentence"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["exctract"], "exctract"),
+        (["analyze"], "DUMPS"),
+        (["analyze", "x", "--colour"], "--colour"),
+        (["interpolate", "a", "b", "--alpha", "half", "--out", "c"], "half"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_2(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == 2
+    lines = lines_of_error(capsys)
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert hint in lines[0]
+
+
+def test_bad_data_is_one_line_and_a_traceback_only_with_debug(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump = tmp_path / "step-1.h5"
+    dump.write_text("no HDF5")
+    assert run(["analyze", str(dump)]) == 1
+    lines = lines_of_error(capsys)
+    assert len(lines) == 1
+    assert "step-1.h5" in lines[0]
+    assert run(["analyze", str(dump), "--debug"]) == 1
+    assert any("Traceback" in line for line in lines_of_error(capsys))
+
+
+def test_nothing_named_shows_the_help_and_exits_2() -> None:
+    done = subprocess.run([sys.executable, "-m", "ckpt_probe"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "analyze" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    program = f"{sys.executable} -m ckpt_probe --help | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {program}"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == ""

@@ -1,0 +1,93 @@
+"""Every command block in README and docs runs, in order, in a fresh directory of its document.
+
+A ```sh block runs under `bash -euo pipefail`, a ```python block in a fresh interpreter. A block after the comment
+`<!-- set-up -->` installs something: those run in a fresh clone, in the slow set.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^(?P<mark><!-- set-up -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SECONDS = 420
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    code: str
+    line: int
+    set_up: bool
+
+
+def blocks(document: Path) -> list[Block]:
+    text = document.read_text(encoding="utf-8")
+    return [
+        Block(m["language"], m["code"], text.count("\n", 0, m.start()) + 1, m["mark"] is not None)
+        for m in FENCE.finditer(text)
+    ]
+
+
+def run(block: Block, where: Path) -> None:
+    shell = ["bash", "-euo", "pipefail", "-c", block.code]
+    command = shell if block.language == "sh" else [sys.executable, "-c", block.code]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "120"}
+    done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, (
+        f"line {block.line}: exit {done.returncode}\n{block.code}\n{done.stdout}\n{done.stderr}"
+    )
+
+
+def label(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="session")
+def digits_dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last dump of the sample run, which the pages on formats read as `dump.h5`."""
+    where = tmp_path_factory.mktemp("digits")
+    commands = f"""
+    ckpt-probe train {ROOT}/sample_configs/digits.toml -o runs/digits
+    ckpt-probe extract runs/digits -o dumps/digits
+    """
+    run(Block("sh", commands, 0, False), where)
+    return sorted((where / "dumps" / "digits").glob("*.h5"))[-1]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=label)
+def test_every_block_of_a_document_runs(document: Path, tmp_path: Path, digits_dump: Path) -> None:
+    shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
+    shutil.copy(digits_dump, tmp_path / "dump.h5")
+    for block in blocks(document):
+        if block.language in {"sh", "python"} and not block.set_up:
+            run(block, tmp_path)
+
+
+def test_blocks_are_found_and_of_known_languages() -> None:
+    found = {label(document): blocks(document) for document in DOCUMENTS}
+    assert sum(block.language == "sh" for block in found["README.md"]) >= 4
+    for name, of_document in found.items():
+        fences = (ROOT / name).read_text(encoding="utf-8").count("\n```")
+        assert fences == 2 * len(of_document), f"{name}: a fence that the test does not see"
+        assert {block.language for block in of_document} <= {"sh", "python", "text", "toml"}, name
+
+
+@pytest.mark.slow
+def test_set_up_blocks_run_in_a_fresh_clone(tmp_path: Path) -> None:
+    for number, block in enumerate(block for block in blocks(ROOT / "README.md") if block.set_up):
+        clone = tmp_path / f"clone-{number}"
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        environment = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH"}}
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.code], cwd=clone, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{block.code}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

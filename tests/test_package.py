@@ -1,0 +1,37 @@
+"""What importing the package and asking for help may cost."""
+
+import subprocess
+import sys
+
+import pytest
+
+import ckpt_probe
+
+HEAVY = {"torch", "scipy", "h5py", "numpy", "rich", "pydantic", "safetensors"}
+
+
+def loaded_after(code: str) -> set[str]:
+    program = f"import sys\n{code}\nprint(' '.join(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_import_loads_nothing_heavy() -> None:
+    assert loaded_after("import ckpt_probe").isdisjoint(HEAVY | {"click"})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"], ["--version"], ["train", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    loaded = loaded_after(f"from ckpt_probe.cli.app import run\nassert run({arguments!r}) == 0")
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_every_public_name_loads_and_says_what_it_is() -> None:
+    for name in ckpt_probe.__all__:
+        assert getattr(ckpt_probe, name).__doc__, name
+    assert set(ckpt_probe.__all__) <= set(dir(ckpt_probe))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'entropy_of_everything'"):
+        _ = ckpt_probe.entropy_of_everything
