@@ -1,0 +1,61 @@
+"""Matrix entropy: the entropy of the spectrum of a Gram matrix, in nats."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows, unit_rows
+
+
+def matrix_entropy(X: Array, *, alpha: float = 1.0, normalized: bool = False) -> float | Tensor:
+    """Matrix entropy of the Gram matrix of X's rows: −tr((K/n) log (K/n)), in nats (arXiv 2409.16767, definition 1).
+
+    X: (n, d); rows of zero length are left out. `alpha` other than 1 gives Rényi's, (1/(1−α)) log tr((K/n)^α)
+    (Giraldo and Príncipe 2013). `normalized` divides by log n. Between 0 and log n. Returns a float for numpy, a 0-d
+    tensor with gradient for torch. Raises DataError as `gram` does, and for an alpha that is not positive and finite.
+    """
+    rows, _ = unit_rows(to_rows(X))
+    n = rows.shape[0]
+    entropy = entropy_of_gram(smaller_gram(rows), n=n, alpha=alpha)
+    if normalized and n > 1:
+        entropy = entropy / math.log(n)
+    return as_given(entropy, X)
+
+
+def effective_rank(X: Array) -> float | Tensor:
+    """exp(matrix entropy) of X's rows: how many directions they use (Roy and Vetterli 2007). (n, d) → 1 … min(n, d)."""
+    entropy = matrix_entropy(X)
+    return torch.exp(entropy) if isinstance(entropy, Tensor) else math.exp(entropy)
+
+
+def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> Tensor:
+    """Matrix entropy (nats) of a Gram matrix K, or of any matrix with K's non-zero eigenvalues whose trace is n.
+
+    K: (m, m) symmetric positive semi-definite; n: number of rows behind it, m where not given. 0-d tensor.
+    """
+    K = K / (n or K.shape[0])
+    if alpha == 2:
+        return -torch.log((K * K).sum())
+    return entropy_of_spectrum(torch.linalg.eigvalsh(K), alpha=alpha)
+
+
+def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Entropy (nats) of eigenvalues (m,) that sum to 1; those below m · ε · the largest count as zero. 0-d tensor.
+
+    Raises DataError for an alpha that is not positive and finite.
+    """
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise DataError(f"alpha: the order of an entropy is positive and finite, found {alpha}")
+    smallest = eigenvalues.shape[0] * torch.finfo(eigenvalues.dtype).eps * eigenvalues.detach().max()
+    present = eigenvalues[eigenvalues > smallest]
+    if alpha == 1:
+        return -(present * present.log()).sum()
+    return present.pow(alpha).sum().log() / (1 - alpha)
+
+
+def as_given(value: Tensor, *inputs: Array) -> float | Tensor:
+    """`value` as a 0-d tensor where an input is a tensor, else as a float."""
+    return value if any(isinstance(X, Tensor) for X in inputs) else float(np.float64(value.item()))

@@ -1,0 +1,96 @@
+"""What two representations of the same rows share: matrix mutual information, MIR and HDR."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
+from ckpt_probe.metrics.gram import Array, directions, require_directions, smaller_gram, to_rows
+
+ZERO_ENTROPY = 1e-12
+"""Entropies (nats) below this are zero up to rounding: ratios over them are undefined."""
+
+
+@dataclass(frozen=True)
+class Entropies:
+    """Entropies (nats) of two Gram matrices and of their elementwise product."""
+
+    first: Tensor
+    second: Tensor
+    joint: Tensor
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """H(K1) + H(K2) − H(K1 ⊙ K2), in nats."""
+        return self.first + self.second - self.joint
+
+    @property
+    def mir(self) -> Tensor | None:
+        """Mutual information over the smaller entropy; None where that is zero."""
+        smaller = torch.minimum(self.first, self.second)
+        return self.mutual_information / smaller if smaller > ZERO_ENTROPY else None
+
+    @property
+    def hdr(self) -> Tensor | None:
+        """|H(K1) − H(K2)| over the larger entropy; None where that is zero."""
+        larger = torch.maximum(self.first, self.second)
+        return (self.first - self.second).abs() / larger if larger > ZERO_ENTROPY else None
+
+
+def mutual_information(X: Array, Y: Array) -> float | Tensor:
+    """Matrix mutual information of two representations of the same rows, in nats (arXiv 2409.16767, definition 2).
+
+    X: (n, d), Y: (n, e). Rows where either has zero length are left out. Returns a float for numpy, a 0-d tensor with
+    gradient for torch. Raises DataError where the numbers of rows differ, and as `gram` does.
+    """
+    return as_given(joint_entropies(X, Y).mutual_information, X, Y)
+
+
+def mir(X: Array, Y: Array) -> float | Tensor:
+    """Matrix mutual information ratio: mutual information over the smaller entropy (arXiv 2409.16767, definition 3).
+
+    Shapes and result as `mutual_information`. Raises DataError where the smaller entropy is zero: it is undefined.
+    """
+    ratio = joint_entropies(X, Y).mir
+    if ratio is None:
+        raise DataError("mir: undefined, since one representation has entropy zero (all its rows share a direction)")
+    return as_given(ratio, X, Y)
+
+
+def hdr(X: Array, Y: Array) -> float | Tensor:
+    """Matrix entropy difference ratio: |H(K1) − H(K2)| over the larger one (arXiv 2409.16767, definition 4).
+
+    Shapes and result as `mutual_information`. Raises DataError where both entropies are zero: it is undefined.
+    """
+    ratio = joint_entropies(X, Y).hdr
+    if ratio is None:
+        raise DataError("hdr: undefined, since both representations have entropy zero")
+    return as_given(ratio, X, Y)
+
+
+def joint_entropies(X: Array, Y: Array) -> Entropies:
+    """The three entropies behind mutual information, MIR and HDR of rows X (n, d) and Y (n, e)."""
+    first, second = to_rows(X, "X"), to_rows(Y, "Y")
+    if first.shape[0] != second.shape[0]:
+        raise DataError(f"X has {first.shape[0]} rows and Y has {second.shape[0]}: they must describe the same rows")
+    directed = (first.detach().abs().amax(dim=1) > 0) & (second.detach().abs().amax(dim=1) > 0)
+    n = int(directed.sum())
+    require_directions(first.shape[0] - n, first.shape[0], "X and Y")
+    first, _ = directions(first[directed])
+    second, _ = directions(second[directed])
+    return Entropies(
+        entropy_of_gram(smaller_gram(first), n=n),
+        entropy_of_gram(smaller_gram(second), n=n),
+        entropy_of_gram(_joint_gram(first, second), n=n),
+    )
+
+
+def _joint_gram(first: Tensor, second: Tensor) -> Tensor:
+    # K1 ⊙ K2 is the Gram matrix of the rows x̂_i ⊗ ŷ_i, so that it too has a smaller side.
+    n, d, e = first.shape[0], first.shape[1], second.shape[1]
+    if n <= d * e:
+        return (first @ first.T) * (second @ second.T)
+    products = (first[:, :, None] * second[:, None, :]).reshape(n, d * e)
+    return products.T @ products
