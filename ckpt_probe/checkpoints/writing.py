@@ -1,0 +1,124 @@
+"""Writing a file of tensors one tensor at a time, under a temporary name until it is whole."""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from ckpt_probe.checkpoints.metadata import CheckpointMetadata
+from ckpt_probe.errors import DataError
+from ckpt_probe.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "C64": "complex64", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+DTYPE_OF_TORCH = {f"torch.{torch_name}": name for name, torch_name in TORCH_NAMES.items()}
+
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name → (safetensors' dtype name, shape), in the order in which the tensors are written."""
+
+
+class CheckpointWriter:
+    """Streams tensors into a safetensors file; the file has its name only once every tensor is in it.
+
+        with CheckpointWriter(path, layout, metadata) as writer:
+            for name in layout:
+                writer.write(name, tensor)
+
+    Raises UsageError where the file exists and `overwrite` is false; DataError where it cannot be written, a tensor is
+    not the one that the layout announces next, or one is missing at the end.
+    """
+
+    def __init__(
+        self, path: Path | str, layout: Layout, metadata: Mapping[str, str] | None = None, *, overwrite: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self._waiting = list(layout)
+        self._layout = layout
+        self._metadata = dict(metadata or {})
+        self._overwrite = overwrite
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
+        try:
+            self._file = self._stack.enter_context(temporary.open("wb"))
+            self._file.write(_header(self._layout, self._metadata))
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def write(self, name: str, tensor: "Tensor") -> None:
+        """Write the next tensor of the layout."""
+        import torch
+
+        expected = self._waiting[0] if self._waiting else None
+        if name != expected or self._file is None:
+            raise DataError(f"{self.path}: tensor {name!r} was written where {expected!r} is next")
+        dtype, shape = self._layout[name]
+        found = DTYPE_OF_TORCH.get(str(tensor.dtype)), tuple(tensor.shape)
+        if found != (dtype, shape):
+            raise DataError(f"{self.path}: tensor {name!r} is {found[0]} {found[1]}, announced as {dtype} {shape}")
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        self._file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        self._waiting.pop(0)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None and self._waiting:
+            error = DataError(f"{self.path}: {len(self._waiting)} tensors were not written, first {self._waiting[0]!r}")
+            self._stack.__exit__(DataError, error, None)
+            raise error
+        self._stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+
+def save_checkpoint(
+    path: Path | str,
+    state_dict: "Mapping[str, Tensor]",
+    metadata: CheckpointMetadata | Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a whole state dict as one safetensors file that any safetensors reader opens.
+
+    Raises DataError for a dtype that safetensors does not know, and as `CheckpointWriter` does.
+    """
+    strings = metadata.to_strings() if isinstance(metadata, CheckpointMetadata) else dict(metadata or {})
+    layout = {name: (_dtype(path, name, tensor), tuple(tensor.shape)) for name, tensor in state_dict.items()}
+    with CheckpointWriter(path, layout, strings, overwrite=overwrite) as writer:
+        for name, tensor in state_dict.items():
+            writer.write(name, tensor)
+
+
+def _dtype(path: Path | str, name: str, tensor: "Tensor") -> str:
+    if str(tensor.dtype) not in DTYPE_OF_TORCH:
+        raise DataError(f"{path}: tensor {name!r} has dtype {tensor.dtype}, which safetensors does not know")
+    return DTYPE_OF_TORCH[str(tensor.dtype)]
+
+
+def _header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (dtype, shape) in layout.items():
+        if dtype not in BITS:
+            raise DataError(f"tensor {name!r}: {dtype} is no dtype that can be written")
+        end = offset + math.prod(shape) * BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    # The format asks for tensors that start at multiples of eight; spaces after the JSON see to it.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

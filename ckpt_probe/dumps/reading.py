@@ -1,0 +1,200 @@
+"""Opening a dump: ours, or anybody's HDF5 file with arrays of the documented names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ckpt_probe.dumps import schema
+from ckpt_probe.dumps.schema import Provenance
+from ckpt_probe.errors import DataError
+from ckpt_probe.series import Member, in_order, step_from_name
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+SUFFIXES = frozenset({".h5", ".hdf5"})
+
+
+class SplitView:
+    """One split of an open dump; its arrays stay on disk until they are sliced."""
+
+    def __init__(self, name: str, group: Any) -> None:
+        self.name = name
+        self.features = group[schema.FEATURES]
+        self.labels = group[schema.LABELS]
+        self.logits = group.get(schema.LOGITS)
+
+    @property
+    def samples(self) -> int:
+        """N, the number of rows."""
+        return self.features.shape[0]
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of features."""
+        return self.features.shape[1]
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """Features (n, D), labels (n,) and logits (n, C) or None, at most `rows` rows at a time, in order."""
+        for start in range(0, self.samples, rows):
+            part = slice(start, start + rows)
+            yield self.features[part], self.labels[part], None if self.logits is None else self.logits[part]
+
+
+class Dump:
+    """An open dump: `dump["test"].features[:100]`, `dump.weights`, `dump.provenance`."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path = path
+        self.name = path.stem
+        self._file = file
+        self.provenance = _provenance(path, file)
+        self.step = _step(path, file, self.provenance)
+        self.splits = _split_names(path, file)
+        self.weights: np.ndarray | None = self._classifier(schema.WEIGHTS)
+        self.bias: np.ndarray | None = self._classifier(schema.BIAS)
+        for name in self.splits:
+            self._check_split(name)
+
+    def __getitem__(self, split: str) -> SplitView:
+        if split not in self.splits:
+            raise DataError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
+        return SplitView(split, self._file[split])
+
+    def _classifier(self, name: str) -> np.ndarray | None:
+        dataset: Any = self._file.get(f"{schema.CLASSIFIER}/{name}")
+        if dataset is None:
+            return None
+        wanted = 2 if name == schema.WEIGHTS else 1
+        if dataset.ndim != wanted or dataset.dtype.kind != "f":
+            raise DataError(
+                f"{self.path}: {schema.CLASSIFIER}/{name}: expected {wanted} dimensions of floating numbers, "
+                f"found shape {dataset.shape} of {dataset.dtype}"
+            )
+        return np.asarray(dataset, dtype=np.float64)
+
+    def _check_split(self, name: str) -> None:
+        group: Any = self._file[name]
+        features, labels, logits = (group.get(n) for n in (schema.FEATURES, schema.LABELS, schema.LOGITS))
+        where = f"{self.path}: {name}"
+        if labels is None:
+            raise DataError(f"{where}: features without labels; write {name}/labels beside {name}/features")
+        if features.ndim != 2 or features.dtype.kind != "f":
+            raise DataError(f"{where}/features: expected (N, D) of floating numbers, found {_described(features)}")
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DataError(f"{where}/labels: expected (N,) of whole numbers, found {_described(labels)}")
+        if labels.shape[0] != features.shape[0]:
+            raise DataError(f"{where}: {features.shape[0]} rows of features but {labels.shape[0]} labels")
+        if logits is not None and (logits.ndim != 2 or logits.shape[0] != features.shape[0]):
+            raise DataError(f"{where}: {features.shape[0]} rows of features but logits of shape {logits.shape}")
+        if self.weights is None:
+            return
+        if self.weights.shape[1] != features.shape[1]:
+            raise DataError(
+                f"{where}: features of {features.shape[1]} columns but classifier weights of {self.weights.shape[1]}"
+            )
+        if logits is not None and logits.shape[1] != self.weights.shape[0]:
+            raise DataError(f"{where}: logits of {logits.shape[1]} classes but {self.weights.shape[0]} classifier rows")
+
+
+@contextmanager
+def open_dump(path: Path | str) -> Iterator[Dump]:
+    """Open a dump for reading, for the time of the `with`.
+
+    Raises DataError where the file is missing, no HDF5, truncated, of a newer format, interrupted (our format without
+    the completion mark), or where its arrays do not fit each other.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        _require_complete(path, file)
+        yield Dump(path, file)
+
+
+def read_provenance(path: Path | str) -> Provenance | None:
+    """Where a dump comes from; None for anybody else's. Raises DataError as `open_dump` does."""
+    path = Path(path)
+    with _open(path) as file:
+        _require_complete(path, file)
+        return _provenance(path, file)
+
+
+def open_dump_series(path: Path | str) -> list[Member]:
+    """The dumps at `path`, one .h5 file or a directory of them, ordered by step.
+
+    The step is that of the provenance, else of the attribute `step`, else the number in the name. Raises DataError
+    where there is none, or one of them cannot be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [_member(path)]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or directory")
+    files = [p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    if not files:
+        raise DataError(f"{path}: no dump (looked for *.h5 and *.hdf5 here); make some with ckpt-probe extract")
+    return in_order(_member(file) for file in files)
+
+
+def _member(path: Path) -> Member:
+    with _open(path) as file:
+        _require_complete(path, file)
+        return Member(path, path.stem, _step(path, file, _provenance(path, file)))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if path.is_dir():
+        raise DataError(f"{path}: a directory, where one dump is needed")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
+    with file:
+        yield file
+
+
+def _require_complete(path: Path, file: h5py.File) -> None:
+    if file.attrs.get("format") != schema.FORMAT:
+        return
+    attributes: Any = file.attrs
+    version = int(attributes.get("format_version", 0))
+    if version > schema.FORMAT_VERSION:
+        known = schema.FORMAT_VERSION
+        raise DataError(f"{path}: dump format {version}, this version of ckpt-probe reads up to {known}: upgrade it")
+    if not file.attrs.get("complete", False):
+        raise DataError(f"{path}: interrupted while it was written (no completion mark); extract it again")
+
+
+def _provenance(path: Path, file: h5py.File) -> Provenance | None:
+    try:
+        return Provenance.from_attributes(file.attrs)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _step(path: Path, file: h5py.File, provenance: Provenance | None) -> int | None:
+    if provenance is not None and provenance.step is not None:
+        return provenance.step
+    if "step" in file.attrs:
+        return int(file.attrs["step"])
+    return step_from_name(path.stem)
+
+
+def _split_names(path: Path, file: h5py.File) -> list[str]:
+    groups = [name for name, item in file.items() if isinstance(item, h5py.Group) and schema.FEATURES in item]
+    if not groups:
+        raise DataError(f"{path}: no split: expected groups with the arrays features and labels")
+    order = {name: number for number, name in enumerate(schema.SPLIT_ORDER)}
+    return sorted(groups, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _described(dataset: Any) -> str:
+    return f"shape {dataset.shape} of {dataset.dtype}"
+
+
+def _first_clause(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,89 @@
+"""The names in a dump, its version and its provenance; docs/dump-format.md is the specification."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ckpt_probe.errors import DataError
+
+FORMAT = "ckpt-probe-dump"
+FORMAT_VERSION = 1
+
+CLASSIFIER = "classifier"
+WEIGHTS = "weights"
+BIAS = "bias"
+FEATURES = "features"
+LABELS = "labels"
+LOGITS = "logits"
+SAMPLE_SCALE = "sample"
+FEATURE_SCALE = "feature"
+CLASS_SCALE = "class"
+
+SPLIT_ORDER = ("train", "validation", "test")
+FEATURE_DTYPES = ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a dump's numbers come from; the root attributes of the file, mappings and lists as JSON."""
+
+    checkpoint: str
+    checkpoint_size: int
+    checkpoint_sha256: str
+    step: int | None
+    epoch: float | None
+    model: str
+    model_arguments: dict[str, Any]
+    data: str
+    data_arguments: dict[str, Any]
+    classifier: str
+    forward_dtype: str
+    feature_dtype: str
+    splits: tuple[str, ...]
+    limit: int | None
+    logits: bool
+    device: str
+    versions: dict[str, str]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the content: everything but the device and the versions of libraries."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"device", "versions"}}
+
+    def differences(self, other: "Provenance") -> list[str]:
+        """Each field of the identity that differs, with this one's value and the other's."""
+        theirs = other.identity()
+        return [f"{name} {mine!r} / {theirs[name]!r}" for name, mine in self.identity().items() if mine != theirs[name]]
+
+    def to_attributes(self) -> dict[str, Any]:
+        """As HDF5 attributes; an absent step or epoch or limit is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: _attribute(value) for name, value in values.items() if value is not None}
+
+    @staticmethod
+    def from_attributes(attributes: Mapping[str, Any]) -> "Provenance | None":
+        """From HDF5 attributes; None where the file names no checkpoint. Raises DataError where they are broken."""
+        if "checkpoint_sha256" not in attributes:
+            return None
+        try:
+            values = {f.name: _value(f.name, attributes.get(f.name)) for f in fields(Provenance)}
+        except ValueError as error:
+            raise DataError(f"provenance cannot be read ({error})") from error
+        return Provenance(**values)
+
+
+_JSON = frozenset({"model_arguments", "data_arguments", "versions", "splits"})
+
+
+def _attribute(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | tuple) else value
+
+
+def _value(name: str, stored: Any) -> Any:
+    if stored is None:
+        return None
+    value = json.loads(stored) if name in _JSON else stored
+    if name == "splits":
+        return tuple(value)
+    # h5py hands numbers back as numpy scalars.
+    return value.item() if hasattr(value, "item") else value
