@@ -102,7 +102,8 @@ class CheckpointSettings(_Section):
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "CheckpointSettings":
-        given = [name for name in ("every_steps", "per_epoch", "log_spaced", "steps") if getattr(self, name) is not None]
+        schedules = ("every_steps", "per_epoch", "log_spaced", "steps")
+        given = [name for name in schedules if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one schedule, found {', '.join(given)}")
         if self.steps is not None and any(step < 0 for step in self.steps):
@@ -152,8 +153,9 @@ def load_config(path: Path | str, *, seed: int | None = None) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(fault, text) for fault in error.errors()]
-        raise UsageError(_one_line(path, problems)) from error
+        # A value that fits no branch of a union is told once a branch; the first telling is enough.
+        problems = {tuple(_keys(fault)): _problem(fault, text) for fault in reversed(error.errors())}
+        raise UsageError(_one_line(path, sorted(problems.values(), key=_line_number))) from error
 
 
 def _one_line(path: Path, problems: list[str]) -> str:
@@ -161,8 +163,17 @@ def _one_line(path: Path, problems: list[str]) -> str:
     return f"{path}: {count}: " + "; ".join(problems)
 
 
+def _line_number(problem: str) -> int:
+    match = re.match(r"line (\d+),", problem)
+    return int(match[1]) if match else 0
+
+
+def _keys(fault: Any) -> list[str]:
+    return [str(part) for part in fault["loc"] if not _is_branch(part)]
+
+
 def _problem(fault: Any, text: str) -> str:
-    keys = [str(part) for part in fault["loc"] if not _is_branch(part)]
+    keys = _keys(fault)
     line = _line_of(keys, text)
     where = (f"line {line}, " if line else "") + ".".join(keys)
     return f"{where}: {_said(fault, keys)}" if where else _said(fault, keys)

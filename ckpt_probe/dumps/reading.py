@@ -179,8 +179,9 @@ def _provenance(path: Path, file: h5py.File) -> Provenance | None:
 def _step(path: Path, file: h5py.File, provenance: Provenance | None) -> int | None:
     if provenance is not None and provenance.step is not None:
         return provenance.step
-    if "step" in file.attrs:
-        return int(file.attrs["step"])
+    stated: Any = file.attrs.get("step")
+    if stated is not None:
+        return int(stated)
     return step_from_name(path.stem)
 
 

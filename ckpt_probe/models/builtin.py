@@ -1,0 +1,89 @@
+"""Small networks for the studies; each takes the shape of one input and the number of classes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+def mlp(
+    input_shape: Sequence[int],
+    classes: int,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """A multilayer perceptron on flattened inputs: (n, …) → (n, classes)."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: one of {', '.join(ACTIVATIONS)}, found {activation!r}")
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = int(torch.Size(input_shape).numel())
+    for size in hidden:
+        layers += [nn.Linear(width, size), ACTIVATIONS[activation]()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+def cnn(input_shape: Sequence[int], classes: int, channels: Sequence[int] = (32, 64), hidden: int = 128) -> nn.Module:
+    """Convolutions of 3 × 3 with pooling, one hidden linear layer, no batch norm: (n, c, h, w) → (n, classes)."""
+    depth, height, width = input_shape
+    layers: list[nn.Module] = []
+    for size in channels:
+        layers += [nn.Conv2d(depth, size, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        depth, height, width = size, height // 2, width // 2
+    features = [nn.Flatten(), nn.Linear(depth * height * width, hidden), nn.ReLU()]
+    return nn.Sequential(*layers, *features, nn.Linear(hidden, classes))
+
+
+class Residual(nn.Module):
+    """Two 3 × 3 convolutions with batch norm and a shortcut (He et al. 2016, CIFAR form)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.second_norm = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first_norm(self.first(x)))
+        return torch.relu(self.second_norm(self.second(y)) + self.shortcut(x))
+
+
+def resnet(input_shape: Sequence[int], classes: int, blocks: Sequence[int] = (1, 1, 1), width: int = 16) -> nn.Module:
+    """A small residual network with batch norm; width doubles at each stage: (n, c, h, w) → (n, classes)."""
+    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    inputs = width
+    for stage, count in enumerate(blocks):
+        outputs = width * 2**stage
+        for number in range(count):
+            layers.append(Residual(inputs, outputs, 2 if stage and not number else 1))
+            inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+class ModularMLP(nn.Module):
+    """Two operands, embedded by one table and summed, then one hidden layer: (n, 2) int64 → (n, modulus)."""
+
+    def __init__(self, modulus: int, embedding: int = 128, hidden: int = 512) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(modulus, embedding)
+        self.hidden = nn.Linear(embedding, hidden)
+        self.classifier = nn.Linear(hidden, modulus)
+
+    def forward(self, operands: Tensor) -> Tensor:
+        return self.classifier(torch.relu(self.hidden(self.embedding(operands).sum(dim=1))))
+
+
+def modular_mlp(modulus: int, embedding: int = 128, hidden: int = 512) -> nn.Module:
+    """A network for modular arithmetic: see ModularMLP."""
+    return ModularMLP(modulus, embedding, hidden)
+
+
+BUILTIN = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "modular_mlp": modular_mlp}

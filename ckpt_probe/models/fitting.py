@@ -1,0 +1,48 @@
+"""Putting a checkpoint's tensors into a model, or saying exactly why they do not fit."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ckpt_probe.errors import DataError
+
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""Prefixes that data-parallel wrappers, compilation and training frameworks put before every name."""
+SHOWN = 8
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy a state dict into a model in place, strictly: same names, same shapes.
+
+    A wrapper's prefix that stands before every name is taken off where the names then fit. Raises DataError naming
+    `source` and listing missing names, unexpected names and other shapes.
+    """
+    wanted = model.state_dict()
+    given = _unwrapped(state_dict, set(wanted))
+    missing = sorted(set(wanted) - set(given))
+    unexpected = sorted(set(given) - set(wanted))
+    misshapen = [
+        f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in sorted(set(wanted) & set(given))
+        if given[name].shape != wanted[name].shape
+    ]
+    faults = [("missing", missing), ("unexpected", unexpected), ("other shape", misshapen)]
+    told = [f"{len(names)} {what}: {_first(names)}" for what, names in faults if names]
+    if told:
+        raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(told)}")
+    model.load_state_dict(dict(given))
+
+
+def _unwrapped(state_dict: Mapping[str, Tensor], wanted: set[str]) -> Mapping[str, Tensor]:
+    if set(state_dict) == wanted:
+        return state_dict
+    for prefix in WRAPPERS:
+        if state_dict and all(name.startswith(prefix) for name in state_dict):
+            shorter = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+            if set(shorter) == wanted:
+                return shorter
+    return state_dict
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,201 @@
+"""The training stage: one loop, from top to bottom, that keeps checkpoints and can be killed at any moment."""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, open_checkpoint, save_checkpoint
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.data import LabelledData, Split, load_data
+from ckpt_probe.errors import DataError
+from ckpt_probe.models import build_model, choose_device, load_weights, logits_of, model_arguments
+from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.training.optimizer import build_optimizer
+from ckpt_probe.training.run import RunDirectory, forget_after, open_run
+from ckpt_probe.training.schedule import checkpoint_steps, learning_rate_factor, steps_per_epoch, total_steps
+from ckpt_probe.training.state import restore_state, save_state
+
+LOG_EVERY = 50
+STATE_EVERY_SECONDS = 30.0
+EVALUATION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a call of `train` did: from which step to which, and how many checkpoints the run has."""
+
+    first_step: int
+    last_step: int
+    checkpoints: int
+
+
+def train(
+    config: TrainingConfig,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> TrainingSummary:
+    """Train the configured network on split "train" and keep checkpoints in `out`/checkpoints.
+
+    `resume` goes on from the last saved state; on the CPU the final weights are those of an uninterrupted run, bit for
+    bit. Raises UsageError where `out` exists and neither `resume` nor `overwrite` is set; DataError where the data or
+    the start do not fit, or the loss is no longer finite.
+    """
+    progress = progress or Silent()
+    place = choose_device(device)
+    data = load_data(config.data.name, config.data.arguments)
+    samples = data.split("train")
+    torch.manual_seed(config.seed)
+    model = _model(config, data).to(place)
+    start = _start(config, model)
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+
+    per_epoch = steps_per_epoch(config.training, len(samples))
+    total = total_steps(config.training, per_epoch)
+    if start > total:
+        raise DataError(f"the start is at step {start}, after the run's last step, {total}")
+    kept = checkpoint_steps(config.checkpoints, start, total, per_epoch)
+
+    run = open_run(Path(out), config, resume=resume, overwrite=overwrite)
+    step, seconds = start, 0.0
+    if resume and run.state.exists():
+        step, seconds = restore_state(run.state, model, optimizer)
+        progress.message(f"resuming after step {step} of {total}")
+    first_step = step
+    forget_after(run, step if run.state.exists() else start - 1)
+    began = last_saved = time.monotonic() - seconds
+    with run.metrics.open("a") as log, progress.task("training", total, "steps") as bar:
+        bar.advance(step)
+        if not run.state.exists():
+            _keep(run, config, data, model, step, per_epoch, log)
+            save_state(run.state, model, optimizer, step, time.monotonic() - began)
+        order = _order(config, len(samples), step // per_epoch)
+        model.train()
+        while step < total:
+            epoch, position = divmod(step, per_epoch)
+            if position == 0:
+                order = _order(config, len(samples), epoch)
+            inputs, labels = samples.batch(_batch(order, position, config))
+            inputs, labels = inputs.to(place, non_blocking=True), labels.to(place, non_blocking=True)
+            rate = config.optimizer.learning_rate * learning_rate_factor(config.schedule, step, total)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            logits = logits_of(model(inputs))
+            loss = F.cross_entropy(logits, labels, label_smoothing=config.loss.label_smoothing)
+            loss.backward()
+            optimizer.step()
+            step += 1
+            if step % LOG_EVERY == 0 or step in kept:
+                facts = _facts(loss, logits, labels, step)
+                spent = {"learning_rate": rate, "seconds": round(time.monotonic() - began, 3)}
+                _write(log, {"step": step, "epoch": step / per_epoch, **facts, **spent})
+                bar.advance(0, loss=facts["batch_loss"], accuracy=facts["batch_accuracy"])
+            bar.advance()
+            if step in kept:
+                _keep(run, config, data, model, step, per_epoch, log)
+            if step in kept or time.monotonic() - last_saved > STATE_EVERY_SECONDS:
+                save_state(run.state, model, optimizer, step, time.monotonic() - began)
+                last_saved = time.monotonic()
+    return TrainingSummary(first_step, step, len(kept))
+
+
+def _model(config: TrainingConfig, data: LabelledData) -> nn.Module:
+    settings = config.model
+    return build_model(settings.name, settings.arguments, input_shape=data.input_shape, classes=data.classes)
+
+
+def _start(config: TrainingConfig, model: nn.Module) -> int:
+    if config.start is None:
+        return 0
+    with open_checkpoint(config.start.checkpoint) as checkpoint:
+        load_weights(model, checkpoint.state_dict(), source=config.start.checkpoint)
+        step = checkpoint.metadata.step
+    if not config.start.keep_step:
+        return 0
+    if step is None:
+        raise DataError(f"{config.start.checkpoint}: names no step, which keep_step = true asks for")
+    return step
+
+
+def _order(config: TrainingConfig, samples: int, epoch: int) -> Tensor:
+    # The order of an epoch follows from the seed and its number alone, so that resuming needs no memory of it.
+    if config.training.batch_size == "full":
+        return torch.arange(samples)
+    mixed = np.random.SeedSequence([config.seed, epoch]).generate_state(1, np.uint64)[0]
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(int(mixed)))
+
+
+def _batch(order: Tensor, position: int, config: TrainingConfig) -> Tensor:
+    size = config.training.batch_size
+    return order if size == "full" else order[position * size : (position + 1) * size]
+
+
+def _facts(loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> dict[str, float]:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise DataError(f"step {step}: the loss is {value}; a lower learning rate may help")
+    accuracy = (logits.detach().argmax(dim=1) == labels).double().mean().item()
+    return {"batch_loss": value, "batch_accuracy": accuracy}
+
+
+def _keep(
+    run: RunDirectory,
+    config: TrainingConfig,
+    data: LabelledData,
+    model: nn.Module,
+    step: int,
+    per_epoch: int,
+    log: IO[str],
+) -> None:
+    epoch = step / per_epoch
+    metrics: dict[str, dict[str, float]] = {}
+    for name, split in data.splits.items():
+        metrics[name] = _evaluate(model, split)
+        _write(log, {"step": step, "epoch": epoch, "split": name, **metrics[name]})
+    settings = config.model
+    metadata = CheckpointMetadata(
+        model=settings.name,
+        model_arguments=model_arguments(
+            settings.name, settings.arguments, input_shape=data.input_shape, classes=data.classes
+        ),
+        data=config.data.name,
+        data_arguments=config.data.arguments,
+        step=step,
+        epoch=epoch,
+        seed=config.seed,
+        metrics=metrics,
+        config=config.model_dump(mode="json", by_alias=True),
+        versions=library_versions(),
+    )
+    save_checkpoint(run.checkpoint(step), model.state_dict(), metadata, overwrite=True)
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, split: Split) -> dict[str, float]:
+    place = next(model.parameters()).device
+    loss, right = 0.0, 0
+    model.eval()
+    for start in range(0, len(split), EVALUATION_BATCH):
+        inputs, labels = split.batch(slice(start, start + EVALUATION_BATCH))
+        logits, labels = logits_of(model(inputs.to(place))), labels.to(place)
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(dim=1) == labels).sum())
+    model.train()
+    return {"loss": loss / len(split), "accuracy": right / len(split)}
+
+
+def _write(log: IO[str], line: dict[str, object]) -> None:
+    log.write(json.dumps(line) + "\n")
+    log.flush()

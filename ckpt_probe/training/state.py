@@ -1,0 +1,60 @@
+"""Everything that an interrupted run needs to go on exactly as if it had not been: one safetensors file, no pickle."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+from ckpt_probe.errors import DataError
+
+STEP = "training_state.step"
+SECONDS = "training_state.seconds"
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
+    """Write model, optimizer and random state after `step` updates; the order of data follows from seed and step."""
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, entries in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items() if isinstance(value, Tensor)}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors |= {f"random.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    save_checkpoint(path, tensors, {STEP: str(step), SECONDS: json.dumps(seconds)}, overwrite=True)
+
+
+def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Load what `save_state` wrote, into model, optimizer and generators; returns the step and the seconds trained.
+
+    Raises DataError where the file is no such state, or of another model.
+    """
+    with open_checkpoint(path) as file:
+        if STEP not in file.raw_metadata:
+            raise DataError(f"{path}: not a training state; train again with --overwrite")
+        tensors = file.state_dict()
+        step, seconds = int(file.raw_metadata[STEP]), float(file.raw_metadata[SECONDS])
+    try:
+        model.load_state_dict(_under("model.", tensors))
+        optimizer.load_state_dict(_optimizer_state(optimizer, _under("optimizer.", tensors)))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: the state is of another model; train again with --overwrite ({error})") from error
+    torch.set_rng_state(tensors["random.cpu"])
+    for index, state in _under("random.cuda.", tensors).items():
+        if int(index) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(index))
+    return step, seconds
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
