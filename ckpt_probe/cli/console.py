@@ -75,8 +75,10 @@ class Bar:
 
     def advance(self, amount: int = 1, **facts: object) -> None:
         """Move the bar by `amount` and show `facts` beside it."""
-        fields = {"facts": "  ".join(f"{name} {_short(value)}" for name, value in facts.items())} if facts else {}
-        self._progress.update(self._identity, advance=amount, **fields)
+        self._progress.update(self._identity, advance=amount)
+        if facts:
+            shown = "  ".join(f"{name} {_short(value)}" for name, value in facts.items())
+            self._progress.update(self._identity, facts=shown)
 
 
 def _short(value: object) -> str:

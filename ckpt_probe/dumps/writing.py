@@ -45,7 +45,7 @@ class DumpWriter:
         self._features = features
         self._dtype = feature_dtype
         self._overwrite = overwrite
-        self._announced: dict[str, int] = {}
+        self._announced: dict[str, int | None] = {}
         self._written: dict[str, int] = {}
         self._stack = ExitStack()
 
@@ -80,13 +80,21 @@ class DumpWriter:
         if bias is not None:
             self._label(group.create_dataset(schema.BIAS, data=_numpy(bias)), schema.CLASS_SCALE)
 
-    def start_split(self, name: str, samples: int, *, logits: bool = True) -> None:
-        """Announce a split and the number of rows that will be appended to it."""
+    def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
+        """Announce a split and the number of rows that will be appended to it; None where that is not known yet."""
         group = self._file.create_group(name)
-        scale = group.create_dataset(schema.SAMPLE_SCALE, data=np.arange(samples, dtype=np.int64))
+        count = samples or 0
+        scale = group.create_dataset(
+            schema.SAMPLE_SCALE,
+            data=np.arange(count, dtype=np.int64),
+            chunks=_chunks(samples, 8),
+            maxshape=_most(samples),
+        )
         scale.make_scale(schema.SAMPLE_SCALE)
         features = self._rows(group, schema.FEATURES, samples, self._features, self._dtype)
-        labels = group.create_dataset(schema.LABELS, shape=(samples,), dtype=np.int64)
+        labels = group.create_dataset(
+            schema.LABELS, shape=(count,), dtype=np.int64, chunks=_chunks(samples, 8), maxshape=_most(samples)
+        )
         features.dims[0].attach_scale(scale)
         labels.dims[0].attach_scale(scale)
         self._label(features, None, schema.FEATURE_SCALE)
@@ -100,9 +108,14 @@ class DumpWriter:
         """Add a block of rows to a split: features (n, D), labels (n,), logits (n, C) where they were announced."""
         start = self._written[name]
         stop = start + len(labels)
-        if stop > self._announced[name]:
-            raise DataError(f"{self.path}: split {name} holds more rows than the {self._announced[name]} announced")
+        announced = self._announced[name]
         group: Any = self._file[name]
+        if announced is None:
+            for dataset in group.values():
+                dataset.resize(stop, axis=0)
+            group[schema.SAMPLE_SCALE][start:stop] = np.arange(start, stop)
+        elif stop > announced:
+            raise DataError(f"{self.path}: split {name} holds more rows than the {announced} announced")
         group[schema.FEATURES][start:stop] = _numpy(features)
         group[schema.LABELS][start:stop] = _numpy(labels)
         if schema.LOGITS in group:
@@ -117,11 +130,15 @@ class DumpWriter:
         for name, length in ((schema.FEATURE_SCALE, self._features), (schema.CLASS_SCALE, self._classes)):
             self._file.create_dataset(name, data=np.arange(length, dtype=np.int64)).make_scale(name)
 
-    def _rows(self, group: Any, name: str, samples: int, width: int, dtype: str) -> Any:
-        row_bytes = max(1, width * np.dtype(dtype).itemsize)
-        rows = min(samples, max(1, CHUNK_BYTES // row_bytes))
-        chunks = (rows, width) if rows else None
-        return group.create_dataset(name, shape=(samples, width), dtype=dtype, chunks=chunks)
+    def _rows(self, group: Any, name: str, samples: int | None, width: int, dtype: str) -> Any:
+        rows = _chunks(samples, width * np.dtype(dtype).itemsize)
+        return group.create_dataset(
+            name,
+            shape=(samples or 0, width),
+            dtype=dtype,
+            chunks=None if rows is None else (rows[0], width),
+            maxshape=None if samples is not None else (None, width),
+        )
 
     def _label(self, dataset: Any, *scales: str | None) -> None:
         for dimension, scale in enumerate(scales):
@@ -130,11 +147,22 @@ class DumpWriter:
 
     def _unfinished(self) -> DataError | None:
         for name, announced in self._announced.items():
-            if self._written[name] != announced:
+            if announced is not None and self._written[name] != announced:
                 return DataError(
                     f"{self.path}: split {name} got {self._written[name]} rows, {announced} were announced"
                 )
         return None
+
+
+def _chunks(samples: int | None, row_bytes: int) -> tuple[int] | None:
+    rows = max(1, CHUNK_BYTES // max(1, row_bytes))
+    if samples is None:
+        return (rows,)
+    return (min(samples, rows),) if samples else None
+
+
+def _most(samples: int | None) -> tuple[int | None] | None:
+    return (None,) if samples is None else None
 
 
 def _numpy(values: Any) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""`ckpt-probe extract`."""
+
+from pathlib import Path
+
+import click
+
+from ckpt_probe.cli.options import json_object, subject_options
+
+
+@click.command("extract", epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
+@click.argument("checkpoints", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the dumps.")
+@subject_options
+@click.option("--limit", type=click.IntRange(min=1), help="Use only the first so many samples of each split.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the forward pass.",
+)
+@click.option(
+    "--feature-dtype",
+    type=click.Choice(["float32", "float64", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the stored features.",
+)
+@click.option("--logits/--no-logits", "with_logits", default=True, show_default=True, help="Whether to store logits.")
+@click.option("--overwrite", is_flag=True, help="Replace dumps that exist.")
+def command(
+    checkpoints: Path, out: Path, model_arguments: str | None, data_arguments: str | None, **options: object
+) -> None:
+    """Forward every checkpoint once and dump penultimate features and classifier weights.
+
+    CHECKPOINTS is a run's directory, a directory of .safetensors files, or one such file. Writes OUT/NAME.h5 for each.
+    Dumps that are complete already are skipped, so that the same command goes on after an interruption.
+    """
+    from ckpt_probe.cli.console import bars, say
+    from ckpt_probe.extraction import extract_series
+
+    with bars() as progress:
+        summary = extract_series(
+            checkpoints,
+            out,
+            model_arguments=json_object(model_arguments, "--model-arguments"),
+            data_arguments=json_object(data_arguments, "--data-arguments"),
+            progress=progress,
+            **options,  # pyright: ignore[reportArgumentType]
+        )
+    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} complete already")

@@ -1,0 +1,42 @@
+"""Options that several verbs share: which model, which data, where it runs."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ckpt_probe.errors import UsageError
+
+_SUBJECT = (
+    click.option("--model", help="Model in place of the checkpoint's own: a builtin name or package.module:function."),
+    click.option("--model-arguments", metavar="JSON", help="Arguments of the model, a JSON object."),
+    click.option("--data", help="Data in place of the checkpoint's own: digits, idx:DIR, npz:FILE or module:function."),
+    click.option("--data-arguments", metavar="JSON", help="Arguments of the data, a JSON object."),
+    click.option("--classifier", metavar="NAME", help="Name of the last linear layer, where it is not to be found."),
+    click.option(
+        "--split", "splits", multiple=True, help="A split to use, all where none is named; may be given several times."
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Samples a batch."),
+    click.option("--device", default="auto", show_default=True, help="Where to run: auto, cpu, cuda[:n] or mps."),
+)
+
+
+def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what is forwarded and where."""
+    for option in reversed(_SUBJECT):
+        command = option(command)
+    return command
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any] | None:
+    """The mapping that an option's JSON spells, None where it was not given. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{option}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f'{option}: expected a JSON object such as {{"width": 64}}, found {text}')
+    return value

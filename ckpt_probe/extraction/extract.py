@@ -1,0 +1,237 @@
+"""From checkpoints and data to dumps: one forward pass a sample, the classifier tapped, resumable."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.checkpoints import checkpoint_hash, library_versions, open_checkpoint, open_series
+from ckpt_probe.dumps import FEATURE_DTYPES, DumpWriter, Provenance, read_provenance
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction.background import BackgroundWriter
+from ckpt_probe.extraction.forward import forward_blocks
+from ckpt_probe.extraction.subject import Subject, Wanted, open_subject
+from ckpt_probe.files import refuse_existing
+from ckpt_probe.models import find_classifier
+from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.series import Member
+
+FORWARD_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class ExtractionSummary:
+    """Names of the dumps written, and of those that were complete already."""
+
+    written: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Options:
+    splits: tuple[str, ...]
+    limit: int | None
+    batch_size: int
+    device: str
+    dtype: str
+    feature_dtype: str
+    overwrite: bool
+    with_logits: bool
+
+
+def extract_series(
+    source: Path | str,
+    out: Path | str,
+    *,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    classifier: str | None = None,
+    splits: Sequence[str] | None = None,
+    limit: int | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    dtype: str = "float32",
+    feature_dtype: str = "float32",
+    overwrite: bool = False,
+    with_logits: bool = True,
+    progress: Progress | None = None,
+) -> ExtractionSummary:
+    """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
+
+    Model and data are the ones that our checkpoints name; `model`, `data` and their arguments name others. A dump that
+    is complete and of the same provenance is skipped; of another provenance, it is an error unless `overwrite`. Raises
+    UsageError and DataError as the parts do; a dump has its name only once it is whole.
+    """
+    progress = progress or Silent()
+    members = open_series(source)
+    _require_own_names(members)
+    subject = open_subject(members[0].path, Wanted(model, model_arguments, data, data_arguments, classifier, device))
+    chosen = tuple(splits) if splits else tuple(subject.data.splits)
+    for name in chosen:
+        subject.data.split(name)
+    options = _Options(chosen, limit, batch_size, device, dtype, feature_dtype, overwrite, with_logits)
+    _require_sensible(options)
+    written, skipped = [], []
+    with progress.task("checkpoints", len(members), "checkpoints") as bar:
+        for member in members:
+            path = Path(out) / f"{member.name}.h5"
+            provenance = _provenance(member, subject, options)
+            if not overwrite and _complete(path, provenance):
+                skipped.append(member.name)
+            else:
+                with open_checkpoint(member.path) as checkpoint:
+                    subject.load(checkpoint.state_dict(), str(member.path))
+                _write(path, provenance, subject, options, progress)
+                written.append(member.name)
+            bar.advance()
+    return ExtractionSummary(tuple(written), tuple(skipped))
+
+
+def extract(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    out: Path | str,
+    *,
+    classifier: str | None = None,
+    split: str = "data",
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Write one dump from your own model and batches of (inputs, labels); returns its path.
+
+    The model's classifier is found by running it, or named. Raises UsageError where `out` exists and `overwrite` is
+    false, DataError where there is no batch or the model has no such classifier.
+    """
+    from ckpt_probe.data import ArraySplit
+    from ckpt_probe.models import choose_device
+
+    path, place = Path(out), choose_device(device)
+    refuse_existing(path, overwrite=overwrite)
+    batches = iter(loader)
+    try:
+        inputs, labels = next(batches)
+    except StopIteration:
+        raise DataError("the loader gave no batch") from None
+    model.to(place)
+    name = find_classifier(model, inputs.to(place), classifier)
+    weights, bias = _parameters(model, name)
+    writer = DumpWriter(path, None, classes=weights.shape[0], features=weights.shape[1], overwrite=overwrite)
+    with BackgroundWriter(lambda: writer) as background:
+        background.call("write_classifier", weights, bias)
+        background.call("start_split", split)
+        while True:
+            batch = ArraySplit(inputs, labels)
+            for block in forward_blocks(model, name, batch, batch_size=len(batch), device=place):
+                background.call("append", split, block.features, block.labels, block.logits)
+            try:
+                inputs, labels = next(batches)
+            except StopIteration:
+                return path
+
+
+def _write(path: Path, provenance: Provenance, subject: Subject, options: _Options, progress: Progress) -> None:
+    weights, bias = _parameters(subject.model, subject.classifier)
+    counts = {name: len(subject.data.split(name)) for name in options.splits}
+    if options.limit is not None:
+        counts = {name: min(count, options.limit) for name, count in counts.items()}
+    writer = DumpWriter(
+        path,
+        provenance,
+        classes=weights.shape[0],
+        features=weights.shape[1],
+        feature_dtype=options.feature_dtype,
+        overwrite=options.overwrite or path.exists(),
+    )
+    with (
+        progress.task(path.stem, sum(counts.values()), "samples") as bar,
+        BackgroundWriter(lambda: writer) as background,
+    ):
+        background.call("write_classifier", weights, bias)
+        for name, count in counts.items():
+            background.call("start_split", name, count, logits=options.with_logits)
+            blocks = forward_blocks(
+                subject.model,
+                subject.classifier,
+                subject.data.split(name),
+                batch_size=options.batch_size,
+                device=subject.device,
+                dtype=FORWARD_DTYPES[options.dtype],
+                limit=options.limit,
+                progress=progress,
+                bar=bar,
+            )
+            for block in blocks:
+                background.call("append", name, block.features, block.labels, block.logits)
+
+
+def _parameters(model: nn.Module, classifier: str) -> tuple[Tensor, Tensor | None]:
+    layer: Any = model.get_submodule(classifier)
+    # float64 holds every dtype's numbers exactly, so that what is analyzed is what the checkpoint says.
+    weights = layer.weight.detach().cpu().double()
+    return weights, None if layer.bias is None else layer.bias.detach().cpu().double()
+
+
+def _complete(path: Path, provenance: Provenance) -> bool:
+    if not path.exists():
+        return False
+    found = None
+    with suppress(DataError):
+        found = read_provenance(path)
+    if found is None:
+        raise UsageError(f"{path}: exists, and is no complete dump of ckpt-probe's; --overwrite replaces it")
+    differences = found.differences(provenance)
+    if differences:
+        told = "; ".join(differences)
+        raise UsageError(f"{path}: a dump of another provenance (there / now): {told}; --overwrite replaces it")
+    return True
+
+
+def _provenance(member: Member, subject: Subject, options: _Options) -> Provenance:
+    with open_checkpoint(member.path) as checkpoint:
+        metadata = checkpoint.metadata
+    return Provenance(
+        checkpoint=member.name,
+        checkpoint_size=member.path.stat().st_size,
+        checkpoint_sha256=checkpoint_hash(member.path),
+        step=member.step,
+        epoch=metadata.epoch,
+        model=subject.model_name,
+        model_arguments=subject.model_arguments,
+        data=subject.data.name,
+        data_arguments=subject.data.arguments,
+        classifier=subject.classifier,
+        forward_dtype=options.dtype,
+        feature_dtype=options.feature_dtype,
+        splits=options.splits,
+        limit=options.limit,
+        logits=options.with_logits,
+        device=str(subject.device),
+        versions=library_versions(),
+    )
+
+
+def _require_own_names(members: Sequence[Member]) -> None:
+    names = [member.name for member in members]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"two checkpoints are called {twice}: their dumps would have one name; extract them apart")
+
+
+def _require_sensible(options: _Options) -> None:
+    if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
+        raise UsageError("--batch-size and --limit must be at least 1")
+    if options.dtype not in FORWARD_DTYPES:
+        raise UsageError(f"--dtype {options.dtype}: expected one of {', '.join(FORWARD_DTYPES)}")
+    if options.feature_dtype not in FEATURE_DTYPES:
+        raise UsageError(f"--feature-dtype {options.feature_dtype}: expected one of {', '.join(FEATURE_DTYPES)}")

@@ -1,0 +1,188 @@
+"""Forward passes that yield the classifier's inputs and outputs, block by block, with the next batch ready in time."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.data import Split
+from ckpt_probe.errors import DataError
+from ckpt_probe.progress import Progress, Silent, Task
+
+PREFETCHED = 3
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some samples, on the CPU: features (n, D), labels (n,), logits (n, C) of the classifier."""
+
+    features: Tensor
+    labels: Tensor
+    logits: Tensor
+
+
+def forward_blocks(
+    model: nn.Module,
+    classifier: str,
+    split: Split,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    bar: Task | None = None,
+) -> Iterator[Block]:
+    """Run a model in evaluation mode over the first `limit` samples of a split, once each, in order.
+
+    The model is moved to `device` and `dtype` and left there. Where CUDA runs out of memory the batch is halved for the
+    rest of the split, said through `progress`. Raises DataError where the classifier's input is not one row a sample.
+    """
+    device = torch.device(device)
+    model.to(device=device, dtype=dtype).eval()
+    runner = _Runner(model, classifier, batch_size, progress or Silent())
+    waiting: list[_Copy] = []
+    with _batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:
+        for inputs, labels in batches:
+            for block in runner.run(_placed(inputs, device, dtype), labels):
+                # One block stays behind, so that its copy from the device overlaps the next forward pass.
+                waiting.append(_Copy(block))
+                if len(waiting) > 1:
+                    yield _finished(waiting.pop(0), bar)
+    while waiting:
+        yield _finished(waiting.pop(0), bar)
+
+
+class _Runner:
+    """Runs batches, in parts that fit the device's memory, and taps the classifier."""
+
+    def __init__(self, model: nn.Module, classifier: str, batch_size: int, progress: Progress) -> None:
+        self._model = model
+        self._classifier = classifier
+        self._layer = model.get_submodule(classifier)
+        self._part = batch_size
+        self._progress = progress
+
+    def run(self, inputs: Tensor, labels: Tensor) -> Iterator[Block]:
+        start = 0
+        while start < len(labels):
+            part = slice(start, start + self._part)
+            try:
+                features, logits = self._tapped(inputs[part])
+            except torch.OutOfMemoryError:
+                self._halve()
+                continue
+            yield Block(features, labels[part], logits)
+            start += self._part
+
+    def _halve(self) -> None:
+        if self._part == 1:
+            raise DataError("the device has not enough memory for a single sample; try --device cpu") from None
+        self._part //= 2
+        torch.cuda.empty_cache()
+        self._progress.message(f"out of memory: going on with batches of {self._part}")
+
+    def _tapped(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def tap(_layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+            seen.append((given[0], output))
+
+        hook = self._layer.register_forward_hook(tap)
+        try:
+            with torch.inference_mode():
+                self._model(inputs)
+        finally:
+            hook.remove()
+        if len(seen) != 1:
+            raise DataError(f"classifier {self._classifier} ran {len(seen)} times in one forward pass, not once")
+        features, logits = seen[0]
+        if features.ndim != 2 or features.shape[0] != inputs.shape[0]:
+            raise DataError(
+                f"classifier {self._classifier} takes {tuple(features.shape)} for {inputs.shape[0]} samples; "
+                "one row of features a sample is needed"
+            )
+        return features, logits
+
+
+class _Copy:
+    """A block on its way to the CPU."""
+
+    def __init__(self, block: Block) -> None:
+        self._event: torch.cuda.Event | None = None
+        if block.features.device.type != "cuda":
+            self._block = Block(block.features.cpu(), block.labels, block.logits.cpu())
+            return
+        features, logits = _pinned_copy(block.features), _pinned_copy(block.logits)
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(block.features.device))
+        self._block = Block(features, block.labels, logits)
+
+    def wait(self) -> Block:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._block
+
+
+def _pinned_copy(tensor: Tensor) -> Tensor:
+    target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return target.copy_(tensor, non_blocking=True)
+
+
+def _finished(copy: _Copy, bar: Task | None) -> Block:
+    block = copy.wait()
+    if bar is not None:
+        bar.advance(len(block.labels))
+    return block
+
+
+def _placed(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    kind = dtype if inputs.is_floating_point() else inputs.dtype
+    return inputs.to(device=device, dtype=kind, non_blocking=True)
+
+
+@contextmanager
+def _batches(split: Split, size: int, limit: int | None, *, pinned: bool) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Batches in order, made ready by a thread of their own; leaving the `with` at any time ends the thread."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCHED)
+    stop = threading.Event()
+    count = len(split) if limit is None else min(limit, len(split))
+
+    def prepare() -> None:
+        try:
+            for start in range(0, count, size):
+                inputs, labels = split.batch(slice(start, min(start + size, count)))
+                if not _offer(ready, (inputs.pin_memory() if pinned else inputs, labels), stop):
+                    return
+            _offer(ready, None, stop)
+        except Exception as error:  # handed to whoever asks for the next batch
+            _offer(ready, error, stop)
+
+    def handed_out() -> Iterator[tuple[Tensor, Tensor]]:
+        while (item := ready.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=prepare, name="batches", daemon=True)
+    thread.start()
+    try:
+        yield handed_out()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _offer(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+            return True
+        except queue.Full:
+            continue
+    return False
