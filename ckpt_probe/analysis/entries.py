@@ -1,0 +1,64 @@
+"""The metrics of a record in the order in which they are shown, each with what a person must know to read it."""
+
+from dataclasses import dataclass
+
+SONG = "Song et al., arXiv 2409.16767"
+PAPYAN = "Papyan, Han and Donoho 2020"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric: its name in the record, a short label for tables, unit, reference and source.
+
+    `reference` is the record's name of the value at neural collapse, or that value itself. `priority`: lower numbers
+    keep their column longest where a terminal is narrow.
+    """
+
+    name: str
+    label: str
+    unit: str
+    direction: str
+    reference: str | float | None
+    source: str
+    meaning: str
+    priority: int
+
+
+ENTRIES = (
+    Entry("accuracy", "acc", "", "up", None, "", "share of samples predicted right", 1),
+    Entry("loss", "loss", "nats", "down", None, "", "mean cross-entropy", 2),
+    Entry("class.mir", "MIR", "", "toward reference", "reference.mir", SONG, "class means and weights: MIR", 3),
+    Entry("class.hdr", "HDR", "", "toward reference", "reference.hdr", SONG, "class means and weights: HDR", 4),
+    Entry("nc1.pinv", "NC1", "", "down", 0.0, PAPYAN, "tr(Σ_W Σ_B⁺)/C", 5),
+    Entry("class.entropy_means", "H means", "nats", "toward reference", "reference.entropy", SONG, "of class means", 6),
+    Entry("class.entropy_weights", "H weights", "nats", "toward reference", "reference.entropy", SONG, "of weights", 7),
+    Entry("within.entropy_mean", "H within", "nats", "down", 0.0, SONG, "within-class entropy, mean over classes", 8),
+    Entry("sample.mir", "sample MIR", "", "", None, SONG, "features and weight rows of their labels: MIR", 9),
+    Entry("sample.hdr", "sample HDR", "", "", None, SONG, "features and weight rows of their labels: HDR", 10),
+    Entry("nc2.etf", "NC2", "", "down", 0.0, PAPYAN, "distance of class means from the simplex ETF", 11),
+    Entry("nc3.duality", "NC3", "", "down", 0.0, PAPYAN, "distance of class means from weights", 12),
+    Entry("nc4.disagreement", "NC4", "", "down", 0.0, PAPYAN, "prediction is not the nearest class mean's", 13),
+    Entry("class.mutual_information", "MI", "nats", "", None, SONG, "class means and weights: mutual information", 14),
+    Entry("sample.entropy_features", "H features", "nats", "", None, SONG, "of the features", 15),
+    Entry(
+        "sample.effective_rank", "eff. rank", "", "", None, "Roy and Vetterli 2007", "exp of the features' entropy", 16
+    ),
+    Entry("sample.entropy_weights", "H label rows", "nats", "", None, SONG, "of the weight rows of the labels", 17),
+    Entry("sample.entropy_joint", "H joint", "nats", "", None, SONG, "of features and weight rows together", 18),
+    Entry("sample.mutual_information", "sample MI", "nats", "", None, SONG, "features and weight rows", 19),
+    Entry("sample.mir_stderr", "MIR s.e.", "", "", None, "", "standard error of sample.mir, 0 where exact", 28),
+    Entry("within.entropy_max", "H within max", "nats", "down", 0.0, SONG, "within-class entropy, largest", 20),
+    Entry("nc1.cdnv", "CDNV", "", "down", 0.0, "Galanti et al. 2021", "class-distance normalised variance", 21),
+    Entry("nc2.equinorm_means", "equinorm μ", "", "down", 0.0, PAPYAN, "std/mean of class mean lengths", 22),
+    Entry("nc2.equinorm_weights", "equinorm w", "", "down", 0.0, PAPYAN, "std/mean of weight lengths", 23),
+    Entry("nc2.equiangular_means", "equiang. μ", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)| of class means", 24),
+    Entry("nc2.equiangular_weights", "equiang. w", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)| of weights", 25),
+    Entry("centred.mir", "centred MIR", "", "", None, SONG, "sample.mir of features less their mean", 26),
+    Entry("centred.hdr", "centred HDR", "", "", None, SONG, "sample.hdr of features less their mean", 27),
+)
+
+POSITION = ("checkpoint", "step", "alpha", "split")
+COUNTS = ("samples", "features", "classes", "samples_left_out", "classes_left_out")
+REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy")
+EXTRA = ("route", "missing")
+"""Names of a record beside the metrics: where it belongs, counts, values at collapse, how and why not."""

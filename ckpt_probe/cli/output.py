@@ -1,0 +1,48 @@
+"""Records out: as a table, JSON Lines or CSV, to standard output or into a file that is whole or absent."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+Record = Mapping[str, Any]
+
+
+def print_records(records: Iterable[Record], *, json: bool, csv: bool, wide: bool) -> list[Record]:
+    """Print records on standard output, as JSON Lines while they come, or at the end; returns them."""
+    from ckpt_probe.report import to_csv, to_json_line
+
+    if json:
+        shown = []
+        for record in records:
+            click.echo(to_json_line(record))
+            shown.append(record)
+        return shown
+    shown = list(records)
+    if csv:
+        click.echo(to_csv(shown), nl=False)
+        return shown
+    print_table(shown, wide=wide)
+    return shown
+
+
+def print_table(records: list[Record], *, wide: bool) -> None:
+    """The table and its footnotes."""
+    from ckpt_probe.cli.console import console
+    from ckpt_probe.report import footnotes, records_table
+
+    screen = console(width=10_000 if wide else None)
+    screen.print(records_table(records, width=None if wide else screen.width))
+    for note in footnotes(records):
+        click.echo(note)
+
+
+def write_records(records: Iterable[Record], path: Path, *, csv: bool, overwrite: bool) -> None:
+    """Write records into a file: CSV where asked for, else JSON Lines."""
+    from ckpt_probe.files import write_text
+    from ckpt_probe.report import to_csv, to_json_line
+
+    held = list(records)
+    text = to_csv(held) if csv else "".join(to_json_line(record) + "\n" for record in held)
+    write_text(path, text, overwrite=overwrite)

@@ -1,0 +1,118 @@
+"""Records as a table that a person can read, fitted to the width of the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ckpt_probe.analysis import ENTRIES, Entry
+
+Record = Mapping[str, Any]
+
+MISSING = "–"
+PADDING = 2
+
+
+def records_table(records: Sequence[Record], *, width: int | None = None) -> Table:
+    """One row a record, metrics in columns, the value at collapse in the last row.
+
+    `width` is the number of character cells there are: columns are then left out by their priority, and the caption
+    says how many; None shows all.
+    """
+    places = [name for name in ("checkpoint", "step", "alpha", "split") if _any(records, name)]
+    if width is not None and "step" in places and "checkpoint" in places:
+        places.remove("checkpoint")
+    present = [entry for entry in ENTRIES if any(entry.name in record for record in records)]
+    shown = present if width is None else _fitting(records, places, present, width)
+    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
+    for name in places:
+        table.add_column(name, justify="left" if name in {"checkpoint", "split"} else "right", no_wrap=True)
+    for entry in shown:
+        table.add_column(entry.label, justify="right", no_wrap=True)
+    for record in records:
+        table.add_row(*(_place(record.get(name)) for name in places), *(_cell(record.get(e.name)) for e in shown))
+    table.add_row(*_reference_row(records, places, shown), style="dim")
+    hidden = len(present) - len(shown)
+    if hidden:
+        table.caption = Text(f"{hidden} more columns with --wide, --json or --csv", style="dim")
+        table.caption_justify = "left"
+    return table
+
+
+def footnotes(records: Sequence[Record]) -> list[str]:
+    """What a table cannot say: samples and classes left out, and why values are missing; each said once."""
+    notes: dict[str, list[str]] = {}
+    for record in records:
+        for what in ("samples", "classes"):
+            left_out = record.get(f"{what}_left_out")
+            if left_out:
+                count = f"{left_out} of {record[what]} {what}"
+                notes.setdefault(f"{count} left out ({_WHY[what]})", []).append(_where(record))
+        if record.get("missing"):
+            notes.setdefault(f"{MISSING} missing: {record['missing']}", []).append(_where(record))
+    return [f"{note} [{_listed(places)}]" for note, places in notes.items()]
+
+
+_WHY = {
+    "samples": "zero-length features or classifier weights, which have no direction",
+    "classes": "no sample, or a class mean or classifier weights of zero length",
+}
+
+
+def short_number(value: float) -> str:
+    """Four significant digits: plain where that is short, else in powers of ten."""
+    if value != 0 and (abs(value) < 1e-4 or abs(value) >= 1e5):
+        return f"{value:.3e}"
+    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.4f}"
+
+
+def _fitting(records: Sequence[Record], places: list[str], entries: list[Entry], width: int) -> list[Entry]:
+    used = sum(max([len(name), 6, *(len(_place(r.get(name))) for r in records)]) + PADDING for name in places)
+    chosen = []
+    for entry in sorted(entries, key=lambda entry: entry.priority):
+        cells = [_cell(record.get(entry.name)) for record in records]
+        needed = max(len(text) for text in [entry.label, _reference(records, entry), *cells]) + PADDING
+        if used + needed > width:
+            break
+        used += needed
+        chosen.append(entry)
+    return [entry for entry in entries if entry in chosen]
+
+
+def _reference_row(records: Sequence[Record], places: list[str], shown: list[Entry]) -> list[str]:
+    label = ["at collapse", *[""] * (len(places) - 1)]
+    if places and places[0] != "checkpoint" and len(places) > 1:
+        label = [*[""] * (len(places) - 1), "collapse"]
+    return [*label, *(_reference(records, entry) for entry in shown)]
+
+
+def _reference(records: Sequence[Record], entry: Entry) -> str:
+    if entry.reference is None:
+        return ""
+    if isinstance(entry.reference, float):
+        return f"{entry.reference:.0f}"
+    values = {record.get(entry.reference) for record in records}
+    return _cell(values.pop()) if len(values) == 1 else ""
+
+
+def _cell(value: Any) -> str:
+    return MISSING if value is None else short_number(float(value))
+
+
+def _place(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return MISSING if value is None else str(value)
+
+
+def _any(records: Sequence[Record], name: str) -> bool:
+    return any(record.get(name) is not None for record in records)
+
+
+def _where(record: Record) -> str:
+    return f"{record.get('checkpoint', '')} {record.get('split', '')}".strip()
+
+
+def _listed(places: list[str]) -> str:
+    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
