@@ -17,6 +17,7 @@ class Progress(Protocol):
 
     def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
         """A context manager that gives a `Task`; tasks may be nested (a series, then a checkpoint)."""
+        ...
 
     def message(self, text: str) -> None:
         """Say one line aloud, above the bars."""

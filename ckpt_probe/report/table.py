@@ -47,8 +47,8 @@ def footnotes(records: Sequence[Record]) -> list[str]:
         for what in ("samples", "classes"):
             left_out = record.get(f"{what}_left_out")
             if left_out:
-                count = f"{left_out} of {record[what]} {what}"
-                notes.setdefault(f"{count} left out ({_WHY[what]})", []).append(_where(record))
+                note = f"{left_out} of {record[what]} {what} left out ({_WHY[what]})"
+                notes.setdefault(note, []).append(_where(record))
         if record.get("missing"):
             notes.setdefault(f"{MISSING} missing: {record['missing']}", []).append(_where(record))
     return [f"{note} [{_listed(places)}]" for note, places in notes.items()]
@@ -61,10 +61,11 @@ _WHY = {
 
 
 def short_number(value: float) -> str:
-    """Four significant digits: plain where that is short, else in powers of ten."""
-    if value != 0 and (abs(value) < 1e-4 or abs(value) >= 1e5):
+    """Four significant digits, at most four decimals: plain where that is short, else in powers of ten."""
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.3e}"
-    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.4f}"
+    before = len(str(int(abs(value))))
+    return f"{value:.{max(0, 4 - before) if abs(value) >= 1 else 4}f}"
 
 
 def _fitting(records: Sequence[Record], places: list[str], entries: list[Entry], width: int) -> list[Entry]:
@@ -92,8 +93,9 @@ def _reference(records: Sequence[Record], entry: Entry) -> str:
         return ""
     if isinstance(entry.reference, float):
         return f"{entry.reference:.0f}"
-    values = {record.get(entry.reference) for record in records}
-    return _cell(values.pop()) if len(values) == 1 else ""
+    values = {record.get(str(entry.reference)) for record in records}
+    value = values.pop() if len(values) == 1 else None
+    return "" if value is None else "0" if value == 0 else _cell(value)
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,119 @@
+"""`ckpt-probe interpolate`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckpt_probe.cli.options import json_object, subject_options
+
+EXAMPLE = """\b
+Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --points 21
+          ckpt-probe interpolate A.safetensors B.safetensors --alpha 0.3 --out mid.safetensors"""
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@click.command("interpolate", epilog=EXAMPLE)
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory, or file with --alpha.")
+@click.option("--alpha", type=float, help="Only write the checkpoint at this position, 0 being A and 1 being B.")
+@click.option("--points", type=click.IntRange(min=3), default=11, show_default=True, help="Positions to evaluate.")
+@click.option(
+    "--batchnorm",
+    type=click.Choice(["recompute", "interpolate"]),
+    default="recompute",
+    show_default=True,
+    help="Running statistics between the ends: estimated anew on training data, or those on the line.",
+)
+@subject_options
+@click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the table.")
+@click.option("--csv", is_flag=True, help="Comma-separated values instead of the table.")
+@click.option("--wide", is_flag=True, help="Every column, however wide the terminal is.")
+@click.option("--overwrite", is_flag=True, help="Replace what exists.")
+def command(
+    a: Path,
+    b: Path,
+    out: Path,
+    alpha: float | None,
+    model_arguments: str | None,
+    data_arguments: str | None,
+    json: bool,
+    csv: bool,
+    wide: bool,
+    overwrite: bool,
+    **options: object,
+) -> None:
+    """Evaluate the straight line between two checkpoints A and B, or write one point of it.
+
+    At each point loss, accuracy and every metric of analyze, on every split; then the barrier. Writes OUT/points.jsonl
+    and OUT/path.json; an interrupted evaluation goes on when the command is given again. With --alpha only the
+    checkpoint at that position is written, which needs neither model nor data.
+    """
+    from ckpt_probe.cli.console import bars, say
+    from ckpt_probe.errors import UsageError
+
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other")
+    if alpha is not None:
+        _write_point(a, b, alpha, out, overwrite)
+        return
+
+    from ckpt_probe.cli.output import print_records
+    from ckpt_probe.paths import evaluate_path
+
+    with bars() as progress:
+        result = evaluate_path(
+            a,
+            b,
+            out,
+            model_arguments=json_object(model_arguments, "--model-arguments"),
+            data_arguments=json_object(data_arguments, "--data-arguments"),
+            overwrite=overwrite,
+            progress=progress,
+            **options,  # pyright: ignore[reportArgumentType]
+        )
+    print_records(result.points, json=json, csv=csv, wide=wide)
+    if not json and not csv:
+        print_barriers(result.points, result.summary)
+    say(f"{out}: {len(result.points)} records of points")
+
+
+def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> None:
+    """The barrier of each split in words, with the loss along the path drawn."""
+    for barrier in summary:
+        split = barrier["split"]
+        loss = [point["loss"] for point in points if point["split"] == split]
+        statistics = {"none": "", "recompute": "; batch-norm statistics recomputed between the ends"}
+        note = statistics.get(barrier["batchnorm"], "; batch-norm statistics on the line")
+        click.echo(
+            f"{split}: loss {sparkline(loss)}  barrier in loss {_excess(barrier, 'loss')}, "
+            f"in error {_excess(barrier, 'error')}{note}"
+        )
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """Values as bars of eight heights, the lowest value lowest; a missing one as a dot."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, span = min(known), max(known) - min(known)
+    heights = [None if v is None else round((v - low) / span * (len(BARS) - 1)) if span else 0 for v in values]
+    return "".join("·" if height is None else BARS[height] for height in heights)
+
+
+def _excess(barrier: dict[str, Any], quantity: str) -> str:
+    value = barrier[f"barrier.{quantity}"]
+    if value is None:
+        return "–"
+    return f"{value:.4g} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}" if value > 0 else "0"
+
+
+def _write_point(a: Path, b: Path, alpha: float, out: Path, overwrite: bool) -> None:
+    from ckpt_probe.cli.console import say
+    from ckpt_probe.paths import interpolate
+
+    summary = interpolate(a, b, alpha=alpha, out=out, overwrite=overwrite)
+    copied = f"; {len(summary.copied)} of whole numbers copied from {a.name}" if summary.copied else ""
+    say(f"{out}: {summary.interpolated} tensors at alpha {alpha:g}{copied}")

@@ -1,0 +1,45 @@
+"""Batch-norm statistics of a point on a path: an average of two networks' is not that of the network between them."""
+
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.data import Split
+
+SAMPLES = 4096
+BATCH = 256
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether a model keeps running statistics."""
+    return bool(_layers(model))
+
+
+def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None:
+    """Estimate all running statistics anew, in place, as averages over batches of the first training samples.
+
+    Everything but the batch-norm layers runs in evaluation mode (Izmailov et al. 2018; no dropout).
+    """
+    layers = _layers(model)
+    momenta = [layer.momentum for layer in layers]
+    parameter = next(model.parameters())
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+        layer.train()
+    with torch.no_grad():
+        for start in range(0, min(samples, len(split)), BATCH):
+            inputs, _ = split.batch(slice(start, min(start + BATCH, samples)))
+            model(_placed(inputs, parameter))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.eval()
+
+
+def _placed(inputs: Tensor, like: Tensor) -> Tensor:
+    return inputs.to(like.device, like.dtype if inputs.is_floating_point() else inputs.dtype)
+
+
+def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    found = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [module for module in found if module.track_running_stats]

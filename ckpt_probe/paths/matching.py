@@ -1,0 +1,24 @@
+"""Whether two checkpoints have the same tensors, so that a path between them has a meaning."""
+
+from ckpt_probe.checkpoints import Checkpoint
+from ckpt_probe.errors import DataError
+
+SHOWN = 8
+
+
+def check_match(a: Checkpoint, b: Checkpoint) -> None:
+    """Raise one DataError that lists what differs: names missing or extra in b, other shapes, other dtypes."""
+    both = sorted(set(a.names) & set(b.names))
+    faults = {
+        f"missing from {b.path.name}": sorted(set(a.names) - set(b.names)),
+        f"extra in {b.path.name}": sorted(set(b.names) - set(a.names)),
+        "other shape": [f"{n} {a.shape(n)} / {b.shape(n)}" for n in both if a.shape(n) != b.shape(n)],
+        "other dtype": [f"{n} {a.dtype(n)} / {b.dtype(n)}" for n in both if a.dtype(n) != b.dtype(n)],
+    }
+    told = [f"{len(names)} {what}: {_first(names)}" for what, names in faults.items() if names]
+    if told:
+        raise DataError(f"{a.path} and {b.path} do not have the same tensors; {'; '.join(told)}")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
