@@ -53,62 +53,88 @@ def train(
     the start do not fit, or the loss is no longer finite.
     """
     progress = progress or Silent()
-    place = choose_device(device)
     data = load_data(config.data.name, config.data.arguments)
-    samples = data.split("train")
-    torch.manual_seed(config.seed)
-    model = _model(config, data).to(place)
-    start = _start(config, model)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
-
-    per_epoch = steps_per_epoch(config.training, len(samples))
-    total = total_steps(config.training, per_epoch)
-    if start > total:
-        raise DataError(f"the start is at step {start}, after the run's last step, {total}")
-    kept = checkpoint_steps(config.checkpoints, start, total, per_epoch)
-
+    stage, start = _stage(config, data, choose_device(device))
     run = open_run(Path(out), config, resume=resume, overwrite=overwrite)
+    kept = checkpoint_steps(config.checkpoints, start, stage.total, stage.per_epoch)
     step, seconds = start, 0.0
     if resume and run.state.exists():
-        step, seconds = restore_state(run.state, model, optimizer)
-        progress.message(f"resuming after step {step} of {total}")
+        step, seconds = restore_state(run.state, stage.model, stage.optimizer)
+        progress.message(f"resuming after step {step} of {stage.total}")
     first_step = step
     forget_after(run, step if run.state.exists() else start - 1)
     began = last_saved = time.monotonic() - seconds
-    with run.metrics.open("a") as log, progress.task("training", total, "steps") as bar:
+    with run.metrics.open("a") as log, progress.task("training", stage.total, "steps") as bar:
         bar.advance(step)
         if not run.state.exists():
-            _keep(run, config, data, model, step, per_epoch, log)
-            save_state(run.state, model, optimizer, step, time.monotonic() - began)
-        order = _order(config, len(samples), step // per_epoch)
-        model.train()
-        while step < total:
-            epoch, position = divmod(step, per_epoch)
+            _keep(run, stage, step, log)
+            save_state(run.state, stage.model, stage.optimizer, step, time.monotonic() - began)
+        order = _order(config, stage.samples, step // stage.per_epoch)
+        stage.model.train()
+        while step < stage.total:
+            epoch, position = divmod(step, stage.per_epoch)
             if position == 0:
-                order = _order(config, len(samples), epoch)
-            inputs, labels = samples.batch(_batch(order, position, config))
-            inputs, labels = inputs.to(place, non_blocking=True), labels.to(place, non_blocking=True)
-            rate = config.optimizer.learning_rate * learning_rate_factor(config.schedule, step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-            logits = logits_of(model(inputs))
-            loss = F.cross_entropy(logits, labels, label_smoothing=config.loss.label_smoothing)
-            loss.backward()
-            optimizer.step()
+                order = _order(config, stage.samples, epoch)
+            rate, loss, logits, labels = _step(stage, _batch(order, position, config), step)
             step += 1
             if step % LOG_EVERY == 0 or step in kept:
                 facts = _facts(loss, logits, labels, step)
                 spent = {"learning_rate": rate, "seconds": round(time.monotonic() - began, 3)}
-                _write(log, {"step": step, "epoch": step / per_epoch, **facts, **spent})
+                _write(log, {"step": step, "epoch": step / stage.per_epoch, **facts, **spent})
                 bar.advance(0, loss=facts["batch_loss"], accuracy=facts["batch_accuracy"])
             bar.advance()
             if step in kept:
-                _keep(run, config, data, model, step, per_epoch, log)
+                _keep(run, stage, step, log)
             if step in kept or time.monotonic() - last_saved > STATE_EVERY_SECONDS:
-                save_state(run.state, model, optimizer, step, time.monotonic() - began)
+                save_state(run.state, stage.model, stage.optimizer, step, time.monotonic() - began)
                 last_saved = time.monotonic()
     return TrainingSummary(first_step, step, len(kept))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What one run trains: the network, its data, and how far it goes."""
+
+    config: TrainingConfig
+    data: LabelledData
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    place: torch.device
+    per_epoch: int
+    total: int
+
+    @property
+    def samples(self) -> int:
+        return len(self.data.split("train"))
+
+
+def _stage(config: TrainingConfig, data: LabelledData, place: torch.device) -> tuple[_Stage, int]:
+    """The run before its first step, and the number of that step."""
+    per_epoch = steps_per_epoch(config.training, len(data.split("train")))
+    total = total_steps(config.training, per_epoch)
+    torch.manual_seed(config.seed)
+    model = _model(config, data).to(place)
+    start = _start(config, model)
+    if start > total:
+        raise DataError(f"the start is at step {start}, after the run's last step, {total}")
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    return _Stage(config, data, model, optimizer, place, per_epoch, total), start
+
+
+def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor, Tensor]:
+    """One step of the optimizer; the learning rate it took, the loss, the logits (n, C) and the labels (n,)."""
+    settings = stage.config
+    inputs, labels = stage.data.split("train").batch(rows)
+    inputs, labels = inputs.to(stage.place, non_blocking=True), labels.to(stage.place, non_blocking=True)
+    rate = settings.optimizer.learning_rate * learning_rate_factor(settings.schedule, step, stage.total)
+    for group in stage.optimizer.param_groups:
+        group["lr"] = rate
+    stage.optimizer.zero_grad(set_to_none=True)
+    logits = logits_of(stage.model(inputs))
+    loss = F.cross_entropy(logits, labels, label_smoothing=settings.loss.label_smoothing)
+    loss.backward()
+    stage.optimizer.step()
+    return rate, loss, logits, labels
 
 
 def _model(config: TrainingConfig, data: LabelledData) -> nn.Module:
@@ -150,16 +176,9 @@ def _facts(loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> dict[str,
     return {"batch_loss": value, "batch_accuracy": accuracy}
 
 
-def _keep(
-    run: RunDirectory,
-    config: TrainingConfig,
-    data: LabelledData,
-    model: nn.Module,
-    step: int,
-    per_epoch: int,
-    log: IO[str],
-) -> None:
-    epoch = step / per_epoch
+def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
+    config, data, model = stage.config, stage.data, stage.model
+    epoch = step / stage.per_epoch
     metrics: dict[str, dict[str, float]] = {}
     for name, split in data.splits.items():
         metrics[name] = _evaluate(model, split)

@@ -1,0 +1,180 @@
+"""From a real run's checkpoints to dumps: content, resume, refusal, and nothing half-written."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.data import load_data
+from ckpt_probe.dumps import open_dump
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import extract, extract_series
+from ckpt_probe.extraction.background import BackgroundWriter
+from ckpt_probe.models import build_model
+from ckpt_probe.training import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("run") / "digits"
+    settings = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "arguments": {"hidden": [16]}},
+        "training": {"steps": 30},
+        "checkpoints": {"steps": [10]},
+    }
+    train(TrainingConfig.model_validate(settings), where, device="cpu")
+    return where
+
+
+def test_a_dump_holds_what_the_model_computes(run: Path, tmp_path: Path) -> None:
+    summary = extract_series(run, tmp_path, device="cpu")
+    assert summary.written == ("step-000000", "step-000010", "step-000030")
+    with open_checkpoint(run / "checkpoints" / "step-000030.safetensors") as checkpoint:
+        metadata, tensors = checkpoint.metadata, checkpoint.state_dict()
+    model = build_model(str(metadata.model), metadata.model_arguments)
+    model.load_state_dict(tensors)
+    with open_dump(tmp_path / "step-000030.h5") as dump:
+        assert dump.splits == ["train", "test"]
+        assert dump.step == 30
+        assert dump.weights is not None
+        np.testing.assert_array_equal(dump.weights.astype(np.float32), tensors["3.weight"].numpy())
+        for name in dump.splits:
+            inputs, labels = load_data("digits").split(name).batch(slice(None))
+            with torch.no_grad():
+                logits = model(inputs)
+                features = nn.Sequential(*list(model.children())[:-1])(inputs)
+            np.testing.assert_allclose(dump[name].features[:], features, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(dump[name].logits[:], logits, rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(dump[name].labels[:], labels)
+
+
+def test_complete_dumps_are_skipped_and_missing_ones_made(run: Path, tmp_path: Path) -> None:
+    extract_series(run, tmp_path, device="cpu")
+    (tmp_path / "step-000010.h5").unlink()
+    before = (tmp_path / "step-000030.h5").stat().st_mtime_ns
+    summary = extract_series(run, tmp_path, device="cpu", batch_size=7)
+    assert summary.written == ("step-000010",)
+    assert summary.skipped == ("step-000000", "step-000030")
+    assert (tmp_path / "step-000030.h5").stat().st_mtime_ns == before
+
+
+def test_another_provenance_under_the_same_name_is_an_error(run: Path, tmp_path: Path) -> None:
+    extract_series(run, tmp_path, device="cpu", splits=["test"])
+    with pytest.raises(UsageError, match=r"another provenance.*splits \('test',\) / \('train', 'test'\).*--overwrite"):
+        extract_series(run, tmp_path, device="cpu")
+    extract_series(run, tmp_path, device="cpu", overwrite=True, limit=5)
+    with open_dump(tmp_path / "step-000010.h5") as dump:
+        assert [dump[name].samples for name in dump.splits] == [5, 5]
+
+
+def test_a_file_that_is_no_dump_is_never_replaced_unasked(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "step-000000.h5").write_text("mine")
+    with pytest.raises(UsageError, match="no complete dump"):
+        extract_series(run, tmp_path, device="cpu")
+    assert (tmp_path / "step-000000.h5").read_text() == "mine"
+
+
+def test_stored_precision_and_no_logits(run: Path, tmp_path: Path) -> None:
+    extract_series(run, tmp_path, device="cpu", feature_dtype="float16", dtype="float64", with_logits=False)
+    with open_dump(tmp_path / "step-000000.h5") as dump:
+        assert dump["test"].features.dtype == np.float16
+        assert dump["test"].logits is None
+
+
+def test_a_foreign_checkpoint_needs_a_model_and_data(run: Path, tmp_path: Path) -> None:
+    model = build_model("mlp", {"hidden": [16]}, input_shape=(1, 8, 8), classes=10)
+    wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_checkpoint(tmp_path / "foreign" / "model-7.safetensors", wrapped)
+    with pytest.raises(UsageError, match="names no data; say which by --data"):
+        extract_series(tmp_path / "foreign", tmp_path / "out", device="cpu")
+    with pytest.raises(UsageError, match="names no model; say which by --model"):
+        extract_series(tmp_path / "foreign", tmp_path / "out", data="digits", device="cpu")
+    named = {"model": "mlp", "model_arguments": {"hidden": [16]}, "data": "digits", "device": "cpu"}
+    assert extract_series(tmp_path / "foreign", tmp_path / "out", **named).written == ("model-7",)
+    with pytest.raises(DataError, match=r"does not fit the checkpoint; .*missing: .*unexpected"):
+        extract_series(tmp_path / "foreign", tmp_path / "b", **(named | {"model": "cnn", "model_arguments": {}}))
+    with open_dump(tmp_path / "out" / "model-7.h5") as dump:
+        assert dump.step == 7
+
+
+@pytest.mark.parametrize("option", [{"batch_size": 0}, {"limit": 0}, {"dtype": "int8"}, {"feature_dtype": "bfloat16"}])
+def test_senseless_options_are_refused(run: Path, tmp_path: Path, option: dict) -> None:
+    with pytest.raises(UsageError, match="--"):
+        extract_series(run, tmp_path, device="cpu", **option)
+
+
+def test_an_error_midway_leaves_nothing_under_the_final_name(run: Path, tmp_path: Path) -> None:
+    class Breaks:
+        def __init__(self) -> None:
+            self.passed = 0
+
+        def __enter__(self) -> "Breaks":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def task(self, name: str, total: int | None, unit: str = "") -> "Breaks":
+            return self
+
+        def message(self, text: str) -> None:
+            pass
+
+        def advance(self, amount: int = 1, **facts: object) -> None:
+            self.passed += amount
+            if self.passed > 1000:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_series(run, tmp_path, device="cpu", batch_size=100, progress=Breaks())
+    assert list(tmp_path.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name in {"batches", "dump writer"}]
+    assert len(extract_series(run, tmp_path, device="cpu").written) == 3
+
+
+def test_an_error_of_the_writer_reaches_the_caller_without_a_deadlock(tmp_path: Path) -> None:
+    from ckpt_probe.dumps import DumpWriter
+
+    def fill() -> None:
+        with BackgroundWriter(lambda: DumpWriter(tmp_path / "a.h5", None, classes=2, features=3)) as background:
+            background.call("start_split", "test", 4)
+            for _ in range(100):
+                background.call("append", "test", np.zeros((2, 3)), np.zeros(2, dtype=int), np.zeros((2, 2)))
+
+    worker_error: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            fill()
+        except BaseException as error:
+            worker_error.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert isinstance(worker_error[0], DataError)
+    assert "more rows" in str(worker_error[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_extract_takes_anybodys_model_and_loader(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    inputs, labels = torch.randn(50, 6), torch.arange(50) % 3
+    out = extract(model, DataLoader(TensorDataset(inputs, labels), batch_size=16), tmp_path / "mine.h5", device="cpu")
+    with open_dump(out) as dump, torch.no_grad():
+        np.testing.assert_allclose(dump["data"].features[:], torch.relu(model[0](inputs)), rtol=1e-5)
+        np.testing.assert_array_equal(dump["data"].labels[:], labels)
+        assert dump.provenance is None
+    with pytest.raises(UsageError, match="exists already"):
+        extract(model, [(inputs, labels)], out)
+    with pytest.raises(DataError, match="gave no batch"):
+        extract(model, [], tmp_path / "none.h5")

@@ -1,0 +1,123 @@
+"""Forward passes: what is tapped, in which order, and what happens when memory runs out."""
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.data import ArraySplit
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import forward_blocks
+from ckpt_probe.progress import Silent
+
+
+def split_of(samples: int = 23) -> ArraySplit:
+    generator = torch.Generator().manual_seed(0)
+    return ArraySplit(torch.randn(samples, 6, generator=generator), torch.arange(samples) % 3)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_features_are_the_classifiers_input_and_logits_its_output(batch_size: int) -> None:
+    split, model = split_of(), network()
+    blocks = list(forward_blocks(model, "3", split, batch_size=batch_size))
+    inputs, labels = split.batch(slice(None))
+    with torch.no_grad():
+        features = torch.relu(model[0](inputs))
+        logits = model[3](features)
+    torch.testing.assert_close(torch.cat([b.features for b in blocks]), features)
+    torch.testing.assert_close(torch.cat([b.logits for b in blocks]), logits)
+    assert torch.equal(torch.cat([b.labels for b in blocks]), labels)
+
+
+def test_limit_takes_the_first_samples_and_dtype_is_that_of_the_forward() -> None:
+    blocks = list(forward_blocks(network(), "3", split_of(), batch_size=4, limit=10, dtype=torch.bfloat16))
+    assert sum(len(b.labels) for b in blocks) == 10
+    assert blocks[0].features.dtype == torch.bfloat16
+
+
+class Hungry(nn.Module):
+    """Fits at most `most` samples into its memory."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.inner = network()
+        self.most = most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("no memory")
+        return self.inner(x)
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_out_of_memory_halves_the_batch_aloud_and_loses_no_sample() -> None:
+    heard = Heard()
+    blocks = list(forward_blocks(Hungry(5), "inner.3", split_of(), batch_size=16, progress=heard))
+    whole = list(forward_blocks(network(), "3", split_of(), batch_size=23))
+    torch.testing.assert_close(torch.cat([b.features for b in blocks]), whole[0].features)
+    assert heard.lines == ["out of memory: going on with batches of 8", "out of memory: going on with batches of 4"]
+
+
+def test_out_of_memory_for_one_sample_is_an_error() -> None:
+    with pytest.raises(DataError, match="not enough memory for a single sample"):
+        list(forward_blocks(Hungry(0), "inner.3", split_of(), batch_size=4))
+
+
+def test_a_classifier_on_sequences_is_an_error() -> None:
+    model = nn.Linear(6, 3)
+    sequences = ArraySplit(torch.randn(4, 5, 6), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(DataError, match="one row of features a sample"):
+        list(forward_blocks(nn.Sequential(model), "0", sequences))
+
+
+def test_a_classifier_that_runs_twice_is_an_error() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.head(x))
+
+    with pytest.raises(DataError, match="ran 2 times"):
+        list(forward_blocks(Twice(), "head", split_of()))
+
+
+def test_a_broken_sample_reaches_the_caller_and_leaving_early_ends_the_thread() -> None:
+    class Broken(ArraySplit):
+        def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+            if isinstance(indices, slice) and indices.start >= 8:
+                raise OSError("unreadable image")
+            return super().batch(indices)
+
+    broken = Broken(torch.randn(23, 6), torch.zeros(23, dtype=torch.long))
+    with pytest.raises(OSError, match="unreadable image"):
+        list(forward_blocks(network(), "3", broken, batch_size=4))
+    passes = forward_blocks(network(), "3", split_of(), batch_size=1)
+    next(passes)
+    passes.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_gives_the_same_features() -> None:
+    split = split_of(257)
+    there = list(forward_blocks(network(), "3", split, batch_size=32, device="cuda"))
+    here = list(forward_blocks(network(), "3", split, batch_size=32))
+    for name in ("features", "labels", "logits"):
+        first, second = (torch.cat([getattr(b, name) for b in blocks]) for blocks in (there, here))
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,182 @@
+"""Training on the embedded digits: what is kept, what is restored, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_probe.checkpoints import open_checkpoint, open_series
+from ckpt_probe.config import TrainingConfig, load_config
+from ckpt_probe.data import load_data
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.models import build_model, load_weights
+from ckpt_probe.training import loop, train
+
+CONFIG = """
+seed = {seed}
+[data]
+name = "digits"
+[model]
+name = "mlp"
+arguments = {{ hidden = [16], dropout = 0.1 }}
+[training]
+steps = {steps}
+batch_size = {batch}
+[optimizer]
+name = "{optimizer}"
+learning_rate = {rate}
+[checkpoints]
+steps = [5, 20]
+"""
+
+
+def config(where: Path, **changes: object) -> TrainingConfig:
+    values = {"seed": 3, "steps": 40, "batch": 64, "optimizer": "sgd", "rate": 0.05, "extra": ""} | changes
+    path = where / "config.toml"
+    path.write_text(CONFIG.format(**values) + str(values["extra"]))
+    return load_config(path)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.state_dict()
+
+
+def lines(run: Path) -> list[dict]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAfter:
+    """Progress that breaks off after some steps, as a kill would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def task(self, name: str, total: int | None, unit: str = "") -> "StopAfter":
+        return self
+
+    def __enter__(self) -> "StopAfter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def advance(self, amount: int = 1, **facts: object) -> None:
+        self.left -= amount
+        if self.left < 0:
+            raise Stop
+
+
+def test_a_run_keeps_checkpoints_that_rebuild_the_model_and_its_numbers(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    summary = train(config(tmp_path, steps=300, rate=0.1), run, device="cpu")
+    members = open_series(run)
+    assert [member.step for member in members] == [0, 5, 20, 300]
+    assert (summary.first_step, summary.last_step, summary.checkpoints) == (0, 300, 4)
+    with open_checkpoint(members[-1].path) as checkpoint:
+        metadata, tensors = checkpoint.metadata, checkpoint.state_dict()
+    assert (metadata.model, metadata.data, metadata.seed, metadata.step) == ("mlp", "digits", 3, 300)
+    model = build_model(str(metadata.model), metadata.model_arguments)
+    load_weights(model, tensors, source="test")
+    split = load_data("digits").split("test")
+    inputs, labels = split.batch(slice(None))
+    with torch.no_grad():
+        accuracy = (model.eval()(inputs).argmax(1) == labels).double().mean().item()
+    assert accuracy == pytest.approx(metadata.metrics["test"]["accuracy"])
+    assert accuracy > 0.85
+    at_checkpoints = [line for line in lines(run) if line.get("split") == "test"]
+    assert [line["step"] for line in at_checkpoints] == [0, 5, 20, 300]
+    assert at_checkpoints[-1]["accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stopped_after", [3, 27])
+def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_does(
+    tmp_path: Path, optimizer: str, stopped_after: int
+) -> None:
+    settings = config(tmp_path, optimizer=optimizer, rate=0.01)
+    train(settings, tmp_path / "whole", device="cpu")
+    with pytest.raises(Stop):
+        train(settings, tmp_path / "cut", device="cpu", progress=StopAfter(stopped_after))
+    torch.manual_seed(99)
+    train(settings, tmp_path / "cut", device="cpu", resume=True)
+    for name in ("step-000005", "step-000020", "step-000040"):
+        file = f"checkpoints/{name}.safetensors"
+        assert same(tmp_path / "whole" / file, tmp_path / "cut" / file)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+
+
+def test_a_log_line_cut_off_midway_is_dropped_on_resume(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    with pytest.raises(Stop):
+        train(settings, tmp_path / "run", device="cpu", progress=StopAfter(30))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 29, "batch_l')
+    train(settings, tmp_path / "run", device="cpu", resume=True)
+    steps = [line["step"] for line in lines(tmp_path / "run")]
+    assert steps == sorted(steps)
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    train(settings, tmp_path / "run", device="cpu")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    summary = train(settings, tmp_path / "run", device="cpu", resume=True)
+    assert summary.first_step == summary.last_step == 40
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_existing_run_is_refused_and_another_configuration_too(tmp_path: Path) -> None:
+    train(config(tmp_path), tmp_path / "run", device="cpu")
+    with pytest.raises(UsageError, match=r"exists already; --resume"):
+        train(config(tmp_path), tmp_path / "run", device="cpu")
+    with pytest.raises(UsageError, match=r"optimizer.learning_rate 0.05 → 0.01"):
+        train(config(tmp_path, rate=0.01), tmp_path / "run", device="cpu", resume=True)
+    assert train(config(tmp_path, steps=10), tmp_path / "run", device="cpu", overwrite=True).last_step == 10
+    assert [member.step for member in open_series(tmp_path / "run")] == [0, 5, 10]
+
+
+def test_two_runs_part_from_a_shared_trunk(tmp_path: Path) -> None:
+    train(config(tmp_path), tmp_path / "a", device="cpu")
+    trunk = tmp_path / "a" / "checkpoints" / "step-000005.safetensors"
+    start = f'[start]\nfrom = "{trunk}"\nkeep_step = true\n'
+    summary = train(config(tmp_path, seed=4, extra=start), tmp_path / "b", device="cpu")
+    assert (summary.first_step, summary.last_step) == (5, 40)
+    assert [member.step for member in open_series(tmp_path / "b")] == [5, 20, 40]
+    assert same(trunk, tmp_path / "b" / "checkpoints" / "step-000005.safetensors")
+    last = "checkpoints/step-000040.safetensors"
+    assert not same(tmp_path / "a" / last, tmp_path / "b" / last)
+
+
+def test_a_start_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
+    train(config(tmp_path), tmp_path / "a", device="cpu")
+    start = f'[start]\nfrom = "{tmp_path}/a/checkpoints/step-000005.safetensors"\n'
+    other = config(tmp_path, extra=start)
+    other = other.model_copy(update={"model": other.model.model_copy(update={"arguments": {"hidden": [8]}})})
+    with pytest.raises(DataError, match="other shape"):
+        train(other, tmp_path / "b", device="cpu")
+
+
+def test_full_batch_sees_every_sample_in_one_step(tmp_path: Path) -> None:
+    train(config(tmp_path, steps=3, batch='"full"'), tmp_path / "run", device="cpu")
+    assert [line["epoch"] for line in lines(tmp_path / "run") if line.get("split") == "train"] == [0, 3]
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    with pytest.raises(DataError, match=r"the loss is (nan|inf); a lower learning rate may help"):
+        train(config(tmp_path, rate=1e30), tmp_path / "run", device="cpu")
