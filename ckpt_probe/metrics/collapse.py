@@ -7,14 +7,18 @@ import torch
 from torch import Tensor
 
 
-def nc1_pinv(within: Tensor, M: Tensor) -> float | None:
+def nc1_pinv(within: Tensor, M: Tensor, *, magnitude: float = 0.0) -> float | None:
     """tr(Σ_W Σ_B⁺)/C: spread within classes against that between their means; 0 at collapse. None where M = 0.
 
-    within: Σ_W (D, D), the within-class covariance over all samples; M: (C, D).
+    within: Σ_W (D, D), the within-class covariance over all samples; M: (C, D). magnitude: the largest entry of the
+    means before they were centred, to which M's rounding is relative; directions below that count as absent.
     """
     classes, features = M.shape
     _, singular, directions = torch.linalg.svd(M / classes**0.5, full_matrices=False)
-    present = singular > max(classes, features) * torch.finfo(M.dtype).eps * singular.max()
+    # Centred rows sum to zero, so that they span at most C − 1 directions; the last one is rounding and nothing else.
+    singular, directions = singular[: classes - 1], directions[: classes - 1]
+    largest = max(float(singular.max()), magnitude)
+    present = singular > max(classes, features) * torch.finfo(M.dtype).eps * largest
     if not bool(present.any()):
         return None
     along = directions[present]

@@ -60,7 +60,7 @@ def read_out(classes: int, scatter: Scatter, unit: UnitMoments, weights: Tensor 
         _one_class(record, classes)
         return record.finished()
     M = means - means.mean(dim=0)
-    _class_level(record, classes, M, heads)
+    _class_level(record, classes, M, heads, 1e-12 * float(means.abs().max()))
     _neural_collapse(record, scatter, means, M, heads)
     for name, value in reference_values(len(means)).items():
         record.put(name, value, "with two classes its entropies are zero")
@@ -71,8 +71,8 @@ CLASS_LEVEL = ("class.mutual_information", "class.mir", "class.hdr")
 SAMPLE_LEVEL = ("sample.mutual_information", "sample.mir", "sample.mir_stderr", "sample.hdr")
 
 
-def _class_level(record: Record, classes: int, M: Tensor, heads: Tensor | None) -> None:
-    directed = _directed(M, 1e-12 * M.abs().max())
+def _class_level(record: Record, classes: int, M: Tensor, heads: Tensor | None, rounding: float) -> None:
+    directed = _directed(M, rounding)
     if heads is not None:
         directed &= _directed(heads)
     used = int(directed.sum())
@@ -211,7 +211,9 @@ def _neural_collapse(record: Record, scatter: Scatter, means: Tensor, M: Tensor,
     squares = torch.tensor([scatter.squares[label] for label in labels], dtype=means.dtype, device=means.device)
     assert scatter.within is not None
     coincide = "class means coincide"
-    record.put("nc1.pinv", collapse.nc1_pinv(scatter.within / counts.sum(), M), coincide)
+    record.put(
+        "nc1.pinv", collapse.nc1_pinv(scatter.within / counts.sum(), M, magnitude=float(means.abs().max())), coincide
+    )
     record.put("nc1.cdnv", collapse.cdnv(squares / counts, means), coincide)
     record.put("nc2.equinorm_means", collapse.equinorm(M), coincide)
     record.put("nc2.equiangular_means", collapse.equiangular(M), coincide)
@@ -233,5 +235,5 @@ def _one_class(record: Record, classes: int) -> None:
     record.miss((*names, *more, *references), "only one class has samples")
 
 
-def _directed(rows: Tensor, smallest: Tensor | float = 0.0) -> Tensor:
+def _directed(rows: Tensor, smallest: float = 0.0) -> Tensor:
     return rows.abs().amax(dim=1) > smallest

@@ -1,0 +1,402 @@
+"""Moments: any split and order of the rows, every edge case, and each route against brute force."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics import Moments
+from ckpt_probe.metrics import unit_moments as unit_moments_module
+from ckpt_probe.metrics.theory import reference_values, simplex_etf
+
+
+def data(samples: int, features: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, samples)
+    labels[:classes] = np.arange(classes)
+    weights = generator.normal(size=(classes, features))
+    return weights[labels] + generator.normal(size=(samples, features)), labels, weights
+
+
+def record_of(features, labels, weights=None, classes: int | None = None, **options) -> dict:
+    moments = Moments(classes, **options)
+    moments.update(features, labels)
+    return moments.compute(weights)
+
+
+def assert_close(first: dict, second: dict, rel: float = 1e-10) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, float):
+            assert value == pytest.approx(second[name], rel=rel, abs=1e-12), name
+        elif name != "route":
+            assert value == second[name], name
+
+
+def entropy(matrix: np.ndarray) -> float:
+    values = np.linalg.eigvalsh(matrix)
+    values = values[values > 1e-14]
+    return float(-(values * np.log(values)).sum())
+
+
+def brute_force(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Every number of the record from its definition, by N × N matrices and loops."""
+    N, C = len(features), len(weights)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    heads = weights / np.linalg.norm(weights, axis=1, keepdims=True)
+    K1, K2 = unit @ unit.T, heads[labels] @ heads[labels].T
+    H1, H2, joint = entropy(K1 / N), entropy(K2 / N), entropy(K1 * K2 / N)
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(C)])
+    M = means - means.mean(axis=0)
+    Mu = M / np.linalg.norm(M, axis=1, keepdims=True)
+    HM, HW, HJ = entropy(Mu @ Mu.T / C), entropy(heads @ heads.T / C), entropy((Mu @ Mu.T) * (heads @ heads.T) / C)
+    within = [unit[labels == c] for c in range(C)]
+    Hc = [entropy(rows @ rows.T / len(rows)) for rows in within]
+    centred = features - means[labels]
+    pinv = np.linalg.pinv(M.T @ M / C, rcond=1e-12, hermitian=True)
+    variances = [float((centred[labels == c] ** 2).sum(axis=1).mean()) for c in range(C)]
+    pairs = [(a, b) for a in range(C) for b in range(a + 1, C)]
+    lengths = np.linalg.norm(M, axis=1)
+    E = np.eye(C) - 1 / C
+    # Two centred class means are opposite: their entropy is zero, and no ratio of it is defined.
+    smallest = min(HM, HW) if C > 2 else math.nan
+    return {
+        "sample.entropy_features": H1,
+        "sample.entropy_weights": H2,
+        "sample.entropy_joint": joint,
+        "sample.mutual_information": H1 + H2 - joint,
+        "sample.mir": (H1 + H2 - joint) / min(H1, H2),
+        "sample.hdr": abs(H1 - H2) / max(H1, H2),
+        "sample.effective_rank": math.exp(H1),
+        "class.entropy_means": HM,
+        "class.entropy_weights": HW,
+        "class.mutual_information": HM + HW - HJ,
+        "class.mir": (HM + HW - HJ) / smallest,
+        "class.hdr": abs(HM - HW) / max(HM, HW),
+        "within.entropy_mean": float(np.mean(Hc)),
+        "within.entropy_max": max(Hc),
+        "nc1.pinv": float(np.trace(centred.T @ centred / N @ pinv) / C),
+        "nc1.cdnv": float(
+            np.mean(
+                [(variances[a] + variances[b]) / (2 * ((means[a] - means[b]) ** 2).sum()) for a, b in pairs],
+            )
+        ),
+        "nc2.equinorm_means": float(lengths.std() / lengths.mean()),
+        "nc2.equinorm_weights": float(np.linalg.norm(weights, axis=1).std() / np.linalg.norm(weights, axis=1).mean()),
+        "nc2.equiangular_means": float(np.mean([abs(Mu[a] @ Mu[b] + 1 / (C - 1)) for a, b in pairs])),
+        "nc2.equiangular_weights": float(np.mean([abs(heads[a] @ heads[b] + 1 / (C - 1)) for a, b in pairs])),
+        "nc2.etf": float(np.linalg.norm(M @ M.T / np.linalg.norm(M @ M.T) - E / np.linalg.norm(E))),
+        "nc3.duality": float(np.linalg.norm(weights / np.linalg.norm(weights) - M / np.linalg.norm(M))),
+    }
+
+
+@pytest.mark.parametrize(
+    ("samples", "features", "classes", "route"),
+    [
+        (150, 4, 3, "dense-moments"),
+        (40, 30, 5, "dense-gram"),
+        (300, 6, 12, "dense-moments"),
+        (60, 3, 7, "dense-moments"),
+        (25, 16, 2, "dense-gram"),
+    ],
+)
+def test_every_number_against_brute_force(samples: int, features: int, classes: int, route: str) -> None:
+    X, labels, weights = data(samples, features, classes)
+    record = record_of(X, labels, weights)
+    assert record["route"] == route
+    expected = brute_force(X, labels, weights)
+    if classes == 2:
+        # Two centred class means are opposite: entropy zero, ratios undefined.
+        for name in ("class.mir", "class.hdr", "class.mutual_information", "class.entropy_means"):
+            expected.pop(name)
+        assert record["class.mir"] is None
+    for name, value in expected.items():
+        assert record[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+
+
+@given(
+    cuts=st.lists(st.integers(0, 120), max_size=6),
+    order=st.randoms(use_true_random=False),
+    seed=st.integers(0, 5),
+    shape=st.sampled_from([(120, 3, 4), (120, 40, 4), (120, 2, 9)]),
+)
+@settings(max_examples=40, deadline=None)
+def test_merge_of_any_parts_in_any_order_is_one_pass(cuts, order, seed: int, shape) -> None:
+    X, labels, weights = data(*shape, seed=seed)
+    X[7] = 0
+    whole = record_of(X, labels, weights, classes=shape[2])
+    edges = [0, *sorted(cuts), len(X)]
+    parts = list(pairwise(edges))
+    order.shuffle(parts)
+    total = Moments(shape[2])
+    for start, stop in parts:
+        part = Moments(shape[2])
+        middle = (start + stop) // 2
+        part.update(X[start:middle], labels[start:middle])
+        part.update(X[middle:stop], labels[middle:stop])
+        total.merge(part)
+    assert total.samples == len(X)
+    assert_close(total.compute(weights), whole)
+
+
+def test_moments_do_not_cancel_for_features_far_from_the_origin() -> None:
+    X, labels, weights = data(400, 5, 3)
+    near, far = record_of(X, labels, weights), record_of(X + 1e6, labels, weights)
+    assert far["nc1.pinv"] == pytest.approx(near["nc1.pinv"], rel=1e-8)
+    assert far["nc1.cdnv"] == pytest.approx(near["nc1.cdnv"], rel=1e-8)
+
+
+def test_memory_decides_between_class_moments_and_the_total_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, labels, weights = data(200, 6, 4)
+    full = record_of(X, labels, weights)
+    less = record_of(X, labels, weights, memory=100)
+    assert less["sample.entropy_features"] == pytest.approx(full["sample.entropy_features"], rel=1e-11)
+    assert less["sample.mir"] is None
+    assert less["within.entropy_mean"] is None
+    assert "over the memory budget" in less["missing"]
+    assert less["nc1.pinv"] == pytest.approx(full["nc1.pinv"], rel=1e-12)
+
+
+def test_both_sides_over_the_dense_limit_leave_the_joint_entropy_out_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_probe.metrics.readout.DENSE_LIMIT", 20)
+    monkeypatch.setattr(unit_moments_module, "DENSE_LIMIT", 20)
+    X, labels, weights = data(200, 6, 4)
+    record = record_of(X, labels, weights)
+    assert record["sample.mir"] is None
+    assert record["sample.entropy_features"] is not None
+    assert "limit of an exact one" in record["missing"]
+
+
+def test_zero_rows_are_left_out_and_counted() -> None:
+    X, labels, weights = data(60, 5, 3)
+    X[[4, 9]] = 0
+    record = record_of(X, labels, weights)
+    kept = np.delete(np.arange(60), [4, 9])
+    assert record["samples_left_out"] == 2
+    assert record["samples"] == 60
+    without = record_of(X[kept], labels[kept], weights)
+    assert record["sample.mir"] == pytest.approx(without["sample.mir"], rel=1e-12)
+    assert record["nc1.pinv"] != pytest.approx(without["nc1.pinv"], rel=1e-3)
+
+
+def test_more_than_half_zero_rows_is_an_error() -> None:
+    X, labels, weights = data(60, 5, 3)
+    X[:31] = 0
+    with pytest.raises(DataError, match="31 of 60 rows have zero length"):
+        record_of(X, labels, weights)
+
+
+def test_a_weight_row_of_zero_length_leaves_its_class_out() -> None:
+    X, labels, weights = data(60, 5, 4)
+    weights[2] = 0
+    record = record_of(X, labels, weights)
+    assert record["classes_left_out"] == 1
+    assert record["samples_left_out"] == int((labels == 2).sum())
+    kept = labels != 2
+    without = record_of(X[kept], labels[kept], weights)
+    assert record["sample.mir"] == pytest.approx(without["sample.mir"], rel=1e-12)
+
+
+def test_classes_without_a_sample_are_counted() -> None:
+    X, labels, weights = data(60, 5, 4)
+    kept = labels != 1
+    record = record_of(X[kept], labels[kept], weights)
+    assert record["classes"] == 4
+    assert record["classes_left_out"] == 1
+    renumbered = np.searchsorted([0, 2, 3], labels[kept])
+    assert record["class.mir"] == pytest.approx(
+        record_of(X[kept], renumbered, weights[[0, 2, 3]])["class.mir"], rel=1e-12
+    )
+    assert record["reference.entropy"] == reference_values(3)["reference.entropy"]
+
+
+def test_only_one_class_present_leaves_class_metrics_out_aloud() -> None:
+    X, _, weights = data(30, 5, 4)
+    record = record_of(X, np.zeros(30, dtype=int), weights)
+    assert record["class.mir"] is None
+    assert record["nc1.pinv"] is None
+    assert "only one class has samples" in record["missing"]
+    assert record["sample.entropy_features"] > 0
+
+
+def test_one_class_at_all_is_an_error() -> None:
+    with pytest.raises(DataError, match="at least two classes, found 1"):
+        Moments(1)
+
+
+def test_two_classes_have_no_ratios_and_say_why() -> None:
+    X, labels, weights = data(80, 5, 2)
+    record = record_of(X, labels, weights)
+    assert record["class.entropy_means"] == pytest.approx(0, abs=1e-9)
+    assert record["class.mir"] is None
+    assert record["reference.mir"] is None
+    assert record["reference.entropy"] == 0
+    assert "an entropy it divides by is zero" in record["missing"]
+    assert not any(isinstance(value, float) and math.isnan(value) for value in record.values())
+
+
+def test_collapsed_features_reach_the_theory() -> None:
+    for classes in (3, 10):
+        etf = simplex_etf(classes, classes + 2).numpy()
+        labels = np.repeat(np.arange(classes), 7)
+        record = record_of(5 * etf[labels] + 0.3, labels, etf)
+        assert record["class.mir"] == pytest.approx(record["reference.mir"], rel=1e-11)
+        assert record["class.hdr"] == pytest.approx(0, abs=1e-11)
+        assert record["class.entropy_means"] == pytest.approx(record["reference.entropy"], rel=1e-12)
+        for name in ("nc1.pinv", "nc1.cdnv", "nc2.equinorm_means", "nc2.etf", "nc3.duality", "within.entropy_max"):
+            assert record[name] == pytest.approx(0, abs=1e-11), name
+
+
+def test_noise_moves_away_from_collapse_monotonically() -> None:
+    etf = simplex_etf(6, 8).numpy()
+    labels = np.repeat(np.arange(6), 50)
+    noise = np.random.default_rng(0).normal(size=(300, 8))
+    records = [record_of(etf[labels] + scale * noise, labels, etf) for scale in (0.0, 0.02, 0.05, 0.1, 0.3)]
+    for name in ("nc1.pinv", "nc1.cdnv", "within.entropy_mean", "nc3.duality"):
+        values = [record[name] for record in records]
+        assert values == sorted(values), name
+        assert values[-1] > values[0] + 1e-3, name
+
+
+@pytest.mark.parametrize("counts", [[10_000, 1], [10_000, 1, 3]])
+def test_uneven_classes(counts: list[int]) -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    weights = generator.normal(size=(len(counts), 4))
+    X = weights[labels] + generator.normal(size=(len(labels), 4))
+    record = record_of(X, labels, weights)
+    assert record["samples"] == sum(counts)
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    within = [entropy(unit[labels == c].T @ unit[labels == c] / count) for c, count in enumerate(counts)]
+    assert record["within.entropy_mean"] == pytest.approx(np.mean(within), rel=1e-10)
+    heads = (weights / np.linalg.norm(weights, axis=1, keepdims=True))[labels]
+    products = (unit[:, :, None] * heads[:, None, :]).reshape(len(X), -1)
+    assert record["sample.entropy_joint"] == pytest.approx(entropy(products.T @ products / len(X)), rel=1e-9)
+    means = np.stack([X[labels == c].mean(axis=0) for c in range(len(counts))])
+    M = means - means.mean(axis=0)
+    scatter = (X - means[labels]).T @ (X - means[labels]) / len(X)
+    pinv = np.linalg.pinv(M.T @ M / len(M), rcond=1e-12, hermitian=True)
+    assert record["nc1.pinv"] == pytest.approx(np.trace(scatter @ pinv) / len(M), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_low_precision_features_are_computed_in_float64(dtype: torch.dtype) -> None:
+    X, labels, weights = data(60, 5, 3)
+    rounded = torch.tensor(X).to(dtype)
+    assert_close(record_of(rounded, labels, weights), record_of(rounded.double(), labels, weights), rel=1e-12)
+
+
+def test_low_rank_weights_repeated_rows_and_single_dimensions() -> None:
+    X, labels, weights = data(200, 6, 5)
+    flat = weights[:, :2] @ np.random.default_rng(3).normal(size=(2, 6))
+    assert record_of(X, labels, flat)["sample.entropy_joint"] == pytest.approx(
+        brute_force(X, labels, flat)["sample.entropy_joint"], rel=1e-9
+    )
+    repeated = record_of(np.repeat(X[:5], 4, axis=0), np.repeat(labels[:5], 4), weights)
+    assert repeated["sample.effective_rank"] <= 5 + 1e-9
+    one = record_of(np.abs(X[:, :1]), labels, np.abs(weights[:, :1]))
+    assert one["sample.entropy_features"] == pytest.approx(0, abs=1e-12)
+    assert one["sample.mir"] is None
+
+
+def test_a_single_sample() -> None:
+    record = record_of(np.ones((1, 3)), np.array([1]), np.eye(3)[:2])
+    assert record["sample.entropy_features"] == pytest.approx(0, abs=1e-12)
+    assert record["sample.mir"] is None
+    assert record["samples"] == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_is_named_with_its_row_and_nothing_is_added(bad: float) -> None:
+    X, labels, weights = data(60, 5, 3)
+    moments = Moments(3)
+    moments.update(X[:40], labels[:40])
+    before = moments.compute(weights)
+    broken = X[40:].copy()
+    broken[[3, 8], 2] = bad
+    with pytest.raises(DataError, match="2 rows hold NaN or infinity, the first is row 43"):
+        moments.update(broken, labels[40:])
+    assert moments.compute(weights) == before
+
+
+@pytest.mark.parametrize(
+    ("label", "message"), [(3, "row 17 is 3, labels must be between 0 and 2"), (-1, "row 17 is -1")]
+)
+def test_labels_out_of_range_are_named(label: int, message: str) -> None:
+    X, labels, _ = data(60, 5, 3)
+    labels[17] = label
+    with pytest.raises(DataError, match=message):
+        record_of(X, labels, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (np.ones((4, 2)), np.zeros(5, dtype=int), r"expected \(n, D\) and \(n,\)"),
+        (np.ones(4), np.zeros(4, dtype=int), r"expected \(n, D\) and \(n,\)"),
+        (np.ones((4, 2)), np.zeros(4), "expected whole numbers"),
+        (np.ones((4, 2)), np.zeros(4, dtype=bool), "expected whole numbers"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(features: np.ndarray, labels: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        record_of(features, labels)
+
+
+def test_blocks_merges_and_weights_that_do_not_fit_are_errors() -> None:
+    X, labels, weights = data(60, 5, 3)
+    moments = Moments()
+    with pytest.raises(DataError, match="no samples"):
+        moments.compute(weights)
+    moments.update(X, labels)
+    with pytest.raises(DataError, match="a block of 4 columns after blocks of 5"):
+        moments.update(X[:, :4], labels)
+    other = Moments()
+    other.update(X[:, :4], labels)
+    with pytest.raises(DataError, match="moments of 5 features cannot be merged with moments of 4"):
+        moments.merge(other)
+    other = Moments(7)
+    other.update(X, labels)
+    with pytest.raises(DataError, match="moments of None classes cannot be merged with moments of 7"):
+        moments.merge(other)
+    with pytest.raises(DataError, match="expected shape"):
+        moments.compute(weights[:, :3])
+    with pytest.raises(DataError, match="2 rows, but labels go up to 2"):
+        moments.compute(weights[:2])
+    with pytest.raises(DataError, match="classifier bias"):
+        moments.compute(weights, np.zeros(4))
+    with pytest.raises(DataError, match="classifier weights: 1 row holds NaN"):
+        moments.compute(np.where(np.arange(3)[:, None] == 1, np.nan, weights))
+
+
+def test_without_weights_what_needs_them_is_missing() -> None:
+    X, labels, weights = data(60, 5, 3)
+    record = record_of(X, labels)
+    assert record["class.entropy_means"] == pytest.approx(record_of(X, labels, weights)["class.entropy_means"])
+    for name in ("class.mir", "sample.mir", "nc3.duality", "route"):
+        assert record[name] is None
+    assert "there are no classifier weights" in record["missing"]
+
+
+def test_numpy_and_torch_say_the_same_and_an_empty_block_adds_nothing() -> None:
+    X, labels, weights = data(60, 5, 3)
+    moments = Moments(3)
+    moments.update(torch.tensor(X), torch.tensor(labels, dtype=torch.uint8))
+    moments.update(np.empty((0, 5)), np.empty(0, dtype=int))
+    assert_close(moments.compute(torch.tensor(weights)), record_of(X, labels, weights, classes=3), rel=1e-13)
+    assert moments.counts == {c: int((labels == c).sum()) for c in range(3)}
+    np.testing.assert_allclose(moments.mean, X.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(moments.class_means[1], X[labels == 1].mean(axis=0), rtol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_moments_on_cuda_agree_with_the_cpu() -> None:
+    X, labels, weights = data(300, 20, 4)
+    there = record_of(torch.tensor(X, device="cuda"), torch.tensor(labels, device="cuda"), weights)
+    assert_close(there, record_of(X, labels, weights), rel=1e-9)
