@@ -32,8 +32,8 @@ def load_data(name: str, arguments: Mapping[str, Any] | None = None) -> Labelled
     source = _source(name)
     try:
         found = source(**given)
-    except TypeError as error:
-        raise UsageError(f"data {name}: arguments {given} do not fit: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"data {name}: cannot be loaded with arguments {given}: {error}") from error
     except DataError as error:
         raise DataError(f"data {name}: {error}") from error
     return found if isinstance(found, LabelledData) else _labelled(name, found, given)
@@ -63,9 +63,10 @@ def _digits(test_fraction: float = TEST_FRACTION, split_seed: int = SPLIT_SEED) 
 
 def _npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int = SPLIT_SEED) -> dict[str, Split]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: one array, where an .npz with x and y is needed")
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: one array, where an .npz with x and y is needed")
+        with opened as arrays:
             held = {name: arrays[name] for name in arrays.files if name[:1] in "xy"}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error

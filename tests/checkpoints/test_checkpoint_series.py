@@ -1,0 +1,65 @@
+"""A series has one order everywhere, however a framework lays its checkpoints out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_probe.checkpoints import CheckpointMetadata, open_series, save_checkpoint
+from ckpt_probe.errors import DataError
+
+TENSORS = {"w": torch.zeros(2)}
+
+
+def names(path: Path) -> list[str]:
+    return [member.name for member in open_series(path)]
+
+
+def test_numbers_in_names_order_and_the_metadata_goes_first(tmp_path: Path) -> None:
+    for name in ("step-9", "step-10", "step-100", "final"):
+        save_checkpoint(tmp_path / f"{name}.safetensors", TENSORS)
+    save_checkpoint(tmp_path / "step-1.safetensors", TENSORS, CheckpointMetadata(step=50))
+    members = open_series(tmp_path)
+    assert [(m.name, m.step) for m in members] == [
+        ("step-9", 9),
+        ("step-10", 10),
+        ("step-1", 50),
+        ("step-100", 100),
+        ("final", None),
+    ]
+
+
+def test_a_run_a_folder_of_folders_and_one_file(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "step-5.safetensors", TENSORS)
+    save_checkpoint(tmp_path / "run" / "state.safetensors", TENSORS)
+    assert names(tmp_path / "run") == ["step-5"]
+    for step in (1000, 500):
+        save_checkpoint(tmp_path / "trainer" / f"checkpoint-{step}" / "model.safetensors", TENSORS)
+    assert names(tmp_path / "trainer") == ["checkpoint-500", "checkpoint-1000"]
+    save_checkpoint(tmp_path / "trainer" / "checkpoint-500" / "ema.safetensors", TENSORS)
+    assert names(tmp_path / "trainer") == ["checkpoint-500-ema", "checkpoint-500-model", "checkpoint-1000"]
+    assert names(tmp_path / "run" / "checkpoints" / "step-5.safetensors") == ["step-5"]
+
+
+def test_hidden_and_temporary_files_are_no_checkpoints(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "step-5.safetensors", TENSORS)
+    (tmp_path / ".step-6.safetensors.host-1.part").write_text("half")
+    (tmp_path / ".hidden.safetensors").write_text("half")
+    assert names(tmp_path) == ["step-5"]
+
+
+def test_where_there_is_none_it_is_said_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or directory"):
+        open_series(tmp_path / "missing")
+    with pytest.raises(DataError, match=r"no checkpoint \(looked for \*\.safetensors"):
+        open_series(tmp_path)
+    (tmp_path / "model.pt").write_text("x")
+    with pytest.raises(DataError, match="1 pickled files"):
+        open_series(tmp_path)
+
+
+def test_a_broken_member_names_itself(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "step-5.safetensors", TENSORS)
+    (tmp_path / "step-6.safetensors").write_text("text")
+    with pytest.raises(DataError, match=r"step-6\.safetensors"):
+        open_series(tmp_path)

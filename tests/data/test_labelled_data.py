@@ -1,0 +1,183 @@
+"""Labelled data by name: shapes, splits, ranges, and what is refused."""
+
+import gzip
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from ckpt_probe.data import ArraySplit, DatasetSplit, LabelledData, load_data
+from ckpt_probe.errors import DataError, UsageError
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def mnist_like(where: Path, *, zipped: bool = False, spelled: str = "-idx") -> Path:
+    generator = np.random.default_rng(0)
+    for prefix, count in (("train", 20), ("t10k", 8)):
+        images = generator.integers(0, 256, (count, 5, 4), dtype=np.uint8)
+        labels = (np.arange(count) % 3).astype(np.uint8)
+        for name, array in ((f"{prefix}-images{spelled}3-ubyte", images), (f"{prefix}-labels{spelled}1-ubyte", labels)):
+            content = idx(array)
+            path = where / (f"{name}.gz" if zipped else name)
+            path.write_bytes(gzip.compress(content) if zipped else content)
+    return where
+
+
+def test_digits_are_the_whole_data_in_fixed_splits() -> None:
+    data = load_data("digits")
+    assert (data.classes, data.input_shape, list(data.splits)) == (10, (1, 8, 8), ["train", "test"])
+    assert (len(data.split("train")), len(data.split("test"))) == (1347, 450)
+    inputs, _ = data.split("train").batch(slice(None))
+    assert inputs.dtype == torch.float32
+    assert (inputs.min(), inputs.max()) == (0, 1)
+    for split in data.splits.values():
+        share = torch.bincount(split.labels) / len(split)
+        assert share.min() > 0.09
+    again, _ = load_data("digits").split("train").batch(slice(None))
+    assert torch.equal(inputs, again)
+    other, _ = load_data("digits", {"split_seed": 1}).split("train").batch(slice(None))
+    assert not torch.equal(inputs, other)
+    everything = torch.cat([inputs, data.split("test").batch(slice(None))[0]]).flatten(1)
+    assert len(everything) == 1797
+    assert torch.equal(data.split("test").batch(torch.tensor([3, 1]))[1], data.split("test").labels[[3, 1]])
+
+
+@pytest.mark.parametrize(("zipped", "spelled"), [(False, "-idx"), (True, "-idx"), (False, ".idx")])
+def test_idx_files_plain_and_zipped(tmp_path: Path, zipped: bool, spelled: str) -> None:
+    data = load_data(f"idx:{mnist_like(tmp_path, zipped=zipped, spelled=spelled)}")
+    assert (data.classes, data.input_shape) == (3, (1, 5, 4))
+    inputs, labels = data.split("test").batch(slice(0, 2))
+    raw = np.random.default_rng(0)
+    raw.integers(0, 256, (20, 5, 4), dtype=np.uint8)
+    expected = raw.integers(0, 256, (8, 5, 4), dtype=np.uint8)[:2]
+    np.testing.assert_allclose(inputs[:, 0], expected / 255, rtol=1e-6)
+    assert labels.tolist() == [0, 1]
+
+
+def test_idx_files_that_are_broken_are_named(tmp_path: Path) -> None:
+    where = mnist_like(tmp_path)
+    path = where / "train-images-idx3-ubyte"
+    whole = path.read_bytes()
+    for content, message in (
+        (whole[:-1], "the header announces 400 bytes of data"),
+        (whole + b"x", "the file holds more"),
+        (whole[:3], "not an idx file"),
+        (b"\0\0\x0b" + whole[3:], "not an idx file"),
+        (whole[:4] + struct.pack(">3I", 2**31, 2**31, 2**31), "more than the file can hold"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"train-images-idx3-ubyte: .*{message}"):
+            load_data(f"idx:{where}")
+    path.unlink()
+    with pytest.raises(DataError, match=r"no train-images-idx3-ubyte or"):
+        load_data(f"idx:{where}")
+    (where / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b" + bytes(30))
+    with pytest.raises(DataError, match=r"cannot be read|not an idx file"):
+        load_data(f"idx:{where}")
+
+
+def test_images_and_labels_of_different_number(tmp_path: Path) -> None:
+    where = mnist_like(tmp_path)
+    (where / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(7, dtype=np.uint8)))
+    with pytest.raises(DataError, match="t10k has 8 images but 7 labels"):
+        load_data(f"idx:{where}")
+
+
+def test_npz_with_and_without_splits(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 4
+    np.savez(tmp_path / "one.npz", x=x, y=y)
+    data = load_data(f"npz:{tmp_path / 'one.npz'}", {"test_fraction": 0.5})
+    assert [len(split) for split in data.splits.values()] == [20, 20]
+    assert torch.bincount(data.split("test").labels).tolist() == [5, 5, 5, 5]
+    np.savez(tmp_path / "two.npz", x_train=x, y_train=y, x_val=x[:5], y_val=y[:5])
+    data = load_data(f"npz:{tmp_path / 'two.npz'}")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 40, "val": 5}
+    with pytest.raises(DataError, match="test_fraction"):
+        load_data(f"npz:{tmp_path / 'one.npz'}", {"test_fraction": 1.5})
+
+
+def test_npz_that_is_none(tmp_path: Path) -> None:
+    np.savez(tmp_path / "named.npz", features=np.zeros((3, 2)))
+    np.savez(tmp_path / "floats.npz", x_train=np.zeros((3, 2)), y_train=np.zeros(3))
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}, {}]), y=np.zeros(2, dtype=int))
+    np.savez(tmp_path / "uneven.npz", x_a=np.zeros((3, 2)), y_a=np.zeros(2, dtype=int))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "text.npz").write_text("text")
+    for name, message in (
+        ("named.npz", "no arrays x and y"),
+        ("floats.npz", "labels must be whole numbers"),
+        ("pickled.npz", "not an .npz file of plain arrays"),
+        ("uneven.npz", r"expected \(N, …\) and \(N,\)"),
+        ("array.npy", "one array"),
+        ("text.npz", "not an .npz file"),
+        ("missing.npz", "no such file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_data(f"npz:{tmp_path / name}")
+
+
+PLUGIN = """
+import numpy as np, torch
+from torch.utils.data import TensorDataset
+def arrays(count=6):
+    return {"train": (np.zeros((count, 2)), np.arange(count) % 2), "test": (np.zeros((2, 2)), [0, 1])}
+def dataset():
+    return {"train": TensorDataset(torch.arange(12.0).reshape(6, 2), torch.arange(6) % 3)}
+def empty():
+    return {"train": (np.zeros((0, 2)), np.zeros(0, dtype=int))}
+def negative():
+    return {"train": (np.zeros((2, 2)), [0, -1])}
+def wrong():
+    return [1, 2]
+def odd():
+    return {"train": 7}
+"""
+
+
+def test_anybodys_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_data_for_tests.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    data = load_data("my_data_for_tests:arrays", {"count": 8})
+    assert (len(data.split("train")), data.classes, data.arguments) == (8, 2, {"count": 8})
+    data = load_data("my_data_for_tests:dataset")
+    inputs, labels = data.split("train").batch(torch.tensor([4, 0]))
+    assert inputs.tolist() == [[8, 9], [0, 1]]
+    assert labels.tolist() == [1, 0]
+    assert data.split("train").labels.tolist() == [0, 1, 2, 0, 1, 2]
+    for function, message in (
+        ("empty", "split 'train' has no sample"),
+        ("negative", "a label is -1"),
+        ("wrong", "expected a mapping of splits, found list"),
+        ("odd", "split 'train' is neither"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_data(f"my_data_for_tests:{function}")
+    with pytest.raises(UsageError, match="cannot be loaded with arguments"):
+        load_data("my_data_for_tests:arrays", {"size": 8})
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(UsageError, match=r"no data called 'mnist'; there are: digits, idx:DIR, npz:FILE"):
+        load_data("mnist")
+    with pytest.raises(UsageError, match="cannot be loaded with arguments"):
+        load_data("digits", {"fraction": 0.5})
+    with pytest.raises(DataError, match="no split 'validation'; there are: train, test"):
+        load_data("digits").split("validation")
+
+
+def test_kinds_of_inputs() -> None:
+    whole = ArraySplit(np.arange(6).reshape(3, 2), np.zeros(3, dtype=int))
+    assert whole.batch(slice(0, 1))[0].dtype == torch.int64
+    half = ArraySplit(torch.zeros(3, 2, dtype=torch.float16), torch.zeros(3))
+    assert half.batch(slice(0, 1))[0].dtype == torch.float32
+    split = DatasetSplit(TensorDataset(torch.zeros(5, 2), torch.arange(5)))
+    assert len(split.batch(slice(1, 3))[0]) == 2
+    assert LabelledData("mine", {"test": split}, 5, (2,)).split("test") is split

@@ -1,0 +1,277 @@
+"""Dumps: written whole, read by us, by plain h5py and by xarray; anybody else's read just the same."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import xarray
+
+from ckpt_probe.dumps import DumpWriter, Provenance, open_dump, open_dump_series, read_provenance
+from ckpt_probe.errors import DataError, UsageError
+
+
+def provenance(**changes: object) -> Provenance:
+    values = {
+        "checkpoint": "step-000007",
+        "checkpoint_size": 123,
+        "checkpoint_sha256": "ab" * 32,
+        "step": 7,
+        "epoch": 0.5,
+        "model": "mlp",
+        "model_arguments": {"hidden": [4]},
+        "data": "digits",
+        "data_arguments": {},
+        "classifier": "3",
+        "forward_dtype": "float32",
+        "feature_dtype": "float32",
+        "splits": ("train", "test"),
+        "limit": None,
+        "logits": True,
+        "device": "cpu",
+        "versions": {"torch": "2"},
+    }
+    return Provenance(**(values | changes))
+
+
+def arrays(samples: int = 11) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return (
+        generator.normal(size=(samples, 5)).astype(np.float32),
+        generator.integers(0, 3, samples),
+        generator.normal(size=(samples, 3)).astype(np.float32),
+    )
+
+
+WEIGHTS, BIAS = np.arange(15.0).reshape(3, 5), np.array([0.5, 0, 1])
+
+
+def write(path: Path, origin: Provenance | None = None, **options) -> Path:
+    features, labels, logits = arrays()
+    with DumpWriter(path, origin, classes=3, features=5, **options) as writer:
+        writer.write_classifier(WEIGHTS, BIAS)
+        writer.start_split("test", 11)
+        writer.append("test", features[:6], labels[:6], logits[:6])
+        writer.append("test", torch.tensor(features[6:]), torch.tensor(labels[6:]), torch.tensor(logits[6:]))
+        writer.start_split("train", logits=False)
+        for start in range(0, 11, 4):
+            writer.append("train", features[start : start + 4], labels[start : start + 4])
+    return path
+
+
+def foreign(path: Path, **changes: object) -> Path:
+    features, labels, _ = arrays()
+    held = {"test/features": features, "test/labels": labels, "classifier/weights": WEIGHTS} | changes
+    with h5py.File(path, "w") as file:
+        for name, value in held.items():
+            if value is not None:
+                file[name] = value
+    return path
+
+
+def test_a_dump_returns_what_was_put_in(tmp_path: Path) -> None:
+    features, labels, logits = arrays()
+    path = write(tmp_path / "step-000007.h5", provenance())
+    with open_dump(path) as dump:
+        assert dump.splits == ["train", "test"]
+        assert (dump.name, dump.step) == ("step-000007", 7)
+        assert dump.provenance == provenance()
+        np.testing.assert_array_equal(dump.weights, WEIGHTS)
+        np.testing.assert_array_equal(dump.bias, BIAS)
+        view = dump["test"]
+        assert (view.samples, view.dimension) == (11, 5)
+        np.testing.assert_array_equal(view.features[:100], features)
+        blocks = list(view.blocks(4))
+        assert [len(block[1]) for block in blocks] == [4, 4, 3]
+        np.testing.assert_array_equal(np.concatenate([block[2] for block in blocks]), logits)
+        assert dump["train"].logits is None
+        np.testing.assert_array_equal(dump["train"].labels[:], labels)
+        with pytest.raises(DataError, match="no split 'validation'; there are: train, test"):
+            dump["validation"]
+    assert read_provenance(path) == provenance()
+
+
+def test_plain_h5py_reads_the_documented_names(tmp_path: Path) -> None:
+    features, labels, _ = arrays()
+    with h5py.File(write(tmp_path / "a.h5", provenance()), "r") as file:
+        assert file.attrs["format"] == "ckpt-probe-dump"
+        assert file.attrs["format_version"] == 1
+        assert bool(file.attrs["complete"])
+        np.testing.assert_array_equal(file["test/features"][:], features)
+        np.testing.assert_array_equal(file["train/labels"][:], labels)
+        np.testing.assert_array_equal(file["classifier/weights"][:], WEIGHTS)
+        assert file["test/features"].dims[0].keys() == ["sample"]
+        assert file["train/sample"].shape == (11,)
+
+
+def test_xarray_reads_it_with_named_dimensions(tmp_path: Path) -> None:
+    features, _, _ = arrays()
+    path = write(tmp_path / "a.h5", provenance())
+    with xarray.open_dataset(path, group="test", engine="h5netcdf") as data:
+        assert data["features"].dims == ("sample", "feature")
+        assert data["logits"].dims == ("sample", "class")
+        np.testing.assert_array_equal(data["features"].values, features)
+        assert data["sample"].values.tolist() == list(range(11))
+    with xarray.open_dataset(path, group="classifier", engine="h5netcdf") as data:
+        assert data["weights"].dims == ("class", "feature")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_features_are_stored_in_the_precision_asked_for(tmp_path: Path, dtype: str) -> None:
+    with open_dump(write(tmp_path / "a.h5", feature_dtype=dtype)) as dump:
+        assert dump["test"].features.dtype == np.dtype(dtype)
+    with pytest.raises(DataError, match="not as int8"):
+        write(tmp_path / "b.h5", feature_dtype="int8")
+
+
+def test_bfloat16_is_stored_exactly(tmp_path: Path) -> None:
+    features = torch.randn(4, 2).bfloat16()
+    with DumpWriter(tmp_path / "a.h5", None, classes=2, features=2) as writer:
+        writer.start_split("test", 4, logits=False)
+        writer.append("test", features, torch.zeros(4, dtype=torch.long))
+    with open_dump(tmp_path / "a.h5") as dump:
+        np.testing.assert_array_equal(dump["test"].features[:], features.float().numpy())
+
+
+def test_too_few_or_too_many_rows_leave_no_file(tmp_path: Path) -> None:
+    def fill(rows: int) -> None:
+        with DumpWriter(tmp_path / "a.h5", None, classes=2, features=2) as writer:
+            writer.start_split("test", 4, logits=False)
+            writer.append("test", np.zeros((rows, 2)), np.zeros(rows, dtype=int))
+
+    with pytest.raises(DataError, match="split test got 3 rows, 4 were announced"):
+        fill(3)
+    with pytest.raises(DataError, match="more rows than the 4 announced"):
+        fill(5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_dump_is_kept_unless_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        write(path)
+    assert path.read_bytes() == before
+    write(path, provenance(), overwrite=True)
+    assert read_provenance(path) is not None
+
+
+def test_anybodys_file_is_a_dump_with_its_step_in_its_name(tmp_path: Path) -> None:
+    with open_dump(foreign(tmp_path / "epoch-3-step-40.h5")) as dump:
+        assert dump.step == 40
+        assert dump.provenance is None
+        assert dump.splits == ["test"]
+    assert read_provenance(tmp_path / "epoch-3-step-40.h5") is None
+    with h5py.File(tmp_path / "epoch-3-step-40.h5", "a") as file:
+        file.attrs["step"] = 99
+    assert [member.step for member in open_dump_series(tmp_path)] == [99]
+
+
+def test_ours_without_the_mark_is_an_interrupted_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", provenance())
+    with h5py.File(path, "a") as file:
+        del file.attrs["complete"]
+    for opener in (open_dump_series, read_provenance):
+        with pytest.raises(DataError, match=r"a\.h5: interrupted while it was written"):
+            opener(path)
+    with pytest.raises(DataError, match="interrupted"), open_dump(path):
+        pass
+
+
+def test_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        file.attrs["format_version"] = 2
+    with pytest.raises(DataError, match="dump format 2, this version of ckpt-probe reads up to 1"), open_dump(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test/labels": None}, "features without labels"),
+        ({"test/labels": np.zeros(10, dtype=int)}, "11 rows of features but 10 labels"),
+        ({"test/labels": np.zeros(11)}, "labels: expected .* whole numbers"),
+        ({"test/features": np.zeros((11, 5), dtype=int)}, "features: expected .* floating"),
+        ({"test/features": np.zeros(11)}, "features: expected"),
+        ({"test/features": None}, "no split"),
+        ({"test/logits": np.zeros((9, 3))}, "11 rows of features but logits"),
+        ({"test/logits": np.zeros((11, 4))}, "logits of 4 classes but 3 classifier rows"),
+        ({"classifier/weights": np.zeros((3, 6))}, "features of 5 columns but classifier weights of 6"),
+        ({"classifier/weights": np.zeros(3)}, "classifier/weights: expected 2 dimensions"),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_named(tmp_path: Path, changes: dict, message: str) -> None:
+    path = foreign(tmp_path / "a.h5", **changes)
+    with pytest.raises(DataError, match=rf"a\.h5.*{message}"), open_dump(path):
+        pass
+
+
+def test_what_is_no_hdf5_file(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.h5").write_text("text")
+    for name in ("cut", "text"):
+        with (
+            pytest.raises(DataError, match=rf"{name}\.h5: not an HDF5 file, or a truncated one"),
+            open_dump(tmp_path / f"{name}.h5"),
+        ):
+            pass
+    with pytest.raises(DataError, match="no such file"), open_dump(tmp_path / "missing.h5"):
+        pass
+    with pytest.raises(DataError, match="a directory, where one dump is needed"), open_dump(tmp_path):
+        pass
+
+
+def test_a_series_is_in_order_and_an_empty_directory_an_error(tmp_path: Path) -> None:
+    for name in ("step-10", "step-9", "last"):
+        foreign(tmp_path / f"{name}.h5")
+    assert [member.name for member in open_dump_series(tmp_path)] == ["step-9", "step-10", "last"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no dump \(looked for"):
+        open_dump_series(tmp_path / "empty")
+    with pytest.raises(DataError, match="no such file or directory"):
+        open_dump_series(tmp_path / "missing")
+
+
+def test_broken_provenance_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", provenance())
+    with h5py.File(path, "a") as file:
+        file.attrs["model_arguments"] = "{"
+    with pytest.raises(DataError, match=r"a\.h5: provenance cannot be read"):
+        read_provenance(path)
+
+
+def test_differences_name_each_field() -> None:
+    assert provenance().differences(provenance(device="cuda", versions={})) == []
+    assert provenance(limit=5).differences(provenance(model="cnn")) == ["model 'mlp' / 'cnn'", "limit 5 / None"]
+
+
+KILLED = """
+import sys, time
+import numpy as np
+from ckpt_probe.dumps import DumpWriter
+with DumpWriter(sys.argv[1], None, classes=3, features=5, overwrite=True) as writer:
+    writer.start_split("test", 11, logits=False)
+    writer.append("test", np.zeros((6, 5)), np.zeros(6, dtype=int))
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_kill_9_while_writing_leaves_the_old_dump(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", provenance())
+    before = path.read_bytes()
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"writing\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert path.read_bytes() == before
+    assert [member.name for member in open_dump_series(tmp_path)] == ["a"]
+    write(path, provenance(), overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]

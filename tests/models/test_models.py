@@ -1,0 +1,175 @@
+"""Models by name, the classifier found by running, weights that fit or are explained."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.models import build_model, choose_device, find_classifier, load_weights, logits_of, model_arguments
+
+SHAPE = {"input_shape": (1, 8, 8), "classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "classifier"),
+    [
+        ("mlp", {"hidden": [5], "dropout": 0.2}, "4"),
+        ("mlp", {"hidden": []}, "1"),
+        ("cnn", {"channels": [4], "hidden": 6}, "6"),
+        ("resnet", {"blocks": [1, 1], "width": 4}, "7"),
+    ],
+)
+def test_builtin_models_and_the_layer_that_gives_their_output(name: str, arguments: dict, classifier: str) -> None:
+    complete = model_arguments(name, arguments, **SHAPE)
+    torch.manual_seed(0)
+    model = build_model(name, complete)
+    inputs = torch.randn(3, 1, 8, 8)
+    assert model.eval()(inputs).shape == (3, 10)
+    found = find_classifier(model, inputs)
+    assert found == classifier
+    layer = model.get_submodule(found)
+    assert isinstance(layer, nn.Linear)
+    assert layer.out_features == 10
+    torch.manual_seed(0)
+    again = build_model(name, arguments, **SHAPE)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_modular_mlp_embeds_both_operands_alike() -> None:
+    model = build_model("modular_mlp", {"modulus": 7, "embedding": 4, "hidden": 6}).eval()
+    pairs = torch.tensor([[1, 5], [5, 1], [0, 6]])
+    logits = model(pairs)
+    assert logits.shape == (3, 7)
+    torch.testing.assert_close(logits[0], logits[1])
+    assert find_classifier(model, pairs) == "classifier"
+
+
+def test_finding_leaves_the_mode_of_the_model_as_it_was() -> None:
+    model = build_model("resnet", {}, **SHAPE)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    find_classifier(model, torch.randn(3, 1, 8, 8))
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Odd(nn.Module):
+    """What names would get wrong: the head is defined first and called something else."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.zeta = nn.Linear(4, 3)
+        self.fc = nn.Linear(6, 4)
+        self.kind = kind
+
+    def forward(self, x: Tensor):
+        logits = self.zeta(torch.relu(self.fc(x)))
+        return {
+            "dict": {"logits": logits},
+            "tuple": (logits, None),
+            "softmax": logits.softmax(1),
+            "squeeze": logits[:, None].squeeze(1),
+            "text": "logits",
+            "object": type("Output", (), {"logits": logits})(),
+        }[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "squeeze", "object"])
+def test_the_head_is_found_whatever_it_is_called_and_wrapped_in(kind: str) -> None:
+    assert find_classifier(Odd(kind), torch.randn(2, 6)) == "zeta"
+
+
+def test_no_head_lists_candidates_and_an_override_is_checked() -> None:
+    model, inputs = Odd("softmax"), torch.randn(2, 6)
+    with pytest.raises(DataError, match=r"candidates and their outputs: zeta \(2, 3\), fc \(2, 4\).*--classifier"):
+        find_classifier(model, inputs)
+    assert find_classifier(model, inputs, "zeta") == "zeta"
+    with pytest.raises(UsageError, match="--classifier head: no linear layer of that name; there are: zeta, fc"):
+        find_classifier(model, inputs, "head")
+    with pytest.raises(DataError, match=r"no torch\.nn\.Linear"):
+        find_classifier(nn.ReLU(), inputs)
+    with pytest.raises(DataError, match="holds no logits"):
+        logits_of(Odd("text")(inputs))
+
+
+def test_several_heads_are_an_error() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.first(x)
+            self.second(x)
+            return out
+
+    model = Several()
+    assert find_classifier(model, torch.randn(2, 4)) == "first"
+
+    shared = torch.zeros(2, 3)
+
+    def same_storage(_module: nn.Module, _inputs: tuple, _output: Tensor) -> Tensor:
+        return shared
+
+    model.first.register_forward_hook(same_storage)
+    model.second.register_forward_hook(same_storage)
+    with pytest.raises(DataError, match="several layers give the model's output: first, second"):
+        find_classifier(model, torch.randn(2, 4))
+
+
+def test_weights_fit_with_a_wrappers_prefix_and_misfits_are_listed() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    state = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    for prefix in ("", "module.", "_orig_mod.", "model."):
+        load_weights(model, {f"{prefix}{name}": tensor for name, tensor in state.items()}, source="x")
+        assert torch.equal(model[0].weight, state["0.weight"])
+    broken = {
+        "0.weight": torch.zeros(2, 4),
+        "0.bias": state["0.bias"],
+        "1.weight": state["1.weight"],
+        "head": state["1.bias"],
+    }
+    with pytest.raises(DataError) as error:
+        load_weights(model, broken, source="file.safetensors")
+    told = str(error.value)
+    assert told.startswith("file.safetensors: the model does not fit the checkpoint; ")
+    for part in ("1 missing: 1.bias", "1 unexpected: head", "1 other shape: 0.weight (2, 4) for (2, 3)"):
+        assert part in told
+    assert torch.equal(model[0].weight, state["0.weight"])
+
+
+def test_long_lists_are_cut() -> None:
+    model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(10)])
+    with pytest.raises(DataError, match=r"20 missing: .* and 12 more"):
+        load_weights(model, {}, source="x")
+
+
+def test_anybodys_function_and_what_it_may_not_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = "def net(classes, width=2):\n    return nn.Linear(width, classes)\n"
+    source = f"from torch import nn\n{net}def wrong():\n    return 7\n"
+    (tmp_path / "my_models_for_tests.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    assert build_model("my_models_for_tests:net", {"width": 5}, **SHAPE).weight.shape == (10, 5)
+    with pytest.raises(UsageError, match="returned int"):
+        build_model("my_models_for_tests:wrong")
+    with pytest.raises(UsageError, match="cannot be built from"):
+        build_model("my_models_for_tests:net", {"depth": 5}, **SHAPE)
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(UsageError, match=r"no model called 'vgg'; there are: mlp, cnn, resnet, modular_mlp"):
+        build_model("vgg")
+    with pytest.raises(UsageError, match="activation: one of relu, gelu, tanh"):
+        build_model("mlp", {"activation": "swish"}, **SHAPE)
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in {"cpu", "cuda", "mps"}
+    for name in ("gpu", "meta", "cuda:99"):
+        with pytest.raises(UsageError, match=f"--device {name}"):
+            choose_device(name)

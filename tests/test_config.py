@@ -1,0 +1,90 @@
+"""A configuration is refused whole, every fault named with its line, before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.config import load_config
+from ckpt_probe.errors import UsageError
+
+GOOD = """\
+seed = 1
+[data]
+name = "digits"
+[model]
+name = "mlp"
+[training]
+epochs = 2
+"""
+SAMPLES = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.toml"))
+
+
+def fault(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_config(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_every_sample_is_valid(path: Path) -> None:
+    assert load_config(path).checkpoints is not None
+
+
+def test_defaults_and_the_seed_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(GOOD)
+    config = load_config(path)
+    assert (config.seed, config.optimizer.name, config.training.batch_size) == (1, "sgd", 64)
+    assert load_config(path, seed=9).seed == 9
+
+
+def test_all_faults_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
+    text = (
+        GOOD.replace("epochs = 2", "epochs = -2\nbatchsize = 3") + "[optimizer]\nname = 'adam'\nlearning_rate = 'x'\n"
+    )
+    told = fault(tmp_path, text)
+    assert "4 problems" in told
+    assert "line 7, training.epochs" in told
+    assert "line 8, training.batchsize: unknown key (did you mean batch_size?)" in told
+    assert "line 10, optimizer.name" in told
+    assert "line 11, optimizer.learning_rate" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("epochs = 2", ""), "give exactly one of epochs and steps"),
+        (("epochs = 2", "epochs = 2\nsteps = 4"), "give exactly one of epochs and steps"),
+        (("epochs = 2", "steps = 2.5"), "training.steps"),
+        (("epochs = 2", "epochs = inf"), "training.epochs"),
+        (("epochs = 2", "epochs = 2\nbatch_size = 0"), "batch_size must be at least 1"),
+        (("epochs = 2", 'epochs = 2\nbatch_size = "all"'), "training.batch_size"),
+        (("seed = 1", "seed = -1"), "line 1, seed"),
+        (("seed = 1", "sead = 1"), "did you mean seed"),
+        (('[data]\nname = "digits"', ""), "data: missing"),
+        (("epochs = 2", 'epochs = 2\n[optimizer]\nname = "adamw"\nmomentum = 0.9'), "momentum: not a setting of adamw"),
+        (("epochs = 2", "epochs = 2\n[optimizer]\nbetas = [0.9, 0.99]"), "betas: not a setting of sgd"),
+        (("epochs = 2", 'epochs = 2\n[optimizer]\nname = "adamw"\nbetas = [0.9]'), "betas must be two numbers"),
+        (("epochs = 2", "epochs = 2\n[optimizer]\nnesterov = true\nmomentum = 0.0"), "nesterov needs momentum"),
+        (("epochs = 2", "epochs = 2\n[schedule]\nfactor = 0.5"), "factor: not a setting of the schedule cosine"),
+        (("epochs = 2", 'epochs = 2\n[schedule]\nname = "step"\nmilestones = [2.0]'), "milestones are fractions"),
+        (("epochs = 2", "epochs = 2\n[checkpoints]\nper_epoch = 1\nlog_spaced = 4"), "give one schedule"),
+        (("epochs = 2", "epochs = 2\n[checkpoints]\nsteps = [-1]"), "steps must not be negative"),
+        (("epochs = 2", "epochs = 2\n[loss]\nlabel_smoothing = 1.0"), "loss.label_smoothing"),
+        (("epochs = 2", "epochs = 2\n[start]\nkeep_step = true"), "start.from: missing"),
+    ],
+)
+def test_impossible_values(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert message in fault(tmp_path, GOOD.replace(*change))
+
+
+def test_what_is_no_toml_or_no_file(tmp_path: Path) -> None:
+    assert "not valid TOML" in fault(tmp_path, "seed = ")
+    with pytest.raises(UsageError, match=r"missing\.toml: cannot be read: No such file"):
+        load_config(tmp_path / "missing.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not a text file"):
+        load_config(tmp_path / "binary.toml")

@@ -1,0 +1,93 @@
+"""Replacing files: whole or untouched, whatever happens."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import replacing, write_text
+
+
+def test_a_file_appears_whole_and_no_temporary_stays(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.txt"
+    write_text(target, "gräm")
+    assert target.read_text(encoding="utf-8") == "gräm"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_existing_file_is_refused_unless_asked(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with pytest.raises(UsageError, match=r"a\.txt: exists already; pass --overwrite"):
+        write_text(target, "new")
+    assert target.read_text() == "old"
+    write_text(target, "new", overwrite=True)
+    assert target.read_text() == "new"
+
+
+def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="exists already"):
+        write_text(tmp_path / "link", "x")
+
+
+def test_an_error_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+
+    def break_off() -> None:
+        with replacing(target, overwrite=True) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        break_off()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_where_nothing_can_be_written_one_clear_error_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"below: cannot be written"):
+        write_text(tmp_path / "file" / "below", "x")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from ckpt_probe.files import replacing
+with replacing(Path(sys.argv[1]), overwrite=True) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_kill_9_leaves_the_old_file_and_the_next_writer_clears_up(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert target.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    write_text(target, "new", overwrite=True)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_temporary_file_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    write_text(target, "mine")
+    assert len(list(tmp_path.glob(".*.part"))) == 1
+    process.kill()
+    process.wait()
+    process.stdout.close()
