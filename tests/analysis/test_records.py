@@ -1,0 +1,141 @@
+"""Records: every documented name, streamed or whole the same, second passes, other people's metrics."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ckpt_probe.analysis import ENTRIES, analyze_blocks, analyze_features, in_order
+from ckpt_probe.errors import DataError
+
+DOCUMENTED = {
+    "class.mir", "class.hdr", "class.entropy_means", "class.entropy_weights", "class.mutual_information",
+    "sample.mir", "sample.hdr", "sample.entropy_features", "sample.entropy_weights", "sample.entropy_joint",
+    "sample.mutual_information", "sample.effective_rank", "sample.mir_stderr", "within.entropy_mean",
+    "within.entropy_max", "nc1.pinv", "nc1.cdnv", "nc2.equinorm_means", "nc2.equinorm_weights",
+    "nc2.equiangular_means", "nc2.equiangular_weights", "nc2.etf", "nc3.duality", "nc4.disagreement", "accuracy",
+    "loss", "centred.mir", "centred.hdr", "reference.mir", "reference.hdr", "reference.entropy", "samples",
+    "features", "classes", "samples_left_out", "classes_left_out", "route", "missing",
+}  # fmt: skip
+
+
+def data(samples: int = 90) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    labels = np.arange(samples) % 4
+    weights = generator.normal(size=(4, 6))
+    return weights[labels] + generator.normal(size=(samples, 6)), labels, weights, generator.normal(size=4)
+
+
+def test_a_record_has_every_documented_name_and_every_entry() -> None:
+    features, labels, weights, bias = data()
+    record = analyze_features(features, labels, weights, bias, centred=True)
+    assert set(record) == DOCUMENTED
+    assert {entry.name for entry in ENTRIES} <= set(record)
+    assert record["missing"] is None
+    assert list(record) == list(in_order(dict(reversed(record.items()))))
+    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
+    assert len({entry.label for entry in ENTRIES}) == len(ENTRIES)
+    assert len({entry.priority for entry in ENTRIES}) == len(ENTRIES)
+
+
+def test_accuracy_loss_and_nc4_from_weights_and_bias() -> None:
+    features, labels, weights, bias = data()
+    record = analyze_features(features, labels, weights, bias)
+    logits = features @ weights.T + bias
+    assert record["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert record["loss"] == pytest.approx(F.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item())
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(4)])
+    nearest = ((features[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    assert record["nc4.disagreement"] == pytest.approx((nearest != logits.argmax(1)).mean())
+
+
+def test_stored_logits_go_before_those_of_the_weights() -> None:
+    features, labels, weights, _ = data()
+    logits = np.eye(4)[labels] * 50
+    record = analyze_features(features, labels, weights, logits=logits)
+    assert record["accuracy"] == 1
+    assert record["loss"] == pytest.approx(0, abs=1e-12)
+    without = analyze_features(features, labels, logits=logits)
+    assert without["accuracy"] == 1
+    assert without["class.mir"] is None
+
+
+def test_without_weights_and_logits_the_reason_is_told() -> None:
+    features, labels, _, _ = data()
+    record = analyze_features(features, labels)
+    assert record["accuracy"] is None
+    assert record["nc4.disagreement"] is None
+    assert "neither logits nor classifier weights" in record["missing"]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_blocks_of_any_size_give_the_same_record(rows: int) -> None:
+    features, labels, weights, bias = data()
+    whole = analyze_features(features, labels, weights, bias, centred=True)
+
+    def blocks():
+        for start in range(0, len(labels), rows):
+            yield features[start : start + rows], labels[start : start + rows], None
+
+    record = analyze_blocks(blocks, weights, bias, centred=True)
+    for name, value in whole.items():
+        expected = pytest.approx(value, rel=1e-10, abs=1e-13) if isinstance(value, float) else value
+        assert record[name] == expected, name
+
+
+def test_centred_is_the_record_of_centred_features() -> None:
+    features, labels, weights, _ = data()
+    record = analyze_features(features + 3, labels, weights, centred=True)
+    moved = analyze_features(features - features.mean(axis=0), labels, weights)
+    assert record["centred.mir"] == pytest.approx(moved["sample.mir"], rel=1e-10)
+    assert record["centred.hdr"] == pytest.approx(moved["sample.hdr"], rel=1e-10)
+    assert record["sample.mir"] != pytest.approx(moved["sample.mir"], rel=1e-3)
+    assert "centred.mir" not in analyze_features(features, labels, weights)
+
+
+def test_two_passes_over_data_that_changes_are_an_error() -> None:
+    features, labels, weights, _ = data()
+    passes = iter([90, 60])
+
+    def blocks():
+        count = next(passes)
+        yield features[:count], labels[:count], None
+
+    with pytest.raises(DataError, match="90 rows at first, then 60"):
+        analyze_blocks(blocks, weights)
+
+
+def test_lengths_that_differ() -> None:
+    features, labels, weights, _ = data()
+    with pytest.raises(DataError, match="90 rows of features but 89 labels"):
+        analyze_features(features, labels[:-1], weights)
+    with pytest.raises(DataError, match="90 rows of features but 3 of logits"):
+        analyze_features(features, labels, weights, logits=np.zeros((3, 4)))
+
+
+def test_an_infinite_loss_is_missing_not_infinite() -> None:
+    features, labels, weights, _ = data()
+    logits = np.where(np.eye(4, dtype=bool)[labels], -math.inf, 0.0)
+    record = analyze_features(features, labels, weights, logits=logits)
+    assert record["loss"] is None
+    assert record["accuracy"] == 0
+
+
+def test_metrics_that_others_register_join_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "othermetrics-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: othermetrics\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ckpt_probe.metrics]\nmine = other_metrics_module:sizes\n")
+    source = (
+        "def sizes(moments, weights, bias):\n    return {'samples': float(moments.samples), 'rows': len(weights)}\n"
+    )
+    (tmp_path / "other_metrics_module.py").write_text(source)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    features, labels, weights, _ = data()
+    record = analyze_features(features, labels, weights)
+    assert (record["mine.samples"], record["mine.rows"]) == (90.0, 4)
+    assert list(record)[-1] == "missing"

@@ -1,0 +1,68 @@
+"""Dumps, ours or anybody's, become records in the order of their steps; what is wrong names file, split and row."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ckpt_probe.analysis import analyze_dump, analyze_features, analyze_series
+from ckpt_probe.errors import DataError
+
+RNG = np.random.default_rng(0)
+LABELS = np.arange(60) % 3
+WEIGHTS = RNG.normal(size=(3, 5))
+FEATURES = WEIGHTS[LABELS] + RNG.normal(size=(60, 5))
+
+
+def dump(path: Path, **changes: np.ndarray | None) -> Path:
+    held = {"test/features": FEATURES, "test/labels": LABELS, "classifier/weights": WEIGHTS} | changes
+    with h5py.File(path, "w") as file:
+        for name, value in held.items():
+            if value is not None:
+                file[name] = value
+    return path
+
+
+def test_a_dump_made_by_hand_gives_the_record_of_its_arrays(tmp_path: Path) -> None:
+    [record] = analyze_dump(dump(tmp_path / "run-step-12.h5"))
+    assert (record["checkpoint"], record["step"], record["split"]) == ("run-step-12", 12, "test")
+    expected = analyze_features(FEATURES, LABELS, WEIGHTS)
+    for name, value in expected.items():
+        assert record[name] == (pytest.approx(value, rel=1e-10, abs=1e-13) if isinstance(value, float) else value)
+
+
+def test_a_series_in_order_and_chosen_splits(tmp_path: Path) -> None:
+    for step in (10, 9, 100):
+        dump(tmp_path / f"step-{step}.h5", **{"train/features": FEATURES[:30], "train/labels": LABELS[:30]})
+    places = [(r["step"], r["split"]) for r in analyze_series(tmp_path)]
+    assert places == [(step, split) for step in (9, 10, 100) for split in ("train", "test")]
+    assert [r["split"] for r in analyze_series(tmp_path, splits=["test"])] == ["test"] * 3
+    with pytest.raises(DataError, match="no split 'validation'"):
+        list(analyze_series(tmp_path, splits=["validation"]))
+
+
+def test_features_alone_are_enough_for_what_needs_no_weights(tmp_path: Path) -> None:
+    [record] = analyze_dump(dump(tmp_path / "a.h5", **{"classifier/weights": None}))
+    assert record["nc1.pinv"] is not None
+    assert record["class.mir"] is None
+    assert record["step"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test/features": np.where(np.arange(60)[:, None] == 7, np.nan, FEATURES)}, r"test: features: 1 row .* row 7"),
+        ({"test/labels": np.where(np.arange(60) == 9, 5, LABELS)}, "test: labels: row 9 is 5"),
+        ({"test/labels": np.where(np.arange(60) == 9, -2, LABELS)}, "test: labels: row 9 is -2"),
+        ({"test/labels": LABELS[:-1]}, "60 rows of features but 59 labels"),
+        ({"test/features": FEATURES[:0], "test/labels": LABELS[:0]}, "no samples"),
+        ({"test/features": FEATURES * 0}, "60 of 60 rows have zero length"),
+        ({"classifier/weights": WEIGHTS * np.nan}, "classifier weights: 3 rows hold NaN"),
+        ({"classifier/weights": WEIGHTS[:1]}, "at least two classes"),
+    ],
+)
+def test_bad_dumps_name_file_split_and_row(tmp_path: Path, changes: dict, message: str) -> None:
+    path = dump(tmp_path / "bad.h5", **changes)
+    with pytest.raises(DataError, match=rf"bad\.h5.*{message}"):
+        analyze_dump(path)

@@ -1,0 +1,184 @@
+"""A path evaluated: its ends are what extract and analyze say, batch norm, resume, refusal."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ckpt_probe.analysis import analyze_series
+from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.data import load_data
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import extract_series
+from ckpt_probe.models import build_model
+from ckpt_probe.paths import evaluate_path
+from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
+from ckpt_probe.paths.linear import linear
+from ckpt_probe.training import train
+
+HERE = {"device": "cpu"}
+
+
+def trained(where: Path, model: dict, steps: int) -> Path:
+    settings = {
+        "data": {"name": "digits"},
+        "model": model,
+        "training": {"steps": steps},
+        "checkpoints": {"steps": [10]},
+    }
+    train(TrainingConfig.model_validate(settings), where, device="cpu")
+    return where / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("mlp"), {"name": "mlp", "arguments": {"hidden": [16]}}, 60)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("resnet"), {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}, 20)
+
+
+def ends(run: Path) -> tuple[Path, Path]:
+    files = sorted(run.glob("*.safetensors"))
+    return files[1], files[-1]
+
+
+def test_the_ends_are_what_extract_and_analyze_say(mlp: Path, tmp_path: Path) -> None:
+    result = evaluate_path(*ends(mlp), tmp_path / "path", points=3, **HERE)
+    extract_series(mlp, tmp_path / "dumps", **HERE)
+    analyzed = {(r["step"], r["split"]): r for r in analyze_series(tmp_path / "dumps")}
+    compared = 0
+    for point in result.points:
+        if point["alpha"] == 0.5:
+            continue
+        expected = analyzed[(10 if point["alpha"] == 0 else 60, point["split"])]
+        for name, value in expected.items():
+            if isinstance(value, float):
+                assert point[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+                compared += 1
+    assert compared > 4 * 20
+
+
+def test_the_middle_is_the_model_with_interpolated_weights(mlp: Path, tmp_path: Path) -> None:
+    result = evaluate_path(*ends(mlp), tmp_path / "path", points=3, splits=["test"], **HERE)
+    states = []
+    for end in ends(mlp):
+        with open_checkpoint(end) as checkpoint:
+            states.append(checkpoint.state_dict())
+    model = build_model("mlp", {"hidden": [16]}, input_shape=(1, 8, 8), classes=10)
+    model.load_state_dict(linear(*states, 0.5))
+    inputs, labels = load_data("digits").split("test").batch(slice(None))
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(model(inputs).double(), labels).item()
+    middle = next(p for p in result.points if p["alpha"] == 0.5)
+    assert middle["loss"] == pytest.approx(loss, rel=1e-6)
+    [summary] = result.summary
+    losses = [p["loss"] for p in result.points]
+    assert summary["barrier.loss"] == pytest.approx(max(0, losses[1] - (losses[0] + losses[2]) / 2), abs=1e-12)
+
+
+def test_files_hold_the_records_and_a_finished_path_is_kept(mlp: Path, tmp_path: Path) -> None:
+    out = tmp_path / "path"
+    result = evaluate_path(*ends(mlp), out, points=3, **HERE)
+    assert [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()] == result.points
+    told = json.loads((out / "path.json").read_text())
+    assert told["summary"] == result.summary
+    assert (told["from"], told["plan"]["points"]) == ("step-000010.safetensors", 3)
+    with pytest.raises(UsageError, match="holds a finished path; --overwrite"):
+        evaluate_path(*ends(mlp), out, points=3, **HERE)
+    assert len(evaluate_path(*ends(mlp), out, points=4, overwrite=True, **HERE).points) == 8
+
+
+class StopAt:
+    def __init__(self, points: int) -> None:
+        self.left = points
+        self.evaluated = 0
+
+    def task(self, name: str, total: int | None, unit: str = "") -> "StopAt":
+        self.evaluated += name == "test"
+        if name == "test" and self.evaluated > self.left:
+            raise KeyboardInterrupt
+        return self
+
+    def __enter__(self) -> "StopAt":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, amount: int = 1, **facts: object) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def test_an_interrupted_path_goes_on_after_its_last_point(mlp: Path, tmp_path: Path) -> None:
+    whole = evaluate_path(*ends(mlp), tmp_path / "whole", points=5, splits=["test"], **HERE)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_path(*ends(mlp), tmp_path / "cut", points=5, splits=["test"], progress=StopAt(3), **HERE)
+    assert not (tmp_path / "cut" / "path.json").exists()
+    with pytest.raises(UsageError, match=r"another path .*points 5 / 7"):
+        evaluate_path(*ends(mlp), tmp_path / "cut", points=7, splits=["test"], **HERE)
+    counter = StopAt(100)
+    again = evaluate_path(*ends(mlp), tmp_path / "cut", points=5, splits=["test"], progress=counter, **HERE)
+    assert counter.evaluated == 2
+    assert again == whole
+
+
+def test_batchnorm_is_recomputed_between_the_ends_or_interpolated(resnet: Path, tmp_path: Path) -> None:
+    made = {
+        handling: evaluate_path(
+            *ends(resnet), tmp_path / handling, points=3, splits=["test"], batchnorm=handling, **HERE
+        )
+        for handling in ("recompute", "interpolate")
+    }
+    for handling, result in made.items():
+        assert {point["batchnorm"] for point in result.points} == {handling}
+    losses = {handling: [point["loss"] for point in result.points] for handling, result in made.items()}
+    assert losses["recompute"][0] == losses["interpolate"][0]
+    assert losses["recompute"][2] == losses["interpolate"][2]
+    assert losses["recompute"][1] != pytest.approx(losses["interpolate"][1], rel=1e-6)
+
+
+def test_recomputed_statistics_are_those_of_the_data() -> None:
+    split = load_data("digits").split("train")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, 10))
+    assert has_batchnorm(model)
+    recompute(model, split, samples=512)
+    layer = model[1]
+    assert isinstance(layer, nn.BatchNorm1d)
+    inputs, _ = split.batch(slice(0, 512))
+    assert layer.running_mean is not None
+    torch.testing.assert_close(layer.running_mean, inputs.flatten(1).mean(dim=0), rtol=1e-5, atol=1e-6)
+    assert layer.momentum == 0.1
+    assert not any(module.training for module in model.modules())
+    assert not has_batchnorm(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_what_is_no_path(mlp: Path, resnet: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="do not have the same tensors"):
+        evaluate_path(ends(mlp)[0], ends(resnet)[0], tmp_path / "p", **HERE)
+    with pytest.raises(UsageError, match="at least 3 points"):
+        evaluate_path(*ends(mlp), tmp_path / "p", points=2, **HERE)
+    with pytest.raises(DataError, match="no split 'validation'"):
+        evaluate_path(*ends(mlp), tmp_path / "p", splits=["validation"], **HERE)
+    assert not (tmp_path / "p").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="a file, where the path's directory is to be"):
+        evaluate_path(*ends(mlp), tmp_path / "file", **HERE)
+
+
+def test_nan_on_the_line_names_both_files_and_the_tensor(mlp: Path, tmp_path: Path) -> None:
+    with open_checkpoint(ends(mlp)[0]) as checkpoint:
+        state, metadata = checkpoint.state_dict(), checkpoint.raw_metadata
+    state["1.bias"] = torch.full_like(state["1.bias"], torch.nan)
+    save_checkpoint(tmp_path / "nan.safetensors", state, metadata)
+    with pytest.raises(DataError, match=r"nan\.safetensors.*'1\.bias' holds NaN"):
+        evaluate_path(tmp_path / "nan.safetensors", ends(mlp)[1], tmp_path / "p", **HERE)

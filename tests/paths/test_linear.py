@@ -1,0 +1,127 @@
+"""The line between two checkpoints: exact ends, exact middle, mismatches listed, barriers by their definition."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.paths import interpolate
+from ckpt_probe.paths.barrier import barrier
+from ckpt_probe.paths.linear import linear
+
+
+def state(seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {
+        "single": torch.randn(5, 3),
+        "double": torch.randn(4, dtype=torch.float64),
+        "half": torch.randn(7).half(),
+        "brain": torch.randn(7).bfloat16(),
+        "count": torch.tensor(seed),
+        "mask": torch.tensor([True, seed > 1]),
+    }
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> tuple[Path, Path]:
+    paths = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for seed, path in enumerate(paths, start=1):
+        save_checkpoint(path, state(seed), CheckpointMetadata(model="mlp", data="digits", step=seed, seed=seed))
+    return paths
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.state_dict()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_ends_are_exact_bit_for_bit(ends: tuple[Path, Path], tmp_path: Path, alpha: float) -> None:
+    interpolate(*ends, alpha=alpha, out=tmp_path / "out")
+    expected, found = read(ends[int(alpha)]), read(tmp_path / "out")
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items()
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, -0.5, 1.5])
+def test_the_middle_is_that_of_float64_rounded(ends: tuple[Path, Path], tmp_path: Path, alpha: float) -> None:
+    summary = interpolate(*ends, alpha=alpha, out=tmp_path / "out")
+    a, b, found = read(ends[0]), read(ends[1]), read(tmp_path / "out")
+    for name in ("single", "double", "half", "brain"):
+        exact = (1 - alpha) * a[name].double() + alpha * b[name].double()
+        assert found[name].dtype == a[name].dtype
+        torch.testing.assert_close(found[name].double(), exact, rtol=torch.finfo(a[name].dtype).eps, atol=1e-6)
+    assert torch.equal(found["count"], a["count"])
+    assert torch.equal(found["mask"], a["mask"])
+    assert summary.interpolated == 4
+    assert set(summary.copied) == {"count", "mask"}
+
+
+def test_a_line_to_itself_stays_there(ends: tuple[Path, Path]) -> None:
+    a = read(ends[0])
+    for name, tensor in linear(a, a, 0.37).items():
+        torch.testing.assert_close(tensor, a[name], rtol=1e-6, atol=1e-7)
+
+
+def test_the_written_point_says_where_it_lies_and_claims_no_step(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    interpolate(*ends, alpha=0.3, out=tmp_path / "mid.safetensors")
+    with open_checkpoint(tmp_path / "mid.safetensors") as checkpoint:
+        assert (checkpoint.metadata.model, checkpoint.metadata.data) == ("mlp", "digits")
+        assert (checkpoint.metadata.step, checkpoint.metadata.seed) == (None, None)
+        told = json.loads(checkpoint.raw_metadata["ckpt_probe.path"])
+    assert told == {"a": "a.safetensors", "b": "b.safetensors", "alpha": 0.3, "path": "linear"}
+
+
+def test_mismatches_are_listed_together(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    other = state(2)
+    del other["half"]
+    other |= {"extra": torch.zeros(1), "single": torch.zeros(5, 4), "double": other["double"].float()}
+    save_checkpoint(tmp_path / "c.safetensors", other)
+    with pytest.raises(DataError) as error:
+        interpolate(ends[0], tmp_path / "c.safetensors", alpha=0.5, out=tmp_path / "out")
+    for part in (
+        "1 missing from c.safetensors: half",
+        "1 extra in c.safetensors: extra",
+        "1 other shape: single (5, 3) / (5, 4)",
+        "1 other dtype: double F64 / F32",
+    ):
+        assert part in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_lie_on_a_line(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    broken = state(2)
+    broken["single"][0, 0] = torch.nan
+    save_checkpoint(tmp_path / "nan.safetensors", broken)
+    with pytest.raises(DataError, match="tensor 'single' holds NaN or infinity"):
+        interpolate(ends[0], tmp_path / "nan.safetensors", alpha=0.5, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="finite number"):
+        interpolate(*ends, alpha=float("nan"), out=tmp_path / "out")
+    with pytest.raises(UsageError, match="is one of the two checkpoints"):
+        interpolate(*ends, alpha=0.5, out=ends[0], overwrite=True)
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        interpolate(*ends, alpha=0.5, out=tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_barrier_is_the_largest_excess_over_the_chord() -> None:
+    found = barrier([0, 0.25, 0.5, 1], [1.0, 1.0, 3.0, 2.0])
+    assert found.value == pytest.approx(1.5)
+    assert found.alpha == 0.5
+    assert found.mean == pytest.approx((-0.25 + 1.5) / 4)
+    assert barrier([0, 0.5, 1], [1.0, 0.0, 1.0]).value == 0
+    assert barrier([0, 0.3, 1], [0.1, 0.1 * 0.7 + 0.7 * 0.3, 0.7]).value == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "values"), [([0, 1], [1.0]), ([0.1, 1], [1.0, 2.0]), ([0, 0.5, 0.5, 1], [1.0] * 4), ([0], [1.0])]
+)
+def test_a_barrier_of_what_is_no_path(alphas: list[float], values: list[float]) -> None:
+    with pytest.raises(DataError, match="a barrier needs"):
+        barrier(alphas, values)

@@ -1,0 +1,94 @@
+"""Tables that fit their width, footnotes that hide nothing, lines that other programs read."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ckpt_probe.analysis import ENTRIES, analyze_features, in_order
+from ckpt_probe.report import footnotes, records_table, short_number, to_csv, to_json_line
+
+
+def records(classes: int = 4) -> list[dict]:
+    generator = np.random.default_rng(0)
+    labels = np.arange(80) % classes
+    weights = generator.normal(size=(classes, 6))
+    made = []
+    for step in (0, 500):
+        features = weights[labels] + generator.normal(size=(80, 6))
+        position = {"checkpoint": f"step-{step:06d}", "step": step, "split": "test"}
+        made.append(in_order({**position, **analyze_features(features, labels, weights)}))
+    return made
+
+
+def shown(held: list[dict], width: int | None) -> str:
+    console = Console(width=width or 10_000, file=io.StringIO())
+    console.print(records_table(held, width=width))
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_table_keeps_to_its_width_and_says_what_it_leaves_out(width: int) -> None:
+    text = shown(records(), width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "more columns with --wide" in text
+    assert "acc" in text
+
+
+def test_wide_shows_every_entry_and_the_values_at_collapse() -> None:
+    text = shown(records(), None)
+    for entry in ENTRIES:
+        if not entry.name.startswith("centred."):
+            assert entry.label in text
+    assert "more columns" not in text
+    reference = text.splitlines()[-1]
+    assert reference.startswith("at collapse")
+    assert "1.099" in reference
+
+
+def test_measured_values_stand_in_their_rows() -> None:
+    held = records()
+    lines = shown(held, 120).splitlines()
+    assert f"{held[1]['accuracy']:.4f}" in lines[2]
+    assert lines[2].split()[0] == "500"
+
+
+def test_footnotes_tell_what_was_left_out_and_why_values_are_missing_once() -> None:
+    held = records(classes=2)
+    for record in held:
+        record["samples_left_out"] = 3
+    notes = footnotes(held)
+    assert any(note.startswith("3 of 80 samples left out (zero-length") for note in notes)
+    assert any("missing: class.mir" in note for note in notes)
+    assert len(notes) == 2
+    assert "[step-000000 test, step-000500 test]" in notes[0]
+    assert footnotes(records()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0000"), (0.12345, "0.1235"), (1.23456, "1.235"), (12.3456, "12.35"), (123.456, "123.5"),
+     (12345.6, "12346"), (123456.0, "1.235e+05"), (0.00012, "1.200e-04"), (-0.5, "-0.5000"), (9.99999, "10.000")],
+)  # fmt: skip
+def test_short_numbers(value: float, text: str) -> None:
+    assert short_number(value) == text
+
+
+def test_json_lines_have_null_and_never_nan() -> None:
+    record = records(classes=2)[0]
+    parsed = json.loads(to_json_line(record))
+    assert parsed == record
+    assert parsed["class.mir"] is None
+    with pytest.raises(ValueError, match="JSON"):
+        to_json_line({"x": float("nan")})
+
+
+def test_csv_returns_every_number_exactly() -> None:
+    held = records()
+    rows = list(csv.DictReader(io.StringIO(to_csv([*held, {"split": "x", "extra": 1}]))))
+    assert [float(row["class.mir"]) for row in rows[:2]] == [record["class.mir"] for record in held]
+    assert rows[2]["class.mir"] == ""
+    assert rows[2]["extra"] == "1"
