@@ -1,0 +1,186 @@
+"""Bad input, as a person meets it: one clear line, the right exit code, nothing half-written."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ckpt_probe.checkpoints import save_checkpoint
+
+from .conftest import CONFIG, Run, command, environment
+
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    """The command failed with one line that holds all the parts, and printed nothing else."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+    assert done.stdout == ""
+
+
+def everything(where: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in where.rglob("*") if path.is_file()}
+
+
+def dump(path: Path, **changes: np.ndarray) -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    held = {
+        "test/features": generator.normal(size=(30, 4)),
+        "test/labels": labels,
+        "classifier/weights": generator.normal(size=(3, 4)),
+    }
+    with h5py.File(path, "w") as file:
+        for name, value in (held | changes).items():
+            file[name] = value
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("train", "missing.toml", "-o", "out"), 2, "missing.toml: cannot be read"),
+        (("extract", "missing", "-o", "out"), 1, "missing: no such file or directory"),
+        (("analyze", "missing"), 1, "missing: no such file or directory"),
+        (("interpolate", "a.safetensors", "b.safetensors", "-o", "out"), 1, "a.safetensors: no such file"),
+        (("interpolate", "a.safetensors", "b.safetensors", "--alpha", ".5", "-o", "out"), 1, "a.safetensors: no such"),
+        (("inspect", "missing.safetensors"), 1, "missing.safetensors: no such file"),
+        (("inspect", "missing.h5"), 1, "missing.h5: no such file"),
+    ],
+)
+def test_a_missing_file(probe: Run, tmp_path: Path, words: tuple, code: int, part: str) -> None:
+    refused(probe(*words), code, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_without_a_checkpoint_or_a_dump(probe: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(probe("extract", "empty", "-o", "out"), 1, "empty: no checkpoint", "*.safetensors")
+    refused(probe("analyze", "empty"), 1, "empty: no dump", "*.h5")
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_and_text_safetensors(probe: Run, trained: Path, tmp_path: Path) -> None:
+    whole = trained / "run" / "checkpoints" / "step-000010.safetensors"
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-100])
+    (tmp_path / "text.safetensors").write_text("no tensors here")
+    before = everything(tmp_path)
+    for name in ("cut", "text"):
+        file = f"{name}.safetensors"
+        refused(probe("inspect", file), 1, file, "truncated")
+        refused(probe("extract", file, "-o", "out"), 1, file, "truncated")
+        refused(probe("interpolate", whole, file, "-o", "out"), 1, file, "truncated")
+        refused(probe("interpolate", whole, file, "--alpha", "0.5", "-o", "out"), 1, file, "truncated")
+    assert everything(tmp_path) == before
+
+
+def test_a_dump_without_its_mark(probe: Run, trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "dumps" / "step-000010.h5", tmp_path / "step-000010.h5")
+    with h5py.File(tmp_path / "step-000010.h5", "a") as file:
+        del file.attrs["complete"]
+    for verb in ("analyze", "inspect"):
+        refused(
+            probe(verb, "step-000010.h5"), 1, "step-000010.h5: interrupted while it was written", "extract it again"
+        )
+    done = probe("extract", trained / "run" / "checkpoints" / "step-000010.safetensors", "-o", ".")
+    refused(done, 2, "step-000010.h5", "no complete dump", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"test/features": np.where(np.arange(30)[:, None] == 7, np.nan, np.ones((30, 4)))}, ("test", "NaN", "row 7")),
+        ({"test/labels": np.where(np.arange(30) == 9, 3, 0)}, ("labels: row 9 is 3", "between 0 and 2")),
+        ({"test/labels": np.arange(29) % 3}, ("30 rows of features but 29 labels",)),
+    ],
+)
+def test_dumps_that_hold_what_has_no_meaning(probe: Run, tmp_path: Path, changes: dict, parts: tuple[str, ...]) -> None:
+    dump(tmp_path / "bad.h5", **changes)
+    refused(probe("analyze", "bad.h5", "-o", "out.csv"), 1, "bad.h5", *parts)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_configuration_with_unknown_keys(probe: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(CONFIG.replace("steps = 60", "stepps = 60\nbatchsize = 5"))
+    done = probe("train", "bad.toml", "-o", "run")
+    refused(done, 2, "bad.toml: 2 problems", "line 7, training.stepps: unknown key (did you mean steps?)")
+    refused(done, 2, "line 8, training.batchsize: unknown key (did you mean batch_size?)")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_does_not_fit(probe: Run, trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "run" / "checkpoints" / "step-000010.safetensors"
+    done = probe("extract", checkpoint, "-o", "out", "--model", "cnn")
+    refused(done, 1, "does not fit the checkpoint", "missing: 0.bias", "unexpected: 1.bias")
+    done = probe("extract", checkpoint, "-o", "out", "--model-arguments", '{"hidden": [8]}')
+    refused(done, 1, "other shape: 1.bias (16,) for (8,)")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_checkpoint_without_model_or_data(probe: Run, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "foreign.safetensors", {"w": torch.zeros(2)})
+    refused(probe("extract", "foreign.safetensors", "-o", "out"), 2, "names no data; say which by --data")
+    refused(probe("extract", "foreign.safetensors", "-o", "out", "--data", "digits"), 2, "names no model", "--model")
+    done = probe("interpolate", "foreign.safetensors", "foreign.safetensors", "-o", "out")
+    refused(done, 2, "names no data")
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_exists_is_kept(probe: Run, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "own")
+    before = everything(tmp_path)
+    a, b = (f"own/run/checkpoints/step-{step}.safetensors" for step in ("000010", "000060"))
+    refused(probe("train", "own/config.toml", "-o", "own/run"), 2, "own/run: exists already", "--resume", "--overwrite")
+    refused(probe("extract", "own/run", "-o", "own/dumps", "--limit", "3"), 2, "another provenance", "--overwrite")
+    refused(probe("analyze", "own/dumps", "-o", "own/config.toml"), 2, "own/config.toml: exists already")
+    refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", a), 2, "one of the two checkpoints")
+    refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", "own/config.toml"), 2, "exists already")
+    refused(probe("interpolate", a, b, "-o", "own/config.toml"), 2, "own/config.toml", "directory")
+    refused(probe("demo", "-o", "own"), 2, "own: exists already")
+    assert everything(tmp_path) == before
+
+
+def bound_by_permissions() -> None:
+    # Root passes over permission bits by a capability; without it, root is refused as everybody else is.
+    if os.geteuid() == 0:
+        assert ctypes.CDLL(None, use_errno=True).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="root is held to permissions by Linux's capabilities")
+def test_no_write_permission(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "own")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    a, b = (f"own/run/checkpoints/step-{step}.safetensors" for step in ("000010", "000060"))
+    for words in (
+        ("train", "own/config.toml", "-o", "locked/run"),
+        ("extract", "own/run", "-o", "locked/dumps"),
+        ("analyze", "own/dumps", "-o", "locked/records.jsonl"),
+        ("interpolate", a, b, "-o", "locked/path", "--points", "3"),
+        ("interpolate", a, b, "--alpha", "0.5", "-o", "locked/mid.safetensors"),
+        ("demo", "-o", "locked/demo"),
+    ):
+        done = subprocess.run(
+            command(*words),
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            preexec_fn=bound_by_permissions,
+        )
+        assert done.returncode == 1, (words, done.stderr)
+        assert "cannot be written: Permission denied" in done.stderr.splitlines()[-1], words
+        assert done.stderr.splitlines()[-1].startswith("error: "), words
+    assert list(locked.iterdir()) == []

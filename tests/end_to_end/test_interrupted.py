@@ -1,0 +1,148 @@
+"""Ctrl-C and kill -9 in each stage: exit 130, nothing half-written, and a later run that ends where it should."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run, command, environment
+
+LONG = """\
+[data]
+name = "digits"
+[model]
+name = "mlp"
+arguments = {{ hidden = [32, 32], dropout = 0.1 }}
+[training]
+steps = {steps}
+[optimizer]
+name = "{optimizer}"
+learning_rate = 0.01
+[checkpoints]
+every_steps = 100
+"""
+
+
+def interrupted(words: tuple, where: Path, until: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
+    """Start a command, wait until something is seen of it, signal it; its exit code and its errors."""
+    with subprocess.Popen(
+        command(*words), cwd=where, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        limit = time.monotonic() + 120
+        while not until():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < limit, "nothing happened"
+            time.sleep(0.01)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def checkpoints(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.glob("checkpoints/*.safetensors")}
+
+
+def halves(where: Path) -> list[Path]:
+    return [path for path in where.rglob("*") if path.name.endswith(".part")]
+
+
+def said_how_to_go_on(errors: str) -> bool:
+    return errors.strip().splitlines()[-1].startswith("interrupted; ") and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_train_resumes_bit_for_bit(probe: Run, tmp_path: Path, optimizer: str, how: signal.Signals) -> None:
+    (tmp_path / "long.toml").write_text(LONG.format(steps=1500, optimizer=optimizer))
+    seen = tmp_path / "cut" / "checkpoints" / "step-000300.safetensors"
+    code, errors = interrupted(("train", "long.toml", "-o", "cut"), tmp_path, seen.exists, how)
+    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    if how == signal.SIGINT:
+        assert said_how_to_go_on(errors)
+        assert halves(tmp_path) == []
+    assert "step-001500.safetensors" not in checkpoints(tmp_path / "cut")
+    done = probe("train", "long.toml", "-o", "cut", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step" in done.stderr
+    assert probe("train", "long.toml", "-o", "whole").returncode == 0
+    assert checkpoints(tmp_path / "cut") == checkpoints(tmp_path / "whole")
+    logs = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("cut", "whole")]
+    cut, whole = ([{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log] for log in logs)
+    assert cut == whole
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with many checkpoints, so that later stages can be caught between two of them."""
+    where = tmp_path_factory.mktemp("many")
+    (where / "long.toml").write_text(LONG.format(steps=4000, optimizer="sgd"))
+    words = command("train", "long.toml", "-o", "run")
+    subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=300)
+    return where / "run"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_extract_goes_on_with_the_dumps_that_are_missing(
+    probe: Run, many: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    seen = tmp_path / "dumps" / "step-000300.h5"
+    code, errors = interrupted(("extract", many, "-o", "dumps"), tmp_path, seen.exists, how)
+    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    if how == signal.SIGINT:
+        assert said_how_to_go_on(errors)
+        assert halves(tmp_path) == []
+    complete = sorted(path.name for path in (tmp_path / "dumps").glob("step-*.h5"))
+    assert len(complete) < 41
+    if len(complete) > 0:
+        assert probe("analyze", "dumps", "--json").returncode == 0
+    done = probe("extract", many, "-o", "dumps")
+    assert f"{41 - len(complete)} dumps written, {len(complete)} complete already" in done.stderr
+    assert len(list((tmp_path / "dumps").glob("step-*.h5"))) == 41
+    assert halves(tmp_path) == []
+
+
+def test_analyze_stops_at_once_and_leaves_no_file(probe: Run, many: Path, tmp_path: Path) -> None:
+    assert probe("extract", many, "-o", "dumps").returncode == 0
+    words = ("analyze", "dumps", "--json", "-o", "records.jsonl")
+    with subprocess.Popen(
+        command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["step"] == 0
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said_how_to_go_on(errors)
+    assert not (tmp_path / "records.jsonl").exists()
+    assert probe(*words).returncode == 0
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 82
+
+
+def test_interpolate_goes_on_point_by_point(probe: Run, many: Path, tmp_path: Path) -> None:
+    a, b = (many / "checkpoints" / f"step-{step}.safetensors" for step in ("000000", "004000"))
+    words = ("interpolate", a, b, "-o", "path", "--points", "41", "--json")
+    points = tmp_path / "path" / "points.jsonl"
+    code, errors = interrupted(words, tmp_path, points.exists, signal.SIGINT)
+    assert code == 130
+    assert said_how_to_go_on(errors)
+    kept = points.read_text().splitlines()
+    assert 2 <= len(kept) < 82
+    assert not (tmp_path / "path" / "path.json").exists()
+    done = probe(*words)
+    assert done.returncode == 0, done.stderr
+    assert points.read_text().splitlines()[: len(kept)] == kept
+    assert len(points.read_text().splitlines()) == 82
+    assert probe("interpolate", a, b, "-o", "whole", "--points", "41").returncode == 0
+    assert points.read_bytes() == (tmp_path / "whole" / "points.jsonl").read_bytes()
+
+
+def test_a_demo_can_be_stopped_and_started_anew(probe: Run, tmp_path: Path) -> None:
+    seen = tmp_path / "demo" / "runs" / "a" / "metrics.jsonl"
+    code, errors = interrupted(("demo", "-o", "demo"), tmp_path, seen.exists, signal.SIGINT)
+    assert code == 130
+    assert said_how_to_go_on(errors)
+    assert halves(tmp_path) == []

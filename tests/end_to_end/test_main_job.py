@@ -1,0 +1,115 @@
+"""The main job as a person runs it: train, extract, analyze, interpolate, inspect, demo."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+
+
+def test_analyze_prints_a_table_lines_or_csv_of_the_same_numbers(probe: Run, trained: Path, tmp_path: Path) -> None:
+    table = probe("analyze", trained / "dumps", "--split", "test")
+    assert table.returncode == 0, table.stderr
+    lines = probe("analyze", trained / "dumps", "--split", "test", "--json")
+    records = [json.loads(line) for line in lines.stdout.splitlines()]
+    assert [record["step"] for record in records] == [0, 10, 60]
+    assert all(len(line) <= 120 for line in table.stdout.splitlines())
+    for record in records:
+        row = next(line for line in table.stdout.splitlines() if line.split()[0] == str(record["step"]))
+        assert f"{record['accuracy']:.4f}" in row
+    text = probe("analyze", trained / "dumps", "--split", "test", "--csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [float(row["class.mir"]) for row in rows] == [record["class.mir"] for record in records]
+    done = probe("analyze", trained / "dumps", "-o", "all.csv")
+    assert "all.csv: 6 records" in done.stderr
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 7
+    wide = probe("analyze", trained / "dumps", "--wide")
+    assert "equiang. w" in wide.stdout
+    assert probe("analyze", trained / "dumps", "--json", "--csv").returncode == 2
+
+
+def test_training_learns_and_the_numbers_follow(probe: Run, trained: Path) -> None:
+    lines = probe("analyze", trained / "dumps", "--split", "train", "--json", "--centred").stdout.splitlines()
+    first, _, last = (json.loads(line) for line in lines)
+    assert last["accuracy"] > first["accuracy"] + 0.3
+    for name in ("loss", "nc1.cdnv", "nc3.duality", "nc4.disagreement", "within.entropy_mean"):
+        assert last[name] < 0.8 * first[name], name
+    assert 0 < last["centred.mir"] < 1
+    assert last["route"] == "dense-moments"
+    assert last["missing"] is None
+
+
+def test_extract_says_what_it_skipped_and_takes_its_options(probe: Run, trained: Path, tmp_path: Path) -> None:
+    first = probe("extract", trained / "run", "-o", "dumps", "--split", "test", "--limit", "40", "--dtype", "float64")
+    assert first.returncode == 0, first.stderr
+    assert "dumps: 3 dumps written, 0 complete already" in first.stderr
+    again = probe("extract", trained / "run", "-o", "dumps", "--split", "test", "--limit", "40", "--dtype", "float64")
+    assert "dumps: 0 dumps written, 3 complete already" in again.stderr
+    [facts] = [json.loads(probe("inspect", "dumps/step-000010.h5", "--json").stdout)]
+    assert facts["whole"] is True
+    assert {t["name"]: t["shape"] for t in facts["tensors"]}["test/features"] == [40, 16]
+    assert facts["metadata"]["forward_dtype"] == "float64"
+    assert probe("extract", trained / "run", "-o", "dumps", "--model-arguments", "[1]").returncode == 2
+    assert probe("extract", trained / "run", "-o", "dumps", "--data-arguments", "{").returncode == 2
+
+
+def test_inspect_tells_tensors_metadata_and_the_head(probe: Run, trained: Path) -> None:
+    path = trained / "run" / "checkpoints" / "step-000060.safetensors"
+    told = probe("inspect", path).stdout
+    for part in ("a whole checkpoint", "parameters: 1,210", "classifier: 3", "3.weight", "10 × 16", "step: 60"):
+        assert part in told
+    facts = json.loads(probe("inspect", path, "--json").stdout)
+    assert facts["classifier"] == "3"
+    assert facts["metadata"]["metrics"]["test"]["accuracy"] > 0.3
+    assert {t["name"]: (t["dtype"], t["shape"]) for t in facts["tensors"]}["1.bias"] == ("F32", [16])
+    assert "dump" in probe("inspect", trained / "dumps" / "step-000060.h5").stdout
+
+
+def test_interpolate_prints_points_and_barriers_and_writes_them(probe: Run, trained: Path, tmp_path: Path) -> None:
+    a, b = (trained / "run" / "checkpoints" / f"step-{step}.safetensors" for step in ("000010", "000060"))
+    done = probe("interpolate", a, b, "-o", "path", "--points", "3")
+    assert done.returncode == 0, done.stderr
+    assert "train: loss " in done.stdout
+    assert "barrier in loss" in done.stdout
+    assert "path: 6 records of points" in done.stderr
+    points = [json.loads(line) for line in (tmp_path / "path" / "points.jsonl").read_text().splitlines()]
+    assert [point["alpha"] for point in points] == [0, 0, 0.5, 0.5, 1, 1]
+    summary = json.loads((tmp_path / "path" / "path.json").read_text())["summary"]
+    assert [record["split"] for record in summary] == ["train", "test"]
+    shown = probe("interpolate", a, b, "-o", "other", "--points", "3", "--json").stdout.splitlines()
+    assert [json.loads(line) for line in shown] == points
+    assert probe("interpolate", a, b, "--alpha", "0.3", "--out", "mid.safetensors").returncode == 0
+    assert "whole checkpoint" in probe("inspect", "mid.safetensors").stdout
+    assert probe("extract", "mid.safetensors", "-o", "mid").returncode == 0
+
+
+def test_the_demo_tells_its_own_numbers(probe: Run, tmp_path: Path) -> None:
+    done = probe("demo")
+    assert done.returncode == 0, done.stderr
+    records = [
+        json.loads(line)
+        for line in probe("analyze", "ckpt-probe-demo/dumps/a", "--json").stdout.splitlines()
+        if '"split": "train"' in line
+    ]
+    last = records[-1]
+    assert f"to {last['accuracy']:.3f} at step {last['step']}" in done.stdout
+    assert f"MIR {records[0]['class.mir']:.3f} → {last['class.mir']:.3f}" in done.stdout
+    told = json.loads((tmp_path / "ckpt-probe-demo" / "paths" / "ab" / "path.json").read_text())
+    assert f"the loss {told['summary'][0]['barrier.loss']:.4f}" in done.stdout
+    follow = [line.split() for line in done.stdout.splitlines() if line.startswith("  ckpt-probe ")]
+    assert len(follow) == 4
+    for words in follow:
+        assert probe(*words[1:]).returncode == 0, words
+    refused = probe("demo")
+    assert refused.returncode == 2
+    assert "--overwrite" in refused.stderr
+
+
+@pytest.mark.parametrize("verb", ["demo", "train", "extract", "analyze", "interpolate", "inspect"])
+def test_every_verb_has_help(probe: Run, verb: str) -> None:
+    done = probe(verb, "--help")
+    assert done.returncode == 0
+    assert f"ckpt-probe {verb}" in done.stdout
