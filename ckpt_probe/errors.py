@@ -1,4 +1,6 @@
-"""The one family of exceptions that ckpt-probe raises on purpose."""
+"""The one family of exceptions that ckpt-probe raises on purpose, and how their messages list names."""
+
+from collections.abc import Sequence
 
 
 class CkptProbeError(Exception):
@@ -18,3 +20,9 @@ class UsageError(CkptProbeError):
     """The command, an option or a configuration was used wrongly (exit code 2)."""
 
     exit_code = 2
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message, the first `most` of them and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

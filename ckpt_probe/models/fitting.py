@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, listed
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """Prefixes that data-parallel wrappers, compilation and training frameworks put before every name."""
-SHOWN = 8
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
@@ -27,7 +26,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
         if given[name].shape != wanted[name].shape
     ]
     faults = [("missing", missing), ("unexpected", unexpected), ("other shape", misshapen)]
-    told = [f"{len(names)} {what}: {_first(names)}" for what, names in faults if names]
+    told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults if names]
     if told:
         raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(told)}")
     model.load_state_dict(dict(given))
@@ -42,7 +41,3 @@ def _unwrapped(state_dict: Mapping[str, Tensor], wanted: set[str]) -> Mapping[st
             if set(shorter) == wanted:
                 return shorter
     return state_dict
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

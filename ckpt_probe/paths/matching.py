@@ -1,9 +1,7 @@
 """Whether two checkpoints have the same tensors, so that a path between them has a meaning."""
 
 from ckpt_probe.checkpoints import Checkpoint
-from ckpt_probe.errors import DataError
-
-SHOWN = 8
+from ckpt_probe.errors import DataError, listed
 
 
 def check_match(a: Checkpoint, b: Checkpoint) -> None:
@@ -15,10 +13,6 @@ def check_match(a: Checkpoint, b: Checkpoint) -> None:
         "other shape": [f"{n} {a.shape(n)} / {b.shape(n)}" for n in both if a.shape(n) != b.shape(n)],
         "other dtype": [f"{n} {a.dtype(n)} / {b.dtype(n)}" for n in both if a.dtype(n) != b.dtype(n)],
     }
-    told = [f"{len(names)} {what}: {_first(names)}" for what, names in faults.items() if names]
+    told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names]
     if told:
         raise DataError(f"{a.path} and {b.path} do not have the same tensors; {'; '.join(told)}")
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

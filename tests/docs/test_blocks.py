@@ -9,10 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from ckpt_probe.analysis import ENTRIES
+from ckpt_probe.cli.app import VERBS
+from ckpt_probe.config import StartSettings, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^(?P<mark><!-- set-up -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
@@ -91,3 +96,27 @@ def test_set_up_blocks_run_in_a_fresh_clone(tmp_path: Path) -> None:
             ["bash", "-euo", "pipefail", "-c", block.code], cwd=clone, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{block.code}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+def test_every_entry_is_defined_on_the_metrics_page_and_every_verb_on_the_commands_page() -> None:
+    metrics = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [entry.name for entry in ENTRIES if f"`{entry.name}`" not in metrics] == []
+    commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert [verb for verb in VERBS if f"\n## {verb}\n" not in commands] == []
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", FENCE.sub("", document.read_text(encoding="utf-8"))):
+            assert (document.parent / target).exists(), f"{label(document)}: {target}"
+
+
+def test_the_configuration_on_the_commands_page_is_every_key_there_is() -> None:
+    page = next(b.code for b in blocks(ROOT / "docs" / "commands.md") if b.language == "toml")
+    shown = tomllib.loads(page)
+    TrainingConfig.model_validate(shown)
+    for section, field in TrainingConfig.model_fields.items():
+        keys = getattr(field.annotation, "model_fields", None) or getattr(StartSettings, "model_fields", {})
+        if isinstance(shown[section], dict):
+            missing = [key for key, inner in keys.items() if (inner.alias or key) not in page]
+            assert missing == [], section
