@@ -1,5 +1,6 @@
 """Writing files so that a kill at any moment leaves the old file or the new one, never half of one."""
 
+import hashlib
 import os
 import re
 import socket
@@ -44,6 +45,15 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
     """Write `text` (UTF-8) to `path` as a whole or not at all."""
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def content_hash(path: Path | str) -> str:
+    """SHA-256 of a file, hexadecimal, read in blocks. Raises DataError where it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _host() -> str:

@@ -1,17 +1,29 @@
 """Dumps and features → records."""
 
-from ckpt_probe.analysis.entries import ENTRIES, Entry
-from ckpt_probe.analysis.records import Blocks, Record, analyze_blocks, analyze_features, in_order
-from ckpt_probe.analysis.series import analyze_dump, analyze_series
+from ckpt_probe.analysis.entries import ENTRIES, Entry, entries_in
+from ckpt_probe.analysis.records import (
+    Blocks,
+    Record,
+    analyze_features,
+    in_order,
+    read_blocks,
+    read_moments,
+)
+from ckpt_probe.analysis.series import analyze_dump, analyze_series, read_series
+from ckpt_probe.analysis.settings import Settings
 
 __all__ = [
     "ENTRIES",
     "Blocks",
     "Entry",
     "Record",
-    "analyze_blocks",
+    "Settings",
     "analyze_dump",
     "analyze_features",
     "analyze_series",
+    "entries_in",
     "in_order",
+    "read_blocks",
+    "read_moments",
+    "read_series",
 ]

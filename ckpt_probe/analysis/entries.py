@@ -1,6 +1,9 @@
 """The metrics of a record in the order in which they are shown, each with what a person must know to read it."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 SONG = "Song et al., arXiv 2409.16767"
 PAPYAN = "Papyan, Han and Donoho 2020"
@@ -57,8 +60,34 @@ ENTRIES = (
     Entry("centred.hdr", "centred HDR", "", "", None, SONG, "sample.hdr of features less their mean", 27),
 )
 
-POSITION = ("checkpoint", "step", "alpha", "split")
+CLASS_ENTRIES = (
+    Entry("samples", "samples", "", "", None, "", "samples of the class", 1),
+    Entry("mean_norm", "‖mean‖", "", "", None, "", "length of the class mean", 2),
+    Entry("variance", "variance", "", "down", 0.0, "Galanti et al. 2021", "mean ‖z − μ_c‖² in the class", 3),
+    Entry("within.entropy", "H within", "nats", "down", 0.0, SONG, "entropy of the class's own rows", 4),
+    Entry("nearest.own", "own mean", "", "up", 1.0, PAPYAN, "share of samples nearest to their own class mean", 5),
+    Entry(
+        "nearest.confusion", "nearest means", "", "", None, PAPYAN, "class:samples nearest to its mean, most first", 6
+    ),
+)
+"""Columns of `--per-class`, one row a class."""
+
+POSITION = ("checkpoint", "step", "alpha", "split", "class")
 COUNTS = ("samples", "features", "classes", "samples_left_out", "classes_left_out")
 REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy")
-EXTRA = ("route", "missing")
+EXTRA = ("route", "route_reason", "missing")
 """Names of a record beside the metrics: where it belongs, counts, values at collapse, how and why not."""
+
+
+def entries_in(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
+    """The entries that at least one of the records has, Rényi's orders after the rest; in the order of the tables."""
+    names = dict.fromkeys(name for record in records for name in record)
+    found = [entry for entry in (CLASS_ENTRIES if "class" in names else ENTRIES) if entry.name in names]
+    known = {entry.name: entry for entry in ENTRIES}
+    for name in names:
+        order = re.fullmatch(r"renyi_([^.]+(?:\.\d+)?)\.((?:class|sample|within)\..+)", name)
+        if order and order[2] in known:
+            entry = known[order[2]]
+            label = f"{entry.label} α={order[1]}"
+            found.append(replace(entry, name=name, label=label, priority=len(ENTRIES) + len(found)))
+    return found

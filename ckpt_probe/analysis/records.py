@@ -1,18 +1,20 @@
-"""Blocks of features → one record: the numbers of one checkpoint and one split."""
+"""Blocks of features, or moments of them → one record: the numbers of one checkpoint and one split."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ckpt_probe.analysis.entries import COUNTS, ENTRIES, EXTRA, POSITION, REFERENCES
+from ckpt_probe.analysis.nearest import NearestMeans
+from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics import Moments, disagreements
+from ckpt_probe.metrics import Moments
 from ckpt_probe.metrics.gram import Array
+from ckpt_probe.metrics.quality import Head, Quality, double
+from ckpt_probe.metrics.readout import Reading
 from ckpt_probe.plugins import registered
 
 Record = dict[str, Any]
@@ -21,6 +23,8 @@ Blocks = Callable[[], Iterable[tuple[Array, Array, Array | None]]]
 
 ENTRY_POINTS = "ckpt_probe.metrics"
 ROWS_AT_ONCE = 8192
+CENTRED = {"centred.mir": "sample.mir", "centred.hdr": "sample.hdr"}
+NEEDS_FEATURES = "only moments were stored, and this needs the features (extract --store both)"
 
 
 def analyze_features(
@@ -30,12 +34,13 @@ def analyze_features(
     bias: Array | None = None,
     *,
     logits: Array | None = None,
-    centred: bool = False,
+    **options: Any,
 ) -> Record:
     """The record of features (N, D) and labels (N,), with classifier weights (C, D) and bias (C,) where given.
 
-    numpy or torch; entropies in nats; None where a value is undefined, with the reasons in `missing`. Raises DataError
-    for NaN or infinity, labels outside 0 … C−1, and shapes that do not fit.
+    numpy or torch; entropies in nats; None where a value is undefined, with the reasons in `missing`. options: those
+    of `Settings`, such as centred=True, orders=(0.5, 2), tolerance=1e-4, memory=2**30. Raises DataError for NaN or
+    infinity, labels outside 0 … C−1, and shapes that do not fit.
     """
     if logits is not None and len(logits) != len(features):
         raise DataError(f"{len(features)} rows of features but {len(logits)} of logits")
@@ -47,36 +52,69 @@ def analyze_features(
 
     if len(features) != len(labels):
         raise DataError(f"{len(features)} rows of features but {len(labels)} labels")
-    return analyze_blocks(blocks, weights, bias, centred=centred)
+    return read_blocks(blocks, weights, bias, Settings(**options)).record
 
 
-def analyze_blocks(
-    blocks: Blocks, weights: Array | None, bias: Array | None = None, *, centred: bool = False
-) -> Record:
-    """The record of a stream of blocks: one pass for the moments, one for what needs the class means.
+def read_blocks(
+    blocks: Blocks, weights: Array | None, bias: Array | None = None, settings: Settings | None = None
+) -> Reading:
+    """The reading of a stream of blocks: one pass for the moments, one for what needs the class means.
 
-    Never more than one block is held. Values and errors as `analyze_features`.
+    Never more than one block is held, but where N × N is the smaller matrix or rows are sampled. Values and errors as
+    `analyze_features`.
     """
-    head = None if weights is None else _Head(_double(weights), None if bias is None else _double(bias))
-    moments = Moments(None if head is None else head.weights.shape[0])
-    quality = _Quality()
+    settings = settings or Settings()
+    head = Head.of(weights, bias)
+    moments = Moments(None if head is None else head.weights.shape[0], memory=settings.memory)
+    quality = Quality()
     for features, labels, logits in blocks():
         moments.update(features, labels)
-        quality.update(_logits(features, logits, head), labels)
-    record: Record = moments.compute(weights, bias)
+        quality.update(scores(features, logits, head), labels)
+    return read_moments(moments, quality, weights, bias, blocks=blocks, settings=settings)
+
+
+def read_moments(
+    moments: Moments,
+    quality: Quality,
+    weights: Array | None,
+    bias: Array | None = None,
+    *,
+    blocks: Blocks | None = None,
+    settings: Settings | None = None,
+) -> Reading:
+    """The reading of moments; what needs the features themselves is None, with that reason, where `blocks` is None."""
+    settings = settings or Settings()
+    head = Head.of(weights, bias)
+    reading = moments.read(
+        weights,
+        bias,
+        rows=None if blocks is None else _rows(blocks),
+        orders=settings.orders,
+        sampling=settings.sampling,
+        details=settings.per_class or settings.spectra,
+    )
+    record: Record = dict(reading.record)
     reasons = [record.pop("missing")]
-    record |= quality.values()
-    record["nc4.disagreement"] = _disagreement(blocks, moments, head)
-    shifted = _centred(blocks, moments, weights) if centred else {}
-    reasons.append(shifted.pop("missing", None))
-    record |= shifted
-    if head is None:
-        needs = "accuracy, loss, nc4.disagreement" if record["accuracy"] is None else ""
-        reasons.append(needs and f"{needs}: there are neither logits nor classifier weights")
+    record |= {"accuracy": quality.accuracy, "loss": quality.loss}
+    nearest = None if blocks is None else _nearest(blocks, moments, head, settings)
+    record["nc4.disagreement"] = nearest.disagreement if nearest else None
+    if settings.centred:
+        shifted = _centred(blocks, moments, weights, settings) if blocks is not None else dict.fromkeys(CENTRED)
+        reasons.append(shifted.pop("missing", None))
+        record |= shifted
+    reasons += _absent(record, blocks is not None, head)
     for name, function in registered(ENTRY_POINTS).items():
         record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
     record["missing"] = "; ".join(reason for reason in reasons if reason) or None
-    return in_order(record)
+    per_class = [{**row, **(nearest.of_class(row["class"]) if nearest else {})} for row in reading.per_class]
+    return replace(reading, record=in_order(record), per_class=per_class)
+
+
+def scores(features: Array, logits: Array | None, head: Head | None) -> Tensor | None:
+    """Stored logits, else those of the head, float64; None where there are neither."""
+    if logits is not None:
+        return double(logits)
+    return None if head is None else head.logits(features)
 
 
 def in_order(record: Mapping[str, Any]) -> Record:
@@ -87,69 +125,45 @@ def in_order(record: Mapping[str, Any]) -> Record:
     return {**ordered, **others, **{name: record.get(name) for name in EXTRA}}
 
 
-@dataclass(frozen=True)
-class _Head:
-    weights: Tensor
-    bias: Tensor | None
+def _rows(blocks: Blocks) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+    def rows() -> Iterable[tuple[Tensor, Tensor]]:
+        for features, labels, _ in blocks():
+            yield torch.as_tensor(features), torch.as_tensor(labels)
 
-    def logits(self, features: Array) -> Tensor:
-        return F.linear(_double(features), self.weights, self.bias)
-
-
-class _Quality:
-    """Accuracy and mean cross-entropy, from logits as they come."""
-
-    def __init__(self) -> None:
-        self._samples = 0
-        self._right = 0
-        self._loss = 0.0
-
-    def update(self, logits: Tensor | None, labels: Array) -> None:
-        if logits is None:
-            return
-        numbers = torch.as_tensor(np.asarray(labels)).to(torch.int64)
-        self._samples += len(numbers)
-        self._right += int((logits.argmax(dim=1) == numbers).sum())
-        self._loss += float(F.cross_entropy(logits, numbers, reduction="sum"))
-
-    def values(self) -> Record:
-        if not self._samples:
-            return {"accuracy": None, "loss": None}
-        loss = self._loss / self._samples
-        return {"accuracy": self._right / self._samples, "loss": loss if np.isfinite(loss) else None}
+    return rows
 
 
-def _logits(features: Array, logits: Array | None, head: _Head | None) -> Tensor | None:
-    if logits is not None:
-        return _double(logits)
-    return None if head is None else head.logits(features)
+def _nearest(blocks: Blocks, moments: Moments, head: Head | None, settings: Settings) -> NearestMeans:
+    nearest = NearestMeans(double(moments.class_means), confusion=settings.per_class)
+    for features, labels, logits in blocks():
+        nearest.update(double(features), torch.as_tensor(labels), scores(features, logits, head))
+    if nearest.samples != moments.samples:
+        raise DataError(f"the data changed while it was read: {moments.samples} rows at first, then {nearest.samples}")
+    return nearest
 
 
-def _disagreement(blocks: Blocks, moments: Moments, head: _Head | None) -> float | None:
-    means = moments.class_means
-    samples = count = 0
-    for features, _, logits in blocks():
-        scores = _logits(features, logits, head)
-        if scores is None:
-            return None
-        count += disagreements(_double(features), scores.argmax(dim=1), means)
-        samples += len(scores)
-    if samples != moments.samples:
-        raise DataError(f"the data changed while it was read: {moments.samples} rows at first, then {samples}")
-    return count / samples
+def _centred(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> Record:
+    mean = moments.mean.cpu()
 
+    def centred() -> Iterable[tuple[Tensor, Tensor]]:
+        for features, labels, _ in blocks():
+            yield double(features) - mean, torch.as_tensor(labels).cpu()
 
-def _centred(blocks: Blocks, moments: Moments, weights: Array | None) -> Record:
-    shifted = Moments(moments.classes)
-    mean = moments.mean
-    for features, labels, _ in blocks():
-        shifted.update(_double(features) - mean, labels)
-    record = shifted.compute(weights)
-    names = {"centred.mir": "sample.mir", "centred.hdr": "sample.hdr"}
-    values = {name: record[source] for name, source in names.items()}
+    shifted = Moments(moments.classes, memory=settings.memory)
+    for features, labels in centred():
+        shifted.update(features, labels)
+    record = shifted.compute(weights, rows=centred, sampling=settings.sampling)
+    values = {name: record[source] for name, source in CENTRED.items()}
     missing = [name for name, value in values.items() if value is None]
     return {**values, "missing": f"{', '.join(missing)}: as for the features themselves" if missing else None}
 
 
-def _double(values: Array) -> Tensor:
-    return torch.as_tensor(values).detach().cpu().to(torch.float64)
+def _absent(record: Record, features: bool, head: Head | None) -> list[str]:
+    reasons = []
+    if not features:
+        names = [name for name in ("nc4.disagreement", *CENTRED) if name in record]
+        reasons.append(f"{', '.join(names)}: {NEEDS_FEATURES}")
+    if head is None and record["accuracy"] is None:
+        names = "accuracy, loss, nc4.disagreement" if features else "accuracy, loss"
+        reasons.append(f"{names}: there are neither logits nor classifier weights")
+    return reasons

@@ -1,12 +1,25 @@
-"""Dumps → records: one for each checkpoint and split, streamed."""
+"""Dumps → readings: one for each checkpoint and split, streamed, by several processes where asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
-from ckpt_probe.analysis.records import Record, analyze_blocks, in_order
-from ckpt_probe.dumps import Dump, open_dump, open_dump_series
-from ckpt_probe.errors import DataError
+import torch
+
+from ckpt_probe.analysis.cache import Cache
+from ckpt_probe.analysis.records import Record, in_order, read_blocks, read_moments
+from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.dumps import Dump, SplitView, open_dump, open_dump_series
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.metrics import Moments
+from ckpt_probe.metrics.quality import Quality
+from ckpt_probe.metrics.readout import Reading
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.series import Member
 
 BLOCK_BYTES = 16 * 2**20
 
@@ -15,34 +28,132 @@ def analyze_series(
     path: Path | str,
     *,
     splits: Sequence[str] | None = None,
-    centred: bool = False,
+    workers: int = 1,
+    cache: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Iterator[Record]:
     """Records of every dump at `path`, one file or a directory, in the order of their steps.
 
-    Raises DataError, naming file, split and row, where a dump cannot be read or holds what has no meaning.
+    options: those of `Settings`. workers: processes, each with one dump at a time; the records are the same, bit for
+    bit, whatever their number. cache: keep the records in a hidden folder beside the dumps, and take them from there
+    where neither dump nor options have changed. Raises DataError, naming file, split and row, where a dump cannot be
+    read or holds what has no meaning.
     """
+    settings = Settings(**options)
+    for reading in read_series(path, settings, splits=splits, workers=workers, cache=cache, progress=progress):
+        yield reading.record
+
+
+def analyze_dump(path: Path | str, *, splits: Sequence[str] | None = None, **options: Any) -> list[Record]:
+    """Records of one dump, one for each split (or each of `splits`); options and errors as `analyze_series`."""
+    return [reading.record for reading in _Task(None, splits, Settings(**options)).run(Path(path)).readings]
+
+
+def read_series(
+    path: Path | str,
+    settings: Settings,
+    *,
+    splits: Sequence[str] | None = None,
+    workers: int = 1,
+    cache: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Reading]:
+    """Readings of every dump at `path`: records, and per class and spectra where `settings` ask for them.
+
+    Arguments, order and errors as `analyze_series`; spectra are numpy arrays.
+    """
+    if workers < 1:
+        raise UsageError(f"workers: expected at least 1, found {workers}")
+    progress = progress or Silent()
     members = open_dump_series(path)
-    with (progress or Silent()).task("dumps", len(members), "dumps") as bar:
-        for member in members:
-            yield from analyze_dump(member.path, splits=splits, centred=centred)
+    task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
+    found, notes = 0, []
+    with (
+        progress.task("dumps", len(members), "dumps") as bar,
+        closing(_results(members, task, min(workers, len(members)))) as results,
+    ):
+        for done in results:
+            found += done.cached
+            notes += [done.note] if done.note and done.note not in notes else []
+            yield from done.readings
             bar.advance()
+    if found:
+        progress.message(f"{found} of {len(members)} dumps were analyzed before; --no-cache computes them anew")
+    for note in notes:
+        progress.message(note)
 
 
-def analyze_dump(path: Path | str, *, splits: Sequence[str] | None = None, centred: bool = False) -> list[Record]:
-    """Records of one dump, one for each split (or each of `splits`); never more than one block of it is in memory.
+@dataclass(frozen=True)
+class _Done:
+    """What one dump gave, whether it came from the cache, and what to say about it."""
 
-    Raises DataError as `analyze_series` does.
-    """
-    with open_dump(path) as dump:
-        return [_record(dump, split, centred) for split in splits or dump.splits]
+    readings: list[Reading]
+    cached: bool = False
+    note: str | None = None
 
 
-def _record(dump: Dump, split: str, centred: bool) -> Record:
-    view = dump[split]
-    rows = max(1, BLOCK_BYTES // (8 * view.dimension))
+@dataclass(frozen=True)
+class _Task:
+    """What is done with each dump, in this process or another."""
+
+    cache: Cache | None
+    splits: Sequence[str] | None
+    settings: Settings
+
+    def run(self, path: Path) -> _Done:
+        with open_dump(path) as dump:
+            if self.cache is None:
+                return _Done(self._readings(dump))
+            entry = self.cache.entry(dump.path)
+            if entry.readings is not None:
+                return _Done(entry.readings, cached=True)
+            readings = self._readings(dump)
+            return _Done(readings, note=entry.keep(readings))
+
+    def _readings(self, dump: Dump) -> list[Reading]:
+        return [_reading(dump, split, self.settings) for split in self.splits or dump.splits]
+
+
+def _results(members: list[Member], task: _Task, workers: int) -> Generator[_Done, None, None]:
+    paths = [member.path for member in members]
+    if workers == 1:
+        yield from map(task.run, paths)
+        return
+    # Each process computes with as many threads as one alone would, so that sums are taken in the same order.
+    executor = ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+    )
     try:
-        record = analyze_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, centred=centred)
+        yield from executor.map(task.run, paths)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
+    view = dump[split]
+    try:
+        reading = _of_features(dump, view, settings) if view.features is not None else _of_moments(dump, view, settings)
     except DataError as error:
         raise DataError(f"{dump.path}: {split}: {error}") from error
-    return in_order({"checkpoint": dump.name, "step": dump.step, "split": split, **record})
+    place = {"checkpoint": dump.name, "step": dump.step, "split": split}
+    return replace(
+        reading,
+        record=in_order({**place, **reading.record}),
+        per_class=[{**place, **row} for row in reading.per_class] if settings.per_class else [],
+        spectra={name: values.numpy() for name, values in reading.spectra.items()} if settings.spectra else {},
+    )
+
+
+def _of_features(dump: Dump, view: SplitView, settings: Settings) -> Reading:
+    rows = max(1, min(BLOCK_BYTES, settings.memory // 16) // (8 * view.dimension))
+    return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings)
+
+
+def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:
+    stored = view.read_moments()
+    assert stored is not None
+    state, numbers = stored
+    moments = Moments(None if dump.weights is None else len(dump.weights), memory=settings.memory)
+    moments.load(state)
+    return read_moments(moments, Quality.from_numbers(numbers), dump.weights, dump.bias, settings=settings)

@@ -1,7 +1,6 @@
 """Opening a file of tensors lazily: by name, memory-mapped, one tensor at a time. Nothing is ever unpickled."""
 
 import difflib
-import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,15 +91,6 @@ def open_checkpoint(path: Path | str) -> Iterator[Checkpoint]:
         raise DataError(f"{path}: {_explained(error)}") from error
     with opened as file:
         yield Checkpoint(path, file)
-
-
-def checkpoint_hash(path: Path | str) -> str:
-    """SHA-256 of a file, hexadecimal, read in blocks. Raises DataError where it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _require_readable(path: Path) -> None:

@@ -1,8 +1,16 @@
 """`ckpt-probe analyze`."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ckpt_probe.cli.options import byte_count, entropy_orders
+
+if TYPE_CHECKING:
+    from ckpt_probe.analysis import Settings
+    from ckpt_probe.metrics.readout import Reading
 
 
 @click.command("analyze", epilog="Example: ckpt-probe analyze dumps/digits --split test --json > records.jsonl")
@@ -12,38 +20,75 @@ import click
 @click.option("--csv", is_flag=True, help="Comma-separated values with a header.")
 @click.option("--wide", is_flag=True, help="Every column, however wide the terminal is.")
 @click.option("--centred", is_flag=True, help="Also MIR and HDR of features less their mean (one more pass).")
+@click.option("--alpha", "orders", metavar="A,…", help="Also Rényi entropies of these orders, such as 0.5,2.")
+@click.option("--per-class", is_flag=True, help="One row a class: its samples, mean, variance, entropy, confusion.")
+@click.option("--spectra", type=click.Path(path_type=Path), metavar="NPZ", help="Write every Gram's eigenvalues here.")
+@click.option("--memory", default="2GiB", show_default=True, help="What moments and matrices of one dump may take.")
+@click.option(
+    "--tolerance",
+    type=float,
+    default=1e-3,
+    show_default=True,
+    help="Relative standard error of MIR at which sampling stops, where no exact route fits.",
+)
+@click.option("--budget", type=float, metavar="SECONDS", help="Stop sampling after this time even above the tolerance.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Dumps at a time.")
+@click.option("--no-cache", is_flag=True, help="Compute every dump anew, and keep nothing beside them.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the records to this file, beside the table.")
-@click.option("--overwrite", is_flag=True, help="Replace the file where it exists.")
+@click.option("--overwrite", is_flag=True, help="Replace the files where they exist.")
 def command(
     dumps: Path,
     splits: tuple[str, ...],
     json: bool,
     csv: bool,
     wide: bool,
-    centred: bool,
+    orders: str | None,
+    spectra: Path | None,
+    memory: str,
+    workers: int,
+    no_cache: bool,
     out: Path | None,
     overwrite: bool,
+    **options: float | bool,
 ) -> None:
     """Read matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
 
     DUMPS is one .h5 file or a directory of them; one row for each checkpoint and split, in the order of the steps,
-    measured beside the value at neural collapse. Dumps that others wrote with the documented names do as well.
+    measured beside the value at neural collapse. Dumps that others wrote with the documented names do as well. What
+    was computed once is kept in a hidden folder beside the dumps, and computed anew only where a dump has changed.
     """
     from ckpt_probe.errors import UsageError
     from ckpt_probe.files import refuse_existing
 
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
-    if out is not None:
-        refuse_existing(out, overwrite=overwrite)
+    for file in (out, spectra):
+        if file is not None:
+            refuse_existing(file, overwrite=overwrite)
+    chosen, size = entropy_orders(orders), byte_count(memory)
 
-    from ckpt_probe.analysis import analyze_series
+    from ckpt_probe.analysis import Settings, read_series
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.cli.output import print_records, write_records
+    from ckpt_probe.cli.output import print_records, write_records, write_spectra
 
+    settings = Settings(orders=chosen, memory=size, spectra=spectra is not None, **options)  # pyright: ignore[reportArgumentType]
+    _ = settings.sampling
+    readings: list[Reading] = []
     with bars() as progress:
-        records = analyze_series(dumps, splits=splits or None, centred=centred, progress=progress)
-        shown = print_records(records, json=json, csv=csv, wide=wide)
+        found = read_series(
+            dumps, settings, splits=splits or None, workers=workers, cache=not no_cache, progress=progress
+        )
+        shown = print_records(_rows(found, readings, settings), json=json, csv=csv, wide=wide)
     if out is not None:
         write_records(shown, out, csv=csv or out.suffix == ".csv", overwrite=overwrite)
         say(f"{out}: {len(shown)} records")
+    if spectra is not None:
+        say(f"{spectra}: {write_spectra(readings, spectra, overwrite=overwrite)} arrays of eigenvalues")
+
+
+def _rows(found: "Iterable[Reading]", kept: "list[Reading]", settings: "Settings") -> "Iterator[dict[str, Any]]":
+    for reading in found:
+        if settings.spectra:
+            kept.append(reading)
+        yield from reading.per_class if settings.per_class else [reading.record]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.options import json_object, subject_options
+from ckpt_probe.cli.options import byte_count, json_object, subject_options
 
 
 @click.command("extract", epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
@@ -27,9 +27,22 @@ from ckpt_probe.cli.options import json_object, subject_options
     help="Precision of the stored features.",
 )
 @click.option("--logits/--no-logits", "with_logits", default=True, show_default=True, help="Whether to store logits.")
+@click.option(
+    "--store",
+    type=click.Choice(["features", "moments", "both"]),
+    default="features",
+    show_default=True,
+    help="Keep the rows, class moments in their place (kilobytes to megabytes; no NC4, no --centred), or both.",
+)
+@click.option("--memory", default="2GiB", show_default=True, help="What class moments may take, 8·C·D² bytes.")
 @click.option("--overwrite", is_flag=True, help="Replace dumps that exist.")
 def command(
-    checkpoints: Path, out: Path, model_arguments: str | None, data_arguments: str | None, **options: object
+    checkpoints: Path,
+    out: Path,
+    model_arguments: str | None,
+    data_arguments: str | None,
+    memory: str,
+    **options: object,
 ) -> None:
     """Forward every checkpoint once and dump penultimate features and classifier weights.
 
@@ -45,6 +58,7 @@ def command(
             out,
             model_arguments=json_object(model_arguments, "--model-arguments"),
             data_arguments=json_object(data_arguments, "--data-arguments"),
+            memory=byte_count(memory),
             progress=progress,
             **options,  # pyright: ignore[reportArgumentType]
         )

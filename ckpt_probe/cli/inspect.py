@@ -59,10 +59,8 @@ def inspect_dump(file: Path) -> dict[str, Any]:
         if dump.bias is not None:
             tensors.append({"name": "classifier/bias", "dtype": "float64", "shape": list(dump.bias.shape)})
         for split in dump.splits:
-            view = dump[split]
-            for name, array in (("features", view.features), ("labels", view.labels), ("logits", view.logits)):
-                if array is not None:
-                    tensors.append({"name": f"{split}/{name}", "dtype": str(array.dtype), "shape": list(array.shape)})
+            for name, array in dump[split].arrays().items():
+                tensors.append({"name": f"{split}/{name}", "dtype": str(array.dtype), "shape": list(array.shape)})
         return {
             "file": str(file),
             "kind": "dump" if dump.provenance else "dump without provenance",

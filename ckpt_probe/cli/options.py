@@ -1,6 +1,7 @@
 """Options that several verbs share: which model, which data, where it runs."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,31 @@ def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_SUBJECT):
         command = option(command)
     return command
+
+
+def byte_count(text: str) -> int:
+    """Bytes that "2GiB", "512 MiB", "1.5GB" or "1000000" spell. Raises UsageError for anything else, and for zero."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b?\s*", text, flags=re.IGNORECASE)
+    size = 0
+    if found:
+        number, prefix, binary = found.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+    if size < 1:
+        raise UsageError(f"--memory: expected a size such as 2GiB or 512MiB, found {text!r}")
+    return size
+
+
+def entropy_orders(text: str | None) -> tuple[float, ...]:
+    """Rényi orders that "0.5,2" spells, none where it was not given. Raises UsageError for what is no order."""
+    if text is None:
+        return ()
+    try:
+        orders = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        orders = (0.0,)
+    if not all(0 < order < float("inf") for order in orders):
+        raise UsageError(f"--alpha: expected positive numbers such as 0.5,2, found {text!r}")
+    return tuple(dict.fromkeys(orders))
 
 
 def json_object(text: str | None, option: str) -> dict[str, Any] | None:

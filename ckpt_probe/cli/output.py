@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ckpt_probe.metrics.readout import Reading
 
 Record = Mapping[str, Any]
 
@@ -46,3 +49,19 @@ def write_records(records: Iterable[Record], path: Path, *, csv: bool, overwrite
     held = list(records)
     text = to_csv(held) if csv else "".join(to_json_line(record) + "\n" for record in held)
     write_text(path, text, overwrite=overwrite)
+
+
+def write_spectra(readings: "Iterable[Reading]", path: Path, *, overwrite: bool) -> int:
+    """Write eigenvalues into an .npz file, arrays named CHECKPOINT/SPLIT/LEVEL.NAME; returns how many there are."""
+    import numpy as np
+
+    from ckpt_probe.files import replacing
+
+    arrays = {
+        f"{reading.record['checkpoint']}/{reading.record['split']}/{name}": values
+        for reading in readings
+        for name, values in reading.spectra.items()
+    }
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    return len(arrays)

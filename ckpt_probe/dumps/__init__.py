@@ -1,12 +1,13 @@
 """The HDF5 dump of features and classifier weights. The only place that knows HDF5."""
 
 from ckpt_probe.dumps.reading import Dump, SplitView, open_dump, open_dump_series, read_provenance
-from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, Provenance
+from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, STORES, Provenance
 from ckpt_probe.dumps.writing import DumpWriter
 
 __all__ = [
     "FEATURE_DTYPES",
     "FORMAT_VERSION",
+    "STORES",
     "Dump",
     "DumpWriter",
     "Provenance",

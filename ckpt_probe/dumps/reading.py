@@ -18,29 +18,43 @@ SUFFIXES = frozenset({".h5", ".hdf5"})
 
 
 class SplitView:
-    """One split of an open dump; its arrays stay on disk until they are sliced."""
+    """One split of an open dump; its arrays stay on disk until they are sliced. None where they were not stored."""
 
     def __init__(self, name: str, group: Any) -> None:
         self.name = name
-        self.features = group[schema.FEATURES]
-        self.labels = group[schema.LABELS]
+        self.features = group.get(schema.FEATURES)
+        self.labels = group.get(schema.LABELS)
         self.logits = group.get(schema.LOGITS)
+        self._moments = group.get(schema.MOMENTS)
 
     @property
     def samples(self) -> int:
         """N, the number of rows."""
-        return self.features.shape[0]
+        return self.features.shape[0] if self.features is not None else int(self._moments["counts"][()].sum())
 
     @property
     def dimension(self) -> int:
         """D, the number of features."""
-        return self.features.shape[1]
+        return (self.features if self.features is not None else self._moments["means"]).shape[1]
 
     def blocks(self, rows: int) -> Iterator[Block]:
         """Features (n, D), labels (n,) and logits (n, C) or None, at most `rows` rows at a time, in order."""
         for start in range(0, self.samples, rows):
             part = slice(start, start + rows)
             yield self.features[part], self.labels[part], None if self.logits is None else self.logits[part]
+
+    def arrays(self) -> dict[str, Any]:
+        """Every stored array by its name below the split, unread."""
+        named = {schema.FEATURES: self.features, schema.LABELS: self.labels, schema.LOGITS: self.logits}
+        found = {name: array for name, array in named.items() if array is not None}
+        return found | {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
+
+    def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
+        """Class moments as arrays by name, and the numbers beside them; None where none were stored."""
+        if self._moments is None:
+            return None
+        arrays = {name: np.asarray(dataset) for name, dataset in self._moments.items()}
+        return arrays, {name: _number(value) for name, value in self._moments.attrs.items()}
 
 
 class Dump:
@@ -79,6 +93,10 @@ class Dump:
         group: Any = self._file[name]
         features, labels, logits = (group.get(n) for n in (schema.FEATURES, schema.LABELS, schema.LOGITS))
         where = f"{self.path}: {name}"
+        if schema.MOMENTS in group:
+            self._check_moments(f"{where}/{schema.MOMENTS}", group[schema.MOMENTS])
+        if features is None:
+            return
         if labels is None:
             raise DataError(f"{where}: features without labels; write {name}/labels beside {name}/features")
         if features.ndim != 2 or features.dtype.kind != "f":
@@ -98,18 +116,39 @@ class Dump:
         if logits is not None and logits.shape[1] != self.weights.shape[0]:
             raise DataError(f"{where}: logits of {logits.shape[1]} classes but {self.weights.shape[0]} classifier rows")
 
+    def _check_moments(self, where: str, group: Any) -> None:
+        size = self.path.stat().st_size
+        for name, dataset in group.items():
+            if dataset.nbytes > size:
+                raise DataError(f"{where}/{name}: claims {dataset.nbytes:,} bytes in a file of {size:,}; extract again")
+        if "counts" not in group or "means" not in group or group["means"].ndim != 2:
+            raise DataError(f"{where}: counts (C,) and means (C, D) are not there; extract again")
+        if self.weights is not None and self.weights.shape[1] != group["means"].shape[1]:
+            raise DataError(
+                f"{where}: moments of {group['means'].shape[1]} features but classifier weights of "
+                f"{self.weights.shape[1]}"
+            )
+
 
 @contextmanager
 def open_dump(path: Path | str) -> Iterator[Dump]:
     """Open a dump for reading, for the time of the `with`.
 
     Raises DataError where the file is missing, no HDF5, truncated, of a newer format, interrupted (our format without
-    the completion mark), or where its arrays do not fit each other.
+    the completion mark), where its arrays do not fit each other, or where it changes while it is open.
     """
     path = Path(path)
-    with _open(path) as file:
-        _require_complete(path, file)
-        yield Dump(path, file)
+    before = _signature(path)
+    try:
+        with _open(path) as file:
+            _require_complete(path, file)
+            yield Dump(path, file)
+    except (DataError, OSError) as error:
+        _require_same(path, before, error)
+        raise (
+            error if isinstance(error, DataError) else DataError(f"{path}: cannot be read: {_first_clause(error)}")
+        ) from error
+    _require_same(path, before)
 
 
 def read_provenance(path: Path | str) -> Provenance | None:
@@ -157,6 +196,19 @@ def _open(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
+def _signature(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _require_same(path: Path, before: tuple[int, ...] | None, error: Exception | None = None) -> None:
+    if _signature(path) != before:
+        raise DataError(f"{path}: changed while it was read; run again once nothing writes it") from error
+
+
 def _require_complete(path: Path, file: h5py.File) -> None:
     if file.attrs.get("format") != schema.FORMAT:
         return
@@ -186,11 +238,16 @@ def _step(path: Path, file: h5py.File, provenance: Provenance | None) -> int | N
 
 
 def _split_names(path: Path, file: h5py.File) -> list[str]:
-    groups = [name for name, item in file.items() if isinstance(item, h5py.Group) and schema.FEATURES in item]
+    kept = {schema.FEATURES, schema.MOMENTS}
+    groups = [name for name, item in file.items() if isinstance(item, h5py.Group) and kept & set(item)]
     if not groups:
         raise DataError(f"{path}: no split: expected groups with the arrays features and labels")
     order = {name: number for number, name in enumerate(schema.SPLIT_ORDER)}
     return sorted(groups, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
 
 
 def _described(dataset: Any) -> str:

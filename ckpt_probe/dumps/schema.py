@@ -8,7 +8,7 @@ from typing import Any
 from ckpt_probe.errors import DataError
 
 FORMAT = "ckpt-probe-dump"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 CLASSIFIER = "classifier"
 WEIGHTS = "weights"
@@ -16,11 +16,15 @@ BIAS = "bias"
 FEATURES = "features"
 LABELS = "labels"
 LOGITS = "logits"
+MOMENTS = "moments"
 SAMPLE_SCALE = "sample"
 FEATURE_SCALE = "feature"
 CLASS_SCALE = "class"
 
 SPLIT_ORDER = ("train", "validation", "test")
+STORES = ("features", "moments", "both")
+"""What a dump keeps of a split: its rows, class moments of them, or both."""
+
 FEATURE_DTYPES = ("float16", "float32", "float64")
 
 
@@ -43,6 +47,7 @@ class Provenance:
     splits: tuple[str, ...]
     limit: int | None
     logits: bool
+    store: str
     device: str
     versions: dict[str, str]
 
@@ -67,6 +72,8 @@ class Provenance:
             return None
         try:
             values = {f.name: _value(f.name, attributes.get(f.name)) for f in fields(Provenance)}
+            # Format 1 had no other store.
+            values["store"] = values["store"] or "features"
         except ValueError as error:
             raise DataError(f"provenance cannot be read ({error})") from error
         return Provenance(**values)

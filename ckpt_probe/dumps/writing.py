@@ -1,5 +1,6 @@
 """Writing a dump block by block; the mark that it is complete is written last, and its name after that."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,13 @@ class DumpWriter:
             scores.dims[0].attach_scale(scale)
             self._label(scores, None, schema.CLASS_SCALE)
         self._announced[name], self._written[name] = samples, 0
+
+    def write_moments(self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
+        """Class moments of a split, arrays by name, and single numbers beside them as attributes."""
+        group = self._file.require_group(name).create_group(schema.MOMENTS)
+        for part, values in state.items():
+            group.create_dataset(part, data=_numpy(values))
+        group.attrs.update(numbers)
 
     def append(self, name: str, features: Any, labels: Any, logits: Any = None) -> None:
         """Add a block of rows to a split: features (n, D), labels (n,), logits (n, C) where they were announced."""

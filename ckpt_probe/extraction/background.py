@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.extraction.storing import StoreWriter
 
 WAITING_BLOCKS = 8
 
@@ -17,13 +17,13 @@ class _Abandoned(Exception):
 
 
 class BackgroundWriter:
-    """Calls a DumpWriter's methods in order in one background thread, at most a few blocks behind.
+    """Calls a StoreWriter's methods in order in one background thread, at most a few blocks behind.
 
     An error of the writer is raised at the next call or on leaving the `with`; an error inside the `with` makes the
     writer abandon the dump, so that nothing half-written stays.
     """
 
-    def __init__(self, open_writer: Callable[[], DumpWriter]) -> None:
+    def __init__(self, open_writer: Callable[[], StoreWriter]) -> None:
         self._open = open_writer
         self._calls: queue.Queue[Call | None] = queue.Queue(maxsize=WAITING_BLOCKS)
         self._abandoned = threading.Event()

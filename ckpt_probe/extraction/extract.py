@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import checkpoint_hash, library_versions, open_checkpoint, open_series
+from ckpt_probe.checkpoints import library_versions, open_checkpoint, open_series
 from ckpt_probe.dumps import FEATURE_DTYPES, DumpWriter, Provenance, read_provenance
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.background import BackgroundWriter
 from ckpt_probe.extraction.forward import forward_blocks
+from ckpt_probe.extraction.storing import StoreWriter, require_store
 from ckpt_probe.extraction.subject import Subject, Wanted, open_subject
-from ckpt_probe.files import refuse_existing
+from ckpt_probe.files import content_hash, refuse_existing
+from ckpt_probe.metrics.moments import MEMORY
 from ckpt_probe.models import find_classifier
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
@@ -46,6 +48,8 @@ class _Options:
     feature_dtype: str
     overwrite: bool
     with_logits: bool
+    store: str
+    memory: int
 
 
 def extract_series(
@@ -65,13 +69,16 @@ def extract_series(
     feature_dtype: str = "float32",
     overwrite: bool = False,
     with_logits: bool = True,
+    store: str = "features",
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> ExtractionSummary:
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
     Model and data are the ones that our checkpoints name; `model`, `data` and their arguments name others. A dump that
-    is complete and of the same provenance is skipped; of another provenance, it is an error unless `overwrite`. Raises
-    UsageError and DataError as the parts do; a dump has its name only once it is whole.
+    is complete and of the same provenance is skipped; of another provenance, it is an error unless `overwrite`. `store`
+    "moments" keeps class moments (8·C·D² bytes at most, which must fit `memory`) in place of the rows, "both" beside
+    them. Raises UsageError and DataError as the parts do; a dump has its name only once it is whole.
     """
     progress = progress or Silent()
     members = open_series(source)
@@ -80,8 +87,10 @@ def extract_series(
     chosen = tuple(splits) if splits else tuple(subject.data.splits)
     for name in chosen:
         subject.data.split(name)
-    options = _Options(chosen, limit, batch_size, device, dtype, feature_dtype, overwrite, with_logits)
+    options = _Options(chosen, limit, batch_size, device, dtype, feature_dtype, overwrite, with_logits, store, memory)
     _require_sensible(options)
+    weights, _ = _parameters(subject.model, subject.classifier)
+    require_store(store, weights.shape[0], weights.shape[1], memory)
     written, skipped = [], []
     with progress.task("checkpoints", len(members), "checkpoints") as bar:
         for member in members:
@@ -107,11 +116,13 @@ def extract(
     split: str = "data",
     device: str = "auto",
     overwrite: bool = False,
+    store: str = "features",
+    memory: int = MEMORY,
 ) -> Path:
     """Write one dump from your own model and batches of (inputs, labels); returns its path.
 
-    The model's classifier is found by running it, or named. Raises UsageError where `out` exists and `overwrite` is
-    false, DataError where there is no batch or the model has no such classifier.
+    The model's classifier is found by running it, or named; `store` and `memory` as `extract_series`. Raises UsageError
+    where `out` exists and `overwrite` is false, DataError where there is no batch or the model has no such classifier.
     """
     from ckpt_probe.data import ArraySplit
     from ckpt_probe.models import choose_device
@@ -126,8 +137,9 @@ def extract(
     model.to(place)
     name = find_classifier(model, inputs.to(place), classifier)
     weights, bias = _parameters(model, name)
+    require_store(store, weights.shape[0], weights.shape[1], memory)
     writer = DumpWriter(path, None, classes=weights.shape[0], features=weights.shape[1], overwrite=overwrite)
-    with BackgroundWriter(lambda: writer) as background:
+    with BackgroundWriter(lambda: StoreWriter(writer, store, memory=memory)) as background:
         background.call("write_classifier", weights, bias)
         background.call("start_split", split)
         while True:
@@ -137,6 +149,7 @@ def extract(
             try:
                 inputs, labels = next(batches)
             except StopIteration:
+                background.call("finish_split", split)
                 return path
 
 
@@ -155,7 +168,7 @@ def _write(path: Path, provenance: Provenance, subject: Subject, options: _Optio
     )
     with (
         progress.task(path.stem, sum(counts.values()), "samples") as bar,
-        BackgroundWriter(lambda: writer) as background,
+        BackgroundWriter(lambda: _storing(writer, options)) as background,
     ):
         background.call("write_classifier", weights, bias)
         for name, count in counts.items():
@@ -173,6 +186,11 @@ def _write(path: Path, provenance: Provenance, subject: Subject, options: _Optio
             )
             for block in blocks:
                 background.call("append", name, block.features, block.labels, block.logits)
+            background.call("finish_split", name)
+
+
+def _storing(writer: DumpWriter, options: _Options) -> StoreWriter:
+    return StoreWriter(writer, options.store, feature_dtype=options.feature_dtype, memory=options.memory)
 
 
 def _parameters(model: nn.Module, classifier: str) -> tuple[Tensor, Tensor | None]:
@@ -203,7 +221,7 @@ def _provenance(member: Member, subject: Subject, options: _Options) -> Provenan
     return Provenance(
         checkpoint=member.name,
         checkpoint_size=member.path.stat().st_size,
-        checkpoint_sha256=checkpoint_hash(member.path),
+        checkpoint_sha256=content_hash(member.path),
         step=member.step,
         epoch=metadata.epoch,
         model=subject.model_name,
@@ -216,6 +234,7 @@ def _provenance(member: Member, subject: Subject, options: _Options) -> Provenan
         splits=options.splits,
         limit=options.limit,
         logits=options.with_logits,
+        store=options.store,
         device=str(subject.device),
         versions=library_versions(),
     )

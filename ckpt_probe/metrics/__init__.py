@@ -1,6 +1,6 @@
 """Pure mathematics on tensors: Gram matrices, matrix entropy, mutual information, neural collapse, class moments."""
 
-from ckpt_probe.metrics.collapse import disagreements
+from ckpt_probe.metrics.collapse import nearest_means
 from ckpt_probe.metrics.entropy import effective_rank, matrix_entropy
 from ckpt_probe.metrics.gram import gram
 from ckpt_probe.metrics.information import hdr, mir, mutual_information
@@ -9,13 +9,13 @@ from ckpt_probe.metrics.theory import reference_values, simplex_etf
 
 __all__ = [
     "Moments",
-    "disagreements",
     "effective_rank",
     "gram",
     "hdr",
     "matrix_entropy",
     "mir",
     "mutual_information",
+    "nearest_means",
     "reference_values",
     "simplex_etf",
 ]

@@ -3,8 +3,16 @@
 Below, M are centred class means (C, D): row m_c = μ_c − μ_G, μ_G the mean of the class means. All tensors float64.
 """
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from ckpt_probe.metrics.gram import smaller_gram
+
+BLOCK_ENTRIES = 2**23
+"""Entries of a C × C matrix that are at hand at once, so that heads of 50,000 rows take no 20 GB."""
 
 
 def nc1_pinv(within: Tensor, M: Tensor, *, magnitude: float = 0.0) -> float | None:
@@ -31,12 +39,17 @@ def cdnv(variances: Tensor, means: Tensor) -> float | None:
 
     variances: v_c = mean ‖z − μ_c‖², (C,); means: (C, D). None where two class means coincide.
     """
-    first, second = _pairs(means.shape[0], means.device)
-    # Differences are taken before squaring: the usual expansion loses the digits of means that lie close together.
-    distances = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist")[first, second].square()
-    if not bool((distances > 0).all()):
-        return None
-    return float(((variances[first] + variances[second]) / (2 * distances)).mean())
+    classes = means.shape[0]
+    total = 0.0
+    for part, others in _row_blocks(classes):
+        # Differences are taken before squaring: the usual expansion loses the digits of means that lie close together.
+        distances = torch.cdist(means[part], means, compute_mode="donot_use_mm_for_euclid_dist").square()
+        distances = distances[others]
+        if not bool((distances > 0).all()):
+            return None
+        sums = (variances[part, None] + variances)[others]
+        total += float((sums / (2 * distances)).sum())
+    return total / (classes * (classes - 1))
 
 
 def equinorm(rows: Tensor) -> float | None:
@@ -51,20 +64,27 @@ def equiangular(rows: Tensor) -> float | None:
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not bool((lengths > 0).all()):
         return None
-    unit = rows / lengths
-    first, second = _pairs(rows.shape[0], rows.device)
-    return float(((unit @ unit.T)[first, second] + 1 / (rows.shape[0] - 1)).abs().mean())
+    unit, classes = rows / lengths, rows.shape[0]
+    apart = 1 / (classes - 1)
+    total = sum(float(((unit[part] @ unit.T)[others] + apart).abs().sum()) for part, others in _row_blocks(classes))
+    return total / (classes * (classes - 1))
 
 
 def etf_distance(M: Tensor) -> float | None:
     """NC2: ‖M Mᵀ/‖M Mᵀ‖_F − E/‖E‖_F‖_F, E the Gram matrix of the simplex ETF; 0 at collapse. None where M = 0."""
     classes = M.shape[0]
-    product = M @ M.T
-    size = torch.linalg.matrix_norm(product)
+    # ‖M Mᵀ‖_F from the smaller of its two sides.
+    size = torch.linalg.matrix_norm(smaller_gram(M))
     if not bool(size > 0):
         return None
-    simplex = torch.eye(classes, dtype=M.dtype, device=M.device) - 1 / classes
-    return float(torch.linalg.matrix_norm(product / size - simplex / torch.linalg.matrix_norm(simplex)))
+    diagonal, length = 1 - 1 / classes, math.sqrt(classes - 1)
+    squares = 0.0
+    for part, others in _row_blocks(classes):
+        difference = M[part] @ M.T / size
+        difference[others] += 1 / classes / length
+        difference[~others] -= diagonal / length
+        squares += float(difference.square().sum())
+    return math.sqrt(squares)
 
 
 def duality(weights: Tensor, M: Tensor) -> float | None:
@@ -75,21 +95,26 @@ def duality(weights: Tensor, M: Tensor) -> float | None:
     return float(torch.linalg.matrix_norm(weights / sizes[0] - M / sizes[1]))
 
 
-def disagreements(features: Tensor, predictions: Tensor, class_means: Tensor) -> int:
-    """NC4's count: samples whose predicted class is not that of the nearest class mean.
+def nearest_means(features: Tensor, class_means: Tensor) -> Tensor:
+    """The class whose mean is nearest to each sample, (n,): NC4 counts where it is not the predicted one.
 
-    features: (n, D); predictions: (n,) argmax of the logits; class_means: (C, D), NaN rows for absent classes.
+    features: (n, D); class_means: (C, D), NaN rows for absent classes.
     """
     # ‖z − μ‖² differs from −2 z·μ + ‖μ‖² by a term that is the same for every class.
     present = ~class_means.isnan().any(dim=1)
     numbers = present.nonzero().squeeze(1)
     means = class_means[present]
     centre = means.mean(dim=0)
-    scores = means.sub(centre).square().sum(dim=1) - 2 * (features.to(means.dtype) - centre) @ (means - centre).T
-    nearest = numbers[scores.argmin(dim=1)]
-    return int((nearest != predictions).sum())
+    means = means - centre
+    scores = means.square().sum(dim=1) - 2 * (features.to(means.dtype) - centre) @ means.T
+    return numbers[scores.argmin(dim=1)]
 
 
-def _pairs(classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    first, second = torch.triu_indices(classes, classes, offset=1, device=device)
-    return first, second
+def _row_blocks(classes: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a C × C matrix, some at a time, and which of their entries are off its diagonal."""
+    rows = max(1, BLOCK_ENTRIES // classes)
+    for start in range(0, classes, rows):
+        part = slice(start, min(start + rows, classes))
+        others = torch.ones(part.stop - start, classes, dtype=torch.bool)
+        others[torch.arange(part.stop - start), torch.arange(start, part.stop)] = False
+        yield part, others

@@ -38,22 +38,41 @@ def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> T
     """
     K = K / (n or K.shape[0])
     if alpha == 2:
+        # The sum of squared eigenvalues is that of squared entries.
         return -torch.log((K * K).sum())
-    return entropy_of_spectrum(torch.linalg.eigvalsh(K), alpha=alpha)
+    return entropy_of_spectrum(spectrum(K), alpha=alpha)
+
+
+def spectrum(matrix: Tensor) -> Tensor:
+    """Eigenvalues (k,) of a symmetric matrix (m, m) without negative ones; those below m · ε · the largest left out.
+
+    Only the lower triangle is read. With gradient.
+    """
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    return eigenvalues[eigenvalues > smallest_present(eigenvalues.detach())]
+
+
+def smallest_present(eigenvalues: Tensor) -> Tensor:
+    """The size under which an eigenvalue of (…, m) is rounding, m · ε · the largest, (…, 1)."""
+    m, eps = eigenvalues.shape[-1], torch.finfo(eigenvalues.dtype).eps
+    return m * eps * eigenvalues.amax(dim=-1, keepdim=True)
 
 
 def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Entropy (nats) of eigenvalues (m,) that sum to 1; those below m · ε · the largest count as zero. 0-d tensor.
+    """Entropy (nats) of positive eigenvalues (k,) that sum to 1. 0-d tensor.
 
     Raises DataError for an alpha that is not positive and finite.
     """
+    require_order(alpha)
+    if alpha == 1:
+        return -(eigenvalues * eigenvalues.log()).sum()
+    return eigenvalues.pow(alpha).sum().log() / (1 - alpha)
+
+
+def require_order(alpha: float) -> None:
+    """Raise DataError for an alpha that is no order of an entropy."""
     if not (alpha > 0 and math.isfinite(alpha)):
         raise DataError(f"alpha: the order of an entropy is positive and finite, found {alpha}")
-    smallest = eigenvalues.shape[0] * torch.finfo(eigenvalues.dtype).eps * eigenvalues.detach().max()
-    present = eigenvalues[eigenvalues > smallest]
-    if alpha == 1:
-        return -(present * present.log()).sum()
-    return present.pow(alpha).sum().log() / (1 - alpha)
 
 
 def as_given(value: Tensor, *inputs: Array) -> float | Tensor:

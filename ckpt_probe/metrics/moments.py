@@ -1,15 +1,22 @@
 """Class moments of a stream of labelled features: one pass, mergeable, and every metric from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite
-from ckpt_probe.metrics.readout import read_out
+from ckpt_probe.metrics.grouping import Grouped, Rows, group
+from ckpt_probe.metrics.levels import Options
+from ckpt_probe.metrics.outer import symmetric
+from ckpt_probe.metrics.readout import Reading, Value, read_out
 from ckpt_probe.metrics.scatter import Scatter
+from ckpt_probe.metrics.state import require_state
+from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.metrics.unit_moments import UnitMoments
 
 MEMORY = 2 * 2**30
@@ -33,40 +40,41 @@ class Moments:
         if classes is not None and classes < 2:
             raise DataError(f"neural collapse and mutual information need at least two classes, found {classes}")
         self.classes = classes
+        self.memory = memory
         self.device = torch.device(device) if device is not None else None
-        self._scatter = Scatter()
-        self._unit = UnitMoments(classes, memory)
+        self._scatter: Scatter | None = None
+        self._unit: UnitMoments | None = None
 
     @property
     def samples(self) -> int:
         """Rows seen so far, those of zero length included."""
-        return sum(self._scatter.counts.values())
+        return 0 if self._scatter is None else int(self._scatter.counts.sum())
 
     @property
     def features(self) -> int | None:
         """D, None before the first block."""
-        return self._scatter.features
+        return None if self._scatter is None else self._scatter.within.shape[0]
 
     @property
     def counts(self) -> dict[int, int]:
         """Rows seen of each class that has any."""
-        return dict(sorted(self._scatter.counts.items()))
+        counts = [] if self._scatter is None else self._scatter.counts.tolist()
+        return {label: count for label, count in enumerate(counts) if count}
 
     @property
     def class_means(self) -> Tensor:
         """Mean feature of each class, (C, D) float64; rows of NaN for classes without a sample."""
-        classes = self.classes or max(self._scatter.means) + 1
-        means = torch.full((classes, self._require_rows()), torch.nan, dtype=torch.float64, device=self.device)
-        for label, mean in self._scatter.means.items():
-            means[label] = mean
+        scatter, _ = self._seen()
+        classes = self.classes or len(scatter.counts)
+        means = scatter.means.new_full((classes, scatter.means.shape[1]), torch.nan)
+        means[scatter.present] = scatter.means[scatter.present]
         return means
 
     @property
     def mean(self) -> Tensor:
         """Mean feature over all rows, (D,) float64."""
-        self._require_rows()
-        counts = torch.tensor(list(self._scatter.counts.values()), dtype=torch.float64, device=self.device)
-        return counts @ torch.stack(list(self._scatter.means.values())) / counts.sum()
+        scatter, _ = self._seen()
+        return scatter.counts.to(torch.float64) @ scatter.means / scatter.counts.sum()
 
     def update(self, features: Array, labels: Array | Sequence[int]) -> None:
         """Add a block: features (n, D) of any floating dtype, labels (n,) whole numbers.
@@ -77,41 +85,102 @@ class Moments:
         rows, numbers = self._checked(features, labels)
         if not rows.shape[0]:
             return
-        order = torch.argsort(numbers, stable=True)
-        rows, numbers = rows[order].to(torch.float64), numbers[order]
-        present, sizes = torch.unique_consecutive(numbers, return_counts=True)
-        groups = list(zip(present.tolist(), rows.split(sizes.tolist()), strict=True))
-        self._scatter.update(rows, groups)
-        self._unit.update(groups)
+        block = group(rows, numbers)
+        block = Grouped(block.rows.to(torch.float64), block.labels, block.sizes)
+        scatter, unit = self._started(rows.shape[1], rows.device)
+        scatter.update(block)
+        unit.update(block)
 
     def merge(self, other: "Moments") -> None:
         """Add what another accumulator has seen. Raises DataError where D or C differ, naming both."""
-        if other.features is None:
+        if other._scatter is None or other._unit is None:
             return
         if self.features is not None and self.features != other.features:
             raise DataError(f"moments of {self.features} features cannot be merged with moments of {other.features}")
         if self.classes != other.classes:
             raise DataError(f"moments of {self.classes} classes cannot be merged with moments of {other.classes}")
-        self.device = self.device or other.device
-        self._scatter.merge(other._scatter, self.device)
-        self._unit.merge(other._unit, self.device)
+        device = self.device or other._scatter.within.device
+        scatter, unit = self._started(other._scatter.within.shape[0], device)
+        scatter.merge(other._scatter)
+        unit.merge(other._unit)
 
-    def compute(self, weights: Array | None = None, bias: Array | None = None) -> dict[str, float | int | str | None]:
+    def compute(
+        self, weights: Array | None = None, bias: Array | None = None, *, rows: Rows | None = None, **options: Any
+    ) -> dict[str, Value]:
         """The record of these moments: dotted metric names to numbers (nats where entropies), None where undefined.
 
         weights: classifier weights (C, D); without them what needs them is None. bias (C,) is accepted beside them
-        and enters no entropy. `missing` holds the reasons for what is None, one string; `route` names how the joint
-        entropy was computed. Raises DataError where nothing was added, shapes do not fit, or rows have no direction.
+        and enters no entropy. rows: gives the same rows once more, for what their moments do not hold (see `Rows`).
+        options: those of `read`. `missing` holds the reasons for what is None, one string; `route` names how the joint
+        entropy was computed, `route_reason` why. Raises DataError where nothing was added, shapes do not fit, or rows
+        have no direction.
         """
-        self._require_rows()
-        rows = _checked_weights(weights, bias, self)
-        classes = self.classes or (rows.shape[0] if rows is not None else max(self._scatter.means) + 1)
-        return read_out(classes, self._scatter, self._unit, rows)
+        return self.read(weights, bias, rows=rows, **options).record
 
-    def _require_rows(self) -> int:
-        if self.features is None:
+    def read(
+        self,
+        weights: Array | None = None,
+        bias: Array | None = None,
+        *,
+        rows: Rows | None = None,
+        orders: Sequence[float] = (),
+        sampling: Sampling | None = None,
+        details: bool = False,
+    ) -> Reading:
+        """The record with what is behind it: eigenvalues and per-class numbers, where `details` asks for them.
+
+        orders: Rényi's, whose entropies join the record as `renyi_2.class.mir` and so on. sampling: tolerance, budget
+        and seed of the stochastic route. Values and errors as `compute`.
+        """
+        scatter, unit = self._seen()
+        for order in orders:
+            require_order(order)
+        heads = _checked_weights(weights, bias, self)
+        classes = self.classes or (heads.shape[0] if heads is not None else len(scatter.counts))
+        options = Options(tuple(orders), self.memory, sampling or Sampling())
+        return read_out(classes, scatter, unit, heads, rows=rows, options=options, details=details)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that was accumulated, as tensors by name; `load` takes it back, on any device."""
+        scatter, unit = self._seen()
+        state = {"counts": scatter.counts, "means": scatter.means, "squares": scatter.squares}
+        state |= {"within": symmetric(scatter.within), "unit_counts": unit.counts}
+        state["left_out"] = torch.tensor(unit.left_out)
+        if unit.kind == "rows":
+            held = unit.all_rows() if unit.rows else Grouped(scatter.means[:0], scatter.counts[:0], scatter.counts[:0])
+            return {**state, "rows": held.rows, "row_labels": held.labels[held.each()]}
+        return {**state, "second" if unit.kind == "classes" else "total": symmetric(unit.second)}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Replace what was accumulated by what `state_dict` gave.
+
+        Raises DataError where a part is missing, or of another dtype or shape than it has to be, naming both.
+        """
+        tensors = {name: torch.as_tensor(value).to(self.device) for name, value in state.items()}
+        require_state(tensors, self.classes)
+        self._scatter = self._unit = None
+        self.device = self.device or tensors["means"].device
+        scatter, unit = self._started(tensors["means"].shape[1], self.device)
+        scatter.counts, scatter.means = tensors["counts"], tensors["means"]
+        scatter.squares, scatter.within = tensors["squares"], tensors["within"].contiguous()
+        unit.counts, unit.left_out = tensors["unit_counts"], int(tensors["left_out"])
+        if "rows" in tensors:
+            unit.rows = [group(tensors["rows"], tensors["row_labels"])]
+        else:
+            unit.kind = "classes" if "second" in tensors else "total"
+            unit.second = tensors["second" if "second" in tensors else "total"].contiguous()
+
+    def _started(self, features: int, device: torch.device) -> tuple[Scatter, UnitMoments]:
+        self.device = self.device or device
+        if self._scatter is None or self._unit is None:
+            self._scatter = Scatter(features, self.device)
+            self._unit = UnitMoments(features, self.classes, self.memory, self.device)
+        return self._scatter, self._unit
+
+    def _seen(self) -> tuple[Scatter, UnitMoments]:
+        if self._scatter is None or self._unit is None:
             raise DataError("no samples: there is nothing to compute from")
-        return self.features
+        return self._scatter, self._unit
 
     def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(features)

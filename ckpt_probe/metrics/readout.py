@@ -6,19 +6,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import collapse
-from ckpt_probe.metrics.entropy import entropy_of_gram
-from ckpt_probe.metrics.gram import directions, require_directions, smaller_gram
-from ckpt_probe.metrics.information import Entropies, joint_entropies
+from ckpt_probe.metrics.grouping import Rows
+from ckpt_probe.metrics.levels import Level, Options, Within, class_level, sample_level, within_level
 from ckpt_probe.metrics.scatter import Scatter
 from ckpt_probe.metrics.theory import reference_values
-from ckpt_probe.metrics.unit_moments import DENSE_LIMIT, UnitMoments
+from ckpt_probe.metrics.unit_moments import UnitMoments
 
 Value = float | int | str | None
 
 NO_WEIGHTS = "there are no classifier weights"
 ZERO_ENTROPY = "an entropy it divides by is zero"
+ONE_CLASS = "only one class has samples"
+RATIOS = ("mutual_information", "mir", "hdr")
+ENTROPIES = {
+    "sample": ("entropy_features", "entropy_weights", "entropy_joint"),
+    "class": ("entropy_means", "entropy_weights"),
+}
+WITHIN = ("entropy_mean", "entropy_max")
+COLLAPSE_OF_MEANS = ("nc1.pinv", "nc1.cdnv", "nc2.equinorm_means", "nc2.equiangular_means", "nc2.etf")
+COLLAPSE_OF_WEIGHTS = ("nc2.equinorm_weights", "nc2.equiangular_weights", "nc3.duality")
 
 
 @dataclass
@@ -45,181 +52,133 @@ class Record:
         return {**self.values, "missing": told or None}
 
 
-def read_out(classes: int, scatter: Scatter, unit: UnitMoments, weights: Tensor | None) -> dict[str, Value]:
-    """Every metric of `Moments.compute`; weights (C, D) float64 or None."""
+@dataclass(frozen=True)
+class Reading:
+    """A record, the eigenvalues behind it by name, and one record for each class that has a sample."""
+
+    record: dict[str, Value]
+    spectra: dict[str, Tensor]
+    per_class: list[dict[str, Value]]
+
+
+def read_out(
+    classes: int,
+    scatter: Scatter,
+    unit: UnitMoments,
+    weights: Tensor | None,
+    *,
+    rows: Rows | None = None,
+    options: Options | None = None,
+    details: bool = False,
+) -> Reading:
+    """Every metric of `Moments.compute`; weights (C, D) float64 or None. `details` fills spectra and per_class."""
+    options = options or Options()
     record = Record()
-    present = torch.tensor(sorted(scatter.means))
-    means = torch.stack([scatter.means[label] for label in present.tolist()])
-    heads = None if weights is None else weights[present.to(weights.device)]
-    record.put("samples", sum(scatter.counts.values()))
-    record.put("features", scatter.features)
+    present = scatter.present
+    means, squares = scatter.means[present], scatter.squares[present] / scatter.counts[present]
+    heads = None if weights is None else weights[present]
+    record.put("samples", int(scatter.counts.sum()))
+    record.put("features", means.shape[1])
     record.put("classes", classes)
-    _sample_level(record, unit, weights)
-    _within_level(record, unit)
+    levels = {"sample": sample_level(unit, weights, rows, options)}
+    record.put("samples_left_out", levels["sample"].left_out)
+    _put_level(record, "sample", levels["sample"], options)
+    within = within_level(unit, rows, options, keep=details)
+    _put_within(record, within, options)
     if len(means) < 2:
-        _one_class(record, classes)
-        return record.finished()
-    M = means - means.mean(dim=0)
-    _class_level(record, classes, M, heads, 1e-12 * float(means.abs().max()))
-    _neural_collapse(record, scatter, means, M, heads)
-    for name, value in reference_values(len(means)).items():
-        record.put(name, value, "with two classes its entropies are zero")
-    return record.finished()
-
-
-CLASS_LEVEL = ("class.mutual_information", "class.mir", "class.hdr")
-SAMPLE_LEVEL = ("sample.mutual_information", "sample.mir", "sample.mir_stderr", "sample.hdr")
-
-
-def _class_level(record: Record, classes: int, M: Tensor, heads: Tensor | None, rounding: float) -> None:
-    directed = _directed(M, rounding)
-    if heads is not None:
-        directed &= _directed(heads)
-    used = int(directed.sum())
-    record.put("classes_left_out", classes - used)
-    require_directions(len(M) - used, len(M), "class means and classifier weights")
-    record.put("class.entropy_means", entropy_of_gram(smaller_gram(directions(M[directed])[0]), n=used))
-    if heads is None:
-        record.miss(("class.entropy_weights", *CLASS_LEVEL), NO_WEIGHTS)
-        return
-    record.put("class.entropy_weights", entropy_of_gram(smaller_gram(directions(heads[directed])[0]), n=used))
-    if min(used, M.shape[1] ** 2) > DENSE_LIMIT:
-        record.miss(CLASS_LEVEL, f"{used} classes are over the limit of {DENSE_LIMIT} for an exact joint entropy")
-        return
-    entropies = joint_entropies(M[directed], heads[directed])
-    record.put("class.mutual_information", entropies.mutual_information)
-    record.put("class.mir", entropies.mir, ZERO_ENTROPY)
-    record.put("class.hdr", entropies.hdr, ZERO_ENTROPY)
-
-
-def _sample_level(record: Record, unit: UnitMoments, weights: Tensor | None) -> None:
-    counts = dict(sorted(unit.counts.items()))
-    silent = 0
-    if weights is not None:
-        with_direction = _directed(weights).tolist()
-        silent = sum(count for label, count in counts.items() if not with_direction[label])
-        counts = {label: count for label, count in counts.items() if with_direction[label]}
-    samples = sum(counts.values())
-    record.put("samples_left_out", unit.left_out + silent)
-    require_directions(
-        unit.left_out + silent, samples + unit.left_out + silent, "features and their classifier weights"
-    )
-    if silent and unit.kind == "total":
-        raise DataError(f"{silent} samples belong to classes whose weights have zero length, and cannot be told apart")
-    features = entropy_of_gram(_feature_gram(unit, counts), n=samples)
-    record.put("sample.entropy_features", features)
-    record.put("sample.effective_rank", features.exp())
-    if weights is None:
-        record.miss(("sample.entropy_weights", "sample.entropy_joint", *SAMPLE_LEVEL), NO_WEIGHTS)
-        record.put("route", None, NO_WEIGHTS)
-        return
-    shares = torch.tensor(list(counts.values()), dtype=torch.float64, device=weights.device) / samples
-    heads, _ = directions(weights[list(counts)])
-    second = entropy_of_gram(smaller_gram(shares.sqrt()[:, None] * heads), n=1)
-    record.put("sample.entropy_weights", second)
-    route, joint, reason = _joint(unit, counts, heads)
-    record.put("route", route, reason)
-    record.put("sample.entropy_joint", joint, reason)
-    if joint is None:
-        record.miss(SAMPLE_LEVEL, reason)
-        return
-    entropies = Entropies(features, second, joint)
-    record.put("sample.mutual_information", entropies.mutual_information)
-    record.put("sample.mir", entropies.mir, ZERO_ENTROPY)
-    record.put("sample.mir_stderr", 0.0 if entropies.mir is not None else None, ZERO_ENTROPY)
-    record.put("sample.hdr", entropies.hdr, ZERO_ENTROPY)
-
-
-def _feature_gram(unit: UnitMoments, counts: dict[int, int]) -> Tensor:
-    if unit.kind == "rows":
-        return smaller_gram(torch.cat([unit.of_class(label) for label in counts]))
-    if unit.total is not None:
-        return unit.total
-    total = torch.zeros_like(next(iter(unit.second.values())))
-    for label in counts:
-        total += unit.second[label]
-    return total
-
-
-def _joint(unit: UnitMoments, counts: dict[int, int], heads: Tensor) -> tuple[str | None, Tensor | None, str]:
-    """The route taken, the joint entropy in nats, and the reason where there is neither.
-
-    With S_c = Σ ẑẑᵀ over class c and V Vᵀ = Ŵ Ŵᵀ, the joint matrix K1 ⊙ K2 (N × N) has the non-zero eigenvalues of
-    Σ_c S_c ⊗ v_c v_cᵀ (D·r × D·r): whichever is smaller is formed.
-    """
-    samples = sum(counts.values())
-    if unit.kind == "total":
-        size = unit.needed() / 2**30
-        return None, None, f"the classes' second moments would take {size:.1f} GiB, over the memory budget"
-    V = _factor(heads)
-    features = unit.second[next(iter(counts))].shape[0] if unit.second else unit.of_class(next(iter(counts))).shape[1]
-    side = features * V.shape[1]
-    if unit.kind == "rows" and samples <= side:
-        rows = torch.cat([unit.of_class(label) for label in counts])
-        classes = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts.values())))
-        classes = classes.to(rows.device)
-        similarity = heads @ heads.T
-        return "dense-gram", entropy_of_gram((rows @ rows.T) * similarity[classes][:, classes], n=samples), ""
-    if side > DENSE_LIMIT:
-        return None, None, f"{samples} samples and D·r = {side} are both over {DENSE_LIMIT}, the limit of an exact one"
-    return "dense-moments", entropy_of_gram(_joint_moment(unit, list(counts), V), n=samples), ""
-
-
-def _factor(heads: Tensor) -> Tensor:
-    if heads.shape[0] > heads.shape[1]:
-        return heads
-    values, vectors = torch.linalg.eigh(heads @ heads.T)
-    present = values > len(values) * torch.finfo(values.dtype).eps * values.max()
-    return vectors[:, present] * values[present].sqrt()
-
-
-def _joint_moment(unit: UnitMoments, labels: list[int], V: Tensor) -> Tensor:
-    if unit.kind == "rows":
-        second = torch.stack([unit.of_class(label).T @ unit.of_class(label) for label in labels])
+        record.put("classes_left_out", classes - 1)
+        record.miss(_class_names(options), ONE_CLASS)
     else:
-        second = torch.stack([unit.second[label] for label in labels])
-    features, rank = second.shape[1], V.shape[1]
-    joint = torch.empty(rank, features, rank, features, dtype=second.dtype, device=second.device)
-    flat = second.reshape(len(labels), -1)
-    for a in range(rank):
-        for b in range(a + 1):
-            block = ((V[:, a] * V[:, b]) @ flat).reshape(features, features)
-            joint[a, :, b, :] = block
-            joint[b, :, a, :] = block
-    return joint.reshape(rank * features, rank * features)
+        M = means - means.mean(dim=0)
+        rounding = 1e-12 * float(means.abs().max())
+        levels["class"] = class_level(M, heads, rounding, options)
+        record.put("classes_left_out", classes - len(means) + levels["class"].left_out)
+        _put_level(record, "class", levels["class"], options)
+        _put_collapse(record, scatter, M, heads)
+        for name, value in reference_values(len(means)).items():
+            record.put(name, value, "with two classes its entropies are zero")
+    if not details:
+        return Reading(record.finished(), {}, [])
+    found = {f"{level}.{name}": values for level, held in levels.items() for name, values in held.eigenvalues.items()}
+    found |= {f"within.{label}": values for label, values in (within.eigenvalues.items() if within else ())}
+    return Reading(record.finished(), found, _per_class(present, scatter, means, squares, within))
 
 
-def _within_level(record: Record, unit: UnitMoments) -> None:
-    names = ("within.entropy_mean", "within.entropy_max")
-    if unit.kind == "total":
-        record.miss(names, "only the total second moment fits the memory budget")
+def _put_level(record: Record, name: str, level: Level, options: Options) -> None:
+    for order in options.all_orders:
+        prefix = name if order == 1 else f"renyi_{order:g}.{name}"
+        _put_order(record, prefix, name, level, order)
+    if name == "sample":
+        record.put("sample.effective_rank", level.entropies[1.0][0].exp())
+        record.put("route", level.route.name if level.route else None, _reason(level))
+        record.put("route_reason", _told(level) if level.route else None, _reason(level))
+    if level.estimate is not None:
+        record.put(f"{name}.entropy_joint_stderr", level.estimate.stderrs[1.0])
+        record.put(f"{name}.probes", level.estimate.probes)
+        record.put(f"{name}.seed", level.estimate.seed)
+    stderr = _mir_stderr(level)
+    if name == "sample" or level.estimate is not None:
+        record.put(f"{name}.mir_stderr", stderr, _why_no_ratio(level))
+
+
+def _put_order(record: Record, prefix: str, name: str, level: Level, order: float) -> None:
+    reason = _reason(level)
+    for entropy, value in zip(ENTROPIES[name], level.entropies[order], strict=False):
+        record.put(f"{prefix}.{entropy}", value, reason)
+    information = level.information(order)
+    if information is None:
+        record.miss((f"{prefix}.{ratio}" for ratio in RATIOS), reason)
         return
-    entropies = torch.stack([_within(unit, label) for label in unit.counts])
-    record.put(names[0], entropies.mean())
-    record.put(names[1], entropies.max())
+    record.put(f"{prefix}.mutual_information", information.mutual_information)
+    record.put(f"{prefix}.mir", information.mir, ZERO_ENTROPY)
+    record.put(f"{prefix}.hdr", information.hdr, ZERO_ENTROPY)
 
 
-def _within(unit: UnitMoments, label: int) -> Tensor:
-    if unit.kind == "rows":
-        return entropy_of_gram(smaller_gram(unit.of_class(label)), n=unit.counts[label])
-    return entropy_of_gram(unit.second[label], n=unit.counts[label])
+def _mir_stderr(level: Level) -> float | None:
+    information = level.information(1.0)
+    if information is None or information.mir is None:
+        return None
+    smaller = min(float(information.first), float(information.second))
+    return level.estimate.stderrs[1.0] / smaller if level.estimate else 0.0
 
 
-def _neural_collapse(record: Record, scatter: Scatter, means: Tensor, M: Tensor, heads: Tensor | None) -> None:
-    labels = sorted(scatter.means)
-    counts = torch.tensor([scatter.counts[label] for label in labels], dtype=means.dtype, device=means.device)
-    squares = torch.tensor([scatter.squares[label] for label in labels], dtype=means.dtype, device=means.device)
-    assert scatter.within is not None
+def _why_no_ratio(level: Level) -> str:
+    return ZERO_ENTROPY if level.information(1.0) is not None else _reason(level)
+
+
+def _reason(level: Level) -> str:
+    return level.route.reason if level.route else NO_WEIGHTS
+
+
+def _told(level: Level) -> str:
+    assert level.route is not None
+    if level.estimate is None or level.estimate.reached:
+        return level.route.reason
+    return f"{level.route.reason}; the budget was over before the tolerance was reached"
+
+
+def _put_within(record: Record, within: Within | None, options: Options) -> None:
+    for order in options.all_orders:
+        prefix = "within" if order == 1 else f"renyi_{order:g}.within"
+        if within is None:
+            record.miss((f"{prefix}.{name}" for name in WITHIN), "only the total second moment fits the memory budget")
+            continue
+        record.put(f"{prefix}.entropy_mean", within.entropies[order].mean())
+        record.put(f"{prefix}.entropy_max", within.entropies[order].max())
+
+
+def _put_collapse(record: Record, scatter: Scatter, M: Tensor, heads: Tensor | None) -> None:
+    present = scatter.present
+    means, counts = scatter.means[present], scatter.counts[present]
     coincide = "class means coincide"
-    record.put(
-        "nc1.pinv", collapse.nc1_pinv(scatter.within / counts.sum(), M, magnitude=float(means.abs().max())), coincide
-    )
-    record.put("nc1.cdnv", collapse.cdnv(squares / counts, means), coincide)
+    within = scatter.covariance()
+    record.put("nc1.pinv", collapse.nc1_pinv(within, M, magnitude=float(means.abs().max())), coincide)
+    record.put("nc1.cdnv", collapse.cdnv(scatter.squares[present] / counts, means), coincide)
     record.put("nc2.equinorm_means", collapse.equinorm(M), coincide)
     record.put("nc2.equiangular_means", collapse.equiangular(M), coincide)
     record.put("nc2.etf", collapse.etf_distance(M), coincide)
     if heads is None:
-        record.miss(("nc2.equinorm_weights", "nc2.equiangular_weights", "nc3.duality"), NO_WEIGHTS)
+        record.miss(COLLAPSE_OF_WEIGHTS, NO_WEIGHTS)
         return
     zero = "a row of classifier weights has zero length"
     record.put("nc2.equinorm_weights", collapse.equinorm(heads), zero)
@@ -227,13 +186,19 @@ def _neural_collapse(record: Record, scatter: Scatter, means: Tensor, M: Tensor,
     record.put("nc3.duality", collapse.duality(heads, M), zero)
 
 
-def _one_class(record: Record, classes: int) -> None:
-    record.put("classes_left_out", classes - 1)
-    names = ("class.entropy_means", "class.entropy_weights", *CLASS_LEVEL, "nc1.pinv", "nc1.cdnv", "nc2.equinorm_means")
-    more = ("nc2.equinorm_weights", "nc2.equiangular_means", "nc2.equiangular_weights", "nc2.etf", "nc3.duality")
-    references = ("reference.mir", "reference.hdr", "reference.entropy")
-    record.miss((*names, *more, *references), "only one class has samples")
+def _class_names(options: Options) -> list[str]:
+    prefixes = ["class" if order == 1 else f"renyi_{order:g}.class" for order in options.all_orders]
+    levels = [f"{prefix}.{name}" for prefix in prefixes for name in (*ENTROPIES["class"], *RATIOS)]
+    return [*levels, *COLLAPSE_OF_MEANS, *COLLAPSE_OF_WEIGHTS, "reference.mir", "reference.hdr", "reference.entropy"]
 
 
-def _directed(rows: Tensor, smallest: float = 0.0) -> Tensor:
-    return rows.abs().amax(dim=1) > smallest
+def _per_class(
+    present: Tensor, scatter: Scatter, means: Tensor, variances: Tensor, within: Within | None
+) -> list[dict[str, Value]]:
+    entropies = {} if within is None else dict(zip(within.labels.tolist(), within.entropies[1.0].tolist(), strict=True))
+    lengths = torch.linalg.vector_norm(means, dim=1)
+    columns = zip(present.tolist(), scatter.counts[present].tolist(), lengths.tolist(), variances.tolist(), strict=True)
+    return [
+        {"class": label, "samples": count, "mean_norm": length, "variance": v, "within.entropy": entropies.get(label)}
+        for label, count, length, v in columns
+    ]

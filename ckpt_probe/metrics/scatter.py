@@ -1,68 +1,72 @@
 """Counts, means and centred within-class scatter, updated and merged without cancellation."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-Groups = Sequence[tuple[int, Tensor]]
-"""A block sorted by label: (label, rows of that label (n_c, D) float64)."""
+from ckpt_probe.metrics.grouping import Grouped
+from ckpt_probe.metrics.outer import add_outer, symmetric
 
 
 class Scatter:
-    """Counts n_c, means μ_c, Σ‖z − μ_c‖² of each class, and Σ (z − μ_c)(z − μ_c)ᵀ over all of them.
+    """For each class its count n_c, mean μ_c and Σ‖z − μ_c‖², and over all of them Σ (z − μ_c)(z − μ_c)ᵀ.
 
-    Always centred on the running mean (Chan, Golub and LeVeque 1979), never E[z²] − E[z]².
+    Always centred on the running mean (Chan, Golub and LeVeque 1979), never E[z²] − E[z]². Tensors of C rows, C growing
+    with the labels seen; `within` holds the lower triangle only (see `outer`).
     """
 
-    def __init__(self) -> None:
-        self.features: int | None = None
-        self.counts: dict[int, int] = {}
-        self.means: dict[int, Tensor] = {}
-        self.squares: dict[int, float] = {}
-        self.within: Tensor | None = None
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.counts = torch.zeros(0, dtype=torch.int64, device=device)
+        self.means = torch.zeros(0, features, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(0, dtype=torch.float64, device=device)
+        self.within = torch.zeros(features, features, dtype=torch.float64, device=device)
 
-    def update(self, rows: Tensor, groups: Groups) -> None:
-        """Add a block: all its rows (n, D), sorted by label, and the same rows by label."""
-        block = Scatter()
-        block.features = rows.shape[1]
-        centred = torch.empty_like(rows)
-        start = 0
-        for label, of_class in groups:
-            stop = start + of_class.shape[0]
-            mean = of_class.mean(dim=0)
-            torch.sub(of_class, mean, out=centred[start:stop])
-            block.counts[label] = of_class.shape[0]
-            block.means[label] = mean
-            block.squares[label] = float(centred[start:stop].square().sum())
-            start = stop
-        block.within = centred.T @ centred
-        self.merge(block, rows.device)
+    @property
+    def present(self) -> Tensor:
+        """Labels of the classes that have a sample, in increasing order."""
+        return self.counts.nonzero().squeeze(1)
 
-    def merge(self, other: "Scatter", device: torch.device | None) -> None:
+    def covariance(self) -> Tensor:
+        """Σ_W, the within-class covariance over all samples, (D, D)."""
+        return symmetric(self.within) / self.counts.sum()
+
+    def update(self, block: Grouped) -> None:
+        """Add a block of rows sorted by label."""
+        each = block.each()
+        sums = torch.zeros(len(block.labels), block.rows.shape[1], dtype=torch.float64, device=block.rows.device)
+        means = sums.index_add_(0, each, block.rows) / block.sizes[:, None]
+        centred = block.rows - means[each]
+        squares = torch.zeros(len(means), dtype=torch.float64, device=means.device)
+        squares.index_add_(0, each, torch.linalg.vector_norm(centred, dim=1).square())
+        add_outer(self.within, centred)
+        self._merge(block.labels, block.sizes, means, squares)
+
+    def merge(self, other: "Scatter") -> None:
         """Add what another has seen."""
-        if other.features is None or other.within is None:
-            return
-        self.features = other.features
-        within = other.within.to(device)
-        self.within = within.clone() if self.within is None else self.within + within
-        shifts = []
-        for label, count in other.counts.items():
-            mean = other.means[label].to(device)
-            if label not in self.counts:
-                self.counts[label], self.means[label], self.squares[label] = count, mean, other.squares[label]
-                continue
-            shifts.append(self._merge_class(label, count, mean, other.squares[label]))
-        if shifts:
-            rows = torch.stack(shifts)
-            self.within += rows.T @ rows
+        device = self.within.device
+        self.within += other.within.to(device)
+        labels = other.present
+        parts = (other.counts[labels], other.means[labels], other.squares[labels])
+        self._merge(labels.to(device), *(part.to(device) for part in parts))
 
-    def _merge_class(self, label: int, count: int, mean: Tensor, squares: float) -> Tensor:
-        # What the two means' distance adds to the scatter is this row's outer product with itself.
-        total = self.counts[label] + count
-        apart = mean - self.means[label]
-        shift = apart * (self.counts[label] * count / total) ** 0.5
-        self.means[label] = self.means[label] + apart * (count / total)
-        self.squares[label] += squares + float(shift.square().sum())
-        self.counts[label] = total
-        return shift
+    def _merge(self, labels: Tensor, counts: Tensor, means: Tensor, squares: Tensor) -> None:
+        if not len(labels):
+            return
+        self._grow(int(labels[-1]) + 1)
+        # As float64: torch divides whole numbers in float32.
+        before, counts = self.counts[labels].double(), counts.double()
+        total = before + counts
+        apart = means - self.means[labels]
+        # What the distance of two means adds to the scatter is the outer product of this row with itself.
+        shifts = apart * (before * counts / total).sqrt()[:, None]
+        met = before > 0
+        add_outer(self.within, shifts[met])
+        self.squares[labels] += squares + shifts.square().sum(dim=1)
+        self.means[labels] += apart * (counts / total)[:, None]
+        self.counts[labels] = total.to(torch.int64)
+
+    def _grow(self, classes: int) -> None:
+        more = classes - len(self.counts)
+        if more > 0:
+            self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
+            self.means = torch.cat([self.means, self.means.new_zeros(more, self.means.shape[1])])
+            self.squares = torch.cat([self.squares, self.squares.new_zeros(more)])

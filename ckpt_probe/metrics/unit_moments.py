@@ -4,106 +4,120 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.gram import directions
-from ckpt_probe.metrics.scatter import Groups
-
-DENSE_LIMIT = 12_000
-"""Largest side of a matrix that is handed to the dense eigensolver (about 1.2 GB and minutes)."""
+from ckpt_probe.metrics.grouping import Grouped, group
+from ckpt_probe.metrics.outer import add_outer, symmetric
+from ckpt_probe.metrics.routes import dense_limit
 
 
 class UnitMoments:
     """Unit rows ẑ by class: kept as rows, as Σ ẑẑᵀ of each class, or only as the total Σ ẑẑᵀ.
 
-    `kind` is "rows" while there are at most min(D·min(C, D), DENSE_LIMIT) of them, then "classes" while C·D² doubles
-    fit `memory` bytes, else "total".
+    `kind` is "rows" while there are at most min(D·min(C, D), the dense limit) of them, then "classes" while C·D²
+    doubles fit `memory` bytes, else "total". counts: rows with a direction in each class; left_out: those without.
     """
 
-    def __init__(self, classes: int | None, memory: int) -> None:
+    def __init__(self, features: int, classes: int | None, memory: int, device: torch.device) -> None:
         self.kind = "rows"
-        self.counts: dict[int, int] = {}
+        self.counts = torch.zeros(classes or 0, dtype=torch.int64, device=device)
         self.left_out = 0
-        self.rows: dict[int, list[Tensor]] = {}
-        self.second: dict[int, Tensor] = {}
-        self.total: Tensor | None = None
+        self.rows: list[Grouped] = []
+        self.second = torch.zeros(0, features, features, dtype=torch.float64, device=device)
+        self._features = features
         self._classes = classes
         self._memory = memory
 
-    def update(self, groups: Groups) -> None:
-        """Add the rows of a block by label; rows of zero length are counted and left out."""
-        for label, rows in groups:
-            unit, _ = directions(rows)
-            self.left_out += rows.shape[0] - unit.shape[0]
-            if unit.shape[0]:
-                self._add(label, unit)
+    def update(self, block: Grouped) -> None:
+        """Add the rows of a block; those of zero length are counted and left out."""
+        unit, kept = directions(block.rows)
+        self.left_out += len(kept) - len(unit)
+        self._add(Grouped(unit, block.labels, block.sizes) if len(unit) == len(kept) else _kept(block, unit, kept))
         self._settle()
 
-    def merge(self, other: "UnitMoments", device: torch.device | None) -> None:
+    def merge(self, other: "UnitMoments") -> None:
         """Add what another has seen; the result is of the coarser kind of the two."""
         self.left_out += other.left_out
-        for label, blocks in other.rows.items():
-            for rows in blocks:
-                self._add(label, rows.to(device))
-        for label, moment in other.second.items():
-            self._become(self.kind if self.kind == "total" else "classes")
-            self.counts[label] = self.counts.get(label, 0) + other.counts[label]
-            self._add_second(label, moment.to(device))
-        if other.total is not None:
-            self._become("total")
-            self.total = other.total.to(device) + (0 if self.total is None else self.total)
-            for label, count in other.counts.items():
-                self.counts[label] = self.counts.get(label, 0) + count
+        device = self.counts.device
+        if other.kind == "rows":
+            for block in other.rows:
+                self._add(Grouped(block.rows.to(device), block.labels.to(device), block.sizes.to(device)))
+        else:
+            self._become("total" if "total" in (self.kind, other.kind) else "classes")
+            second = other.second.to(device)
+            self._grow(len(other.counts))
+            self.counts[: len(other.counts)] += other.counts.to(device)
+            if self.kind == "total":
+                self.second += second.sum(dim=0)
+            else:
+                self.second[: len(second)] += second
         self._settle()
 
-    def of_class(self, label: int) -> Tensor:
-        """The unit rows of one class, (n_c, D); only of kind "rows"."""
-        blocks = self.rows[label]
-        if len(blocks) > 1:
-            self.rows[label] = [torch.cat(blocks)]
-        return self.rows[label][0]
+    def all_rows(self) -> Grouped:
+        """The unit rows seen, sorted by label; only of kind "rows"."""
+        if len(self.rows) > 1:
+            rows = torch.cat([block.rows for block in self.rows])
+            self.rows = [group(rows, torch.cat([block.labels[block.each()] for block in self.rows]))]
+        return self.rows[0]
+
+    def of_classes(self, labels: Tensor) -> Tensor:
+        """Σ ẑẑᵀ of some classes, (k, D, D); of the kinds "rows" and "classes"."""
+        if self.kind == "rows":
+            held = self.all_rows()
+            by_label = dict(zip(held.labels.tolist(), held.by_class(), strict=True))
+            return torch.stack([by_label[label].T @ by_label[label] for label in labels.tolist()])
+        return symmetric(self.second[labels])
+
+    def total(self) -> Tensor:
+        """Σ ẑẑᵀ over all rows, (D, D); of the kinds "classes" and "total"."""
+        return symmetric(self.second.sum(dim=0))
 
     def needed(self) -> int:
-        """Bytes that one second moment a class would take."""
-        features = self._features()
-        return 8 * features * features * (self._classes or len(self.counts))
+        """Bytes that one second moment a class takes."""
+        return 8 * self._features**2 * (self._classes or int((self.counts > 0).sum()))
 
-    def _add(self, label: int, unit: Tensor) -> None:
-        self.counts[label] = self.counts.get(label, 0) + unit.shape[0]
+    def _add(self, block: Grouped) -> None:
+        if not len(block.rows):
+            return
+        self._grow(int(block.labels[-1]) + 1)
+        self.counts[block.labels] += block.sizes
         if self.kind == "rows":
-            self.rows.setdefault(label, []).append(unit)
+            self.rows.append(block)
+        elif self.kind == "total":
+            add_outer(self.second[0], block.rows)
         else:
-            self._add_second(label, unit.T @ unit)
-
-    def _add_second(self, label: int, moment: Tensor) -> None:
-        if self.kind == "total":
-            self.total = moment if self.total is None else self.total + moment
-        elif label in self.second:
-            self.second[label] += moment
-        else:
-            self.second[label] = moment.clone()
+            for label, rows in zip(block.labels.tolist(), block.by_class(), strict=True):
+                add_outer(self.second[label], rows)
 
     def _settle(self) -> None:
-        if not self.counts:
-            return
         if self.kind == "rows":
-            features = self._features()
-            most = features * min(self._classes or len(self.counts), features)
-            if sum(self.counts.values()) > min(most, DENSE_LIMIT):
-                self._become("classes" if self.needed() <= self._memory else "total")
-        elif self.kind == "classes" and self.needed() > self._memory:
+            features, present = self._features, self._classes or int((self.counts > 0).sum())
+            if int(self.counts.sum()) > min(features * min(present, features), dense_limit(self._memory)):
+                self._become("classes")
+        if self.kind == "classes" and self.needed() > self._memory:
             self._become("total")
 
     def _become(self, kind: str) -> None:
         if kind == self.kind:
             return
-        self.kind = kind
-        for label in list(self.rows):
-            for rows in self.rows.pop(label):
-                self._add_second(label, rows.T @ rows)
-        if kind == "total":
-            for label in list(self.second):
-                self._add_second(label, self.second.pop(label))
+        if kind == "classes" and self.needed() > self._memory:
+            kind = "total"
+        if self.kind == "rows":
+            held, self.rows, self.kind = self.rows, [], kind
+            shape = (1 if kind == "total" else len(self.counts), self._features, self._features)
+            self.second = self.second.new_zeros(shape)
+            self.counts.zero_()
+            for block in held:
+                self._add(block)
+            return
+        self.kind, self.second = kind, self.second.sum(dim=0, keepdim=True)
 
-    def _features(self) -> int:
-        if self.total is not None:
-            return self.total.shape[0]
-        held = next(iter(self.second.values()), None)
-        return held.shape[1] if held is not None else next(iter(self.rows.values()))[0].shape[1]
+    def _grow(self, classes: int) -> None:
+        more = classes - len(self.counts)
+        if more > 0:
+            self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
+        if self.kind == "classes" and len(self.second) < len(self.counts):
+            missing = len(self.counts) - len(self.second)
+            self.second = torch.cat([self.second, self.second.new_zeros(missing, *self.second.shape[1:])])
+
+
+def _kept(block: Grouped, unit: Tensor, kept: Tensor) -> Grouped:
+    return group(unit, block.labels[block.each()[kept]])

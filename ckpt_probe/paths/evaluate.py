@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis import Record, analyze_blocks, in_order
-from ckpt_probe.checkpoints import checkpoint_hash, open_checkpoint
+from ckpt_probe.analysis import Record, in_order, read_blocks
+from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Block, Subject, Wanted, forward_blocks, open_subject
-from ckpt_probe.files import write_text
+from ckpt_probe.files import content_hash, write_text
 from ckpt_probe.paths.barrier import barrier
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.linear import linear
@@ -105,11 +105,11 @@ def _point(subject: Subject, split: str, batch_size: int, progress: Progress) ->
             return forward_blocks(subject.model, subject.classifier, samples, **options)
 
         held = list(forward()) if fits else None
-        return analyze_blocks(
+        return read_blocks(
             lambda: ((block.features, block.labels, block.logits) for block in held or forward()),
             layer.weight.detach().cpu(),
             None if bias is None else bias.cpu(),
-        )
+        ).record
 
 
 def _barriers(records: Sequence[Record], split: str, handling: str) -> Record:
@@ -127,8 +127,8 @@ def _barriers(records: Sequence[Record], split: str, handling: str) -> Record:
 
 def _plan(ends: tuple[Path, Path], subject: Subject, splits: tuple[str, ...], points: int, handling: str) -> Record:
     return {
-        "a": checkpoint_hash(ends[0]),
-        "b": checkpoint_hash(ends[1]),
+        "a": content_hash(ends[0]),
+        "b": content_hash(ends[1]),
         "path": "linear",
         "points": points,
         "splits": list(splits),

@@ -6,12 +6,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ckpt_probe.analysis import ENTRIES, Entry
+from ckpt_probe.analysis import Entry, entries_in
 
 Record = Mapping[str, Any]
 
 MISSING = "–"
 PADDING = 2
+MOST_WORDS = 3
 
 
 def records_table(records: Sequence[Record], *, width: int | None = None) -> Table:
@@ -20,10 +21,10 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     `width` is the number of character cells there are: columns are then left out by their priority, and the caption
     says how many; None shows all.
     """
-    places = [name for name in ("checkpoint", "step", "alpha", "split") if _any(records, name)]
+    places = [name for name in ("checkpoint", "step", "alpha", "split", "class") if _any(records, name)]
     if width is not None and "step" in places and "checkpoint" in places:
         places.remove("checkpoint")
-    present = [entry for entry in ENTRIES if any(entry.name in record for record in records)]
+    present = entries_in(records)
     shown = present if width is None else _fitting(records, places, present, width)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in places:
@@ -99,6 +100,11 @@ def _reference(records: Sequence[Record], entry: Entry) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        first = value.split(" ")
+        return " ".join(first[:MOST_WORDS]) + (" …" if len(first) > MOST_WORDS else "")
+    if isinstance(value, int):
+        return str(value)
     return MISSING if value is None else short_number(float(value))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ckpt_probe.analysis import ENTRIES, analyze_blocks, analyze_features, in_order
+from ckpt_probe.analysis import ENTRIES, Settings, analyze_features, in_order, read_blocks
 from ckpt_probe.errors import DataError
 
 DOCUMENTED = {
@@ -19,7 +19,7 @@ DOCUMENTED = {
     "within.entropy_max", "nc1.pinv", "nc1.cdnv", "nc2.equinorm_means", "nc2.equinorm_weights",
     "nc2.equiangular_means", "nc2.equiangular_weights", "nc2.etf", "nc3.duality", "nc4.disagreement", "accuracy",
     "loss", "centred.mir", "centred.hdr", "reference.mir", "reference.hdr", "reference.entropy", "samples",
-    "features", "classes", "samples_left_out", "classes_left_out", "route", "missing",
+    "features", "classes", "samples_left_out", "classes_left_out", "route", "route_reason", "missing",
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_blocks_of_any_size_give_the_same_record(rows: int) -> None:
         for start in range(0, len(labels), rows):
             yield features[start : start + rows], labels[start : start + rows], None
 
-    record = analyze_blocks(blocks, weights, bias, centred=True)
+    record = read_blocks(blocks, weights, bias, Settings(centred=True)).record
     for name, value in whole.items():
         expected = pytest.approx(value, rel=1e-10, abs=1e-13) if isinstance(value, float) else value
         assert record[name] == expected, name
@@ -106,7 +106,7 @@ def test_two_passes_over_data_that_changes_are_an_error() -> None:
         yield features[:count], labels[:count], None
 
     with pytest.raises(DataError, match="90 rows at first, then 60"):
-        analyze_blocks(blocks, weights)
+        read_blocks(blocks, weights)
 
 
 def test_lengths_that_differ() -> None:

@@ -12,12 +12,12 @@ import torch
 from ckpt_probe.checkpoints import (
     CheckpointMetadata,
     CheckpointWriter,
-    checkpoint_hash,
     library_versions,
     open_checkpoint,
     save_checkpoint,
 )
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import content_hash
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
@@ -120,7 +120,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message), open_checkpoint(path):
             pass
         with pytest.raises(DataError, match=str(path)):
-            checkpoint_hash(path)
+            content_hash(path)
 
 
 class Explodes:

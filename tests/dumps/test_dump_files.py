@@ -33,6 +33,7 @@ def provenance(**changes: object) -> Provenance:
         "splits": ("train", "test"),
         "limit": None,
         "logits": True,
+        "store": "features",
         "device": "cpu",
         "versions": {"torch": "2"},
     }
@@ -100,7 +101,7 @@ def test_plain_h5py_reads_the_documented_names(tmp_path: Path) -> None:
     features, labels, _ = arrays()
     with h5py.File(write(tmp_path / "a.h5", provenance()), "r") as file:
         assert file.attrs["format"] == "ckpt-probe-dump"
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == 2
         assert bool(file.attrs["complete"])
         np.testing.assert_array_equal(file["test/features"][:], features)
         np.testing.assert_array_equal(file["train/labels"][:], labels)
@@ -186,8 +187,8 @@ def test_ours_without_the_mark_is_an_interrupted_one(tmp_path: Path) -> None:
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5")
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = 2
-    with pytest.raises(DataError, match="dump format 2, this version of ckpt-probe reads up to 1"), open_dump(path):
+        file.attrs["format_version"] = 3
+    with pytest.raises(DataError, match="dump format 3, this version of ckpt-probe reads up to 2"), open_dump(path):
         pass
 
 

@@ -1,25 +1,23 @@
-"""NC4's count and the shapes that NC1-NC3 cannot be read from."""
+"""Nearest class means, and the shapes that NC1-NC3 cannot be read from."""
 
 import numpy as np
 import torch
 
-from ckpt_probe.metrics import disagreements
+from ckpt_probe.metrics import nearest_means
 from ckpt_probe.metrics.collapse import cdnv, duality, equiangular, equinorm, etf_distance, nc1_pinv
 
 
-def test_disagreements_against_a_loop_over_distances() -> None:
+def test_nearest_means_against_a_loop_over_distances() -> None:
     generator = np.random.default_rng(0)
     features, means = generator.normal(size=(200, 5)) + 100, generator.normal(size=(4, 5)) + 100
-    predictions = generator.integers(0, 4, 200)
-    nearest = np.array([((z - means) ** 2).sum(axis=1).argmin() for z in features])
-    found = disagreements(torch.tensor(features), torch.tensor(predictions), torch.tensor(means))
-    assert found == int((nearest != predictions).sum())
+    nearest = [((z - means) ** 2).sum(axis=1).argmin() for z in features]
+    assert nearest_means(torch.tensor(features), torch.tensor(means)).tolist() == nearest
 
 
 def test_classes_without_a_mean_are_nobodys_nearest() -> None:
     means = torch.tensor([[0.0, 0.0], [torch.nan, torch.nan], [10.0, 0.0]])
     features = torch.tensor([[1.0, 0.0], [9.0, 0.0], [9.0, 1.0]])
-    assert disagreements(features, torch.tensor([0, 2, 1]), means) == 1
+    assert nearest_means(features, means).tolist() == [0, 2, 2]
 
 
 def test_coinciding_means_have_no_ratio() -> None:

@@ -60,7 +60,7 @@ def test_moments_by_each_route(case: dict, route: str, monkeypatch: pytest.Monke
     if route == "dense-gram" and case["N"] > case["D"] * case["C"]:
         pytest.skip("N is the larger side: the Gram route is that of the plain functions above")
     if route == "dense-moments":
-        monkeypatch.setattr(unit_moments_module, "DENSE_LIMIT", 0)
+        monkeypatch.setattr(unit_moments_module, "dense_limit", lambda memory: 0)
     for level, rows in (("sample_level", features), ("sample_level_centred", features - features.mean(axis=0))):
         moments = Moments(case["C"])
         moments.update(rows[:7], labels[:7])

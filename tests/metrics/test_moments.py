@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics import Moments
-from ckpt_probe.metrics import unit_moments as unit_moments_module
+from ckpt_probe.metrics import Moments, routes
 from ckpt_probe.metrics.theory import reference_values, simplex_etf
 
 
@@ -151,7 +150,7 @@ def test_moments_do_not_cancel_for_features_far_from_the_origin() -> None:
     assert far["nc1.cdnv"] == pytest.approx(near["nc1.cdnv"], rel=1e-8)
 
 
-def test_memory_decides_between_class_moments_and_the_total_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_decides_between_class_moments_and_the_total_and_says_so() -> None:
     X, labels, weights = data(200, 6, 4)
     full = record_of(X, labels, weights)
     less = record_of(X, labels, weights, memory=100)
@@ -163,13 +162,12 @@ def test_memory_decides_between_class_moments_and_the_total_and_says_so(monkeypa
 
 
 def test_both_sides_over_the_dense_limit_leave_the_joint_entropy_out_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckpt_probe.metrics.readout.DENSE_LIMIT", 20)
-    monkeypatch.setattr(unit_moments_module, "DENSE_LIMIT", 20)
+    monkeypatch.setattr(routes, "DENSE_LIMIT", 20)
     X, labels, weights = data(200, 6, 4)
     record = record_of(X, labels, weights)
     assert record["sample.mir"] is None
     assert record["sample.entropy_features"] is not None
-    assert "limit of an exact one" in record["missing"]
+    assert "the largest side for a dense eigensolver" in record["missing"]
 
 
 def test_zero_rows_are_left_out_and_counted() -> None:

@@ -1,0 +1,77 @@
+"""Records kept beside their dumps, so that a series with one new dump costs the analysis of that one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.errors import CkptProbeError
+from ckpt_probe.files import content_hash, write_text
+from ckpt_probe.metrics.readout import Reading
+
+FOLDER = ".ckpt-probe-cache"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What was asked, by which code; with a dump's content it decides the records."""
+
+    asked: str
+
+    @staticmethod
+    def of(settings: Settings, splits: Sequence[str] | None) -> "Cache | None":
+        """The cache for these options; None where records may depend on what a name does not tell.
+
+        That is spectra, which are too large to be kept, and metrics of other packages, whose code may change.
+        """
+        if settings.spectra or entry_points(group="ckpt_probe.metrics"):
+            return None
+        asked = {**settings.to_json(), "splits": splits and list(splits), "code": _code(), "torch": version("torch")}
+        return Cache(json.dumps(asked, sort_keys=True))
+
+    def entry(self, dump: Path) -> "Entry":
+        """What is kept of a dump, and the place where to keep it."""
+        key = sha256(self.asked.encode()).hexdigest()[:12]
+        return Entry(dump.parent / FOLDER / f"{dump.name}.{key}.json", self.asked, content_hash(dump))
+
+
+class Entry:
+    """The records of one dump: `readings`, None where they are not at hand for just this content."""
+
+    def __init__(self, file: Path, asked: str, content: str) -> None:
+        self._file = file
+        self._named = {"asked": asked, "content": content}
+        self.readings = self._found()
+
+    def _found(self) -> list[Reading] | None:
+        try:
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            if any(kept[name] != value for name, value in self._named.items()):
+                return None
+            return [Reading(one["record"], {}, one["per_class"]) for one in kept["readings"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            # Not there, or not ours, or from another time: computed anew and written over.
+            return None
+
+    def keep(self, readings: Sequence[Reading]) -> str | None:
+        """Keep what was computed; what to say where that is impossible."""
+        kept: list[dict[str, Any]] = [{"record": one.record, "per_class": one.per_class} for one in readings]
+        try:
+            write_text(self._file, json.dumps({**self._named, "readings": kept}, allow_nan=False), overwrite=True)
+        except CkptProbeError as error:
+            return f"records are not kept for the next time: {error}"
+        return None
+
+
+@cache
+def _code() -> str:
+    package = Path(__file__).parent.parent
+    digest = sha256()
+    for file in sorted([*package.glob("metrics/*.py"), *package.glob("analysis/*.py"), *package.glob("dumps/*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""What a dump keeps of each split: its rows as they come, class moments of them, or both."""
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.dumps import STORES, DumpWriter
+from ckpt_probe.errors import UsageError
+from ckpt_probe.metrics import Moments
+from ckpt_probe.metrics.moments import MEMORY
+from ckpt_probe.metrics.quality import Head, Quality, double
+
+ROWS_AT_ONCE = 8192
+"""Rows that are gathered before they enter the moments: small batches would cost far more a row."""
+
+
+class StoreWriter:
+    """A DumpWriter, opened and left as such, that keeps of each split what `store` says.
+
+    store: "features", "moments" or "both". Moments are those of the features as they would be stored, in
+    `feature_dtype`, so that both kinds of dump give the same numbers.
+    """
+
+    def __init__(self, writer: DumpWriter, store: str, *, feature_dtype: str = "float32", memory: int = MEMORY) -> None:
+        self._writer = writer
+        self._store = store
+        self._dtype = getattr(torch, feature_dtype)
+        self._memory = memory
+        self._head: Head | None = None
+        self._gathered: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def __enter__(self) -> "StoreWriter":
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    def write_classifier(self, weights: Tensor, bias: Tensor | None = None) -> None:
+        """As the writer's."""
+        self._head = Head.of(weights, bias)
+        self._writer.write_classifier(weights, bias)
+
+    def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
+        """As the writer's; without `logits`, accuracy and loss are those of the classifier's weights."""
+        self._logits = logits
+        self._moments = Moments(None if self._head is None else len(self._head.weights), memory=self._memory)
+        self._quality = Quality()
+        if self._store != "moments":
+            self._writer.start_split(name, samples, logits=logits)
+
+    def append(self, name: str, features: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Add a block of rows of a split."""
+        if self._store != "moments":
+            self._writer.append(name, features, labels, logits)
+        if self._store != "features":
+            self._gathered.append((features.to(self._dtype), labels, logits.float() if self._logits else None))
+            if sum(len(block[1]) for block in self._gathered) >= ROWS_AT_ONCE:
+                self._accumulate()
+
+    def finish_split(self, name: str) -> None:
+        """Write what was accumulated of a split that has got all its rows."""
+        if self._store == "features":
+            return
+        self._accumulate()
+        numbers = {"samples": self._moments.samples, **self._quality.to_numbers()}
+        self._writer.write_moments(name, self._moments.state_dict(), numbers)
+
+    def _accumulate(self) -> None:
+        if not self._gathered:
+            return
+        features, labels = (torch.cat([block[i] for block in self._gathered]) for i in (0, 1))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        logits = [block[2] for block in self._gathered if block[2] is not None]
+        self._gathered = []
+        self._moments.update(features, labels)
+        if logits:
+            self._quality.update(double(torch.cat(logits)), labels)
+        elif self._head is not None:
+            self._quality.update(self._head.logits(features), labels)
+
+
+def require_store(store: str, classes: int, features: int, memory: int) -> None:
+    """Raise UsageError where there is no such store, or where moments, 8·C·D² bytes, are over `memory` bytes."""
+    if store not in STORES:
+        raise UsageError(f"--store {store}: expected one of {', '.join(STORES)}")
+    needed = 8 * classes * features**2
+    if store != "features" and needed > memory:
+        raise UsageError(
+            f"--store {store}: class moments of {classes} classes and {features} features take {needed:,} bytes, over "
+            f"the budget of {memory:,}; use --store features, which analyze reads in any memory, or raise --memory"
+        )

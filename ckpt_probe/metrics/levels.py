@@ -1,0 +1,190 @@
+"""Sample, class and within-class level: entropies of every order asked for, by the route that the sizes allow."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics import routes, spectra
+from ckpt_probe.metrics.entropy import entropy_of_spectrum, smallest_present
+from ckpt_probe.metrics.gram import directions, require_directions
+from ckpt_probe.metrics.grouping import Grouped, Rows
+from ckpt_probe.metrics.information import Entropies
+from ckpt_probe.metrics.joint_operator import JointOperator
+from ckpt_probe.metrics.outer import add_outer, symmetric
+from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
+from ckpt_probe.metrics.unit_moments import UnitMoments
+
+
+@dataclass(frozen=True)
+class Options:
+    """How entropies are computed: Rényi's orders beside 1, bytes of memory, and when sampling stops."""
+
+    orders: tuple[float, ...] = ()
+    memory: int = 2 * 2**30
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def all_orders(self) -> tuple[float, ...]:
+        """1 and the orders asked for."""
+        return (1.0, *(order for order in self.orders if order != 1))
+
+
+@dataclass(frozen=True)
+class Level:
+    """Entropies by order of two Grams and of their elementwise product, None where there is no second or no joint."""
+
+    entropies: dict[float, tuple[Tensor, Tensor | None, Tensor | None]]
+    eigenvalues: dict[str, Tensor]
+    route: routes.Route | None = None
+    estimate: Estimate | None = None
+    left_out: int = 0
+
+    def information(self, order: float) -> Entropies | None:
+        """The three entropies of an order, None where one is not to be had."""
+        first, second, joint = self.entropies[order]
+        return None if second is None or joint is None else Entropies(first, second, joint)
+
+
+def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, options: Options) -> Level:
+    """Features and the classifier rows of their labels, over all samples; weights (C, D) float64."""
+    counts = unit.counts
+    kept, silent = counts > 0, 0
+    if weights is not None:
+        kept = kept & _directed(weights)[: len(counts)]
+        silent = int(counts[~kept].sum())
+    samples = int(counts[kept].sum())
+    left_out = unit.left_out + silent
+    require_directions(left_out, samples + left_out, "features and their classifier weights")
+    if silent and unit.kind == "total":
+        raise DataError(f"{silent} samples belong to classes whose weights have zero length, and cannot be told apart")
+    found = {"features": spectra.of_features(unit, kept)}
+    if weights is None:
+        return _level(found, options, left_out=left_out)
+    heads, _ = directions(weights[: len(counts)][kept])
+    found["label_rows"] = spectra.of_label_rows(heads, counts[kept])
+    V = spectra.factor(heads)
+    side = unit.second.shape[1] * V.shape[1]
+    route = routes.choose(
+        samples, side, kind=unit.kind, memory=options.memory, needed=unit.needed(), rows=rows is not None
+    )
+    if route.name == routes.GRAM:
+        found["joint"] = spectra.of_joint_gram(spectra.held_rows(unit, kept), heads)
+    elif route.name == routes.MOMENTS:
+        found["joint"] = spectra.of_joint_moments(unit, kept.nonzero().squeeze(1), V)
+    elif route.name == routes.STOCHASTIC and rows is not None:
+        source = _with_directions(rows, kept)
+        renumbered = kept.cumsum(0) - 1
+        estimate = _estimated(_relabelled(source, renumbered), heads, samples, found, options)
+        return _level(found, options, route, estimate, left_out)
+    return _level(found, options, route, left_out=left_out)
+
+
+def class_level(M: Tensor, heads: Tensor | None, rounding: float, options: Options) -> Level:
+    """Centred class means (k, D) and classifier rows (k, D), one row a class; `rounding`: what counts as zero in M."""
+    directed = _directed(M, rounding)
+    if heads is not None:
+        directed &= _directed(heads)
+    used = int(directed.sum())
+    require_directions(len(M) - used, len(M), "class means and classifier weights")
+    means, _ = directions(M[directed])
+    labels = torch.arange(used, device=M.device)
+    ones = torch.ones_like(labels)
+    found = {"means": spectra.of_label_rows(means, ones)}
+    if heads is None:
+        return _level(found, options, left_out=len(M) - used)
+    unit_heads, _ = directions(heads[directed])
+    found["weights"] = spectra.of_label_rows(unit_heads, ones)
+    V = spectra.factor(unit_heads)
+    route = routes.choose(used, M.shape[1] * V.shape[1], kind="rows", memory=options.memory, rows=True)
+    estimate = None
+    if route.name == routes.GRAM:
+        found["joint"] = spectra.of_joint_gram(Grouped(means, labels, ones), unit_heads)
+    elif route.name == routes.MOMENTS:
+        found["joint"] = _of_products(means, V, options.memory)
+    else:
+        estimate = _estimated(lambda: [(means, labels)], unit_heads, used, found, options)
+    return _level(found, options, route, estimate, len(M) - used)
+
+
+@dataclass(frozen=True)
+class Within:
+    """Entropy of each class's own unit rows, by order: labels (k,), entropies (k,), and their eigenvalues by label."""
+
+    labels: Tensor
+    entropies: dict[float, Tensor]
+    eigenvalues: dict[int, Tensor]
+
+
+def within_level(unit: UnitMoments, rows: Rows | None, options: Options, *, keep: bool = False) -> Within | None:
+    """How much the samples of a class differ, for every class; None where neither moments nor rows are at hand."""
+    if unit.kind == "total" and rows is None:
+        return None
+    labels, entropies, kept = [], {order: [] for order in options.all_orders}, {}
+    for numbers, values in spectra.within_classes(unit, rows, options.memory):
+        present = torch.where(values > smallest_present(values), values, 0.0)
+        labels.append(numbers)
+        for order, found in entropies.items():
+            powers = -torch.xlogy(present, present).sum(1) if order == 1 else present.pow(order).sum(1).log()
+            found.append(powers if order == 1 else powers / (1 - order))
+        if keep:
+            kept |= {int(n): v[v > 0] for n, v in zip(numbers, present, strict=True)}
+    order = torch.argsort(torch.cat(labels))
+    return Within(torch.cat(labels)[order], {a: torch.cat(f)[order] for a, f in entropies.items()}, kept)
+
+
+def _level(
+    found: dict[str, Tensor],
+    options: Options,
+    route: routes.Route | None = None,
+    estimate: Estimate | None = None,
+    left_out: int = 0,
+) -> Level:
+    first, *second = (found[name] for name in found if name != "joint")
+    entropies = {}
+    for order in options.all_orders:
+        joint = entropy_of_spectrum(found["joint"], alpha=order) if "joint" in found else None
+        if estimate is not None:
+            joint = first.new_tensor(estimate.entropies[order])
+        other = entropy_of_spectrum(second[0], alpha=order) if second else None
+        entropies[order] = (entropy_of_spectrum(first, alpha=order), other, joint)
+    return Level(entropies, found, route, estimate, left_out)
+
+
+def _estimated(rows: Rows, heads: Tensor, samples: int, found: dict[str, Tensor], options: Options) -> Estimate:
+    known = sum(float(entropy_of_spectrum(values)) for values in found.values())
+    operator = JointOperator(rows, heads, samples, memory=options.memory)
+    return estimate_entropies(
+        operator, samples, known=known, orders=options.orders, sampling=options.sampling, device=heads.device
+    )
+
+
+def _with_directions(rows: Rows, kept: Tensor) -> Rows:
+    # Rows of zero length are dropped by the operator itself; here those of classes that have no direction.
+    def blocks():
+        for features, labels in rows():
+            mine = kept[labels.to(kept.device, torch.int64)].to(labels.device)
+            yield features[mine.to(features.device)], labels[mine]
+
+    return blocks
+
+
+def _relabelled(rows: Rows, numbers: Tensor) -> Rows:
+    def blocks():
+        for features, labels in rows():
+            yield features, numbers[labels.to(numbers.device, torch.int64)]
+
+    return blocks
+
+
+def _of_products(means: Tensor, V: Tensor, memory: int) -> Tensor:
+    side = means.shape[1] * V.shape[1]
+    total = means.new_zeros(side, side)
+    for part in torch.arange(len(means)).split(max(1, memory // (16 * side))):
+        add_outer(total, (means[part][:, :, None] * V[part][:, None, :]).reshape(len(part), side))
+    return spectra.spectrum(symmetric(total) / len(means))
+
+
+def _directed(rows: Tensor, smallest: float = 0.0) -> Tensor:
+    return rows.abs().amax(dim=1) > smallest

@@ -1,0 +1,42 @@
+"""The one place that decides how a joint entropy is computed, and says why."""
+
+import math
+from dataclasses import dataclass
+
+DENSE_LIMIT = 12_000
+"""Largest side of a matrix that is handed to the dense eigensolver (about 1.2 GB and minutes)."""
+
+GRAM, MOMENTS, STOCHASTIC = "dense-gram", "dense-moments", "stochastic"
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a joint entropy is computed, None where it cannot be, and the reason in words."""
+
+    name: str | None
+    reason: str
+
+
+def dense_limit(memory: int) -> int:
+    """The largest side of a matrix that fits `memory` bytes twice, since the eigensolver works on a copy."""
+    return min(DENSE_LIMIT, math.isqrt(memory // 16))
+
+
+def choose(n: int, side: int, *, kind: str, memory: int, needed: int = 0, rows: bool = False) -> Route:
+    """The route for n rows whose moment form has `side` = D·r: the smaller matrix where it is small enough.
+
+    kind: what is held of the rows, as `UnitMoments` names it; needed: bytes that second moments by class would take;
+    rows: whether the rows can be read again, which the stochastic route needs.
+    """
+    limit = dense_limit(memory)
+    if kind == "rows" and n <= min(side, limit):
+        return Route(GRAM, f"N = {n} is at most D·r = {side}")
+    if kind in {"rows", "classes"} and side <= limit:
+        return Route(MOMENTS, f"D·r = {side} is less than N = {n}")
+    if kind == "total":
+        why = f"the classes' second moments would take {needed / 2**30:.2f} GiB, over the memory budget"
+    else:
+        why = f"N = {n} and D·r = {side} are both over {limit}, the largest side for a dense eigensolver"
+    if rows:
+        return Route(STOCHASTIC, why)
+    return Route(None, f"{why}, and the stochastic route needs the rows themselves")

@@ -1,0 +1,45 @@
+"""What stored moments have to look like before anything is computed from them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+
+ALWAYS = ("counts", "means", "squares", "within", "unit_counts", "left_out")
+UNIT_KINDS = ("rows", "second", "total")
+WHOLE = frozenset({"counts", "unit_counts", "left_out", "row_labels"})
+
+
+def require_state(state: Mapping[str, Tensor], classes: int | None) -> None:
+    """Raise DataError where the tensors of `Moments.state_dict` are not all there, or not what they have to be."""
+    missing = [name for name in ALWAYS if name not in state]
+    held = [name for name in UNIT_KINDS if name in state]
+    if missing or len(held) != 1 or ("rows" in state and "row_labels" not in state):
+        raise DataError(f"moments: missing {', '.join(missing) or 'one of ' + ', '.join(UNIT_KINDS)}")
+    seen, features = state["means"].shape[0], state["means"].shape[-1]
+    if classes is not None and seen > classes:
+        raise DataError(f"moments of {seen} classes, where there are {classes}")
+    shapes = {
+        "counts": (seen,),
+        "means": (seen, features),
+        "squares": (seen,),
+        "within": (features, features),
+        "left_out": (),
+        "rows": (None, features),
+        "second": (None, features, features),
+        "total": (1, features, features),
+    }
+    for name, tensor in state.items():
+        wanted = torch.int64 if name in WHOLE else torch.float64
+        if tensor.dtype != wanted:
+            raise DataError(f"moments: {name} is {tensor.dtype}, it has to be {wanted}")
+        shape = shapes.get(name)
+        found = tuple(tensor.shape)
+        if shape is not None and (
+            len(shape) != len(found) or any(s not in (None, f) for s, f in zip(shape, found, strict=True))
+        ):
+            raise DataError(f"moments: {name} has shape {found}, it has to be {shape}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"moments: {name} holds NaN or infinity")
