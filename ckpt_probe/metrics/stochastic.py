@@ -2,18 +2,21 @@
 
 For a symmetric A ⪰ 0 of trace 1 and a probe x of independent signs, E[xᵀ f(A) x] = tr f(A); xᵀ f(A) x is a Gauss
 quadrature of the Lanczos recurrence from x (Ubaru, Chen and Saad 2017). tr A = 1 is known exactly, so that every
-probe's own xᵀ A x is a control variate: its regression, fitted on the other probes, is taken off.
+probe's own xᵀ A x is a control variate: its regression, fitted on the other probes, is taken off. Where a few
+directions Q dominate, tr f(A) = tr Qᵀ f(A) Q + tr P f(A) P with P = I − Q Qᵀ: the first is computed from Q's columns,
+only the second is sampled (as Hutch++, Meyer et al. 2021, does for the trace).
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.metrics.deflation import leading_subspace, worthwhile_rank
 
 PROBES = 8
 """Probes that run together, one Lanczos recurrence each."""
@@ -45,12 +48,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Entropies (nats) by Rényi order, their standard errors, and what they cost."""
+    """Entropies (nats) by Rényi order, their standard errors, and what they cost.
+
+    probes of `steps` Lanczos steps each; `deflated`: dimension of the leading subspace whose part is not sampled.
+    """
 
     entropies: dict[float, float]
     stderrs: dict[float, float]
     probes: int
     steps: int
+    deflated: int
     seed: int
     reached: bool
 
@@ -70,25 +77,21 @@ def estimate_entropies(
     orders: Rényi's, beside 1. Raises DataError where the budget is over before the fewest probes are done.
     """
     sampling = sampling or Sampling()
-    orders = (1.0, *(order for order in orders if order != 1))
-    generator = torch.Generator().manual_seed(sampling.seed)
     began = time.monotonic()
-    steps, samples = STEPS[0], _Samples(orders)
+    signs = _signs(size, sampling.seed, device)
+    first = next(signs)
+    steps, pilot = _deep_enough(operator, first, known, sampling)
+    wanted = sampling.tolerance * abs(known - float(pilot.integrate(1.0).mean()))
+    rank = worthwhile_rank(pilot.nodes, size * pilot.weights, wanted, steps, FEWEST)
+    samples = _Samples((1.0, *(order for order in orders if order != 1)))
+    basis = leading_subspace(operator, first, rank) if rank else first[:, :0]
+    for columns in basis.split(PROBES, dim=1) if rank else ():
+        samples.add_exact(lanczos(operator, columns, steps))
+    if not rank:
+        samples.add(pilot)
     while True:
-        signs = torch.randint(0, 2, (size, PROBES), generator=generator).double().mul_(2).sub_(1).to(device)
-        while True:
-            quadratures = lanczos(operator, signs, min(steps, size))
-            found = _Samples(orders)
-            found.add(quadratures, size)
-            deeper = next((s for s in STEPS if s > steps), None)
-            # The recurrence is deepened on the first probes, before any of them counts.
-            if samples.count or deeper is None or steps >= size or _converged(quadratures, size, known, sampling):
-                break
-            steps = deeper
-        samples.join(found)
         entropy, stderr = samples.entropy(1.0)
-        information = known - entropy
-        reached = stderr <= sampling.tolerance * abs(information)
+        reached = samples.count >= FEWEST and stderr <= sampling.tolerance * abs(known - entropy)
         spent = time.monotonic() - began
         over = sampling.budget is not None and spent > sampling.budget
         if over and samples.count < FEWEST:
@@ -96,10 +99,10 @@ def estimate_entropies(
                 f"the budget of {sampling.budget:g} s is over after {samples.count} probes in {spent:.1f} s; "
                 f"an error bar needs {FEWEST}"
             )
-        if samples.count >= FEWEST and (reached or over):
-            both = {order: samples.entropy(order) for order in orders}
-            values, errors = ({o: pair[i] for o, pair in both.items()} for i in (0, 1))
-            return Estimate(values, errors, samples.count, steps, sampling.seed, reached)
+        if reached or over:
+            return samples.estimate(steps, rank, sampling.seed, reached)
+        probes = next(signs)
+        samples.add(lanczos(operator, probes - basis @ (basis.T @ probes), steps))
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,35 @@ class Quadratures:
         values = -torch.xlogy(nodes, nodes) if order == 1 else nodes.pow(order)
         return self.lengths * (self.weights * values).sum(dim=1)
 
-    def shorter(self, alphas: Tensor, betas: Tensor) -> "Quadratures":
-        """The quadrature of a recurrence cut off earlier."""
-        return Quadratures(*_nodes(alphas, betas), self.lengths, self.traces)
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A Lanczos recurrence from each of b vectors: diagonals (b, m), offdiagonals (b, m − 1), squared lengths (b,)."""
+
+    alphas: Tensor
+    betas: Tensor
+    lengths: Tensor
+
+    def quadratures(self, steps: int | None = None) -> Quadratures:
+        """What its first `steps` give, all where None."""
+        steps = steps or self.alphas.shape[1]
+        alphas, betas = self.alphas[:, :steps], self.betas[:, : steps - 1]
+        tridiagonal = torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
+        nodes, vectors = torch.linalg.eigh(tridiagonal)
+        return Quadratures(nodes, vectors[:, 0].square(), self.lengths, self.lengths * alphas[:, 0])
 
 
-def lanczos(operator: Operator, probes: Tensor, steps: int) -> tuple[Quadratures, Quadratures]:
-    """Gauss quadratures of A from each column of probes (N, b), after `steps` and after two steps fewer.
+def lanczos(operator: Operator, probes: Tensor, steps: int) -> Quadratures:
+    """Gauss quadratures of A from each column of probes (N, b), after `steps` steps of the Lanczos recurrence."""
+    return recurrence(operator, probes, steps).quadratures()
+
+
+def recurrence(operator: Operator, probes: Tensor, steps: int) -> Recurrence:
+    """`steps` steps of the Lanczos recurrence of A from each column of probes (N, b), at most N.
 
     Reorthogonalised against the whole basis, twice; a recurrence that ends early is padded with weight zero.
     """
+    steps = min(steps, probes.shape[0])
     lengths = probes.square().sum(dim=0)
     basis = [probes / lengths.sqrt()]
     alphas, betas = [], []
@@ -144,54 +166,66 @@ def lanczos(operator: Operator, probes: Tensor, steps: int) -> tuple[Quadratures
         betas.append(torch.where(alive, beta, 0.0))
         basis.append(torch.where(alive, image / beta.clamp_min(torch.finfo(beta.dtype).tiny), 0.0))
     a = torch.stack(alphas, dim=1)
-    b = torch.stack(betas, dim=1) if betas else a[:, :0]
-    whole = Quadratures(*_nodes(a, b), lengths, lengths * a[:, 0])
-    cut = max(1, steps - 2)
-    return whole, whole.shorter(a[:, :cut], b[:, : cut - 1])
+    return Recurrence(a, torch.stack(betas, dim=1) if betas else a[:, :0], lengths)
 
 
-def _nodes(alphas: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-    tridiagonal = torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
-    nodes, vectors = torch.linalg.eigh(tridiagonal)
-    return nodes, vectors[:, 0].square()
+def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randint(0, 2, (size, PROBES), generator=generator).double().mul_(2).sub_(1).to(device)
 
 
-def _converged(quadratures: tuple[Quadratures, Quadratures], size: int, known: float, sampling: Sampling) -> bool:
-    whole, cut = quadratures
-    entropy = float(whole.integrate(1.0).mean())
-    change = abs(entropy - float(cut.integrate(1.0).mean()))
-    return change <= 0.1 * sampling.tolerance * abs(known - entropy)
+def _deep_enough(operator: Operator, probes: Tensor, known: float, sampling: Sampling) -> tuple[int, Quadratures]:
+    """How many steps leave an error of the quadrature far below the error bar, seen by taking two steps fewer."""
+    for steps in STEPS:
+        run = recurrence(operator, probes, steps)
+        entropy, fewer = (float(run.quadratures(s).integrate(1.0).mean()) for s in (None, max(1, steps - 2)))
+        small = 0.1 * sampling.tolerance * abs(known - entropy)
+        if abs(entropy - fewer) <= small or steps in (STEPS[-1], probes.shape[0]):
+            break
+    return steps, run.quadratures()
 
 
 class _Samples:
-    """What the probes said: xᵀ f(A) x for each f, and xᵀ A x beside it, whose mean is known to be 1."""
+    """What the probes said: xᵀ f(A) x for each f, and xᵀ A x beside it, whose mean is known.
+
+    Of a deflated part the traces are known (`add_exact`); the probes are those of the rest.
+    """
 
     def __init__(self, orders: Sequence[float]) -> None:
         self._values: dict[float, list[Tensor]] = {order: [] for order in orders}
         self._traces: list[Tensor] = []
+        self._exact = dict.fromkeys(orders, 0.0)
+        self._rest = 1.0
 
     @property
     def count(self) -> int:
         return sum(len(traces) for traces in self._traces)
 
-    def add(self, quadratures: tuple[Quadratures, Quadratures], size: int) -> None:
-        whole, _ = quadratures
-        scale = size / whole.lengths
-        self._traces.append(scale * whole.traces)
+    def add(self, quadratures: Quadratures) -> None:
+        self._traces.append(quadratures.traces)
         for order, values in self._values.items():
-            values.append(scale * whole.integrate(order))
+            values.append(quadratures.integrate(order))
 
-    def join(self, other: "_Samples") -> None:
-        self._traces += other._traces
-        for order, values in self._values.items():
-            values += other._values[order]
+    def add_exact(self, quadratures: Quadratures) -> None:
+        self._rest -= float(quadratures.traces.sum())
+        for order in self._exact:
+            self._exact[order] += float(quadratures.integrate(order).sum())
 
     def entropy(self, order: float) -> tuple[float, float]:
         """The entropy of an order and its standard error."""
-        mean, stderr = controlled(torch.cat(self._values[order]), torch.cat(self._traces) - 1)
+        if not self._traces:
+            return 0.0, math.inf
+        mean, stderr = controlled(torch.cat(self._values[order]), torch.cat(self._traces) - self._rest)
+        mean += self._exact[order]
         if order == 1:
             return mean, stderr
         return math.log(mean) / (1 - order), stderr / mean / abs(1 - order)
+
+    def estimate(self, steps: int, rank: int, seed: int, reached: bool) -> Estimate:
+        both = {order: self.entropy(order) for order in self._values}
+        values, errors = ({order: pair[i] for order, pair in both.items()} for i in (0, 1))
+        return Estimate(values, errors, self.count, steps, rank, seed, reached)
 
 
 def controlled(values: Tensor, control: Tensor) -> tuple[float, float]:
