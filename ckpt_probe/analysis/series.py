@@ -21,7 +21,8 @@ from ckpt_probe.metrics.readout import Reading
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
 
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 2**20, 16 * 2**20
+"""Fewest and most bytes of a block of rows, as float64; between them a sixteenth of the memory budget."""
 
 
 def analyze_series(
@@ -146,7 +147,8 @@ def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
 
 
 def _of_features(dump: Dump, view: SplitView, settings: Settings) -> Reading:
-    rows = max(1, min(BLOCK_BYTES, settings.memory // 16) // (8 * view.dimension))
+    size = sorted((*BLOCK_BYTES, settings.memory // 16))[1]
+    rows = max(1, size // (8 * view.dimension))
     return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings)
 
 

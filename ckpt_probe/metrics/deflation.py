@@ -25,7 +25,7 @@ def worthwhile_rank(nodes: Tensor, counts: Tensor, wanted: float, steps: int, fe
     before = counts.cumsum(0) - counts
     costs = {}
     for rank in (0, *RANKS):
-        # A probe of signs has the variance 2 ‖f(A) − s A − c I‖_F²: its length is fixed, and s A is taken off as control.
+        # A probe of signs varies by 2 ‖f(A) − s A − c I‖_F²: its length is fixed, and s A is its control.
         rest = torch.where(before >= rank, counts, 0.0) if rank else counts
         variance = 2 * _misfit(values, -torch.xlogy(values, values), rest)
         costs[rank] = rank * (PASSES + steps) + steps * max(fewest, variance / max(wanted**2, 1e-300))

@@ -154,7 +154,7 @@ def _told(level: Level) -> str:
     assert level.route is not None
     if level.estimate is None or level.estimate.reached:
         return level.route.reason
-    return f"{level.route.reason}; the budget was over before the tolerance was reached"
+    return f"{level.route.reason}; sampling stopped before the tolerance was reached"
 
 
 def _put_within(record: Record, within: Within | None, options: Options) -> None:

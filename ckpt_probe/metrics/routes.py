@@ -6,6 +6,9 @@ from dataclasses import dataclass
 DENSE_LIMIT = 12_000
 """Largest side of a matrix that is handed to the dense eigensolver (about 1.2 GB and minutes)."""
 
+LEAST_LIMIT = 256
+"""A side that is handed to the dense eigensolver whatever the budget: half a megabyte is always at hand."""
+
 GRAM, MOMENTS, STOCHASTIC = "dense-gram", "dense-moments", "stochastic"
 
 
@@ -18,8 +21,8 @@ class Route:
 
 
 def dense_limit(memory: int) -> int:
-    """The largest side of a matrix that fits `memory` bytes twice, since the eigensolver works on a copy."""
-    return min(DENSE_LIMIT, math.isqrt(memory // 16))
+    """The largest side of a matrix that fits `memory` bytes twice (the eigensolver works on a copy); at least 256."""
+    return min(DENSE_LIMIT, max(LEAST_LIMIT, math.isqrt(memory // 16)))
 
 
 def choose(n: int, side: int, *, kind: str, memory: int, needed: int = 0, rows: bool = False) -> Route:

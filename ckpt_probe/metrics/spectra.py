@@ -10,6 +10,9 @@ from ckpt_probe.metrics.gram import smaller_gram
 from ckpt_probe.metrics.grouping import Grouped, Rows, stacks, unit_blocks
 from ckpt_probe.metrics.unit_moments import UnitMoments
 
+LEAST_BYTES = 2**23
+"""What rows of some classes may take however small the budget: each range of classes is one more pass over them all."""
+
 Spectra = dict[str, Tensor]
 """Name → eigenvalues that sum to 1, those that count as zero left out."""
 
@@ -88,7 +91,7 @@ def _by_ranges(unit: UnitMoments, rows: Rows | None, memory: int) -> Iterator[tu
         yield held.rows, held.labels[held.each()]
         return
     assert rows is not None
-    most = max(1, memory // (8 * 8 * unit.second.shape[1]))
+    most = max(1, max(memory, LEAST_BYTES) // (8 * 8 * unit.second.shape[1]))
     before = unit.counts.cumsum(0) - unit.counts
     ranges = (before // most)[unit.counts > 0].unique()
     for number in ranges.tolist():

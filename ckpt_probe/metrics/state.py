@@ -43,3 +43,16 @@ def require_state(state: Mapping[str, Tensor], classes: int | None) -> None:
             raise DataError(f"moments: {name} has shape {found}, it has to be {shape}")
         if not bool(torch.isfinite(tensor).all()):
             raise DataError(f"moments: {name} holds NaN or infinity")
+        if name in WHOLE and bool((tensor < 0).any()):
+            raise DataError(f"moments: {name} are below zero")
+    _require_labels(state)
+
+
+def _require_labels(state: Mapping[str, Tensor]) -> None:
+    counts, classes = state["unit_counts"], len(state["unit_counts"])
+    if classes < len(state["counts"]) or bool((counts[: len(state["counts"])] > state["counts"]).any()):
+        raise DataError("moments: more rows with a direction than rows, or other classes")
+    if "second" in state and state["second"].shape[0] != classes:
+        raise DataError(f"moments: second moments of {state['second'].shape[0]} classes, where {classes} are counted")
+    if "rows" in state and not torch.equal(torch.bincount(state["row_labels"], minlength=classes), counts):
+        raise DataError("moments: row_labels are not those that are counted")

@@ -9,7 +9,7 @@ only the second is sampled (as Hutch++, Meyer et al. 2021, does for the trace).
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,10 @@ PROBES = 8
 FEWEST = 16
 """Probes before an error bar is believed."""
 
-STEPS = (10, 14, 20, 28, 40)
+MOST = 20_000
+"""Probes after which sampling gives up: the tolerance is then out of reach, as where MIR is nearly zero."""
+
+STEPS = (10, 14, 20, 28, 40, 56, 80)
 """Lengths of the recurrence, tried in turn until the quadrature's own error is small beside the error bar."""
 
 Operator = Callable[[Tensor], Tensor]
@@ -80,10 +83,11 @@ def estimate_entropies(
     began = time.monotonic()
     signs = _signs(size, sampling.seed, device)
     first = next(signs)
-    steps, pilot = _deep_enough(operator, first, known, sampling)
+    chosen = (1.0, *(order for order in orders if order != 1))
+    steps, pilot, unsure = _deep_enough(operator, first, chosen, known, sampling)
     wanted = sampling.tolerance * abs(known - float(pilot.integrate(1.0).mean()))
     rank = worthwhile_rank(pilot.nodes, size * pilot.weights, wanted, steps, FEWEST)
-    samples = _Samples((1.0, *(order for order in orders if order != 1)))
+    samples = _Samples(unsure)
     basis = leading_subspace(operator, first, rank) if rank else first[:, :0]
     for columns in basis.split(PROBES, dim=1) if rank else ():
         samples.add_exact(lanczos(operator, columns, steps))
@@ -99,7 +103,7 @@ def estimate_entropies(
                 f"the budget of {sampling.budget:g} s is over after {samples.count} probes in {spent:.1f} s; "
                 f"an error bar needs {FEWEST}"
             )
-        if reached or over:
+        if reached or over or samples.count >= MOST:
             return samples.estimate(steps, rank, sampling.seed, reached)
         probes = next(signs)
         samples.add(lanczos(operator, probes - basis @ (basis.T @ probes), steps))
@@ -175,27 +179,38 @@ def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor
         yield torch.randint(0, 2, (size, PROBES), generator=generator).double().mul_(2).sub_(1).to(device)
 
 
-def _deep_enough(operator: Operator, probes: Tensor, known: float, sampling: Sampling) -> tuple[int, Quadratures]:
-    """How many steps leave an error of the quadrature far below the error bar, seen by taking two steps fewer."""
+def _deep_enough(
+    operator: Operator, probes: Tensor, orders: Sequence[float], known: float, sampling: Sampling
+) -> tuple[int, Quadratures, dict[float, float]]:
+    """How many steps leave errors of the quadrature far below the error bar, their result, and those errors by order.
+
+    Seen by taking two steps fewer; of orders other than 1, whose powers converge slowly at zero, by taking half.
+    """
     for steps in STEPS:
         run = recurrence(operator, probes, steps)
-        entropy, fewer = (float(run.quadratures(s).integrate(1.0).mean()) for s in (None, max(1, steps - 2)))
-        small = 0.1 * sampling.tolerance * abs(known - entropy)
-        if abs(entropy - fewer) <= small or steps in (STEPS[-1], probes.shape[0]):
+        whole = {order: float(run.quadratures().integrate(order).mean()) for order in orders}
+        cuts = {order: max(1, steps - 2 if order == 1 else steps // 2) for order in orders}
+        errors = {o: abs(whole[o] - float(run.quadratures(cuts[o]).integrate(o).mean())) for o in orders}
+        small = {o: abs(known - value) if o == 1 else value * abs(1 - o) for o, value in whole.items()}
+        if steps in (STEPS[-1], probes.shape[0]) or all(
+            errors[o] <= 0.1 * sampling.tolerance * small[o] for o in orders
+        ):
             break
-    return steps, run.quadratures()
+    return steps, run.quadratures(), errors
 
 
 class _Samples:
     """What the probes said: xᵀ f(A) x for each f, and xᵀ A x beside it, whose mean is known.
 
-    Of a deflated part the traces are known (`add_exact`); the probes are those of the rest.
+    Of a deflated part the traces are known (`add_exact`); the probes are those of the rest. unsure: by order, the error
+    of a quadrature of xᵀ f(A) x itself, which the error bars of orders other than 1 include.
     """
 
-    def __init__(self, orders: Sequence[float]) -> None:
-        self._values: dict[float, list[Tensor]] = {order: [] for order in orders}
+    def __init__(self, unsure: Mapping[float, float]) -> None:
+        self._values: dict[float, list[Tensor]] = {order: [] for order in unsure}
         self._traces: list[Tensor] = []
-        self._exact = dict.fromkeys(orders, 0.0)
+        self._exact = dict.fromkeys(unsure, 0.0)
+        self._unsure = unsure
         self._rest = 1.0
 
     @property
@@ -220,7 +235,7 @@ class _Samples:
         mean += self._exact[order]
         if order == 1:
             return mean, stderr
-        return math.log(mean) / (1 - order), stderr / mean / abs(1 - order)
+        return math.log(mean) / (1 - order), math.hypot(stderr, self._unsure[order]) / mean / abs(1 - order)
 
     def estimate(self, steps: int, rank: int, seed: int, reached: bool) -> Estimate:
         both = {order: self.entropy(order) for order in self._values}

@@ -123,18 +123,19 @@ def test_every_number_against_brute_force(samples: int, features: int, classes: 
     order=st.randoms(use_true_random=False),
     seed=st.integers(0, 5),
     shape=st.sampled_from([(120, 3, 4), (120, 40, 4), (120, 2, 9)]),
+    memory=st.sampled_from([2**30, 2000, 100]),
 )
-@settings(max_examples=40, deadline=None)
-def test_merge_of_any_parts_in_any_order_is_one_pass(cuts, order, seed: int, shape) -> None:
+@settings(max_examples=60, deadline=None)
+def test_merge_of_any_parts_in_any_order_is_one_pass(cuts, order, seed: int, shape, memory: int) -> None:
     X, labels, weights = data(*shape, seed=seed)
     X[7] = 0
-    whole = record_of(X, labels, weights, classes=shape[2])
+    whole = record_of(X, labels, weights, classes=shape[2], memory=memory)
     edges = [0, *sorted(cuts), len(X)]
     parts = list(pairwise(edges))
     order.shuffle(parts)
-    total = Moments(shape[2])
+    total = Moments(shape[2], memory=memory)
     for start, stop in parts:
-        part = Moments(shape[2])
+        part = Moments(shape[2], memory=memory)
         middle = (start + stop) // 2
         part.update(X[start:middle], labels[start:middle])
         part.update(X[middle:stop], labels[middle:stop])

@@ -1,0 +1,343 @@
+"""`analyze` on dumps: every edge case of the definitions, workers, the cache, moments, per class, spectra."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ckpt_probe.analysis import analyze_features
+from ckpt_probe.analysis.cache import FOLDER
+from ckpt_probe.cli.app import run
+from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.extraction.storing import StoreWriter
+
+Analyze = Callable[..., tuple[int, list[dict], str]]
+
+
+def arrays(samples: int = 60, features: int = 5, classes: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(samples) % classes
+    weights = generator.normal(size=(classes, features))
+    return {
+        "test/features": weights[labels] + generator.normal(size=(samples, features)),
+        "test/labels": labels,
+        "classifier/weights": weights,
+    }
+
+
+def write(path: Path, held: dict[str, np.ndarray]) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, value in held.items():
+            file[name] = value
+    return path
+
+
+@pytest.fixture
+def analyze(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Analyze:
+    """Runs analyze --json in the test's directory: exit code, records, what was said on standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, list[dict], str]:
+        code = run(["analyze", "--json", *map(str, words)])
+        shown = capsys.readouterr()
+        return code, [json.loads(line) for line in shown.out.splitlines()], shown.err.strip()
+
+    return call
+
+
+def changed(**changes: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
+    held = arrays()
+    names = {"features": "test/features", "labels": "test/labels", "weights": "classifier/weights"}
+    for short, change in changes.items():
+        held[names[short]] = change(held[names[short]])
+    return held
+
+
+def put(*places: int, value: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array[list(places)] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        (changed(features=put(4, 7, value=np.nan)), "test: features: 2 rows hold NaN or infinity, the first is row 4"),
+        (changed(features=put(9, value=np.inf)), "test: features: 1 row holds NaN or infinity, the first is row 9"),
+        (changed(features=put(*range(31))), "31 of 60 rows have zero length"),
+        (changed(labels=put(8, value=3)), "labels: row 8 is 3, labels must be between 0 and 2"),
+        (changed(labels=put(8, value=-1)), "labels: row 8 is -1, labels must be between 0 and 2"),
+        (changed(weights=put(1, value=np.nan)), "classifier weights: 1 row holds NaN or infinity, the first is row 1"),
+        (changed(labels=lambda y: y * 0, weights=lambda w: w[:1]), "at least two classes, found 1"),
+    ],
+)
+def test_what_has_no_meaning_is_one_line_that_names_file_split_and_row(
+    analyze: Analyze, tmp_path: Path, held: dict, told: str
+) -> None:
+    write(tmp_path / "bad.h5", held)
+    code, records, said = analyze("bad.h5")
+    assert (code, records) == (1, [])
+    assert said.startswith("error: bad.h5: test: ")
+    assert told in said
+    assert len(said.splitlines()) == 1
+
+
+def uneven() -> dict[str, np.ndarray]:
+    held = arrays(10_001, classes=2)
+    held["test/labels"] = (np.arange(10_001) == 77).astype(int)
+    return held
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        (changed(features=put(3, 30)), {"samples_left_out": 2, "samples": 60}),
+        (changed(weights=put(2)), {"samples_left_out": 20, "classes_left_out": 1}),
+        (changed(labels=lambda y: y % 2), {"classes_left_out": 1, "classes": 3}),
+        (changed(features=lambda z: np.repeat(z[:3], 20, axis=0)), {"samples": 60}),
+        (changed(weights=lambda w: np.stack([w[0], 2 * w[0], w[1]])), {"samples_left_out": 0}),
+        (changed(features=lambda z: z.astype(np.float16)), {"samples": 60}),
+        (changed(features=lambda z: z[:, :1], weights=lambda w: w[:, :1]), {"features": 1, "sample.mir": None}),
+        (arrays(1), {"samples": 1, "class.mir": None}),
+        (arrays(40, classes=2), {"class.mir": None, "reference.entropy": 0.0}),
+        (uneven(), {"samples": 10_001, "samples_left_out": 0}),
+    ],
+    ids=[
+        "zero rows",
+        "dead class",
+        "absent class",
+        "repeated",
+        "low rank",
+        "float16",
+        "D = 1",
+        "N = 1",
+        "C = 2",
+        "uneven",
+    ],
+)
+def test_edge_cases_are_records_that_the_plain_function_agrees_with(
+    analyze: Analyze, tmp_path: Path, held: dict, expected: dict
+) -> None:
+    write(tmp_path / "step-5.h5", held)
+    code, records, _ = analyze("step-5.h5", "--no-cache")
+    assert code == 0
+    plain = analyze_features(held["test/features"], held["test/labels"], held["classifier/weights"])
+    for name, number in plain.items():
+        expected_here = pytest.approx(number, rel=1e-10) if isinstance(number, float) else number
+        assert records[0][name] == expected_here, name
+    for name, value in expected.items():
+        assert records[0][name] == value
+        assert value is not None or name in records[0]["missing"]
+
+
+def series(where: Path, count: int = 3) -> None:
+    where.mkdir()
+    for step in range(count):
+        write(where / f"step-{step}.h5", arrays(seed=step))
+
+
+def test_workers_change_nothing_but_the_time(analyze: Analyze, tmp_path: Path) -> None:
+    series(tmp_path / "dumps", 4)
+    one = analyze("dumps", "--no-cache", "--centred", "--alpha", "0.5,2")
+    assert analyze("dumps", "--no-cache", "--centred", "--alpha", "0.5,2", "--workers", 3) == one
+    assert [record["step"] for record in one[1]] == [0, 1, 2, 3]
+
+
+def test_an_error_in_a_worker_is_the_same_line(analyze: Analyze, tmp_path: Path) -> None:
+    series(tmp_path / "dumps")
+    write(tmp_path / "dumps" / "step-1.h5", changed(features=put(4, value=np.nan)))
+    code, _, said = analyze("dumps", "--workers", 2)
+    assert code == 1
+    assert said == "error: dumps/step-1.h5: test: features: 1 row holds NaN or infinity, the first is row 4"
+
+
+def test_a_second_analysis_computes_only_what_is_new(
+    analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series(tmp_path / "dumps")
+    _, first, said = analyze("dumps")
+    assert said == ""
+    computed = []
+    from ckpt_probe.analysis import series as module
+
+    original = module.read_blocks
+    monkeypatch.setattr(module, "read_blocks", lambda *words: computed.append(1) or original(*words))
+    assert analyze("dumps") == (0, first, "3 of 3 dumps were analyzed before; --no-cache computes them anew")
+    write(tmp_path / "dumps" / "step-3.h5", arrays(seed=9))
+    code, four, said = analyze("dumps")
+    assert (code, four[:3], len(computed)) == (0, first, 1)
+    assert "3 of 4" in said
+    # Other content under the same name, of the same size and time, is another dump.
+    path = tmp_path / "dumps" / "step-0.h5"
+    times = path.stat()
+    write(path, arrays(seed=11))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert analyze("dumps")[1][0]["sample.mir"] != first[0]["sample.mir"]
+    assert len(computed) == 2
+    # So are other options; and what is no record of ours is computed anew.
+    analyze("dumps", "--alpha", "2")
+    assert len(computed) == 6
+    for file in (tmp_path / "dumps" / FOLDER).iterdir():
+        file.write_text("no JSON")
+    assert analyze("dumps")[1][1:3] == first[1:]
+    assert len(computed) == 10
+    assert analyze("dumps", "--no-cache")[2] == ""
+
+
+def test_a_directory_that_takes_no_cache_is_said(analyze: Analyze, tmp_path: Path) -> None:
+    series(tmp_path / "dumps")
+    (tmp_path / "dumps" / FOLDER).write_text("a file is in the way")
+    code, records, said = analyze("dumps")
+    assert (code, len(records)) == (0, 3)
+    assert said.startswith("records are not kept for the next time")
+
+
+def stored(path: Path, store: str, held: dict[str, np.ndarray], **options) -> Path:
+    import torch
+
+    weights = torch.tensor(held["classifier/weights"])
+    features, labels = torch.tensor(held["test/features"]), torch.tensor(held["test/labels"])
+    writer = DumpWriter(path, None, classes=len(weights), features=weights.shape[1], feature_dtype="float64")
+    with StoreWriter(writer, store, feature_dtype="float64", **options) as storing:
+        storing.write_classifier(weights, None)
+        storing.start_split("test", len(labels))
+        for start in range(0, len(labels), 7):
+            part = slice(start, start + 7)
+            storing.append("test", features[part], labels[part], (features[part] @ weights.T).float())
+        storing.finish_split("test")
+    return path
+
+
+@pytest.mark.parametrize("samples", [40, 900])
+def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Path, samples: int) -> None:
+    held = arrays(samples, features=8, classes=4)
+    for store in ("features", "moments", "both"):
+        stored(tmp_path / f"{store}.h5", store, held)
+    wanted = ("--centred", "--alpha", "2")
+    (_, [whole], _), (_, [moments], _), (_, [both], _) = (
+        analyze(f"{store}.h5", *wanted) for store in ("features", "moments", "both")
+    )
+    without = {"checkpoint", "missing", "nc4.disagreement", "centred.mir", "centred.hdr"}
+    for name in whole.keys() - without:
+        expected = pytest.approx(whole[name], rel=1e-9) if isinstance(whole[name], float) else whole[name]
+        assert moments[name] == expected, name
+    assert moments["missing"] == (
+        "nc4.disagreement, centred.mir, centred.hdr: only moments were stored, and this needs the features "
+        "(extract --store both)"
+    )
+    assert {**both, "checkpoint": "features"} == whole
+
+
+def test_moments_that_were_tampered_with_are_refused(analyze: Analyze, tmp_path: Path) -> None:
+    held = arrays(900, features=8, classes=4)
+    for name, tamper, told in (
+        ("missing", lambda g: g.__delitem__("second"), "moments: missing one of rows, second, total"),
+        ("shape", lambda g: (g.__delitem__("within"), g.create_dataset("within", data=np.eye(3))), "within has shape"),
+        ("nan", lambda g: g["means"].__setitem__(0, np.nan), "means holds NaN"),
+        ("claims", lambda g: g.create_dataset("rows", (10**6, 8), "f8", chunks=(1, 8)), "claims 64,000,000 bytes"),
+        ("counts", lambda g: g["counts"].__setitem__(0, -5), "counts are below zero"),
+    ):
+        path = stored(tmp_path / f"{name}.h5", "moments", held)
+        with h5py.File(path, "a") as file:
+            tamper(file["test/moments"])
+        code, _, said = analyze(path.name)
+        assert code == 1, said
+        assert said.startswith(f"error: {name}.h5: test")
+        assert told in said
+
+
+def test_per_class_rows(analyze: Analyze, tmp_path: Path) -> None:
+    held = arrays(90)
+    write(tmp_path / "step-2.h5", held)
+    code, rows, _ = analyze("step-2.h5", "--per-class")
+    assert (code, [row["class"] for row in rows]) == (0, [0, 1, 2])
+    features, labels = held["test/features"], held["test/labels"]
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(3)])
+    nearest = np.linalg.norm(features[:, None] - means, axis=2).argmin(axis=1)
+    for c, row in enumerate(rows):
+        own = features[labels == c]
+        unit = own / np.linalg.norm(own, axis=1, keepdims=True)
+        values = np.linalg.eigvalsh(unit.T @ unit / len(own))
+        counts = {int(k): int((nearest[labels == c] == k).sum()) for k in np.unique(nearest[labels == c])}
+        assert (row["checkpoint"], row["step"], row["split"], row["samples"]) == ("step-2", 2, "test", 30)
+        assert row["mean_norm"] == pytest.approx(np.linalg.norm(means[c]))
+        assert row["variance"] == pytest.approx(((own - means[c]) ** 2).sum(axis=1).mean())
+        assert row["within.entropy"] == pytest.approx(-(values * np.log(values)).sum())
+        assert row["nearest.own"] == pytest.approx(counts.get(c, 0) / 30)
+        assert dict(map(int, pair.split(":")) for pair in row["nearest.confusion"].split()) == counts
+
+
+def test_spectra_are_the_eigenvalues_of_each_gram(analyze: Analyze, tmp_path: Path) -> None:
+    held = arrays(50)
+    write(tmp_path / "step-2.h5", held)
+    code, [record], said = analyze("step-2.h5", "--spectra", "out.npz")
+    assert (code, said) == (0, "out.npz: 9 arrays of eigenvalues")
+    found = np.load(tmp_path / "out.npz")
+    unit = held["test/features"] / np.linalg.norm(held["test/features"], axis=1, keepdims=True)
+    expected = np.linalg.eigvalsh(unit.T @ unit / 50)
+    assert np.allclose(np.sort(found["step-2/test/sample.features"]), expected)
+    values = found["step-2/test/sample.joint"]
+    assert -(values * np.log(values)).sum() == pytest.approx(record["sample.entropy_joint"])
+    assert {f"step-2/test/within.{c}" for c in range(3)} < set(found.files)
+    assert analyze("step-2.h5", "--spectra", "out.npz")[0] == 2
+
+
+def test_a_dump_that_changes_while_it_is_read(
+    analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ckpt_probe.dumps import SplitView
+
+    path = write(tmp_path / "step-2.h5", arrays(4000, features=64))
+    original = SplitView.blocks
+
+    def shrinking(view: SplitView, rows: int):
+        for block in original(view, 500):
+            yield block
+            if path.stat().st_size > 10**6:
+                os.truncate(path, 10**6)
+
+    monkeypatch.setattr(SplitView, "blocks", shrinking)
+    code, records, said = analyze("step-2.h5", "--no-cache")
+    assert (code, records) == (1, [])
+    assert said == "error: step-2.h5: changed while it was read; run again once nothing writes it"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--alpha", "0"), "--alpha: expected positive numbers such as 0.5,2, found '0'"),
+        (("--alpha", "two"), "--alpha: expected positive numbers"),
+        (("--memory", "lots"), "--memory: expected a size such as 2GiB or 512MiB, found 'lots'"),
+        (("--memory", "0"), "--memory: expected a size"),
+        (("--tolerance", "0"), "tolerance: expected a positive number, found 0.0"),
+        (("--budget", "-1"), "budget: expected a positive number of seconds, found -1.0"),
+        (("--workers", "0"), "--workers"),
+    ],
+)
+def test_options_that_make_no_sense(analyze: Analyze, tmp_path: Path, words: tuple, told: str) -> None:
+    write(tmp_path / "a.h5", arrays())
+    code, _, said = analyze("a.h5", *words)
+    assert code == 2
+    assert told in said
+
+
+def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze, tmp_path: Path) -> None:
+    held = arrays(1200, features=24, classes=20)
+    write(tmp_path / "a.h5", held)
+    _, [exact], _ = analyze("a.h5")
+    code, [record], _ = analyze("a.h5", "--memory", "16KiB", "--tolerance", "1e-2", "--seed", "3")
+    assert code == 0
+    assert (exact["route"], record["route"], record["sample.seed"]) == ("dense-moments", "stochastic", 3)
+    assert "over the memory budget" in record["route_reason"]
+    assert abs(record["sample.mir"] - exact["sample.mir"]) <= 4 * record["sample.mir_stderr"]
+    assert record["within.entropy_mean"] == pytest.approx(exact["within.entropy_mean"], rel=1e-9)
+    code, _, said = analyze("a.h5", "--memory", "16KiB", "--budget", "1e-9", "--no-cache")
+    assert code == 1
+    assert "the budget of 1e-09 s is over after" in said

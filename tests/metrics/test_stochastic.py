@@ -1,0 +1,229 @@
+"""The sampled joint entropy against the exact one: quadrature, operator, deflation, error bars, and when it stops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.metrics import Moments, routes, stochastic
+from ckpt_probe.metrics.deflation import leading_subspace, worthwhile_rank
+from ckpt_probe.metrics.joint_operator import JointOperator
+from ckpt_probe.metrics.stochastic import Sampling, controlled, estimate_entropies, lanczos
+
+GIB = 2**30
+
+
+def data(samples: int = 300, features: int = 24, classes: int = 12, shared: float = 0.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(classes, features, generator=generator, dtype=torch.float64)
+    labels = torch.arange(samples) % classes
+    noise = torch.randn(samples, features, generator=generator, dtype=torch.float64)
+    offset = shared * torch.randn(features, generator=generator, dtype=torch.float64)
+    return (weights[labels] + noise + offset).to(dtype), labels, weights
+
+
+def joint_matrix(features: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    unit = torch.nn.functional.normalize(features.double())
+    heads = torch.nn.functional.normalize(weights)[labels]
+    return (unit @ unit.T) * (heads @ heads.T) / len(unit)
+
+
+def entropy(matrix: Tensor) -> float:
+    values = torch.linalg.eigvalsh(matrix)
+    values = values[values > 1e-14]
+    return float(-(values * values.log()).sum())
+
+
+def operator_of(features: Tensor, labels: Tensor, weights: Tensor, memory: int = GIB, blocks: int = 1) -> JointOperator:
+    heads = torch.nn.functional.normalize(weights)
+    pairs = list(zip(features.chunk(blocks), labels.chunk(blocks), strict=True))
+    return JointOperator(lambda: pairs, heads, len(features), memory=memory)
+
+
+def test_a_whole_recurrence_is_the_quadratic_form_itself() -> None:
+    matrix = joint_matrix(*data(20, 8, 4))
+    probes = torch.randn(20, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = lanczos(matrix.matmul, probes, 20)
+    values, vectors = torch.linalg.eigh(matrix)
+    inside = (vectors.T @ probes).square()
+    expected = (inside * -torch.xlogy(values, values)[:, None]).sum(dim=0)
+    assert torch.allclose(found.integrate(1.0), expected, rtol=1e-9)
+    assert torch.allclose(found.integrate(2.0), (inside * values.square()[:, None]).sum(dim=0), rtol=1e-9)
+    assert torch.allclose(found.traces, (probes * (matrix @ probes)).sum(dim=0), rtol=1e-12)
+
+
+def test_a_recurrence_that_ends_early_is_padded() -> None:
+    matrix = torch.diag(torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64))
+    found = lanczos(matrix.matmul, torch.ones(4, 1, dtype=torch.float64), 4)
+    assert float(found.integrate(1.0)) == pytest.approx(math.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize(("blocks", "memory"), [(1, GIB), (7, GIB), (7, 1000)])
+@pytest.mark.parametrize("classes", [3, 12, 60])
+def test_the_operator_is_the_joint_matrix(blocks: int, memory: int, classes: int) -> None:
+    features, labels, weights = data(150, 8, classes)
+    shuffled = torch.randperm(150, generator=torch.Generator().manual_seed(2))
+    features, labels = features[shuffled], labels[shuffled]
+    x = torch.randn(150, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = operator_of(features, labels, weights, memory, blocks)(x)
+    expected = joint_matrix(features, labels, weights) @ x
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+
+
+def test_float32_products_stay_far_below_a_tenth_of_the_default_tolerance() -> None:
+    features, labels, weights = data(600, 48, 20)
+    matrix = joint_matrix(features, labels, weights)
+    probes = torch.randn(600, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).sign()
+    single = lanczos(operator_of(features, labels, weights), probes, 14).integrate(1.0)
+    exact = lanczos(matrix.matmul, probes, 14).integrate(1.0)
+    assert float(((single - exact) / exact).abs().max()) < 0.01 * Sampling().tolerance
+
+
+def test_the_control_variate_leaves_each_probe_out_of_its_own_slope() -> None:
+    generator = np.random.default_rng(0)
+    control = generator.normal(size=12)
+    values = 3 + 2 * control + 0.1 * generator.normal(size=12)
+    corrected = []
+    for i in range(12):
+        rest = np.arange(12) != i
+        x = control[rest] - control[rest].mean()
+        corrected.append(values[i] - x @ values[rest] / (x @ x) * control[i])
+    mean, stderr = controlled(torch.tensor(values), torch.tensor(control))
+    assert mean == pytest.approx(np.mean(corrected), rel=1e-12)
+    assert stderr == pytest.approx(np.std(corrected, ddof=1) / math.sqrt(12), rel=1e-12)
+    assert controlled(torch.ones(3), torch.zeros(3))[1] == math.inf
+
+
+@pytest.mark.parametrize("shared", [0.0, 3.0])
+def test_error_bars_are_honest_over_seeds(shared: float) -> None:
+    features, labels, weights = data(shared=shared)
+    exact = entropy(joint_matrix(features, labels, weights))
+    operator = operator_of(features, labels, weights)
+    found = [
+        estimate_entropies(operator, len(features), known=exact + 1, sampling=Sampling(1e-2, seed=seed))
+        for seed in range(60)
+    ]
+    errors = np.array([one.entropies[1.0] - exact for one in found])
+    bars = np.array([one.stderrs[1.0] for one in found])
+    # Of 60 with a chance of 0.95, fewer than 51 are within two error bars once in a few thousand times.
+    assert (abs(errors) <= 2 * bars).sum() >= 51
+    assert abs(errors.mean()) <= 3.5 * errors.std() / math.sqrt(len(errors))
+    assert all(one.reached and one.stderrs[1.0] <= 1e-2 * abs(exact + 1 - one.entropies[1.0]) for one in found)
+
+
+def test_a_smaller_tolerance_is_met_by_more_probes_and_the_seed_decides() -> None:
+    features, labels, weights = data()
+    exact = entropy(joint_matrix(features, labels, weights))
+    operator = operator_of(features, labels, weights)
+
+    def run(tolerance: float, seed: int = 0):
+        return estimate_entropies(operator, 300, known=exact + 1, sampling=Sampling(tolerance, seed=seed))
+
+    coarse, fine = run(2e-2), run(4e-3)
+    assert fine.stderrs[1.0] <= 4e-3 * abs(exact + 1 - fine.entropies[1.0])
+    assert fine.probes + fine.deflated > coarse.probes
+    assert run(2e-2).entropies == coarse.entropies
+    assert run(2e-2, seed=1).entropies != coarse.entropies
+
+
+def test_renyi_orders_are_sampled_beside() -> None:
+    features, labels, weights = data()
+    matrix = joint_matrix(features, labels, weights)
+    exact = entropy(matrix)
+    found = estimate_entropies(
+        operator_of(features, labels, weights), 300, known=exact + 1, orders=(2.0, 0.5), sampling=Sampling(1e-2)
+    )
+    values = torch.linalg.eigvalsh(matrix).clamp_min(0)
+    values = values[values > 1e-14]
+    for order in (2.0, 0.5):
+        expected = float(values.pow(order).sum().log() / (1 - order))
+        assert abs(found.entropies[order] - expected) <= 4 * found.stderrs[order] + 1e-6
+
+
+def test_a_dominating_subspace_is_deflated_and_a_flat_spectrum_is_not() -> None:
+    flat = torch.full((8, 6), 1e-3, dtype=torch.float64)
+    assert worthwhile_rank(flat, torch.full((8, 6), 150.0, dtype=torch.float64), 1e-4, 10, 16) == 0
+    steep = torch.tensor([[0.3, 1e-4, 9e-5]] * 8, dtype=torch.float64)
+    assert worthwhile_rank(steep, torch.tensor([[4.0, 400.0, 400.0]] * 8, dtype=torch.float64), 1e-4, 10, 16) > 0
+
+
+def test_a_leading_subspace_is_orthonormal_and_leads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors, _ = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64))
+    values = torch.cat([torch.tensor([0.2, 0.1, 0.1]), torch.full((197,), 0.6 / 197)]).double()
+    matrix = vectors * values @ vectors.T
+    first = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    basis = leading_subspace(matrix.matmul, first, 8)
+    assert torch.allclose(basis.T @ basis, torch.eye(8, dtype=torch.float64), atol=1e-12)
+    assert float((basis.T @ vectors[:, :3]).square().sum()) == pytest.approx(3, abs=1e-2)
+
+
+def test_deflation_changes_the_cost_not_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, weights = data(shared=3.0)
+    exact = entropy(joint_matrix(features, labels, weights))
+    operator = operator_of(features, labels, weights)
+    for rank in (0, 16):
+        monkeypatch.setattr(stochastic, "worthwhile_rank", lambda *_, rank=rank: rank)
+        found = estimate_entropies(operator, 300, known=exact + 1, sampling=Sampling(3e-3))
+        assert found.deflated == rank
+        assert abs(found.entropies[1.0] - exact) <= 4 * found.stderrs[1.0]
+
+
+def test_sampling_that_makes_no_sense_is_refused() -> None:
+    for tolerance in (0.0, -1.0, math.nan):
+        with pytest.raises(UsageError, match="tolerance: expected a positive number"):
+            Sampling(tolerance)
+    with pytest.raises(UsageError, match="budget: expected a positive number of seconds"):
+        Sampling(budget=0)
+    features, labels, weights = data()
+    with pytest.raises(DataError, match=r"the budget of 1e-06 s is over after \d+ probes .* an error bar needs 16"):
+        estimate_entropies(operator_of(features, labels, weights), 300, known=5.0, sampling=Sampling(1e-9, budget=1e-6))
+
+
+def record_of(monkeypatch: pytest.MonkeyPatch, **sampling) -> dict:
+    monkeypatch.setattr(routes, "DENSE_LIMIT", 40)
+    features, labels, weights = data()
+    moments = Moments(12)
+    moments.update(features, labels)
+    return moments.compute(weights, rows=lambda: [(features, labels)], sampling=Sampling(**sampling))
+
+
+def test_the_record_of_the_stochastic_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, weights = data()
+    exact = Moments(12)
+    exact.update(features, labels)
+    expected = exact.compute(weights)
+    record = record_of(monkeypatch, tolerance=2e-3, seed=5)
+    assert record["route"] == "stochastic"
+    assert "largest side for a dense eigensolver" in str(record["route_reason"])
+    assert record["missing"] is None
+    assert 0 < record["sample.mir_stderr"] <= 2e-3 * record["sample.mir"]
+    assert abs(record["sample.mir"] - expected["sample.mir"]) <= 4 * record["sample.mir_stderr"]
+    assert record["sample.probes"] >= 16
+    assert record["sample.seed"] == 5
+    for name in ("sample.entropy_features", "within.entropy_mean", "class.mir", "nc1.pinv"):
+        assert record[name] == pytest.approx(expected[name], rel=1e-10)
+
+
+def test_a_tolerance_out_of_reach_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stochastic, "MOST", 24)
+    record = record_of(monkeypatch, tolerance=1e-9)
+    assert "sampling stopped before the tolerance was reached" in record["route_reason"]
+    assert record["sample.mir_stderr"] > 1e-9 * record["sample.mir"]
+
+
+def test_rows_that_have_no_direction_or_no_head_are_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "DENSE_LIMIT", 40)
+    features, labels, weights = data()
+    features[5], weights[3] = 0, 0
+    kept = (labels != 3) & (features.abs().amax(dim=1) > 0)
+    exact = entropy(joint_matrix(features[kept], labels[kept], weights))
+    moments = Moments(12)
+    moments.update(features, labels)
+    pairs = [(features[:99], labels[:99]), (features[99:], labels[99:])]
+    record = moments.compute(weights, rows=lambda: pairs, sampling=Sampling(1e-2))
+    assert record["samples_left_out"] == 300 - int(kept.sum())
+    assert abs(record["sample.entropy_joint"] - exact) <= 4 * record["sample.entropy_joint_stderr"]
