@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from ckpt_probe.analysis import analyze_series
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
@@ -86,6 +87,31 @@ def test_stored_precision_and_no_logits(run: Path, tmp_path: Path) -> None:
     with open_dump(tmp_path / "step-000000.h5") as dump:
         assert dump["test"].features.dtype == np.float16
         assert dump["test"].logits is None
+
+
+@pytest.mark.parametrize("with_logits", [True, False])
+def test_stored_moments_give_the_records_of_stored_features(run: Path, tmp_path: Path, with_logits: bool) -> None:
+    options = {"device": "cpu", "feature_dtype": "float16", "with_logits": with_logits}
+    for store in ("features", "moments"):
+        extract_series(run, tmp_path / store, store=store, **options)
+    assert extract_series(run, tmp_path / "moments", store="moments", **options).written == ()
+    with pytest.raises(UsageError, match="store 'moments' / 'both'"):
+        extract_series(run, tmp_path / "moments", store="both", **options)
+    with open_dump(tmp_path / "moments" / "step-000030.h5") as dump:
+        assert (dump["test"].features, dump["test"].labels) == (None, None)
+    whole, moments = (list(analyze_series(tmp_path / store)) for store in ("features", "moments"))
+    for one, other in zip(whole, moments, strict=True):
+        assert other["nc4.disagreement"] is None
+        for name in one.keys() - {"nc4.disagreement", "missing"}:
+            assert other[name] == (pytest.approx(one[name], rel=1e-9) if isinstance(one[name], float) else one[name])
+
+
+def test_moments_over_the_memory_budget_are_refused_before_anything_is_forwarded(run: Path, tmp_path: Path) -> None:
+    told = r"class moments of 10 classes and 16 features take 20,480 bytes, over the budget of 20,000; use"
+    with pytest.raises(UsageError, match=told):
+        extract_series(run, tmp_path / "out", device="cpu", store="moments", memory=20_000)
+    assert not (tmp_path / "out").exists()
+    extract_series(run, tmp_path / "out", device="cpu", store="features", memory=20_000)
 
 
 def test_a_foreign_checkpoint_needs_a_model_and_data(run: Path, tmp_path: Path) -> None:
