@@ -12,7 +12,7 @@ from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.grouping import Grouped, Rows
 from ckpt_probe.metrics.information import Entropies
 from ckpt_probe.metrics.joint_operator import JointOperator
-from ckpt_probe.metrics.outer import add_outer, symmetric
+from ckpt_probe.metrics.outer import add_outer
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.metrics.unit_moments import UnitMoments
 
@@ -183,7 +183,7 @@ def _of_products(means: Tensor, V: Tensor, memory: int) -> Tensor:
     total = means.new_zeros(side, side)
     for part in torch.arange(len(means)).split(max(1, memory // (16 * side))):
         add_outer(total, (means[part][:, :, None] * V[part][:, None, :]).reshape(len(part), side))
-    return spectra.spectrum(symmetric(total) / len(means))
+    return spectra.spectrum(total.div_(len(means)))
 
 
 def _directed(rows: Tensor, smallest: float = 0.0) -> Tensor:

@@ -6,6 +6,9 @@ from torch import Tensor
 from ckpt_probe.metrics.grouping import Grouped
 from ckpt_probe.metrics.outer import add_outer, symmetric
 
+MANY = 32
+"""Rows a class from which a loop over classes is faster than gathering each row's mean."""
+
 
 class Scatter:
     """For each class its count n_c, mean μ_c and Σ‖z − μ_c‖², and over all of them Σ (z − μ_c)(z − μ_c)ᵀ.
@@ -31,12 +34,7 @@ class Scatter:
 
     def update(self, block: Grouped) -> None:
         """Add a block of rows sorted by label."""
-        each = block.each()
-        sums = torch.zeros(len(block.labels), block.rows.shape[1], dtype=torch.float64, device=block.rows.device)
-        means = sums.index_add_(0, each, block.rows) / block.sizes[:, None]
-        centred = block.rows - means[each]
-        squares = torch.zeros(len(means), dtype=torch.float64, device=means.device)
-        squares.index_add_(0, each, torch.linalg.vector_norm(centred, dim=1).square())
+        means, centred, squares = _centred(block)
         add_outer(self.within, centred)
         self._merge(block.labels, block.sizes, means, squares)
 
@@ -70,3 +68,20 @@ class Scatter:
             self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
             self.means = torch.cat([self.means, self.means.new_zeros(more, self.means.shape[1])])
             self.squares = torch.cat([self.squares, self.squares.new_zeros(more)])
+
+
+def _centred(block: Grouped) -> tuple[Tensor, Tensor, Tensor]:
+    """Class means (k, D), rows less their class's mean (n, D), and Σ‖z − μ_c‖² of each class (k,)."""
+    if len(block.rows) >= MANY * len(block.labels):
+        parts, centred = block.by_class(), torch.empty_like(block.rows)
+        means = torch.stack([part.mean(dim=0) for part in parts])
+        placed = centred.split(block.sizes.tolist())
+        for part, mean, target in zip(parts, means, placed, strict=True):
+            torch.sub(part, mean, out=target)
+        return means, centred, torch.stack([torch.linalg.vector_norm(part).square() for part in placed])
+    each = block.each()
+    sums = block.rows.new_zeros(len(block.labels), block.rows.shape[1])
+    means = sums.index_add_(0, each, block.rows) / block.sizes[:, None]
+    centred = block.rows - means[each]
+    squares = block.rows.new_zeros(len(means))
+    return means, centred, squares.index_add_(0, each, torch.linalg.vector_norm(centred, dim=1).square())

@@ -13,6 +13,8 @@ from ckpt_probe.metrics.unit_moments import UnitMoments
 LEAST_BYTES = 2**23
 """What rows of some classes may take however small the budget: each range of classes is one more pass over them all."""
 
+ROWS_AT_ONCE = 512
+
 Spectra = dict[str, Tensor]
 """Name → eigenvalues that sum to 1, those that count as zero left out."""
 
@@ -34,9 +36,12 @@ def of_label_rows(heads: Tensor, counts: Tensor) -> Tensor:
 
 def of_joint_gram(rows: Grouped, heads: Tensor) -> Tensor:
     """Eigenvalues of (K1 ⊙ K2)/N from N unit rows; heads (k, D): unit classifier rows of the classes present."""
-    similarity = heads @ heads.T
-    each = rows.each()
-    return spectrum((rows.rows @ rows.rows.T) * similarity[each][:, each] / len(rows.rows))
+    similarity, each = heads @ heads.T, rows.each()
+    joint = rows.rows @ rows.rows.T
+    # In place and by parts: two such matrices, this one and the solver's copy, are all that the budget foresees.
+    for part, labels in zip(joint.split(ROWS_AT_ONCE), each.split(ROWS_AT_ONCE), strict=True):
+        part.mul_(similarity[labels][:, each])
+    return spectrum(joint.div_(len(rows.rows)))
 
 
 def of_joint_moments(unit: UnitMoments, labels: Tensor, V: Tensor) -> Tensor:
@@ -50,7 +55,8 @@ def of_joint_moments(unit: UnitMoments, labels: Tensor, V: Tensor) -> Tensor:
         # The lower triangle is all that is read of a symmetric matrix.
         joint[a, :, : a + 1] = blocks.transpose(0, 1)
     side = rank * features
-    return spectrum(joint.reshape(side, side) / unit.counts[labels].sum())
+    # In place: it may be the largest matrix of all.
+    return spectrum(joint.reshape(side, side).div_(unit.counts[labels].sum()))
 
 
 def factor(heads: Tensor) -> Tensor:
