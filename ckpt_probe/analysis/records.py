@@ -88,7 +88,7 @@ def read_moments(
     reading = moments.read(
         weights,
         bias,
-        rows=None if blocks is None else _rows(blocks),
+        rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
         orders=settings.orders,
         sampling=settings.sampling,
         details=settings.per_class or settings.spectra,
@@ -123,14 +123,6 @@ def in_order(record: Mapping[str, Any]) -> Record:
     ordered = {name: record[name] for name in known if name in record}
     others = {name: value for name, value in record.items() if name not in ordered and name not in EXTRA}
     return {**ordered, **others, **{name: record.get(name) for name in EXTRA}}
-
-
-def _rows(blocks: Blocks) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
-    def rows() -> Iterable[tuple[Tensor, Tensor]]:
-        for features, labels, _ in blocks():
-            yield torch.as_tensor(features), torch.as_tensor(labels)
-
-    return rows
 
 
 def _nearest(blocks: Blocks, moments: Moments, head: Head | None, settings: Settings) -> NearestMeans:

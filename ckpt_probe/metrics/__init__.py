@@ -5,10 +5,11 @@ from ckpt_probe.metrics.entropy import effective_rank, matrix_entropy
 from ckpt_probe.metrics.gram import gram
 from ckpt_probe.metrics.information import hdr, mir, mutual_information
 from ckpt_probe.metrics.moments import Moments
-from ckpt_probe.metrics.theory import reference_values, simplex_etf
+from ckpt_probe.metrics.theory import collapse_values, reference_values, simplex_etf
 
 __all__ = [
     "Moments",
+    "collapse_values",
     "effective_rank",
     "gram",
     "hdr",

@@ -1,6 +1,6 @@
 """Class moments of a stream of labelled features: one pass, mergeable, and every metric from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from ckpt_probe.metrics.scatter import Scatter
 from ckpt_probe.metrics.state import require_state
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.metrics.unit_moments import UnitMoments
+
+AnyRows = Callable[[], Iterable[tuple[Array, Array]]]
+"""Gives a fresh pass over blocks of features (n, D) and labels (n,), numpy or torch, the same rows each time."""
 
 MEMORY = 2 * 2**30
 """Bytes that second moments may take where a caller names no other budget."""
@@ -110,12 +113,12 @@ class Moments:
         unit.merge(other._unit)
 
     def compute(
-        self, weights: Array | None = None, bias: Array | None = None, *, rows: Rows | None = None, **options: Any
+        self, weights: Array | None = None, bias: Array | None = None, *, rows: AnyRows | None = None, **options: Any
     ) -> dict[str, Value]:
         """The record of these moments: dotted metric names to numbers (nats where entropies), None where undefined.
 
         weights: classifier weights (C, D); without them what needs them is None. bias (C,) is accepted beside them
-        and enters no entropy. rows: gives the same rows once more, for what their moments do not hold (see `Rows`).
+        and enters no entropy. rows: gives the same rows once more, for what their moments do not hold (see `AnyRows`).
         options: those of `read`. `missing` holds the reasons for what is None, one string; `route` names how the joint
         entropy was computed, `route_reason` why. Raises DataError where nothing was added, shapes do not fit, or rows
         have no direction.
@@ -127,7 +130,7 @@ class Moments:
         weights: Array | None = None,
         bias: Array | None = None,
         *,
-        rows: Rows | None = None,
+        rows: AnyRows | None = None,
         orders: Sequence[float] = (),
         sampling: Sampling | None = None,
         details: bool = False,
@@ -143,7 +146,8 @@ class Moments:
         heads = _checked_weights(weights, bias, self)
         classes = self.classes or (heads.shape[0] if heads is not None else len(scatter.counts))
         options = Options(tuple(orders), self.memory, sampling or Sampling())
-        return read_out(classes, scatter, unit, heads, rows=rows, options=options, details=details)
+        again = None if rows is None else _as_tensors(rows)
+        return read_out(classes, scatter, unit, heads, rows=again, options=options, details=details)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that was accumulated, as tensors by name; `load` takes it back, on any device."""
@@ -210,6 +214,10 @@ class Moments:
             first = int(outside.nonzero()[0])
             allowed = "at least 0" if highest is None else f"between 0 and {highest}"
             raise DataError(f"labels: row {first + self.samples} is {int(numbers[first])}, labels must be {allowed}")
+
+
+def _as_tensors(rows: AnyRows) -> Rows:
+    return lambda: ((torch.as_tensor(features), torch.as_tensor(labels)) for features, labels in rows())
 
 
 def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments) -> Tensor | None:

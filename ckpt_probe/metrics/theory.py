@@ -1,11 +1,14 @@
 """What the metrics become at neural collapse, and the geometry that reaches it."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.entropy import entropy_of_spectrum, spectrum
+from ckpt_probe.metrics.information import ZERO_ENTROPY
 
 
 def reference_values(classes: int) -> dict[str, float | None]:
@@ -25,6 +28,52 @@ def reference_values(classes: int) -> dict[str, float | None]:
         "reference.hdr": 0.0,
         "reference.entropy": math.log(classes - 1),
     }
+
+
+ZERO_AT_COLLAPSE = (
+    "class.hdr",
+    "sample.hdr",
+    "within.entropy_mean",
+    "within.entropy_max",
+    "nc1.pinv",
+    "nc1.cdnv",
+    "nc2.equinorm_means",
+    "nc2.equinorm_weights",
+    "nc2.equiangular_means",
+    "nc2.equiangular_weights",
+    "nc2.etf",
+    "nc3.duality",
+    "nc4.disagreement",
+)
+
+
+def collapse_values(counts: Sequence[int]) -> dict[str, float | None]:
+    """Every metric that has a value at neural collapse, for classes of `counts` samples each, equal or not.
+
+    Features are then their class's mean, and means and weights aligned simplex ETFs around the origin. Class level as
+    `reference_values`; at sample level, with p_c the share of class c and E the ETF's Gram matrix, the entropies (nats)
+    are those of diag(√p) E diag(√p) and diag(√p) (E ⊙ E) diag(√p): equal shares give the class level's values. With two
+    classes the ratios at class level are None. Raises DataError for fewer than two classes or one without a sample.
+    """
+    classes = len(counts)
+    reference = reference_values(classes)
+    if min(counts) < 1:
+        raise DataError("at neural collapse every class has a sample")
+    shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+    E = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
+    roots = shares.sqrt().outer(shares.sqrt())
+    single, joint = (float(entropy_of_spectrum(spectrum(roots * matrix))) for matrix in (E, E * E))
+    entropy, ratio = reference["reference.entropy"], reference["reference.mir"]
+    means = {"class.entropy_means": entropy, "class.entropy_weights": entropy, "class.mir": ratio}
+    means["class.mutual_information"] = 0.0 if ratio is None or entropy is None else ratio * entropy
+    samples: dict[str, float | None] = dict.fromkeys(("sample.entropy_features", "sample.entropy_weights"), single)
+    samples |= {"sample.entropy_joint": joint, "sample.mutual_information": 2 * single - joint}
+    samples |= {"sample.effective_rank": math.exp(single)}
+    samples["sample.mir"] = (2 * single - joint) / single if single > ZERO_ENTROPY else None
+    zeros: dict[str, float | None] = dict.fromkeys(ZERO_AT_COLLAPSE, 0.0)
+    if classes == 2:
+        zeros |= {"class.hdr": None, "sample.hdr": None}
+    return {**means, **samples, **zeros}
 
 
 def simplex_etf(classes: int, features: int) -> Tensor:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckpt_probe.metrics import Moments, hdr, mir, mutual_information
+from ckpt_probe.metrics import Moments, hdr, mir, mutual_information, routes
 from ckpt_probe.metrics import unit_moments as unit_moments_module
 from ckpt_probe.metrics.information import joint_entropies
+from ckpt_probe.metrics.stochastic import Sampling
 
 CASES = json.loads((Path(__file__).parent / "golden.json").read_text())["cases"]
 TOLERANCE = 1e-9
@@ -80,3 +81,21 @@ def test_moments_by_each_route(case: dict, route: str, monkeypatch: pytest.Monke
         assert record["class.mir"] == pytest.approx(golden["mir"], rel=TOLERANCE)
         assert record["class.hdr"] == pytest.approx(golden["hdr"], rel=TOLERANCE)
         assert record["nc1.pinv"] == pytest.approx(float(case["nc1_pinv"]), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
+def test_the_stochastic_route_within_its_error_bar(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "DENSE_LIMIT", case["C"])
+    features, labels, weights = inputs(case)
+    golden = expected(case, "sample_level")
+    outside = 0
+    for seed in range(10):
+        moments = Moments(case["C"])
+        moments.update(features, labels)
+        sampling = Sampling(tolerance=2e-2, seed=seed)
+        record = moments.compute(weights, rows=lambda: [(features, labels)], sampling=sampling)
+        assert record["route"] == "stochastic"
+        assert record["sample.entropy_features"] == pytest.approx(golden["entropy_first"], rel=TOLERANCE)
+        outside += abs(record["sample.mir"] - golden["mir"]) > 2 * record["sample.mir_stderr"]
+        assert abs(record["sample.mir"] - golden["mir"]) <= 5 * record["sample.mir_stderr"]
+    assert outside <= 3

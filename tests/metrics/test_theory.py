@@ -1,0 +1,77 @@
+"""Exact constructions of neural collapse reach the theory; noise moves away from it step by step."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ckpt_probe.analysis import analyze_features
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics import collapse_values, reference_values, simplex_etf
+
+
+def collapsed(counts: list[int], features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    etf = simplex_etf(len(counts), features).numpy()
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return 5 * etf[labels], labels, 2 * etf
+
+
+@pytest.mark.parametrize(
+    ("counts", "features"),
+    [
+        ([7] * 3, 2),
+        ([7] * 3, 9),
+        ([5] * 10, 9),
+        ([3] * 10, 40),
+        ([1] * 20, 19),
+        ([4] * 65, 64),
+        ([9, 4], 1),
+        ([9, 9], 5),
+        ([1, 2, 3, 4, 5], 4),
+        ([1000, 1, 10, 100], 6),
+        ([1000, 1, 3], 2),
+    ],
+)
+def test_an_exact_etf_has_every_value_of_the_theory(counts: list[int], features: int) -> None:
+    record = analyze_features(*collapsed(counts, features))
+    expected = collapse_values(counts)
+    for name, value in expected.items():
+        if value is None:
+            assert record[name] is None, name
+        else:
+            assert record[name] == pytest.approx(value, rel=1e-12, abs=1e-12), name
+
+
+@pytest.mark.parametrize("classes", [3, 4, 10, 100])
+def test_equal_shares_give_the_class_level_values_in_closed_form(classes: int) -> None:
+    values, reference = collapse_values([6] * classes), reference_values(classes)
+    C = classes
+    mir = 1 / (C - 1) + (C - 2) * math.log(max(C - 2, 1)) / ((C - 1) * math.log(C - 1))
+    for level in ("class", "sample"):
+        assert values[f"{level}.mir"] == pytest.approx(mir, rel=1e-12)
+        assert values[f"{level}.entropy_weights"] == pytest.approx(math.log(C - 1), rel=1e-12)
+    assert reference["reference.mir"] == pytest.approx(mir, rel=1e-14)
+
+
+def test_what_has_no_collapse_is_an_error() -> None:
+    for counts in ([5], []):
+        with pytest.raises(DataError, match="at least two classes"):
+            collapse_values(counts)
+    with pytest.raises(DataError, match="every class has a sample"):
+        collapse_values([5, 0, 5])
+    with pytest.raises(DataError, match="does not exist"):
+        simplex_etf(6, 4)
+
+
+@pytest.mark.parametrize("counts", [[50] * 6, [10, 90, 20, 80, 30, 70]])
+def test_noise_leads_away_from_collapse_step_by_step(counts: list[int]) -> None:
+    features, labels, weights = collapsed(counts, 8)
+    noise = np.random.default_rng(0).normal(size=features.shape)
+    scales = (0.0, 0.02, 0.1, 0.3, 1.0, 2.0)
+    records = [analyze_features(features + scale * noise, labels, weights) for scale in scales]
+    for name in ("nc1.pinv", "nc1.cdnv", "within.entropy_mean", "within.entropy_max", "nc3.duality", "sample.hdr"):
+        values = [record[name] for record in records]
+        assert values == sorted(values), name
+        assert values[-1] > values[0] + 1e-2, name
+    values = [record["sample.mir"] for record in records]
+    assert values == sorted(values, reverse=True)
