@@ -29,7 +29,7 @@ def collapsed(counts: list[int], features: int) -> tuple[np.ndarray, np.ndarray,
         ([9, 9], 5),
         ([1, 2, 3, 4, 5], 4),
         ([1000, 1, 10, 100], 6),
-        ([1000, 1, 3], 2),
+        ([50, 1, 3], 2),
     ],
 )
 def test_an_exact_etf_has_every_value_of_the_theory(counts: list[int], features: int) -> None:
