@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
     from ckpt_probe.metrics import Moments, effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
-    from ckpt_probe.paths import evaluate_path, interpolate
+    from ckpt_probe.paths import average, evaluate_path, interpolate
     from ckpt_probe.training import train
 
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
     "metrics": ("Moments", "effective_rank", "gram", "hdr", "matrix_entropy", "mir", "mutual_information"),
-    "paths": ("evaluate_path", "interpolate"),
+    "paths": ("average", "evaluate_path", "interpolate"),
     "training": ("train",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -43,6 +43,7 @@ __all__ = [
     "analyze_dump",
     "analyze_features",
     "analyze_series",
+    "average",
     "effective_rank",
     "evaluate_path",
     "extract",

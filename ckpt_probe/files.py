@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,38 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`, else remove it.
+
+    An existing directory is moved aside and removed once the new one has its name. Errors as `replacing`.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
+    old = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        if os.path.lexists(path):
+            path.rename(old)
+        temporary.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        if error.filename is not None and temporary not in {Path(error.filename), Path(error.filename).parent}:
+            raise
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            _remove(old)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

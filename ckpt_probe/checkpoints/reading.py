@@ -84,7 +84,7 @@ def open_checkpoint(path: Path | str) -> Iterator[Checkpoint]:
     claims are checked against its size before any tensor is touched.
     """
     path = Path(path)
-    _require_readable(path)
+    require_readable(path)
     try:
         opened = safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
@@ -93,7 +93,8 @@ def open_checkpoint(path: Path | str) -> Iterator[Checkpoint]:
         yield Checkpoint(path, file)
 
 
-def _require_readable(path: Path) -> None:
+def require_readable(path: Path) -> None:
+    """Raise DataError where there is no file at `path`, or one that would have to be unpickled."""
     if path.is_dir():
         raise DataError(f"{path}: a directory, where one checkpoint file is needed")
     if not path.exists():

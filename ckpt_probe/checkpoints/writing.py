@@ -56,7 +56,7 @@ class CheckpointWriter:
         temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
         try:
             self._file = self._stack.enter_context(temporary.open("wb"))
-            self._file.write(_header(self._layout, self._metadata))
+            self._file.write(header(self._layout, self._metadata))
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise
@@ -109,7 +109,8 @@ def _dtype(path: Path | str, name: str, tensor: "Tensor") -> str:
     return DTYPE_OF_TORCH[str(tensor.dtype)]
 
 
-def _header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+    """The bytes that stand before the tensors of a safetensors file, whose bytes follow in the layout's order."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in layout.items():

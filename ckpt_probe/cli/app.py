@@ -11,7 +11,7 @@ import click
 from ckpt_probe import __version__
 from ckpt_probe.errors import CkptProbeError
 
-VERBS = ("demo", "train", "extract", "analyze", "interpolate", "inspect")
+VERBS = ("demo", "train", "extract", "analyze", "interpolate", "average", "inspect")
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import json_object, subject_options
+from ckpt_probe.cli.options import json_object, subject_options, writer_options
 
 EXAMPLE = """\b
 Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --points 21
@@ -31,6 +31,7 @@ BARS = "▁▂▃▄▅▆▇█"
 @click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the table.")
 @click.option("--csv", is_flag=True, help="Comma-separated values instead of the table.")
 @click.option("--wide", is_flag=True, help="Every column, however wide the terminal is.")
+@writer_options
 @click.option("--overwrite", is_flag=True, help="Replace what exists.")
 def command(
     a: Path,
@@ -42,6 +43,8 @@ def command(
     json: bool,
     csv: bool,
     wide: bool,
+    dtype: str | None,
+    threads: int | None,
     overwrite: bool,
     **options: object,
 ) -> None:
@@ -51,15 +54,15 @@ def command(
     and OUT/path.json; an interrupted evaluation goes on when the command is given again. With --alpha only the
     checkpoint at that position is written, which needs neither model nor data.
     """
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.errors import UsageError
 
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
     if alpha is not None:
-        _write_point(a, b, alpha, out, overwrite)
+        _write_point(a, b, alpha, out, dtype, threads, overwrite)
         return
 
+    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_path
 
@@ -110,10 +113,11 @@ def _excess(barrier: dict[str, Any], quantity: str) -> str:
     return f"{value:.4g} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}" if value > 0 else "0"
 
 
-def _write_point(a: Path, b: Path, alpha: float, out: Path, overwrite: bool) -> None:
-    from ckpt_probe.cli.console import say
+def _write_point(
+    a: Path, b: Path, alpha: float, out: Path, dtype: str | None, threads: int | None, overwrite: bool
+) -> None:
     from ckpt_probe.paths import interpolate
 
-    summary = interpolate(a, b, alpha=alpha, out=out, overwrite=overwrite)
+    summary = interpolate(a, b, alpha=alpha, out=out, dtype=dtype, threads=threads, overwrite=overwrite)
     copied = f"; {len(summary.copied)} of whole numbers copied from {a.name}" if summary.copied else ""
-    say(f"{out}: {summary.interpolated} tensors at alpha {alpha:g}{copied}")
+    click.echo(f"{out}: {summary.interpolated} tensors at alpha {alpha:g}{copied}", err=True)

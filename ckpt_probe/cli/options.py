@@ -1,6 +1,7 @@
 """Options that several verbs share: which model, which data, where it runs."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,25 @@ def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_WRITER = (
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float64", "float16", "bfloat16"]),
+        help="Precision of the written tensors, that of the first checkpoint where not named.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads of the writer; the output is the same for any."
+    ),
+)
+
+
+def writer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of what writes checkpoints."""
+    for option in reversed(_WRITER):
+        command = option(command)
+    return command
+
+
 def byte_count(text: str) -> int:
     """Bytes that "2GiB", "512 MiB", "1.5GB" or "1000000" spell. Raises UsageError for anything else, and for zero."""
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b?\s*", text, flags=re.IGNORECASE)
@@ -42,15 +62,21 @@ def byte_count(text: str) -> int:
     return size
 
 
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers that "0.5,2" spells. Raises UsageError where one is none, or not finite."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = (math.inf,)
+    if not all(math.isfinite(number) for number in found):
+        raise UsageError(f"{option}: expected numbers such as 0.5,2, found {text!r}")
+    return found
+
+
 def entropy_orders(text: str | None) -> tuple[float, ...]:
     """Rényi orders that "0.5,2" spells, none where it was not given. Raises UsageError for what is no order."""
-    if text is None:
-        return ()
-    try:
-        orders = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        orders = (0.0,)
-    if not all(0 < order < float("inf") for order in orders):
+    orders = () if text is None else numbers(text, "--alpha")
+    if not all(order > 0 for order in orders):
         raise UsageError(f"--alpha: expected positive numbers such as 0.5,2, found {text!r}")
     return tuple(dict.fromkeys(orders))
 

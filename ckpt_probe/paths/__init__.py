@@ -1,7 +1,32 @@
-"""Two checkpoints → what lies between them."""
+"""Two checkpoints → what lies between them. Names load when they are used: a written point needs no torch."""
 
-from ckpt_probe.paths.barrier import Barrier, barrier
-from ckpt_probe.paths.evaluate import PathResult, evaluate_path
-from ckpt_probe.paths.linear import InterpolationSummary, interpolate, linear
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Barrier", "InterpolationSummary", "PathResult", "barrier", "evaluate_path", "interpolate", "linear"]
+if TYPE_CHECKING:
+    from ckpt_probe.paths.evaluate import PathResult, evaluate_path
+    from ckpt_probe.paths.streaming import InterpolationSummary, average, interpolate
+
+_HOME_OF = {
+    "InterpolationSummary": "streaming",
+    "PathResult": "evaluate",
+    "average": "streaming",
+    "evaluate_path": "evaluate",
+    "interpolate": "streaming",
+}
+
+__all__ = [
+    "InterpolationSummary",
+    "PathResult",
+    "average",
+    "evaluate_path",
+    "interpolate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,10 +1,34 @@
 """Whether two checkpoints have the same tensors, so that a path between them has a meaning."""
 
-from ckpt_probe.checkpoints import Checkpoint
+from pathlib import Path
+from typing import Protocol
+
 from ckpt_probe.errors import DataError, listed
 
 
-def check_match(a: Checkpoint, b: Checkpoint) -> None:
+class Tensors(Protocol):
+    """What is known of a checkpoint's tensors before any is read."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """safetensors' name of one tensor's dtype."""
+        ...
+
+
+def check_match(a: Tensors, b: Tensors) -> None:
     """Raise one DataError that lists what differs: names missing or extra in b, other shapes, other dtypes."""
     both = sorted(set(a.names) & set(b.names))
     faults = {

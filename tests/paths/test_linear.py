@@ -102,7 +102,7 @@ def test_what_cannot_lie_on_a_line(ends: tuple[Path, Path], tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="finite number"):
         interpolate(*ends, alpha=float("nan"), out=tmp_path / "out")
-    with pytest.raises(UsageError, match="is one of the two checkpoints"):
+    with pytest.raises(UsageError, match="is one of the checkpoints that are read"):
         interpolate(*ends, alpha=0.5, out=ends[0], overwrite=True)
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):

@@ -1,0 +1,259 @@
+"""Points on a line and averages written block by block: memory depends neither on the files nor on their tensors.
+
+Needs neither a model nor torch. Every block is computed by itself, so that the output is the same, bit for bit,
+whatever the number of threads.
+"""
+
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ckpt_probe.checkpoints.layout import Place, Shard, TensorFiles, companions, locate
+from ckpt_probe.checkpoints.writing import BITS, header
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import replacing, replacing_directory
+from ckpt_probe.paths import blending
+from ckpt_probe.paths.matching import check_match
+
+DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
+QUANTISED = frozenset({"F8_E4M3", "F8_E5M2", "C64"})
+OF_A_POINT = frozenset({"ckpt_probe.step", "ckpt_probe.epoch", "ckpt_probe.metrics", "ckpt_probe.seed"})
+MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class InterpolationSummary:
+    """How many tensors were interpolated, and which ones, being whole numbers or booleans, were copied from A."""
+
+    interpolated: int
+    copied: tuple[str, ...]
+
+
+def interpolate(
+    a: Path | str,
+    b: Path | str,
+    *,
+    alpha: float,
+    out: Path | str,
+    dtype: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> InterpolationSummary:
+    """Write the checkpoint at `alpha` on the line from a to b, block by block; needs neither model nor data.
+
+    a, b: safetensors files, or directories of shards with their index; `out` is then a directory of the same shards.
+    Computed in float32 (float64 for float64), rounded to nearest even; `dtype` ("float32", "float64", "float16",
+    "bfloat16") is that of a where None. Whole numbers and booleans are a's. Keeps a's metadata but its step and
+    metrics, and names both ends. Raises DataError where the tensors of a and b differ in name, shape or dtype (all
+    listed), are not finite, or of a dtype that has no line; UsageError where `alpha` is no finite number, or `out`
+    exists and `overwrite` is false, or is one of the two.
+    """
+    if not math.isfinite(alpha):
+        raise UsageError(f"alpha must be a finite number, found {alpha}")
+    told = {"a": Path(a).name, "b": Path(b).name, "alpha": alpha, "path": "linear"}
+    # At an end there is nothing to compute, and the bits stay.
+    single = {0.0: a, 1.0: b}.get(alpha)
+    ends = [locate(a), locate(b)]
+    check_match(*ends)
+    sources = ends if single is None else [ends[0 if alpha == 0 else 1]]
+    work = _Work(sources, blending.line(alpha) if single is None else None, _dtype(dtype), told)
+    return work.write(Path(out), [Path(a), Path(b)], threads, overwrite)
+
+
+def average(
+    checkpoints: Sequence[Path | str],
+    out: Path | str,
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> InterpolationSummary:
+    """Write the weighted average of checkpoints ("soup", Wortsman et al. 2022); equal weights where None.
+
+    weights: one each, as given, not scaled to sum 1. Files, dtypes and errors as `interpolate`.
+    """
+    if len(checkpoints) < 2:
+        raise UsageError("an average needs at least two checkpoints")
+    chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]
+    if len(chosen) != len(checkpoints) or not all(math.isfinite(weight) for weight in chosen):
+        raise UsageError(f"{len(checkpoints)} checkpoints need as many finite weights, found {chosen}")
+    sources = [locate(path) for path in checkpoints]
+    for other in sources[1:]:
+        check_match(sources[0], other)
+    told = {"average": [Path(path).name for path in checkpoints], "weights": chosen}
+    work = _Work(sources, blending.weighted(chosen), _dtype(dtype), told)
+    return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some numbers of a tensor: their bytes in the sources' files and where they go."""
+
+    name: str
+    places: tuple[Place, ...]
+    first: int
+    count: int
+    target: int
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Sources of the same tensors, how their blocks are mixed (None: the only source is copied), and into what."""
+
+    sources: list[TensorFiles]
+    blend: blending.Blend | None
+    dtype: str | None
+    told: dict[str, Any]
+
+    def write(self, out: Path, inputs: Sequence[Path], threads: int | None, overwrite: bool) -> InterpolationSummary:
+        read = [*inputs, *(shard.file for source in self.sources for shard in source.shards)]
+        if out.exists() and any(out.samefile(path) for path in read):
+            raise UsageError(f"{out}: is one of the checkpoints that are read; choose another name")
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads: expected at least 1, found {threads}")
+        template = self.sources[0]
+        unfit = [name for name in template.names if template.dtype(name) in QUANTISED]
+        if unfit and self.blend is not None:
+            raise DataError(
+                f"{template.path}: tensor {unfit[0]!r} is {template.dtype(unfit[0])}, which cannot be averaged "
+                f"({len(unfit)} such); convert to float32, float16 or bfloat16 first"
+            )
+        workers = threads or min(MOST_THREADS, os.cpu_count() or 1)
+        if template.index is None:
+            with replacing(out, overwrite=overwrite) as temporary:
+                self._write_shard(template.shards[0], temporary, workers)
+        else:
+            with replacing_directory(out, overwrite=overwrite) as folder:
+                self._write_shards(template, folder, workers)
+        mixed = [name for name in template.names if template.dtype(name) in blending.ITEM_BYTES]
+        copied = tuple(name for name in template.names if name not in set(mixed))
+        return InterpolationSummary(len(mixed), copied)
+
+    def _write_shards(self, template: TensorFiles, folder: Path, workers: int) -> None:
+        assert template.index is not None
+        total = 0
+        for shard in template.shards:
+            self._write_shard(shard, folder / shard.file.name, workers)
+            total += sum(self._bytes(place) for place in shard.tensors.values())
+        index = json.loads(template.index.read_text(encoding="utf-8"))
+        index.setdefault("metadata", {})["total_size"] = total
+        (folder / template.index.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        for file in companions(template.index.parent):
+            shutil.copyfile(file, folder / file.name)
+
+    def _write_shard(self, shard: Shard, path: Path, workers: int) -> None:
+        layout = {name: (self._target_dtype(place), place.shape) for name, place in shard.tensors.items()}
+        metadata = {name: value for name, value in shard.metadata.items() if name not in OF_A_POINT}
+        start = header(layout, {**metadata, "ckpt_probe.path": json.dumps(self.told)})
+        files = {place.file for name in shard.tensors for place in self._places(name)}
+        with ExitStack() as stack:
+            target = stack.enter_context(path.open("wb", buffering=0))
+            opened = {file: stack.enter_context(file.open("rb", buffering=0)) for file in files}
+            target.write(start)
+            blocks = self._blocks(shard, len(start))
+            _run(partial(self._write_block, opened, target), blocks, len(self.sources), workers)
+
+    def _blocks(self, shard: Shard, start: int) -> Iterator[_Block]:
+        for name, place in shard.tensors.items():
+            places = self._places(name)
+            numbers = (place.stop - place.start) // self._item(place)
+            for first in range(0, numbers, blending.ENTRIES):
+                count = min(blending.ENTRIES, numbers - first)
+                yield _Block(name, places, first, count, start + first * self._target_item(place))
+            start += self._bytes(place)
+
+    def _write_block(
+        self, opened: Mapping[Path, BinaryIO], target: BinaryIO, buffers: blending.Buffers, block: _Block
+    ) -> None:
+        raw = [
+            _read(opened[place.file], buffer, place, block, self._item(place))
+            for place, buffer in zip(block.places, buffers.raw, strict=False)
+        ]
+        first = block.places[0]
+        kind = self._target_dtype(first)
+        if first.dtype in blending.ITEM_BYTES:
+            exact = blending.exact_dtype("F64" if "F64" in (first.dtype, kind) else first.dtype)
+            decoded = [
+                blending.decode(bytes_, place.dtype, into, exact)
+                for bytes_, place, into in zip(raw, block.places, buffers.decoded, strict=False)
+            ]
+            mix = decoded[0] if self.blend is None else self.blend(buffers, decoded)
+            blending.require_finite(mix, block.name)
+            if self.blend is not None or kind != first.dtype:
+                raw = [blending.encode(mix, kind, buffers.out)]
+                blending.require_range(raw[0], kind, block.name)
+        _write(target, raw[0], block.target)
+
+    def _places(self, name: str) -> tuple[Place, ...]:
+        first = self.sources[0][name]
+        if first.dtype not in blending.ITEM_BYTES:
+            return (first,)
+        return tuple(source[name] for source in self.sources)
+
+    def _item(self, place: Place) -> int:
+        return max(1, BITS[place.dtype] // 8)
+
+    def _target_dtype(self, place: Place) -> str:
+        return self.dtype or place.dtype if place.dtype in blending.ITEM_BYTES else place.dtype
+
+    def _target_item(self, place: Place) -> int:
+        return BITS[self._target_dtype(place)] // 8
+
+    def _bytes(self, place: Place) -> int:
+        return math.prod(place.shape) * self._target_item(place)
+
+
+def _read(file: BinaryIO, buffer: Any, place: Place, block: _Block, item: int) -> Any:
+    part = buffer[: block.count * item]
+    offset, view = place.start + block.first * item, memoryview(part)
+    while view:
+        got = os.preadv(file.fileno(), [view], offset)
+        if not got:
+            raise DataError(f"{place.file}: became shorter while it was read, at tensor {block.name!r}")
+        offset, view = offset + got, view[got:]
+    return part
+
+
+def _write(file: BinaryIO, data: Any, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(file.fileno(), view, offset)
+        offset, view = offset + written, view[written:]
+
+
+def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> None:
+    """Do every block, each worker with buffers of its own; the first error ends all."""
+    lock, failed = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        buffers = blending.Buffers(sources)
+        while not failed.is_set():
+            with lock:
+                block = next(blocks, None)
+            if block is None:
+                return
+            try:
+                task(buffers, block)
+            except BaseException:
+                failed.set()
+                raise
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="blocks") as pool:
+        for running in [pool.submit(work) for _ in range(workers)]:
+            running.result()
+
+
+def _dtype(name: str | None) -> str | None:
+    if name is not None and name not in DTYPES:
+        raise UsageError(f"dtype {name}: expected one of {', '.join(DTYPES)}")
+    return None if name is None else DTYPES[name]
