@@ -60,12 +60,11 @@ def interpolate(
     if not math.isfinite(alpha):
         raise UsageError(f"alpha must be a finite number, found {alpha}")
     told = {"a": Path(a).name, "b": Path(b).name, "alpha": alpha, "path": "linear"}
-    # At an end there is nothing to compute, and the bits stay.
-    single = {0.0: a, 1.0: b}.get(alpha)
     ends = [locate(a), locate(b)]
     check_match(*ends)
-    sources = ends if single is None else [ends[0 if alpha == 0 else 1]]
-    work = _Work(sources, blending.line(alpha) if single is None else None, _dtype(dtype), told)
+    # At an end there is nothing to compute, and the bits stay.
+    end = {0.0: ends[:1], 1.0: ends[1:]}.get(alpha)
+    work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), told)
     return work.write(Path(out), [Path(a), Path(b)], threads, overwrite)
 
 
@@ -91,7 +90,7 @@ def average(
     for other in sources[1:]:
         check_match(sources[0], other)
     told = {"average": [Path(path).name for path in checkpoints], "weights": chosen}
-    work = _Work(sources, blending.weighted(chosen), _dtype(dtype), told)
+    work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), told)
     return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite)
 
 
@@ -108,8 +107,12 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Work:
-    """Sources of the same tensors, how their blocks are mixed (None: the only source is copied), and into what."""
+    """Sources of the same tensors, how their blocks are mixed (None: the only source is copied), and into what.
 
+    template: whose shards and metadata the output has.
+    """
+
+    template: TensorFiles
     sources: list[TensorFiles]
     blend: blending.Blend | None
     dtype: str | None
@@ -121,7 +124,7 @@ class _Work:
             raise UsageError(f"{out}: is one of the checkpoints that are read; choose another name")
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, found {threads}")
-        template = self.sources[0]
+        template = self.template
         unfit = [name for name in template.names if template.dtype(name) in QUANTISED]
         if unfit and self.blend is not None:
             raise DataError(
@@ -134,21 +137,20 @@ class _Work:
                 self._write_shard(template.shards[0], temporary, workers)
         else:
             with replacing_directory(out, overwrite=overwrite) as folder:
-                self._write_shards(template, folder, workers)
+                self._write_shards(template.index, folder, workers)
         mixed = [name for name in template.names if template.dtype(name) in blending.ITEM_BYTES]
         copied = tuple(name for name in template.names if name not in set(mixed))
         return InterpolationSummary(len(mixed), copied)
 
-    def _write_shards(self, template: TensorFiles, folder: Path, workers: int) -> None:
-        assert template.index is not None
+    def _write_shards(self, told: Path, folder: Path, workers: int) -> None:
         total = 0
-        for shard in template.shards:
+        for shard in self.template.shards:
             self._write_shard(shard, folder / shard.file.name, workers)
             total += sum(self._bytes(place) for place in shard.tensors.values())
-        index = json.loads(template.index.read_text(encoding="utf-8"))
+        index = json.loads(told.read_text(encoding="utf-8"))
         index.setdefault("metadata", {})["total_size"] = total
-        (folder / template.index.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        for file in companions(template.index.parent):
+        (folder / told.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        for file in companions(told.parent):
             shutil.copyfile(file, folder / file.name)
 
     def _write_shard(self, shard: Shard, path: Path, workers: int) -> None:

@@ -1,0 +1,321 @@
+"""The streaming writer against torch's arithmetic and the safetensors library; shards, soups, and what is refused."""
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ckpt_probe.checkpoints.layout import locate
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.paths import average, blending, interpolate
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    large = torch.randn(3, blending.ENTRIES // 2 + 5, generator=generator, dtype=torch.float64)
+    return {
+        "large": (large * torch.logspace(-20, 3, 3, dtype=torch.float64)[:, None]).to(dtype),
+        "small": torch.randn(5, generator=generator).to(dtype),
+        "scalar": torch.tensor(0.1 * seed).to(dtype),
+        "empty": torch.zeros(0, 4, dtype=dtype),
+        "steps": torch.tensor([seed, 7]),
+        "mask": torch.tensor([True, False, seed > 1]),
+    }
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> tuple[Path, Path]:
+    for seed, name in ((1, "a"), (2, "b")):
+        save_file(state(seed), tmp_path / f"{name}.safetensors", {"format": "pt", "mine": "kept"})
+    return tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.9, -0.5, 1.5])
+def test_a_point_is_torchs_own_lerp_rounded_to_nearest_even(tmp_path: Path, kind: str, alpha: float) -> None:
+    dtype = DTYPES[kind]
+    a, b = state(1, dtype), state(2, dtype)
+    for name, tensors in (("a", a), ("b", b)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    interpolate(tmp_path / "a.safetensors", tmp_path / "b.safetensors", alpha=alpha, out=tmp_path / "o.safetensors")
+    exact = torch.float64 if kind == "float64" else torch.float32
+    found = load_file(tmp_path / "o.safetensors")
+    for name, tensor in a.items():
+        if not tensor.is_floating_point():
+            assert torch.equal(found[name], tensor)
+            continue
+        expected = torch.lerp(tensor.double(), b[name].double(), alpha)
+        assert found[name].dtype == dtype
+        # One rounding of the sum in `exact`, relative to the larger end, and one of the result.
+        size = torch.maximum(tensor.double().abs(), b[name].double().abs()) * (1 + abs(alpha))
+        allowed = (
+            4 * torch.finfo(exact).eps * size + torch.finfo(dtype).eps / 2 * expected.abs() + 1e-7 * (kind == "float16")
+        )
+        assert bool(((found[name].double() - expected).abs() <= allowed).all()), name
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_every_rounding_is_to_nearest_even(kind: str) -> None:
+    dtype = DTYPES[kind]
+    generator = torch.Generator().manual_seed(0)
+    halves = torch.randint(-(2**15), 2**15, (20_000,), generator=generator).to(torch.int16).view(dtype)
+    values = halves[torch.isfinite(halves)].float()
+    between = torch.cat([values, values * 1.0001, torch.nextafter(values, values * 2), values * (1 + 2**-9)])
+    between = between[between.abs() < torch.finfo(dtype).max]
+    into = torch.zeros(8 * len(between), dtype=torch.uint8).numpy()
+    code = {"float16": "F16", "bfloat16": "BF16"}[kind]
+    expected = between.to(dtype)
+    found = blending.encode(between.clone().numpy(), code, into).copy()
+    assert torch.equal(torch.from_numpy(found).view(torch.int16), expected.view(torch.int16))
+    zeros = torch.zeros(8 * len(expected), dtype=torch.uint8).numpy()
+    decoded = blending.decode(found, code, zeros, blending.exact_dtype(code))
+    assert torch.equal(torch.from_numpy(decoded.copy()), expected.float())
+
+
+def test_the_number_of_threads_changes_no_bit(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    written = []
+    for threads in (1, 2, 5):
+        out = tmp_path / f"o{threads}"
+        interpolate(*ends, alpha=0.3, out=out, threads=threads)
+        written.append(out.read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_both_ends_and_a_line_to_itself_are_bit_for_bit(ends: tuple[Path, Path], tmp_path: Path, alpha: float) -> None:
+    interpolate(*ends, alpha=alpha, out=tmp_path / "o")
+    same(load_file(tmp_path / "o"), load_file(ends[int(alpha)]))
+    interpolate(ends[0], ends[0], alpha=0.37, out=tmp_path / "same")
+    same(load_file(tmp_path / "same"), load_file(ends[0]))
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_another_dtype(ends: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+    a, b = load_file(ends[0]), load_file(ends[1])
+    for alpha in (0.0, 0.25):
+        interpolate(*ends, alpha=alpha, out=tmp_path / "o", dtype=kind, overwrite=True)
+        found = load_file(tmp_path / "o")
+        for name, tensor in a.items():
+            if tensor.is_floating_point():
+                exact = torch.lerp(tensor.double(), b[name].double(), alpha)
+                expected = torch.lerp(tensor, b[name], alpha) if kind != "float64" else exact
+                assert found[name].dtype == DTYPES[kind]
+                assert torch.allclose(found[name].double(), expected.to(DTYPES[kind]).double(), rtol=2e-3, atol=1e-6)
+            else:
+                assert torch.equal(found[name], tensor)
+    with pytest.raises(UsageError, match="dtype int8: expected one of float32"):
+        interpolate(*ends, alpha=0.5, out=tmp_path / "no", dtype="int8")
+
+
+def test_an_average_is_the_weighted_sum(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    save_file(state(3), tmp_path / "c.safetensors")
+    paths = [*ends, tmp_path / "c.safetensors"]
+    summary = average(paths, tmp_path / "o", weights=[0.5, 0.75, -0.25])
+    found, tensors = load_file(tmp_path / "o"), [load_file(path) for path in paths]
+    for name in ("large", "small", "scalar"):
+        a, b, c = (one[name] for one in tensors)
+        assert torch.equal(found[name], a * 0.5 + b * 0.75 + c * -0.25)
+    assert torch.equal(found["steps"], tensors[0]["steps"])
+    assert (summary.interpolated, set(summary.copied)) == (4, {"steps", "mask"})
+    average([ends[0]] * 4, tmp_path / "same")
+    same(load_file(tmp_path / "same"), load_file(ends[0]))
+    with pytest.raises(UsageError, match="at least two"):
+        average([ends[0]], tmp_path / "no")
+    for weights in ([1.0], [0.5, math.nan]):
+        with pytest.raises(UsageError, match="need as many finite weights"):
+            average(ends, tmp_path / "no", weights=weights)
+
+
+def sharded(where: Path, seed: int, shards: int = 2) -> Path:
+    where.mkdir()
+    tensors = state(seed)
+    names = list(tensors)
+    weight_map = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        mine = names[number::shards]
+        save_file({name: tensors[name] for name in mine}, where / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(mine, file)
+    index = {"metadata": {"total_size": 1, "mine": "kept"}, "weight_map": weight_map}
+    (where / "model.safetensors.index.json").write_text(json.dumps(index))
+    (where / "config.json").write_text('{"layers": 2}')
+    (where / "code.py").write_text("no code is taken along")
+    return where
+
+
+def test_shards_keep_their_layout(tmp_path: Path) -> None:
+    a, b = sharded(tmp_path / "a", 1), sharded(tmp_path / "b", 2, shards=3)
+    interpolate(a, b, alpha=0.25, out=tmp_path / "out", dtype="bfloat16")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]  # fmt: skip
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    found = {}
+    for file in dict.fromkeys(index["weight_map"].values()):
+        found |= load_file(tmp_path / "out" / file)
+        assert all(index["weight_map"][name] == file for name in load_file(tmp_path / "out" / file))
+    assert index["metadata"]["mine"] == "kept"
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in found.values())
+    expected = torch.lerp(state(1)["small"], state(2)["small"], 0.25).bfloat16()
+    assert torch.equal(found["small"], expected)
+    with pytest.raises(UsageError, match="exists already"):
+        interpolate(a, b, alpha=0.25, out=tmp_path / "out")
+    interpolate(a / "model.safetensors.index.json", b, alpha=1, out=tmp_path / "out", overwrite=True)
+    found = load_file(tmp_path / "out" / "model-00001-of-00002.safetensors")
+    assert torch.equal(found["large"], state(2)["large"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
+
+
+def test_metadata_stays_and_says_where_the_point_lies(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    average(ends, tmp_path / "o", weights=[0.5, 0.5])
+    [shard] = locate(tmp_path / "o").shards
+    assert shard.metadata["mine"] == "kept"
+    told = json.loads(shard.metadata["ckpt_probe.path"])
+    assert told == {"average": ["a.safetensors", "b.safetensors"], "weights": [0.5, 0.5]}
+
+
+def raw(path: Path, header: str, data: bytes = b"\0" * 8) -> Path:
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ('{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "x": {}}', "'x' is present twice"),
+        ('{"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "8 bytes for F32 of shape"),
+        ('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "begins at byte"),
+        ('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "longer than its header says"),
+        ('{"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "truncated: shorter than its header says"),
+        ('{"x": {"dtype": "Q9", "shape": [2], "data_offsets": [0, 8]}}', "unknown dtype Q9"),
+        ('{"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "no whole numbers"),
+        ('{"x": 5}', "its header cannot be read"),
+        ("[]", "its header cannot be read"),
+        ("no JSON", "its header cannot be read"),
+    ],
+)
+def test_headers_that_lie(ends: tuple[Path, Path], tmp_path: Path, header: str, told: str) -> None:
+    bad = raw(tmp_path / "bad.safetensors", header)
+    with pytest.raises(DataError, match=rf"bad\.safetensors: .*{told}"):
+        interpolate(bad, ends[1], alpha=0.5, out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    with pytest.raises(DataError, match="truncated one"):
+        locate(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda d: (d / "model-00002-of-00002.safetensors").unlink(),
+            "which is absent",
+        ),
+        (
+            lambda d: save_file(state(1), d / "model-00002-of-00002.safetensors"),
+            "is present twice, in model-00001-of-00002.safetensors and model-00002-of-00002.safetensors",
+        ),
+        (lambda d: (d / "model.safetensors.index.json").write_text("{}"), "not an index of shards"),
+        (
+            lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../a.safetensors"}}'),
+            "which is outside its directory",
+        ),
+        (
+            lambda d: (d / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"other": "model-00001-of-00002.safetensors"}}'
+            ),
+            "says that tensor 'other' is in model-00001-of-00002.safetensors, which does not hold it",
+        ),
+        (lambda d: (d / "model.safetensors.index.json").unlink(), "0 indices and 2 safetensors files"),
+    ],
+)
+def test_shards_that_do_not_fit_their_index(tmp_path: Path, change, told: str) -> None:
+    folder = sharded(tmp_path / "a", 1)
+    change(folder)
+    with pytest.raises(DataError) as error:
+        locate(folder)
+    assert told in str(error.value)
+
+
+def test_what_cannot_be_averaged(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    eights = {"x": torch.ones(3).to(torch.float8_e4m3fn)}
+    save_file(eights, tmp_path / "q.safetensors")
+    with pytest.raises(DataError, match="tensor 'x' is F8_E4M3, which cannot be averaged"):
+        interpolate(tmp_path / "q.safetensors", tmp_path / "q.safetensors", alpha=0.5, out=tmp_path / "o")
+    interpolate(tmp_path / "q.safetensors", tmp_path / "q.safetensors", alpha=1, out=tmp_path / "o")
+    assert torch.equal(load_file(tmp_path / "o")["x"].view(torch.uint8), eights["x"].view(torch.uint8))
+    broken = state(2)
+    broken["large"][2, 5] = math.inf
+    save_file(broken, tmp_path / "inf.safetensors")
+    with pytest.raises(DataError, match="tensor 'large' holds NaN or infinity"):
+        average([ends[0], tmp_path / "inf.safetensors"], tmp_path / "no")
+    save_file(state(2) | {"small": torch.full((5,), 1e6)}, tmp_path / "big.safetensors")
+    with pytest.raises(DataError, match="tensor 'small' holds numbers over 65504"):
+        interpolate(ends[0], tmp_path / "big.safetensors", alpha=0.5, out=tmp_path / "no", dtype="float16")
+    with pytest.raises(UsageError, match="is one of the checkpoints that are read"):
+        interpolate(*ends, alpha=0.5, out=ends[1], overwrite=True)
+    with pytest.raises(UsageError, match="threads: expected at least 1"):
+        interpolate(*ends, alpha=0.5, out=tmp_path / "no", threads=0)
+    assert not (tmp_path / "no").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+from ckpt_probe.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_is_full_leaves_nothing_but_a_message(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["interpolate", *map(str, ends), "--alpha", "0.5", "--out", str(tmp_path / "o")]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'o'}: cannot be written: File too large")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+MEASURED = """
+import sys
+from ckpt_probe.cli.app import run
+code = run(sys.argv[1:])
+assert "torch" not in sys.modules and "scipy" not in sys.modules and "h5py" not in sys.modules
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_depends_on_no_tensor_and_torch_is_not_imported(tmp_path: Path) -> None:
+    peaks = []
+    for million in (1, 64):
+        paths = [tmp_path / f"{name}-{million}.safetensors" for name in "abc"]
+        for path in paths[:2]:
+            save_file({"x": torch.ones(million * 10**6, dtype=torch.bfloat16)}, path)
+        words = ["average", *map(str, paths[:2]), "-o", str(paths[2])]
+        done = subprocess.run([sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout) / 1024)
+    assert max(peaks) <= 100
+    assert peaks[1] <= peaks[0] + 10
