@@ -9,8 +9,10 @@ from ckpt_probe.errors import DataError
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Dtypes that can be averaged, and the bytes of one number."""
 
-ENTRIES = 2**16
-"""Numbers of one block: its buffers stay in the processor's cache."""
+ENTRIES = 2**18
+"""Numbers of one block: fewer, and threads wait for each other's turns; more, and buffers leave the cache."""
+
+HIGH = np.uint32(0xFFFF0000)
 
 Blend = Callable[["Buffers", Sequence[np.ndarray]], np.ndarray]
 """Decoded blocks of every source → their mix, in one of the buffers."""
@@ -61,6 +63,35 @@ def encode(numbers: np.ndarray, dtype: str, into: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         target.view(kind)[:] = numbers
     return target
+
+
+def split_pairs(raw: np.ndarray, into: np.ndarray) -> np.ndarray:
+    """bfloat16 bytes as float32, the numbers at even places first and those at odd ones after them.
+
+    Two numbers share four bytes, of which either half is reached without moving single numbers; a sum of blocks asks
+    for no order, and `join_pairs` restores it. Where the count is odd, two bytes of zeros are expected after `raw`.
+    """
+    pairs = raw.view(np.uint32)
+    split = into[: 8 * len(pairs)].view(np.uint32)
+    np.left_shift(pairs, 16, out=split[: len(pairs)])
+    np.bitwise_and(pairs, HIGH, out=split[len(pairs) :])
+    return split.view(np.float32)
+
+
+def join_pairs(numbers: np.ndarray, into: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """The reverse of `split_pairs`, rounded to nearest, ties to even, as bytes; overwrites `numbers`."""
+    bits = numbers.view(np.uint32)
+    half = len(bits) // 2
+    odd = spare[: 4 * len(bits)].view(np.uint32)
+    np.right_shift(bits, 16, out=odd)
+    np.bitwise_and(odd, 1, out=odd)
+    np.add(bits, odd, out=bits)
+    np.add(bits, 0x7FFF, out=bits)
+    joined = into[: 4 * half].view(np.uint32)
+    np.right_shift(bits[:half], 16, out=joined)
+    np.bitwise_and(bits[half:], HIGH, out=bits[half:])
+    np.bitwise_or(joined, bits[half:], out=joined)
+    return into[: 4 * half]
 
 
 def line(alpha: float) -> Blend:

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF1
 QUANTISED = frozenset({"F8_E4M3", "F8_E5M2", "C64"})
 OF_A_POINT = frozenset({"ckpt_probe.step", "ckpt_probe.epoch", "ckpt_probe.metrics", "ckpt_probe.seed"})
 MOST_THREADS = 4
+FLUSH_SECONDS = 0.05
+_FLUSH = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class _Work:
             opened = {file: stack.enter_context(file.open("rb", buffering=0)) for file in files}
             target.write(start)
             blocks = self._blocks(shard, len(start))
+            stack.enter_context(_flushing(target))
             _run(partial(self._write_block, opened, target), blocks, len(self.sources), workers)
 
     def _blocks(self, shard: Shard, start: int) -> Iterator[_Block]:
@@ -184,17 +187,30 @@ class _Work:
         first = block.places[0]
         kind = self._target_dtype(first)
         if first.dtype in blending.ITEM_BYTES:
-            exact = blending.exact_dtype("F64" if "F64" in (first.dtype, kind) else first.dtype)
-            decoded = [
-                blending.decode(bytes_, place.dtype, into, exact)
-                for bytes_, place, into in zip(raw, block.places, buffers.decoded, strict=False)
-            ]
-            mix = decoded[0] if self.blend is None else self.blend(buffers, decoded)
-            blending.require_finite(mix, block.name)
-            if self.blend is not None or kind != first.dtype:
-                raw = [blending.encode(mix, kind, buffers.out)]
-                blending.require_range(raw[0], kind, block.name)
+            raw[:1] = [self._mixed(buffers, raw, block, kind)]
         _write(target, raw[0], block.target)
+
+    def _mixed(self, buffers: blending.Buffers, raw: list[Any], block: _Block, kind: str) -> Any:
+        dtype = block.places[0].dtype
+        if dtype == kind == "BF16":
+            size = 2 * (block.count + block.count % 2)
+            for buffer in buffers.raw if block.count % 2 else ():
+                buffer[size - 2 : size] = 0
+            pairs = zip(buffers.raw[: len(raw)], buffers.decoded, strict=False)
+            decoded = [blending.split_pairs(buffer[:size], into) for buffer, into in pairs]
+        else:
+            exact = blending.exact_dtype("F64" if "F64" in (dtype, kind) else dtype)
+            pairs = zip(raw, block.places, buffers.decoded, strict=False)
+            decoded = [blending.decode(bytes_, place.dtype, into, exact) for bytes_, place, into in pairs]
+        mix = decoded[0] if self.blend is None else self.blend(buffers, decoded)
+        blending.require_finite(mix, block.name)
+        if self.blend is None and kind == dtype:
+            return raw[0]
+        if dtype == kind == "BF16":
+            return blending.join_pairs(mix, buffers.out, buffers.spare)[: 2 * block.count]
+        encoded = blending.encode(mix, kind, buffers.out)
+        blending.require_range(encoded, kind, block.name)
+        return encoded
 
     def _places(self, name: str) -> tuple[Place, ...]:
         first = self.sources[0][name]
@@ -231,6 +247,25 @@ def _write(file: BinaryIO, data: Any, offset: int) -> None:
     while view:
         written = os.pwrite(file.fileno(), view, offset)
         offset, view = offset + written, view[written:]
+
+
+@contextmanager
+def _flushing(file: BinaryIO) -> Iterator[None]:
+    """Have what is written reach the disk while more is computed, so that little waits for the end."""
+    done = threading.Event()
+
+    def flush() -> None:
+        while not done.wait(FLUSH_SECONDS):
+            _FLUSH(file.fileno())
+
+    with ThreadPoolExecutor(1, thread_name_prefix="flushing") as pool:
+        flushing = pool.submit(flush)
+        try:
+            yield
+        finally:
+            done.set()
+        # A failure of the disk is told once, and may have been told to this thread.
+        flushing.result()
 
 
 def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> None:
