@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import json_object, subject_options, writer_options
+from ckpt_probe.cli.options import json_object, numbers, subject_options, writer_options
+from ckpt_probe.errors import UsageError
 
 EXAMPLE = """\b
 Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --points 21
@@ -19,13 +20,26 @@ BARS = "▁▂▃▄▅▆▇█"
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory, or file with --alpha.")
 @click.option("--alpha", type=float, help="Only write the checkpoint at this position, 0 being A and 1 being B.")
-@click.option("--points", type=click.IntRange(min=3), default=11, show_default=True, help="Positions to evaluate.")
+@click.option("--path", type=click.Choice(["linear", "slerp"]), default="linear", show_default=True, help="Its shape.")
+@click.option(
+    "--points", default="11", show_default=True, help='Positions to evaluate, or "auto": more where the curve bends.'
+)
+@click.option(
+    "--range", "span", default="0:1", show_default=True, metavar="LOW:HIGH", help="Positions go from here to there."
+)
 @click.option(
     "--batchnorm",
     type=click.Choice(["recompute", "interpolate"]),
     default="recompute",
     show_default=True,
     help="Running statistics between the ends: estimated anew on training data, or those on the line.",
+)
+@click.option(
+    "--batchnorm-samples",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Training samples for new running statistics.",
 )
 @subject_options
 @click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the table.")
@@ -38,6 +52,8 @@ def command(
     b: Path,
     out: Path,
     alpha: float | None,
+    points: str,
+    span: str,
     model_arguments: str | None,
     data_arguments: str | None,
     json: bool,
@@ -48,19 +64,19 @@ def command(
     overwrite: bool,
     **options: object,
 ) -> None:
-    """Evaluate the straight line between two checkpoints A and B, or write one point of it.
+    """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
 
     At each point loss, accuracy and every metric of analyze, on every split; then the barrier. Writes OUT/points.jsonl
     and OUT/path.json; an interrupted evaluation goes on when the command is given again. With --alpha only the
     checkpoint at that position is written, which needs neither model nor data.
     """
-    from ckpt_probe.errors import UsageError
-
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
     if alpha is not None:
         _write_point(a, b, alpha, out, dtype, threads, overwrite)
         return
+
+    count, positions = _points(points), _span(span)
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records
@@ -71,6 +87,8 @@ def command(
             a,
             b,
             out,
+            points=count,
+            span=positions,
             model_arguments=json_object(model_arguments, "--model-arguments"),
             data_arguments=json_object(data_arguments, "--data-arguments"),
             overwrite=overwrite,
@@ -80,6 +98,7 @@ def command(
     print_records(result.points, json=json, csv=csv, wide=wide)
     if not json and not csv:
         print_barriers(result.points, result.summary)
+        click.echo(f"distance of the ends {result.distance:.4g}, length of the path {result.length:.4g}")
     say(f"{out}: {len(result.points)} records of points")
 
 
@@ -104,6 +123,21 @@ def sparkline(values: Sequence[float | None]) -> str:
     low, span = min(known), max(known) - min(known)
     heights = [None if v is None else round((v - low) / span * (len(BARS) - 1)) if span else 0 for v in values]
     return "".join("·" if height is None else BARS[height] for height in heights)
+
+
+def _points(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 3:
+        raise UsageError(f'--points: expected "auto" or a number of at least 3, found {text!r}')
+    return int(text)
+
+
+def _span(text: str) -> tuple[float, float]:
+    found = numbers(text.replace(":", ","), "--range")
+    if len(found) != 2 or found[0] >= found[1] or ":" not in text:
+        raise UsageError(f"--range: expected two increasing numbers such as -0.5:1.5, found {text!r}")
+    return found[0], found[1]
 
 
 def _excess(barrier: dict[str, Any], quantity: str) -> str:

@@ -1,6 +1,7 @@
 """Every number along the line between two checkpoints: one model, built once, nothing written but the records."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,16 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Block, Subject, Wanted, forward_blocks, open_subject
 from ckpt_probe.files import content_hash, write_text
 from ckpt_probe.paths.barrier import barrier
-from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
+from ckpt_probe.paths.batchnorm import SAMPLES, has_batchnorm, recompute
+from ckpt_probe.paths.distance import distances, length
 from ckpt_probe.paths.linear import linear
 from ckpt_probe.paths.matching import check_match
+from ckpt_probe.paths.positions import FIRST, evenly, refined
+from ckpt_probe.paths.slerp import slerp
 from ckpt_probe.progress import Progress, Silent, Task
+
+PATHS = {"linear": linear, "slerp": slerp}
+"""A path: (state dict a, state dict b, α) → the state dict there."""
 
 CACHE_BYTES = 2**30
 POINTS_FILE = "points.jsonl"
@@ -25,10 +32,12 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class PathResult:
-    """Records of the points, one for each α and split, and the barriers, one record for each split."""
+    """Records, one for each α and split; barriers, one record for each split; ‖θ_B − θ_A‖; length of the path."""
 
     points: list[Record]
     summary: list[Record]
+    distance: float
+    length: float
 
 
 def evaluate_path(
@@ -36,7 +45,9 @@ def evaluate_path(
     b: Path | str,
     out: Path | str,
     *,
-    points: int = 11,
+    points: int | None = 11,
+    path: str = "linear",
+    span: tuple[float, float] = (0.0, 1.0),
     splits: Sequence[str] | None = None,
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
@@ -44,20 +55,26 @@ def evaluate_path(
     data_arguments: Mapping[str, Any] | None = None,
     classifier: str | None = None,
     batchnorm: str = "recompute",
+    batchnorm_samples: int = SAMPLES,
     batch_size: int = 256,
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PathResult:
-    """Loss, accuracy and every metric at `points` positions on the line from checkpoint a to b, on every split.
+    """Loss, accuracy and every metric at `points` positions on a path from checkpoint a to b, on every split.
 
-    Writes `out`/points.jsonl as the points come and `out`/path.json at the end; an interrupted call goes on after the
-    last point. `batchnorm`: "recompute" estimates running statistics anew at each interior point, "interpolate" takes
-    those on the line. Raises UsageError and DataError as extraction does; DataError where the checkpoints differ.
+    path: "linear" or "slerp". points: spaced evenly over `span`, 0 and 1 always among them; None adds positions where
+    the curves of loss and error bend until their barriers are known to 1 %. Writes `out`/points.jsonl as the points
+    come and `out`/path.json at the end; an interrupted call goes on after the last point. `batchnorm`: "recompute"
+    estimates running statistics anew at each point between or beyond the ends, from `batchnorm_samples` training
+    samples, "interpolate" takes those on the path. Raises UsageError and DataError as extraction does; DataError where
+    the checkpoints differ.
     """
     progress = progress or Silent()
-    if points < 3 or batchnorm not in {"recompute", "interpolate"}:
-        raise UsageError("a path needs at least 3 points, and batchnorm is recompute or interpolate")
+    if path not in PATHS or batchnorm not in {"recompute", "interpolate"} or batchnorm_samples < 1:
+        known = ", ".join(PATHS)
+        raise UsageError(f"path is one of {known}; batchnorm is recompute or interpolate, from at least one sample")
+    alphas = evenly(FIRST if points is None else points, span)
     ends = (Path(a), Path(b))
     with open_checkpoint(a) as first, open_checkpoint(b) as second:
         check_match(first, second)
@@ -68,29 +85,73 @@ def evaluate_path(
         subject.data.split(name)
     handling = batchnorm if has_batchnorm(subject.model) else "none"
     place = _Place(Path(out))
-    place.prepare(_plan(ends, subject, chosen, points, handling), overwrite=overwrite)
-    records = place.points()
-    with progress.task("points", points, "points") as bar:
-        bar.advance(len({record["alpha"] for record in records}))
-        for number in range(points):
-            alpha = number / (points - 1)
-            if any(record["alpha"] == alpha for record in records):
-                continue
-            try:
-                state = linear(tensors[0], tensors[1], alpha)
-            except DataError as error:
-                raise DataError(f"{ends[0]}, {ends[1]}: {error}") from error
-            subject.load(state, str(ends[0]))
-            if handling == "recompute" and 0 < alpha < 1:
-                recompute(subject.model, subject.data.splits.get("train", subject.data.split(chosen[0])))
-            for name in chosen:
-                record = _point(subject, name, batch_size, progress)
-                records.append(in_order({"alpha": alpha, "split": name, "batchnorm": handling, **record}))
-            place.keep(records)
-            bar.advance()
+    plan = _plan(ends, subject, chosen, handling, batchnorm_samples)
+    place.prepare({**plan, "path": path, "points": points or "auto", "range": list(span)}, overwrite=overwrite)
+    walk = _Walk(ends, tensors, path, subject, chosen, handling, batchnorm_samples, batch_size, place, place.points())
+    with progress.task("points", len(alphas), "points") as bar:
+        walk.visit(alphas, bar, progress)
+    while points is None and (more := refined(*walk.curves())):
+        with progress.task("points between", len(more), "points") as bar:
+            walk.visit(more, bar, progress)
+    records = walk.in_order()
     summary = [_barriers(records, name, handling) for name in chosen]
-    place.finish(ends, summary)
-    return PathResult(records, summary)
+    shape = {"length": length(PATHS[path], *tensors), "distances": distances(*tensors)}
+    shape["distance"] = math.sqrt(sum(tensor["distance"] ** 2 for tensor in shape["distances"]))
+    place.finish(ends, {"summary": summary, **shape})
+    return PathResult(records, summary, shape["distance"], shape["length"])
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A path being evaluated, and the records so far."""
+
+    ends: tuple[Path, Path]
+    tensors: tuple[Mapping[str, Any], Mapping[str, Any]]
+    path: str
+    subject: Subject
+    splits: tuple[str, ...]
+    handling: str
+    batchnorm_samples: int
+    batch_size: int
+    place: "_Place"
+    records: list[Record]
+
+    def visit(self, alphas: Sequence[float], bar: Task, progress: Progress) -> None:
+        """Evaluate the positions that have no record yet, and keep each."""
+        for alpha in alphas:
+            if not any(record["alpha"] == alpha for record in self.records):
+                self._evaluate(alpha, progress)
+                self.place.keep(self.records)
+            bar.advance()
+
+    def curves(self) -> tuple[list[float], list[list[float]]]:
+        """Positions from 0 to 1, and loss and error of every split at each, where they are known."""
+        inside = [record for record in self.in_order() if 0 <= record["alpha"] <= 1]
+        alphas = sorted({record["alpha"] for record in inside})
+        found = []
+        for split in self.splits:
+            mine = [record for record in inside if record["split"] == split]
+            losses, rights = [r["loss"] for r in mine], [r["accuracy"] for r in mine]
+            found += [losses] if None not in losses else []
+            found += [[1 - right for right in rights]] if None not in rights else []
+        return alphas, found
+
+    def in_order(self) -> list[Record]:
+        """The records by position."""
+        return sorted(self.records, key=lambda record: record["alpha"])
+
+    def _evaluate(self, alpha: float, progress: Progress) -> None:
+        try:
+            state = PATHS[self.path](*self.tensors, alpha)
+        except DataError as error:
+            raise DataError(f"{self.ends[0]}, {self.ends[1]}: {error}") from error
+        self.subject.load(state, str(self.ends[0]))
+        if self.handling == "recompute" and alpha not in (0, 1):
+            splits = self.subject.data.splits
+            recompute(self.subject.model, splits.get("train", splits[self.splits[0]]), samples=self.batchnorm_samples)
+        for name in self.splits:
+            record = _point(self.subject, name, self.batch_size, progress)
+            self.records.append(in_order({"alpha": alpha, "split": name, "batchnorm": self.handling, **record}))
 
 
 def _point(subject: Subject, split: str, batch_size: int, progress: Progress) -> Record:
@@ -113,7 +174,7 @@ def _point(subject: Subject, split: str, batch_size: int, progress: Progress) ->
 
 
 def _barriers(records: Sequence[Record], split: str, handling: str) -> Record:
-    of_split = sorted((r for r in records if r["split"] == split), key=lambda r: r["alpha"])
+    of_split = [r for r in records if r["split"] == split and 0 <= r["alpha"] <= 1]
     alphas = [record["alpha"] for record in of_split]
     summary: Record = {"split": split, "points": len(alphas), "batchnorm": handling}
     quantities = {"loss": [r["loss"] for r in of_split], "error": [1 - r["accuracy"] for r in of_split]}
@@ -125,12 +186,12 @@ def _barriers(records: Sequence[Record], split: str, handling: str) -> Record:
     return summary
 
 
-def _plan(ends: tuple[Path, Path], subject: Subject, splits: tuple[str, ...], points: int, handling: str) -> Record:
+def _plan(
+    ends: tuple[Path, Path], subject: Subject, splits: tuple[str, ...], handling: str, batchnorm_samples: int
+) -> Record:
     return {
         "a": content_hash(ends[0]),
         "b": content_hash(ends[1]),
-        "path": "linear",
-        "points": points,
         "splits": list(splits),
         "model": subject.model_name,
         "model_arguments": subject.model_arguments,
@@ -138,6 +199,7 @@ def _plan(ends: tuple[Path, Path], subject: Subject, splits: tuple[str, ...], po
         "data_arguments": subject.data.arguments,
         "classifier": subject.classifier,
         "batchnorm": handling,
+        "batchnorm_samples": batchnorm_samples if handling == "recompute" else None,
     }
 
 
@@ -170,9 +232,9 @@ class _Place:
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         write_text(self.path / POINTS_FILE, text, overwrite=True)
 
-    def finish(self, ends: tuple[Path, Path], summary: Sequence[Record]) -> None:
+    def finish(self, ends: tuple[Path, Path], found: Record) -> None:
         plan = json.loads((self.path / PLAN_FILE).read_text())
-        told = {"from": ends[0].name, "to": ends[1].name, "plan": plan, "summary": list(summary)}
+        told = {"from": ends[0].name, "to": ends[1].name, "plan": plan, **found}
         write_text(self.path / PATH_FILE, json.dumps(told, indent=2, allow_nan=False) + "\n", overwrite=True)
 
     def _require_same(self, plan: Record) -> None:

@@ -19,9 +19,7 @@ def linear(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) -> di
 
 def between(name: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:
     """One tensor of `linear`."""
-    for tensor in (a, b):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"tensor {name!r} holds NaN or infinity: there is no line through it")
+    require_finite(name, a, b)
     if alpha == 0 or alpha == 1:
         return b if alpha == 1 else a
     if not a.is_floating_point():
@@ -29,3 +27,10 @@ def between(name: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:
     exact = torch.float64 if a.dtype == torch.float64 else torch.float32
     # torch.lerp starts at the nearer end, so that it is exact where both agree; as the streaming writer does.
     return torch.lerp(a.to(exact), b.to(exact), alpha).to(a.dtype)
+
+
+def require_finite(name: str, *tensors: Tensor) -> None:
+    """Raise DataError where one of a name's tensors holds NaN or infinity."""
+    for tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"tensor {name!r} holds NaN or infinity: there is no line through it")

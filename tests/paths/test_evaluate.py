@@ -182,3 +182,36 @@ def test_nan_on_the_line_names_both_files_and_the_tensor(mlp: Path, tmp_path: Pa
     save_checkpoint(tmp_path / "nan.safetensors", state, metadata)
     with pytest.raises(DataError, match=r"nan\.safetensors.*'1\.bias' holds NaN"):
         evaluate_path(tmp_path / "nan.safetensors", ends(mlp)[1], tmp_path / "p", **HERE)
+
+
+def test_an_arc_beyond_the_ends_with_more_points_where_it_bends(mlp: Path, tmp_path: Path) -> None:
+    a, b = ends(mlp)
+    result = evaluate_path(a, b, tmp_path / "arc", path="slerp", points=5, span=(-0.5, 1.5), splits=["test"], **HERE)
+    assert [point["alpha"] for point in result.points] == [-0.5, 0, 0.5, 1, 1.5]
+    told = json.loads((tmp_path / "arc" / "path.json").read_text())
+    assert told["plan"]["path"] == "slerp"
+    assert told["distance"] == pytest.approx(result.distance)
+    assert result.length > result.distance
+    with open_checkpoint(a) as first, open_checkpoint(b) as second:
+        apart = [(first.read(n).double() - second.read(n).double()).square().sum() for n in first.names]
+        assert {one["name"] for one in told["distances"]} == set(first.names)
+    assert result.distance == pytest.approx(float(torch.stack(apart).sum().sqrt()), rel=1e-9)
+    auto = evaluate_path(a, b, tmp_path / "auto", points=None, splits=["test"], **HERE)
+    alphas = [point["alpha"] for point in auto.points]
+    assert alphas == sorted(set(alphas))
+    assert {0, 0.25, 0.5, 0.75, 1} <= set(alphas)
+    for wrong in ({"path": "winding"}, {"batchnorm_samples": 0}, {"span": (1, 0)}):
+        with pytest.raises(UsageError):
+            evaluate_path(a, b, tmp_path / "no", **wrong, **HERE)
+
+
+def test_a_path_to_itself_is_flat(mlp: Path, tmp_path: Path) -> None:
+    a, _ = ends(mlp)
+    result = evaluate_path(a, a, tmp_path / "path", points=4, splits=["test"], **HERE)
+    first = result.points[0]
+    for point in result.points:
+        for name, value in point.items():
+            if isinstance(value, float) and name != "alpha":
+                assert value == pytest.approx(first[name], rel=1e-6), name
+    assert result.summary[0]["barrier.loss"] == pytest.approx(0, abs=1e-9)
+    assert (result.distance, result.length) == (0, 0)

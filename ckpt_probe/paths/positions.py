@@ -1,0 +1,64 @@
+"""Which positions on a path are evaluated: evenly spaced ones, or more where the curve bends."""
+
+from collections.abc import Sequence
+
+from ckpt_probe.errors import UsageError
+
+FIRST = 5
+"""Positions that `auto` begins with."""
+
+MOST = 65
+"""Positions that `auto` stops at."""
+
+KNOWN = 0.01
+"""Share of the barrier to which `auto` has to know it."""
+
+FLAT = 1e-3
+"""Share of the curve's own size below which a bump is not pursued."""
+
+
+def evenly(points: int, span: tuple[float, float] = (0.0, 1.0)) -> list[float]:
+    """`points` positions over `span`, in order, and both ends 0 and 1 among them, since barriers are measured there.
+
+    Raises UsageError for fewer than three points, or a span that is not increasing.
+    """
+    low, high = span
+    if points < 3:
+        raise UsageError(f"a path needs at least 3 points, found {points}")
+    if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
+        raise UsageError(f"range: expected two increasing numbers such as -0.5:1.5, found {low}:{high}")
+    spaced = {low + (high - low) * number / (points - 1) for number in range(points)}
+    return sorted({*(_settled(alpha) for alpha in spaced), 0.0, 1.0})
+
+
+def refined(alphas: Sequence[float], curves: Sequence[Sequence[float]]) -> list[float]:
+    """Midpoints of the intervals in which a curve may rise above its highest excess over the chord; none when known.
+
+    alphas: increasing positions from 0 to 1; curves: values at each. How far a curve may rise inside an interval is
+    told by its bend there, |second difference| · h² / 8.
+    """
+    if len(alphas) >= MOST:
+        return []
+    wanted = set()
+    for values in curves:
+        excess = [v - (1 - a) * values[0] - a * values[-1] for a, v in zip(alphas, values, strict=True)]
+        highest = max(*excess, 0.0)
+        enough = max(KNOWN * highest, FLAT * max(abs(v) for v in values))
+        bends = [_bend(alphas, excess, i) for i in range(1, len(alphas) - 1)]
+        for i in range(len(alphas) - 1):
+            near = max(bends[max(0, i - 1) : i + 1])
+            width = alphas[i + 1] - alphas[i]
+            if max(excess[i], excess[i + 1]) + near * width**2 / 8 > highest + enough:
+                wanted.add((alphas[i] + alphas[i + 1]) / 2)
+    return sorted(wanted)[: MOST - len(alphas)]
+
+
+def _bend(x: Sequence[float], y: Sequence[float], i: int) -> float:
+    """How strongly a curve bends downward at its i-th point."""
+    before, after = (y[i] - y[i - 1]) / (x[i] - x[i - 1]), (y[i + 1] - y[i]) / (x[i + 1] - x[i])
+    return max(0.0, 2 * (before - after) / (x[i + 1] - x[i - 1]))
+
+
+def _settled(alpha: float) -> float:
+    # Sums such as −0.5 + 2 · 0.75 leave a hair beside 1, which would be a position of its own.
+    return float(round(alpha)) if abs(alpha - round(alpha)) < 1e-12 else alpha

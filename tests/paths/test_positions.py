@@ -1,0 +1,54 @@
+"""Positions on a path: even ones over any span, and more of them where a curve may rise above its barrier."""
+
+import math
+
+import pytest
+
+from ckpt_probe.errors import UsageError
+from ckpt_probe.paths.barrier import barrier
+from ckpt_probe.paths.positions import MOST, evenly, refined
+
+
+def test_even_positions_hold_both_ends() -> None:
+    assert evenly(5) == [0, 0.25, 0.5, 0.75, 1]
+    assert evenly(5, (-0.5, 1.5)) == [-0.5, 0, 0.5, 1, 1.5]
+    assert evenly(3, (0.2, 0.8)) == [0, 0.2, 0.5, 0.8, 1]
+    spaced = evenly(21, (-0.5, 1.5))
+    assert (spaced.count(0), spaced.count(1), len(spaced)) == (1, 1, 21)
+    for points, span in ((2, (0, 1)), (5, (1, 0)), (5, (0, math.inf)), (5, (math.nan, 1))):
+        with pytest.raises(UsageError, match=r"at least 3 points|two increasing numbers"):
+            evenly(points, span)
+
+
+def walked(*curves) -> list[float]:
+    alphas = evenly(5)
+    while more := refined(alphas, [[curve(alpha) for alpha in alphas] for curve in curves]):
+        assert not set(more) & set(alphas)
+        alphas = sorted({*alphas, *more})
+    return alphas
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        lambda a: 1 + math.sin(math.pi * a),
+        lambda a: 2 + math.exp(-(((a - 0.31) / 0.12) ** 2)),
+        lambda a: 5 * a + 4 * a * (1 - a) ** 3,
+        lambda a: 1 / (1 + math.exp(-20 * (a - 0.4))),
+    ],
+)
+def test_the_barrier_is_known_to_one_per_cent(curve) -> None:
+    alphas = walked(curve)
+    found = barrier(alphas, [curve(a) for a in alphas]).value
+    fine = [i / 5000 for i in range(5001)]
+    assert found == pytest.approx(barrier(fine, [curve(a) for a in fine]).value, rel=0.011)
+    assert len(alphas) < 30
+
+
+def test_a_straight_or_sagging_curve_asks_for_no_more() -> None:
+    assert walked(lambda a: 3 - a) == evenly(5)
+    assert walked(lambda a: 3 + (a - 0.5) ** 2) == evenly(5)
+
+
+def test_there_is_an_end_to_it() -> None:
+    assert len(walked(lambda a: 1 + math.sin(200 * a) ** 2, lambda a: abs(math.sin(31 * a)))) <= MOST
