@@ -27,6 +27,13 @@ BARS = "▁▂▃▄▅▆▇█"
 @click.option(
     "--range", "span", default="0:1", show_default=True, metavar="LOW:HIGH", help="Positions go from here to there."
 )
+@click.option("--align", type=click.Choice(["permutation"]), help="First put B's hidden channels in A's order.")
+@click.option(
+    "--align-spec",
+    type=click.Path(path_type=Path),
+    metavar="JSON",
+    help="Groups of channels, where they cannot be derived from the model.",
+)
 @click.option(
     "--batchnorm",
     type=click.Choice(["recompute", "interpolate"]),
@@ -98,6 +105,9 @@ def command(
     print_records(result.points, json=json, csv=csv, wide=wide)
     if not json and not csv:
         print_barriers(result.points, result.summary)
+        if result.alignment is not None:
+            told = f"{result.alignment.before:.4g} → {result.alignment.after:.4g}"
+            click.echo(f"aligned: distance of the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
         click.echo(f"distance of the ends {result.distance:.4g}, length of the path {result.length:.4g}")
     say(f"{out}: {len(result.points)} records of points")
 

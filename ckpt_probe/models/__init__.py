@@ -2,7 +2,15 @@
 
 from ckpt_probe.models.classifier import find_classifier, logits_of
 from ckpt_probe.models.device import choose_device
-from ckpt_probe.models.fitting import load_weights
+from ckpt_probe.models.fitting import load_weights, unwrapped
 from ckpt_probe.models.sources import build_model, model_arguments
 
-__all__ = ["build_model", "choose_device", "find_classifier", "load_weights", "logits_of", "model_arguments"]
+__all__ = [
+    "build_model",
+    "choose_device",
+    "find_classifier",
+    "load_weights",
+    "logits_of",
+    "model_arguments",
+    "unwrapped",
+]

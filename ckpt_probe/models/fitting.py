@@ -17,7 +17,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     `source` and listing missing names, unexpected names and other shapes.
     """
     wanted = model.state_dict()
-    given = _unwrapped(state_dict, set(wanted))
+    given = unwrapped(state_dict, set(wanted))
     missing = sorted(set(wanted) - set(given))
     unexpected = sorted(set(given) - set(wanted))
     misshapen = [
@@ -32,7 +32,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     model.load_state_dict(dict(given))
 
 
-def _unwrapped(state_dict: Mapping[str, Tensor], wanted: set[str]) -> Mapping[str, Tensor]:
+def unwrapped(state_dict: Mapping[str, Tensor], wanted: set[str]) -> Mapping[str, Tensor]:
+    """A state dict without a wrapper's prefix before every name, where its names are then the `wanted` ones."""
     if set(state_dict) == wanted:
         return state_dict
     for prefix in WRAPPERS:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Record, in_order, read_blocks
-from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Block, Subject, Wanted, forward_blocks, open_subject
 from ckpt_probe.files import content_hash, write_text
+from ckpt_probe.models import unwrapped
+from ckpt_probe.paths.alignment import Alignment, read_spec
+from ckpt_probe.paths.alignment import align as find_alignment
 from ckpt_probe.paths.barrier import barrier
 from ckpt_probe.paths.batchnorm import SAMPLES, has_batchnorm, recompute
 from ckpt_probe.paths.distance import distances, length
@@ -19,6 +22,7 @@ from ckpt_probe.paths.linear import linear
 from ckpt_probe.paths.matching import check_match
 from ckpt_probe.paths.positions import FIRST, evenly, refined
 from ckpt_probe.paths.slerp import slerp
+from ckpt_probe.paths.symmetry import trace_symmetry
 from ckpt_probe.progress import Progress, Silent, Task
 
 PATHS = {"linear": linear, "slerp": slerp}
@@ -28,16 +32,20 @@ CACHE_BYTES = 2**30
 POINTS_FILE = "points.jsonl"
 PATH_FILE = "path.json"
 PLAN_FILE = "plan.json"
+ALIGNED_FILE = "aligned.safetensors"
+PROVED_ON = 64
+"""Samples on which an alignment has to leave the outputs as they are."""
 
 
 @dataclass(frozen=True)
 class PathResult:
-    """Records, one for each α and split; barriers, one record for each split; ‖θ_B − θ_A‖; length of the path."""
+    """Records, one for each α and split; barriers, one for each split; ‖θ_B − θ_A‖; length; how B was aligned."""
 
     points: list[Record]
     summary: list[Record]
     distance: float
     length: float
+    alignment: Alignment | None = None
 
 
 def evaluate_path(
@@ -56,6 +64,8 @@ def evaluate_path(
     classifier: str | None = None,
     batchnorm: str = "recompute",
     batchnorm_samples: int = SAMPLES,
+    align: str | None = None,
+    align_spec: Path | str | None = None,
     batch_size: int = 256,
     device: str = "auto",
     overwrite: bool = False,
@@ -67,13 +77,16 @@ def evaluate_path(
     the curves of loss and error bend until their barriers are known to 1 %. Writes `out`/points.jsonl as the points
     come and `out`/path.json at the end; an interrupted call goes on after the last point. `batchnorm`: "recompute"
     estimates running statistics anew at each point between or beyond the ends, from `batchnorm_samples` training
-    samples, "interpolate" takes those on the path. Raises UsageError and DataError as extraction does; DataError where
-    the checkpoints differ.
+    samples, "interpolate" takes those on the path. `align` "permutation" first puts b's hidden channels in a's order
+    (written as `out`/aligned.safetensors), over groups derived from the model, or those of `align_spec`. Raises
+    UsageError and DataError as extraction does; DataError where the checkpoints differ or cannot be aligned.
     """
     progress = progress or Silent()
     if path not in PATHS or batchnorm not in {"recompute", "interpolate"} or batchnorm_samples < 1:
         known = ", ".join(PATHS)
         raise UsageError(f"path is one of {known}; batchnorm is recompute or interpolate, from at least one sample")
+    if align not in {None, "permutation"} or (align_spec is not None and align is None):
+        raise UsageError(f"align is permutation or left out, and align_spec goes with it; found {align}")
     alphas = evenly(FIRST if points is None else points, span)
     ends = (Path(a), Path(b))
     with open_checkpoint(a) as first, open_checkpoint(b) as second:
@@ -85,8 +98,13 @@ def evaluate_path(
         subject.data.split(name)
     handling = batchnorm if has_batchnorm(subject.model) else "none"
     place = _Place(Path(out))
-    plan = _plan(ends, subject, chosen, handling, batchnorm_samples)
+    plan = {**_plan(ends, subject, chosen, handling, batchnorm_samples), "align": align}
     place.prepare({**plan, "path": path, "points": points or "auto", "range": list(span)}, overwrite=overwrite)
+    alignment = None
+    if align is not None:
+        alignment = _aligned(ends, tensors, subject, align_spec, progress)
+        tensors = tensors[0], alignment.state
+        save_checkpoint(place.path / ALIGNED_FILE, alignment.state, overwrite=True)
     walk = _Walk(ends, tensors, path, subject, chosen, handling, batchnorm_samples, batch_size, place, place.points())
     with progress.task("points", len(alphas), "points") as bar:
         walk.visit(alphas, bar, progress)
@@ -97,8 +115,29 @@ def evaluate_path(
     summary = [_barriers(records, name, handling) for name in chosen]
     shape = {"length": length(PATHS[path], *tensors), "distances": distances(*tensors)}
     shape["distance"] = math.sqrt(sum(tensor["distance"] ** 2 for tensor in shape["distances"]))
+    if alignment is not None:
+        shape["alignment"] = {"before": alignment.before, "after": alignment.after, "output_change": alignment.error}
     place.finish(ends, {"summary": summary, **shape})
-    return PathResult(records, summary, shape["distance"], shape["length"])
+    return PathResult(records, summary, shape["distance"], shape["length"], alignment)
+
+
+def _aligned(
+    ends: tuple[Path, Path],
+    tensors: tuple[Mapping[str, Any], Mapping[str, Any]],
+    subject: Subject,
+    spec: Path | str | None,
+    progress: Progress,
+) -> Alignment:
+    names = set(subject.model.state_dict())
+    a, b = (unwrapped(state, names) for state in tensors)
+    subject.load(b, str(ends[1]))
+    inputs, _ = next(iter(subject.data.splits.values())).batch(slice(0, PROVED_ON))
+    inputs = inputs.to(subject.device)
+    symmetry = trace_symmetry(subject.model.eval(), inputs) if spec is None else read_spec(Path(spec), a)
+    try:
+        return find_alignment(a, b, symmetry, subject.model, inputs, progress=progress)
+    except DataError as error:
+        raise DataError(f"{ends[0]}, {ends[1]}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -215,7 +254,7 @@ class _Place:
         if (self.path / PATH_FILE).exists() and not overwrite:
             raise UsageError(f"{self.path}: holds a finished path; --overwrite replaces it, or choose another name")
         if overwrite:
-            for name in (PATH_FILE, POINTS_FILE, PLAN_FILE):
+            for name in (PATH_FILE, POINTS_FILE, PLAN_FILE, ALIGNED_FILE):
                 (self.path / name).unlink(missing_ok=True)
         if (self.path / PLAN_FILE).exists():
             self._require_same(plan)

@@ -144,7 +144,7 @@ def test_output_that_exists_is_kept(probe: Run, trained: Path, tmp_path: Path) -
     refused(probe("train", "own/config.toml", "-o", "own/run"), 2, "own/run: exists already", "--resume", "--overwrite")
     refused(probe("extract", "own/run", "-o", "own/dumps", "--limit", "3"), 2, "another provenance", "--overwrite")
     refused(probe("analyze", "own/dumps", "-o", "own/config.toml"), 2, "own/config.toml: exists already")
-    refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", a), 2, "one of the two checkpoints")
+    refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", a), 2, "one of the checkpoints that are read")
     refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", "own/config.toml"), 2, "exists already")
     refused(probe("interpolate", a, b, "-o", "own/config.toml"), 2, "own/config.toml", "directory")
     refused(probe("demo", "-o", "own"), 2, "own: exists already")

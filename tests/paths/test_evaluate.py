@@ -215,3 +215,36 @@ def test_a_path_to_itself_is_flat(mlp: Path, tmp_path: Path) -> None:
                 assert value == pytest.approx(first[name], rel=1e-6), name
     assert result.summary[0]["barrier.loss"] == pytest.approx(0, abs=1e-9)
     assert (result.distance, result.length) == (0, 0)
+
+
+def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path) -> None:
+    a, b = (trained_apart(tmp_path / f"run{seed}", seed) for seed in (5, 6))
+    plain = evaluate_path(a, b, tmp_path / "plain", points=5, splits=["train"], **HERE)
+    aligned = evaluate_path(a, b, tmp_path / "aligned", points=5, splits=["train"], align="permutation", **HERE)
+    before, after = (path.summary[0]["barrier.loss"] for path in (plain, aligned))
+    assert before > 0.1
+    assert after < before / 2
+    assert aligned.alignment is not None
+    assert aligned.distance == pytest.approx(aligned.alignment.after, rel=1e-9)
+    assert aligned.distance < plain.distance == pytest.approx(aligned.alignment.before, rel=1e-9)
+    assert aligned.points[-1]["loss"] == pytest.approx(plain.points[-1]["loss"], rel=1e-5)
+    told = json.loads((tmp_path / "aligned" / "path.json").read_text())
+    assert told["alignment"]["output_change"] < 1e-4
+    again = evaluate_path(
+        a, tmp_path / "aligned" / "aligned.safetensors", tmp_path / "again", points=3, splits=["train"], **HERE
+    )
+    assert again.distance == pytest.approx(aligned.distance, rel=1e-9)
+    with pytest.raises(UsageError, match="align is permutation"):
+        evaluate_path(a, b, tmp_path / "no", align_spec="groups.json", **HERE)
+
+
+def trained_apart(where: Path, seed: int) -> Path:
+    settings = {
+        "seed": seed,
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "arguments": {"hidden": [64]}},
+        "training": {"epochs": 8},
+        "checkpoints": {"steps": []},
+    }
+    train(TrainingConfig.model_validate(settings), where, device="cpu")
+    return max((where / "checkpoints").glob("*.safetensors"))

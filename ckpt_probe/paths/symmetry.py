@@ -1,0 +1,274 @@
+"""Which neurons of a network may change places: permutation groups, derived from the model by tracing it.
+
+Every tensor on the way carries a layout of its channel axis: segments of channels, each of one group or of none. A
+layer gives its output's channels a group of their own and ties its weights' axes to what comes in; an addition makes
+the groups of both sides one; what reasons about single places pins the groups down.
+"""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from ckpt_probe.errors import DataError
+
+HINT = "name the groups yourself with --align-spec FILE"
+ELEMENTWISE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
+    nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+    nn.Dropout3d,
+)  # fmt: skip
+POOLING = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CHANNEL_NAMES = frozenset({
+    "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
+    "softplus", "hardswish", "hardtanh", "hardsigmoid", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "contiguous", "clone", "detach", "float",
+    "abs", "exp", "sqrt", "clamp", "neg",
+})  # fmt: skip
+"""Functions and methods that treat every channel alike and keep the channel axis."""
+
+SUMS = frozenset({operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.truediv})
+SUM_NAMES = frozenset({"add", "add_", "mul", "mul_", "sub", "div"})
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some channels in order: `size` of them, of one group (None: fixed), each standing `repeat` times in a row."""
+
+    group: int | None
+    size: int
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands along an axis of a tensor."""
+
+    axis: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def length(self) -> int:
+        """Entries along the axis."""
+        return sum(segment.size * segment.repeat for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """Permutation groups and where they act: sizes by group, and for each (tensor name, axis) its segments."""
+
+    sizes: Mapping[int, int]
+    axes: Mapping[tuple[str, int], tuple[Segment, ...]]
+
+    def of_group(self, group: int) -> list[tuple[str, int]]:
+        """The axes on which a group acts."""
+        return [place for place, parts in self.axes.items() if any(part.group == group for part in parts)]
+
+
+def trace_symmetry(model: nn.Module, inputs: Tensor) -> Symmetry:
+    """The permutation groups of a model, from its trace and the shapes that a batch of inputs takes on the way.
+
+    Raises DataError naming the module or function about which nothing is known, or where the model cannot be traced.
+    """
+    try:
+        traced = fx.symbolic_trace(model)
+        with torch.no_grad():
+            ShapeProp(traced).propagate(inputs)
+    except Exception as error:
+        raise DataError(f"the model cannot be traced ({str(error).splitlines()[0]}); {HINT}") from error
+    walk = _Walk(traced)
+    for node in traced.graph.nodes:
+        walk.visit(node)
+    return walk.symmetry()
+
+
+class _Walk:
+    """Follows the channel axis from node to node; groups that turn out to be one are joined."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self._modules = dict(traced.named_modules())
+        self._layouts: dict[fx.Node, Layout] = {}
+        self._axes: dict[tuple[str, int], tuple[Segment, ...]] = {}
+        self._parents: list[int] = []
+        self._sizes: list[int] = []
+        self._pinned: set[int] = set()
+
+    def visit(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            shape = self._shape(node)
+            axis = 1 if len(shape) > 1 else 0
+            self._layouts[node] = Layout(axis, (Segment(None, shape[axis]),))
+        elif node.op == "output":
+            for argument in node.all_input_nodes:
+                self._pin(self._layout(argument))
+        elif node.op == "call_module":
+            self._layouts[node] = self._through_module(node, self._modules[str(node.target)])
+        elif node.op in {"call_function", "call_method"}:
+            self._layouts[node] = self._through_function(node)
+        else:
+            raise self._unknown(node, f"the parameter {node.target} used by itself")
+
+    def symmetry(self) -> Symmetry:
+        axes = {place: tuple(self._settled(part) for part in parts) for place, parts in self._axes.items()}
+        used = {part.group for parts in axes.values() for part in parts} - {None}
+        return Symmetry({group: self._sizes[group] for group in sorted(used)}, axes)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def _through_module(self, node: fx.Node, module: nn.Module) -> Layout:
+        name, shape = str(node.target), self._shape(node)
+        if isinstance(module, nn.Embedding):
+            out = self._fresh(len(shape) - 1, module.embedding_dim)
+            self._tie(f"{name}.weight", 1, out)
+            return out
+        given = self._layout(node.all_input_nodes[0])
+        if isinstance(module, nn.Linear):
+            if given.axis != len(shape) - 1:
+                raise self._unknown(node, "a linear layer over an axis that is not the channels'")
+            self._tie(f"{name}.weight", 1, given)
+            return self._tied(self._fresh(given.axis, module.out_features), f"{name}.weight", f"{name}.bias")
+        if isinstance(module, CONVOLUTIONS):
+            return self._through_convolution(name, module, given)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return self._tied(given, *(f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")))
+        if isinstance(module, nn.LayerNorm):
+            if module.normalized_shape != (given.length,) or given.axis != len(shape) - 1:
+                self._pin(given)
+                return given
+            return self._tied(given, f"{name}.weight", f"{name}.bias")
+        if isinstance(module, nn.GroupNorm):
+            if module.num_groups not in {1, module.num_channels}:
+                self._pin(given)
+            return self._tied(given, f"{name}.weight", f"{name}.bias")
+        if isinstance(module, nn.PReLU):
+            return self._tied(given, f"{name}.weight") if module.num_parameters > 1 else given
+        if isinstance(module, nn.Flatten) and module.start_dim == 1:
+            return self._flattened(node, given)
+        if isinstance(module, ELEMENTWISE + POOLING):
+            return given
+        raise self._unknown(node, f"module {name}, a {type(module).__name__}")
+
+    def _through_convolution(self, name: str, module: Any, given: Layout) -> Layout:
+        if module.groups == 1:
+            self._tie(f"{name}.weight", 1, given)
+            return self._tied(self._fresh(1, module.out_channels), f"{name}.weight", f"{name}.bias")
+        if module.groups == module.in_channels:
+            times = module.out_channels // module.in_channels
+            parts = tuple(Segment(part.group, part.size, part.repeat * times) for part in given.segments)
+            return self._tied(Layout(1, parts), f"{name}.weight", f"{name}.bias")
+        # Channels may only change places within their group of the convolution: none do.
+        self._pin(given)
+        return Layout(1, (Segment(None, module.out_channels),))
+
+    def _through_function(self, node: fx.Node) -> Layout:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        sources = [self._layout(argument) for argument in node.all_input_nodes]
+        if node.target in SUMS or name in SUM_NAMES:
+            if len(sources) == 2:
+                return self._joined(node, *sources)
+            return sources[0]
+        if name in CHANNEL_NAMES and len(sources) == 1:
+            return sources[0]
+        if name in {"flatten", "view", "reshape"} and len(sources) == 1:
+            return self._flattened(node, sources[0])
+        if name in {"cat", "concat"} and node.kwargs.get("dim", (*node.args, 0)[1]) in {1, -len(self._shape(node)) + 1}:
+            return Layout(1, tuple(part for source in sources for part in source.segments))
+        if name == "mean" and len(sources) == 1:
+            kept = sources[0].axis
+            dims = node.kwargs.get("dim", (*node.args, None)[1])
+            before = len(self._shape(node.all_input_nodes[0]))
+            gone = {d % before for d in ((dims,) if isinstance(dims, int) else dims or range(before))}  # pyright: ignore
+            if kept not in gone:
+                keep = node.kwargs.get("keepdim", len(node.args) > 2 and bool(node.args[2]))
+                return Layout(kept if keep else kept - sum(d < kept for d in gone), sources[0].segments)
+        raise self._unknown(node, f"function {name}")
+
+    def _flattened(self, node: fx.Node, given: Layout) -> Layout:
+        before, after = self._shape(node.all_input_nodes[0]), self._shape(node)
+        if before == after:
+            return given
+        if given.axis != 1 or len(after) != 2 or after[0] != before[0]:
+            raise self._unknown(node, f"a change of shape from {tuple(before)} to {tuple(after)}")
+        places = after[1] // before[1]
+        return Layout(1, tuple(Segment(part.group, part.size, part.repeat * places) for part in given.segments))
+
+    def _joined(self, node: fx.Node, first: Layout, second: Layout) -> Layout:
+        if first.axis != second.axis:
+            raise self._unknown(node, "a sum of tensors whose channels lie on other axes")
+        if [(p.size, p.repeat) for p in first.segments] != [(p.size, p.repeat) for p in second.segments]:
+            self._pin(first)
+            self._pin(second)
+            return first
+        for a, b in zip(first.segments, second.segments, strict=True):
+            self._unite(a, b)
+        return first
+
+    def _unite(self, a: Segment, b: Segment) -> None:
+        if a.group is None or b.group is None:
+            for segment in (a, b):
+                if segment.group is not None:
+                    self._pinned.add(self._root(segment.group))
+            return
+        first, second = self._root(a.group), self._root(b.group)
+        if first != second:
+            self._parents[second] = first
+            if second in self._pinned:
+                self._pinned.add(first)
+
+    def _fresh(self, axis: int, size: int) -> Layout:
+        self._parents.append(len(self._parents))
+        self._sizes.append(size)
+        return Layout(axis, (Segment(len(self._parents) - 1, size),))
+
+    def _tied(self, layout: Layout, *names: str) -> Layout:
+        for name in names:
+            self._tie(name, 0, layout)
+        return layout
+
+    def _tie(self, name: str, axis: int, layout: Layout) -> None:
+        earlier = self._axes.get((name, axis))
+        if earlier is None:
+            self._axes[(name, axis)] = layout.segments
+            return
+        # A layer that is used twice has one set of weights, and so one order of channels.
+        same = [(p.size, p.repeat) for p in earlier] == [(p.size, p.repeat) for p in layout.segments]
+        for i, part in enumerate(earlier):
+            self._unite(part, layout.segments[i] if same else Segment(None, 0))
+        if not same:
+            self._pin(layout)
+
+    def _pin(self, layout: Layout) -> None:
+        for part in layout.segments:
+            if part.group is not None:
+                self._pinned.add(self._root(part.group))
+
+    def _root(self, group: int) -> int:
+        while self._parents[group] != group:
+            group = self._parents[group]
+        return group
+
+    def _settled(self, part: Segment) -> Segment:
+        if part.group is None:
+            return part
+        root = self._root(part.group)
+        pinned = any(self._root(group) == root for group in self._pinned)
+        return Segment(None if pinned else root, part.size, part.repeat)
+
+    def _layout(self, node: fx.Node) -> Layout:
+        return self._layouts[node]
+
+    def _shape(self, node: fx.Node) -> torch.Size:
+        found = node.meta.get("tensor_meta")
+        if found is None or not hasattr(found, "shape"):
+            raise self._unknown(node, "something that gives no single tensor")
+        return found.shape
+
+    def _unknown(self, node: fx.Node, what: str) -> DataError:
+        return DataError(f"alignment: nothing is known of {what} (at {node.name}); {HINT}")

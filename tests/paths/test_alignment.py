@@ -1,0 +1,171 @@
+"""Permutation groups from the trace alone, and B in A's order: exact copies come back, real runs come nearer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.models import build_model
+from ckpt_probe.paths.alignment import align, output_change, permuted, read_spec
+from ckpt_probe.paths.linear import linear
+from ckpt_probe.paths.symmetry import trace_symmetry
+
+
+class Everything(nn.Module):
+    """Grouped and depthwise convolutions, every norm, residual sums, concatenation, flatten, functions and methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.group_norm = nn.GroupNorm(1, 16)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.side = nn.Conv2d(8, 6, 1)
+        self.prelu = nn.PReLU(22)
+        self.wide = nn.Linear(22 * 4, 20)
+        self.layer_norm = nn.LayerNorm(20)
+        self.twice = nn.Linear(20, 20)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.group_norm(self.depthwise(x)).tanh()
+        z = torch.cat([y, self.side(x + self.grouped(x))], 1)
+        z = self.prelu(F.max_pool2d(z, 2))
+        h = self.layer_norm(self.wide(torch.flatten(z, 1)))
+        h = h + self.twice(F.gelu(h))
+        return self.head(self.twice(h) + h)
+
+
+def randomised(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+        state[name] = noise.abs() + 0.5 if name.endswith("running_var") else 0.3 * noise
+        if not tensor.is_floating_point():
+            state[name] = tensor.clone()
+    return state
+
+
+MODELS = {
+    "mlp": (lambda: build_model("mlp", {"hidden": [24, 12]}, input_shape=(1, 8, 8), classes=10), (4, 1, 8, 8)),
+    "cnn": (
+        lambda: build_model("cnn", {"channels": [6, 8], "hidden": 12}, input_shape=(1, 8, 8), classes=10),
+        (4, 1, 8, 8),
+    ),
+    "resnet": (
+        lambda: build_model("resnet", {"blocks": [2, 1], "width": 6}, input_shape=(3, 8, 8), classes=10),
+        (4, 3, 8, 8),
+    ),
+    "everything": (Everything, (4, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_permuted_copy_has_the_same_outputs_and_comes_back(name: str) -> None:
+    build, shape = MODELS[name]
+    model = build().eval()
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    symmetry = trace_symmetry(model, inputs)
+    assert symmetry.sizes
+    a = randomised(model, 1)
+    generator = torch.Generator().manual_seed(2)
+    shuffled = {group: torch.randperm(size, generator=generator) for group, size in symmetry.sizes.items()}
+    b = permuted(a, symmetry, shuffled)
+    apart = sum(float((a[n] - b[n]).abs().sum()) for n in a)
+    assert apart > 1
+    assert output_change(model, a, b, inputs) < 1e-5
+    found = align(a, b, symmetry, model, inputs)
+    assert found.before > 0
+    assert found.after == 0
+    assert all(torch.equal(found.state[n], a[n]) for n in a)
+    middle = linear(a, found.state, 0.5)
+    assert output_change(model, a, middle, inputs) < 1e-6
+
+
+def groups_of(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, set[str]]]:
+    symmetry = trace_symmetry(model, torch.randn(shape))
+    names = set(model.state_dict())
+    return sorted(
+        (size, {f"{name}:{axis}" for name, axis in symmetry.of_group(group) if name in names})
+        for group, size in symmetry.sizes.items()
+    )
+
+
+def test_the_groups_of_a_multilayer_perceptron_are_its_hidden_layers() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+    assert groups_of(model, (2, 4)) == [
+        (5, {"3.weight:0", "3.bias:0", "5.weight:1"}),
+        (7, {"1.weight:0", "1.bias:0", "3.weight:1"}),
+    ]
+
+
+def test_a_residual_sum_makes_one_group_and_what_is_grouped_or_an_output_stays() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.c(x + self.b(x).relu())
+
+    assert groups_of(Block(), (2, 4)) == [
+        (6, {"a.weight:0", "a.bias:0", "b.weight:0", "b.weight:1", "b.bias:0", "c.weight:1"})
+    ]
+    grouped = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(16, 2))
+    assert groups_of(grouped, (1, 3, 2, 2)) == []
+    normed = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 2))
+    assert groups_of(normed, (1, 3, 2, 2)) == []
+
+
+def test_what_is_not_known_is_named() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(self.first(x).flip(1))
+
+    with pytest.raises(DataError, match=r"nothing is known of function flip .*--align-spec FILE"):
+        trace_symmetry(Turned(), torch.randn(2, 4))
+    with pytest.raises(DataError, match="module 1, a Softmax"):
+        trace_symmetry(nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), torch.randn(2, 4))
+
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(DataError, match="cannot be traced"):
+        trace_symmetry(Branching(), torch.randn(2, 4))
+
+
+def test_groups_from_a_file_prove_themselves(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    a, inputs = randomised(model, 1), torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    good = {"hidden": [["0.weight", 0], ["0.bias", 0], ["2.weight", 1]]}
+    spec = tmp_path / "groups.json"
+    spec.write_text(json.dumps(good))
+    symmetry = read_spec(spec, a)
+    order = torch.tensor([3, 1, 0, 5, 4, 2])
+    b = permuted(a, symmetry, {0: order})
+    assert align(a, b, symmetry, model, inputs).after == 0
+    spec.write_text(json.dumps({"hidden": good["hidden"][:2]}))
+    with pytest.raises(DataError, match="no symmetries of this model"):
+        align(a, b, read_spec(spec, a), model, inputs)
+    for text, told in (
+        ("{", "not a file of permutation groups"),
+        ('{"g": [["9.weight", 0]]}', "no axis 0 of a tensor '9.weight'"),
+        ('{"g": [["0.weight", 2]]}', "no axis 2"),
+        ('{"g": [["0.weight", 0], ["0.weight", 1]]}', "has 4 entries, or is named twice; group of 6"),
+    ):
+        spec.write_text(text)
+        with pytest.raises(DataError, match=told):
+            read_spec(spec, a)
