@@ -313,7 +313,7 @@ def test_a_dump_that_changes_while_it_is_read(
     ("words", "told"),
     [
         (("--alpha", "0"), "--alpha: expected positive numbers such as 0.5,2, found '0'"),
-        (("--alpha", "two"), "--alpha: expected positive numbers"),
+        (("--alpha", "two"), "--alpha: expected numbers such as 0.5,2, found 'two'"),
         (("--memory", "lots"), "--memory: expected a size such as 2GiB or 512MiB, found 'lots'"),
         (("--memory", "0"), "--memory: expected a size"),
         (("--tolerance", "0"), "tolerance: expected a positive number, found 0.0"),

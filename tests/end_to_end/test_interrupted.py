@@ -30,7 +30,14 @@ every_steps = 100
 def interrupted(words: tuple, where: Path, until: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
     """Start a command, wait until something is seen of it, signal it; its exit code and its errors."""
     with subprocess.Popen(
-        command(*words), cwd=where, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*words),
+        cwd=where,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background has Ctrl-C ignored, and so would every process from here on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         limit = time.monotonic() + 120
         while not until():
