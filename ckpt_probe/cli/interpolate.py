@@ -17,9 +17,10 @@ BARS = "▁▂▃▄▅▆▇█"
 
 @click.command("interpolate", epilog=EXAMPLE)
 @click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("b", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory, or file with --alpha.")
 @click.option("--alpha", type=float, help="Only write the checkpoint at this position, 0 being A and 1 being B.")
+@click.option("--consecutive", is_flag=True, help="A is a run; barriers between its neighbouring checkpoints.")
 @click.option("--path", type=click.Choice(["linear", "slerp"]), default="linear", show_default=True, help="Its shape.")
 @click.option(
     "--points", default="11", show_default=True, help='Positions to evaluate, or "auto": more where the curve bends.'
@@ -56,9 +57,10 @@ BARS = "▁▂▃▄▅▆▇█"
 @click.option("--overwrite", is_flag=True, help="Replace what exists.")
 def command(
     a: Path,
-    b: Path,
+    b: Path | None,
     out: Path,
     alpha: float | None,
+    consecutive: bool,
     points: str,
     span: str,
     model_arguments: str | None,
@@ -75,33 +77,41 @@ def command(
 
     At each point loss, accuracy and every metric of analyze, on every split; then the barrier. Writes OUT/points.jsonl
     and OUT/path.json; an interrupted evaluation goes on when the command is given again. With --alpha only the
-    checkpoint at that position is written, which needs neither model nor data.
+    checkpoint at that position is written, which needs neither model nor data. Where A and B are runs, their
+    checkpoints of equal steps are paired, and the barrier is given as a function of the step.
     """
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
+    if consecutive == (b is not None):
+        raise UsageError("interpolate takes two checkpoints or runs A and B, or with --consecutive one run A")
     if alpha is not None:
+        if b is None:
+            raise UsageError("--alpha and --consecutive exclude each other")
         _write_point(a, b, alpha, out, dtype, threads, overwrite)
         return
 
     count, positions = _points(points), _span(span)
 
+    options |= {
+        "points": count,
+        "span": positions,
+        "model_arguments": json_object(model_arguments, "--model-arguments"),
+        "data_arguments": json_object(data_arguments, "--data-arguments"),
+        "overwrite": overwrite,
+    }
+    if b is None or (a.is_dir() and b.is_dir()):
+        _series(a, b, out, options, json=json, csv=csv)
+        return
+    _path(a, b, out, options, json=json, csv=csv, wide=wide)
+
+
+def _path(a: Path, b: Path, out: Path, options: dict[str, Any], *, json: bool, csv: bool, wide: bool) -> None:
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_path
 
     with bars() as progress:
-        result = evaluate_path(
-            a,
-            b,
-            out,
-            points=count,
-            span=positions,
-            model_arguments=json_object(model_arguments, "--model-arguments"),
-            data_arguments=json_object(data_arguments, "--data-arguments"),
-            overwrite=overwrite,
-            progress=progress,
-            **options,  # pyright: ignore[reportArgumentType]
-        )
+        result = evaluate_path(a, b, out, progress=progress, **options)
     print_records(result.points, json=json, csv=csv, wide=wide)
     if not json and not csv:
         print_barriers(result.points, result.summary)
@@ -110,6 +120,22 @@ def command(
             click.echo(f"aligned: distance of the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
         click.echo(f"distance of the ends {result.distance:.4g}, length of the path {result.length:.4g}")
     say(f"{out}: {len(result.points)} records of points")
+
+
+def _series(a: Path, b: Path | None, out: Path, options: dict[str, Any], *, json: bool, csv: bool) -> None:
+    from ckpt_probe.cli.console import bars, say
+    from ckpt_probe.paths import evaluate_series
+    from ckpt_probe.report import to_csv, to_json_line
+
+    with bars() as progress:
+        records = evaluate_series(a, b, out, progress=progress, **options)
+    if csv:
+        click.echo(to_csv(records), nl=False)
+    for record in records if not csv else ():
+        step = str(record["step"]) + (f" to {record['to_step']}" if "to_step" in record else "")
+        barriers = f"barrier in loss {_excess(record, 'loss')}, in error {_excess(record, 'error')}"
+        click.echo(to_json_line(record) if json else f"step {step}  {record['split']}: {barriers}")
+    say(f"{out}: {len(records)} barriers")
 
 
 def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> None:

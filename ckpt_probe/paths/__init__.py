@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_probe.paths.evaluate import PathResult, evaluate_path
+    from ckpt_probe.paths.series import evaluate_series
     from ckpt_probe.paths.streaming import InterpolationSummary, average, interpolate
 
 _HOME_OF = {
@@ -12,6 +13,7 @@ _HOME_OF = {
     "PathResult": "evaluate",
     "average": "streaming",
     "evaluate_path": "evaluate",
+    "evaluate_series": "series",
     "interpolate": "streaming",
 }
 
@@ -20,6 +22,7 @@ __all__ = [
     "PathResult",
     "average",
     "evaluate_path",
+    "evaluate_series",
     "interpolate",
 ]
 

@@ -1,0 +1,79 @@
+"""Barriers as a function of the training step: between two runs at equal steps, or between neighbours within one."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.analysis import Record
+from ckpt_probe.checkpoints import open_series
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import content_hash, write_text
+from ckpt_probe.paths.evaluate import PATH_FILE, evaluate_path
+from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.series import Member
+
+BARRIERS_FILE = "barriers.jsonl"
+
+
+def evaluate_series(
+    a: Path | str,
+    b: Path | str | None,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Record]:
+    """Barrier records of every pair of checkpoints, one for each pair and split, in the order of their steps.
+
+    With b, pairs are the checkpoints of both runs at equal steps (instability analysis, Frankle et al. 2020); without,
+    neighbours within a. Each path is kept in a directory of its own below `out`, and the barriers in
+    `out`/barriers.jsonl; an interrupted call goes on with the pairs that are missing. options: those of
+    `evaluate_path`. Raises UsageError where no two steps are equal, or there is one checkpoint only.
+    """
+    progress, place = progress or Silent(), Path(out)
+    pairs, alone = _pairs(a, b)
+    records: list[Record] = []
+    with progress.task("pairs", len(pairs), "pairs") as bar:
+        for first, second in pairs:
+            folder = place / (first.name if b is not None else f"{first.name}--{second.name}")
+            summary = None if overwrite else _finished(folder, first, second)
+            if summary is None:
+                summary = evaluate_path(
+                    first.path, second.path, folder, overwrite=overwrite, progress=progress, **options
+                ).summary
+            steps = {"step": first.step, **({"to_step": second.step} if b is None else {})}
+            records += [{**steps, **one} for one in summary]
+            bar.advance()
+    write_text(place / BARRIERS_FILE, "".join(json.dumps(record) + "\n" for record in records), overwrite=True)
+    if alone:
+        progress.message(f"{alone} checkpoints have no partner at the same step, and were left out")
+    return records
+
+
+def _pairs(a: Path | str, b: Path | str | None) -> tuple[Sequence[tuple[Member, Member]], int]:
+    first = open_series(a)
+    if b is None:
+        if len(first) < 2:
+            raise UsageError(f"{a}: one checkpoint has no neighbour")
+        return list(pairwise(first)), 0
+    second = open_series(b)
+    by_step = {member.step: member for member in second if member.step is not None}
+    if len(by_step) < len(second) or len({member.step for member in first}) < len(first):
+        raise DataError(f"{a}, {b}: two checkpoints of one run have the same step, or one has none")
+    pairs = [(member, by_step[member.step]) for member in first if member.step in by_step]
+    if not pairs:
+        raise UsageError(f"{a}, {b}: no checkpoint of the one has the step of one of the other")
+    return pairs, len(first) + len(second) - 2 * len(pairs)
+
+
+def _finished(folder: Path, first: Member, second: Member) -> list[Record] | None:
+    file = folder / PATH_FILE
+    if not file.exists():
+        return None
+    told = json.loads(file.read_text(encoding="utf-8"))
+    if (told["plan"]["a"], told["plan"]["b"]) != (content_hash(first.path), content_hash(second.path)):
+        raise UsageError(f"{folder}: holds the path of other checkpoints; --overwrite replaces it")
+    return told["summary"]

@@ -1,0 +1,93 @@
+"""Barriers by training step: two runs paired by step, one run's neighbours, resumed and refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.cli.app import run
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.paths import evaluate_path, evaluate_series
+from ckpt_probe.training import train
+
+HERE = {"device": "cpu", "points": 3, "splits": ["test"]}
+
+
+def trained(where: Path, seed: int, steps: list[int]) -> Path:
+    settings = {
+        "seed": seed,
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "arguments": {"hidden": [16]}},
+        "training": {"steps": 40},
+        "checkpoints": {"steps": steps},
+    }
+    train(TrainingConfig.model_validate(settings), where, device="cpu")
+    return where
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    where = tmp_path_factory.mktemp("runs")
+    return trained(where / "a", 1, [10, 20]), trained(where / "b", 2, [20, 30])
+
+
+def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    said = []
+
+    class Listening:
+        def message(self, text: str) -> None:
+            said.append(text)
+
+        def task(self, *words: object):
+            from ckpt_probe.progress import Silent
+
+            return Silent().task("", None)
+
+    records = evaluate_series(*runs, tmp_path / "out", progress=Listening(), **HERE)
+    assert [record["step"] for record in records] == [0, 20, 40]
+    assert said == ["2 checkpoints have no partner at the same step, and were left out"]
+    ends = (run / "checkpoints" / "step-000020.safetensors" for run in runs)
+    single = evaluate_path(*ends, tmp_path / "single", **HERE)
+    assert records[1] == {"step": 20, **single.summary[0]}
+    lines = (tmp_path / "out" / "barriers.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+    shutil.rmtree(tmp_path / "out" / "step-000020")
+    before = (tmp_path / "out" / "step-000040" / "points.jsonl").stat().st_mtime_ns
+    assert evaluate_series(*runs, tmp_path / "out", **HERE) == records
+    assert (tmp_path / "out" / "step-000040" / "points.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="holds the path of other checkpoints"):
+        evaluate_series(runs[0], runs[0], tmp_path / "out", **HERE)
+
+
+def test_neighbours_within_a_run(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["interpolate", str(runs[0]), "--consecutive", "-o", str(tmp_path / "out"), "--points", "3", "--json"]
+    assert run([*words, "--split", "test", "--device", "cpu"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["step"], r["to_step"]) for r in records] == [(0, 10), (10, 20), (20, 40)]
+    assert (tmp_path / "out" / "step-000000--step-000010" / "path.json").exists()
+
+
+def test_what_cannot_be_paired(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [one / "checkpoints" / "step-000010.safetensors" for one in runs[:1]]
+    with pytest.raises(UsageError, match="one checkpoint has no neighbour"):
+        evaluate_series(files[0], None, tmp_path / "out")
+    with pytest.raises(UsageError, match="no checkpoint of the one has the step"):
+        evaluate_series(files[0], runs[1] / "checkpoints" / "step-000030.safetensors", tmp_path / "out")
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for name in ("x", "y"):
+        shutil.copy(files[0], twice / f"{name}.safetensors")
+    with pytest.raises(DataError, match="have the same step"):
+        evaluate_series(runs[0], twice, tmp_path / "out")
+    for words in (["a"], ["a", "b", "--consecutive"], ["a", "--consecutive", "--alpha", "0.5"]):
+        assert run(["interpolate", *words, "-o", "out"]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    for words, told in (
+        (["--points", "2"], "--points"),
+        (["--range", "1:0"], "--range"),
+        (["--range", "5"], "--range"),
+    ):
+        assert run(["interpolate", "a", "b", "-o", "out", *words]) == 2
+        assert told in capsys.readouterr().err
