@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths.symmetry import Segment, Symmetry
@@ -91,12 +92,10 @@ def permuted(
 
 
 def output_change(model: nn.Module, before: State, after: State, inputs: Tensor) -> float:
-    """Largest change of an output over the largest output, between two sets of weights; the model keeps the second."""
-    outputs = []
+    """Largest change of an output over the largest output, between two sets of weights; the model keeps its own."""
+    model.eval()
     with torch.no_grad():
-        for state in (before, after):
-            model.load_state_dict(dict(state))
-            outputs.append(model.eval()(inputs).double())
+        outputs = [functional_call(model, dict(state), (inputs,)).double() for state in (before, after)]
     return float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max().clamp_min(1e-30))
 
 

@@ -27,9 +27,8 @@ every_steps = 100
 """
 
 
-def interrupted(words: tuple, where: Path, until: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
-    """Start a command, wait until something is seen of it, signal it; its exit code and its errors."""
-    with subprocess.Popen(
+def started(words: tuple, where: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         command(*words),
         cwd=where,
         env=environment(),
@@ -38,7 +37,12 @@ def interrupted(words: tuple, where: Path, until: Callable[[], bool], how: signa
         text=True,
         # Whoever runs the tests in the background has Ctrl-C ignored, and so would every process from here on.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
+    )
+
+
+def interrupted(words: tuple, where: Path, until: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
+    """Start a command, wait until something is seen of it, signal it; its exit code and its errors."""
+    with started(words, where) as process:
         limit = time.monotonic() + 120
         while not until():
             assert process.poll() is None, process.communicate()[1]
@@ -115,9 +119,7 @@ def test_extract_goes_on_with_the_dumps_that_are_missing(
 def test_analyze_stops_at_once_and_leaves_no_file(probe: Run, many: Path, tmp_path: Path) -> None:
     assert probe("extract", many, "-o", "dumps").returncode == 0
     words = ("analyze", "dumps", "--json", "-o", "records.jsonl")
-    with subprocess.Popen(
-        command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started(words, tmp_path) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["step"] == 0
         process.send_signal(signal.SIGINT)

@@ -84,6 +84,9 @@ def test_a_permuted_copy_has_the_same_outputs_and_comes_back(name: str) -> None:
     found = align(a, b, symmetry, model, inputs)
     assert found.before > 0
     assert found.after == 0
+    own = {n: tensor.clone() for n, tensor in model.state_dict().items()}
+    align(a, model.state_dict(), symmetry, model, inputs, restarts=1)
+    assert all(torch.equal(own[n], tensor) for n, tensor in model.state_dict().items())
     assert all(torch.equal(found.state[n], a[n]) for n in a)
     middle = linear(a, found.state, 0.5)
     assert output_change(model, a, middle, inputs) < 1e-6

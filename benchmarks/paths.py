@@ -1,0 +1,109 @@
+"""Alignment of two ResNets of about 11 million parameters; and a path of 21 points against its parts.
+
+Alignment: groups derived from the trace, weight matching from one start, the proof; on two networks of independent
+random weights, which have nothing in common to find, and on one and its permuted copy.
+
+Path: `evaluate_path` at 21 points on digits against 21 bare forward passes over the same samples plus 21 analyses of
+what they gave, in one process.
+
+Run: python benchmarks/paths.py [--part alignment|path]
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ckpt_probe.analysis import read_blocks
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.data import load_data
+from ckpt_probe.models import build_model
+from ckpt_probe.paths import evaluate_path
+from ckpt_probe.paths.alignment import align, permuted
+from ckpt_probe.paths.symmetry import trace_symmetry
+from ckpt_probe.training import train
+
+POINTS = 21
+
+
+def alignment() -> None:
+    """Two ResNet-18s of CIFAR form."""
+    shape = {"input_shape": (3, 32, 32), "classes": 10}
+    arguments = {"blocks": [2, 2, 2, 2], "width": 64}
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(build_model("resnet", arguments, **shape).eval())
+    a, b = (model.state_dict() for model in models)
+    inputs = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    started = time.perf_counter()
+    symmetry = trace_symmetry(models[0], inputs)
+    traced = time.perf_counter() - started
+    count = sum(tensor.numel() for tensor in a.values())
+    print(f"{count / 1e6:.1f} million parameters, {len(symmetry.sizes)} groups found in {traced:.2f} s")
+    generator = torch.Generator().manual_seed(2)
+    order = {group: torch.randperm(size, generator=generator) for group, size in symmetry.sizes.items()}
+    for name, other in (("independent", b), ("permuted copy", permuted(a, symmetry, order))):
+        started = time.perf_counter()
+        found = align(a, other, symmetry, models[1], inputs, restarts=1)
+        spent = time.perf_counter() - started
+        print(f"{name:13}  {spent:6.1f} s   distance {found.before:.2f} → {found.after:.2f}", flush=True)
+
+
+def path() -> None:
+    """21 points on digits, a small cnn."""
+    settings = {
+        "data": {"name": "digits"},
+        "model": {"name": "cnn"},
+        "training": {"steps": 60},
+        "checkpoints": {"steps": []},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        train(TrainingConfig.model_validate(settings), Path(folder) / "run", device="cpu")
+        first, *_, last = sorted((Path(folder) / "run" / "checkpoints").glob("*.safetensors"))
+        evaluate_path(first, last, Path(folder) / "warm", points=3, device="cpu")
+        started = time.perf_counter()
+        evaluate_path(first, last, Path(folder) / "path", points=POINTS, device="cpu")
+        whole = time.perf_counter() - started
+    data = load_data("digits")
+    model = build_model("cnn", {}, input_shape=data.input_shape, classes=data.classes).eval()
+    *_, layer = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    forward = analysis = 0.0
+    for _ in range(POINTS):
+        for split in data.splits.values():
+            held: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+            tapped: list[torch.Tensor] = []
+            hook = layer.register_forward_pre_hook(lambda _, given, tapped=tapped: tapped.append(given[0]))
+            started = time.perf_counter()
+            with torch.inference_mode():
+                for start in range(0, len(split), 256):
+                    inputs, labels = split.batch(slice(start, min(start + 256, len(split))))
+                    held.append((torch.empty(0), labels, model(inputs)))
+            forward += time.perf_counter() - started
+            hook.remove()
+            blocks = [(rows, labels, logits) for rows, (_, labels, logits) in zip(tapped, held, strict=True)]
+            started = time.perf_counter()
+            read_blocks(lambda blocks=blocks: blocks, layer.weight.detach(), layer.bias.detach())
+            analysis += time.perf_counter() - started
+    parts = forward + analysis
+    told = f"(forward passes {forward:.2f} s + analysis {analysis:.2f} s)"
+    print(f"{POINTS} points: {whole:.2f} s = {whole / parts:.2f} × {told}")
+
+
+def main() -> None:
+    """Measure the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["alignment", "path"])
+    part = parser.parse_args().part
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    if part != "path":
+        alignment()
+    if part != "alignment":
+        path()
+
+
+if __name__ == "__main__":
+    main()
