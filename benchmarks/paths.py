@@ -13,6 +13,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ def path() -> None:
         for split in data.splits.values():
             held: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
             tapped: list[torch.Tensor] = []
-            hook = layer.register_forward_pre_hook(lambda _, given, tapped=tapped: tapped.append(given[0]))
+            hook = layer.register_forward_pre_hook(_tap(tapped))
             started = time.perf_counter()
             with torch.inference_mode():
                 for start in range(0, len(split), 256):
@@ -91,6 +92,10 @@ def path() -> None:
     parts = forward + analysis
     told = f"(forward passes {forward:.2f} s + analysis {analysis:.2f} s)"
     print(f"{POINTS} points: {whole:.2f} s = {whole / parts:.2f} × {told}")
+
+
+def _tap(tapped: list[torch.Tensor]) -> Callable[..., None]:
+    return lambda _, given: tapped.append(given[0])
 
 
 def main() -> None:
