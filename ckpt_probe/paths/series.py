@@ -10,7 +10,8 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import content_hash, write_text
-from ckpt_probe.paths.evaluate import PATH_FILE, evaluate_path
+from ckpt_probe.paths.evaluate import evaluate_path
+from ckpt_probe.paths.place import PATH_FILE
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
 

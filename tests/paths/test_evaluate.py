@@ -234,6 +234,13 @@ def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path) -
         a, tmp_path / "aligned" / "aligned.safetensors", tmp_path / "again", points=3, splits=["train"], **HERE
     )
     assert again.distance == pytest.approx(aligned.distance, rel=1e-9)
+    for name, path in (("a", a), ("b", b)):
+        with open_checkpoint(path) as checkpoint:
+            wrapped = {f"module.{n}": tensor for n, tensor in checkpoint.state_dict().items()}
+            save_checkpoint(tmp_path / f"{name}.safetensors", wrapped, checkpoint.metadata)
+    files = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    renamed = evaluate_path(*files, tmp_path / "wrapped", points=3, splits=["train"], align="permutation", **HERE)
+    assert renamed.distance == pytest.approx(aligned.distance, rel=1e-9)
     with pytest.raises(UsageError, match="align is permutation"):
         evaluate_path(a, b, tmp_path / "no", align_spec="groups.json", **HERE)
 
