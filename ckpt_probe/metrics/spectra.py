@@ -15,9 +15,6 @@ LEAST_BYTES = 2**23
 
 ROWS_AT_ONCE = 512
 
-Spectra = dict[str, Tensor]
-"""Name → eigenvalues that sum to 1, those that count as zero left out."""
-
 
 def of_features(unit: UnitMoments, kept: Tensor) -> Tensor:
     """Eigenvalues of gram(Z)/N over the classes `kept` (C,) marks."""

@@ -98,12 +98,15 @@ def evaluate_path(
             walk.visit(more, bar, progress)
     records = walk.in_order()
     summary = [barriers(records, name, walk.batchnorm) for name in walk.splits]
-    shape = {"length": length(PATHS[how.path], *walk.tensors), "distances": distances(*walk.tensors)}
-    shape["distance"] = math.sqrt(sum(tensor["distance"] ** 2 for tensor in shape["distances"]))
+    apart = distances(*walk.tensors)
+    distance = math.sqrt(sum(tensor["distance"] ** 2 for tensor in apart))
+    # A line is as long as its ends are apart; only a curve has to be measured piece by piece.
+    measured = distance if how.path == "linear" else length(PATHS[how.path], *walk.tensors)
+    shape: Record = {"length": measured, "distances": apart, "distance": distance}
     if alignment is not None:
         shape["alignment"] = {"before": alignment.before, "after": alignment.after, "output_change": alignment.error}
     walk.place.finish(walk.ends, {"summary": summary, **shape})
-    return PathResult(records, summary, shape["distance"], shape["length"], alignment)
+    return PathResult(records, summary, distance, measured, alignment)
 
 
 def _started(
