@@ -73,11 +73,12 @@ class Walk:
             splits = self.subject.data.splits
             recompute(self.subject.model, splits.get("train", splits[self.splits[0]]), samples=self.batchnorm_samples)
         for name in self.splits:
-            record = _point(self.subject, name, self.batch_size, progress)
+            record = evaluate_point(self.subject, name, self.batch_size, progress)
             self.records.append(in_order({"alpha": alpha, "split": name, "batchnorm": self.batchnorm, **record}))
 
 
-def _point(subject: Subject, split: str, batch_size: int, progress: Progress) -> Record:
+def evaluate_point(subject: Subject, split: str, batch_size: int, progress: Progress) -> Record:
+    """The record of the weights that a subject's model has now, on one split; features are held where they fit."""
     samples = subject.data.split(split)
     layer: Any = subject.model.get_submodule(subject.classifier)
     bias = None if layer.bias is None else layer.bias.detach()
