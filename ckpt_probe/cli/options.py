@@ -13,7 +13,11 @@ from ckpt_probe.errors import UsageError
 _SUBJECT = (
     click.option("--model", help="Model in place of the checkpoint's own: a builtin name or package.module:function."),
     click.option("--model-arguments", metavar="JSON", help="Arguments of the model, a JSON object."),
-    click.option("--data", help="Data in place of the checkpoint's own: digits, idx:DIR, npz:FILE or module:function."),
+    click.option(
+        "--data",
+        help="Data in place of the checkpoint's own: digits, idx:DIR, npz:FILE, union, modular:p=P,op=OP,fraction=F or "
+        "module:function.",
+    ),
     click.option("--data-arguments", metavar="JSON", help="Arguments of the data, a JSON object."),
     click.option("--classifier", metavar="NAME", help="Name of the last linear layer, where it is not to be found."),
     click.option(

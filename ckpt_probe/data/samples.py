@@ -56,6 +56,11 @@ class ArraySplit:
             raise DataError(f"inputs and labels: expected (N, …) and (N,), found {shapes}")
 
     @property
+    def inputs(self) -> Tensor:
+        """All inputs as they are held, (N, …)."""
+        return self._inputs
+
+    @property
     def labels(self) -> Tensor:
         """All labels, (N,) int64."""
         return self._labels

@@ -1,0 +1,138 @@
+"""Fewer classes, fewer samples, and validation set aside: which samples, none twice, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ckpt_probe.data import LabelledData, load_data
+from ckpt_probe.errors import DataError, UsageError
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> str:
+    """An npz whose inputs are the samples' own numbers; labels 0 … 4, thirty of each for training, six to test."""
+    labels = np.random.default_rng(0).permutation(np.arange(150) % 5)
+    test = np.arange(30) % 5
+    x = np.arange(150.0)[:, None]
+    np.savez(tmp_path / "numbered.npz", x_train=x, y_train=labels, x_test=x[:30], y_test=test)
+    return f"npz:{tmp_path / 'numbered.npz'}"
+
+
+def rows(data: LabelledData, split: str) -> dict[int, int]:
+    inputs, labels = data.split(split).batch(slice(None))
+    return dict(zip(inputs[:, 0].int().tolist(), labels.tolist(), strict=True))
+
+
+def test_classes_are_renumbered_in_the_order_given(numbered: str) -> None:
+    whole, data = load_data(numbered), load_data(numbered, {"classes": [4, 0, 3]})
+    assert (data.classes, data.arguments) == (3, {"classes": [4, 0, 3]})
+    for split in ("train", "test"):
+        expected = {row: [4, 0, 3].index(label) for row, label in rows(whole, split).items() if label in (4, 0, 3)}
+        assert list(rows(data, split).items()) == list(expected.items())
+
+
+def test_per_class_is_nested_and_leaves_the_test_split_alone(numbered: str) -> None:
+    whole = load_data(numbered)
+    kept: dict[int, int] = {}
+    for count in (1, 5, 17, 30):
+        data = load_data(numbered, {"per_class": count})
+        found = rows(data, "train")
+        assert torch.bincount(data.split("train").labels).tolist() == [count] * 5
+        assert kept.items() <= found.items() <= rows(whole, "train").items()
+        assert list(found) == sorted(found)
+        assert rows(data, "test") == rows(whole, "test")
+        kept = found
+    other = rows(load_data(numbered, {"per_class": 5, "subset_seed": 1}), "train")
+    assert other != rows(load_data(numbered, {"per_class": 5}), "train")
+
+
+def test_a_class_keeps_the_same_samples_whichever_classes_are_beside_it(numbered: str) -> None:
+    among_all = rows(load_data(numbered, {"per_class": 5}), "train")
+    alone = rows(load_data(numbered, {"per_class": 5, "classes": [3, 1]}), "train")
+    assert alone == {row: [3, 1].index(label) for row, label in among_all.items() if label in (3, 1)}
+
+
+def test_validation_is_apart_from_what_is_kept_and_the_same_for_any_number_kept(numbered: str) -> None:
+    whole = rows(load_data(numbered), "train")
+    seen = []
+    for kept in (1, 10, 20, None):
+        data = load_data(numbered, {"validation_per_class": 10} | ({"per_class": kept} if kept else {}))
+        train, validation = rows(data, "train"), rows(data, "validation")
+        assert not train.keys() & validation.keys()
+        assert (train | validation).items() <= whole.items()
+        assert torch.bincount(data.split("validation").labels).tolist() == [10] * 5
+        assert torch.bincount(data.split("train").labels).tolist() == [kept or 20] * 5
+        seen.append(validation)
+    assert all(validation == seen[0] for validation in seen)
+    other = load_data(numbered, {"validation_per_class": 10, "subset_seed": 1})
+    assert rows(other, "validation") != seen[0]
+    few = load_data(numbered, {"validation_per_class": 10, "classes": [2], "per_class": 3})
+    assert rows(few, "validation") == {row: 0 for row, label in seen[0].items() if label == 2}
+
+
+def test_the_recorded_arguments_give_the_same_data_again() -> None:
+    arguments = {"classes": [7, 2], "per_class": 20, "validation_per_class": 5, "subset_seed": 3, "split_seed": 1}
+    data = load_data("digits", arguments)
+    assert data.arguments == arguments
+    again = load_data("digits", data.arguments)
+    for name, split in data.splits.items():
+        assert torch.equal(split.labels, again.split(name).labels)
+        assert torch.equal(split.batch(slice(None))[0], again.split(name).batch(slice(None))[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": []}, r"classes: expected a list of labels such as \[0, 3, 7\], found \[\]"),
+        ({"classes": 3}, "classes: expected a list"),
+        ({"classes": ["0"]}, "classes: expected a list"),
+        ({"classes": [True]}, "classes: expected a list"),
+        ({"classes": [0, 1, 0]}, "classes: 0 is named twice"),
+        ({"classes": [0, 10]}, "no sample has the label 10; there are: 0, 1, 2"),
+        ({"per_class": 0}, "per_class: expected a whole number of at least 1, found 0"),
+        ({"per_class": 1.5}, "per_class: expected a whole number"),
+        ({"validation_per_class": -1}, "validation_per_class: expected a whole number"),
+        ({"per_class": 133}, "per_class = 133: class 8 has 130 samples in split train, too few"),
+        ({"per_class": 133, "classes": [3, 8]}, "per_class = 133: class 8 has 130 samples"),
+        ({"per_class": 100, "validation_per_class": 50}, "per_class = 100 and validation_per_class = 50: class 0 has"),
+        ({"validation_per_class": 140}, "validation_per_class = 140: class 0 has"),
+        ({"subset_seed": -1}, "subset_seed: expected a whole number of at least 0"),
+        ({"subset_seed": "1"}, "subset_seed: expected a whole number of at least 0"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=f"data digits: .*{message}"):
+        load_data("digits", arguments)
+
+
+def test_splits_that_do_not_allow_it(tmp_path: Path) -> None:
+    x, y = np.zeros((6, 2)), np.arange(6) % 2
+    np.savez(tmp_path / "held.npz", x_train=x, y_train=y, x_validation=x, y_validation=y)
+    with pytest.raises(UsageError, match="there is a split 'validation' already"):
+        load_data(f"npz:{tmp_path / 'held.npz'}", {"validation_per_class": 1})
+    np.savez(tmp_path / "untrained.npz", x_test=x, y_test=y)
+    with pytest.raises(UsageError, match="no split 'train'; there are: test"):
+        load_data(f"npz:{tmp_path / 'untrained.npz'}", {"per_class": 1})
+    np.savez(tmp_path / "unseen.npz", x_train=x, y_train=y, x_test=x, y_test=y + 1)
+    with pytest.raises(UsageError, match="class 2 has 0 samples in split train"):
+        load_data(f"npz:{tmp_path / 'unseen.npz'}", {"per_class": 1})
+    with pytest.raises(DataError, match="split 'train' has no sample"):
+        load_data(f"npz:{tmp_path / 'unseen.npz'}", {"classes": [2]})
+    np.savez(tmp_path / "negative.npz", x_train=x, y_train=y - 1)
+    with pytest.raises(DataError, match="a label is -1"):
+        load_data(f"npz:{tmp_path / 'negative.npz'}", {"per_class": 1})
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Fashion-MNIST's files")
+def test_fashion_mnist_stays_bytes() -> None:
+    data = load_data(f"idx:{FASHION_MNIST}", {"per_class": 100, "validation_per_class": 50})
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "train": 1000,
+        "test": 10000,
+        "validation": 500,
+    }
+    assert data.split("train").inputs.dtype == torch.uint8

@@ -1,0 +1,150 @@
+"""Several data as one: labels, splits, one shape and one kind, and what is refused."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from ckpt_probe.data import load_data
+from ckpt_probe.errors import DataError, UsageError
+
+
+def made(
+    where: Path, name: str, shape: tuple[int, ...], classes: int, kind: str = "uint8", splits: str = "a b"
+) -> dict:
+    """An entry of sources: an npz of 12 samples a split, whose values depend on the name."""
+    generator = np.random.default_rng(list(name.encode()))
+    arrays = {}
+    for split in splits.split():
+        values = generator.integers(0, 256, (12, *shape), dtype=np.uint8)
+        arrays[f"x_{split}"] = values if kind == "uint8" else (values / 255).astype(kind)
+        arrays[f"y_{split}"] = np.arange(12) % classes
+    np.savez(where / f"{name}.npz", **arrays)
+    return {"name": f"npz:{where / f'{name}.npz'}"}
+
+
+def test_labels_follow_one_another_and_bytes_stay_bytes(tmp_path: Path) -> None:
+    sources = [made(tmp_path, "one", (1, 4, 5), 3), made(tmp_path, "two", (1, 4, 5), 2, splits="b c")]
+    sources.append(made(tmp_path, "three", (1, 4, 5), 4))
+    data = load_data("union", {"sources": sources})
+    assert (data.name, list(data.splits), data.classes, data.input_shape) == ("union", ["b"], 9, (1, 4, 5))
+    assert data.arguments == {"sources": sources}
+    inputs, labels = data.split("b").batch(slice(None))
+    parts = [load_data(entry["name"]).split("b").batch(slice(None)) for entry in sources]
+    assert torch.equal(inputs, torch.cat([part[0] for part in parts]))
+    assert labels.tolist() == [i % 3 for i in range(12)] + [3 + i % 2 for i in range(12)] + [
+        5 + i % 4 for i in range(12)
+    ]
+    assert data.split("b").inputs.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("size", [(28, 28), (3, 5), (1, 2), (8, 8)])
+def test_images_are_resized_as_scipy_zooms(tmp_path: Path, size: tuple[int, int]) -> None:
+    entry = made(tmp_path, "bytes", (1, 10, 6), 2, splits="train test")
+    data = load_data("union", {"sources": [{"name": "digits"}, entry], "size": list(size)})
+    assert data.input_shape == (1, *size)
+    for split in ("train", "test"):
+        digits = load_data("digits").split(split).batch(slice(None))[0].numpy()
+        images = load_data(entry["name"]).split(split).batch(slice(None))[0].numpy()
+        expected = [
+            ndimage.zoom(x.astype(float), (1, 1, size[0] / x.shape[2], size[1] / x.shape[3]), order=1)
+            for x in (digits, images)
+        ]
+        found = data.split(split).batch(slice(None))[0].numpy()
+        assert (found.min() >= 0, found.max() <= 1, found.dtype) == (True, True, np.float32)
+        np.testing.assert_allclose(found[: len(digits)], expected[0], atol=1e-6)
+        assert np.abs(found[len(digits) :] - expected[1]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_bytes_beside_floats_keep_their_values(tmp_path: Path) -> None:
+    sources = [made(tmp_path, "same", (3, 3), 2), made(tmp_path, "other", (3, 3), 2, "float64")]
+    found = load_data("union", {"sources": sources}).split("a").inputs
+    assert found.dtype == torch.float32
+    for part, entry in zip(found.split(12), sources, strict=True):
+        torch.testing.assert_close(part, load_data(entry["name"]).split("a").batch(slice(None))[0])
+
+
+def test_each_source_and_the_union_may_choose_and_shift() -> None:
+    one = {"name": "digits", "arguments": {"classes": [1, 7], "per_class": 20, "validation_per_class": 5}}
+    two = {"name": "digits", "arguments": one["arguments"] | {"shift": "invert"}}
+    data = load_data("union", {"sources": [one, two]})
+    assert (list(data.splits), data.classes) == (["train", "test", "validation"], 4)
+    inputs, labels = data.split("validation").batch(slice(None))
+    assert torch.bincount(labels).tolist() == [5, 5, 5, 5]
+    torch.testing.assert_close(inputs[10:], 1 - inputs[:10])
+    fewer = load_data("union", {"sources": [one, two], "classes": [3, 0], "per_class": 4, "shift": "invert"})
+    assert torch.bincount(fewer.split("train").labels).tolist() == [4, 4]
+    torch.testing.assert_close(fewer.split("validation").inputs[labels[labels % 3 == 0] == 0], 1 - inputs[labels == 0])
+    nested = load_data("union", {"sources": [{"name": "union", "arguments": {"sources": [one, two]}}, one]})
+    assert nested.classes == 6
+
+
+def test_tables_of_whole_numbers_are_joined_too() -> None:
+    names = [f"modular:p=5,op={op},fraction=0.5" for op in ("add", "multiply")]
+    data = load_data("union", {"sources": [{"name": name} for name in names]})
+    assert (data.classes, data.input_shape, data.split("test").inputs.dtype) == (10, (2,), torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"sources: expected a list such as \[{name = \"digits\"}\], found None"),
+        ({"sources": []}, "sources: expected a list"),
+        ({"sources": "digits"}, "sources: expected a list"),
+        ({"sources": ["digits"]}, "sources: entry 1 has no name: 'digits'"),
+        ({"sources": [{"name": "digits"}, {"data": "digits"}]}, "sources: entry 2 has no name"),
+        ({"sources": [{"name": "digits", "split": "test"}]}, "entry 1: unknown key 'split'; it takes name and"),
+        ({"sources": [{"name": "digits", "arguments": [1]}]}, "entry 1: arguments: expected a table"),
+        ({"sources": [{"name": "mnist"}]}, "no data called 'mnist'"),
+        ({"sources": [{"name": "digits", "arguments": {"per_class": 999}}]}, "data digits: per_class = 999: class 0"),
+        (
+            {"sources": [{"name": "digits"}], "size": 28},
+            r"size: expected height and width in pixels such as \[28, 28\]",
+        ),
+        ({"sources": [{"name": "digits"}], "size": [28, 0]}, "size: expected height and width"),
+        ({"sources": [{"name": "digits"}], "balance": True}, "cannot be loaded with arguments"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=f"data union: .*{message}"):
+        load_data("union", arguments)
+
+
+OWN = """
+import torch
+from torch.utils.data import TensorDataset
+def dataset():
+    return {"train": TensorDataset(torch.zeros(6, 1, 8, 8), torch.arange(6) % 3)}
+"""
+
+
+def test_what_cannot_be_joined_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_data_for_unions.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    small, large = made(tmp_path, "small", (1, 4, 4), 2), made(tmp_path, "large", (1, 5, 4), 2)
+    coloured, flat = made(tmp_path, "coloured", (3, 4, 4), 2), made(tmp_path, "flat", (16,), 2)
+    for sources, size, message in (
+        (
+            [small, large],
+            None,
+            r"differ in shape; size = \[height, width\] resizes images: .*small.npz \(1, 4, 4\), .*lar",
+        ),
+        ([small, coloured], [8, 8], r"channels differ: .*\(1, 8, 8\), .*coloured.npz \(3, 8, 8\)"),
+        ([flat], [8, 8], r"flat.npz has no images: inputs \(16,\)"),
+        ([small, {"name": "digits"}], [4, 4], r"no split that all sources have \(npz:.*: a, b; digits: train, test\)"),
+        (
+            [small, made(tmp_path, "whole", (1, 4, 4), 2, "int32")],
+            None,
+            "kinds that do not mix: torch.uint8, torch.int32",
+        ),
+        ([{"name": "own_data_for_unions:dataset"}], None, "read sample by sample cannot be joined"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_data("union", {"sources": sources, "size": size})
+    np.savez(tmp_path / "wide.npz", x_a=np.full((4, 1, 4, 4), 200.0), y_a=np.arange(4) % 2)
+    with pytest.raises(DataError, match=r"split a: uint8 images beside floats outside \[0, 1\]"):
+        load_data("union", {"sources": [small, {"name": f"npz:{tmp_path / 'wide.npz'}"}]})
