@@ -83,12 +83,15 @@ def joint_entropies(X: Array, Y: Array) -> Entropies:
     return Entropies(
         entropy_of_gram(smaller_gram(first), n=n),
         entropy_of_gram(smaller_gram(second), n=n),
-        entropy_of_gram(_joint_gram(first, second), n=n),
+        entropy_of_gram(joint_gram(first, second), n=n),
     )
 
 
-def _joint_gram(first: Tensor, second: Tensor) -> Tensor:
-    # K1 ⊙ K2 is the Gram matrix of the rows x̂_i ⊗ ŷ_i, so that it too has a smaller side.
+def joint_gram(first: Tensor, second: Tensor) -> Tensor:
+    """K1 ⊙ K2 of unit rows (n, d) and (n, e), or the (d·e, d·e) matrix with the same non-zero eigenvalues if smaller.
+
+    It is the Gram matrix of the rows x̂_i ⊗ ŷ_i.
+    """
     n, d, e = first.shape[0], first.shape[1], second.shape[1]
     if n <= d * e:
         return (first @ first.T) * (second @ second.T)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ckpt_probe.metrics.entropy import spectrum
 from ckpt_probe.metrics.gram import smaller_gram
-from ckpt_probe.metrics.grouping import Grouped, Rows, stacks, unit_blocks
+from ckpt_probe.metrics.grouping import Grouped, Rows, Stack, stacks, unit_blocks
 from ckpt_probe.metrics.unit_moments import UnitMoments
 
 LEAST_BYTES = 2**23
@@ -77,9 +77,14 @@ def within_classes(unit: UnitMoments, rows: Rows | None, memory: int) -> Iterato
         return
     for unit_rows, labels in _by_ranges(unit, rows, memory):
         for stack in stacks(unit_rows, labels):
-            wide = stack.rows.shape[1] > stack.rows.shape[2]
-            grams = stack.rows.mT @ stack.rows if wide else stack.rows @ stack.rows.mT
-            yield stack.classes, torch.linalg.eigvalsh(grams / stack.sizes[:, None, None])
+            yield stack.classes, of_stack(stack)
+
+
+def of_stack(stack: Stack) -> Tensor:
+    """Eigenvalues of gram(Z_c)/n_c of the classes in a stack of unit rows, (k, m), zeros included."""
+    wide = stack.rows.shape[1] > stack.rows.shape[2]
+    grams = stack.rows.mT @ stack.rows if wide else stack.rows @ stack.rows.mT
+    return torch.linalg.eigvalsh(grams / stack.sizes[:, None, None])
 
 
 def held_rows(unit: UnitMoments, kept: Tensor) -> Grouped:
