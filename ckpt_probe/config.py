@@ -3,12 +3,16 @@
 import difflib
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ckpt_probe.errors import UsageError
+
+SEED = "{seed}"
+"""Stands for the seed in a configuration's texts: a file of one run serves all its seeds."""
 
 
 class _Section(BaseModel):
@@ -87,18 +91,29 @@ class ScheduleSettings(_Section):
 
 
 class LossSettings(_Section):
-    """`[loss]`: cross-entropy and what is added to it."""
+    """`[loss]`: the task's loss, and what is added to it: λ of each matrix information loss (`training.losses`)."""
 
+    task: Literal["cross_entropy", "contrastive"] = "cross_entropy"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    cma: float = Field(default=0.0, ge=0)
+    mir: float = Field(default=0.0, ge=0)
+    hdr: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "LossSettings":
+        if self.task == "contrastive" and self.label_smoothing:
+            raise ValueError("label_smoothing: not a setting of the contrastive task")
+        return self
 
 
 class CheckpointSettings(_Section):
-    """`[checkpoints]`: one of four schedules; step 0 and the last step are always kept."""
+    """`[checkpoints]`: one of four schedules, step 0 and the last step always kept; splits evaluated at each (all)."""
 
     every_steps: int | None = Field(default=None, ge=1)
     per_epoch: int | None = Field(default=None, ge=1)
     log_spaced: int | None = Field(default=None, ge=2)
     steps: list[int] | None = None
+    evaluate: list[str] | None = None
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "CheckpointSettings":
@@ -112,9 +127,10 @@ class CheckpointSettings(_Section):
 
 
 class StartSettings(_Section):
-    """`[start]`: weights to begin from; `keep_step` goes on at that checkpoint's step instead of 0."""
+    """`[start]`: weights to begin from, all of them or all but the classifier's; `keep_step` goes on at their step."""
 
     checkpoint: str = Field(alias="from")
+    part: Literal["whole", "backbone"] = "whole"
     keep_step: bool = False
 
 
@@ -132,11 +148,12 @@ class TrainingConfig(_Section):
     start: StartSettings | None = None
 
 
-def load_config(path: Path | str, *, seed: int | None = None) -> TrainingConfig:
-    """The configuration in a TOML file; `seed` replaces the file's own.
+def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """The configuration in a TOML file; `seed` replaces the file's own, `overrides` ("loss.mir=0.01") other values.
 
-    Raises UsageError where the file is missing or no TOML, or naming every unknown key, wrong type and impossible
-    value at once, each with its line where it has one.
+    An override's value is TOML where it is any, else text. In every text "{seed}" stands for the seed. Raises
+    UsageError where the file is missing or no TOML, for an override that is none, or naming every unknown key, wrong
+    type and impossible value at once, each with its line where it has one.
     """
     path = Path(path)
     try:
@@ -148,14 +165,47 @@ def load_config(path: Path | str, *, seed: int | None = None) -> TrainingConfig:
         raise UsageError(f"{path}: not a text file in UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
+    given = dict(_override(text) for text in overrides)
+    for key, value in given.items():
+        _set(values, key, value)
     if seed is not None:
         values["seed"] = seed
     try:
-        return TrainingConfig.model_validate(values)
+        return TrainingConfig.model_validate(_seeded(values, values.get("seed", 0)))
     except ValidationError as error:
         # A value that fits no branch of a union is told once a branch; the first telling is enough.
-        problems = {tuple(_keys(fault)): _problem(fault, text) for fault in reversed(error.errors())}
+        problems = {tuple(_keys(fault)): _problem(fault, text, given) for fault in reversed(error.errors())}
         raise UsageError(_one_line(path, sorted(problems.values(), key=_line_number))) from error
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, equals, spelled = text.partition("=")
+    key = key.strip()
+    if not equals or not all(part and re.fullmatch(r"[\w\-]+", part) for part in key.split(".")):
+        raise UsageError(f"--set {text}: expected key=value, such as loss.mir=0.01")
+    try:
+        return key, tomllib.loads(f"value = {spelled}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, spelled.strip()
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {key}: {section} is a value, not a section")
+    values[last] = value
+
+
+def _seeded(value: Any, seed: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _seeded(inner, seed) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_seeded(inner, seed) for inner in value]
+    if isinstance(value, str) and SEED in value:
+        return seed if value == SEED else value.replace(SEED, str(seed))
+    return value
 
 
 def _one_line(path: Path, problems: list[str]) -> str:
@@ -172,10 +222,11 @@ def _keys(fault: Any) -> list[str]:
     return [str(part) for part in fault["loc"] if not _is_branch(part)]
 
 
-def _problem(fault: Any, text: str) -> str:
+def _problem(fault: Any, text: str, overrides: Mapping[str, Any]) -> str:
     keys = _keys(fault)
-    line = _line_of(keys, text)
-    where = (f"line {line}, " if line else "") + ".".join(keys)
+    name = ".".join(keys)
+    line = None if name in overrides else _line_of(keys, text)
+    where = (f"line {line}, " if line else "--set " if name in overrides else "") + name
     return f"{where}: {_said(fault, keys)}" if where else _said(fault, keys)
 
 

@@ -16,7 +16,7 @@ name = "mlp"
 [training]
 epochs = 2
 """
-SAMPLES = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.toml"))
+SAMPLES = sorted((Path(__file__).parents[1] / "sample_configs").rglob("*.toml"))
 
 
 def fault(tmp_path: Path, text: str) -> str:
@@ -88,3 +88,55 @@ def test_what_is_no_toml_or_no_file(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not a text file"):
         load_config(tmp_path / "binary.toml")
+
+
+def test_overrides_are_toml_where_they_can_be_and_text_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(GOOD)
+    given = ("loss.mir=0.01", "model.arguments.hidden=[8, 4]", "optimizer.name=adamw", "data.name = npz:a=b.npz")
+    config = load_config(path, overrides=given)
+    assert config.loss.mir == 0.01
+    assert config.model.arguments == {"hidden": [8, 4]}
+    assert (config.optimizer.name, config.data.name) == ("adamw", "npz:a=b.npz")
+    assert config.training.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.mir", "--set loss.mir: expected key=value"),
+        ("=3", "expected key=value"),
+        ("loss..mir=3", "expected key=value"),
+        ("seed.x=3", "seed is a value, not a section"),
+        ("loss.mri=3", r"--set loss.mri: unknown key \(did you mean mir\?\)"),
+        ("loss.mir=-1", r"--set loss.mir: input should be greater than or equal to 0, found -1"),
+        ("loss.cma=nan", r"--set loss.cma: .*found nan"),
+        ("loss.hdr=inf", r"--set loss.hdr: .*found inf"),
+        ("loss.cma=much", r"--set loss.cma: .*found 'much'"),
+        ("start.part=head", r"--set start.part"),
+        ("checkpoints.evaluate=test", r"--set checkpoints.evaluate"),
+    ],
+)
+def test_an_override_that_means_nothing_names_itself(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(GOOD)
+    with pytest.raises(UsageError, match=message) as error:
+        load_config(path, overrides=[override])
+    assert "\n" not in str(error.value)
+
+
+def test_texts_name_the_seed(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    start = '[start]\nfrom = "runs/seed-{seed}/step.safetensors"\n'
+    path.write_text(GOOD.replace("[model]", 'arguments = { subset_seed = "{seed}", per_class = 5 }\n[model]') + start)
+    for seed in (1, 7):
+        config = load_config(path, seed=seed)
+        assert config.data.arguments == {"subset_seed": seed, "per_class": 5}
+        assert config.start is not None
+        assert config.start.checkpoint == f"runs/seed-{seed}/step.safetensors"
+
+
+def test_the_contrastive_task_takes_no_label_smoothing(tmp_path: Path) -> None:
+    assert "label_smoothing: not a setting of the contrastive task" in fault(
+        tmp_path, GOOD + "[loss]\ntask = 'contrastive'\nlabel_smoothing = 0.1\n"
+    )

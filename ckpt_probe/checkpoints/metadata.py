@@ -27,11 +27,15 @@ class CheckpointMetadata:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     classifier: str | None = None
+    sparsity: float | None = None
+    """Share of entries that are exactly zero, over all tensors that pruning may touch."""
+    pruned: list[str] = field(default_factory=list)
+    """Tensors whose zeros are a mask: training that starts here leaves them zero."""
 
     def to_strings(self) -> dict[str, str]:
         """As safetensors keeps it: strings only, each of ours a JSON value under a name that starts with our own."""
         ours = {f"{PREFIX}{f.name}": getattr(self, f.name) for f in fields(self)}
-        stated = {name: json.dumps(value) for name, value in ours.items() if value is not None and value != {}}
+        stated = {name: json.dumps(value) for name, value in ours.items() if value not in (None, {}, [])}
         return {"format": "pt", f"{PREFIX}format": str(FORMAT_VERSION), **stated}
 
     @staticmethod

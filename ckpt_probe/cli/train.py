@@ -1,8 +1,11 @@
 """`ckpt-probe train`."""
 
+import re
 from pathlib import Path
 
 import click
+
+from ckpt_probe.errors import UsageError
 
 
 @click.command("train", epilog="Example: ckpt-probe train sample_configs/digits.toml -o runs/digits")
@@ -12,25 +15,57 @@ import click
 @click.option("--overwrite", is_flag=True, help="Start anew where the directory holds a run.")
 @click.option("--device", default="auto", show_default=True, help="Where to run: auto, cpu, cuda[:n] or mps.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed in place of the configuration's own.")
-def command(config: Path, out: Path, resume: bool, overwrite: bool, device: str, seed: int | None) -> None:
+@click.option("--seeds", metavar="A..B", help="Several seeds, such as 0..4 or 0,2,5: one run each, in OUT/seed-N.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A value in place of the configuration's own."
+)
+def command(
+    config: Path,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    device: str,
+    seed: int | None,
+    seeds: str | None,
+    overrides: tuple[str, ...],
+) -> None:
     """Train the network that the TOML file CONFIG describes, and keep its checkpoints.
 
     Writes OUT/checkpoints/step-NNNNNN.safetensors, OUT/metrics.jsonl and what --resume needs. The configuration is
     checked whole before anything runs.
     """
     from ckpt_probe.config import load_config
-    from ckpt_probe.errors import UsageError
 
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other: go on with the run, or start it anew")
-    settings = load_config(config, seed=seed)
+    if seed is not None and seeds is not None:
+        raise UsageError("--seed and --seeds exclude each other")
+    numbers = seed_numbers(seeds) if seeds is not None else [seed]
+    places = [out / f"seed-{number}" if seeds is not None else out for number in numbers]
+    every = [load_config(config, seed=number, overrides=overrides) for number in numbers]
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.training import train
 
-    with bars() as progress:
-        summary = train(settings, out, resume=resume, overwrite=overwrite, device=device, progress=progress)
-    if summary.first_step == summary.last_step:
-        say(f"{out}: finished already, at step {summary.last_step}; nothing to do")
-        return
-    say(f"{out}: trained steps {summary.first_step} to {summary.last_step}; {summary.checkpoints} checkpoints")
+    for settings, place in zip(every, places, strict=True):
+        with bars() as progress:
+            summary = train(settings, place, resume=resume, overwrite=overwrite, device=device, progress=progress)
+        if summary.first_step == summary.last_step:
+            say(f"{place}: finished already, at step {summary.last_step}; nothing to do")
+        else:
+            steps = f"trained steps {summary.first_step} to {summary.last_step}"
+            say(f"{place}: {steps}; {summary.checkpoints} checkpoints")
+
+
+def seed_numbers(text: str) -> list[int]:
+    """The seeds that "0..4" or "0,2,5" spells. Raises UsageError for anything else, and for a seed named twice."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        last = int(match[2] or match[1]) if match else -1
+        if match is None or last < int(match[1]):
+            raise UsageError(f"--seeds: expected seeds such as 0..4 or 0,2,5, found {text!r}")
+        found += range(int(match[1]), last + 1)
+    if len(set(found)) < len(found):
+        raise UsageError(f"--seeds: a seed is named twice in {text!r}")
+    return found

@@ -4,8 +4,10 @@ from ckpt_probe.models.classifier import find_classifier, logits_of
 from ckpt_probe.models.device import choose_device
 from ckpt_probe.models.fitting import load_weights, unwrapped
 from ckpt_probe.models.sources import build_model, model_arguments
+from ckpt_probe.models.two_source import TwoSource
 
 __all__ = [
+    "TwoSource",
     "build_model",
     "choose_device",
     "find_classifier",

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ckpt_probe.models.two_source import two_source
+
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
@@ -86,4 +88,4 @@ def modular_mlp(modulus: int, embedding: int = 128, hidden: int = 512) -> nn.Mod
     return ModularMLP(modulus, embedding, hidden)
 
 
-BUILTIN = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "modular_mlp": modular_mlp}
+BUILTIN = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "modular_mlp": modular_mlp, "two_source": two_source}

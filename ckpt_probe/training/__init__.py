@@ -1,5 +1,7 @@
-"""The training stage."""
+"""The training stage, and pruning."""
 
 from ckpt_probe.training.loop import TrainingSummary, train
+from ckpt_probe.training.pruned_series import PrunedLevel, PruneSummary, prune
+from ckpt_probe.training.pruning import prune_state
 
-__all__ = ["TrainingSummary", "train"]
+__all__ = ["PruneSummary", "PrunedLevel", "TrainingSummary", "prune", "prune_state", "train"]

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, open_checkpoint, save_checkpoint
+from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_checkpoint
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import LabelledData, Split, load_data
 from ckpt_probe.errors import DataError
-from ckpt_probe.models import build_model, choose_device, load_weights, logits_of, model_arguments
+from ckpt_probe.models import build_model, choose_device, logits_of, model_arguments
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.optimizer import build_optimizer
+from ckpt_probe.training.pruning import hold_zeros
 from ckpt_probe.training.run import RunDirectory, forget_after, open_run
 from ckpt_probe.training.schedule import checkpoint_steps, learning_rate_factor, steps_per_epoch, total_steps
+from ckpt_probe.training.start import Start, begin
 from ckpt_probe.training.state import restore_state, save_state
 
 LOG_EVERY = 50
@@ -54,7 +57,8 @@ def train(
     """
     progress = progress or Silent()
     data = load_data(config.data.name, config.data.arguments)
-    stage, start = _stage(config, data, choose_device(device))
+    stage = _stage(config, data, choose_device(device))
+    start = stage.start.step
     run = open_run(Path(out), config, resume=resume, overwrite=overwrite)
     kept = checkpoint_steps(config.checkpoints, start, stage.total, stage.per_epoch)
     step, seconds = start, 0.0
@@ -99,6 +103,8 @@ class _Stage:
     data: LabelledData
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    objective: Objective
+    start: Start
     place: torch.device
     per_epoch: int
     total: int
@@ -108,17 +114,24 @@ class _Stage:
         return len(self.data.split("train"))
 
 
-def _stage(config: TrainingConfig, data: LabelledData, place: torch.device) -> tuple[_Stage, int]:
-    """The run before its first step, and the number of that step."""
+def _stage(config: TrainingConfig, data: LabelledData, place: torch.device) -> _Stage:
+    """The run before its first step."""
     per_epoch = steps_per_epoch(config.training, len(data.split("train")))
     total = total_steps(config.training, per_epoch)
+    for name in _evaluated(config, data):
+        data.split(name)
     torch.manual_seed(config.seed)
-    model = _model(config, data).to(place)
-    start = _start(config, model)
-    if start > total:
-        raise DataError(f"the start is at step {start}, after the run's last step, {total}")
+    model = _model(config, data)
+    # Two samples, as some layers take no single one in training.
+    sample, _ = data.split("train").batch(slice(0, 2))
+    start = begin(model, config.start, sample)
+    if start.step > total:
+        raise DataError(f"the start is at step {start.step}, after the run's last step, {total}")
+    model.to(place)
+    objective = build_objective(config.loss, model, sample.to(place))
+    start = Start(start.step, {name: mask.to(place) for name, mask in start.masks.items()})
     optimizer = build_optimizer(config.optimizer, model.parameters())
-    return _Stage(config, data, model, optimizer, place, per_epoch, total), start
+    return _Stage(config, data, model, optimizer, objective, start, place, per_epoch, total)
 
 
 def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor, Tensor]:
@@ -130,29 +143,16 @@ def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor
     for group in stage.optimizer.param_groups:
         group["lr"] = rate
     stage.optimizer.zero_grad(set_to_none=True)
-    logits = logits_of(stage.model(inputs))
-    loss = F.cross_entropy(logits, labels, label_smoothing=settings.loss.label_smoothing)
+    loss, logits = stage.objective(inputs, labels)
     loss.backward()
     stage.optimizer.step()
+    hold_zeros(stage.model, stage.start.masks)
     return rate, loss, logits, labels
 
 
 def _model(config: TrainingConfig, data: LabelledData) -> nn.Module:
     settings = config.model
     return build_model(settings.name, settings.arguments, input_shape=data.input_shape, classes=data.classes)
-
-
-def _start(config: TrainingConfig, model: nn.Module) -> int:
-    if config.start is None:
-        return 0
-    with open_checkpoint(config.start.checkpoint) as checkpoint:
-        load_weights(model, checkpoint.state_dict(), source=config.start.checkpoint)
-        step = checkpoint.metadata.step
-    if not config.start.keep_step:
-        return 0
-    if step is None:
-        raise DataError(f"{config.start.checkpoint}: names no step, which keep_step = true asks for")
-    return step
 
 
 def _order(config: TrainingConfig, samples: int, epoch: int) -> Tensor:
@@ -180,8 +180,8 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
     config, data, model = stage.config, stage.data, stage.model
     epoch = step / stage.per_epoch
     metrics: dict[str, dict[str, float]] = {}
-    for name, split in data.splits.items():
-        metrics[name] = _evaluate(model, split)
+    for name in _evaluated(config, data):
+        metrics[name] = _evaluate(model, data.split(name))
         _write(log, {"step": step, "epoch": epoch, "split": name, **metrics[name]})
     settings = config.model
     metadata = CheckpointMetadata(
@@ -194,11 +194,23 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
         step=step,
         epoch=epoch,
         seed=config.seed,
+        sparsity=_sparsity(stage) if stage.start.masks else None,
+        pruned=list(stage.start.masks),
         metrics=metrics,
         config=config.model_dump(mode="json", by_alias=True),
         versions=library_versions(),
     )
     save_checkpoint(run.checkpoint(step), model.state_dict(), metadata, overwrite=True)
+
+
+def _evaluated(config: TrainingConfig, data: LabelledData) -> list[str]:
+    return list(data.splits) if config.checkpoints.evaluate is None else config.checkpoints.evaluate
+
+
+def _sparsity(stage: _Stage) -> float:
+    tensors = stage.model.state_dict()
+    held = [tensors[name] for name in stage.start.masks]
+    return sum(int((tensor == 0).sum()) for tensor in held) / sum(tensor.numel() for tensor in held)
 
 
 @torch.no_grad()

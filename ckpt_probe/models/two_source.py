@@ -1,0 +1,214 @@
+"""Two encoders into one space, one of images and one of descriptions, as CLIP has them (Radford et al. 2021)."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INITIAL_SCALE = 1 / 0.07
+LARGEST_SCALE = 100.0
+PADDING = 0
+"""The token that stands where a caption has ended; words count from 1."""
+
+
+@runtime_checkable
+class TwoSource(Protocol):
+    """A model that places an image and a description of its class in one space, as unit rows of equal width."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (n, …) → unit rows (n, features)."""
+        ...
+
+    def encode_captions(self, classes: Tensor, which: Tensor | None = None) -> Tensor:
+        """Classes (n,) → unit rows (n, features) of one caption each; `which` (n,) names the caption of the class."""
+        ...
+
+    def anchors(self) -> Tensor:
+        """One unit row a class, (classes, features)."""
+        ...
+
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by to become logits: the inverse of a temperature, a scalar."""
+        ...
+
+
+def two_source(
+    input_shape: Sequence[int],
+    classes: int,
+    captions: Sequence[Sequence[str]],
+    channels: Sequence[int] = (16, 32),
+    features: int = 64,
+    text_width: int = 64,
+) -> nn.Module:
+    """An image encoder and a text encoder whose cosines are the logits: (n, c, h, w) → (n, classes).
+
+    `captions` holds several descriptions of each class, in the order of the classes. No channels: one hidden layer on
+    flattened inputs of any shape in place of convolutions. Raises ValueError where the captions or the shape don't fit.
+    """
+    _require_captions(captions, classes)
+    image = _image_encoder(input_shape, channels, features)
+    return ImagesAndCaptions(image, CaptionEncoder(captions, text_width, features))
+
+
+class ImagesAndCaptions(nn.Module):
+    """A TwoSource; its last linear layer is `classifier`, whose weights the text encoder writes."""
+
+    def __init__(self, image: nn.Module, text: "CaptionEncoder") -> None:
+        super().__init__()
+        self.image = image
+        self.classifier = ZeroShotClassifier(text)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.encode_images(images))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (n, …) → unit rows (n, features)."""
+        return F.normalize(self.image(images), dim=1)
+
+    def encode_captions(self, classes: Tensor, which: Tensor | None = None) -> Tensor:
+        """Classes (n,) → unit rows (n, features) of one caption each; `which` (n,) names the caption of the class.
+
+        Without `which`, training mode draws one for each row from torch's global generator of the CPU, evaluation mode
+        gives the anchors. Raises IndexError where a class has no such caption.
+        """
+        text = self.classifier.text
+        if which is None and not self.training:
+            return self.anchors()[classes]
+        return text(classes, text.draw(classes) if which is None else which)
+
+    def anchors(self) -> Tensor:
+        """The normalised mean of each class's captions, (classes, features)."""
+        return self.classifier.text.anchors()
+
+    def scale(self) -> Tensor:
+        """exp of a learned logarithm, at most 100; a scalar."""
+        return self.classifier.scale()
+
+
+class ZeroShotClassifier(nn.Linear):
+    """Unit rows (n, features) → logits (n, classes): scale · cosine with the anchor of each class.
+
+    It is a linear layer, so that everything that looks for a model's classifier finds it, but owns no weights: they are
+    computed from the captions whenever asked for, and gradients pass through them to the text encoder.
+    """
+
+    def __init__(self, text: "CaptionEncoder") -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = text.features, len(text.tokens)
+        self.register_parameter("bias", None)
+        self.text = text
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """scale · anchors, (classes, features)."""
+        return self.scale() * self.text.anchors()
+
+    def scale(self) -> Tensor:
+        """exp of a learned logarithm, at most 100; a scalar."""
+        return self.log_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+
+
+class CaptionEncoder(nn.Module):
+    """Each class's captions as unit rows: the mean of a caption's word embeddings through one hidden layer.
+
+    `tokens` (classes, captions, words) int64 is a buffer, padded where a caption is shorter or a class has fewer.
+    """
+
+    tokens: Tensor
+
+    def __init__(self, captions: Sequence[Sequence[str]], width: int, features: int) -> None:
+        super().__init__()
+        tokens = tokenise(captions)
+        self.features = features
+        self.register_buffer("tokens", tokens)
+        self.words = nn.EmbeddingBag(int(tokens.max()) + 1, width, mode="mean", padding_idx=PADDING)
+        self.hidden = nn.Linear(width, width)
+        self.projection = nn.Linear(width, features)
+
+    def forward(self, classes: Tensor, which: Tensor) -> Tensor:
+        """One caption of each class named: (n,) and (n,) → unit rows (n, features).
+
+        Raises IndexError where a class has no such caption.
+        """
+        wrong = (which < 0) | (which >= self.counts()[classes])
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise IndexError(f"class {int(classes[first])} has no caption {int(which[first])}")
+        return self._encoded(self.tokens[classes, which])
+
+    def anchors(self) -> Tensor:
+        """The normalised mean of each class's captions, (classes, features)."""
+        present = self._present()
+        encoded = self._encoded(self.tokens[present])
+        owner = present.nonzero()[:, 0]
+        sums = encoded.new_zeros(len(self.tokens), self.features).index_add(0, owner, encoded)
+        return F.normalize(sums, dim=1)
+
+    def counts(self) -> Tensor:
+        """The number of captions of each class, (classes,) int64."""
+        return self._present().sum(dim=1)
+
+    def draw(self, classes: Tensor) -> Tensor:
+        """The number of a caption for each class named, (n,) → (n,), from torch's global generator of the CPU."""
+        drawn = torch.randint(1 << 31, (len(classes),)).to(self.tokens.device)
+        return drawn % self.counts()[classes]
+
+    def _present(self) -> Tensor:
+        return (self.tokens != PADDING).any(dim=2)
+
+    def _encoded(self, tokens: Tensor) -> Tensor:
+        hidden = torch.relu(self.hidden(self.words(tokens)))
+        return F.normalize(self.projection(hidden), dim=1)
+
+
+def tokenise(captions: Sequence[Sequence[str]]) -> Tensor:
+    """Captions as numbers of their lower-case words, (classes, captions, words) int64, padded with 0.
+
+    The vocabulary is the sorted set of all words of all captions, counted from 1.
+    """
+    words = [[_words(caption) for caption in group] for group in captions]
+    vocabulary = sorted({word for group in words for caption in group for word in caption})
+    number = {word: place for place, word in enumerate(vocabulary, start=1)}
+    most = max(len(group) for group in words)
+    longest = max(len(caption) for group in words for caption in group)
+    tokens = torch.full((len(words), most, longest), PADDING)
+    for row, group in enumerate(words):
+        for column, caption in enumerate(group):
+            tokens[row, column, : len(caption)] = torch.tensor([number[word] for word in caption])
+    return tokens
+
+
+def _words(caption: str) -> list[str]:
+    return re.findall(r"\w+(?:[-'’]\w+)*", caption.lower())
+
+
+def _image_encoder(input_shape: Sequence[int], channels: Sequence[int], features: int) -> nn.Module:
+    if not channels:
+        width = math.prod(input_shape)
+        return nn.Sequential(nn.Flatten(), nn.Linear(width, 2 * features), nn.ReLU(), nn.Linear(2 * features, features))
+    if len(input_shape) != 3 or min(input_shape[1:]) < 2 ** len(channels):
+        shape = tuple(input_shape)
+        raise ValueError(f"channels: {len(channels)} convolutions with pooling need larger images than {shape}; try []")
+    depth, height, width = input_shape
+    layers: list[nn.Module] = []
+    for size in channels:
+        layers += [nn.Conv2d(depth, size, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        depth, height, width = size, height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(depth * height * width, features))
+
+
+def _require_captions(captions: Sequence[Sequence[str]], classes: int) -> None:
+    if isinstance(captions, str) or not isinstance(captions, Sequence) or len(captions) != classes:
+        found = len(captions) if isinstance(captions, list | tuple) else type(captions).__name__
+        raise ValueError(f"captions: a list of descriptions for each of {classes} classes is needed, found {found}")
+    for number, group in enumerate(captions):
+        if isinstance(group, str) or not isinstance(group, Sequence) or not group:
+            raise ValueError(f"captions of class {number}: a list of descriptions is needed, found {group!r}")
+        for caption in group:
+            if not isinstance(caption, str) or not _words(caption):
+                raise ValueError(f"captions of class {number}: {caption!r} has no words")

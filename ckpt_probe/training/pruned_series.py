@@ -1,0 +1,267 @@
+"""One checkpoint at rising sparsities: pruned at one go each, or step by step with training between the steps."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from torch import Tensor
+
+from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoint, save_checkpoint
+from ckpt_probe.config import StartSettings, TrainingConfig
+from ckpt_probe.data import load_data
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError
+from ckpt_probe.files import content_hash
+from ckpt_probe.models import build_model, find_classifier
+from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.series import step_from_name
+from ckpt_probe.training.loop import train
+from ckpt_probe.training.pruning import count_zeros, prunable, prune_state, require_sparsity
+from ckpt_probe.training.run import RunDirectory
+
+STEM = "sparsity-"
+PRUNED_FOLDER = "pruned"
+RETRAIN_FOLDER = "retrain"
+PROVENANCE = "ckpt_probe.pruning"
+"""Metadata of a pruned checkpoint that says of what it was made, and how."""
+METRICS = "ckpt_probe.metrics"
+TOLD = {
+    "checkpoint": "another checkpoint before it",
+    "sparsity": "another sparsity",
+    "scope": "another scope",
+    "weights": "another choice of tensors",
+    "retrain": "another configuration of the retraining",
+}
+
+
+@dataclass(frozen=True)
+class PrunedLevel:
+    """One sparsity: its checkpoint, zeros among how many prunable weights, whether it was written by this call.
+
+    accuracy: by split, from the checkpoint's own metrics, which only a retrained one has.
+    """
+
+    sparsity: float
+    path: Path
+    zeros: int
+    weights: int
+    accuracy: dict[str, float]
+    written: bool
+
+
+@dataclass(frozen=True)
+class PruneSummary:
+    """The levels in increasing order of sparsity."""
+
+    levels: tuple[PrunedLevel, ...]
+
+
+def prune(
+    checkpoint: Path | str,
+    out: Path | str,
+    sparsities: Sequence[float],
+    *,
+    scope: str = "global",
+    keep_classifier: bool = False,
+    classifier: str | None = None,
+    retrain: TrainingConfig | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PruneSummary:
+    """Write `out`/sparsity-0.500.safetensors and so on: the checkpoint by `prune_state` at each sparsity.
+
+    Without `retrain` each is pruned from the checkpoint itself. With it each is pruned from the one before, kept in
+    `out`/pruned, and trained on from there (weights are not rewound) in `out`/retrain; its last checkpoint is the
+    result. keep_classifier: the last linear layer is left out; `classifier` names it where the checkpoint's own model
+    and data do not show it. What exists of the same checkpoint and settings is not done again, and an interrupted
+    retraining goes on. Raises UsageError for sparsities outside [0, 1) or given twice, and where `out` holds results
+    of another pruning and `overwrite`, which removes all of them first, is false; DataError as its parts do.
+    """
+    progress, source, place = progress or Silent(), Path(checkpoint), Path(out)
+    names = _names(sparsities)
+    weights = _weights(source, keep_classifier, classifier)
+    _prepare(place, source, names, overwrite=overwrite)
+    if retrain is not None and retrain.start is not None:
+        progress.message(f"the configuration's start, {retrain.start.checkpoint}, gives way to the pruned checkpoints")
+    plan = _Plan(scope, weights, retrain, device)
+    levels: list[PrunedLevel] = []
+    with progress.task("sparsities", len(names), "sparsities") as bar:
+        for name, sparsity in names.items():
+            path = place / f"{name}.safetensors"
+            if retrain is None:
+                written = _prune_file(source, path, sparsity, plan)
+            else:
+                written = _retrained(source, path, sparsity, plan, progress)
+                source = path
+            levels.append(_level(path, sparsity, plan.weights, written=written))
+            bar.advance(sparsity=sparsity)
+    return PruneSummary(tuple(levels))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is the same at every sparsity; weights: names of the tensors that are pruned."""
+
+    scope: str
+    weights: list[str]
+    retrain: TrainingConfig | None
+    device: str
+
+    def provenance(self, source: Path, sparsity: float) -> dict[str, Any]:
+        """Of what a checkpoint is made and how: what exists of the same provenance need not be done again."""
+        settings = self.retrain.model_dump(mode="json", by_alias=True, exclude={"start"}) if self.retrain else None
+        return {
+            "checkpoint": content_hash(source),
+            "sparsity": sparsity,
+            "scope": self.scope,
+            "weights": self.weights,
+            "retrain": settings,
+        }
+
+
+def _names(sparsities: Sequence[float]) -> dict[str, float]:
+    """File names without suffix, in increasing order: all with as many digits, three or more, as one of them needs."""
+    if not sparsities:
+        raise UsageError("sparsity: at least one is needed")
+    for sparsity in sparsities:
+        require_sparsity(sparsity)
+    # abs: -0.0 is a share too, and would be spelled with its sign.
+    ordered = sorted(abs(float(sparsity)) for sparsity in sparsities)
+    twice = [a for a, b in pairwise(ordered) if a == b]
+    if twice:
+        raise UsageError(f"sparsity: {twice[0]:g} is given twice")
+    digits = max(3, *(-int(Decimal(repr(sparsity)).as_tuple().exponent) for sparsity in ordered))
+    return {f"{STEM}{sparsity:.{digits}f}": sparsity for sparsity in ordered}
+
+
+def _weights(source: Path, keep_classifier: bool, classifier: str | None) -> list[str]:
+    with open_checkpoint(source) as opened:
+        found = prunable(opened.state_dict())
+        if not keep_classifier:
+            return found
+        name = f"{classifier or _classifier(opened)}.weight"
+    if name not in found:
+        raise UsageError(f"{source}: no weights {name!r} of a classifier; name the layer by --classifier NAME")
+    return [weights for weights in found if weights != name]
+
+
+def _classifier(opened: Checkpoint) -> str:
+    metadata = opened.metadata
+    if metadata.classifier is not None:
+        return metadata.classifier
+    if metadata.model is None or metadata.data is None:
+        raise UsageError(f"{opened.path}: names no model and data that show its classifier; name it by --classifier")
+    data = load_data(metadata.data, metadata.data_arguments)
+    inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
+    try:
+        return find_classifier(build_model(metadata.model, metadata.model_arguments), inputs)
+    except CkptProbeError as error:
+        raise type(error)(f"{opened.path}: {error}") from error
+
+
+def _prepare(place: Path, source: Path, names: dict[str, float], *, overwrite: bool) -> None:
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"{place}: a file, where the directory of pruned checkpoints is to be")
+    if overwrite:
+        if place.resolve() in source.resolve().parents:
+            raise UsageError(f"{source}: would be removed before it is read; choose another directory than {place}")
+        _clear(place)
+        return
+    width = len(next(iter(names)))
+    others = [file.name for file in sorted(place.glob(f"{STEM}*.safetensors")) if len(file.stem) != width]
+    if others:
+        raise UsageError(f"{place}: holds {others[0]}, of another number of digits; --overwrite removes what is there")
+
+
+def _clear(place: Path) -> None:
+    # Runs first: a run that outlived the checkpoint it began from would be taken for that of the next one.
+    try:
+        for run in place.glob(f"{RETRAIN_FOLDER}/{STEM}*"):
+            rmtree(run)
+        for file in (*place.glob(f"{PRUNED_FOLDER}/{STEM}*.safetensors"), *place.glob(f"{STEM}*.safetensors")):
+            file.unlink()
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be removed: {error.strerror}") from error
+
+
+def _prune_file(source: Path, target: Path, sparsity: float, plan: _Plan) -> bool:
+    """Write `source` pruned, without its metrics, which are those of other weights; False where it is there."""
+    provenance = plan.provenance(source, sparsity)
+    if _complete(target, provenance):
+        return False
+    with open_checkpoint(source) as opened:
+        state, metadata, strings = opened.state_dict(), opened.metadata, opened.raw_metadata
+    try:
+        state, weights = prune_state(state, sparsity, scope=plan.scope, names=plan.weights)
+    except CkptProbeError as error:
+        raise type(error)(f"{source}: {error}") from error
+    # At sparsity 0 nothing is masked: a weight that happens to be zero is free to grow.
+    masked = dict.fromkeys([*metadata.pruned, *(weights if sparsity else ())])
+    step = step_from_name(source.stem) if metadata.step is None else metadata.step
+    metadata = replace(metadata, step=step, metrics={}, pruned=list(masked))
+    strings = {name: text for name, text in strings.items() if name != METRICS}
+    _save(target, state, metadata, strings, provenance)
+    return True
+
+
+def _retrained(source: Path, target: Path, sparsity: float, plan: _Plan, progress: Progress) -> bool:
+    """Prune `source`, train from there and keep the last checkpoint as `target`; False where it is there."""
+    provenance = plan.provenance(source, sparsity)
+    if _complete(target, provenance):
+        return False
+    assert plan.retrain is not None
+    pruned = target.parent / PRUNED_FOLDER / target.name
+    _prune_file(source, pruned, sparsity, plan)
+    # The whole path, so that a run is the same one however its directory is spelled.
+    start = StartSettings.model_validate({"from": str(pruned.resolve())})
+    run = target.parent / RETRAIN_FOLDER / target.stem
+    config = plan.retrain.model_copy(update={"start": start})
+    summary = train(config, run, resume=True, device=plan.device, progress=progress)
+    with open_checkpoint(RunDirectory(run).checkpoint(summary.last_step)) as opened:
+        _save(target, opened.state_dict(), opened.metadata, opened.raw_metadata, provenance)
+    return True
+
+
+def _save(
+    target: Path,
+    state: dict[str, Tensor],
+    metadata: CheckpointMetadata,
+    strings: dict[str, str],
+    provenance: dict[str, Any],
+) -> None:
+    zeros, entries = count_zeros(state, provenance["weights"])
+    stated = replace(metadata, sparsity=zeros / entries).to_strings()
+    told = {**strings, **stated, PROVENANCE: json.dumps(provenance)}
+    # A header is read in any order; written in one, the file of the same contents is the same, and so is its hash.
+    save_checkpoint(target, state, dict(sorted(told.items())))
+
+
+def _complete(path: Path, provenance: dict[str, Any]) -> bool:
+    if not path.exists():
+        return False
+    with open_checkpoint(path) as opened:
+        text = opened.raw_metadata.get(PROVENANCE, "{}")
+    try:
+        earlier = json.loads(text)
+        changed = [key for key in provenance if earlier.get(key) != provenance[key]]
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path}: metadata {PROVENANCE} cannot be read ({error})") from error
+    if changed:
+        raise UsageError(
+            f"{path}: was pruned otherwise ({', '.join(TOLD[key] for key in changed)}); --overwrite removes "
+            f"it and the rest of its series, or choose another directory"
+        )
+    return True
+
+
+def _level(path: Path, sparsity: float, weights: Sequence[str], *, written: bool) -> PrunedLevel:
+    with open_checkpoint(path) as opened:
+        zeros, entries = count_zeros({name: opened.read(name) for name in weights}, weights)
+        metrics = opened.metadata.metrics
+    accuracy = {split: values["accuracy"] for split, values in metrics.items() if "accuracy" in values}
+    return PrunedLevel(sparsity, path, zeros, entries, accuracy, written)

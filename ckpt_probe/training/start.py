@@ -1,0 +1,43 @@
+"""Where a run begins: another one's weights, whole or without the classifier, its step, the zeros of a pruned one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.config import StartSettings
+from ckpt_probe.errors import DataError
+from ckpt_probe.models import find_classifier, load_weights, unwrapped
+from ckpt_probe.training.pruning import pruned_masks
+
+
+@dataclass(frozen=True)
+class Start:
+    """The step at which a run begins, and which weights of it are kept at zero: masks by name, True where one lives."""
+
+    step: int = 0
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> Start:
+    """Load the weights that `settings` name into a fresh model, in place, and say where the run begins.
+
+    inputs (n, …) serve to find the classifier, whose own fresh weights stay where only the backbone is wanted. Raises
+    DataError where the checkpoint does not fit, or names no step and `keep_step` asks for it.
+    """
+    if settings is None:
+        return Start()
+    fresh = model.state_dict()
+    with open_checkpoint(settings.checkpoint) as checkpoint:
+        state = dict(unwrapped(checkpoint.state_dict(), set(fresh)))
+        step, pruned = checkpoint.metadata.step, checkpoint.metadata.pruned
+    if settings.part == "backbone":
+        classifier = f"{find_classifier(model, inputs)}."
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}
+        state |= {name: tensor for name, tensor in fresh.items() if name.startswith(classifier)}
+        pruned = [name for name in pruned if not name.startswith(classifier)]
+    load_weights(model, state, source=settings.checkpoint)
+    if settings.keep_step and step is None:
+        raise DataError(f"{settings.checkpoint}: names no step, which keep_step = true asks for")
+    return Start(step if settings.keep_step and step is not None else 0, pruned_masks(state, pruned))

@@ -1,0 +1,142 @@
+"""`prune` as a person runs it: one line a sparsity, a series for extract and analyze, one line where it is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+from ckpt_probe.cli.app import run
+
+Probe = Callable[..., tuple[int, list[str], list[str]]]
+
+CONFIG = """\
+[data]
+name = "digits"
+[model]
+name = "mlp"
+arguments = { hidden = [16] }
+[training]
+steps = 60
+"""
+WEIGHTS = 64 * 16 + 16 * 10
+
+
+@pytest.fixture
+def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probe:
+    """Runs a command line in the test's directory: exit code, lines of output, lines on standard error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").write_text(CONFIG)
+
+    def call(*words: object) -> tuple[int, list[str], list[str]]:
+        code = run([str(word) for word in words])
+        shown = capsys.readouterr()
+        return code, shown.out.splitlines(), shown.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def checkpoint(probe: Probe) -> Path:
+    assert probe("train", "config.toml", "-o", "run", "--device", "cpu")[0] == 0
+    return Path("run/checkpoints/step-000060.safetensors")
+
+
+def test_a_pruned_series_is_told_extracted_and_analyzed_in_the_order_of_sparsity(
+    probe: Probe, checkpoint: Path
+) -> None:
+    code, lines, said = probe("prune", checkpoint, "-o", "out", "--sparsity", "0.9,0,0.25")
+    assert code == 0
+    assert lines == [
+        f"sparsity {share:g}: {round(share * WEIGHTS):,} of {WEIGHTS:,} weights are zero" for share in (0, 0.25, 0.9)
+    ]
+    assert said == ["out: 3 checkpoints written, 0 complete already"]
+    assert probe("extract", "out", "-o", "dumps", "--device", "cpu")[0] == 0
+    code, lines, _ = probe("analyze", "dumps", "--json", "--split", "test")
+    records = [json.loads(line) for line in lines]
+    assert code == 0
+    assert [record["checkpoint"] for record in records] == ["sparsity-0.000", "sparsity-0.250", "sparsity-0.900"]
+    with open_checkpoint(checkpoint) as opened:
+        assert records[0]["accuracy"] == pytest.approx(opened.metadata.metrics["test"]["accuracy"])
+    assert records[0]["loss"] < records[2]["loss"]
+    assert probe("prune", checkpoint, "-o", "out", "--sparsity", "0.9,0,0.25")[2] == [
+        "out: 0 checkpoints written, 3 complete already"
+    ]
+
+
+def test_the_default_goes_from_dense_to_one_in_a_hundred(probe: Probe, checkpoint: Path) -> None:
+    code, lines, _ = probe("prune", checkpoint, "-o", "out", "--scope", "layer", "--keep-classifier")
+    assert code == 0
+    assert [line.split(":")[0] for line in lines] == [
+        f"sparsity {share}" for share in ("0", "0.2", "0.5", "0.8", "0.9", "0.95", "0.98", "0.99")
+    ]
+    assert lines[-1] == "sparsity 0.99: 1,014 of 1,024 weights are zero"
+
+
+def test_retraining_tells_accuracy_and_takes_a_seed(probe: Probe, checkpoint: Path) -> None:
+    words = ("prune", checkpoint, "--sparsity", "0.5,0.9", "--retrain", "config.toml", "--device", "cpu", "-o")
+    code, lines, _ = probe(*words, "out", "--seed", "7")
+    assert code == 0
+    for line, name in zip(lines, ("sparsity-0.500", "sparsity-0.900"), strict=True):
+        with open_checkpoint(Path("out") / f"{name}.safetensors") as opened:
+            metadata, zeros = opened.metadata, sum(int((opened.read(n) == 0).sum()) for n in ("1.weight", "3.weight"))
+        accuracy = ", ".join(f"{split} {values['accuracy']:.4f}" for split, values in metadata.metrics.items())
+        assert line.endswith(f": {zeros:,} of {WEIGHTS:,} weights are zero; accuracy {accuracy}")
+        assert (metadata.seed, zeros, metadata.step) == (7, round(float(name[-5:]) * WEIGHTS), 60)
+    assert probe("extract", "out", "-o", "dumps", "--split", "test", "--device", "cpu")[0] == 0
+    code, lines, _ = probe("analyze", "dumps", "--json")
+    assert [json.loads(line)["checkpoint"] for line in lines] == ["sparsity-0.500", "sparsity-0.900"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("--sparsity", "1"), 2, "sparsity: expected a share of at least 0 and below 1, found 1.0"),
+        (("--sparsity", "-0.1"), 2, "found -0.1"),
+        (("--sparsity", "nan"), 2, "--sparsity: expected numbers such as 0.5,2, found 'nan'"),
+        (("--sparsity", "half"), 2, "found 'half'"),
+        (("--sparsity", ""), 2, "--sparsity: expected numbers"),
+        (("--sparsity", "0.5,0.9,0.50"), 2, "0.5 is given twice"),
+        (("--seed", "3"), 2, "--seed goes with --retrain"),
+        (("--classifier", "3"), 2, "--classifier goes with --keep-classifier"),
+        (("--retrain", "missing.toml"), 2, "missing.toml: cannot be read"),
+        (("--keep-classifier",), 2, "name it by --classifier"),
+        (("-o", "config.toml"), 2, "config.toml: a file, where the directory"),
+    ],
+)
+def test_wrong_use_is_one_line_and_leaves_nothing(
+    probe: Probe, tmp_path: Path, words: tuple[str, ...], code: int, part: str
+) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", {"w": torch.ones(2, 2)})
+    found, lines, said = probe("prune", "a.safetensors", "-o", "out", *words)
+    assert (found, lines, len(said)) == (code, [], 1)
+    assert said[0].startswith("error: ")
+    assert part in said[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_checkpoint_and_an_output_of_another_pruning(probe: Probe, tmp_path: Path) -> None:
+    assert probe("prune", "a.safetensors", "-o", "out")[::2] == (1, ["error: a.safetensors: no such file"])
+    for name, value in (("a", 1.0), ("b", 2.0), ("c", float("nan"))):
+        save_checkpoint(tmp_path / f"{name}.safetensors", {"w": torch.full((2, 2), value)})
+    code, _, said = probe("prune", "c.safetensors", "-o", "out", "--sparsity", "0.5")
+    assert (code, said) == (1, ["error: c.safetensors: tensor 'w' holds 4 weights that are NaN or infinite: "
+                                "they have no rank"])  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    assert probe("prune", "a.safetensors", "-o", "out", "--sparsity", "0.5")[0] == 0
+    code, _, said = probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5")
+    assert code == 2
+    assert "out/sparsity-0.500.safetensors: was pruned otherwise (another checkpoint before it); --overwrite" in said[0]
+    assert probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5", "--overwrite")[0] == 0
+    with open_checkpoint(tmp_path / "out" / "sparsity-0.500.safetensors") as opened:
+        assert opened.read("w").flatten().tolist() == [0, 0, 2, 2]
+
+
+def test_a_retraining_that_does_not_fit_the_checkpoint_says_so(probe: Probe, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", {"w": torch.ones(2, 2)})
+    code, _, said = probe("prune", "a.safetensors", "-o", "out", "--sparsity", "0.5", "--retrain", "config.toml")
+    assert code == 1
+    assert "the model does not fit the checkpoint" in said[-1]
+    assert not list((tmp_path / "out").glob("*.safetensors"))

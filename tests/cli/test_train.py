@@ -1,0 +1,93 @@
+"""Several seeds and changed values from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.cli.app import run
+from ckpt_probe.cli.train import seed_numbers
+from ckpt_probe.errors import UsageError
+
+CONFIG = """
+[data]
+name = "digits"
+[model]
+name = "mlp"
+arguments = { hidden = [8] }
+[training]
+steps = 4
+[checkpoints]
+evaluate = ["test"]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def weights(run_directory: Path):
+    with open_checkpoint(run_directory / "checkpoints" / "step-000004.safetensors") as checkpoint:
+        return checkpoint.state_dict(), checkpoint.metadata
+
+
+def test_one_run_a_seed_each_the_same_as_alone(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    assert run(["train", str(config), "-o", str(out), "--seeds", "0..2", "--device", "cpu"]) == 0
+    assert "seed-2: trained steps 0 to 4; 2 checkpoints" in capsys.readouterr().err
+    assert sorted(entry.name for entry in out.iterdir()) == ["seed-0", "seed-1", "seed-2"]
+    assert run(["train", str(config), "-o", str(tmp_path / "one"), "--seed", "2", "--device", "cpu"]) == 0
+    (alone, metadata), (among, _) = weights(tmp_path / "one"), weights(out / "seed-2")
+    assert metadata.seed == 2
+    assert all((alone[name] == among[name]).all() for name in alone)
+    assert not (alone["1.weight"] == weights(out / "seed-1")[0]["1.weight"]).all()
+    assert run(["train", str(config), "-o", str(out), "--seeds", "0..3", "--resume", "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("finished already") == 3
+    assert "seed-3: trained steps 0 to 4" in said
+
+
+def test_set_changes_the_run_and_what_it_says_of_itself(config: Path, tmp_path: Path) -> None:
+    changed = ["--set", "model.arguments.hidden=[12]", "--set", "loss.mir=0.01"]
+    assert run(["train", str(config), "-o", str(tmp_path / "run"), "--device", "cpu", *changed]) == 0
+    state, metadata = weights(tmp_path / "run")
+    assert state["1.weight"].shape == (12, 64)
+    assert metadata.config["loss"]["mir"] == 0.01
+    assert set(metadata.metrics) == {"test"}
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in told if "split" in line} == {"test"}
+
+
+@pytest.mark.parametrize("text", ["", "a", "3..1", "0..", "..2", "0,,1", "-1", "1,1", "0..2,2", "1.5"])
+def test_seeds_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--seeds: "):
+        seed_numbers(text)
+
+
+def test_seeds_that_are_some() -> None:
+    assert seed_numbers("0..4") == [0, 1, 2, 3, 4]
+    assert seed_numbers("7, 2..3") == [7, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0..1", "--seed", "1"], "--seed and --seeds exclude each other"),
+        (["--set", "loss.mir=-1"], "--set loss.mir"),
+        (["--set", "loss.cma=0.1"], "need a model of two sources"),
+        (["--set", "loss.task=contrastive"], "need a model of two sources"),
+        (["--set", 'checkpoints.evaluate=["validation"]'], "no split 'validation'"),
+    ],
+)
+def test_wrong_use_leaves_no_run(
+    config: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(config), "-o", str(tmp_path / "run"), *words]) in {1, 2}
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,206 @@
+"""Two encoders into one space: captions as tokens, cosines against brute force, a linear layer that owns no weights."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ckpt_probe.analysis import analyze_features
+from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
+from ckpt_probe.data import load_data
+from ckpt_probe.dumps import open_dump
+from ckpt_probe.errors import UsageError
+from ckpt_probe.extraction import extract_series
+from ckpt_probe.models import TwoSource, build_model, find_classifier, load_weights, model_arguments
+from ckpt_probe.models.two_source import tokenise
+
+CAPTIONS = [
+    ["A photo of a T-shirt.", "a short-sleeved top"],
+    ["trousers"],
+    ["an ankle boot", "A BOOT that covers the ankle", "a high shoe"],
+]
+SHAPE = {"input_shape": (1, 8, 8), "classes": 3}
+SMALL = {"captions": CAPTIONS, "channels": [2, 4], "features": 5, "text_width": 6}
+
+
+def build(**other: Any) -> Any:
+    torch.manual_seed(0)
+    return build_model("two_source", {**SMALL, **other}, **SHAPE)
+
+
+def images(count: int = 7) -> torch.Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_tokens_are_lower_case_words_numbered_in_alphabetic_order() -> None:
+    found = tokenise([["b  a!", "A"], ["c-d, it's B"]])
+    # a 1, b 2, c-d 3, it's 4
+    assert found.tolist() == [[[2, 1, 0], [1, 0, 0]], [[3, 4, 2], [0, 0, 0]]]
+    assert found.dtype == torch.int64
+    assert torch.equal(tokenise([["Straße Ελλάδα", "2 boots"]]), torch.tensor([[[3, 4], [1, 2]]]))
+
+
+def test_a_model_keeps_its_captions_as_tokens() -> None:
+    text = build().classifier.text
+    assert torch.equal(text.tokens, tokenise(CAPTIONS))
+    assert text.counts().tolist() == [2, 1, 3]
+    assert "classifier.text.tokens" in build().state_dict()
+
+
+@pytest.mark.parametrize("channels", [[], [3], [2, 4]])
+def test_both_encoders_give_unit_rows_of_one_width(channels: list[int]) -> None:
+    model = build(channels=channels)
+    assert isinstance(model, TwoSource)
+    for rows, count in ((model.encode_images(images()), 7), (model.encode_captions(torch.arange(3)), 3)):
+        assert rows.shape == (count, 5)
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(count))
+    assert model.anchors().shape == (3, 5)
+
+
+def test_ordinary_models_are_no_two_sources() -> None:
+    assert not isinstance(build_model("cnn", **SHAPE), TwoSource)
+
+
+def by_hand(text: nn.Module, caption: str) -> torch.Tensor:
+    words = caption.lower().replace(".", "").split()
+    vocabulary = sorted({w for group in CAPTIONS for c in group for w in c.lower().replace(".", "").split()})
+    state = text.state_dict()
+    mean = sum(state["words.weight"][1 + vocabulary.index(word)] for word in words) / len(words)
+    hidden = torch.relu(state["hidden.weight"] @ mean + state["hidden.bias"])
+    out = state["projection.weight"] @ hidden + state["projection.bias"]
+    return out / out.norm()
+
+
+def test_captions_anchors_and_logits_against_brute_force() -> None:
+    model = build()
+    text = model.classifier.text
+    rows = [[by_hand(text, caption) for caption in group] for group in CAPTIONS]
+    which = [(2, 2), (0, 1), (1, 0), (2, 0)]
+    found = model.encode_captions(*torch.tensor(which).T)
+    torch.testing.assert_close(found, torch.stack([rows[a][b] for a, b in which]))
+    means = [torch.stack(group).mean(dim=0) for group in rows]
+    anchors = torch.stack([mean / mean.norm() for mean in means])
+    torch.testing.assert_close(model.anchors(), anchors)
+    cosines = [F.cosine_similarity(model.image(images()), anchor) for anchor in anchors]
+    torch.testing.assert_close(model(images()), torch.stack(cosines, dim=1) / 0.07)
+
+
+def test_captions_are_drawn_in_training_and_anchors_given_in_evaluation() -> None:
+    model = build()
+    classes = torch.arange(3).repeat(200)
+    torch.manual_seed(3)
+    drawn = model.encode_captions(classes)
+    torch.manual_seed(3)
+    assert torch.equal(model.encode_captions(classes), drawn)
+    for number, group in enumerate(CAPTIONS):
+        own = torch.stack([by_hand(model.classifier.text, caption) for caption in group])
+        mine = drawn[classes == number]
+        nearest = (mine @ own.T).argmax(dim=1)
+        torch.testing.assert_close(mine, own[nearest])
+        assert set(nearest.tolist()) == set(range(len(group)))
+    torch.testing.assert_close(model.eval().encode_captions(torch.tensor([2, 0])), model.anchors()[[2, 0]])
+
+
+def test_a_caption_that_a_class_does_not_have() -> None:
+    for which in (1, -1):
+        with pytest.raises(IndexError, match=f"class 1 has no caption {which}"):
+            build().encode_captions(torch.tensor([0, 1]), torch.tensor([1, which]))
+
+
+def test_gradients_reach_both_encoders_and_the_scale() -> None:
+    model = build()
+    F.cross_entropy(model(images()), torch.tensor([0, 1, 2, 0, 1, 2, 0])).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert {name.partition(".")[0] for name in gradients} == {"image", "classifier"}
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+    assert gradients["classifier.text.words.weight"][0].abs().max() == 0  # padding is no word
+
+
+def test_the_scale_stays_at_most_100() -> None:
+    model = build()
+    torch.testing.assert_close(model.scale(), torch.tensor(1 / 0.07))
+    with torch.no_grad():
+        model.classifier.log_scale.fill_(math.log(500))
+    torch.testing.assert_close(model.scale(), torch.tensor(100.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_and_copies(dtype: torch.dtype) -> None:
+    model = copy.deepcopy(build()).to(dtype).eval()
+    logits = model(images().to(dtype))
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.float(), build().eval()(images()), rtol=0.05, atol=0.3)
+
+
+def test_a_checkpoint_rebuilds_the_model(tmp_path: Path) -> None:
+    arguments = model_arguments("two_source", SMALL, **SHAPE)
+    model = build()
+    with torch.no_grad():
+        model.classifier.log_scale.fill_(2.0)
+    path = tmp_path / "step-000001.safetensors"
+    save_checkpoint(path, model.state_dict(), CheckpointMetadata(model="two_source", model_arguments=arguments))
+    with open_checkpoint(path) as checkpoint:
+        metadata, tensors = checkpoint.metadata, checkpoint.state_dict()
+    torch.manual_seed(9)
+    again = build_model(metadata.model or "", metadata.model_arguments)
+    assert not torch.equal(again(images()), model(images()))
+    load_weights(again, tensors, source=str(path))
+    assert torch.equal(again(images()), model(images()))
+
+
+def test_the_classifier_is_found_and_its_weights_are_the_anchors() -> None:
+    model = build()
+    assert find_classifier(model, images()) == "classifier"
+    layer = model.get_submodule("classifier")
+    assert layer.bias is None
+    assert (layer.in_features, layer.out_features) == (5, 3)
+    torch.testing.assert_close(layer.weight, model.scale() * model.anchors())
+    torch.testing.assert_close(F.linear(model.encode_images(images()), layer.weight), model(images()))
+
+
+def test_extraction_taps_image_features_and_anchors(tmp_path: Path) -> None:
+    captions = [[f"the digit {number}", f"a handwritten {number}"] for number in range(10)]
+    arguments = model_arguments("two_source", {"captions": captions, "features": 12}, input_shape=(1, 8, 8), classes=10)
+    torch.manual_seed(0)
+    model: Any = build_model("two_source", arguments).eval()
+    path = tmp_path / "step-000004.safetensors"
+    metadata = CheckpointMetadata(model="two_source", model_arguments=arguments, data="digits", step=4)
+    save_checkpoint(path, model.state_dict(), metadata)
+    extract_series(path, tmp_path / "dumps", device="cpu")
+    inputs, labels = load_data("digits").split("test").batch(slice(None))
+    with open_dump(tmp_path / "dumps" / "step-000004.h5") as dump, torch.no_grad():
+        features = torch.as_tensor(dump["test"].features[:])
+        weights = torch.as_tensor(dump.weights)
+        torch.testing.assert_close(features, model.encode_images(inputs))
+        torch.testing.assert_close(weights.float(), model.scale() * model.anchors())
+    record = analyze_features(features, labels, weights)
+    assert record["accuracy"] == pytest.approx((model(inputs).argmax(dim=1) == labels).double().mean().item())
+    assert 0 < record["sample.mir"] < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"captions": CAPTIONS[:2]}, "descriptions for each of 3 classes is needed, found 2"),
+        ({"captions": "boots"}, "descriptions for each of 3 classes is needed, found str"),
+        ({"captions": [["a"], [], ["b"]]}, r"captions of class 1: a list of descriptions is needed, found \[\]"),
+        ({"captions": [["a"], ["b"], "boots"]}, "captions of class 2: a list of descriptions is needed, found 'boots'"),
+        ({"captions": [["a"], ["b", "?!"], ["c"]]}, r"captions of class 1: '\?!' has no words"),
+        ({"captions": [["a"], ["b"], [7]]}, "captions of class 2: 7 has no words"),
+        ({"channels": [2, 2, 2, 2]}, r"4 convolutions with pooling need larger images than \(1, 8, 8\)"),
+        ({"input_shape": [64]}, r"2 convolutions with pooling need larger images than \(64,\); try \[\]"),
+    ],
+)
+def test_captions_and_shapes_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"model two_source: cannot be built.*{message}"):
+        build(**arguments)
+
+
+def test_captions_are_asked_for() -> None:
+    with pytest.raises(UsageError, match="missing 1 required positional argument: 'captions'"):
+        build_model("two_source", **SHAPE)
