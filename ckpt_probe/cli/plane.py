@@ -1,0 +1,193 @@
+"""`ckpt-probe plane`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckpt_probe.cli.options import json_object, subject_options
+from ckpt_probe.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpt_probe.paths import PlaneResult
+
+EXAMPLE = """\b
+Examples: ckpt-probe plane A.safetensors B.safetensors C.safetensors -o planes/abc --grid 15
+          ckpt-probe plane A.safetensors --directions random -o planes/around"""
+SHADES = " ░▒▓█"
+WITHOUT = "?"
+STATISTICS = {
+    "none": "",
+    "recompute": "; batch-norm statistics recomputed on the grid",
+    "interpolate": "; batch-norm statistics in the plane",
+}
+SIDE = 14
+"""Cells beside a map that its y axis takes."""
+
+
+@click.command("plane", epilog=EXAMPLE)
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", required=False, type=click.Path(path_type=Path))
+@click.argument("c", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory of the plane.")
+@click.option(
+    "--grid", default="15", show_default=True, metavar="N[xM]", help="Points along x, and y where it differs."
+)
+@click.option(
+    "--margin",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="How far the grid goes beyond the checkpoints, as a share of their extent.",
+)
+@click.option("--directions", type=click.Choice(["random"]), help="Around A alone, along filter-normalised directions.")
+@click.option("--radius", type=float, default=1.0, show_default=True, help="How far random directions go.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of random directions.")
+@click.option(
+    "--batchnorm",
+    type=click.Choice(["recompute", "interpolate"]),
+    default="recompute",
+    show_default=True,
+    help="Running statistics on the grid: estimated anew on training data, or those in the plane.",
+)
+@click.option(
+    "--batchnorm-samples",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Training samples for new running statistics.",
+)
+@subject_options
+@click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the map.")
+@click.option("--csv", is_flag=True, help="Comma-separated values instead of the map.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw contours too: .svg, .png or .pdf by its suffix.")
+@click.option("--resume", is_flag=True, help="Show a finished plane again, as it is.")
+@click.option("--overwrite", is_flag=True, help="Replace what exists.")
+def command(
+    a: Path,
+    b: Path | None,
+    c: Path | None,
+    out: Path,
+    grid: str,
+    model_arguments: str | None,
+    data_arguments: str | None,
+    json: bool,
+    csv: bool,
+    figure: Path | None,
+    **options: Any,
+) -> None:
+    """Evaluate a grid in the plane through three checkpoints, or along random directions around one.
+
+    At each point loss, accuracy and every metric of analyze, on every split; then a map of the loss. Coordinates are
+    distances in weight space, or with --directions random in units of each filter's norm. Writes OUT/points.jsonl and
+    OUT/plane.json; an interrupted evaluation goes on when the command is given again.
+    """
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other")
+    options |= {
+        "grid": _grid(grid),
+        "model_arguments": json_object(model_arguments, "--model-arguments"),
+        "data_arguments": json_object(data_arguments, "--data-arguments"),
+    }
+    from ckpt_probe.cli.console import bars, console, say
+    from ckpt_probe.cli.output import print_records
+    from ckpt_probe.paths import evaluate_plane
+    from ckpt_probe.report.plane_figure import draw_plane, require_drawable
+
+    if figure is not None:
+        require_drawable(figure, overwrite=options["overwrite"])
+    with bars() as progress:
+        result = evaluate_plane(a, b, c, out=out, progress=progress, **options)
+    if json or csv:
+        print_records(result.points, json=json, csv=csv, wide=True)
+    else:
+        width = console().width
+        for summary in result.summary:
+            print_map(result, summary, width)
+        click.echo(_axes(result.axes))
+    if figure is not None:
+        draw_plane(result, figure, overwrite=options["overwrite"])
+        say(f"{figure}: drawn")
+    say(f"{out}: {len(result.points)} records of points")
+
+
+def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> None:
+    """The loss of one split as shades, rows from the highest y; where the checkpoints and the lowest loss lie."""
+    from ckpt_probe.report.plane_figure import loss_levels
+
+    split = summary["split"]
+    marks = [mark for mark in result.marks if mark["split"] == split]
+    found = {(p["x"], p["y"]): p["loss"] for p in result.points if p["split"] == split}
+    known = [loss for loss in found.values() if loss is not None]
+    levels = loss_levels(known, len(SHADES))
+    cell = 2 if 2 * len(result.xs) + SIDE <= width else 1
+    letters = _letters(marks, result.xs, result.ys)
+    click.echo(f"{split}: {_told(summary)}")
+    for mark in marks:
+        click.echo(f"  {mark['name']} {mark['checkpoint']}: {_loss(mark['loss'])} at {_at(mark['x'], mark['y'])}")
+    for row in reversed(range(len(result.ys))):
+        cells = [
+            letters[column, row][:cell].center(cell)
+            if (column, row) in letters
+            else cell * shade(found[x, result.ys[row]], levels)
+            for column, x in enumerate(result.xs)
+        ]
+        edge = f"{result.ys[row]:.4g}" if row in {0, len(result.ys) - 1} else ""
+        click.echo(f"{edge:>10} │{''.join(cells)}│")
+    left, right = f"{result.xs[0]:.4g}", f"{result.xs[-1]:.4g}"
+    click.echo(f"{'':>10}  {left}{right:>{max(len(right) + 1, cell * len(result.xs) - len(left))}}")
+    if known:
+        keys = [f"{mark.strip() or 'blank'} to {level:.3g}" for mark, level in zip(SHADES, levels, strict=True)]
+        click.echo(f"{'':>10}  loss: {'  '.join(keys)}")
+
+
+def shade(loss: float | None, levels: Sequence[float]) -> str:
+    """The shade of the first level that a loss does not exceed; a question mark where there is none."""
+    if loss is None:
+        return WITHOUT
+    return SHADES[next((i for i, level in enumerate(levels) if loss <= level), len(SHADES) - 1)]
+
+
+def _letters(marks: Sequence[dict[str, Any]], xs: Sequence[float], ys: Sequence[float]) -> dict[tuple[int, int], str]:
+    found: dict[tuple[int, int], str] = {}
+    for mark in marks:
+        place = _nearest(mark["x"], xs), _nearest(mark["y"], ys)
+        found[place] = found.get(place, "") + mark["name"]
+    return found
+
+
+def _nearest(value: float, grid: Sequence[float]) -> int:
+    return min(range(len(grid)), key=lambda i: abs(grid[i] - value))
+
+
+def _told(summary: dict[str, Any]) -> str:
+    where = f" at {_at(summary['lowest.x'], summary['lowest.y'])}" if summary["lowest.loss"] is not None else ""
+    without = summary["without_loss"]
+    absent = f"; {without} of {summary['points']} points have no loss ({WITHOUT})" if without else ""
+    note = STATISTICS[summary["batchnorm"]]
+    return f"lowest {_loss(summary['lowest.loss'])} on the grid{where}{absent}{note}"
+
+
+def _loss(value: float | None) -> str:
+    return f"loss {'–' if value is None else format(value, '.4g')}"
+
+
+def _at(x: float, y: float) -> str:
+    return f"x {x:.4g}, y {y:.4g}"
+
+
+def _axes(axes: dict[str, Any]) -> str:
+    if "cosine" in axes:
+        cosine = "–" if axes["cosine"] is None else f"{axes['cosine']:.3g}"
+        return f"lengths of the directions {axes['length.first']:.4g}, {axes['length.second']:.4g}; cosine {cosine}"
+    distances = ", ".join(f"{pair.upper()} {axes[f'distance.{pair}']:.4g}" for pair in ("ab", "ac", "bc"))
+    return f"distances {distances}; angle at A {axes['angle']:.3g}°"
+
+
+def _grid(text: str) -> int | tuple[int, int]:
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 2 for part in parts):
+        raise UsageError(f"--grid: expected a number of at least 2, or two such as 15x9, found {text!r}")
+    columns, *rows = (int(part) for part in parts)
+    return (columns, rows[0]) if rows else columns

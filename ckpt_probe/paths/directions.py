@@ -1,0 +1,134 @@
+"""Planes of weights: through three checkpoints, or along two random directions from one."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.paths.linear import require_finite
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """θ(x, y) = θ_A + s·first + t·second with s = slopes[0]·x + slopes[1]·y and t = slopes[2]·y.
+
+    origin: A's state dict; first, second: displacements of those of its tensors that move, float32 or float64; marks:
+    name and (x, y) of each checkpoint, A's first; axes: how long the axes are and how they lie to each other.
+    """
+
+    origin: State
+    first: State
+    second: State
+    slopes: tuple[float, float, float]
+    marks: tuple[tuple[str, float, float], ...]
+    axes: dict[str, Any]
+
+    def at(self, x: float, y: float) -> dict[str, Tensor]:
+        """The state dict at (x, y), computed and left in float32 (float64 for float64); what does not move is A's."""
+        s, t = self.slopes[0] * x + self.slopes[1] * y, self.slopes[2] * y
+        moved = {
+            name: (self.origin[name].to(step.dtype) + s * step).add_(t * self.second[name])
+            for name, step in self.first.items()
+        }
+        return {**self.origin, **moved}
+
+
+def plane_through(a: State, b: State, c: State) -> Plane:
+    """The plane through three checkpoints (Garipov et al. 2018, section 3), coordinates in weight-space distance.
+
+    x runs along u = B − A, y along v = C − A − ⟨C − A, û⟩û, over all tensors of floating-point numbers; others are A's.
+    A is at (0, 0), B at (‖u‖, 0), C at (⟨C − A, û⟩, ‖v‖). axes: the three distances, and the angle at A in degrees.
+    Raises DataError where two are equal, all lie on one line but for rounding, or a number is NaN or infinite.
+    """
+    names = [name for name, tensor in a.items() if tensor.is_floating_point()]
+    for name in names:
+        require_finite(name, a[name], b[name], c[name])
+    u, w, other = (_difference(*pair, names) for pair in ((b, a), (c, a), (c, b)))
+    for told, step in (("A and B", u), ("A and C", w), ("B and C", other)):
+        if _dot(step, step) == 0:
+            raise DataError(f"{told} have the same weights: three different checkpoints span a plane")
+    length = math.sqrt(_dot(u, u))
+    along = _dot(w, u) / length
+    height = math.sqrt(sum(float((w[n].double() - along / length * u[n].double()).square().sum()) for n in names))
+    if height <= _rounding(c, names):
+        raise DataError(
+            f"A, B and C lie on one line (C is {height:.2g} off it, no more than rounding): they span no plane; "
+            "interpolate evaluates the line"
+        )
+    slopes = 1 / length, -along / (length * height), 1 / height
+    axes = {
+        "distance.ab": length,
+        "distance.ac": math.hypot(along, height),
+        "distance.bc": math.hypot(along - length, height),
+        "angle": math.degrees(math.atan2(height, along)),
+    }
+    return Plane(a, u, w, slopes, (("A", 0.0, 0.0), ("B", length, 0.0), ("C", along, height)), axes)
+
+
+def random_plane(a: State, model: nn.Module, seed: int) -> Plane:
+    """The plane along two filter-normalised random directions from a checkpoint (Li et al. 2018, section 4).
+
+    A is at (0, 0); one unit of x or y moves each filter by its own norm. The directions are not made orthogonal: axes
+    has their cosine and lengths. Raises DataError where no parameter of the model has two or more axes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (random_direction(a, model, generator) for _ in range(2))
+    if not first:
+        raise DataError("no parameter has two or more axes, so that there is no filter to move")
+    lengths = [math.sqrt(_dot(direction, direction)) for direction in (first, second)]
+    axes = {
+        "length.first": lengths[0],
+        "length.second": lengths[1],
+        "cosine": _dot(first, second) / (lengths[0] * lengths[1]) if all(lengths) else None,
+    }
+    return Plane(a, first, second, (1.0, 0.0, 1.0), (("A", 0.0, 0.0),), axes)
+
+
+def random_direction(state: State, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """Gaussian directions for the model's parameters of two or more axes, each filter as long as the checkpoint's.
+
+    What is missing does not move: biases, the parameters of normalisation layers, buffers.
+    """
+    drawn: dict[int, Tensor] = {}
+    found = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.ndim < 2 or not state[name].is_floating_point():
+            continue
+        # Tied parameters have several names and move as one.
+        if id(parameter) not in drawn:
+            require_finite(name, state[name])
+            drawn[id(parameter)] = filter_normalised(torch.randn(parameter.shape, generator=generator), state[name])
+        found[name] = drawn[id(parameter)]
+    return found
+
+
+def filter_normalised(direction: Tensor, weights: Tensor) -> Tensor:
+    """A direction whose every slice along the first axis has the norm of that slice of the weights (both n × …)."""
+    exact = _exact(weights)
+    wanted, given = (tensor.to(exact).flatten(1).norm(dim=1) for tensor in (weights, direction))
+    scale = wanted / given.clamp_min(torch.finfo(exact).tiny)
+    return direction.to(exact) * scale.view(-1, *[1] * (direction.ndim - 1))
+
+
+def _difference(b: State, a: State, names: list[str]) -> dict[str, Tensor]:
+    return {name: b[name].to(_exact(b[name])) - a[name].to(_exact(a[name])) for name in names}
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _dot(first: State, second: State) -> float:
+    return sum(float((tensor.double() * second[name].double()).sum()) for name, tensor in first.items())
+
+
+def _rounding(state: State, names: list[str]) -> float:
+    """How far rounding to nearest may have moved a state dict."""
+    squares = [(torch.finfo(state[n].dtype).eps / 2) ** 2 * float(state[n].double().square().sum()) for n in names]
+    return math.sqrt(sum(squares))

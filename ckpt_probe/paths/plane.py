@@ -1,0 +1,222 @@
+"""Every number on a grid in a plane of weights: through three checkpoints, or around one along random directions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.analysis import Record
+from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import Subject, Wanted, open_subject
+from ckpt_probe.files import content_hash
+from ckpt_probe.models import unwrapped
+from ckpt_probe.paths.batchnorm import SAMPLES, has_batchnorm
+from ckpt_probe.paths.directions import Plane, plane_through, random_plane
+from ckpt_probe.paths.matching import check_match
+from ckpt_probe.paths.plane_place import PlanePlace
+from ckpt_probe.paths.plane_survey import Survey
+from ckpt_probe.progress import Progress, Silent
+
+MARGIN = 0.2
+RADIUS = 1.0
+
+
+@dataclass(frozen=True)
+class PlaneOptions:
+    """How a plane is evaluated.
+
+    grid: points along each axis, or (along x, along y). margin: how far the grid goes beyond the three checkpoints, as
+    a share of their extent. directions: "random" for filter-normalised ones around one checkpoint, drawn from `seed`,
+    coordinates from −radius to radius. splits: all where empty. batchnorm: "recompute" estimates running statistics
+    anew at each grid point from `batchnorm_samples` training samples, "interpolate" takes those in the plane.
+    """
+
+    grid: int | tuple[int, int] = 15
+    margin: float = MARGIN
+    directions: str | None = None
+    seed: int = 0
+    radius: float = RADIUS
+    splits: Sequence[str] | None = None
+    batchnorm: str = "recompute"
+    batchnorm_samples: int = SAMPLES
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 2:
+            raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
+        if self.batchnorm not in {"recompute", "interpolate"} or self.batchnorm_samples < 1:
+            raise UsageError("batchnorm is recompute or interpolate, from at least one sample")
+        if self.directions not in {None, "random"}:
+            raise UsageError(f"directions is random or left out, found {self.directions}")
+        if self.directions is None and (self.seed, self.radius) != (0, RADIUS):
+            raise UsageError("seed and radius go with directions random")
+        if self.directions is not None and self.margin != MARGIN:
+            raise UsageError("margin goes with three checkpoints; the radius says how far random directions go")
+        if not (0 <= self.margin < math.inf and 0 < self.radius < math.inf and 0 <= self.seed < 2**63):
+            raise UsageError("margin is a number of at least 0, radius one above 0, seed a whole number of at least 0")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Points along x and along y."""
+        return (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
+
+
+@dataclass(frozen=True)
+class PlaneResult:
+    """Records of the grid (x, y, split, …) and of the checkpoints (name, x, y, split, …), and what they say together.
+
+    summary: for each split the lowest loss on the grid and where, and how many points have none. axes: distances and
+    angle of three checkpoints, or lengths and cosine of random directions. xs, ys: the grid.
+    """
+
+    points: list[Record]
+    marks: list[Record]
+    summary: list[Record]
+    axes: Record
+    xs: list[float]
+    ys: list[float]
+
+
+def evaluate_plane(
+    a: Path | str,
+    b: Path | str | None = None,
+    c: Path | str | None = None,
+    *,
+    out: Path | str,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    classifier: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> PlaneResult:
+    """Loss, accuracy and every metric on a grid in the plane through checkpoints a, b, c, or around a alone.
+
+    options: those of `PlaneOptions`; without b and c, directions="random". Writes `out`/points.jsonl as the points
+    come and `out`/plane.json at the end; an interrupted call goes on after the last point, and a finished plane is
+    returned as it is with `resume`. Raises UsageError and DataError as extraction does; DataError where the
+    checkpoints differ in their tensors, two are equal or all lie on one line.
+    """
+    progress, how = progress or Silent(), PlaneOptions(**options)
+    files = tuple(Path(file) for file in (a, b, c) if file is not None)
+    if how.directions is None and len(files) != 3:
+        raise UsageError("a plane takes three checkpoints A, B and C, or with directions random one checkpoint A")
+    if how.directions is not None and len(files) != 1:
+        raise UsageError("random directions start from one checkpoint A: leave out B and C, or the directions")
+    if overwrite and resume:
+        raise UsageError("overwrite and resume exclude each other")
+    place = PlanePlace(Path(out))
+    place.require_free(overwrite=overwrite, resume=resume)
+    subject = open_subject(files[0], Wanted(model, model_arguments, data, data_arguments, classifier, device))
+    splits = tuple(how.splits) if how.splits else tuple(subject.data.splits)
+    for name in splits:
+        subject.data.split(name)
+    plane = _plane(files, how, subject)
+    batchnorm = how.batchnorm if has_batchnorm(subject.model) else "none"
+    place.prepare(_plan(files, subject, splits, how, batchnorm), overwrite=overwrite, resume=resume)
+    if place.finished:
+        return _stored(place)
+    samples, records = how.batchnorm_samples, place.points()
+    survey = Survey(files, plane, subject, splits, batchnorm, samples, how.batch_size, place, records)
+    _finish(survey, *_grid(plane, how), progress)
+    result = _stored(place)
+    _tell(result, progress)
+    return result
+
+
+def _plane(files: tuple[Path, ...], how: PlaneOptions, subject: Subject) -> Plane:
+    names = set(subject.model.state_dict())
+    states: list[Any] = []
+    with open_checkpoint(files[0]) as first:
+        for file in files:
+            with open_checkpoint(file) as checkpoint:
+                check_match(first, checkpoint)
+                states.append(unwrapped(checkpoint.state_dict(), names))
+    try:
+        return random_plane(states[0], subject.model, how.seed) if how.directions else plane_through(*states)
+    except DataError as error:
+        raise DataError(f"{', '.join(str(file) for file in files)}: {error}") from error
+
+
+def _grid(plane: Plane, how: PlaneOptions) -> tuple[list[float], list[float]]:
+    if how.directions is not None:
+        ends = [(-how.radius, how.radius)] * 2
+    else:
+        spans = [x for _, x, _ in plane.marks], [y for _, _, y in plane.marks]
+        ends = [(min(span), max(span)) for span in spans]
+        ends = [(low - how.margin * (high - low), high + how.margin * (high - low)) for low, high in ends]
+    xs, ys = (
+        # The ends and the middle are exact, so that a checkpoint there is met and not missed by a hair.
+        [low * (1 - i / (count - 1)) + high * (i / (count - 1)) for i in range(count)]
+        for (low, high), count in zip(ends, how.shape, strict=True)
+    )
+    return xs, ys
+
+
+def _plan(
+    files: tuple[Path, ...], subject: Subject, splits: tuple[str, ...], how: PlaneOptions, batchnorm: str
+) -> Record:
+    random = how.directions is not None
+    hashes = {name: content_hash(file) for name, file in zip("abc", files, strict=False)}
+    return {
+        "directions": how.directions or "checkpoints",
+        **{name: hashes.get(name) for name in "abc"},
+        "grid": list(how.shape),
+        "margin": None if random else how.margin,
+        "radius": how.radius if random else None,
+        "seed": how.seed if random else None,
+        "splits": list(splits),
+        "model": subject.model_name,
+        "model_arguments": subject.model_arguments,
+        "data": subject.data.name,
+        "data_arguments": subject.data.arguments,
+        "classifier": subject.classifier,
+        "batchnorm": batchnorm,
+        "batchnorm_samples": how.batchnorm_samples if batchnorm == "recompute" else None,
+    }
+
+
+def _lowest(points: Sequence[Record], split: str) -> Record:
+    of_split = [point for point in points if point["split"] == split]
+    known = [point for point in of_split if point["loss"] is not None]
+    lowest = min(known, key=lambda point: point["loss"], default={"loss": None, "x": None, "y": None})
+    where = {f"lowest.{name}": lowest[name] for name in ("loss", "x", "y")}
+    counts = {"points": len(of_split), "without_loss": len(of_split) - len(known)}
+    return {"split": split, **counts, "batchnorm": of_split[0]["batchnorm"], **where}
+
+
+def _finish(survey: Survey, xs: list[float], ys: list[float], progress: Progress) -> None:
+    marks = survey.marks(progress)
+    survey.visit([(x, y) for y in ys for x in xs], marks, progress)
+    points = survey.in_order()
+    survey.place.keep(points)
+    survey.place.finish(
+        {
+            "checkpoints": {name: file.name for name, file in zip("ABC", survey.files, strict=False)},
+            "axes": survey.plane.axes,
+            "xs": xs,
+            "ys": ys,
+            "marks": marks,
+            "summary": [_lowest(points, name) for name in survey.splits],
+        }
+    )
+
+
+def _stored(place: PlanePlace) -> PlaneResult:
+    told = place.found()
+    return PlaneResult(place.points(), *(told[name] for name in ("marks", "summary", "axes", "xs", "ys")))
+
+
+def _tell(result: PlaneResult, progress: Progress) -> None:
+    for summary in result.summary:
+        if summary["without_loss"]:
+            reason = next(p["missing"] for p in result.points if p["split"] == summary["split"] and p["loss"] is None)
+            progress.message(
+                f"{summary['split']}: {summary['without_loss']} of {summary['points']} points have no loss ({reason})"
+            )

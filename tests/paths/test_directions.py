@@ -1,0 +1,146 @@
+"""Planes of weights against brute force: flattened vectors, Gram-Schmidt, filters one by one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.paths.directions import filter_normalised, plane_through, random_direction, random_plane
+
+
+def state(seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {"fc.weight": (5, 4), "fc.bias": (5,), "scale": ()}
+    floats = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in drawn.items()}
+    return {**{name: tensor.to(dtype) for name, tensor in floats.items()}, "steps": torch.tensor(seed)}
+
+
+def flat(tensors: dict[str, Tensor]) -> np.ndarray:
+    floats = [t for t in tensors.values() if t.is_floating_point()]
+    return np.concatenate([t.double().numpy().ravel() for t in floats])
+
+
+def test_axes_are_orthonormal_and_positions_are_those_of_gram_schmidt() -> None:
+    states = [state(seed) for seed in (1, 2, 3)]
+    a, b, c = (flat(one) for one in states)
+    u = (b - a) / np.linalg.norm(b - a)
+    v = (c - a) - np.dot(c - a, u) * u
+    v /= np.linalg.norm(v)
+    plane = plane_through(*states)
+    found_u, found_v = (flat(plane.at(*one)) - a for one in ((1, 0), (0, 1)))
+    np.testing.assert_allclose(found_u, u, atol=1e-14)
+    np.testing.assert_allclose(found_v, v, atol=1e-14)
+    assert abs(np.dot(found_u, found_v)) < 1e-14
+    np.testing.assert_allclose(flat(plane.at(-0.7, 2.5)), a - 0.7 * u + 2.5 * v, atol=1e-13)
+    for one, (name, x, y) in zip(states, plane.marks, strict=True):
+        np.testing.assert_allclose((x, y), (np.dot(flat(one) - a, u), np.dot(flat(one) - a, v)), atol=1e-13)
+        np.testing.assert_allclose(flat(plane.at(x, y)), flat(one), atol=1e-13)
+        assert name == "ABC"[plane.marks.index((name, x, y))]
+    cosine = np.dot(b - a, c - a) / np.linalg.norm(b - a) / np.linalg.norm(c - a)
+    assert plane.axes == pytest.approx(
+        {
+            "distance.ab": np.linalg.norm(b - a),
+            "distance.ac": np.linalg.norm(c - a),
+            "distance.bc": np.linalg.norm(c - b),
+            "angle": math.degrees(math.acos(cosine)),
+        },
+        rel=1e-12,
+    )
+
+
+def test_whole_numbers_are_as_in_a_and_a_is_met_bit_for_bit() -> None:
+    plane = plane_through(*(state(seed, torch.bfloat16) for seed in (1, 2, 3)))
+    moved = plane.at(0.3, 0.4)
+    assert moved["steps"].item() == 1
+    assert moved["fc.weight"].dtype == torch.float32
+    assert all(torch.equal(tensor, state(1, torch.bfloat16)[name]) for name, tensor in plane.at(0, 0).items())
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"), [((1, 1, 2), "A and B have"), ((1, 2, 1), "A and C have"), ((1, 2, 2), "B and C have")]
+)
+def test_equal_checkpoints_span_no_plane(seeds: tuple[int, int, int], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        plane_through(*(state(seed) for seed in seeds))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_three_on_a_line_span_no_plane_even_where_the_third_is_rounded(dtype: torch.dtype) -> None:
+    a, b = state(1, dtype), state(2, dtype)
+    third = {n: torch.lerp(t.double(), b[n].double(), 0.3).to(dtype) for n, t in a.items() if n != "steps"}
+    with pytest.raises(DataError, match=r"A, B and C lie on one line .* they span no plane"):
+        plane_through(a, b, {**third, "steps": a["steps"]})
+    third["fc.bias"] = third["fc.bias"] + torch.tensor([0.5, -0.5, 0.5, 0.5, -0.5], dtype=dtype)
+    assert plane_through(a, b, {**third, "steps": a["steps"]}).marks[2][2] > 0.5
+
+
+def test_nan_names_the_tensor() -> None:
+    broken = state(3)
+    broken["fc.bias"][2] = math.nan
+    with pytest.raises(DataError, match=r"'fc\.bias' holds NaN"):
+        plane_through(state(1), state(2), broken)
+
+
+def test_filters_are_normalised_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((6, 3, 2, 2), (4, 7)):
+        direction, weights = (torch.randn(shape, generator=generator) for _ in range(2))
+        weights[1] = 0
+        found = filter_normalised(direction, weights)
+        for filter_, given, wanted in zip(found, direction, weights, strict=True):
+            expected = given.numpy() * (np.linalg.norm(wanted.numpy()) / np.linalg.norm(given.numpy()))
+            np.testing.assert_allclose(filter_.numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 2)
+        self.norm = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 4)
+        self.tied = nn.Linear(3, 4)
+        self.tied.weight = self.fc.weight
+        self.register_buffer("table", torch.ones(2, 2))
+
+
+def test_biases_batch_norm_and_buffers_stay_and_tied_weights_move_together() -> None:
+    torch.manual_seed(0)
+    model = Small()
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plane = random_plane(tensors, model, seed=3)
+    assert set(plane.first) == set(plane.second) == {"conv.weight", "fc.weight", "tied.weight"}
+    moved = plane.at(0.5, -2)
+    for name, tensor in tensors.items():
+        assert torch.equal(moved[name], tensor) == (name not in plane.first), name
+    assert torch.equal(moved["fc.weight"], moved["tied.weight"])
+    generator = torch.Generator().manual_seed(3)
+    expected = [
+        {
+            name: filter_normalised(torch.randn(tensors[name].shape, generator=generator), tensors[name])
+            for name in ("conv.weight", "fc.weight")
+        }
+        for _ in range(2)
+    ]
+    for name in ("conv.weight", "fc.weight"):
+        wanted = tensors[name] + 0.5 * expected[0][name] - 2 * expected[1][name]
+        torch.testing.assert_close(moved[name], wanted)
+    first, second = (np.concatenate([d[n].numpy().ravel() for n in plane.first]) for d in (plane.first, plane.second))
+    cosine = np.dot(first, second) / np.linalg.norm(first) / np.linalg.norm(second)
+    assert plane.axes["cosine"] == pytest.approx(cosine, rel=1e-5)
+    assert plane.axes["length.first"] == pytest.approx(np.linalg.norm(first), rel=1e-6)
+    assert plane.axes["length.first"] == pytest.approx(plane.axes["length.second"], rel=1e-6)
+
+
+def test_the_seed_says_which_directions() -> None:
+    model = Small()
+    tensors = model.state_dict()
+    one, same, other = (random_plane(tensors, model, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.first["conv.weight"], same.first["conv.weight"])
+    assert not torch.equal(one.first["conv.weight"], one.second["conv.weight"])
+    assert not torch.equal(one.first["conv.weight"], other.first["conv.weight"])
+    assert random_direction({}, nn.BatchNorm1d(3), torch.Generator()) == {}
+    with pytest.raises(DataError, match="no filter to move"):
+        random_plane({}, nn.BatchNorm1d(3), 0)

@@ -1,0 +1,294 @@
+"""A plane evaluated: checkpoints in it are met, batch norm, points without a loss, resume, refusal, the command."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+from ckpt_probe.cli.app import run
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.data import load_data
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.models import build_model
+from ckpt_probe.paths import evaluate_path, evaluate_plane
+from ckpt_probe.progress import Silent
+from ckpt_probe.training import train
+
+HERE = {"device": "cpu", "splits": ["test"]}
+
+
+def trained(where: Path, model: dict[str, Any], steps: list[int]) -> list[Path]:
+    settings = {
+        "data": {"name": "digits"},
+        "model": model,
+        "training": {"steps": steps[-1]},
+        "checkpoints": {"steps": steps[:-1]},
+    }
+    train(TrainingConfig.model_validate(settings), where, device="cpu")
+    return [where / "checkpoints" / f"step-{step:06d}.safetensors" for step in steps]
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    model = {"name": "mlp", "arguments": {"hidden": [16]}}
+    return trained(tmp_path_factory.mktemp("mlp"), model, [10, 30, 60])
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    model = {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}
+    return trained(tmp_path_factory.mktemp("resnet"), model, [5, 10, 20])
+
+
+def record_at(records: list[dict[str, Any]], x: float, y: float) -> dict[str, Any]:
+    return min(records, key=lambda record: math.hypot(record["x"] - x, record["y"] - y))
+
+
+def same(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    compared = 0
+    for name, value in expected.items():
+        if isinstance(value, float) and name not in {"x", "y", "alpha"}:
+            assert found[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+            compared += 1
+    assert compared > 20
+
+
+def test_the_checkpoints_are_what_a_path_says_and_the_grid_meets_them(mlp: list[Path], tmp_path: Path) -> None:
+    result = evaluate_plane(*mlp, out=tmp_path / "plane", grid=(3, 2), margin=0, **HERE)
+    path = evaluate_path(mlp[0], mlp[1], tmp_path / "path", points=3, **HERE)
+    assert [mark["name"] for mark in result.marks] == ["A", "B", "C"]
+    for mark, point in zip(result.marks[:2], (path.points[0], path.points[-1]), strict=True):
+        same(mark, point, 1e-12)
+    assert result.axes["distance.ab"] == pytest.approx(path.distance, rel=1e-6)
+    points = {(point["x"], point["y"]): point for point in result.points}
+    met = [mark for mark in result.marks if (mark["x"], mark["y"]) in points]
+    assert len(met) == 2
+    for mark in met:
+        same(points[mark["x"], mark["y"]], mark, 1e-4)
+    assert len(result.points) == 6
+    assert result.xs[0] == 0
+    assert (min(result.ys), max(result.ys)) == (0, result.marks[2]["y"])
+
+
+def test_a_grid_point_is_the_model_with_the_weights_there(mlp: list[Path], tmp_path: Path) -> None:
+    result = evaluate_plane(*mlp, out=tmp_path / "plane", grid=3, margin=0.5, **HERE)
+    vectors, states = [], []
+    for file in mlp:
+        with open_checkpoint(file) as checkpoint:
+            states.append(checkpoint.state_dict())
+        vectors.append(torch.cat([tensor.double().flatten() for tensor in states[-1].values()]))
+    a, b, c = vectors
+    u = (b - a) / (b - a).norm()
+    v = (c - a) - (c - a).dot(u) * u
+    v /= v.norm()
+    model = build_model("mlp", {"hidden": [16]}, input_shape=(1, 8, 8), classes=10)
+    inputs, labels = load_data("digits").split("test").batch(slice(None))
+    for point in result.points[:: len(result.points) // 3]:
+        theta, start, moved = a + point["x"] * u + point["y"] * v, 0, {}
+        for name, tensor in states[0].items():
+            moved[name] = theta[start : start + tensor.numel()].view(tensor.shape)
+            start += tensor.numel()
+        model.load_state_dict(moved)
+        with torch.no_grad():
+            logits = model(inputs).double()
+        assert point["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+        assert point["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), abs=0.003)
+        assert point["class.mir"] is not None
+
+
+def test_extent_and_margin(mlp: list[Path], tmp_path: Path) -> None:
+    result = evaluate_plane(*mlp, out=tmp_path / "plane", grid=(2, 3), margin=0.25, **HERE)
+    xs, ys = ([mark[axis] for mark in result.marks] for axis in ("x", "y"))
+    for grid, span in ((result.xs, xs), (result.ys, ys)):
+        extent = max(span) - min(span)
+        assert (grid[0], grid[-1]) == pytest.approx((min(span) - extent / 4, max(span) + extent / 4))
+    assert (len(result.xs), len(result.ys)) == (2, 3)
+    assert [(p["x"], p["y"]) for p in result.points] == [(x, y) for y in result.ys for x in result.xs]
+
+
+def test_files_hold_everything_and_a_finished_plane_is_kept(mlp: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "plane"
+    result = evaluate_plane(*mlp, out=out, grid=2, **HERE)
+    assert [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()] == result.points
+    told = json.loads((out / "plane.json").read_text())
+    assert told["checkpoints"] == dict(zip("ABC", [file.name for file in mlp], strict=True))
+    assert (told["xs"], told["ys"], told["axes"]) == (result.xs, result.ys, result.axes)
+    assert (told["marks"], told["summary"]) == (result.marks, result.summary)
+    [summary] = result.summary
+    lowest = min(result.points, key=lambda point: point["loss"])
+    assert [summary[f"lowest.{name}"] for name in ("loss", "x", "y")] == [lowest[n] for n in ("loss", "x", "y")]
+    with pytest.raises(UsageError, match="holds a finished plane; --overwrite"):
+        evaluate_plane(*mlp, out=out, grid=2, **HERE)
+    before = (out / "points.jsonl").stat().st_mtime_ns
+    assert evaluate_plane(*mlp, out=out, grid=2, resume=True, **HERE) == result
+    assert (out / "points.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match=r"grid \[2, 2\] / \[3, 2\]"):
+        evaluate_plane(*mlp, out=out, grid=(3, 2), resume=True, **HERE)
+    assert len(evaluate_plane(*mlp, out=out, grid=(3, 2), overwrite=True, **HERE).points) == 6
+
+
+class StopAt(Silent):
+    """Interrupts before the evaluation of a split that follows `left` others; keeps what is said."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.evaluated = 0
+        self.said: list[str] = []
+
+    def task(self, name: str, total: int | None, unit: str = ""):
+        self.evaluated += name in {"train", "test"}
+        if self.evaluated > self.left:
+            raise KeyboardInterrupt
+        return super().task(name, total, unit)
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_an_interrupted_plane_goes_on_after_its_last_record(mlp: list[Path], tmp_path: Path) -> None:
+    how = {"grid": 3, "splits": ["test", "train"], "device": "cpu"}
+    whole = evaluate_plane(*mlp, out=tmp_path / "whole", **how)
+    cut = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_plane(*mlp, out=cut, progress=StopAt(6 + 5), **how)
+    assert len((cut / "points.jsonl").read_text().splitlines()) == 5
+    assert not (cut / "plane.json").exists()
+    for changed, told in (({"grid": 2}, "grid"), ({"margin": 0.3}, r"margin 0\.2 / 0\.3")):
+        with pytest.raises(UsageError, match=f"something else .*{told}"):
+            evaluate_plane(*mlp, out=cut, **{**how, **changed})
+    with pytest.raises(UsageError, match=r"something else .*\bc '"):
+        evaluate_plane(*mlp[:2], mlp[0].with_name("step-000000.safetensors"), out=cut, **how)
+    counter = StopAt(1000)
+    assert evaluate_plane(*mlp, out=cut, progress=counter, **how) == whole
+    assert counter.evaluated == 6 + 2 * 9 - 5
+
+
+def test_around_one_checkpoint(mlp: list[Path], tmp_path: Path) -> None:
+    how = {"directions": "random", "grid": 3, "radius": 0.5, **HERE}
+    result = evaluate_plane(mlp[2], out=tmp_path / "one", seed=4, **how)
+    assert result.xs == result.ys == [-0.5, 0, 0.5]
+    [mark] = result.marks
+    assert (mark["name"], mark["x"], mark["y"]) == ("A", 0, 0)
+    same(record_at(result.points, 0, 0), mark, 1e-12)
+    assert len({point["loss"] for point in result.points}) == 9
+    assert abs(result.axes["cosine"]) < 0.5
+    assert evaluate_plane(mlp[2], out=tmp_path / "same", seed=4, **how) == result
+    other = evaluate_plane(mlp[2], out=tmp_path / "other", seed=5, **how)
+    assert other.points[0]["loss"] != result.points[0]["loss"]
+
+
+def test_statistics_are_recomputed_on_the_grid_and_the_checkpoints_own(resnet: list[Path], tmp_path: Path) -> None:
+    made = {
+        handling: evaluate_plane(*resnet, out=tmp_path / handling, grid=(3, 2), margin=0, batchnorm=handling, **HERE)
+        for handling in ("recompute", "interpolate")
+    }
+    for handling, result in made.items():
+        assert {point["batchnorm"] for point in result.points} == {handling}
+        assert {mark["batchnorm"] for mark in result.marks} == {"own"}
+    recomputed, own = (record_at(made[h].points, 0, 0) for h in ("recompute", "interpolate"))
+    same(own, made["interpolate"].marks[0], 1e-9)
+    assert recomputed["loss"] != pytest.approx(own["loss"], rel=1e-6)
+    assert made["recompute"].marks == made["interpolate"].marks
+
+
+@pytest.mark.parametrize(("radius", "features"), [(1e25, True), (1e39, False)])
+def test_points_where_the_network_overflows_have_a_reason_in_place_of_a_loss(
+    mlp: list[Path], tmp_path: Path, radius: float, features: bool
+) -> None:
+    listening = StopAt(1000)
+    how = {"directions": "random", "grid": 3, "radius": radius, "progress": listening, **HERE}
+    result = evaluate_plane(mlp[2], out=tmp_path / "far", **how)
+    known = [point for point in result.points if point["loss"] is not None]
+    assert [(point["x"], point["y"]) for point in known] == [(0, 0)]
+    for point in result.points:
+        if point not in known:
+            assert (point["accuracy"], point["nc4.disagreement"]) == (None, None)
+            assert (point["class.mir"] is not None) == features
+            assert "overflow to infinity" in point["missing"]
+            assert list(point) == list(known[0])
+    assert result.summary[0]["without_loss"] == 8
+    assert listening.said[0].startswith("test: 8 of 9 points have no loss (")
+
+
+def test_where_all_features_are_dead_the_loss_is_still_known(mlp: list[Path], tmp_path: Path) -> None:
+    with open_checkpoint(mlp[2]) as checkpoint:
+        state, metadata = checkpoint.state_dict(), checkpoint.raw_metadata
+    for name, layer in (("b", "1.bias"), ("c", "3.bias")):
+        moved = {**state, layer: state[layer] - torch.arange(1, len(state[layer]) + 1) / 10}
+        save_checkpoint(tmp_path / f"{name}.safetensors", moved, metadata)
+    files = mlp[2], tmp_path / "b.safetensors", tmp_path / "c.safetensors"
+    result = evaluate_plane(*files, out=tmp_path / "plane", grid=2, margin=100, **HERE)
+    dead = [point for point in result.points if point["x"] > 0]
+    for point in dead:
+        assert point["class.mir"] is None
+        assert "zero" in point["missing"]
+        assert point["loss"] is not None
+        assert point["accuracy"] is not None
+    assert len(dead) == 2
+
+
+def test_what_is_no_plane(mlp: list[Path], resnet: list[Path], tmp_path: Path) -> None:
+    a, b, c = mlp
+    out = tmp_path / "plane"
+    for files, options, told in (
+        ((a, b), {}, "takes three checkpoints"),
+        ((a,), {}, "takes three checkpoints"),
+        ((a, b, c), {"directions": "random"}, "leave out B and C"),
+        ((a, b, c), {"grid": 1}, "at least 2 points"),
+        ((a, b, c), {"grid": (5, 1)}, "at least 2 points"),
+        ((a, b, c), {"margin": -0.1}, "margin is"),
+        ((a, b, c), {"radius": 2}, "go with directions random"),
+        ((a, b, c), {"batchnorm": "none"}, "recompute or interpolate"),
+        ((a,), {"directions": "straight"}, "directions is random"),
+        ((a,), {"directions": "random", "radius": 0}, "radius"),
+        ((a,), {"directions": "random", "margin": 0.5}, "margin goes with three"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            evaluate_plane(*files, out=out, **options, **HERE)
+    with pytest.raises(DataError, match=r"step-000010\.safetensors.*A and B have the same weights"):
+        evaluate_plane(a, a, c, out=out, **HERE)
+    with pytest.raises(DataError, match="do not have the same tensors"):
+        evaluate_plane(a, b, resnet[0], out=out, **HERE)
+    assert run(["interpolate", str(a), str(c), "--alpha", "0.4", "--out", str(tmp_path / "mid.safetensors")]) == 0
+    with pytest.raises(DataError, match=r"mid\.safetensors.*lie on one line"):
+        evaluate_plane(a, tmp_path / "mid.safetensors", c, out=out, **HERE)
+    assert not out.exists()
+
+
+def test_the_command(mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plane", *map(str, mlp), "-o", str(tmp_path / "plane"), "--split", "test", "--device", "cpu"]
+    assert run([*words, "--grid", "5x3"]) == 0
+    out, err = capsys.readouterr()
+    rows = [line.split("│")[1] for line in out.splitlines() if "│" in line]
+    assert [len(row) for row in rows] == [10, 10, 10]
+    assert sorted("".join(rows).translate(dict.fromkeys(map(ord, " ░▒▓█")))) == ["A", "B", "C"]
+    assert "█" in "".join(rows)
+    assert "lowest loss 0." in out
+    assert "angle at A" in out
+    assert err == f"{tmp_path / 'plane'}: 15 records of points\n"
+    assert run([*words, "--grid", "5x3"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run([*words, "--grid", "5x3", "--resume", "--json"]) == 0
+    points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(points) == 15
+    pytest.importorskip("matplotlib")
+    assert run([*words, "--grid", "5x3", "--resume", "--csv", "--figure", str(tmp_path / "plane.svg")]) == 0
+    assert (tmp_path / "plane.svg").stat().st_size > 1000
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [float(row["class.mir"]) for row in rows] == [point["class.mir"] for point in points]
+    assert list(rows[0])[:3] == ["x", "y", "split"]
+    assert run(["plane", str(mlp[0]), "--directions", "random", "-o", str(tmp_path / "r"), "--grid", "3"]) == 0
+    assert "cosine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--grid", "1"], ["--grid", "3x"], ["--grid", "a"], ["--json", "--csv"]])
+def test_wrong_use_of_the_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plane", "a", "b", "c", "-o", "out", *words]) == 2
+    assert words[0] in capsys.readouterr().err
