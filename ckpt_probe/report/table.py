@@ -23,7 +23,8 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     """
     places = [name for name in ("checkpoint", "step", "alpha", "split", "class") if _any(records, name)]
     if width is not None and "step" in places and "checkpoint" in places:
-        places.remove("checkpoint")
+        # A pruned series, for one, has the same step throughout: only its names tell its members apart.
+        places.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
     present = entries_in(records)
     shown = present if width is None else _fitting(records, places, present, width)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
@@ -112,6 +113,10 @@ def _place(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return MISSING if value is None else str(value)
+
+
+def _count(records: Sequence[Record], name: str) -> int:
+    return len({record.get(name) for record in records})
 
 
 def _any(records: Sequence[Record], name: str) -> bool:

@@ -20,7 +20,7 @@ from ckpt_probe.models import build_model, choose_device, logits_of, model_argum
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.optimizer import build_optimizer
-from ckpt_probe.training.pruning import hold_zeros
+from ckpt_probe.training.pruning import count_zeros, hold_zeros
 from ckpt_probe.training.run import RunDirectory, forget_after, open_run
 from ckpt_probe.training.schedule import checkpoint_steps, learning_rate_factor, steps_per_epoch, total_steps
 from ckpt_probe.training.start import Start, begin
@@ -184,6 +184,7 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
         metrics[name] = _evaluate(model, data.split(name))
         _write(log, {"step": step, "epoch": epoch, "split": name, **metrics[name]})
     settings = config.model
+    zeros, entries = count_zeros(model.state_dict(), list(stage.start.masks))
     metadata = CheckpointMetadata(
         model=settings.name,
         model_arguments=model_arguments(
@@ -194,7 +195,7 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
         step=step,
         epoch=epoch,
         seed=config.seed,
-        sparsity=_sparsity(stage) if stage.start.masks else None,
+        sparsity=zeros / entries if entries else None,
         pruned=list(stage.start.masks),
         metrics=metrics,
         config=config.model_dump(mode="json", by_alias=True),
@@ -205,12 +206,6 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
 
 def _evaluated(config: TrainingConfig, data: LabelledData) -> list[str]:
     return list(data.splits) if config.checkpoints.evaluate is None else config.checkpoints.evaluate
-
-
-def _sparsity(stage: _Stage) -> float:
-    tensors = stage.model.state_dict()
-    held = [tensors[name] for name in stage.start.masks]
-    return sum(int((tensor == 0).sum()) for tensor in held) / sum(tensor.numel() for tensor in held)
 
 
 @torch.no_grad()

@@ -30,14 +30,17 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
         return Start()
     fresh = model.state_dict()
     with open_checkpoint(settings.checkpoint) as checkpoint:
-        state = dict(unwrapped(checkpoint.state_dict(), set(fresh)))
-        step, pruned = checkpoint.metadata.step, checkpoint.metadata.pruned
+        tensors = checkpoint.state_dict()
+        step, named = checkpoint.metadata.step, pruned_masks(tensors, checkpoint.metadata.pruned)
+    state = dict(unwrapped(tensors, set(fresh)))
+    called = dict(zip(tensors, state, strict=True))
+    masks = {called[name]: mask for name, mask in named.items()}
     if settings.part == "backbone":
         classifier = f"{find_classifier(model, inputs)}."
         state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}
         state |= {name: tensor for name, tensor in fresh.items() if name.startswith(classifier)}
-        pruned = [name for name in pruned if not name.startswith(classifier)]
+        masks = {name: mask for name, mask in masks.items() if not name.startswith(classifier)}
     load_weights(model, state, source=settings.checkpoint)
     if settings.keep_step and step is None:
         raise DataError(f"{settings.checkpoint}: names no step, which keep_step = true asks for")
-    return Start(step if settings.keep_step and step is not None else 0, pruned_masks(state, pruned))
+    return Start(step if settings.keep_step and step is not None else 0, masks)

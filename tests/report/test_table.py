@@ -38,6 +38,16 @@ def test_a_table_keeps_to_its_width_and_says_what_it_leaves_out(width: int) -> N
     assert "acc" in text
 
 
+def test_checkpoints_of_one_step_are_told_apart_by_their_names() -> None:
+    held = [
+        {**record, "step": 880, "checkpoint": name} for record, name in zip(records(), ("dense", "sparse"), strict=True)
+    ]
+    text = shown(held, 80)
+    assert "sparse" in text
+    assert "880" not in text
+    assert "step-000500" not in shown(records(), 80)
+
+
 def test_wide_shows_every_entry_and_the_values_at_collapse() -> None:
     text = shown(records(), None)
     for entry in ENTRIES:

@@ -77,3 +77,12 @@ def test_a_run_from_a_pruned_checkpoint_keeps_its_zeros_and_says_so(tmp_path: Pa
         assert metadata.pruned == ["1.weight"]
         assert metadata.sparsity == pytest.approx(zeros.double().mean().item())
     assert not torch.equal(found, state["1.weight"])
+
+
+def test_a_pruned_start_of_a_wrapped_model_keeps_its_zeros(tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in network().state_dict().items()}
+    state["module.1.weight"][:, :60] = 0
+    save_checkpoint(tmp_path / "p.safetensors", state, CheckpointMetadata(pruned=["module.1.weight"]))
+    start = begin(network(), settings(tmp_path / "p.safetensors"), torch.zeros(2, 1, 8, 8))
+    assert list(start.masks) == ["1.weight"]
+    assert int(start.masks["1.weight"].sum()) == 6 * 4
