@@ -1,6 +1,8 @@
 """Dumps and features → records."""
 
+from ckpt_probe.analysis.comparison import Comparison, compare
 from ckpt_probe.analysis.entries import ENTRIES, Entry, entries_in
+from ckpt_probe.analysis.lines import read_records
 from ckpt_probe.analysis.records import (
     Blocks,
     Record,
@@ -15,15 +17,18 @@ from ckpt_probe.analysis.settings import Settings
 __all__ = [
     "ENTRIES",
     "Blocks",
+    "Comparison",
     "Entry",
     "Record",
     "Settings",
     "analyze_dump",
     "analyze_features",
     "analyze_series",
+    "compare",
     "entries_in",
     "in_order",
     "read_blocks",
     "read_moments",
+    "read_records",
     "read_series",
 ]

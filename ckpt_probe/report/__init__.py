@@ -1,7 +1,20 @@
-"""Records → table, JSON Lines, CSV, and a reading in plain language."""
+"""Records → table, JSON Lines, CSV, figures, and a reading in plain language."""
 
+from ckpt_probe.report.comparison import comparison_footnotes, comparison_table
+from ckpt_probe.report.figure import draw
 from ckpt_probe.report.lines import to_csv, to_json_line
 from ckpt_probe.report.reading import read_path, read_run
 from ckpt_probe.report.table import footnotes, records_table, short_number
 
-__all__ = ["footnotes", "read_path", "read_run", "records_table", "short_number", "to_csv", "to_json_line"]
+__all__ = [
+    "comparison_footnotes",
+    "comparison_table",
+    "draw",
+    "footnotes",
+    "read_path",
+    "read_run",
+    "records_table",
+    "short_number",
+    "to_csv",
+    "to_json_line",
+]

@@ -1,0 +1,98 @@
+"""`ckpt-probe compare`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckpt_probe.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpt_probe.analysis import Comparison
+
+EXAMPLE = """\b
+Examples: ckpt-probe compare runs/plain runs/decay --metric accuracy,loss
+          ckpt-probe compare dumps/plain dumps/decay --metric class.mir --split train --json"""
+
+
+@click.command("compare", epilog=EXAMPLE)
+@click.argument("groups", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="GROUP GROUP...")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    default=["accuracy"],
+    show_default=True,
+    help="What to compare, names with commas between them; repeatable.",
+)
+@click.option("--split", default="test", show_default=True, help="The split on which it was measured.")
+@click.option(
+    "--step", default="last", show_default=True, metavar="N|last", help="Training step, or each entry's last."
+)
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="What the intervals are to hold.")
+@click.option(
+    "--interval",
+    "method",
+    type=click.Choice(["bootstrap", "t"]),
+    default="bootstrap",
+    show_default=True,
+    help="By resampling the differences, or Student's, which assumes that they are normal.",
+)
+@click.option("--resamples", type=click.IntRange(min=100), default=9999, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--json", is_flag=True, help="One comparison a line (JSON Lines) instead of the table.")
+@click.option("--csv", is_flag=True, help="Comma-separated values instead of the table.")
+def command(
+    groups: tuple[Path, ...],
+    metrics: tuple[str, ...],
+    split: str,
+    step: str,
+    json: bool,
+    csv: bool,
+    **options: Any,
+) -> None:
+    """Compare groups of runs that differ in their seed, the first GROUP being the baseline.
+
+    A GROUP is a directory with one entry a seed: a run (its metrics.jsonl has loss and accuracy), a directory of dumps,
+    which are analyzed, or a records file NAME.jsonl of analyze. Entries of the same name are paired, and a verdict is
+    given only where the interval of the mean paired difference excludes 0.
+    """
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other")
+    wanted = _step(step)
+    names = [name.strip() for text in metrics for name in text.split(",") if name.strip()]
+
+    from ckpt_probe.analysis import compare
+    from ckpt_probe.cli.console import bars
+
+    with bars() as progress:
+        found = compare(groups, metrics=names, split=split, step=wanted, progress=progress, **options)
+    _print(found, json=json, csv=csv)
+
+
+def _print(found: "Sequence[Comparison]", *, json: bool, csv: bool) -> None:
+    from dataclasses import asdict
+
+    from ckpt_probe.cli.console import console
+    from ckpt_probe.report import comparison_footnotes, comparison_table, to_csv, to_json_line
+
+    records = [asdict(one) for one in found]
+    if csv:
+        click.echo(to_csv(records), nl=False)
+        return
+    if json:
+        for record in records:
+            click.echo(to_json_line(record))
+        return
+    console().print(comparison_table(found))
+    for note in comparison_footnotes(found):
+        click.echo(note)
+
+
+def _step(text: str) -> int | None:
+    if text == "last":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f'--step: expected a training step or "last", found {text!r}')
+    return int(text)

@@ -1,0 +1,119 @@
+"""`ckpt-probe plot`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckpt_probe.errors import UsageError
+
+EXAMPLE = """\b
+Examples: ckpt-probe plot records.jsonl -o collapse.svg --metric class.mir,class.hdr --metric nc1.pinv --log-x
+          ckpt-probe plot plain='plain/*.jsonl' decay='decay/*.jsonl' -o accuracy.svg --metric accuracy"""
+
+
+@click.command("plot", epilog=EXAMPLE)
+@click.argument("records", nargs=-1, required=True, metavar="RECORDS...")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The figure: .svg, .png or .pdf by its suffix."
+)
+@click.option(
+    "--metric",
+    "panels",
+    multiple=True,
+    required=True,
+    help="One panel; names with commas between them share it. Repeatable.",
+)
+@click.option(
+    "--x", help="What stands on the x axis: step, alpha, sparsity, epoch; alpha where there is one, else step."
+)
+@click.option("--split", "splits", multiple=True, help="A split to draw, all where none is named; may be repeated.")
+@click.option("--log-x", is_flag=True, help="Logarithmic x; linear from 0 to the first value above it.")
+@click.option("--log-y", is_flag=True, help="Logarithmic y.")
+@click.option("--mark", "marks", multiple=True, metavar="X=N:LABEL", help="A vertical line, such as step=1200:prune.")
+@click.option("--title", help="A line above the figure.")
+@click.option("--overwrite", is_flag=True, help="Replace the file where it exists.")
+def command(
+    records: tuple[str, ...],
+    out: Path,
+    panels: tuple[str, ...],
+    x: str | None,
+    marks: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Draw records as a figure: metrics against the training step, a path's position, sparsity or epoch.
+
+    RECORDS are files of JSON Lines (analyze -o, a path's points.jsonl, barriers.jsonl, a run's metrics.jsonl), one line
+    each. NAME=FILE names it; NAME=FILE1,FILE2 or NAME='GLOB' are seeds of one condition, drawn as their mean with a
+    band from the lowest to the highest. The training split is solid, test dashed, the value at collapse dotted.
+    """
+    wanted = [[name.strip() for name in panel.split(",") if name.strip()] for panel in panels]
+    if not all(wanted):
+        raise UsageError("--metric: expected names such as class.mir,class.hdr")
+
+    from ckpt_probe.analysis import read_records
+    from ckpt_probe.cli.console import say
+    from ckpt_probe.report import draw
+    from ckpt_probe.report.curves import axis_of
+    from ckpt_probe.report.figure import Mark
+
+    series = {label: [read_records(file) for file in files] for label, files in sources(records).items()}
+    axis = x or axis_of([record for runs in series.values() for held in runs for record in held])
+    lines = [Mark(*_mark(text, axis)) for text in marks]
+    for note in draw(series, out, panels=wanted, x=axis, marks=lines, **options):
+        say(note)
+    say(f"{out}: {len(wanted)} panels of {sum(len(files) for files in series.values())} files")
+
+
+def sources(texts: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of each condition by its label: NAME where one is given, else what tells the files apart.
+
+    Raises UsageError where a glob matches nothing or two conditions have the same name.
+    """
+    named: list[tuple[str | None, list[Path]]] = []
+    for text in texts:
+        if Path(text).exists():
+            named.append((None, [Path(text)]))
+            continue
+        name, separator, rest = text.partition("=")
+        found = [file for part in (rest if separator else text).split(",") for file in _files(part.strip())]
+        named.append((name or None if separator else None, found))
+    told = iter(_labels([files for name, files in named if name is None]))
+    labels = [name or next(told) for name, _ in named]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two of the records are called {twice}; name them: NAME=FILE")
+    return dict(zip(labels, (files for _, files in named), strict=True))
+
+
+def _labels(files: Sequence[Sequence[Path]]) -> list[str]:
+    # A run's metrics.jsonl is called after the run: by the first of these that tells all of them apart.
+    ways = [
+        [held[0].stem if len(held) == 1 else held[0].parent.name for held in files],
+        [held[0].resolve().parent.name for held in files],
+        [held[0].parent.as_posix() for held in files],
+    ]
+    different = [labels for labels in ways if len(set(labels)) == len(labels) and all(labels)]
+    return different[0] if different else [held[0].as_posix() for held in files]
+
+
+def _files(text: str) -> list[Path]:
+    if not any(character in text for character in "*?[") or Path(text).exists():
+        return [Path(text)]
+    pattern = Path(text)
+    found = sorted(Path(pattern.anchor or ".").glob(pattern.relative_to(pattern.anchor).as_posix()))
+    if not found:
+        raise UsageError(f"{text}: no file of that pattern")
+    return found
+
+
+def _mark(text: str, axis: str) -> tuple[float, str]:
+    name, _, rest = text.partition("=")
+    place, _, label = rest.partition(":")
+    if not re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", place.strip()):
+        raise UsageError(f"--mark: expected such as {axis}=1200:label, found {text!r}")
+    if name.strip() != axis:
+        raise UsageError(f"--mark: {text!r} is a place on {name.strip()}, but the x axis is {axis}")
+    return float(place), label

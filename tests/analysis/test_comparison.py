@@ -1,0 +1,258 @@
+"""Groups of seeds: means and differences by hand, intervals by brute force, entries of each kind, and bad input."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ckpt_probe.analysis import analyze_dump, compare
+from ckpt_probe.analysis.comparison import Interval, expanded
+from ckpt_probe.errors import DataError, UsageError
+
+PLAIN = {"seed-0": 0.90, "seed-1": 0.94, "seed-2": 0.92}
+OTHER = {"seed-0": 0.93, "seed-1": 0.95, "seed-2": 0.97}
+
+
+class Listening:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        from ckpt_probe.progress import Silent
+
+        self.said: list[str] = []
+        self.task = Silent().task
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def lines(file: Path, *records: dict) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def group(where: Path, values: dict[str, float], metric: str = "accuracy", step: int = 880) -> Path:
+    for name, value in values.items():
+        early = {"step": 0, "split": "test", metric: 0.1}
+        train = {"step": step, "split": "train", metric: 1.0}
+        logged = {"step": step, "epoch": 40.0, "batch_loss": 0.1}
+        lines(where / name / "metrics.jsonl", early, logged, train, {"step": step, "split": "test", metric: value})
+    return where
+
+
+def test_means_deviations_and_paired_differences_by_hand(tmp_path: Path) -> None:
+    plain, other = compare([group(tmp_path / "plain", PLAIN), group(tmp_path / "other", OTHER)])
+    assert (plain.group, plain.verdict, plain.seeds, plain.step, plain.difference) == (
+        "plain",
+        "baseline",
+        3,
+        880,
+        None,
+    )
+    assert plain.mean == pytest.approx(0.92)
+    assert plain.deviation == pytest.approx(0.02)
+    assert other.mean == pytest.approx(0.95)
+    assert other.difference == pytest.approx((0.03 + 0.01 + 0.05) / 3)
+    assert (other.pairs, other.unpaired, other.verdict, other.baseline) == (3, 0, "higher", "plain")
+    assert (other.low, other.high) == (pytest.approx(0.01), pytest.approx(0.05))
+    assert other.coverage_at_most == 0.75
+
+
+def brute_force(differences: np.ndarray, level: float, resamples: int = 200_000) -> np.ndarray:
+    rows = np.random.default_rng(7).integers(0, len(differences), (resamples, len(differences)))
+    return np.quantile(differences[rows].mean(axis=1), [0.5 - level / 2, 0.5 + level / 2])
+
+
+@pytest.mark.parametrize("pairs", [4, 6, 10])
+def test_the_interval_is_that_of_a_brute_force_bootstrap(pairs: int) -> None:
+    differences = np.random.default_rng(pairs).normal(0.02, 0.01, pairs)
+    found = Interval(confidence=0.9, resamples=50_000, seed=3).of(list(differences))
+    expected = brute_force(differences, expanded(0.9, pairs))
+    assert found == pytest.approx(expected, abs=0.04 * np.ptp(expected))
+    assert Interval(confidence=0.9, resamples=50_000, seed=3).of(list(differences)) == found
+
+
+def test_the_expanded_level_gives_normal_means_the_width_of_students_interval() -> None:
+    # By tables: the normal tail beyond √(n/(n−1)) · t, t = 2.7764, 2.2622, 2.0930 with n − 1 degrees of freedom.
+    for pairs, tail in ((5, 0.0010), (10, 0.0086), (20, 0.0159)):
+        assert (1 - expanded(0.95, pairs)) / 2 == pytest.approx(tail, abs=6e-5)
+
+
+@pytest.mark.parametrize(("method", "pairs", "least"), [("bootstrap", 8, 0.90), ("bootstrap", 5, 0.86), ("t", 3, 0.92)])
+def test_intervals_of_simulated_seeds_cover_the_true_difference(method: str, pairs: int, least: float) -> None:
+    generator = np.random.default_rng(1)
+    interval = Interval(method=method, resamples=999)
+    rounds, held = 400, 0
+    for _ in range(rounds):
+        low, high = interval.of(list(generator.normal(0.5, 1.0, pairs))) or (np.nan, np.nan)
+        held += low <= 0.5 <= high
+    assert least <= held / rounds <= 0.985
+
+
+def test_students_interval_against_its_formula() -> None:
+    # t with 2 degrees of freedom: 4.302653 at 0.975.
+    low, high = Interval(method="t").of([1.0, 2.0, 6.0]) or (0.0, 0.0)
+    half = 4.302653 * np.std([1, 2, 6], ddof=1) / np.sqrt(3)
+    assert (low, high) == (pytest.approx(3 - half, rel=1e-6), pytest.approx(3 + half, rel=1e-6))
+
+
+def test_few_pairs_have_no_interval_and_equal_differences_one_point(tmp_path: Path) -> None:
+    few = [group(tmp_path / "a", {"s0": 0.5, "s1": 0.6}), group(tmp_path / "b", {"s0": 0.7, "s1": 0.9})]
+    two = compare(few)[1]
+    assert (two.low, two.high, two.verdict) == (None, None, "not told apart")
+    assert two.note == "an interval needs at least 3 pairs, there are 2"
+    assert Interval().of([0.25] * 4) == (0.25, 0.25)
+    assert Interval().of([0.0] * 3) == (0.0, 0.0)
+    same = compare([group(tmp_path / "c", PLAIN), group(tmp_path / "d", PLAIN)])[1]
+    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "not told apart")
+    assert Interval().coverage_at_most(6) is None
+    assert Interval(method="t").coverage_at_most(3) is None
+
+
+def test_a_verdict_only_where_the_interval_excludes_zero(tmp_path: Path) -> None:
+    mixed = {"seed-0": 0.95, "seed-1": 0.90, "seed-2": 0.99}
+    lower = {name: value - 0.1 for name, value in PLAIN.items()}
+    found = compare([group(tmp_path / n, v) for n, v in (("plain", PLAIN), ("mixed", mixed), ("lower", lower))])
+    assert [one.verdict for one in found] == ["baseline", "not told apart", "lower"]
+    for one in found[1:]:
+        assert one.low is not None
+        assert one.high is not None
+        assert (one.low <= 0 <= one.high) == (one.verdict == "not told apart")
+
+
+def test_entries_are_paired_by_name_and_the_rest_is_said(tmp_path: Path) -> None:
+    progress = Listening()
+    plain = group(tmp_path / "plain", PLAIN)
+    # In another order of values: paired by place in the list, the differences would be others.
+    other = group(tmp_path / "other", {"seed-2": 0.93, "seed-1": 0.95, "seed-9": 0.5})
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    (tmp_path / "other" / ".hidden").mkdir()
+    found = compare([plain, other], progress=progress)[1]
+    assert (found.seeds, found.pairs, found.unpaired) == (3, 2, 2)
+    assert found.difference == pytest.approx(0.01)
+    assert found.mean == pytest.approx((0.93 + 0.95 + 0.5) / 3)
+    assert progress.said == [
+        "other: 1 of 4 names are no run, dumps or records, and were left out: notes.txt",
+        "other: 2 entries without a partner are in the means but not in the differences from plain: seed-0, seed-9",
+    ]
+
+
+def dump(path: Path, seed: int) -> Path:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(60) % 3
+    weights = generator.normal(size=(3, 5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["test/features"] = weights[labels] + generator.normal(size=(60, 5))
+        file["test/labels"] = labels
+        file["classifier/weights"] = weights
+    return path
+
+
+def test_dumps_are_analyzed_at_the_step_and_a_records_file_gives_the_same(tmp_path: Path) -> None:
+    for seed in range(2):
+        place = tmp_path / "dumps" / f"seed-{seed}"
+        held = [dump(place / f"step-{step}.h5", 10 * seed + step) for step in (5, 10)]
+        lines(tmp_path / "records" / f"seed-{seed}.jsonl", *(analyze_dump(one)[0] for one in held))
+    metrics = ["class.mir", "nc1.pinv", "accuracy"]
+    found = compare([tmp_path / "dumps", tmp_path / "records"], metrics=metrics)
+    assert [(one.metric, one.group) for one in found] == [(m, g) for m in metrics for g in ("dumps", "records")]
+    assert all(one.difference == pytest.approx(0, abs=1e-12) for one in found if one.group == "records")
+    last = [analyze_dump(tmp_path / "dumps" / f"seed-{seed}" / "step-10.h5")[0]["class.mir"] for seed in range(2)]
+    assert found[0].mean == pytest.approx(np.mean(last))
+    assert (found[0].step, found[1].step) == (10, 10)
+    early = compare([tmp_path / "dumps", tmp_path / "records"], metrics=["class.mir"], step=5)
+    assert early[0].step == early[1].step == 5
+    assert early[0].mean == pytest.approx(early[1].mean, rel=1e-12)
+    assert early[0].mean != found[0].mean
+    assert (tmp_path / "dumps" / "seed-0" / ".ckpt-probe-cache").is_dir()
+
+
+def test_barriers_of_a_directory_of_paths_can_be_compared(tmp_path: Path) -> None:
+    for name, height in (("a", 0.1), ("b", 0.3)):
+        for seed in range(3):
+            place = tmp_path / name / f"seed-{seed}"
+            lines(place / "barriers.jsonl", {"step": 4, "split": "test", "barrier.loss": height + seed})
+    found = compare([tmp_path / "a", tmp_path / "b"], metrics=["barrier.loss"])
+    assert found[1].difference == pytest.approx(0.2)
+
+
+def test_other_last_steps_are_said(tmp_path: Path) -> None:
+    progress = Listening()
+    pair = [group(tmp_path / "a", PLAIN), group(tmp_path / "b", OTHER, step=1200)]
+    assert [one.step for one in compare(pair, progress=progress)] == [880, 1200]
+    assert progress.said == ["the entries' last steps differ: 880, 1200"]
+
+
+def test_what_is_missing_names_the_entry_and_what_there_is(tmp_path: Path) -> None:
+    good, again = group(tmp_path / "good", PLAIN), group(tmp_path / "again", PLAIN)
+    run = f"{good}/seed-0/metrics.jsonl"
+    for options, told in (
+        ({"metrics": ["class.mir"]}, f"{run}: test: no metric 'class.mir'; there are: accuracy"),
+        ({"split": "validation"}, f"{run}: no record of split 'validation'; there are: test, train"),
+        ({"step": 7}, f"{run}: test: nothing at step 7; there are: 0, 880"),
+    ):
+        with pytest.raises(DataError) as error:
+            compare([good, again], **options)
+        assert str(error.value) == told
+
+
+def test_bad_lines_name_file_and_line(tmp_path: Path) -> None:
+    good = group(tmp_path / "good", PLAIN)
+    bad = tmp_path / "bad" / "seed-0.jsonl"
+    bad.parent.mkdir()
+    for text, told in (
+        ('{"step": 1, "split": "test", "accuracy": 1}\n{"step": 2, "spl', "line 2 is no JSON"),
+        ("[1, 2]\n", "line 1 is no record"),
+        ('{"step": 1, "split": "test", "accuracy": NaN}\n', "accuracy is nan, where a number was expected"),
+        ('{"step": 1, "split": "test", "accuracy": "high"}\n', "accuracy is 'high', where a number was expected"),
+        ('{"step": "x", "split": "test", "accuracy": 1}\n', "step is 'x', where a number was expected"),
+        ('{"step": 1, "split": "test", "accuracy": null, "missing": "why"}\n', "accuracy is undefined at step 1 (why)"),
+        ('{"split": "test", "accuracy": 1}\n{"split": "test", "accuracy": 2}\n', "2 records without a step"),
+        ("", "no record of split 'test'; nor of any"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(DataError) as error:
+            compare([good, bad.parent])
+        assert str(bad) in str(error.value)
+        assert told in str(error.value)
+    bad.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is no text"):
+        compare([good, bad.parent])
+
+
+def test_a_group_is_a_directory_of_entries(tmp_path: Path) -> None:
+    good = group(tmp_path / "good", PLAIN)
+    dump(tmp_path / "dumps" / "step-1.h5", 0)
+    (tmp_path / "empty").mkdir()
+    twice = group(tmp_path / "twice", PLAIN)
+    lines(twice / "seed-0.jsonl", {"split": "test", "accuracy": 1})
+    for wrong, told in (
+        (good / "seed-0", "is itself a run; a group is the directory above"),
+        (tmp_path / "dumps", "is itself a directory of dumps; a group is the directory above"),
+        (tmp_path / "empty", "no entry in it"),
+        (tmp_path / "nowhere", "no such directory"),
+        (good / "seed-0" / "metrics.jsonl", "a file; a group is a directory"),
+        (twice, "two entries are called seed-0"),
+    ):
+        with pytest.raises(DataError) as error:
+            compare([good, wrong])
+        assert str(error.value).startswith(f"{wrong}: ")
+        assert told in str(error.value)
+
+
+def test_wrong_use(tmp_path: Path) -> None:
+    good = group(tmp_path / "good", PLAIN)
+    for groups, options, told in (
+        ([good], {}, "two or more groups"),
+        ([good, good], {}, "named twice"),
+        ([good, good], {"metrics": []}, "at least one metric"),
+        ([good, good], {"confidence": 95.0}, "between 0 and 1"),
+        ([good, good], {"method": "bca"}, "bootstrap or t"),
+        ([good, good], {"resamples": 3}, "at least 100"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            compare(groups, **options)

@@ -1,0 +1,99 @@
+"""`compare` on the command line: table, JSON Lines, CSV, and what it refuses."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.analysis import compare
+from ckpt_probe.cli.app import run
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two groups of four seeds in the test's directory: accuracy differs by 0.02 to 0.05, the loss not in sign."""
+    monkeypatch.chdir(tmp_path)
+    for name, shift in (("plain", (0, 0, 0, 0)), ("other", (2, 3, 5, 4))):
+        for seed, more in enumerate(shift):
+            loss = 0.1 + (0.01 if name == "other" and seed % 2 else 0) - (0.01 if name == "other" else 0) / 2
+            values = {"accuracy": 0.9 + 0.001 * seed + 0.01 * more, "loss": loss}
+            record = json.dumps({"step": 50, "split": "test", **values})
+            file = tmp_path / name / f"seed-{seed}" / "metrics.jsonl"
+            file.parent.mkdir(parents=True)
+            file.write_text(record + "\n")
+    return ["plain", "other"]
+
+
+def test_the_table_says_values_verdicts_and_how(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", *groups, "--metric", "accuracy,loss"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == [
+        "metric",
+        "group",
+        "seeds",
+        "mean",
+        "std",
+        "difference",
+        "95",
+        "%",
+        "interval",
+        "verdict",
+    ]
+    assert shown[1].split() == ["accuracy", "plain", "4", "0.9015", "0.0013", "baseline"]
+    assert shown[2].split()[:5] == ["other", "4", "0.9365", "0.0140", "+0.0350"]
+    assert shown[2].rstrip().endswith("higher")
+    assert shown[4].rstrip().endswith("not told apart")
+    notes = " ".join(shown[5:])
+    assert "test at step 50; differences from plain" in notes
+    assert "bootstrap of 9999 resamples, seed 0" in notes
+    assert "with 4 pairs no interval by resampling holds 95 %, at most 87.5 %" in notes
+
+
+def test_json_and_csv_are_what_python_gives(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--confidence", "0.9", "--resamples", "500", "--seed", "3", "--step", "50"]
+    expected = compare(groups, metrics=["accuracy"], confidence=0.9, resamples=500, seed=3)
+    assert run(["compare", *groups, *options, "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert records == [vars(one) for one in expected]
+    assert records[1]["verdict"] == "higher"
+    assert run(["compare", *groups, *options, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["difference"] for row in rows] == ["", str(expected[1].difference)]
+
+
+def test_students_interval_is_wider_and_says_so(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", *groups, "--interval", "t"]) == 0
+    shown = capsys.readouterr().out
+    assert "Student’s t" in shown
+    assert "resampling" not in shown
+    assert compare(groups, method="t")[1].resamples is None
+
+
+def test_what_is_left_out_is_said_on_standard_error(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other/seed-3").rename("other/seed-7")
+    assert run(["compare", *groups, "--json"]) == 0
+    assert "2 entries without a partner" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["plain"], 2, "two or more groups"),
+        ([], 2, "GROUP"),
+        (["plain", "other", "--json", "--csv"], 2, "exclude each other"),
+        (["plain", "other", "--step", "-1"], 2, "--step: expected a training step"),
+        (["plain", "other", "--step", "best"], 2, "--step: expected a training step"),
+        (["plain", "other", "--step", "7"], 1, "nothing at step 7; there are: 50"),
+        (["plain", "other", "--metric", "class.mir"], 1, "no metric 'class.mir'; there are: accuracy, loss"),
+        (["plain", "other", "--metric", ","], 2, "at least one metric"),
+        (["plain", "other", "--confidence", "95"], 2, "between 0 and 1"),
+        (["plain", "nowhere"], 1, "nowhere: no such directory"),
+    ],
+)
+def test_refused(groups: list[str], words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", *words]) == code
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert told in line

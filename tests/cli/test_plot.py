@@ -1,0 +1,98 @@
+"""`plot` on the command line: files and their names, seeds, marks, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.cli.app import run
+from ckpt_probe.cli.plot import sources
+
+
+@pytest.fixture
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory, the present one, with records of two conditions of two seeds, and a path's points."""
+    monkeypatch.chdir(tmp_path)
+    for condition in ("plain", "decay"):
+        for seed in range(2):
+            held = [
+                {"step": s, "split": t, "accuracy": s / 100, "class.mir": 0.9, "reference.mir": 0.95}
+                for s in (0, 10, 90)
+                for t in ("train", "test")
+            ]
+            write(tmp_path / condition / f"seed-{seed}" / "metrics.jsonl", held)
+    write(tmp_path / "points.jsonl", [{"alpha": a / 4, "split": "test", "loss": a} for a in range(5)])
+    return tmp_path
+
+
+def write(file: Path, records: list[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_seeds_of_two_conditions(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plain=plain/*/metrics.jsonl", "decay=decay/seed-0/metrics.jsonl,decay/seed-1/metrics.jsonl"]
+    panels = ["--metric", "class.mir,accuracy", "--metric", "accuracy"]
+    assert run(["plot", *words, "-o", "a.svg", *panels, "--log-x", "--mark", "step=50:half", "--title", "Two"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "a.svg: 2 panels of 4 files\n")
+    text = (where / "a.svg").read_text()
+    for told in ("plain (2 seeds)", "decay (2 seeds)", "half", "Two", "train", "test", "at collapse"):
+        assert f">{told}<" in text, told
+    assert run(["plot", *words, "-o", "b.svg", "--metric", "accuracy", "--split", "test"]) == 0
+    assert ">train<" not in (where / "b.svg").read_text()
+
+
+def test_a_path_is_drawn_along_alpha(where: Path) -> None:
+    for name in ("a.svg", "a.png", "a.pdf"):
+        assert run(["plot", "points.jsonl", "-o", name, "--metric", "loss"]) == 0
+    assert "position on the path" in (where / "a.svg").read_text()
+    assert (where / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (where / "a.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_files_are_called_after_what_tells_them_apart(where: Path) -> None:
+    runs = [f"plain/seed-{seed}/metrics.jsonl" for seed in range(2)]
+    assert sources(["points.jsonl"]) == {"points": [Path("points.jsonl")]}
+    assert sources(runs) == {f"seed-{seed}": [Path(run)] for seed, run in enumerate(runs)}
+    assert list(sources([runs[0], "decay/seed-0/metrics.jsonl"])) == ["plain/seed-0", "decay/seed-0"]
+    assert sources(["a=points.jsonl", "points.jsonl"]).keys() == {"a", "points"}
+    assert sources(["b=plain/*/*.jsonl"]) == {"b": [Path(run) for run in runs]}
+    assert sources([f"c={where}/plain/*/*.jsonl"]) == {"c": [where / run for run in runs]}
+    # A file whose name has the signs itself is that file.
+    write(where / "x=1,2.jsonl", [])
+    assert sources(["x=1,2.jsonl"]) == {"x=1,2": [Path("x=1,2.jsonl")]}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["nowhere.jsonl", "--metric", "loss"], 1, "nowhere.jsonl: cannot be read"),
+        (["a=none/*.jsonl", "--metric", "loss"], 2, "none/*.jsonl: no file of that pattern"),
+        (["a=points.jsonl", "a=points.jsonl", "--metric", "loss"], 2, "two of the records are called a"),
+        (["points.jsonl"], 2, "--metric"),
+        (["points.jsonl", "--metric", ","], 2, "--metric: expected names"),
+        (["points.jsonl", "--metric", "lost"], 1, "no record has the metric 'lost'; there are: loss"),
+        (["points.jsonl", "--metric", "loss", "--x", "epoch"], 1, "no record has epoch"),
+        (["points.jsonl", "--metric", "loss", "--mark", "alpha=x:y"], 2, "--mark: expected such as alpha=1200"),
+        (["points.jsonl", "--metric", "loss", "--mark", "step=5:y"], 2, "is a place on step, but the x axis is alpha"),
+        (["points.jsonl", "--metric", "loss", "-o", "a.jpg"], 2, "a.jpg: expected a name that ends in .svg"),
+        (["points.jsonl", "--metric", "loss", "-o", "points.jsonl"], 2, "points.jsonl: expected a name"),
+    ],
+)
+def test_refused(where: Path, words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plot", "-o", "a.svg", *words]) == code
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    assert not (where / "a.svg").exists()
+
+
+def test_nothing_is_overwritten_unasked(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plot", "points.jsonl", "-o", "a.svg", "--metric", "loss"]
+    assert run(words) == 0
+    before = (where / "a.svg").read_bytes()
+    assert run(words) == 2
+    assert "exists already; pass --overwrite" in capsys.readouterr().err
+    assert run([*words, "--overwrite"]) == 0
+    assert (where / "a.svg").read_bytes() == before
