@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow benchmarks clean
+STUDIES := $(filter-out index,$(basename $(notdir $(wildcard docs/studies/*.md))))
+
+.PHONY: demo test lint slow studies $(STUDIES:%=study-%) clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ckpt-probe demo --overwrite
@@ -19,6 +21,12 @@ lint: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
+
+# Each study's page is its script: it goes on where it was interrupted. -j2 runs two at a time, with one thread each.
+studies: $(STUDIES:%=study-%)
+
+study-%: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python docs/blocks.py docs/studies/$*.md
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ckpt-probe needs Python 3.11 or later; try: make PYTHON=python3.12 ...")'

@@ -1,16 +1,16 @@
 """Every command block in README and docs runs, in order, in a fresh directory of its document.
 
-A ```sh block runs under `bash -euo pipefail`, a ```python block in a fresh interpreter. A block after the comment
-`<!-- set-up -->` installs something: those run in a fresh clone, in the slow set.
+`docs/blocks.py` says how blocks are marked: those that install something run in a fresh clone, in the slow set; those
+that take minutes in the slow set; those that are a study by `make studies`, each with a reduced form beside it.
 """
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,33 +20,24 @@ from ckpt_probe.cli.app import VERBS
 from ckpt_probe.config import StartSettings, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
-FENCE = re.compile(r"^(?P<mark><!-- set-up -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+STUDIES = sorted((ROOT / "docs" / "studies").glob("*.md"))
 SECONDS = 420
 
-
-@dataclass(frozen=True)
-class Block:
-    language: str
-    code: str
-    line: int
-    set_up: bool
-
-
-def blocks(document: Path) -> list[Block]:
-    text = document.read_text(encoding="utf-8")
-    return [
-        Block(m["language"], m["code"], text.count("\n", 0, m.start()) + 1, m["mark"] is not None)
-        for m in FENCE.finditer(text)
-    ]
+_spec = importlib.util.spec_from_file_location("docs_blocks", ROOT / "docs" / "blocks.py")
+assert _spec is not None
+assert _spec.loader is not None
+pages = importlib.util.module_from_spec(_spec)
+# Its dataclass looks itself up there.
+sys.modules["docs_blocks"] = pages
+_spec.loader.exec_module(pages)
+Block, blocks, FENCE = pages.Block, pages.blocks, pages.FENCE
 
 
-def run(block: Block, where: Path) -> None:
-    shell = ["bash", "-euo", "pipefail", "-c", block.code]
-    command = shell if block.language == "sh" else [sys.executable, "-c", block.code]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "120"}
-    done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=SECONDS)
+def run(block: Block, where: Path, seconds: int = SECONDS) -> None:
+    done = subprocess.run(
+        pages.command(block), cwd=where, env=pages.environment(), capture_output=True, text=True, timeout=seconds
+    )
     assert done.returncode == 0, (
         f"line {block.line}: exit {done.returncode}\n{block.code}\n{done.stdout}\n{done.stderr}"
     )
@@ -64,7 +55,7 @@ def digits_dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ckpt-probe train {ROOT}/sample_configs/digits.toml -o runs/digits
     ckpt-probe extract runs/digits -o dumps/digits
     """
-    run(Block("sh", commands, 0, False), where)
+    run(Block("sh", commands, 0, None), where)
     return sorted((where / "dumps" / "digits").glob("*.h5"))[-1]
 
 
@@ -73,8 +64,23 @@ def test_every_block_of_a_document_runs(document: Path, tmp_path: Path, digits_d
     shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
     shutil.copy(digits_dump, tmp_path / "dump.h5")
     for block in blocks(document):
-        if block.language in {"sh", "python"} and not block.set_up:
+        if block.language in {"sh", "python"} and block.mark is None:
             run(block, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", STUDIES, ids=label)
+def test_the_slow_blocks_of_a_study_run(document: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
+    for block in blocks(document):
+        if block.mark == "slow":
+            run(block, tmp_path, seconds=1800)
+
+
+@pytest.mark.parametrize("document", STUDIES, ids=label)
+def test_a_study_has_its_commands_and_a_reduced_form_of_them(document: Path) -> None:
+    marks = [block.mark for block in blocks(document) if block.language == "sh"]
+    assert document.name == "index.md" or ("study" in marks and {None, "slow"} & set(marks))
 
 
 def test_blocks_are_found_and_of_known_languages() -> None:
@@ -88,7 +94,7 @@ def test_blocks_are_found_and_of_known_languages() -> None:
 
 @pytest.mark.slow
 def test_set_up_blocks_run_in_a_fresh_clone(tmp_path: Path) -> None:
-    for number, block in enumerate(block for block in blocks(ROOT / "README.md") if block.set_up):
+    for number, block in enumerate(block for block in blocks(ROOT / "README.md") if block.mark == "set-up"):
         clone = tmp_path / f"clone-{number}"
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
         environment = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH"}}
