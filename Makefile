@@ -25,7 +25,7 @@ slow: $(VENV)/.installed-dev
 # Each study's page is its script: it goes on where it was interrupted. -j2 runs two at a time, with one thread each.
 studies: $(STUDIES:%=study-%)
 
-study-%: $(VENV)/.installed-dev
+$(STUDIES:%=study-%): study-%: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python docs/blocks.py docs/studies/$*.md
 
 $(BIN)/python:
