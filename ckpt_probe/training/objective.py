@@ -19,14 +19,14 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def build_objective(settings: LossSettings, model: nn.Module, inputs: Tensor) -> Objective:
     """The objective that `settings` describe for a model; inputs (n, …) serve to find its classifier.
 
-    Raises UsageError where a two-source model is needed and this is none, or MIR and HDR are asked of one.
+    Raises UsageError where a two-source model is needed and this is none, or MIR and HDR are asked beside CMA.
     """
     two_sources = settings.task == "contrastive" or settings.cma > 0
     if two_sources and not isinstance(model, TwoSource):
         raise UsageError("[loss] cma and the contrastive task need a model of two sources, such as two_source")
     if two_sources and isinstance(model, TwoSource):
         if settings.mir or settings.hdr:
-            raise UsageError("[loss] mir and hdr need a model with a classifier; cma and contrastive have two encoders")
+            raise UsageError("[loss] mir and hdr are for plain cross-entropy: not beside cma or the contrastive task")
         return lambda inputs, labels: _of_two_sources(settings, model, inputs, labels)
     if settings.mir or settings.hdr:
         return _Tapped(settings, model, find_classifier(model, inputs))
