@@ -93,7 +93,8 @@ def command(
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_plane
-    from ckpt_probe.report.plane_figure import draw_plane, require_drawable
+    from ckpt_probe.report.canvas import require_drawable
+    from ckpt_probe.report.plane_figure import draw_plane
 
     if figure is not None:
         require_drawable(figure, overwrite=options["overwrite"])

@@ -1,21 +1,19 @@
 """Records → a figure: metrics in panels along a common x, one line a condition, for SVG, PNG or PDF."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.errors import UsageError, listed
-from ckpt_probe.files import refuse_existing, replacing
+from ckpt_probe.report.canvas import require_drawable, save, styled
 from ckpt_probe.report.curves import Curve, Metric, Runs, axis_of, curves, described
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = ("svg", "png", "pdf")
 COLUMNS = 3
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 """Okabe and Ito's palette, told apart with every kind of colour vision, less its yellow, which is faint on white."""
@@ -24,42 +22,6 @@ OTHER_DASHES = ((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 SHAPES = "os^Dv<>"
 MOST_SHAPES, MANY = 40, 1000
 """Points beyond which a curve is drawn without a mark at each of them, and beyond which it is drawn thin."""
-
-# Everything that a user's own matplotlibrc could change is set, so that the same records are the same bytes.
-STYLE: dict[str, Any] = {
-    # Verdana, where DejaVu is not, is as wide.
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handlelength": 2.2,
-    "legend.columnspacing": 1.4,
-    "figure.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": "#444444",
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 3,
-    # Text as text: smaller, and it can be searched, copied and read aloud.
-    "svg.fonttype": "none",
-    # Of a noisy curve of thousands of points, those that the eye can tell apart.
-    "path.simplify_threshold": 0.4,
-    "svg.hashsalt": "ckpt-probe",
-    "pdf.fonttype": 42,
-}
-METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 
 
 @dataclass(frozen=True)
@@ -92,11 +54,7 @@ def draw(
     not installed or the suffix is another, DataError as `curves`.
     """
     path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"{path}: expected a name that ends in {listed([f'.{one}' for one in FORMATS])}")
-    refuse_existing(path, overwrite=overwrite)
-    matplotlib = _matplotlib()
+    require_drawable(path, overwrite=overwrite)
     shown = [list(dict.fromkeys(panel)) for panel in panels]
     names = list(dict.fromkeys(name for panel in shown for name in panel))
     if not names:
@@ -104,23 +62,11 @@ def draw(
     axis = x or axis_of([record for runs in series.values() for records in runs for record in records])
     found, notes = curves(series, names, axis, splits)
     metrics = {name: described(series, name) for name in names}
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+    with styled():
         plan = _Plan(list(series), found, metrics, axis, log_x, log_y, tuple(marks))
         figure = _figure(plan, shown, title)
-        with replacing(path, overwrite=overwrite) as temporary:
-            figure.savefig(temporary, format=kind, metadata=METADATA[kind], dpi=200)
-            if kind == "svg":
-                temporary.write_text(slim(temporary.read_text(encoding="utf-8")), encoding="utf-8")
+        save(figure, path, overwrite=overwrite)
     return [*notes, *plan.unseen()]
-
-
-def slim(svg: str) -> str:
-    """The same drawing in fewer bytes: no indentation, places to a hundredth of a point (a sixth goes, or more)."""
-    places = re.compile(r' (?:d|x|y)="[^"]*"')
-    digits = re.compile(r"-?\d+\.\d{3,}")
-    return places.sub(
-        lambda found: digits.sub(lambda number: f"{float(number[0]):.2f}", found[0]), re.sub(r"\n\s+", "\n", svg)
-    )
 
 
 @dataclass(frozen=True)
@@ -169,14 +115,6 @@ class _Plan:
         return (notes if below else []) + (
             [f"at collapse {listed(flat)} is 0, which has no place on a logarithmic axis"] if flat else []
         )
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UsageError('figures need matplotlib: pip install "ckpt-probe[figures]"') from error
-    return matplotlib
 
 
 def _figure(plan: _Plan, panels: Sequence[list[str]], title: str | None) -> "Figure":

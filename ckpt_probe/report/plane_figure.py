@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.errors import UsageError, listed
-from ckpt_probe.files import refuse_existing, replacing
-from ckpt_probe.report.figure import FORMATS, METADATA, STYLE
+from ckpt_probe.report.canvas import require_drawable, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,17 +30,6 @@ def loss_levels(losses: Sequence[float], count: int) -> list[float]:
     return [low * (high / low) ** ((i + 1) / count) if low > 0 else high for i in range(count - 1)] + [high]
 
 
-def require_drawable(path: Path, *, overwrite: bool) -> None:
-    """Raise UsageError where a figure cannot be drawn there: suffix, a file that exists, matplotlib is missing."""
-    if path.suffix.lower().removeprefix(".") not in FORMATS:
-        raise UsageError(f"{path}: expected a name that ends in {listed([f'.{one}' for one in FORMATS])}")
-    refuse_existing(path, overwrite=overwrite)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError('figures need matplotlib: pip install "ckpt-probe[figures]"') from error
-
-
 def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = False) -> None:
     """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; the same result gives the same bytes.
 
@@ -51,18 +38,14 @@ def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = Fal
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    kind = path.suffix.lower().removeprefix(".")
     splits = [summary["split"] for summary in result.summary]
-    style: dict[Any, Any] = {**mpl.rcParamsDefault, **STYLE, "axes.grid": False}
-    with mpl.rc_context(style):
+    with styled(axes_grid=False):
         figure = Figure(figsize=(4.4 * len(splits), 3.4), layout="constrained")
         for axes, split in zip(figure.subplots(1, len(splits), squeeze=False).flat, splits, strict=True):
             _panel(figure, axes, result, split)
-        with replacing(path, overwrite=overwrite) as temporary:
-            figure.savefig(temporary, format=kind, metadata=METADATA[kind], dpi=200)
+        save(figure, path, overwrite=overwrite)
 
 
 def _panel(figure: "Figure", axes: "Axes", result: "PlaneResult", split: str) -> None:
