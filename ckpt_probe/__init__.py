@@ -14,24 +14,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ckpt_probe.analysis import analyze_dump, analyze_features, analyze_series
+    from ckpt_probe.analysis import analyze_dump, analyze_features, analyze_series, compare
     from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
     from ckpt_probe.dumps import open_dump
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
     from ckpt_probe.metrics import Moments, effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
-    from ckpt_probe.paths import average, evaluate_path, interpolate
-    from ckpt_probe.training import train
+    from ckpt_probe.paths import average, evaluate_path, evaluate_plane, interpolate
+    from ckpt_probe.training import losses, train
 
 _HOMES = {
-    "analysis": ("analyze_dump", "analyze_features", "analyze_series"),
+    "analysis": ("analyze_dump", "analyze_features", "analyze_series", "compare"),
     "checkpoints": ("open_checkpoint", "save_checkpoint"),
     "dumps": ("open_dump",),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
     "metrics": ("Moments", "effective_rank", "gram", "hdr", "matrix_entropy", "mir", "mutual_information"),
-    "paths": ("average", "evaluate_path", "interpolate"),
+    "paths": ("average", "evaluate_path", "evaluate_plane", "interpolate"),
     "training": ("train",),
+    "training.losses": ("losses",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -44,13 +45,16 @@ __all__ = [
     "analyze_features",
     "analyze_series",
     "average",
+    "compare",
     "effective_rank",
     "evaluate_path",
+    "evaluate_plane",
     "extract",
     "extract_series",
     "gram",
     "hdr",
     "interpolate",
+    "losses",
     "matrix_entropy",
     "mir",
     "mutual_information",
@@ -64,7 +68,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    home = import_module(f"{__name__}.{_HOME_OF[name]}")
+    value = home if _HOME_OF[name].endswith(f".{name}") else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -11,7 +11,19 @@ import click
 from ckpt_probe import __version__
 from ckpt_probe.errors import CkptProbeError
 
-VERBS = ("demo", "train", "extract", "analyze", "interpolate", "average", "inspect")
+VERBS = (
+    "demo",
+    "train",
+    "prune",
+    "extract",
+    "analyze",
+    "compare",
+    "plot",
+    "interpolate",
+    "plane",
+    "average",
+    "inspect",
+)
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 

@@ -40,7 +40,10 @@ def inspect_checkpoint(file: Path) -> dict[str, Any]:
             "whole": True,
             "bytes": checkpoint.size,
             "parameters": checkpoint.parameters(),
-            "metadata": {**{k: v for k, v in asdict(checkpoint.metadata).items() if v not in (None, {}, [])}, **foreign},
+            "metadata": {
+                **{k: v for k, v in asdict(checkpoint.metadata).items() if v not in (None, {}, [])},
+                **foreign,
+            },
             "classifier": _classifier(file),
             "tensors": tensors,
         }

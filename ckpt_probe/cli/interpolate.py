@@ -21,14 +21,38 @@ BARS = "▁▂▃▄▅▆▇█"
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory, or file with --alpha.")
 @click.option("--alpha", type=float, help="Only write the checkpoint at this position, 0 being A and 1 being B.")
 @click.option("--consecutive", is_flag=True, help="A is a run; barriers between its neighbouring checkpoints.")
-@click.option("--path", type=click.Choice(["linear", "slerp"]), default="linear", show_default=True, help="Its shape.")
+@click.option(
+    "--path",
+    type=click.Choice(["linear", "slerp", "bezier", "polychain"]),
+    default="linear",
+    show_default=True,
+    help="Its shape; the last two bend over a midpoint that is trained first.",
+)
 @click.option(
     "--points", default="11", show_default=True, help='Positions to evaluate, or "auto": more where the curve bends.'
 )
 @click.option(
     "--range", "span", default="0:1", show_default=True, metavar="LOW:HIGH", help="Positions go from here to there."
 )
-@click.option("--align", type=click.Choice(["permutation"]), help="First put B's hidden channels in A's order.")
+@click.option(
+    "--curve-epochs", type=float, default=20, show_default=True, help="Passes over the training data for the midpoint."
+)
+@click.option("--curve-learning-rate", type=float, help="Learning rate for the midpoint, A's own where not named.")
+@click.option(
+    "--midpoint", type=click.Path(path_type=Path), metavar="FILE", help="A midpoint found before, such as OUT's own."
+)
+@click.option(
+    "--align",
+    type=click.Choice(["permutation", "activations"]),
+    help="First put B's hidden channels in A's order, by their weights or by their activations.",
+)
+@click.option(
+    "--align-samples",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    help="Training samples for --align activations.",
+)
 @click.option(
     "--align-spec",
     type=click.Path(path_type=Path),
@@ -49,11 +73,13 @@ BARS = "▁▂▃▄▅▆▇█"
     show_default=True,
     help="Training samples for new running statistics.",
 )
+@click.option("--keep-dumps", is_flag=True, help="Keep features and logits of every point too, in OUT/dumps.")
 @subject_options
 @click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the table.")
 @click.option("--csv", is_flag=True, help="Comma-separated values instead of the table.")
 @click.option("--wide", is_flag=True, help="Every column, however wide the terminal is.")
 @writer_options
+@click.option("--resume", is_flag=True, help="Show a finished path again as it is stored.")
 @click.option("--overwrite", is_flag=True, help="Replace what exists.")
 def command(
     a: Path,
@@ -76,9 +102,9 @@ def command(
     """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
 
     At each point loss, accuracy and every metric of analyze, on every split; then the barrier. Writes OUT/points.jsonl
-    and OUT/path.json; an interrupted evaluation goes on when the command is given again. With --alpha only the
-    checkpoint at that position is written, which needs neither model nor data. Where A and B are runs, their
-    checkpoints of equal steps are paired, and the barrier is given as a function of the step.
+    and OUT/path.json; an interrupted evaluation, or training of a midpoint, goes on when the command is given again.
+    With --alpha only the checkpoint at that position is written, which needs neither model nor data. Where A and B are
+    runs, their checkpoints of equal steps are paired, and the barrier is given as a function of the step.
     """
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
@@ -87,6 +113,10 @@ def command(
     if alpha is not None:
         if b is None:
             raise UsageError("--alpha and --consecutive exclude each other")
+        if options["path"] != "linear" or options["align"] is not None:
+            raise UsageError(
+                "--alpha writes a point of the straight line between A and B; it takes no --path or --align"
+            )
         _write_point(a, b, alpha, out, dtype, threads, overwrite)
         return
 
@@ -116,8 +146,10 @@ def _path(a: Path, b: Path, out: Path, options: dict[str, Any], *, json: bool, c
     if not json and not csv:
         print_barriers(result.points, result.summary)
         if result.alignment is not None:
-            told = f"{result.alignment.before:.4g} → {result.alignment.after:.4g}"
+            told = f"{result.alignment['before']:.4g} → {result.alignment['after']:.4g}"
             click.echo(f"aligned: distance of the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
+        if (out / "midpoint.safetensors").exists():
+            click.echo(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint takes it again")
         click.echo(f"distance of the ends {result.distance:.4g}, length of the path {result.length:.4g}")
     say(f"{out}: {len(result.points)} records of points")
 

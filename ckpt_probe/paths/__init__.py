@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_probe.paths.evaluate import PathResult, evaluate_path
+    from ckpt_probe.paths.plane import PlaneResult, evaluate_plane
     from ckpt_probe.paths.series import evaluate_series
     from ckpt_probe.paths.streaming import InterpolationSummary, average, interpolate
 
 _HOME_OF = {
     "InterpolationSummary": "streaming",
     "PathResult": "evaluate",
+    "PlaneResult": "plane",
     "average": "streaming",
     "evaluate_path": "evaluate",
+    "evaluate_plane": "plane",
     "evaluate_series": "series",
     "interpolate": "streaming",
 }
@@ -20,8 +23,10 @@ _HOME_OF = {
 __all__ = [
     "InterpolationSummary",
     "PathResult",
+    "PlaneResult",
     "average",
     "evaluate_path",
+    "evaluate_plane",
     "evaluate_series",
     "interpolate",
 ]

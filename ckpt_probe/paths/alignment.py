@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.models import logits_of
 from ckpt_probe.paths.symmetry import Segment, Symmetry
 from ckpt_probe.progress import Progress, Silent
 
@@ -48,10 +49,23 @@ def align(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Alignment:
-    """B with its hidden channels permuted to lie as near to A as coordinate descent finds, best of several starts.
+    """B with its hidden channels permuted to lie as near to A as `match_weights` finds, `proved`."""
+    permutations = match_weights(a, b, symmetry, restarts=restarts, seed=seed, progress=progress)
+    return proved(a, b, symmetry, permutations, model, inputs)
 
-    The first start is the order as it is, the others random ones from `seed`. Raises DataError where the permuted B
-    does not give B's own outputs on `inputs` to 1e-4 relative: the groups are then not symmetries of this model.
+
+def match_weights(
+    a: State,
+    b: State,
+    symmetry: Symmetry,
+    *,
+    restarts: int = RESTARTS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Permutations:
+    """The permutations under which B lies nearest to A, by coordinate descent over the groups, best of several starts.
+
+    The first start is the order as it is, the others random ones from `seed`.
     """
     if restarts < 1:
         raise DataError(f"alignment needs at least one start, found {restarts}")
@@ -69,14 +83,24 @@ def align(
                 best = apart, found
             bar.advance(distance=best[0])
     assert best is not None
-    state = permuted(b, symmetry, best[1])
+    return best[1]
+
+
+def proved(
+    a: State, b: State, symmetry: Symmetry, permutations: Permutations, model: nn.Module, inputs: Tensor
+) -> Alignment:
+    """B permuted, once its outputs are shown to be its own.
+
+    Raises DataError where they differ on `inputs` by more than 1e-4 relative: the groups are no symmetries then.
+    """
+    state = permuted(b, symmetry, permutations)
     error = output_change(model, b, state, inputs)
     if not error <= SAME_OUTPUT:
         raise DataError(
             f"alignment: the permuted network's outputs differ from its own by {error:.1e} relative (at most "
             f"{SAME_OUTPUT:g}): the groups found are no symmetries of this model; name them with --align-spec FILE"
         )
-    return Alignment(state, best[1], _distance(a, b), _distance(a, state), error)
+    return Alignment(state, permutations, _distance(a, b), _distance(a, state), error)
 
 
 def permuted(
@@ -95,8 +119,14 @@ def output_change(model: nn.Module, before: State, after: State, inputs: Tensor)
     """Largest change of an output over the largest output, between two sets of weights; the model keeps its own."""
     model.eval()
     with torch.no_grad():
-        outputs = [functional_call(model, dict(state), (inputs,)).double() for state in (before, after)]
+        runs = [functional_call(model, placed(model, state), (inputs,)) for state in (before, after)]
+    outputs = [logits_of(run).cpu().double() for run in runs]
     return float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max().clamp_min(1e-30))
+
+
+def placed(model: nn.Module, state: State) -> dict[str, Tensor]:
+    """A state dict in the dtypes and on the device of a model's own tensors."""
+    return {name: state[name].to(own) for name, own in model.state_dict().items()}
 
 
 def read_spec(path: Path, state: State) -> Symmetry:

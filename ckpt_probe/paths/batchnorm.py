@@ -36,6 +36,13 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
     model.eval()
 
 
+def drop_statistics(model: nn.Module) -> None:
+    """Have a model's batch-norm layers take the statistics of each batch at all times, and keep none."""
+    for layer in _layers(model):
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
 def _placed(inputs: Tensor, like: Tensor) -> Tensor:
     return inputs.to(like.device, like.dtype if inputs.is_floating_point() else inputs.dtype)
 

@@ -22,12 +22,12 @@ def distances(a: State, b: State) -> list[dict[str, Any]]:
     return found
 
 
-def length(path: Callable[[State, State, float], State], a: State, b: State) -> float:
+def length(path: Callable[[float], State]) -> float:
     """Length of a path from α = 0 to 1, √Σ‖dθ‖² over all tensors of floating numbers, by straight pieces."""
     total = 0.0
-    before = path(a, b, 0.0)
+    before = path(0.0)
     for piece in range(1, PIECES + 1):
-        after = path(a, b, piece / PIECES)
+        after = path(piece / PIECES)
         total += math.sqrt(sum(float((y - x).square().sum()) for _, x, y in _pairs(before, after)))
         before = after
     return total

@@ -1,69 +1,40 @@
 """Every number along a path between two checkpoints: one model, built once, nothing written but the records."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Record
-from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction import Subject, Wanted, open_subject
 from ckpt_probe.files import content_hash
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.alignment import Alignment, align, read_spec
-from ckpt_probe.paths.batchnorm import SAMPLES, has_batchnorm
+from ckpt_probe.paths.batchnorm import has_batchnorm
 from ckpt_probe.paths.distance import distances, length
-from ckpt_probe.paths.matching import check_match
-from ckpt_probe.paths.place import ALIGNED_FILE, PathPlace
+from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, check_floating, read_ends
+from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
+from ckpt_probe.paths.options import PathOptions
+from ckpt_probe.paths.place import PathPlace
 from ckpt_probe.paths.positions import FIRST, evenly, refined
-from ckpt_probe.paths.symmetry import trace_symmetry
-from ckpt_probe.paths.walk import PATHS, Ends, Walk, barriers
+from ckpt_probe.paths.shapes import State, path_of
+from ckpt_probe.paths.walk import Walk, barriers
 from ckpt_probe.progress import Progress, Silent
-
-PROVED_ON = 64
-"""Samples on which an alignment has to leave the outputs as they are."""
-
-
-@dataclass(frozen=True)
-class PathOptions:
-    """How a path is evaluated.
-
-    path: "linear" or "slerp". points: spaced evenly over `span`, 0 and 1 always among them; None adds positions where
-    the curves of loss and error bend until their barriers are known to 1 %. splits: all where empty. batchnorm:
-    "recompute" estimates running statistics anew at each point between or beyond the ends, from `batchnorm_samples`
-    training samples, "interpolate" takes those on the path. align: "permutation" first puts b's hidden channels in a's
-    order, over groups derived from the model, or those of the file `align_spec`.
-    """
-
-    path: str = "linear"
-    points: int | None = 11
-    span: tuple[float, float] = (0.0, 1.0)
-    splits: Sequence[str] | None = None
-    batchnorm: str = "recompute"
-    batchnorm_samples: int = SAMPLES
-    align: str | None = None
-    align_spec: Path | str | None = None
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        if self.path not in PATHS or self.batchnorm not in {"recompute", "interpolate"} or self.batchnorm_samples < 1:
-            known = ", ".join(PATHS)
-            raise UsageError(f"path is one of {known}; batchnorm is recompute or interpolate, from at least one sample")
-        if self.align not in {None, "permutation"} or (self.align_spec is not None and self.align is None):
-            raise UsageError(f"align is permutation or left out, and align_spec goes with it; found {self.align}")
 
 
 @dataclass(frozen=True)
 class PathResult:
-    """Records, one for each α and split; barriers, one for each split; ‖θ_B − θ_A‖; length; how B was aligned."""
+    """Records, one for each α and split; barriers, one for each split; ‖θ_B − θ_A‖; the path's length.
+
+    alignment: where B was aligned, to what and how, ‖θ_B − θ_A‖ before and after, and how far B's outputs moved.
+    """
 
     points: list[Record]
     summary: list[Record]
     distance: float
     length: float
-    alignment: Alignment | None = None
+    alignment: Record | None = None
 
 
 def evaluate_path(
@@ -78,87 +49,95 @@ def evaluate_path(
     classifier: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> PathResult:
     """Loss, accuracy and every metric at positions on a path from checkpoint a to b, on every split.
 
-    options: those of `PathOptions`. Writes `out`/points.jsonl as the points come and `out`/path.json at the end, and
-    with `align` `out`/aligned.safetensors, b in a's order; an interrupted call goes on after the last point. Raises
-    UsageError and DataError as extraction does; DataError where the checkpoints differ or cannot be aligned.
+    options: those of `PathOptions`. Writes `out`/points.jsonl as the points come and `out`/path.json at the end; with
+    `align` `out`/aligned.safetensors, b in a's order; for a curve `out`/curve, the run that trains its midpoint, and
+    `out`/midpoint.safetensors; with `keep_dumps` `out`/dumps. An interrupted call goes on after the last point; a
+    finished path of the same plan is returned as it is with `resume`. Raises UsageError and DataError as extraction
+    does; DataError where the checkpoints differ or cannot be aligned.
     """
-    progress, how = progress or Silent(), PathOptions(**options)
+    progress, how, ends, place = progress or Silent(), PathOptions(**options), (Path(a), Path(b)), PathPlace(Path(out))
+    if overwrite and resume:
+        raise UsageError("overwrite and resume exclude each other")
     alphas = evenly(FIRST if how.points is None else how.points, how.span)
-    wanted = Wanted(model, model_arguments, data, data_arguments, classifier, device)
-    walk, alignment = _started((Path(a), Path(b)), Path(out), how, wanted, overwrite, progress)
+    check_ends(ends)
+    subject = open_subject(ends[0], Wanted(model, model_arguments, data, data_arguments, classifier, device))
+    check_floating(ends[0], subject)
+    splits = tuple(how.splits or subject.data.splits)
+    for name in splits:
+        subject.data.split(name)
+    batchnorm = how.batchnorm if has_batchnorm(subject.model) else "none"
+    read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
+    plan = _plan(ends, subject, splits, how, batchnorm)
+    place.prepare(plan, inputs=read, overwrite=overwrite, resume=resume)
+    if place.finished:
+        return _stored(place)
+    route = _route(place, ends, subject, how, overwrite=overwrite, progress=progress)
+    samples, done = how.batchnorm_samples, place.points()
+    walk = Walk(ends, route.state_at, subject, splits, batchnorm, samples, how.batch_size, place, done, how.keep_dumps)
     with progress.task("points", len(alphas), "points") as bar:
         walk.visit(alphas, bar, progress)
     while how.points is None and (more := refined(*walk.curves())):
         with progress.task("points between", len(more), "points") as bar:
             walk.visit(more, bar, progress)
-    records = walk.in_order()
-    summary = [barriers(records, name, walk.batchnorm) for name in walk.splits]
-    apart = distances(*walk.tensors)
+    summary = [barriers(walk.in_order(), name, batchnorm) for name in walk.splits]
+    place.finish(ends, {"summary": summary, **route.told})
+    return _stored(place)
+
+
+@dataclass(frozen=True)
+class _Route:
+    """A path as a function α → state dict, and what is said of it as a whole."""
+
+    state_at: Callable[[float], State]
+    told: Record
+
+
+def _route(
+    place: PathPlace,
+    ends: tuple[Path, Path],
+    subject: Subject,
+    how: PathOptions,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> _Route:
+    names, told = set(subject.model.state_dict()), {}
+    first, second = (unwrapped(state, names) for state in read_ends(ends))
+    tensors: Ends = first, second
+    if how.align is not None:
+        spec = None if how.align_spec is None else Path(how.align_spec)
+        aligning = Aligning(how.align, how.align_samples, spec)
+        tensors, told["alignment"] = aligned(place, ends, tensors, subject, aligning, progress)
+        ends = ends[0], place.aligned
+    middle = None
+    if how.midpoint is not None:
+        middle = read_midpoint(Path(how.midpoint), subject)
+    elif how.curved:
+        training = CurveTraining(how.path, how.curve_epochs, how.curve_learning_rate)
+        middle = trained_midpoint(place, ends, tensors, subject, training, overwrite=overwrite, progress=progress)
+    state_at = path_of(how.path, *tensors, middle)
+    apart = distances(*tensors)
     distance = math.sqrt(sum(tensor["distance"] ** 2 for tensor in apart))
     # A line is as long as its ends are apart; only a curve has to be measured piece by piece.
-    measured = distance if how.path == "linear" else length(PATHS[how.path], *walk.tensors)
-    shape: Record = {"length": measured, "distances": apart, "distance": distance}
-    if alignment is not None:
-        shape["alignment"] = {"before": alignment.before, "after": alignment.after, "output_change": alignment.error}
-    walk.place.finish(walk.ends, {"summary": summary, **shape})
-    return PathResult(records, summary, distance, measured, alignment)
+    measured = distance if how.path == "linear" else length(state_at)
+    return _Route(state_at, {"length": measured, "distances": apart, "distance": distance, **told})
 
 
-def _started(
-    ends: tuple[Path, Path], out: Path, how: PathOptions, wanted: Wanted, overwrite: bool, progress: Progress
-) -> tuple[Walk, Alignment | None]:
-    with open_checkpoint(ends[0]) as first, open_checkpoint(ends[1]) as second:
-        check_match(first, second)
-        tensors: Ends = first.state_dict(), second.state_dict()
-    subject = open_subject(ends[0], wanted)
-    splits = tuple(how.splits) if how.splits else tuple(subject.data.splits)
-    for name in splits:
-        subject.data.split(name)
-    batchnorm = how.batchnorm if has_batchnorm(subject.model) else "none"
-    place, alignment = PathPlace(out), None
-    place.prepare(_plan(ends, subject, splits, how, batchnorm), overwrite=overwrite)
-    if how.align is not None:
-        tensors, alignment = _aligned(ends, tensors, subject, how.align_spec, progress)
-        save_checkpoint(place.path / ALIGNED_FILE, alignment.state, overwrite=True)
-    walk = Walk(
-        ends,
-        tensors,
-        how.path,
-        subject,
-        splits,
-        batchnorm,
-        how.batchnorm_samples,
-        how.batch_size,
-        place,
-        place.points(),
-    )
-    return walk, alignment
-
-
-def _aligned(
-    ends: tuple[Path, Path], tensors: Ends, subject: Subject, spec: Path | str | None, progress: Progress
-) -> tuple[Ends, Alignment]:
-    names = set(subject.model.state_dict())
-    a, b = (unwrapped(state, names) for state in tensors)
-    subject.load(b, str(ends[1]))
-    inputs, _ = next(iter(subject.data.splits.values())).batch(slice(0, PROVED_ON))
-    inputs = inputs.to(subject.device)
-    symmetry = trace_symmetry(subject.model.eval(), inputs) if spec is None else read_spec(Path(spec), a)
-    try:
-        found = align(a, b, symmetry, subject.model, inputs, progress=progress)
-    except DataError as error:
-        raise DataError(f"{ends[0]}, {ends[1]}: {error}") from error
-    return (a, found.state), found
+def _stored(place: PathPlace) -> PathResult:
+    told, points = place.found(), sorted(place.points(), key=lambda point: point["alpha"])
+    return PathResult(points, told["summary"], told["distance"], told["length"], told.get("alignment"))
 
 
 def _plan(
     ends: tuple[Path, Path], subject: Subject, splits: tuple[str, ...], how: PathOptions, batchnorm: str
 ) -> Record:
+    trained = how.curved and how.midpoint is None
     return {
         "a": content_hash(ends[0]),
         "b": content_hash(ends[1]),
@@ -166,6 +145,11 @@ def _plan(
         "points": how.points or "auto",
         "range": list(how.span),
         "align": how.align,
+        "align_spec": None if how.align_spec is None else content_hash(how.align_spec),
+        "align_samples": how.align_samples if how.align == "activations" else None,
+        "midpoint": None if how.midpoint is None else content_hash(how.midpoint),
+        "curve_epochs": how.curve_epochs if trained else None,
+        "curve_learning_rate": how.curve_learning_rate if trained else None,
         "splits": list(splits),
         "model": subject.model_name,
         "model_arguments": subject.model_arguments,
@@ -174,4 +158,5 @@ def _plan(
         "classifier": subject.classifier,
         "batchnorm": batchnorm,
         "batchnorm_samples": how.batchnorm_samples if batchnorm == "recompute" else None,
+        "dumps": how.keep_dumps or None,
     }

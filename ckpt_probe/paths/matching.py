@@ -5,6 +5,8 @@ from typing import Protocol
 
 from ckpt_probe.errors import DataError, listed
 
+QUANTISED = frozenset({"F8_E4M3", "F8_E5M2", "C64"})
+
 
 class Tensors(Protocol):
     """What is known of a checkpoint's tensors before any is read."""
@@ -40,3 +42,13 @@ def check_match(a: Tensors, b: Tensors) -> None:
     told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names]
     if told:
         raise DataError(f"{a.path} and {b.path} do not have the same tensors; {'; '.join(told)}")
+
+
+def check_averaged(a: Tensors) -> None:
+    """Raise DataError where a checkpoint has tensors of a dtype in which no sum can be taken, naming the first."""
+    unfit = [name for name in a.names if a.dtype(name) in QUANTISED]
+    if unfit:
+        raise DataError(
+            f"{a.path}: tensor {unfit[0]!r} is {a.dtype(unfit[0])}, which cannot be averaged ({len(unfit)} such); "
+            "convert to float32, float16 or bfloat16 first"
+        )

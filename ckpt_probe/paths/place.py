@@ -13,6 +13,9 @@ POINTS_FILE = "points.jsonl"
 PATH_FILE = "path.json"
 PLAN_FILE = "plan.json"
 ALIGNED_FILE = "aligned.safetensors"
+MIDPOINT_FILE = "midpoint.safetensors"
+TRAINING = "curve"
+DUMPS = "dumps"
 
 
 @dataclass(frozen=True)
@@ -21,21 +24,49 @@ class PathPlace:
 
     path: Path
 
-    def prepare(self, plan: Record, *, overwrite: bool) -> None:
-        """Make it ready for this plan. Raises UsageError where it holds a finished path or points of another one."""
+    @property
+    def aligned(self) -> Path:
+        """B in A's order."""
+        return self.path / ALIGNED_FILE
+
+    @property
+    def midpoint(self) -> Path:
+        """The point over which a curve bends."""
+        return self.path / MIDPOINT_FILE
+
+    @property
+    def training(self) -> Path:
+        """The run that found it."""
+        return self.path / TRAINING
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds a whole path."""
+        return (self.path / PATH_FILE).exists()
+
+    def dump(self, alpha: float) -> Path:
+        """The dump of one point."""
+        return self.path / DUMPS / f"alpha-{alpha:.6f}.h5"
+
+    def prepare(self, plan: Record, *, overwrite: bool, resume: bool = False, inputs: Sequence[Path] = ()) -> None:
+        """Make it ready for this plan, which reads `inputs`; a finished path is left as it is where `resume` is set.
+
+        Raises UsageError where it holds a finished path and neither is set, or points of another path.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path}: a file, where the path's directory is to be")
-        if (self.path / PATH_FILE).exists() and not overwrite:
-            raise UsageError(f"{self.path}: holds a finished path; --overwrite replaces it, or choose another name")
+        if self.finished and not overwrite and not resume:
+            told = "--overwrite replaces it, --resume shows it, or choose another name"
+            raise UsageError(f"{self.path}: holds a finished path; {told}")
         if overwrite:
-            for name in (PATH_FILE, POINTS_FILE, PLAN_FILE, ALIGNED_FILE):
-                (self.path / name).unlink(missing_ok=True)
-        if (self.path / PLAN_FILE).exists():
+            self._clear(inputs)
+        begun = (POINTS_FILE, ALIGNED_FILE, MIDPOINT_FILE, TRAINING)
+        if (self.path / PLAN_FILE).exists() and any((self.path / name).exists() for name in begun):
             self._require_same(plan)
             return
         if (self.path / POINTS_FILE).exists():
             raise UsageError(f"{self.path}: holds points of an unknown path; --overwrite replaces them")
-        write_text(self.path / PLAN_FILE, json.dumps(plan, indent=2) + "\n")
+        write_text(self.path / PLAN_FILE, json.dumps(plan, indent=2) + "\n", overwrite=True)
 
     def points(self) -> list[Record]:
         """The records that an earlier call has left."""
@@ -52,6 +83,19 @@ class PathPlace:
         plan = json.loads((self.path / PLAN_FILE).read_text())
         told = {"from": ends[0].name, "to": ends[1].name, "plan": plan, **found}
         write_text(self.path / PATH_FILE, json.dumps(told, indent=2, allow_nan=False) + "\n", overwrite=True)
+
+    def found(self) -> Record:
+        """What `finish` has kept."""
+        return json.loads((self.path / PATH_FILE).read_text())
+
+    def _clear(self, inputs: Sequence[Path]) -> None:
+        ours = [self.path / name for name in (PATH_FILE, POINTS_FILE, PLAN_FILE, ALIGNED_FILE, MIDPOINT_FILE)]
+        ours += (self.path / DUMPS).glob("alpha-*.h5")
+        for file in ours:
+            if file.exists() and any(path.exists() and file.samefile(path) for path in inputs):
+                raise UsageError(f"{file}: is read by this path, and would be overwritten; choose another directory")
+        for file in ours:
+            file.unlink(missing_ok=True)
 
     def _require_same(self, plan: Record) -> None:
         earlier = json.loads((self.path / PLAN_FILE).read_text())

@@ -9,9 +9,8 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.files import content_hash, write_text
+from ckpt_probe.files import write_text
 from ckpt_probe.paths.evaluate import evaluate_path
-from ckpt_probe.paths.place import PATH_FILE
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
 
@@ -31,20 +30,17 @@ def evaluate_series(
 
     With b, pairs are the checkpoints of both runs at equal steps (instability analysis, Frankle et al. 2020); without,
     neighbours within a. Each path is kept in a directory of its own below `out`, and the barriers in
-    `out`/barriers.jsonl; an interrupted call goes on with the pairs that are missing. options: those of
-    `evaluate_path`. Raises UsageError where no two steps are equal, or there is one checkpoint only.
+    `out`/barriers.jsonl; another call goes on with what is missing, and takes finished paths as they are. options:
+    those of `evaluate_path`. Raises UsageError where no two steps are equal, or there is one checkpoint only.
     """
     progress, place = progress or Silent(), Path(out)
+    options |= {"overwrite": overwrite, "resume": options.get("resume", False) or not overwrite}
     pairs, alone = _pairs(a, b)
     records: list[Record] = []
     with progress.task("pairs", len(pairs), "pairs") as bar:
         for first, second in pairs:
             folder = place / (first.name if b is not None else f"{first.name}--{second.name}")
-            summary = None if overwrite else _finished(folder, first, second)
-            if summary is None:
-                summary = evaluate_path(
-                    first.path, second.path, folder, overwrite=overwrite, progress=progress, **options
-                ).summary
+            summary = evaluate_path(first.path, second.path, folder, progress=progress, **options).summary
             steps = {"step": first.step, **({"to_step": second.step} if b is None else {})}
             records += [{**steps, **one} for one in summary]
             bar.advance()
@@ -68,13 +64,3 @@ def _pairs(a: Path | str, b: Path | str | None) -> tuple[Sequence[tuple[Member, 
     if not pairs:
         raise UsageError(f"{a}, {b}: no checkpoint of the one has the step of one of the other")
     return pairs, len(first) + len(second) - 2 * len(pairs)
-
-
-def _finished(folder: Path, first: Member, second: Member) -> list[Record] | None:
-    file = folder / PATH_FILE
-    if not file.exists():
-        return None
-    told = json.loads(file.read_text(encoding="utf-8"))
-    if (told["plan"]["a"], told["plan"]["b"]) != (content_hash(first.path), content_hash(second.path)):
-        raise UsageError(f"{folder}: holds the path of other checkpoints; --overwrite replaces it")
-    return told["summary"]

@@ -22,11 +22,14 @@ from ckpt_probe.checkpoints.writing import BITS, header
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import replacing, replacing_directory
 from ckpt_probe.paths import blending
-from ckpt_probe.paths.matching import check_match
+from ckpt_probe.paths.matching import check_averaged, check_match
 
 DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
-QUANTISED = frozenset({"F8_E4M3", "F8_E5M2", "C64"})
-OF_A_POINT = frozenset({"ckpt_probe.step", "ckpt_probe.epoch", "ckpt_probe.metrics", "ckpt_probe.seed"})
+OF_A_POINT = frozenset(
+    f"ckpt_probe.{name}" for name in ("step", "epoch", "metrics", "seed", "sparsity", "pruned", "alignment")
+)
+"""Metadata that holds for one checkpoint alone, and for no point between two."""
+
 MOST_THREADS = 4
 FLUSH_SECONDS = 0.05
 _FLUSH = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
@@ -127,12 +130,8 @@ class _Work:
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, found {threads}")
         template = self.template
-        unfit = [name for name in template.names if template.dtype(name) in QUANTISED]
-        if unfit and self.blend is not None:
-            raise DataError(
-                f"{template.path}: tensor {unfit[0]!r} is {template.dtype(unfit[0])}, which cannot be averaged "
-                f"({len(unfit)} such); convert to float32, float16 or bfloat16 first"
-            )
+        if self.blend is not None:
+            check_averaged(template)
         workers = threads or min(MOST_THREADS, os.cpu_count() or 1)
         if template.index is None:
             with replacing(out, overwrite=overwrite) as temporary:

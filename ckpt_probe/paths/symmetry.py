@@ -7,7 +7,7 @@ the groups of both sides one; what reasons about single places pins the groups d
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,10 +64,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Permutation groups and where they act: sizes by group, and for each (tensor name, axis) its segments."""
+    """Permutation groups and where they act: sizes by group, and for each (tensor name, axis) its segments.
+
+    activations: the layout of every activation that a group orders, by the name of its node in the trace; none where
+    the groups do not come from one.
+    """
 
     sizes: Mapping[int, int]
     axes: Mapping[tuple[str, int], tuple[Segment, ...]]
+    activations: Mapping[str, Layout] = field(default_factory=dict)
 
     def of_group(self, group: int) -> list[tuple[str, int]]:
         """The axes on which a group acts."""
@@ -118,9 +123,15 @@ class _Walk:
             raise self._unknown(node, f"the parameter {node.target} used by itself")
 
     def symmetry(self) -> Symmetry:
-        axes = {place: tuple(self._settled(part) for part in parts) for place, parts in self._axes.items()}
-        used = {part.group for parts in axes.values() for part in parts} - {None}
-        return Symmetry({group: self._sizes[group] for group in sorted(used)}, axes)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        axes = {place: self._settled(parts) for place, parts in self._axes.items()}
+        used = {part.group for parts in axes.values() for part in parts if part.group is not None}
+        settled = {
+            node.name: Layout(layout.axis, self._settled(layout.segments)) for node, layout in self._layouts.items()
+        }
+        activations = {
+            name: layout for name, layout in settled.items() if any(part.group in used for part in layout.segments)
+        }
+        return Symmetry({group: self._sizes[group] for group in sorted(used)}, axes, activations)
 
     def _through_module(self, node: fx.Node, module: nn.Module) -> Layout:
         name, shape = str(node.target), self._shape(node)
@@ -254,12 +265,13 @@ class _Walk:
             group = self._parents[group]
         return group
 
-    def _settled(self, part: Segment) -> Segment:
-        if part.group is None:
-            return part
-        root = self._root(part.group)
-        pinned = any(self._root(group) == root for group in self._pinned)
-        return Segment(None if pinned else root, part.size, part.repeat)
+    def _settled(self, parts: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        pinned = {self._root(group) for group in self._pinned}
+        found = []
+        for part in parts:
+            root = None if part.group is None else self._root(part.group)
+            found.append(Segment(None if root in pinned else root, part.size, part.repeat))
+        return tuple(found)
 
     def _layout(self, node: fx.Node) -> Layout:
         return self._layouts[node]

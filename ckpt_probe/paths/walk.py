@@ -1,36 +1,39 @@
 """A path evaluated point by point: one model, loaded in place; nothing written but the records."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ckpt_probe.analysis import Record, in_order, read_blocks
+from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Subject, forward_blocks
 from ckpt_probe.paths.barrier import barrier
 from ckpt_probe.paths.batchnorm import recompute
-from ckpt_probe.paths.linear import linear
 from ckpt_probe.paths.place import PathPlace
-from ckpt_probe.paths.slerp import slerp
+from ckpt_probe.paths.point_dumps import point_writer
 from ckpt_probe.progress import Progress, Task
 
-PATHS = {"linear": linear, "slerp": slerp}
-"""A path: (state dict a, state dict b, α) → the state dict there."""
-
-Ends = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""State dicts of both ends."""
-
 CACHE_BYTES = 2**30
+PAUSE = 20
+"""Records are written again after so many times as long as the last writing took, which so never costs much."""
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A path being evaluated, and the records so far; batchnorm: "recompute", "interpolate" or "none"."""
+    """A path being evaluated, and the records so far.
+
+    state_at: α → the state dict there. batchnorm: "recompute", "interpolate" or "none". dumps: whether each point's
+    features are kept.
+    """
 
     ends: tuple[Path, Path]
-    tensors: Ends
-    path: str
+    state_at: Callable[[float], Mapping[str, Tensor]]
     subject: Subject
     splits: tuple[str, ...]
     batchnorm: str
@@ -38,14 +41,20 @@ class Walk:
     batch_size: int
     place: PathPlace
     records: list[Record]
+    dumps: bool = False
 
     def visit(self, alphas: Sequence[float], bar: Task, progress: Progress) -> None:
-        """Evaluate the positions that have no record yet, and keep each."""
-        for alpha in alphas:
-            if not any(record["alpha"] == alpha for record in self.records):
-                self._evaluate(alpha, progress)
-                self.place.keep(self.records)
-            bar.advance()
+        """Evaluate the positions that have no record yet; what is evaluated is kept whatever stops it."""
+        due = 0.0
+        try:
+            for alpha in alphas:
+                if not any(record["alpha"] == alpha for record in self.records):
+                    self.records.extend(self._evaluate(alpha, progress))
+                    due = self._keep() if time.monotonic() >= due else due
+                bar.advance()
+        finally:
+            if self.records:
+                self._keep()
 
     def curves(self) -> tuple[list[float], list[list[float]]]:
         """Positions from 0 to 1, and loss and error of every split at each, where they are known."""
@@ -63,33 +72,57 @@ class Walk:
         """The records by position."""
         return sorted(self.records, key=lambda record: record["alpha"])
 
-    def _evaluate(self, alpha: float, progress: Progress) -> None:
+    def _keep(self) -> float:
+        """Write the records; returns when it is time to do so again."""
+        started = time.monotonic()
+        self.place.keep(self.records)
+        now = time.monotonic()
+        return now + PAUSE * (now - started)
+
+    def _evaluate(self, alpha: float, progress: Progress) -> list[Record]:
         try:
-            state = PATHS[self.path](*self.tensors, alpha)
+            state = self.state_at(alpha)
         except DataError as error:
             raise DataError(f"{self.ends[0]}, {self.ends[1]}: {error}") from error
         self.subject.load(state, str(self.ends[0]))
         if self.batchnorm == "recompute" and alpha not in (0, 1):
             splits = self.subject.data.splits
             recompute(self.subject.model, splits.get("train", splits[self.splits[0]]), samples=self.batchnorm_samples)
-        for name in self.splits:
-            record = evaluate_point(self.subject, name, self.batch_size, progress)
-            self.records.append(in_order({"alpha": alpha, "split": name, "batchnorm": self.batchnorm, **record}))
+        place, records = {"alpha": alpha, "batchnorm": self.batchnorm}, []
+        path, name = self.place.dump(alpha), f"{self.ends[0].stem} to {self.ends[1].stem}, alpha {alpha:g}"
+        with point_writer(path, name, alpha, self.subject, self.splits) if self.dumps else nullcontext() as writer:
+            for split in self.splits:
+                try:
+                    record = evaluate_point(self.subject, split, self.batch_size, progress, writer=writer)
+                except DataError as error:
+                    raise DataError(f"{self.ends[0]}, {self.ends[1]}: alpha {alpha:g}, {split}: {error}") from error
+                records.append(in_order({**place, "split": split, **record}))
+        return records
 
 
-def evaluate_point(subject: Subject, split: str, batch_size: int, progress: Progress) -> Record:
-    """The record of the weights that a subject's model has now, on one split; features are held where they fit."""
+def evaluate_point(
+    subject: Subject, split: str, batch_size: int, progress: Progress, *, writer: DumpWriter | None = None
+) -> Record:
+    """The record of the weights that a subject's model has now, on one split; features are held where they fit.
+
+    writer: a dump that gets the split as well.
+    """
     samples = subject.data.split(split)
     layer: Any = subject.model.get_submodule(subject.classifier)
     bias = None if layer.bias is None else layer.bias.detach()
     fits = len(samples) * layer.in_features * 4 <= CACHE_BYTES
-    with progress.task(split, len(samples) * (1 if fits else 2), "samples") as bar:
+    passes = 1 if fits else 2 if writer is None else 3
+    with progress.task(split, len(samples) * passes, "samples") as bar:
 
         def forward(bar: Task = bar) -> Iterable[Block]:
             options = {"batch_size": batch_size, "device": subject.device, "progress": progress, "bar": bar}
             return forward_blocks(subject.model, subject.classifier, samples, **options)
 
         held = list(forward()) if fits else None
+        if writer is not None:
+            writer.start_split(split, len(samples))
+            for block in held or forward():
+                writer.append(split, block.features, block.labels, block.logits)
         return read_blocks(
             lambda: ((block.features, block.labels, block.logits) for block in held or forward()),
             layer.weight.detach().cpu(),

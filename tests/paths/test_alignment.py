@@ -1,8 +1,10 @@
-"""Permutation groups from the trace alone, and B in A's order: exact copies come back, real runs come nearer."""
+"""Permutation groups from the trace alone, and B in A's order by weights or activations: exact copies come back."""
 
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from torch.nn import functional as F
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
-from ckpt_probe.paths.alignment import align, output_change, permuted, read_spec
+from ckpt_probe.paths.alignment import align, output_change, permuted, proved, read_spec
+from ckpt_probe.paths.correlation import match_activations
 from ckpt_probe.paths.linear import linear
 from ckpt_probe.paths.symmetry import trace_symmetry
 
@@ -90,6 +93,48 @@ def test_a_permuted_copy_has_the_same_outputs_and_comes_back(name: str) -> None:
     assert all(torch.equal(found.state[n], a[n]) for n in a)
     middle = linear(a, found.state, 0.5)
     assert output_change(model, a, middle, inputs) < 1e-6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_activations_bring_a_permuted_copy_back(name: str) -> None:
+    build, shape = MODELS[name]
+    model = build().eval()
+    inputs = torch.randn(64, *shape[1:], generator=torch.Generator().manual_seed(0))
+    symmetry = trace_symmetry(model, inputs)
+    ordered = {part.group for layout in symmetry.activations.values() for part in layout.segments}
+    assert ordered >= set(symmetry.sizes)
+    a = randomised(model, 1)
+    generator = torch.Generator().manual_seed(2)
+    shuffled = {group: torch.randperm(size, generator=generator) for group, size in symmetry.sizes.items()}
+    b = permuted(a, symmetry, shuffled)
+    own = {n: tensor.clone() for n, tensor in model.state_dict().items()}
+    found = match_activations(a, b, symmetry, model, inputs.split(20))
+    assert all(torch.equal(shuffled[group][order], torch.arange(len(order))) for group, order in found.items())
+    assert proved(a, b, symmetry, found, model, inputs).after == 0
+    assert all(torch.equal(own[n], tensor) for n, tensor in model.state_dict().items())
+
+
+def test_activations_are_matched_by_their_correlation() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(), nn.Linear(5 * 4, 3)).eval()
+    a, b = randomised(model, 1), randomised(model, 2)
+    # A channel that never varies correlates with none, and takes the place that is left.
+    b["0.weight"][3] = 0
+    inputs = torch.randn(30, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    symmetry = trace_symmetry(model, inputs)
+    [group] = symmetry.sizes
+    found = match_activations(a, b, symmetry, model, inputs.split(7))[group]
+    rows = []
+    for state in (a, b):
+        activations = F.conv2d(inputs, state["0.weight"], state["0.bias"]).double()
+        rows.append(activations.movedim(1, 0).flatten(1).numpy())
+    alike = np.zeros((5, 5))
+    for i, j in itertools.product(range(5), (0, 1, 2, 4)):
+        alike[i, j] = np.corrcoef(rows[0][i], rows[1][j])[0, 1]
+    best = max(itertools.permutations(range(5)), key=lambda order: sum(alike[i, j] for i, j in enumerate(order)))
+    assert found.tolist() == list(best)
+    b["0.weight"][0] = torch.inf
+    with pytest.raises(DataError, match="activations at _0 are NaN or infinite"):
+        match_activations(a, b, symmetry, model, [inputs])
 
 
 def groups_of(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, set[str]]]:

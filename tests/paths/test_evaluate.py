@@ -175,6 +175,82 @@ def test_what_is_no_path(mlp: Path, resnet: Path, tmp_path: Path) -> None:
         evaluate_path(*ends(mlp), tmp_path / "file", **HERE)
 
 
+def changed(path: Path, where: Path, **tensors: torch.Tensor | None) -> Path:
+    """A copy of a checkpoint with some tensors replaced, or left out."""
+    with open_checkpoint(path) as checkpoint:
+        state = {n: t for n, t in {**checkpoint.state_dict(), **tensors}.items() if t is not None}
+        save_checkpoint(where, state, checkpoint.raw_metadata)
+    return where
+
+
+def test_what_has_no_line(mlp: Path, tmp_path: Path) -> None:
+    a, b = ends(mlp)
+    with open_checkpoint(a) as checkpoint:
+        weight = checkpoint.read("1.weight")
+    other = changed(b, tmp_path / "other.safetensors", **{"1.weight": weight[:8]})
+    with pytest.raises(DataError, match=r"1 other shape: 1\.weight \(16, 64\) / \(8, 64\)"):
+        evaluate_path(a, other, tmp_path / "p", **HERE)
+    # safetensors keeps a tensor that two names share once, under either name.
+    tied = changed(b, tmp_path / "tied.safetensors", **{"3.weight": None})
+    with pytest.raises(DataError, match=r"1 missing from tied\.safetensors: 3\.weight"):
+        evaluate_path(a, tied, tmp_path / "p", **HERE)
+    for dtype, told in (
+        (torch.float8_e4m3fn, r"a8\.safetensors: tensor '1\.weight' is F8_E4M3, which cannot be averaged \(1 such\)"),
+        (torch.int8, r"a8\.safetensors: tensor '1\.weight' is int8, where the model has floating numbers \(1 such\)"),
+    ):
+        files = tmp_path / "a8.safetensors", tmp_path / "b8.safetensors"
+        for source, file in zip((a, b), files, strict=True):
+            file.unlink(missing_ok=True)
+            changed(source, file, **{"1.weight": weight.to(dtype)})
+        with pytest.raises(DataError, match=told):
+            evaluate_path(*files, tmp_path / "p", **HERE)
+    assert not (tmp_path / "p").exists()
+    dead = [
+        changed(end, tmp_path / f"dead-{end.name}", **{"1.weight": -weight * 0, "1.bias": torch.zeros(16)})
+        for end in (a, b)
+    ]
+    with pytest.raises(DataError, match=r"dead-.*alpha 0, train: .*zero length"):
+        evaluate_path(*dead, tmp_path / "p", **HERE)
+    assert [file.name for file in (tmp_path / "p").iterdir()] == ["plan.json"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(DataError, match="a directory, where one checkpoint file is needed"):
+        evaluate_path(a, folder, tmp_path / "q", **HERE)
+
+
+def test_nothing_that_is_read_is_overwritten(mlp: Path, tmp_path: Path) -> None:
+    out = tmp_path / "path"
+    evaluate_path(*ends(mlp), out, points=3, splits=["test"], align="permutation", **HERE)
+    aligned = out / "aligned.safetensors"
+    with pytest.raises(UsageError, match=r"aligned\.safetensors: is read by this path, and would be overwritten"):
+        evaluate_path(ends(mlp)[0], aligned, out, points=3, overwrite=True, **HERE)
+    assert aligned.exists()
+    assert (out / "path.json").exists()
+
+
+def test_a_finished_path_is_returned_as_it_is(mlp: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "path", {"points": None, "splits": ["test"], "align": "activations", **HERE}
+    result = evaluate_path(*ends(mlp), out, **options)
+    counter = StopAt(0)
+    assert evaluate_path(*ends(mlp), out, resume=True, progress=counter, **options) == result
+    assert counter.evaluated == 0
+    assert result.alignment is not None
+    assert result.alignment["method"] == "activations"
+    for other, told in (({"points": 7}, "points 'auto' / 7"), ({"align": None}, "align 'activations' / None")):
+        with pytest.raises(UsageError, match=f"another path .*{told}"):
+            evaluate_path(*ends(mlp), out, resume=True, **{**options, **other})
+    with pytest.raises(UsageError, match="exclude each other"):
+        evaluate_path(*ends(mlp), out, resume=True, overwrite=True, **options)
+
+
+def test_a_plan_that_led_to_nothing_does_not_stand_in_the_way(mlp: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "groups.json"
+    wrong.write_text("{}}")
+    with pytest.raises(DataError, match="not a file of permutation groups"):
+        evaluate_path(*ends(mlp), tmp_path / "path", points=3, align="permutation", align_spec=wrong, **HERE)
+    assert evaluate_path(*ends(mlp), tmp_path / "path", points=3, splits=["test"], align="permutation", **HERE).points
+
+
 def test_nan_on_the_line_names_both_files_and_the_tensor(mlp: Path, tmp_path: Path) -> None:
     with open_checkpoint(ends(mlp)[0]) as checkpoint:
         state, metadata = checkpoint.state_dict(), checkpoint.raw_metadata
@@ -225,8 +301,8 @@ def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path) -
     assert before > 0.1
     assert after < before / 2
     assert aligned.alignment is not None
-    assert aligned.distance == pytest.approx(aligned.alignment.after, rel=1e-9)
-    assert aligned.distance < plain.distance == pytest.approx(aligned.alignment.before, rel=1e-9)
+    assert aligned.distance == pytest.approx(aligned.alignment["after"], rel=1e-9)
+    assert aligned.distance < plain.distance == pytest.approx(aligned.alignment["before"], rel=1e-9)
     assert aligned.points[-1]["loss"] == pytest.approx(plain.points[-1]["loss"], rel=1e-5)
     told = json.loads((tmp_path / "aligned" / "path.json").read_text())
     assert told["alignment"]["output_change"] < 1e-4
@@ -241,7 +317,7 @@ def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path) -
     files = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     renamed = evaluate_path(*files, tmp_path / "wrapped", points=3, splits=["train"], align="permutation", **HERE)
     assert renamed.distance == pytest.approx(aligned.distance, rel=1e-9)
-    with pytest.raises(UsageError, match="align is permutation"):
+    with pytest.raises(UsageError, match="align_spec goes with align permutation"):
         evaluate_path(a, b, tmp_path / "no", align_spec="groups.json", **HERE)
 
 

@@ -263,6 +263,10 @@ def test_what_cannot_be_averaged(ends: tuple[Path, Path], tmp_path: Path) -> Non
         interpolate(tmp_path / "q.safetensors", tmp_path / "q.safetensors", alpha=0.5, out=tmp_path / "o")
     interpolate(tmp_path / "q.safetensors", tmp_path / "q.safetensors", alpha=1, out=tmp_path / "o")
     assert torch.equal(load_file(tmp_path / "o")["x"].view(torch.uint8), eights["x"].view(torch.uint8))
+    # safetensors keeps a tensor that two names share once, under either name.
+    save_file({name: tensor for name, tensor in state(2).items() if name != "small"}, tmp_path / "tied.safetensors")
+    with pytest.raises(DataError, match=r"1 missing from tied\.safetensors: small"):
+        interpolate(ends[0], tmp_path / "tied.safetensors", alpha=0.5, out=tmp_path / "no")
     broken = state(2)
     broken["large"][2, 5] = math.inf
     save_file(broken, tmp_path / "inf.safetensors")

@@ -1,0 +1,77 @@
+"""How a path is evaluated: every option, checked before anything is opened."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt_probe.errors import UsageError
+from ckpt_probe.paths.batchnorm import SAMPLES
+from ckpt_probe.paths.curve import CURVES
+from ckpt_probe.paths.ends import METHODS
+from ckpt_probe.paths.shapes import SHAPES
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """How a path is evaluated.
+
+    path: "linear" or "slerp", or a curve over a trained midpoint, "bezier" or "polychain". points: spaced evenly over
+    `span`, 0 and 1 always among them; None adds positions where the curves of loss and error bend until their barriers
+    are known to 1 %. splits: all where empty. batchnorm: "recompute" estimates running statistics anew at each point
+    between or beyond the ends, from `batchnorm_samples` training samples, "interpolate" takes those on the path.
+
+    align: first puts b's hidden channels in a's order, "permutation" by weights, over groups derived from the model or
+    those of the file `align_spec`, "activations" by the correlation of activations on `align_samples` training samples.
+    curve_epochs: passes over the training data that find the midpoint; curve_learning_rate: that of a's own training
+    where None; midpoint: a file with one found before. keep_dumps: also write a dump of every point.
+    """
+
+    path: str = "linear"
+    points: int | None = 11
+    span: tuple[float, float] = (0.0, 1.0)
+    splits: Sequence[str] | None = None
+    batchnorm: str = "recompute"
+    batchnorm_samples: int = SAMPLES
+    align: str | None = None
+    align_spec: Path | str | None = None
+    align_samples: int = 1024
+    curve_epochs: float = 20.0
+    curve_learning_rate: float | None = None
+    midpoint: Path | str | None = None
+    keep_dumps: bool = False
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.path not in SHAPES or self.batchnorm not in {"recompute", "interpolate"} or self.batchnorm_samples < 1:
+            known = ", ".join(SHAPES)
+            raise UsageError(f"path is one of {known}; batchnorm is recompute or interpolate, from at least one sample")
+        self._check_alignment()
+        self._check_curve()
+
+    @property
+    def curved(self) -> bool:
+        """Whether the path bends over a midpoint."""
+        return self.path in CURVES
+
+    def _check_alignment(self) -> None:
+        if self.align not in {None, *METHODS} or self.align_samples < 2:
+            known = ", ".join(METHODS)
+            raise UsageError(f"align is one of {known}, from at least two samples; found {self.align}")
+        if self.align_spec is not None and self.align != "permutation":
+            raise UsageError(
+                "align_spec goes with align permutation: a file of groups does not say which activations belong to "
+                f"them; found align {self.align}"
+            )
+
+    def _check_curve(self) -> None:
+        low, high = self.span
+        if self.curved and (low < 0 or high > 1):
+            raise UsageError(f"path {self.path} begins at 0 and ends at 1; range {low:g}:{high:g} goes beyond")
+        if self.midpoint is not None and not self.curved:
+            raise UsageError(f"midpoint goes with a path that bends over one: {', '.join(CURVES)}; found {self.path}")
+        rate = self.curve_learning_rate
+        if not all(0 < value < math.inf for value in (self.curve_epochs, 1.0 if rate is None else rate)):
+            raise UsageError(
+                f"curve_epochs and curve_learning_rate must be positive; found {self.curve_epochs}, {rate}"
+            )

@@ -1,0 +1,313 @@
+"""Curves over a trained midpoint: their formulas, the network that is trained, its training, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from ckpt_probe.analysis import analyze_series
+from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+from ckpt_probe.cli.app import run
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.data import load_data
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import extract_series
+from ckpt_probe.models import build_model
+from ckpt_probe.paths import evaluate_path
+from ckpt_probe.paths.curve import CURVES, CurveNet, curve_net, on_curve
+from ckpt_probe.training import loop, train
+
+MLP = {"name": "mlp", "arguments": {"hidden": [12]}}
+RESNET = {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}
+HERE = {"device": "cpu", "points": 5, "splits": ["train"]}
+
+
+def trained(where: Path, model: dict, seed: int, steps: int = 60, **sections: object) -> Path:
+    settings = {
+        "seed": seed,
+        "data": {"name": "digits"},
+        "model": model,
+        "training": {"steps": steps, "batch_size": 128},
+        "checkpoints": {"steps": []},
+        **sections,
+    }
+    train(TrainingConfig.model_validate(settings), where, device="cpu")
+    return where / "checkpoints" / f"step-{steps:06d}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def mlps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    where = tmp_path_factory.mktemp("mlps")
+    return trained(where / "a", MLP, 1, 150), trained(where / "b", MLP, 2, 150)
+
+
+@pytest.fixture(scope="module")
+def resnets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    where = tmp_path_factory.mktemp("resnets")
+    return trained(where / "a", RESNET, 1, 12), trained(where / "b", RESNET, 2, 12)
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.state_dict()
+
+
+def some(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    weights = torch.randn(7, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return {"weight": weights, "count": torch.tensor(seed), "mask": torch.tensor([seed > 1])}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.8])
+def test_curves_are_their_formulas(dtype: torch.dtype, alpha: float) -> None:
+    a, middle, b = (some(seed, dtype) for seed in (1, 2, 3))
+    first, between, last = (state["weight"].double().numpy() for state in (a, middle, b))
+    wanted = {
+        "bezier": (1 - alpha) ** 2 * first + 2 * alpha * (1 - alpha) * between + alpha**2 * last,
+        "polychain": first + 2 * alpha * (between - first)
+        if alpha <= 0.5
+        else between + (2 * alpha - 1) * (last - between),
+    }
+    for curve, expected in wanted.items():
+        found = on_curve(curve, a, middle, b, alpha)
+        assert found["weight"].dtype == dtype
+        step = torch.finfo(dtype).eps
+        np.testing.assert_allclose(found["weight"].double().numpy(), expected, rtol=2 * step, atol=4 * step)
+        assert (found["count"], found["mask"]) == (a["count"], a["mask"])
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_ends_are_exact_and_three_equal_points_stay_one(curve: str) -> None:
+    a, middle, b = (some(seed, torch.float16) for seed in (1, 2, 3))
+    for alpha, end in ((0.0, a), (1.0, b)):
+        assert all(torch.equal(tensor, end[name]) for name, tensor in on_curve(curve, a, middle, b, alpha).items())
+    for alpha in (0.2, 0.5, 0.9):
+        assert torch.equal(on_curve(curve, a, a, a, alpha)["weight"], a["weight"])
+    assert torch.equal(on_curve("polychain", a, middle, b, 0.5)["weight"], middle["weight"])
+    broken = {**middle, "weight": torch.full_like(middle["weight"], torch.nan)}
+    for alpha in (0.0, 0.5):
+        with pytest.raises(DataError, match="'weight' holds NaN"):
+            on_curve(curve, a, broken, b, alpha)
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_the_network_is_the_base_at_one_alpha_a_batch(curve: str) -> None:
+    base = {"input_shape": (1, 4, 4), "classes": 3}
+    nets = [build_model("mlp", {"hidden": [5]}, **base) for _ in range(3)]
+    a, middle, b = ({name: t.clone() for name, t in net.state_dict().items()} for net in nets)
+    net, inputs = CurveNet(nets[1], (a, b), curve), torch.randn(6, 1, 4, 4)
+    assert [name.removeprefix("middle.") for name, _ in net.named_parameters()] == list(middle)
+    assert set(net.state_dict()) == {f"middle.{name}" for name in middle}
+    plain = build_model("mlp", {"hidden": [5]}, **base)
+    torch.manual_seed(3)
+    drawn = [torch.rand(()).item() for _ in range(4)]
+    torch.manual_seed(3)
+    for alpha in drawn:
+        expected = functional_call(plain, on_curve(curve, a, middle, b, alpha), (inputs,))
+        torch.testing.assert_close(net.train()(inputs), expected)
+    halfway = functional_call(plain, on_curve(curve, a, middle, b, 0.5), (inputs,))
+    torch.testing.assert_close(net.eval()(inputs), halfway)
+    torch.manual_seed(3)
+    net.train()(inputs).sum().backward()
+    at = {name: t.clone().requires_grad_() for name, t in on_curve(curve, a, middle, b, drawn[0]).items()}
+    functional_call(plain, at, (inputs,)).sum().backward()
+    share = 2 * drawn[0] * (1 - drawn[0]) if curve == "bezier" else 2 * min(drawn[0], 1 - drawn[0])
+    for name, parameter in net.middle.named_parameters():
+        torch.testing.assert_close(parameter.grad, share * at[name].grad, rtol=1e-4, atol=1e-6)  # pyright: ignore
+
+
+def test_batch_norm_takes_the_batch_and_keeps_nothing(resnets: tuple[Path, Path]) -> None:
+    arguments = {**RESNET["arguments"], "input_shape": [1, 8, 8], "classes": 10}
+    net = curve_net("resnet", arguments, *map(str, resnets), "bezier")
+    assert not any("running" in name or "num_batches" in name for name in net.state_dict())
+    layer = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
+    seen = []
+    layer.register_forward_hook(lambda _layer, _given, output: seen.append(output))
+    inputs, _ = load_data("digits").split("train").batch(slice(0, 64))
+    for mode in (True, False):
+        net.train(mode)(inputs)
+    middle = [(read(resnets[0])["1." + n] + read(resnets[1])["1." + n]) / 2 for n in ("weight", "bias")]
+    torch.testing.assert_close(seen[1].mean(dim=(0, 2, 3)), middle[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[1].std(dim=(0, 2, 3), correction=0), middle[0].abs(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_curve_is_trained_kept_and_taken_again(mlps: tuple[Path, Path], tmp_path: Path) -> None:
+    out, bezier = tmp_path / "curve", {"path": "bezier", "curve_epochs": 20.0}
+    line = evaluate_path(*mlps, tmp_path / "line", **HERE)
+    result = evaluate_path(*mlps, out, **bezier, **HERE)
+    losses = [point["loss"] for point in result.points]
+    highest = max(point["loss"] for point in line.points)
+    assert max(losses[1:-1]) < 0.6 * highest
+    for i in (0, -1):
+        assert losses[i] == line.points[i]["loss"]
+    assert result.length > result.distance == line.distance
+    with open_checkpoint(mlps[0]) as first, open_checkpoint(out / "midpoint.safetensors") as middle:
+        assert first.names == middle.names
+        assert (middle.metadata.model, middle.metadata.data) == ("mlp", "digits")
+        assert (middle.metadata.step, middle.metadata.metrics) == (None, {})
+        assert json.loads(middle.raw_metadata["ckpt_probe.path"])["path"] == "bezier"
+        state = on_curve("bezier", first.state_dict(), middle.state_dict(), read(mlps[1]), 0.5)
+    model = build_model("mlp", MLP["arguments"], input_shape=(1, 8, 8), classes=10)
+    model.load_state_dict(state)
+    inputs, labels = load_data("digits").split("train").batch(slice(None))
+    loss = nn.functional.cross_entropy(model(inputs).double(), labels).item()
+    assert losses[2] == pytest.approx(loss, rel=1e-6)
+    again = evaluate_path(*mlps, tmp_path / "again", path="bezier", midpoint=out / "midpoint.safetensors", **HERE)
+    assert (again.points, again.length) == (result.points, result.length)
+    assert not (tmp_path / "again" / "curve").exists()
+    extract_series(out / "midpoint.safetensors", tmp_path / "dumps", device="cpu")
+    [record] = analyze_series(tmp_path / "dumps", splits=["train"])
+    chained = evaluate_path(*mlps, tmp_path / "chain", path="polychain", midpoint=out / "midpoint.safetensors", **HERE)
+    assert chained.points[2]["loss"] == pytest.approx(record["loss"], rel=1e-9)
+
+
+class Cut:
+    """Progress that interrupts after so many steps of training."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+        self.name = ""
+
+    def task(self, name: str, total: int | None, unit: str = "") -> "Cut":
+        self.name = name
+        return self
+
+    def __enter__(self) -> "Cut":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, amount: int = 1, **facts: object) -> None:
+        self.left -= amount if self.name == "training" else 0
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def test_an_interrupted_training_goes_on_bit_for_bit(
+    mlps: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "STATE_EVERY_SECONDS", 0.0)
+    options = {"path": "polychain", "curve_epochs": 2.0, **HERE}
+    whole = evaluate_path(*mlps, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_path(*mlps, tmp_path / "cut", progress=Cut(7), **options)
+    assert (tmp_path / "cut" / "curve" / "state.safetensors").exists()
+    with pytest.raises(UsageError, match=r"another path .*curve_epochs 2\.0 / 3\.0"):
+        evaluate_path(*mlps, tmp_path / "cut", **{**options, "curve_epochs": 3.0})
+    torch.manual_seed(99)
+    resumed = Cut(100)
+    assert evaluate_path(*mlps, tmp_path / "cut", progress=resumed, **options) == whole
+    expected = read(tmp_path / "whole" / "midpoint.safetensors")
+    assert all(torch.equal(t, expected[n]) for n, t in read(tmp_path / "cut" / "midpoint.safetensors").items())
+    with pytest.raises(UsageError, match=r"holds a finished path; --overwrite replaces it, --resume shows it"):
+        evaluate_path(*mlps, tmp_path / "cut", **options)
+    again = evaluate_path(*mlps, tmp_path / "cut", overwrite=True, progress=Cut(10**6), **options)
+    assert again == whole
+
+
+def test_how_a_was_trained_decides_how_the_midpoint_is(tmp_path: Path) -> None:
+    adam = {"optimizer": {"name": "adamw", "learning_rate": 0.003, "weight_decay": 0.01}}
+    a, b = (trained(tmp_path / f"run{seed}", MLP, seed, 20, **adam) for seed in (1, 2))
+    options = {"path": "bezier", "curve_epochs": 1.0, **HERE}
+    evaluate_path(a, b, tmp_path / "own", **options)
+    told = json.loads((tmp_path / "own" / "curve" / "config.json").read_text())
+    assert (told["optimizer"]["name"], told["optimizer"]["learning_rate"]) == ("adamw", 0.003)
+    assert (told["optimizer"]["weight_decay"], told["training"]["batch_size"]) == (0.01, 128)
+    foreign = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path, source in zip(foreign, (a, b), strict=True):
+        save_checkpoint(path, {f"module.{name}": tensor for name, tensor in read(source).items()})
+    named = {"model": "mlp", "model_arguments": MLP["arguments"], "data": "digits", "curve_learning_rate": 0.02}
+    evaluate_path(*foreign, tmp_path / "foreign", **named, **options)
+    told = json.loads((tmp_path / "foreign" / "curve" / "config.json").read_text())
+    assert (told["optimizer"]["name"], told["optimizer"]["learning_rate"]) == ("adamw", 0.02)
+    assert set(read(tmp_path / "foreign" / "midpoint.safetensors")) == set(read(a))
+    assert run(["inspect", str(tmp_path / "foreign" / "midpoint.safetensors")]) == 0
+
+
+def test_a_curve_to_the_aligned_end(mlps: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = evaluate_path(*mlps, out, path="bezier", curve_epochs=2.0, align="permutation", **HERE)
+    told = json.loads((out / "curve" / "config.json").read_text())
+    assert told["model"]["arguments"]["b"] == str((out / "aligned.safetensors").resolve())
+    assert result.alignment is not None
+    assert result.distance == pytest.approx(result.alignment["after"])
+    assert result.alignment["after"] < result.alignment["before"]
+    with open_checkpoint(mlps[1]) as b, open_checkpoint(out / "aligned.safetensors") as aligned:
+        assert aligned.metadata == b.metadata
+    extract_series(out / "aligned.safetensors", tmp_path / "dumps", device="cpu", splits=["train"])
+    [record] = analyze_series(tmp_path / "dumps")
+    assert (record["step"], record["loss"]) == (150, pytest.approx(result.points[-1]["loss"], rel=1e-9))
+
+
+def test_batch_norm_on_a_curve(resnets: tuple[Path, Path], tmp_path: Path) -> None:
+    result = evaluate_path(*resnets, tmp_path / "out", path="polychain", curve_epochs=1.0, **HERE)
+    assert {point["batchnorm"] for point in result.points} == {"recompute"}
+    given = evaluate_path(
+        *resnets,
+        tmp_path / "given",
+        path="polychain",
+        midpoint=tmp_path / "out" / "midpoint.safetensors",
+        batchnorm="interpolate",
+        **HERE,
+    )
+    # At M itself the statistics on the path are M's own, estimated on the same samples.
+    assert given.points[2]["loss"] == pytest.approx(result.points[2]["loss"], rel=1e-5)
+    assert given.points[1]["loss"] != pytest.approx(result.points[1]["loss"], rel=1e-3)
+
+
+def test_what_is_no_curve(
+    mlps: tuple[Path, Path], resnets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for wrong, told in (
+        ({"path": "bezier", "span": (-0.5, 1.0)}, "begins at 0 and ends at 1; range -0.5:1 goes beyond"),
+        ({"path": "polychain", "span": (0.0, 1.5)}, "range 0:1.5 goes beyond"),
+        ({"path": "linear", "midpoint": mlps[0]}, "midpoint goes with a path that bends"),
+        ({"path": "bezier", "curve_epochs": 0.0}, "must be positive"),
+        ({"path": "bezier", "curve_learning_rate": -0.1}, "must be positive"),
+        ({"resume": True, "overwrite": True}, "exclude each other"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            evaluate_path(*mlps, out, **wrong, device="cpu")
+    assert not out.exists()
+    with pytest.raises(DataError, match=r"step-000012\.safetensors: the model does not fit"):
+        evaluate_path(*mlps, out, path="bezier", midpoint=resnets[0], **HERE)
+    evaluate_path(*mlps, out, path="bezier", curve_epochs=0.1, **HERE)
+    middle = out / "midpoint.safetensors"
+    with pytest.raises(UsageError, match="is read by this path, and would be overwritten"):
+        evaluate_path(*mlps, out, path="bezier", midpoint=middle, overwrite=True, **HERE)
+    assert middle.exists()
+    words = ["interpolate", *map(str, mlps), "--device", "cpu"]
+    for more, told in (
+        (["-o", str(out), "--path", "bezier", "--range", "0:2"], "range 0:2 goes beyond"),
+        (["-o", str(tmp_path / "x"), "--alpha", "0.5", "--path", "bezier"], "takes no --path"),
+    ):
+        assert run([*words, *more]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_the_command_shows_a_finished_curve_again(
+    mlps: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["interpolate", *map(str, mlps), "-o", str(tmp_path / "out"), "--path", "bezier", "--curve-epochs", "0.2"]
+    words += ["--points", "3", "--split", "test", "--device", "cpu", "--align", "activations", "--align-samples", "200"]
+    assert run(words) == 0
+    first = capsys.readouterr().out
+    assert "midpoint.safetensors is the trained midpoint" in first
+    assert "aligned: distance of the ends" in first
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    assert run(words) == 2
+    assert "--resume shows it" in capsys.readouterr().err
+    assert run([*words, "--resume"]) == 0
+    assert capsys.readouterr().out == first
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == stamps
+    assert run([*words, "--resume", "--align-samples", "300"]) == 2
+    assert "align_samples 200 / 300" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""Dumps of a path's points: read by analyze with the numbers of the records, kept only where they are asked for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_probe.analysis import analyze_series
+from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.cli.app import run
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.data import load_data
+from ckpt_probe.dumps import open_dump, read_provenance
+from ckpt_probe.errors import UsageError
+from ckpt_probe.models import build_model
+from ckpt_probe.paths import evaluate_path, walk
+from ckpt_probe.paths.linear import linear
+from ckpt_probe.training import train
+
+HERE = {"device": "cpu", "points": 3}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    settings = {
+        "data": {"name": "digits"},
+        "model": {"name": "resnet", "arguments": {"blocks": [1], "width": 6}},
+        "training": {"steps": 20},
+        "checkpoints": {"steps": [10]},
+    }
+    where = tmp_path_factory.mktemp("run")
+    train(TrainingConfig.model_validate(settings), where, device="cpu")
+    first, second = (where / "checkpoints" / f"step-{step:06d}.safetensors" for step in (10, 20))
+    return first, second
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_analyze_reads_the_numbers_of_the_records(
+    ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    if not held:
+        monkeypatch.setattr(walk, "CACHE_BYTES", 0)
+    result = evaluate_path(*ends, tmp_path / "path", keep_dumps=True, span=(-0.5, 1.0), **HERE)
+    assert {p["alpha"] for p in result.points} == {-0.5, 0, 0.25, 1}
+    analyzed = list(analyze_series(tmp_path / "path" / "dumps"))
+    assert [record["checkpoint"] for record in analyzed[::2]] == [
+        "alpha--0.500000", "alpha-0.000000", "alpha-0.250000", "alpha-1.000000",
+    ]  # fmt: skip
+    compared = 0
+    for point, record in zip(result.points, analyzed, strict=True):
+        assert (point["split"], round(point["alpha"] * 1e6)) == (record["split"], record["step"])
+        for name, value in record.items():
+            if isinstance(value, float):
+                assert point[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+                compared += 1
+    assert compared > 8 * 20
+
+
+def test_a_dump_says_where_it_comes_from(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    evaluate_path(*ends, tmp_path / "path", keep_dumps=True, splits=["test"], batchnorm="interpolate", **HERE)
+    file = tmp_path / "path" / "dumps" / "alpha-0.500000.h5"
+    told = read_provenance(file)
+    assert told is not None
+    assert told.checkpoint == "step-000010 to step-000020, alpha 0.5"
+    assert (told.model, told.data, told.splits) == ("resnet", "digits", ("test",))
+    assert len(told.checkpoint_sha256) == 64
+    states = []
+    for end in ends:
+        with open_checkpoint(end) as checkpoint:
+            states.append(checkpoint.state_dict())
+    model = build_model("resnet", {"blocks": [1], "width": 6}, input_shape=(1, 8, 8), classes=10).eval()
+    model.load_state_dict(linear(*states, 0.5))
+    inputs, labels = load_data("digits").split("test").batch(slice(None))
+    with torch.no_grad(), open_dump(file) as dump:
+        view = dump["test"]
+        torch.testing.assert_close(torch.from_numpy(view.logits[:]), model(inputs), rtol=1e-4, atol=1e-5)
+        assert torch.equal(torch.from_numpy(view.labels[:]), labels)
+        rebuilt = view.features[:].astype("float64") @ dump.weights.T + dump.bias
+        torch.testing.assert_close(torch.from_numpy(rebuilt).float(), model(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_kept_unasked_and_old_dumps_go(
+    ends: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "path"
+    evaluate_path(*ends, out, splits=["test"], **HERE)
+    assert sorted(file.name for file in out.iterdir()) == ["path.json", "plan.json", "points.jsonl"]
+    words = ["interpolate", *map(str, ends), "-o", str(out), "--split", "test", "--device", "cpu", "--keep-dumps"]
+    assert run([*words, "--points", "5", "--overwrite"]) == 0
+    assert len(list((out / "dumps").iterdir())) == 5
+    (out / "dumps" / "mine.h5").write_text("mine")
+    assert run([*words, "--points", "4", "--overwrite"]) == 0
+    names = {file.name for file in (out / "dumps").iterdir()}
+    assert names == {*(f"alpha-{alpha}.h5" for alpha in ("0.000000", "0.333333", "0.666667", "1.000000")), "mine.h5"}
+    (out / "path.json").unlink()
+    with pytest.raises(UsageError, match=r"another path .*dumps True / None"):
+        evaluate_path(*ends, out, splits=["test"], **{**HERE, "points": 4})
+    # A point whose dump was kept, but not its record, is evaluated again.
+    lines = (out / "points.jsonl").read_text().splitlines(keepends=True)
+    (out / "points.jsonl").write_text("".join(lines[:2]))
+    assert run([*words, "--points", "4"]) == 0
+    assert [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()] == [
+        json.loads(line) for line in lines
+    ]
+
+
+FULL = "cannot be written: File too large"
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+from ckpt_probe.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_is_full_midway_leaves_no_half_file(ends: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["interpolate", *map(str, ends), "-o", str(out), "--device", "cpu", "--split", "test", "--points", "3"]
+    words += ["--align", "permutation", "--keep-dumps"]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, f"error: {out / 'aligned.safetensors'}: {FULL}\n")
+    assert [found.name for found in out.rglob("*")] == ["plan.json"]
+    assert run(words) == 0
+    assert (out / "path.json").exists()
