@@ -117,6 +117,12 @@ def scores(features: Array, logits: Array | None, head: Head | None) -> Tensor |
     return None if head is None else head.logits(features)
 
 
+def empty_record() -> Record:
+    """Every name that the record of a split always has, each None: for samples of which nothing can be said."""
+    metrics = [entry.name for entry in ENTRIES if entry.name not in CENTRED]
+    return dict.fromkeys([*COUNTS, *metrics, *REFERENCES, *EXTRA])
+
+
 def in_order(record: Mapping[str, Any]) -> Record:
     """A record with its names in the order in which they are documented, others at the end."""
     known = [*POSITION, *COUNTS, *(entry.name for entry in ENTRIES), *REFERENCES]

@@ -78,7 +78,7 @@ def evaluate_path(
     if place.finished:
         return _stored(place)
     route = _route(place, ends, subject, how, overwrite=overwrite, progress=progress)
-    samples, done = how.batchnorm_samples, place.points()
+    samples, done = how.batchnorm_samples, place.ledger.points()
     walk = Walk(ends, route.state_at, subject, splits, batchnorm, samples, how.batch_size, place, done, how.keep_dumps)
     with progress.task("points", len(alphas), "points") as bar:
         walk.visit(alphas, bar, progress)
@@ -130,7 +130,7 @@ def _route(
 
 
 def _stored(place: PathPlace) -> PathResult:
-    told, points = place.found(), sorted(place.points(), key=lambda point: point["alpha"])
+    told, points = place.found(), sorted(place.ledger.points(), key=lambda point: point["alpha"])
     return PathResult(points, told["summary"], told["distance"], told["length"], told.get("alignment"))
 
 

@@ -3,15 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ckpt_probe.analysis import Record
 from ckpt_probe.errors import UsageError
 from ckpt_probe.files import write_text
+from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE, Ledger
 
-POINTS_FILE = "points.jsonl"
 PATH_FILE = "path.json"
-PLAN_FILE = "plan.json"
 ALIGNED_FILE = "aligned.safetensors"
 MIDPOINT_FILE = "midpoint.safetensors"
 TRAINING = "curve"
@@ -23,6 +23,11 @@ class PathPlace:
     """The directory of a path: its plan, the points so far, and the summary once it is finished."""
 
     path: Path
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Its plan and points."""
+        return Ledger(self.path)
 
     @property
     def aligned(self) -> Path:
@@ -61,27 +66,16 @@ class PathPlace:
         if overwrite:
             self._clear(inputs)
         begun = (POINTS_FILE, ALIGNED_FILE, MIDPOINT_FILE, TRAINING)
-        if (self.path / PLAN_FILE).exists() and any((self.path / name).exists() for name in begun):
-            self._require_same(plan)
+        if self.ledger.planned and any((self.path / name).exists() for name in begun):
+            self.ledger.require_same(plan, "another path")
             return
-        if (self.path / POINTS_FILE).exists():
+        if self.ledger.begun:
             raise UsageError(f"{self.path}: holds points of an unknown path; --overwrite replaces them")
-        write_text(self.path / PLAN_FILE, json.dumps(plan, indent=2) + "\n", overwrite=True)
-
-    def points(self) -> list[Record]:
-        """The records that an earlier call has left."""
-        file = self.path / POINTS_FILE
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def keep(self, records: Sequence[Record]) -> None:
-        """Write the records so far."""
-        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        write_text(self.path / POINTS_FILE, text, overwrite=True)
+        self.ledger.open(plan)
 
     def finish(self, ends: tuple[Path, Path], found: Record) -> None:
         """Write what the whole path gave."""
-        plan = json.loads((self.path / PLAN_FILE).read_text())
-        told = {"from": ends[0].name, "to": ends[1].name, "plan": plan, **found}
+        told = {"from": ends[0].name, "to": ends[1].name, "plan": self.ledger.plan(), **found}
         write_text(self.path / PATH_FILE, json.dumps(told, indent=2, allow_nan=False) + "\n", overwrite=True)
 
     def found(self) -> Record:
@@ -96,12 +90,3 @@ class PathPlace:
                 raise UsageError(f"{file}: is read by this path, and would be overwritten; choose another directory")
         for file in ours:
             file.unlink(missing_ok=True)
-
-    def _require_same(self, plan: Record) -> None:
-        earlier = json.loads((self.path / PLAN_FILE).read_text())
-        changed = [f"{key} {earlier.get(key)!r} / {plan[key]!r}" for key in plan if earlier.get(key) != plan[key]]
-        if changed:
-            told = "; ".join(changed)
-            raise UsageError(
-                f"{self.path}: holds points of another path (there / now): {told}; --overwrite replaces them"
-            )

@@ -122,7 +122,7 @@ def evaluate_plane(
     place.prepare(_plan(files, subject, splits, how, batchnorm), overwrite=overwrite, resume=resume)
     if place.finished:
         return _stored(place)
-    samples, records = how.batchnorm_samples, place.points()
+    samples, records = how.batchnorm_samples, place.ledger.points()
     survey = Survey(files, plane, subject, splits, batchnorm, samples, how.batch_size, place, records)
     _finish(survey, *_grid(plane, how), progress)
     result = _stored(place)
@@ -193,9 +193,9 @@ def _lowest(points: Sequence[Record], split: str) -> Record:
 
 def _finish(survey: Survey, xs: list[float], ys: list[float], progress: Progress) -> None:
     marks = survey.marks(progress)
-    survey.visit([(x, y) for y in ys for x in xs], marks, progress)
+    survey.visit([(x, y) for y in ys for x in xs], progress)
     points = survey.in_order()
-    survey.place.keep(points)
+    survey.place.ledger.keep(points)
     survey.place.finish(
         {
             "checkpoints": {name: file.name for name, file in zip("ABC", survey.files, strict=False)},
@@ -210,7 +210,7 @@ def _finish(survey: Survey, xs: list[float], ys: list[float], progress: Progress
 
 def _stored(place: PlanePlace) -> PlaneResult:
     told = place.found()
-    return PlaneResult(place.points(), *(told[name] for name in ("marks", "summary", "axes", "xs", "ys")))
+    return PlaneResult(place.ledger.points(), *(told[name] for name in ("marks", "summary", "axes", "xs", "ys")))
 
 
 def _tell(result: PlaneResult, progress: Progress) -> None:

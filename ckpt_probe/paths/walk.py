@@ -1,27 +1,21 @@
 """A path evaluated point by point: one model, loaded in place; nothing written but the records."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ckpt_probe.analysis import Record, in_order, read_blocks
-from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.analysis import Record, in_order
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Block, Subject, forward_blocks
+from ckpt_probe.extraction import Subject
 from ckpt_probe.paths.barrier import barrier
 from ckpt_probe.paths.batchnorm import recompute
 from ckpt_probe.paths.place import PathPlace
+from ckpt_probe.paths.point import evaluate_point, explained_point
 from ckpt_probe.paths.point_dumps import point_writer
 from ckpt_probe.progress import Progress, Task
-
-CACHE_BYTES = 2**30
-PAUSE = 20
-"""Records are written again after so many times as long as the last writing took, which so never costs much."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +39,15 @@ class Walk:
 
     def visit(self, alphas: Sequence[float], bar: Task, progress: Progress) -> None:
         """Evaluate the positions that have no record yet; what is evaluated is kept whatever stops it."""
-        due = 0.0
         try:
             for alpha in alphas:
                 if not any(record["alpha"] == alpha for record in self.records):
                     self.records.extend(self._evaluate(alpha, progress))
-                    due = self._keep() if time.monotonic() >= due else due
+                    self.place.ledger.keep_in_time(self.records)
                 bar.advance()
         finally:
             if self.records:
-                self._keep()
+                self.place.ledger.keep(self.records)
 
     def curves(self) -> tuple[list[float], list[list[float]]]:
         """Positions from 0 to 1, and loss and error of every split at each, where they are known."""
@@ -72,13 +65,6 @@ class Walk:
         """The records by position."""
         return sorted(self.records, key=lambda record: record["alpha"])
 
-    def _keep(self) -> float:
-        """Write the records; returns when it is time to do so again."""
-        started = time.monotonic()
-        self.place.keep(self.records)
-        now = time.monotonic()
-        return now + PAUSE * (now - started)
-
     def _evaluate(self, alpha: float, progress: Progress) -> list[Record]:
         try:
             state = self.state_at(alpha)
@@ -92,42 +78,14 @@ class Walk:
         path, name = self.place.dump(alpha), f"{self.ends[0].stem} to {self.ends[1].stem}, alpha {alpha:g}"
         with point_writer(path, name, alpha, self.subject, self.splits) if self.dumps else nullcontext() as writer:
             for split in self.splits:
+                # The ends are trained networks: where one of them is dead, there is no path to speak of.
+                evaluate = evaluate_point if alpha in (0, 1) else explained_point
                 try:
-                    record = evaluate_point(self.subject, split, self.batch_size, progress, writer=writer)
+                    record = evaluate(self.subject, split, self.batch_size, progress, writer=writer)
                 except DataError as error:
                     raise DataError(f"{self.ends[0]}, {self.ends[1]}: alpha {alpha:g}, {split}: {error}") from error
                 records.append(in_order({**place, "split": split, **record}))
         return records
-
-
-def evaluate_point(
-    subject: Subject, split: str, batch_size: int, progress: Progress, *, writer: DumpWriter | None = None
-) -> Record:
-    """The record of the weights that a subject's model has now, on one split; features are held where they fit.
-
-    writer: a dump that gets the split as well.
-    """
-    samples = subject.data.split(split)
-    layer: Any = subject.model.get_submodule(subject.classifier)
-    bias = None if layer.bias is None else layer.bias.detach()
-    fits = len(samples) * layer.in_features * 4 <= CACHE_BYTES
-    passes = 1 if fits else 2 if writer is None else 3
-    with progress.task(split, len(samples) * passes, "samples") as bar:
-
-        def forward(bar: Task = bar) -> Iterable[Block]:
-            options = {"batch_size": batch_size, "device": subject.device, "progress": progress, "bar": bar}
-            return forward_blocks(subject.model, subject.classifier, samples, **options)
-
-        held = list(forward()) if fits else None
-        if writer is not None:
-            writer.start_split(split, len(samples))
-            for block in held or forward():
-                writer.append(split, block.features, block.labels, block.logits)
-        return read_blocks(
-            lambda: ((block.features, block.labels, block.logits) for block in held or forward()),
-            layer.weight.detach().cpu(),
-            None if bias is None else bias.cpu(),
-        ).record
 
 
 def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
@@ -135,7 +93,8 @@ def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
     of_split = [r for r in records if r["split"] == split and 0 <= r["alpha"] <= 1]
     alphas = [record["alpha"] for record in of_split]
     summary: Record = {"split": split, "points": len(alphas), "batchnorm": batchnorm}
-    quantities = {"loss": [r["loss"] for r in of_split], "error": [1 - r["accuracy"] for r in of_split]}
+    errors = [None if r["accuracy"] is None else 1 - r["accuracy"] for r in of_split]
+    quantities = {"loss": [r["loss"] for r in of_split], "error": errors}
     for quantity, values in quantities.items():
         found = None if any(value is None for value in values) else barrier(alphas, values)
         summary[f"barrier.{quantity}"] = found.value if found else None

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -216,6 +217,21 @@ def test_what_has_no_line(mlp: Path, tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(DataError, match="a directory, where one checkpoint file is needed"):
         evaluate_path(a, folder, tmp_path / "q", **HERE)
+
+
+def test_a_network_that_is_dead_between_the_ends_has_a_loss_and_a_reason(mlp: Path, tmp_path: Path) -> None:
+    a, b = ends(mlp)
+    with open_checkpoint(a) as checkpoint:
+        opposite = {name: -checkpoint.read(name) for name in checkpoint.names}
+    other = changed(b, tmp_path / "opposite.safetensors", **opposite)
+    result = evaluate_path(a, other, tmp_path / "p", points=3, splits=["test"], **HERE)
+    first, middle, last = result.points
+    assert middle["loss"] == pytest.approx(np.log(10), rel=1e-6)
+    assert middle["class.mir"] is None
+    assert "zero length" in middle["missing"]
+    assert list(middle) == list(first) == list(last)
+    excess = middle["loss"] - (first["loss"] + last["loss"]) / 2
+    assert result.summary[0]["barrier.loss"] == pytest.approx(max(0, excess), abs=1e-9)
 
 
 def test_nothing_that_is_read_is_overwritten(mlp: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump, read_provenance
 from ckpt_probe.errors import UsageError
 from ckpt_probe.models import build_model
-from ckpt_probe.paths import evaluate_path, walk
+from ckpt_probe.paths import evaluate_path
+from ckpt_probe.paths import point as point_module
 from ckpt_probe.paths.linear import linear
 from ckpt_probe.training import train
 
@@ -42,7 +43,7 @@ def test_analyze_reads_the_numbers_of_the_records(
     ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
     if not held:
-        monkeypatch.setattr(walk, "CACHE_BYTES", 0)
+        monkeypatch.setattr(point_module, "CACHE_BYTES", 0)
     result = evaluate_path(*ends, tmp_path / "path", keep_dumps=True, span=(-0.5, 1.0), **HERE)
     assert {p["alpha"] for p in result.points} == {-0.5, 0, 0.25, 1}
     analyzed = list(analyze_series(tmp_path / "path" / "dumps"))

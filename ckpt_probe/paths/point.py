@@ -1,0 +1,76 @@
+"""One point of a path or a plane: the record of the weights that a model has now, with a reason for what it lacks."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ckpt_probe.analysis import Record, empty_record, read_blocks
+from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import Block, Subject, forward_blocks
+from ckpt_probe.metrics.quality import Quality, double
+from ckpt_probe.progress import Progress, Task
+
+CACHE_BYTES = 2**30
+OF_LOGITS = ("loss", "accuracy", "nc4.disagreement")
+"""What has no value where logits are not finite."""
+
+
+def evaluate_point(
+    subject: Subject, split: str, batch_size: int, progress: Progress, *, writer: DumpWriter | None = None
+) -> Record:
+    """The record of the weights that a subject's model has now, on one split; features are held where they fit.
+
+    writer: a dump that gets the split as well. Raises DataError where the features have no record.
+    """
+    samples = subject.data.split(split)
+    layer: Any = subject.model.get_submodule(subject.classifier)
+    bias = None if layer.bias is None else layer.bias.detach()
+    fits = len(samples) * layer.in_features * 4 <= CACHE_BYTES
+    passes = 1 if fits else 2 if writer is None else 3
+    with progress.task(split, len(samples) * passes, "samples") as bar:
+
+        def forward(bar: Task = bar) -> Iterable[Block]:
+            options = {"batch_size": batch_size, "device": subject.device, "progress": progress, "bar": bar}
+            return forward_blocks(subject.model, subject.classifier, samples, **options)
+
+        held = list(forward()) if fits else None
+        if writer is not None:
+            writer.start_split(split, len(samples))
+            for block in held or forward():
+                writer.append(split, block.features, block.labels, block.logits)
+        return read_blocks(
+            lambda: ((block.features, block.labels, block.logits) for block in held or forward()),
+            layer.weight.detach().cpu(),
+            None if bias is None else bias.cpu(),
+        ).record
+
+
+def explained_point(
+    subject: Subject, split: str, batch_size: int, progress: Progress, *, writer: DumpWriter | None = None
+) -> Record:
+    """As `evaluate_point`, but between or beyond trained networks a dead or exploding one is no error.
+
+    Where the features have no record, loss and accuracy alone, and `missing` says why; every name is there.
+    """
+    try:
+        return _settled(evaluate_point(subject, split, batch_size, progress, writer=writer))
+    except DataError as error:
+        reason = str(error)
+    quality, samples = Quality(), subject.data.split(split)
+    options = {"batch_size": batch_size, "device": subject.device, "progress": progress}
+    for block in forward_blocks(subject.model, subject.classifier, samples, **options):
+        quality.update(double(block.logits), block.labels)
+    found = {"samples": len(samples), "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
+    return _settled({**empty_record(), **found})
+
+
+def _settled(record: Record) -> Record:
+    """A record without infinities, and without what is read from logits where these overflow."""
+    wild = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+    record = {**record, **dict.fromkeys(wild)}
+    reasons = [record["missing"], f"{', '.join(wild)}: not finite" if wild else None]
+    if record["loss"] is None:
+        record |= dict.fromkeys(OF_LOGITS)
+        reasons.append(f"{', '.join(OF_LOGITS)}: the logits overflow to infinity or NaN")
+    return {**record, "missing": "; ".join(reason for reason in reasons if reason) or None}
