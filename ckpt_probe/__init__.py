@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ckpt_probe.extraction import extract, extract_series
     from ckpt_probe.metrics import Moments, effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
     from ckpt_probe.paths import average, evaluate_path, evaluate_plane, interpolate
-    from ckpt_probe.training import losses, train
+    from ckpt_probe.training import losses, prune, train
 
 _HOMES = {
     "analysis": ("analyze_dump", "analyze_features", "analyze_series", "compare"),
@@ -31,7 +31,7 @@ _HOMES = {
     "extraction": ("extract", "extract_series"),
     "metrics": ("Moments", "effective_rank", "gram", "hdr", "matrix_entropy", "mir", "mutual_information"),
     "paths": ("average", "evaluate_path", "evaluate_plane", "interpolate"),
-    "training": ("train",),
+    "training": ("prune", "train"),
     "training.losses": ("losses",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -60,6 +60,7 @@ __all__ = [
     "mutual_information",
     "open_checkpoint",
     "open_dump",
+    "prune",
     "save_checkpoint",
     "train",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import json_object, numbers, subject_options, writer_options
+from ckpt_probe.cli.options import batchnorm_options, json_object, numbers, subject_options, writer_options
 from ckpt_probe.errors import UsageError
 
 EXAMPLE = """\b
@@ -59,20 +59,7 @@ BARS = "▁▂▃▄▅▆▇█"
     metavar="JSON",
     help="Groups of channels, where they cannot be derived from the model.",
 )
-@click.option(
-    "--batchnorm",
-    type=click.Choice(["recompute", "interpolate"]),
-    default="recompute",
-    show_default=True,
-    help="Running statistics between the ends: estimated anew on training data, or those on the line.",
-)
-@click.option(
-    "--batchnorm-samples",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Training samples for new running statistics.",
-)
+@batchnorm_options
 @click.option("--keep-dumps", is_flag=True, help="Keep features and logits of every point too, in OUT/dumps.")
 @subject_options
 @click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the table.")

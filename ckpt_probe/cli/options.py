@@ -35,6 +35,31 @@ def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_BATCHNORM = (
+    click.option(
+        "--batchnorm",
+        type=click.Choice(["recompute", "interpolate"]),
+        default="recompute",
+        show_default=True,
+        help="Running statistics between checkpoints: estimated anew on training data, or those in between.",
+    ),
+    click.option(
+        "--batchnorm-samples",
+        type=click.IntRange(min=1),
+        default=4096,
+        show_default=True,
+        help="Training samples for new running statistics.",
+    ),
+)
+
+
+def batchnorm_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where batch-norm statistics between checkpoints come from."""
+    for option in reversed(_BATCHNORM):
+        command = option(command)
+    return command
+
+
 _WRITER = (
     click.option(
         "--dtype",

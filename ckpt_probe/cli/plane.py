@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import json_object, subject_options
+from ckpt_probe.cli.options import batchnorm_options, json_object, subject_options
 from ckpt_probe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,20 +44,7 @@ SIDE = 14
 @click.option("--directions", type=click.Choice(["random"]), help="Around A alone, along filter-normalised directions.")
 @click.option("--radius", type=float, default=1.0, show_default=True, help="How far random directions go.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of random directions.")
-@click.option(
-    "--batchnorm",
-    type=click.Choice(["recompute", "interpolate"]),
-    default="recompute",
-    show_default=True,
-    help="Running statistics on the grid: estimated anew on training data, or those in the plane.",
-)
-@click.option(
-    "--batchnorm-samples",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Training samples for new running statistics.",
-)
+@batchnorm_options
 @subject_options
 @click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the map.")
 @click.option("--csv", is_flag=True, help="Comma-separated values instead of the map.")
