@@ -10,6 +10,7 @@ import numpy as np
 
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.schema import Provenance
+from ckpt_probe.dumps.sink import Sink
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
 
@@ -53,7 +54,8 @@ class DumpWriter:
     def __enter__(self) -> "DumpWriter":
         temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
         try:
-            self._file = self._stack.enter_context(h5py.File(temporary, "w", libver=("earliest", "v110")))
+            self._sink = self._stack.enter_context(Sink(temporary))
+            self._file = self._stack.enter_context(h5py.File(self._sink, "w", libver=("earliest", "v110")))
             self._start()
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
@@ -61,15 +63,18 @@ class DumpWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            error = self._unfinished()
-            if error is None:
-                self._file.attrs["complete"] = True
-                self._stack.close()
-                return
-            self._stack.__exit__(type(error), error, None)
-            raise error
-        self._stack.__exit__(type(error), error, error.__traceback__)
+        if error is not None:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            return
+        try:
+            self._require_whole()
+            self._file.attrs["complete"] = True
+            self._file.close()
+            self._sink.require_written(self.path)
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, None)
+            raise
+        self._stack.close()
 
     def write_classifier(self, weights: Any, bias: Any = None) -> None:
         """The classifier's weights (C, D) and, where the layer has one, its bias (C,)."""
@@ -129,6 +134,7 @@ class DumpWriter:
         if schema.LOGITS in group:
             group[schema.LOGITS][start:stop] = _numpy(logits)
         self._written[name] = stop
+        self._sink.require_written(self.path)
 
     def _start(self) -> None:
         self._file.attrs["format"] = schema.FORMAT
@@ -153,13 +159,10 @@ class DumpWriter:
             if scale is not None:
                 dataset.dims[dimension].attach_scale(self._file[scale])
 
-    def _unfinished(self) -> DataError | None:
+    def _require_whole(self) -> None:
         for name, announced in self._announced.items():
             if announced is not None and self._written[name] != announced:
-                return DataError(
-                    f"{self.path}: split {name} got {self._written[name]} rows, {announced} were announced"
-                )
-        return None
+                raise DataError(f"{self.path}: split {name} got {self._written[name]} rows, {announced} were announced")
 
 
 def _chunks(samples: int | None, row_bytes: int) -> tuple[int] | None:

@@ -276,3 +276,37 @@ def test_kill_9_while_writing_leaves_the_old_dump(tmp_path: Path) -> None:
     assert [member.name for member in open_dump_series(tmp_path)] == ["a"]
     write(path, provenance(), overwrite=True)
     assert list(tmp_path.iterdir()) == [path]
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.errors import DataError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    with DumpWriter(sys.argv[1], None, classes=3, features=64) as writer:
+        writer.write_classifier(np.zeros((3, 64)), np.zeros(3))
+        for split in ("train", "test"):
+            writer.start_split(split, 500)
+            for start in range(0, 500, 100):
+                rows = np.full((100, 64), start, dtype=np.float32)
+                writer.append(split, rows, np.zeros(100, dtype=np.int64), np.zeros((100, 3)))
+except DataError as error:
+    sys.exit(f"told: {error}")
+"""
+
+
+@pytest.mark.parametrize("limit", [1_000, 20_000, 140_000, 200_000, 280_000])
+def test_a_disk_that_is_full_is_one_line_and_no_crash(tmp_path: Path, limit: int) -> None:
+    path = tmp_path / "dump.h5"
+    words = [sys.executable, "-c", FULL, str(path), str(limit)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"told: {path}: cannot be written: File too large\n")
+    assert list(tmp_path.iterdir()) == []
+    free = subprocess.run([*words[:-1], "10000000"], capture_output=True, text=True, timeout=60)
+    assert (free.returncode, free.stderr) == (0, "")
+    with open_dump(path) as dump:
+        assert dump["test"].features[450, 0] == 400
