@@ -35,8 +35,10 @@ Block, blocks, FENCE = pages.Block, pages.blocks, pages.FENCE
 
 
 def run(block: Block, where: Path, seconds: int = SECONDS) -> None:
+    # One thread: the networks are small, and two processes that both take every core wait for each other.
+    environment = {**pages.environment(), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        pages.command(block), cwd=where, env=pages.environment(), capture_output=True, text=True, timeout=seconds
+        pages.command(block), cwd=where, env=environment, capture_output=True, text=True, timeout=seconds
     )
     assert done.returncode == 0, (
         f"line {block.line}: exit {done.returncode}\n{block.code}\n{done.stdout}\n{done.stderr}"
