@@ -18,6 +18,7 @@ import pytest
 from ckpt_probe.analysis import ENTRIES
 from ckpt_probe.cli.app import VERBS
 from ckpt_probe.config import StartSettings, TrainingConfig
+from ckpt_probe.data import load_data
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -104,6 +105,19 @@ def test_set_up_blocks_run_in_a_fresh_clone(tmp_path: Path) -> None:
             ["bash", "-euo", "pipefail", "-c", block.code], cwd=clone, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{block.code}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS[1:], ids=label)
+def test_set_up_blocks_of_other_pages_run_in_an_environment_of_their_own(document: Path, tmp_path: Path) -> None:
+    for block in blocks(document):
+        if block.mark == "set-up":
+            subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+            path = f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+            subprocess.run(pages.command(block), cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
+    for made in tmp_path.glob("*.npz"):
+        data = load_data(f"npz:{made}")
+        assert (data.classes, data.input_shape) == (10, (1, 28, 28))
 
 
 def test_every_entry_is_defined_on_the_metrics_page_and_every_verb_on_the_commands_page() -> None:
