@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -285,8 +286,10 @@ def _legend(plan: _Plan) -> list[Any]:
 def _fitting(handles: Sequence[Any], width: float) -> int:
     lengths = [len(str(handle.get_label())) for handle in handles]
     for columns in range(len(lengths), 1, -1):
-        rows = math.ceil(len(lengths) / columns)
-        longest = [max(lengths[start : start + rows]) for start in range(0, len(lengths), rows)]
+        # As matplotlib fills them: the first columns have one more where the rest is not even.
+        rows, more = divmod(len(lengths), columns)
+        starts = [number * rows + min(number, more) for number in range(columns + 1)]
+        longest = [max(lengths[start:stop]) for start, stop in pairwise(starts)]
         if sum(0.062 * length + 0.5 for length in longest) <= width:
             return columns
     return 1

@@ -200,3 +200,19 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r'pip install "ckpt-probe\[figures\]"'):
         draw({"run": [records([1, 2, 3, 4])]}, tmp_path / "a.svg", panels=[["accuracy"]])
+
+
+def test_keys_of_many_conditions_stay_within_the_figure(tmp_path: Path) -> None:
+    held = records([0.1, 0.2, 0.3, 0.4], loss=1.0)
+    seeds = {f"λ {weight}": [held] * 6 for weight in ("0", "0.1", "1", "10", "100")}
+    draw(seeds, tmp_path / "a.svg", panels=[["accuracy"], ["loss"]])
+    root = ET.parse(tmp_path / "a.svg").getroot()
+    width = float(root.attrib["viewBox"].split()[2])
+    [legend] = [e for e in root.iter("{http://www.w3.org/2000/svg}g") if e.get("id", "").startswith("legend")]
+    starts = [float(x) for e in legend.iter() for x in re.findall(r"M (-?[\d.]+)", e.get("d", ""))]
+    ends = [
+        float(e.get("x") or 0) + 4 * len("".join(e.itertext())) for e in legend.iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert len(ends) == 7
+    assert min(starts) >= 0
+    assert max(ends) <= width
