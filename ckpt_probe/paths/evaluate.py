@@ -17,6 +17,7 @@ from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, check_flo
 from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.place import PathPlace
+from ckpt_probe.paths.point import point_plan
 from ckpt_probe.paths.positions import FIRST, evenly, refined
 from ckpt_probe.paths.shapes import State, path_of
 from ckpt_probe.paths.walk import Walk, barriers
@@ -150,13 +151,6 @@ def _plan(
         "midpoint": None if how.midpoint is None else content_hash(how.midpoint),
         "curve_epochs": how.curve_epochs if trained else None,
         "curve_learning_rate": how.curve_learning_rate if trained else None,
-        "splits": list(splits),
-        "model": subject.model_name,
-        "model_arguments": subject.model_arguments,
-        "data": subject.data.name,
-        "data_arguments": subject.data.arguments,
-        "classifier": subject.classifier,
-        "batchnorm": batchnorm,
-        "batchnorm_samples": how.batchnorm_samples if batchnorm == "recompute" else None,
+        **point_plan(subject, splits, batchnorm, how.batchnorm_samples),
         "dumps": how.keep_dumps or None,
     }

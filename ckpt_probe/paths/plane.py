@@ -17,6 +17,7 @@ from ckpt_probe.paths.directions import Plane, plane_through, random_plane
 from ckpt_probe.paths.matching import check_match
 from ckpt_probe.paths.plane_place import PlanePlace
 from ckpt_probe.paths.plane_survey import Survey
+from ckpt_probe.paths.point import point_plan
 from ckpt_probe.progress import Progress, Silent
 
 MARGIN = 0.2
@@ -171,14 +172,7 @@ def _plan(
         "margin": None if random else how.margin,
         "radius": how.radius if random else None,
         "seed": how.seed if random else None,
-        "splits": list(splits),
-        "model": subject.model_name,
-        "model_arguments": subject.model_arguments,
-        "data": subject.data.name,
-        "data_arguments": subject.data.arguments,
-        "classifier": subject.classifier,
-        "batchnorm": batchnorm,
-        "batchnorm_samples": how.batchnorm_samples if batchnorm == "recompute" else None,
+        **point_plan(subject, splits, batchnorm, how.batchnorm_samples),
     }
 
 

@@ -8,10 +8,9 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
-from ckpt_probe.paths.batchnorm import recompute
 from ckpt_probe.paths.directions import Plane
 from ckpt_probe.paths.plane_place import PlanePlace
-from ckpt_probe.paths.point import evaluate_point, explained_point
+from ckpt_probe.paths.point import evaluate_point, explained_point, load_point
 from ckpt_probe.progress import Progress
 
 
@@ -64,10 +63,8 @@ class Survey:
         return sorted(self.records, key=lambda r: (r["y"], r["x"], self.splits.index(r["split"])))
 
     def _evaluate(self, x: float, y: float, waiting: Sequence[str], progress: Progress) -> None:
-        self.subject.load(self.plane.at(x, y), str(self.files[0]))
-        if self.batchnorm == "recompute":
-            splits = self.subject.data.splits
-            recompute(self.subject.model, splits.get("train", splits[self.splits[0]]), samples=self.batchnorm_samples)
+        samples = self.batchnorm_samples if self.batchnorm == "recompute" else None
+        load_point(self.subject, self.plane.at(x, y), str(self.files[0]), self.splits, samples=samples)
         for split in waiting:
             where: Record = {"x": x, "y": y, "split": split, "batchnorm": self.batchnorm}
             self.records.append({**where, **explained_point(self.subject, split, self.batch_size, progress)})

@@ -1,19 +1,50 @@
 """One point of a path or a plane: the record of the weights that a model has now, with a reason for what it lacks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from ckpt_probe.analysis import Record, empty_record, read_blocks
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Subject, forward_blocks
 from ckpt_probe.metrics.quality import Quality, double
+from ckpt_probe.paths.batchnorm import recompute
 from ckpt_probe.progress import Progress, Task
 
 CACHE_BYTES = 2**30
 OF_LOGITS = ("loss", "accuracy", "nc4.disagreement")
 """What has no value where logits are not finite."""
+
+
+def point_plan(subject: Subject, splits: Sequence[str], batchnorm: str, samples: int) -> Record:
+    """What is the same at every point of a path or a plane, as its plan tells it."""
+    return {
+        "splits": list(splits),
+        "model": subject.model_name,
+        "model_arguments": subject.model_arguments,
+        "data": subject.data.name,
+        "data_arguments": subject.data.arguments,
+        "classifier": subject.classifier,
+        "batchnorm": batchnorm,
+        "batchnorm_samples": samples if batchnorm == "recompute" else None,
+    }
+
+
+def load_point(
+    subject: Subject, state: Mapping[str, Tensor], source: str, splits: Sequence[str], *, samples: int | None
+) -> None:
+    """Put the weights of a point into a subject's model, in place.
+
+    samples: running statistics are estimated anew from so many of "train", or of the first of `splits` where there is
+    none; None: those of the point stay. Raises DataError naming `source` where the weights don't fit.
+    """
+    subject.load(state, source)
+    if samples is not None:
+        held = subject.data.splits
+        recompute(subject.model, held.get("train", held[splits[0]]), samples=samples)
 
 
 def evaluate_point(

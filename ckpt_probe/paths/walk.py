@@ -11,9 +11,8 @@ from ckpt_probe.analysis import Record, in_order
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
 from ckpt_probe.paths.barrier import barrier
-from ckpt_probe.paths.batchnorm import recompute
 from ckpt_probe.paths.place import PathPlace
-from ckpt_probe.paths.point import evaluate_point, explained_point
+from ckpt_probe.paths.point import evaluate_point, explained_point, load_point
 from ckpt_probe.paths.point_dumps import point_writer
 from ckpt_probe.progress import Progress, Task
 
@@ -70,10 +69,8 @@ class Walk:
             state = self.state_at(alpha)
         except DataError as error:
             raise DataError(f"{self.ends[0]}, {self.ends[1]}: {error}") from error
-        self.subject.load(state, str(self.ends[0]))
-        if self.batchnorm == "recompute" and alpha not in (0, 1):
-            splits = self.subject.data.splits
-            recompute(self.subject.model, splits.get("train", splits[self.splits[0]]), samples=self.batchnorm_samples)
+        samples = self.batchnorm_samples if self.batchnorm == "recompute" and alpha not in (0, 1) else None
+        load_point(self.subject, state, str(self.ends[0]), self.splits, samples=samples)
         place, records = {"alpha": alpha, "batchnorm": self.batchnorm}, []
         path, name = self.place.dump(alpha), f"{self.ends[0].stem} to {self.ends[1].stem}, alpha {alpha:g}"
         with point_writer(path, name, alpha, self.subject, self.splits) if self.dumps else nullcontext() as writer:
