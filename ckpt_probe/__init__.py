@@ -8,8 +8,9 @@
 Every name loads when it is first used, so that `import ckpt_probe` costs milliseconds.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ckpt_probe.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -66,13 +67,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = import_module(f"{__name__}.{_HOME_OF[name]}")
-    value = home if _HOME_OF[name].endswith(f".{name}") else getattr(home, name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOME_OF)
 
 
 def __dir__() -> list[str]:

@@ -4,9 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.data import Split
+from ckpt_probe.errors import UsageError
 
 SAMPLES = 4096
 BATCH = 256
+
+
+def check_batchnorm(batchnorm: str, samples: int) -> None:
+    """Raise UsageError where statistics can't be had that way, or from so few samples."""
+    if batchnorm not in {"recompute", "interpolate"} or samples < 1:
+        raise UsageError(
+            f"batchnorm is recompute or interpolate, from at least one sample; found {batchnorm}, {samples} samples"
+        )
 
 
 def has_batchnorm(model: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.paths.batchnorm import SAMPLES
+from ckpt_probe.paths.batchnorm import SAMPLES, check_batchnorm
 from ckpt_probe.paths.curve import CURVES
 from ckpt_probe.paths.ends import METHODS
 from ckpt_probe.paths.shapes import SHAPES
@@ -43,9 +43,9 @@ class PathOptions:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        if self.path not in SHAPES or self.batchnorm not in {"recompute", "interpolate"} or self.batchnorm_samples < 1:
-            known = ", ".join(SHAPES)
-            raise UsageError(f"path is one of {known}; batchnorm is recompute or interpolate, from at least one sample")
+        if self.path not in SHAPES:
+            raise UsageError(f"path is one of {', '.join(SHAPES)}; found {self.path}")
+        check_batchnorm(self.batchnorm, self.batchnorm_samples)
         self._check_alignment()
         self._check_curve()
 

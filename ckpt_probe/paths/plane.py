@@ -12,7 +12,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Subject, Wanted, open_subject
 from ckpt_probe.files import content_hash
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.batchnorm import SAMPLES, has_batchnorm
+from ckpt_probe.paths.batchnorm import SAMPLES, check_batchnorm, has_batchnorm
 from ckpt_probe.paths.directions import Plane, plane_through, random_plane
 from ckpt_probe.paths.matching import check_match
 from ckpt_probe.paths.plane_place import PlanePlace
@@ -47,8 +47,7 @@ class PlaneOptions:
     def __post_init__(self) -> None:
         if min(self.shape) < 2:
             raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
-        if self.batchnorm not in {"recompute", "interpolate"} or self.batchnorm_samples < 1:
-            raise UsageError("batchnorm is recompute or interpolate, from at least one sample")
+        check_batchnorm(self.batchnorm, self.batchnorm_samples)
         if self.directions not in {None, "random"}:
             raise UsageError(f"directions is random or left out, found {self.directions}")
         if self.directions is None and (self.seed, self.radius) != (0, RADIUS):

@@ -1,7 +1,9 @@
 """A path evaluated: its ends are what extract and analyze say, batch norm, resume, refusal."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,38 +97,16 @@ def test_files_hold_the_records_and_a_finished_path_is_kept(mlp: Path, tmp_path:
     assert len(evaluate_path(*ends(mlp), out, points=4, overwrite=True, **HERE).points) == 8
 
 
-class StopAt:
-    def __init__(self, points: int) -> None:
-        self.left = points
-        self.evaluated = 0
-
-    def task(self, name: str, total: int | None, unit: str = "") -> "StopAt":
-        self.evaluated += name == "test"
-        if name == "test" and self.evaluated > self.left:
-            raise KeyboardInterrupt
-        return self
-
-    def __enter__(self) -> "StopAt":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def advance(self, amount: int = 1, **facts: object) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        pass
-
-
-def test_an_interrupted_path_goes_on_after_its_last_point(mlp: Path, tmp_path: Path) -> None:
+def test_an_interrupted_path_goes_on_after_its_last_point(
+    mlp: Path, tmp_path: Path, interrupting: Callable[..., Any]
+) -> None:
     whole = evaluate_path(*ends(mlp), tmp_path / "whole", points=5, splits=["test"], **HERE)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_path(*ends(mlp), tmp_path / "cut", points=5, splits=["test"], progress=StopAt(3), **HERE)
+        evaluate_path(*ends(mlp), tmp_path / "cut", points=5, splits=["test"], progress=interrupting(3), **HERE)
     assert not (tmp_path / "cut" / "path.json").exists()
     with pytest.raises(UsageError, match=r"another path .*points 5 / 7"):
         evaluate_path(*ends(mlp), tmp_path / "cut", points=7, splits=["test"], **HERE)
-    counter = StopAt(100)
+    counter = interrupting(100)
     again = evaluate_path(*ends(mlp), tmp_path / "cut", points=5, splits=["test"], progress=counter, **HERE)
     assert counter.evaluated == 2
     assert again == whole
@@ -244,10 +224,10 @@ def test_nothing_that_is_read_is_overwritten(mlp: Path, tmp_path: Path) -> None:
     assert (out / "path.json").exists()
 
 
-def test_a_finished_path_is_returned_as_it_is(mlp: Path, tmp_path: Path) -> None:
+def test_a_finished_path_is_returned_as_it_is(mlp: Path, tmp_path: Path, interrupting: Callable[..., Any]) -> None:
     out, options = tmp_path / "path", {"points": None, "splits": ["test"], "align": "activations", **HERE}
     result = evaluate_path(*ends(mlp), out, **options)
-    counter = StopAt(0)
+    counter = interrupting(0)
     assert evaluate_path(*ends(mlp), out, resume=True, progress=counter, **options) == result
     assert counter.evaluated == 0
     assert result.alignment is not None

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path, evaluate_plane
-from ckpt_probe.progress import Silent
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "splits": ["test"]}
@@ -134,30 +134,14 @@ def test_files_hold_everything_and_a_finished_plane_is_kept(mlp: list[Path], tmp
     assert len(evaluate_plane(*mlp, out=out, grid=(3, 2), overwrite=True, **HERE).points) == 6
 
 
-class StopAt(Silent):
-    """Interrupts before the evaluation of a split that follows `left` others; keeps what is said."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-        self.evaluated = 0
-        self.said: list[str] = []
-
-    def task(self, name: str, total: int | None, unit: str = ""):
-        self.evaluated += name in {"train", "test"}
-        if self.evaluated > self.left:
-            raise KeyboardInterrupt
-        return super().task(name, total, unit)
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
-
-
-def test_an_interrupted_plane_goes_on_after_its_last_record(mlp: list[Path], tmp_path: Path) -> None:
+def test_an_interrupted_plane_goes_on_after_its_last_record(
+    mlp: list[Path], tmp_path: Path, interrupting: Callable[..., Any]
+) -> None:
     how = {"grid": 3, "splits": ["test", "train"], "device": "cpu"}
     whole = evaluate_plane(*mlp, out=tmp_path / "whole", **how)
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        evaluate_plane(*mlp, out=cut, progress=StopAt(6 + 5), **how)
+        evaluate_plane(*mlp, out=cut, progress=interrupting(6 + 5), **how)
     assert len((cut / "points.jsonl").read_text().splitlines()) == 5
     assert not (cut / "plane.json").exists()
     for changed, told in (({"grid": 2}, "grid"), ({"margin": 0.3}, r"margin 0\.2 / 0\.3")):
@@ -165,7 +149,7 @@ def test_an_interrupted_plane_goes_on_after_its_last_record(mlp: list[Path], tmp
             evaluate_plane(*mlp, out=cut, **{**how, **changed})
     with pytest.raises(UsageError, match=r"something else .*\bc '"):
         evaluate_plane(*mlp[:2], mlp[0].with_name("step-000000.safetensors"), out=cut, **how)
-    counter = StopAt(1000)
+    counter = interrupting(1000)
     assert evaluate_plane(*mlp, out=cut, progress=counter, **how) == whole
     assert counter.evaluated == 6 + 2 * 9 - 5
 
@@ -200,9 +184,13 @@ def test_statistics_are_recomputed_on_the_grid_and_the_checkpoints_own(resnet: l
 
 @pytest.mark.parametrize(("radius", "features"), [(1e25, True), (1e39, False)])
 def test_points_where_the_network_overflows_have_a_reason_in_place_of_a_loss(
-    mlp: list[Path], tmp_path: Path, radius: float, features: bool
+    mlp: list[Path],
+    tmp_path: Path,
+    radius: float,
+    features: bool,
+    interrupting: Callable[..., Any],
 ) -> None:
-    listening = StopAt(1000)
+    listening = interrupting(1000)
     how = {"directions": "random", "grid": 3, "radius": radius, "progress": listening, **HERE}
     result = evaluate_plane(mlp[2], out=tmp_path / "far", **how)
     known = [point for point in result.points if point["loss"] is not None]

@@ -1,7 +1,9 @@
 """Training on the embedded digits: what is kept, what is restored, and what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,34 +55,6 @@ def same(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-class Stop(Exception):
-    pass
-
-
-class StopAfter:
-    """Progress that breaks off after some steps, as a kill would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def task(self, name: str, total: int | None, unit: str = "") -> "StopAfter":
-        return self
-
-    def __enter__(self) -> "StopAfter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        pass
-
-    def advance(self, amount: int = 1, **facts: object) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise Stop
-
-
 def test_a_run_keeps_checkpoints_that_rebuild_the_model_and_its_numbers(tmp_path: Path) -> None:
     run = tmp_path / "run"
     summary = train(config(tmp_path, steps=300, rate=0.1), run, device="cpu")
@@ -106,12 +80,15 @@ def test_a_run_keeps_checkpoints_that_rebuild_the_model_and_its_numbers(tmp_path
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("stopped_after", [3, 27])
 def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_does(
-    tmp_path: Path, optimizer: str, stopped_after: int
+    tmp_path: Path,
+    optimizer: str,
+    stopped_after: int,
+    interrupting: Callable[..., Any],
 ) -> None:
     settings = config(tmp_path, optimizer=optimizer, rate=0.01)
     train(settings, tmp_path / "whole", device="cpu")
-    with pytest.raises(Stop):
-        train(settings, tmp_path / "cut", device="cpu", progress=StopAfter(stopped_after))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "cut", device="cpu", progress=interrupting(stopped_after))
     torch.manual_seed(99)
     train(settings, tmp_path / "cut", device="cpu", resume=True)
     for name in ("step-000005", "step-000020", "step-000040"):
@@ -120,10 +97,10 @@ def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_does(
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
-def test_a_log_line_cut_off_midway_is_dropped_on_resume(tmp_path: Path) -> None:
+def test_a_log_line_cut_off_midway_is_dropped_on_resume(tmp_path: Path, interrupting: Callable[..., Any]) -> None:
     settings = config(tmp_path)
-    with pytest.raises(Stop):
-        train(settings, tmp_path / "run", device="cpu", progress=StopAfter(30))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "run", device="cpu", progress=interrupting(30))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
         log.write('{"step": 29, "batch_l')
     train(settings, tmp_path / "run", device="cpu", resume=True)

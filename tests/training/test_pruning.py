@@ -1,8 +1,10 @@
 """Pruning: exactly so many zeros, the same ones as torch's own pruning, nested, held while training goes on."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -303,38 +305,12 @@ def test_retraining_holds_the_zeros_and_prunes_on_from_its_result(trained: Path,
     assert [member.name for member in open_series(out)] == [f"sparsity-{level:.3f}" for level in LEVELS]
 
 
-class Stop(Exception):
-    pass
-
-
-class StopAfter:
-    """Progress that breaks off after some steps, as a kill would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def task(self, name: str, total: int | None, unit: str = "") -> "StopAfter":
-        return self
-
-    def __enter__(self) -> "StopAfter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        pass
-
-    def advance(self, amount: int = 1, **facts: object) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise Stop
-
-
-def test_an_interrupted_series_ends_as_an_uninterrupted_one(trained: Path, tmp_path: Path) -> None:
+def test_an_interrupted_series_ends_as_an_uninterrupted_one(
+    trained: Path, tmp_path: Path, interrupting: Callable[..., Any]
+) -> None:
     whole = prune(trained, tmp_path / "whole", LEVELS[:3], retrain=settings(), device="cpu")
-    with pytest.raises(Stop):
-        prune(trained, tmp_path / "cut", LEVELS[:3], retrain=settings(), device="cpu", progress=StopAfter(45))
+    with pytest.raises(KeyboardInterrupt):
+        prune(trained, tmp_path / "cut", LEVELS[:3], retrain=settings(), device="cpu", progress=interrupting(45))
     assert [file.stem for file in (tmp_path / "cut").glob("*.safetensors")] == ["sparsity-0.200"]
     cut = prune(trained, tmp_path / "cut", LEVELS[:3], retrain=settings(), device="cpu")
     assert [level.written for level in cut.levels] == [False, True, True]
@@ -362,14 +338,11 @@ def test_a_finished_series_is_not_trained_again_and_a_lost_result_costs_nothing(
     assert [entry.name for entry in (out / "retrain").iterdir()] == ["sparsity-0.900"]
 
 
-def test_the_configurations_own_start_gives_way_aloud(trained: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-
-    class Listening(StopAfter):
-        def message(self, text: str) -> None:
-            said.append(text)
-
+def test_the_configurations_own_start_gives_way_aloud(
+    trained: Path, tmp_path: Path, interrupting: Callable[..., Any]
+) -> None:
     start = StartSettings.model_validate({"from": "other.safetensors", "keep_step": True})
     config = settings().model_copy(update={"start": start})
-    prune(trained, tmp_path / "out", [0.5], retrain=config, device="cpu", progress=Listening(10**6))
-    assert said == ["the configuration's start, other.safetensors, gives way to the pruned checkpoints"]
+    listening = interrupting(10**6)
+    prune(trained, tmp_path / "out", [0.5], retrain=config, device="cpu", progress=listening)
+    assert listening.said == ["the configuration's start, other.safetensors, gives way to the pruned checkpoints"]
