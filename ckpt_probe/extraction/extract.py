@@ -88,7 +88,7 @@ def extract_series(
     for name in chosen:
         subject.data.split(name)
     options = _Options(chosen, limit, batch_size, device, dtype, feature_dtype, overwrite, with_logits, store, memory)
-    _require_sensible(options)
+    _require_sensible(options, subject.device)
     weights, _ = _parameters(subject.model, subject.classifier)
     require_store(store, weights.shape[0], weights.shape[1], memory)
     written, skipped = [], []
@@ -247,10 +247,12 @@ def _require_own_names(members: Sequence[Member]) -> None:
         raise DataError(f"two checkpoints are called {twice}: their dumps would have one name; extract them apart")
 
 
-def _require_sensible(options: _Options) -> None:
+def _require_sensible(options: _Options, device: torch.device) -> None:
     if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
         raise UsageError("--batch-size and --limit must be at least 1")
     if options.dtype not in FORWARD_DTYPES:
         raise UsageError(f"--dtype {options.dtype}: expected one of {', '.join(FORWARD_DTYPES)}")
+    if options.dtype == "float64" and device.type == "mps":
+        raise UsageError("--dtype float64: MPS has none; add --device cpu, or take float32")
     if options.feature_dtype not in FEATURE_DTYPES:
         raise UsageError(f"--feature-dtype {options.feature_dtype}: expected one of {', '.join(FEATURE_DTYPES)}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.data import Split
 from ckpt_probe.errors import DataError
+from ckpt_probe.models import on_device
 from ckpt_probe.progress import Progress, Silent, Task
 
 PREFETCHED = 3
@@ -40,8 +41,9 @@ def forward_blocks(
 ) -> Iterator[Block]:
     """Run a model in evaluation mode over the first `limit` samples of a split, once each, in order.
 
-    The model is moved to `device` and `dtype` and left there. Where CUDA runs out of memory the batch is halved for the
-    rest of the split, said through `progress`. Raises DataError where the classifier's input is not one row a sample.
+    The model is moved to `device` and `dtype` and left there. Where the device runs out of memory the batch is halved
+    for the rest of the split, said through `progress`. Raises DataError where the classifier's input is not one row a
+    sample.
     """
     device = torch.device(device)
     model.to(device=device, dtype=dtype).eval()
@@ -49,7 +51,7 @@ def forward_blocks(
     waiting: list[_Copy] = []
     with _batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:
         for inputs, labels in batches:
-            for block in runner.run(_placed(inputs, device, dtype), labels):
+            for block in runner.run(on_device(inputs, device, dtype), labels):
                 # One block stays behind, so that its copy from the device overlaps the next forward pass.
                 waiting.append(_Copy(block))
                 if len(waiting) > 1:
@@ -74,7 +76,10 @@ class _Runner:
             part = slice(start, start + self._part)
             try:
                 features, logits = self._tapped(inputs[part])
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                # CUDA has a kind of error for this; MPS says it in words.
+                if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                    raise
                 self._halve()
                 continue
             yield Block(features, labels[part], logits)
@@ -139,11 +144,6 @@ def _finished(copy: _Copy, bar: Task | None) -> Block:
     if bar is not None:
         bar.advance(len(block.labels))
     return block
-
-
-def _placed(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    kind = dtype if inputs.is_floating_point() else inputs.dtype
-    return inputs.to(device=device, dtype=kind, non_blocking=True)
 
 
 @contextmanager

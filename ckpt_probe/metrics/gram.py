@@ -17,9 +17,9 @@ AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
 def gram(X: AnyArray) -> AnyArray:
     """Gram matrix of the rows of X, each scaled to unit length: K = X̂ X̂ᵀ, K_ii = 1 (arXiv 2409.16767, section 3).
 
-    X: (n, d), numpy or torch. Returns (m, m) float64 of the same kind, with gradient for torch; m < n where rows of
-    zero length were left out, since they have no direction. Raises DataError where X is not a finite matrix, or where
-    more than half of its rows have zero length.
+    X: (n, d), numpy or torch. Returns (m, m) float64 of the same kind, with gradient for torch, on the CPU for MPS;
+    m < n where rows of zero length were left out, since they have no direction. Raises DataError where X is not a
+    finite matrix, or where more than half of its rows have zero length.
     """
     rows, _ = unit_rows(to_rows(X))
     K = rows @ rows.T
@@ -27,16 +27,21 @@ def gram(X: AnyArray) -> AnyArray:
 
 
 def to_rows(X: Array, name: str = "X") -> Tensor:
-    """X as a finite float64 tensor of rows, (n, d).
+    """X as a finite float64 tensor of rows, (n, d), on its device where that has float64.
 
     Raises DataError where it is not two-dimensional, has no row or column, or holds NaN or infinity.
     """
     rows = torch.as_tensor(X)
     if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] == 0:
         raise DataError(f"{name}: expected rows of vectors, (n, d), found shape {tuple(rows.shape)}")
-    rows = rows.to(torch.float64)
+    rows = where_float64_is(rows).to(torch.float64)
     require_finite(rows, name)
     return rows
+
+
+def where_float64_is(X: Tensor) -> Tensor:
+    """X, or its copy on the CPU where X is on MPS, which has no float64; with gradient."""
+    return X.cpu() if X.device.type == "mps" else X
 
 
 def require_finite(rows: Tensor, name: str, first_row: int = 0) -> None:

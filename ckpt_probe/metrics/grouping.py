@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.gram import directions
+from ckpt_probe.metrics.gram import directions, where_float64_is
 
 Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives a fresh pass over blocks of features (n, D) and labels (n,), the same rows in the same order each time."""
@@ -82,5 +82,5 @@ def stacks(rows: Tensor, labels: Tensor, *, first: int = 0, total: int | None = 
 def unit_blocks(rows: Rows, device: torch.device | None, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     """The rows that have a direction, scaled to unit length (m, D), and their labels (m,), block by block."""
     for features, labels in rows():
-        unit, kept = directions(features.to(device, torch.float64))
+        unit, kept = directions(where_float64_is(features).to(device, torch.float64))
         yield unit.to(dtype), labels.to(device, torch.int64)[kept]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import require_order
-from ckpt_probe.metrics.gram import Array, require_finite
+from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.grouping import Grouped, Rows, group
 from ckpt_probe.metrics.levels import Options
 from ckpt_probe.metrics.outer import symmetric
@@ -39,7 +39,8 @@ class Moments:
     the total second moment is kept, and what needs the classes' own is missing, with the reason.
 
     classes: number of classes; where None, labels may be any whole number ≥ 0. device: where the moments live, that
-    of the first block where None.
+    of the first block where None; the CPU for blocks on MPS, which has no float64. Raises DataError for fewer than two
+    classes, and for MPS as the device.
     """
 
     def __init__(self, classes: int | None = None, *, device: torch.device | str | None = None, memory: int = MEMORY):
@@ -48,6 +49,8 @@ class Moments:
         self.classes = classes
         self.memory = memory
         self.device = torch.device(device) if device is not None else None
+        if self.device is not None and self.device.type == "mps":
+            raise DataError("moments are float64, which MPS does not have: leave the device out, or name the CPU")
         self._scatter: Scatter | None = None
         self._unit: UnitMoments | None = None
 
@@ -201,8 +204,9 @@ class Moments:
             raise DataError(f"features: a block of {rows.shape[1]} columns after blocks of {self.features}")
         if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
             raise DataError(f"labels: expected whole numbers, found {numbers.dtype}")
+        rows = where_float64_is(rows.detach())
         self.device = self.device or rows.device
-        rows, numbers = rows.detach().to(self.device), numbers.to(self.device, torch.int64)
+        rows, numbers = rows.to(self.device), numbers.to(self.device, torch.int64)
         require_finite(rows, "features", self.samples)
         self._require_range(numbers)
         return rows, numbers
@@ -223,7 +227,7 @@ def _as_tensors(rows: AnyRows) -> Rows:
 def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments) -> Tensor | None:
     if weights is None:
         return None
-    rows = torch.as_tensor(weights).detach().to(moments.device, torch.float64)
+    rows = where_float64_is(torch.as_tensor(weights).detach()).to(moments.device, torch.float64)
     if rows.ndim != 2 or rows.shape[1] != moments.features:
         expected = f"(classes, {moments.features})"
         raise DataError(f"classifier weights: expected shape {expected}, found {tuple(rows.shape)}")

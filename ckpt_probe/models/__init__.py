@@ -1,7 +1,7 @@
 """A model by name, its classifier, and its weights from a checkpoint."""
 
 from ckpt_probe.models.classifier import find_classifier, logits_of
-from ckpt_probe.models.device import choose_device
+from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import load_weights, unwrapped
 from ckpt_probe.models.sources import build_model, model_arguments
 from ckpt_probe.models.two_source import TwoSource
@@ -14,5 +14,6 @@ __all__ = [
     "load_weights",
     "logits_of",
     "model_arguments",
+    "on_device",
     "unwrapped",
 ]

@@ -1,6 +1,7 @@
 """Where a model runs."""
 
 import torch
+from torch import Tensor
 
 from ckpt_probe.errors import UsageError
 
@@ -25,3 +26,12 @@ def choose_device(name: str) -> torch.device:
     if device.type not in {"cpu", "cuda", "mps"}:
         raise UsageError(f"--device {name}: expected auto, cpu, cuda[:n] or mps")
     return device
+
+
+def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on a device, its floating-point numbers as `dtype` where that is given.
+
+    Only CUDA is not waited for: a copy to MPS in the background may read what has been freed meanwhile.
+    """
+    kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device=device, dtype=kind, non_blocking=device.type == "cuda")

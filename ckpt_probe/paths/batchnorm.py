@@ -1,10 +1,11 @@
 """Batch-norm statistics of a point on a path: an average of two networks' is not that of the network between them."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ckpt_probe.data import Split
 from ckpt_probe.errors import UsageError
+from ckpt_probe.models import on_device
 
 SAMPLES = 4096
 BATCH = 256
@@ -39,7 +40,7 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
     with torch.no_grad():
         for start in range(0, min(samples, len(split)), BATCH):
             inputs, _ = split.batch(slice(start, min(start + BATCH, samples)))
-            model(_placed(inputs, parameter))
+            model(on_device(inputs, parameter.device, parameter.dtype))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.eval()
@@ -50,10 +51,6 @@ def drop_statistics(model: nn.Module) -> None:
     for layer in _layers(model):
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-
-
-def _placed(inputs: Tensor, like: Tensor) -> Tensor:
-    return inputs.to(like.device, like.dtype if inputs.is_floating_point() else inputs.dtype)
 
 
 def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

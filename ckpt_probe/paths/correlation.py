@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.gram import where_float64_is
 from ckpt_probe.paths.alignment import Permutations, State, placed
 from ckpt_probe.paths.symmetry import Layout, Segment, Symmetry
 
@@ -56,12 +57,11 @@ def _channels(layout: Layout, *values: Tensor) -> list[list[Tensor]]:
     """Of each tensor the channels (size, samples) of every segment that has a group, float64."""
     found = []
     for value in values:
-        place = "cpu" if value.device.type == "mps" else value.device
-        rows, start, parts = value.movedim(layout.axis, 0), 0, []
+        rows, start, parts = where_float64_is(value).movedim(layout.axis, 0), 0, []
         for part in layout.segments:
             width = part.size * part.repeat
             if part.group is not None:
-                parts.append(rows[start : start + width].reshape(part.size, -1).to(place, torch.float64))
+                parts.append(rows[start : start + width].reshape(part.size, -1).to(torch.float64))
             start += width
         found.append(parts)
     return found

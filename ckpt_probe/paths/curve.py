@@ -11,7 +11,7 @@ from torch.func import functional_call
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.models import build_model, load_weights, unwrapped
 from ckpt_probe.paths.batchnorm import drop_statistics
-from ckpt_probe.paths.linear import between, linear, require_finite
+from ckpt_probe.paths.linear import between, exact_dtype, linear, require_finite
 
 State = Mapping[str, Tensor]
 Curve = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -92,5 +92,5 @@ def _bent(name: str, curve: Curve, a: Tensor, middle: Tensor, b: Tensor, alpha: 
     if alpha in (0, 1) or not a.is_floating_point():
         return between(name, a, b, alpha)
     require_finite(name, a, b)
-    exact = torch.float64 if a.dtype == torch.float64 else torch.float32
+    exact = exact_dtype(a)
     return curve(a.to(exact), middle.to(exact), b.to(exact), alpha).to(a.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.paths.linear import require_finite
+from ckpt_probe.paths.linear import exact_dtype, require_finite
 
 State = Mapping[str, Tensor]
 
@@ -110,18 +110,14 @@ def random_direction(state: State, model: nn.Module, generator: torch.Generator)
 
 def filter_normalised(direction: Tensor, weights: Tensor) -> Tensor:
     """A direction whose every slice along the first axis has the norm of that slice of the weights (both n × …)."""
-    exact = _exact(weights)
+    exact = exact_dtype(weights)
     wanted, given = (tensor.to(exact).flatten(1).norm(dim=1) for tensor in (weights, direction))
     scale = wanted / given.clamp_min(torch.finfo(exact).tiny)
     return direction.to(exact) * scale.view(-1, *[1] * (direction.ndim - 1))
 
 
 def _difference(b: State, a: State, names: list[str]) -> dict[str, Tensor]:
-    return {name: b[name].to(_exact(b[name])) - a[name].to(_exact(a[name])) for name in names}
-
-
-def _exact(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return {name: b[name].to(exact_dtype(b[name])) - a[name].to(exact_dtype(a[name])) for name in names}
 
 
 def _dot(first: State, second: State) -> float:

@@ -24,9 +24,14 @@ def between(name: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:
         return b if alpha == 1 else a
     if not a.is_floating_point():
         return a
-    exact = torch.float64 if a.dtype == torch.float64 else torch.float32
+    exact = exact_dtype(a)
     # torch.lerp starts at the nearer end, so that it is exact where both agree; as the streaming writer does.
     return torch.lerp(a.to(exact), b.to(exact), alpha).to(a.dtype)
+
+
+def exact_dtype(tensor: Tensor) -> torch.dtype:
+    """What a tensor's numbers are blended in: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def require_finite(name: str, *tensors: Tensor) -> None:

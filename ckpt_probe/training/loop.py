@@ -16,7 +16,7 @@ from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_ch
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import LabelledData, Split, load_data
 from ckpt_probe.errors import DataError
-from ckpt_probe.models import build_model, choose_device, logits_of, model_arguments
+from ckpt_probe.models import build_model, choose_device, logits_of, model_arguments, on_device
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.optimizer import build_optimizer
@@ -138,7 +138,7 @@ def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor
     """One step of the optimizer; the learning rate it took, the loss, the logits (n, C) and the labels (n,)."""
     settings = stage.config
     inputs, labels = stage.data.split("train").batch(rows)
-    inputs, labels = inputs.to(stage.place, non_blocking=True), labels.to(stage.place, non_blocking=True)
+    inputs, labels = on_device(inputs, stage.place), on_device(labels, stage.place)
     rate = settings.optimizer.learning_rate * learning_rate_factor(settings.schedule, step, stage.total)
     for group in stage.optimizer.param_groups:
         group["lr"] = rate
@@ -172,7 +172,7 @@ def _facts(loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> dict[str,
     value = loss.item()
     if not math.isfinite(value):
         raise DataError(f"step {step}: the loss is {value}; a lower learning rate may help")
-    accuracy = (logits.detach().argmax(dim=1) == labels).double().mean().item()
+    accuracy = int((logits.detach().argmax(dim=1) == labels).sum()) / len(labels)
     return {"batch_loss": value, "batch_accuracy": accuracy}
 
 
@@ -215,7 +215,7 @@ def _evaluate(model: nn.Module, split: Split) -> dict[str, float]:
     model.eval()
     for start in range(0, len(split), EVALUATION_BATCH):
         inputs, labels = split.batch(slice(start, start + EVALUATION_BATCH))
-        logits, labels = logits_of(model(inputs.to(place))), labels.to(place)
+        logits, labels = logits_of(model(on_device(inputs, place))), on_device(labels, place)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         right += int((logits.argmax(dim=1) == labels).sum())
     model.train()

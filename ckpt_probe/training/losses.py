@@ -1,9 +1,10 @@
 """Losses of matrix information for any training loop: each is minimised, task_loss + λ · loss.
 
-Spectra are taken in float64 whatever the features' dtype, from the smaller side of each Gram matrix; the gradient comes
-back in that dtype. Eigenvalues that are rounding count as zero and have no gradient, which is no approximation: a Gram
-matrix is R Rᵀ, and the entropy's gradient by R, −(2/n) (log(K/n) + I) R, vanishes where R does. So it is finite for
-repeated rows and batches of low rank. `matrix_entropy` is that of the metrics, which has the same gradient.
+Spectra are taken in float64 whatever the features' dtype (on the CPU for features on MPS, which has none), from the
+smaller side of each Gram matrix; loss and gradient come back to the features' device, the gradient in their dtype.
+Eigenvalues that are rounding count as zero and have no gradient, which is no approximation: a Gram matrix is R Rᵀ, and
+the entropy's gradient by R, −(2/n) (log(K/n) + I) R, vanishes where R does. So it is finite for repeated rows and
+batches of low rank. `matrix_entropy` is that of the metrics, which has the same gradient.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import matrix_entropy
 from ckpt_probe.metrics.entropy import entropy_of_gram, entropy_of_spectrum, smallest_present
-from ckpt_probe.metrics.gram import directions, require_finite, smaller_gram, to_rows
+from ckpt_probe.metrics.gram import directions, require_finite, smaller_gram, to_rows, where_float64_is
 from ckpt_probe.metrics.grouping import stacks
 from ckpt_probe.metrics.information import Entropies, joint_gram
 from ckpt_probe.metrics.spectra import of_label_rows, of_stack
@@ -29,14 +30,13 @@ def cma(features: Tensor, labels: Tensor, other_features: Tensor, other_labels: 
     has no gradient. 0 where each class has one direction. Raises DataError for NaN or infinity and shapes that do not
     fit. In nats over nats (matrix entropy: arXiv 2409.16767, definition 1).
     """
-    first, labels = _labelled(features, labels, "")
-    second, other_labels = _labelled(other_features, other_labels, "other_")
+    first, labels, kept = _labelled(features, labels, "")
+    second, other_labels, other_kept = _labelled(other_features, other_labels, "other_")
     if first.shape[1] != second.shape[1]:
         raise DataError(f"features have {first.shape[1]} columns and other_features {second.shape[1]}")
-    kept = torch.cat([_has_direction(features), _has_direction(other_features)])
-    both = torch.cat([labels, other_labels])
+    kept, both = torch.cat([kept, other_kept]), torch.cat([labels, other_labels])
     unit, _ = directions(torch.cat([first, second])[kept])
-    total = _zero(features, other_features).double()
+    total = _zero(features, other_features)
     for stack in stacks(unit, both[kept]):
         # Classes of one row are in a stack of their own; their entropy is 0 and log n is too.
         if stack.rows.shape[1] > 1:
@@ -55,7 +55,7 @@ def mir_loss(features: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """
     entropies = _of_batch(features, labels, weights)
     ratio = entropies and entropies.mir
-    return _zero(features, weights) if ratio is None else _given(-ratio, features)
+    return _given(_zero(features, weights) if ratio is None else -ratio, features)
 
 
 def hdr_loss(features: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -67,14 +67,15 @@ def hdr_loss(features: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """
     entropies = _of_batch(features, labels, weights)
     ratio = entropies and entropies.hdr
-    return _zero(features, weights) if ratio is None else _given(ratio, features)
+    return _given(_zero(features, weights) if ratio is None else ratio, features)
 
 
 def _of_batch(features: Tensor, labels: Tensor, weights: Tensor) -> Entropies | None:
     """Entropies of the features, of their labels' weight rows, and the joint one; None where no sample is left."""
-    rows, labels = _labelled(features, labels, "")
+    rows, labels, kept = _labelled(features, labels, "")
+    weights = where_float64_is(weights)
     _require_heads(weights, labels, rows.shape[1])
-    kept = _has_direction(features) & _has_direction(weights)[labels]
+    kept = kept & _has_direction(weights)[labels]
     n = int(kept.sum())
     if not n:
         return None
@@ -103,8 +104,8 @@ def _entropies(eigenvalues: Tensor) -> Tensor:
     return -(present * present.log()).sum(dim=1)
 
 
-def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Tensor]:
-    """Rows (n, D) as float64, and their labels (n,) as int64 where they are."""
+def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (n, D) as float64, and where they are their labels (n,) as int64, and which rows have a direction (n,)."""
     if not features.is_floating_point():
         raise DataError(f"{prefix}features: expected floating-point numbers, found {features.dtype}")
     rows = to_rows(features, f"{prefix}features")
@@ -112,7 +113,7 @@ def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Te
         raise DataError(f"{prefix}labels: expected one a row, ({len(rows)},), found shape {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"{prefix}labels: expected whole numbers, found {labels.dtype}")
-    return rows, labels.to(rows.device, torch.int64)
+    return rows, labels.to(rows.device, torch.int64), _has_direction(features).to(rows.device)
 
 
 def _require_heads(weights: Tensor, labels: Tensor, columns: int) -> None:
@@ -131,10 +132,10 @@ def _has_direction(rows: Tensor) -> Tensor:
 
 
 def _zero(*inputs: Tensor) -> Tensor:
-    """0 with a gradient of zeros for every input."""
-    return _given(torch.stack([given[:0].sum().double() for given in inputs]).sum(), inputs[0])
+    """0 in float64 with a gradient of zeros for every input."""
+    return torch.stack([where_float64_is(given[:0].sum()).double() for given in inputs]).sum()
 
 
 def _given(loss: Tensor, features: Tensor) -> Tensor:
     # Half precision has too few digits for a loss; float32 is what autocast leaves losses in.
-    return loss.to(torch.promote_types(features.dtype, torch.float32))
+    return loss.to(torch.promote_types(features.dtype, torch.float32)).to(features.device)

@@ -23,6 +23,8 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors |= {f"random.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        tensors["random.mps"] = torch.mps.get_rng_state()
     save_checkpoint(path, tensors, {STEP: str(step), SECONDS: json.dumps(seconds)}, overwrite=True)
 
 
@@ -45,6 +47,8 @@ def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     for index, state in _under("random.cuda.", tensors).items():
         if int(index) < torch.cuda.device_count():
             torch.cuda.set_rng_state(state, int(index))
+    if "random.mps" in tensors and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(tensors["random.mps"])
     return step, seconds
 
 

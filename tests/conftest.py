@@ -1,0 +1,106 @@
+"""What tests of every package share: a device that this machine lacks, pretended.
+
+Its tensors live on the CPU and obey the rules of a real device, as far as Python sees: they do not meet tensors of the
+CPU, they become numpy only through `.cpu()`, and MPS takes no float64 and no copy that is not waited for. No test of
+speed, nor of kernels; those marked `gpu` need the real thing.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+HOME = torch.device("cpu")
+MAY_MEET = {"copy_", "__getitem__", "__setitem__"}
+"""Copies between devices, and indices, which may be on the CPU."""
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it is on the pretended device."""
+
+
+class Pretended(TorchFunctionMode):
+    """While entered, `device` is there."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.float64 = self.device.type != "mps"
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not all(issubclass(kind, Tensor) for kind in types):
+            # A proxy of torch.fx, which records the call.
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return self._call(func, getattr(func, "__name__", ""), args, kwargs)
+
+    def _call(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        tensors = list(_tensors([args, kwargs]))
+        here = any(isinstance(tensor, Elsewhere) for tensor in tensors)
+        if func == Tensor.device.__get__:
+            return self.device if here else HOME
+        if func == Tensor.cpu or func == Tensor.to:
+            return self._moved(args[0], args[1:] if func == Tensor.to else (HOME,), kwargs)
+        if func is torch._has_compatible_shallow_copy_type:
+            return isinstance(args[0], Elsewhere) == isinstance(args[1], Elsewhere)
+        if func is torch._C._nn._parse_to:
+            return func(*args, **kwargs)
+        if name == "numpy" and here:
+            raise TypeError(f"can't convert a tensor of {self.device} to numpy")
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]) == self.device:
+            here, kwargs = True, {**kwargs, "device": HOME}
+        elif here and not (name in MAY_MEET and isinstance(args[0], Elsewhere)) and any(map(_at_home, tensors)):
+            raise RuntimeError(f"{name}: expected all tensors on one device, found {self.device} and cpu")
+        result = func(*args, **kwargs)
+        return self._claimed(result) if here else result
+
+    def _moved(self, tensor: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        if args and isinstance(args[0], Tensor):
+            like = args[0]
+            args = (self.device if isinstance(like, Elsewhere) else HOME, like.dtype, *args[1:])
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        there = isinstance(tensor, Elsewhere) if device is None else device.type == self.device.type
+        if non_blocking and self.device.type == "mps" and there != isinstance(tensor, Elsewhere):
+            raise RuntimeError("a copy to or from MPS that is not waited for may read what is gone")
+        if dtype is not None and isinstance(tensor, Elsewhere) and not there:
+            tensor = self._claimed(tensor.to(dtype)).as_subclass(Tensor)
+        moved = tensor.as_subclass(Tensor).to(dtype=dtype or tensor.dtype)
+        return self._claimed(moved) if there else moved
+
+    def _claimed(self, result: Any) -> Any:
+        if isinstance(result, Tensor):
+            if result.dtype == torch.float64 and not self.float64:
+                raise TypeError(f"{self.device} has no float64")
+            return result if isinstance(result, Elsewhere) else result.as_subclass(Elsewhere)
+        if isinstance(result, tuple | list):
+            claimed = [self._claimed(part) for part in result]
+            return type(result)(claimed) if type(result) in {tuple, list} else type(result)(iter(claimed))
+        return result
+
+
+def _at_home(tensor: Tensor) -> bool:
+    # A number on the CPU may meet tensors anywhere.
+    return tensor.ndim > 0 and not isinstance(tensor, Elsewhere)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """`with pretended("mps"):` or "cuda:0": the device is there, for tensors that are moved to it or made on it."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.zeros(1, dtype=torch.uint8))
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: None)
+    return Pretended
