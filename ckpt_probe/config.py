@@ -107,7 +107,7 @@ class LossSettings(_Section):
 
 
 class CheckpointSettings(_Section):
-    """`[checkpoints]`: one of four schedules, step 0 and the last step always kept; splits evaluated at each (all)."""
+    """`[checkpoints]`: one of four schedules, first and last step always kept; splits evaluated at each (all)."""
 
     every_steps: int | None = Field(default=None, ge=1)
     per_epoch: int | None = Field(default=None, ge=1)

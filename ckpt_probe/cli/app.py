@@ -73,8 +73,11 @@ def run(arguments: Sequence[str]) -> int:
         code = group.main(words, prog_name="ckpt-probe", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except (click.Abort, KeyboardInterrupt):
-        line = "interrupted; what is written is whole: run it again to resume (train: with --resume)"
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):
+            # click takes the end of any file for the end of a person's input.
+            return _internal(error.__cause__, debug)
+        line = "interrupted; what is written is whole: run it again to go on (with --resume where the command has it)"
         return _fail(line, INTERRUPTED, debug)
     except CkptProbeError as error:
         return _fail(f"error: {error}", error.exit_code, debug)
@@ -88,9 +91,13 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        summary = str(error).splitlines()[0] if str(error) else ""
-        hint = "this is a fault of ckpt-probe's own, or of a function it was given; --debug shows where"
-        return _fail(f"internal error: {type(error).__name__}: {summary} ({hint})", INTERNAL_ERROR, debug)
+        return _internal(error, debug)
+
+
+def _internal(error: BaseException, debug: bool) -> int:
+    summary = str(error).splitlines()[0] if str(error) else ""
+    hint = "this is a fault of ckpt-probe's own, or of a function it was given; --debug shows where"
+    return _fail(f"internal error: {type(error).__name__}: {summary} ({hint})", INTERNAL_ERROR, debug)
 
 
 def _fail(line: str, code: int, debug: bool) -> int:

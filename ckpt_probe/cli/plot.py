@@ -1,5 +1,6 @@
 """`ckpt-probe plot`."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def sources(texts: Sequence[str]) -> dict[str, list[Path]]:
     """
     named: list[tuple[str | None, list[Path]]] = []
     for text in texts:
-        if Path(text).exists():
+        if _there(text):
             named.append((None, [Path(text)]))
             continue
         name, separator, rest = text.partition("=")
@@ -99,8 +100,13 @@ def _labels(files: Sequence[Sequence[Path]]) -> list[str]:
     return different[0] if different else [held[0].as_posix() for held in files]
 
 
+def _there(text: str) -> bool:
+    # A list of many files is longer than a name can be, which pathlib takes for an error.
+    return os.path.exists(text)  # noqa: PTH110
+
+
 def _files(text: str) -> list[Path]:
-    if not any(character in text for character in "*?[") or Path(text).exists():
+    if not any(character in text for character in "*?[") or _there(text):
         return [Path(text)]
     pattern = Path(text)
     found = sorted(Path(pattern.anchor or ".").glob(pattern.relative_to(pattern.anchor).as_posix()))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ckpt_probe.cli.options import numbers
 
@@ -68,6 +69,8 @@ def command(
 
     if seed is not None and config is None:
         raise UsageError("--seed goes with --retrain: pruning alone draws no random numbers")
+    if config is None and click.get_current_context().get_parameter_source("device") != ParameterSource.DEFAULT:
+        raise UsageError("--device goes with --retrain: pruning alone runs no network")
     if classifier is not None and not keep_classifier:
         raise UsageError("--classifier goes with --keep-classifier")
     shares = numbers(sparsities, "--sparsity")

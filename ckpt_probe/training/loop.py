@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_checkpoint
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import LabelledData, Split, load_data
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, listed
 from ckpt_probe.models import build_model, choose_device, logits_of, model_arguments, on_device
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.training.objective import Objective, build_objective
@@ -61,6 +61,8 @@ def train(
     start = stage.start.step
     run = open_run(Path(out), config, resume=resume, overwrite=overwrite)
     kept = checkpoint_steps(config.checkpoints, start, stage.total, stage.per_epoch)
+    if beyond := [str(named) for named in config.checkpoints.steps or () if named > stage.total]:
+        progress.message(f"no checkpoint at {listed(beyond)}: the last step is {stage.total}")
     step, seconds = start, 0.0
     if resume and run.state.exists():
         step, seconds = restore_state(run.state, stage.model, stage.optimizer)
@@ -170,19 +172,25 @@ def _batch(order: Tensor, position: int, config: TrainingConfig) -> Tensor:
 
 def _facts(loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> dict[str, float]:
     value = loss.item()
-    if not math.isfinite(value):
-        raise DataError(f"step {step}: the loss is {value}; a lower learning rate may help")
+    _require_finite(value, step, "the loss")
     accuracy = int((logits.detach().argmax(dim=1) == labels).sum()) / len(labels)
     return {"batch_loss": value, "batch_accuracy": accuracy}
+
+
+def _require_finite(loss: float, step: int, which: str) -> None:
+    if not math.isfinite(loss):
+        raise DataError(f"step {step}: {which} is {loss}; a lower learning rate may help")
 
 
 def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
     config, data, model = stage.config, stage.data, stage.model
     epoch = step / stage.per_epoch
-    metrics: dict[str, dict[str, float]] = {}
-    for name in _evaluated(config, data):
-        metrics[name] = _evaluate(model, data.split(name))
-        _write(log, {"step": step, "epoch": epoch, "split": name, **metrics[name]})
+    metrics = {name: _evaluate(model, data.split(name)) for name in _evaluated(config, data)}
+    for name, numbers in metrics.items():
+        # Told before anything is written: a checkpoint that has diverged is no result.
+        _require_finite(numbers["loss"], step, f"the loss on {name}")
+    for name, numbers in metrics.items():
+        _write(log, {"step": step, "epoch": epoch, "split": name, **numbers})
     settings = config.model
     zeros, entries = count_zeros(model.state_dict(), list(stage.start.masks))
     metadata = CheckpointMetadata(

@@ -41,7 +41,7 @@ def open_run(path: Path, config: TrainingConfig, *, resume: bool, overwrite: boo
     """The directory of a run, ready to be written to.
 
     Raises UsageError where it holds something and neither `resume` nor `overwrite` is set, or where `resume` is set
-    and the configuration there differs, naming what does.
+    and the configuration there differs, naming what does, or is missing beside what a run wrote.
     """
     run = RunDirectory(path)
     settings = config.model_dump(mode="json", by_alias=True)
@@ -50,6 +50,8 @@ def open_run(path: Path, config: TrainingConfig, *, resume: bool, overwrite: boo
     if resume and run.config.exists():
         _require_same(run.config, settings)
         return run
+    if resume and (left := _written(run)):
+        raise UsageError(f"{left[0]}: of which configuration is not known, {run.config.name} is missing; --overwrite")
     if path.is_dir() and any(path.iterdir()) and not resume:
         if not overwrite:
             raise UsageError(f"{path}: exists already; --resume goes on with it, --overwrite starts it anew")
@@ -98,8 +100,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _written(run: RunDirectory) -> list[Path]:
+    """What a run has written but for its configuration."""
+    checkpoints = sorted((run.path / "checkpoints").glob("step-*.safetensors"))
+    return [file for file in (run.state, *checkpoints, run.metrics) if file.exists()]
+
+
 def _clear(run: RunDirectory) -> None:
-    # Only what a run writes is removed: anything else in the directory is its owner's.
-    ours = [run.config, run.metrics, run.state, *(run.path / "checkpoints").glob("step-*.safetensors")]
-    for file in ours:
+    # Only what a run writes is removed: anything else in the directory is its owner's. The configuration goes last: as
+    # long as something is left it says of which run, so that another one does not go on from there.
+    for file in (*_written(run), run.config):
         file.unlink(missing_ok=True)

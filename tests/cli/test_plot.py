@@ -58,6 +58,8 @@ def test_files_are_called_after_what_tells_them_apart(where: Path) -> None:
     assert list(sources([runs[0], "decay/seed-0/metrics.jsonl"])) == ["plain/seed-0", "decay/seed-0"]
     assert sources(["a=points.jsonl", "points.jsonl"]).keys() == {"a", "points"}
     assert sources(["b=plain/*/*.jsonl"]) == {"b": [Path(run) for run in runs]}
+    many = ",".join([runs[0]] * 200)
+    assert sources([f"many={many}"]) == {"many": [Path(runs[0])] * 200}
     assert sources([f"c={where}/plain/*/*.jsonl"]) == {"c": [where / run for run in runs]}
     # A file whose name has the signs itself is that file.
     write(where / "x=1,2.jsonl", [])

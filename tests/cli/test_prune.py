@@ -100,6 +100,7 @@ def test_retraining_tells_accuracy_and_takes_a_seed(probe: Probe, checkpoint: Pa
         (("--sparsity", ""), 2, "--sparsity: expected numbers"),
         (("--sparsity", "0.5,0.9,0.50"), 2, "0.5 is given twice"),
         (("--seed", "3"), 2, "--seed goes with --retrain"),
+        (("--device", "cpu"), 2, "--device goes with --retrain"),
         (("--classifier", "3"), 2, "--classifier goes with --keep-classifier"),
         (("--retrain", "missing.toml"), 2, "missing.toml: cannot be read"),
         (("--keep-classifier",), 2, "name it by --classifier"),

@@ -157,3 +157,53 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path: Path, monkeypat
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     with pytest.raises(DataError, match=r"the loss is (nan|inf); a lower learning rate may help"):
         train(config(tmp_path, rate=1e30), tmp_path / "run", device="cpu")
+
+
+def test_a_network_that_has_diverged_is_no_checkpoint(tmp_path: Path) -> None:
+    settings = config(tmp_path, rate=1e30)
+    settings = settings.model_copy(update={"checkpoints": settings.checkpoints.model_copy(update={"steps": [1]})})
+    with pytest.raises(DataError, match=r"step 1: the loss on train is (nan|inf)"):
+        train(settings, tmp_path / "run", device="cpu")
+    assert [member.step for member in open_series(tmp_path / "run")] == [0]
+    assert {line["step"] for line in lines(tmp_path / "run")} == {0, 1}
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "Infinity" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_checkpoints_beyond_the_last_step_are_told(tmp_path: Path, interrupting: Callable[..., Any]) -> None:
+    listening = interrupting(1000)
+    train(config(tmp_path, steps=10), tmp_path / "run", device="cpu", progress=listening)
+    assert listening.said == ["no checkpoint at 20: the last step is 10"]
+
+
+def test_an_overwrite_killed_midway_is_not_taken_for_the_new_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train(config(tmp_path), run, device="cpu")
+    whole = len([file for file in run.rglob("*") if file.is_file()])
+    other = config(tmp_path, seed=5)
+    for killed_after in range(whole):
+        train(config(tmp_path), run, device="cpu", overwrite=True)
+        left, unlink = [killed_after], Path.unlink
+
+        def dying(path: Path, left=left, unlink=unlink, **options) -> None:
+            if path.parent in {run, run / "checkpoints"} and not path.name.startswith("."):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            unlink(path, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", dying)
+            with pytest.raises(KeyboardInterrupt):
+                train(other, run, device="cpu", overwrite=True)
+        with pytest.raises(UsageError, match="--resume with another configuration: seed 3 → 5"):
+            train(other, run, device="cpu", resume=True)
+
+
+def test_a_run_without_its_configuration_is_not_resumed(tmp_path: Path) -> None:
+    train(config(tmp_path), tmp_path / "run", device="cpu")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"state\.safetensors: of which configuration is not known"):
+        train(config(tmp_path), tmp_path / "run", device="cpu", resume=True)
