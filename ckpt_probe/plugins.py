@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,19 @@ def is_function_name(name: str) -> bool:
     """Whether `name` has the form `package.module:function` (and is not, say, `idx:DIR`)."""
     module, _, function = name.partition(":")
     return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def require_named(functions: Sequence[str], by_caller: str | None, file: Path, option: str) -> None:
+    """Raise UsageError where a file, but not the caller, names one of these functions to be called.
+
+    A file can name any function of any module, so that calling one on its word would run whatever it likes.
+    """
+    for name in functions:
+        if name != by_caller:
+            raise UsageError(
+                f"{file}: names {name}, a function that is not called on a file's word; if you trust it, name it "
+                f"yourself: {option}"
+            )
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -44,6 +44,15 @@ def load_data(name: str, arguments: Mapping[str, Any] | None = None) -> Labelled
     return found if isinstance(found, LabelledData) else _labelled(name, found, given)
 
 
+def functions_named(name: str, arguments: Mapping[str, Any] | None = None) -> list[str]:
+    """Each `package.module:function` that loading data called `name` would import; none for what comes with us."""
+    if name == "union":
+        parts = union.entries((arguments or {}).get("sources"))
+        return [function for part, given in parts for function in functions_named(part, given)]
+    known = _builtin(name) is not None or name.partition(":")[0] == "modular" or not is_function_name(name)
+    return [] if known or name in registered(ENTRY_POINTS) else [name]
+
+
 def _load_builtin(name: str, source: Callable[..., dict[str, ArraySplit]], given: dict[str, Any]) -> LabelledData:
     chosen = {key: given[key] for key in CHOICES if key in given}
     with _named(name, given):

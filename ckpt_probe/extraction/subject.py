@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint
-from ckpt_probe.data import LabelledData, load_data
+from ckpt_probe.data import LabelledData, functions_named, load_data
 from ckpt_probe.errors import CkptProbeError, UsageError
-from ckpt_probe.models import build_model, choose_device, find_classifier, load_weights, model_arguments
+from ckpt_probe.models import (
+    build_model,
+    choose_device,
+    find_classifier,
+    function_named,
+    load_weights,
+    model_arguments,
+)
+from ckpt_probe.plugins import require_named
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,9 @@ class Subject:
 def open_subject(checkpoint: Path, wanted: Wanted) -> Subject:
     """Model, data and classifier for a checkpoint: as named by the caller, else by the checkpoint's metadata.
 
-    Raises UsageError where neither names them; DataError where the checkpoint does not fit the model, or the model's
-    classifier cannot be found.
+    A function of anybody's is called only where the caller names it: a file's word is not enough, as it could name any.
+    Raises UsageError where neither names them, or only the file names such a function; DataError where the checkpoint
+    does not fit the model, or the model's classifier cannot be found.
     """
     with open_checkpoint(checkpoint) as opened:
         metadata, tensors = opened.metadata, opened.state_dict()
@@ -65,22 +74,28 @@ def open_subject(checkpoint: Path, wanted: Wanted) -> Subject:
 
 
 def _data(checkpoint: Path, wanted: Wanted, metadata: CheckpointMetadata) -> LabelledData:
-    if wanted.data is not None:
-        return load_data(wanted.data, wanted.data_arguments)
-    if metadata.data is None:
+    name = wanted.data or metadata.data
+    if name is None:
         raise UsageError(
             f"{checkpoint}: names no data; say which by --data (such as idx:DIR or package.module:function)"
         )
-    return load_data(metadata.data, wanted.data_arguments or metadata.data_arguments)
+    stated = metadata.data_arguments if name == metadata.data else {}
+    arguments = wanted.data_arguments or stated
+    functions = functions_named(name, arguments)
+    by_file = functions if arguments is stated else [function for function in functions if function == name]
+    option = f"--data {name}" if by_file == [name] else f"--data {name} --data-arguments …"
+    require_named(by_file, wanted.data, checkpoint, option)
+    return load_data(name, arguments)
 
 
 def _model(
     checkpoint: Path, wanted: Wanted, metadata: CheckpointMetadata, data: LabelledData
 ) -> tuple[str, dict[str, Any]]:
-    shape = {"input_shape": data.input_shape, "classes": data.classes}
-    if wanted.model is not None:
-        return wanted.model, model_arguments(wanted.model, wanted.model_arguments, **shape)
-    if metadata.model is None:
+    name = wanted.model or metadata.model
+    if name is None:
         raise UsageError(f"{checkpoint}: names no model; say which by --model (such as package.module:function)")
-    arguments = {**metadata.model_arguments, **(wanted.model_arguments or {})}
-    return metadata.model, model_arguments(metadata.model, arguments, **shape)
+    function = function_named(name)
+    require_named([function] if function else [], wanted.model, checkpoint, f"--model {name}")
+    stated = metadata.model_arguments if name == metadata.model else {}
+    given = {**stated, **(wanted.model_arguments or {})}
+    return name, model_arguments(name, given, input_shape=data.input_shape, classes=data.classes)

@@ -3,7 +3,7 @@
 from ckpt_probe.models.classifier import find_classifier, logits_of
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import load_weights, unwrapped
-from ckpt_probe.models.sources import build_model, model_arguments
+from ckpt_probe.models.sources import build_model, function_named, model_arguments
 from ckpt_probe.models.two_source import TwoSource
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "build_model",
     "choose_device",
     "find_classifier",
+    "function_named",
     "load_weights",
     "logits_of",
     "model_arguments",

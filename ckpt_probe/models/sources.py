@@ -53,6 +53,12 @@ def model_arguments(
     return given
 
 
+def function_named(name: str) -> str | None:
+    """The `package.module:function` that building a model called `name` would import, None where it imports none."""
+    known = name in BUILTIN or not is_function_name(name) or name in registered(ENTRY_POINTS)
+    return None if known else name
+
+
 def _function(name: str) -> Callable[..., Any]:
     if name in BUILTIN:
         return BUILTIN[name]
