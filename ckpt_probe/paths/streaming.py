@@ -127,6 +127,8 @@ class _Work:
         read = [*inputs, *(shard.file for source in self.sources for shard in source.shards)]
         if out.exists() and any(out.samefile(path) for path in read):
             raise UsageError(f"{out}: is one of the checkpoints that are read; choose another name")
+        if any(out.resolve() in path.resolve().parents for path in read):
+            raise UsageError(f"{out}: holds one of the checkpoints that are read; choose another name")
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, found {threads}")
         template = self.template
@@ -137,6 +139,8 @@ class _Work:
             with replacing(out, overwrite=overwrite) as temporary:
                 self._write_shard(template.shards[0], temporary, workers)
         else:
+            if overwrite and out.is_dir():
+                _require_sharded(out)
             with replacing_directory(out, overwrite=overwrite) as folder:
                 self._write_shards(template.index, folder, workers)
         mixed = [name for name in template.names if template.dtype(name) in blending.ITEM_BYTES]
@@ -267,6 +271,21 @@ def _flushing(file: BinaryIO) -> Iterator[None]:
         flushing.result()
 
 
+def _require_sharded(out: Path) -> None:
+    """Raise UsageError where a directory that is to be replaced holds anything but a sharded checkpoint."""
+    try:
+        there = locate(out)
+        ours = {there.index, *(shard.file for shard in there.shards), *companions(out)}
+        foreign = next((entry.name for entry in sorted(out.iterdir()) if entry not in ours), None)
+    except DataError as error:
+        raise UsageError(
+            f"{out}: not replaced, as it is no sharded checkpoint ({error}); remove it yourself"
+        ) from error
+    if there.index is None or foreign is not None:
+        held = "no index of shards" if foreign is None else f"{foreign} too"
+        raise UsageError(f"{out}: not replaced, as it holds {held}; choose another name, or remove it yourself")
+
+
 def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> None:
     """Do every block, each worker with buffers of its own; the first error ends all."""
     lock, failed = threading.Lock(), threading.Event()
@@ -285,8 +304,13 @@ def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> Non
                 raise
 
     with ThreadPoolExecutor(workers, thread_name_prefix="blocks") as pool:
-        for running in [pool.submit(work) for _ in range(workers)]:
-            running.result()
+        try:
+            for running in [pool.submit(work) for _ in range(workers)]:
+                running.result()
+        except BaseException:
+            # Ctrl-C reaches this thread alone: the others end after the block that each is at.
+            failed.set()
+            raise
 
 
 def _dtype(name: str | None) -> str | None:

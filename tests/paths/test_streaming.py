@@ -1,10 +1,12 @@
 """The streaming writer against torch's arithmetic and the safetensors library; shards, soups, and what is refused."""
 
+import _thread
 import json
 import math
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ckpt_probe.checkpoints.layout import locate
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.paths import average, blending, interpolate
+from ckpt_probe.paths import average, blending, interpolate, streaming
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -182,6 +184,32 @@ def test_shards_keep_their_layout(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
 
 
+def test_a_directory_of_anything_else_is_not_replaced(tmp_path: Path) -> None:
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    a, b = sharded(zoo / "a", 1), sharded(zoo / "b", 2)
+    (zoo / "thesis.tex").write_text("years of work")
+    (tmp_path / "link").symlink_to(zoo)
+    other = sharded(tmp_path / "other", 3)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    single = tmp_path / "single"
+    single.mkdir()
+    save_file(state(1), single / "model.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    for out, told in (
+        (zoo, "holds one of the checkpoints"), (tmp_path, "holds one of the checkpoints"),
+        (tmp_path / "link", "holds one of the checkpoints"), (a, "is one of the checkpoints"),
+        (other, r"not replaced, as it holds code\.py too"), (empty, "not replaced, as it is no sharded checkpoint"),
+        (single, "not replaced, as it holds no index"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=told):
+            interpolate(a, b, alpha=0.5, out=out, overwrite=True)
+        with pytest.raises(UsageError, match=told):
+            average([a, b], out, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_metadata_stays_and_says_where_the_point_lies(ends: tuple[Path, Path], tmp_path: Path) -> None:
     average(ends, tmp_path / "o", weights=[0.5, 0.5])
     [shard] = locate(tmp_path / "o").shards
@@ -302,6 +330,7 @@ def test_a_disk_that_is_full_leaves_nothing_but_a_message(ends: tuple[Path, Path
 
 MEASURED = """
 import sys
+import time
 from ckpt_probe.cli.app import run
 code = run(sys.argv[1:])
 assert "torch" not in sys.modules and "scipy" not in sys.modules and "h5py" not in sys.modules
@@ -323,3 +352,17 @@ def test_memory_depends_on_no_tensor_and_torch_is_not_imported(tmp_path: Path) -
         peaks.append(int(done.stdout) / 1024)
     assert max(peaks) <= 100
     assert peaks[1] <= peaks[0] + 10
+
+
+def test_ctrl_c_does_not_wait_for_the_whole_file() -> None:
+    done = []
+
+    def task(_buffers: object, block: int) -> None:
+        if block == 3:
+            _thread.interrupt_main()
+        time.sleep(0.01)
+        done.append(block)
+
+    with pytest.raises(KeyboardInterrupt):
+        streaming._run(task, iter(range(500)), 2, 2)
+    assert len(done) < 100
