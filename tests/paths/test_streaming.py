@@ -1,11 +1,12 @@
 """The streaming writer against torch's arithmetic and the safetensors library; shards, soups, and what is refused."""
 
-import _thread
 import json
 import math
+import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -330,6 +331,7 @@ def test_a_disk_that_is_full_leaves_nothing_but_a_message(ends: tuple[Path, Path
 
 MEASURED = """
 import sys
+import threading
 import time
 from ckpt_probe.cli.app import run
 code = run(sys.argv[1:])
@@ -359,7 +361,7 @@ def test_ctrl_c_does_not_wait_for_the_whole_file() -> None:
 
     def task(_buffers: object, block: int) -> None:
         if block == 3:
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(0.01)
         done.append(block)
 
