@@ -1,5 +1,8 @@
 """Batch-norm statistics of a point on a path: an average of two networks' is not that of the network between them."""
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -27,19 +30,26 @@ def has_batchnorm(model: nn.Module) -> bool:
 def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None:
     """Estimate all running statistics anew, in place, as averages over batches of the first training samples.
 
-    Everything but the batch-norm layers runs in evaluation mode (Izmailov et al. 2018; no dropout).
+    Batches are of nearly one size, and count by it. Everything but the batch-norm layers runs in evaluation mode
+    (Izmailov et al. 2018; no dropout). Raises UsageError where there is but one sample, which has no variance.
     """
+    count = min(samples, len(split))
+    if count < 2:
+        raise UsageError("batch-norm statistics cannot be estimated from one sample; take more, or interpolate them")
     layers = _layers(model)
     momenta = [layer.momentum for layer in layers]
     parameter = next(model.parameters())
     model.eval()
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None
         layer.train()
+    batches = math.ceil(count / BATCH)
+    ends = [count * number // batches for number in range(batches + 1)]
     with torch.no_grad():
-        for start in range(0, min(samples, len(split)), BATCH):
-            inputs, _ = split.batch(slice(start, min(start + BATCH, samples)))
+        for start, end in pairwise(ends):
+            inputs, _ = split.batch(slice(start, end))
+            for layer in layers:
+                layer.momentum = (end - start) / end
             model(on_device(inputs, parameter.device, parameter.dtype))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

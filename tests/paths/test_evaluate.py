@@ -143,6 +143,23 @@ def test_recomputed_statistics_are_those_of_the_data() -> None:
     assert not has_batchnorm(nn.Sequential(nn.Linear(2, 2)))
 
 
+@pytest.mark.parametrize("samples", [2, 257, 258, 600])
+def test_a_last_batch_that_is_small_counts_for_what_it_is(samples: int) -> None:
+    split = load_data("digits").split("train")
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
+    recompute(model, split, samples=samples)
+    inputs, _ = split.batch(slice(0, samples))
+    found, layer = inputs.flatten(1).double().numpy(), model[1]
+    assert isinstance(layer, nn.BatchNorm1d)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    np.testing.assert_allclose(layer.running_mean, found.mean(axis=0), rtol=1e-5, atol=1e-6)
+    # Of each batch around its own mean: nearly that of all samples.
+    np.testing.assert_allclose(layer.running_var, found.var(axis=0, ddof=1), rtol=0.05, atol=1e-3)
+    with pytest.raises(UsageError, match="from one sample"):
+        recompute(model, split, samples=1)
+
+
 def test_what_is_no_path(mlp: Path, resnet: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not have the same tensors"):
         evaluate_path(ends(mlp)[0], ends(resnet)[0], tmp_path / "p", **HERE)
