@@ -83,8 +83,10 @@ def command(
     from ckpt_probe.report.canvas import require_drawable
     from ckpt_probe.report.plane_figure import draw_plane
 
+    # A plane that is shown again is drawn again.
+    redraw = options["overwrite"] or options["resume"]
     if figure is not None:
-        require_drawable(figure, overwrite=options["overwrite"])
+        require_drawable(figure, overwrite=redraw)
     with bars() as progress:
         result = evaluate_plane(a, b, c, out=out, progress=progress, **options)
     if json or csv:
@@ -95,7 +97,7 @@ def command(
             print_map(result, summary, width)
         click.echo(_axes(result.axes))
     if figure is not None:
-        draw_plane(result, figure, overwrite=options["overwrite"])
+        draw_plane(result, figure, overwrite=redraw)
         say(f"{figure}: drawn")
     say(f"{out}: {len(result.points)} records of points")
 

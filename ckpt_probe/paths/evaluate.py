@@ -69,7 +69,7 @@ def evaluate_path(
     check_ends(ends)
     subject = open_subject(ends[0], Wanted(model, model_arguments, data, data_arguments, classifier, device))
     check_floating(ends[0], subject)
-    splits = tuple(how.splits or subject.data.splits)
+    splits = tuple(dict.fromkeys(how.splits or subject.data.splits))
     for name in splits:
         subject.data.split(name)
     batchnorm = how.batchnorm if has_batchnorm(subject.model) else "none"

@@ -42,7 +42,8 @@ class Ledger:
 
     def require_same(self, plan: Record, other: str) -> None:
         """Raise UsageError naming what differs where the points are those of `other`, such as "another path"."""
-        earlier = self.plan()
+        # As it would be read back: a tuple is a list there.
+        earlier, plan = self.plan(), json.loads(json.dumps(plan))
         changed = [f"{key} {earlier.get(key)!r} / {plan[key]!r}" for key in plan if earlier.get(key) != plan[key]]
         if changed:
             told = f"(there / now): {'; '.join(changed)}; --overwrite replaces them"

@@ -114,7 +114,7 @@ def evaluate_plane(
     place = PlanePlace(Path(out))
     place.require_free(overwrite=overwrite, resume=resume)
     subject = open_subject(files[0], Wanted(model, model_arguments, data, data_arguments, classifier, device))
-    splits = tuple(how.splits) if how.splits else tuple(subject.data.splits)
+    splits = tuple(dict.fromkeys(how.splits or subject.data.splits))
     for name in splits:
         subject.data.split(name)
     plane = _plane(files, how, subject)

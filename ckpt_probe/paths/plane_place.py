@@ -39,7 +39,7 @@ class PlanePlace:
         if overwrite:
             for name in (PLANE_FILE, POINTS_FILE, PLAN_FILE):
                 (self.path / name).unlink(missing_ok=True)
-        if self.ledger.planned:
+        if self.ledger.planned and self.ledger.begun:
             self.ledger.require_same(plan, "something else")
         else:
             self.ledger.open(plan)

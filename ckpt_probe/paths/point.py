@@ -50,14 +50,14 @@ def load_point(
 def evaluate_point(
     subject: Subject, split: str, batch_size: int, progress: Progress, *, writer: DumpWriter | None = None
 ) -> Record:
-    """The record of the weights that a subject's model has now, on one split; features are held where they fit.
+    """The record of the weights that a subject's model has now, on one split; features and logits are held where they fit.
 
     writer: a dump that gets the split as well. Raises DataError where the features have no record.
     """
     samples = subject.data.split(split)
     layer: Any = subject.model.get_submodule(subject.classifier)
     bias = None if layer.bias is None else layer.bias.detach()
-    fits = len(samples) * layer.in_features * 4 <= CACHE_BYTES
+    fits = len(samples) * (layer.in_features + layer.out_features) * 4 <= CACHE_BYTES
     passes = 1 if fits else 2 if writer is None else 3
     with progress.task(split, len(samples) * passes, "samples") as bar:
 

@@ -69,9 +69,11 @@ class Walk:
             state = self.state_at(alpha)
         except DataError as error:
             raise DataError(f"{self.ends[0]}, {self.ends[1]}: {error}") from error
-        samples = self.batchnorm_samples if self.batchnorm == "recompute" and alpha not in (0, 1) else None
+        # The ends are trained networks, with statistics of their own.
+        batchnorm = "own" if alpha in (0, 1) and self.batchnorm != "none" else self.batchnorm
+        samples = self.batchnorm_samples if batchnorm == "recompute" else None
         load_point(self.subject, state, str(self.ends[0]), self.splits, samples=samples)
-        place, records = {"alpha": alpha, "batchnorm": self.batchnorm}, []
+        place, records = {"alpha": alpha, "batchnorm": batchnorm}, []
         path, name = self.place.dump(alpha), f"{self.ends[0].stem} to {self.ends[1].stem}, alpha {alpha:g}"
         with point_writer(path, name, alpha, self.subject, self.splits) if self.dumps else nullcontext() as writer:
             for split in self.splits:

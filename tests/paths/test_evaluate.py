@@ -120,7 +120,7 @@ def test_batchnorm_is_recomputed_between_the_ends_or_interpolated(resnet: Path, 
         for handling in ("recompute", "interpolate")
     }
     for handling, result in made.items():
-        assert {point["batchnorm"] for point in result.points} == {handling}
+        assert [point["batchnorm"] for point in result.points] == ["own", handling, "own"]
     losses = {handling: [point["loss"] for point in result.points] for handling, result in made.items()}
     assert losses["recompute"][0] == losses["interpolate"][0]
     assert losses["recompute"][2] == losses["interpolate"][2]
@@ -239,6 +239,13 @@ def test_nothing_that_is_read_is_overwritten(mlp: Path, tmp_path: Path) -> None:
         evaluate_path(ends(mlp)[0], aligned, out, points=3, overwrite=True, **HERE)
     assert aligned.exists()
     assert (out / "path.json").exists()
+
+
+def test_arguments_in_tuples_and_splits_named_twice(mlp: Path, tmp_path: Path) -> None:
+    how = {"data_arguments": {"classes": (0, 1, 2)}, "points": 3, "device": "cpu", "splits": ["test", "test"]}
+    path = evaluate_path(*ends(mlp), tmp_path / "path", **how)
+    assert [point["alpha"] for point in path.points] == [0, 0.5, 1]
+    assert evaluate_path(*ends(mlp), tmp_path / "path", resume=True, **how) == path
 
 
 def test_a_finished_path_is_returned_as_it_is(mlp: Path, tmp_path: Path, interrupting: Callable[..., Any]) -> None:

@@ -272,6 +272,10 @@ def test_the_command(mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixt
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [float(row["class.mir"]) for row in rows] == [point["class.mir"] for point in points]
     assert list(rows[0])[:3] == ["x", "y", "split"]
+    (tmp_path / "plane.svg").write_text("an old one")
+    assert run([*words, "--grid", "5x3", "--resume", "--json", "--figure", str(tmp_path / "plane.svg")]) == 0
+    assert "svg" in (tmp_path / "plane.svg").read_text()
+    capsys.readouterr()
     assert run(["plane", str(mlp[0]), "--directions", "random", "-o", str(tmp_path / "r"), "--grid", "3"]) == 0
     assert "cosine" in capsys.readouterr().out
 
