@@ -1,6 +1,7 @@
 """Labelled data by name: builtin, an entry point, or anybody's `package.module:function`."""
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -139,14 +140,14 @@ def _npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int = SPL
             held = {name: arrays[name] for name in arrays.files if name[:1] in "xy"}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz file of plain arrays ({error})") from error
     if {"x", "y"} <= held.keys():
-        return _split(held["x"], _whole(path, held["y"]), test_fraction, split_seed)
+        return _split(held["x"], _whole(path, held, "x", "y"), test_fraction, split_seed)
     names = [name.removeprefix("x_") for name in held if name.startswith("x_") and f"y_{name[2:]}" in held]
     if not names:
         raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); it holds: {', '.join(held) or 'nothing'}")
-    return {name: ArraySplit(held[f"x_{name}"], _whole(path, held[f"y_{name}"])) for name in names}
+    return {name: ArraySplit(held[f"x_{name}"], _whole(path, held, f"x_{name}", f"y_{name}")) for name in names}
 
 
 def _split(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> dict[str, ArraySplit]:
@@ -154,10 +155,14 @@ def _split(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -
     return {"train": ArraySplit(inputs[train], labels[train]), "test": ArraySplit(inputs[test], labels[test])}
 
 
-def _whole(path: Path, labels: np.ndarray) -> np.ndarray:
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{path}: labels must be whole numbers, found {labels.dtype}")
-    return labels
+def _whole(path: Path, held: Mapping[str, np.ndarray], inputs: str, labels: str) -> np.ndarray:
+    """The labels (n,) of n inputs, by their names in the file."""
+    found, shape = held[labels], held[inputs].shape
+    if found.dtype.kind not in "iu":
+        raise DataError(f"{path}: labels must be whole numbers, found {found.dtype}")
+    if found.ndim != 1 or found.shape != shape[:1]:
+        raise DataError(f"{path}: {labels} has shape {found.shape}; one label for each of {inputs} {shape} is needed")
+    return found
 
 
 def _labelled(name: str, found: Any, arguments: dict[str, Any]) -> LabelledData:

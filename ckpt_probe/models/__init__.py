@@ -1,6 +1,6 @@
 """A model by name, its classifier, and its weights from a checkpoint."""
 
-from ckpt_probe.models.classifier import find_classifier, logits_of
+from ckpt_probe.models.classifier import find_classifier, logits_of, run_once
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import load_weights, unwrapped
 from ckpt_probe.models.sources import build_model, function_named, model_arguments
@@ -16,5 +16,6 @@ __all__ = [
     "logits_of",
     "model_arguments",
     "on_device",
+    "run_once",
     "unwrapped",
 ]

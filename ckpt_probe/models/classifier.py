@@ -12,13 +12,15 @@ from ckpt_probe.errors import DataError, UsageError
 def find_classifier(model: nn.Module, inputs: Tensor, override: str | None = None) -> str:
     """The name of the `nn.Linear` whose output is the model's output on a batch of inputs (n, …).
 
-    `override` names the layer instead, and is checked. Raises DataError where no linear layer's output is the model's
-    output, or where several are, listing all candidates; UsageError where `override` names no linear layer.
+    `override` names the layer instead, and is checked. Raises DataError where the model does not take the inputs, where
+    no linear layer's output is the model's output, or where several are, listing all candidates; UsageError where
+    `override` names no linear layer.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if override is not None:
         if override not in linears:
             raise UsageError(f"--classifier {override}: no linear layer of that name; there are: {_listed(linears)}")
+        run_once(model, inputs)
         return override
     outputs, result = _run(model, linears, inputs)
     found = [name for name, seen in outputs.items() if any(_same(output, result) for output in seen)]
@@ -33,6 +35,24 @@ def find_classifier(model: nn.Module, inputs: Tensor, override: str | None = Non
         f"no linear layer's output is the model's output {tuple(result.shape)}; candidates and their outputs: "
         f"{_listed(shapes, shapes.values())}; choose one by --classifier NAME"
     )
+
+
+def run_once(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The logits (n, C) of a batch in evaluation mode, without gradient; the model is left as it was.
+
+    Raises DataError where the model does not take such inputs, or returns no logits.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            return logits_of(model.eval()(inputs))
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        kind = f"{tuple(inputs.shape[1:])} of {str(inputs.dtype).removeprefix('torch.')}"
+        first_line = str(error).strip().partition("\n")[0]
+        why = f"{type(error).__name__}: {first_line}"
+        raise DataError(f"the model does not take inputs of shape {kind} ({why})") from error
+    finally:
+        model.train(training)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -54,12 +74,9 @@ def logits_of(output: Any) -> Tensor:
 def _run(model: nn.Module, linears: dict[str, nn.Linear], inputs: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
     outputs: dict[str, list[Tensor]] = {name: [] for name in linears}
     hooks = [module.register_forward_hook(_recorder(outputs[name])) for name, module in linears.items()]
-    training = model.training
     try:
-        with torch.no_grad():
-            result = logits_of(model.eval()(inputs))
+        result = run_once(model, inputs)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return outputs, result

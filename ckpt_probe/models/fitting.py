@@ -14,7 +14,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     """Copy a state dict into a model in place, strictly: same names, same shapes.
 
     A wrapper's prefix that stands before every name is taken off where the names then fit. Raises DataError naming
-    `source` and listing missing names, unexpected names and other shapes.
+    `source` and listing missing names, unexpected names, other shapes, and whole numbers where the model has floats,
+    which are quantised: what they stand for is not in them.
     """
     wanted = model.state_dict()
     given = unwrapped(state_dict, set(wanted))
@@ -29,6 +30,14 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults if names]
     if told:
         raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(told)}")
+    floating = [name for name, tensor in wanted.items() if tensor.is_floating_point()]
+    whole = [name for name in floating if not given[name].is_floating_point()]
+    if whole:
+        kind = str(given[whole[0]].dtype).removeprefix("torch.")
+        raise DataError(
+            f"{source}: tensor {whole[0]!r} is {kind}, where the model has floating numbers ({len(whole)} such): a "
+            "quantised checkpoint; convert it first"
+        )
     model.load_state_dict(dict(given))
 
 

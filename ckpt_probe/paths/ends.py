@@ -14,7 +14,6 @@ from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_che
 from ckpt_probe.data import Split
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
-from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.alignment import Alignment, match_weights, proved, read_spec
 from ckpt_probe.paths.correlation import match_activations
 from ckpt_probe.paths.linear import require_finite
@@ -51,21 +50,6 @@ def check_ends(ends: tuple[Path, Path]) -> None:
     with open_checkpoint(ends[0]) as first, open_checkpoint(ends[1]) as second:
         check_match(first, second)
         check_averaged(first)
-
-
-def check_floating(path: Path, subject: Subject) -> None:
-    """Raise DataError where a checkpoint has whole numbers for what the model has as floating ones: it is quantised."""
-    own = subject.model.state_dict()
-    with open_checkpoint(path) as checkpoint:
-        state = unwrapped(checkpoint.state_dict(), set(own))
-    floating = [name for name, tensor in own.items() if tensor.is_floating_point()]
-    whole = [name for name in floating if not state[name].is_floating_point()]
-    if whole:
-        kind = str(state[whole[0]].dtype).removeprefix("torch.")
-        raise DataError(
-            f"{path}: tensor {whole[0]!r} is {kind}, where the model has floating numbers ({len(whole)} such); "
-            "a quantised checkpoint has no line to another: convert it first"
-        )
 
 
 def read_ends(ends: tuple[Path, Path]) -> Ends:

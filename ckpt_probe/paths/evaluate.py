@@ -13,7 +13,7 @@ from ckpt_probe.files import content_hash
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import has_batchnorm
 from ckpt_probe.paths.distance import distances, length
-from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, check_floating, read_ends
+from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.place import PathPlace
@@ -68,7 +68,6 @@ def evaluate_path(
     alphas = evenly(FIRST if how.points is None else how.points, how.span)
     check_ends(ends)
     subject = open_subject(ends[0], Wanted(model, model_arguments, data, data_arguments, classifier, device))
-    check_floating(ends[0], subject)
     splits = tuple(dict.fromkeys(how.splits or subject.data.splits))
     for name in splits:
         subject.data.split(name)

@@ -50,7 +50,7 @@ def load_point(
 def evaluate_point(
     subject: Subject, split: str, batch_size: int, progress: Progress, *, writer: DumpWriter | None = None
 ) -> Record:
-    """The record of the weights that a subject's model has now, on one split; features and logits are held where they fit.
+    """The record of a model's present weights on one split; features and logits are held where they fit.
 
     writer: a dump that gets the split as well. Raises DataError where the features have no record.
     """

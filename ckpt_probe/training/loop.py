@@ -16,7 +16,7 @@ from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_ch
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import LabelledData, Split, load_data
 from ckpt_probe.errors import DataError, listed
-from ckpt_probe.models import build_model, choose_device, logits_of, model_arguments, on_device
+from ckpt_probe.models import build_model, choose_device, logits_of, model_arguments, on_device, run_once
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.optimizer import build_optimizer
@@ -126,6 +126,7 @@ def _stage(config: TrainingConfig, data: LabelledData, place: torch.device) -> _
     model = _model(config, data)
     # Two samples, as some layers take no single one in training.
     sample, _ = data.split("train").batch(slice(0, 2))
+    _require_fit(config, data, model, sample)
     start = begin(model, config.start, sample)
     if start.step > total:
         raise DataError(f"the start is at step {start.step}, after the run's last step, {total}")
@@ -134,6 +135,16 @@ def _stage(config: TrainingConfig, data: LabelledData, place: torch.device) -> _
     start = Start(start.step, {name: mask.to(place) for name, mask in start.masks.items()})
     optimizer = build_optimizer(config.optimizer, model.parameters())
     return _Stage(config, data, model, optimizer, objective, start, place, per_epoch, total)
+
+
+def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, sample: Tensor) -> None:
+    names = f"[model] {config.model.name}, [data] {config.data.name}"
+    try:
+        logits = run_once(model, sample)
+    except DataError as error:
+        raise DataError(f"{names}: {error}") from error
+    if logits.ndim != 2 or logits.shape[1] < data.classes:
+        raise DataError(f"{names}: logits of shape {tuple(logits.shape)} for 2 samples of {data.classes} classes")
 
 
 def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor, Tensor]:

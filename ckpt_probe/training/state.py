@@ -42,7 +42,8 @@ def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         model.load_state_dict(_under("model.", tensors))
         optimizer.load_state_dict(_optimizer_state(optimizer, _under("optimizer.", tensors)))
     except (RuntimeError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: the state is of another model; train again with --overwrite ({error})") from error
+        why = str(error).strip().partition("\n")[0]
+        raise DataError(f"{path}: the state is of another model; train again with --overwrite ({why})") from error
     torch.set_rng_state(tensors["random.cpu"])
     for index, state in _under("random.cuda.", tensors).items():
         if int(index) < torch.cuda.device_count():

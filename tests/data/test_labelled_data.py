@@ -108,13 +108,21 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
     np.savez(tmp_path / "floats.npz", x_train=np.zeros((3, 2)), y_train=np.zeros(3))
     np.savez(tmp_path / "pickled.npz", x=np.array([{}, {}]), y=np.zeros(2, dtype=int))
     np.savez(tmp_path / "uneven.npz", x_a=np.zeros((3, 2)), y_a=np.zeros(2, dtype=int))
+    np.savez(tmp_path / "short.npz", x=np.zeros((3, 2)), y=np.zeros(4, dtype=int))
+    np.savez(tmp_path / "one_hot.npz", x=np.zeros((3, 2)), y=np.eye(3, dtype=int))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "uneven.npz").read_bytes()[:100])
     np.save(tmp_path / "array.npy", np.zeros(3))
     (tmp_path / "text.npz").write_text("text")
     for name, message in (
         ("named.npz", "no arrays x and y"),
         ("floats.npz", "labels must be whole numbers"),
         ("pickled.npz", "not an .npz file of plain arrays"),
-        ("uneven.npz", r"expected \(N, …\) and \(N,\)"),
+        ("uneven.npz", r"y_a has shape \(2,\); one label for each of x_a \(3, 2\) is needed"),
+        ("short.npz", r"y has shape \(4,\); one label for each of x"),
+        ("one_hot.npz", r"y has shape \(3, 3\); one label"),
+        ("empty.npz", "not an .npz file"),
+        ("cut.npz", "not an .npz file"),
         ("array.npy", "one array"),
         ("text.npz", "not an .npz file"),
         ("missing.npz", "no such file"),

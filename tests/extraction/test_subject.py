@@ -12,7 +12,7 @@ import torch
 from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.data import functions_named
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Wanted, open_subject
 from ckpt_probe.models import build_model, function_named
 from ckpt_probe.training import prune
@@ -118,3 +118,12 @@ def test_which_names_are_functions() -> None:
         assert functions_named(name) == []
     nested = {"sources": [{"name": "digits"}, {"name": "union", "arguments": {"sources": [{"name": "a:b"}]}}]}
     assert functions_named("union", nested) == ["a:b"]
+
+
+@pytest.mark.parametrize("classifier", [None, "1"])
+def test_data_that_the_model_does_not_take(checkpoint: Callable[..., Path], classifier: str | None) -> None:
+    path = checkpoint(model="marked_module:network", data="digits")
+    wanted = Wanted(model="marked_module:network", classifier=classifier, device="cpu")
+    told = r"step-000001.safetensors: the model does not take inputs of shape \(1, 8, 8\) of float32 \(Runtime"
+    with pytest.raises(DataError, match=told):
+        open_subject(path, wanted)

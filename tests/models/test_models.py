@@ -173,3 +173,12 @@ def test_devices() -> None:
     for name in ("gpu", "meta", "cuda:99"):
         with pytest.raises(UsageError, match=f"--device {name}"):
             choose_device(name)
+
+
+def test_a_quantised_checkpoint_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    state = {"weight": torch.ones(2, 2, dtype=torch.int8), "bias": torch.zeros(2)}
+    with pytest.raises(DataError, match=r"a\.safetensors: tensor 'weight' is int8, where .*: a quantised checkpoint"):
+        load_weights(model, state, source="a.safetensors")
+    load_weights(model, {"weight": torch.ones(2, 2, dtype=torch.bfloat16), "bias": torch.zeros(2)}, source="b")
+    assert model.weight.dtype == torch.float32

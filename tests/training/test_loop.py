@@ -207,3 +207,19 @@ def test_a_run_without_its_configuration_is_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(UsageError, match=r"state\.safetensors: of which configuration is not known"):
         train(config(tmp_path), tmp_path / "run", device="cpu", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"model": {"name": "mlp", "arguments": {"hidden": [8], "classes": 2}}}, r"logits of shape \(2, 2\) for 2 sam"),
+        ({"model": {"name": "cnn", "arguments": {"channels": [4] * 6}}}, r"inputs of shape \(1, 8, 8\) of float32"),
+        ({"data": {"name": "modular:p=7,op=add,fraction=0.5"}}, r"take inputs of shape \(2,\) of int64 \(RuntimeError"),
+    ],
+)
+def test_a_model_and_data_that_do_not_fit_each_other(tmp_path: Path, section: dict, told: str) -> None:
+    settings = {"data": {"name": "digits"}, "model": {"name": "mlp"}, "training": {"steps": 3}, **section}
+    with pytest.raises(DataError, match=r"^\[model\] \w+, \[data\] [^\n]*" + told) as caught:
+        train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
