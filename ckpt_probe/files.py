@@ -19,6 +19,7 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises `UsageError` where `path` exists and `overwrite` is false, `DataError` where it cannot be written.
     """
     path = Path(path)
+    _require_name(path)
     refuse_existing(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
     try:
@@ -40,14 +41,18 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`, else remove it.
 
-    An existing directory is moved aside and removed once the new one has its name. Errors as `replacing`.
+    An existing directory is moved aside and removed once the new one has its name: a kill between these two renames
+    leaves it whole as `.NAME.HOST-PROCESS.old`, and the next call puts it back first. Errors as `replacing`.
     """
     path = Path(path)
+    _require_name(path)
+    _recover(path)
     refuse_existing(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
     old = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.old")
     try:
-        temporary.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
             _sync(file)
@@ -99,13 +104,38 @@ def _remove(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _require_name(path: Path) -> None:
+    if not path.name:
+        raise UsageError(f"{path}: not the name of a file or directory to be written")
+
+
+def _recover(path: Path) -> None:
+    """Put back a directory that was moved aside by a process that then died, and remove what else it left."""
+    if not path.parent.is_dir():
+        return
+    # What has this process's own number is of an earlier one: this one has not begun.
+    mine = f"{_host()}-{os.getpid()}"
+    olds = [*_abandoned(path, "old"), path.with_name(f".{path.name}.{mine}.old")]
+    for old in filter(os.path.lexists, olds):
+        if not os.path.lexists(path):
+            old.rename(path)
+    for left in (*olds, *_abandoned(path, "part"), path.with_name(f".{path.name}.{mine}.part")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            _remove(left)
+
+
 def _remove_abandoned(path: Path) -> None:
-    # A process killed with -9 leaves its temporary file; its number in the name tells that nobody writes it now.
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}-(\d+)\.part")
-    for entry in path.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        if match and not _alive(int(match[1])):
-            entry.unlink(missing_ok=True)
+    for entry in _abandoned(path, "part"):
+        entry.unlink(missing_ok=True)
+
+
+def _abandoned(path: Path, kind: str) -> list[Path]:
+    # A process killed with -9 leaves what is temporary; its number in the name tells that nobody writes it now.
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}-(\d+)\.{kind}")
+    matches = [(entry, pattern.fullmatch(entry.name)) for entry in path.parent.iterdir()]
+    return [entry for entry, match in matches if match and not _alive(int(match[1]))]
 
 
 def _alive(process: int) -> bool:

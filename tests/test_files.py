@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.files import replacing, write_text
+from ckpt_probe.files import replacing, replacing_directory, write_text
 
 
 def test_a_file_appears_whole_and_no_temporary_stays(tmp_path: Path) -> None:
@@ -91,3 +91,49 @@ def test_a_temporary_file_of_a_living_process_is_left_alone(tmp_path: Path) -> N
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+KILLED_MIDWAY = """
+import os, signal, sys
+from pathlib import Path
+from ckpt_probe.files import replacing_directory
+
+out, moment = Path(sys.argv[1]), sys.argv[2]
+rename = Path.rename
+
+def dying(path, target):
+    if moment == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    done = rename(path, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+Path.rename = dying
+with replacing_directory(out, overwrite=True) as folder:
+    (folder / "file").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "between"])
+def test_a_directory_whose_replacement_was_killed_is_put_back(tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "folder"
+    out.mkdir()
+    (out / "file").write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED_MIDWAY, str(out), moment])
+    assert done.returncode == -signal.SIGKILL
+    assert out.exists() == (moment == "before")
+    with pytest.raises(UsageError, match="exists already"), replacing_directory(out):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (out / "file").read_text() == "old"
+    with replacing_directory(out, overwrite=True) as folder:
+        (folder / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (out / "file").read_text() == "new"
+
+
+def test_what_has_no_name_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for writer in (replacing, replacing_directory):
+        with pytest.raises(UsageError, match="not the name of a file"), writer(Path(), overwrite=True):
+            pass

@@ -6,13 +6,23 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import batchnorm_options, json_object, numbers, subject_options, writer_options
+from ckpt_probe.cli.options import (
+    batchnorm_options,
+    given_options,
+    json_object,
+    numbers,
+    subject_options,
+    writer_options,
+)
 from ckpt_probe.errors import UsageError
 
 EXAMPLE = """\b
 Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --points 21
           ckpt-probe interpolate A.safetensors B.safetensors --alpha 0.3 --out mid.safetensors"""
 BARS = "▁▂▃▄▅▆▇█"
+OF_A_POINT = frozenset({"out", "alpha", "dtype", "threads", "overwrite"})
+OF_A_CURVE = ("curve_epochs", "curve_learning_rate", "midpoint")
+BENT = frozenset({"bezier", "polychain"})
 
 
 @click.command("interpolate", epilog=EXAMPLE)
@@ -97,13 +107,10 @@ def command(
         raise UsageError("--json and --csv exclude each other")
     if consecutive == (b is not None):
         raise UsageError("interpolate takes two checkpoints or runs A and B, or with --consecutive one run A")
-    if alpha is not None:
-        if b is None:
-            raise UsageError("--alpha and --consecutive exclude each other")
-        if options["path"] != "linear" or options["align"] is not None:
-            raise UsageError(
-                "--alpha writes a point of the straight line between A and B; it takes no --path or --align"
-            )
+    if alpha is not None and b is None:
+        raise UsageError("--alpha and --consecutive exclude each other")
+    _require_used(options["path"], options["align"])
+    if alpha is not None and b is not None:
         _write_point(a, b, alpha, out, dtype, threads, overwrite)
         return
 
@@ -120,6 +127,23 @@ def command(
         _series(a, b, out, options, json=json, csv=csv)
         return
     _path(a, b, out, options, json=json, csv=csv, wide=wide)
+
+
+def _require_used(path: object, align: object) -> None:
+    """Raise UsageError for options that would do nothing beside the others."""
+    given = given_options()
+    if "alpha" in given:
+        idle = [given[name] for name in given if name not in OF_A_POINT and (name, path) != ("path", "linear")]
+        told = "--alpha writes a point of the straight line between A and B; it takes no"
+    elif idle := [given[name] for name in ("dtype", "threads") if name in given]:
+        told = "only --alpha, which writes a checkpoint, takes"
+    elif path not in BENT and (idle := [given[name] for name in OF_A_CURVE if name in given]):
+        told = "only --path bezier and polychain take"
+    else:
+        idle = [given["align_samples"]] if "align_samples" in given and align != "activations" else []
+        told = "only --align activations takes"
+    if idle:
+        raise UsageError(f"{told} {', '.join(idle)}")
 
 
 def _path(a: Path, b: Path, out: Path, options: dict[str, Any], *, json: bool, csv: bool, wide: bool) -> None:
@@ -183,7 +207,7 @@ def sparkline(values: Sequence[float | None]) -> str:
 def _points(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 3:
+    if not (text.isascii() and text.isdigit()) or int(text) < 3:
         raise UsageError(f'--points: expected "auto" or a number of at least 3, found {text!r}')
     return int(text)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ckpt_probe.errors import UsageError
 
@@ -33,6 +34,18 @@ def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_SUBJECT):
         command = option(command)
     return command
+
+
+def given_options() -> dict[str, str]:
+    """The options that the command line itself gives: how each is spelled, by the name of its parameter."""
+    context = click.get_current_context()
+    given = [option for option in context.command.params if isinstance(option, click.Option) and option.name]
+    default = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    return {
+        option.name: option.opts[-1]
+        for option in given
+        if option.name is not None and context.get_parameter_source(option.name) not in default
+    }
 
 
 _BATCHNORM = (

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
-from ckpt_probe.cli.options import numbers
+from ckpt_probe.cli.options import given_options, numbers
 
 if TYPE_CHECKING:
     from ckpt_probe.training import PrunedLevel
@@ -69,7 +68,7 @@ def command(
 
     if seed is not None and config is None:
         raise UsageError("--seed goes with --retrain: pruning alone draws no random numbers")
-    if config is None and click.get_current_context().get_parameter_source("device") != ParameterSource.DEFAULT:
+    if config is None and "device" in given_options():
         raise UsageError("--device goes with --retrain: pruning alone runs no network")
     if classifier is not None and not keep_classifier:
         raise UsageError("--classifier goes with --keep-classifier")

@@ -40,6 +40,21 @@ def test_every_option_has_a_sentence_and_every_verb_an_example(verb: str) -> Non
         (["analyze"], "DUMPS"),
         (["analyze", "x", "--colour"], "--colour"),
         (["interpolate", "a", "b", "--alpha", "half", "--out", "c"], "half"),
+        (
+            ["interpolate", "a", "b", "--alpha", "0.5", "-o", "c", "--points", "7", "--csv"],
+            "it takes no --points, --csv",
+        ),
+        (["interpolate", "a", "b", "--alpha", "0.5", "-o", "c", "--path", "slerp"], "it takes no --path"),
+        (
+            ["interpolate", "a", "b", "-o", "c", "--dtype", "float16"],
+            "only --alpha, which writes a checkpoint, takes --dt",
+        ),
+        (
+            ["interpolate", "a", "b", "-o", "c", "--curve-epochs", "3"],
+            "only --path bezier and polychain take --curve-ep",
+        ),
+        (["interpolate", "a", "b", "-o", "c", "--align", "permutation", "--align-samples", "9"], "only --align activ"),
+        (["interpolate", "a", "b", "-o", "c", "--points", "²"], "a number of at least 3"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,3 +89,15 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {program}"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+def test_the_end_of_a_file_is_no_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ends(*_: object, **__: object) -> None:
+        raise EOFError("no more data")
+
+    monkeypatch.setattr("ckpt_probe.cli.inspect.inspect_checkpoint", ends)
+    assert run(["inspect", "a.safetensors"]) == 70
+    [line] = lines_of_error(capsys)
+    assert line.startswith("internal error: EOFError: no more data")

@@ -249,7 +249,7 @@ def test_a_curve_to_the_aligned_end(mlps: tuple[Path, Path], tmp_path: Path) -> 
 
 def test_batch_norm_on_a_curve(resnets: tuple[Path, Path], tmp_path: Path) -> None:
     result = evaluate_path(*resnets, tmp_path / "out", path="polychain", curve_epochs=1.0, **HERE)
-    assert {point["batchnorm"] for point in result.points} == {"recompute"}
+    assert {point["batchnorm"] for point in result.points if 0 < point["alpha"] < 1} == {"recompute"}
     given = evaluate_path(
         *resnets,
         tmp_path / "given",
