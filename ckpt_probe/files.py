@@ -30,7 +30,7 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if error.filename is not None and Path(error.filename) not in {path, temporary, path.parent}:
+        if error.filename is not None and Path(error.filename) not in {path, temporary, *path.parents}:
             raise
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -42,15 +42,16 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
     """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`, else remove it.
 
     An existing directory is moved aside and removed once the new one has its name: a kill between these two renames
-    leaves it whole as `.NAME.HOST-PROCESS.old`, and the next call puts it back first. Errors as `replacing`.
+    leaves it whole as `.NAME.HOST-PROCESS.old`, and the next call puts it back first. Where anything else comes
+    between them it is put back at once. Errors as `replacing`.
     """
     path = Path(path)
     _require_name(path)
-    _recover(path)
-    refuse_existing(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
     old = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.old")
     try:
+        _recover(path, temporary, old)
+        refuse_existing(path, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
@@ -62,15 +63,13 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
         temporary.rename(path)
         _sync(path.parent)
     except OSError as error:
-        if error.filename is not None and temporary not in {Path(error.filename), Path(error.filename).parent}:
+        ours = {path, temporary, *path.parents}
+        if error.filename is not None and not ours & {Path(error.filename), Path(error.filename).parent}:
             raise
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            _remove(old)
+        _put_back(old, path)
+        _remove(temporary)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -98,37 +97,43 @@ def _host() -> str:
     return re.sub(r"\W", "", socket.gethostname())[:32] or "host"
 
 
-def _remove(temporary: Path) -> None:
+def _remove(left: Path) -> None:
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+        return
     # Where the directory itself could not be made or entered there is nothing to remove, and the first error counts.
     with suppress(OSError):
-        temporary.unlink(missing_ok=True)
+        left.unlink(missing_ok=True)
 
 
 def _require_name(path: Path) -> None:
-    if not path.name:
+    if path.name in {"", ".."}:
         raise UsageError(f"{path}: not the name of a file or directory to be written")
 
 
-def _recover(path: Path) -> None:
+def _put_back(old: Path, path: Path) -> None:
+    """Give what was moved aside its name again where nothing has it; else remove it."""
+    if os.path.lexists(path):
+        _remove(old)
+        return
+    with suppress(OSError):  # nothing was moved aside, or it stays for the next call
+        old.rename(path)
+
+
+def _recover(path: Path, temporary: Path, old: Path) -> None:
     """Put back a directory that was moved aside by a process that then died, and remove what else it left."""
     if not path.parent.is_dir():
         return
     # What has this process's own number is of an earlier one: this one has not begun.
-    mine = f"{_host()}-{os.getpid()}"
-    olds = [*_abandoned(path, "old"), path.with_name(f".{path.name}.{mine}.old")]
-    for old in filter(os.path.lexists, olds):
-        if not os.path.lexists(path):
-            old.rename(path)
-    for left in (*olds, *_abandoned(path, "part"), path.with_name(f".{path.name}.{mine}.part")):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            _remove(left)
+    for left in (old, *_abandoned(path, "old")):
+        _put_back(left, path)
+    for left in (temporary, *_abandoned(path, "part")):
+        _remove(left)
 
 
 def _remove_abandoned(path: Path) -> None:
-    for entry in _abandoned(path, "part"):
-        entry.unlink(missing_ok=True)
+    for left in _abandoned(path, "part"):
+        _remove(left)
 
 
 def _abandoned(path: Path, kind: str) -> list[Path]:

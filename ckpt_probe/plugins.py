@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,17 @@ def require_named(functions: Sequence[str], by_caller: str | None, file: Path, o
                 f"{file}: names {name}, a function that is not called on a file's word; if you trust it, name it "
                 f"yourself: {option}"
             )
+
+
+def functions_within(arguments: Any) -> list[str]:
+    """Each `package.module:function` in arguments, however deep: the function that is given them may call it."""
+    if isinstance(arguments, str):
+        return [arguments] if is_function_name(arguments) else []
+    if isinstance(arguments, Mapping):
+        return functions_within([*arguments.keys(), *arguments.values()])
+    if isinstance(arguments, list | tuple):
+        return [name for part in arguments for name in functions_within(part)]
+    return []
 
 
 def load_function(name: str) -> Callable[..., Any]:

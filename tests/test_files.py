@@ -1,5 +1,6 @@
 """Replacing files: whole or untouched, whatever happens."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ckpt_probe import files
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import replacing, replacing_directory, write_text
 
@@ -51,8 +53,14 @@ def test_an_error_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
 
 def test_where_nothing_can_be_written_one_clear_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"below: cannot be written"):
-        write_text(tmp_path / "file" / "below", "x")
+    for below in ("below", "deeper/below", "deeper/still/below"):
+        with pytest.raises(DataError, match=r"below: cannot be written"):
+            write_text(tmp_path / "file" / below, "x")
+        with (
+            pytest.raises(DataError, match=r"below: cannot be written"),
+            replacing_directory(tmp_path / "file" / below),
+        ):
+            pass
 
 
 KILLED = """
@@ -132,8 +140,44 @@ def test_a_directory_whose_replacement_was_killed_is_put_back(tmp_path: Path, mo
     assert (out / "file").read_text() == "new"
 
 
+def test_a_directory_moved_aside_is_put_back_at_once_where_the_new_one_does_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "folder", Path.rename
+    out.mkdir()
+    (out / "file").write_text("old")
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.suffix == ".part":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing_directory(out, overwrite=True) as folder:
+        (folder / "file").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "file"]
+    assert (out / "file").read_text() == "old"
+
+
+def test_only_what_dead_processes_have_left_is_touched(tmp_path: Path) -> None:
+    out, dead = tmp_path / "folder", 2**22 + 1  # no process has a number that high
+    mine = [f".folder.{files._host()}-{os.getppid()}.{kind}" for kind in ("old", "part")]
+    theirs = [f".folder.elsewhere-{dead}.old", f".folder2.{files._host()}-{dead}.old"]
+    left = [f".folder.{files._host()}-{dead}.{kind}" for kind in ("old", "part")]
+    for name in (*mine, *theirs, *left):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with replacing_directory(out, overwrite=True) as folder:
+        (folder / "file").write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", *mine, *theirs}
+    (tmp_path / f".a.txt.{files._host()}-{dead}.part").mkdir()
+    write_text(tmp_path / "a.txt", "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "folder", *mine, *theirs}
+
+
 def test_what_has_no_name_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for writer in (replacing, replacing_directory):
-        with pytest.raises(UsageError, match="not the name of a file"), writer(Path(), overwrite=True):
-            pass
+        for path in (Path(), Path("..")):
+            with pytest.raises(UsageError, match="not the name of a file"), writer(path, overwrite=True):
+                pass

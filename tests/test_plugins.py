@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.plugins import is_function_name, load_function, registered
+from ckpt_probe.plugins import functions_within, is_function_name, load_function, registered, require_named
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,19 @@ from ckpt_probe.plugins import is_function_name, load_function, registered
 )
 def test_function_names(name: str, is_one: bool) -> None:
     assert is_function_name(name) is is_one
+
+
+def test_functions_within_arguments_of_any_depth() -> None:
+    found = functions_within({"a": ["x", "m:f", {"deep:er": ("n.o:g", 3)}], "b": None, "c": "no function: this"})
+    assert found == ["m:f", "deep:er", "n.o:g"]
+
+
+def test_what_only_a_file_names_is_refused() -> None:
+    require_named(["m:f"], "m:f", Path("a.safetensors"), "--model m:f")
+    require_named([], None, Path("a.safetensors"), "")
+    told = r"^a\.safetensors: names n:g, a function that is not called on a file's word; .* yourself: --model m:f"
+    with pytest.raises(UsageError, match=told):
+        require_named(["m:f", "n:g"], "m:f", Path("a.safetensors"), "--model m:f")
 
 
 def test_a_module_beside_the_caller_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from ckpt_probe.analysis.records import (
     in_order,
     read_blocks,
     read_moments,
+    settled,
 )
 from ckpt_probe.analysis.series import analyze_dump, analyze_series, read_series
 from ckpt_probe.analysis.settings import Settings
@@ -33,4 +34,5 @@ __all__ = [
     "read_moments",
     "read_records",
     "read_series",
+    "settled",
 ]

@@ -83,7 +83,8 @@ class Interval:
         if np.ptp(values) == 0:
             return float(values[0]), float(values[0])
         if self.method == "t":
-            half = float(stats.t.ppf(0.5 + self.confidence / 2, len(values) - 1) * stats.sem(values))
+            # By its tail: 0.5 + confidence / 2 rounds to 1 before the confidence does.
+            half = float(stats.t.isf((1 - self.confidence) / 2, len(values) - 1) * stats.sem(values))
             return float(values.mean()) - half, float(values.mean()) + half
         found = stats.bootstrap(
             (values,),
@@ -147,7 +148,7 @@ def expanded(confidence: float, pairs: int) -> float:
     """The level at which a percentile interval of n normal differences is as wide as Student's (Hesterberg 2015)."""
     from scipy import stats
 
-    quantile = math.sqrt(pairs / (pairs - 1)) * stats.t.ppf(0.5 + confidence / 2, pairs - 1)
+    quantile = math.sqrt(pairs / (pairs - 1)) * stats.t.isf((1 - confidence) / 2, pairs - 1)
     return float(1 - 2 * stats.norm.sf(quantile))
 
 

@@ -82,7 +82,9 @@ def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | Non
 
 
 def _source(entry: Path) -> Path | None:
-    if entry.is_file():
+    if entry.is_symlink() and not entry.exists():
+        raise DataError(f"{entry}: a link to what is not there; mend or remove it")
+    if not entry.is_dir():
         return entry if entry.suffix == ".jsonl" else None
     if _dumps_in(entry):
         return entry
@@ -94,7 +96,10 @@ def _source(entry: Path) -> Path | None:
 
 
 def _dumps_in(entry: Path) -> bool:
-    return any(file.suffix in SUFFIXES and not file.name.startswith(".") for file in entry.iterdir())
+    try:
+        return any(file.suffix in SUFFIXES and not file.name.startswith(".") for file in entry.iterdir())
+    except OSError as error:
+        raise DataError(f"{entry}: cannot be read: {error.strerror}; mend or remove it") from error
 
 
 def _of_dumps(folder: Path, split: str, step: int | None) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """Blocks of features, or moments of them → one record: the numbers of one checkpoint and one split."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,9 +39,10 @@ def analyze_features(
 ) -> Record:
     """The record of features (N, D) and labels (N,), with classifier weights (C, D) and bias (C,) where given.
 
-    numpy or torch; entropies in nats; None where a value is undefined, with the reasons in `missing`. options: those
-    of `Settings`, such as centred=True, orders=(0.5, 2), tolerance=1e-4, memory=2**30. Raises DataError for NaN or
-    infinity, labels outside 0 … C−1, and shapes that do not fit.
+    numpy or torch; entropies in nats; None where a value is undefined or not finite, with the reasons in `missing`.
+    options: those of `Settings`, such as centred=True, orders=(0.5, 2), tolerance=1e-4, memory=2**30. Raises DataError
+    for NaN or infinity, labels outside 0 … C−1, and shapes that do not fit; without weights and logits nothing says C,
+    and labels are refused where the class means up to them would take more than `memory` bytes.
     """
     if logits is not None and len(logits) != len(features):
         raise DataError(f"{len(features)} rows of features but {len(logits)} of logits")
@@ -68,6 +70,7 @@ def read_blocks(
     moments = Moments(None if head is None else head.weights.shape[0], memory=settings.memory)
     quality = Quality()
     for features, labels, logits in blocks():
+        _require_labels(features, labels, logits, moments)
         moments.update(features, labels)
         quality.update(scores(features, logits, head), labels)
     return read_moments(moments, quality, weights, bias, blocks=blocks, settings=settings)
@@ -85,18 +88,23 @@ def read_moments(
     """The reading of moments; what needs the features themselves is None, with that reason, where `blocks` is None."""
     settings = settings or Settings()
     head = Head.of(weights, bias)
-    reading = moments.read(
-        weights,
-        bias,
-        rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
-        orders=settings.orders,
-        sampling=settings.sampling,
-        details=settings.per_class or settings.spectra,
-    )
+    try:
+        reading = moments.read(
+            weights,
+            bias,
+            rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
+            orders=settings.orders,
+            sampling=settings.sampling,
+            details=settings.per_class or settings.spectra,
+        )
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise DataError("no eigenvalues: the features are too large for float64, or their moments damaged") from error
     record: Record = dict(reading.record)
     reasons = [record.pop("missing")]
     record |= {"accuracy": quality.accuracy, "loss": quality.loss}
-    nearest = None if blocks is None else _nearest(blocks, moments, head, settings)
+    # Without scores and without rows a class there is nothing to compare with the nearest mean.
+    compares = quality.samples > 0 or settings.per_class
+    nearest = _nearest(blocks, moments, head, settings) if blocks is not None and compares else None
     record["nc4.disagreement"] = nearest.disagreement if nearest else None
     if settings.centred:
         shifted = _centred(blocks, moments, weights, settings) if blocks is not None else dict.fromkeys(CENTRED)
@@ -107,7 +115,8 @@ def read_moments(
         record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
     record["missing"] = "; ".join(reason for reason in reasons if reason) or None
     per_class = [{**row, **(nearest.of_class(row["class"]) if nearest else {})} for row in reading.per_class]
-    return replace(reading, record=in_order(record), per_class=per_class)
+    record = in_order(settled(record, scored=quality.samples > 0))
+    return replace(reading, record=record, per_class=[settled(row) for row in per_class])
 
 
 def scores(features: Array, logits: Array | None, head: Head | None) -> Tensor | None:
@@ -123,12 +132,43 @@ def empty_record() -> Record:
     return dict.fromkeys([*COUNTS, *metrics, *REFERENCES, *EXTRA])
 
 
+def settled(record: Record, *, scored: bool = False) -> Record:
+    """A record without infinities; `missing` says so. scored: there were logits, so that no loss is no finite one."""
+    wild = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+    reasons = [record.get("missing"), f"{', '.join(wild)}: not finite" if wild else None]
+    if scored and record["loss"] is None:
+        reasons.append("loss: not finite, as logits are infinite or NaN")
+    if not any(reasons[1:]):
+        return record
+    return {**record, **dict.fromkeys(wild), "missing": "; ".join(reason for reason in reasons if reason)}
+
+
 def in_order(record: Mapping[str, Any]) -> Record:
     """A record with its names in the order in which they are documented, others at the end."""
     known = [*POSITION, *COUNTS, *(entry.name for entry in ENTRIES), *REFERENCES]
     ordered = {name: record[name] for name in known if name in record}
     others = {name: value for name, value in record.items() if name not in ordered and name not in EXTRA}
     return {**ordered, **others, **{name: record.get(name) for name in EXTRA}}
+
+
+def _require_labels(features: Array, labels: Array, logits: Array | None, moments: Moments) -> None:
+    numbers = torch.as_tensor(labels)
+    if features.ndim != 2 or numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point():
+        # The moments say what is wrong with these.
+        return
+    numbers = numbers.to(torch.int64)
+    row = int(numbers.argmax())
+    highest, where = int(numbers[row]), f"labels: row {moments.samples + row} is"
+    if logits is not None:
+        if logits.ndim != 2 or highest >= logits.shape[1]:
+            raise DataError(f"{where} {highest}, which logits of shape {tuple(logits.shape)} do not hold")
+        return
+    needed = 8 * (highest + 1) * features.shape[1]
+    if moments.classes is None and needed > moments.memory:
+        raise DataError(
+            f"{where} {highest}: the means of so many classes would take {needed:,} bytes, over the budget of "
+            f"{moments.memory:,}; labels are numbers of classes, 0 … C−1"
+        )
 
 
 def _nearest(blocks: Blocks, moments: Moments, head: Head | None, settings: Settings) -> NearestMeans:

@@ -113,7 +113,7 @@ class _Task:
             return _Done(readings, note=entry.keep(readings))
 
     def _readings(self, dump: Dump) -> list[Reading]:
-        return [_reading(dump, split, self.settings) for split in self.splits or dump.splits]
+        return [_reading(dump, split, self.settings) for split in dict.fromkeys(self.splits or dump.splits)]
 
 
 def _results(members: list[Member], task: _Task, workers: int) -> Generator[_Done, None, None]:
@@ -158,4 +158,8 @@ def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:
     state, numbers = stored
     moments = Moments(None if dump.weights is None else len(dump.weights), memory=settings.memory)
     moments.load(state)
-    return read_moments(moments, Quality.from_numbers(numbers), dump.weights, dump.bias, settings=settings)
+    try:
+        quality = Quality.from_numbers(numbers)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise DataError("moments: the numbers scored, right, summed_loss are not beside them; extract again") from error
+    return read_moments(moments, quality, dump.weights, dump.bias, settings=settings)

@@ -8,6 +8,7 @@ import click
 
 from ckpt_probe.cli.options import (
     batchnorm_options,
+    check_batchnorm_samples,
     given_options,
     json_object,
     numbers,
@@ -21,7 +22,8 @@ Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --point
           ckpt-probe interpolate A.safetensors B.safetensors --alpha 0.3 --out mid.safetensors"""
 BARS = "▁▂▃▄▅▆▇█"
 OF_A_POINT = frozenset({"out", "alpha", "dtype", "threads", "overwrite"})
-OF_A_CURVE = ("curve_epochs", "curve_learning_rate", "midpoint")
+OF_TRAINING = ("curve_epochs", "curve_learning_rate")
+OF_A_CURVE = (*OF_TRAINING, "midpoint")
 BENT = frozenset({"bezier", "polychain"})
 
 
@@ -114,6 +116,7 @@ def command(
         _write_point(a, b, alpha, out, dtype, threads, overwrite)
         return
 
+    check_batchnorm_samples(str(options["batchnorm"]))
     count, positions = _points(points), _span(span)
 
     options |= {
@@ -132,18 +135,19 @@ def command(
 def _require_used(path: object, align: object) -> None:
     """Raise UsageError for options that would do nothing beside the others."""
     given = given_options()
+    rules = (
+        (("dtype", "threads"), False, "only --alpha, which writes a checkpoint, takes"),
+        (OF_A_CURVE, path in BENT, "only --path bezier and polychain take"),
+        (OF_TRAINING, "midpoint" not in given, "--midpoint, which needs no training, takes no"),
+        (("align_samples",), align == "activations", "only --align activations takes"),
+    )
     if "alpha" in given:
-        idle = [given[name] for name in given if name not in OF_A_POINT and (name, path) != ("path", "linear")]
-        told = "--alpha writes a point of the straight line between A and B; it takes no"
-    elif idle := [given[name] for name in ("dtype", "threads") if name in given]:
-        told = "only --alpha, which writes a checkpoint, takes"
-    elif path not in BENT and (idle := [given[name] for name in OF_A_CURVE if name in given]):
-        told = "only --path bezier and polychain take"
-    else:
-        idle = [given["align_samples"]] if "align_samples" in given and align != "activations" else []
-        told = "only --align activations takes"
-    if idle:
-        raise UsageError(f"{told} {', '.join(idle)}")
+        others = tuple(name for name in given if name not in OF_A_POINT and (name, path) != ("path", "linear"))
+        rules = ((others, False, "--alpha writes a point of the straight line between A and B; it takes no"),)
+    for names, used, told in rules:
+        idle = [given[name] for name in names if name in given]
+        if idle and not used:
+            raise UsageError(f"{told} {', '.join(idle)}")
 
 
 def _path(a: Path, b: Path, out: Path, options: dict[str, Any], *, json: bool, csv: bool, wide: bool) -> None:

@@ -58,12 +58,18 @@ _BATCHNORM = (
     ),
     click.option(
         "--batchnorm-samples",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=2),
         default=4096,
         show_default=True,
         help="Training samples for new running statistics.",
     ),
 )
+
+
+def check_batchnorm_samples(batchnorm: str) -> None:
+    """Raise UsageError where samples are given for statistics that are not estimated."""
+    if batchnorm != "recompute" and "batchnorm_samples" in given_options():
+        raise UsageError("only --batchnorm recompute takes --batchnorm-samples")
 
 
 def batchnorm_options(command: Callable[..., Any]) -> Callable[..., Any]:

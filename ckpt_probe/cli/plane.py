@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import batchnorm_options, json_object, subject_options
+from ckpt_probe.cli.options import batchnorm_options, check_batchnorm_samples, json_object, subject_options
 from ckpt_probe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def command(
     """
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
+    check_batchnorm_samples(options["batchnorm"])
     options |= {
         "grid": _grid(grid),
         "model_arguments": json_object(model_arguments, "--model-arguments"),

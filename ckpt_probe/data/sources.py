@@ -140,7 +140,7 @@ def _npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int = SPL
             held = {name: arrays[name] for name in arrays.files if name[:1] in "xy"}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz file of plain arrays ({error})") from error
     if {"x", "y"} <= held.keys():
         return _split(held["x"], _whole(path, held, "x", "y"), test_fraction, split_seed)

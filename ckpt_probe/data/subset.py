@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ckpt_probe.data.samples import ArraySplit
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import UsageError, listed
 
 
 def named(splits: Mapping[str, ArraySplit], classes: Any) -> list[int]:
@@ -20,7 +20,9 @@ def named(splits: Mapping[str, ArraySplit], classes: Any) -> list[int]:
     present = labels_of(splits)
     absent = [label for label in classes if label not in present]
     if absent:
-        raise UsageError(f"classes: no sample has the label {absent[0]}; there are: {_spelled(present)}")
+        raise UsageError(
+            f"classes: no sample has the label {absent[0]}; there are: {listed([str(label) for label in present], 20)}"
+        )
     return list(classes)
 
 
@@ -91,8 +93,3 @@ def _require_enough(label: int, held: int, kept: int | None, validation: int | N
     asked = [f"per_class = {kept}"] if kept is not None else []
     asked += [f"validation_per_class = {validation}"] if validation else []
     raise UsageError(f"{' and '.join(asked)}: class {label} has {held} samples in split train, too few")
-
-
-def _spelled(labels: Sequence[int], most: int = 20) -> str:
-    more = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(str(label) for label in labels[:most]) + more

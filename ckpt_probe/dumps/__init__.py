@@ -1,8 +1,8 @@
 """The HDF5 dump of features and classifier weights. The only place that knows HDF5."""
 
 from ckpt_probe.dumps.reading import Dump, SplitView, open_dump, open_dump_series, read_provenance
-from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, STORES, Provenance
-from ckpt_probe.dumps.writing import DumpWriter
+from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, STORES, Provenance, require_split_name
+from ckpt_probe.dumps.writing import DumpWriter, as_stored
 
 __all__ = [
     "FEATURE_DTYPES",
@@ -12,7 +12,9 @@ __all__ = [
     "DumpWriter",
     "Provenance",
     "SplitView",
+    "as_stored",
     "open_dump",
     "open_dump_series",
     "read_provenance",
+    "require_split_name",
 ]

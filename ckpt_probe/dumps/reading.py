@@ -16,12 +16,16 @@ from ckpt_probe.series import Member, in_order, step_from_name
 Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 SUFFIXES = frozenset({".h5", ".hdf5"})
 
+BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
+"""What h5py raises where the bytes of a file are damaged; ValueError holds text that is no UTF-8."""
+
 
 class SplitView:
     """One split of an open dump; its arrays stay on disk until they are sliced. None where they were not stored."""
 
-    def __init__(self, name: str, group: Any) -> None:
+    def __init__(self, path: Path, name: str, group: Any) -> None:
         self.name = name
+        self._path = path
         self.features = group.get(schema.FEATURES)
         self.labels = group.get(schema.LABELS)
         self.logits = group.get(schema.LOGITS)
@@ -30,7 +34,10 @@ class SplitView:
     @property
     def samples(self) -> int:
         """N, the number of rows."""
-        return self.features.shape[0] if self.features is not None else int(self._moments["counts"][()].sum())
+        if self.features is not None:
+            return self.features.shape[0]
+        with _own_reads(self._path):
+            return int(self._moments["counts"][()].sum())
 
     @property
     def dimension(self) -> int:
@@ -38,10 +45,16 @@ class SplitView:
         return (self.features if self.features is not None else self._moments["means"]).shape[1]
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """Features (n, D), labels (n,) and logits (n, C) or None, at most `rows` rows at a time, in order."""
+        """Features (n, D), labels (n,) and logits (n, C) or None, at most `rows` rows at a time, in order.
+
+        In the byte order of this machine, whatever that of the file is. Raises DataError where they cannot be read.
+        """
         for start in range(0, self.samples, rows):
             part = slice(start, start + rows)
-            yield self.features[part], self.labels[part], None if self.logits is None else self.logits[part]
+            with _own_reads(self._path):
+                features, labels = _native(self.features[part]), _native(self.labels[part])
+                logits = None if self.logits is None else _native(self.logits[part])
+            yield features, labels, logits
 
     def arrays(self) -> dict[str, Any]:
         """Every stored array by its name below the split, unread."""
@@ -50,11 +63,15 @@ class SplitView:
         return found | {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
 
     def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
-        """Class moments as arrays by name, and the numbers beside them; None where none were stored."""
+        """Class moments as arrays by name, and the numbers beside them; None where none were stored.
+
+        Raises DataError where they cannot be read.
+        """
         if self._moments is None:
             return None
-        arrays = {name: np.asarray(dataset) for name, dataset in self._moments.items()}
-        return arrays, {name: _number(value) for name, value in self._moments.attrs.items()}
+        with _own_reads(self._path):
+            arrays = {name: _native(np.asarray(dataset)) for name, dataset in self._moments.items()}
+            return arrays, {name: _number(value) for name, value in self._moments.attrs.items()}
 
 
 class Dump:
@@ -65,7 +82,7 @@ class Dump:
         self.name = path.stem
         self._file = file
         self.provenance = _provenance(path, file)
-        self.step = _step(path, file, self.provenance)
+        self.step = _step(path, file)
         self.splits = _split_names(path, file)
         self.weights: np.ndarray | None = self._classifier(schema.WEIGHTS)
         self.bias: np.ndarray | None = self._classifier(schema.BIAS)
@@ -75,10 +92,11 @@ class Dump:
     def __getitem__(self, split: str) -> SplitView:
         if split not in self.splits:
             raise DataError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
-        return SplitView(split, self._file[split])
+        with _own_reads(self.path):
+            return SplitView(self.path, split, self._file[split])
 
     def _classifier(self, name: str) -> np.ndarray | None:
-        dataset: Any = self._file.get(f"{schema.CLASSIFIER}/{name}")
+        dataset = self._array(schema.CLASSIFIER, name)
         if dataset is None:
             return None
         wanted = 2 if name == schema.WEIGHTS else 1
@@ -89,12 +107,25 @@ class Dump:
             )
         return np.asarray(dataset, dtype=np.float64)
 
+    def _array(self, place: str, name: str) -> Any:
+        group = self._file.get(place)
+        if not isinstance(group, h5py.Group) or name not in set(group):
+            return None
+        # What a group lists is not always there: a link may lead nowhere, or bytes be damaged.
+        return self._required(f"{place}/{name}", h5py.Dataset)
+
+    def _required(self, name: str, kind: type) -> Any:
+        found = self._file.get(name)
+        if not isinstance(found, kind):
+            raise DataError(f"{self.path}: {name}: no {kind.__name__.lower()}, which it has to be, or out of reach")
+        return found
+
     def _check_split(self, name: str) -> None:
-        group: Any = self._file[name]
-        features, labels, logits = (group.get(n) for n in (schema.FEATURES, schema.LABELS, schema.LOGITS))
+        arrays = (schema.FEATURES, schema.LABELS, schema.LOGITS)
+        features, labels, logits = (self._array(name, array) for array in arrays)
         where = f"{self.path}: {name}"
-        if schema.MOMENTS in group:
-            self._check_moments(f"{where}/{schema.MOMENTS}", group[schema.MOMENTS])
+        if schema.MOMENTS in set(self._required(name, h5py.Group)):
+            self._check_moments(f"{name}/{schema.MOMENTS}")
         if features is None:
             return
         if labels is None:
@@ -107,6 +138,8 @@ class Dump:
             raise DataError(f"{where}: {features.shape[0]} rows of features but {labels.shape[0]} labels")
         if logits is not None and (logits.ndim != 2 or logits.shape[0] != features.shape[0]):
             raise DataError(f"{where}: {features.shape[0]} rows of features but logits of shape {logits.shape}")
+        if logits is not None and logits.dtype.kind not in "fiu":
+            raise DataError(f"{where}/logits: expected (N, C) of numbers, found {_described(logits)}")
         if self.weights is None:
             return
         if self.weights.shape[1] != features.shape[1]:
@@ -116,11 +149,12 @@ class Dump:
         if logits is not None and logits.shape[1] != self.weights.shape[0]:
             raise DataError(f"{where}: logits of {logits.shape[1]} classes but {self.weights.shape[0]} classifier rows")
 
-    def _check_moments(self, where: str, group: Any) -> None:
-        size = self.path.stat().st_size
-        for name, dataset in group.items():
-            if dataset.nbytes > size:
-                raise DataError(f"{where}/{name}: claims {dataset.nbytes:,} bytes in a file of {size:,}; extract again")
+    def _check_moments(self, place: str) -> None:
+        where, size, group = f"{self.path}: {place}", self.path.stat().st_size, self._required(place, h5py.Group)
+        for name in group:
+            claimed = self._required(f"{place}/{name}", h5py.Dataset).nbytes
+            if claimed > size:
+                raise DataError(f"{where}/{name}: claims {claimed:,} bytes in a file of {size:,}; extract again")
         if "counts" not in group or "means" not in group or group["means"].ndim != 2:
             raise DataError(f"{where}: counts (C,) and means (C, D) are not there; extract again")
         if self.weights is not None and self.weights.shape[1] != group["means"].shape[1]:
@@ -135,26 +169,26 @@ def open_dump(path: Path | str) -> Iterator[Dump]:
     """Open a dump for reading, for the time of the `with`.
 
     Raises DataError where the file is missing, no HDF5, truncated, of a newer format, interrupted (our format without
-    the completion mark), where its arrays do not fit each other, or where it changes while it is open.
+    the completion mark), damaged, where its arrays do not fit each other, or where it changes while it is open.
     """
     path = Path(path)
     before = _signature(path)
     try:
         with _open(path) as file:
-            _require_complete(path, file)
-            yield Dump(path, file)
+            with _own_reads(path):
+                _require_complete(path, file)
+                dump = Dump(path, file)
+            yield dump
     except (DataError, OSError) as error:
         _require_same(path, before, error)
-        raise (
-            error if isinstance(error, DataError) else DataError(f"{path}: cannot be read: {_first_clause(error)}")
-        ) from error
+        raise
     _require_same(path, before)
 
 
 def read_provenance(path: Path | str) -> Provenance | None:
     """Where a dump comes from; None for anybody else's. Raises DataError as `open_dump` does."""
     path = Path(path)
-    with _open(path) as file:
+    with _open(path) as file, _own_reads(path):
         _require_complete(path, file)
         return _provenance(path, file)
 
@@ -162,8 +196,8 @@ def read_provenance(path: Path | str) -> Provenance | None:
 def open_dump_series(path: Path | str) -> list[Member]:
     """The dumps at `path`, one .h5 file or a directory of them, ordered by step.
 
-    The step is that of the provenance, else of the attribute `step`, else the number in the name. Raises DataError
-    where there is none, or one of them cannot be read.
+    The step is that of the attribute `step`, else the number in the name. Raises DataError where there is none, or one
+    of them cannot be read.
     """
     path = Path(path)
     if path.is_file():
@@ -177,9 +211,9 @@ def open_dump_series(path: Path | str) -> list[Member]:
 
 
 def _member(path: Path) -> Member:
-    with _open(path) as file:
+    with _open(path) as file, _own_reads(path):
         _require_complete(path, file)
-        return Member(path, path.stem, _step(path, file, _provenance(path, file)))
+        return Member(path, path.stem, _step(path, file))
 
 
 @contextmanager
@@ -190,10 +224,19 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path}: a directory, where one dump is needed")
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except BROKEN as error:
         raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
     with file:
         yield file
+
+
+@contextmanager
+def _own_reads(path: Path) -> Iterator[None]:
+    """Only around what is read here: an error of a caller's own is not the dump's fault."""
+    try:
+        yield
+    except BROKEN as error:
+        raise DataError(f"{path}: cannot be read, it may be damaged: {_first_clause(error)}") from error
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:
@@ -228,13 +271,15 @@ def _provenance(path: Path, file: h5py.File) -> Provenance | None:
         raise DataError(f"{path}: {error}") from error
 
 
-def _step(path: Path, file: h5py.File, provenance: Provenance | None) -> int | None:
-    if provenance is not None and provenance.step is not None:
-        return provenance.step
+def _step(path: Path, file: h5py.File) -> int | None:
     stated: Any = file.attrs.get("step")
-    if stated is not None:
-        return int(stated)
-    return step_from_name(path.stem)
+    if stated is None:
+        return step_from_name(path.stem)
+    try:
+        # Some programs write every attribute as an array of one.
+        return int(np.asarray(stated).item())
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{path}: attribute step is {stated!r}, where one whole number is expected") from error
 
 
 def _split_names(path: Path, file: h5py.File) -> list[str]:
@@ -250,9 +295,15 @@ def _number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def _native(values: np.ndarray) -> np.ndarray:
+    # torch takes neither the other byte order nor numbers wider than float64.
+    kind = values.dtype.newbyteorder("=")
+    return values.astype(np.float64 if kind.kind == "f" and kind.itemsize > 8 else kind, copy=False)
+
+
 def _described(dataset: Any) -> str:
     return f"shape {dataset.shape} of {dataset.dtype}"
 
 
 def _first_clause(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]

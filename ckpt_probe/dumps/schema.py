@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 
 FORMAT = "ckpt-probe-dump"
 FORMAT_VERSION = 2
@@ -27,10 +27,26 @@ STORES = ("features", "moments", "both")
 
 FEATURE_DTYPES = ("float16", "float32", "float64")
 
+RESERVED = frozenset({"", ".", CLASSIFIER, FEATURE_SCALE, CLASS_SCALE})
+"""Names at the root of a dump that no split can have."""
+
+
+def require_split_name(name: str) -> None:
+    """Raise DataError where a split cannot be called so in a dump."""
+    if name in RESERVED or "/" in name or "\0" in name:
+        raise DataError(
+            f"split {name!r}: no name for a group in a dump; any other does that is not empty or '.', holds no '/' and "
+            f"no zero byte, and is none of {', '.join(sorted(RESERVED - {'', '.'}))}, which are taken"
+        )
+
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a dump's numbers come from; the root attributes of the file, mappings and lists as JSON."""
+    """Where a dump's numbers come from; the root attributes of the file, mappings and lists as JSON.
+
+    Arguments become what JSON gives back of them, such as lists for tuples, so that a dump's provenance is equal to
+    the one that it was written with. Raises UsageError for arguments that JSON does not have.
+    """
 
     checkpoint: str
     checkpoint_size: int
@@ -50,6 +66,15 @@ class Provenance:
     store: str
     device: str
     versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for name in ("model_arguments", "data_arguments"):
+            try:
+                kept = json.loads(json.dumps(getattr(self, name)))
+            except (TypeError, ValueError) as error:
+                told = "numbers, text, true and false, lists and mappings of them"
+                raise UsageError(f"{name}: a dump keeps {told}: {error}") from error
+            object.__setattr__(self, name, kept)
 
     def identity(self) -> dict[str, Any]:
         """What decides the content: everything but the device and the versions of libraries."""
@@ -74,7 +99,7 @@ class Provenance:
             values = {f.name: _value(f.name, attributes.get(f.name)) for f in fields(Provenance)}
             # Format 1 had no other store.
             values["store"] = values["store"] or "features"
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise DataError(f"provenance cannot be read ({error})") from error
         return Provenance(**values)
 

@@ -87,7 +87,11 @@ class DumpWriter:
             self._label(group.create_dataset(schema.BIAS, data=_numpy(bias)), schema.CLASS_SCALE)
 
     def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
-        """Announce a split and the number of rows that will be appended to it; None where that is not known yet."""
+        """Announce a split and the number of rows that will be appended to it; None where that is not known yet.
+
+        Raises DataError where a split cannot be called so (`require_split_name`).
+        """
+        schema.require_split_name(name)
         group = self._file.create_group(name)
         count = samples or 0
         scale = group.create_dataset(
@@ -112,13 +116,17 @@ class DumpWriter:
 
     def write_moments(self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
         """Class moments of a split, arrays by name, and single numbers beside them as attributes."""
+        schema.require_split_name(name)
         group = self._file.require_group(name).create_group(schema.MOMENTS)
         for part, values in state.items():
             group.create_dataset(part, data=_numpy(values))
         group.attrs.update(numbers)
 
     def append(self, name: str, features: Any, labels: Any, logits: Any = None) -> None:
-        """Add a block of rows to a split: features (n, D), labels (n,), logits (n, C) where they were announced."""
+        """Add a block of rows to a split: features (n, D), labels (n,), logits (n, C) where they were announced.
+
+        Raises DataError where features are too large for the precision in which they are stored.
+        """
         start = self._written[name]
         stop = start + len(labels)
         announced = self._announced[name]
@@ -129,7 +137,7 @@ class DumpWriter:
             group[schema.SAMPLE_SCALE][start:stop] = np.arange(start, stop)
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} holds more rows than the {announced} announced")
-        group[schema.FEATURES][start:stop] = _numpy(features)
+        group[schema.FEATURES][start:stop] = as_stored(features, self._dtype, f"{self.path}: {name}")
         group[schema.LABELS][start:stop] = _numpy(labels)
         if schema.LOGITS in group:
             group[schema.LOGITS][start:stop] = _numpy(logits)
@@ -163,6 +171,27 @@ class DumpWriter:
         for name, announced in self._announced.items():
             if announced is not None and self._written[name] != announced:
                 raise DataError(f"{self.path}: split {name} got {self._written[name]} rows, {announced} were announced")
+
+
+def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
+    """Features in the precision in which a dump keeps them.
+
+    Raises DataError, opening with `where`, where finite ones become infinite in it.
+    """
+    given = _numpy(features)
+    if np.can_cast(given.dtype, dtype):
+        return given.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        stored = given.astype(dtype)
+    lost = np.isinf(stored) & np.isfinite(given)
+    if lost.any():
+        largest, most = np.abs(given[lost]).max(), np.finfo(dtype).max
+        wider = schema.FEATURE_DTYPES[schema.FEATURE_DTYPES.index(dtype) + 1]
+        raise DataError(
+            f"{where}: features of size {largest:.6g} do not fit {dtype}, which ends at {most:.6g}; "
+            f"store them with --feature-dtype {wider}"
+        )
+    return stored
 
 
 def _chunks(samples: int | None, row_bytes: int) -> tuple[int] | None:

@@ -1,8 +1,9 @@
 """From checkpoints and data to dumps: one forward pass a sample, the classifier tapped, resumable."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import library_versions, open_checkpoint, open_series
-from ckpt_probe.dumps import FEATURE_DTYPES, DumpWriter, Provenance, read_provenance
+from ckpt_probe.dumps import FEATURE_DTYPES, DumpWriter, Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.background import BackgroundWriter
-from ckpt_probe.extraction.forward import forward_blocks
+from ckpt_probe.extraction.forward import forward_batches, forward_blocks, lent
 from ckpt_probe.extraction.storing import StoreWriter, require_store
 from ckpt_probe.extraction.subject import Subject, Wanted, open_subject
 from ckpt_probe.files import content_hash, refuse_existing
 from ckpt_probe.metrics.moments import MEMORY
-from ckpt_probe.models import find_classifier
+from ckpt_probe.models import choose_device, find_classifier, on_device
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
 
@@ -84,9 +85,10 @@ def extract_series(
     members = open_series(source)
     _require_own_names(members)
     subject = open_subject(members[0].path, Wanted(model, model_arguments, data, data_arguments, classifier, device))
-    chosen = tuple(splits) if splits else tuple(subject.data.splits)
+    chosen = tuple(dict.fromkeys(splits or subject.data.splits))
     for name in chosen:
         subject.data.split(name)
+        require_split_name(name)
     options = _Options(chosen, limit, batch_size, device, dtype, feature_dtype, overwrite, with_logits, store, memory)
     _require_sensible(options, subject.device)
     weights, _ = _parameters(subject.model, subject.classifier)
@@ -99,8 +101,7 @@ def extract_series(
             if not overwrite and _complete(path, provenance):
                 skipped.append(member.name)
             else:
-                with open_checkpoint(member.path) as checkpoint:
-                    subject.load(checkpoint.state_dict(), str(member.path))
+                _load(subject, member)
                 _write(path, provenance, subject, options, progress)
                 written.append(member.name)
             bar.advance()
@@ -121,36 +122,51 @@ def extract(
 ) -> Path:
     """Write one dump from your own model and batches of (inputs, labels); returns its path.
 
-    The model's classifier is found by running it, or named; `store` and `memory` as `extract_series`. Raises UsageError
-    where `out` exists and `overwrite` is false, DataError where there is no batch or the model has no such classifier.
+    The model's classifier is found by running it, or named; `store` and `memory` as `extract_series`. The model runs in
+    evaluation mode, on `device`, in its own dtype; inputs are given to it as they come, whole numbers unscaled, only
+    floating ones cast to that dtype. Features are stored as float32. Afterwards, also after an error, it is as it was:
+    training mode of each module, dtype and device. Raises UsageError where `out` exists and `overwrite` is false, where
+    the model is on several devices, or float64 for MPS; DataError where there is no batch, inputs and labels do not fit
+    each other, or the model has no such classifier.
     """
-    from ckpt_probe.data import ArraySplit
-    from ckpt_probe.models import choose_device
-
     path, place = Path(out), choose_device(device)
     refuse_existing(path, overwrite=overwrite)
-    batches = iter(loader)
-    try:
-        inputs, labels = next(batches)
-    except StopIteration:
-        raise DataError("the loader gave no batch") from None
-    model.to(place)
-    name = find_classifier(model, inputs.to(place), classifier)
-    weights, bias = _parameters(model, name)
-    require_store(store, weights.shape[0], weights.shape[1], memory)
-    writer = DumpWriter(path, None, classes=weights.shape[0], features=weights.shape[1], overwrite=overwrite)
-    with BackgroundWriter(lambda: StoreWriter(writer, store, memory=memory)) as background:
-        background.call("write_classifier", weights, bias)
-        background.call("start_split", split)
-        while True:
-            batch = ArraySplit(inputs, labels)
-            for block in forward_blocks(model, name, batch, batch_size=len(batch), device=place):
+    require_split_name(split)
+    batches = _checked(loader)
+    first = next(batches, None)
+    if first is None:
+        raise DataError("the loader gave no batch")
+    with lent(model, place) as dtype:
+        name = find_classifier(model, on_device(first[0], place, dtype), classifier)
+        weights, bias = _parameters(model, name)
+        require_store(store, weights.shape[0], weights.shape[1], memory)
+        writer = DumpWriter(path, None, classes=weights.shape[0], features=weights.shape[1], overwrite=overwrite)
+        with BackgroundWriter(lambda: StoreWriter(writer, store, memory=memory)) as background:
+            background.call("write_classifier", weights, bias)
+            background.call("start_split", split)
+            for block in forward_batches(model, name, chain([first], batches), device=place, dtype=dtype):
                 background.call("append", split, block.features, block.labels, block.logits)
-            try:
-                inputs, labels = next(batches)
-            except StopIteration:
-                background.call("finish_split", split)
-                return path
+            background.call("finish_split", split)
+    return path
+
+
+def _checked(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for number, (given, named) in enumerate(loader):
+        inputs, labels = torch.as_tensor(given), torch.as_tensor(named).cpu().to(torch.int64)
+        if inputs.ndim < 1 or labels.ndim != 1 or len(inputs) != len(labels):
+            shapes = f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
+            raise DataError(f"batch {number}: inputs and labels: expected (n, …) and (n,), found {shapes}")
+        yield inputs, labels
+
+
+def _load(subject: Subject, member: Member) -> None:
+    with open_checkpoint(member.path) as checkpoint:
+        state = checkpoint.state_dict()
+    # The last forward pass left the model in its own dtype, into which these weights might not fit.
+    double = any(tensor.dtype == torch.float64 for tensor in state.values())
+    place = torch.device("cpu") if double and subject.device.type == "mps" else subject.device
+    subject.model.to(place).to(torch.float64 if double else torch.float32)
+    subject.load(state, str(member.path))
 
 
 def _write(path: Path, provenance: Provenance, subject: Subject, options: _Options, progress: Progress) -> None:

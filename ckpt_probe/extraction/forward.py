@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.data import Split
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.models import on_device
 from ckpt_probe.progress import Progress, Silent, Task
 
@@ -46,49 +46,96 @@ def forward_blocks(
     sample.
     """
     device = torch.device(device)
-    model.to(device=device, dtype=dtype).eval()
-    runner = _Runner(model, classifier, batch_size, progress or Silent())
-    waiting: list[_Copy] = []
+    # In this order float64, which MPS does not have, never gets there.
+    model.to(dtype=dtype).to(device=device).eval()
     with _batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:
-        for inputs, labels in batches:
-            for block in runner.run(on_device(inputs, device, dtype), labels):
-                # One block stays behind, so that its copy from the device overlaps the next forward pass.
-                waiting.append(_Copy(block))
-                if len(waiting) > 1:
-                    yield _finished(waiting.pop(0), bar)
+        yield from forward_batches(
+            model, classifier, batches, device=device, dtype=dtype, progress=progress or Silent(), bar=bar
+        )
+
+
+def forward_batches(
+    model: nn.Module,
+    classifier: str,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    bar: Task | None = None,
+) -> Iterator[Block]:
+    """Run a model as it is over batches of inputs (n, …) and labels (n,); only floating inputs are cast, to `dtype`.
+
+    `device` is where the model is. What is done where it runs out of memory, and errors as `forward_blocks`.
+    """
+    runner = _Runner(model, classifier, progress or Silent())
+    waiting: list[_Copy] = []
+    for inputs, labels in batches:
+        for block in runner.run(on_device(inputs, device, dtype), labels):
+            # One block stays behind, so that its copy from the device overlaps the next forward pass.
+            waiting.append(_Copy(block))
+            if len(waiting) > 1:
+                yield _finished(waiting.pop(0), bar)
     while waiting:
         yield _finished(waiting.pop(0), bar)
+
+
+@contextmanager
+def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
+    """A caller's own model on a device and in evaluation mode for the time of the `with`; yields its dtype.
+
+    On leaving, also after an error, every module is in the mode it was in, and the model where it was. Its dtype, that
+    of its first floating parameter, stays. Raises UsageError where its parts are on several devices, or are float64
+    and the device is MPS.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    homes = list(dict.fromkeys(tensor.device for tensor in tensors))
+    if len(homes) > 1:
+        raise UsageError(f"the model's parts are on {listed([str(home) for home in homes])}; move it to one device")
+    kinds = list(dict.fromkeys(tensor.dtype for tensor in tensors if tensor.is_floating_point()))
+    if device.type == "mps" and torch.float64 in kinds:
+        raise UsageError('the model is float64, which MPS does not have; pass device="cpu", or make it float32')
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.to(device).eval()
+        yield kinds[0] if kinds else torch.float32
+    finally:
+        for module, training in modes:
+            module.training = training
+        if homes:
+            model.to(homes[0])
 
 
 class _Runner:
     """Runs batches, in parts that fit the device's memory, and taps the classifier."""
 
-    def __init__(self, model: nn.Module, classifier: str, batch_size: int, progress: Progress) -> None:
+    def __init__(self, model: nn.Module, classifier: str, progress: Progress) -> None:
         self._model = model
         self._classifier = classifier
         self._layer = model.get_submodule(classifier)
-        self._part = batch_size
+        self._part: int | None = None
         self._progress = progress
 
     def run(self, inputs: Tensor, labels: Tensor) -> Iterator[Block]:
         start = 0
         while start < len(labels):
-            part = slice(start, start + self._part)
+            stop = len(labels) if self._part is None else min(start + self._part, len(labels))
+            part = slice(start, stop)
             try:
                 features, logits = self._tapped(inputs[part])
             except RuntimeError as error:
                 # CUDA has a kind of error for this; MPS says it in words.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
                     raise
-                self._halve()
+                self._halve(stop - start)
                 continue
             yield Block(features, labels[part], logits)
-            start += self._part
+            start = stop
 
-    def _halve(self) -> None:
-        if self._part == 1:
+    def _halve(self, size: int) -> None:
+        if size == 1:
             raise DataError("the device has not enough memory for a single sample; try --device cpu") from None
-        self._part //= 2
+        self._part = size // 2
         torch.cuda.empty_cache()
         self._progress.message(f"out of memory: going on with batches of {self._part}")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ckpt_probe.dumps import STORES, DumpWriter
+from ckpt_probe.dumps import STORES, DumpWriter, as_stored
 from ckpt_probe.errors import UsageError
 from ckpt_probe.metrics import Moments
 from ckpt_probe.metrics.moments import MEMORY
@@ -23,7 +23,7 @@ class StoreWriter:
     def __init__(self, writer: DumpWriter, store: str, *, feature_dtype: str = "float32", memory: int = MEMORY) -> None:
         self._writer = writer
         self._store = store
-        self._dtype = getattr(torch, feature_dtype)
+        self._dtype = feature_dtype
         self._memory = memory
         self._head: Head | None = None
         self._gathered: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -53,7 +53,8 @@ class StoreWriter:
         if self._store != "moments":
             self._writer.append(name, features, labels, logits)
         if self._store != "features":
-            self._gathered.append((features.to(self._dtype), labels, logits.float() if self._logits else None))
+            stored = torch.from_numpy(as_stored(features, self._dtype, f"{self._writer.path}: {name}"))
+            self._gathered.append((stored, labels, logits.float() if self._logits else None))
             if sum(len(block[1]) for block in self._gathered) >= ROWS_AT_ONCE:
                 self._accumulate()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint
 from ckpt_probe.data import LabelledData, functions_named, load_data
-from ckpt_probe.errors import CkptProbeError, UsageError
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.models import (
     build_model,
     choose_device,
@@ -19,7 +19,7 @@ from ckpt_probe.models import (
     load_weights,
     model_arguments,
 )
-from ckpt_probe.plugins import require_named
+from ckpt_probe.plugins import functions_within, require_named
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_subject(checkpoint: Path, wanted: Wanted) -> Subject:
 
     A function of anybody's is called only where the caller names it: a file's word is not enough, as it could name any.
     Raises UsageError where neither names them, or only the file names such a function; DataError where the checkpoint
-    does not fit the model, or the model's classifier cannot be found.
+    does not fit the model, the model does not take the data, or the model's classifier cannot be found.
     """
     with open_checkpoint(checkpoint) as opened:
         metadata, tensors = opened.metadata, opened.state_dict()
@@ -65,12 +65,21 @@ def open_subject(checkpoint: Path, wanted: Wanted) -> Subject:
     model = build_model(name, arguments)
     load_weights(model, tensors, source=str(checkpoint))
     model.to(device)
-    inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
     try:
-        classifier = find_classifier(model, inputs.to(device), wanted.classifier or metadata.classifier)
+        classifier = _classifier(model, data, device, wanted.classifier or metadata.classifier)
     except CkptProbeError as error:
-        raise type(error)(f"{checkpoint}: {error}") from error
+        raise type(error)(f"{checkpoint}: model {name}, data {data.name}: {error}") from error
     return Subject(model, name, arguments, data, classifier, device)
+
+
+def _classifier(model: nn.Module, data: LabelledData, device: torch.device, named: str | None) -> str:
+    inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
+    classifier = find_classifier(model, inputs.to(device), named)
+    width = model.get_submodule(classifier).out_features
+    if isinstance(width, int) and width < data.classes:
+        told = f"classifier {classifier} gives {width} logits for inputs of shape {data.input_shape}"
+        raise DataError(f"{told}, which have {data.classes} classes")
+    return classifier
 
 
 def _data(checkpoint: Path, wanted: Wanted, metadata: CheckpointMetadata) -> LabelledData:
@@ -79,12 +88,14 @@ def _data(checkpoint: Path, wanted: Wanted, metadata: CheckpointMetadata) -> Lab
         raise UsageError(
             f"{checkpoint}: names no data; say which by --data (such as idx:DIR or package.module:function)"
         )
-    stated = metadata.data_arguments if name == metadata.data else {}
+    stated = {} if wanted.data_arguments or name != metadata.data else metadata.data_arguments
     arguments = wanted.data_arguments or stated
     functions = functions_named(name, arguments)
-    by_file = functions if arguments is stated else [function for function in functions if function == name]
-    option = f"--data {name}" if by_file == [name] else f"--data {name} --data-arguments …"
-    require_named(by_file, wanted.data, checkpoint, option)
+    nested = functions if stated else []
+    if name in functions:
+        require_named([name], wanted.data, checkpoint, f"--data {name}")
+        nested = functions_within(stated)
+    require_named(nested, wanted.data, checkpoint, f"--data {name} --data-arguments …")
     return load_data(name, arguments)
 
 
@@ -94,8 +105,11 @@ def _model(
     name = wanted.model or metadata.model
     if name is None:
         raise UsageError(f"{checkpoint}: names no model; say which by --model (such as package.module:function)")
-    function = function_named(name)
-    require_named([function] if function else [], wanted.model, checkpoint, f"--model {name}")
+    chosen = wanted.model_arguments or {}
     stated = metadata.model_arguments if name == metadata.model else {}
-    given = {**stated, **(wanted.model_arguments or {})}
+    stated = {key: value for key, value in stated.items() if key not in chosen}
+    if function_named(name):
+        require_named([name], wanted.model, checkpoint, f"--model {name}")
+        require_named(functions_within(stated), wanted.model, checkpoint, f"--model {name} --model-arguments …")
+    given = {**stated, **chosen}
     return name, model_arguments(name, given, input_shape=data.input_shape, classes=data.classes)

@@ -1,7 +1,6 @@
 """B's neurons put in A's order: weight matching over the permutation groups of the model (Ainsworth et al. 2022)."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from torch.func import functional_call
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import logits_of
+from ckpt_probe.paths.linear import State
 from ckpt_probe.paths.symmetry import Segment, Symmetry
 from ckpt_probe.progress import Progress, Silent
 
-State = Mapping[str, Tensor]
 Permutations = dict[int, Tensor]
 """For each group which of B's channels stands at each of A's places, (n,)."""
 

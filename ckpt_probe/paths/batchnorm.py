@@ -16,9 +16,9 @@ BATCH = 256
 
 def check_batchnorm(batchnorm: str, samples: int) -> None:
     """Raise UsageError where statistics can't be had that way, or from so few samples."""
-    if batchnorm not in {"recompute", "interpolate"} or samples < 1:
+    if batchnorm not in {"recompute", "interpolate"} or samples < 2:
         raise UsageError(
-            f"batchnorm is recompute or interpolate, from at least one sample; found {batchnorm}, {samples} samples"
+            f"batchnorm is recompute or interpolate, from at least two samples; found {batchnorm}, {samples} samples"
         )
 
 

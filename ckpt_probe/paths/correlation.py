@@ -10,7 +10,8 @@ from torch.func import functional_call
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.gram import where_float64_is
-from ckpt_probe.paths.alignment import Permutations, State, placed
+from ckpt_probe.paths.alignment import Permutations, placed
+from ckpt_probe.paths.linear import State
 from ckpt_probe.paths.symmetry import Layout, Segment, Symmetry
 
 CONSTANT = 1e-12

@@ -11,9 +11,8 @@ from torch.func import functional_call
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.models import build_model, load_weights, unwrapped
 from ckpt_probe.paths.batchnorm import drop_statistics
-from ckpt_probe.paths.linear import between, exact_dtype, linear, require_finite
+from ckpt_probe.paths.linear import State, between, exact_dtype, linear, require_finite
 
-State = Mapping[str, Tensor]
 Curve = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """One tensor of A, of M and of B, and α → the tensor there."""
 

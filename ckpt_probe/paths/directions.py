@@ -1,7 +1,6 @@
 """Planes of weights: through three checkpoints, or along two random directions from one."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.paths.linear import exact_dtype, require_finite
-
-State = Mapping[str, Tensor]
+from ckpt_probe.paths.linear import State, exact_dtype, require_finite
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """How far apart two checkpoints are, in all and tensor by tensor, and how long a path between them is."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-State = Mapping[str, Tensor]
+from ckpt_probe.paths.linear import State
+
 PIECES = 32
 """Straight pieces that stand for a curved path when its length is measured."""
 

@@ -16,14 +16,14 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
 from ckpt_probe.paths.alignment import Alignment, match_weights, proved, read_spec
 from ckpt_probe.paths.correlation import match_activations
-from ckpt_probe.paths.linear import require_finite
+from ckpt_probe.paths.linear import State, require_finite
 from ckpt_probe.paths.matching import check_averaged, check_match
 from ckpt_probe.paths.place import PathPlace
 from ckpt_probe.paths.streaming import OF_A_POINT
 from ckpt_probe.paths.symmetry import trace_symmetry
 from ckpt_probe.progress import Progress, Task
 
-Ends = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+Ends = tuple[State, State]
 """State dicts of both ends."""
 
 METHODS = ("permutation", "activations")

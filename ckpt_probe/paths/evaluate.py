@@ -14,12 +14,13 @@ from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import has_batchnorm
 from ckpt_probe.paths.distance import distances, length
 from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
+from ckpt_probe.paths.linear import State
 from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.place import PathPlace
 from ckpt_probe.paths.point import point_plan
 from ckpt_probe.paths.positions import FIRST, evenly, refined
-from ckpt_probe.paths.shapes import State, path_of
+from ckpt_probe.paths.shapes import path_of
 from ckpt_probe.paths.walk import Walk, barriers
 from ckpt_probe.progress import Progress, Silent
 
@@ -75,7 +76,7 @@ def evaluate_path(
     read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
     plan = _plan(ends, subject, splits, how, batchnorm)
     place.prepare(plan, inputs=read, overwrite=overwrite, resume=resume)
-    if place.finished:
+    if place.ledger.finished:
         return _stored(place)
     route = _route(place, ends, subject, how, overwrite=overwrite, progress=progress)
     samples, done = how.batchnorm_samples, place.ledger.points()
@@ -86,7 +87,7 @@ def evaluate_path(
         with progress.task("points between", len(more), "points") as bar:
             walk.visit(more, bar, progress)
     summary = [barriers(walk.in_order(), name, batchnorm) for name in walk.splits]
-    place.finish(ends, {"summary": summary, **route.told})
+    place.ledger.finish({"from": ends[0].name, "to": ends[1].name, "summary": summary, **route.told})
     return _stored(place)
 
 
@@ -130,7 +131,7 @@ def _route(
 
 
 def _stored(place: PathPlace) -> PathResult:
-    told, points = place.found(), sorted(place.ledger.points(), key=lambda point: point["alpha"])
+    told, points = place.ledger.found(), sorted(place.ledger.points(), key=lambda point: point["alpha"])
     return PathResult(points, told["summary"], told["distance"], told["length"], told.get("alignment"))
 
 

@@ -1,4 +1,4 @@
-"""What a directory of evaluated points holds: the plan that they follow, and their records so far."""
+"""The directory of evaluated points: the plan that they follow, their records so far, and what the whole gave."""
 
 import json
 import time
@@ -11,43 +11,66 @@ from ckpt_probe.files import write_text
 
 PLAN_FILE = "plan.json"
 POINTS_FILE = "points.jsonl"
+KINDS = ("path", "plane")
 PAUSE = 20
 """Records are written again after so many times as long as the last writing took, which so never costs much."""
 
 
 class Ledger:
-    """plan.json and points.jsonl of a directory."""
+    """plan.json and points.jsonl of a directory, and the file of its kind, path.json or plane.json, once finished."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: str) -> None:
         self.path = path
+        self.kind = kind
         self._due = 0.0
 
     @property
-    def planned(self) -> bool:
-        """Whether there is a plan."""
-        return (self.path / PLAN_FILE).exists()
+    def files(self) -> list[Path]:
+        """All that it writes, the plan last: while anything is left, that says of which points."""
+        return [self._whole(self.kind), self.path / POINTS_FILE, self.path / PLAN_FILE]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole is there."""
+        return self._whole(self.kind).exists()
 
     @property
     def begun(self) -> bool:
         """Whether there are points."""
         return (self.path / POINTS_FILE).exists()
 
-    def plan(self) -> Record:
-        """The plan that the points follow."""
-        return json.loads((self.path / PLAN_FILE).read_text(encoding="utf-8"))
+    def require_free(self, *, overwrite: bool, resume: bool) -> None:
+        """Raise UsageError where what the directory holds may be neither replaced nor gone on with."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path}: a file, where the {self.kind}'s directory is to be")
+        other = next((kind for kind in KINDS if kind != self.kind and self._whole(kind).exists()), None)
+        if other is not None:
+            raise UsageError(f"{self.path}: holds a {other}; choose another name")
+        if self.finished and not overwrite and not resume:
+            told = "--overwrite replaces it, --resume shows it, or choose another name"
+            raise UsageError(f"{self.path}: holds a finished {self.kind}; {told}")
 
-    def open(self, plan: Record) -> None:
-        """Write the plan."""
-        write_text(self.path / PLAN_FILE, json.dumps(plan, indent=2) + "\n", overwrite=True)
+    def follow(self, plan: Record, *, begun: bool) -> None:
+        """Go on with what is there where anything was `begun`, else start with this plan.
 
-    def require_same(self, plan: Record, other: str) -> None:
-        """Raise UsageError naming what differs where the points are those of `other`, such as "another path"."""
-        # As it would be read back: a tuple is a list there.
-        earlier, plan = self.plan(), json.loads(json.dumps(plan))
-        changed = [f"{key} {earlier.get(key)!r} / {plan[key]!r}" for key in plan if earlier.get(key) != plan[key]]
-        if changed:
-            told = f"(there / now): {'; '.join(changed)}; --overwrite replaces them"
-            raise UsageError(f"{self.path}: holds points of {other} {told}")
+        Raises UsageError where it was begun by another plan, naming what differs, or by one that is not known.
+        """
+        planned = (self.path / PLAN_FILE).exists()
+        if begun and planned:
+            self._require_same(plan)
+        elif self.begun:
+            raise UsageError(f"{self.path}: holds points of an unknown {self.kind}; --overwrite replaces them")
+        else:
+            write_text(self.path / PLAN_FILE, json.dumps(plan, indent=2) + "\n", overwrite=True)
+
+    def finish(self, found: Record) -> None:
+        """Write what the whole gave."""
+        text = json.dumps({"plan": self._plan(), **found}, indent=2, allow_nan=False) + "\n"
+        write_text(self._whole(self.kind), text, overwrite=True)
+
+    def found(self) -> Record:
+        """What `finish` has kept."""
+        return json.loads(self._whole(self.kind).read_text(encoding="utf-8"))
 
     def points(self) -> list[Record]:
         """The records that an earlier call has left."""
@@ -67,3 +90,17 @@ class Ledger:
         """Write the records so far, unless that was done a moment ago."""
         if time.monotonic() >= self._due:
             self.keep(records)
+
+    def _whole(self, kind: str) -> Path:
+        return self.path / f"{kind}.json"
+
+    def _plan(self) -> Record:
+        return json.loads((self.path / PLAN_FILE).read_text(encoding="utf-8"))
+
+    def _require_same(self, plan: Record) -> None:
+        # As it would be read back: a tuple is a list there.
+        earlier, plan = self._plan(), json.loads(json.dumps(plan))
+        changed = [f"{key} {earlier.get(key)!r} / {plan[key]!r}" for key in plan if earlier.get(key) != plan[key]]
+        if changed:
+            told = f"(there / now): {'; '.join(changed)}; --overwrite replaces them"
+            raise UsageError(f"{self.path}: holds points of another {self.kind} {told}")

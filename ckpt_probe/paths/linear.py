@@ -7,8 +7,11 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 
+State = Mapping[str, Tensor]
+"""A state dict that is read, never changed."""
 
-def linear(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+
+def linear(a: State, b: State, alpha: float) -> dict[str, Tensor]:
     """The point at `alpha` between state dicts a (α = 0) and b (α = 1); both ends are exact, bit for bit.
 
     Computed in float32 (float64 for float64 tensors) and rounded to the tensor's dtype; tensors of whole numbers or

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from torch import Tensor
 
 from ckpt_probe.checkpoints import open_checkpoint, open_series, save_checkpoint
 from ckpt_probe.config import OptimizerSettings, TrainingConfig
@@ -16,7 +15,7 @@ from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.curve import MIDDLE
 from ckpt_probe.paths.ends import Ends, point_metadata
-from ckpt_probe.paths.linear import linear
+from ckpt_probe.paths.linear import State, linear
 from ckpt_probe.paths.place import PathPlace
 from ckpt_probe.progress import Progress
 from ckpt_probe.training import train
@@ -37,7 +36,7 @@ class CurveTraining:
     learning_rate: float | None
 
 
-def read_midpoint(path: Path, subject: Subject) -> Mapping[str, Tensor]:
+def read_midpoint(path: Path, subject: Subject) -> State:
     """M from a file, with the model's own names. Raises DataError naming the file where it does not fit the model."""
     with open_checkpoint(path) as checkpoint:
         state = unwrapped(checkpoint.state_dict(), set(subject.model.state_dict()))
@@ -54,7 +53,7 @@ def trained_midpoint(
     *,
     overwrite: bool,
     progress: Progress,
-) -> Mapping[str, Tensor]:
+) -> State:
     """M of the curve between two files, trained in `place`/curve and kept as `place`/midpoint.safetensors.
 
     What an earlier call has kept is taken as it is; an interrupted training goes on. M has running statistics of its

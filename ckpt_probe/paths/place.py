@@ -1,17 +1,15 @@
-"""The directory of a path: its plan, the points so far, and the summary once it is finished."""
+"""The directory of a path: its ledger, and what else is kept of it."""
 
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ckpt_probe.analysis import Record
 from ckpt_probe.errors import UsageError
-from ckpt_probe.files import write_text
-from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE, Ledger
+from ckpt_probe.paths.ledger import Ledger
 
-PATH_FILE = "path.json"
 ALIGNED_FILE = "aligned.safetensors"
 MIDPOINT_FILE = "midpoint.safetensors"
 TRAINING = "curve"
@@ -20,14 +18,14 @@ DUMPS = "dumps"
 
 @dataclass(frozen=True)
 class PathPlace:
-    """The directory of a path: its plan, the points so far, and the summary once it is finished."""
+    """The directory of a path: its ledger, and what else is kept of it."""
 
     path: Path
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Its plan and points."""
-        return Ledger(self.path)
+        """Its plan, its points, and the summary once it is finished."""
+        return Ledger(self.path, "path")
 
     @property
     def aligned(self) -> Path:
@@ -44,11 +42,6 @@ class PathPlace:
         """The run that found it."""
         return self.path / TRAINING
 
-    @property
-    def finished(self) -> bool:
-        """Whether it holds a whole path."""
-        return (self.path / PATH_FILE).exists()
-
     def dump(self, alpha: float) -> Path:
         """The dump of one point."""
         return self.path / DUMPS / f"alpha-{alpha:.6f}.h5"
@@ -56,37 +49,26 @@ class PathPlace:
     def prepare(self, plan: Record, *, overwrite: bool, resume: bool = False, inputs: Sequence[Path] = ()) -> None:
         """Make it ready for this plan, which reads `inputs`; a finished path is left as it is where `resume` is set.
 
-        Raises UsageError where it holds a finished path and neither is set, or points of another path.
+        Raises UsageError where it holds a finished path and neither is set, or points of another path, or a plane.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path}: a file, where the path's directory is to be")
-        if self.finished and not overwrite and not resume:
-            told = "--overwrite replaces it, --resume shows it, or choose another name"
-            raise UsageError(f"{self.path}: holds a finished path; {told}")
+        self.ledger.require_free(overwrite=overwrite, resume=resume)
         if overwrite:
             self._clear(inputs)
-        begun = (POINTS_FILE, ALIGNED_FILE, MIDPOINT_FILE, TRAINING)
-        if self.ledger.planned and any((self.path / name).exists() for name in begun):
-            self.ledger.require_same(plan, "another path")
-            return
-        if self.ledger.begun:
-            raise UsageError(f"{self.path}: holds points of an unknown path; --overwrite replaces them")
-        self.ledger.open(plan)
-
-    def finish(self, ends: tuple[Path, Path], found: Record) -> None:
-        """Write what the whole path gave."""
-        told = {"from": ends[0].name, "to": ends[1].name, "plan": self.ledger.plan(), **found}
-        write_text(self.path / PATH_FILE, json.dumps(told, indent=2, allow_nan=False) + "\n", overwrite=True)
-
-    def found(self) -> Record:
-        """What `finish` has kept."""
-        return json.loads((self.path / PATH_FILE).read_text())
+        begun = self.ledger.begun or any(found.exists() for found in (self.aligned, self.midpoint, self.training))
+        self.ledger.follow(plan, begun=begun)
 
     def _clear(self, inputs: Sequence[Path]) -> None:
-        ours = [self.path / name for name in (PATH_FILE, POINTS_FILE, PLAN_FILE, ALIGNED_FILE, MIDPOINT_FILE)]
-        ours += (self.path / DUMPS).glob("alpha-*.h5")
+        # Only what a path or its training writes: anything else in the directory is its owner's.
+        run, dumps = self.training, self.path / DUMPS
+        checkpoints = run / "checkpoints"
+        ours = [self.aligned, self.midpoint, *dumps.glob("alpha-*.h5"), run / "state.safetensors"]
+        ours += [*checkpoints.glob("step-*.safetensors"), run / "metrics.jsonl", run / "config.json"]
+        ours += self.ledger.files
         for file in ours:
             if file.exists() and any(path.exists() and file.samefile(path) for path in inputs):
                 raise UsageError(f"{file}: is read by this path, and would be overwritten; choose another directory")
         for file in ours:
             file.unlink(missing_ok=True)
+        for folder in (dumps, checkpoints, run):
+            with suppress(OSError):  # it is not there, or holds what is not ours
+                folder.rmdir()

@@ -14,8 +14,8 @@ from ckpt_probe.files import content_hash
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import SAMPLES, check_batchnorm, has_batchnorm
 from ckpt_probe.paths.directions import Plane, plane_through, random_plane
+from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.matching import check_match
-from ckpt_probe.paths.plane_place import PlanePlace
 from ckpt_probe.paths.plane_survey import Survey
 from ckpt_probe.paths.point import point_plan
 from ckpt_probe.progress import Progress, Silent
@@ -111,21 +111,25 @@ def evaluate_plane(
         raise UsageError("random directions start from one checkpoint A: leave out B and C, or the directions")
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
-    place = PlanePlace(Path(out))
-    place.require_free(overwrite=overwrite, resume=resume)
+    ledger = Ledger(Path(out), "plane")
+    ledger.require_free(overwrite=overwrite, resume=resume)
     subject = open_subject(files[0], Wanted(model, model_arguments, data, data_arguments, classifier, device))
     splits = tuple(dict.fromkeys(how.splits or subject.data.splits))
     for name in splits:
         subject.data.split(name)
     plane = _plane(files, how, subject)
     batchnorm = how.batchnorm if has_batchnorm(subject.model) else "none"
-    place.prepare(_plan(files, subject, splits, how, batchnorm), overwrite=overwrite, resume=resume)
-    if place.finished:
-        return _stored(place)
-    samples, records = how.batchnorm_samples, place.ledger.points()
-    survey = Survey(files, plane, subject, splits, batchnorm, samples, how.batch_size, place, records)
+    plan = _plan(files, subject, splits, how, batchnorm)
+    if overwrite:
+        for file in ledger.files:
+            file.unlink(missing_ok=True)
+    ledger.follow(plan, begun=ledger.begun)
+    if ledger.finished:
+        return _stored(ledger)
+    samples, records = how.batchnorm_samples, ledger.points()
+    survey = Survey(files, plane, subject, splits, batchnorm, samples, how.batch_size, ledger, records)
     _finish(survey, *_grid(plane, how), progress)
-    result = _stored(place)
+    result = _stored(ledger)
     _tell(result, progress)
     return result
 
@@ -188,8 +192,8 @@ def _finish(survey: Survey, xs: list[float], ys: list[float], progress: Progress
     marks = survey.marks(progress)
     survey.visit([(x, y) for y in ys for x in xs], progress)
     points = survey.in_order()
-    survey.place.ledger.keep(points)
-    survey.place.finish(
+    survey.ledger.keep(points)
+    survey.ledger.finish(
         {
             "checkpoints": {name: file.name for name, file in zip("ABC", survey.files, strict=False)},
             "axes": survey.plane.axes,
@@ -201,9 +205,9 @@ def _finish(survey: Survey, xs: list[float], ys: list[float], progress: Progress
     )
 
 
-def _stored(place: PlanePlace) -> PlaneResult:
-    told = place.found()
-    return PlaneResult(place.ledger.points(), *(told[name] for name in ("marks", "summary", "axes", "xs", "ys")))
+def _stored(ledger: Ledger) -> PlaneResult:
+    told = ledger.found()
+    return PlaneResult(ledger.points(), *(told[name] for name in ("marks", "summary", "axes", "xs", "ys")))
 
 
 def _tell(result: PlaneResult, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
 from ckpt_probe.paths.directions import Plane
-from ckpt_probe.paths.plane_place import PlanePlace
+from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.point import evaluate_point, explained_point, load_point
 from ckpt_probe.progress import Progress
 
@@ -25,7 +25,7 @@ class Survey:
     batchnorm: str
     batchnorm_samples: int
     batch_size: int
-    place: PlanePlace
+    ledger: Ledger
     records: list[Record]
 
     def marks(self, progress: Progress) -> list[Record]:
@@ -53,10 +53,11 @@ class Survey:
                     waiting = [split for split in self.splits if (x, y, split) not in done]
                     if waiting:
                         self._evaluate(x, y, waiting, progress)
-                        self.place.ledger.keep_in_time(self.records)
+                        self.ledger.keep_in_time(self.records)
                     bar.advance()
         finally:
-            self.place.ledger.keep(self.records)
+            if self.records:
+                self.ledger.keep(self.records)
 
     def in_order(self) -> list[Record]:
         """The records row by row from the lowest, each from the left, splits in their order."""

@@ -1,12 +1,11 @@
 """One point of a path or a plane: the record of the weights that a model has now, with a reason for what it lacks."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ckpt_probe.analysis import Record, empty_record, read_blocks
+from ckpt_probe.analysis import Record, empty_record, read_blocks, settled
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Subject, forward_blocks
@@ -15,8 +14,8 @@ from ckpt_probe.paths.batchnorm import recompute
 from ckpt_probe.progress import Progress, Task
 
 CACHE_BYTES = 2**30
-OF_LOGITS = ("loss", "accuracy", "nc4.disagreement")
-"""What has no value where logits are not finite."""
+OF_LOGITS = ("accuracy", "nc4.disagreement")
+"""What says nothing where logits overflow."""
 
 
 def point_plan(subject: Subject, splits: Sequence[str], batchnorm: str, samples: int) -> Record:
@@ -85,7 +84,7 @@ def explained_point(
     Where the features have no record, loss and accuracy alone, and `missing` says why; every name is there.
     """
     try:
-        return _settled(evaluate_point(subject, split, batch_size, progress, writer=writer))
+        return _overflown(evaluate_point(subject, split, batch_size, progress, writer=writer))
     except DataError as error:
         reason = str(error)
     quality, samples = Quality(), subject.data.split(split)
@@ -93,15 +92,12 @@ def explained_point(
     for block in forward_blocks(subject.model, subject.classifier, samples, **options):
         quality.update(double(block.logits), block.labels)
     found = {"samples": len(samples), "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
-    return _settled({**empty_record(), **found})
+    return _overflown(settled({**empty_record(), **found}, scored=True))
 
 
-def _settled(record: Record) -> Record:
-    """A record without infinities, and without what is read from logits where these overflow."""
-    wild = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
-    record = {**record, **dict.fromkeys(wild)}
-    reasons = [record["missing"], f"{', '.join(wild)}: not finite" if wild else None]
-    if record["loss"] is None:
-        record |= dict.fromkeys(OF_LOGITS)
-        reasons.append(f"{', '.join(OF_LOGITS)}: the logits overflow to infinity or NaN")
-    return {**record, "missing": "; ".join(reason for reason in reasons if reason) or None}
+def _overflown(record: Record) -> Record:
+    # Of a network that nobody trained, logits that are not finite are no deliberate ones: what they say is nothing.
+    if record["loss"] is not None:
+        return record
+    reason = f"{', '.join(OF_LOGITS)}: the logits overflow to infinity or NaN"
+    return {**record, **dict.fromkeys(OF_LOGITS), "missing": f"{record['missing']}; {reason}"}

@@ -1,15 +1,12 @@
 """The shapes that a path may have: each a function α → state dict."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor
-
 from ckpt_probe.paths.curve import CURVES, on_curve
-from ckpt_probe.paths.linear import linear
+from ckpt_probe.paths.linear import State, linear
 from ckpt_probe.paths.slerp import slerp
 
-State = Mapping[str, Tensor]
 Path = Callable[[float], State]
 
 ARCS = {"linear": linear, "slerp": slerp}

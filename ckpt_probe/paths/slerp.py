@@ -1,17 +1,15 @@
 """The arc between two checkpoints, tensor by tensor: lengths of the ends are met without cutting the corner."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from ckpt_probe.paths.linear import between, require_finite
+from ckpt_probe.paths.linear import State, between, require_finite
 
 COLINEAR = 1e-6
 """Sine of the angle under which two tensors point the same or the opposite way, and the arc is a line."""
 
 
-def slerp(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def slerp(a: State, b: State, alpha: float) -> dict[str, Tensor]:
     """sin((1−α)Ω)/sin Ω · a + sin(αΩ)/sin Ω · b for each tensor, Ω the angle between the two (Shoemake 1985).
 
     Both ends are exact; tensors that point the same or the opposite way lie on the line; whole numbers and booleans are

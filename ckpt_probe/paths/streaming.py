@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def interpolate(
     "bfloat16") is that of a where None. Whole numbers and booleans are a's. Keeps a's metadata but its step and
     metrics, and names both ends. Raises DataError where the tensors of a and b differ in name, shape or dtype (all
     listed), are not finite, or of a dtype that has no line; UsageError where `alpha` is no finite number, or `out`
-    exists and `overwrite` is false, or is one of the two.
+    exists and `overwrite` is false, or is or holds one of the two, or anything but a sharded checkpoint.
     """
     if not math.isfinite(alpha):
         raise UsageError(f"alpha must be a finite number, found {alpha}")
@@ -127,7 +127,9 @@ class _Work:
         read = [*inputs, *(shard.file for source in self.sources for shard in source.shards)]
         if out.exists() and any(out.samefile(path) for path in read):
             raise UsageError(f"{out}: is one of the checkpoints that are read; choose another name")
-        if any(out.resolve() in path.resolve().parents for path in read):
+        # By either way: what a link leads to, and the link itself, which would go with its directory.
+        places = [place for path in read for place in (path.resolve(), path.parent.resolve() / path.name)]
+        if any(out.resolve() in place.parents for place in places):
             raise UsageError(f"{out}: holds one of the checkpoints that are read; choose another name")
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, found {threads}")
@@ -139,10 +141,14 @@ class _Work:
             with replacing(out, overwrite=overwrite) as temporary:
                 self._write_shard(template.shards[0], temporary, workers)
         else:
+            kept = {file.name for file in companions(template.index.parent)}
             if overwrite and out.is_dir():
-                _require_sharded(out)
+                _require_sharded(out, kept)
             with replacing_directory(out, overwrite=overwrite) as folder:
                 self._write_shards(template.index, folder, workers)
+                # Writing takes its time, in which more may have come there.
+                if overwrite and out.is_dir():
+                    _require_sharded(out, kept)
         mixed = [name for name in template.names if template.dtype(name) in blending.ITEM_BYTES]
         copied = tuple(name for name in template.names if name not in set(mixed))
         return InterpolationSummary(len(mixed), copied)
@@ -271,19 +277,23 @@ def _flushing(file: BinaryIO) -> Iterator[None]:
         flushing.result()
 
 
-def _require_sharded(out: Path) -> None:
-    """Raise UsageError where a directory that is to be replaced holds anything but a sharded checkpoint."""
+def _require_sharded(out: Path, kept: Set[str]) -> None:
+    """Raise UsageError where a directory to be replaced has more than a sharded checkpoint and companions `kept`."""
     try:
-        there = locate(out)
-        ours = {there.index, *(shard.file for shard in there.shards), *companions(out)}
-        foreign = next((entry.name for entry in sorted(out.iterdir()) if entry not in ours), None)
+        there, reason = locate(out), "no index of shards"
     except DataError as error:
-        raise UsageError(
-            f"{out}: not replaced, as it is no sharded checkpoint ({error}); remove it yourself"
-        ) from error
-    if there.index is None or foreign is not None:
-        held = "no index of shards" if foreign is None else f"{foreign} too"
-        raise UsageError(f"{out}: not replaced, as it holds {held}; choose another name, or remove it yourself")
+        there, reason = None, str(error)
+    entries = sorted(out.iterdir())
+    if there is None or there.index is None:
+        first = entries[0].name if entries else "nothing"
+        told = f"holds {first}, and is no sharded checkpoint ({reason})"
+    else:
+        ours = {there.index, *(shard.file for shard in there.shards), *(out / name for name in kept)}
+        foreign = next((entry.name for entry in entries if entry not in ours), None)
+        if foreign is None:
+            return
+        told = f"holds {foreign} too"
+    raise UsageError(f"{out}: not replaced, as it {told}; choose another name, or remove it yourself")
 
 
 def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> None:

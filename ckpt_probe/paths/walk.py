@@ -1,16 +1,15 @@
 """A path evaluated point by point: one model, loaded in place; nothing written but the records."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from ckpt_probe.analysis import Record, in_order
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
 from ckpt_probe.paths.barrier import barrier
+from ckpt_probe.paths.linear import State
 from ckpt_probe.paths.place import PathPlace
 from ckpt_probe.paths.point import evaluate_point, explained_point, load_point
 from ckpt_probe.paths.point_dumps import point_writer
@@ -26,7 +25,7 @@ class Walk:
     """
 
     ends: tuple[Path, Path]
-    state_at: Callable[[float], Mapping[str, Tensor]]
+    state_at: Callable[[float], State]
     subject: Subject
     splits: tuple[str, ...]
     batchnorm: str

@@ -31,7 +31,11 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
     fresh = model.state_dict()
     with open_checkpoint(settings.checkpoint) as checkpoint:
         tensors = checkpoint.state_dict()
-        step, named = checkpoint.metadata.step, pruned_masks(tensors, checkpoint.metadata.pruned)
+        step, pruned = checkpoint.metadata.step, checkpoint.metadata.pruned
+    try:
+        named = pruned_masks(tensors, pruned)
+    except DataError as error:
+        raise DataError(f"{settings.checkpoint}: {error}") from error
     state = dict(unwrapped(tensors, set(fresh)))
     called = dict(zip(tensors, state, strict=True))
     masks = {called[name]: mask for name, mask in named.items()}

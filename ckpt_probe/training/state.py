@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.errors import DataError
+from ckpt_probe.models import load_weights
 
 STEP = "training_state.step"
 SECONDS = "training_state.seconds"
+ANOTHER = "a state of another model or optimizer; train again with --overwrite"
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
@@ -38,12 +40,12 @@ def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
             raise DataError(f"{path}: not a training state; train again with --overwrite")
         tensors = file.state_dict()
         step, seconds = int(file.raw_metadata[STEP]), float(file.raw_metadata[SECONDS])
+    load_weights(model, _under("model.", tensors), source=f"{path}: {ANOTHER}")
     try:
-        model.load_state_dict(_under("model.", tensors))
         optimizer.load_state_dict(_optimizer_state(optimizer, _under("optimizer.", tensors)))
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         why = str(error).strip().partition("\n")[0]
-        raise DataError(f"{path}: the state is of another model; train again with --overwrite ({why})") from error
+        raise DataError(f"{path}: {ANOTHER}: {why}") from error
     torch.set_rng_state(tensors["random.cpu"])
     for index, state in _under("random.cuda.", tensors).items():
         if int(index) < torch.cuda.device_count():

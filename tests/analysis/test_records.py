@@ -139,3 +139,27 @@ def test_metrics_that_others_register_join_the_record(tmp_path: Path, monkeypatc
     record = analyze_features(features, labels, weights)
     assert (record["mine.samples"], record["mine.rows"]) == (90.0, 4)
     assert list(record)[-1] == "missing"
+
+
+@pytest.mark.parametrize("wild", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_have_a_reason(wild: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(30, 4, generator=generator), torch.arange(30) % 3
+    logits = torch.randn(30, 3, generator=generator)
+    logits[4, 1] = wild
+    record = analyze_features(features, labels, logits=logits)
+    assert record["loss"] is None
+    assert "loss: not finite, as logits are infinite or NaN" in record["missing"]
+
+
+def test_labels_that_no_memory_holds_and_values_that_no_number_does() -> None:
+    features, labels = (
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 0, 1, 2**40]),
+    )
+    with pytest.raises(DataError, match=r"labels: row 5 is 1099511627776: the means of so many classes would take"):
+        analyze_features(features, labels)
+    labels[5] = 2
+    record = analyze_features(1e160 * features.double(), labels)
+    assert all(value is None or not isinstance(value, float) or np.isfinite(value) for value in record.values())
+    assert "not finite" in record["missing"]

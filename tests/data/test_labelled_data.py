@@ -112,6 +112,11 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
     np.savez(tmp_path / "one_hot.npz", x=np.zeros((3, 2)), y=np.eye(3, dtype=int))
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "uneven.npz").read_bytes()[:100])
+    stored = (tmp_path / "uneven.npz").read_bytes()
+    entry = stored.index(b"PK\x01\x02")
+    # In a zip's directory: bit 0 of byte 8 says that the entry is encrypted, byte 6 which version unpacks it.
+    (tmp_path / "locked.npz").write_bytes(stored[: entry + 8] + b"\x01" + stored[entry + 9 :])
+    (tmp_path / "newer.npz").write_bytes(stored[: entry + 6] + b"\xd2" + stored[entry + 7 :])
     np.save(tmp_path / "array.npy", np.zeros(3))
     (tmp_path / "text.npz").write_text("text")
     for name, message in (
@@ -123,6 +128,8 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
         ("one_hot.npz", r"y has shape \(3, 3\); one label"),
         ("empty.npz", "not an .npz file"),
         ("cut.npz", "not an .npz file"),
+        ("locked.npz", r"locked\.npz: not an \.npz file of plain arrays \(.* is encrypted"),
+        ("newer.npz", r"newer\.npz: not an \.npz file of plain arrays \(zip file version 21"),
         ("array.npy", "one array"),
         ("text.npz", "not an .npz file"),
         ("missing.npz", "no such file"),

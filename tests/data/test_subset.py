@@ -122,6 +122,9 @@ def test_splits_that_do_not_allow_it(tmp_path: Path) -> None:
         load_data(f"npz:{tmp_path / 'unseen.npz'}", {"per_class": 1})
     with pytest.raises(DataError, match="split 'train' has no sample"):
         load_data(f"npz:{tmp_path / 'unseen.npz'}", {"classes": [2]})
+    np.savez(tmp_path / "many.npz", x_train=np.zeros((23, 2)), y_train=np.arange(23))
+    with pytest.raises(UsageError, match=r"there are: 0, 1, .*, 19 and 3 more$"):
+        load_data(f"npz:{tmp_path / 'many.npz'}", {"classes": [23]})
     np.savez(tmp_path / "negative.npz", x_train=x, y_train=y - 1)
     with pytest.raises(DataError, match="a label is -1"):
         load_data(f"npz:{tmp_path / 'negative.npz'}", {"per_class": 1})

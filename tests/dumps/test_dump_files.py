@@ -12,6 +12,7 @@ import pytest
 import torch
 import xarray
 
+from ckpt_probe.analysis import analyze_series
 from ckpt_probe.dumps import DumpWriter, Provenance, open_dump, open_dump_series, read_provenance
 from ckpt_probe.errors import DataError, UsageError
 
@@ -310,3 +311,36 @@ def test_a_disk_that_is_full_is_one_line_and_no_crash(tmp_path: Path, limit: int
     assert (free.returncode, free.stderr) == (0, "")
     with open_dump(path) as dump:
         assert dump["test"].features[450, 0] == 400
+
+
+def test_an_error_of_the_callers_own_is_not_the_dumps(tmp_path: Path) -> None:
+    path = write(tmp_path / "step-000007.h5", provenance())
+    with pytest.raises(FileNotFoundError), open_dump(path):
+        (tmp_path / "nowhere").read_text()
+
+
+def test_a_foreign_dump_in_the_other_byte_order(tmp_path: Path) -> None:
+    features, labels, _ = arrays()
+    path = foreign(tmp_path / "a.h5", **{"test/features": features.astype(">f4"), "test/labels": labels.astype(">i8")})
+    other = foreign(tmp_path / "b.h5")
+    [found], [expected] = ([*analyze_series(file, cache=False)] for file in (path, other))
+    assert {**found, "checkpoint": "b"} == expected
+
+
+def test_a_step_that_is_no_number(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        file.attrs["step"] = "final"
+    with pytest.raises(DataError, match=r"a\.h5: attribute step is 'final'"), open_dump(path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["class", "feature", "classifier", "a/b", "", "."])
+def test_names_that_no_split_can_have(tmp_path: Path, name: str) -> None:
+    def fill() -> None:
+        with DumpWriter(tmp_path / "a.h5", provenance(), classes=3, features=4) as writer:
+            writer.start_split(name)
+
+    with pytest.raises(DataError, match=f"split '{name}': no name for a group in a dump"):
+        fill()
+    assert list(tmp_path.iterdir()) == []

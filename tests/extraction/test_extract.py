@@ -204,3 +204,76 @@ def test_extract_takes_anybodys_model_and_loader(tmp_path: Path) -> None:
         extract(model, [(inputs, labels)], out)
     with pytest.raises(DataError, match="gave no batch"):
         extract(model, [], tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_a_series_has_the_checkpoints_own_weights_whatever_the_forward_pass_runs_in(
+    run: Path, tmp_path: Path, dtype: str
+) -> None:
+    series = tmp_path / "series"
+    series.mkdir()
+    for file in (run / "checkpoints").iterdir():
+        with open_checkpoint(file) as checkpoint:
+            state, raw = checkpoint.state_dict(), checkpoint.raw_metadata
+        double = {name: tensor.double() * (1 + 1e-12) for name, tensor in state.items()}
+        save_checkpoint(series / file.name, double if "10" in file.name else state, raw)
+    extract_series(series, tmp_path / "all", device="cpu", dtype=dtype, splits=["test"])
+    for file in series.iterdir():
+        extract_series(file, tmp_path / "alone", device="cpu", dtype=dtype, splits=["test"])
+        with open_checkpoint(file) as checkpoint:
+            weights = checkpoint.state_dict()["3.weight"].double().numpy()
+        dumps = [tmp_path / where / f"{file.stem}.h5" for where in ("all", "alone")]
+        with open_dump(dumps[0]) as one, open_dump(dumps[1]) as other:
+            np.testing.assert_array_equal(one.weights, weights)
+            np.testing.assert_array_equal(other.weights, weights)
+            np.testing.assert_array_equal(one["test"].features[:], other["test"].features[:])
+
+
+def test_float16_that_overflows_leaves_no_dump(run: Path, tmp_path: Path) -> None:
+    with open_checkpoint(run / "checkpoints" / "step-000030.safetensors") as checkpoint:
+        state, raw = checkpoint.state_dict(), checkpoint.raw_metadata
+    state["1.weight"] *= 1e6
+    save_checkpoint(tmp_path / "a.safetensors", state, raw)
+    for store in ("features", "moments", "both"):
+        with pytest.raises(DataError, match="--feature-dtype float32"):
+            extract_series(
+                tmp_path / "a.safetensors", tmp_path / "d", device="cpu", feature_dtype="float16", store=store
+            )
+        assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_tuples_in_arguments_and_splits_named_twice(run: Path, tmp_path: Path) -> None:
+    how = {"data_arguments": {"classes": (0, 1)}, "splits": ["test", "test"], "device": "cpu"}
+    assert len(extract_series(run, tmp_path, **how).written) == 3
+    assert len(extract_series(run, tmp_path, **how).skipped) == 3
+    with open_dump(tmp_path / "step-000030.h5") as dump:
+        assert dump.splits == ["test"]
+
+
+class Scaling(nn.Module):
+    """A model that takes images of whole numbers as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.to(self.head.weight.dtype))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_callers_model_and_inputs_are_left_as_they_are(tmp_path: Path, kind: torch.dtype) -> None:
+    model = nn.Sequential(Scaling().to(kind), nn.Identity())
+    model[1].eval()
+    images, labels = torch.randint(0, 256, (12, 4), dtype=torch.uint8), torch.arange(12) % 3
+    out = extract(model, [(images[:8], labels[:8]), (images[8:], labels[8:])], tmp_path / "mine.h5", device="cpu")
+    with open_dump(out) as dump:
+        np.testing.assert_array_equal(dump["data"].features[:], images.numpy())
+    assert [module.training for module in model.modules()] == [True, True, True, False]
+    assert model[0].head.weight.dtype == kind
+    with pytest.raises(DataError, match="split 'a/b'"):
+        extract(model, [(images, labels)], tmp_path / "b.h5", split="a/b")
+    with pytest.raises(DataError, match=r"batch 1: inputs and labels: .* found \(4, 4\) and \(3,\)"):
+        extract(model, [(images, labels), (images[:4], labels[:3])], tmp_path / "b.h5", device="cpu")
+    assert not (tmp_path / "b.h5").exists()
+    assert model.training

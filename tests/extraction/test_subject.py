@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,10 +23,10 @@ from pathlib import Path
 import torch
 Path("imported").write_text("")
 
-def network(width=5):
+def network(width=5, inner=None):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, width))
 
-def data(samples=8):
+def data(samples=8, inner=None):
     return {"train": (torch.arange(4.0 * samples).reshape(samples, 4), torch.arange(samples) % 3)}
 """
 
@@ -47,8 +48,8 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return write
 
 
-MINE = {"model": "marked_module:network", "data": "marked_module:data"}
-UNION = {"data": "union", "data_arguments": {"sources": [{"name": "marked_module:data"}]}}
+MINE: dict[str, Any] = {"model": "marked_module:network", "data": "marked_module:data"}
+UNION: dict[str, Any] = {"data": "union", "data_arguments": {"sources": [{"name": "marked_module:data"}]}}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,28 @@ def test_the_callers_word_does_and_the_files_arguments_go_with_it(checkpoint: Ca
     path = checkpoint(model="marked_module:network", model_arguments={"width": 5}, **UNION)
     again = open_subject(path, Wanted(device="cpu", **MINE))
     assert again.model_arguments == {"width": 5}
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+@pytest.mark.parametrize("inner", ["os:system", {"deep": ["x", {"os:system": 1}]}])
+def test_a_function_in_the_files_arguments_is_not_passed_on(
+    checkpoint: Callable[..., Path], what: str, inner: Any
+) -> None:
+    """A function that is given another's name may well call it, as `curve_net` builds the model that it is told."""
+    path = checkpoint(**MINE, **{f"{what}_arguments": {"inner": inner}})
+    told = rf"names os:system, a function .*: --{what} marked_module:\w+ --{what}-arguments …"
+    with pytest.raises(UsageError, match=told):
+        open_subject(path, Wanted(device="cpu", **MINE))
+    said: dict[str, Any] = {f"{what}_arguments": {"inner": inner}}
+    assert open_subject(path, Wanted(device="cpu", **MINE, **said)).classifier == "1"
+
+
+def test_no_function_through_one_of_our_own(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    net = "ckpt_probe.paths.curve:curve_net"
+    told = {"model": "os:system", "model_arguments": {"command": "touch imported"}, "a": "", "b": "", "curve": "bezier"}
+    path = checkpoint(model=net, model_arguments=told, data="digits")
+    assert run(["extract", str(path), "-o", "dumps", "--model", net, "--device", "cpu"]) == 2
+    assert not (tmp_path / "imported").exists()
 
 
 @pytest.mark.parametrize("verb", ["extract", "interpolate", "inspect", "prune"])
@@ -124,6 +147,36 @@ def test_which_names_are_functions() -> None:
 def test_data_that_the_model_does_not_take(checkpoint: Callable[..., Path], classifier: str | None) -> None:
     path = checkpoint(model="marked_module:network", data="digits")
     wanted = Wanted(model="marked_module:network", classifier=classifier, device="cpu")
-    told = r"step-000001.safetensors: the model does not take inputs of shape \(1, 8, 8\) of float32 \(Runtime"
-    with pytest.raises(DataError, match=told):
+    told = (
+        r"step-000001.safetensors: model marked_module:network, data digits: the model does not take inputs of shape "
+    )
+    with pytest.raises(DataError, match=told + r"\(1, 8, 8\) of float32 \(RuntimeError: [^\n]*$"):
         open_subject(path, wanted)
+
+
+@pytest.mark.parametrize("data", ["digits", "modular:p=7,op=add,fraction=0.5"])
+def test_too_few_logits_are_told(tmp_path: Path, data: str) -> None:
+    modular = data.startswith("modular")
+    model, arguments = "modular_mlp" if modular else "mlp", {"modulus": 5} if modular else {"classes": 5}
+    narrow = build_model(model, arguments if modular else {**arguments, "input_shape": [1, 8, 8]})
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, narrow.state_dict(), CheckpointMetadata(data=data))
+    shape = r"\(2,\), which have 7" if modular else r"\(1, 8, 8\), which have 10"
+    told = rf"classifier \w+ gives 5 logits for inputs of shape {shape} classes"
+    with pytest.raises(DataError, match=rf"a\.safetensors: model {model}, data {data}: {told}$"):
+        open_subject(path, Wanted(model=model, model_arguments=arguments, device="cpu"))
+
+
+@pytest.mark.parametrize(("kind", "fits"), [("uint8", True), ("float64", True), ("int32", False), ("bool", False)])
+def test_kinds_of_numbers_in_an_npz(tmp_path: Path, kind: str, fits: bool) -> None:
+    np.savez(tmp_path / "whole.npz", x=np.ones((8, 3), dtype=kind), y=np.arange(8) % 2)
+    path, data = tmp_path / "a.safetensors", f"npz:{tmp_path / 'whole.npz'}"
+    shape = {"input_shape": [3], "classes": 2}
+    save_checkpoint(
+        path, build_model("mlp", shape).state_dict(), CheckpointMetadata(model="mlp", model_arguments=shape)
+    )
+    if fits:
+        assert open_subject(path, Wanted(data=data, device="cpu")).classifier == "5"
+        return
+    with pytest.raises(DataError, match=r"whole\.npz: the model does not take inputs of shape \(3,\) of int64 \("):
+        open_subject(path, Wanted(data=data, device="cpu"))

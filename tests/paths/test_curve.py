@@ -1,6 +1,7 @@
 """Curves over a trained midpoint: their formulas, the network that is trained, its training, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,22 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
         evaluate_path(*mlps, tmp_path / "cut", **options)
     again = evaluate_path(*mlps, tmp_path / "cut", overwrite=True, progress=Cut(10**6), **options)
     assert again == whole
+
+
+def test_a_straight_path_in_place_of_a_curve_leaves_no_run(mlps: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate_path(*mlps, out, path="bezier", curve_epochs=0.2, **HERE)
+    step = shutil.copy(mlps[0], out / "curve" / "checkpoints" / "step-000009.safetensors")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(UsageError, match=f"{step}: is read by this path, and would be overwritten"):
+        evaluate_path(step, mlps[1], out, overwrite=True, **HERE)
+    assert sorted(out.rglob("*")) == before
+    (out / "curve" / "notes").write_text("mine")
+    evaluate_path(*mlps, out, overwrite=True, **HERE)
+    assert [file.name for file in (out / "curve").iterdir()] == ["notes"]
+    (out / "curve" / "notes").unlink()
+    evaluate_path(*mlps, out, overwrite=True, **HERE)
+    assert {file.name for file in out.iterdir()} == {"path.json", "plan.json", "points.jsonl"}
 
 
 def test_how_a_was_trained_decides_how_the_midpoint_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
+from ckpt_probe.paths import point as point_module
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.linear import linear
+from ckpt_probe.progress import Silent, Task
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu"}
@@ -160,6 +163,22 @@ def test_a_last_batch_that_is_small_counts_for_what_it_is(samples: int) -> None:
         recompute(model, split, samples=1)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_features_and_logits_are_held_where_both_fit(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    samples, totals = len(load_data("digits").split("test")), []
+    monkeypatch.setattr(point_module, "CACHE_BYTES", samples * (16 + 10) * 4 - (passes - 1))
+
+    class Listening(Silent):
+        def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
+            totals.extend([total] if name == "test" else [])
+            return super().task(name, total, unit)
+
+    evaluate_path(*ends(mlp), tmp_path / "path", points=3, splits=["test"], progress=Listening(), **HERE)
+    assert totals == [passes * samples] * 3
+
+
 def test_what_is_no_path(mlp: Path, resnet: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not have the same tensors"):
         evaluate_path(ends(mlp)[0], ends(resnet)[0], tmp_path / "p", **HERE)
@@ -296,7 +315,7 @@ def test_an_arc_beyond_the_ends_with_more_points_where_it_bends(mlp: Path, tmp_p
     alphas = [point["alpha"] for point in auto.points]
     assert alphas == sorted(set(alphas))
     assert {0, 0.25, 0.5, 0.75, 1} <= set(alphas)
-    for wrong in ({"path": "winding"}, {"batchnorm_samples": 0}, {"span": (1, 0)}):
+    for wrong in ({"path": "winding"}, {"batchnorm_samples": 1}, {"span": (1, 0)}):
         with pytest.raises(UsageError):
             evaluate_path(a, b, tmp_path / "no", **wrong, **HERE)
 

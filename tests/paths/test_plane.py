@@ -145,13 +145,44 @@ def test_an_interrupted_plane_goes_on_after_its_last_record(
     assert len((cut / "points.jsonl").read_text().splitlines()) == 5
     assert not (cut / "plane.json").exists()
     for changed, told in (({"grid": 2}, "grid"), ({"margin": 0.3}, r"margin 0\.2 / 0\.3")):
-        with pytest.raises(UsageError, match=f"something else .*{told}"):
+        with pytest.raises(UsageError, match=f"another plane .*{told}"):
             evaluate_plane(*mlp, out=cut, **{**how, **changed})
-    with pytest.raises(UsageError, match=r"something else .*\bc '"):
+    with pytest.raises(UsageError, match=r"another plane .*\bc '"):
         evaluate_plane(*mlp[:2], mlp[0].with_name("step-000000.safetensors"), out=cut, **how)
     counter = interrupting(1000)
     assert evaluate_plane(*mlp, out=cut, progress=counter, **how) == whole
     assert counter.evaluated == 6 + 2 * 9 - 5
+
+
+@pytest.mark.parametrize("evaluated", [0, 3])
+def test_a_plane_that_has_no_point_yet_takes_another_plan(
+    mlp: list[Path], tmp_path: Path, interrupting: Callable[..., Any], evaluated: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_plane(*mlp, out=tmp_path / "plane", grid=3, progress=interrupting(evaluated), **HERE)
+    assert [file.name for file in (tmp_path / "plane").iterdir()] == ["plan.json"]
+    assert len(evaluate_plane(*mlp, out=tmp_path / "plane", grid=2, **HERE).points) == 4
+
+
+def test_arguments_in_tuples_and_splits_named_twice(
+    mlp: list[Path], tmp_path: Path, interrupting: Callable[..., Any]
+) -> None:
+    how = {"data_arguments": {"classes": (0, 1, 2)}, "grid": 2, "device": "cpu", "splits": ["test", "test"]}
+    counter = interrupting(1000)
+    plane = evaluate_plane(*mlp, out=tmp_path / "plane", progress=counter, **how)
+    assert (counter.evaluated, len(plane.points), len(plane.summary)) == (3 + 4, 4, 1)
+    assert evaluate_plane(*mlp, out=tmp_path / "plane", resume=True, **how) == plane
+
+
+def test_a_path_and_a_plane_do_not_replace_each_other(mlp: list[Path], tmp_path: Path) -> None:
+    evaluate_path(*mlp[:2], tmp_path / "path", points=3, **HERE)
+    evaluate_plane(*mlp, out=tmp_path / "plane", grid=2, **HERE)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="holds a path; choose another name"):
+        evaluate_plane(*mlp, out=tmp_path / "path", grid=2, overwrite=True, **HERE)
+    with pytest.raises(UsageError, match="holds a plane; choose another name"):
+        evaluate_path(*mlp[:2], tmp_path / "plane", points=3, overwrite=True, **HERE)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_around_one_checkpoint(mlp: list[Path], tmp_path: Path) -> None:
@@ -280,7 +311,16 @@ def test_the_command(mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixt
     assert "cosine" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--grid", "1"], ["--grid", "3x"], ["--grid", "a"], ["--json", "--csv"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--grid", "1"],
+        ["--grid", "3x"],
+        ["--grid", "a"],
+        ["--json", "--csv"],
+        ["--batchnorm-samples", "9", "--batchnorm", "interpolate"],
+    ],
+)
 def test_wrong_use_of_the_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plane", "a", "b", "c", "-o", "out", *words]) == 2
     assert words[0] in capsys.readouterr().err

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,18 +198,54 @@ def test_a_directory_of_anything_else_is_not_replaced(tmp_path: Path) -> None:
     single = tmp_path / "single"
     single.mkdir()
     save_file(state(1), single / "model.safetensors")
+    broken = sharded(tmp_path / "broken", 4)
+    (broken / "model-00002-of-00002.safetensors").unlink()
+    noted = sharded(tmp_path / "noted", 5)
+    (noted / "code.py").unlink()
+    (noted / "notes.txt").write_text("no companion of the inputs")
     before = sorted(tmp_path.rglob("*"))
     for out, told in (
         (zoo, "holds one of the checkpoints"), (tmp_path, "holds one of the checkpoints"),
         (tmp_path / "link", "holds one of the checkpoints"), (a, "is one of the checkpoints"),
-        (other, r"not replaced, as it holds code\.py too"), (empty, "not replaced, as it is no sharded checkpoint"),
-        (single, "not replaced, as it holds no index"),
+        (other, r"not replaced, as it holds code\.py too"), (noted, r"not replaced, as it holds notes\.txt too"),
+        (empty, "not replaced, as it holds nothing, and is no sharded checkpoint"),
+        (single, r"not replaced, as it holds model\.safetensors, and .* \(no index of shards\)"),
+        (broken, r"not replaced, as it holds code\.py, and is no sharded checkpoint \(.*absent"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=told):
             interpolate(a, b, alpha=0.5, out=out, overwrite=True)
         with pytest.raises(UsageError, match=told):
             average([a, b], out, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_to_the_shards_are_inputs_too(tmp_path: Path) -> None:
+    blobs, b, hub = sharded(tmp_path / "blobs", 1), sharded(tmp_path / "b", 2), tmp_path / "hub"
+    hub.mkdir()
+    (blobs / "code.py").unlink()
+    for file in blobs.iterdir():
+        (hub / file.name).symlink_to(file)
+    with pytest.raises(UsageError, match="holds one of the checkpoints"):
+        interpolate(hub / "model.safetensors.index.json", b, alpha=0.5, out=hub, overwrite=True)
+    assert all(file.is_symlink() for file in hub.iterdir())
+
+
+def test_what_comes_while_shards_are_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, out = (sharded(tmp_path / name, seed) for seed, name in enumerate(("a", "b", "out")))
+    (out / "code.py").unlink()
+    blend = blending.line(0.5)
+
+    def slowly(*words: Any) -> Any:
+        (out / "thesis.tex").write_text("years of work")
+        return blend(*words)
+
+    monkeypatch.setattr(blending, "line", lambda _alpha: slowly)
+    before = (out / "model-00001-of-00002.safetensors").read_bytes()
+    with pytest.raises(UsageError, match=r"holds thesis\.tex too"):
+        interpolate(a, b, alpha=0.5, out=out, overwrite=True)
+    assert (out / "thesis.tex").read_text() == "years of work"
+    assert (out / "model-00001-of-00002.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
 
 
 def test_metadata_stays_and_says_where_the_point_lies(ends: tuple[Path, Path], tmp_path: Path) -> None:
