@@ -45,8 +45,10 @@ def command(
     every = [load_config(config, seed=number, overrides=overrides) for number in numbers]
 
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.training import train
+    from ckpt_probe.training import require_free, train
 
+    # Of all seeds before the first is trained, which may take hours.
+    require_free(places, every, resume=resume, overwrite=overwrite)
     for settings, place in zip(every, places, strict=True):
         with bars() as progress:
             summary = train(settings, place, resume=resume, overwrite=overwrite, device=device, progress=progress)

@@ -1,7 +1,7 @@
 """The directory of a run: its configuration, checkpoints, metrics and resume state."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,26 +38,41 @@ class RunDirectory:
 
 
 def open_run(path: Path, config: TrainingConfig, *, resume: bool, overwrite: bool) -> RunDirectory:
-    """The directory of a run, ready to be written to.
-
-    Raises UsageError where it holds something and neither `resume` nor `overwrite` is set, or where `resume` is set
-    and the configuration there differs, naming what does, or is missing beside what a run wrote.
-    """
+    """The directory of a run, ready to be written to. Raises UsageError as `require_free` does."""
+    require_free([path], [config], resume=resume, overwrite=overwrite)
     run = RunDirectory(path)
-    settings = config.model_dump(mode="json", by_alias=True)
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path}: a file, where the run's directory is to be")
     if resume and run.config.exists():
-        _require_same(run.config, settings)
         return run
-    if resume and (left := _written(run)):
-        raise UsageError(f"{left[0]}: of which configuration is not known, {run.config.name} is missing; --overwrite")
-    if path.is_dir() and any(path.iterdir()) and not resume:
-        if not overwrite:
-            raise UsageError(f"{path}: exists already; --resume goes on with it, --overwrite starts it anew")
+    if overwrite:
         _clear(run)
+    settings = config.model_dump(mode="json", by_alias=True)
     write_text(run.config, json.dumps(settings, indent=2) + "\n", overwrite=True)
     return run
+
+
+def require_free(places: Sequence[Path], configs: Sequence[TrainingConfig], *, resume: bool, overwrite: bool) -> None:
+    """Raise UsageError where one of the runs that are to be may not begin or go on in its place; nothing is written.
+
+    Where a place is a file, or holds something and neither `resume` nor `overwrite` is set; where `resume` is set and
+    the configuration there differs, naming what does, or is missing beside what a run wrote; and where `overwrite`
+    would remove a checkpoint that one of the runs starts from.
+    """
+    starts = [Path(config.start.checkpoint) for config in configs if config.start is not None]
+    for path, config in zip(places, configs, strict=True):
+        run = RunDirectory(path)
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path}: a file, where the run's directory is to be")
+        left = _written(run)
+        if resume and run.config.exists():
+            _require_same(run.config, config.model_dump(mode="json", by_alias=True))
+        elif resume and left:
+            told = f"of which configuration is not known, {run.config.name} is missing; --overwrite"
+            raise UsageError(f"{left[0]}: {told}")
+        elif not resume and not overwrite and path.is_dir() and any(path.iterdir()):
+            raise UsageError(f"{path}: exists already; --resume goes on with it, --overwrite starts it anew")
+        read = next((file for file in left for start in starts if start.exists() and file.samefile(start)), None)
+        if overwrite and read is not None:
+            raise UsageError(f"{read}: is what a run starts from, and would be removed; choose another directory")
 
 
 def forget_after(run: RunDirectory, step: int) -> None:

@@ -13,7 +13,7 @@ from ckpt_probe.config import TrainingConfig, load_config
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import build_model, load_weights
-from ckpt_probe.training import loop, train
+from ckpt_probe.training import loop, require_free, train
 
 CONFIG = """
 seed = {seed}
@@ -223,3 +223,18 @@ def test_a_model_and_data_that_do_not_fit_each_other(tmp_path: Path, section: di
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_overwrite_does_not_remove_what_a_run_starts_from(tmp_path: Path) -> None:
+    run = tmp_path / "seeds" / "seed-1"
+    train(config(tmp_path), run, device="cpu")
+    held = run / "checkpoints" / "step-000040.safetensors"
+    settings = config(tmp_path, extra=f'[start]\nfrom = "{held}"\n')
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(UsageError, match=r"step-000040\.safetensors: is what a run starts from, and would be removed"):
+        train(settings, run, device="cpu", overwrite=True)
+    places = [tmp_path / "seeds" / f"seed-{seed}" for seed in (0, 1)]
+    with pytest.raises(UsageError, match="is what a run starts from"):
+        require_free(places, [settings, settings], resume=False, overwrite=True)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert train(settings, tmp_path / "other", device="cpu").last_step == 40

@@ -1,0 +1,120 @@
+"""Dumps with damaged bytes: they are analyzed, or refused in words; nothing else comes out of ckpt-probe."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ckpt_probe.analysis import analyze_series
+from ckpt_probe.dumps import DumpWriter, open_dump
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction.storing import StoreWriter
+
+CASES, SECONDS = 30, 5
+
+# Each damaged dump in a process of its own: there is damage on which the HDF5 library itself crashes or never ends.
+# The processes come from a fresh one with one thread, since a copy of one with several may wait for ever.
+FLIP = """
+import json, os, signal, sys
+from pathlib import Path
+import numpy as np
+import torch
+from ckpt_probe.analysis import analyze_series
+from ckpt_probe.errors import CkptProbeError
+
+torch.set_num_threads(1)
+path, seed, cases, seconds = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+whole, random = path.read_bytes(), np.random.default_rng(seed)
+# Most of a small dump is room for more rows.
+used = np.flatnonzero(np.frombuffer(whole, np.uint8))
+list(analyze_series(path))
+ends = []
+for _ in range(cases):
+    damaged = bytearray(whole)
+    for place in random.choice(used, size=random.integers(1, 4), replace=False):
+        damaged[place] ^= int(random.integers(1, 256))
+    path.write_bytes(damaged)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(seconds)
+        try:
+            list(analyze_series(path))
+            end = "analyzed"
+        except CkptProbeError as error:
+            end = "told" if str(error).startswith(str(path)) else f"named no file: {error}"
+        except BaseException as error:
+            end = repr(error)
+        os.write(writing, end.encode()[:500])
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        ends.append(answer.read())
+    if os.waitpid(child, 0)[1]:
+        ends[-1] = "HDF5"
+print(json.dumps(ends))
+"""
+
+
+def write(path: Path, store: str) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    features, weights = torch.randn(40, 5, generator=generator), torch.randn(3, 5, generator=generator).double()
+    with StoreWriter(DumpWriter(path, None, classes=3, features=5), store) as writer:
+        writer.write_classifier(weights, torch.zeros(3).double())
+        writer.start_split("test", 40)
+        writer.append("test", features, torch.arange(40) % 3, features @ weights.float().T)
+        writer.finish_split("test")
+    return path
+
+
+@pytest.mark.parametrize("store", ["features", "moments"])
+def test_flipped_bytes_are_told_or_harmless(tmp_path: Path, store: str) -> None:
+    path = write(tmp_path / "a.h5", store)
+    words = [sys.executable, "-c", FLIP, str(path), "0", str(CASES), str(SECONDS)]
+    # No time limit of its own: every case has one.
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    ends = json.loads(done.stdout)
+    assert set(ends) <= {"analyzed", "told", "HDF5"}
+    assert ends.count("told") >= 5
+    assert ends.count("HDF5") <= CASES // 10
+
+
+def test_what_a_group_lists_but_has_not_is_named(tmp_path: Path) -> None:
+    for name, of in (("features", "features"), ("logits", "features"), ("moments", "moments")):
+        path = write(tmp_path / f"{name}.h5", of)
+        with h5py.File(path, "a") as file:
+            del file[f"test/{name}"]
+            file[f"test/{name}"] = h5py.SoftLink("/nowhere")
+        with pytest.raises(DataError, match=rf"{name}\.h5: test/{name}: no (dataset|group)"):
+            list(analyze_series(path))
+
+
+def test_moments_without_their_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", "moments")
+    with h5py.File(path, "a") as file:
+        del file["test/moments"].attrs["scored"]
+    with pytest.raises(DataError, match=r"a\.h5: test: moments: the numbers scored, right, summed_loss"):
+        list(analyze_series(path))
+
+
+def test_rows_out_of_reach_are_told_and_a_callers_own_error_is_not(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        kept = {"chunks": (10, 5), "fletcher32": True}
+        file.create_dataset("test/features", data=np.random.default_rng(0).normal(size=(40, 5)), **kept)
+        file["test/labels"] = np.arange(40) % 3
+        [place] = {file["test/features"].id.get_chunk_info(2).byte_offset}
+    damaged = bytearray((tmp_path / "a.h5").read_bytes())
+    damaged[place] ^= 1
+    (tmp_path / "a.h5").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"a\.h5: cannot be read, it may be damaged"), open_dump(tmp_path / "a.h5") as d:
+        list(d["test"].blocks(10))
+    with pytest.raises(OSError, match="my own") as error, open_dump(tmp_path / "a.h5"):
+        raise OSError("my own")
+    assert type(error.value) is OSError
