@@ -59,14 +59,19 @@ def command(
             say(f"{place}: {steps}; {summary.checkpoints} checkpoints")
 
 
+MOST_SEEDS = 1000
+
+
 def seed_numbers(text: str) -> list[int]:
     """The seeds that "0..4" or "0,2,5" spells. Raises UsageError for anything else, and for a seed named twice."""
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,19})(?:\.\.(\d{1,19}))?\s*", part)
         last = int(match[2] or match[1]) if match else -1
         if match is None or last < int(match[1]):
             raise UsageError(f"--seeds: expected seeds such as 0..4 or 0,2,5, found {text!r}")
+        if last - int(match[1]) >= MOST_SEEDS:
+            raise UsageError(f"--seeds: at most {MOST_SEEDS} at a time, found {part.strip()!r}")
         found += range(int(match[1]), last + 1)
     if len(set(found)) < len(found):
         raise UsageError(f"--seeds: a seed is named twice in {text!r}")

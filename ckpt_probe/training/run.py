@@ -79,22 +79,21 @@ def forget_after(run: RunDirectory, step: int) -> None:
     """Drop the lines of metrics.jsonl after `step`, and a last one that was cut off: they will be written again."""
     if not run.metrics.exists():
         return
-    kept = [line for line in run.metrics.read_text().splitlines(keepends=True) if _at_most(line, step)]
-    write_text(run.metrics, "".join(kept), overwrite=True)
-
-
-def _at_most(line: str, step: int) -> bool:
+    lines = run.metrics.read_text().splitlines(keepends=True)
     try:
-        return line.endswith("\n") and json.loads(line)["step"] <= step
-    except json.JSONDecodeError:
-        return False
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{run.metrics}: a line is not one of ours ({error}); train again with --overwrite") from error
+    write_text(run.metrics, "".join(kept), overwrite=True)
 
 
 def _require_same(path: Path, settings: dict[str, Any]) -> None:
     try:
         earlier = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); train again with --overwrite") from error
+    if not isinstance(earlier, dict):
+        raise DataError(f"{path}: not a run's configuration; train again with --overwrite")
     before, now = _flat(earlier), _flat(settings)
     changed = [
         f"{key} {before.get(key)!r} → {now.get(key)!r}"

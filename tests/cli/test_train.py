@@ -64,7 +64,9 @@ def test_set_changes_the_run_and_what_it_says_of_itself(config: Path, tmp_path: 
     assert {line["split"] for line in told if "split" in line} == {"test"}
 
 
-@pytest.mark.parametrize("text", ["", "a", "3..1", "0..", "..2", "0,,1", "-1", "1,1", "0..2,2", "1.5"])
+@pytest.mark.parametrize(
+    "text", ["", "0..999999999", "9" * 5000, "a", "3..1", "0..", "..2", "0,,1", "-1", "1,1", "0..2,2", "1.5"]
+)
 def test_seeds_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--seeds: "):
         seed_numbers(text)

@@ -238,3 +238,14 @@ def test_an_overwrite_does_not_remove_what_a_run_starts_from(tmp_path: Path) -> 
         require_free(places, [settings, settings], resume=False, overwrite=True)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert train(settings, tmp_path / "other", device="cpu").last_step == 40
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("config.json", "[1]"), ("config.json", "\xff"), ("metrics.jsonl", '"x"\n'), ("metrics.jsonl", "{}\n")],
+)
+def test_a_damaged_run_is_told(tmp_path: Path, file: str, text: str) -> None:
+    train(config(tmp_path), tmp_path / "run", device="cpu")
+    (tmp_path / "run" / file).write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=rf"run/{file}: .*train again with --overwrite"):
+        train(config(tmp_path), tmp_path / "run", device="cpu", resume=True)
