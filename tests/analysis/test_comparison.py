@@ -1,6 +1,8 @@
 """Groups of seeds: means and differences by hand, intervals by brute force, entries of each kind, and bad input."""
 
 import json
+import math
+import os
 from pathlib import Path
 
 import h5py
@@ -256,3 +258,26 @@ def test_wrong_use(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=told):
             compare(groups, **options)
+
+
+def test_a_link_to_nothing_is_named_and_other_files_are_left_out(tmp_path: Path) -> None:
+    plain, other = group(tmp_path / "plain", PLAIN), group(tmp_path / "other", OTHER)
+    os.mkfifo(other / "pipe")
+    assert compare([plain, other])[1].pairs == 3
+    (other / "seed-9").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"other/seed-9: a link to what is not there"):
+        compare([plain, other])
+
+
+@pytest.mark.parametrize("method", ["t", "bootstrap"])
+def test_the_largest_confidence_there_is_has_bounds(tmp_path: Path, method: str) -> None:
+    groups = [group(tmp_path / "plain", PLAIN), group(tmp_path / "other", OTHER)]
+    confidence = math.nextafter(1, 0)
+    _, other = compare(groups, method=method, confidence=confidence)
+    assert other.low is not None
+    assert other.high is not None
+    assert math.isfinite(other.low)
+    if method == "t":
+        # With 2 degrees of freedom the tail beyond t is about 1 / (2 t²).
+        half = math.sqrt(1 / (1 - confidence)) * np.std([0.03, 0.01, 0.05], ddof=1) / math.sqrt(3)
+        assert (other.high - other.low) / 2 == pytest.approx(half, rel=1e-6)

@@ -163,3 +163,33 @@ def test_labels_that_no_memory_holds_and_values_that_no_number_does() -> None:
     record = analyze_features(1e160 * features.double(), labels)
     assert all(value is None or not isinstance(value, float) or np.isfinite(value) for value in record.values())
     assert "not finite" in record["missing"]
+
+
+def test_labels_that_logits_do_not_hold() -> None:
+    features, labels, _, _ = data()
+    with pytest.raises(DataError, match=r"labels: row 3 is 3, which logits of shape \(90, 3\) do not hold"):
+        analyze_features(features, labels, logits=np.zeros((90, 3)))
+    assert analyze_features(features, labels.astype(np.uint64))["classes"] == 4
+
+
+@pytest.mark.parametrize(
+    ("scored", "settings", "passes"), [(False, {}, 1), (False, {"per_class": True}, 2), (True, {}, 2)]
+)
+def test_a_second_pass_is_made_only_where_something_is_compared(scored: bool, settings: dict, passes: int) -> None:
+    features, labels, weights, _ = data()
+    made = []
+
+    def blocks():
+        made.append(1)
+        yield features, labels, None
+
+    read_blocks(blocks, weights if scored else None, None, Settings(**settings))
+    assert len(made) == passes
+
+
+def test_rows_a_class_that_are_not_finite_say_so() -> None:
+    features, labels, weights, _ = data()
+    reading = read_blocks(lambda: [(1e160 * features, labels, None)], weights, None, Settings(per_class=True))
+    for row in reading.per_class:
+        assert row["variance"] is None
+        assert "variance: not finite" in str(row["missing"])

@@ -1,5 +1,6 @@
 """Dumps, ours or anybody's, become records in the order of their steps; what is wrong names file, split and row."""
 
+import json
 from pathlib import Path
 
 import h5py
@@ -66,3 +67,18 @@ def test_bad_dumps_name_file_split_and_row(tmp_path: Path, changes: dict, messag
     path = dump(tmp_path / "bad.h5", **changes)
     with pytest.raises(DataError, match=rf"bad\.h5.*{message}"):
         analyze_dump(path)
+
+
+def test_a_split_named_twice_is_analyzed_once(tmp_path: Path) -> None:
+    path = dump(tmp_path / "a.h5")
+    assert [r["split"] for r in analyze_series(path, splits=["test", "test"])] == ["test"]
+    assert len(analyze_dump(path, splits=["test", "test"])) == 1
+
+
+def test_sizes_that_no_number_holds_are_kept_as_missing(tmp_path: Path) -> None:
+    path = dump(tmp_path / "a.h5", **{"test/features": FEATURES * 1e160})
+    first, again = (list(analyze_series(path, cache=True)) for _ in range(2))
+    assert first == again
+    assert first[0]["nc1.cdnv"] is None
+    assert "nc1.cdnv" in first[0]["missing"]
+    assert json.loads(json.dumps(first[0], allow_nan=False)) == first[0]

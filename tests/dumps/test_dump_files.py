@@ -344,3 +344,41 @@ def test_names_that_no_split_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"split '{name}': no name for a group in a dump"):
         fill()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_are_what_json_gives_back_of_them() -> None:
+    lists, tuples = (provenance(data_arguments={"classes": kind([0, 1])}) for kind in (list, tuple))
+    assert tuples.differences(lists) == []
+    with pytest.raises(UsageError, match=r"model_arguments: a dump keeps numbers, text, .*: Object of type PosixPath"):
+        provenance(model_arguments={"folder": Path("a")})
+
+
+def test_a_step_in_an_array_of_one_is_a_step(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "a.h5")
+    for stated in (np.array([5]), np.float64(5), "5"):
+        with h5py.File(path, "a") as file:
+            file.attrs["step"] = stated
+        with open_dump(path) as dump:
+            assert dump.step == 5
+    for stated in (np.array([5, 6]), np.nan):
+        with h5py.File(path, "a") as file:
+            file.attrs["step"] = stated
+        with pytest.raises(DataError, match="where one whole number is expected"):
+            open_dump_series(path)
+
+
+@pytest.mark.parametrize(("dtype", "size", "wider"), [("float16", 7e4, "float32"), ("float32", 1e39, "float64")])
+def test_features_beyond_their_precision_leave_no_file(tmp_path: Path, dtype: str, size: float, wider: str) -> None:
+    features = np.full((3, 2), -size)
+    features[0] = np.inf, np.nan
+
+    def fill(rows: np.ndarray) -> None:
+        with DumpWriter(tmp_path / "a.h5", None, classes=2, features=2, feature_dtype=dtype) as writer:
+            writer.start_split("test", len(rows), logits=False)
+            writer.append("test", rows, np.zeros(len(rows), dtype=int))
+
+    with pytest.raises(DataError, match=f"a.h5: test: features of size .* do not fit {dtype}, .* {wider}$") as error:
+        fill(features)
+    assert f"size {size:.6g}" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    fill(features[:1])

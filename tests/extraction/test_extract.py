@@ -1,7 +1,9 @@
 """From a real run's checkpoints to dumps: content, resume, refusal, and nothing half-written."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -277,3 +279,19 @@ def test_a_callers_model_and_inputs_are_left_as_they_are(tmp_path: Path, kind: t
         extract(model, [(images, labels), (images[:4], labels[:3])], tmp_path / "b.h5", device="cpu")
     assert not (tmp_path / "b.h5").exists()
     assert model.training
+
+
+def test_a_float64_checkpoint_on_mps_has_its_own_weights(
+    run: Path, tmp_path: Path, pretended: Callable[[str], Any]
+) -> None:
+    with open_checkpoint(run / "checkpoints" / "step-000030.safetensors") as checkpoint:
+        state, raw = checkpoint.state_dict(), checkpoint.raw_metadata
+    double = {name: tensor.double() * (1 + 1e-12) for name, tensor in state.items()}
+    save_checkpoint(tmp_path / "run" / "step-1.safetensors", state, raw)
+    save_checkpoint(tmp_path / "run" / "step-2.safetensors", double, raw)
+    save_checkpoint(tmp_path / "run" / "step-3.safetensors", state, raw)
+    with pretended("mps"):
+        extract_series(tmp_path / "run", tmp_path / "dumps", device="mps", splits=["test"])
+    for name, expected in (("step-1", state), ("step-2", double), ("step-3", state)):
+        with open_dump(tmp_path / "dumps" / f"{name}.h5") as dump:
+            np.testing.assert_array_equal(dump.weights, expected["3.weight"].double().numpy())

@@ -1,14 +1,18 @@
 """Forward passes: what is tapped, in which order, and what happens when memory runs out."""
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ckpt_probe.data import ArraySplit
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import forward_blocks
+from ckpt_probe.extraction.forward import forward_batches, lent
 from ckpt_probe.progress import Silent
 
 
@@ -121,3 +125,46 @@ def test_cuda_gives_the_same_features() -> None:
     for name in ("features", "labels", "logits"):
         first, second = (torch.cat([getattr(b, name) for b in blocks]) for blocks in (there, here))
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_go_to_the_model_as_they_are_and_halve_where_memory_runs_out() -> None:
+    seen: list[torch.dtype] = []
+
+    class Whole(Hungry):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.dtype)
+            return super().forward(x).float() if x.is_floating_point() else super().forward(x.float() / 255)
+
+    images, labels = torch.arange(138).reshape(23, 6).to(torch.uint8), torch.arange(23) % 3
+    batches = [(images[:9], labels[:9]), (images[9:], labels[9:])]
+    how = {"device": torch.device("cpu"), "dtype": torch.float32}
+    blocks = list(forward_batches(Whole(5).eval(), "inner.3", batches, **how))
+    assert set(seen) == {torch.uint8}
+    assert [len(block.labels) for block in blocks] == [4, 4, 1, 4, 4, 4, 2]
+    expected = network()[:2](images / 255)
+    torch.testing.assert_close(torch.cat([block.features for block in blocks]), expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_lent_model_comes_back_as_it_was(pretended: Callable[[str], Any], fails: bool) -> None:
+    model = network().bfloat16()
+    model.append(nn.BatchNorm1d(3).bfloat16())
+    model[2].eval()
+    with pretended("mps"), suppress(KeyError), lent(model, torch.device("mps")) as dtype:
+        assert dtype == torch.bfloat16
+        assert not any(module.training for module in model.modules())
+        assert {tensor.device.type for tensor in model.state_dict().values()} == {"mps"}
+        if fails:
+            raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, True, False, True, True]
+    with pretended("mps"):
+        assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_model_that_cannot_be_lent(pretended: Callable[[str], Any]) -> None:
+    with pretended("mps"), pytest.raises(UsageError, match="float64, which MPS does not have"):
+        lent(network().double(), torch.device("mps")).__enter__()
+    apart = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3, device="meta"))
+    with pytest.raises(UsageError, match="parts are on cpu, meta; move it to one device"):
+        lent(apart, torch.device("cpu")).__enter__()
