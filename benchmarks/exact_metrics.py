@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics import Moments
+from ckpt_probe.moments import Moments
 
 CASES = ("4000,128,10", "6000,512,10", "10000,128,10")
 TOLERANCE = 1e-9

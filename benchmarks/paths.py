@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
+from ckpt_probe.alignment.by_weights import align, permuted
+from ckpt_probe.alignment.symmetry import trace_symmetry
 from ckpt_probe.analysis import read_blocks
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
-from ckpt_probe.paths.alignment import align, permuted
-from ckpt_probe.paths.symmetry import trace_symmetry
 from ckpt_probe.training import train
 
 POINTS = 21

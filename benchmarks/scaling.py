@@ -38,7 +38,7 @@ def measure(path: Path) -> None:
     """The passes over one dump and the whole record, in this process."""
     from ckpt_probe.analysis import analyze_dump
     from ckpt_probe.dumps import open_dump
-    from ckpt_probe.metrics import Moments
+    from ckpt_probe.moments import Moments
 
     imported = memory()
     started = time.perf_counter()

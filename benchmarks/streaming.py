@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics import Moments
+from ckpt_probe.moments import Moments
 
 SAMPLES, FEATURES, CLASSES, ROWS = 60_000, 512, 10, 4096
 

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from ckpt_probe.dumps import open_dump
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
-    from ckpt_probe.metrics import Moments, effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
-    from ckpt_probe.paths import average, evaluate_path, evaluate_plane, interpolate
+    from ckpt_probe.merging import average, interpolate
+    from ckpt_probe.metrics import effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
+    from ckpt_probe.moments import Moments
+    from ckpt_probe.paths import evaluate_path
+    from ckpt_probe.planes import evaluate_plane
     from ckpt_probe.training import losses, prune, train
 
 _HOMES = {
@@ -30,8 +33,11 @@ _HOMES = {
     "dumps": ("open_dump",),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
-    "metrics": ("Moments", "effective_rank", "gram", "hdr", "matrix_entropy", "mir", "mutual_information"),
-    "paths": ("average", "evaluate_path", "evaluate_plane", "interpolate"),
+    "merging": ("average", "interpolate"),
+    "metrics": ("effective_rank", "gram", "hdr", "matrix_entropy", "mir", "mutual_information"),
+    "moments": ("Moments",),
+    "paths": ("evaluate_path",),
+    "planes": ("evaluate_plane",),
     "training": ("prune", "train"),
     "training.losses": ("losses",),
 }

@@ -1,4 +1,4 @@
-"""What tests of every package share: a device that this machine lacks, pretended.
+"""What tests of every package share: work that is interrupted, and a device that this machine lacks, pretended.
 
 Its tensors live on the CPU and obey the rules of a real device, as far as Python sees: they do not meet tensors of the
 CPU, they become numpy only through `.cpu()`, and MPS takes no float64 and no copy that is not waited for. No test of
@@ -6,12 +6,15 @@ speed, nor of kernels; those marked `gpu` need the real thing.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from ckpt_probe.progress import Silent, Task
 
 HOME = torch.device("cpu")
 MAY_MEET = {"copy_", "__getitem__", "__setitem__"}
@@ -104,3 +107,27 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.zeros(1, dtype=torch.uint8))
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: None)
     return Pretended
+
+
+class Interrupting(Silent):
+    """Progress that interrupts the evaluation of a split that follows `left` others; keeps what is said."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.evaluated = 0
+        self.said: list[str] = []
+
+    def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
+        self.evaluated += name in {"train", "test"}
+        if self.evaluated > self.left:
+            raise KeyboardInterrupt
+        return super().task(name, total, unit)
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def interrupting() -> Callable[[int], Interrupting]:
+    """Makes a progress that interrupts whoever shows it after so many evaluated splits."""
+    return Interrupting

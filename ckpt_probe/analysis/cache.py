@@ -12,7 +12,7 @@ from typing import Any
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import content_hash, write_text
-from ckpt_probe.metrics.readout import Reading
+from ckpt_probe.moments.record import Reading
 
 FOLDER = ".ckpt-probe-cache"
 

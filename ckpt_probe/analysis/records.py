@@ -12,10 +12,10 @@ from ckpt_probe.analysis.entries import COUNTS, ENTRIES, EXTRA, POSITION, REFERE
 from ckpt_probe.analysis.nearest import NearestMeans
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics import Moments
 from ckpt_probe.metrics.gram import Array
-from ckpt_probe.metrics.quality import Head, Quality, double
-from ckpt_probe.metrics.readout import Reading
+from ckpt_probe.moments import Moments
+from ckpt_probe.moments.quality import Head, Quality, double
+from ckpt_probe.moments.record import Reading
 from ckpt_probe.plugins import registered
 
 Record = dict[str, Any]

@@ -15,9 +15,9 @@ from ckpt_probe.analysis.records import Record, in_order, read_blocks, read_mome
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.metrics import Moments
-from ckpt_probe.metrics.quality import Quality
-from ckpt_probe.metrics.readout import Reading
+from ckpt_probe.moments import Moments
+from ckpt_probe.moments.quality import Quality
+from ckpt_probe.moments.record import Reading
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
 

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ckpt_probe.metrics.moments import MEMORY
 from ckpt_probe.metrics.stochastic import Sampling
+from ckpt_probe.moments.accumulator import MEMORY
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Files of tensors: open, write, and a run's series of them. The only place that knows safetensors."""
 
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
-from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
+from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
 from ckpt_probe.checkpoints.series import open_series
 from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 
@@ -9,6 +9,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointMetadata",
     "CheckpointWriter",
+    "State",
     "library_versions",
     "open_checkpoint",
     "open_series",

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,9 @@ from ckpt_probe.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+State = Mapping[str, "Tensor"]
+"""A state dict that is read, never changed."""
 
 PICKLED = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl"})
 

@@ -10,7 +10,7 @@ from ckpt_probe.cli.options import byte_count, entropy_orders
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Settings
-    from ckpt_probe.metrics.readout import Reading
+    from ckpt_probe.moments.record import Reading
 
 
 @click.command("analyze", epilog="Example: ckpt-probe analyze dumps/digits --split test --json > records.jsonl")

@@ -28,7 +28,7 @@ def command(
     Each is a safetensors file, or a directory of shards with their index; all have the same tensors. Whole numbers and
     booleans are those of the first.
     """
-    from ckpt_probe.paths import average
+    from ckpt_probe.merging import average
 
     chosen = None if weights is None else numbers(weights, "--weights")
     summary = average(checkpoints, out, weights=chosen, dtype=dtype, threads=threads, overwrite=overwrite)

@@ -233,7 +233,7 @@ def _excess(barrier: dict[str, Any], quantity: str) -> str:
 def _write_point(
     a: Path, b: Path, alpha: float, out: Path, dtype: str | None, threads: int | None, overwrite: bool
 ) -> None:
-    from ckpt_probe.paths import interpolate
+    from ckpt_probe.merging import interpolate
 
     summary = interpolate(a, b, alpha=alpha, out=out, dtype=dtype, threads=threads, overwrite=overwrite)
     copied = f"; {len(summary.copied)} of whole numbers copied from {a.name}" if summary.copied else ""

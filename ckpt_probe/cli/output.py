@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ckpt_probe.metrics.readout import Reading
+    from ckpt_probe.moments.record import Reading
 
 Record = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from ckpt_probe.cli.options import batchnorm_options, check_batchnorm_samples, j
 from ckpt_probe.errors import UsageError
 
 if TYPE_CHECKING:
-    from ckpt_probe.paths import PlaneResult
+    from ckpt_probe.planes import PlaneResult
 
 EXAMPLE = """\b
 Examples: ckpt-probe plane A.safetensors B.safetensors C.safetensors -o planes/abc --grid 15
@@ -80,7 +80,7 @@ def command(
     }
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
-    from ckpt_probe.paths import evaluate_plane
+    from ckpt_probe.planes import evaluate_plane
     from ckpt_probe.report.canvas import require_drawable
     from ckpt_probe.report.plane_figure import draw_plane
 

@@ -18,8 +18,8 @@ from ckpt_probe.extraction.forward import forward_batches, forward_blocks, lent
 from ckpt_probe.extraction.storing import StoreWriter, require_store
 from ckpt_probe.extraction.subject import Subject, Wanted, open_subject
 from ckpt_probe.files import content_hash, refuse_existing
-from ckpt_probe.metrics.moments import MEMORY
 from ckpt_probe.models import choose_device, find_classifier, on_device
+from ckpt_probe.moments.accumulator import MEMORY
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
 

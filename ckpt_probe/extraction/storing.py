@@ -5,9 +5,9 @@ from torch import Tensor
 
 from ckpt_probe.dumps import STORES, DumpWriter, as_stored
 from ckpt_probe.errors import UsageError
-from ckpt_probe.metrics import Moments
-from ckpt_probe.metrics.moments import MEMORY
-from ckpt_probe.metrics.quality import Head, Quality, double
+from ckpt_probe.moments import Moments
+from ckpt_probe.moments.accumulator import MEMORY
+from ckpt_probe.moments.quality import Head, Quality, double
 
 ROWS_AT_ONCE = 8192
 """Rows that are gathered before they enter the moments: small batches would cost far more a row."""

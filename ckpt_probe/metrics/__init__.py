@@ -1,14 +1,12 @@
-"""Pure mathematics on tensors: Gram matrices, matrix entropy, mutual information, neural collapse, class moments."""
+"""Pure mathematics on tensors: Gram matrices, matrix entropy, mutual information, neural collapse."""
 
 from ckpt_probe.metrics.collapse import nearest_means
 from ckpt_probe.metrics.entropy import effective_rank, matrix_entropy
 from ckpt_probe.metrics.gram import gram
 from ckpt_probe.metrics.information import hdr, mir, mutual_information
-from ckpt_probe.metrics.moments import Moments
 from ckpt_probe.metrics.theory import collapse_values, reference_values, simplex_etf
 
 __all__ = [
-    "Moments",
     "collapse_values",
     "effective_rank",
     "gram",

@@ -1,6 +1,6 @@
-"""Curves that bend over a third point M, and the network whose training finds it (Garipov et al. 2018)."""
+"""The network whose training finds the third point M over which a curve bends (Garipov et al. 2018)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,38 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.checkpoints import State, open_checkpoint
 from ckpt_probe.models import build_model, load_weights, unwrapped
 from ckpt_probe.paths.batchnorm import drop_statistics
-from ckpt_probe.paths.linear import State, between, exact_dtype, linear, require_finite
-
-Curve = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""One tensor of A, of M and of B, and α → the tensor there."""
+from ckpt_probe.paths.shapes import CURVES, linear
 
 MIDDLE = "middle."
 """What stands before the names of M's tensors in a `CurveNet`."""
-
-
-def bezier(a: Tensor, middle: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """(1−α)² A + 2α(1−α) M + α² B, by de Casteljau's lines, which are exact where all three agree."""
-    return torch.lerp(torch.lerp(a, middle, alpha), torch.lerp(middle, b, alpha), alpha)
-
-
-def polychain(a: Tensor, middle: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """The line from A to M up to α = 1/2, that from M to B after it."""
-    return torch.lerp(a, middle, 2 * alpha) if alpha <= 0.5 else torch.lerp(middle, b, 2 * alpha - 1)
-
-
-CURVES: dict[str, Curve] = {"bezier": bezier, "polychain": polychain}
-
-
-def on_curve(curve: str, a: State, middle: State, b: State, alpha: float) -> dict[str, Tensor]:
-    """The point at `alpha` of 0 … 1 between state dicts a and b, over that of M; both ends are exact, bit for bit.
-
-    Computed and rounded as `linear`; tensors of whole numbers or booleans are a's, but at α = 1. Raises DataError where
-    a number is NaN or infinite, naming the tensor.
-    """
-    return {name: _bent(name, CURVES[curve], tensor, middle[name], b[name], alpha) for name, tensor in a.items()}
 
 
 class CurveNet(nn.Module):
@@ -84,12 +59,3 @@ def curve_net(model: str, model_arguments: Mapping[str, Any], a: str, b: str, cu
 def _state(path: Path, names: set[str]) -> State:
     with open_checkpoint(path) as checkpoint:
         return unwrapped(checkpoint.state_dict(), names)
-
-
-def _bent(name: str, curve: Curve, a: Tensor, middle: Tensor, b: Tensor, alpha: float) -> Tensor:
-    require_finite(name, middle)
-    if alpha in (0, 1) or not a.is_floating_point():
-        return between(name, a, b, alpha)
-    require_finite(name, a, b)
-    exact = exact_dtype(a)
-    return curve(a.to(exact), middle.to(exact), b.to(exact), alpha).to(a.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.paths.linear import State
+from ckpt_probe.checkpoints import State
 
 PIECES = 32
 """Straight pieces that stand for a curved path when its length is measured."""

@@ -9,18 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ckpt_probe.alignment import (
+    Alignment,
+    match_activations,
+    match_weights,
+    proved,
+    read_spec,
+    trace_symmetry,
+)
 from ckpt_probe.analysis import Record
-from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
+from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Split
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
-from ckpt_probe.paths.alignment import Alignment, match_weights, proved, read_spec
-from ckpt_probe.paths.correlation import match_activations
-from ckpt_probe.paths.linear import State, require_finite
-from ckpt_probe.paths.matching import check_averaged, check_match
+from ckpt_probe.merging import check_averaged, check_match
+from ckpt_probe.merging.streaming import OF_A_POINT
 from ckpt_probe.paths.place import PathPlace
-from ckpt_probe.paths.streaming import OF_A_POINT
-from ckpt_probe.paths.symmetry import trace_symmetry
+from ckpt_probe.paths.shapes import require_finite
 from ckpt_probe.progress import Progress, Task
 
 Ends = tuple[State, State]

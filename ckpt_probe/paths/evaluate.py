@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Record
+from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction import Subject, Wanted, open_subject
 from ckpt_probe.files import content_hash
@@ -14,7 +15,6 @@ from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import has_batchnorm
 from ckpt_probe.paths.distance import distances, length
 from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
-from ckpt_probe.paths.linear import State
 from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.place import PathPlace

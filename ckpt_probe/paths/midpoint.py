@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ckpt_probe.checkpoints import open_checkpoint, open_series, save_checkpoint
+from ckpt_probe.checkpoints import State, open_checkpoint, open_series, save_checkpoint
 from ckpt_probe.config import OptimizerSettings, TrainingConfig
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
@@ -15,8 +15,8 @@ from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.curve import MIDDLE
 from ckpt_probe.paths.ends import Ends, point_metadata
-from ckpt_probe.paths.linear import State, linear
 from ckpt_probe.paths.place import PathPlace
+from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import Progress
 from ckpt_probe.training import train
 

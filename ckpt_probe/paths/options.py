@@ -7,9 +7,8 @@ from pathlib import Path
 
 from ckpt_probe.errors import UsageError
 from ckpt_probe.paths.batchnorm import SAMPLES, check_batchnorm
-from ckpt_probe.paths.curve import CURVES
 from ckpt_probe.paths.ends import METHODS
-from ckpt_probe.paths.shapes import SHAPES
+from ckpt_probe.paths.shapes import CURVES, SHAPES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ckpt_probe.analysis import Record, empty_record, read_blocks, settled
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Subject, forward_blocks
-from ckpt_probe.metrics.quality import Quality, double
+from ckpt_probe.moments.quality import Quality, double
 from ckpt_probe.paths.batchnorm import recompute
 from ckpt_probe.progress import Progress, Task
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_probe.analysis import Record, in_order
+from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
-from ckpt_probe.paths.barrier import barrier
-from ckpt_probe.paths.linear import State
 from ckpt_probe.paths.place import PathPlace
 from ckpt_probe.paths.point import evaluate_point, explained_point, load_point
 from ckpt_probe.paths.point_dumps import point_writer
+from ckpt_probe.paths.positions import barrier
 from ckpt_probe.progress import Progress, Task
 
 

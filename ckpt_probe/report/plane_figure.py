@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ckpt_probe.paths import PlaneResult
+    from ckpt_probe.planes import PlaneResult
 
 CONTOURS = 14
 NARROW = 4

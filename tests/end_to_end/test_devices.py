@@ -12,7 +12,7 @@ from torch import Tensor
 import ckpt_probe as cp
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.metrics import Moments
+from ckpt_probe.moments import Moments
 
 DEVICES = pytest.mark.parametrize("device", ["mps", "cuda:0"])
 

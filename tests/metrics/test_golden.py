@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckpt_probe.metrics import Moments, hdr, mir, mutual_information, routes
-from ckpt_probe.metrics import unit_moments as unit_moments_module
+from ckpt_probe.metrics import hdr, mir, mutual_information
 from ckpt_probe.metrics.information import joint_entropies
 from ckpt_probe.metrics.stochastic import Sampling
+from ckpt_probe.moments import Moments, routes
+from ckpt_probe.moments import unit_moments as unit_moments_module
 
 CASES = json.loads((Path(__file__).parent / "golden.json").read_text())["cases"]
 TOLERANCE = 1e-9

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.metrics import Moments, routes, stochastic
+from ckpt_probe.metrics import stochastic
 from ckpt_probe.metrics.deflation import leading_subspace, worthwhile_rank
-from ckpt_probe.metrics.joint_operator import JointOperator
 from ckpt_probe.metrics.stochastic import Sampling, controlled, estimate_entropies, lanczos
+from ckpt_probe.moments import Moments, routes
+from ckpt_probe.moments.joint_operator import JointOperator
 
 GIB = 2**30
 

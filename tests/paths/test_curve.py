@@ -19,7 +19,8 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
-from ckpt_probe.paths.curve import CURVES, CurveNet, curve_net, on_curve
+from ckpt_probe.paths.curve import CurveNet, curve_net
+from ckpt_probe.paths.shapes import CURVES, on_curve
 from ckpt_probe.training import loop, train
 
 MLP = {"name": "mlp", "arguments": {"hidden": [12]}}

@@ -21,7 +21,7 @@ from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
-from ckpt_probe.paths.linear import linear
+from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import Silent, Task
 from ckpt_probe.training import train
 

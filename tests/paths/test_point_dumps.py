@@ -18,7 +18,7 @@ from ckpt_probe.errors import UsageError
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
-from ckpt_probe.paths.linear import linear
+from ckpt_probe.paths.shapes import linear
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "points": 3}

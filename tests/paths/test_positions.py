@@ -5,8 +5,7 @@ import math
 import pytest
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.paths.barrier import barrier
-from ckpt_probe.paths.positions import MOST, evenly, refined
+from ckpt_probe.paths.positions import MOST, barrier, evenly, refined
 
 
 def test_even_positions_hold_both_ends() -> None:

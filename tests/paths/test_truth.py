@@ -10,7 +10,8 @@ import torch
 
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.config import TrainingConfig
-from ckpt_probe.paths import evaluate_path, interpolate
+from ckpt_probe.merging import interpolate
+from ckpt_probe.paths import evaluate_path
 from ckpt_probe.training import train
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.grouping import Rows, Stack, stacks, unit_blocks
+from ckpt_probe.moments.grouping import Rows, Stack, stacks, unit_blocks
 
 
 class JointOperator:

@@ -8,11 +8,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from ckpt_probe.alignment.by_weights import Permutations, placed
+from ckpt_probe.alignment.symmetry import Layout, Segment, Symmetry
+from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.gram import where_float64_is
-from ckpt_probe.paths.alignment import Permutations, placed
-from ckpt_probe.paths.linear import State
-from ckpt_probe.paths.symmetry import Layout, Segment, Symmetry
 
 CONSTANT = 1e-12
 """Variance, relative to the mean square, below which a channel does not vary, and correlates with none."""

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics import Moments, routes
 from ckpt_probe.metrics.theory import reference_values
+from ckpt_probe.moments import Moments, routes
 
 
 def data(samples: int, features: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

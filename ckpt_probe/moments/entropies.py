@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics import routes, spectra
 from ckpt_probe.metrics.entropy import entropy_of_spectrum, smallest_present
 from ckpt_probe.metrics.gram import directions, require_directions
-from ckpt_probe.metrics.grouping import Grouped, Rows
 from ckpt_probe.metrics.information import Entropies
-from ckpt_probe.metrics.joint_operator import JointOperator
-from ckpt_probe.metrics.outer import add_outer
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
-from ckpt_probe.metrics.unit_moments import UnitMoments
+from ckpt_probe.moments import routes, spectra
+from ckpt_probe.moments.grouping import Grouped, Rows
+from ckpt_probe.moments.joint_operator import JointOperator
+from ckpt_probe.moments.outer_products import add_outer
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 
 @dataclass(frozen=True)

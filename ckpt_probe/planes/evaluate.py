@@ -11,13 +11,13 @@ from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Subject, Wanted, open_subject
 from ckpt_probe.files import content_hash
+from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import SAMPLES, check_batchnorm, has_batchnorm
-from ckpt_probe.paths.directions import Plane, plane_through, random_plane
 from ckpt_probe.paths.ledger import Ledger
-from ckpt_probe.paths.matching import check_match
-from ckpt_probe.paths.plane_survey import Survey
 from ckpt_probe.paths.point import point_plan
+from ckpt_probe.planes.directions import Plane, plane_through, random_plane
+from ckpt_probe.planes.survey import Survey
 from ckpt_probe.progress import Progress, Silent
 
 MARGIN = 0.2

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ckpt_probe.checkpoints.layout import locate
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.paths import average, blending, interpolate, streaming
+from ckpt_probe.merging import average, blending, interpolate, streaming
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics import collapse
-from ckpt_probe.metrics.grouping import Rows
-from ckpt_probe.metrics.levels import Level, Options, Within, class_level, sample_level, within_level
-from ckpt_probe.metrics.scatter import Scatter
 from ckpt_probe.metrics.theory import reference_values
-from ckpt_probe.metrics.unit_moments import UnitMoments
+from ckpt_probe.moments.entropies import Level, Options, Within, class_level, sample_level, within_level
+from ckpt_probe.moments.grouping import Rows
+from ckpt_probe.moments.scatter import Scatter
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 Value = float | int | str | None
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.gram import directions
-from ckpt_probe.metrics.grouping import Grouped, group
-from ckpt_probe.metrics.outer import add_outer, symmetric
-from ckpt_probe.metrics.routes import dense_limit
+from ckpt_probe.moments.grouping import Grouped, group
+from ckpt_probe.moments.outer_products import add_outer, symmetric
+from ckpt_probe.moments.routes import dense_limit
 
 
 class UnitMoments:

@@ -21,8 +21,8 @@ from ckpt_probe.checkpoints.layout import Place, Shard, TensorFiles, companions,
 from ckpt_probe.checkpoints.writing import BITS, header
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import replacing, replacing_directory
-from ckpt_probe.paths import blending
-from ckpt_probe.paths.matching import check_averaged, check_match
+from ckpt_probe.merging import blending
+from ckpt_probe.merging.matching import check_averaged, check_match
 
 DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
 OF_A_POINT = frozenset(

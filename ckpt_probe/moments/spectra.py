@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ckpt_probe.metrics.entropy import spectrum
 from ckpt_probe.metrics.gram import smaller_gram
-from ckpt_probe.metrics.grouping import Grouped, Rows, Stack, stacks, unit_blocks
-from ckpt_probe.metrics.unit_moments import UnitMoments
+from ckpt_probe.moments.grouping import Grouped, Rows, Stack, stacks, unit_blocks
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 LEAST_BYTES = 2**23
 """What rows of some classes may take however small the budget: each range of classes is one more pass over them all."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ckpt_probe.alignment.by_activations import match_activations
+from ckpt_probe.alignment.by_weights import align, output_change, permuted, proved, read_spec
+from ckpt_probe.alignment.symmetry import trace_symmetry
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
-from ckpt_probe.paths.alignment import align, output_change, permuted, proved, read_spec
-from ckpt_probe.paths.correlation import match_activations
-from ckpt_probe.paths.linear import linear
-from ckpt_probe.paths.symmetry import trace_symmetry
+from ckpt_probe.paths.shapes import linear
 
 
 class Everything(nn.Module):

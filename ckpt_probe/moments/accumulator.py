@@ -10,14 +10,14 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
-from ckpt_probe.metrics.grouping import Grouped, Rows, group
-from ckpt_probe.metrics.levels import Options
-from ckpt_probe.metrics.outer import symmetric
-from ckpt_probe.metrics.readout import Reading, Value, read_out
-from ckpt_probe.metrics.scatter import Scatter
-from ckpt_probe.metrics.state import require_state
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.metrics.unit_moments import UnitMoments
+from ckpt_probe.moments.entropies import Options
+from ckpt_probe.moments.grouping import Grouped, Rows, group
+from ckpt_probe.moments.outer_products import symmetric
+from ckpt_probe.moments.record import Reading, Value, read_out
+from ckpt_probe.moments.scatter import Scatter
+from ckpt_probe.moments.unit_moments import UnitMoments
+from ckpt_probe.moments.validation import require_state
 
 AnyRows = Callable[[], Iterable[tuple[Array, Array]]]
 """Gives a fresh pass over blocks of features (n, D) and labels (n,), numpy or torch, the same rows each time."""

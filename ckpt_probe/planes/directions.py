@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
-from ckpt_probe.paths.linear import State, exact_dtype, require_finite
+from ckpt_probe.paths.shapes import exact_dtype, require_finite
 
 
 @dataclass(frozen=True)

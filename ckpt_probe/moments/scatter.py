@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.grouping import Grouped
-from ckpt_probe.metrics.outer import add_outer, symmetric
+from ckpt_probe.moments.grouping import Grouped
+from ckpt_probe.moments.outer_products import add_outer, symmetric
 
 MANY = 32
 """Rows a class from which a loop over classes is faster than gathering each row's mean."""

@@ -18,7 +18,8 @@ from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import build_model
-from ckpt_probe.paths import evaluate_path, evaluate_plane
+from ckpt_probe.paths import evaluate_path
+from ckpt_probe.planes import evaluate_plane
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "splits": ["test"]}

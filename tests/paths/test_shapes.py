@@ -8,9 +8,9 @@ import torch
 
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.paths import interpolate
-from ckpt_probe.paths.barrier import barrier
-from ckpt_probe.paths.linear import linear
+from ckpt_probe.merging import interpolate
+from ckpt_probe.paths.positions import barrier
+from ckpt_probe.paths.shapes import linear
 
 
 def state(seed: int) -> dict[str, torch.Tensor]:

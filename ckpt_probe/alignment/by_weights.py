@@ -9,10 +9,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ckpt_probe.alignment.symmetry import Segment, Symmetry
+from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import logits_of
-from ckpt_probe.paths.linear import State
-from ckpt_probe.paths.symmetry import Segment, Symmetry
 from ckpt_probe.progress import Progress, Silent
 
 Permutations = dict[int, Tensor]

@@ -8,9 +8,9 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
-from ckpt_probe.paths.directions import Plane
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.point import evaluate_point, explained_point, load_point
+from ckpt_probe.planes.directions import Plane
 from ckpt_probe.progress import Progress
 
 

@@ -1,0 +1,15 @@
+"""B's hidden channels put in A's order: symmetries traced from the model, matched by weights or by activations."""
+
+from ckpt_probe.alignment.by_activations import match_activations
+from ckpt_probe.alignment.by_weights import Alignment, match_weights, proved, read_spec
+from ckpt_probe.alignment.symmetry import Symmetry, trace_symmetry
+
+__all__ = [
+    "Alignment",
+    "Symmetry",
+    "match_activations",
+    "match_weights",
+    "proved",
+    "read_spec",
+    "trace_symmetry",
+]
