@@ -1,12 +1,15 @@
-"""What tests of every package share: work that is interrupted, and a device that this machine lacks, pretended.
+"""What tests of every package share: an environment, work that is interrupted, and a device that is pretended.
 
 Its tensors live on the CPU and obey the rules of a real device, as far as Python sees: they do not meet tensors of the
 CPU, they become numpy only through `.cpu()`, and MPS takes no float64 and no copy that is not waited for. No test of
 speed, nor of kernels; those marked `gpu` need the real thing.
 """
 
+import os
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ckpt_probe.progress import Silent, Task
+
+ENVIRONMENT = Path(__file__).parent / "environment"
+# Processes that tests start find its sitecustomize by themselves; this one has started already.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.environ.get("PYTHONPATH")]))
+runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
 
 HOME = torch.device("cpu")
 MAY_MEET = {"copy_", "__getitem__", "__setitem__"}
