@@ -1,0 +1,43 @@
+"""Files that earlier versions wrote are read for ever, with the numbers that those versions gave."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ckpt_probe as cp
+from ckpt_probe.cli.app import run
+
+EARLIER = Path(__file__).parent / "earlier"
+RECORDS = [json.loads(line) for line in (EARLIER / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def of(name: str) -> list[dict[str, Any]]:
+    found = [record for record in RECORDS if record["checkpoint"] == name]
+    assert found
+    return found
+
+
+def require_same(found: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> None:
+    assert [record["split"] for record in found] == [record["split"] for record in earlier]
+    for now, then in zip(found, earlier, strict=True):
+        numbers = {name: value for name, value in then.items() if isinstance(value, int | float)}
+        assert {name: now[name] for name in numbers} == pytest.approx(numbers, rel=1e-9, abs=1e-12)
+        assert {name for name in then if then[name] is None} <= {name for name in now if now[name] is None}
+
+
+@pytest.mark.parametrize("name", ["dump-v1", "dump-v2", "moments-v2"])
+def test_dumps_of_earlier_formats(name: str) -> None:
+    require_same(list(cp.analyze_dump(EARLIER / f"{name}.h5")), of(name))
+
+
+def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:
+    [checkpoint] = EARLIER.glob("step-*.safetensors")
+    assert run(["extract", str(checkpoint), "-o", str(tmp_path), "--device", "cpu"]) == 0
+    found = cp.analyze_dump(tmp_path / f"{checkpoint.stem}.h5")
+    # The forward pass in float32 may be summed in another order on another machine.
+    for now, then in zip(found, of(checkpoint.stem), strict=True):
+        assert now["accuracy"] == then["accuracy"]
+        for name in ("loss", "class.mir", "class.hdr", "sample.mir", "sample.hdr", "nc1.pinv", "nc2.etf"):
+            assert now[name] == pytest.approx(then[name], rel=1e-4), name
