@@ -78,10 +78,10 @@ def inspect_dump(file: Path) -> dict[str, Any]:
 
 def _classifier(file: Path) -> str:
     from ckpt_probe.errors import CkptProbeError
-    from ckpt_probe.extraction import Wanted, open_subject
+    from ckpt_probe.extraction import Setup, open_subject
 
     try:
-        return open_subject(file, Wanted(device="cpu")).classifier
+        return open_subject(file, Setup(device="cpu")).classifier
     except CkptProbeError as error:
         return f"unknown: {str(error).removeprefix(f'{file}: ')}"
 

@@ -2,13 +2,15 @@
 
 from ckpt_probe.extraction.extract import ExtractionSummary, extract, extract_series
 from ckpt_probe.extraction.forward import Block, forward_blocks
-from ckpt_probe.extraction.subject import Subject, Wanted, open_subject
+from ckpt_probe.extraction.setup import Setup, Storage
+from ckpt_probe.extraction.subject import Subject, open_subject
 
 __all__ = [
     "Block",
     "ExtractionSummary",
+    "Setup",
+    "Storage",
     "Subject",
-    "Wanted",
     "extract",
     "extract_series",
     "forward_blocks",

@@ -1,7 +1,7 @@
 """From checkpoints and data to dumps: one forward pass a sample, the classifier tapped, resumable."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,25 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import library_versions, open_checkpoint, open_series
-from ckpt_probe.dumps import FEATURE_DTYPES, DumpWriter, Provenance, read_provenance, require_split_name
+from ckpt_probe.checkpoints import open_checkpoint, open_series
+from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.background import BackgroundWriter
-from ckpt_probe.extraction.forward import forward_batches, forward_blocks, lent
-from ckpt_probe.extraction.storing import StoreWriter, require_store
-from ckpt_probe.extraction.subject import Subject, Wanted, open_subject
+from ckpt_probe.extraction.forward import Block, forward_batches, lent
+from ckpt_probe.extraction.setup import Setup, Storage
+from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.extraction.subject import Subject, classifier_parameters, open_subject
 from ckpt_probe.files import content_hash, refuse_existing
 from ckpt_probe.models import choose_device, find_classifier, on_device
-from ckpt_probe.moments.accumulator import MEMORY
+from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
-
-FORWARD_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 @dataclass(frozen=True)
@@ -39,71 +33,34 @@ class ExtractionSummary:
     skipped: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Options:
-    splits: tuple[str, ...]
-    limit: int | None
-    batch_size: int
-    device: str
-    dtype: str
-    feature_dtype: str
-    overwrite: bool
-    with_logits: bool
-    store: str
-    memory: int
-
-
 def extract_series(
     source: Path | str,
     out: Path | str,
     *,
-    model: str | None = None,
-    model_arguments: Mapping[str, Any] | None = None,
-    data: str | None = None,
-    data_arguments: Mapping[str, Any] | None = None,
-    classifier: str | None = None,
-    splits: Sequence[str] | None = None,
-    limit: int | None = None,
-    batch_size: int = 256,
-    device: str = "auto",
-    dtype: str = "float32",
-    feature_dtype: str = "float32",
     overwrite: bool = False,
-    with_logits: bool = True,
-    store: str = "features",
-    memory: int = MEMORY,
     progress: Progress | None = None,
+    **options: Any,
 ) -> ExtractionSummary:
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
-    Model and data are the ones that our checkpoints name; `model`, `data` and their arguments name others. A dump that
-    is complete and of the same provenance is skipped; of another provenance, it is an error unless `overwrite`. `store`
-    "moments" keeps class moments (8·C·D² bytes at most, which must fit `memory`) in place of the rows, "both" beside
-    them. Raises UsageError and DataError as the parts do; a dump has its name only once it is whole.
+    options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, splits, batch_size, device),
+    which take the place of what the checkpoints say, and those of `Storage` (limit, dtype, feature_dtype, with_logits,
+    store, memory). A dump that is complete and of the same provenance is skipped; of another provenance, it is an error
+    unless `overwrite`. Raises UsageError and DataError as the parts do; a dump has its name only once it is whole.
     """
-    progress = progress or Silent()
+    progress, setup = progress or Silent(), Setup.taken_from(options)
+    storage = Storage(**options)
     members = open_series(source)
     _require_own_names(members)
-    subject = open_subject(members[0].path, Wanted(model, model_arguments, data, data_arguments, classifier, device))
-    chosen = tuple(dict.fromkeys(splits or subject.data.splits))
-    for name in chosen:
-        subject.data.split(name)
-        require_split_name(name)
-    options = _Options(chosen, limit, batch_size, device, dtype, feature_dtype, overwrite, with_logits, store, memory)
-    _require_sensible(options, subject.device)
-    weights, _ = _parameters(subject.model, subject.classifier)
-    require_store(store, weights.shape[0], weights.shape[1], memory)
-    written, skipped = [], []
+    subject = open_subject(members[0].path, setup)
+    _require_storable(subject, storage)
+    written: list[str] = []
+    skipped: list[str] = []
     with progress.task("checkpoints", len(members), "checkpoints") as bar:
         for member in members:
             path = Path(out) / f"{member.name}.h5"
-            provenance = _provenance(member, subject, options)
-            if not overwrite and _complete(path, provenance):
-                skipped.append(member.name)
-            else:
-                _load(subject, member)
-                _write(path, provenance, subject, options, progress)
-                written.append(member.name)
+            done = _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
+            (written if done else skipped).append(member.name)
             bar.advance()
     return ExtractionSummary(tuple(written), tuple(skipped))
 
@@ -122,14 +79,14 @@ def extract(
 ) -> Path:
     """Write one dump from your own model and batches of (inputs, labels); returns its path.
 
-    The model's classifier is found by running it, or named; `store` and `memory` as `extract_series`. The model runs in
+    The model's classifier is found by running it, or named; `store` and `memory` as `Storage`. The model runs in
     evaluation mode, on `device`, in its own dtype; inputs are given to it as they come, whole numbers unscaled, only
     floating ones cast to that dtype. Features are stored as float32. Afterwards, also after an error, it is as it was:
     training mode of each module, dtype and device. Raises UsageError where `out` exists and `overwrite` is false, where
     the model is on several devices, or float64 for MPS; DataError where there is no batch, inputs and labels do not fit
     each other, or the model has no such classifier.
     """
-    path, place = Path(out), choose_device(device)
+    path, place, storage = Path(out), choose_device(device), Storage(store=store, memory=memory)
     refuse_existing(path, overwrite=overwrite)
     require_split_name(split)
     batches = _checked(loader)
@@ -138,16 +95,65 @@ def extract(
         raise DataError("the loader gave no batch")
     with lent(model, place) as dtype:
         name = find_classifier(model, on_device(first[0], place, dtype), classifier)
-        weights, bias = _parameters(model, name)
-        require_store(store, weights.shape[0], weights.shape[1], memory)
-        writer = DumpWriter(path, None, classes=weights.shape[0], features=weights.shape[1], overwrite=overwrite)
-        with BackgroundWriter(lambda: StoreWriter(writer, store, memory=memory)) as background:
-            background.call("write_classifier", weights, bias)
-            background.call("start_split", split)
-            for block in forward_batches(model, name, chain([first], batches), device=place, dtype=dtype):
-                background.call("append", split, block.features, block.labels, block.logits)
-            background.call("finish_split", split)
+        weights, bias = classifier_parameters(model, name)
+        storage.require_fitting(*weights.shape)
+        blocks = forward_batches(model, name, chain([first], batches), device=place, dtype=dtype)
+        with _writing(path, None, (weights, bias), storage, overwrite=overwrite) as writer:
+            _write_split(writer, split, None, blocks, storage)
     return path
+
+
+def _extract(
+    member: Member, path: Path, subject: Subject, storage: Storage, *, overwrite: bool, progress: Progress
+) -> bool:
+    """Open a checkpoint, load it, run it over every split and write its dump; False where that was done before."""
+    with open_checkpoint(member.path) as checkpoint:
+        size, sha256, epoch = checkpoint.size, content_hash(member.path), checkpoint.metadata.epoch
+        provenance = subject.provenance(member.name, size, sha256, step=member.step, epoch=epoch, storage=storage)
+        if not overwrite and _complete(path, provenance):
+            return False
+        subject.load(checkpoint.state_dict(), str(member.path))
+    counts = {name: len(subject.data.split(name)) for name in subject.splits}
+    if storage.limit is not None:
+        counts = {name: min(count, storage.limit) for name, count in counts.items()}
+    replace = overwrite or path.exists()
+    with (
+        progress.task(path.stem, sum(counts.values()), "samples") as bar,
+        _writing(path, provenance, subject.parameters(), storage, overwrite=replace) as writer,
+    ):
+        for name, count in counts.items():
+            blocks = subject.forward(name, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar)
+            # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
+            with closing(blocks):
+                _write_split(writer, name, count, blocks, storage)
+    return True
+
+
+def _writing(
+    path: Path,
+    provenance: Provenance | None,
+    parameters: tuple[Tensor, Tensor | None],
+    storage: Storage,
+    *,
+    overwrite: bool,
+) -> BackgroundWriter:
+    """A dump to be written by a thread of its own, the classifier first."""
+    weights, bias = parameters
+    classes, features = weights.shape
+    kind = storage.feature_dtype
+    writer = DumpWriter(path, provenance, classes=classes, features=features, feature_dtype=kind, overwrite=overwrite)
+    background = BackgroundWriter(lambda: StoreWriter(writer, storage))
+    background.first("write_classifier", weights, bias)
+    return background
+
+
+def _write_split(
+    writer: BackgroundWriter, name: str, count: int | None, blocks: Iterable[Block], storage: Storage
+) -> None:
+    writer.call("start_split", name, count, logits=storage.with_logits)
+    for block in blocks:
+        writer.call("append", name, block.features, block.labels, block.logits)
+    writer.call("finish_split", name)
 
 
 def _checked(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -157,63 +163,6 @@ def _checked(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, 
             shapes = f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
             raise DataError(f"batch {number}: inputs and labels: expected (n, …) and (n,), found {shapes}")
         yield inputs, labels
-
-
-def _load(subject: Subject, member: Member) -> None:
-    with open_checkpoint(member.path) as checkpoint:
-        state = checkpoint.state_dict()
-    # The last forward pass left the model in its own dtype, into which these weights might not fit.
-    double = any(tensor.dtype == torch.float64 for tensor in state.values())
-    place = torch.device("cpu") if double and subject.device.type == "mps" else subject.device
-    subject.model.to(place).to(torch.float64 if double else torch.float32)
-    subject.load(state, str(member.path))
-
-
-def _write(path: Path, provenance: Provenance, subject: Subject, options: _Options, progress: Progress) -> None:
-    weights, bias = _parameters(subject.model, subject.classifier)
-    counts = {name: len(subject.data.split(name)) for name in options.splits}
-    if options.limit is not None:
-        counts = {name: min(count, options.limit) for name, count in counts.items()}
-    writer = DumpWriter(
-        path,
-        provenance,
-        classes=weights.shape[0],
-        features=weights.shape[1],
-        feature_dtype=options.feature_dtype,
-        overwrite=options.overwrite or path.exists(),
-    )
-    with (
-        progress.task(path.stem, sum(counts.values()), "samples") as bar,
-        BackgroundWriter(lambda: _storing(writer, options)) as background,
-    ):
-        background.call("write_classifier", weights, bias)
-        for name, count in counts.items():
-            background.call("start_split", name, count, logits=options.with_logits)
-            blocks = forward_blocks(
-                subject.model,
-                subject.classifier,
-                subject.data.split(name),
-                batch_size=options.batch_size,
-                device=subject.device,
-                dtype=FORWARD_DTYPES[options.dtype],
-                limit=options.limit,
-                progress=progress,
-                bar=bar,
-            )
-            for block in blocks:
-                background.call("append", name, block.features, block.labels, block.logits)
-            background.call("finish_split", name)
-
-
-def _storing(writer: DumpWriter, options: _Options) -> StoreWriter:
-    return StoreWriter(writer, options.store, feature_dtype=options.feature_dtype, memory=options.memory)
-
-
-def _parameters(model: nn.Module, classifier: str) -> tuple[Tensor, Tensor | None]:
-    layer: Any = model.get_submodule(classifier)
-    # float64 holds every dtype's numbers exactly, so that what is analyzed is what the checkpoint says.
-    weights = layer.weight.detach().cpu().double()
-    return weights, None if layer.bias is None else layer.bias.detach().cpu().double()
 
 
 def _complete(path: Path, provenance: Provenance) -> bool:
@@ -231,31 +180,6 @@ def _complete(path: Path, provenance: Provenance) -> bool:
     return True
 
 
-def _provenance(member: Member, subject: Subject, options: _Options) -> Provenance:
-    with open_checkpoint(member.path) as checkpoint:
-        metadata = checkpoint.metadata
-    return Provenance(
-        checkpoint=member.name,
-        checkpoint_size=member.path.stat().st_size,
-        checkpoint_sha256=content_hash(member.path),
-        step=member.step,
-        epoch=metadata.epoch,
-        model=subject.model_name,
-        model_arguments=subject.model_arguments,
-        data=subject.data.name,
-        data_arguments=subject.data.arguments,
-        classifier=subject.classifier,
-        forward_dtype=options.dtype,
-        feature_dtype=options.feature_dtype,
-        splits=options.splits,
-        limit=options.limit,
-        logits=options.with_logits,
-        store=options.store,
-        device=str(subject.device),
-        versions=library_versions(),
-    )
-
-
 def _require_own_names(members: Sequence[Member]) -> None:
     names = [member.name for member in members]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -263,12 +187,9 @@ def _require_own_names(members: Sequence[Member]) -> None:
         raise DataError(f"two checkpoints are called {twice}: their dumps would have one name; extract them apart")
 
 
-def _require_sensible(options: _Options, device: torch.device) -> None:
-    if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
-        raise UsageError("--batch-size and --limit must be at least 1")
-    if options.dtype not in FORWARD_DTYPES:
-        raise UsageError(f"--dtype {options.dtype}: expected one of {', '.join(FORWARD_DTYPES)}")
-    if options.dtype == "float64" and device.type == "mps":
+def _require_storable(subject: Subject, storage: Storage) -> None:
+    for name in subject.splits:
+        require_split_name(name)
+    if storage.dtype == "float64" and subject.device.type == "mps":
         raise UsageError("--dtype float64: MPS has none; add --device cpu, or take float32")
-    if options.feature_dtype not in FEATURE_DTYPES:
-        raise UsageError(f"--feature-dtype {options.feature_dtype}: expected one of {', '.join(FEATURE_DTYPES)}")
+    storage.require_fitting(*subject.parameters()[0].shape)

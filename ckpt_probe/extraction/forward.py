@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +38,12 @@ def forward_blocks(
     limit: int | None = None,
     progress: Progress | None = None,
     bar: Task | None = None,
-) -> Iterator[Block]:
+) -> Generator[Block, None, None]:
     """Run a model in evaluation mode over the first `limit` samples of a split, once each, in order.
 
     The model is moved to `device` and `dtype` and left there. Where the device runs out of memory the batch is halved
     for the rest of the split, said through `progress`. Raises DataError where the classifier's input is not one row a
-    sample.
+    sample. Whoever leaves early closes the generator (`contextlib.closing`), which ends the thread behind it.
     """
     device = torch.device(device)
     # In this order float64, which MPS does not have, never gets there.

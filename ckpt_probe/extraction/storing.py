@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from ckpt_probe.dumps import STORES, DumpWriter, as_stored
-from ckpt_probe.errors import UsageError
+from ckpt_probe.dumps import DumpWriter, as_stored
+from ckpt_probe.extraction.setup import Storage
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.accumulator import MEMORY
 from ckpt_probe.moments.quality import Head, Quality, double
 
 ROWS_AT_ONCE = 8192
@@ -14,17 +13,16 @@ ROWS_AT_ONCE = 8192
 
 
 class StoreWriter:
-    """A DumpWriter, opened and left as such, that keeps of each split what `store` says.
+    """A DumpWriter, opened and left as such, that keeps of each split what `storage` says.
 
-    store: "features", "moments" or "both". Moments are those of the features as they would be stored, in
-    `feature_dtype`, so that both kinds of dump give the same numbers.
+    Moments are those of the features as they would be stored, so that both kinds of dump give the same numbers.
     """
 
-    def __init__(self, writer: DumpWriter, store: str, *, feature_dtype: str = "float32", memory: int = MEMORY) -> None:
+    def __init__(self, writer: DumpWriter, storage: Storage) -> None:
         self._writer = writer
-        self._store = store
-        self._dtype = feature_dtype
-        self._memory = memory
+        self._store = storage.store
+        self._dtype = storage.feature_dtype
+        self._memory = storage.memory
         self._head: Head | None = None
         self._gathered: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
@@ -77,15 +75,3 @@ class StoreWriter:
             self._quality.update(double(torch.cat(logits)), labels)
         elif self._head is not None:
             self._quality.update(self._head.logits(features), labels)
-
-
-def require_store(store: str, classes: int, features: int, memory: int) -> None:
-    """Raise UsageError where there is no such store, or where moments, 8·C·D² bytes, are over `memory` bytes."""
-    if store not in STORES:
-        raise UsageError(f"--store {store}: expected one of {', '.join(STORES)}")
-    needed = 8 * classes * features**2
-    if store != "features" and needed > memory:
-        raise UsageError(
-            f"--store {store}: class moments of {classes} classes and {features} features take {needed:,} bytes, over "
-            f"the budget of {memory:,}; use --store features, which analyze reads in any memory, or raise --memory"
-        )

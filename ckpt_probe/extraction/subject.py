@@ -1,6 +1,6 @@
 """What is forwarded: a model built once, its classifier, and the data it is shown."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint
+from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, open_checkpoint
 from ckpt_probe.data import LabelledData, functions_named, load_data
+from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
+from ckpt_probe.extraction.forward import Block, forward_blocks
+from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.models import (
     build_model,
     choose_device,
@@ -20,96 +23,153 @@ from ckpt_probe.models import (
     model_arguments,
 )
 from ckpt_probe.plugins import functions_within, require_named
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a caller names in place of what the checkpoint says; None leaves it to the checkpoint."""
-
-    model: str | None = None
-    model_arguments: Mapping[str, Any] | None = None
-    data: str | None = None
-    data_arguments: Mapping[str, Any] | None = None
-    classifier: str | None = None
-    device: str = "auto"
+from ckpt_probe.progress import Progress, Task
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model on its device, ready to take one checkpoint's weights after another."""
+    """A model on its device, ready to take one checkpoint's weights after another, and the splits that it is shown."""
 
     model: nn.Module
     model_name: str
     model_arguments: dict[str, Any]
     data: LabelledData
+    splits: tuple[str, ...]
     classifier: str
+    batch_size: int
     device: torch.device
 
-    def load(self, state_dict: Mapping[str, Tensor], source: str) -> None:
+    def load(self, state_dict: State, source: str) -> None:
         """Put a checkpoint's weights into the model in place. Raises DataError naming `source` where they don't fit."""
+        # The last forward pass left the model in its own dtype, into which these weights might not fit.
+        double = any(tensor.dtype == torch.float64 for tensor in state_dict.values())
+        place = torch.device("cpu") if double and self.device.type == "mps" else self.device
+        self.model.to(place).to(torch.float64 if double else torch.float32)
         load_weights(self.model, state_dict, source=source)
 
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now."""
+        return classifier_parameters(self.model, self.classifier)
 
-def open_subject(checkpoint: Path, wanted: Wanted) -> Subject:
+    def forward(
+        self,
+        split: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        limit: int | None = None,
+        progress: Progress | None = None,
+        bar: Task | None = None,
+    ) -> Generator[Block, None, None]:
+        """Features, labels and logits of one split, block by block: see `forward_blocks`."""
+        return forward_blocks(
+            self.model,
+            self.classifier,
+            self.data.split(split),
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=dtype,
+            limit=limit,
+            progress=progress,
+            bar=bar,
+        )
+
+    def provenance(
+        self, checkpoint: str, size: int, sha256: str, *, step: int | None, epoch: float | None, storage: Storage
+    ) -> Provenance:
+        """Where the numbers of a dump of this subject come from, for the checkpoint of that name, size and hash."""
+        return Provenance(
+            checkpoint=checkpoint,
+            checkpoint_size=size,
+            checkpoint_sha256=sha256,
+            step=step,
+            epoch=epoch,
+            model=self.model_name,
+            model_arguments=self.model_arguments,
+            data=self.data.name,
+            data_arguments=self.data.arguments,
+            classifier=self.classifier,
+            forward_dtype=storage.dtype,
+            feature_dtype=storage.feature_dtype,
+            splits=self.splits,
+            limit=storage.limit,
+            logits=storage.with_logits,
+            store=storage.store,
+            device=str(self.device),
+            versions=library_versions(),
+        )
+
+
+def open_subject(path: Path, setup: Setup) -> Subject:
     """Model, data and classifier for a checkpoint: as named by the caller, else by the checkpoint's metadata.
 
     A function of anybody's is called only where the caller names it: a file's word is not enough, as it could name any.
     Raises UsageError where neither names them, or only the file names such a function; DataError where the checkpoint
-    does not fit the model, the model does not take the data, or the model's classifier cannot be found.
+    does not fit the model, the model does not take the data, the data have no such split, or the model's classifier
+    cannot be found.
     """
-    with open_checkpoint(checkpoint) as opened:
-        metadata, tensors = opened.metadata, opened.state_dict()
-    data = _data(checkpoint, wanted, metadata)
-    name, arguments = _model(checkpoint, wanted, metadata, data)
-    device = choose_device(wanted.device)
-    model = build_model(name, arguments)
-    load_weights(model, tensors, source=str(checkpoint))
-    model.to(device)
+    with open_checkpoint(path) as checkpoint:
+        data = _data(path, setup, checkpoint.metadata)
+        splits = tuple(dict.fromkeys(setup.splits or data.splits))
+        for split in splits:
+            data.split(split)
+        name, arguments = _model(path, setup, checkpoint.metadata, data)
+        device = choose_device(setup.device)
+        model = build_model(name, arguments)
+        load_weights(model, checkpoint.state_dict(), source=str(path))
+        model.to(device)
+        classifier = _classifier(checkpoint, name, model, data, device, setup)
+    return Subject(model, name, arguments, data, splits, classifier, setup.batch_size, device)
+
+
+def classifier_parameters(model: nn.Module, classifier: str) -> tuple[Tensor, Tensor | None]:
+    """The weights (C, D) and the bias (C,) of a model's classifier, on the CPU.
+
+    They are float64, which holds every dtype's numbers exactly, so that what is analyzed is what the checkpoint says.
+    """
+    layer: Any = model.get_submodule(classifier)
+    weights = layer.weight.detach().cpu().double()
+    return weights, None if layer.bias is None else layer.bias.detach().cpu().double()
+
+
+def _classifier(
+    checkpoint: Checkpoint, name: str, model: nn.Module, data: LabelledData, device: torch.device, setup: Setup
+) -> str:
     try:
-        classifier = _classifier(model, data, device, wanted.classifier or metadata.classifier)
+        inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
+        classifier = find_classifier(model, inputs.to(device), setup.classifier or checkpoint.metadata.classifier)
+        width = model.get_submodule(classifier).out_features
+        if isinstance(width, int) and width < data.classes:
+            told = f"classifier {classifier} gives {width} logits for inputs of shape {data.input_shape}"
+            raise DataError(f"{told}, which have {data.classes} classes")
     except CkptProbeError as error:
-        raise type(error)(f"{checkpoint}: model {name}, data {data.name}: {error}") from error
-    return Subject(model, name, arguments, data, classifier, device)
-
-
-def _classifier(model: nn.Module, data: LabelledData, device: torch.device, named: str | None) -> str:
-    inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
-    classifier = find_classifier(model, inputs.to(device), named)
-    width = model.get_submodule(classifier).out_features
-    if isinstance(width, int) and width < data.classes:
-        told = f"classifier {classifier} gives {width} logits for inputs of shape {data.input_shape}"
-        raise DataError(f"{told}, which have {data.classes} classes")
+        raise type(error)(f"{checkpoint.path}: model {name}, data {data.name}: {error}") from error
     return classifier
 
 
-def _data(checkpoint: Path, wanted: Wanted, metadata: CheckpointMetadata) -> LabelledData:
-    name = wanted.data or metadata.data
+def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledData:
+    name = setup.data or metadata.data
     if name is None:
-        raise UsageError(
-            f"{checkpoint}: names no data; say which by --data (such as idx:DIR or package.module:function)"
-        )
-    stated = {} if wanted.data_arguments or name != metadata.data else metadata.data_arguments
-    arguments = wanted.data_arguments or stated
+        raise UsageError(f"{path}: names no data; say which by --data (such as idx:DIR or package.module:function)")
+    stated = {} if setup.data_arguments or name != metadata.data else metadata.data_arguments
+    arguments = setup.data_arguments or stated
     functions = functions_named(name, arguments)
     nested = functions if stated else []
     if name in functions:
-        require_named([name], wanted.data, checkpoint, f"--data {name}")
+        require_named([name], setup.data, path, f"--data {name}")
         nested = functions_within(stated)
-    require_named(nested, wanted.data, checkpoint, f"--data {name} --data-arguments …")
+    require_named(nested, setup.data, path, f"--data {name} --data-arguments …")
     return load_data(name, arguments)
 
 
-def _model(
-    checkpoint: Path, wanted: Wanted, metadata: CheckpointMetadata, data: LabelledData
-) -> tuple[str, dict[str, Any]]:
-    name = wanted.model or metadata.model
+def _model(path: Path, setup: Setup, metadata: CheckpointMetadata, data: LabelledData) -> tuple[str, dict[str, Any]]:
+    name = setup.model or metadata.model
     if name is None:
-        raise UsageError(f"{checkpoint}: names no model; say which by --model (such as package.module:function)")
-    chosen = wanted.model_arguments or {}
-    stated = metadata.model_arguments if name == metadata.model else {}
+        raise UsageError(f"{path}: names no model; say which by --model (such as package.module:function)")
+    chosen = setup.model_arguments or {}
+    stated: Mapping[str, Any] = metadata.model_arguments if name == metadata.model else {}
     stated = {key: value for key, value in stated.items() if key not in chosen}
     if function_named(name):
-        require_named([name], wanted.model, checkpoint, f"--model {name}")
-        require_named(functions_within(stated), wanted.model, checkpoint, f"--model {name} --model-arguments …")
+        require_named([name], setup.model, path, f"--model {name}")
+        require_named(functions_within(stated), setup.model, path, f"--model {name} --model-arguments …")
     given = {**stated, **chosen}
     return name, model_arguments(name, given, input_shape=data.input_shape, classes=data.classes)

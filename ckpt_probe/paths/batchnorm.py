@@ -9,17 +9,9 @@ from torch import nn
 from ckpt_probe.data import Split
 from ckpt_probe.errors import UsageError
 from ckpt_probe.models import on_device
+from ckpt_probe.paths.options import SAMPLES
 
-SAMPLES = 4096
 BATCH = 256
-
-
-def check_batchnorm(batchnorm: str, samples: int) -> None:
-    """Raise UsageError where statistics can't be had that way, or from so few samples."""
-    if batchnorm not in {"recompute", "interpolate"} or samples < 2:
-        raise UsageError(
-            f"batchnorm is recompute or interpolate, from at least two samples; found {batchnorm}, {samples} samples"
-        )
 
 
 def has_batchnorm(model: nn.Module) -> bool:

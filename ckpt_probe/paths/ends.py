@@ -31,7 +31,6 @@ from ckpt_probe.progress import Progress, Task
 Ends = tuple[State, State]
 """State dicts of both ends."""
 
-METHODS = ("permutation", "activations")
 PROVED_ON = 64
 """Samples on which an alignment has to leave the outputs as they are."""
 

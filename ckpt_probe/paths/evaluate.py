@@ -1,7 +1,7 @@
 """Every number along a path between two checkpoints: one model, built once, nothing written but the records."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,15 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import UsageError
-from ckpt_probe.extraction import Subject, Wanted, open_subject
+from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.files import content_hash
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.batchnorm import has_batchnorm
 from ckpt_probe.paths.distance import distances, length
 from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.place import PathPlace
-from ckpt_probe.paths.point import point_plan
+from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.positions import FIRST, evenly, refined
 from ckpt_probe.paths.shapes import path_of
 from ckpt_probe.paths.walk import Walk, barriers
@@ -44,12 +43,6 @@ def evaluate_path(
     b: Path | str,
     out: Path | str,
     *,
-    model: str | None = None,
-    model_arguments: Mapping[str, Any] | None = None,
-    data: str | None = None,
-    data_arguments: Mapping[str, Any] | None = None,
-    classifier: str | None = None,
-    device: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -57,36 +50,33 @@ def evaluate_path(
 ) -> PathResult:
     """Loss, accuracy and every metric at positions on a path from checkpoint a to b, on every split.
 
-    options: those of `PathOptions`. Writes `out`/points.jsonl as the points come and `out`/path.json at the end; with
-    `align` `out`/aligned.safetensors, b in a's order; for a curve `out`/curve, the run that trains its midpoint, and
-    `out`/midpoint.safetensors; with `keep_dumps` `out`/dumps. An interrupted call goes on after the last point; a
-    finished path of the same plan is returned as it is with `resume`. Raises UsageError and DataError as extraction
-    does; DataError where the checkpoints differ or cannot be aligned.
+    options: those of `Setup` (what is forwarded; what a says where not named) and of `PathOptions`. Writes
+    `out`/points.jsonl as the points come and `out`/path.json at the end; with `align` `out`/aligned.safetensors, b in
+    a's order; for a curve `out`/curve, the run that trains its midpoint, and `out`/midpoint.safetensors; with
+    `keep_dumps` `out`/dumps. An interrupted call goes on after the last point; a finished path of the same plan is
+    returned as it is with `resume`. Raises UsageError and DataError as extraction does; DataError where the checkpoints
+    differ or cannot be aligned.
     """
-    progress, how, ends, place = progress or Silent(), PathOptions(**options), (Path(a), Path(b)), PathPlace(Path(out))
+    progress, setup = progress or Silent(), Setup.taken_from(options)
+    how, ends, place = PathOptions(**options), (Path(a), Path(b)), PathPlace(Path(out))
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
     alphas = evenly(FIRST if how.points is None else how.points, how.span)
     check_ends(ends)
-    subject = open_subject(ends[0], Wanted(model, model_arguments, data, data_arguments, classifier, device))
-    splits = tuple(dict.fromkeys(how.splits or subject.data.splits))
-    for name in splits:
-        subject.data.split(name)
-    batchnorm = how.batchnorm if has_batchnorm(subject.model) else "none"
+    evaluation = Evaluation(open_subject(ends[0], setup), how.statistics)
     read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
-    plan = _plan(ends, subject, splits, how, batchnorm)
-    place.prepare(plan, inputs=read, overwrite=overwrite, resume=resume)
+    place.prepare(_plan(ends, evaluation, how), inputs=read, overwrite=overwrite, resume=resume)
     if place.ledger.finished:
         return _stored(place)
-    route = _route(place, ends, subject, how, overwrite=overwrite, progress=progress)
-    samples, done = how.batchnorm_samples, place.ledger.points()
-    walk = Walk(ends, route.state_at, subject, splits, batchnorm, samples, how.batch_size, place, done, how.keep_dumps)
+    route = _route(place, ends, evaluation.subject, how, overwrite=overwrite, progress=progress)
+    walk = Walk(ends, route.state_at, evaluation, place, place.ledger.points(), how.keep_dumps)
     with progress.task("points", len(alphas), "points") as bar:
         walk.visit(alphas, bar, progress)
     while how.points is None and (more := refined(*walk.curves())):
         with progress.task("points between", len(more), "points") as bar:
             walk.visit(more, bar, progress)
-    summary = [barriers(walk.in_order(), name, batchnorm) for name in walk.splits]
+    splits = evaluation.subject.splits
+    summary = [barriers(walk.in_order(), name, evaluation.batchnorm) for name in splits]
     place.ledger.finish({"from": ends[0].name, "to": ends[1].name, "summary": summary, **route.told})
     return _stored(place)
 
@@ -135,9 +125,7 @@ def _stored(place: PathPlace) -> PathResult:
     return PathResult(points, told["summary"], told["distance"], told["length"], told.get("alignment"))
 
 
-def _plan(
-    ends: tuple[Path, Path], subject: Subject, splits: tuple[str, ...], how: PathOptions, batchnorm: str
-) -> Record:
+def _plan(ends: tuple[Path, Path], evaluation: Evaluation, how: PathOptions) -> Record:
     trained = how.curved and how.midpoint is None
     return {
         "a": content_hash(ends[0]),
@@ -151,6 +139,6 @@ def _plan(
         "midpoint": None if how.midpoint is None else content_hash(how.midpoint),
         "curve_epochs": how.curve_epochs if trained else None,
         "curve_learning_rate": how.curve_learning_rate if trained else None,
-        **point_plan(subject, splits, batchnorm, how.batchnorm_samples),
+        **evaluation.plan(),
         "dumps": how.keep_dumps or None,
     }

@@ -1,14 +1,39 @@
-"""How a path is evaluated: every option, checked before anything is opened."""
+"""How a path is evaluated: every option, checked before anything is opened, and before torch is loaded."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.paths.batchnorm import SAMPLES, check_batchnorm
-from ckpt_probe.paths.ends import METHODS
-from ckpt_probe.paths.shapes import CURVES, SHAPES
+
+BENT = ("bezier", "polychain")
+"""Shapes that bend over a midpoint, which is trained first."""
+
+SHAPES = ("linear", "slerp", *BENT)
+
+METHODS = ("permutation", "activations")
+"""How B can be put in A's order: by its weights, or by what its channels do on data."""
+
+SAMPLES = 4096
+"""Training samples from which batch-norm statistics are estimated anew."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Where batch-norm statistics between checkpoints come from.
+
+    batchnorm: "recompute" estimates them anew from so many training `samples`, "interpolate" takes those in between.
+    """
+
+    batchnorm: str = "recompute"
+    samples: int = SAMPLES
+
+    def __post_init__(self) -> None:
+        if self.batchnorm not in {"recompute", "interpolate"} or self.samples < 2:
+            raise UsageError(
+                "batchnorm is recompute or interpolate, from at least two samples; "
+                f"found {self.batchnorm}, {self.samples} samples"
+            )
 
 
 @dataclass(frozen=True)
@@ -17,7 +42,7 @@ class PathOptions:
 
     path: "linear" or "slerp", or a curve over a trained midpoint, "bezier" or "polychain". points: spaced evenly over
     `span`, 0 and 1 always among them; None adds positions where the curves of loss and error bend until their barriers
-    are known to 1 %. splits: all where empty. batchnorm: "recompute" estimates running statistics anew at each point
+    are known to 1 %. batchnorm: "recompute" estimates running statistics anew at each point
     between or beyond the ends, from `batchnorm_samples` training samples, "interpolate" takes those on the path.
 
     align: first puts b's hidden channels in a's order, "permutation" by weights, over groups derived from the model or
@@ -29,7 +54,6 @@ class PathOptions:
     path: str = "linear"
     points: int | None = 11
     span: tuple[float, float] = (0.0, 1.0)
-    splits: Sequence[str] | None = None
     batchnorm: str = "recompute"
     batchnorm_samples: int = SAMPLES
     align: str | None = None
@@ -39,19 +63,23 @@ class PathOptions:
     curve_learning_rate: float | None = None
     midpoint: Path | str | None = None
     keep_dumps: bool = False
-    batch_size: int = 256
 
     def __post_init__(self) -> None:
         if self.path not in SHAPES:
             raise UsageError(f"path is one of {', '.join(SHAPES)}; found {self.path}")
-        check_batchnorm(self.batchnorm, self.batchnorm_samples)
+        _ = self.statistics
         self._check_alignment()
         self._check_curve()
 
     @property
     def curved(self) -> bool:
         """Whether the path bends over a midpoint."""
-        return self.path in CURVES
+        return self.path in BENT
+
+    @property
+    def statistics(self) -> Statistics:
+        """Where batch-norm statistics come from. Raises UsageError where they can't be had so."""
+        return Statistics(self.batchnorm, self.batchnorm_samples)
 
     def _check_alignment(self) -> None:
         if self.align not in {None, *METHODS} or self.align_samples < 2:
@@ -68,7 +96,7 @@ class PathOptions:
         if self.curved and (low < 0 or high > 1):
             raise UsageError(f"path {self.path} begins at 0 and ends at 1; range {low:g}:{high:g} goes beyond")
         if self.midpoint is not None and not self.curved:
-            raise UsageError(f"midpoint goes with a path that bends over one: {', '.join(CURVES)}; found {self.path}")
+            raise UsageError(f"midpoint goes with a path that bends over one: {', '.join(BENT)}; found {self.path}")
         rate = self.curve_learning_rate
         if not all(0 < value < math.inf for value in (self.curve_epochs, 1.0 if rate is None else rate)):
             raise UsageError(

@@ -92,8 +92,6 @@ def on_curve(curve: str, a: State, middle: State, b: State, alpha: float) -> dic
 ARCS = {"linear": linear, "slerp": slerp}
 """Shapes that follow from both ends: (state dict a, state dict b, α) → the state dict there."""
 
-SHAPES = (*ARCS, *CURVES)
-
 
 def _arc(name: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:
     require_finite(name, a, b)

@@ -8,9 +8,8 @@ from pathlib import Path
 from ckpt_probe.analysis import Record, in_order
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Subject
 from ckpt_probe.paths.place import PathPlace
-from ckpt_probe.paths.point import evaluate_point, explained_point, load_point
+from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.point_dumps import point_writer
 from ckpt_probe.paths.positions import barrier
 from ckpt_probe.progress import Progress, Task
@@ -20,17 +19,12 @@ from ckpt_probe.progress import Progress, Task
 class Walk:
     """A path being evaluated, and the records so far.
 
-    state_at: α → the state dict there. batchnorm: "recompute", "interpolate" or "none". dumps: whether each point's
-    features are kept.
+    state_at: α → the state dict there. dumps: whether each point's features are kept.
     """
 
     ends: tuple[Path, Path]
     state_at: Callable[[float], State]
-    subject: Subject
-    splits: tuple[str, ...]
-    batchnorm: str
-    batchnorm_samples: int
-    batch_size: int
+    evaluation: Evaluation
     place: PathPlace
     records: list[Record]
     dumps: bool = False
@@ -52,7 +46,7 @@ class Walk:
         inside = [record for record in self.in_order() if 0 <= record["alpha"] <= 1]
         alphas = sorted({record["alpha"] for record in inside})
         found = []
-        for split in self.splits:
+        for split in self.evaluation.subject.splits:
             mine = [record for record in inside if record["split"] == split]
             losses, rights = [r["loss"] for r in mine], [r["accuracy"] for r in mine]
             found += [losses] if None not in losses else []
@@ -69,17 +63,16 @@ class Walk:
         except DataError as error:
             raise DataError(f"{self.ends[0]}, {self.ends[1]}: {error}") from error
         # The ends are trained networks, with statistics of their own.
-        batchnorm = "own" if alpha in (0, 1) and self.batchnorm != "none" else self.batchnorm
-        samples = self.batchnorm_samples if batchnorm == "recompute" else None
-        load_point(self.subject, state, str(self.ends[0]), self.splits, samples=samples)
+        subject, trained = self.evaluation.subject, alpha in (0, 1)
+        batchnorm = self.evaluation.load(state, str(self.ends[0]), own=trained)
         place, records = {"alpha": alpha, "batchnorm": batchnorm}, []
         path, name = self.place.dump(alpha), f"{self.ends[0].stem} to {self.ends[1].stem}, alpha {alpha:g}"
-        with point_writer(path, name, alpha, self.subject, self.splits) if self.dumps else nullcontext() as writer:
-            for split in self.splits:
+        with point_writer(path, name, alpha, subject) if self.dumps else nullcontext() as writer:
+            for split in subject.splits:
                 # The ends are trained networks: where one of them is dead, there is no path to speak of.
-                evaluate = evaluate_point if alpha in (0, 1) else explained_point
+                evaluate = self.evaluation.record if trained else self.evaluation.explained_record
                 try:
-                    record = evaluate(self.subject, split, self.batch_size, progress, writer=writer)
+                    record = evaluate(split, progress, writer=writer)
                 except DataError as error:
                     raise DataError(f"{self.ends[0]}, {self.ends[1]}: alpha {alpha:g}, {split}: {error}") from error
                 records.append(in_order({**place, "split": split, **record}))

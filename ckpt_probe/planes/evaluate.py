@@ -1,7 +1,7 @@
 """Every number on a grid in a plane of weights: through three checkpoints, or around one along random directions."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Subject, Wanted, open_subject
+from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.files import content_hash
 from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.batchnorm import SAMPLES, check_batchnorm, has_batchnorm
 from ckpt_probe.paths.ledger import Ledger
-from ckpt_probe.paths.point import point_plan
+from ckpt_probe.paths.options import SAMPLES, Statistics
+from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.planes.directions import Plane, plane_through, random_plane
 from ckpt_probe.planes.survey import Survey
 from ckpt_probe.progress import Progress, Silent
@@ -30,7 +30,7 @@ class PlaneOptions:
 
     grid: points along each axis, or (along x, along y). margin: how far the grid goes beyond the three checkpoints, as
     a share of their extent. directions: "random" for filter-normalised ones around one checkpoint, drawn from `seed`,
-    coordinates from −radius to radius. splits: all where empty. batchnorm: "recompute" estimates running statistics
+    coordinates from −radius to radius. batchnorm: "recompute" estimates running statistics
     anew at each grid point from `batchnorm_samples` training samples, "interpolate" takes those in the plane.
     """
 
@@ -39,15 +39,13 @@ class PlaneOptions:
     directions: str | None = None
     seed: int = 0
     radius: float = RADIUS
-    splits: Sequence[str] | None = None
     batchnorm: str = "recompute"
     batchnorm_samples: int = SAMPLES
-    batch_size: int = 256
 
     def __post_init__(self) -> None:
         if min(self.shape) < 2:
             raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
-        check_batchnorm(self.batchnorm, self.batchnorm_samples)
+        _ = self.statistics
         if self.directions not in {None, "random"}:
             raise UsageError(f"directions is random or left out, found {self.directions}")
         if self.directions is None and (self.seed, self.radius) != (0, RADIUS):
@@ -61,6 +59,11 @@ class PlaneOptions:
     def shape(self) -> tuple[int, int]:
         """Points along x and along y."""
         return (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
+
+    @property
+    def statistics(self) -> Statistics:
+        """Where batch-norm statistics come from. Raises UsageError where they can't be had so."""
+        return Statistics(self.batchnorm, self.batchnorm_samples)
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,6 @@ def evaluate_plane(
     c: Path | str | None = None,
     *,
     out: Path | str,
-    model: str | None = None,
-    model_arguments: Mapping[str, Any] | None = None,
-    data: str | None = None,
-    data_arguments: Mapping[str, Any] | None = None,
-    classifier: str | None = None,
-    device: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -98,12 +95,14 @@ def evaluate_plane(
 ) -> PlaneResult:
     """Loss, accuracy and every metric on a grid in the plane through checkpoints a, b, c, or around a alone.
 
-    options: those of `PlaneOptions`; without b and c, directions="random". Writes `out`/points.jsonl as the points
-    come and `out`/plane.json at the end; an interrupted call goes on after the last point, and a finished plane is
-    returned as it is with `resume`. Raises UsageError and DataError as extraction does; DataError where the
-    checkpoints differ in their tensors, two are equal or all lie on one line.
+    options: those of `Setup` (what is forwarded; what a says where not named) and of `PlaneOptions`; without b and c,
+    directions="random". Writes `out`/points.jsonl as the points come and `out`/plane.json at the end; an interrupted
+    call goes on after the last point, and a finished plane is returned as it is with `resume`. Raises UsageError and
+    DataError as extraction does; DataError where the checkpoints differ in their tensors, two are equal or all lie on
+    one line.
     """
-    progress, how = progress or Silent(), PlaneOptions(**options)
+    progress, setup = progress or Silent(), Setup.taken_from(options)
+    how = PlaneOptions(**options)
     files = tuple(Path(file) for file in (a, b, c) if file is not None)
     if how.directions is None and len(files) != 3:
         raise UsageError("a plane takes three checkpoints A, B and C, or with directions random one checkpoint A")
@@ -113,21 +112,16 @@ def evaluate_plane(
         raise UsageError("overwrite and resume exclude each other")
     ledger = Ledger(Path(out), "plane")
     ledger.require_free(overwrite=overwrite, resume=resume)
-    subject = open_subject(files[0], Wanted(model, model_arguments, data, data_arguments, classifier, device))
-    splits = tuple(dict.fromkeys(how.splits or subject.data.splits))
-    for name in splits:
-        subject.data.split(name)
-    plane = _plane(files, how, subject)
-    batchnorm = how.batchnorm if has_batchnorm(subject.model) else "none"
-    plan = _plan(files, subject, splits, how, batchnorm)
+    evaluation = Evaluation(open_subject(files[0], setup), how.statistics)
+    plane = _plane(files, how, evaluation.subject)
+    plan = _plan(files, evaluation, how)
     if overwrite:
         for file in ledger.files:
             file.unlink(missing_ok=True)
     ledger.follow(plan, begun=ledger.begun)
     if ledger.finished:
         return _stored(ledger)
-    samples, records = how.batchnorm_samples, ledger.points()
-    survey = Survey(files, plane, subject, splits, batchnorm, samples, how.batch_size, ledger, records)
+    survey = Survey(files, plane, evaluation, ledger, ledger.points())
     _finish(survey, *_grid(plane, how), progress)
     result = _stored(ledger)
     _tell(result, progress)
@@ -163,9 +157,7 @@ def _grid(plane: Plane, how: PlaneOptions) -> tuple[list[float], list[float]]:
     return xs, ys
 
 
-def _plan(
-    files: tuple[Path, ...], subject: Subject, splits: tuple[str, ...], how: PlaneOptions, batchnorm: str
-) -> Record:
+def _plan(files: tuple[Path, ...], evaluation: Evaluation, how: PlaneOptions) -> Record:
     random = how.directions is not None
     hashes = {name: content_hash(file) for name, file in zip("abc", files, strict=False)}
     return {
@@ -175,7 +167,7 @@ def _plan(
         "margin": None if random else how.margin,
         "radius": how.radius if random else None,
         "seed": how.seed if random else None,
-        **point_plan(subject, splits, batchnorm, how.batchnorm_samples),
+        **evaluation.plan(),
     }
 
 
@@ -200,7 +192,7 @@ def _finish(survey: Survey, xs: list[float], ys: list[float], progress: Progress
             "xs": xs,
             "ys": ys,
             "marks": marks,
-            "summary": [_lowest(points, name) for name in survey.splits],
+            "summary": [_lowest(points, name) for name in survey.evaluation.subject.splits],
         }
     )
 

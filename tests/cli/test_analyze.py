@@ -13,6 +13,7 @@ from ckpt_probe.analysis import analyze_features
 from ckpt_probe.analysis.cache import FOLDER
 from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.extraction import Storage
 from ckpt_probe.extraction.storing import StoreWriter
 
 Analyze = Callable[..., tuple[int, list[dict], str]]
@@ -205,7 +206,7 @@ def stored(path: Path, store: str, held: dict[str, np.ndarray], **options) -> Pa
     weights = torch.tensor(held["classifier/weights"])
     features, labels = torch.tensor(held["test/features"]), torch.tensor(held["test/labels"])
     writer = DumpWriter(path, None, classes=len(weights), features=weights.shape[1], feature_dtype="float64")
-    with StoreWriter(writer, store, feature_dtype="float64", **options) as storing:
+    with StoreWriter(writer, Storage(store=store, feature_dtype="float64", **options)) as storing:
         storing.write_classifier(weights, None)
         storing.start_split("test", len(labels))
         for start in range(0, len(labels), 7):

@@ -14,6 +14,7 @@ import torch
 from ckpt_probe.analysis import analyze_series
 from ckpt_probe.dumps import DumpWriter, open_dump
 from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import Storage
 from ckpt_probe.extraction.storing import StoreWriter
 
 CASES, SECONDS = 30, 5
@@ -65,7 +66,7 @@ print(json.dumps(ends))
 def write(path: Path, store: str) -> Path:
     generator = torch.Generator().manual_seed(0)
     features, weights = torch.randn(40, 5, generator=generator), torch.randn(3, 5, generator=generator).double()
-    with StoreWriter(DumpWriter(path, None, classes=3, features=5), store) as writer:
+    with StoreWriter(DumpWriter(path, None, classes=3, features=5), Storage(store=store)) as writer:
         writer.write_classifier(weights, torch.zeros(3).double())
         writer.start_split("test", 40)
         writer.append("test", features, torch.arange(40) % 3, features @ weights.float().T)

@@ -14,7 +14,7 @@ from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.data import functions_named
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Wanted, open_subject
+from ckpt_probe.extraction import Setup, open_subject
 from ckpt_probe.models import build_model, function_named
 from ckpt_probe.training import prune
 
@@ -68,7 +68,7 @@ def test_a_files_word_calls_no_function(
 ) -> None:
     path = checkpoint(**metadata)
     with pytest.raises(UsageError, match=rf"step-000001.safetensors: names {named}, a function that is not called"):
-        open_subject(path, Wanted(device="cpu", **wanted))
+        open_subject(path, Setup(device="cpu", **wanted))
     if "data_arguments" not in wanted:
         assert not (tmp_path / "imported").exists()
         assert "marked_module" not in sys.modules
@@ -76,12 +76,12 @@ def test_a_files_word_calls_no_function(
 
 def test_the_callers_word_does_and_the_files_arguments_go_with_it(checkpoint: Callable[..., Path]) -> None:
     path = checkpoint(**MINE, data_arguments={"samples": 6})
-    subject = open_subject(path, Wanted(device="cpu", **MINE))
+    subject = open_subject(path, Setup(device="cpu", **MINE))
     assert len(subject.data.split("train")) == 6
-    other = open_subject(path, Wanted(device="cpu", **MINE, data_arguments={"samples": 9}))
+    other = open_subject(path, Setup(device="cpu", **MINE, data_arguments={"samples": 9}))
     assert len(other.data.split("train")) == 9
     path = checkpoint(model="marked_module:network", model_arguments={"width": 5}, **UNION)
-    again = open_subject(path, Wanted(device="cpu", **MINE))
+    again = open_subject(path, Setup(device="cpu", **MINE))
     assert again.model_arguments == {"width": 5}
 
 
@@ -94,9 +94,9 @@ def test_a_function_in_the_files_arguments_is_not_passed_on(
     path = checkpoint(**MINE, **{f"{what}_arguments": {"inner": inner}})
     told = rf"names os:system, a function .*: --{what} marked_module:\w+ --{what}-arguments …"
     with pytest.raises(UsageError, match=told):
-        open_subject(path, Wanted(device="cpu", **MINE))
+        open_subject(path, Setup(device="cpu", **MINE))
     said: dict[str, Any] = {f"{what}_arguments": {"inner": inner}}
-    assert open_subject(path, Wanted(device="cpu", **MINE, **said)).classifier == "1"
+    assert open_subject(path, Setup(device="cpu", **MINE, **said)).classifier == "1"
 
 
 def test_no_function_through_one_of_our_own(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_which_names_are_functions() -> None:
 @pytest.mark.parametrize("classifier", [None, "1"])
 def test_data_that_the_model_does_not_take(checkpoint: Callable[..., Path], classifier: str | None) -> None:
     path = checkpoint(model="marked_module:network", data="digits")
-    wanted = Wanted(model="marked_module:network", classifier=classifier, device="cpu")
+    wanted = Setup(model="marked_module:network", classifier=classifier, device="cpu")
     told = (
         r"step-000001.safetensors: model marked_module:network, data digits: the model does not take inputs of shape "
     )
@@ -164,7 +164,7 @@ def test_too_few_logits_are_told(tmp_path: Path, data: str) -> None:
     shape = r"\(2,\), which have 7" if modular else r"\(1, 8, 8\), which have 10"
     told = rf"classifier \w+ gives 5 logits for inputs of shape {shape} classes"
     with pytest.raises(DataError, match=rf"a\.safetensors: model {model}, data {data}: {told}$"):
-        open_subject(path, Wanted(model=model, model_arguments=arguments, device="cpu"))
+        open_subject(path, Setup(model=model, model_arguments=arguments, device="cpu"))
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("uint8", True), ("float64", True), ("int32", False), ("bool", False)])
@@ -176,7 +176,7 @@ def test_kinds_of_numbers_in_an_npz(tmp_path: Path, kind: str, fits: bool) -> No
         path, build_model("mlp", shape).state_dict(), CheckpointMetadata(model="mlp", model_arguments=shape)
     )
     if fits:
-        assert open_subject(path, Wanted(data=data, device="cpu")).classifier == "5"
+        assert open_subject(path, Setup(data=data, device="cpu")).classifier == "5"
         return
     with pytest.raises(DataError, match=r"whole\.npz: the model does not take inputs of shape \(3,\) of int64 \("):
-        open_subject(path, Wanted(data=data, device="cpu"))
+        open_subject(path, Setup(data=data, device="cpu"))

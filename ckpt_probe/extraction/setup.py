@@ -1,0 +1,89 @@
+"""What a caller asks for, checked before anything is opened: which model sees which data, what a dump keeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from ckpt_probe.dumps import FEATURE_DTYPES, STORES
+from ckpt_probe.errors import UsageError
+from ckpt_probe.moments import MEMORY
+
+FORWARD_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Which model sees which data, and where; None leaves it to what the checkpoint says.
+
+    model, data: names with their arguments; those of the caller take the place of the checkpoint's. classifier: the
+    name of the last linear layer, found by running the model where None. splits: those of the data to use, all where
+    None. batch_size: samples of one forward pass. device: "auto", "cpu", "cuda[:n]" or "mps".
+    """
+
+    model: str | None = None
+    model_arguments: Mapping[str, Any] | None = None
+    data: str | None = None
+    data_arguments: Mapping[str, Any] | None = None
+    classifier: str | None = None
+    splits: Sequence[str] | None = None
+    batch_size: int = 256
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size: expected at least 1, found {self.batch_size}")
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> "Setup":
+        """The setup that keyword options describe; they are removed from `options`, which keeps all others."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a dump keeps, and in which precision.
+
+    limit: only the first so many samples of each split. dtype: precision of the forward pass; feature_dtype: that of
+    the stored features. with_logits: whether logits are stored. store: "features" keeps the rows, "moments" class
+    moments in their place (8·C·D² bytes at most, which must fit `memory`), "both" keeps both.
+    """
+
+    limit: int | None = None
+    dtype: str = "float32"
+    feature_dtype: str = "float32"
+    with_logits: bool = True
+    store: str = "features"
+    memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit: expected at least 1, found {self.limit}")
+        for option, value, known in (
+            ("--dtype", self.dtype, FORWARD_DTYPES),
+            ("--feature-dtype", self.feature_dtype, FEATURE_DTYPES),
+            ("--store", self.store, STORES),
+        ):
+            if value not in known:
+                raise UsageError(f"{option} {value}: expected one of {', '.join(known)}")
+
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """The precision of the forward pass, as torch names it."""
+        return FORWARD_DTYPES[self.dtype]
+
+    def require_fitting(self, classes: int, features: int) -> None:
+        """Raise UsageError where moments of so many classes and features are larger than the memory they may take."""
+        needed = 8 * classes * features**2
+        if self.store != "features" and needed > self.memory:
+            raise UsageError(
+                f"--store {self.store}: class moments of {classes} classes and {features} features take {needed:,} "
+                f"bytes, over the budget of {self.memory:,}; use --store features, which analyze reads in any memory, "
+                "or raise --memory"
+            )
