@@ -1,10 +1,11 @@
 """`ckpt-probe extract`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, json_object, subject_options
+from ckpt_probe.cli.options import byte_count, json_arguments, subject_options
 
 
 @click.command("extract", epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
@@ -39,10 +40,7 @@ from ckpt_probe.cli.options import byte_count, json_object, subject_options
 def command(
     checkpoints: Path,
     out: Path,
-    model_arguments: str | None,
-    data_arguments: str | None,
-    memory: str,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Forward every checkpoint once and dump penultimate features and classifier weights.
 
@@ -52,14 +50,7 @@ def command(
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.extraction import extract_series
 
+    options |= {**json_arguments(options), "memory": byte_count(options["memory"])}
     with bars() as progress:
-        summary = extract_series(
-            checkpoints,
-            out,
-            model_arguments=json_object(model_arguments, "--model-arguments"),
-            data_arguments=json_object(data_arguments, "--data-arguments"),
-            memory=byte_count(memory),
-            progress=progress,
-            **options,  # pyright: ignore[reportArgumentType]
-        )
+        summary = extract_series(checkpoints, out, progress=progress, **options)
     say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} complete already")

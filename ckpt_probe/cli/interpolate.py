@@ -10,21 +10,25 @@ from ckpt_probe.cli.options import (
     batchnorm_options,
     check_batchnorm_samples,
     given_options,
-    json_object,
+    json_arguments,
     numbers,
     subject_options,
     writer_options,
 )
 from ckpt_probe.errors import UsageError
+from ckpt_probe.paths.options import BENT, METHODS, SHAPES
 
 EXAMPLE = """\b
 Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --points 21
           ckpt-probe interpolate A.safetensors B.safetensors --alpha 0.3 --out mid.safetensors"""
 BARS = "▁▂▃▄▅▆▇█"
-OF_A_POINT = frozenset({"out", "alpha", "dtype", "threads", "overwrite"})
+OF_A_WRITER = ("dtype", "threads", "overwrite")
+OF_A_POINT = ("out", "alpha", *OF_A_WRITER)
+STRAIGHT = ("path", "linear")
+"""What may be said beside --alpha, as it changes nothing."""
+
 OF_TRAINING = ("curve_epochs", "curve_learning_rate")
 OF_A_CURVE = (*OF_TRAINING, "midpoint")
-BENT = frozenset({"bezier", "polychain"})
 
 
 @click.command("interpolate", epilog=EXAMPLE)
@@ -35,7 +39,7 @@ BENT = frozenset({"bezier", "polychain"})
 @click.option("--consecutive", is_flag=True, help="A is a run; barriers between its neighbouring checkpoints.")
 @click.option(
     "--path",
-    type=click.Choice(["linear", "slerp", "bezier", "polychain"]),
+    type=click.Choice(SHAPES),
     default="linear",
     show_default=True,
     help="Its shape; the last two bend over a midpoint that is trained first.",
@@ -55,7 +59,7 @@ BENT = frozenset({"bezier", "polychain"})
 )
 @click.option(
     "--align",
-    type=click.Choice(["permutation", "activations"]),
+    type=click.Choice(METHODS),
     help="First put B's hidden channels in A's order, by their weights or by their activations.",
 )
 @click.option(
@@ -80,24 +84,7 @@ BENT = frozenset({"bezier", "polychain"})
 @writer_options
 @click.option("--resume", is_flag=True, help="Show a finished path again as it is stored.")
 @click.option("--overwrite", is_flag=True, help="Replace what exists.")
-def command(
-    a: Path,
-    b: Path | None,
-    out: Path,
-    alpha: float | None,
-    consecutive: bool,
-    points: str,
-    span: str,
-    model_arguments: str | None,
-    data_arguments: str | None,
-    json: bool,
-    csv: bool,
-    wide: bool,
-    dtype: str | None,
-    threads: int | None,
-    overwrite: bool,
-    **options: object,
-) -> None:
+def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
     """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
 
     At each point loss, accuracy and every metric of analyze, on every split; then the barrier. Writes OUT/points.jsonl
@@ -105,58 +92,43 @@ def command(
     With --alpha only the checkpoint at that position is written, which needs neither model nor data. Where A and B are
     runs, their checkpoints of equal steps are paired, and the barrier is given as a function of the step.
     """
-    if json and csv:
-        raise UsageError("--json and --csv exclude each other")
+    consecutive = options.pop("consecutive")
     if consecutive == (b is not None):
         raise UsageError("interpolate takes two checkpoints or runs A and B, or with --consecutive one run A")
-    if alpha is not None and b is None:
+    if options["alpha"] is not None and b is None:
         raise UsageError("--alpha and --consecutive exclude each other")
-    _require_used(options["path"], options["align"])
-    if alpha is not None and b is not None:
-        _write_point(a, b, alpha, out, dtype, threads, overwrite)
-        return
-
-    check_batchnorm_samples(str(options["batchnorm"]))
-    count, positions = _points(points), _span(span)
-
-    options |= {
-        "points": count,
-        "span": positions,
-        "model_arguments": json_object(model_arguments, "--model-arguments"),
-        "data_arguments": json_object(data_arguments, "--data-arguments"),
-        "overwrite": overwrite,
-    }
-    if b is None or (a.is_dir() and b.is_dir()):
-        _series(a, b, out, options, json=json, csv=csv)
-        return
-    _path(a, b, out, options, json=json, csv=csv, wide=wide)
+    if options["alpha"] is not None and b is not None:
+        write_point(a, b, out, options)
+    elif b is None or (a.is_dir() and b.is_dir()):
+        evaluate_runs(a, b, out, options)
+    else:
+        evaluate_ends(a, b, out, options)
 
 
-def _require_used(path: object, align: object) -> None:
-    """Raise UsageError for options that would do nothing beside the others."""
-    given = given_options()
-    rules = (
-        (("dtype", "threads"), False, "only --alpha, which writes a checkpoint, takes"),
-        (OF_A_CURVE, path in BENT, "only --path bezier and polychain take"),
-        (OF_TRAINING, "midpoint" not in given, "--midpoint, which needs no training, takes no"),
-        (("align_samples",), align == "activations", "only --align activations takes"),
-    )
-    if "alpha" in given:
-        others = tuple(name for name in given if name not in OF_A_POINT and (name, path) != ("path", "linear"))
-        rules = ((others, False, "--alpha writes a point of the straight line between A and B; it takes no"),)
-    for names, used, told in rules:
-        idle = [given[name] for name in names if name in given]
-        if idle and not used:
-            raise UsageError(f"{told} {', '.join(idle)}")
+def write_point(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
+    """Write the checkpoint at one position of the straight line; nothing is evaluated."""
+    given, alpha = given_options(), options["alpha"]
+    idle = [told for name, told in given.items() if name not in OF_A_POINT and (name, options[name]) != STRAIGHT]
+    if idle:
+        raise UsageError(f"--alpha writes a point of the straight line between A and B; it takes no {', '.join(idle)}")
+
+    from ckpt_probe.merging import interpolate
+
+    summary = interpolate(a, b, alpha=alpha, out=out, **{name: options[name] for name in OF_A_WRITER})
+    copied = f"; {len(summary.copied)} of whole numbers copied from {a.name}" if summary.copied else ""
+    click.echo(f"{out}: {summary.interpolated} tensors at alpha {alpha:g}{copied}", err=True)
 
 
-def _path(a: Path, b: Path, out: Path, options: dict[str, Any], *, json: bool, csv: bool, wide: bool) -> None:
+def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
+    """Evaluate the path between two checkpoints and print its points and barriers."""
+    chosen, (json, csv, wide) = _evaluated(options)
+
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_path
 
     with bars() as progress:
-        result = evaluate_path(a, b, out, progress=progress, **options)
+        result = evaluate_path(a, b, out, progress=progress, **chosen)
     print_records(result.points, json=json, csv=csv, wide=wide)
     if not json and not csv:
         print_barriers(result.points, result.summary)
@@ -169,13 +141,16 @@ def _path(a: Path, b: Path, out: Path, options: dict[str, Any], *, json: bool, c
     say(f"{out}: {len(result.points)} records of points")
 
 
-def _series(a: Path, b: Path | None, out: Path, options: dict[str, Any], *, json: bool, csv: bool) -> None:
+def evaluate_runs(a: Path, b: Path | None, out: Path, options: dict[str, Any]) -> None:
+    """Evaluate the path of every pair of checkpoints of one run or two, and print the barriers by step."""
+    chosen, (json, csv, _) = _evaluated(options)
+
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.paths import evaluate_series
     from ckpt_probe.report import to_csv, to_json_line
 
     with bars() as progress:
-        records = evaluate_series(a, b, out, progress=progress, **options)
+        records = evaluate_series(a, b, out, progress=progress, **chosen)
     if csv:
         click.echo(to_csv(records), nl=False)
     for record in records if not csv else ():
@@ -183,6 +158,30 @@ def _series(a: Path, b: Path | None, out: Path, options: dict[str, Any], *, json
         barriers = f"barrier in loss {_excess(record, 'loss')}, in error {_excess(record, 'error')}"
         click.echo(to_json_line(record) if json else f"step {step}  {record['split']}: {barriers}")
     say(f"{out}: {len(records)} barriers")
+
+
+def _evaluated(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, bool, bool]]:
+    """What an evaluation takes, and how it is printed: as JSON, as CSV, with every column.
+
+    Raises UsageError for options that would do nothing beside the others.
+    """
+    printed = options["json"], options["csv"], options["wide"]
+    if printed[:2] == (True, True):
+        raise UsageError("--json and --csv exclude each other")
+    given, path = given_options(), options["path"]
+    for names, used, told in (
+        (("dtype", "threads"), False, "only --alpha, which writes a checkpoint, takes"),
+        (OF_A_CURVE, path in BENT, f"only --path {' and '.join(BENT)} take"),
+        (OF_TRAINING, "midpoint" not in given, "--midpoint, which needs no training, takes no"),
+        (("align_samples",), options["align"] == "activations", "only --align activations takes"),
+    ):
+        idle = [given[name] for name in names if name in given]
+        if idle and not used:
+            raise UsageError(f"{told} {', '.join(idle)}")
+    check_batchnorm_samples(options["batchnorm"])
+    chosen = {name: value for name, value in options.items() if name not in {*OF_A_POINT, "json", "csv", "wide"}}
+    parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **json_arguments(options)}
+    return {**chosen, **parsed, "overwrite": options["overwrite"]}, printed
 
 
 def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> None:
@@ -228,13 +227,3 @@ def _excess(barrier: dict[str, Any], quantity: str) -> str:
     if value is None:
         return "–"
     return f"{value:.4g} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}" if value > 0 else "0"
-
-
-def _write_point(
-    a: Path, b: Path, alpha: float, out: Path, dtype: str | None, threads: int | None, overwrite: bool
-) -> None:
-    from ckpt_probe.merging import interpolate
-
-    summary = interpolate(a, b, alpha=alpha, out=out, dtype=dtype, threads=threads, overwrite=overwrite)
-    copied = f"; {len(summary.copied)} of whole numbers copied from {a.name}" if summary.copied else ""
-    click.echo(f"{out}: {summary.interpolated} tensors at alpha {alpha:g}{copied}", err=True)

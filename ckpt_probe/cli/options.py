@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -127,6 +127,14 @@ def entropy_orders(text: str | None) -> tuple[float, ...]:
     if not all(order > 0 for order in orders):
         raise UsageError(f"--alpha: expected positive numbers such as 0.5,2, found {text!r}")
     return tuple(dict.fromkeys(orders))
+
+
+def json_arguments(options: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """The arguments of model and data that the options spell, by the names of their parameters."""
+    return {
+        "model_arguments": json_object(options["model_arguments"], "--model-arguments"),
+        "data_arguments": json_object(options["data_arguments"], "--data-arguments"),
+    }
 
 
 def json_object(text: str | None, option: str) -> dict[str, Any] | None:

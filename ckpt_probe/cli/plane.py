@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import batchnorm_options, check_batchnorm_samples, json_object, subject_options
+from ckpt_probe.cli.options import batchnorm_options, check_batchnorm_samples, json_arguments, subject_options
 from ckpt_probe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ def command(
     c: Path | None,
     out: Path,
     grid: str,
-    model_arguments: str | None,
-    data_arguments: str | None,
     json: bool,
     csv: bool,
     figure: Path | None,
@@ -73,11 +71,7 @@ def command(
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
     check_batchnorm_samples(options["batchnorm"])
-    options |= {
-        "grid": _grid(grid),
-        "model_arguments": json_object(model_arguments, "--model-arguments"),
-        "data_arguments": json_object(data_arguments, "--data-arguments"),
-    }
+    options |= {"grid": _grid(grid), **json_arguments(options)}
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.planes import evaluate_plane
