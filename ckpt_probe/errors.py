@@ -26,3 +26,9 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """Names for a message, the first `most` of them and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def last_line(error: BaseException) -> str:
+    """An exception as the last line of its traceback has it, cut where its message goes on over more lines."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

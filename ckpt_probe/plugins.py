@@ -1,19 +1,26 @@
-"""Anybody's own function by name: `package.module:function` or an installed entry point."""
+"""What is not our own: anybody's function by name, installed entry points, packages that may be absent."""
 
 import importlib
+import importlib.util
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import UsageError, last_line
 
 
 def is_function_name(name: str) -> bool:
-    """Whether `name` has the form `package.module:function` (and is not, say, `idx:DIR`)."""
-    module, _, function = name.partition(":")
-    return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    """Whether `name` has the form `package.module:function` or `path/to/file.py:function` (and is not, say, `idx:DIR`)."""
+    module, _, function = name.rpartition(":")
+    if not function.isidentifier():
+        return False
+    return module.endswith(".py") or all(part.isidentifier() for part in module.split("."))
 
 
 def require_named(functions: Sequence[str], by_caller: str | None, file: Path, option: str) -> None:
@@ -30,7 +37,7 @@ def require_named(functions: Sequence[str], by_caller: str | None, file: Path, o
 
 
 def functions_within(arguments: Any) -> list[str]:
-    """Each `package.module:function` in arguments, however deep: the function that is given them may call it."""
+    """Each function's name in arguments, however deep: the function that is given them may call it."""
     if isinstance(arguments, str):
         return [arguments] if is_function_name(arguments) else []
     if isinstance(arguments, Mapping):
@@ -41,24 +48,90 @@ def functions_within(arguments: Any) -> list[str]:
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """The function that `package.module:function` names; modules in the working directory are found too.
+    """The function that `package.module:function` or `path/to/file.py:function` names.
 
-    Raises `UsageError` where the module cannot be imported or has no such function.
+    Modules in the working directory are found too, and a file's neighbours by it. Raises UsageError where the module
+    cannot be imported, whatever its own code raises, or has no such function.
     """
-    module_name, _, function_name = name.partition(":")
+    module_name, _, function_name = name.rpartition(":")
     if not is_function_name(name):
-        raise UsageError(f"{name!r}: not of the form package.module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+        raise UsageError(f"{name!r}: not of the form package.module:function or path/to/file.py:function")
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"{name}: cannot import {module_name}: {error}") from error
+        module = _of_file(Path(module_name)) if module_name.endswith(".py") else _of_package(module_name)
+    except Exception as error:
+        raise UsageError(f"{name}: cannot import {module_name}: {last_line(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UsageError(f"{name}: {module_name} has no function {function_name}")
     return function
+
+
+def require_extra(module: str, extra: str) -> Any:
+    """A package that an extra of ours brings, imported. Raises UsageError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == module.partition(".")[0]:
+            raise UsageError(f'{module} is not installed; pip install "ckpt-probe[{extra}]"') from error
+        raise UsageError(f"{module} cannot be imported: {last_line(error)}") from error
+    except Exception as error:  # such as torchvision built for another torch
+        raise UsageError(f"{module} is installed, but cannot be imported: {last_line(error)}") from error
+
+
+@contextmanager
+def hub_switched_off() -> Iterator[None]:
+    """While entered, nothing is downloaded: Hugging Face's libraries are offline, also where they are imported already."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    constants = _hub_constants()
+    online = None if constants is None else constants.HF_HUB_OFFLINE
+    try:
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = online
+
+
+def _hub_constants() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub.constants")
+    except ImportError:
+        return None
+
+
+def _of_package(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(name)
+
+
+def _of_file(path: Path) -> ModuleType:
+    place = path.resolve()
+    # Two files of one name are two modules; the same file is imported once.
+    name = f"{place.stem}_{sha256(str(place).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not place.is_file():
+        raise FileNotFoundError("no such file")
+    spec = importlib.util.spec_from_file_location(name, place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(place.parent) not in sys.path:
+        sys.path.insert(0, str(place.parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def registered(group: str) -> dict[str, Callable[..., Any]]:
