@@ -16,7 +16,7 @@ from ckpt_probe.errors import UsageError, last_line
 
 
 def is_function_name(name: str) -> bool:
-    """Whether `name` has the form `package.module:function` or `path/to/file.py:function` (and is not, say, `idx:DIR`)."""
+    """Whether `name` has the form `package.module:function` or `path/to/file.py:function`; `idx:DIR` has not."""
     module, _, function = name.rpartition(":")
     if not function.isidentifier():
         return False
@@ -80,7 +80,7 @@ def require_extra(module: str, extra: str) -> Any:
 
 @contextmanager
 def hub_switched_off() -> Iterator[None]:
-    """While entered, nothing is downloaded: Hugging Face's libraries are offline, also where they are imported already."""
+    """While entered, nothing is downloaded: Hugging Face's libraries are offline, also those imported already."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
