@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
+from ckpt_probe.dumps.integrity import require_own, structure_hash
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.errors import DataError
 from ckpt_probe.series import Member, in_order, step_from_name
@@ -51,7 +52,7 @@ class SplitView:
         """
         for start in range(0, self.samples, rows):
             part = slice(start, start + rows)
-            with _own_reads(self._path):
+            with _own_reads(self._path, f"{self.name}, rows {start} to {min(start + rows, self.samples) - 1}"):
                 features, labels = _native(self.features[part]), _native(self.labels[part])
                 logits = None if self.logits is None else _native(self.logits[part])
             yield features, labels, logits
@@ -69,7 +70,7 @@ class SplitView:
         """
         if self._moments is None:
             return None
-        with _own_reads(self._path):
+        with _own_reads(self._path, f"{self.name}/{schema.MOMENTS}"):
             arrays = {name: _native(np.asarray(dataset)) for name, dataset in self._moments.items()}
             return arrays, {name: _number(value) for name, value in self._moments.attrs.items()}
 
@@ -176,7 +177,7 @@ def open_dump(path: Path | str) -> Iterator[Dump]:
     try:
         with _open(path) as file:
             with _own_reads(path):
-                _require_complete(path, file)
+                _require_sound(path, file)
                 dump = Dump(path, file)
             yield dump
     except (DataError, OSError) as error:
@@ -189,7 +190,7 @@ def read_provenance(path: Path | str) -> Provenance | None:
     """Where a dump comes from; None for anybody else's. Raises DataError as `open_dump` does."""
     path = Path(path)
     with _open(path) as file, _own_reads(path):
-        _require_complete(path, file)
+        _require_sound(path, file)
         return _provenance(path, file)
 
 
@@ -212,7 +213,7 @@ def open_dump_series(path: Path | str) -> list[Member]:
 
 def _member(path: Path) -> Member:
     with _open(path) as file, _own_reads(path):
-        _require_complete(path, file)
+        _require_sound(path, file)
         return Member(path, path.stem, _step(path, file))
 
 
@@ -231,12 +232,13 @@ def _open(path: Path) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def _own_reads(path: Path) -> Iterator[None]:
+def _own_reads(path: Path, place: str | None = None) -> Iterator[None]:
     """Only around what is read here: an error of a caller's own is not the dump's fault."""
     try:
         yield
     except BROKEN as error:
-        raise DataError(f"{path}: cannot be read, it may be damaged: {_first_clause(error)}") from error
+        where = f"{path}: {place}" if place else str(path)
+        raise DataError(f"{where}: cannot be read, it may be damaged: {_first_clause(error)}") from error
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:
@@ -252,8 +254,9 @@ def _require_same(path: Path, before: tuple[int, ...] | None, error: Exception |
         raise DataError(f"{path}: changed while it was read; run again once nothing writes it") from error
 
 
-def _require_complete(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != schema.FORMAT:
+def _require_sound(path: Path, file: h5py.File) -> None:
+    require_own(path, file)
+    if schema.text(file.attrs.get("format")) != schema.FORMAT:
         return
     attributes: Any = file.attrs
     version = int(attributes.get("format_version", 0))
@@ -262,6 +265,8 @@ def _require_complete(path: Path, file: h5py.File) -> None:
         raise DataError(f"{path}: dump format {version}, this version of ckpt-probe reads up to {known}: upgrade it")
     if not file.attrs.get("complete", False):
         raise DataError(f"{path}: interrupted while it was written (no completion mark); extract it again")
+    if version >= schema.FIRST_HASHED and schema.text(file.attrs.get("structure_sha256")) != structure_hash(file):
+        raise DataError(f"{path}: damaged: its names or attributes are not those that were written; extract it again")
 
 
 def _provenance(path: Path, file: h5py.File) -> Provenance | None:

@@ -8,7 +8,9 @@ from typing import Any
 from ckpt_probe.errors import DataError, UsageError
 
 FORMAT = "ckpt-probe-dump"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+FIRST_HASHED = 3
+"""The first version with checksums of every number and a hash of everything else."""
 
 CLASSIFIER = "classifier"
 WEIGHTS = "weights"
@@ -111,10 +113,15 @@ def _attribute(value: Any) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, dict | tuple) else value
 
 
+def text(stored: Any) -> Any:
+    """An attribute's text as Python's own; anything else as it is."""
+    return stored.decode("utf-8") if isinstance(stored, bytes) else stored
+
+
 def _value(name: str, stored: Any) -> Any:
     if stored is None:
         return None
-    value = json.loads(stored) if name in _JSON else stored
+    value = json.loads(stored) if name in _JSON else text(stored)
     if name == "splits":
         return tuple(value)
     # h5py hands numbers back as numpy scalars.

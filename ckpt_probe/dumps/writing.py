@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
+from ckpt_probe.dumps.integrity import structure_hash
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.sink import Sink
 from ckpt_probe.errors import DataError
@@ -55,7 +56,7 @@ class DumpWriter:
         temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
         try:
             self._sink = self._stack.enter_context(Sink(temporary))
-            self._file = self._stack.enter_context(h5py.File(self._sink, "w", libver=("earliest", "v110")))
+            self._file = self._stack.enter_context(h5py.File(self._sink, "w", libver=("v110", "v110")))
             self._start()
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
@@ -68,6 +69,7 @@ class DumpWriter:
             return
         try:
             self._require_whole()
+            self._attribute("structure_sha256", structure_hash(self._file))
             self._file.attrs["complete"] = True
             self._file.close()
             self._sink.require_written(self.path)
@@ -79,12 +81,12 @@ class DumpWriter:
     def write_classifier(self, weights: Any, bias: Any = None) -> None:
         """The classifier's weights (C, D) and, where the layer has one, its bias (C,)."""
         group = self._file.create_group(schema.CLASSIFIER)
-        dataset = group.create_dataset(schema.WEIGHTS, data=_numpy(weights))
+        dataset = _kept(group, schema.WEIGHTS, _numpy(weights))
         if dataset.shape != (self._classes, self._features):
             raise DataError(f"{self.path}: classifier weights of shape {dataset.shape}, announced otherwise")
         self._label(dataset, schema.CLASS_SCALE, schema.FEATURE_SCALE)
         if bias is not None:
-            self._label(group.create_dataset(schema.BIAS, data=_numpy(bias)), schema.CLASS_SCALE)
+            self._label(_kept(group, schema.BIAS, _numpy(bias)), schema.CLASS_SCALE)
 
     def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
         """Announce a split and the number of rows that will be appended to it; None where that is not known yet.
@@ -99,11 +101,17 @@ class DumpWriter:
             data=np.arange(count, dtype=np.int64),
             chunks=_chunks(samples, 8),
             maxshape=_most(samples),
+            fletcher32=samples != 0,
         )
         scale.make_scale(schema.SAMPLE_SCALE)
         features = self._rows(group, schema.FEATURES, samples, self._features, self._dtype)
         labels = group.create_dataset(
-            schema.LABELS, shape=(count,), dtype=np.int64, chunks=_chunks(samples, 8), maxshape=_most(samples)
+            schema.LABELS,
+            shape=(count,),
+            dtype=np.int64,
+            chunks=_chunks(samples, 8),
+            maxshape=_most(samples),
+            fletcher32=samples != 0,
         )
         features.dims[0].attach_scale(scale)
         labels.dims[0].attach_scale(scale)
@@ -119,7 +127,7 @@ class DumpWriter:
         schema.require_split_name(name)
         group = self._file.require_group(name).create_group(schema.MOMENTS)
         for part, values in state.items():
-            group.create_dataset(part, data=_numpy(values))
+            _kept(group, part, _numpy(values))
         group.attrs.update(numbers)
 
     def append(self, name: str, features: Any, labels: Any, logits: Any = None) -> None:
@@ -145,12 +153,17 @@ class DumpWriter:
         self._sink.require_written(self.path)
 
     def _start(self) -> None:
-        self._file.attrs["format"] = schema.FORMAT
-        self._file.attrs["format_version"] = schema.FORMAT_VERSION
-        if self._provenance is not None:
-            self._file.attrs.update(self._provenance.to_attributes())
+        stated = {} if self._provenance is None else self._provenance.to_attributes()
+        for name, value in {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION, **stated}.items():
+            self._attribute(name, value)
         for name, length in ((schema.FEATURE_SCALE, self._features), (schema.CLASS_SCALE, self._classes)):
-            self._file.create_dataset(name, data=np.arange(length, dtype=np.int64)).make_scale(name)
+            _kept(self._file, name, np.arange(length, dtype=np.int64)).make_scale(name)
+
+    def _attribute(self, name: str, value: Any) -> None:
+        # Text of variable length would lie in a heap that has no checksum.
+        stored = value.encode() if isinstance(value, str) else value
+        kind = h5py.string_dtype("utf-8", max(1, len(stored))) if isinstance(stored, bytes) else None
+        self._file.attrs.create(name, stored, dtype=kind)
 
     def _rows(self, group: Any, name: str, samples: int | None, width: int, dtype: str) -> Any:
         rows = _chunks(samples, width * np.dtype(dtype).itemsize)
@@ -160,6 +173,7 @@ class DumpWriter:
             dtype=dtype,
             chunks=None if rows is None else (rows[0], width),
             maxshape=None if samples is not None else (None, width),
+            fletcher32=samples != 0,
         )
 
     def _label(self, dataset: Any, *scales: str | None) -> None:
@@ -192,6 +206,22 @@ def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
             f"store them with --feature-dtype {wider}"
         )
     return stored
+
+
+def _kept(group: Any, name: str, values: np.ndarray) -> Any:
+    """A dataset of values that are all there, under a checksum."""
+    if values.size and values.shape:
+        rows = max(1, CHUNK_BYTES // (values.nbytes // len(values)))
+        chunks = (min(len(values), rows), *values.shape[1:])
+        return group.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
+    # One number, or none, has no chunks: it is kept in the dataset's header, which has a checksum of its own.
+    space = h5py.h5s.create_simple(values.shape) if values.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.COMPACT)
+    kind = h5py.h5t.py_create(values.dtype, logical=True)
+    dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties))
+    dataset[...] = values
+    return dataset
 
 
 def _chunks(samples: int | None, row_bytes: int) -> tuple[int] | None:

@@ -101,8 +101,8 @@ def test_a_dump_returns_what_was_put_in(tmp_path: Path) -> None:
 def test_plain_h5py_reads_the_documented_names(tmp_path: Path) -> None:
     features, labels, _ = arrays()
     with h5py.File(write(tmp_path / "a.h5", provenance()), "r") as file:
-        assert file.attrs["format"] == "ckpt-probe-dump"
-        assert file.attrs["format_version"] == 2
+        assert file.attrs["format"].decode() == "ckpt-probe-dump"
+        assert file.attrs["format_version"] == 3
         assert bool(file.attrs["complete"])
         np.testing.assert_array_equal(file["test/features"][:], features)
         np.testing.assert_array_equal(file["train/labels"][:], labels)
@@ -188,8 +188,8 @@ def test_ours_without_the_mark_is_an_interrupted_one(tmp_path: Path) -> None:
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5")
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = 3
-    with pytest.raises(DataError, match="dump format 3, this version of ckpt-probe reads up to 2"), open_dump(path):
+        file.attrs["format_version"] = 4
+    with pytest.raises(DataError, match="dump format 4, this version of ckpt-probe reads up to 3"), open_dump(path):
         pass
 
 
@@ -244,6 +244,7 @@ def test_a_series_is_in_order_and_an_empty_directory_an_error(tmp_path: Path) ->
 def test_broken_provenance_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", provenance())
     with h5py.File(path, "a") as file:
+        file.attrs["format_version"] = 2
         file.attrs["model_arguments"] = "{"
     with pytest.raises(DataError, match=r"a\.h5: provenance cannot be read"):
         read_provenance(path)

@@ -1,0 +1,104 @@
+"""Dumps that lead outside themselves or claim what they do not hold are refused before a row is read."""
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ckpt_probe.analysis import analyze_dump
+from ckpt_probe.errors import DataError
+
+
+def external_link(file: h5py.File) -> None:
+    file["test/features"] = h5py.ExternalLink("other.h5", "/secret")
+
+
+def linked_group(file: h5py.File) -> None:
+    file["train"] = h5py.ExternalLink("other.h5", "/")
+
+
+def external_storage(file: h5py.File) -> None:
+    file.create_dataset("test/features", (4, 2), "f8", external=[("secret.bin", 0, 64)])
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((4, 2), "f8")
+    layout[...] = h5py.VirtualSource("other.h5", "secret", (4, 2))
+    file.create_virtual_dataset("test/features", layout)
+
+
+def never_written(file: h5py.File) -> None:
+    file.create_dataset("test/features", (10**12, 2), "f4", chunks=(1000, 2))
+
+
+def squeezed(file: h5py.File) -> None:
+    # Chunks that are never written are not stored at all, as if compressed without end.
+    file.create_dataset("test/features", (2 * 10**8, 2), "f4", chunks=(10**6, 2), compression="gzip")[:1] = 1.0
+
+
+def objects(file: h5py.File) -> None:
+    file.create_dataset("test/features", data=["x"] * 4, dtype=h5py.string_dtype())
+
+
+def references(file: h5py.File) -> None:
+    file.create_dataset("test/features", (4,), h5py.ref_dtype)
+
+
+def ragged(file: h5py.File) -> None:
+    file.create_dataset("test/features", (4,), h5py.vlen_dtype(np.float32))
+
+
+def compound(file: h5py.File) -> None:
+    file["test/features"] = np.zeros(4, [("x", "f4"), ("y", "f4")])
+
+
+def nested(file: h5py.File) -> None:
+    file.create_group("/".join(["deep"] * 12))
+    file["test/features"] = np.zeros((4, 2))
+
+
+CASES: list[tuple[Callable[[h5py.File], None], str]] = [
+    (external_link, r"test/features: a link to another file \('other.h5'\)"),
+    (linked_group, r"train: a link to another file"),
+    (external_storage, r"test/features: its numbers are in another file"),
+    (virtual, r"test/features: a virtual dataset"),
+    (never_written, r"test/features: claims 8,000,000,000,000 bytes, of which 0 were ever written"),
+    (squeezed, r"test/features: claims 1,600,000,000 bytes out of"),
+    (objects, r"test/features: holds object, where numbers are expected"),
+    (references, r"test/features: holds object"),
+    (ragged, r"test/features: holds object"),
+    (compound, r"test/features: holds \["),
+    (nested, r"more than 8 groups within each other"),
+]
+
+
+@pytest.mark.parametrize(("make", "told"), CASES, ids=[make.__name__ for make, _ in CASES])
+def test_a_hostile_dump_is_refused_before_a_row_is_read(
+    tmp_path: Path, make: Callable[[h5py.File], None], told: str
+) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["secret"] = np.ones((4, 2))
+    (tmp_path / "secret.bin").write_bytes(np.ones(8).tobytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        make(file)
+        file["test/labels"] = np.arange(4) % 2
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=rf"a\.h5: .*{told}"):
+            analyze_dump(tmp_path / "a.h5")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["rows"], file["test/labels"] = random.normal(size=(30, 4)), np.arange(30) % 3
+        file["test/features"] = h5py.SoftLink("/rows")
+        file["test/itself"] = file["test"]
+    [record] = analyze_dump(tmp_path / "a.h5")
+    assert record["samples"] == 30
