@@ -64,7 +64,7 @@ class Entry:
         try:
             write_text(self._file, json.dumps({**self._named, "readings": kept}, allow_nan=False), overwrite=True)
         except CkptProbeError as error:
-            return f"records are not kept for the next time: {error}"
+            return f"the cache of records could not be written: {error}"
         return None
 
 

@@ -14,7 +14,7 @@ from ckpt_probe.progress import Progress, Silent
 
 METHODS = ("bootstrap", "t")
 FEWEST_PAIRS = 3
-NOT_TOLD_APART = "not told apart"
+INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Comparison:
 
     `deviation` is the standard deviation over the seeds (n − 1), None for one seed. `difference` is the mean over the
     pairs of this group's value less the baseline's; `low` and `high` bound it, None where `note` tells why.
-    `verdict` is "higher" or "lower" where that interval excludes 0, else "not told apart"; for the baseline itself it
+    `verdict` is "higher" or "lower" where that interval excludes 0, else "inconclusive"; for the baseline itself it
     is "baseline". `coverage_at_most`: what no interval by resampling so few pairs can exceed, None where that is no
     less than `confidence`. `step` is None where the entries stand at different ones, or have none.
     """
@@ -63,7 +63,7 @@ class Interval:
         if self.method not in METHODS:
             raise UsageError(f"interval: expected {' or '.join(METHODS)}, found {self.method!r}")
         if not 0 < self.confidence < 1:
-            raise UsageError(f"confidence: expected a share between 0 and 1 such as 0.95, found {self.confidence}")
+            raise UsageError(f"confidence: expected a number between 0 and 1, such as 0.95, found {self.confidence}")
         if self.resamples < 100:
             raise UsageError(f"resamples: expected at least 100, found {self.resamples}")
 
@@ -126,9 +126,9 @@ def compare(
     """
     progress, interval = progress or Silent(), Interval(**options)
     if len(groups) < 2:
-        raise UsageError(f"compare takes two or more groups of runs, found {len(groups)}")
+        raise UsageError(f"compare needs at least two groups of runs, found {len(groups)}")
     if not metrics:
-        raise UsageError("compare takes at least one metric, such as accuracy or class.mir")
+        raise UsageError("compare needs at least one metric, such as accuracy or class.mir")
     opened = _named([open_group(path) for path in groups])
     measured: dict[str, dict[str, Measured]] = {}
     with progress.task("entries", sum(len(group.entries) for group in opened.values()), "entries") as bar:
@@ -182,7 +182,7 @@ def _comparison(
 def _against(first: Comparison, differences: Sequence[float], unpaired: int, interval: Interval) -> Comparison:
     pairs = len(differences)
     bounds = interval.of(differences)
-    few = f"an interval needs at least {FEWEST_PAIRS} pairs, there {'is' if pairs == 1 else 'are'} {pairs or 'none'}"
+    few = f"an interval needs at least {FEWEST_PAIRS} pairs of runs, found {pairs}"
     return replace(
         first,
         pairs=pairs,
@@ -198,7 +198,7 @@ def _against(first: Comparison, differences: Sequence[float], unpaired: int, int
 
 def _verdict(bounds: tuple[float, float] | None) -> str:
     if bounds is None or bounds[0] <= 0 <= bounds[1]:
-        return NOT_TOLD_APART
+        return INCONCLUSIVE
     return "higher" if bounds[0] > 0 else "lower"
 
 
@@ -206,15 +206,15 @@ def _named(groups: Sequence[Group]) -> dict[str, Group]:
     names = [group.path.resolve().name for group in groups]
     labels = [name if names.count(name) == 1 else str(group.path) for name, group in zip(names, groups, strict=True)]
     if len({group.path.resolve() for group in groups}) < len(groups):
-        raise UsageError("compare: the same group is named twice")
+        raise UsageError("compare: the same group is given twice")
     return dict(zip(labels, groups, strict=True))
 
 
 def _aloud(groups: Mapping[str, Group], measured: Mapping[str, Mapping[str, Measured]]) -> list[str]:
     baseline = next(iter(groups))
     lines = [
-        f"{label}: {len(group.others)} of {len(group.others) + len(group.entries)} names are no run, dumps or "
-        f"records, and were left out: {listed(group.others)}"
+        f"{label}: {len(group.others)} of {len(group.others) + len(group.entries)} names are not a run, "
+        f"dumps or records and were ignored: {listed(group.others)}"
         for label, group in groups.items()
         if group.others
     ]
@@ -222,8 +222,8 @@ def _aloud(groups: Mapping[str, Group], measured: Mapping[str, Mapping[str, Meas
         alone = [*(measured[label].keys() - measured[baseline]), *(measured[baseline].keys() - measured[label])]
         if alone:
             lines.append(
-                f"{label}: {len(alone)} entries without a partner are in the means but not in the differences from "
-                f"{baseline}: {listed(sorted(alone))}"
+                f"{label}: {len(alone)} entries have no entry of the same name to pair with; they count in the "
+                f"means but not in the difference from {baseline}: {listed(sorted(alone))}"
             )
     steps = {str(entry.step) for entries in measured.values() for entry in entries.values()}
     if len(steps) > 1:

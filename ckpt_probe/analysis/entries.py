@@ -52,8 +52,8 @@ ENTRIES = (
     Entry("sample.mir_stderr", "MIR s.e.", "", "", None, "", "standard error of sample.mir, 0 where exact", 28),
     Entry("within.entropy_max", "H within max", "nats", "down", 0.0, SONG, "within-class entropy, largest", 20),
     Entry("nc1.cdnv", "CDNV", "", "down", 0.0, "Galanti et al. 2021", "class-distance normalised variance", 21),
-    Entry("nc2.equinorm_means", "equinorm μ", "", "down", 0.0, PAPYAN, "std/mean of class mean lengths", 22),
-    Entry("nc2.equinorm_weights", "equinorm w", "", "down", 0.0, PAPYAN, "std/mean of weight lengths", 23),
+    Entry("nc2.equinorm_means", "equinorm μ", "", "down", 0.0, PAPYAN, "std/mean of class mean norms", 22),
+    Entry("nc2.equinorm_weights", "equinorm w", "", "down", 0.0, PAPYAN, "std/mean of weight norms", 23),
     Entry("nc2.equiangular_means", "equiang. μ", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)| of class means", 24),
     Entry("nc2.equiangular_weights", "equiang. w", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)| of weights", 25),
     Entry("centred.mir", "centred MIR", "", "", None, SONG, "sample.mir of features less their mean", 26),
@@ -62,7 +62,7 @@ ENTRIES = (
 
 CLASS_ENTRIES = (
     Entry("samples", "samples", "", "", None, "", "samples of the class", 1),
-    Entry("mean_norm", "‖mean‖", "", "", None, "", "length of the class mean", 2),
+    Entry("mean_norm", "‖mean‖", "", "", None, "", "norm of the class mean", 2),
     Entry("variance", "variance", "", "down", 0.0, "Galanti et al. 2021", "mean ‖z − μ_c‖² in the class", 3),
     Entry("within.entropy", "H within", "nats", "down", 0.0, SONG, "entropy of the class's own rows", 4),
     Entry("nearest.own", "own mean", "", "up", 1.0, PAPYAN, "share of samples nearest to their own class mean", 5),

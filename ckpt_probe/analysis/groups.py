@@ -13,7 +13,7 @@ from ckpt_probe.dumps.reading import SUFFIXES
 from ckpt_probe.errors import DataError, listed
 
 METRICS_FILE = "metrics.jsonl"
-ENTRY_KINDS = "a run (metrics.jsonl), a directory of dumps, or a records file (NAME.jsonl)"
+ENTRY_KINDS = "a run (metrics.jsonl), a directory of dumps, or a file of records (NAME.jsonl)"
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ def open_group(path: Path | str) -> Group:
     path = Path(path)
     if not path.is_dir():
         found = "a file" if path.exists() else "no such directory"
-        raise DataError(f"{path}: {found}; a group is a directory with one entry a seed: {ENTRY_KINDS}")
+        raise DataError(f"{path}: {found}; a group is a directory with one entry per seed: {ENTRY_KINDS}")
     if _dumps_in(path) or (path / METRICS_FILE).exists():
         kind = "a directory of dumps" if _dumps_in(path) else "a run"
-        raise DataError(f"{path}: is itself {kind}; a group is the directory above, with one such entry a seed")
+        raise DataError(f"{path}: is itself {kind}; pass the directory above it, which holds one such entry per seed")
     entries: dict[str, Path] = {}
     others: list[str] = []
     for one in sorted(entry for entry in path.iterdir() if not entry.name.startswith(".")):
@@ -53,11 +53,11 @@ def open_group(path: Path | str) -> Group:
         if source is None:
             others.append(one.name)
         elif name in entries:
-            raise DataError(f"{path}: two entries are called {name}; entries are paired by their names")
+            raise DataError(f"{path}: two entries are called {name}; entries are paired by name: rename one")
         else:
             entries[name] = source
     if not entries:
-        raise DataError(f"{path}: no entry in it; expected one a seed: {ENTRY_KINDS}")
+        raise DataError(f"{path}: nothing to compare; expected one entry per seed: {ENTRY_KINDS}")
     return Group(path, entries, others)
 
 
@@ -83,7 +83,7 @@ def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | Non
 
 def _source(entry: Path) -> Path | None:
     if entry.is_symlink() and not entry.exists():
-        raise DataError(f"{entry}: a link to what is not there; mend or remove it")
+        raise DataError(f"{entry}: a broken symbolic link; repair or remove it")
     if not entry.is_dir():
         return entry if entry.suffix == ".jsonl" else None
     if _dumps_in(entry):
@@ -99,7 +99,7 @@ def _dumps_in(entry: Path) -> bool:
     try:
         return any(file.suffix in SUFFIXES and not file.name.startswith(".") for file in entry.iterdir())
     except OSError as error:
-        raise DataError(f"{entry}: cannot be read: {error.strerror}; mend or remove it") from error
+        raise DataError(f"{entry}: cannot be read: {error.strerror}; repair or remove it") from error
 
 
 def _of_dumps(folder: Path, split: str, step: int | None) -> Mapping[str, Any]:
@@ -107,7 +107,7 @@ def _of_dumps(folder: Path, split: str, step: int | None) -> Mapping[str, Any]:
     wanted = _wanted([member.step for member in members], step, f"{folder}")
     chosen = [member for member in members if member.step == wanted]
     if len(chosen) > 1:
-        raise DataError(f"{folder}: {len(chosen)} dumps {_at(wanted)}, where one was expected")
+        raise DataError(f"{folder}: {len(chosen)} dumps {_at(wanted)}, expected one")
     [reading] = read_series(chosen[0].path, Settings(), splits=[split], cache=True)
     return reading.record
 
@@ -118,13 +118,15 @@ def _of_lines(file: Path, metrics: Sequence[str], split: str, step: int | None) 
     of_split = [record for record in records if record["split"] == split]
     if not of_split:
         splits = listed(list(dict.fromkeys(str(record["split"]) for record in records)))
-        raise DataError(f"{file}: no record of split {split!r}; {f'there are: {splits}' if splits else 'nor of any'}")
+        raise DataError(
+            f"{file}: no record of split {split!r}; {f'there are: {splits}' if splits else 'nor of any other'}"
+        )
     where = f"{file}: {split}"
     steps = [_step(record, where) for record in of_split]
     wanted = _wanted(steps, step, where)
     chosen = [record for record, one in zip(of_split, steps, strict=True) if one == wanted]
     if len({repr([record.get(metric) for metric in metrics]) for record in chosen}) > 1:
-        raise DataError(f"{where}: {len(chosen)} records {_at(wanted)}, where one was expected")
+        raise DataError(f"{where}: {len(chosen)} records {_at(wanted)}, expected one")
     return chosen[0]
 
 

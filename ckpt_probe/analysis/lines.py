@@ -23,7 +23,7 @@ def read_records(path: Path | str) -> list[dict[str, Any]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no text, where JSON Lines were expected (one record a line)") from error
+        raise DataError(f"{path}: not a text file; expected JSON Lines (one record per line)") from error
     return [_record(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -42,7 +42,7 @@ def number(record: Mapping[str, Any], name: str, where: str) -> float | None:
     if value is None:
         return None
     if not _is_number(value) or not math.isfinite(value):
-        raise DataError(f"{where}: {name} is {value!r}, where a number was expected")
+        raise DataError(f"{where}: {name} is {value!r}, expected a number")
     return float(value)
 
 
@@ -50,9 +50,9 @@ def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON ({error}); expected JSON Lines, one record a line") from error
+        raise DataError(f"{where} is not JSON ({error}); expected JSON Lines, one record per line") from error
     if not isinstance(record, dict):
-        raise DataError(f'{where} is no record: expected a JSON object such as {{"step": 880, "split": "test"}}')
+        raise DataError(f'{where} is not a record: expected a JSON object such as {{"step": 880, "split": "test"}}')
     return record
 
 

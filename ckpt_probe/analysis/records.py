@@ -25,7 +25,7 @@ Blocks = Callable[[], Iterable[tuple[Array, Array, Array | None]]]
 ENTRY_POINTS = "ckpt_probe.metrics"
 ROWS_AT_ONCE = 8192
 CENTRED = {"centred.mir": "sample.mir", "centred.hdr": "sample.hdr"}
-NEEDS_FEATURES = "only moments were stored, and this needs the features (extract --store both)"
+NEEDS_FEATURES = "needs the features, but only moments were stored (extract with --store both)"
 
 
 def analyze_features(
@@ -45,7 +45,7 @@ def analyze_features(
     and labels are refused where the class means up to them would take more than `memory` bytes.
     """
     if logits is not None and len(logits) != len(features):
-        raise DataError(f"{len(features)} rows of features but {len(logits)} of logits")
+        raise DataError(f"{len(features)} rows of features but {len(logits)} rows of logits")
 
     def blocks() -> Iterable[tuple[Array, Array, Array | None]]:
         for start in range(0, len(features), ROWS_AT_ONCE):
@@ -98,7 +98,7 @@ def read_moments(
             details=settings.per_class or settings.spectra,
         )
     except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise DataError("no eigenvalues: the features are too large for float64, or their moments damaged") from error
+        raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
     record: Record = dict(reading.record)
     reasons = [record.pop("missing")]
     record |= {"accuracy": quality.accuracy, "loss": quality.loss}
@@ -137,7 +137,7 @@ def settled(record: Record, *, scored: bool = False) -> Record:
     wild = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
     reasons = [record.get("missing"), f"{', '.join(wild)}: not finite" if wild else None]
     if scored and record["loss"] is None:
-        reasons.append("loss: not finite, as logits are infinite or NaN")
+        reasons.append("loss: not finite, because logits are infinite or NaN")
     if not any(reasons[1:]):
         return record
     return {**record, **dict.fromkeys(wild), "missing": "; ".join(reason for reason in reasons if reason)}
@@ -161,13 +161,13 @@ def _require_labels(features: Array, labels: Array, logits: Array | None, moment
     highest, where = int(numbers[row]), f"labels: row {moments.samples + row} is"
     if logits is not None:
         if logits.ndim != 2 or highest >= logits.shape[1]:
-            raise DataError(f"{where} {highest}, which logits of shape {tuple(logits.shape)} do not hold")
+            raise DataError(f"{where} {highest}, but logits have shape {tuple(logits.shape)}")
         return
     needed = 8 * (highest + 1) * features.shape[1]
     if moments.classes is None and needed > moments.memory:
         raise DataError(
-            f"{where} {highest}: the means of so many classes would take {needed:,} bytes, over the budget of "
-            f"{moments.memory:,}; labels are numbers of classes, 0 … C−1"
+            f"{where} {highest}: the means of so many classes would take {needed:,} bytes, more than the memory budget "
+            f"of {moments.memory:,}; number the classes 0 … C−1, or raise the budget"
         )
 
 
@@ -176,7 +176,7 @@ def _nearest(blocks: Blocks, moments: Moments, head: Head | None, settings: Sett
     for features, labels, logits in blocks():
         nearest.update(double(features), torch.as_tensor(labels), scores(features, logits, head))
     if nearest.samples != moments.samples:
-        raise DataError(f"the data changed while it was read: {moments.samples} rows at first, then {nearest.samples}")
+        raise DataError(f"the data changed between two passes: {moments.samples} rows, then {nearest.samples}")
     return nearest
 
 
@@ -203,5 +203,5 @@ def _absent(record: Record, features: bool, head: Head | None) -> list[str]:
         reasons.append(f"{', '.join(names)}: {NEEDS_FEATURES}")
     if head is None and record["accuracy"] is None:
         names = "accuracy, loss, nc4.disagreement" if features else "accuracy, loss"
-        reasons.append(f"{names}: there are neither logits nor classifier weights")
+        reasons.append(f"{names}: neither logits nor classifier weights")
     return reasons

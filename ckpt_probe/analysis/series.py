@@ -80,7 +80,7 @@ def read_series(
             yield from done.readings
             bar.advance()
     if found:
-        progress.message(f"{found} of {len(members)} dumps were analyzed before; --no-cache computes them anew")
+        progress.message(f"{found} of {len(members)} dumps were read from the cache; --no-cache recomputes them")
     for note in notes:
         progress.message(note)
 
@@ -161,5 +161,5 @@ def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:
     try:
         quality = Quality.from_numbers(numbers)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise DataError("moments: the numbers scored, right, summed_loss are not beside them; extract again") from error
+        raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
     return read_moments(moments, quality, dump.weights, dump.bias, settings=settings)

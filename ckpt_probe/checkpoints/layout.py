@@ -78,7 +78,7 @@ def locate(path: Path | str) -> TensorFiles:
             return _sharded(path, indices[0])
         if not indices and len(files) == 1:
             return TensorFiles(path, [read_header(files[0])])
-        raise DataError(f"{path}: {len(indices)} indices and {len(files)} safetensors files; name the file meant")
+        raise DataError(f"{path}: {len(indices)} indices and {len(files)} safetensors files; pass the file to read")
     if path.name.endswith(INDEX_SUFFIX):
         return _sharded(path.parent, path)
     return TensorFiles(path, [read_header(path)])
@@ -91,7 +91,7 @@ def read_header(path: Path) -> Shard:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LONGEST_HEADER):
-            raise DataError(f"{path}: not a safetensors file, or a truncated one (a header of {length} bytes)")
+            raise DataError(f"{path}: not a safetensors file, or a truncated one (its header takes {length} bytes)")
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_without_repeats)
@@ -103,11 +103,11 @@ def read_header(path: Path) -> Shard:
     end = 8 + length
     for name, place in ordered.items():
         if place.start != end:
-            raise DataError(f"{path}: tensor {name!r} begins at byte {place.start}, where {end} is expected")
+            raise DataError(f"{path}: tensor {name!r} starts at byte {place.start}, expected {end}; file damaged")
         end = place.stop
     if end != size:
         what = "truncated: shorter" if size < end else "longer"
-        raise DataError(f"{path}: {what} than its header says ({size:,} bytes, {end:,} announced)")
+        raise DataError(f"{path}: {what} than its header says ({size:,} bytes instead of {end:,}); copy it again")
     return Shard(path, ordered, metadata)
 
 
@@ -126,9 +126,9 @@ def _place(path: Path, entry: Mapping[str, Any], data: int) -> Place:
     if dtype not in BITS:
         raise ValueError(f"unknown dtype {dtype}")
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
-        raise ValueError(f"shape {shape} or offsets {start}, {stop} are no whole numbers from 0 on")
+        raise ValueError(f"shape {shape} or offsets {start}, {stop} are not all non-negative integers")
     if stop - start != math.prod(shape) * BITS[dtype] // 8:
-        raise ValueError(f"{stop - start} bytes for {dtype} of shape {shape}")
+        raise ValueError(f"{stop - start} bytes do not fit {dtype} of shape {shape}")
     return Place(path, dtype, shape, data + start, data + stop)
 
 
@@ -142,11 +142,11 @@ def _sharded(path: Path, index: Path) -> TensorFiles:
         if Path(file).name != file:
             raise DataError(f"{index}: names the shard {file!r}, which is outside its directory")
         if not (path / file).exists():
-            raise DataError(f"{index}: names the shard {file}, which is absent")
+            raise DataError(f"{index}: names the shard {file}, which is missing")
     files = TensorFiles(path, [read_header(path / file) for file in dict.fromkeys(wanted.values())], index)
     for name, file in wanted.items():
         if name not in files.names or files[name].file.name != file:
-            raise DataError(f"{index}: says that tensor {name!r} is in {file}, which does not hold it")
+            raise DataError(f"{index}: says that tensor {name!r} is in {file}, but it is not")
     unlisted = [name for name in files.names if name not in wanted]
     if unlisted:
         raise DataError(f"{index}: does not list tensor {unlisted[0]!r} of {files[unlisted[0]].file.name}")

@@ -45,7 +45,7 @@ class CheckpointMetadata:
             return CheckpointMetadata()
         found = strings[f"{PREFIX}format"]
         if not found.isdigit() or int(found) > FORMAT_VERSION:
-            raise DataError(f"checkpoint metadata of format {found}; this version of ckpt-probe reads {FORMAT_VERSION}")
+            raise DataError(f"checkpoint metadata has format {found}, newer than {FORMAT_VERSION}: upgrade ckpt-probe")
         known = {f.name for f in fields(CheckpointMetadata)}
         values = {}
         for name, text in strings.items():
@@ -70,4 +70,4 @@ def _parsed(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"checkpoint metadata {name}: not JSON ({error})") from error
+        raise DataError(f"checkpoint metadata {name} is not valid JSON ({error})") from error

@@ -99,12 +99,12 @@ def open_checkpoint(path: Path | str) -> Iterator[Checkpoint]:
 def require_readable(path: Path) -> None:
     """Raise DataError where there is no file at `path`, or one that would have to be unpickled."""
     if path.is_dir():
-        raise DataError(f"{path}: a directory, where one checkpoint file is needed")
+        raise DataError(f"{path}: a directory; expected one checkpoint file")
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.suffix in PICKLED:
-        how = "load it where you trust it and write it with safetensors.torch.save_file"
-        raise DataError(f"{path}: pickled files are not opened, since they can run code; {how}")
+        how = "if you trust the file, load it and save it with safetensors.torch.save_file"
+        raise DataError(f"{path}: pickled files are not opened, because they can run code; {how}")
 
 
 def _explained(error: Exception) -> str:

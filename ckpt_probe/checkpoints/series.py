@@ -56,8 +56,8 @@ def _visible(place: Path) -> Iterable[Path]:
 
 
 def _nothing(path: Path) -> str:
-    looked = "looked for *.safetensors here, in checkpoints/ and one folder down"
+    looked = "looked for *.safetensors here, in checkpoints/ and in each subfolder"
     pickled = sum(1 for file in path.glob("**/*") if file.suffix in PICKLED)
     if pickled:
         looked += f"; {pickled} pickled files (.pt, .bin, .ckpt …) are not opened: convert them to safetensors"
-    return f"{path}: no checkpoint ({looked})"
+    return f"{path}: no checkpoint found ({looked})"

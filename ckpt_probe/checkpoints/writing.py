@@ -68,11 +68,11 @@ class CheckpointWriter:
 
         expected = self._waiting[0] if self._waiting else None
         if name != expected or self._file is None:
-            raise DataError(f"{self.path}: tensor {name!r} was written where {expected!r} is next")
+            raise DataError(f"{self.path}: tensor {name!r} was written, but {expected!r} comes next in the layout")
         dtype, shape = self._layout[name]
         found = DTYPE_OF_TORCH.get(str(tensor.dtype)), tuple(tensor.shape)
         if found != (dtype, shape):
-            raise DataError(f"{self.path}: tensor {name!r} is {found[0]} {found[1]}, announced as {dtype} {shape}")
+            raise DataError(f"{self.path}: tensor {name!r} is {found[0]} {found[1]}, the layout says {dtype} {shape}")
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         self._file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
         self._waiting.pop(0)
@@ -105,7 +105,7 @@ def save_checkpoint(
 
 def _dtype(path: Path | str, name: str, tensor: "Tensor") -> str:
     if str(tensor.dtype) not in DTYPE_OF_TORCH:
-        raise DataError(f"{path}: tensor {name!r} has dtype {tensor.dtype}, which safetensors does not know")
+        raise DataError(f"{path}: tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot store")
     return DTYPE_OF_TORCH[str(tensor.dtype)]
 
 
@@ -115,7 +115,7 @@ def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
     offset = 0
     for name, (dtype, shape) in layout.items():
         if dtype not in BITS:
-            raise DataError(f"tensor {name!r}: {dtype} is no dtype that can be written")
+            raise DataError(f"tensor {name!r}: dtype {dtype} cannot be written")
         end = offset + math.prod(shape) * BITS[dtype] // 8
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end

@@ -29,7 +29,7 @@ def read_array(path: Path, dimensions: int) -> np.ndarray:
         with opener(path, "rb") as file:
             header = file.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, UNSIGNED_BYTE, dimensions]):
-                raise DataError(f"{path}: not an idx file of {dimensions} dimensions of unsigned bytes")
+                raise DataError(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions")
             shape = [int.from_bytes(header[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
             size = math.prod(shape)
             _require_plausible(path, size)
@@ -38,7 +38,7 @@ def read_array(path: Path, dimensions: int) -> np.ndarray:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if len(content) != size:
         more = "more" if len(content) > size else f"{len(content)}"
-        raise DataError(f"{path}: the header announces {size} bytes of data, the file holds {more}")
+        raise DataError(f"{path}: the header promises {size} bytes of data, but the file holds {more}; copy it again")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
@@ -55,11 +55,11 @@ def _find(directory: Path, name: str) -> Path:
         for path in (directory / spelled, directory / f"{spelled}.gz"):
             if path.is_file():
                 return path
-    raise DataError(f"{directory}: no {name} or {name}.gz")
+    raise DataError(f"{directory}: neither {name} nor {name}.gz is there")
 
 
 def _require_plausible(path: Path, size: int) -> None:
     # gzip shrinks nothing more than about 1,032 times, so a claim beyond that cannot be true.
     most = path.stat().st_size * (1_032 if path.suffix == ".gz" else 1)
     if size > most:
-        raise DataError(f"{path}: the header announces {size} bytes of data, more than the file can hold")
+        raise DataError(f"{path}: the header promises {size} bytes of data, more than a file of this size can hold")

@@ -38,7 +38,7 @@ def read_splits(text: str, arguments: Mapping[str, Any]) -> dict[str, ArraySplit
     inputs, labels = np.stack([a, b], axis=1), OPERATIONS[table.op](a, b) % table.p
     wanted = round(table.fraction * table.p**2)
     if not 0 < wanted < table.p**2:
-        raise UsageError(f"fraction = {table.fraction} of {table.p**2} pairs leaves nothing to train on or to test")
+        raise UsageError(f"fraction = {table.fraction} of {table.p**2} pairs leaves no pair to train on, or to test")
     chosen = np.zeros(table.p**2, dtype=bool)
     chosen[np.random.default_rng(table.split_seed).permutation(table.p**2)[:wanted]] = True
     return {"train": ArraySplit(inputs[chosen], labels[chosen]), "test": ArraySplit(inputs[~chosen], labels[~chosen])}
@@ -50,7 +50,7 @@ def _spelled(text: str) -> dict[str, Any]:
     for part in text.split(",") if text else []:
         name, equals, value = part.partition("=")
         if not equals or name not in kinds:
-            raise UsageError(f"{part!r}: expected p=59,op=add,fraction=0.3 and perhaps seed=1")
+            raise UsageError(f"{part!r}: expected p=59,op=add,fraction=0.3 and optionally seed=1")
         if name in found:
             raise UsageError(f"{name} is given twice")
         try:
@@ -73,19 +73,19 @@ def _merged(spelled: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 def _renamed(found: Mapping[str, Any]) -> dict[str, Any]:
     if {"seed", "split_seed"} <= found.keys():
-        raise UsageError("seed and split_seed are the same; give one of them")
+        raise UsageError("seed and split_seed mean the same; give only one of them")
     return {"split_seed" if name == "seed" else name: value for name, value in found.items()}
 
 
 def _table(found: Mapping[str, Any]) -> ModularTable:
     missing = [name for name in ("p", "op", "fraction") if name not in found]
     if missing:
-        raise UsageError(f"no {missing[0]}; expected modular:p=59,op=add,fraction=0.3")
+        raise UsageError(f"{missing[0]} is missing; expected modular:p=59,op=add,fraction=0.3")
     table = ModularTable(**found)
     if type(table.p) is not int or not 2 <= table.p <= LARGEST:
         raise UsageError(f"p: expected a whole number from 2 to {LARGEST}, found {table.p!r}")
     if table.op not in OPERATIONS:
-        raise UsageError(f"op: one of {', '.join(OPERATIONS)}, found {table.op!r}")
+        raise UsageError(f"op: expected one of {', '.join(OPERATIONS)}, found {table.op!r}")
     if type(table.fraction) not in (int, float) or not 0 < table.fraction < 1:
         raise UsageError(f"fraction: expected a number between 0 and 1, found {table.fraction!r}")
     if type(table.split_seed) is not int or table.split_seed < 0:

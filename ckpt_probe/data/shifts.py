@@ -37,7 +37,7 @@ def parsed(text: str) -> tuple[Shift, ...]:
     Raises UsageError for an unknown one, or a number that is missing or out of its range.
     """
     if not isinstance(text, str):
-        raise UsageError(f"shift: expected a text such as invert+noise:0.2, found {text!r}")
+        raise UsageError(f"shift: expected a string such as invert+noise:0.2, found {text!r}")
     return tuple(_parsed(part) for part in text.split("+"))
 
 
@@ -55,7 +55,7 @@ def shifted(splits: Mapping[str, ArraySplit], shifts: tuple[Shift, ...], seed: i
 def _parsed(part: str) -> Shift:
     kind, colon, number = part.partition(":")
     if kind not in SHIFTS:
-        raise UsageError(f"shift: {part!r}: unknown; there are: {', '.join(SHIFTS)}, joined by +")
+        raise UsageError(f"shift: {part!r}: unknown shift; there are: {', '.join(SHIFTS)}, joined by +")
     span = SHIFTS[kind]
     if span is None:
         if colon:
@@ -102,11 +102,11 @@ def _one(images: np.ndarray, shift: Shift, generator: np.random.Generator) -> np
 
 def _require_images(name: str, inputs: torch.Tensor) -> None:
     if inputs.ndim < 3:
-        raise DataError(f"shift: inputs of split {name} are no images: {tuple(inputs.shape)}, expected (N, …, H, W)")
+        raise DataError(f"shift: inputs of split {name} are no images: shape {tuple(inputs.shape)}, not (N, …, H, W)")
     if inputs.dtype == torch.uint8:
         return
     if not inputs.is_floating_point():
         raise DataError(f"shift: images of split {name} are {inputs.dtype}, expected uint8 or floats in [0, 1]")
     lowest, highest = (float(value) for value in torch.aminmax(inputs))
     if not 0 <= lowest <= highest <= 1:
-        raise DataError(f"shift: images of split {name} range from {lowest:g} to {highest:g}, expected [0, 1]")
+        raise DataError(f"shift: images of split {name} have values from {lowest:g} to {highest:g}, expected [0, 1]")

@@ -135,7 +135,7 @@ def _npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int = SPL
     try:
         opened = np.load(path, allow_pickle=False)
         if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: one array, where an .npz with x and y is needed")
+            raise DataError(f"{path}: a single array; expected an .npz file with arrays x and y")
         with opened as arrays:
             held = {name: arrays[name] for name in arrays.files if name[:1] in "xy"}
     except FileNotFoundError as error:
@@ -146,7 +146,7 @@ def _npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int = SPL
         return _split(held["x"], _whole(path, held, "x", "y"), test_fraction, split_seed)
     names = [name.removeprefix("x_") for name in held if name.startswith("x_") and f"y_{name[2:]}" in held]
     if not names:
-        raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); it holds: {', '.join(held) or 'nothing'}")
+        raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); found: {', '.join(held) or 'none'}")
     return {name: ArraySplit(held[f"x_{name}"], _whole(path, held, f"x_{name}", f"y_{name}")) for name in names}
 
 
@@ -159,22 +159,22 @@ def _whole(path: Path, held: Mapping[str, np.ndarray], inputs: str, labels: str)
     """The labels (n,) of n inputs, by their names in the file."""
     found, shape = held[labels], held[inputs].shape
     if found.dtype.kind not in "iu":
-        raise DataError(f"{path}: labels must be whole numbers, found {found.dtype}")
+        raise DataError(f"{path}: labels must be integers, found {found.dtype}")
     if found.ndim != 1 or found.shape != shape[:1]:
-        raise DataError(f"{path}: {labels} has shape {found.shape}; one label for each of {inputs} {shape} is needed")
+        raise DataError(f"{path}: {labels} has shape {found.shape}; expected one label per row of {inputs} {shape}")
     return found
 
 
 def _labelled(name: str, found: Any, arguments: dict[str, Any]) -> LabelledData:
     if not isinstance(found, Mapping) or not found:
-        raise DataError(f"data {name}: expected a mapping of splits, found {type(found).__name__}")
+        raise DataError(f"data {name}: expected a dict of splits, found {type(found).__name__}")
     splits = {split: _as_split(name, split, value) for split, value in found.items()}
     empty = [split for split, samples in splits.items() if not len(samples)]
     if empty:
-        raise DataError(f"data {name}: split {empty[0]!r} has no sample")
+        raise DataError(f"data {name}: split {empty[0]!r} is empty")
     lowest = min(int(samples.labels.min()) for samples in splits.values())
     if lowest < 0:
-        raise DataError(f"data {name}: a label is {lowest}; labels must be at least 0")
+        raise DataError(f"data {name}: a label is {lowest}; number the classes from 0 on")
     classes = 1 + max(int(samples.labels.max()) for samples in splits.values())
     one, _ = next(iter(splits.values())).batch(slice(0, 1))
     return LabelledData(name, splits, classes, tuple(one.shape[1:]), arguments)

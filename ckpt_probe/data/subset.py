@@ -16,7 +16,7 @@ def named(splits: Mapping[str, ArraySplit], classes: Any) -> list[int]:
         raise UsageError(f"classes: expected a list of labels such as [0, 3, 7], found {classes!r}")
     twice = [label for number, label in enumerate(classes) if label in classes[:number]]
     if twice:
-        raise UsageError(f"classes: {twice[0]} is named twice")
+        raise UsageError(f"classes: {twice[0]} is listed twice")
     present = labels_of(splits)
     absent = [label for label in classes if label not in present]
     if absent:
@@ -50,7 +50,7 @@ def per_class(
     if "train" not in splits:
         raise UsageError(f"per_class: no split 'train'; there are: {', '.join(splits)}")
     if validation and "validation" in splits:
-        raise UsageError("validation_per_class: there is a split 'validation' already")
+        raise UsageError("validation_per_class: the data has a split 'validation' already")
     labels = splits["train"].labels.numpy()
     first, last = np.zeros(len(labels), dtype=bool), np.zeros(len(labels), dtype=bool)
     for label in labels_of(splits) if classes is None else classes:
@@ -92,4 +92,4 @@ def _require_enough(label: int, held: int, kept: int | None, validation: int | N
         return
     asked = [f"per_class = {kept}"] if kept is not None else []
     asked += [f"validation_per_class = {validation}"] if validation else []
-    raise UsageError(f"{' and '.join(asked)}: class {label} has {held} samples in split train, too few")
+    raise UsageError(f"{' and '.join(asked)}: class {label} has {held} samples in split train, which is too few")

@@ -25,7 +25,7 @@ def joined(parts: Sequence[LabelledData], size: Sequence[int] | None = None) -> 
     names = [name for name in parts[0].splits if all(name in part.splits for part in parts)]
     if not names:
         held = "; ".join(f"{part.name}: {', '.join(part.splits)}" for part in parts)
-        raise DataError(f"no split that all sources have ({held})")
+        raise DataError(f"the sources have no split in common ({held})")
     _require_shapes(parts, _size(size))
     offsets = [0, *accumulate(part.classes for part in parts)]
     return {name: _joined(parts, name, _size(size), offsets) for name in names}
@@ -60,9 +60,9 @@ def _size(size: Any) -> tuple[int, int] | None:
 def _require_shapes(parts: Sequence[LabelledData], size: tuple[int, int] | None) -> None:
     for part in parts:
         if not all(isinstance(split, ArraySplit) for split in part.splits.values()):
-            raise DataError(f"{part.name}: a dataset that is read sample by sample cannot be joined")
+            raise DataError(f"{part.name}: only arrays in memory can be joined, not a dataset read sample by sample")
         if size is not None and len(part.input_shape) < 2:
-            raise DataError(f"size: {part.name} has no images: inputs {part.input_shape}")
+            raise DataError(f"size: {part.name} has no images: its inputs have shape {part.input_shape}")
     shapes = [(part.name, shape[:-2] + size if size else shape) for part in parts for shape in _shapes(part)]
     if len({shape for _, shape in shapes}) > 1:
         named = ", ".join(f"{name} {shape}" for name, shape in dict.fromkeys(shapes))
@@ -89,7 +89,7 @@ def _alike(name: str, inputs: list[Tensor]) -> list[Tensor]:
     floating = [tensor for tensor in inputs if tensor.is_floating_point()]
     if len(floating) + sum(bytes_) < len(inputs):
         kinds = ", ".join(str(tensor.dtype) for tensor in inputs)
-        raise DataError(f"split {name}: inputs of kinds that do not mix: {kinds}")
+        raise DataError(f"split {name}: inputs of different dtypes cannot be joined: {kinds}")
     # Bytes are handed out in [0, 1]; beside values of another range they would be another scale, not another class.
     if any(bytes_) and not all(bool(((tensor >= 0) & (tensor <= 1)).all()) for tensor in floating):
         raise DataError(f"split {name}: uint8 images beside floats outside [0, 1]; scale those first")

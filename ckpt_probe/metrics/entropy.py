@@ -72,7 +72,7 @@ def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:
 def require_order(alpha: float) -> None:
     """Raise DataError for an alpha that is no order of an entropy."""
     if not (alpha > 0 and math.isfinite(alpha)):
-        raise DataError(f"alpha: the order of an entropy is positive and finite, found {alpha}")
+        raise DataError(f"alpha: the order of an entropy must be positive and finite, found {alpha}")
 
 
 def as_given(value: Tensor, *inputs: Array) -> float | Tensor:

@@ -33,7 +33,7 @@ def to_rows(X: Array, name: str = "X") -> Tensor:
     """
     rows = torch.as_tensor(X)
     if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] == 0:
-        raise DataError(f"{name}: expected rows of vectors, (n, d), found shape {tuple(rows.shape)}")
+        raise DataError(f"{name}: expected one vector per row, shape (n, d), found shape {tuple(rows.shape)}")
     rows = where_float64_is(rows).to(torch.float64)
     require_finite(rows, name)
     return rows
@@ -85,7 +85,7 @@ def directions(rows: Tensor) -> tuple[Tensor, Tensor]:
 def require_directions(left_out: int, total: int, name: str) -> None:
     """Raise DataError where more than half of `total` rows were left out for having zero length."""
     if 2 * left_out > total:
-        raise DataError(f"{name}: {left_out} of {total} rows have zero length: too few directions for a Gram matrix")
+        raise DataError(f"{name}: {left_out} of {total} rows have zero length; at least half must be non-zero")
 
 
 def smaller_gram(rows: Tensor) -> Tensor:

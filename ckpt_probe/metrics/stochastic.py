@@ -100,8 +100,8 @@ def estimate_entropies(
         over = sampling.budget is not None and spent > sampling.budget
         if over and samples.count < FEWEST:
             raise DataError(
-                f"the budget of {sampling.budget:g} s is over after {samples.count} probes in {spent:.1f} s; "
-                f"an error bar needs {FEWEST}"
+                f"the time budget of {sampling.budget:g} s ran out after {samples.count} probes ({spent:.1f} s); "
+                f"a standard error needs {FEWEST}: raise the budget"
             )
         if reached or over or samples.count >= MOST:
             return samples.estimate(steps, rank, sampling.seed, reached)

@@ -58,7 +58,7 @@ def collapse_values(counts: Sequence[int]) -> dict[str, float | None]:
     classes = len(counts)
     reference = reference_values(classes)
     if min(counts) < 1:
-        raise DataError("at neural collapse every class has a sample")
+        raise DataError("the values at neural collapse need every class to have at least one sample; a count is 0")
     shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
     E = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
     roots = shares.sqrt().outer(shares.sqrt())
@@ -82,7 +82,7 @@ def simplex_etf(classes: int, features: int) -> Tensor:
     Raises DataError where it does not exist: C < 2 or C > D + 1 (Papyan, Han and Donoho 2020).
     """
     if classes < 2 or classes > features + 1:
-        raise DataError(f"a simplex of {classes} rows does not exist in {features} dimensions (2 ≤ C ≤ D + 1)")
+        raise DataError(f"a simplex of {classes} vertices does not exist in {features} dimensions (2 ≤ C ≤ D + 1)")
     centred = torch.eye(classes, dtype=torch.float64) - 1 / classes
     _, vectors = torch.linalg.eigh(centred)
     rows = vectors[:, 1:] * math.sqrt(classes / (classes - 1))

@@ -19,7 +19,7 @@ def mlp(
 ) -> nn.Module:
     """A multilayer perceptron on flattened inputs: (n, …) → (n, classes)."""
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: one of {', '.join(ACTIVATIONS)}, found {activation!r}")
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, found {activation!r}")
     layers: list[nn.Module] = [nn.Flatten()]
     width = int(torch.Size(input_shape).numel())
     for size in hidden:

@@ -19,7 +19,7 @@ def find_classifier(model: nn.Module, inputs: Tensor, override: str | None = Non
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if override is not None:
         if override not in linears:
-            raise UsageError(f"--classifier {override}: no linear layer of that name; there are: {_listed(linears)}")
+            raise UsageError(f"--classifier {override}: no linear layer has that name; there are: {_listed(linears)}")
         run_once(model, inputs)
         return override
     outputs, result = _run(model, linears, inputs)
@@ -27,13 +27,13 @@ def find_classifier(model: nn.Module, inputs: Tensor, override: str | None = Non
     if len(found) == 1:
         return found[0]
     if not linears:
-        raise DataError("no classifier found: the model has no torch.nn.Linear")
+        raise DataError("no classifier found: the model contains no torch.nn.Linear")
     if found:
-        raise DataError(f"several layers give the model's output: {', '.join(found)}; choose one by --classifier NAME")
+        raise DataError(f"several layers yield the model's output: {', '.join(found)}; pick one with --classifier NAME")
     shapes = {name: f"{name} {tuple(seen[-1].shape) if seen else '(not run)'}" for name, seen in outputs.items()}
     raise DataError(
-        f"no linear layer's output is the model's output {tuple(result.shape)}; candidates and their outputs: "
-        f"{_listed(shapes, shapes.values())}; choose one by --classifier NAME"
+        f"no linear layer yields the model's output {tuple(result.shape)}; candidates and their outputs: "
+        f"{_listed(shapes, shapes.values())}; pick one with --classifier NAME"
     )
 
 
@@ -68,7 +68,7 @@ def logits_of(output: Any) -> Tensor:
         return output["logits"]
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise DataError(f"the model returned {type(output).__name__}, which holds no logits")
+    raise DataError(f"the model returned {type(output).__name__}, which contains no logits")
 
 
 def _run(model: nn.Module, linears: dict[str, nn.Linear], inputs: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:

@@ -26,7 +26,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
         for name in sorted(set(wanted) & set(given))
         if given[name].shape != wanted[name].shape
     ]
-    faults = [("missing", missing), ("unexpected", unexpected), ("other shape", misshapen)]
+    faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
     told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults if names]
     if told:
         raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(told)}")
@@ -35,8 +35,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     if whole:
         kind = str(given[whole[0]].dtype).removeprefix("torch.")
         raise DataError(
-            f"{source}: tensor {whole[0]!r} is {kind}, where the model has floating numbers ({len(whole)} such): a "
-            "quantised checkpoint; convert it first"
+            f"{source}: tensor {whole[0]!r} is {kind}, but the model expects floating point ({len(whole)} such): "
+            "a quantised checkpoint; dequantise it first"
         )
     model.load_state_dict(dict(given))
 

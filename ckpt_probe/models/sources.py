@@ -30,7 +30,7 @@ def build_model(
     try:
         model = function(**given)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"model {name}: cannot be built from {given}: {error}") from error
+        raise UsageError(f"model {name}: cannot be built with arguments {given}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name}: the function returned {type(model).__name__}, not a torch.nn.Module")
     return model

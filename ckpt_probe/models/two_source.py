@@ -193,7 +193,7 @@ def _image_encoder(input_shape: Sequence[int], channels: Sequence[int], features
         return nn.Sequential(nn.Flatten(), nn.Linear(width, 2 * features), nn.ReLU(), nn.Linear(2 * features, features))
     if len(input_shape) != 3 or min(input_shape[1:]) < 2 ** len(channels):
         shape = tuple(input_shape)
-        raise ValueError(f"channels: {len(channels)} convolutions with pooling need larger images than {shape}; try []")
+        raise ValueError(f"channels: {len(channels)} convolutions with pooling need images larger than {shape}; try []")
     depth, height, width = input_shape
     layers: list[nn.Module] = []
     for size in channels:
@@ -205,10 +205,10 @@ def _image_encoder(input_shape: Sequence[int], channels: Sequence[int], features
 def _require_captions(captions: Sequence[Sequence[str]], classes: int) -> None:
     if isinstance(captions, str) or not isinstance(captions, Sequence) or len(captions) != classes:
         found = len(captions) if isinstance(captions, list | tuple) else type(captions).__name__
-        raise ValueError(f"captions: a list of descriptions for each of {classes} classes is needed, found {found}")
+        raise ValueError(f"captions: expected one list of descriptions for each of {classes} classes, found {found}")
     for number, group in enumerate(captions):
         if isinstance(group, str) or not isinstance(group, Sequence) or not group:
-            raise ValueError(f"captions of class {number}: a list of descriptions is needed, found {group!r}")
+            raise ValueError(f"captions of class {number}: expected a list of descriptions, found {group!r}")
         for caption in group:
             if not isinstance(caption, str) or not _words(caption):
-                raise ValueError(f"captions of class {number}: {caption!r} has no words")
+                raise ValueError(f"captions of class {number}: {caption!r} contains no words")

@@ -50,7 +50,7 @@ class Moments:
         self.memory = memory
         self.device = torch.device(device) if device is not None else None
         if self.device is not None and self.device.type == "mps":
-            raise DataError("moments are float64, which MPS does not have: leave the device out, or name the CPU")
+            raise DataError("moments are kept in float64, which MPS lacks: omit device, or pass device='cpu'")
         self._scatter: Scatter | None = None
         self._unit: UnitMoments | None = None
 
@@ -191,7 +191,7 @@ class Moments:
 
     def _seen(self) -> tuple[Scatter, UnitMoments]:
         if self._scatter is None or self._unit is None:
-            raise DataError("no samples: there is nothing to compute from")
+            raise DataError("no samples were added, so there is nothing to compute; call update first")
         return self._scatter, self._unit
 
     def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -201,7 +201,7 @@ class Moments:
             shapes = f"{tuple(rows.shape)} and {tuple(numbers.shape)}"
             raise DataError(f"features and labels: expected (n, D) and (n,), found {shapes}")
         if self.features is not None and rows.shape[1] != self.features:
-            raise DataError(f"features: a block of {rows.shape[1]} columns after blocks of {self.features}")
+            raise DataError(f"features: this block has {rows.shape[1]} columns, earlier blocks had {self.features}")
         if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
             raise DataError(f"labels: expected whole numbers, found {numbers.dtype}")
         rows = where_float64_is(rows.detach())

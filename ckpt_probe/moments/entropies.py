@@ -58,7 +58,7 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, o
     left_out = unit.left_out + silent
     require_directions(left_out, samples + left_out, "features and their classifier weights")
     if silent and unit.kind == "total":
-        raise DataError(f"{silent} samples belong to classes whose weights have zero length, and cannot be told apart")
+        raise DataError(f"{silent} samples belong to classes whose weights are all zero; more memory is needed")
     found = {"features": spectra.of_features(unit, kept)}
     if weights is None:
         return _level(found, options, left_out=left_out)

@@ -15,8 +15,8 @@ from ckpt_probe.moments.unit_moments import UnitMoments
 
 Value = float | int | str | None
 
-NO_WEIGHTS = "there are no classifier weights"
-ZERO_ENTROPY = "an entropy it divides by is zero"
+NO_WEIGHTS = "no classifier weights"
+ZERO_ENTROPY = "the entropy in its denominator is zero"
 ONE_CLASS = "only one class has samples"
 RATIOS = ("mutual_information", "mir", "hdr")
 ENTROPIES = {
@@ -96,7 +96,7 @@ def read_out(
         _put_level(record, "class", levels["class"], options)
         _put_collapse(record, scatter, M, heads)
         for name, value in reference_values(len(means)).items():
-            record.put(name, value, "with two classes its entropies are zero")
+            record.put(name, value, "with two classes the entropies are zero")
     if not details:
         return Reading(record.finished(), {}, [])
     found = {f"{level}.{name}": values for level, held in levels.items() for name, values in held.eigenvalues.items()}
@@ -161,7 +161,7 @@ def _put_within(record: Record, within: Within | None, options: Options) -> None
     for order in options.all_orders:
         prefix = "within" if order == 1 else f"renyi_{order:g}.within"
         if within is None:
-            record.miss((f"{prefix}.{name}" for name in WITHIN), "only the total second moment fits the memory budget")
+            record.miss((f"{prefix}.{name}" for name in WITHIN), "second moments per class exceed the memory budget")
             continue
         record.put(f"{prefix}.entropy_mean", within.entropies[order].mean())
         record.put(f"{prefix}.entropy_max", within.entropies[order].max())

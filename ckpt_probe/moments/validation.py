@@ -17,10 +17,10 @@ def require_state(state: Mapping[str, Tensor], classes: int | None) -> None:
     missing = [name for name in ALWAYS if name not in state]
     held = [name for name in UNIT_KINDS if name in state]
     if missing or len(held) != 1 or ("rows" in state and "row_labels" not in state):
-        raise DataError(f"moments: missing {', '.join(missing) or 'one of ' + ', '.join(UNIT_KINDS)}")
+        raise DataError(f"stored moments: missing {', '.join(missing) or 'one of ' + ', '.join(UNIT_KINDS)}")
     seen, features = state["means"].shape[0], state["means"].shape[-1]
     if classes is not None and seen > classes:
-        raise DataError(f"moments of {seen} classes, where there are {classes}")
+        raise DataError(f"stored moments cover {seen} classes, but there are only {classes}")
     shapes = {
         "counts": (seen,),
         "means": (seen, features),
@@ -34,25 +34,25 @@ def require_state(state: Mapping[str, Tensor], classes: int | None) -> None:
     for name, tensor in state.items():
         wanted = torch.int64 if name in WHOLE else torch.float64
         if tensor.dtype != wanted:
-            raise DataError(f"moments: {name} is {tensor.dtype}, it has to be {wanted}")
+            raise DataError(f"stored moments: {name} is {tensor.dtype}, expected {wanted}")
         shape = shapes.get(name)
         found = tuple(tensor.shape)
         if shape is not None and (
             len(shape) != len(found) or any(s not in (None, f) for s, f in zip(shape, found, strict=True))
         ):
-            raise DataError(f"moments: {name} has shape {found}, it has to be {shape}")
+            raise DataError(f"stored moments: {name} has shape {found}, expected {shape}")
         if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"moments: {name} holds NaN or infinity")
+            raise DataError(f"stored moments: {name} contains NaN or infinity")
         if name in WHOLE and bool((tensor < 0).any()):
-            raise DataError(f"moments: {name} are below zero")
+            raise DataError(f"stored moments: {name} contains negative numbers")
     _require_labels(state)
 
 
 def _require_labels(state: Mapping[str, Tensor]) -> None:
     counts, classes = state["unit_counts"], len(state["unit_counts"])
     if classes < len(state["counts"]) or bool((counts[: len(state["counts"])] > state["counts"]).any()):
-        raise DataError("moments: more rows with a direction than rows, or other classes")
+        raise DataError("stored moments: unit_counts does not agree with counts")
     if "second" in state and state["second"].shape[0] != classes:
-        raise DataError(f"moments: second moments of {state['second'].shape[0]} classes, where {classes} are counted")
+        raise DataError(f"stored moments: second covers {state['second'].shape[0]} classes, unit_counts {classes}")
     if "rows" in state and not torch.equal(torch.bincount(state["row_labels"], minlength=classes), counts):
-        raise DataError("moments: row_labels are not those that are counted")
+        raise DataError("stored moments: row_labels does not agree with unit_counts")

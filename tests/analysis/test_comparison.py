@@ -104,12 +104,12 @@ def test_students_interval_against_its_formula() -> None:
 def test_few_pairs_have_no_interval_and_equal_differences_one_point(tmp_path: Path) -> None:
     few = [group(tmp_path / "a", {"s0": 0.5, "s1": 0.6}), group(tmp_path / "b", {"s0": 0.7, "s1": 0.9})]
     two = compare(few)[1]
-    assert (two.low, two.high, two.verdict) == (None, None, "not told apart")
-    assert two.note == "an interval needs at least 3 pairs, there are 2"
+    assert (two.low, two.high, two.verdict) == (None, None, "inconclusive")
+    assert two.note == "an interval needs at least 3 pairs of runs, found 2"
     assert Interval().of([0.25] * 4) == (0.25, 0.25)
     assert Interval().of([0.0] * 3) == (0.0, 0.0)
     same = compare([group(tmp_path / "c", PLAIN), group(tmp_path / "d", PLAIN)])[1]
-    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "not told apart")
+    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "inconclusive")
     assert Interval().coverage_at_most(6) is None
     assert Interval(method="t").coverage_at_most(3) is None
 
@@ -118,11 +118,11 @@ def test_a_verdict_only_where_the_interval_excludes_zero(tmp_path: Path) -> None
     mixed = {"seed-0": 0.95, "seed-1": 0.90, "seed-2": 0.99}
     lower = {name: value - 0.1 for name, value in PLAIN.items()}
     found = compare([group(tmp_path / n, v) for n, v in (("plain", PLAIN), ("mixed", mixed), ("lower", lower))])
-    assert [one.verdict for one in found] == ["baseline", "not told apart", "lower"]
+    assert [one.verdict for one in found] == ["baseline", "inconclusive", "lower"]
     for one in found[1:]:
         assert one.low is not None
         assert one.high is not None
-        assert (one.low <= 0 <= one.high) == (one.verdict == "not told apart")
+        assert (one.low <= 0 <= one.high) == (one.verdict == "inconclusive")
 
 
 def test_entries_are_paired_by_name_and_the_rest_is_said(tmp_path: Path) -> None:
@@ -137,8 +137,9 @@ def test_entries_are_paired_by_name_and_the_rest_is_said(tmp_path: Path) -> None
     assert found.difference == pytest.approx(0.01)
     assert found.mean == pytest.approx((0.93 + 0.95 + 0.5) / 3)
     assert progress.said == [
-        "other: 1 of 4 names are no run, dumps or records, and were left out: notes.txt",
-        "other: 2 entries without a partner are in the means but not in the differences from plain: seed-0, seed-9",
+        "other: 1 of 4 names are not a run, dumps or records and were ignored: notes.txt",
+        "other: 2 entries have no entry of the same name to pair with; they count in the means but not in the "
+        "difference from plain: seed-0, seed-9",
     ]
 
 
@@ -207,14 +208,14 @@ def test_bad_lines_name_file_and_line(tmp_path: Path) -> None:
     bad = tmp_path / "bad" / "seed-0.jsonl"
     bad.parent.mkdir()
     for text, told in (
-        ('{"step": 1, "split": "test", "accuracy": 1}\n{"step": 2, "spl', "line 2 is no JSON"),
-        ("[1, 2]\n", "line 1 is no record"),
-        ('{"step": 1, "split": "test", "accuracy": NaN}\n', "accuracy is nan, where a number was expected"),
-        ('{"step": 1, "split": "test", "accuracy": "high"}\n', "accuracy is 'high', where a number was expected"),
-        ('{"step": "x", "split": "test", "accuracy": 1}\n', "step is 'x', where a number was expected"),
+        ('{"step": 1, "split": "test", "accuracy": 1}\n{"step": 2, "spl', "line 2 is not JSON"),
+        ("[1, 2]\n", "line 1 is not a record"),
+        ('{"step": 1, "split": "test", "accuracy": NaN}\n', "accuracy is nan, expected a number"),
+        ('{"step": 1, "split": "test", "accuracy": "high"}\n', "accuracy is 'high', expected a number"),
+        ('{"step": "x", "split": "test", "accuracy": 1}\n', "step is 'x', expected a number"),
         ('{"step": 1, "split": "test", "accuracy": null, "missing": "why"}\n', "accuracy is undefined at step 1 (why)"),
         ('{"split": "test", "accuracy": 1}\n{"split": "test", "accuracy": 2}\n', "2 records without a step"),
-        ("", "no record of split 'test'; nor of any"),
+        ("", "no record of split 'test'; nor of any other"),
     ):
         bad.write_text(text)
         with pytest.raises(DataError) as error:
@@ -222,7 +223,7 @@ def test_bad_lines_name_file_and_line(tmp_path: Path) -> None:
         assert str(bad) in str(error.value)
         assert told in str(error.value)
     bad.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="is no text"):
+    with pytest.raises(DataError, match="not a text file"):
         compare([good, bad.parent])
 
 
@@ -233,9 +234,9 @@ def test_a_group_is_a_directory_of_entries(tmp_path: Path) -> None:
     twice = group(tmp_path / "twice", PLAIN)
     lines(twice / "seed-0.jsonl", {"split": "test", "accuracy": 1})
     for wrong, told in (
-        (good / "seed-0", "is itself a run; a group is the directory above"),
-        (tmp_path / "dumps", "is itself a directory of dumps; a group is the directory above"),
-        (tmp_path / "empty", "no entry in it"),
+        (good / "seed-0", "is itself a run; pass the directory above it"),
+        (tmp_path / "dumps", "is itself a directory of dumps; pass the directory above it"),
+        (tmp_path / "empty", "nothing to compare; expected one entry per seed"),
         (tmp_path / "nowhere", "no such directory"),
         (good / "seed-0" / "metrics.jsonl", "a file; a group is a directory"),
         (twice, "two entries are called seed-0"),
@@ -265,7 +266,7 @@ def test_a_link_to_nothing_is_named_and_other_files_are_left_out(tmp_path: Path)
     os.mkfifo(other / "pipe")
     assert compare([plain, other])[1].pairs == 3
     (other / "seed-9").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"other/seed-9: a link to what is not there"):
+    with pytest.raises(DataError, match=r"other/seed-9: a broken symbolic link"):
         compare([plain, other])
 
 

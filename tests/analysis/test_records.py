@@ -105,7 +105,7 @@ def test_two_passes_over_data_that_changes_are_an_error() -> None:
         count = next(passes)
         yield features[:count], labels[:count], None
 
-    with pytest.raises(DataError, match="90 rows at first, then 60"):
+    with pytest.raises(DataError, match="changed between two passes: 90 rows, then 60"):
         read_blocks(blocks, weights)
 
 
@@ -113,7 +113,7 @@ def test_lengths_that_differ() -> None:
     features, labels, weights, _ = data()
     with pytest.raises(DataError, match="90 rows of features but 89 labels"):
         analyze_features(features, labels[:-1], weights)
-    with pytest.raises(DataError, match="90 rows of features but 3 of logits"):
+    with pytest.raises(DataError, match="90 rows of features but 3 rows of logits"):
         analyze_features(features, labels, weights, logits=np.zeros((3, 4)))
 
 
@@ -167,7 +167,7 @@ def test_labels_that_no_memory_holds_and_values_that_no_number_does() -> None:
 
 def test_labels_that_logits_do_not_hold() -> None:
     features, labels, _, _ = data()
-    with pytest.raises(DataError, match=r"labels: row 3 is 3, which logits of shape \(90, 3\) do not hold"):
+    with pytest.raises(DataError, match=r"labels: row 3 is 3, but logits have shape \(90, 3\)"):
         analyze_features(features, labels, logits=np.zeros((90, 3)))
     assert analyze_features(features, labels.astype(np.uint64))["classes"] == 4
 

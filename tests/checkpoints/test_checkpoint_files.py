@@ -86,7 +86,7 @@ def test_a_foreign_file_has_empty_metadata_and_a_newer_or_broken_one_is_refused(
         assert checkpoint.metadata == CheckpointMetadata()
     for name, strings, message in (
         ("new", {"ckpt_probe.format": "9"}, "format 9"),
-        ("bad", {"ckpt_probe.format": "1", "ckpt_probe.step": "{"}, "ckpt_probe.step: not JSON"),
+        ("bad", {"ckpt_probe.format": "1", "ckpt_probe.step": "{"}, "ckpt_probe.step is not valid JSON"),
     ):
         save_checkpoint(tmp_path / name, tensors(), strings)
         with open_checkpoint(tmp_path / name) as checkpoint, pytest.raises(DataError, match=message):
@@ -153,9 +153,9 @@ def test_the_writer_keeps_to_its_layout_and_leaves_nothing_behind(tmp_path: Path
     x, y = ("x", torch.zeros(2)), ("y", torch.tensor(1))
     for given, message in (
         ((x,), "1 tensors were not written, first 'y'"),
-        ((y, x), "tensor 'y' was written where 'x' is next"),
-        ((x, y, x), "tensor 'x' was written where None is next"),
-        ((("x", torch.zeros(3)),), r"tensor 'x' is F32 \(3,\), announced as F32 \(2,\)"),
+        ((y, x), "tensor 'y' was written, but 'x' comes next"),
+        ((x, y, x), "tensor 'x' was written, but None comes next"),
+        ((("x", torch.zeros(3)),), r"tensor 'x' is F32 \(3,\), the layout says F32 \(2,\)"),
         ((("x", torch.zeros(2).double()),), "tensor 'x' is F64"),
     ):
         with pytest.raises(DataError, match=message):

@@ -51,7 +51,7 @@ def test_hidden_and_temporary_files_are_no_checkpoints(tmp_path: Path) -> None:
 def test_where_there_is_none_it_is_said_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or directory"):
         open_series(tmp_path / "missing")
-    with pytest.raises(DataError, match=r"no checkpoint \(looked for \*\.safetensors"):
+    with pytest.raises(DataError, match=r"no checkpoint found \(looked for \*\.safetensors"):
         open_series(tmp_path)
     (tmp_path / "model.pt").write_text("x")
     with pytest.raises(DataError, match="1 pickled files"):

@@ -170,7 +170,7 @@ def test_a_second_analysis_computes_only_what_is_new(
 
     original = module.read_blocks
     monkeypatch.setattr(module, "read_blocks", lambda *words: computed.append(1) or original(*words))
-    assert analyze("dumps") == (0, first, "3 of 3 dumps were analyzed before; --no-cache computes them anew")
+    assert analyze("dumps") == (0, first, "3 of 3 dumps were read from the cache; --no-cache recomputes them")
     write(tmp_path / "dumps" / "step-3.h5", arrays(seed=9))
     code, four, said = analyze("dumps")
     assert (code, four[:3], len(computed)) == (0, first, 1)
@@ -230,8 +230,8 @@ def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Pa
         expected = pytest.approx(whole[name], rel=1e-9) if isinstance(whole[name], float) else whole[name]
         assert moments[name] == expected, name
     assert moments["missing"] == (
-        "nc4.disagreement, centred.mir, centred.hdr: only moments were stored, and this needs the features "
-        "(extract --store both)"
+        "nc4.disagreement, centred.mir, centred.hdr: needs the features, but only moments were stored "
+        "(extract with --store both)"
     )
     assert {**both, "checkpoint": "features"} == whole
 
@@ -239,7 +239,7 @@ def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Pa
 def test_moments_that_were_tampered_with_are_refused(analyze: Analyze, tmp_path: Path) -> None:
     held = arrays(900, features=8, classes=4)
     for name, tamper, told in (
-        ("missing", lambda g: g.__delitem__("second"), "moments: missing one of rows, second, total"),
+        ("missing", lambda g: g.__delitem__("second"), "stored moments: missing one of rows, second, total"),
         ("shape", lambda g: (g.__delitem__("within"), g.create_dataset("within", data=np.eye(3))), "within has shape"),
         ("nan", lambda g: g["means"].__setitem__(0, np.nan), "means holds NaN"),
         ("claims", lambda g: g.create_dataset("rows", (10**6, 8), "f8", chunks=(1, 8)), "claims 64,000,000 bytes"),

@@ -44,7 +44,7 @@ def test_the_table_says_values_verdicts_and_how(groups: list[str], capsys: pytes
     assert shown[1].split() == ["accuracy", "plain", "4", "0.9015", "0.0013", "baseline"]
     assert shown[2].split()[:5] == ["other", "4", "0.9365", "0.0140", "+0.0350"]
     assert shown[2].rstrip().endswith("higher")
-    assert shown[4].rstrip().endswith("not told apart")
+    assert shown[4].rstrip().endswith("inconclusive")
     notes = " ".join(shown[5:])
     assert "test at step 50; differences from plain" in notes
     assert "bootstrap of 9999 resamples, seed 0" in notes
@@ -74,13 +74,13 @@ def test_students_interval_is_wider_and_says_so(groups: list[str], capsys: pytes
 def test_what_is_left_out_is_said_on_standard_error(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("other/seed-3").rename("other/seed-7")
     assert run(["compare", *groups, "--json"]) == 0
-    assert "2 entries without a partner" in capsys.readouterr().err
+    assert "2 entries have no entry of the same name to pair with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["plain"], 2, "two or more groups"),
+        (["plain"], 2, "at least two groups"),
         ([], 2, "GROUP"),
         (["plain", "other", "--json", "--csv"], 2, "exclude each other"),
         (["plain", "other", "--step", "-1"], 2, "--step: expected a training step"),

@@ -66,17 +66,17 @@ def test_idx_files_that_are_broken_are_named(tmp_path: Path) -> None:
     path = where / "train-images-idx3-ubyte"
     whole = path.read_bytes()
     for content, message in (
-        (whole[:-1], "the header announces 400 bytes of data"),
+        (whole[:-1], "the header promises 400 bytes of data"),
         (whole + b"x", "the file holds more"),
         (whole[:3], "not an idx file"),
         (b"\0\0\x0b" + whole[3:], "not an idx file"),
-        (whole[:4] + struct.pack(">3I", 2**31, 2**31, 2**31), "more than the file can hold"),
+        (whole[:4] + struct.pack(">3I", 2**31, 2**31, 2**31), "more than a file of this size can hold"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"train-images-idx3-ubyte: .*{message}"):
             load_data(f"idx:{where}")
     path.unlink()
-    with pytest.raises(DataError, match=r"no train-images-idx3-ubyte or"):
+    with pytest.raises(DataError, match=r"neither train-images-idx3-ubyte nor"):
         load_data(f"idx:{where}")
     (where / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b" + bytes(30))
     with pytest.raises(DataError, match=r"cannot be read|not an idx file"):
@@ -123,14 +123,14 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
         ("named.npz", "no arrays x and y"),
         ("floats.npz", "labels must be whole numbers"),
         ("pickled.npz", "not an .npz file of plain arrays"),
-        ("uneven.npz", r"y_a has shape \(2,\); one label for each of x_a \(3, 2\) is needed"),
-        ("short.npz", r"y has shape \(4,\); one label for each of x"),
+        ("uneven.npz", r"y_a has shape \(2,\); expected one label per row of x_a \(3, 2\)"),
+        ("short.npz", r"y has shape \(4,\); expected one label per row of x"),
         ("one_hot.npz", r"y has shape \(3, 3\); one label"),
         ("empty.npz", "not an .npz file"),
         ("cut.npz", "not an .npz file"),
         ("locked.npz", r"locked\.npz: not an \.npz file of plain arrays \(.* is encrypted"),
         ("newer.npz", r"newer\.npz: not an \.npz file of plain arrays \(zip file version 21"),
-        ("array.npy", "one array"),
+        ("array.npy", "a single array; expected an .npz file"),
         ("text.npz", "not an .npz file"),
         ("missing.npz", "no such file"),
     ):
@@ -168,9 +168,9 @@ def test_anybodys_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert labels.tolist() == [1, 0]
     assert data.split("train").labels.tolist() == [0, 1, 2, 0, 1, 2]
     for function, message in (
-        ("empty", "split 'train' has no sample"),
+        ("empty", "split 'train' is empty"),
         ("negative", "a label is -1"),
-        ("wrong", "expected a mapping of splits, found list"),
+        ("wrong", "expected a dict of splits, found list"),
         ("odd", "split 'train' is neither"),
     ):
         with pytest.raises(DataError, match=message):

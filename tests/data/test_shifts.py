@@ -129,7 +129,7 @@ def test_shifts_come_after_the_choice_of_samples() -> None:
 @pytest.mark.parametrize(
     ("shift", "message"),
     [
-        ("sharpen", "shift: 'sharpen': unknown; there are: invert, rotate, noise, blur, contrast, joined by +"),
+        ("sharpen", "shift: 'sharpen': unknown shift; there are: invert, rotate, noise, blur, contrast, joined by +"),
         ("", "shift: '': unknown"),
         ("invert+", "shift: '': unknown"),
         ("invert,noise:0.1", "shift: 'invert,noise:0.1': unknown"),
@@ -141,7 +141,7 @@ def test_shifts_come_after_the_choice_of_samples() -> None:
         ("blur:inf", "blur takes a number from 0 to 100"),
         ("blur:1:2", "blur takes a number from 0 to 100"),
         ("contrast:half", "contrast takes a number from 0 to 100"),
-        (0.3, "shift: expected a text such as invert"),
+        (0.3, "shift: expected a string such as invert"),
     ],
 )
 def test_unknown_shifts_are_refused(shift: object, message: str) -> None:
@@ -152,11 +152,11 @@ def test_unknown_shifts_are_refused(shift: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((6, 4)), r"inputs of split train are no images: \(6, 4\)"),
+        (np.zeros((6, 4)), r"inputs of split train are no images: shape \(6, 4\)"),
         (np.zeros((6, 4, 4), dtype=np.int64), "are torch.int64, expected uint8 or floats"),
-        (np.full((6, 4, 4), 255.0), "range from 255 to 255"),
-        (np.full((6, 4, 4), -0.1), "range from -0.1 to -0.1"),
-        (np.full((6, 4, 4), np.nan), "range from nan to nan"),
+        (np.full((6, 4, 4), 255.0), "have values from 255 to 255"),
+        (np.full((6, 4, 4), -0.1), "have values from -0.1 to -0.1"),
+        (np.full((6, 4, 4), np.nan), "have values from nan to nan"),
     ],
 )
 def test_what_is_no_image_is_refused(tmp_path: Path, x: np.ndarray, message: str) -> None:

@@ -91,12 +91,12 @@ def test_the_recorded_arguments_give_the_same_data_again() -> None:
         ({"classes": 3}, "classes: expected a list"),
         ({"classes": ["0"]}, "classes: expected a list"),
         ({"classes": [True]}, "classes: expected a list"),
-        ({"classes": [0, 1, 0]}, "classes: 0 is named twice"),
+        ({"classes": [0, 1, 0]}, "classes: 0 is listed twice"),
         ({"classes": [0, 10]}, "no sample has the label 10; there are: 0, 1, 2"),
         ({"per_class": 0}, "per_class: expected a whole number of at least 1, found 0"),
         ({"per_class": 1.5}, "per_class: expected a whole number"),
         ({"validation_per_class": -1}, "validation_per_class: expected a whole number"),
-        ({"per_class": 133}, "per_class = 133: class 8 has 130 samples in split train, too few"),
+        ({"per_class": 133}, "per_class = 133: class 8 has 130 samples in split train, which is too few"),
         ({"per_class": 133, "classes": [3, 8]}, "per_class = 133: class 8 has 130 samples"),
         ({"per_class": 100, "validation_per_class": 50}, "per_class = 100 and validation_per_class = 50: class 0 has"),
         ({"validation_per_class": 140}, "validation_per_class = 140: class 0 has"),
@@ -112,7 +112,7 @@ def test_what_cannot_be_chosen_is_refused(arguments: dict, message: str) -> None
 def test_splits_that_do_not_allow_it(tmp_path: Path) -> None:
     x, y = np.zeros((6, 2)), np.arange(6) % 2
     np.savez(tmp_path / "held.npz", x_train=x, y_train=y, x_validation=x, y_validation=y)
-    with pytest.raises(UsageError, match="there is a split 'validation' already"):
+    with pytest.raises(UsageError, match="the data has a split 'validation' already"):
         load_data(f"npz:{tmp_path / 'held.npz'}", {"validation_per_class": 1})
     np.savez(tmp_path / "untrained.npz", x_test=x, y_test=y)
     with pytest.raises(UsageError, match="no split 'train'; there are: test"):
@@ -120,7 +120,7 @@ def test_splits_that_do_not_allow_it(tmp_path: Path) -> None:
     np.savez(tmp_path / "unseen.npz", x_train=x, y_train=y, x_test=x, y_test=y + 1)
     with pytest.raises(UsageError, match="class 2 has 0 samples in split train"):
         load_data(f"npz:{tmp_path / 'unseen.npz'}", {"per_class": 1})
-    with pytest.raises(DataError, match="split 'train' has no sample"):
+    with pytest.raises(DataError, match="split 'train' is empty"):
         load_data(f"npz:{tmp_path / 'unseen.npz'}", {"classes": [2]})
     np.savez(tmp_path / "many.npz", x_train=np.zeros((23, 2)), y_train=np.arange(23))
     with pytest.raises(UsageError, match=r"there are: 0, 1, .*, 19 and 3 more$"):

@@ -134,14 +134,22 @@ def test_what_cannot_be_joined_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
             r"differ in shape; size = \[height, width\] resizes images: .*small.npz \(1, 4, 4\), .*lar",
         ),
         ([small, coloured], [8, 8], r"channels differ: .*\(1, 8, 8\), .*coloured.npz \(3, 8, 8\)"),
-        ([flat], [8, 8], r"flat.npz has no images: inputs \(16,\)"),
-        ([small, {"name": "digits"}], [4, 4], r"no split that all sources have \(npz:.*: a, b; digits: train, test\)"),
+        ([flat], [8, 8], r"flat.npz has no images: its inputs have shape \(16,\)"),
+        (
+            [small, {"name": "digits"}],
+            [4, 4],
+            r"the sources have no split in common \(npz:.*: a, b; digits: train, test\)",
+        ),
         (
             [small, made(tmp_path, "whole", (1, 4, 4), 2, "int32")],
             None,
-            "kinds that do not mix: torch.uint8, torch.int32",
+            "inputs of different dtypes cannot be joined: torch.uint8, torch.int32",
         ),
-        ([{"name": "own_data_for_unions:dataset"}], None, "read sample by sample cannot be joined"),
+        (
+            [{"name": "own_data_for_unions:dataset"}],
+            None,
+            "only arrays in memory can be joined, not a dataset read sample by sample",
+        ),
     ):
         with pytest.raises(DataError, match=message):
             load_data("union", {"sources": sources, "size": size})

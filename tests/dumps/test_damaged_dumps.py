@@ -110,7 +110,7 @@ def test_moments_without_their_numbers(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = 2
         del file["test/moments"].attrs["scored"]
-    with pytest.raises(DataError, match=r"a\.h5: test: moments: the numbers scored, right, summed_loss"):
+    with pytest.raises(DataError, match=r"a\.h5: test: stored moments: scored, right and summed_loss are missing"):
         list(analyze_series(path))
 
 

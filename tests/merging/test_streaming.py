@@ -210,7 +210,7 @@ def test_a_directory_of_anything_else_is_not_replaced(tmp_path: Path) -> None:
         (other, r"not replaced, as it holds code\.py too"), (noted, r"not replaced, as it holds notes\.txt too"),
         (empty, "not replaced, as it holds nothing, and is no sharded checkpoint"),
         (single, r"not replaced, as it holds model\.safetensors, and .* \(no index of shards\)"),
-        (broken, r"not replaced, as it holds code\.py, and is no sharded checkpoint \(.*absent"),
+        (broken, r"not replaced, as it holds code\.py, and is no sharded checkpoint \(.*which is missing"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=told):
             interpolate(a, b, alpha=0.5, out=out, overwrite=True)
@@ -265,12 +265,12 @@ def raw(path: Path, header: str, data: bytes = b"\0" * 8) -> Path:
     ("header", "told"),
     [
         ('{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "x": {}}', "'x' is present twice"),
-        ('{"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "8 bytes for F32 of shape"),
-        ('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "begins at byte"),
+        ('{"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "8 bytes do not fit F32 of shape"),
+        ('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "starts at byte"),
         ('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "longer than its header says"),
         ('{"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "truncated: shorter than its header says"),
         ('{"x": {"dtype": "Q9", "shape": [2], "data_offsets": [0, 8]}}', "unknown dtype Q9"),
-        ('{"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "no whole numbers"),
+        ('{"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "are not all non-negative integers"),
         ('{"x": 5}', "its header cannot be read"),
         ("[]", "its header cannot be read"),
         ("no JSON", "its header cannot be read"),
@@ -294,7 +294,7 @@ def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
     [
         (
             lambda d: (d / "model-00002-of-00002.safetensors").unlink(),
-            "which is absent",
+            "which is missing",
         ),
         (
             lambda d: save_file(state(1), d / "model-00002-of-00002.safetensors"),
@@ -309,7 +309,7 @@ def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
             lambda d: (d / "model.safetensors.index.json").write_text(
                 '{"weight_map": {"other": "model-00001-of-00002.safetensors"}}'
             ),
-            "says that tensor 'other' is in model-00001-of-00002.safetensors, which does not hold it",
+            "says that tensor 'other' is in model-00001-of-00002.safetensors, but it is not",
         ),
         (lambda d: (d / "model.safetensors.index.json").unlink(), "0 indices and 2 safetensors files"),
     ],

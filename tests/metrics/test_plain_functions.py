@@ -104,7 +104,7 @@ def test_nan_and_infinity_are_named(bad: float) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (4,), (2, 3, 4)])
 def test_what_is_no_matrix_of_rows_is_an_error(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match="expected rows of vectors"):
+    with pytest.raises(DataError, match=r"expected one vector per row, shape \(n, d\)"):
         gram(np.ones(shape))
 
 

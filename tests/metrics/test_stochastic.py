@@ -180,7 +180,10 @@ def test_sampling_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(UsageError, match="budget: expected a positive number of seconds"):
         Sampling(budget=0)
     features, labels, weights = data()
-    with pytest.raises(DataError, match=r"the budget of 1e-06 s is over after \d+ probes .* an error bar needs 16"):
+    with pytest.raises(
+        DataError,
+        match=r"the time budget of 1e-06 s ran out after \d+ probes .* a standard error needs 16: raise the budget",
+    ):
         estimate_entropies(operator_of(features, labels, weights), 300, known=5.0, sampling=Sampling(1e-9, budget=1e-6))
 
 

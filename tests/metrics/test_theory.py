@@ -57,7 +57,7 @@ def test_what_has_no_collapse_is_an_error() -> None:
     for counts in ([5], []):
         with pytest.raises(DataError, match="at least two classes"):
             collapse_values(counts)
-    with pytest.raises(DataError, match="every class has a sample"):
+    with pytest.raises(DataError, match="every class to have at least one sample"):
         collapse_values([5, 0, 5])
     with pytest.raises(DataError, match="does not exist"):
         simplex_etf(6, 4)

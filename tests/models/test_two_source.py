@@ -186,12 +186,12 @@ def test_extraction_taps_image_features_and_anchors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"captions": CAPTIONS[:2]}, "descriptions for each of 3 classes is needed, found 2"),
-        ({"captions": "boots"}, "descriptions for each of 3 classes is needed, found str"),
-        ({"captions": [["a"], [], ["b"]]}, r"captions of class 1: a list of descriptions is needed, found \[\]"),
-        ({"captions": [["a"], ["b"], "boots"]}, "captions of class 2: a list of descriptions is needed, found 'boots'"),
-        ({"captions": [["a"], ["b", "?!"], ["c"]]}, r"captions of class 1: '\?!' has no words"),
-        ({"captions": [["a"], ["b"], [7]]}, "captions of class 2: 7 has no words"),
+        ({"captions": CAPTIONS[:2]}, "expected one list of descriptions for each of 3 classes, found 2"),
+        ({"captions": "boots"}, "expected one list of descriptions for each of 3 classes, found str"),
+        ({"captions": [["a"], [], ["b"]]}, r"captions of class 1: expected a list of descriptions, found \[\]"),
+        ({"captions": [["a"], ["b"], "boots"]}, "captions of class 2: expected a list of descriptions, found 'boots'"),
+        ({"captions": [["a"], ["b", "?!"], ["c"]]}, r"captions of class 1: '\?!' contains no words"),
+        ({"captions": [["a"], ["b"], [7]]}, "captions of class 2: 7 contains no words"),
         ({"channels": [2, 2, 2, 2]}, r"4 convolutions with pooling need larger images than \(1, 8, 8\)"),
         ({"input_shape": [64]}, r"2 convolutions with pooling need larger images than \(64,\); try \[\]"),
     ],
