@@ -250,8 +250,8 @@ def test_a_group_is_a_directory_of_entries(tmp_path: Path) -> None:
 def test_wrong_use(tmp_path: Path) -> None:
     good = group(tmp_path / "good", PLAIN)
     for groups, options, told in (
-        ([good], {}, "two or more groups"),
-        ([good, good], {}, "named twice"),
+        ([good], {}, "at least two groups"),
+        ([good, good], {}, "the same group is given twice"),
         ([good, good], {"metrics": []}, "at least one metric"),
         ([good, good], {"confidence": 95.0}, "between 0 and 1"),
         ([good, good], {"method": "bca"}, "bootstrap or t"),

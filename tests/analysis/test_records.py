@@ -149,7 +149,7 @@ def test_logits_that_are_not_finite_have_a_reason(wild: float) -> None:
     logits[4, 1] = wild
     record = analyze_features(features, labels, logits=logits)
     assert record["loss"] is None
-    assert "loss: not finite, as logits are infinite or NaN" in record["missing"]
+    assert "loss: not finite, because logits are infinite or NaN" in record["missing"]
 
 
 def test_labels_that_no_memory_holds_and_values_that_no_number_does() -> None:

@@ -197,7 +197,7 @@ def test_a_directory_that_takes_no_cache_is_said(analyze: Analyze, tmp_path: Pat
     (tmp_path / "dumps" / FOLDER).write_text("a file is in the way")
     code, records, said = analyze("dumps")
     assert (code, len(records)) == (0, 3)
-    assert said.startswith("records are not kept for the next time")
+    assert said.startswith("the cache of records could not be written: ")
 
 
 def stored(path: Path, store: str, held: dict[str, np.ndarray], **options) -> Path:
@@ -241,9 +241,9 @@ def test_moments_that_were_tampered_with_are_refused(analyze: Analyze, tmp_path:
     for name, tamper, told in (
         ("missing", lambda g: g.__delitem__("second"), "stored moments: missing one of rows, second, total"),
         ("shape", lambda g: (g.__delitem__("within"), g.create_dataset("within", data=np.eye(3))), "within has shape"),
-        ("nan", lambda g: g["means"].__setitem__(0, np.nan), "means holds NaN"),
+        ("nan", lambda g: g["means"].__setitem__(0, np.nan), "means contains NaN or infinity"),
         ("claims", lambda g: g.create_dataset("rows", (10**6, 8), "f8", chunks=(1, 8)), "claims 64,000,000 bytes"),
-        ("counts", lambda g: g["counts"].__setitem__(0, -5), "counts are below zero"),
+        ("counts", lambda g: g["counts"].__setitem__(0, -5), "counts contains negative numbers"),
     ):
         path = stored(tmp_path / f"{name}.h5", "moments", held)
         with h5py.File(path, "a") as file:
@@ -341,4 +341,4 @@ def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze,
     assert record["within.entropy_mean"] == pytest.approx(exact["within.entropy_mean"], rel=1e-9)
     code, _, said = analyze("a.h5", "--memory", "16KiB", "--budget", "1e-9", "--no-cache")
     assert code == 1
-    assert "the budget of 1e-09 s is over after" in said
+    assert "the time budget of 1e-09 s ran out after" in said

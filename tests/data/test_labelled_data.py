@@ -121,11 +121,11 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("text")
     for name, message in (
         ("named.npz", "no arrays x and y"),
-        ("floats.npz", "labels must be whole numbers"),
+        ("floats.npz", "labels must be integers"),
         ("pickled.npz", "not an .npz file of plain arrays"),
         ("uneven.npz", r"y_a has shape \(2,\); expected one label per row of x_a \(3, 2\)"),
         ("short.npz", r"y has shape \(4,\); expected one label per row of x"),
-        ("one_hot.npz", r"y has shape \(3, 3\); one label"),
+        ("one_hot.npz", r"y has shape \(3, 3\); expected one label per row"),
         ("empty.npz", "not an .npz file"),
         ("cut.npz", "not an .npz file"),
         ("locked.npz", r"locked\.npz: not an \.npz file of plain arrays \(.* is encrypted"),

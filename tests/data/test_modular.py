@@ -66,7 +66,7 @@ def test_the_seed_chooses_the_part() -> None:
         ("p=7,p=7", {}, "p is given twice"),
         ("p=7,op=add,fraction=0.5", {"p": 7}, "p is given twice, in the name and as an argument"),
         ("p=7,op=add,fraction=0.5,seed=1", {"split_seed": 1}, "split_seed is given twice"),
-        ("p=7,op=add,fraction=0.5", {"split_seed": 1, "seed": 1}, "seed and split_seed are the same"),
+        ("p=7,op=add,fraction=0.5", {"split_seed": 1, "seed": 1}, "seed and split_seed mean the same"),
         ("p=7,op=add,fraction=0.5", {"per_class": 1}, "unknown argument per_class; modular takes"),
         ("op=add,fraction=0.5", {"p": "7"}, "p: expected a whole number from 2 to 4096, found '7'"),
         ("op=add,fraction=0.5", {"p": True}, "p: expected a whole number"),

@@ -192,8 +192,8 @@ def test_extraction_taps_image_features_and_anchors(tmp_path: Path) -> None:
         ({"captions": [["a"], ["b"], "boots"]}, "captions of class 2: expected a list of descriptions, found 'boots'"),
         ({"captions": [["a"], ["b", "?!"], ["c"]]}, r"captions of class 1: '\?!' contains no words"),
         ({"captions": [["a"], ["b"], [7]]}, "captions of class 2: 7 contains no words"),
-        ({"channels": [2, 2, 2, 2]}, r"4 convolutions with pooling need larger images than \(1, 8, 8\)"),
-        ({"input_shape": [64]}, r"2 convolutions with pooling need larger images than \(64,\); try \[\]"),
+        ({"channels": [2, 2, 2, 2]}, r"4 convolutions with pooling need images larger than \(1, 8, 8\)"),
+        ({"input_shape": [64]}, r"2 convolutions with pooling need images larger than \(64,\); try \[\]"),
     ],
 )
 def test_captions_and_shapes_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
