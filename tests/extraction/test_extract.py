@@ -244,6 +244,18 @@ def test_float16_that_overflows_leaves_no_dump(run: Path, tmp_path: Path) -> Non
         assert list((tmp_path / "d").iterdir()) == []
 
 
+def test_a_writer_that_raises_midway_leaves_no_thread(run: Path, tmp_path: Path) -> None:
+    with open_checkpoint(run / "checkpoints" / "step-000030.safetensors") as checkpoint:
+        state, raw = checkpoint.state_dict(), checkpoint.raw_metadata
+    state["1.weight"] *= 1e6
+    save_checkpoint(tmp_path / "a.safetensors", state, raw)
+    # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
+    with pytest.raises(DataError, match="--feature-dtype float32") as told:
+        extract_series(tmp_path / "a.safetensors", tmp_path / "d", device="cpu", feature_dtype="float16", batch_size=1)
+    assert told.tb is not None
+    assert not [thread for thread in threading.enumerate() if thread.name in {"batches", "dump writer"}]
+
+
 def test_tuples_in_arguments_and_splits_named_twice(run: Path, tmp_path: Path) -> None:
     how = {"data_arguments": {"classes": (0, 1)}, "splits": ["test", "test"], "device": "cpu"}
     assert len(extract_series(run, tmp_path, **how).written) == 3

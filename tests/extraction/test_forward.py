@@ -112,7 +112,7 @@ def test_a_broken_sample_reaches_the_caller_and_leaving_early_ends_the_thread() 
         list(forward_blocks(network(), "3", broken, batch_size=4))
     passes = forward_blocks(network(), "3", split_of(), batch_size=1)
     next(passes)
-    passes.close()  # pyright: ignore[reportAttributeAccessIssue]
+    passes.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,15 @@ from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
-from ckpt_probe.dumps import open_dump, read_provenance
-from ckpt_probe.errors import UsageError
+from ckpt_probe.dumps import DumpWriter, open_dump, read_provenance
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import Setup, open_subject
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
+from ckpt_probe.paths.options import Statistics
 from ckpt_probe.paths.shapes import linear
+from ckpt_probe.progress import Silent
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "points": 3}
@@ -127,3 +131,24 @@ def test_a_disk_that_is_full_midway_leaves_no_half_file(ends: tuple[Path, Path],
     assert [found.name for found in out.rglob("*")] == ["plan.json"]
     assert run(words) == 0
     assert (out / "path.json").exists()
+
+
+@pytest.mark.parametrize("breaks", ["writer", "features"])
+def test_an_evaluation_that_breaks_midway_leaves_no_thread(
+    ends: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    monkeypatch.setattr(point_module, "CACHE_BYTES", 0)
+    subject = open_subject(ends[0], Setup(device="cpu", batch_size=1))
+    *_, scale, shift = (p for name, p in subject.model.named_parameters() if not name.startswith(subject.classifier))
+    scale.data.fill_(1e6 if breaks == "writer" else torch.nan)
+    shift.data.fill_(1e6)
+    evaluation = point_module.Evaluation(subject, Statistics("interpolate"))
+    how = {"classes": 10, "features": 6, "feature_dtype": "float16"}
+    # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
+    with (
+        pytest.raises(DataError, match="NaN" if breaks == "features" else "--feature-dtype float32") as told,
+        DumpWriter(tmp_path / "a.h5", None, **how) as writer,
+    ):
+        evaluation.record("test", Silent(), writer=writer if breaks == "writer" else None)
+    assert told.tb is not None
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
