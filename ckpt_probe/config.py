@@ -152,8 +152,9 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
     """The configuration in a TOML file; `seed` replaces the file's own, `overrides` ("loss.mir=0.01") other values.
 
     An override's value is TOML where it is any, else text. In every text "{seed}" stands for the seed. Raises
-    UsageError where the file is missing or no TOML, for an override that is none, or naming every unknown key, wrong
-    type and impossible value at once, each with its line where it has one.
+    UsageError where the file is missing or no TOML, for an override that is none, where both `seed` and an override
+    give the seed, or naming every unknown key, wrong type and impossible value at once, each with its line where it
+    has one.
     """
     path = Path(path)
     try:
@@ -166,6 +167,8 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
     given = dict(_override(text) for text in overrides)
+    if seed is not None and "seed" in given:
+        raise UsageError("--set seed=… and --seed or --seeds exclude each other: give the seed once")
     for key, value in given.items():
         _set(values, key, value)
     if seed is not None:
@@ -184,9 +187,12 @@ def _override(text: str) -> tuple[str, Any]:
     if not equals or not all(part and re.fullmatch(r"[\w\-]+", part) for part in key.split(".")):
         raise UsageError(f"--set {text}: expected key=value, such as loss.mir=0.01")
     try:
-        return key, tomllib.loads(f"value = {spelled}")["value"]
+        found = tomllib.loads(f"value = {spelled}")
     except tomllib.TOMLDecodeError:
-        return key, spelled.strip()
+        found = {"value": spelled.strip()}
+    if len(found) > 1 or (found["value"] == spelled.strip() and "\n" in spelled.strip()):
+        raise UsageError(f"--set {key}: expected one key=value, found more lines; give each its own --set")
+    return key, found["value"]
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

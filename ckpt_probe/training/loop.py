@@ -29,6 +29,7 @@ from ckpt_probe.training.state import restore_state, save_state
 LOG_EVERY = 50
 STATE_EVERY_SECONDS = 30.0
 EVALUATION_BATCH = 1024
+MAY_HELP = "a lower learning rate may help"
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,11 @@ def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor
     for group in stage.optimizer.param_groups:
         group["lr"] = rate
     stage.optimizer.zero_grad(set_to_none=True)
-    loss, logits = stage.objective(inputs, labels)
+    try:
+        loss, logits = stage.objective(inputs, labels)
+    except DataError as error:
+        # Losses of matrix information refuse what is not finite, before there is a loss that could be looked at.
+        raise DataError(f"step {step + 1}: the loss cannot be computed ({error}); {MAY_HELP}") from error
     loss.backward()
     stage.optimizer.step()
     hold_zeros(stage.model, stage.start.masks)
@@ -190,7 +195,7 @@ def _facts(loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> dict[str,
 
 def _require_finite(loss: float, step: int, which: str) -> None:
     if not math.isfinite(loss):
-        raise DataError(f"step {step}: {which} is {loss}; a lower learning rate may help")
+        raise DataError(f"step {step}: {which} is {loss}; {MAY_HELP}")
 
 
 def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:

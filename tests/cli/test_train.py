@@ -81,6 +81,10 @@ def test_seeds_that_are_some() -> None:
     ("words", "message"),
     [
         (["--seeds", "0..1", "--seed", "1"], "--seed and --seeds exclude each other"),
+        (["--set", "seed=1", "--seed", "2"], "--set seed=… and --seed or --seeds exclude each other"),
+        (["--set", "seed=1", "--seeds", "0..1"], "--set seed=… and --seed or --seeds exclude each other"),
+        (["--set", "loss.mir=0.1\nloss.hdr=0.1"], "--set loss.mir: expected one key=value, found more lines"),
+        (["--set", "data.name=digits\nseed=3"], "--set data.name: expected one key=value, found more lines"),
         (["--set", "loss.mir=-1"], "--set loss.mir"),
         (["--set", "loss.cma=0.1"], "need a model of two sources"),
         (["--set", "loss.task=contrastive"], "need a model of two sources"),

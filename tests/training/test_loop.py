@@ -159,6 +159,22 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path: Path, monkeypat
         train(config(tmp_path, rate=1e30), tmp_path / "run", device="cpu")
 
 
+@pytest.mark.parametrize("loss", ["mir", "hdr", "cma"])
+def test_a_loss_of_matrix_information_that_diverges_is_told_with_its_step(tmp_path: Path, loss: str) -> None:
+    settings = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "arguments": {"hidden": [8]}},
+        "training": {"steps": 40},
+        "optimizer": {"learning_rate": 1e30},
+        "loss": {loss: 0.1},
+    }
+    if loss == "cma":
+        captions = [[f"digit {digit}"] for digit in range(10)]
+        settings["model"] = {"name": "two_source", "arguments": {"captions": captions, "channels": []}}
+    with pytest.raises(DataError, match=r"^step [2-9]: .*NaN or infinity.*; a lower learning rate may help$"):
+        train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
+
+
 def test_a_network_that_has_diverged_is_no_checkpoint(tmp_path: Path) -> None:
     settings = config(tmp_path, rate=1e30)
     settings = settings.model_copy(update={"checkpoints": settings.checkpoints.model_copy(update={"steps": [1]})})
