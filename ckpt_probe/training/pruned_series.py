@@ -15,14 +15,14 @@ from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoi
 from ckpt_probe.config import StartSettings, TrainingConfig
 from ckpt_probe.data import functions_named, load_data
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
-from ckpt_probe.files import content_hash
+from ckpt_probe.files import content_hash, write_text
 from ckpt_probe.models import build_model, find_classifier, function_named
 from ckpt_probe.plugins import require_named
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import step_from_name
 from ckpt_probe.training.loop import train
 from ckpt_probe.training.pruning import count_zeros, prunable, prune_state, require_sparsity
-from ckpt_probe.training.run import RunDirectory
+from ckpt_probe.training.run import RunDirectory, read_settings
 
 STEM = "sparsity-"
 PRUNED_FOLDER = "pruned"
@@ -223,12 +223,25 @@ def _retrained(source: Path, target: Path, sparsity: float, plan: _Plan, progres
     _prune_file(source, pruned, sparsity, plan)
     # The whole path, so that a run is the same one however its directory is spelled.
     start = StartSettings.model_validate({"from": str(pruned.resolve())})
-    run = target.parent / RETRAIN_FOLDER / target.stem
+    run = RunDirectory(target.parent / RETRAIN_FOLDER / target.stem)
+    _follow(run, start)
     config = plan.retrain.model_copy(update={"start": start})
-    summary = train(config, run, resume=True, device=plan.device, progress=progress)
-    with open_checkpoint(RunDirectory(run).checkpoint(summary.last_step)) as opened:
+    summary = train(config, run.path, resume=True, device=plan.device, progress=progress)
+    with open_checkpoint(run.checkpoint(summary.last_step)) as opened:
         _save(target, opened.state_dict(), opened.metadata, opened.raw_metadata, provenance)
     return True
+
+
+def _follow(run: RunDirectory, start: StartSettings) -> None:
+    """Name a run's start anew where the series has moved: it is beside the run, wherever both are now."""
+    if not run.config.exists():
+        return
+    settings, beside = read_settings(run.config), Path(start.checkpoint)
+    stated = settings.get("start") or {}
+    before = Path(str(stated.get("from")))
+    if before != beside and before.parts[-2:] == beside.parts[-2:]:
+        moved = {**settings, "start": {**stated, "from": start.checkpoint}}
+        write_text(run.config, json.dumps(moved, indent=2) + "\n", overwrite=True)
 
 
 def _save(

@@ -87,14 +87,19 @@ def forget_after(run: RunDirectory, step: int) -> None:
     write_text(run.metrics, "".join(kept), overwrite=True)
 
 
-def _require_same(path: Path, settings: dict[str, Any]) -> None:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a run's configuration file. Raises DataError where it cannot be read or is none."""
     try:
-        earlier = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); train again with --overwrite") from error
-    if not isinstance(earlier, dict):
+    if not isinstance(settings, dict):
         raise DataError(f"{path}: not a run's configuration; train again with --overwrite")
-    before, now = _flat(earlier), _flat(settings)
+    return settings
+
+
+def _require_same(path: Path, settings: dict[str, Any]) -> None:
+    before, now = _flat(read_settings(path)), _flat(settings)
     changed = [
         f"{key} {before.get(key)!r} → {now.get(key)!r}"
         for key in sorted({*before, *now})

@@ -319,6 +319,22 @@ def test_an_interrupted_series_ends_as_an_uninterrupted_one(
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_an_interrupted_series_goes_on_where_it_was_moved_to(
+    trained: Path, tmp_path: Path, interrupting: Callable[..., Any]
+) -> None:
+    how = {"retrain": settings(), "device": "cpu"}
+    whole = prune(trained, tmp_path / "whole", LEVELS[:3], **how)
+    with pytest.raises(KeyboardInterrupt):
+        prune(trained, tmp_path / "cut", LEVELS[:3], progress=interrupting(45), **how)
+    (tmp_path / "elsewhere").mkdir()
+    place = (tmp_path / "cut").rename(tmp_path / "elsewhere" / "moved")
+    cut = prune(trained, place, LEVELS[:3], **how)
+    assert [level.written for level in cut.levels] == [False, True, True]
+    for a, b in zip(whole.levels, cut.levels, strict=True):
+        first, second = opened(a.path)[0], opened(b.path)[0]
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_finished_series_is_not_trained_again_and_a_lost_result_costs_nothing(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prune(trained, out, [0.5, 0.9], retrain=settings(), device="cpu")
