@@ -33,8 +33,9 @@ def loss_levels(losses: Sequence[float], count: int) -> list[float]:
 def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = False) -> list[str]:
     """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; returns what matplotlib warned of.
 
-    The same result gives the same bytes. Levels are spaced evenly in the logarithm; points without a loss are left white. Raises UsageError where matplotlib
-    is not installed, the suffix is another, or the file exists and `overwrite` is not set.
+    The same result gives the same bytes. Levels are spaced evenly in the logarithm; points without a loss are left
+    white. Raises UsageError where matplotlib is not installed, the suffix is another, or the file exists and
+    `overwrite` is not set.
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
