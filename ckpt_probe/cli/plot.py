@@ -100,7 +100,7 @@ def _labels(files: Sequence[Sequence[Path]]) -> list[str]:
     return different[0] if different else [held[0].as_posix() for held in files]
 
 
-def _held(file: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _held(file: Path, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     if not records:
         raise DataError(f"{file}: no record in it: the file is empty; leave it out, or write it anew")
     return records
