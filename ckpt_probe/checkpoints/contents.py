@@ -1,0 +1,67 @@
+"""What a format gives of an open checkpoint, and what it is asked for; the rest of the house sees only this."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpt_probe.checkpoints.writing import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the caller says of a checkpoint that it does not say itself.
+
+    state_key: where the tensors lie in what was pickled; base: the checkpoint that an adapter is merged onto.
+    """
+
+    state_key: str | None = None
+    base: Path | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the files that the tensors lie in: its name, theirs in the order of their bytes, and its metadata."""
+
+    name: str
+    tensors: tuple[str, ...]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The tensors of a checkpoint by name, how to read one, and what else stands there.
+
+    read: a tensor, on the CPU. fill: bytes of a tensor in C order, from an offset on, into the whole of a buffer.
+    metadata: the strings of a safetensors header. beside: what was pickled with the tensors, plain values.
+    state_key: where the tensors lay, None where nothing is nested; others: mappings of tensors that were not taken, as
+    text. dropped: entries among the tensors that are none. index: of the shards, where there is one.
+    """
+
+    format: str
+    files: tuple[Path, ...]
+    layout: Layout
+    read: "Callable[[str], Tensor]"
+    fill: Callable[[str, int, memoryview], None]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    state_key: str | None = None
+    others: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    index: Path | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of checkpoint: whether something is one, told by a look at it, and how it is opened.
+
+    recognises: the path, and the first bytes of the file there (none of a directory).
+    """
+
+    recognises: Callable[[Path, bytes], bool]
+    open: Callable[[Path, Asked], AbstractContextManager[Contents]]

@@ -1,0 +1,143 @@
+"""State dicts that torch.save wrote: zip archives, memory-mapped, and the stream of versions before 1.6, read whole.
+
+Only `torch.load(weights_only=True)` builds anything, after `scanning` has read what it would build.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpt_probe.checkpoints.contents import Asked, Contents, Format
+from ckpt_probe.checkpoints.formats.archive import check_archive
+from ckpt_probe.checkpoints.formats.facts import plain
+from ckpt_probe.checkpoints.formats.inert import STAND_INS
+from ckpt_probe.checkpoints.formats.nesting import Choice, choose
+from ckpt_probe.checkpoints.formats.scanning import Scan, scan
+from ckpt_probe.checkpoints.tensors import filler, layout_of
+from ckpt_probe.errors import CkptProbeError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ZIP = b"PK\x03\x04"
+STREAM = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The number with which torch.save began before there were archives, pickled."""
+PREAMBLE = 3
+"""Pickles before the one with the tensors: that number, the protocol, and the machine's sizes."""
+
+
+@contextmanager
+def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
+    """Open a file of torch.save.
+
+    Raises DataError for one that is truncated or lies about its sizes, names anything but tensors and what `inert`
+    lists, or is a whole module; UsageError as `nesting.choose`.
+    """
+    tree, kind = load_pickled(path)
+    try:
+        choice = choose(tree, _numbers, asked.state_key)
+        tensors = {name: _plain_tensor(name, tensor, path) for name, tensor in choice.taken.tensors.items()}
+    except CkptProbeError as error:
+        raise type(error)(f"{path}: {error}") from error
+    yield Contents(
+        format=kind,
+        files=(path,),
+        layout=layout_of(tensors),
+        read=tensors.__getitem__,
+        fill=filler(tensors.__getitem__),
+        beside=plain(_beside(tree, choice)),
+        state_key=choice.taken.key or None,
+        others=tuple(map(str, choice.others)),
+        dropped=choice.taken.dropped,
+    )
+
+
+def load_pickled(path: Path) -> tuple[Any, str]:
+    """What torch.load makes of a file whose claims have been checked, and which kind of file it is."""
+    import torch
+
+    with path.open("rb") as file:
+        archive = file.read(len(ZIP)) == ZIP
+        file.seek(0)
+        try:
+            found = check_archive(file) if archive else _check_stream(file, path.stat().st_size)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path}: {error}") from error
+        _require_allowed(path, found)
+        # torch takes this suffix for its word; such a file is read whole.
+        mapped = archive and path.suffix != ".safetensors"
+        file.seek(0)
+        source: Any = path if mapped else file
+        allowed: Any = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+        try:
+            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+        except (CkptProbeError, MemoryError):
+            raise
+        except Exception as error:
+            # torch raises whatever a damaged file happens to lead to, among them its own and pickle's errors.
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"{path}: damaged or truncated: torch cannot read it ({first})") from error
+    return tree, "torch zip" if archive else "torch stream"
+
+
+def _check_stream(file: Any, size: int) -> Scan:
+    try:
+        for _ in range(PREAMBLE):
+            scan(file, size)
+        found = scan(file, size - file.tell())
+    except ValueError as error:
+        raise ValueError(f"truncated, or no file of torch.save ({error})") from error
+    claimed = sum(found.storages.values())
+    if claimed > size - file.tell():
+        raise ValueError(f"truncated: claims {claimed:,} bytes of tensors, and {size - file.tell():,} are left")
+    return found
+
+
+def _require_allowed(path: Path, found: Scan) -> None:
+    if not found.forbidden:
+        return
+    load = f"torch.load({path.name!r}, weights_only=False)"
+    if found.whole_module:
+        raise DataError(
+            f"{path}: a whole pickled module, which only running its own code could open; where you trust it, keep its "
+            f'weights alone: model = {load}; torch.save(model.state_dict(), "{path.stem}-weights.pt")'
+        )
+    more = f" and {len(found.forbidden) - 1} more" if len(found.forbidden) > 1 else ""
+    raise DataError(
+        f"{path}: names {found.forbidden[0]}{more}, which is neither a tensor nor known to be harmless, so it is not "
+        f'opened; where you trust it, keep its weights alone: saved = {load}; torch.save(saved["…"], '
+        f'"{path.stem}-weights.pt")'
+    )
+
+
+def _numbers(value: Any) -> int | None:
+    import torch
+
+    return value.numel() if isinstance(value, torch.Tensor) else None
+
+
+def _plain_tensor(name: str, tensor: "Tensor", path: Path) -> "Tensor":
+    import torch
+
+    # By the class's own function, as a file may set attributes of its tensors.
+    plain_one = torch.Tensor.detach(tensor)
+    claimed = plain_one.numel() * plain_one.element_size()
+    if claimed > max(plain_one.untyped_storage().nbytes(), path.stat().st_size):
+        raise DataError(f"tensor {name!r} claims {claimed:,} bytes, more than the whole file has")
+    return plain_one
+
+
+def _beside(tree: Any, choice: Choice) -> Mapping[Any, Any]:
+    """What stands at the top beside the tensors taken, and beside those of other mappings and of optimizers."""
+    if not isinstance(tree, Mapping) or not choice.taken.key:
+        return {}
+    holding = {key.partition(".")[0] for key in (choice.taken.key, *(other.key for other in choice.others))}
+    optimizers = {name for name, value in tree.items() if isinstance(value, Mapping) and "param_groups" in value}
+    return {name: value for name, value in tree.items() if str(name) not in holding and name not in optimizers}
+
+
+PICKLED = Format(lambda path, head: head.startswith((ZIP, STREAM)), open_pickled)
