@@ -1,8 +1,8 @@
-"""Files of tensors: open, write, and a run's series of them. The only place that knows safetensors."""
+"""Files of tensors: open, write, and a run's series of them. The only place that knows safetensors and pickles."""
 
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
 from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
-from ckpt_probe.checkpoints.series import open_series
+from ckpt_probe.checkpoints.series import open_series, step_of
 from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "open_checkpoint",
     "open_series",
     "save_checkpoint",
+    "step_of",
 ]

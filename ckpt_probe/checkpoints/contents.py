@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints.writing import Layout
+from ckpt_probe.errors import UsageError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ class Asked:
     """
 
     state_key: str | None = None
-    base: Path | None = None
+    base: "Contents | None" = None
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Shard:
 class Contents:
     """The tensors of a checkpoint by name, how to read one, and what else stands there.
 
-    read: a tensor, on the CPU. fill: bytes of a tensor in C order, from an offset on, into the whole of a buffer.
+    path: the file that was opened, of several the one that names the others; files: all of them. read: a tensor, on
+    the CPU. fill: bytes of a tensor in C order, from an offset on, into the whole of a buffer.
     metadata: the strings of a safetensors header. beside: what was pickled with the tensors, plain values.
     state_key: where the tensors lay, None where nothing is nested; others: mappings of tensors that were not taken, as
     text. dropped: entries among the tensors that are none. index: of the shards, where there is one.
     """
 
+    path: Path
     format: str
     files: tuple[Path, ...]
     layout: Layout
@@ -54,6 +57,28 @@ class Contents:
     dropped: tuple[str, ...] = ()
     shards: tuple[Shard, ...] = ()
     index: Path | None = None
+
+
+def below(contents: Contents, prefix: str) -> Contents:
+    """The tensors whose names begin with a prefix and a dot, called without them: one of two networks saved as one.
+
+    Raises UsageError where there is none.
+    """
+    start = f"{prefix}."
+    layout = {name.removeprefix(start): kind for name, kind in contents.layout.items() if name.startswith(start)}
+    if not layout:
+        there = list(dict.fromkeys(name.partition(".")[0] for name in contents.layout))
+        raise UsageError(f"{contents.path}: --state-key {prefix}: no tensor name starts with it; names start with {listed(there)}")
+    return replace(
+        contents,
+        layout=layout,
+        read=lambda name: contents.read(start + name),
+        fill=lambda name, offset, into: contents.fill(start + name, offset, into),
+        state_key=prefix,
+        # As files of their own they would hold what was left out too.
+        shards=(),
+        index=None,
+    )
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,11 @@ def test_where_there_is_none_it_is_said_what_was_looked_for(tmp_path: Path) -> N
         open_series(tmp_path / "missing")
     with pytest.raises(DataError, match=r"no checkpoint found \(looked for \*\.safetensors"):
         open_series(tmp_path)
+    (tmp_path / "optimizer.pt").write_text("x")
+    with pytest.raises(DataError, match="no checkpoint"):
+        open_series(tmp_path)
     (tmp_path / "model.pt").write_text("x")
-    with pytest.raises(DataError, match="1 pickled files"):
+    with pytest.raises(DataError, match=r"model\.pt: not a checkpoint of a known format"):
         open_series(tmp_path)
 
 

@@ -9,7 +9,7 @@ from ckpt_probe.checkpoints.formats.scanning import LONGEST, Scan, scan
 LOCAL_HEADER = 30
 """Bytes that a zip file has before each member at least."""
 TORCHSCRIPT = ("constants.pkl", "code/")
-NOT_TORCH = "a zip file, and not one of torch.save"
+NOT_TORCH = "a zip file, but not one written by torch.save"
 
 
 def check_archive(file: BinaryIO) -> Scan:
@@ -23,7 +23,7 @@ def check_archive(file: BinaryIO) -> Scan:
             members = _members(archive)
             if any(name.startswith(TORCHSCRIPT) for name in members):
                 raise ValueError(
-                    "a TorchScript archive, which holds code; where you trust it, keep its weights alone: "
+                    "a TorchScript archive, which holds code; if you trust it, convert it: "
                     "state = torch.jit.load(PATH).state_dict(); torch.save(state, NEW)"
                 )
             if "data.pkl" not in members:
@@ -40,7 +40,7 @@ def check_archive(file: BinaryIO) -> Scan:
     for key, claimed in found.storages.items():
         member = members.get(f"data/{key}")
         if member is None:
-            raise ValueError(f"truncated: its storage data/{key} is absent")
+            raise ValueError(f"truncated: its storage data/{key} is missing")
         if member.file_size < claimed:
             raise ValueError(f"claims {claimed:,} bytes for data/{key}, which has {member.file_size:,}")
     return found
@@ -53,14 +53,14 @@ def _members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
         root, _, name = member.filename.partition("/")
         if root in ("", "..") or "\\" in member.filename or ".." in name.split("/") or name.startswith("/"):
-            raise ValueError(f"its member {member.filename!r} leads out of the archive")
+            raise ValueError(f"its member {member.filename!r} points outside the archive")
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise ValueError(f"its member {member.filename!r} is compressed, which torch.save never does")
         if member.header_offset < end:
-            raise ValueError(f"its member {member.filename!r} lies over another one")
+            raise ValueError(f"its member {member.filename!r} overlaps another")
         end = member.header_offset + LOCAL_HEADER + member.file_size
         if name in found:
-            raise ValueError(f"its member {name!r} is there twice")
+            raise ValueError(f"its member {name!r} is present twice")
         found[name] = member
     roots = {member.filename.partition("/")[0] for member in found.values()}
     if len(roots) > 1:

@@ -60,11 +60,11 @@ def choose(tree: Any, size: Size, state_key: str | None = None) -> Choice:
         taken = _named(tree, size, state_key, found)
         return Choice(taken, tuple(other for other in found if other.key != taken.key))
     if not found:
-        raise DataError(f"holds no mapping of names to tensors; there are: {_entries(tree)}")
+        raise DataError(f"holds no state dict; it has: {_entries(tree)}")
     kept = _without_small(found)
     if len(kept) > 1:
         keys = [str(candidate) for candidate in kept]
-        raise UsageError(f"holds several mappings of tensors: {listed(keys)}; choose one by --state-key {kept[0].key}")
+        raise UsageError(f"holds several state dicts: {listed(keys)}; choose one with --state-key {kept[0].key}")
     return Choice(kept[0], tuple(other for other in found if other is not kept[0]))
 
 
@@ -124,7 +124,7 @@ def _named(tree: Any, size: Size, state_key: str, found: list[Candidate]) -> Can
         if own is not None:
             return own
     there = listed([str(candidate) for candidate in found]) if found else _entries(tree)
-    raise UsageError(f"--state-key {state_key}: no mapping of tensors there; there are: {there}")
+    raise UsageError(f"--state-key {state_key}: no state dict there; the file has: {there}")
 
 
 def _under(name: Any, prefix: str) -> bool:

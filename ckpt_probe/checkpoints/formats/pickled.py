@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.checkpoints.contents import Asked, Contents, Format
 from ckpt_probe.checkpoints.formats.archive import check_archive
 from ckpt_probe.checkpoints.formats.facts import plain
 from ckpt_probe.checkpoints.formats.inert import STAND_INS
-from ckpt_probe.checkpoints.formats.nesting import Choice, choose
+from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.scanning import Scan, scan
 from ckpt_probe.checkpoints.tensors import filler, layout_of
 from ckpt_probe.errors import CkptProbeError, DataError
@@ -42,6 +42,7 @@ def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
     except CkptProbeError as error:
         raise type(error)(f"{path}: {error}") from error
     yield Contents(
+        path=path,
         format=kind,
         files=(path,),
         layout=layout_of(tensors),
@@ -56,44 +57,56 @@ def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
 
 def load_pickled(path: Path) -> tuple[Any, str]:
     """What torch.load makes of a file whose claims have been checked, and which kind of file it is."""
-    import torch
-
     with path.open("rb") as file:
         archive = file.read(len(ZIP)) == ZIP
         file.seek(0)
-        try:
-            found = check_archive(file) if archive else _check_stream(file, path.stat().st_size)
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path}: {error}") from error
-        _require_allowed(path, found)
         # torch takes this suffix for its word; such a file is read whole.
-        mapped = archive and path.suffix != ".safetensors"
-        file.seek(0)
-        source: Any = path if mapped else file
-        allowed: Any = [(stand_in, name) for name, stand_in in STAND_INS.items()]
-        try:
-            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-        except (CkptProbeError, MemoryError):
-            raise
-        except Exception as error:
-            # torch raises whatever a damaged file happens to lead to, among them its own and pickle's errors.
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"{path}: damaged or truncated: torch cannot read it ({first})") from error
+        mapped = path if archive and path.suffix != ".safetensors" else None
+        tree = load_checked(file, path.stat().st_size, path, archive=archive, mapped=mapped)
     return tree, "torch zip" if archive else "torch stream"
 
 
-def _check_stream(file: Any, size: int) -> Scan:
+def load_checked(file: BinaryIO, size: int, told: Path, *, archive: bool = True, mapped: Path | None = None) -> Any:
+    """What torch.load makes of a file of `size` bytes whose claims have been checked before; `mapped`: read by mmap.
+
+    Raises DataError naming `told` where a claim does not hold, or torch cannot read it.
+    """
+    import torch
+
+    require_sound(file, size, told, archive=archive)
+    file.seek(0)
+    allowed: Any = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(mapped or file, map_location="cpu", weights_only=True, mmap=mapped is not None)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # torch raises whatever a damaged file happens to lead to, among them its own and pickle's errors.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{told}: damaged or truncated: torch cannot read it ({first})") from error
+
+
+def require_sound(file: BinaryIO, size: int, told: Path, *, archive: bool = True) -> None:
+    """Raise DataError naming `told` where a file claims more than it has, or names what is not read."""
+    try:
+        found = check_archive(file) if archive else _check_stream(file, size)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{told}: {error}") from error
+    _require_allowed(told, found)
+
+
+def _check_stream(file: BinaryIO, size: int) -> Scan:
     try:
         for _ in range(PREAMBLE):
             scan(file, size)
         found = scan(file, size - file.tell())
     except ValueError as error:
-        raise ValueError(f"truncated, or no file of torch.save ({error})") from error
+        raise ValueError(f"truncated, or not written by torch.save ({error})") from error
     claimed = sum(found.storages.values())
     if claimed > size - file.tell():
-        raise ValueError(f"truncated: claims {claimed:,} bytes of tensors, and {size - file.tell():,} are left")
+        raise ValueError(f"truncated: claims {claimed:,} bytes of tensors, but only {size - file.tell():,} follow")
     return found
 
 
@@ -103,13 +116,13 @@ def _require_allowed(path: Path, found: Scan) -> None:
     load = f"torch.load({path.name!r}, weights_only=False)"
     if found.whole_module:
         raise DataError(
-            f"{path}: a whole pickled module, which only running its own code could open; where you trust it, keep its "
-            f'weights alone: model = {load}; torch.save(model.state_dict(), "{path.stem}-weights.pt")'
+            f"{path}: a whole pickled module; opening it would run code from the file. If you trust it, convert it: "
+            f'model = {load}; torch.save(model.state_dict(), "{path.stem}-weights.pt")'
         )
     more = f" and {len(found.forbidden) - 1} more" if len(found.forbidden) > 1 else ""
     raise DataError(
-        f"{path}: names {found.forbidden[0]}{more}, which is neither a tensor nor known to be harmless, so it is not "
-        f'opened; where you trust it, keep its weights alone: saved = {load}; torch.save(saved["…"], '
+        f"{path}: names {found.forbidden[0]}{more}, which is not on the list of harmless classes, so it is not "
+        f'opened. If you trust it, convert it: saved = {load}; torch.save(saved["…"], '
         f'"{path.stem}-weights.pt")'
     )
 
@@ -132,12 +145,15 @@ def _plain_tensor(name: str, tensor: "Tensor", path: Path) -> "Tensor":
 
 
 def _beside(tree: Any, choice: Choice) -> Mapping[Any, Any]:
-    """What stands at the top beside the tensors taken, and beside those of other mappings and of optimizers."""
+    """What stands at the top beside the tensors taken, and beside those of other mappings and of training."""
     if not isinstance(tree, Mapping) or not choice.taken.key:
         return {}
     holding = {key.partition(".")[0] for key in (choice.taken.key, *(other.key for other in choice.others))}
-    optimizers = {name for name, value in tree.items() if isinstance(value, Mapping) and "param_groups" in value}
-    return {name: value for name, value in tree.items() if str(name) not in holding and name not in optimizers}
+    return {
+        name: value
+        for name, value in tree.items()
+        if str(name) not in holding and not (OF_TRAINING.search(str(name)) and isinstance(value, Mapping | list))
+    }
 
 
 PICKLED = Format(lambda path, head: head.startswith((ZIP, STREAM)), open_pickled)
