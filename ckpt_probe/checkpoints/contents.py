@@ -68,7 +68,9 @@ def below(contents: Contents, prefix: str) -> Contents:
     layout = {name.removeprefix(start): kind for name, kind in contents.layout.items() if name.startswith(start)}
     if not layout:
         there = list(dict.fromkeys(name.partition(".")[0] for name in contents.layout))
-        raise UsageError(f"{contents.path}: --state-key {prefix}: no tensor name starts with it; names start with {listed(there)}")
+        raise UsageError(
+            f"{contents.path}: --state-key {prefix}: no tensor name starts with it; names start with {listed(there)}"
+        )
     return replace(
         contents,
         layout=layout,

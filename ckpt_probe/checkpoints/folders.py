@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ckpt_probe.errors import DataError, listed
@@ -54,7 +54,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     indices = [name for name in names if name.endswith(INDICES)]
     shards = {file for index in indices for file in listed_shards(folder / index).values()}
     weights = [name for name in names if name.endswith(SUFFIXES) and not OF_TRAINERS.fullmatch(name)]
-    weights = [name for name in weights if name not in shards]
+    # Shards that an index does not list are left from an earlier save, and no loader reads them.
+    weights = [name for name in weights if name not in shards and _index_of(name) not in indices]
     _require_whole(folder, weights)
     return [folder / name for name in sorted(_once([*indices, *weights]))]
 
@@ -89,11 +90,26 @@ def config_beside(file: Path) -> Path | None:
     return file.parent if (file.parent / CONFIG).is_file() else None
 
 
+def companions(path: Path) -> Iterator[Path]:
+    """Small files beside the shards that a loader wants too: configuration and tokenizer, no weights, no code."""
+    kept = {".json", ".txt", ".model", ".jinja"}
+    for file in sorted(path.iterdir()):
+        if file.suffix in kept and not file.name.endswith(".index.json") and not file.name.startswith("."):
+            yield file
+
+
 def _require_inside(index: Path, shard: Path) -> None:
     """A hub's cache links all files of a model, index and shards, to one folder; anything else is not followed."""
     where = shard.resolve().parent
     if where not in {index.parent.resolve(), index.resolve().parent}:
-        raise DataError(f"{index}: names the shard {shard.name}, a link that leads out of its directory, to {shard.resolve()}")
+        raise DataError(
+            f"{index}: names the shard {shard.name}, a link that leads out of its directory, to {shard.resolve()}"
+        )
+
+
+def _index_of(name: str) -> str | None:
+    shard = SHARD.fullmatch(name)
+    return None if shard is None else f"{shard[1]}.{shard[2]}.index.json"
 
 
 def _once(names: list[str]) -> Iterable[str]:

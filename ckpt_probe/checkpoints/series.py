@@ -133,4 +133,6 @@ def _visible(place: Path) -> Iterator[Path]:
 
 def _nothing(path: Path) -> str:
     looked = ", ".join(f"*{suffix}" for suffix in (*SUFFIXES, ".index.json"))
-    return f"{path}: no checkpoint found (looked for {looked} and .metadata here, in checkpoints/ and in each subfolder)"
+    return (
+        f"{path}: no checkpoint found (looked for {looked} and .metadata here, in checkpoints/ and in each subfolder)"
+    )

@@ -35,7 +35,7 @@ def filler(read: "Callable[[str], Tensor]") -> Callable[[str, int, memoryview], 
             if name not in last:
                 last.clear()
                 flat = read(name).contiguous().reshape(-1)
-                last[name] = memoryview(flat.view(torch.uint8).numpy() if flat.numel() else b"").cast("B")
+                last[name] = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
             held = last[name]
         into[:] = held[offset : offset + len(into)]
 

@@ -59,7 +59,9 @@ def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
     config = _config(path.parent / CONFIG)
     if asked.base is None:
         named = config.get("base_model_name_or_path") or "not named in its configuration"
-        raise UsageError(f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with --base PATH")
+        raise UsageError(
+            f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with --base PATH"
+        )
     if config.get("peft_type") != "LORA":
         raise DataError(f"{path}: an adapter of kind {config.get('peft_type')!r}, only LORA is {ELSEWHERE}")
     base = asked.base

@@ -165,7 +165,9 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
         if not whole or offset + length > sizes[name]:
             raise DataError(f"{file}: truncated: {index.fqn!r} ends beyond its {sizes[name]:,} bytes")
         if getattr(info, "transform_descriptors", None):
-            raise DataError(f"{file}: {index.fqn!r} is stored through an extension (compression), which is not supported")
+            raise DataError(
+                f"{file}: {index.fqn!r} is stored through an extension (compression), which is not supported"
+            )
         found.setdefault(index.fqn, []).append(_Piece(file, offset, length))
     return found
 
@@ -200,19 +202,20 @@ def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
 
 def _read(folder: Path, metadata: Any, leaf: _Leaf) -> "Tensor":
     import torch
-    from torch.distributed import checkpoint
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     for piece in leaf.pieces:
         # torch's reader loads each part as the file that it is, whose own claims are checked here.
         require_sound(piece.opened(), piece.length, piece.file)
-    reader = checkpoint.FileSystemReader(folder)
+    reader = FileSystemReader(folder)
     reader.read_metadata = lambda *_, **__: metadata
     state: dict[str, Any] = {leaf.name: torch.empty(leaf.shape, dtype=leaf.dtype)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            checkpoint.load(state, storage_reader=reader, no_dist=True)
+            load(state, storage_reader=reader, no_dist=True)
     except MemoryError:
         raise
     except (Exception, CheckpointException) as error:

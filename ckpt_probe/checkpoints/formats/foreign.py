@@ -22,4 +22,6 @@ def what_it_is(head: bytes) -> str:
     """A sentence about a file that begins with these bytes."""
     if not head:
         return "an empty file"
-    return next((told for start, told in KNOWN if head.startswith(start)), f"not a checkpoint of a known format; {READ}")
+    return next(
+        (told for start, told in KNOWN if head.startswith(start)), f"not a checkpoint of a known format; {READ}"
+    )

@@ -33,7 +33,10 @@ class Inert:
         if isinstance(self.state, tuple) and len(self.state) == 2:
             # What copyreg gives a class of slots: its fields, and its slots.
             return {**(self.state[0] or {}), **(self.state[1] or {})}
-        return self.state if isinstance(self.state, dict) else list(self.arguments)
+        if isinstance(self.state, dict):
+            return self.state
+        packed = any(isinstance(argument, bytes) for argument in self.arguments)
+        return type(self).__name__ if packed else list(self.arguments)
 
 
 class PathName(Inert):

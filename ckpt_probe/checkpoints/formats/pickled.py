@@ -27,6 +27,15 @@ STREAM = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 PREAMBLE = 3
 """Pickles before the one with the tensors: that number, the protocol, and the machine's sizes."""
 
+OTHER_TENSORS = {
+    "torch._utils._rebuild_qtensor": "quantised tensors",
+    "torch._utils._rebuild_sparse_tensor": "sparse tensors",
+    "torch._utils._rebuild_nested_tensor": "nested tensors",
+    "torch._utils._rebuild_meta_tensor_no_storage": "tensors without data, on torch's meta device",
+    "torch._utils._rebuild_wrapper_subclass": "tensors of a class of their own",
+}
+"""Functions of torch that are not called, and what a file that needs them holds."""
+
 
 @contextmanager
 def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
@@ -85,7 +94,7 @@ def load_checked(file: BinaryIO, size: int, told: Path, *, archive: bool = True,
     except Exception as error:
         # torch raises whatever a damaged file happens to lead to, among them its own and pickle's errors.
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{told}: damaged or truncated: torch cannot read it ({first})") from error
+        raise DataError(f"{told}: damaged or truncated, torch cannot read it ({first})") from error
 
 
 def require_sound(file: BinaryIO, size: int, told: Path, *, archive: bool = True) -> None:
@@ -113,17 +122,19 @@ def _check_stream(file: BinaryIO, size: int) -> Scan:
 def _require_allowed(path: Path, found: Scan) -> None:
     if not found.forbidden:
         return
+    first = found.forbidden[0]
     load = f"torch.load({path.name!r}, weights_only=False)"
     if found.whole_module:
         raise DataError(
             f"{path}: a whole pickled module; opening it would run code from the file. If you trust it, convert it: "
-            f'model = {load}; torch.save(model.state_dict(), "{path.stem}-weights.pt")'
+            f"model = {load}; torch.save(model.state_dict(), '{path.stem}-weights.pt')"
         )
+    if first in OTHER_TENSORS:
+        raise DataError(f"{path}: holds {OTHER_TENSORS[first]}; convert them to dense floating point first")
     more = f" and {len(found.forbidden) - 1} more" if len(found.forbidden) > 1 else ""
     raise DataError(
-        f"{path}: names {found.forbidden[0]}{more}, which is not on the list of harmless classes, so it is not "
-        f'opened. If you trust it, convert it: saved = {load}; torch.save(saved["…"], '
-        f'"{path.stem}-weights.pt")'
+        f"{path}: needs {first}{more}, not on the list of harmless classes; it is not opened, because it could run "
+        f"code. If you trust it, convert it: saved = {load}; torch.save(saved['…'], '{path.stem}-weights.pt')"
     )
 
 

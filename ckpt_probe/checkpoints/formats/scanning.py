@@ -256,7 +256,13 @@ def _size(value: Any) -> int:
 
 
 def _storage(machine: _Machine, _: Any) -> None:
-    kind, storage, key, _location, count, *_view = machine.stack.pop().items
+    kind, *rest = machine.stack.pop().items
+    if kind == "module":
+        # A class with its source, as torch.save of a whole module wrote them into a stream.
+        machine.fields |= MODULE_FIELDS
+        machine.stack.append(rest[0])
+        return
+    storage, key, _location, count, *_view = rest
     if kind != "storage" or not isinstance(storage, Named) or not isinstance(count, int) or count < 0:
         raise ValueError("a storage that torch does not write")
     name = storage.name.rpartition(".")[2]
