@@ -47,9 +47,10 @@ def named_step(name: str) -> tuple[int, str] | None:
 
 def in_order(members: Iterable[Member]) -> list[Member]:
     """Members by step, those without one last; equal steps by name, numbers in names compared as numbers."""
-    return sorted(members, key=lambda m: (m.step is None, m.step or 0, _natural(m.name), str(m.path)))
+    return sorted(members, key=lambda m: (m.step is None, m.step or 0, natural(m.name), str(m.path)))
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key by which names are ordered, numbers in them as numbers."""
     parts = re.split(r"(\d+)", name)
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]

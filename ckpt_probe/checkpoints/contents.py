@@ -1,7 +1,6 @@
 """What a format gives of an open checkpoint, and what it is asked for; the rest of the house sees only this."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,14 +80,3 @@ def below(contents: Contents, prefix: str) -> Contents:
         shards=(),
         index=None,
     )
-
-
-@dataclass(frozen=True)
-class Format:
-    """One kind of checkpoint: whether something is one, told by a look at it, and how it is opened.
-
-    recognises: the path, and the first bytes of the file there (none of a directory).
-    """
-
-    recognises: Callable[[Path, bytes], bool]
-    open: Callable[[Path, Asked], AbstractContextManager[Contents]]

@@ -20,6 +20,8 @@ PART = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 DISTRIBUTED = ".metadata"
 WITHIN_ACCELERATE = "pytorch_model_fsdp_0"
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 INDICES = (".safetensors.index.json", ".bin.index.json")
 LARGEST_INDEX = 256 * 2**20
 
@@ -110,6 +112,11 @@ def _require_inside(index: Path, shard: Path) -> None:
 def _index_of(name: str) -> str | None:
     shard = SHARD.fullmatch(name)
     return None if shard is None else f"{shard[1]}.{shard[2]}.index.json"
+
+
+def is_adapter(file: Path) -> bool:
+    """Whether a file is the weights of a PEFT adapter, which its configuration lies beside."""
+    return file.name in ADAPTER_WEIGHTS and (file.parent / ADAPTER_CONFIG).is_file()
 
 
 def _once(names: list[str]) -> Iterable[str]:

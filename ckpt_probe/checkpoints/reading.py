@@ -15,6 +15,7 @@ from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import opened
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
 from ckpt_probe.checkpoints.trainers import Told, told_by_trainer
+from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
 
@@ -104,6 +105,11 @@ class Checkpoint:
     def index(self) -> Path | None:
         """The index of safetensors' shards, where there is one."""
         return self._contents.index
+
+    @property
+    def layout(self) -> Layout:
+        """dtype and shape of every tensor by name, in the order of the file."""
+        return self._contents.layout
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""

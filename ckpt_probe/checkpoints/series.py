@@ -40,11 +40,15 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
     return _without_twins(members, state_key, base)
 
 
-def step_of(checkpoint: Checkpoint, name: str) -> tuple[int | None, str | None]:
-    """The step of a checkpoint called `name`, and where it is said.
+def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None, str | None]:
+    """The step of a checkpoint called `name`, by its file's and its directory's where None, and where it is said.
 
     Looked for in its metadata or its trainer's, then in the name; the epoch is a fallback, and so is a bare number.
     """
+    if name is None:
+        stem = _stem(checkpoint.file)
+        folder = checkpoint.file.resolve().parent.name
+        name = folder if named_step(stem) is None and OF_A_RUN.fullmatch(folder) else stem
     if checkpoint.metadata.step is not None:
         return checkpoint.metadata.step, checkpoint.step_source
     named = named_step(name)

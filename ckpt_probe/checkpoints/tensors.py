@@ -23,7 +23,7 @@ def layout_of(tensors: "Mapping[str, Tensor]") -> Layout:
 def filler(read: "Callable[[str], Tensor]") -> Callable[[str, int, memoryview], None]:
     """A function that copies a tensor's bytes, in C order, from an offset on, into the whole of a buffer.
 
-    The last tensor is kept, since blocks of one are asked for one after another, by several threads.
+    The last two tensors are kept, since blocks are asked for one after another, by several threads.
     """
     lock = threading.Lock()
     last: dict[str, memoryview] = {}
@@ -33,7 +33,8 @@ def filler(read: "Callable[[str], Tensor]") -> Callable[[str, int, memoryview], 
 
         with lock:
             if name not in last:
-                last.clear()
+                for oldest in list(last)[:-1]:
+                    del last[oldest]
                 flat = read(name).contiguous().reshape(-1)
                 last[name] = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
             held = last[name]

@@ -52,7 +52,9 @@ def told_by_trainer(contents: Contents) -> Told:
     facts = dict(beside)
     if LIGHTNING in beside:
         facts = {"trainer": f"Lightning {beside[LIGHTNING]}", **{n: v for n, v in facts.items() if n != LIGHTNING}}
-    return Told(None if name is None else int(found[name]), name, epoch, {}, facts)
+    if name is None:
+        return Told(epoch=epoch, facts=facts)
+    return Told(int(found[name]), f"{name} in the file", epoch, {}, facts)
 
 
 def _of_state(file: Path, contents: Contents) -> Told:

@@ -1,23 +1,45 @@
-"""Kinds of checkpoints, one file each: to add one is a file here and a line in the list below."""
+"""Kinds of checkpoints, one file each: to add one is a file here and an entry in the list below."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from ckpt_probe.checkpoints.contents import Asked, Contents
-from ckpt_probe.checkpoints.folders import checkpoint_in
-from ckpt_probe.checkpoints.formats.adapters import ADAPTER
-from ckpt_probe.checkpoints.formats.distributed import DISTRIBUTED
-from ckpt_probe.checkpoints.formats.foreign import what_it_is
-from ckpt_probe.checkpoints.formats.pickled import PICKLED
-from ckpt_probe.checkpoints.formats.safe import SAFETENSORS, SHARDED
-from ckpt_probe.checkpoints.formats.shards import PICKLED_SHARDS
+from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter
+from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP, is_safetensors, what_it_is
 from ckpt_probe.errors import DataError
 
-FORMATS = (ADAPTER, DISTRIBUTED, SHARDED, PICKLED_SHARDS, PICKLED, SAFETENSORS)
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of checkpoint: how a file is recognised, by its path and first bytes, and "module:function" that opens.
+
+    The function takes the path and what is `Asked`, and gives `Contents` for the time of a `with`.
+    """
+
+    recognises: Callable[[Path, bytes], bool]
+    opener: str
+
+    def open(self, path: Path, asked: Asked) -> AbstractContextManager[Contents]:
+        """The contents; only now its module is loaded, since looking at one kind should not cost the others."""
+        module, _, function = self.opener.partition(":")
+        return getattr(import_module(f"{__name__}.{module}"), function)(path, asked)
+
+
+FORMATS = (
+    Format(lambda path, head: is_adapter(path), "adapters:open_adapter"),
+    Format(lambda path, head: path.name == DISTRIBUTED, "distributed:open_distributed"),
+    Format(lambda path, head: path.name.endswith(INDICES[0]), "safe:open_shards"),
+    Format(lambda path, head: path.name.endswith(INDICES[1]), "shards:open_pickled_shards"),
+    Format(lambda path, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
+    # What is called so is taken for it, to say what is wrong with it.
+    Format(lambda path, head: is_safetensors(head) or path.suffix == ".safetensors", "safe:open_file"),
+)
 """Asked in this order; the first that recognises a file opens it."""
 HEAD = 64
-"""Bytes by which a file is recognised, whatever its name."""
+"""Bytes by which a file is recognised."""
 
 
 @contextmanager
@@ -34,9 +56,8 @@ def opened(path: Path, asked: Asked) -> Iterator[Contents]:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    for kind in FORMATS:
-        if kind.recognises(file, head):
-            with kind.open(file, asked) as contents:
-                yield contents
-            return
-    raise DataError(f"{file}: {what_it_is(head)}")
+    kind = next((kind for kind in FORMATS if kind.recognises(file, head)), None)
+    if kind is None:
+        raise DataError(f"{file}: {what_it_is(head)}")
+    with kind.open(file, asked) as contents:
+        yield contents

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.checkpoints.contents import Asked, Contents, Format
-from ckpt_probe.checkpoints.formats.pickled import STREAM, ZIP, open_pickled
+from ckpt_probe.checkpoints.contents import Asked, Contents
+from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG as CONFIG
+from ckpt_probe.checkpoints.formats.pickled import open_pickled
 from ckpt_probe.checkpoints.formats.safe import open_file
+from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP
 from ckpt_probe.checkpoints.tensors import filler
 from ckpt_probe.errors import DataError, UsageError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 ROLES = {
     "lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b",
@@ -222,6 +222,3 @@ def _told(
         "replaced": sorted(replaced),
         "base": str(base.path),
     }
-
-
-ADAPTER = Format(lambda path, head: path.name in WEIGHTS and (path.parent / CONFIG).is_file(), open_adapter)

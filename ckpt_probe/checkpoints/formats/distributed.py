@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.checkpoints.contents import Asked, Contents, Format
+from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.formats.facts import plain
 from ckpt_probe.checkpoints.formats.inert import STAND_INS
 from ckpt_probe.checkpoints.formats.nesting import choose
@@ -237,6 +237,3 @@ def _beside(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]
             except DataError as error:
                 found[name] = f"not read: {error}"
     return found
-
-
-DISTRIBUTED = Format(lambda path, head: path.name == METADATA, open_distributed)

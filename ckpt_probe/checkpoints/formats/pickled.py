@@ -9,21 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ckpt_probe.checkpoints.contents import Asked, Contents, Format
+from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.formats.archive import check_archive
 from ckpt_probe.checkpoints.formats.facts import plain
 from ckpt_probe.checkpoints.formats.inert import STAND_INS
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.scanning import Scan, scan
+from ckpt_probe.checkpoints.formats.signatures import ZIP
 from ckpt_probe.checkpoints.tensors import filler, layout_of
 from ckpt_probe.errors import CkptProbeError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ZIP = b"PK\x03\x04"
-STREAM = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The number with which torch.save began before there were archives, pickled."""
 PREAMBLE = 3
 """Pickles before the one with the tensors: that number, the protocol, and the machine's sizes."""
 
@@ -165,6 +163,3 @@ def _beside(tree: Any, choice: Choice) -> Mapping[Any, Any]:
         for name, value in tree.items()
         if str(name) not in holding and not (OF_TRAINING.search(str(name)) and isinstance(value, Mapping | list))
     }
-
-
-PICKLED = Format(lambda path, head: head.startswith((ZIP, STREAM)), open_pickled)

@@ -6,15 +6,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ckpt_probe.checkpoints.contents import Asked, Contents, Format, Shard, below
+from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, below
 from ckpt_probe.checkpoints.folders import listed_shards
 from ckpt_probe.checkpoints.formats.headers import Header, Place, read_header
 from ckpt_probe.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-INDEX_SUFFIX = ".safetensors.index.json"
 
 
 @contextmanager
@@ -107,12 +105,3 @@ def _read_at(opened: BinaryIO, file: Path, name: str, place: Place, offset: int,
         if not got:
             raise DataError(f"{file}: became shorter while it was read, at tensor {name!r}")
         at, into = at + got, into[got:]
-
-
-def _plausible(path: Path, head: bytes) -> bool:
-    """A length of a header and its first brace; what is called so is taken for one, to say what is wrong with it."""
-    return (len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0") or path.suffix == ".safetensors"
-
-
-SAFETENSORS = Format(_plausible, open_file)
-SHARDED = Format(lambda path, head: path.name.endswith(INDEX_SUFFIX), open_shards)

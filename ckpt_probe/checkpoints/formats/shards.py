@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_probe.checkpoints.contents import Asked, Contents, Format
+from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.folders import listed_shards
 from ckpt_probe.checkpoints.formats.pickled import open_pickled
 from ckpt_probe.checkpoints.tensors import filler
@@ -43,6 +43,3 @@ def open_pickled_shards(path: Path, asked: Asked) -> Iterator[Contents]:
         read=tensors.__getitem__,
         fill=filler(tensors.__getitem__),
     )
-
-
-PICKLED_SHARDS = Format(lambda path, head: path.name.endswith(".index.json"), open_pickled_shards)
