@@ -1,9 +1,7 @@
 """What a checkpoint says about itself: how to rebuild its model and data, and where in the run it stands."""
 
 import json
-import platform
 from dataclasses import dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ckpt_probe.errors import DataError
@@ -57,6 +55,10 @@ class CheckpointMetadata:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide numbers."""
+    # Imported here, where they are needed: they cost as much as the rest of this package.
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"python": platform.python_version()}
     for name in ("ckpt-probe", "torch", "numpy", "safetensors", "h5py"):
         try:

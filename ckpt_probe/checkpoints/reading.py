@@ -1,17 +1,23 @@
-"""Opening a file of tensors lazily: by name, memory-mapped, one tensor at a time. Nothing is ever unpickled."""
+"""Opening a checkpoint of any format: tensors by name, one at a time. Nothing but inert data is ever unpickled."""
 
 import difflib
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
+from ckpt_probe.checkpoints.contents import Asked, Contents, Shard
+from ckpt_probe.checkpoints.folders import config_beside
+from ckpt_probe.checkpoints.formats import opened
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
+from ckpt_probe.checkpoints.trainers import Told, told_by_trainer
+from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import content_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,38 +25,111 @@ if TYPE_CHECKING:
 State = Mapping[str, "Tensor"]
 """A state dict that is read, never changed."""
 
-PICKLED = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl"})
-
 
 class Checkpoint:
-    """An open checkpoint: names, shapes and dtypes from its header, tensors read when asked for."""
+    """An open checkpoint: names, shapes and dtypes; tensors are read when asked for."""
 
-    def __init__(self, path: Path, opened: Any) -> None:
+    def __init__(self, path: Path, contents: Contents) -> None:
         self.path = path
-        self.names: list[str] = sorted(opened.keys())
-        self.raw_metadata: dict[str, str] = dict(opened.metadata() or {})
-        self._opened = opened
+        """As it was named: a file or a directory."""
+        self.names: list[str] = sorted(contents.layout)
+        self.raw_metadata: dict[str, str] = dict(contents.metadata)
+        """The strings of a safetensors header, none of any other format."""
+        self._contents = contents
 
     @cached_property
     def metadata(self) -> CheckpointMetadata:
-        """Our metadata; empty fields for a foreign file. Raises DataError where it is of a newer format or broken."""
-        try:
-            return CheckpointMetadata.from_strings(self.raw_metadata)
-        except DataError as error:
-            raise DataError(f"{self.path}: {error}") from error
+        """Our metadata; of a foreign file the step, epoch and metrics that its trainer tells, and nothing else.
+
+        Raises DataError where it is of a newer format or broken.
+        """
+        ours = self._ours
+        return replace(
+            ours,
+            step=self._told.step if ours.step is None else ours.step,
+            epoch=self._told.epoch if ours.epoch is None else ours.epoch,
+            metrics=ours.metrics or {split: dict(values) for split, values in self._told.metrics.items()},
+        )
+
+    @property
+    def step_source(self) -> str | None:
+        """Where the step of the metadata is said: "metadata", the trainer's field or file; None where it is not."""
+        return self._told.source if self._ours.step is None else "metadata"
+
+    @property
+    def format(self) -> str:
+        """What kind of file it is, for people."""
+        return self._contents.format
+
+    @property
+    def state_key(self) -> str | None:
+        """Where among what was pickled the tensors lay, keys joined by dots; None where they are the whole."""
+        return self._contents.state_key
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Other mappings of tensors in the file, which were not taken, with their sizes."""
+        return self._contents.others
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Entries among the tensors that are no tensors, and are not read."""
+        return self._contents.dropped
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the trainer keeps beside the tensors, as plain values: hyperparameters, its state, its name."""
+        return dict(self._told.facts)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that belongs to it, those of an adapter's base among them."""
+        return self._contents.files
+
+    @property
+    def file(self) -> Path:
+        """The one file by which it is opened: of several, the index or the metadata."""
+        return self._contents.path
+
+    @property
+    def config_directory(self) -> Path | None:
+        """The directory of its files, where there is a `config.json` in it that may say what model it is of."""
+        return config_beside(self.file)
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Of safetensors, the files that the tensors lie in, in their order."""
+        return self._contents.shards
+
+    @property
+    def index(self) -> Path | None:
+        """The index of safetensors' shards, where there is one."""
+        return self._contents.index
+
+    @property
+    def layout(self) -> Layout:
+        """dtype and shape of every tensor by name, in the order of the file."""
+        return self._contents.layout
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return tuple(self._slice(name).get_shape())
+        return self._entry(name)[1]
 
     def dtype(self, name: str) -> str:
         """safetensors' name of one tensor's dtype ("F32", "BF16", "I64", …), without reading it."""
-        return self._slice(name).get_dtype()
+        return self._entry(name)[0]
 
     def read(self, name: str) -> "Tensor":
-        """One tensor, on the CPU. Raises DataError for a name that the file does not have."""
-        self._slice(name)
-        return self._opened.get_tensor(name)
+        """One tensor, on the CPU. Raises DataError for a name that the checkpoint does not have."""
+        self._entry(name)
+        return self._contents.read(name)
+
+    def fill(self, name: str, offset: int, into: memoryview) -> None:
+        """Copy a tensor's bytes, in C order, from an offset on, into the whole of a buffer; safetensors without torch.
+
+        Several threads may ask at once.
+        """
+        self._contents.fill(name, offset, into)
 
     def state_dict(self) -> "dict[str, Tensor]":
         """All tensors by name."""
@@ -62,55 +141,53 @@ class Checkpoint:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
+        """Bytes of all its files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def content_hash(self) -> str:
+        """SHA-256 of its file; of several, of their names and hashes; of one among several mappings, of its key too."""
+        hashes = [content_hash(file) for file in self.files]
+        named = "".join(f"{found}  {file.name}\n" for found, file in zip(hashes, self.files, strict=True))
+        found = hashes[0] if len(hashes) == 1 else hashlib.sha256(named.encode()).hexdigest()
+        return hashlib.sha256(f"{found} {self.state_key}".encode()).hexdigest() if self.others else found
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names
+        return name in self._contents.layout
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def _slice(self, name: str) -> Any:
-        if name not in self.names:
+    @cached_property
+    def _ours(self) -> CheckpointMetadata:
+        try:
+            return CheckpointMetadata.from_strings(self.raw_metadata)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def _told(self) -> Told:
+        return told_by_trainer(self._contents)
+
+    def _entry(self, name: str) -> tuple[str, tuple[int, ...]]:
+        if name not in self._contents.layout:
             near = difflib.get_close_matches(name, self.names, n=3)
             hint = f"; nearest names: {', '.join(near)}" if near else ""
             raise DataError(f"{self.path}: no tensor {name!r}{hint}")
-        return self._opened.get_slice(name)
+        return self._contents.layout[name]
 
 
 @contextmanager
-def open_checkpoint(path: Path | str) -> Iterator[Checkpoint]:
-    """Open a safetensors file for reading, memory-mapped, for the time of the `with`.
+def open_checkpoint(
+    path: Path | str, *, state_key: str | None = None, base: Path | str | None = None
+) -> Iterator[Checkpoint]:
+    """Open a checkpoint for the time of the `with`: a file, or a directory that holds one. `formats` lists the kinds.
 
-    Raises DataError where the file is missing, is a directory, a pickle, or no whole safetensors file: its header's
-    claims are checked against its size before any tensor is touched.
+    state_key: where the tensors lie among what was pickled, keys joined by dots, or what their names begin with, where
+    there are several mappings of them. base: the checkpoint that an adapter is merged onto; of use to adapters alone.
+    Raises DataError where there is no checkpoint, or one that is damaged, claims more bytes than its files have, or
+    names what is not inert; UsageError where `state_key` or `base` has to be said, or leads nowhere.
     """
-    path = Path(path)
-    require_readable(path)
-    try:
-        opened = safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path}: {_explained(error)}") from error
-    with opened as file:
-        yield Checkpoint(path, file)
-
-
-def require_readable(path: Path) -> None:
-    """Raise DataError where there is no file at `path`, or one that would have to be unpickled."""
-    if path.is_dir():
-        raise DataError(f"{path}: a directory; expected one checkpoint file")
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if path.suffix in PICKLED:
-        how = "if you trust the file, load it and save it with safetensors.torch.save_file"
-        raise DataError(f"{path}: pickled files are not opened, because they can run code; {how}")
-
-
-def _explained(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
-    if "incomplete" in text.lower() or "MetadataIncompleteBuffer" in text or "InvalidOffset" in text:
-        return f"truncated: shorter than its header says; copy or write it again ({text})"
-    return f"not a safetensors file, or a truncated one ({text})"
+    with ExitStack() as stack:
+        onto = None if base is None else stack.enter_context(opened(Path(base), Asked(state_key)))
+        contents = stack.enter_context(opened(Path(path), Asked(state_key, onto)))
+        yield Checkpoint(Path(path), contents)

@@ -1,63 +1,142 @@
 """A series: the checkpoints of a run, in the order of their training steps."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from ckpt_probe.checkpoints.reading import PICKLED, open_checkpoint
+from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, WITHIN_ACCELERATE, checkpoints_in
+from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
 from ckpt_probe.errors import DataError
-from ckpt_probe.series import Member, in_order, step_from_name
+from ckpt_probe.series import Member, in_order, named_step
 
-RESUME_STATE = "state.safetensors"
-"""The training stage's own file in a run's directory, which is no checkpoint."""
+OF_A_RUN = re.compile(r"(checkpoint|ckpt|(global_?)?step|iter|epoch)[-_=.]?(\d+|final|last|best)", re.IGNORECASE)
+"""Directories that are a run's checkpoints, beside which the run's own last weights may lie."""
 
 
-def open_series(path: Path | str) -> list[Member]:
-    """The checkpoints at `path`, ordered by step: the metadata's where there is one, else the number in the name.
+def open_series(path: Path | str, *, state_key: str | None = None, base: Path | str | None = None) -> list[Member]:
+    """The checkpoints at `path`, ordered by step, each found where `step_of` looks.
 
-    `path` is one file, or a directory with *.safetensors files in it, in its folder `checkpoints`, or one in each of
-    its folders (`checkpoint-500/model.safetensors`, named after the folder). Raises DataError where there is none.
+    `path` is a file, or a directory: with checkpoints in it, in its folder `checkpoints`, or in each of its folders
+    (`checkpoint-500/model.safetensors`, named after the folder). Beside folders that are called so, the directory's own
+    weights count too. One whose name has no step, such as `last.ckpt`, and whose weights are those of another is told
+    by that one as `also`. state_key, base: as `open_checkpoint`. Raises DataError where there is none, and as that.
     """
     path = Path(path)
     if path.is_file():
-        return [_member(path, path.stem)]
+        return [_member(path, _stem(path), state_key, base)]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
-    for place in (path, path / "checkpoints"):
-        found = _checkpoints_in(place)
-        if found:
-            return in_order(_member(file, file.stem) for file in found)
-    nested = [(file, folder.name) for folder in _folders(path) for file in _checkpoints_in(folder)]
-    folders = [name for _, name in nested]
-    if nested:
-        return in_order(
-            _member(file, name if folders.count(name) == 1 else f"{name}-{file.stem}") for file, name in nested
-        )
-    raise DataError(_nothing(path))
+    found = [(file, _stem(file)) for file in checkpoints_in(path)]
+    runs = [folder for folder in _folders(path) if OF_A_RUN.fullmatch(folder.name)]
+    if not found or runs:
+        found += _nested(runs)
+    if not found and (path / "checkpoints").is_dir():
+        return open_series(path / "checkpoints", state_key=state_key, base=base)
+    found = found or _nested(_folders(path))
+    if not found:
+        raise DataError(_nothing(path))
+    members = in_order(_member(file, name, state_key, base) for file, name in found)
+    return _without_twins(members, state_key, base)
 
 
-def _member(path: Path, name: str) -> Member:
-    with open_checkpoint(path) as checkpoint:
-        step = checkpoint.metadata.step
-    return Member(path, name, step if step is not None else step_from_name(name))
+def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None, str | None]:
+    """The step of a checkpoint called `name`, by its file's and its directory's where None, and where it is said.
+
+    Looked for in its metadata or its trainer's, then in the name; the epoch is a fallback, and so is a bare number.
+    """
+    if name is None:
+        stem = _stem(checkpoint.file)
+        folder = checkpoint.file.resolve().parent.name
+        name = folder if named_step(stem) is None and OF_A_RUN.fullmatch(folder) else stem
+    if checkpoint.metadata.step is not None:
+        return checkpoint.metadata.step, checkpoint.step_source
+    named = named_step(name)
+    if named is not None and named[1] == "name":
+        return named
+    if checkpoint.metadata.epoch is not None:
+        return int(checkpoint.metadata.epoch), "epoch in the file"
+    return (None, None) if named is None else named
 
 
-def _checkpoints_in(place: Path) -> list[Path]:
-    if not place.is_dir():
-        return []
-    return [p for p in _visible(place) if p.suffix == ".safetensors" and p.name != RESUME_STATE and p.is_file()]
+def _member(path: Path, name: str, state_key: str | None, base: Path | str | None) -> Member:
+    with open_checkpoint(path, state_key=state_key, base=base) as checkpoint:
+        step, source = step_of(checkpoint, name)
+    return Member(path.parent if path.name == DISTRIBUTED else path, name, step, source)
+
+
+def _nested(folders: Iterable[Path]) -> list[tuple[Path, str]]:
+    """Checkpoints in each folder, named after it, and after their files too where there are several."""
+    found = []
+    for folder in folders:
+        inside = checkpoints_in(folder)
+        if not inside and (folder / WITHIN_ACCELERATE).is_dir():
+            inside = checkpoints_in(folder / WITHIN_ACCELERATE)
+        found += [(file, folder.name if len(inside) == 1 else f"{folder.name}-{_stem(file)}") for file in inside]
+    return found
+
+
+def _without_twins(members: list[Member], state_key: str | None, base: Path | str | None) -> list[Member]:
+    """Each weights once: a member whose name has no step is told by the one of the same weights."""
+    kept = [member for member in members if named_step(member.name) is not None]
+    if not kept:
+        return members
+    for member in members:
+        if named_step(member.name) is not None:
+            continue
+        # Where its step is not known, it can only be the end of the run.
+        likely = [k for k in kept if k.step == member.step] if member.step is not None else [kept[-1]]
+        twin = next((k for k in likely if _same(k, member, state_key, base)), None)
+        if twin is None:
+            kept = in_order([*kept, member])
+        else:
+            kept[kept.index(twin)] = replace(twin, also=(*twin.also, member.name))
+    return kept
+
+
+def _same(a: Member, b: Member, state_key: str | None, base: Path | str | None) -> bool:
+    """Whether two checkpoints hold the same weights; those of other sizes are compared only where the steps agree."""
+    if a.path.resolve() == b.path.resolve():
+        return True
+    with (
+        open_checkpoint(a.path, state_key=state_key, base=base) as one,
+        open_checkpoint(b.path, state_key=state_key, base=base) as other,
+    ):
+        if one.size == other.size and one.content_hash() == other.content_hash():
+            return True
+        if a.step != b.step or one.names != other.names:
+            return False
+        return all(
+            (one.dtype(name), one.shape(name)) == (other.dtype(name), other.shape(name)) for name in one.names
+        ) and all(_same_bytes(one, other, name) for name in one.names)
+
+
+def _same_bytes(one: Checkpoint, other: Checkpoint, name: str) -> bool:
+    import torch
+
+    a, b = (checkpoint.read(name).contiguous().reshape(-1).view(torch.uint8) for checkpoint in (one, other))
+    return torch.equal(a, b)
+
+
+def _stem(file: Path) -> str:
+    if file.name == DISTRIBUTED:
+        return file.parent.name
+    if file.name.endswith(".index.json"):
+        return file.name.partition(".")[0]
+    suffix = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(suffix)), None)
+    return file.stem if suffix is None else file.name.removesuffix(suffix)
 
 
 def _folders(path: Path) -> list[Path]:
     return [place for place in _visible(path) if place.is_dir()]
 
 
-def _visible(place: Path) -> Iterable[Path]:
+def _visible(place: Path) -> Iterator[Path]:
     return (entry for entry in sorted(place.iterdir()) if not entry.name.startswith("."))
 
 
 def _nothing(path: Path) -> str:
-    looked = "looked for *.safetensors here, in checkpoints/ and in each subfolder"
-    pickled = sum(1 for file in path.glob("**/*") if file.suffix in PICKLED)
-    if pickled:
-        looked += f"; {pickled} pickled files (.pt, .bin, .ckpt …) are not opened: convert them to safetensors"
-    return f"{path}: no checkpoint found ({looked})"
+    looked = ", ".join(f"*{suffix}" for suffix in (*SUFFIXES, ".index.json"))
+    return (
+        f"{path}: no checkpoint found (looked for {looked} and .metadata here, in checkpoints/ and in each subfolder)"
+    )

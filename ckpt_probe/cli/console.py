@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 PIPED_WIDTH = 120
 
@@ -26,6 +28,9 @@ def say(text: str) -> None:
 @contextmanager
 def bars() -> Iterator["Bars"]:
     """Live bars on standard error for the time of the `with`; none where that is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
     terminal = Console(file=sys.stderr, highlight=False)
     with Progress(
         TextColumn("{task.description}"),
@@ -46,7 +51,7 @@ def bars() -> Iterator["Bars"]:
 class Bars:
     """The `ckpt_probe.progress.Progress` that a person sees."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: "Progress") -> None:
         self._progress = progress
 
     @contextmanager
@@ -69,7 +74,7 @@ class Bars:
 class Bar:
     """One running piece of work on the screen."""
 
-    def __init__(self, progress: Progress, identity: TaskID) -> None:
+    def __init__(self, progress: "Progress", identity: "TaskID") -> None:
         self._progress = progress
         self._identity = identity
 

@@ -1,52 +1,122 @@
 """`ckpt-probe inspect`."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.options import given_options, source_options
+
+if TYPE_CHECKING:
+    from ckpt_probe.checkpoints import Checkpoint, Member
+
 DUMP_SUFFIXES = frozenset({".h5", ".hdf5"})
+SHOWN_FACTS = 40
+"""Lines of what a trainer tells that are printed; --json has all of them."""
 
 
 @click.command("inspect", epilog="Example: ckpt-probe inspect runs/digits/checkpoints/step-000000.safetensors")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
+@source_options
+@click.option(
+    "--statistics", is_flag=True, help="Read every tensor: norm, mean, spread, share of zeros, NaN and infinities."
+)
 @click.option("--json", is_flag=True, help="Everything as one JSON object.")
-def command(file: Path, json: bool) -> None:
-    """Say what FILE, a checkpoint or a dump, holds: tensors, metadata, the classifier, and whether it is whole."""
+def command(path: Path, state_key: str | None, base: Path | None, statistics: bool, json: bool) -> None:
+    """Say what PATH holds: a checkpoint of any format, a directory of them, or a dump.
+
+    Of a checkpoint: tensors, step, what its trainer tells, likely heads, quantised tensors; only --statistics reads
+    the numbers themselves. Of a directory with several: a line for each, in order.
+    """
     from json import dumps
 
-    facts = inspect_dump(file) if file.suffix in DUMP_SUFFIXES else inspect_checkpoint(file)
+    facts = _inspected(path, state_key, base, statistics)
     if json:
         click.echo(dumps(facts, ensure_ascii=False, allow_nan=False))
-        return
-    _print(facts)
+    elif facts["kind"] == "series":
+        _print_series(facts)
+    else:
+        _print(facts, statistics)
 
 
-def inspect_checkpoint(file: Path) -> dict[str, Any]:
-    """Facts about a safetensors file, whole or an error."""
+def _inspected(path: Path, state_key: str | None, base: Path | None, statistics: bool) -> dict[str, Any]:
+    from ckpt_probe.errors import UsageError
+
+    if path.suffix in DUMP_SUFFIXES:
+        if given_options().keys() - {"json"}:
+            raise UsageError(f"{path}: a dump; --state-key, --base and --statistics are for checkpoints")
+        return inspect_dump(path)
+    if not path.is_dir():
+        return inspect_checkpoint(path, state_key, base, statistics)
+    from ckpt_probe.checkpoints import open_series
+
+    members = open_series(path, state_key=state_key, base=base)
+    if len(members) == 1:
+        return inspect_checkpoint(members[0].path, state_key, base, statistics)
+    if statistics:
+        raise UsageError(f"{path}: {len(members)} checkpoints; --statistics takes one, such as {members[-1].path}")
+    return inspect_series(path, members, state_key, base)
+
+
+def inspect_checkpoint(
+    file: Path, state_key: str | None = None, base: Path | None = None, statistics: bool = False
+) -> dict[str, Any]:
+    """Facts about a checkpoint, whole or an error; with statistics only where they are asked for."""
     from dataclasses import asdict
 
-    from ckpt_probe.checkpoints import open_checkpoint
+    from ckpt_probe.checkpoints import likely_heads, open_checkpoint, quantised
 
-    with open_checkpoint(file) as checkpoint:
-        tensors = [
-            {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
-            for name in checkpoint.names
-        ]
+    with open_checkpoint(file, state_key=state_key, base=base) as checkpoint:
+        metadata = {**asdict(checkpoint.metadata), "step": None, "epoch": None}
         foreign = {k: v for k, v in checkpoint.raw_metadata.items() if not k.startswith("ckpt_probe.")}
         return {
             "file": str(file),
             "kind": "checkpoint",
             "whole": True,
+            "format": checkpoint.format,
+            "files": [part.name for part in checkpoint.files],
             "bytes": checkpoint.size,
+            **_of_a_run(checkpoint),
             "parameters": checkpoint.parameters(),
-            "metadata": {
-                **{k: v for k, v in asdict(checkpoint.metadata).items() if v not in (None, {}, [])},
-                **foreign,
-            },
-            "classifier": _classifier(file),
-            "tensors": tensors,
+            "state_key": checkpoint.state_key,
+            "other_state_dicts": list(checkpoint.others),
+            "not_tensors": list(checkpoint.dropped),
+            "config_directory": str(checkpoint.config_directory) if checkpoint.config_directory else None,
+            "metadata": {**{k: v for k, v in metadata.items() if v not in (None, {}, [])}, **foreign},
+            "trainer": checkpoint.facts,
+            # Only a checkpoint that names its model can have it run; of any other, names and shapes have to do.
+            "classifier": _classifier(file) if checkpoint.metadata.model is not None else None,
+            "likely_heads": [asdict(head) for head in likely_heads(checkpoint.layout)],
+            "quantised": quantised(checkpoint.layout),
+            "tensors": list(_tensors(checkpoint, statistics)),
         }
+
+
+def inspect_series(
+    path: Path, members: "Sequence[Member]", state_key: str | None = None, base: Path | None = None
+) -> dict[str, Any]:
+    """A few facts about each checkpoint of a directory, in their order."""
+    from ckpt_probe.checkpoints import open_checkpoint
+
+    found = []
+    for member in members:
+        with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
+            found.append(
+                {
+                    "checkpoint": member.name,
+                    **_of_a_run(checkpoint),
+                    "step": member.step,
+                    "step_source": member.step_source,
+                    "format": checkpoint.format,
+                    "bytes": checkpoint.size,
+                    "tensors": len(checkpoint),
+                    "parameters": checkpoint.parameters(),
+                    "same_weights": list(member.also),
+                    "file": str(member.path),
+                }
+            )
+    return {"file": str(path), "kind": "series", "checkpoints": found}
 
 
 def inspect_dump(file: Path) -> dict[str, Any]:
@@ -76,6 +146,27 @@ def inspect_dump(file: Path) -> dict[str, Any]:
         }
 
 
+def _of_a_run(checkpoint: "Checkpoint") -> dict[str, Any]:
+    from ckpt_probe.checkpoints import step_of
+
+    step, source = step_of(checkpoint)
+    return {"step": step, "step_source": source, "epoch": checkpoint.metadata.epoch}
+
+
+def _tensors(checkpoint: "Checkpoint", statistics: bool) -> Iterator[dict[str, Any]]:
+    if not statistics:
+        for name in checkpoint.names:
+            yield {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
+        return
+    from dataclasses import asdict
+
+    from ckpt_probe.checkpoints.statistics import statistics as read_statistics
+
+    for name, found in read_statistics(checkpoint):
+        told = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
+        yield {**told, **(asdict(found) if found else {})}
+
+
 def _classifier(file: Path) -> str:
     from ckpt_probe.errors import CkptProbeError
     from ckpt_probe.extraction import Setup, open_subject
@@ -86,21 +177,91 @@ def _classifier(file: Path) -> str:
         return f"unknown: {str(error).removeprefix(f'{file}: ')}"
 
 
-def _print(facts: dict[str, Any]) -> None:
+def _print(facts: dict[str, Any], statistics: bool) -> None:
+    click.echo(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes")
+    for line in _lines(facts):
+        click.echo(line)
+    columns = ["tensor", "dtype", "shape", *(STATISTICS if statistics else ())]
+    rows = [
+        [
+            tensor["name"],
+            tensor["dtype"],
+            " × ".join(map(str, tensor["shape"])) or "scalar",
+            *(_cell(tensor.get(name)) for name in (STATISTICS if statistics else ())),
+        ]
+        for tensor in facts["tensors"]
+    ]
+    _print_table(columns, rows)
+
+
+STATISTICS = ("norm", "mean", "spread", "zeros", "nan", "inf")
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    """Facts for people, one a line, without those that say nothing."""
+    if facts.get("format"):
+        yield f"format: {facts['format']}" + (f", {len(facts['files'])} files" if len(facts["files"]) > 1 else "")
+    if facts.get("state_key"):
+        yield f"state dict: {facts['state_key']}"
+    for other in facts.get("other_state_dicts", ()):
+        yield f"other state dict: {other}; choose it with --state-key"
+    if facts.get("not_tensors"):
+        yield f"not tensors, left out: {', '.join(facts['not_tensors'][:8])} ({len(facts['not_tensors'])} in all)"
+    if facts.get("step") is not None:
+        source = f" ({facts['step_source']})" if facts.get("step_source") not in (None, "metadata") else ""
+        yield f"step: {facts['step']:,}{source}"
+    for name in ("epoch", "parameters", "classifier"):
+        if facts.get(name) is not None:
+            yield f"{name}: {facts[name]:,}" if isinstance(facts[name], int) else f"{name}: {facts[name]}"
+    for head in facts.get("likely_heads", ()) if facts.get("classifier") is None else ():
+        shape = f"{head['classes']:,} classes × {head['features']:,} features"
+        yield f"likely head: {head['module'] or head['weight']}, {shape}: {', '.join(head['reasons'])}"
+    if facts.get("quantised"):
+        name, how = next(iter(facts["quantised"].items()))
+        yield f"quantised: {len(facts['quantised'])} tensors, first {name} ({how}); extract needs them converted first"
+    for name, value in facts["metadata"].items():
+        yield f"  {name}: {value}"
+    yield from _told(facts.get("trainer", {}))
+
+
+def _told(trainer: dict[str, Any]) -> Iterator[str]:
+    for number, (name, value) in enumerate(trainer.items()):
+        if number == SHOWN_FACTS:
+            yield f"  … and {len(trainer) - number} more, all of them with --json"
+            return
+        text = str(value)
+        yield f"  {name}: {text if len(text) <= 300 else f'{text[:300]}…'}"
+
+
+def _print_series(facts: dict[str, Any]) -> None:
+    click.echo(f"{facts['file']}: {len(facts['checkpoints'])} checkpoints, in order")
+    columns = ["checkpoint", "step", "from", "epoch", "format", "bytes", "tensors", "parameters", "also"]
+    names = ["checkpoint", "step", "step_source", "epoch", "format", "bytes", "tensors", "parameters", "same_weights"]
+    _print_table(columns, [[_cell(found[name]) for name in names] for found in facts["checkpoints"]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     from ckpt_probe.cli.console import console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("tensor", "dtype", "shape"):
-        table.add_column(column, no_wrap=True)
-    for tensor in facts["tensors"]:
-        table.add_row(tensor["name"], tensor["dtype"], " × ".join(map(str, tensor["shape"])) or "scalar")
-    click.echo(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes")
-    for name in ("step", "parameters", "classifier"):
-        if facts.get(name) is not None:
-            value = facts[name]
-            click.echo(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
-    for name, value in facts["metadata"].items():
-        click.echo(f"  {name}: {value}")
-    console(width=max(120, max((len(t["name"]) for t in facts["tensors"]), default=0) + 60)).print(table)
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="left" if column in LEFT else "right")
+    for row in rows:
+        table.add_row(*row)
+    widths = [max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True)]
+    console(width=max(120, sum(widths))).print(table)
+
+
+LEFT = frozenset({"tensor", "dtype", "shape", "checkpoint", "from", "format", "also"})

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,6 +47,23 @@ def given_options() -> dict[str, str]:
         for option in given
         if option.name is not None and context.get_parameter_source(option.name) not in default
     }
+
+
+_SOURCE = (
+    click.option(
+        "--state-key",
+        metavar="A.B",
+        help="Where the weights lie in a pickled checkpoint, or what their names begin with, where there are several.",
+    ),
+    click.option("--base", type=click.Path(path_type=Path), help="The checkpoint that a PEFT adapter was trained on."),
+)
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say of a checkpoint what it does not say itself."""
+    for option in reversed(_SOURCE):
+        command = option(command)
+    return command
 
 
 _BATCHNORM = (

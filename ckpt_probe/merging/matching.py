@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Protocol
 
+from ckpt_probe.checkpoints.numbers import ITEM_BYTES
 from ckpt_probe.errors import DataError, listed
 
-QUANTISED = frozenset({"F8_E4M3", "F8_E5M2", "C64"})
+WHOLE = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
+"""Dtypes of whole numbers, which are copied."""
 
 
 class Tensors(Protocol):
@@ -46,7 +48,7 @@ def check_match(a: Tensors, b: Tensors) -> None:
 
 def check_averaged(a: Tensors) -> None:
     """Raise DataError where a checkpoint has tensors of a dtype in which no sum can be taken, naming the first."""
-    unfit = [name for name in a.names if a.dtype(name) in QUANTISED]
+    unfit = [name for name in a.names if a.dtype(name) not in WHOLE and a.dtype(name) not in ITEM_BYTES]
     if unfit:
         raise DataError(
             f"{a.path}: tensor {unfit[0]!r} is {a.dtype(unfit[0])}, which cannot be averaged ({len(unfit)} such); "

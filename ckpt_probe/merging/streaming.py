@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,9 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ckpt_probe.checkpoints.layout import Place, Shard, TensorFiles, companions, locate
+from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
+from ckpt_probe.checkpoints.contents import Shard
+from ckpt_probe.checkpoints.folders import companions
+from ckpt_probe.checkpoints.numbers import ITEM_BYTES, decode, exact_dtype
 from ckpt_probe.checkpoints.writing import BITS, header
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import replacing, replacing_directory
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.matching import check_averaged, check_match
@@ -52,25 +55,29 @@ def interpolate(
     dtype: str | None = None,
     threads: int | None = None,
     overwrite: bool = False,
+    state_key: str | None = None,
+    base: Path | str | None = None,
 ) -> InterpolationSummary:
     """Write the checkpoint at `alpha` on the line from a to b, block by block; needs neither model nor data.
 
-    a, b: safetensors files, or directories of shards with their index; `out` is then a directory of the same shards.
-    Computed in float32 (float64 for float64), rounded to nearest even; `dtype` ("float32", "float64", "float16",
-    "bfloat16") is that of a where None. Whole numbers and booleans are a's. Keeps a's metadata but its step and
-    metrics, and names both ends. Raises DataError where the tensors of a and b differ in name, shape or dtype (all
-    listed), are not finite, or of a dtype that has no line; UsageError where `alpha` is no finite number, or `out`
-    exists and `overwrite` is false, or is or holds one of the two, or anything but a sharded checkpoint.
+    a, b: checkpoints of any format, with `state_key` and `base` as in `open_checkpoint`; `out` is safetensors, where a
+    is a directory of safetensors shards with their index one of the same shards. Computed in float32 (float64 for
+    float64), rounded to nearest even; `dtype` ("float32", "float64", "float16", "bfloat16") is that of a where None.
+    Whole numbers and booleans are a's. Keeps a's metadata but its step and metrics, and names both ends. Raises
+    DataError where the tensors of a and b differ in name, shape or dtype (all listed), are not finite, or of a dtype
+    that has no line; UsageError where `alpha` is no finite number, or `out` exists and `overwrite` is false, or is or
+    holds one of the two, or anything but a sharded checkpoint.
     """
     if not math.isfinite(alpha):
         raise UsageError(f"alpha must be a finite number, found {alpha}")
     told = {"a": Path(a).name, "b": Path(b).name, "alpha": alpha, "path": "linear"}
-    ends = [locate(a), locate(b)]
-    check_match(*ends)
-    # At an end there is nothing to compute, and the bits stay.
-    end = {0.0: ends[:1], 1.0: ends[1:]}.get(alpha)
-    work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), told)
-    return work.write(Path(out), [Path(a), Path(b)], threads, overwrite)
+    with ExitStack() as stack:
+        ends = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in (a, b)]
+        check_match(*ends)
+        # At an end there is nothing to compute, and the bits stay.
+        end = {0.0: ends[:1], 1.0: ends[1:]}.get(alpha)
+        work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), told)
+        return work.write(Path(out), [Path(a), Path(b)], threads, overwrite)
 
 
 def average(
@@ -81,6 +88,8 @@ def average(
     dtype: str | None = None,
     threads: int | None = None,
     overwrite: bool = False,
+    state_key: str | None = None,
+    base: Path | str | None = None,
 ) -> InterpolationSummary:
     """Write the weighted average of checkpoints ("soup", Wortsman et al. 2022); equal weights where None.
 
@@ -91,20 +100,20 @@ def average(
     chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]
     if len(chosen) != len(checkpoints) or not all(math.isfinite(weight) for weight in chosen):
         raise UsageError(f"{len(checkpoints)} checkpoints need as many finite weights, found {chosen}")
-    sources = [locate(path) for path in checkpoints]
-    for other in sources[1:]:
-        check_match(sources[0], other)
     told = {"average": [Path(path).name for path in checkpoints], "weights": chosen}
-    work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), told)
-    return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite)
+    with ExitStack() as stack:
+        sources = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in checkpoints]
+        for other in sources[1:]:
+            check_match(sources[0], other)
+        work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), told)
+        return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some numbers of a tensor: their bytes in the sources' files and where they go."""
+    """Some numbers of a tensor, and where their mix goes."""
 
     name: str
-    places: tuple[Place, ...]
     first: int
     count: int
     target: int
@@ -117,14 +126,14 @@ class _Work:
     template: whose shards and metadata the output has.
     """
 
-    template: TensorFiles
-    sources: list[TensorFiles]
+    template: Checkpoint
+    sources: list[Checkpoint]
     blend: blending.Blend | None
     dtype: str | None
     told: dict[str, Any]
 
     def write(self, out: Path, inputs: Sequence[Path], threads: int | None, overwrite: bool) -> InterpolationSummary:
-        read = [*inputs, *(shard.file for source in self.sources for shard in source.shards)]
+        read = [*inputs, *(file for source in self.sources for file in source.files)]
         if out.exists() and any(out.samefile(path) for path in read):
             raise UsageError(f"{out}: is one of the checkpoints that are read; choose another name")
         # By either way: what a link leads to, and the link itself, which would go with its directory.
@@ -139,7 +148,7 @@ class _Work:
         workers = threads or min(MOST_THREADS, os.cpu_count() or 1)
         if template.index is None:
             with replacing(out, overwrite=overwrite) as temporary:
-                self._write_shard(template.shards[0], temporary, workers)
+                self._write_shard(_whole(template), temporary, workers)
         else:
             kept = {file.name for file in companions(template.index.parent)}
             if overwrite and out.is_dir():
@@ -149,15 +158,15 @@ class _Work:
                 # Writing takes its time, in which more may have come there.
                 if overwrite and out.is_dir():
                     _require_sharded(out, kept)
-        mixed = [name for name in template.names if template.dtype(name) in blending.ITEM_BYTES]
+        mixed = [name for name in template.names if template.dtype(name) in ITEM_BYTES]
         copied = tuple(name for name in template.names if name not in set(mixed))
         return InterpolationSummary(len(mixed), copied)
 
     def _write_shards(self, told: Path, folder: Path, workers: int) -> None:
         total = 0
         for shard in self.template.shards:
-            self._write_shard(shard, folder / shard.file.name, workers)
-            total += sum(self._bytes(place) for place in shard.tensors.values())
+            self._write_shard(shard, folder / shard.name, workers)
+            total += sum(map(self._bytes, shard.tensors))
         index = json.loads(told.read_text(encoding="utf-8"))
         index.setdefault("metadata", {})["total_size"] = total
         (folder / told.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -165,42 +174,32 @@ class _Work:
             shutil.copyfile(file, folder / file.name)
 
     def _write_shard(self, shard: Shard, path: Path, workers: int) -> None:
-        layout = {name: (self._target_dtype(place), place.shape) for name, place in shard.tensors.items()}
+        layout = {name: (self._target_dtype(name), self.template.shape(name)) for name in shard.tensors}
         metadata = {name: value for name, value in shard.metadata.items() if name not in OF_A_POINT}
         start = header(layout, {**metadata, "ckpt_probe.path": json.dumps(self.told)})
-        files = {place.file for name in shard.tensors for place in self._places(name)}
-        with ExitStack() as stack:
-            target = stack.enter_context(path.open("wb", buffering=0))
-            opened = {file: stack.enter_context(file.open("rb", buffering=0)) for file in files}
+        with path.open("wb", buffering=0) as target:
             target.write(start)
             blocks = self._blocks(shard, len(start))
-            stack.enter_context(_flushing(target))
-            _run(partial(self._write_block, opened, target), blocks, len(self.sources), workers)
+            with _flushing(target):
+                _run(partial(self._write_block, target), blocks, len(self.sources), workers)
 
     def _blocks(self, shard: Shard, start: int) -> Iterator[_Block]:
-        for name, place in shard.tensors.items():
-            places = self._places(name)
-            numbers = (place.stop - place.start) // self._item(place)
+        for name in shard.tensors:
+            numbers = math.prod(self.template.shape(name))
             for first in range(0, numbers, blending.ENTRIES):
                 count = min(blending.ENTRIES, numbers - first)
-                yield _Block(name, places, first, count, start + first * self._target_item(place))
-            start += self._bytes(place)
+                yield _Block(name, first, count, start + first * _item(self._target_dtype(name)))
+            start += self._bytes(name)
 
-    def _write_block(
-        self, opened: Mapping[Path, BinaryIO], target: BinaryIO, buffers: blending.Buffers, block: _Block
-    ) -> None:
-        raw = [
-            _read(opened[place.file], buffer, place, block, self._item(place))
-            for place, buffer in zip(block.places, buffers.raw, strict=False)
-        ]
-        first = block.places[0]
-        kind = self._target_dtype(first)
-        if first.dtype in blending.ITEM_BYTES:
-            raw[:1] = [self._mixed(buffers, raw, block, kind)]
-        _write(target, raw[0], block.target)
+    def _write_block(self, target: BinaryIO, buffers: blending.Buffers, block: _Block) -> None:
+        dtype = self.template.dtype(block.name)
+        mixed = dtype in ITEM_BYTES
+        sources = self.sources if mixed else self.sources[:1]
+        raw = [_read(source, buffer, block) for source, buffer in zip(sources, buffers.raw, strict=False)]
+        _write(target, self._mixed(buffers, raw, block, dtype) if mixed else raw[0], block.target)
 
-    def _mixed(self, buffers: blending.Buffers, raw: list[Any], block: _Block, kind: str) -> Any:
-        dtype = block.places[0].dtype
+    def _mixed(self, buffers: blending.Buffers, raw: list[Any], block: _Block, dtype: str) -> Any:
+        kind = self._target_dtype(block.name)
         if dtype == kind == "BF16":
             size = 2 * (block.count + block.count % 2)
             for buffer in buffers.raw if block.count % 2 else ():
@@ -208,9 +207,8 @@ class _Work:
             pairs = zip(buffers.raw[: len(raw)], buffers.decoded, strict=False)
             decoded = [blending.split_pairs(buffer[:size], into) for buffer, into in pairs]
         else:
-            exact = blending.exact_dtype("F64" if "F64" in (dtype, kind) else dtype)
-            pairs = zip(raw, block.places, buffers.decoded, strict=False)
-            decoded = [blending.decode(bytes_, place.dtype, into, exact) for bytes_, place, into in pairs]
+            exact = exact_dtype("F64" if "F64" in (dtype, kind) else dtype)
+            decoded = [decode(bytes_, dtype, into, exact) for bytes_, into in zip(raw, buffers.decoded, strict=False)]
         mix = decoded[0] if self.blend is None else self.blend(buffers, decoded)
         blending.require_finite(mix, block.name)
         if self.blend is None and kind == dtype:
@@ -221,33 +219,31 @@ class _Work:
         blending.require_range(encoded, kind, block.name)
         return encoded
 
-    def _places(self, name: str) -> tuple[Place, ...]:
-        first = self.sources[0][name]
-        if first.dtype not in blending.ITEM_BYTES:
-            return (first,)
-        return tuple(source[name] for source in self.sources)
+    def _target_dtype(self, name: str) -> str:
+        dtype = self.template.dtype(name)
+        return self.dtype or dtype if dtype in ITEM_BYTES else dtype
 
-    def _item(self, place: Place) -> int:
-        return max(1, BITS[place.dtype] // 8)
-
-    def _target_dtype(self, place: Place) -> str:
-        return self.dtype or place.dtype if place.dtype in blending.ITEM_BYTES else place.dtype
-
-    def _target_item(self, place: Place) -> int:
-        return BITS[self._target_dtype(place)] // 8
-
-    def _bytes(self, place: Place) -> int:
-        return math.prod(place.shape) * self._target_item(place)
+    def _bytes(self, name: str) -> int:
+        return math.prod(self.template.shape(name)) * _item(self._target_dtype(name))
 
 
-def _read(file: BinaryIO, buffer: Any, place: Place, block: _Block, item: int) -> Any:
+def _whole(checkpoint: Checkpoint) -> Shard:
+    """All tensors as those of one file; of a safetensors file in its own order, with its metadata."""
+    if len(checkpoint.shards) == 1:
+        return checkpoint.shards[0]
+    return Shard("", tuple(checkpoint.names), checkpoint.raw_metadata)
+
+
+def _item(dtype: str) -> int:
+    if dtype not in BITS:
+        raise DataError(f"dtype {dtype} cannot be written")
+    return BITS[dtype] // 8
+
+
+def _read(source: Checkpoint, buffer: Any, block: _Block) -> Any:
+    item = _item(source.dtype(block.name))
     part = buffer[: block.count * item]
-    offset, view = place.start + block.first * item, memoryview(part)
-    while view:
-        got = os.preadv(file.fileno(), [view], offset)
-        if not got:
-            raise DataError(f"{place.file}: became shorter while it was read, at tensor {block.name!r}")
-        offset, view = offset + got, view[got:]
+    source.fill(block.name, block.first * item, memoryview(part))
     return part
 
 
@@ -280,15 +276,16 @@ def _flushing(file: BinaryIO) -> Iterator[None]:
 def _require_sharded(out: Path, kept: Set[str]) -> None:
     """Raise UsageError where a directory to be replaced has more than a sharded checkpoint and companions `kept`."""
     try:
-        there, reason = locate(out), "no index of shards"
-    except DataError as error:
-        there, reason = None, str(error)
+        with open_checkpoint(out) as there:
+            files, reason = (() if there.index is None else there.files), "no index of shards"
+    except CkptProbeError as error:
+        files, reason = (), str(error)
     entries = sorted(out.iterdir())
-    if there is None or there.index is None:
+    if not files:
         first = entries[0].name if entries else "nothing"
         told = f"holds {first}, and is no sharded checkpoint ({reason})"
     else:
-        ours = {there.index, *(shard.file for shard in there.shards), *(out / name for name in kept)}
+        ours = {*files, *(out / name for name in kept)}
         foreign = next((entry.name for entry in entries if entry not in ours), None)
         if foreign is None:
             return

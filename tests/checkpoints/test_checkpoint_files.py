@@ -1,7 +1,6 @@
 """Checkpoint files: read lazily, written one tensor at a time, refused with a reason."""
 
 import json
-import pickle
 import struct
 from pathlib import Path
 
@@ -114,31 +113,14 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "header.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
     for name in ("cut", "longer", "text", "empty", "claims", "header"):
         path = tmp_path / f"{name}.safetensors"
-        with pytest.raises(DataError, match=rf"{name}\.safetensors: .*truncated"), open_checkpoint(path):
+        told = "longer than its header says" if name == "longer" else "truncated"
+        with pytest.raises(DataError, match=rf"{name}\.safetensors: .*{told}"), open_checkpoint(path):
             pass
     for path, message in ((tmp_path / "missing.safetensors", "no such file"), (tmp_path, "a directory")):
         with pytest.raises(DataError, match=message), open_checkpoint(path):
             pass
         with pytest.raises(DataError, match=str(path)):
             content_hash(path)
-
-
-class Explodes:
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (Path("exploded"),))
-
-
-@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "ckpt"])
-def test_no_pickle_is_ever_opened(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / f"model.{suffix}"
-    path.write_bytes(pickle.dumps(Explodes()))
-    with pytest.raises(DataError, match="pickled files are not opened"), open_checkpoint(path):
-        pass
-    renamed = path.rename(tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match="not a safetensors file"), open_checkpoint(renamed):
-        pass
-    assert not (tmp_path / "exploded").exists()
 
 
 def test_the_writer_keeps_to_its_layout_and_leaves_nothing_behind(tmp_path: Path) -> None:

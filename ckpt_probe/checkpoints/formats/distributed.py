@@ -1,0 +1,239 @@
+"""Checkpoints of torch.distributed.checkpoint: a directory of shards, and `.metadata` that says what is where.
+
+`.metadata` is a pickle. It is read with an unpickler that knows the few classes which torch writes there, and handed to
+torch's own reader, which would unpickle anything. Tensors are read by that reader, one at a time; nothing else is.
+"""
+
+import io
+import pickle
+import pickletools
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpt_probe.checkpoints.contents import Asked, Contents
+from ckpt_probe.checkpoints.formats.facts import plain
+from ckpt_probe.checkpoints.formats.inert import STAND_INS
+from ckpt_probe.checkpoints.formats.nesting import choose
+from ckpt_probe.checkpoints.formats.pickled import load_checked, require_sound
+from ckpt_probe.checkpoints.tensors import dtype_name, filler
+from ckpt_probe.errors import CkptProbeError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA = ".metadata"
+LARGEST = 256 * 2**20
+"""Bytes of `.metadata`, which has about 300 a tensor."""
+SMALL = 2**16
+"""Bytes of an entry that is no tensor, such as the step, and is read with the metadata."""
+CLASSES = {
+    "torch.distributed.checkpoint.metadata": frozenset(
+        {
+            "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata",
+            "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+        }
+    ),
+    "torch.distributed.checkpoint.filesystem": frozenset({"_StorageInfo"}),
+    "torch.serialization": frozenset({"_get_layout"}),
+    "torch": frozenset({"Size"}),
+    "collections": frozenset({"OrderedDict"}),
+}  # fmt: skip
+"""What a `.metadata` may name, besides torch's dtypes; its paths are read as text."""
+
+
+@contextmanager
+def open_distributed(path: Path, asked: Asked) -> Iterator[Contents]:
+    """Open the directory whose `.metadata` is at `path`.
+
+    Raises DataError where the metadata name anything else than torch writes there, a file that is absent or out of the
+    directory, or more bytes than it has; UsageError as `nesting.choose`.
+    """
+    metadata = _read_metadata(path)
+    pieces = _pieces(path, metadata)
+    try:
+        choice = choose(_tree(metadata, pieces), _numbers, asked.state_key)
+    except CkptProbeError as error:
+        raise type(error)(f"{path.parent}: {error}") from error
+    leaves: Mapping[str, _Leaf] = choice.taken.tensors
+
+    def read(name: str) -> "Tensor":
+        return _read(path.parent, metadata, leaves[name])
+
+    yield Contents(
+        path=path,
+        format="torch distributed",
+        files=(path, *sorted({piece.file for found in pieces.values() for piece in found})),
+        layout={name: (dtype_name(leaf.dtype), leaf.shape) for name, leaf in leaves.items()},
+        read=read,
+        fill=filler(read),
+        beside=plain(_beside(metadata, pieces)),
+        state_key=choice.taken.key or None,
+        others=tuple(map(str, choice.others)),
+    )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One stored part of a tensor, or an entry that is none: the file, and its bytes there."""
+
+    file: Path
+    offset: int
+    length: int
+
+    def opened(self) -> io.BytesIO:
+        """Its bytes, which no claim of theirs can make more."""
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.length))
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A tensor: the name that torch gives it, its dtype and shape, and where its parts are."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int, ...]
+    pieces: tuple[_Piece, ...]
+
+
+def _numbers(leaf: Any) -> int | None:
+    return prod(leaf.shape) if isinstance(leaf, _Leaf) else None
+
+
+class _Restricted(pickle.Unpickler):
+    """An unpickler that finds nothing but what torch writes into `.metadata`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import importlib
+
+        import torch
+
+        if name in CLASSES.get(module, ()):
+            return getattr(importlib.import_module(module), name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module.startswith("pathlib") and f"{module}.{name}" in STAND_INS:
+            return STAND_INS[f"{module}.{name}"]
+        raise pickle.UnpicklingError(f"names {module}.{name}, which does not belong in it")
+
+
+def _read_metadata(path: Path) -> Any:
+    if path.stat().st_size > LARGEST:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes, more than the metadata of any checkpoint")
+    data = path.read_bytes()
+    try:
+        _check_opcodes(data)
+        metadata: Any = _Restricted(io.BytesIO(data)).load()
+        tensors = {name: entry for name, entry in metadata.state_dict_metadata.items() if hasattr(entry, "chunks")}
+        if not all(isinstance(name, str) for name in tensors) or not isinstance(metadata.storage_data, dict):
+            raise ValueError("names must be strings")
+    except MemoryError:
+        raise
+    except Exception as error:
+        # An unpickler raises whatever a damaged file happens to lead to.
+        raise DataError(f"{path}: not the metadata of a torch.distributed checkpoint, or damaged ({error})") from error
+    return metadata
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Raise ValueError for claims that an unpickler would allocate: longer than the data, or places beyond them."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(data))):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise ValueError(f"opcode {opcode.name} {argument} at place {count}")
+
+
+def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
+    """Where the parts of each entry are: name → its pieces, each checked against its file."""
+    found: dict[Any, list[_Piece]] = {}
+    sizes: dict[str, int] = {}
+    for index, info in metadata.storage_data.items():
+        name, offset, length = info.relative_path, info.offset, info.length
+        file = path.parent / str(name)
+        if not isinstance(name, str) or Path(name).name != name or file.resolve().parent != path.parent.resolve():
+            raise DataError(f"{path}: names the file {name!r}, which is outside its directory")
+        if name not in sizes:
+            if not file.is_file():
+                raise DataError(f"{path}: names the file {name}, which is missing")
+            sizes[name] = file.stat().st_size
+        whole = isinstance(offset, int) and isinstance(length, int) and offset >= 0 and length >= 0
+        if not whole or offset + length > sizes[name]:
+            raise DataError(f"{file}: truncated: {index.fqn!r} ends beyond its {sizes[name]:,} bytes")
+        if getattr(info, "transform_descriptors", None):
+            raise DataError(
+                f"{file}: {index.fqn!r} is stored through an extension (compression), which is not supported"
+            )
+        found.setdefault(index.fqn, []).append(_Piece(file, offset, length))
+    return found
+
+
+def _tree(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
+    """Tensors in the nested mappings that were saved, as the planner's data say; flat where there are none."""
+    tree: dict[str, Any] = {}
+    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
+    for name, entry in metadata.state_dict_metadata.items():
+        if not hasattr(entry, "chunks"):
+            continue
+        steps = planned.get(name, (name,))
+        *above, last = [str(step) for step in steps] if isinstance(steps, tuple) and steps else [name]
+        place = tree
+        for step in above:
+            below = place.setdefault(step, {})
+            place = below if isinstance(below, dict) else {}
+        place[last] = _leaf(name, entry, pieces.get(name, []))
+    return tree
+
+
+def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
+    shape = tuple(int(axis) for axis in entry.size)
+    numbers = sum(prod(chunk.sizes) for chunk in entry.chunks)
+    stored = sum(piece.length for piece in pieces)
+    if numbers != prod(shape) or len(pieces) != len(entry.chunks):
+        raise DataError(f"tensor {name!r} of shape {shape} has {numbers:,} numbers in {len(pieces)} parts")
+    if numbers * entry.properties.dtype.itemsize > stored:
+        raise DataError(f"tensor {name!r} of shape {shape} claims more than its {stored:,} bytes")
+    return _Leaf(name, entry.properties.dtype, shape, tuple(pieces))
+
+
+def _read(folder: Path, metadata: Any, leaf: _Leaf) -> "Tensor":
+    import torch
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    for piece in leaf.pieces:
+        # torch's reader loads each part as the file that it is, whose own claims are checked here.
+        require_sound(piece.opened(), piece.length, piece.file)
+    reader = FileSystemReader(folder)
+    reader.read_metadata = lambda *_, **__: metadata
+    state: dict[str, Any] = {leaf.name: torch.empty(leaf.shape, dtype=leaf.dtype)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load(state, storage_reader=reader, no_dist=True)
+    except MemoryError:
+        raise
+    except (Exception, CheckpointException) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise DataError(f"{folder}: tensor {leaf.name!r} cannot be read ({first})") from error
+    return state[leaf.name]
+
+
+def _beside(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
+    """Entries at the top that are no tensors and small, such as the step."""
+    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
+    found = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        stored = pieces.get(name, [])
+        top = isinstance(name, str) and len(planned.get(name, (name,))) == 1
+        if top and not hasattr(entry, "chunks") and len(stored) == 1 and stored[0].length <= SMALL:
+            try:
+                found[name] = load_checked(stored[0].opened(), stored[0].length, stored[0].file)
+            except DataError as error:
+                found[name] = f"not read: {error}"
+    return found

@@ -1,0 +1,107 @@
+"""safetensors: one file, or shards with their index. Headers are read by us, without torch; tensors by safetensors."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, below
+from ckpt_probe.checkpoints.folders import listed_shards
+from ckpt_probe.checkpoints.formats.headers import Header, Place, read_header
+from ckpt_probe.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def open_file(path: Path, asked: Asked) -> Iterator[Contents]:
+    """Open one safetensors file. Raises DataError where a claim of its header does not hold."""
+    with _opened(path, asked, [read_header(path)], None) as contents:
+        yield contents
+
+
+@contextmanager
+def open_shards(path: Path, asked: Asked) -> Iterator[Contents]:
+    """Open the shards that an index names.
+
+    Raises DataError where a shard is absent, holds another tensor than the index says, or one that it does not list.
+    """
+    wanted = listed_shards(path)
+    headers = [read_header(path.parent / file) for file in dict.fromkeys(wanted.values())]
+    _require_listed(path, wanted, headers)
+    with _opened(path, asked, headers, path) as contents:
+        yield contents
+
+
+@contextmanager
+def _opened(path: Path, asked: Asked, headers: list[Header], index: Path | None) -> Iterator[Contents]:
+    homes = {name: header for header in headers for name in header.tensors}
+    files = tuple(header.file for header in headers)
+    with ExitStack() as stack:
+        contents = Contents(
+            path=path,
+            format="safetensors" if index is None else f"safetensors, {len(files)} shards",
+            files=files if index is None else (index, *files),
+            layout={name: (header.tensors[name].dtype, header.tensors[name].shape) for name, header in homes.items()},
+            read=_reader(homes, stack),
+            fill=_filler(homes, stack),
+            metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
+            shards=tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
+            index=index,
+        )
+        yield contents if asked.state_key is None else below(contents, asked.state_key)
+
+
+def _require_listed(index: Path, wanted: Mapping[str, str], headers: list[Header]) -> None:
+    homes: dict[str, str] = {}
+    for header in headers:
+        for name in header.tensors:
+            if name in homes:
+                raise DataError(f"{index}: tensor {name!r} is present twice, in {homes[name]} and {header.file.name}")
+            homes[name] = header.file.name
+    for name, file in wanted.items():
+        if homes.get(name) != file:
+            raise DataError(f"{index}: says that tensor {name!r} is in {file}, but it is not")
+    unlisted = next((name for name in homes if name not in wanted), None)
+    if unlisted is not None:
+        raise DataError(f"{index}: does not list tensor {unlisted!r} of {homes[unlisted]}")
+
+
+def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], Tensor]":
+    opened: dict[Path, Any] = {}
+
+    def read(name: str) -> "Tensor":
+        from safetensors import SafetensorError, safe_open
+
+        file = homes[name].file
+        try:
+            if file not in opened:
+                opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
+            return opened[file].get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DataError(f"{file}: tensor {name!r} cannot be read ({error})") from error
+
+    return read
+
+
+def _filler(homes: Mapping[str, Header], stack: ExitStack) -> Callable[[str, int, memoryview], None]:
+    opened: dict[Path, BinaryIO] = {}
+
+    def fill(name: str, offset: int, into: memoryview) -> None:
+        file, place = homes[name].file, homes[name].tensors[name]
+        if file not in opened:
+            opened[file] = stack.enter_context(file.open("rb", buffering=0))
+        _read_at(opened[file], file, name, place, offset, into)
+
+    return fill
+
+
+def _read_at(opened: BinaryIO, file: Path, name: str, place: Place, offset: int, into: memoryview) -> None:
+    at = place.start + offset
+    while into:
+        got = os.preadv(opened.fileno(), [into], at)
+        if not got:
+            raise DataError(f"{file}: became shorter while it was read, at tensor {name!r}")
+        at, into = at + got, into[got:]
