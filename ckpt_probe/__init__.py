@@ -15,7 +15,14 @@ from ckpt_probe.lazy import lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ckpt_probe.analysis import analyze_dump, analyze_features, analyze_series, compare
+    from ckpt_probe.analysis import (
+        Records,
+        analyze_dump,
+        analyze_features,
+        analyze_series,
+        compare,
+        read_records,
+    )
     from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
     from ckpt_probe.dumps import open_dump
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
@@ -25,10 +32,11 @@ if TYPE_CHECKING:
     from ckpt_probe.moments import Moments
     from ckpt_probe.paths import evaluate_path
     from ckpt_probe.planes import evaluate_plane
+    from ckpt_probe.report import to_dataframe
     from ckpt_probe.training import losses, prune, train
 
 _HOMES = {
-    "analysis": ("analyze_dump", "analyze_features", "analyze_series", "compare"),
+    "analysis": ("Records", "analyze_dump", "analyze_features", "analyze_series", "compare", "read_records"),
     "checkpoints": ("open_checkpoint", "save_checkpoint"),
     "dumps": ("open_dump",),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
@@ -38,6 +46,7 @@ _HOMES = {
     "moments": ("Moments",),
     "paths": ("evaluate_path",),
     "planes": ("evaluate_plane",),
+    "report": ("to_dataframe",),
     "training": ("prune", "train"),
     "training.losses": ("losses",),
 }
@@ -47,6 +56,7 @@ __all__ = [
     "CkptProbeError",
     "DataError",
     "Moments",
+    "Records",
     "UsageError",
     "analyze_dump",
     "analyze_features",
@@ -68,7 +78,9 @@ __all__ = [
     "open_checkpoint",
     "open_dump",
     "prune",
+    "read_records",
     "save_checkpoint",
+    "to_dataframe",
     "train",
 ]
 

@@ -55,7 +55,7 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
-        for file in temporary.iterdir():
+        for file in temporary.rglob("*"):
             _sync(file)
         _sync(temporary)
         if os.path.lexists(path):

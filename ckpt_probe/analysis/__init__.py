@@ -1,8 +1,8 @@
 """Dumps and features → records."""
 
+from ckpt_probe.analysis.collection import Records, read_records
 from ckpt_probe.analysis.comparison import Comparison, compare
 from ckpt_probe.analysis.entries import ENTRIES, Entry, entries_in
-from ckpt_probe.analysis.lines import read_records
 from ckpt_probe.analysis.records import (
     Blocks,
     Record,
@@ -22,6 +22,7 @@ __all__ = [
     "Comparison",
     "Entry",
     "Record",
+    "Records",
     "Settings",
     "analyze_dump",
     "analyze_features",

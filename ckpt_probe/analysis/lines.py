@@ -12,7 +12,7 @@ from ckpt_probe.errors import DataError
 _NO_METRIC = frozenset({*POSITION, *COUNTS, *REFERENCES, "epoch", "seconds", "to_step"})
 
 
-def read_records(path: Path | str) -> list[dict[str, Any]]:
+def read_lines(path: Path | str) -> list[dict[str, Any]]:
     """The records of a file of JSON Lines, in its order; blank lines are none.
 
     Raises DataError, naming file and line, where it cannot be read or a line is no JSON object.

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ckpt_probe.analysis.cache import Cache
-from ckpt_probe.analysis.records import Record, in_order, read_blocks, read_moments
+from ckpt_probe.analysis.collection import Records
+from ckpt_probe.analysis.records import in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError
@@ -33,22 +34,22 @@ def analyze_series(
     cache: bool = False,
     progress: Progress | None = None,
     **options: Any,
-) -> Iterator[Record]:
+) -> Records:
     """Records of every dump at `path`, one file or a directory, in the order of their steps.
 
-    options: those of `Settings`. workers: processes, each with one dump at a time; the records are the same, bit for
-    bit, whatever their number. cache: keep the records in a hidden folder beside the dumps, and take them from there
-    where neither dump nor options have changed. Raises DataError, naming file, split and row, where a dump cannot be
-    read or holds what has no meaning.
+    Each is computed when it is asked for. options: those of `Settings`. workers: processes, each with one dump at a
+    time; the records are the same, bit for bit, whatever their number. cache: keep the records in a hidden folder
+    beside the dumps, and take them from there where neither dump nor options have changed. Raises DataError, naming
+    file, split and row, where a dump cannot be read or holds what has no meaning.
     """
     settings = Settings(**options)
-    for reading in read_series(path, settings, splits=splits, workers=workers, cache=cache, progress=progress):
-        yield reading.record
+    found = read_series(path, settings, splits=splits, workers=workers, cache=cache, progress=progress)
+    return Records(reading.record for reading in found)
 
 
-def analyze_dump(path: Path | str, *, splits: Sequence[str] | None = None, **options: Any) -> list[Record]:
+def analyze_dump(path: Path | str, *, splits: Sequence[str] | None = None, **options: Any) -> Records:
     """Records of one dump, one for each split (or each of `splits`); options and errors as `analyze_series`."""
-    return [reading.record for reading in _Task(None, splits, Settings(**options)).run(Path(path)).readings]
+    return Records(reading.record for reading in _Task(None, splits, Settings(**options)).run(Path(path)).readings)
 
 
 def read_series(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.options import byte_count, entropy_orders
+from ckpt_probe.cli.output import file_format, require_writable
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Settings
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("--split", "splits", multiple=True, help="A split to analyze, all where none is named; may be repeated.")
 @click.option("--json", is_flag=True, help="One record a line (JSON Lines); a missing value is null.")
 @click.option("--csv", is_flag=True, help="Comma-separated values with a header.")
+@click.option("--parquet", is_flag=True, help="The file of --out is Parquet, as one that is called .parquet is anyway.")
 @click.option("--wide", is_flag=True, help="Every column, however wide the terminal is.")
 @click.option("--centred", is_flag=True, help="Also MIR and HDR of features less their mean (one more pass).")
 @click.option("--alpha", "orders", metavar="A,…", help="Also Rényi entropies of these orders, such as 0.5,2.")
@@ -35,13 +37,19 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Dumps at a time.")
 @click.option("--no-cache", is_flag=True, help="Compute every dump anew, and keep nothing beside them.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the records to this file, beside the table.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the records to this file too: CSV or Parquet by its suffix, else JSON Lines.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the files where they exist.")
 def command(
     dumps: Path,
     splits: tuple[str, ...],
     json: bool,
     csv: bool,
+    parquet: bool,
     wide: bool,
     orders: str | None,
     spectra: Path | None,
@@ -61,11 +69,15 @@ def command(
     from ckpt_probe.errors import UsageError
     from ckpt_probe.files import refuse_existing
 
-    if json and csv:
-        raise UsageError("--json and --csv exclude each other")
-    for file in (out, spectra):
-        if file is not None:
-            refuse_existing(file, overwrite=overwrite)
+    if json + csv + parquet > 1:
+        raise UsageError("--json, --csv and --parquet exclude each other")
+    if parquet and out is None:
+        raise UsageError("--parquet: Parquet is not for the terminal; name its file with --out")
+    form = file_format(out, csv=csv, parquet=parquet)
+    if out is not None:
+        require_writable(out, form, overwrite=overwrite)
+    if spectra is not None:
+        refuse_existing(spectra, overwrite=overwrite)
     chosen, size = entropy_orders(orders), byte_count(memory)
 
     from ckpt_probe.analysis import Settings, read_series
@@ -81,7 +93,7 @@ def command(
         )
         shown = print_records(_rows(found, readings, settings), json=json, csv=csv, wide=wide)
     if out is not None:
-        write_records(shown, out, csv=csv or out.suffix == ".csv", overwrite=overwrite)
+        write_records(shown, out, form, overwrite=overwrite)
         say(f"{out}: {len(shown)} records")
     if spectra is not None:
         say(f"{spectra}: {write_spectra(readings, spectra, overwrite=overwrite)} arrays of eigenvalues")

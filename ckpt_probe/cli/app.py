@@ -19,6 +19,7 @@ VERBS = (
     "analyze",
     "compare",
     "plot",
+    "export",
     "interpolate",
     "plane",
     "average",

@@ -1,4 +1,4 @@
-"""Records out: as a table, JSON Lines or CSV, to standard output or into a file that is whole or absent."""
+"""Records out: as a table, JSON Lines, CSV or Parquet, to standard output or into a file that is whole or absent."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,13 +41,35 @@ def print_table(records: list[Record], *, wide: bool) -> None:
         click.echo(note)
 
 
-def write_records(records: Iterable[Record], path: Path, *, csv: bool, overwrite: bool) -> None:
-    """Write records into a file: CSV where asked for, else JSON Lines."""
+def file_format(path: Path | None, *, csv: bool, parquet: bool) -> str:
+    """What a file of records holds, "json", "csv" or "parquet": as asked for, else by its suffix, else JSON Lines."""
+    if parquet or csv:
+        return "parquet" if parquet else "csv"
+    named = {".csv": "csv", ".parquet": "parquet"}
+    return named.get(path.suffix.lower(), "json") if path is not None else "json"
+
+
+def require_writable(path: Path, form: str, *, overwrite: bool) -> None:
+    """Raise UsageError where records cannot be written there in that format: before anything is computed for it."""
+    from ckpt_probe.files import refuse_existing
+
+    refuse_existing(path, overwrite=overwrite)
+    if form == "parquet":
+        from ckpt_probe.report.frames import require_parquet
+
+        require_parquet(path, overwrite=overwrite)
+
+
+def write_records(records: Iterable[Record], path: Path, form: str, *, overwrite: bool) -> None:
+    """Write records into a file of a format that `file_format` names."""
     from ckpt_probe.files import write_text
-    from ckpt_probe.report import to_csv, to_json_line
+    from ckpt_probe.report import to_csv, to_json_line, write_parquet
 
     held = list(records)
-    text = to_csv(held) if csv else "".join(to_json_line(record) + "\n" for record in held)
+    if form == "parquet":
+        write_parquet(held, path, overwrite=overwrite)
+        return
+    text = to_csv(held) if form == "csv" else "".join(to_json_line(record) + "\n" for record in held)
     write_text(path, text, overwrite=overwrite)
 
 

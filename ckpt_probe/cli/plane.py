@@ -92,7 +92,8 @@ def command(
             print_map(result, summary, width)
         click.echo(_axes(result.axes))
     if figure is not None:
-        draw_plane(result, figure, overwrite=redraw)
+        for note in draw_plane(result, figure, overwrite=redraw):
+            say(note)
         say(f"{figure}: drawn")
     say(f"{out}: {len(result.points)} records of points")
 

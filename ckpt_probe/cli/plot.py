@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 
 EXAMPLE = """\b
 Examples: ckpt-probe plot records.jsonl -o collapse.svg --metric class.mir,class.hdr --metric nc1.pinv --log-x
@@ -60,7 +60,7 @@ def command(
     from ckpt_probe.report.curves import axis_of
     from ckpt_probe.report.figure import Mark
 
-    series = {label: [read_records(file) for file in files] for label, files in sources(records).items()}
+    series = {label: [_held(file, read_records(file)) for file in files] for label, files in sources(records).items()}
     axis = x or axis_of([record for runs in series.values() for held in runs for record in held])
     lines = [Mark(*_mark(text, axis)) for text in marks]
     for note in draw(series, out, panels=wanted, x=axis, marks=lines, **options):
@@ -98,6 +98,12 @@ def _labels(files: Sequence[Sequence[Path]]) -> list[str]:
     ]
     different = [labels for labels in ways if len(set(labels)) == len(labels) and all(labels)]
     return different[0] if different else [held[0].as_posix() for held in files]
+
+
+def _held(file: Path, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    if not records:
+        raise DataError(f"{file}: no record in it: the file is empty; leave it out, or write it anew")
+    return records
 
 
 def _there(text: str) -> bool:

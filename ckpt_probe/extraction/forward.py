@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.data import Split
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.models import on_device
+from ckpt_probe.models import evaluating, on_device
 from ckpt_probe.progress import Progress, Silent, Task
 
 PREFETCHED = 3
@@ -95,13 +95,11 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
     kinds = list(dict.fromkeys(tensor.dtype for tensor in tensors if tensor.is_floating_point()))
     if device.type == "mps" and torch.float64 in kinds:
         raise UsageError('the model is float64, which MPS does not have; pass device="cpu", or make it float32')
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.to(device).eval()
-        yield kinds[0] if kinds else torch.float32
+        model.to(device)
+        with evaluating(model):
+            yield kinds[0] if kinds else torch.float32
     finally:
-        for module, training in modes:
-            module.training = training
         if homes:
             model.to(homes[0])
 

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, open_checkpoint
-from ckpt_probe.data import LabelledData, functions_named, load_data
+from ckpt_probe.data import LabelledData, load_data
+from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.dumps import Provenance
-from ckpt_probe.errors import CkptProbeError, DataError, UsageError
+from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction.forward import Block, forward_blocks
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.models import (
     build_model,
     choose_device,
     find_classifier,
-    function_named,
     load_weights,
     model_arguments,
+    require_classes,
 )
+from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import functions_within, require_named
 from ckpt_probe.progress import Progress, Task
 
@@ -138,9 +140,8 @@ def _classifier(
         inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
         classifier = find_classifier(model, inputs.to(device), setup.classifier or checkpoint.metadata.classifier)
         width = model.get_submodule(classifier).out_features
-        if isinstance(width, int) and width < data.classes:
-            told = f"classifier {classifier} gives {width} logits for inputs of shape {data.input_shape}"
-            raise DataError(f"{told}, which have {data.classes} classes")
+        assert isinstance(width, int)
+        require_classes(width, data.classes)
     except CkptProbeError as error:
         raise type(error)(f"{checkpoint.path}: model {name}, data {data.name}: {error}") from error
     return classifier
@@ -152,7 +153,7 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledDat
         raise UsageError(f"{path}: names no data; say which by --data (such as idx:DIR or package.module:function)")
     stated = {} if setup.data_arguments or name != metadata.data else metadata.data_arguments
     arguments = setup.data_arguments or stated
-    functions = functions_named(name, arguments)
+    functions = data_functions(name, arguments)
     nested = functions if stated else []
     if name in functions:
         require_named([name], setup.data, path, f"--data {name}")
@@ -168,8 +169,8 @@ def _model(path: Path, setup: Setup, metadata: CheckpointMetadata, data: Labelle
     chosen = setup.model_arguments or {}
     stated: Mapping[str, Any] = metadata.model_arguments if name == metadata.model else {}
     stated = {key: value for key, value in stated.items() if key not in chosen}
-    if function_named(name):
-        require_named([name], setup.model, path, f"--model {name}")
+    if functions := model_functions(name):
+        require_named(functions, setup.model, path, f"--model {name}")
         require_named(functions_within(stated), setup.model, path, f"--model {name} --model-arguments …")
     given = {**stated, **chosen}
     return name, model_arguments(name, given, input_shape=data.input_shape, classes=data.classes)

@@ -1,6 +1,7 @@
 """The last linear layer of a model, found by running it: the one whose output is the model's output."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,17 +43,26 @@ def run_once(model: nn.Module, inputs: Tensor) -> Tensor:
 
     Raises DataError where the model does not take such inputs, or returns no logits.
     """
-    training = model.training
     try:
-        with torch.no_grad():
-            return logits_of(model.eval()(inputs))
+        with torch.no_grad(), evaluating(model):
+            return logits_of(model(inputs))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         kind = f"{tuple(inputs.shape[1:])} of {str(inputs.dtype).removeprefix('torch.')}"
         first_line = str(error).strip().partition("\n")[0]
         why = f"{type(error).__name__}: {first_line}"
         raise DataError(f"the model does not take inputs of shape {kind} ({why})") from error
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode; on leaving, also after an error, each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def logits_of(output: Any) -> Tensor:

@@ -41,6 +41,12 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     model.load_state_dict(dict(given))
 
 
+def require_classes(logits: int, classes: int) -> None:
+    """Raise DataError where a model gives fewer logits than its data have classes."""
+    if logits < classes:
+        raise DataError(f"the model gives {logits} logits, fewer than the data's {classes} classes")
+
+
 def unwrapped(state_dict: Mapping[str, Tensor], wanted: set[str]) -> Mapping[str, Tensor]:
     """A state dict without a wrapper's prefix before every name, where its names are then the `wanted` ones."""
     if set(state_dict) == wanted:

@@ -53,10 +53,10 @@ def model_arguments(
     return given
 
 
-def function_named(name: str) -> str | None:
-    """The `package.module:function` that building a model called `name` would import, None where it imports none."""
+def functions_named(name: str) -> list[str]:
+    """Each `package.module:function` that building a model called `name` would import; none for what comes with us."""
     known = name in BUILTIN or not is_function_name(name) or name in registered(ENTRY_POINTS)
-    return None if known else name
+    return [] if known else [name]
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -1,7 +1,9 @@
-"""Records → table, JSON Lines, CSV, figures, and a reading in plain language."""
+"""Records → table, JSON Lines, CSV, frames, figures, and a reading in plain language."""
 
 from ckpt_probe.report.comparison import comparison_footnotes, comparison_table
+from ckpt_probe.report.event_files import write_event_files
 from ckpt_probe.report.figure import draw
+from ckpt_probe.report.frames import to_dataframe, write_parquet
 from ckpt_probe.report.lines import to_csv, to_json_line
 from ckpt_probe.report.reading import read_path, read_run
 from ckpt_probe.report.table import footnotes, records_table, short_number
@@ -16,5 +18,8 @@ __all__ = [
     "records_table",
     "short_number",
     "to_csv",
+    "to_dataframe",
     "to_json_line",
+    "write_event_files",
+    "write_parquet",
 ]

@@ -1,6 +1,7 @@
 """Where figures are drawn: one style, one way to save, the same bytes for the same drawing."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,13 +65,21 @@ def require_drawable(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def styled(**changes: Any) -> Iterator[None]:
-    """Draw inside this in the house's style, whatever the user's own settings are; `changes` are matplotlib's names."""
+def styled(**changes: Any) -> Iterator[list[str]]:
+    """Draw inside this in the house's style, whatever the user's own settings are; `changes` are matplotlib's names.
+
+    The list that it yields holds, on leaving, one line of what matplotlib warned of, where it did.
+    """
     import matplotlib as mpl
 
     style: dict[Any, Any] = {**mpl.rcParamsDefault, **STYLE, **{k.replace("_", "."): v for k, v in changes.items()}}
-    with mpl.rc_context(style):
-        yield
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught, mpl.rc_context(style):
+        warnings.simplefilter("always")
+        yield notes
+    said = list(dict.fromkeys(" ".join(str(warning.message).split()).rstrip(".") for warning in caught))
+    if said:
+        notes.append(f"matplotlib warns: {listed(said, 4)}")
 
 
 def save(figure: "Figure", path: Path, *, overwrite: bool) -> None:

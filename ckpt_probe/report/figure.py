@@ -63,11 +63,11 @@ def draw(
     axis = x or axis_of([record for runs in series.values() for records in runs for record in records])
     found, notes = curves(series, names, axis, splits)
     metrics = {name: described(series, name) for name in names}
-    with styled():
+    with styled() as said:
         plan = _Plan(list(series), found, metrics, axis, log_x, log_y, tuple(marks))
         figure = _figure(plan, shown, title)
         save(figure, path, overwrite=overwrite)
-    return [*notes, *plan.unseen()]
+    return [*notes, *plan.unseen(), *said]
 
 
 @dataclass(frozen=True)

@@ -30,22 +30,24 @@ def loss_levels(losses: Sequence[float], count: int) -> list[float]:
     return [low * (high / low) ** ((i + 1) / count) if low > 0 else high for i in range(count - 1)] + [high]
 
 
-def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = False) -> None:
-    """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; the same result gives the same bytes.
+def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = False) -> list[str]:
+    """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; returns what matplotlib warned of.
 
-    Levels are spaced evenly in the logarithm; points without a loss are left white. Raises UsageError where matplotlib
-    is not installed, the suffix is another, or the file exists and `overwrite` is not set.
+    The same result gives the same bytes. Levels are spaced evenly in the logarithm; points without a loss are left
+    white. Raises UsageError where matplotlib is not installed, the suffix is another, or the file exists and
+    `overwrite` is not set.
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
     from matplotlib.figure import Figure
 
     splits = [summary["split"] for summary in result.summary]
-    with styled(axes_grid=False):
+    with styled(axes_grid=False) as said:
         figure = Figure(figsize=(4.4 * len(splits), 3.4), layout="constrained")
         for axes, split in zip(figure.subplots(1, len(splits), squeeze=False).flat, splits, strict=True):
             _panel(figure, axes, result, split)
         save(figure, path, overwrite=overwrite)
+    return said
 
 
 def _panel(figure: "Figure", axes: "Axes", result: "PlaneResult", split: str) -> None:

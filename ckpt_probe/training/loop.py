@@ -16,7 +16,15 @@ from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_ch
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import LabelledData, Split, load_data
 from ckpt_probe.errors import DataError, listed
-from ckpt_probe.models import build_model, choose_device, logits_of, model_arguments, on_device, run_once
+from ckpt_probe.models import (
+    build_model,
+    choose_device,
+    logits_of,
+    model_arguments,
+    on_device,
+    require_classes,
+    run_once,
+)
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.optimizer import build_optimizer
@@ -142,10 +150,11 @@ def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, s
     names = f"[model] {config.model.name}, [data] {config.data.name}"
     try:
         logits = run_once(model, sample)
+        if logits.ndim != 2:
+            raise DataError(f"logits of shape {tuple(logits.shape)} for {len(sample)} samples; one row each is needed")
+        require_classes(logits.shape[1], data.classes)
     except DataError as error:
         raise DataError(f"{names}: {error}") from error
-    if logits.ndim != 2 or logits.shape[1] < data.classes:
-        raise DataError(f"{names}: logits of shape {tuple(logits.shape)} for 2 samples of {data.classes} classes")
 
 
 def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor, Tensor]:

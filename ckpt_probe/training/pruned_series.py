@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.config import StartSettings, TrainingConfig
-from ckpt_probe.data import functions_named, load_data
+from ckpt_probe.data import functions_named as data_functions
+from ckpt_probe.data import load_data
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import content_hash, write_text
-from ckpt_probe.models import build_model, find_classifier, function_named
+from ckpt_probe.models import build_model, find_classifier
+from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import require_named
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import step_from_name
@@ -157,8 +159,7 @@ def _classifier(opened: Checkpoint) -> str:
         return metadata.classifier
     if metadata.model is None or metadata.data is None:
         raise UsageError(f"{opened.path}: names no model and data that show its classifier; name it by --classifier")
-    function = function_named(metadata.model)
-    named = [*([function] if function else []), *functions_named(metadata.data, metadata.data_arguments)]
+    named = [*model_functions(metadata.model), *data_functions(metadata.data, metadata.data_arguments)]
     require_named(named, None, opened.path, "the layer by --classifier NAME")
     data = load_data(metadata.data, metadata.data_arguments)
     inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))

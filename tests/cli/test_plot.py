@@ -21,6 +21,7 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 for t in ("train", "test")
             ]
             write(tmp_path / condition / f"seed-{seed}" / "metrics.jsonl", held)
+    write(tmp_path / "empty.jsonl", [])
     write(tmp_path / "points.jsonl", [{"alpha": a / 4, "split": "test", "loss": a} for a in range(5)])
     return tmp_path
 
@@ -70,6 +71,8 @@ def test_files_are_called_after_what_tells_them_apart(where: Path) -> None:
     ("words", "code", "told"),
     [
         (["nowhere.jsonl", "--metric", "loss"], 1, "nowhere.jsonl: cannot be read"),
+        (["empty.jsonl", "--metric", "loss"], 1, "empty.jsonl: no record in it: the file is empty"),
+        (["a=points.jsonl,empty.jsonl", "--metric", "loss"], 1, "empty.jsonl: no record in it: the file is empty"),
         (["a=none/*.jsonl", "--metric", "loss"], 2, "none/*.jsonl: no file of that pattern"),
         (["a=points.jsonl", "a=points.jsonl", "--metric", "loss"], 2, "two of the records are called a"),
         (["points.jsonl"], 2, "--metric"),
@@ -88,6 +91,18 @@ def test_refused(where: Path, words: list[str], code: int, told: str, capsys: py
     assert line.startswith("error: ")
     assert told in line
     assert not (where / "a.svg").exists()
+
+
+def test_what_matplotlib_warns_of_is_one_line(where: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write(where / "flat.jsonl", [{"step": step, "split": "test", "accuracy": 0.0} for step in range(3)])
+    words = ["plot", "flat.jsonl", "-o", "a.png", "--metric", "accuracy", "--log-y", "--title", "\U00013000 \U00013001"]
+    assert run(words) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("3 values of 0 or less have no place on a logarithmic axis")
+    assert said[1].startswith("matplotlib warns: ")
+    assert "Data has no positive values" in said[1]
+    assert said[1].count("Glyph") == 2
+    assert said[2:] == ["a.png: 1 panels of 1 files"]
 
 
 def test_nothing_is_overwritten_unasked(where: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.models import build_model, choose_device, find_classifier, load_weights, logits_of, model_arguments
+from ckpt_probe.models import (
+    build_model,
+    choose_device,
+    find_classifier,
+    load_weights,
+    logits_of,
+    model_arguments,
+    run_once,
+)
 
 SHAPE = {"input_shape": (1, 8, 8), "classes": 10}
 
@@ -51,8 +59,15 @@ def test_finding_leaves_the_mode_of_the_model_as_it_was() -> None:
     model = build_model("resnet", {}, **SHAPE)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
+    # A backbone that its owner froze stays in evaluation mode while the rest trains.
+    model[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert len(set(modes)) == 2
     find_classifier(model, torch.randn(3, 1, 8, 8))
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(DataError, match="does not take inputs"):
+        run_once(model, torch.randn(3, 2))
+    assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

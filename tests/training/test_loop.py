@@ -228,7 +228,10 @@ def test_a_run_without_its_configuration_is_not_resumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"model": {"name": "mlp", "arguments": {"hidden": [8], "classes": 2}}}, r"logits of shape \(2, 2\) for 2 sam"),
+        (
+            {"model": {"name": "mlp", "arguments": {"hidden": [8], "classes": 2}}},
+            "gives 2 logits, fewer than the data's 10",
+        ),
         ({"model": {"name": "cnn", "arguments": {"channels": [4] * 6}}}, r"inputs of shape \(1, 8, 8\) of float32"),
         ({"data": {"name": "modular:p=7,op=add,fraction=0.5"}}, r"take inputs of shape \(2,\) of int64 \(RuntimeError"),
     ],

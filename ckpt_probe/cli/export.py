@@ -1,0 +1,64 @@
+"""`ckpt-probe export`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from ckpt_probe.cli.plot import sources
+from ckpt_probe.errors import UsageError
+
+EXAMPLE = """\b
+Examples: ckpt-probe export records.jsonl --tensorboard events
+          ckpt-probe export plain=plain.jsonl decay=decay.jsonl --parquet both.parquet"""
+
+
+@click.command("export", epilog=EXAMPLE)
+@click.argument("records", nargs=-1, required=True, metavar="RECORDS...")
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Event files for TensorBoard, a run for each split; and for each of RECORDS where there are several.",
+)
+@click.option(
+    "--parquet",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="One Parquet file of all records, with a column condition where there are several of RECORDS.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what exists.")
+def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | None, overwrite: bool) -> None:
+    """Write records in the formats of other programs: TensorBoard's event files, Parquet.
+
+    RECORDS are files of JSON Lines and are named as for plot: NAME=FILE names one; NAME=FILE1,FILE2 are seeds of one
+    condition. Nothing is sent anywhere.
+    """
+    if tensorboard is None and parquet is None:
+        raise UsageError("export: say into what: --tensorboard DIR, --parquet FILE, or both")
+
+    from ckpt_probe.analysis import read_records
+    from ckpt_probe.cli.console import say
+    from ckpt_probe.report import write_event_files, write_parquet
+
+    files = _named(sources(records))
+    series = {name: read_records(file) for name, file in files.items()}
+    if tensorboard is not None:
+        values, notes = write_event_files(series, tensorboard, overwrite=overwrite)
+        for note in notes:
+            say(note)
+        say(f"{tensorboard}: {values} values; look at them with: tensorboard --logdir {tensorboard}")
+    if parquet is not None:
+        told = [
+            {**({"condition": name} if len(series) > 1 else {}), **r} for name, held in series.items() for r in held
+        ]
+        say(f"{parquet}: {write_parquet(told, parquet, overwrite=overwrite)} records")
+
+
+def _named(conditions: Mapping[str, Sequence[Path]]) -> dict[str, Path]:
+    """Each file by a name of its own: its condition's, with a number where that has several seeds."""
+    return {
+        label if len(files) == 1 else f"{label}-{number}": file
+        for label, files in conditions.items()
+        for number, file in enumerate(files)
+    }

@@ -1,0 +1,99 @@
+"""Records as TensorBoard's event files: a run for each condition and split, a scalar for each metric and step."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.analysis import entries_in
+from ckpt_probe.analysis.entries import POSITION
+from ckpt_probe.analysis.lines import metric_names, number
+from ckpt_probe.errors import DataError
+from ckpt_probe.files import refuse_existing, replacing_directory
+from ckpt_probe.plugins import require_extra
+
+Record = Mapping[str, Any]
+Points = dict[tuple[str, int], float]
+"""The values of one run by metric and step."""
+
+AT_COLLAPSE = "at-collapse"
+"""The run that holds what a metric is at neural collapse, so that it is a line in the chart of that metric."""
+
+
+def write_event_files(
+    series: Mapping[str, Sequence[Record]], directory: Path | str, *, overwrite: bool = False
+) -> tuple[int, list[str]]:
+    """Write records into event files below `directory`, whole or not at all: how many values, and what was left out.
+
+    series: the records of each condition. A run is called after condition and split, CONDITION/SPLIT, the condition
+    only where there are several; a metric's dots are slashes (class/mir), by which TensorBoard groups its charts.
+    Raises UsageError where tensorboard is not installed or the directory exists, DataError where no record has a step,
+    or a metric has two values at one step of one run.
+    """
+    directory = Path(directory)
+    refuse_existing(directory, overwrite=overwrite)
+    require_extra("tensorboard", "tensorboard")
+    runs, notes = _runs(series)
+    from torch.utils.tensorboard import SummaryWriter
+
+    with replacing_directory(directory, overwrite=overwrite) as temporary:
+        for run, points in runs.items():
+            with closing(SummaryWriter(temporary / run)) as writer:
+                for (name, step), value in points.items():
+                    writer.add_scalar(name.replace(".", "/"), value, step)
+    return sum(len(points) for run, points in runs.items() if not run.endswith(AT_COLLAPSE)), notes
+
+
+def _runs(series: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Points], list[str]]:
+    runs: dict[str, Points] = {}
+    notes = []
+    for condition, records in series.items():
+        prefix = [condition] if len(series) > 1 else []
+        metrics = metric_names(records)
+        stepped = [record for record in records if number(record, "step", condition) is not None]
+        if len(stepped) < len(records):
+            notes.append(f"{condition}: {len(records) - len(stepped)} of {len(records)} records have no step, left out")
+        absent = 0
+        for record in stepped:
+            run = _path([*prefix, *_place(record)])
+            for name in metrics:
+                value = number(record, name, condition) if name in record else None
+                absent += name in record and value is None
+                if value is not None:
+                    _put(runs.setdefault(run, {}), (name, int(record["step"])), value, run)
+        if absent:
+            notes.append(f"{condition}: {absent} values are missing, and have no point")
+        at_collapse = dict(_at_collapse(stepped))
+        if at_collapse:
+            runs[_path([*prefix, AT_COLLAPSE])] = at_collapse
+    if not runs:
+        raise DataError("no record has a step and a number: there is nothing to export")
+    return runs, notes
+
+
+def _place(record: Record) -> list[str]:
+    others = [name for name in POSITION if name not in {"checkpoint", "step", "split"} and record.get(name) is not None]
+    split = record.get("split")
+    return [*([] if split is None else [str(split)]), *(f"{name}-{record[name]}" for name in others)]
+
+
+def _put(points: Points, place: tuple[str, int], value: float, run: str) -> None:
+    if place in points:
+        name, step = place
+        raise DataError(f"{run}: {name} has several values at step {step}; name the files apart (NAME=FILE)")
+    points[place] = value
+
+
+def _at_collapse(records: Sequence[Record]) -> Iterator[tuple[tuple[str, int], float]]:
+    for entry in entries_in(records):
+        for record in records:
+            known = entry.reference
+            value = number(record, known, entry.name) if isinstance(known, str) else known
+            if value is not None and record.get(entry.name) is not None:
+                yield (entry.name, int(record["step"])), value
+
+
+def _path(parts: Sequence[str]) -> str:
+    # Names come from a file of anybody's: none of them may lead out of the directory.
+    return "/".join(re.sub(r"[^\w=+.-]", "_", part).lstrip(".") or "_" for part in parts) or "records"

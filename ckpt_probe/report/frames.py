@@ -1,0 +1,80 @@
+"""Records as a pandas frame and as Parquet: one row a record, one column a name."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.files import refuse_existing, replacing
+from ckpt_probe.plugins import require_extra
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+Record = Mapping[str, Any]
+
+TEXT = frozenset({"checkpoint", "split", "route", "route_reason", "missing"})
+"""Names whose column is text even where no record has a value."""
+
+EXTRA = "frames"
+
+
+def to_dataframe(records: Iterable[Record]) -> "DataFrame":
+    """Records as a tidy frame: a row for each record, a column for each name, in the order of the first record.
+
+    Numbers are float64, with NaN where a value is missing; whole numbers int64, or pandas' Int64 where one is missing;
+    text is pandas' string. Raises UsageError where pandas is not installed, DataError where a column would hold
+    different kinds of values or a value that is no number, text or truth value, naming the column and the record.
+    """
+    require_extra("pandas", EXTRA)
+    from pandas import DataFrame
+
+    held = list(records)
+    names = dict.fromkeys(name for record in held for name in record)
+    return DataFrame({name: _column(name, [record.get(name) for record in held]) for name in names})
+
+
+def write_parquet(records: Iterable[Record], path: Path | str, *, overwrite: bool = False) -> int:
+    """Write records into a Parquet file, whole or not at all; returns how many there are. Errors as `to_dataframe`."""
+    require_parquet(Path(path), overwrite=overwrite)
+    frame = to_dataframe(records)
+    with replacing(Path(path), overwrite=overwrite) as temporary:
+        frame.to_parquet(temporary, engine="pyarrow", index=False)
+    return len(frame)
+
+
+def require_parquet(path: Path, *, overwrite: bool) -> None:
+    """Raise UsageError where Parquet cannot be written there: the file exists, pandas or pyarrow is not installed."""
+    refuse_existing(path, overwrite=overwrite)
+    for module in ("pandas", "pyarrow"):
+        require_extra(module, EXTRA)
+
+
+def _column(name: str, values: Sequence[Any]) -> "Series":
+    import pandas as pd
+
+    kinds = {_kind(value, f"record {number}: {name}") for number, value in enumerate(values) if value is not None}
+    missing = any(value is None for value in values)
+    if kinds <= {"number", "whole number"} and ("number" in kinds or not kinds) and name not in TEXT:
+        return pd.Series([float("nan") if value is None else float(value) for value in values], dtype="float64")
+    if len(kinds) > 1:
+        raise DataError(f"{name}: some records hold a {', some a '.join(sorted(kinds))}, which make no column")
+    if kinds == {"whole number"}:
+        try:
+            return pd.Series(values, dtype="Int64" if missing else "int64")
+        except OverflowError as error:
+            raise DataError(f"{name}: a whole number of more than 64 bits, which a column does not hold") from error
+    return pd.Series(values, dtype="boolean" if kinds == {"truth value"} else "string")
+
+
+def _kind(value: Any, where: str) -> str:
+    if isinstance(value, bool):
+        return "truth value"
+    if isinstance(value, Integral):
+        return "whole number"
+    if isinstance(value, Real):
+        return "number"
+    if isinstance(value, str):
+        return "text"
+    raise DataError(f"{where} is a {type(value).__name__}; a record maps names to numbers, text, true or false")
