@@ -15,12 +15,14 @@ from ckpt_probe.analysis.records import (
 )
 from ckpt_probe.analysis.series import analyze_dump, analyze_series, read_series
 from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.analysis.weights import Heads, read_weights, weights_record
 
 __all__ = [
     "ENTRIES",
     "Blocks",
     "Comparison",
     "Entry",
+    "Heads",
     "Record",
     "Records",
     "Settings",
@@ -35,5 +37,7 @@ __all__ = [
     "read_moments",
     "read_records",
     "read_series",
+    "read_weights",
     "settled",
+    "weights_record",
 ]

@@ -36,8 +36,12 @@ class Cache:
 
     def entry(self, dump: Path) -> "Entry":
         """What is kept of a dump, and the place where to keep it."""
+        return self.entry_of(dump, content_hash(dump))
+
+    def entry_of(self, file: Path, content: str) -> "Entry":
+        """The same for any file, of which `content` is the hash of all that matters."""
         key = sha256(self.asked.encode()).hexdigest()[:12]
-        return Entry(dump.parent / FOLDER / f"{dump.name}.{key}.json", self.asked, content_hash(dump))
+        return Entry(file.parent / FOLDER / f"{file.name}.{key}.json", self.asked, content)
 
 
 class Entry:

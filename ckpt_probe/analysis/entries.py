@@ -56,6 +56,8 @@ ENTRIES = (
     Entry("nc2.equinorm_weights", "equinorm w", "", "down", 0.0, PAPYAN, "std/mean of weight norms", 23),
     Entry("nc2.equiangular_means", "equiang. μ", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)| of class means", 24),
     Entry("nc2.equiangular_weights", "equiang. w", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)| of weights", 25),
+    Entry("class.effective_rank_weights", "eff. rank w", "", "", None, "Roy and Vetterli 2007", "of the weights", 29),
+    Entry("nc2.etf_weights", "NC2 w", "", "down", 0.0, PAPYAN, "distance of the weights from the simplex ETF", 30),
     Entry("centred.mir", "centred MIR", "", "", None, SONG, "sample.mir of features less their mean", 26),
     Entry("centred.hdr", "centred HDR", "", "", None, SONG, "sample.hdr of features less their mean", 27),
 )

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, entropy_orders
+from ckpt_probe.cli.options import byte_count, entropy_orders, given_options, source_options
 from ckpt_probe.cli.output import file_format, require_writable
+
+OF_DUMPS = frozenset({"splits", "centred", "per_class", "spectra", "memory", "tolerance", "budget", "seed", "workers"})
+OF_CHECKPOINTS = frozenset({"classifier", "state_key", "base"})
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Settings
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
 @click.option("--centred", is_flag=True, help="Also MIR and HDR of features less their mean (one more pass).")
 @click.option("--alpha", "orders", metavar="A,…", help="Also Rényi entropies of these orders, such as 0.5,2.")
 @click.option("--per-class", is_flag=True, help="One row a class: its samples, mean, variance, entropy, confusion.")
+@click.option(
+    "--weights-only",
+    is_flag=True,
+    help="DUMPS are checkpoints: what the classifier's weights alone say, without model or data.",
+)
+@click.option("--classifier", metavar="NAME", help="With --weights-only: the layer, or the tensor, of the weights.")
+@source_options
 @click.option("--spectra", type=click.Path(path_type=Path), metavar="NPZ", help="Write every Gram's eigenvalues here.")
 @click.option("--memory", default="2GiB", show_default=True, help="What moments and matrices of one dump may take.")
 @click.option(
@@ -58,6 +68,10 @@ def command(
     no_cache: bool,
     out: Path | None,
     overwrite: bool,
+    weights_only: bool,
+    classifier: str | None,
+    state_key: str | None,
+    base: Path | None,
     **options: float | bool,
 ) -> None:
     """Read matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
@@ -65,6 +79,9 @@ def command(
     DUMPS is one .h5 file or a directory of them; one row for each checkpoint and split, in the order of the steps,
     measured beside the value at neural collapse. Dumps that others wrote with the documented names do as well. What
     was computed once is kept in a hidden folder beside the dumps, and computed anew only where a dump has changed.
+
+    With --weights-only DUMPS are checkpoints instead, of any format that inspect opens: one row for each, with what the
+    classifier's weights alone say. Neither model nor data is needed.
     """
     from ckpt_probe.errors import UsageError
     from ckpt_probe.files import refuse_existing
@@ -80,7 +97,9 @@ def command(
         refuse_existing(spectra, overwrite=overwrite)
     chosen, size = entropy_orders(orders), byte_count(memory)
 
-    from ckpt_probe.analysis import Settings, read_series
+    _require_used(weights_only)
+
+    from ckpt_probe.analysis import Heads, Settings, read_series, read_weights
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records, write_records, write_spectra
 
@@ -88,15 +107,28 @@ def command(
     _ = settings.sampling
     readings: list[Reading] = []
     with bars() as progress:
-        found = read_series(
-            dumps, settings, splits=splits or None, workers=workers, cache=not no_cache, progress=progress
-        )
+        how = {"cache": not no_cache, "progress": progress}
+        if weights_only:
+            found = read_weights(dumps, Heads(classifier, state_key, base), settings, **how)
+        else:
+            found = read_series(dumps, settings, splits=splits or None, workers=workers, **how)
         shown = print_records(_rows(found, readings, settings), json=json, csv=csv, wide=wide)
     if out is not None:
         write_records(shown, out, form, overwrite=overwrite)
         say(f"{out}: {len(shown)} records")
     if spectra is not None:
         say(f"{spectra}: {write_spectra(readings, spectra, overwrite=overwrite)} arrays of eigenvalues")
+
+
+def _require_used(weights_only: bool) -> None:
+    """Raise UsageError for options that would do nothing beside --weights-only, or without it."""
+    from ckpt_probe.errors import UsageError
+
+    given = given_options()
+    idle = [told for name, told in given.items() if name in (OF_DUMPS if weights_only else OF_CHECKPOINTS)]
+    if idle:
+        told = "reads checkpoints, not dumps; it takes no" if weights_only else "goes with it alone:"
+        raise UsageError(f"--weights-only {told} {', '.join(idle)}")
 
 
 def _rows(found: "Iterable[Reading]", kept: "list[Reading]", settings: "Settings") -> "Iterator[dict[str, Any]]":

@@ -1,0 +1,124 @@
+"""What classifier weights alone say, against the records of dumps and brute force, from files of several formats."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ckpt_probe as cp
+from ckpt_probe.analysis import Heads, analyze_features, read_weights, weights_record
+from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
+from ckpt_probe.cli.app import run
+from ckpt_probe.errors import DataError, UsageError
+
+
+def network(classes: int = 5, width: int = 8, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+def brute_etf_distance(weights: np.ndarray) -> float:
+    count = len(weights)
+    gram, simplex = weights @ weights.T, np.eye(count) - 1 / count
+    return float(np.linalg.norm(gram / np.linalg.norm(gram) - simplex / np.linalg.norm(simplex)))
+
+
+def test_the_numbers_of_a_dumps_record_and_of_brute_force() -> None:
+    random = np.random.default_rng(0)
+    weights, labels = random.normal(size=(6, 9)), np.arange(60) % 6
+    found = weights_record(weights, orders=(2.0,))
+    whole = analyze_features(weights[labels] + random.normal(size=(60, 9)), labels, weights, orders=(2.0,))
+    shared = [name for name in found if name in whole and name not in {"missing", "samples"}]
+    assert {
+        "class.entropy_weights",
+        "renyi_2.class.entropy_weights",
+        "nc2.equinorm_weights",
+        "nc2.equiangular_weights",
+        "reference.entropy",
+    } <= set(shared)
+    for name in shared:
+        assert found[name] == pytest.approx(whole[name], rel=1e-12), name
+    assert found["class.effective_rank_weights"] == pytest.approx(math.exp(found["class.entropy_weights"]), rel=1e-12)
+    assert found["nc2.etf_weights"] == pytest.approx(brute_etf_distance(weights), rel=1e-10)
+
+
+def test_a_simplex_is_at_its_reference() -> None:
+    simplex = np.eye(7) - 1 / 7
+    found = weights_record(simplex)
+    assert found["class.entropy_weights"] == pytest.approx(found["reference.entropy"], rel=1e-12)
+    for name in ("nc2.equinorm_weights", "nc2.equiangular_weights", "nc2.etf_weights"):
+        assert found[name] == pytest.approx(0, abs=1e-7), name
+
+
+def test_zero_rows_are_left_out_and_counted() -> None:
+    weights = np.random.default_rng(0).normal(size=(5, 4))
+    with_dead = np.concatenate([weights, np.zeros((2, 4))])
+    assert weights_record(with_dead) == {**weights_record(weights), "classes": 7, "classes_left_out": 2}
+    with pytest.raises(DataError, match="1 of 3 rows have a length other than zero"):
+        weights_record(np.eye(3)[:, :1])
+
+
+def test_a_series_of_anybodys_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for step in (10, 20):
+        torch.save({"epoch": step, "state_dict": network(seed=step).state_dict()}, tmp_path / f"step-{step}.pth")
+    monkeypatch.chdir(tmp_path)
+    assert run(["analyze", ".", "--weights-only", "--json"]) == 0
+    told = capsys.readouterr()
+    records = [json.loads(line) for line in told.out.splitlines()]
+    assert [(record["step"], record["classifier"]) for record in records] == [(10, "2.weight"), (20, "2.weight")]
+    assert "classifier weights: 2.weight, since" in told.err
+    for record in records:
+        expected = cp.matrix_entropy(network(seed=record["step"])[2].weight.detach().double().numpy())
+        assert record["class.entropy_weights"] == pytest.approx(expected, rel=1e-12)
+    again = [reading.record for reading in read_weights(tmp_path, cache=True)]
+    assert [record["class.entropy_weights"] for record in again] == [r["class.entropy_weights"] for r in records]
+
+
+def test_what_was_computed_is_kept_for_these_weights_alone(tmp_path: Path) -> None:
+    path = tmp_path / "step-1.safetensors"
+    save_checkpoint(path, network().state_dict())
+    [first] = read_weights(path, cache=True)
+    [kept] = (tmp_path / ".ckpt-probe-cache").glob("*.json")
+    text = json.loads(kept.read_text())
+    text["readings"][0]["record"]["class.entropy_weights"] = -1.0
+    kept.write_text(json.dumps(text))
+    assert [r.record["class.entropy_weights"] for r in read_weights(path, cache=True)] == [-1.0]
+    save_checkpoint(path, network(seed=3).state_dict(), overwrite=True)
+    [changed] = read_weights(path, cache=True)
+    assert changed.record["class.entropy_weights"] not in (-1.0, first.record["class.entropy_weights"])
+
+
+def test_the_head_that_metadata_or_the_caller_name(tmp_path: Path) -> None:
+    path, model = tmp_path / "a.safetensors", network()
+    save_checkpoint(path, model.state_dict(), CheckpointMetadata(classifier="0"))
+    assert next(read_weights(path)).record["classifier"] == "0.weight"
+    assert next(read_weights(path, Heads("2"))).record["classes"] == 5
+    with pytest.raises(UsageError, match=r"a\.safetensors: no tensor head or head\.weight; likely heads: .*2"):
+        next(read_weights(path, Heads("head")))
+    with pytest.raises(DataError, match=r"0\.bias is float32 of shape \(8,\), where classifier weights"):
+        next(read_weights(path, Heads("0.bias")))
+
+
+def test_a_convolution_is_a_head_as_well(tmp_path: Path) -> None:
+    weight = torch.randn(4, 6, 1, 1)
+    save_checkpoint(
+        tmp_path / "a.safetensors", {"features.weight": torch.randn(6, 3, 3, 3), "classifier.weight": weight}
+    )
+    [reading] = read_weights(tmp_path / "a.safetensors")
+    assert reading.record["class.entropy_weights"] == pytest.approx(
+        weights_record(weight[:, :, 0, 0])["class.entropy_weights"]
+    )
+
+
+def test_no_head_at_all_and_options_that_would_do_nothing(tmp_path: Path, capsys) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", {"running_mean": torch.zeros(3)})
+    assert run(["analyze", str(tmp_path), "--weights-only"]) == 1
+    assert "no tensor looks like classifier weights; name the layer by --classifier" in capsys.readouterr().err
+    assert run(["analyze", str(tmp_path), "--weights-only", "--per-class"]) == 2
+    assert "it takes no --per-class" in capsys.readouterr().err
+    assert run(["analyze", str(tmp_path), "--classifier", "fc"]) == 2
+    assert "goes with it alone: --classifier" in capsys.readouterr().err
