@@ -11,6 +11,7 @@ import numpy as np
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.integrity import require_own, structure_hash
 from ckpt_probe.dumps.schema import Provenance
+from ckpt_probe.dumps.stored import StoredArray
 from ckpt_probe.errors import DataError
 from ckpt_probe.series import Member, in_order, step_from_name
 
@@ -27,9 +28,12 @@ class SplitView:
     def __init__(self, path: Path, name: str, group: Any) -> None:
         self.name = name
         self._path = path
-        self.features = group.get(schema.FEATURES)
-        self.labels = group.get(schema.LABELS)
-        self.logits = group.get(schema.LOGITS)
+        stored = {array: group.get(array) for array in (schema.FEATURES, schema.LABELS, schema.LOGITS)}
+        found = {array: StoredArray(path, dataset) for array, dataset in stored.items() if dataset is not None}
+        # Features and labels are None where only moments were stored.
+        self.features: Any = found.get(schema.FEATURES)
+        self.labels: Any = found.get(schema.LABELS)
+        self.logits = found.get(schema.LOGITS)
         self._moments = group.get(schema.MOMENTS)
 
     @property
@@ -53,8 +57,8 @@ class SplitView:
         for start in range(0, self.samples, rows):
             part = slice(start, start + rows)
             with _own_reads(self._path, f"{self.name}, rows {start} to {min(start + rows, self.samples) - 1}"):
-                features, labels = _native(self.features[part]), _native(self.labels[part])
-                logits = None if self.logits is None else _native(self.logits[part])
+                features, labels = _native(self.features.dataset[part]), _native(self.labels.dataset[part])
+                logits = None if self.logits is None else _native(self.logits.dataset[part])
             yield features, labels, logits
 
     def arrays(self) -> dict[str, Any]:

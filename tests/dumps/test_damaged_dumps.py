@@ -128,6 +128,15 @@ def test_rows_out_of_reach_are_told_and_a_callers_own_error_is_not(tmp_path: Pat
         open_dump(tmp_path / "a.h5") as d,
     ):
         list(d["test"].blocks(10))
+    with open_dump(tmp_path / "a.h5") as d:
+        features = d["test"].features
+        assert (features.shape, features.ndim, len(features)) == ((40, 5), 2, 40)
+        assert features[:20].shape == (20, 5)
+        for take in (lambda: features[25], lambda: features[:], lambda: np.asarray(features)):
+            with pytest.raises(DataError, match=r"a\.h5: test/features: cannot be read, it may be damaged"):
+                take()
+        with pytest.raises(IndexError):
+            features[99]
     with pytest.raises(OSError, match="my own") as error, open_dump(tmp_path / "a.h5"):
         raise OSError("my own")
     assert type(error.value) is OSError
