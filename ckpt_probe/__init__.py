@@ -89,4 +89,4 @@ __getattr__ = lazy_names(__name__, _HOME_OF)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

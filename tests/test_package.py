@@ -29,7 +29,12 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_every_public_name_loads_and_says_what_it_is() -> None:
     for name in ckpt_probe.__all__:
         assert getattr(ckpt_probe, name).__doc__, name
-    assert set(ckpt_probe.__all__) <= set(dir(ckpt_probe))
+
+
+def test_dir_lists_the_public_names_alone() -> None:
+    listed = {name for name in dir(ckpt_probe) if not (name.startswith("__") and name.endswith("__"))}
+    assert listed == set(ckpt_probe.__all__)
+    assert "__version__" in dir(ckpt_probe)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.analysis.groups import Group, Measured, measure, open_group
-from ckpt_probe.errors import UsageError, listed
+from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.progress import Progress, Silent
 
 METHODS = ("bootstrap", "t")
 FEWEST_PAIRS = 3
+SMALL, LARGE = 1e-100, 1e100
 INCONCLUSIVE = "inconclusive"
 
 
@@ -157,6 +158,10 @@ def _comparison(
 ) -> Comparison:
     baseline = next(iter(measured))
     own = {name: entry.values[metric] for name, entry in measured[label].items()}
+    theirs = {name: entry.values[metric] for name, entry in measured[baseline].items()}
+    # A power of two: the sums of what is measured in it are the same digits, and do not overflow.
+    unit = _unit([*own.values(), *theirs.values()])
+    own, theirs = ({name: value / unit for name, value in values.items()} for values in (own, theirs))
     steps = {entry.step for entry in measured[label].values()}
     first = Comparison(
         metric=metric,
@@ -173,10 +178,9 @@ def _comparison(
         seed=interval.seed if interval.method == "bootstrap" else None,
     )
     if label == baseline:
-        return first
-    theirs = {name: entry.values[metric] for name, entry in measured[baseline].items()}
+        return _in_numbers(first, unit)
     differences = [value - theirs[name] for name, value in own.items() if name in theirs]
-    return _against(first, differences, len(own.keys() ^ theirs.keys()), interval)
+    return _in_numbers(_against(first, differences, len(own.keys() ^ theirs.keys()), interval), unit)
 
 
 def _against(first: Comparison, differences: Sequence[float], unpaired: int, interval: Interval) -> Comparison:
@@ -194,6 +198,21 @@ def _against(first: Comparison, differences: Sequence[float], unpaired: int, int
         note=few if bounds is None else None,
         coverage_at_most=interval.coverage_at_most(pairs),
     )
+
+
+def _unit(values: Sequence[float]) -> float:
+    """What numbers are measured in so that their squares are numbers too: 1 unless they are very large or small."""
+    largest = max(map(abs, values))
+    return 1.0 if largest == 0 or SMALL < largest < LARGE else 2.0 ** (math.frexp(largest)[1] - 1)
+
+
+def _in_numbers(found: Comparison, unit: float) -> Comparison:
+    names = ("mean", "deviation", "difference", "low", "high")
+    held = {name: value * unit for name in names if (value := getattr(found, name)) is not None}
+    if not all(map(math.isfinite, held.values())):
+        told = "the values lie too far apart for their difference to be a number"
+        raise DataError(f"{found.group} against {found.baseline}: {found.metric}: {told}")
+    return replace(found, **held)
 
 
 def _verdict(bounds: tuple[float, float] | None) -> str:

@@ -12,6 +12,7 @@ from ckpt_probe.analysis.entries import COUNTS, ENTRIES, EXTRA, POSITION, REFERE
 from ckpt_probe.analysis.nearest import NearestMeans
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.arrays import as_labels
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.quality import Head, Quality, double
@@ -152,7 +153,7 @@ def in_order(record: Mapping[str, Any]) -> Record:
 
 
 def _require_labels(features: Array, labels: Array, logits: Array | None, moments: Moments) -> None:
-    numbers = torch.as_tensor(labels)
+    numbers = as_labels(labels)
     if features.ndim != 2 or numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point():
         # The moments say what is wrong with these.
         return
@@ -174,7 +175,7 @@ def _require_labels(features: Array, labels: Array, logits: Array | None, moment
 def _nearest(blocks: Blocks, moments: Moments, head: Head | None, settings: Settings) -> NearestMeans:
     nearest = NearestMeans(double(moments.class_means), confusion=settings.per_class)
     for features, labels, logits in blocks():
-        nearest.update(double(features), torch.as_tensor(labels), scores(features, logits, head))
+        nearest.update(double(features, "features"), as_labels(labels), scores(features, logits, head))
     if nearest.samples != moments.samples:
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {nearest.samples}")
     return nearest
@@ -185,7 +186,7 @@ def _centred(blocks: Blocks, moments: Moments, weights: Array | None, settings: 
 
     def centred() -> Iterable[tuple[Tensor, Tensor]]:
         for features, labels, _ in blocks():
-            yield double(features) - mean, torch.as_tensor(labels).cpu()
+            yield double(features, "features") - mean, as_labels(labels).cpu()
 
     shifted = Moments(moments.classes, memory=settings.memory)
     for features, labels in centred():

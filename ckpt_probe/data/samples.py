@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.arrays import as_labels, as_tensor
 
 
 class Split(Protocol):
@@ -49,8 +50,8 @@ class ArraySplit:
     """
 
     def __init__(self, inputs: Any, labels: Any) -> None:
-        self._inputs = torch.as_tensor(inputs)
-        self._labels = torch.as_tensor(labels).to(torch.int64)
+        self._inputs = as_tensor(inputs, "inputs")
+        self._labels = as_labels(labels).to(torch.int64)
         if self._inputs.ndim < 2 or self._labels.ndim != 1 or len(self._inputs) != len(self._labels):
             shapes = f"{tuple(self._inputs.shape)} and {tuple(self._labels.shape)}"
             raise DataError(f"inputs and labels: expected (N, …) and (N,), found {shapes}")

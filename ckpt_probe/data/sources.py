@@ -42,7 +42,10 @@ def load_data(name: str, arguments: Mapping[str, Any] | None = None) -> Labelled
     source = _source(name)
     with _named(name, given):
         found = source(**given)
-    return found if isinstance(found, LabelledData) else _labelled(name, found, given)
+    if isinstance(found, LabelledData):
+        _require_labels(name, found)
+        return found
+    return _labelled(name, found, given)
 
 
 def functions_named(name: str, arguments: Mapping[str, Any] | None = None) -> list[str]:
@@ -178,6 +181,16 @@ def _labelled(name: str, found: Any, arguments: dict[str, Any]) -> LabelledData:
     classes = 1 + max(int(samples.labels.max()) for samples in splits.values())
     one, _ = next(iter(splits.values())).batch(slice(0, 1))
     return LabelledData(name, splits, classes, tuple(one.shape[1:]), arguments)
+
+
+def _require_labels(name: str, data: LabelledData) -> None:
+    """Raise DataError where a label is none of the classes that the data themselves say they have."""
+    for split, samples in data.splits.items():
+        outside = (samples.labels < 0) | (samples.labels >= data.classes)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            told = f"the label of sample {row} is {int(samples.labels[row])}, outside 0 … {data.classes - 1}"
+            raise DataError(f"data {name}: split {split!r}: {told}, though the data say {data.classes} classes")
 
 
 def _as_split(name: str, split: str, value: Any) -> Split:

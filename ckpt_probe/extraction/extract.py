@@ -19,6 +19,7 @@ from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.extraction.storing import StoreWriter
 from ckpt_probe.extraction.subject import Subject, classifier_parameters, open_subject
 from ckpt_probe.files import content_hash, refuse_existing
+from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import choose_device, find_classifier, on_device
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
@@ -97,7 +98,8 @@ def extract(
         name = find_classifier(model, on_device(first[0], place, dtype), classifier)
         weights, bias = classifier_parameters(model, name)
         storage.require_fitting(*weights.shape)
-        blocks = forward_batches(model, name, chain([first], batches), device=place, dtype=dtype)
+        known = _of_classes(chain([first], batches), weights.shape[0])
+        blocks = forward_batches(model, name, known, device=place, dtype=dtype)
         with _writing(path, None, (weights, bias), storage, overwrite=overwrite) as writer:
             _write_split(writer, split, None, blocks, storage)
     return path
@@ -158,10 +160,23 @@ def _write_split(
 
 def _checked(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     for number, (given, named) in enumerate(loader):
-        inputs, labels = torch.as_tensor(given), torch.as_tensor(named).cpu().to(torch.int64)
+        # Of a model of their own, inputs may also be complex.
+        inputs = given if isinstance(given, Tensor) else as_tensor(given, f"batch {number}: inputs")
+        labels = as_labels(named, f"batch {number}: labels").cpu().to(torch.int64)
         if inputs.ndim < 1 or labels.ndim != 1 or len(inputs) != len(labels):
             shapes = f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
             raise DataError(f"batch {number}: inputs and labels: expected (n, …) and (n,), found {shapes}")
+        yield inputs, labels
+
+
+def _of_classes(batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, each with its labels looked at before it is forwarded: no metric knows what to do with others."""
+    for number, (inputs, labels) in enumerate(batches):
+        outside = (labels < 0) | (labels >= classes)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            told = f"the label of sample {row} is {int(labels[row])}, outside 0 … {classes - 1}"
+            raise DataError(f"batch {number}: {told}, though the classifier gives {classes} logits")
         yield inputs, labels
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.data import Split
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.models import evaluating, on_device
+from ckpt_probe.models import evaluating, on_device, unknown_index
 from ckpt_probe.progress import Progress, Silent, Task
 
 PREFETCHED = 3
@@ -127,6 +127,8 @@ class _Runner:
                     raise
                 self._halve(stop - start)
                 continue
+            except IndexError as error:
+                raise DataError(unknown_index(error)) from error
             yield Block(features, labels[part], logits)
             start = stop
 

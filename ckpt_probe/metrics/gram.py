@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.arrays import as_tensor
 
 Array = np.ndarray | Tensor
 SHORT, LONG = 1e-140, 1e140
 """Between these lengths the squares of a row's entries neither underflow nor overflow."""
+STEEPEST = 64
+"""The gradient of an entropy by a unit row is shorter than this: 2/n · (|log λ| + 1), λ no smaller than rounding."""
 AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
 
 
@@ -29,14 +32,24 @@ def gram(X: AnyArray) -> AnyArray:
 def to_rows(X: Array, name: str = "X") -> Tensor:
     """X as a finite float64 tensor of rows, (n, d), on its device where that has float64.
 
-    Raises DataError where it is not two-dimensional, has no row or column, or holds NaN or infinity.
+    Rows too short for the gradient of their direction to be finite count as they are, and have none. Raises DataError
+    where it is not two-dimensional, has no row or column, or holds NaN, infinity or complex numbers.
     """
-    rows = torch.as_tensor(X)
+    rows = as_tensor(X, name)
     if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] == 0:
         raise DataError(f"{name}: expected one vector per row, shape (n, d), found shape {tuple(rows.shape)}")
+    lasting = has_gradient(rows) if rows.requires_grad else None
     rows = where_float64_is(rows).to(torch.float64)
     require_finite(rows, name)
-    return rows
+    return rows if lasting is None else torch.where(lasting.to(rows.device)[:, None], rows, rows.detach())
+
+
+def has_gradient(rows: Tensor) -> Tensor:
+    """Which rows of (n, d) are long enough for the gradient of their direction to be a number of their dtype, (n,).
+
+    It grows as 1/length: of denormal rows it would be infinite.
+    """
+    return rows.detach().abs().amax(dim=1) >= STEEPEST / torch.finfo(rows.dtype).max
 
 
 def where_float64_is(X: Tensor) -> Tensor:

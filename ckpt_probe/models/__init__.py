@@ -1,6 +1,6 @@
 """A model by name, its classifier, and its weights from a checkpoint."""
 
-from ckpt_probe.models.classifier import evaluating, find_classifier, logits_of, run_once
+from ckpt_probe.models.classifier import evaluating, find_classifier, logits_of, run_once, unknown_index
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import load_weights, require_classes, unwrapped
 from ckpt_probe.models.sources import build_model, functions_named, model_arguments
@@ -19,5 +19,6 @@ __all__ = [
     "on_device",
     "require_classes",
     "run_once",
+    "unknown_index",
     "unwrapped",
 ]

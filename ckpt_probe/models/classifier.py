@@ -65,6 +65,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def unknown_index(error: IndexError) -> str:
+    """A sentence for what a forward pass raises where samples or labels hold an index that the model does not have."""
+    return f"the model does not take some of the samples: they hold an index out of its range (IndexError: {error})"
+
+
 def logits_of(output: Any) -> Tensor:
     """The logits in what a model returned: a tensor, `.logits`, `["logits"]`, or the first of a tuple.
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.stochastic import Sampling
@@ -168,7 +168,7 @@ class Moments:
 
         Raises DataError where a part is missing, or of another dtype or shape than it has to be, naming both.
         """
-        tensors = {name: torch.as_tensor(value).to(self.device) for name, value in state.items()}
+        tensors = {name: as_tensor(value, f"moments: {name}").to(self.device) for name, value in state.items()}
         require_state(tensors, self.classes)
         self._scatter = self._unit = None
         self.device = self.device or tensors["means"].device
@@ -195,14 +195,13 @@ class Moments:
         return self._scatter, self._unit
 
     def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.as_tensor(features)
-        numbers = torch.as_tensor(labels if isinstance(labels, Tensor) else np.asarray(labels))
+        rows, numbers = as_tensor(features, "features"), as_labels(labels)
         if rows.ndim != 2 or numbers.ndim != 1 or rows.shape[0] != numbers.shape[0]:
             shapes = f"{tuple(rows.shape)} and {tuple(numbers.shape)}"
             raise DataError(f"features and labels: expected (n, D) and (n,), found {shapes}")
         if self.features is not None and rows.shape[1] != self.features:
             raise DataError(f"features: this block has {rows.shape[1]} columns, earlier blocks had {self.features}")
-        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        if numbers.is_floating_point() or numbers.dtype == torch.bool:
             raise DataError(f"labels: expected whole numbers, found {numbers.dtype}")
         rows = where_float64_is(rows.detach())
         self.device = self.device or rows.device
@@ -221,13 +220,13 @@ class Moments:
 
 
 def _as_tensors(rows: AnyRows) -> Rows:
-    return lambda: ((torch.as_tensor(features), torch.as_tensor(labels)) for features, labels in rows())
+    return lambda: ((as_tensor(features, "features"), as_labels(labels)) for features, labels in rows())
 
 
 def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments) -> Tensor | None:
     if weights is None:
         return None
-    rows = where_float64_is(torch.as_tensor(weights).detach()).to(moments.device, torch.float64)
+    rows = where_float64_is(as_tensor(weights, "classifier weights").detach()).to(moments.device, torch.float64)
     if rows.ndim != 2 or rows.shape[1] != moments.features:
         expected = f"(classes, {moments.features})"
         raise DataError(f"classifier weights: expected shape {expected}, found {tuple(rows.shape)}")
@@ -236,8 +235,7 @@ def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments
     if highest >= rows.shape[0] or moments.classes not in (None, rows.shape[0]):
         found = f"labels go up to {highest}" if moments.classes is None else f"there are {moments.classes} classes"
         raise DataError(f"classifier weights have {rows.shape[0]} rows, but {found}")
-    if bias is not None and tuple(torch.as_tensor(bias).shape) != (rows.shape[0],):
-        raise DataError(
-            f"classifier bias: expected shape ({rows.shape[0]},), found {tuple(torch.as_tensor(bias).shape)}"
-        )
+    shape = (rows.shape[0],) if bias is None else tuple(as_tensor(bias, "classifier bias").shape)
+    if shape != (rows.shape[0],):
+        raise DataError(f"classifier bias: expected shape ({rows.shape[0]},), found {shape}")
     return rows

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.gram import Array
 
 
@@ -21,11 +22,13 @@ class Head:
     @staticmethod
     def of(weights: Array | None, bias: Array | None) -> "Head | None":
         """The head of these arrays, None where there are no weights."""
-        return None if weights is None else Head(double(weights), None if bias is None else double(bias))
+        if weights is None:
+            return None
+        return Head(double(weights, "classifier weights"), None if bias is None else double(bias, "classifier bias"))
 
     def logits(self, features: Array) -> Tensor:
         """W z + b of features (n, D), (n, C) float64."""
-        return F.linear(double(features), self.weights, self.bias)
+        return F.linear(double(features, "features"), self.weights, self.bias)
 
 
 class Quality:
@@ -40,7 +43,7 @@ class Quality:
         """Add logits (n, C) and labels (n,); nothing where there are no logits."""
         if logits is None or not len(logits):
             return
-        numbers = torch.as_tensor(labels).to(logits.device, torch.int64)
+        numbers = as_labels(labels).to(logits.device, torch.int64)
         self.samples += len(numbers)
         self.right += int((logits.argmax(dim=1) == numbers).sum())
         self.summed_loss += float(F.cross_entropy(logits, numbers, reduction="sum"))
@@ -66,6 +69,6 @@ class Quality:
         return Quality(int(numbers["scored"]), int(numbers["right"]), float(numbers["summed_loss"]))
 
 
-def double(values: Array) -> Tensor:
-    """An array as a float64 tensor on the CPU, without gradient."""
-    return torch.as_tensor(values).detach().cpu().to(torch.float64)
+def double(values: Array, name: str = "logits") -> Tensor:
+    """An array as a float64 tensor on the CPU, without gradient; `name` is what an error calls it."""
+    return as_tensor(values, name).detach().cpu().to(torch.float64)

@@ -24,6 +24,7 @@ from ckpt_probe.models import (
     on_device,
     require_classes,
     run_once,
+    unknown_index,
 )
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.training.objective import Objective, build_objective
@@ -171,6 +172,8 @@ def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor
     except DataError as error:
         # Losses of matrix information refuse what is not finite, before there is a loss that could be looked at.
         raise DataError(f"step {step + 1}: the loss cannot be computed ({error}); {MAY_HELP}") from error
+    except IndexError as error:
+        raise DataError(f"step {step + 1}: {unknown_index(error)}") from error
     loss.backward()
     stage.optimizer.step()
     hold_zeros(stage.model, stage.start.masks)
@@ -248,7 +251,10 @@ def _evaluate(model: nn.Module, split: Split) -> dict[str, float]:
     model.eval()
     for start in range(0, len(split), EVALUATION_BATCH):
         inputs, labels = split.batch(slice(start, start + EVALUATION_BATCH))
-        logits, labels = logits_of(model(on_device(inputs, place))), on_device(labels, place)
+        try:
+            logits, labels = logits_of(model(on_device(inputs, place))), on_device(labels, place)
+        except IndexError as error:
+            raise DataError(unknown_index(error)) from error
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         right += int((logits.argmax(dim=1) == labels).sum())
     model.train()

@@ -13,7 +13,7 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import matrix_entropy
 from ckpt_probe.metrics.entropy import entropy_of_gram, entropy_of_spectrum, smallest_present
-from ckpt_probe.metrics.gram import directions, require_finite, smaller_gram, to_rows, where_float64_is
+from ckpt_probe.metrics.gram import directions, has_gradient, require_finite, smaller_gram, to_rows, where_float64_is
 from ckpt_probe.metrics.information import Entropies, joint_gram
 from ckpt_probe.moments.grouping import stacks
 from ckpt_probe.moments.spectra import of_label_rows, of_stack
@@ -75,7 +75,7 @@ def _of_batch(features: Tensor, labels: Tensor, weights: Tensor) -> Entropies | 
     rows, labels, kept = _labelled(features, labels, "")
     weights = where_float64_is(weights)
     _require_heads(weights, labels, rows.shape[1])
-    kept = kept & _has_direction(weights)[labels]
+    kept = kept & has_gradient(weights)[labels]
     n = int(kept.sum())
     if not n:
         return None
@@ -113,10 +113,12 @@ def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Te
         raise DataError(f"{prefix}labels: expected one a row, ({len(rows)},), found shape {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"{prefix}labels: expected whole numbers, found {labels.dtype}")
-    return rows, labels.to(rows.device, torch.int64), _has_direction(features).to(rows.device)
+    return rows, labels.to(rows.device, torch.int64), has_gradient(features).to(rows.device)
 
 
 def _require_heads(weights: Tensor, labels: Tensor, columns: int) -> None:
+    if not weights.is_floating_point():
+        raise DataError(f"weights: expected floating-point numbers, found {weights.dtype}")
     if weights.ndim != 2 or weights.shape[1] != columns:
         raise DataError(f"weights: expected shape (classes, {columns}), found {tuple(weights.shape)}")
     require_finite(weights.detach(), "weights")
@@ -124,11 +126,6 @@ def _require_heads(weights: Tensor, labels: Tensor, columns: int) -> None:
     if bool(outside.any()):
         first = int(outside.nonzero()[0])
         raise DataError(f"labels: row {first} is {int(labels[first])}, labels must be between 0 and {len(weights) - 1}")
-
-
-def _has_direction(rows: Tensor) -> Tensor:
-    # A direction's gradient grows as 1/length: of denormal rows it would be infinite in their own dtype.
-    return rows.detach().abs().amax(dim=1) >= torch.finfo(rows.dtype).tiny
 
 
 def _zero(*inputs: Tensor) -> Tensor:

@@ -45,6 +45,28 @@ def group(where: Path, values: dict[str, float], metric: str = "accuracy", step:
     return where
 
 
+@pytest.mark.parametrize("size", [1.0, 2.0**1020, 2.0**-900])
+@pytest.mark.parametrize("method", ["bootstrap", "t"])
+def test_sums_that_overflow_change_no_digit(tmp_path: Path, size: float, method: str) -> None:
+    values = {"plain": [3.0, 5.5, 4.0, 7.0], "other": [9.0, 8.5, 11.0, 9.5]}
+    for name, held in values.items():
+        group(tmp_path / name, {f"seed-{seed}": value * size for seed, value in enumerate(held)})
+    plain, other = compare([tmp_path / "plain", tmp_path / "other"], method=method)
+    differences = np.subtract(values["other"], values["plain"])
+    assert (plain.mean / size, other.mean / size) == (4.875, 9.5)
+    assert other.deviation / size == pytest.approx(np.std(values["other"], ddof=1), rel=1e-14)
+    assert other.difference / size == differences.mean()
+    low, high = Interval(method=method).of(differences)
+    assert (other.low / size, other.high / size) == (low, high)
+    assert other.verdict == "higher"
+
+
+def test_values_too_far_apart_for_a_difference_are_told(tmp_path: Path) -> None:
+    low, high = ({f"seed-{seed}": size * (1.5e308 - seed) for seed in range(3)} for size in (-1, 1))
+    with pytest.raises(DataError, match="other against plain: accuracy: the values lie too far apart"):
+        compare([group(tmp_path / "plain", low), group(tmp_path / "other", high)])
+
+
 def test_means_deviations_and_paired_differences_by_hand(tmp_path: Path) -> None:
     plain, other = compare([group(tmp_path / "plain", PLAIN), group(tmp_path / "other", OTHER)])
     assert (plain.group, plain.verdict, plain.seeds, plain.step, plain.difference) == (

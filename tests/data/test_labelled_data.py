@@ -153,6 +153,15 @@ def wrong():
     return [1, 2]
 def odd():
     return {"train": 7}
+
+def beyond():
+    from ckpt_probe.data import ArraySplit, LabelledData
+
+    splits = {"train": ArraySplit(np.ones((4, 2)), [0, 1, 0, 1]), "test": ArraySplit(np.ones((3, 2)), [0, 1, 3])}
+    return LabelledData("mine", splits, 2, (2,))
+
+def named():
+    return {"train": (np.ones((2, 2)), ["b", "a"])}
 """
 
 
@@ -172,6 +181,8 @@ def test_anybodys_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("negative", "a label is -1"),
         ("wrong", "expected a dict of splits, found list"),
         ("odd", "split 'train' is neither"),
+        ("beyond", "split 'test': the label of sample 2 is 3, outside 0 … 1, though the data say 2 classes"),
+        ("named", r"labels: expected numbers of classes, 0 … C−1, found 'b'; number them: .*numpy\.unique"),
     ):
         with pytest.raises(DataError, match=message):
             load_data(f"my_data_for_tests:{function}")

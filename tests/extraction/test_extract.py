@@ -264,6 +264,35 @@ def test_tuples_in_arguments_and_splits_named_twice(run: Path, tmp_path: Path) -
         assert dump.splits == ["test"]
 
 
+@pytest.mark.parametrize("store", ["features", "moments"])
+def test_a_label_beyond_the_classifier_is_told_before_its_batch_is_forwarded(tmp_path: Path, store: str) -> None:
+    class Counting(nn.Linear):
+        seen = 0
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            Counting.seen += len(input)
+            return super().forward(input)
+
+    inputs, labels = torch.randn(12, 4), torch.arange(12) % 3
+    labels[6] = 3
+    batches = [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])]
+    told = "batch 1: the label of sample 2 is 3, outside 0 … 2, though the classifier gives 3 logits"
+    with pytest.raises(DataError, match=told):
+        extract(nn.Sequential(Counting(4, 3)), batches, tmp_path / "a.h5", device="cpu", store=store)
+    assert Counting.seen == 8, "the first batch to find the classifier, and once more"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match=r"batch 0: labels: expected numbers of classes, .* found 'a'"):
+        extract(nn.Sequential(nn.Linear(4, 3)), [(inputs[:2], ["a", "b"])], tmp_path / "a.h5", device="cpu")
+
+
+def test_an_index_that_the_model_does_not_have_is_told(tmp_path: Path) -> None:
+    model = build_model("modular_mlp", {"modulus": 7, "embedding": 4, "hidden": 6})
+    pairs, labels = torch.arange(24).reshape(12, 2) % 7, torch.arange(12) % 7
+    pairs[9] = 7
+    with pytest.raises(DataError, match="the model does not take some of the samples: they hold an index out of its"):
+        extract(model, [(pairs[:6], labels[:6]), (pairs[6:], labels[6:])], tmp_path / "a.h5", device="cpu")
+
+
 class Scaling(nn.Module):
     """A model that takes images of whole numbers as they are."""
 

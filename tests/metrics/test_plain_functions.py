@@ -1,6 +1,7 @@
 """gram, matrix_entropy, effective_rank, mutual_information, mir, hdr on plain matrices, against closed forms."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -189,3 +190,28 @@ def test_reference_values_of_two_classes_and_none() -> None:
 def test_a_simplex_that_does_not_exist_is_an_error(classes: int, features: int) -> None:
     with pytest.raises(DataError, match="does not exist"):
         simplex_etf(classes, features)
+
+
+@pytest.mark.parametrize("function", [matrix_entropy, effective_rank, lambda X: mir(X, X * 2), lambda X: hdr(X, X**3)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", ["denormal", "smallest"])
+def test_the_gradient_of_rows_next_to_nothing_is_finite(function: Callable, dtype: torch.dtype, scale: str) -> None:
+    kind = torch.finfo(dtype)
+    X = torch.from_numpy(rows(6, 4)).clamp(0.1, 1).to(dtype)
+    # Denormal numbers, and the smallest ones that are not.
+    X[2:4] = kind.smallest_normal * (0.25 if scale == "denormal" else 1) * (1 + (X[2:4] > 0.5))
+    X.requires_grad_()
+    value = function(X)
+    value.backward()
+    assert X.grad is not None
+    assert bool(torch.isfinite(value))
+    assert bool(torch.isfinite(X.grad).all())
+    assert bool((X.grad[2:4] == 0).all())
+    assert bool((X.grad[[0, 1, 4, 5]] != 0).any())
+
+
+def test_rows_next_to_nothing_count_all_the_same() -> None:
+    X = torch.from_numpy(rows(6, 4)).float()
+    X[2] *= 1e-39
+    X.requires_grad_()
+    assert matrix_entropy(X).item() == pytest.approx(matrix_entropy(X.detach().double().numpy()), rel=1e-9)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -242,6 +243,22 @@ def test_a_model_and_data_that_do_not_fit_each_other(tmp_path: Path, section: di
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("evaluate", "where"), [(None, ""), ([], r"step 1: ")])
+def test_an_index_that_the_model_does_not_have_is_told(tmp_path: Path, evaluate: list | None, where: str) -> None:
+    pairs, labels = np.arange(24).reshape(12, 2) % 7, np.arange(12) % 7
+    pairs[9] = 7
+    np.savez(tmp_path / "pairs.npz", x_train=pairs, y_train=labels)
+    settings = {
+        "data": {"name": f"npz:{tmp_path / 'pairs.npz'}"},
+        "model": {"name": "modular_mlp", "arguments": {"modulus": 7, "embedding": 4, "hidden": 6}},
+        "training": {"steps": 3, "batch_size": "full"},
+        "checkpoints": {"evaluate": evaluate},
+    }
+    told = f"^{where}the model does not take some of the samples: they hold an index out of its range"
+    with pytest.raises(DataError, match=told):
+        train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
 
 
 def test_an_overwrite_does_not_remove_what_a_run_starts_from(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The door for anybody's arrays: what numpy or torch holds becomes a tensor, or one line says why it cannot."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+
+NUMBERS = "biufc"
+"""Kinds of numpy's that are numbers: truth, signed, unsigned, floating, complex."""
+
+
+def as_tensor(values: Any, name: str = "the array") -> Tensor:
+    """Real numbers as a tensor on the device where they are, sharing their memory wherever torch can.
+
+    values: a tensor, or what numpy takes for an array: read-only ones, those with negative strides and those in another
+    byte order too. Raises DataError, opening with `name`, for complex numbers and for what is not numbers at all.
+    """
+    tensor = values if isinstance(values, Tensor) else _from_numpy(_array(values, name), name)
+    if tensor.is_complex():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise DataError(f"{name}: expected real numbers, found {kind}; pass their real parts or absolute values")
+    return tensor
+
+
+def as_labels(values: Any, name: str = "labels") -> Tensor:
+    """Labels as `as_tensor` gives them. Raises DataError, saying how to number them, for texts."""
+    if not isinstance(values, Tensor):
+        values = _array(values, name)
+        if values.dtype.kind in "USOT" and values.size and not _is_number(values.flat[0]):
+            raise DataError(
+                f"{name}: expected numbers of classes, 0 … C−1, found {str(values.flat[0])!r}; number them: "
+                "names, labels = numpy.unique(labels, return_inverse=True)"
+            )
+    return as_tensor(values, name)
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name}: no array can be made of it ({error})") from error
+
+
+def _from_numpy(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype.kind not in NUMBERS:
+        raise DataError(f"{name}: expected numbers, found {array.dtype}")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = array.copy()
+    with warnings.catch_warnings():
+        # Nothing here writes into what it is given.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        try:
+            return torch.from_numpy(array)
+        except TypeError as error:
+            raise DataError(f"{name}: torch has no {array.dtype}; pass float64 or int64") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | complex | np.number)

@@ -1,0 +1,115 @@
+"""The door for anybody's arrays: the same numbers whatever their layout, no warning, an error that says what to do."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ckpt_probe.analysis import analyze_features
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics import gram, hdr, matrix_entropy, mir
+from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.moments import Moments
+
+Z = np.random.default_rng(0).normal(size=(40, 6))
+W = np.random.default_rng(1).normal(size=(3, 6))
+Y = np.arange(40) % 3
+
+
+def read_only(X: np.ndarray) -> np.ndarray:
+    return np.frombuffer(X.tobytes(), dtype=X.dtype).reshape(X.shape)
+
+
+def other_order(X: np.ndarray) -> np.ndarray:
+    return X.astype(X.dtype.newbyteorder())
+
+
+def backwards(X: np.ndarray) -> np.ndarray:
+    return X[::-1].copy()[::-1]
+
+
+def field(X: np.ndarray) -> np.ndarray:
+    """A column of records, whose entries do not lie at multiples of their size."""
+    records = np.zeros(X.shape, dtype=[("flag", "i1"), ("value", X.dtype)])
+    records["value"] = X
+    return records["value"]
+
+
+LAYOUTS: list[Callable[[np.ndarray], np.ndarray]] = [read_only, other_order, backwards, field, np.asfortranarray]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_the_same_numbers_from_any_layout_and_no_warning(layout: Callable[[np.ndarray], np.ndarray]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mir(layout(Z), layout(Z[:, ::-1])) == pytest.approx(mir(Z, np.ascontiguousarray(Z[:, ::-1])), rel=1e-12)
+        assert matrix_entropy(layout(Z)) == pytest.approx(matrix_entropy(Z), rel=1e-12)
+        np.testing.assert_allclose(gram(layout(Z)), gram(Z), rtol=1e-12, atol=1e-12)
+        found = analyze_features(layout(Z), layout(Y), layout(W), layout(np.zeros(3)), logits=layout(Z @ W.T))
+        expected = analyze_features(Z, Y, W, np.zeros(3), logits=Z @ W.T)
+        assert {name: value for name, value in found.items() if isinstance(value, float)} == pytest.approx(
+            {name: value for name, value in expected.items() if isinstance(value, float)}, rel=1e-9, abs=1e-12
+        )
+        moments = Moments()
+        moments.update(layout(Z), layout(Y))
+        assert moments.counts == {0: 14, 1: 13, 2: 13}
+
+
+def test_a_memory_map_of_a_read_only_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "z.npy", Z)
+    (tmp_path / "z.npy").chmod(0o444)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert matrix_entropy(np.load(tmp_path / "z.npy", mmap_mode="r")) == matrix_entropy(Z)
+
+
+def test_memory_is_shared_where_it_can_be() -> None:
+    assert as_tensor(Z).data_ptr() == Z.ctypes.data
+    held = read_only(Z)
+    assert as_tensor(held).data_ptr() == held.ctypes.data
+
+
+@pytest.mark.parametrize(
+    ("take", "name"),
+    [
+        (lambda C: mir(C, Z), "X"),
+        (lambda C: hdr(torch.from_numpy(Z), torch.from_numpy(C)), "Y"),
+        (lambda C: gram(C), "X"),
+        (lambda C: analyze_features(C, Y, W), "features"),
+        (lambda C: analyze_features(Z, Y, C[:3]), "classifier weights"),
+        (lambda C: analyze_features(Z, Y, W, C[0, :3]), "classifier bias"),
+        (lambda C: analyze_features(Z, Y, W, logits=C[:, :3]), "logits"),
+        (lambda C: Moments().update(torch.from_numpy(C), Y), "features"),
+    ],
+)
+def test_complex_numbers_are_refused_not_cut_in_half(take: Callable[[np.ndarray], object], name: str) -> None:
+    with pytest.raises(DataError, match=rf"^{name}: expected real numbers, found complex128; pass their real parts"):
+        take(Z + 1j)
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"] * 20, np.array(["cat", "dog"] * 20, dtype=object), [b"cat"] * 40])
+def test_labels_as_text_say_how_to_number_them(labels: object) -> None:
+    told = r"^labels: expected numbers of classes, 0 … C−1, found .*cat.*; number them: .*return_inverse=True"
+    with pytest.raises(DataError, match=told):
+        analyze_features(Z, labels, W)
+    with pytest.raises(DataError, match=told):
+        Moments().update(Z, labels)
+    _, numbers = np.unique(labels, return_inverse=True)
+    assert as_labels(numbers).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.array([None, 1.0]), "found object"),
+        (np.zeros(2, dtype=[("a", "f8")]), "found \\[\\('a', '<f8'\\)\\]"),
+        ([[1.0], [1.0, 2.0]], "no array can be made of it"),
+        (np.zeros(2, dtype="M8[s]"), "found datetime64"),
+    ],
+)
+def test_what_is_no_array_of_numbers(values: object, told: str) -> None:
+    with pytest.raises(DataError, match=f"^mine: .*{told}"):
+        as_tensor(values, "mine")
