@@ -90,7 +90,7 @@ def average(
         raise UsageError("an average needs at least two checkpoints")
     chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]
     if len(chosen) != len(checkpoints) or not all(math.isfinite(weight) for weight in chosen):
-        raise UsageError(f"{len(checkpoints)} checkpoints need as many finite weights, found {chosen}")
+        raise UsageError(f"weights: expected {len(checkpoints)} finite numbers, one per checkpoint, found {chosen}")
     sources = [locate(path) for path in checkpoints]
     for other in sources[1:]:
         check_match(sources[0], other)
@@ -126,11 +126,11 @@ class _Work:
     def write(self, out: Path, inputs: Sequence[Path], threads: int | None, overwrite: bool) -> InterpolationSummary:
         read = [*inputs, *(shard.file for source in self.sources for shard in source.shards)]
         if out.exists() and any(out.samefile(path) for path in read):
-            raise UsageError(f"{out}: is one of the checkpoints that are read; choose another name")
+            raise UsageError(f"{out}: is one of the input checkpoints; choose another name")
         # By either way: what a link leads to, and the link itself, which would go with its directory.
         places = [place for path in read for place in (path.resolve(), path.parent.resolve() / path.name)]
         if any(out.resolve() in place.parents for place in places):
-            raise UsageError(f"{out}: holds one of the checkpoints that are read; choose another name")
+            raise UsageError(f"{out}: contains one of the input checkpoints; choose another name")
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, found {threads}")
         template = self.template
@@ -246,7 +246,7 @@ def _read(file: BinaryIO, buffer: Any, place: Place, block: _Block, item: int) -
     while view:
         got = os.preadv(file.fileno(), [view], offset)
         if not got:
-            raise DataError(f"{place.file}: became shorter while it was read, at tensor {block.name!r}")
+            raise DataError(f"{place.file}: was truncated while it was read, at tensor {block.name!r}")
         offset, view = offset + got, view[got:]
     return part
 
@@ -286,14 +286,14 @@ def _require_sharded(out: Path, kept: Set[str]) -> None:
     entries = sorted(out.iterdir())
     if there is None or there.index is None:
         first = entries[0].name if entries else "nothing"
-        told = f"holds {first}, and is no sharded checkpoint ({reason})"
+        told = f"contains {first} and is not a sharded checkpoint ({reason})"
     else:
         ours = {there.index, *(shard.file for shard in there.shards), *(out / name for name in kept)}
         foreign = next((entry.name for entry in entries if entry not in ours), None)
         if foreign is None:
             return
-        told = f"holds {foreign} too"
-    raise UsageError(f"{out}: not replaced, as it {told}; choose another name, or remove it yourself")
+        told = f"also contains {foreign}"
+    raise UsageError(f"{out}: not replaced, because it {told}; choose another name, or remove it yourself")
 
 
 def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> None:
