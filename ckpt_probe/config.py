@@ -43,7 +43,7 @@ class TrainingSettings(_Section):
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSettings":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps")
+            raise ValueError("give either epochs or steps")
         if self.batch_size != "full" and self.batch_size < 1:
             raise ValueError("batch_size must be at least 1, or 'full'")
         return self

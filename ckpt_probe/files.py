@@ -108,7 +108,7 @@ def _remove(left: Path) -> None:
 
 def _require_name(path: Path) -> None:
     if path.name in {"", ".."}:
-        raise UsageError(f"{path}: not the name of a file or directory to be written")
+        raise UsageError(f"{path}: not a valid name for an output file or directory")
 
 
 def _put_back(old: Path, path: Path) -> None:

@@ -31,8 +31,8 @@ def require_named(functions: Sequence[str], by_caller: str | None, file: Path, o
     for name in functions:
         if name != by_caller:
             raise UsageError(
-                f"{file}: names {name}, a function that is not called on a file's word; if you trust it, name it "
-                f"yourself: {option}"
+                f"{file}: names the function {name}, which is not called because any file could name any function; "
+                f"if you trust it, name it yourself: {option}"
             )
 
 

@@ -56,8 +56,8 @@ def test_all_faults_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("epochs = 2", ""), "give exactly one of epochs and steps"),
-        (("epochs = 2", "epochs = 2\nsteps = 4"), "give exactly one of epochs and steps"),
+        (("epochs = 2", ""), "give either epochs or steps"),
+        (("epochs = 2", "epochs = 2\nsteps = 4"), "give either epochs or steps"),
         (("epochs = 2", "steps = 2.5"), "training.steps"),
         (("epochs = 2", "epochs = inf"), "training.epochs"),
         (("epochs = 2", "epochs = 2\nbatch_size = 0"), "batch_size must be at least 1"),

@@ -179,5 +179,5 @@ def test_what_has_no_name_cannot_be_written(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     for writer in (replacing, replacing_directory):
         for path in (Path(), Path("..")):
-            with pytest.raises(UsageError, match="not the name of a file"), writer(path, overwrite=True):
+            with pytest.raises(UsageError, match="not a valid name for an output file"), writer(path, overwrite=True):
                 pass

@@ -25,7 +25,7 @@ def test_functions_within_arguments_of_any_depth() -> None:
 def test_what_only_a_file_names_is_refused() -> None:
     require_named(["m:f"], "m:f", Path("a.safetensors"), "--model m:f")
     require_named([], None, Path("a.safetensors"), "")
-    told = r"^a\.safetensors: names n:g, a function that is not called on a file's word; .* yourself: --model m:f"
+    told = r"^a\.safetensors: names the function n:g, which is not called .* yourself: --model m:f"
     with pytest.raises(UsageError, match=told):
         require_named(["m:f", "n:g"], "m:f", Path("a.safetensors"), "--model m:f")
 

@@ -67,7 +67,7 @@ def match_weights(
     The first start is the order as it is, the others random ones from `seed`.
     """
     if restarts < 1:
-        raise DataError(f"alignment needs at least one start, found {restarts}")
+        raise DataError(f"alignment: expected at least one restart, found {restarts}")
     axes = {place: parts for place, parts in symmetry.axes.items() if place[0] in a}
     symmetry = Symmetry(symmetry.sizes, axes)
     weights = {place[0] for place in axes if not place[0].endswith(STATISTICS)}
@@ -96,8 +96,8 @@ def proved(
     error = output_change(model, b, state, inputs)
     if not error <= SAME_OUTPUT:
         raise DataError(
-            f"alignment: the permuted network's outputs differ from its own by {error:.1e} relative (at most "
-            f"{SAME_OUTPUT:g}): the groups found are no symmetries of this model; name them with --align-spec FILE"
+            f"alignment: permuting the channels changes the network's outputs by {error:.1e} relative (at most "
+            f"{SAME_OUTPUT:g} is allowed): the groups are no symmetries of this model; pass them as --align-spec FILE"
         )
     return Alignment(state, permutations, _distance(a, b), _distance(a, state), error)
 
@@ -144,12 +144,12 @@ def read_spec(path: Path, state: State) -> Symmetry:
     for number, members in enumerate(places):
         for name, axis in members:
             if name not in state or not 0 <= axis < state[name].ndim:
-                raise DataError(f"{path}: there is no axis {axis} of a tensor {name!r}")
+                raise DataError(f"{path}: the model has no tensor {name!r} with an axis {axis}")
             length = state[name].shape[axis]
             size = sizes.setdefault(number, length)
             if length % size or (name, axis) in axes:
                 raise DataError(
-                    f"{path}: axis {axis} of {name!r} has {length} entries, or is named twice; group of {size}"
+                    f"{path}: axis {axis} of {name!r} has {length} entries in a group of {size}, or is listed twice"
                 )
             axes[(name, axis)] = (Segment(number, size, length // size),)
     return Symmetry(sizes, axes)

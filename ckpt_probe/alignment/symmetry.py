@@ -283,4 +283,4 @@ class _Walk:
         return found.shape
 
     def _unknown(self, node: fx.Node, what: str) -> DataError:
-        return DataError(f"alignment: nothing is known of {what} (at {node.name}); {HINT}")
+        return DataError(f"alignment: unknown operation, {what} (at {node.name}); {HINT}")

@@ -19,41 +19,51 @@ if TYPE_CHECKING:
 
 @click.command("analyze", epilog="Example: ckpt-probe analyze dumps/digits --split test --json > records.jsonl")
 @click.argument("dumps", type=click.Path(path_type=Path))
-@click.option("--split", "splits", multiple=True, help="A split to analyze, all where none is named; may be repeated.")
-@click.option("--json", is_flag=True, help="One record a line (JSON Lines); a missing value is null.")
-@click.option("--csv", is_flag=True, help="Comma-separated values with a header.")
-@click.option("--parquet", is_flag=True, help="The file of --out is Parquet, as one that is called .parquet is anyway.")
-@click.option("--wide", is_flag=True, help="Every column, however wide the terminal is.")
-@click.option("--centred", is_flag=True, help="Also MIR and HDR of features less their mean (one more pass).")
-@click.option("--alpha", "orders", metavar="A,…", help="Also Rényi entropies of these orders, such as 0.5,2.")
-@click.option("--per-class", is_flag=True, help="One row a class: its samples, mean, variance, entropy, confusion.")
+@click.option("--split", "splits", multiple=True, show_default="all", help="Split to analyze; repeatable.")
+@click.option("--json", is_flag=True, help="Print JSON Lines, one record per line; a missing value is null.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values with a header.")
+@click.option(
+    "--parquet",
+    is_flag=True,
+    help="Write --out as Parquet whatever its suffix; a name that ends in .parquet implies it.",
+)
+@click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is.")
+@click.option("--centred", is_flag=True, help="Also compute MIR and HDR of the centred features (one more pass).")
+@click.option("--alpha", "orders", metavar="A,…", help="Also compute Rényi entropies of these orders, such as 0.5,2.")
+@click.option("--per-class", is_flag=True, help="One row per class: samples, mean, variance, entropy, confusion.")
 @click.option(
     "--weights-only",
     is_flag=True,
-    help="DUMPS are checkpoints: what the classifier's weights alone say, without model or data.",
+    help="DUMPS are checkpoints: compute what the classifier weights alone tell, without model or data.",
 )
 @click.option("--classifier", metavar="NAME", help="With --weights-only: the layer, or the tensor, of the weights.")
 @source_options
-@click.option("--spectra", type=click.Path(path_type=Path), metavar="NPZ", help="Write every Gram's eigenvalues here.")
-@click.option("--memory", default="2GiB", show_default=True, help="What moments and matrices of one dump may take.")
+@click.option(
+    "--spectra", type=click.Path(path_type=Path), metavar="NPZ", help="Write the eigenvalues of every Gram matrix here."
+)
+@click.option(
+    "--memory", default="2GiB", show_default=True, help="Memory limit for the moments and matrices of one dump."
+)
 @click.option(
     "--tolerance",
     type=float,
     default=1e-3,
     show_default=True,
-    help="Relative standard error of MIR at which sampling stops, where no exact route fits.",
+    help="Relative standard error of MIR at which sampling stops, where an exact result does not fit in memory.",
 )
-@click.option("--budget", type=float, metavar="SECONDS", help="Stop sampling after this time even above the tolerance.")
+@click.option("--budget", type=float, metavar="SECONDS", help="Stop sampling after this time, even above --tolerance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Dumps at a time.")
-@click.option("--no-cache", is_flag=True, help="Compute every dump anew, and keep nothing beside them.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Number of dumps to analyze at a time."
+)
+@click.option("--no-cache", is_flag=True, help="Neither read nor write the cache beside the dumps.")
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the records to this file too: CSV or Parquet by its suffix, else JSON Lines.",
+    help="Also write the records to this file: CSV or Parquet by its suffix, else JSON Lines.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the files where they exist.")
+@click.option("--overwrite", is_flag=True, help="Replace the files if they exist.")
 def command(
     dumps: Path,
     splits: tuple[str, ...],
@@ -74,14 +84,14 @@ def command(
     base: Path | None,
     **options: float | bool,
 ) -> None:
-    """Read matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
+    """Compute matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
 
-    DUMPS is one .h5 file or a directory of them; one row for each checkpoint and split, in the order of the steps,
-    measured beside the value at neural collapse. Dumps that others wrote with the documented names do as well. What
-    was computed once is kept in a hidden folder beside the dumps, and computed anew only where a dump has changed.
+    DUMPS is one .h5 file that extract wrote, or a directory of them; files of other programs with the documented names
+    work too. Prints one row per checkpoint and split, in the order of the training steps, and the values at neural
+    collapse. Results are cached in a hidden folder beside the dumps, and recomputed only for dumps that have changed.
 
-    With --weights-only DUMPS are checkpoints instead, of any format that inspect opens: one row for each, with what the
-    classifier's weights alone say. Neither model nor data is needed.
+    With --weights-only DUMPS are checkpoints instead, in any format that inspect opens: one row per checkpoint, with
+    what the classifier weights alone tell. Neither model nor data is needed.
     """
     from ckpt_probe.errors import UsageError
     from ckpt_probe.files import refuse_existing

@@ -51,12 +51,12 @@ class Verbs(click.Group):
     no_args_is_help=True,
 )
 @click.version_option(__version__, prog_name="ckpt-probe")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error (may stand anywhere on the line).")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; may appear anywhere in the command line.")
 def group(debug: bool) -> None:
     """What happened inside this training run? Read it from the checkpoints.
 
-    Extracts penultimate features and classifier weights, and reads matrix entropy, mutual information (MIR, HDR),
-    neural collapse (NC1-NC4) and the path between two checkpoints from them.
+    Extracts penultimate features and classifier weights from checkpoints, and computes matrix entropy, mutual
+    information (MIR, HDR) and neural collapse (NC1-NC4) from them, also along the path between two checkpoints.
     """
 
 
@@ -78,7 +78,9 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error.__cause__, EOFError):
             # click takes the end of any file for the end of a person's input.
             return _internal(error.__cause__, debug)
-        line = "interrupted; what is written is whole: run it again to go on (with --resume where the command has it)"
+        line = (
+            "interrupted; files written so far are complete: run the same command again to continue (train: --resume)"
+        )
         return _fail(line, INTERRUPTED, debug)
     except CkptProbeError as error:
         return _fail(f"error: {error}", error.exit_code, debug)
@@ -97,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _internal(error: BaseException, debug: bool) -> int:
     summary = str(error).splitlines()[0] if str(error) else ""
-    hint = "this is a fault of ckpt-probe's own, or of a function it was given; --debug shows where"
+    hint = "a bug in ckpt-probe, or in a function that you passed to it; --debug shows the traceback"
     return _fail(f"internal error: {type(error).__name__}: {summary} ({hint})", INTERNAL_ERROR, debug)
 
 

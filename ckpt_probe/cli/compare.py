@@ -24,25 +24,31 @@ Examples: ckpt-probe compare runs/plain runs/decay --metric accuracy,loss
     multiple=True,
     default=["accuracy"],
     show_default=True,
-    help="What to compare, names with commas between them; repeatable.",
+    help="Metrics to compare, separated by commas; repeatable.",
 )
-@click.option("--split", default="test", show_default=True, help="The split on which it was measured.")
+@click.option("--split", default="test", show_default=True, help="Split whose values are compared.")
 @click.option(
-    "--step", default="last", show_default=True, metavar="N|last", help="Training step, or each entry's last."
+    "--step",
+    default="last",
+    show_default=True,
+    metavar="N|last",
+    help="Training step to compare at, or the last step of each entry.",
 )
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="What the intervals are to hold.")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence level of the intervals.")
 @click.option(
     "--interval",
     "method",
     type=click.Choice(["bootstrap", "t"]),
     default="bootstrap",
     show_default=True,
-    help="By resampling the differences, or Student's, which assumes that they are normal.",
+    help="Bootstrap of the differences, or Student's t interval, which assumes normal differences.",
 )
-@click.option("--resamples", type=click.IntRange(min=100), default=9999, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--resamples", type=click.IntRange(min=100), default=9999, show_default=True, help="Number of bootstrap resamples."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
-@click.option("--json", is_flag=True, help="One comparison a line (JSON Lines) instead of the table.")
-@click.option("--csv", is_flag=True, help="Comma-separated values instead of the table.")
+@click.option("--json", is_flag=True, help="Print JSON Lines, one comparison per line, instead of the table.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values instead of the table.")
 def command(
     groups: tuple[Path, ...],
     metrics: tuple[str, ...],
@@ -52,11 +58,11 @@ def command(
     csv: bool,
     **options: Any,
 ) -> None:
-    """Compare groups of runs that differ in their seed, the first GROUP being the baseline.
+    """Compare groups of runs that differ only in their seed; the first GROUP is the baseline.
 
-    A GROUP is a directory with one entry a seed: a run (its metrics.jsonl has loss and accuracy), a directory of dumps,
-    which are analyzed, or a records file NAME.jsonl of analyze. Entries of the same name are paired, and a verdict is
-    given only where the interval of the mean paired difference excludes 0.
+    A GROUP is a directory with one entry per seed: a run (its metrics.jsonl has loss and accuracy), a directory of
+    dumps, which are analyzed, or a file NAME.jsonl written by analyze. Entries of the same name are paired. The verdict
+    is "higher" or "lower" if the confidence interval of the mean paired difference excludes 0, else "inconclusive".
     """
     if json and csv:
         raise UsageError("--json and --csv exclude each other")

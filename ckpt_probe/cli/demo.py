@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 CONFIG = """\
-# Run A: a small network on the embedded handwritten digits, trained well past zero training error.
+# Run A: a small network on the packaged handwritten digits, trained well beyond zero training error.
 seed = 0
 
 [data]
@@ -37,7 +37,7 @@ PARTED_AT = 20
 
 PARTED = """\
 
-# Run B: shares run A's first steps, then sees the data in another order.
+# Run B: starts from an early checkpoint of run A, then sees the data in a different order.
 [start]
 from = "{trunk}"
 keep_step = true
@@ -51,15 +51,15 @@ keep_step = true
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("ckpt-probe-demo"),
     show_default=True,
-    help="Directory that the demo leaves its files in.",
+    help="Directory for the files of the demo.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where to run: auto, cpu, cuda[:n] or mps.")
-@click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in the directory.")
+@click.option("--device", default="cpu", show_default=True, help="Device to run on: auto, cpu, cuda[:n] or mps.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier demo.")
 def command(out: Path, device: str, overwrite: bool) -> None:
-    """Train, extract, analyze and interpolate on embedded real data, and read the result aloud.
+    """Train, extract, analyze and interpolate on packaged data, and explain the results in words.
 
-    Trains two small networks on handwritten digits: they share their first steps, then part. Everything it writes
-    stays in the output directory, with the commands to go on from there.
+    Trains two small networks on handwritten digits that share their first steps and then separate. All files stay in
+    the output directory, and the last lines list commands to continue with.
     """
     from ckpt_probe.files import refuse_existing
 
@@ -116,7 +116,7 @@ def _interpolate(out: Path, device: str) -> list[dict]:
     from ckpt_probe.paths import evaluate_path
 
     ends = [sorted((out / "runs" / run / "checkpoints").glob("*.safetensors"))[-1] for run in ("a", "b")]
-    say(f"Walking the straight line between the ends of A and B → {out / 'paths' / 'ab'}")
+    say(f"Evaluating the straight line between the final checkpoints of A and B → {out / 'paths' / 'ab'}")
     with bars() as progress:
         result = evaluate_path(
             ends[0], ends[1], out / "paths" / "ab", points=11, overwrite=True, device=device, progress=progress
@@ -128,14 +128,14 @@ def _read_aloud(records: list[dict], barriers: list[dict]) -> None:
     from ckpt_probe.report.reading import read_path, read_run
 
     click.echo("\nWhat the numbers say")
-    for sentence in [*read_run(records), f"Runs A and B parted at step {PARTED_AT}.", *read_path(barriers)]:
+    for sentence in [*read_run(records), f"Runs A and B separated at step {PARTED_AT}.", *read_path(barriers)]:
         click.echo(f"  - {sentence}")
 
 
 def _next_commands(out: Path, seconds: float) -> None:
     last = out / "runs" / "a" / "checkpoints" / "step-002200.safetensors"
     other = out / "runs" / "b" / "checkpoints" / "step-002200.safetensors"
-    click.echo(f"\nDone in {seconds:.0f} s; everything is in {out}/. To go on:")
+    click.echo(f"\nDone in {seconds:.0f} s; all files are in {out}/. To continue:")
     for line in (
         f"ckpt-probe analyze {out / 'dumps' / 'a'} --wide",
         f"ckpt-probe analyze {out / 'dumps' / 'a'} --split test --json",

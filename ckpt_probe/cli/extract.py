@@ -12,7 +12,7 @@ from ckpt_probe.cli.options import byte_count, json_arguments, subject_options
 @click.argument("checkpoints", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the dumps.")
 @subject_options
-@click.option("--limit", type=click.IntRange(min=1), help="Use only the first so many samples of each split.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only this many samples of each split, the first ones.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float64", "float16", "bfloat16"]),
@@ -27,25 +27,28 @@ from ckpt_probe.cli.options import byte_count, json_arguments, subject_options
     show_default=True,
     help="Precision of the stored features.",
 )
-@click.option("--logits/--no-logits", "with_logits", default=True, show_default=True, help="Whether to store logits.")
+@click.option("--logits/--no-logits", "with_logits", default=True, show_default=True, help="Store the logits.")
 @click.option(
     "--store",
     type=click.Choice(["features", "moments", "both"]),
     default="features",
     show_default=True,
-    help="Keep the rows, class moments in their place (kilobytes to megabytes; no NC4, no --centred), or both.",
+    help="Store features, class moments instead (much smaller; no NC4, no analyze --centred), or both.",
 )
-@click.option("--memory", default="2GiB", show_default=True, help="What class moments may take, 8·C·D² bytes.")
-@click.option("--overwrite", is_flag=True, help="Replace dumps that exist.")
+@click.option(
+    "--memory", default="2GiB", show_default=True, help="Memory limit for class moments, which take 8·C·D² bytes."
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing dumps.")
 def command(
     checkpoints: Path,
     out: Path,
     **options: Any,
 ) -> None:
-    """Forward every checkpoint once and dump penultimate features and classifier weights.
+    """Run every checkpoint over the data once, and store penultimate features and classifier weights.
 
-    CHECKPOINTS is a run's directory, a directory of .safetensors files, or one such file. Writes OUT/NAME.h5 for each.
-    Dumps that are complete already are skipped, so that the same command goes on after an interruption.
+    CHECKPOINTS is the directory of a run, a directory of .safetensors files, or one such file. Writes one HDF5 file,
+    a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
+    interruption.
     """
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.extraction import extract_series
@@ -53,4 +56,4 @@ def command(
     options |= {**json_arguments(options), "memory": byte_count(options["memory"])}
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} complete already")
+    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} already complete")

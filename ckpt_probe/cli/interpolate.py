@@ -34,67 +34,69 @@ OF_A_CURVE = (*OF_TRAINING, "midpoint")
 @click.command("interpolate", epilog=EXAMPLE)
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory, or file with --alpha.")
-@click.option("--alpha", type=float, help="Only write the checkpoint at this position, 0 being A and 1 being B.")
-@click.option("--consecutive", is_flag=True, help="A is a run; barriers between its neighbouring checkpoints.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Directory for the results; with --alpha, the file to write.",
+)
+@click.option("--alpha", type=float, help="Only write the checkpoint at this position (0 is A, 1 is B).")
+@click.option("--consecutive", is_flag=True, help="Compute the barriers between neighbouring checkpoints of one run A.")
 @click.option(
     "--path",
     type=click.Choice(SHAPES),
     default="linear",
     show_default=True,
-    help="Its shape; the last two bend over a midpoint that is trained first.",
+    help="Shape of the path; bezier and polychain go over a midpoint that is trained first.",
 )
 @click.option(
-    "--points", default="11", show_default=True, help='Positions to evaluate, or "auto": more where the curve bends.'
+    "--points", default="11", show_default=True, help='Number of positions, or "auto" to add more where the loss bends.'
 )
+@click.option("--range", "span", default="0:1", show_default=True, metavar="LOW:HIGH", help="Range of the positions.")
+@click.option("--curve-epochs", type=float, default=20, show_default=True, help="Epochs of training for the midpoint.")
+@click.option("--curve-learning-rate", type=float, show_default="that of A", help="Learning rate for the midpoint.")
 @click.option(
-    "--range", "span", default="0:1", show_default=True, metavar="LOW:HIGH", help="Positions go from here to there."
-)
-@click.option(
-    "--curve-epochs", type=float, default=20, show_default=True, help="Passes over the training data for the midpoint."
-)
-@click.option("--curve-learning-rate", type=float, help="Learning rate for the midpoint, A's own where not named.")
-@click.option(
-    "--midpoint", type=click.Path(path_type=Path), metavar="FILE", help="A midpoint found before, such as OUT's own."
+    "--midpoint", type=click.Path(path_type=Path), metavar="FILE", help="Use this midpoint instead of training one."
 )
 @click.option(
     "--align",
     type=click.Choice(METHODS),
-    help="First put B's hidden channels in A's order, by their weights or by their activations.",
+    help="First put B's hidden channels in A's order, matched by weights or by activations.",
 )
 @click.option(
     "--align-samples",
     type=click.IntRange(min=2),
     default=1024,
     show_default=True,
-    help="Training samples for --align activations.",
+    help="Number of training samples for --align activations.",
 )
 @click.option(
     "--align-spec",
     type=click.Path(path_type=Path),
     metavar="JSON",
-    help="Groups of channels, where they cannot be derived from the model.",
+    help="File with groups of channels, if they cannot be derived from the model.",
 )
 @batchnorm_options
-@click.option("--keep-dumps", is_flag=True, help="Keep features and logits of every point too, in OUT/dumps.")
+@click.option("--keep-dumps", is_flag=True, help="Also store features and logits of every point, in OUT/dumps.")
 @subject_options
-@click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the table.")
-@click.option("--csv", is_flag=True, help="Comma-separated values instead of the table.")
-@click.option("--wide", is_flag=True, help="Every column, however wide the terminal is.")
+@click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the table.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values instead of the table.")
+@click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is.")
 @writer_options
-@click.option("--resume", is_flag=True, help="Show a finished path again as it is stored.")
-@click.option("--overwrite", is_flag=True, help="Replace what exists.")
+@click.option("--resume", is_flag=True, help="Show a finished path again, from its stored records.")
+@click.option("--overwrite", is_flag=True, help="Replace existing results.")
 def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
     """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
 
-    At each point loss, accuracy and every metric of analyze, on every split; then the barrier. Writes OUT/points.jsonl
-    and OUT/path.json; an interrupted evaluation, or training of a midpoint, goes on when the command is given again.
-    With --alpha only the checkpoint at that position is written, which needs neither model nor data. Where A and B are
-    runs, their checkpoints of equal steps are paired, and the barrier is given as a function of the step.
+    Computes loss, accuracy and every metric of analyze at each point, on every split, and the barrier. Writes
+    OUT/points.jsonl and OUT/path.json. The same command continues after an interruption. With --alpha it only writes
+    the checkpoint at that position, which needs neither model nor data. If A and B are runs, their checkpoints of equal
+    steps are paired, and the barrier is given for each step.
     """
     consecutive = options.pop("consecutive")
     if consecutive == (b is not None):
-        raise UsageError("interpolate takes two checkpoints or runs A and B, or with --consecutive one run A")
+        raise UsageError("interpolate takes two checkpoints or two runs A and B; with --consecutive it takes one run A")
     if options["alpha"] is not None and b is None:
         raise UsageError("--alpha and --consecutive exclude each other")
     if options["alpha"] is not None and b is not None:
@@ -110,13 +112,15 @@ def write_point(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
     given, alpha = given_options(), options["alpha"]
     idle = [told for name, told in given.items() if name not in OF_A_POINT and (name, options[name]) != STRAIGHT]
     if idle:
-        raise UsageError(f"--alpha writes a point of the straight line between A and B; it takes no {', '.join(idle)}")
+        raise UsageError(
+            f"--alpha writes a point of the straight line between A and B; it does not take {', '.join(idle)}"
+        )
 
     from ckpt_probe.merging import interpolate
 
     summary = interpolate(a, b, alpha=alpha, out=out, **{name: options[name] for name in OF_A_WRITER})
-    copied = f"; {len(summary.copied)} of whole numbers copied from {a.name}" if summary.copied else ""
-    click.echo(f"{out}: {summary.interpolated} tensors at alpha {alpha:g}{copied}", err=True)
+    copied = f"; {len(summary.copied)} integer tensors copied from {a.name}" if summary.copied else ""
+    click.echo(f"{out}: {summary.interpolated} tensors interpolated at alpha {alpha:g}{copied}", err=True)
 
 
 def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
@@ -134,11 +138,11 @@ def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
         print_barriers(result.points, result.summary)
         if result.alignment is not None:
             told = f"{result.alignment['before']:.4g} → {result.alignment['after']:.4g}"
-            click.echo(f"aligned: distance of the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
+            click.echo(f"aligned: distance between the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
         if (out / "midpoint.safetensors").exists():
-            click.echo(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint takes it again")
-        click.echo(f"distance of the ends {result.distance:.4g}, length of the path {result.length:.4g}")
-    say(f"{out}: {len(result.points)} records of points")
+            click.echo(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint uses it again")
+        click.echo(f"distance between the ends {result.distance:.4g}, length of the path {result.length:.4g}")
+    say(f"{out}: {len(result.points)} records, one per point and split")
 
 
 def evaluate_runs(a: Path, b: Path | None, out: Path, options: dict[str, Any]) -> None:
@@ -170,10 +174,10 @@ def _evaluated(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, boo
         raise UsageError("--json and --csv exclude each other")
     given, path = given_options(), options["path"]
     for names, used, told in (
-        (("dtype", "threads"), False, "only --alpha, which writes a checkpoint, takes"),
-        (OF_A_CURVE, path in BENT, f"only --path {' and '.join(BENT)} take"),
-        (OF_TRAINING, "midpoint" not in given, "--midpoint, which needs no training, takes no"),
-        (("align_samples",), options["align"] == "activations", "only --align activations takes"),
+        (("dtype", "threads"), False, "--alpha, which writes a checkpoint, is needed for"),
+        (OF_A_CURVE, path in BENT, f"--path {' or '.join(BENT)} is needed for"),
+        (OF_TRAINING, "midpoint" not in given, "--midpoint, which needs no training, excludes"),
+        (("align_samples",), options["align"] == "activations", "--align activations is needed for"),
     ):
         idle = [given[name] for name in names if name in given]
         if idle and not used:
@@ -190,7 +194,7 @@ def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str,
         split = barrier["split"]
         loss = [point["loss"] for point in points if point["split"] == split]
         statistics = {"none": "", "recompute": "; batch-norm statistics recomputed between the ends"}
-        note = statistics.get(barrier["batchnorm"], "; batch-norm statistics on the line")
+        note = statistics.get(barrier["batchnorm"], "; batch-norm statistics interpolated")
         click.echo(
             f"{split}: loss {sparkline(loss)}  barrier in loss {_excess(barrier, 'loss')}, "
             f"in error {_excess(barrier, 'error')}{note}"

@@ -13,20 +13,22 @@ from click.core import ParameterSource
 from ckpt_probe.errors import UsageError
 
 _SUBJECT = (
-    click.option("--model", help="Model in place of the checkpoint's own: a builtin name or package.module:function."),
-    click.option("--model-arguments", metavar="JSON", help="Arguments of the model, a JSON object."),
+    click.option(
+        "--model", help="Model to use instead of the one in the checkpoint: a name or package.module:function."
+    ),
+    click.option("--model-arguments", metavar="JSON", help="Arguments of the model, as a JSON object."),
     click.option(
         "--data",
-        help="Data in place of the checkpoint's own: digits, idx:DIR, npz:FILE, union, modular:p=P,op=OP,fraction=F or "
-        "module:function.",
+        help="Data to use instead of those in the checkpoint: digits, idx:DIR, npz:FILE, union, "
+        "modular:p=P,op=OP,fraction=F or package.module:function.",
     ),
-    click.option("--data-arguments", metavar="JSON", help="Arguments of the data, a JSON object."),
-    click.option("--classifier", metavar="NAME", help="Name of the last linear layer, where it is not to be found."),
+    click.option("--data-arguments", metavar="JSON", help="Arguments of the data, as a JSON object."),
     click.option(
-        "--split", "splits", multiple=True, help="A split to use, all where none is named; may be given several times."
+        "--classifier", metavar="NAME", help="Name of the last linear layer, if it cannot be found automatically."
     ),
-    click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Samples a batch."),
-    click.option("--device", default="auto", show_default=True, help="Where to run: auto, cpu, cuda[:n] or mps."),
+    click.option("--split", "splits", multiple=True, show_default="all", help="Split of the data to use; repeatable."),
+    click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Samples per batch."),
+    click.option("--device", default="auto", show_default=True, help="Device to run on: auto, cpu, cuda[:n] or mps."),
 )
 
 
@@ -72,14 +74,14 @@ _BATCHNORM = (
         type=click.Choice(["recompute", "interpolate"]),
         default="recompute",
         show_default=True,
-        help="Running statistics between checkpoints: estimated anew on training data, or those in between.",
+        help="Batch-norm statistics between checkpoints: recomputed on training data, or interpolated.",
     ),
     click.option(
         "--batchnorm-samples",
         type=click.IntRange(min=2),
         default=4096,
         show_default=True,
-        help="Training samples for new running statistics.",
+        help="Number of training samples for --batchnorm recompute.",
     ),
 )
 
@@ -87,7 +89,7 @@ _BATCHNORM = (
 def check_batchnorm_samples(batchnorm: str) -> None:
     """Raise UsageError where samples are given for statistics that are not estimated."""
     if batchnorm != "recompute" and "batchnorm_samples" in given_options():
-        raise UsageError("only --batchnorm recompute takes --batchnorm-samples")
+        raise UsageError("--batchnorm-samples needs --batchnorm recompute")
 
 
 def batchnorm_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,11 +103,10 @@ _WRITER = (
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float64", "float16", "bfloat16"]),
-        help="Precision of the written tensors, that of the first checkpoint where not named.",
+        show_default="that of the first checkpoint",
+        help="Precision of the written tensors.",
     ),
-    click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads of the writer; the output is the same for any."
-    ),
+    click.option("--threads", type=click.IntRange(min=1), help="Number of writer threads; does not change the output."),
 )
 
 
@@ -162,7 +163,7 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UsageError(f"{option}: not JSON: {error}") from error
+        raise UsageError(f"{option}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f'{option}: expected a JSON object such as {{"width": 64}}, found {text}')
     return value

@@ -20,7 +20,7 @@ WITHOUT = "?"
 STATISTICS = {
     "none": "",
     "recompute": "; batch-norm statistics recomputed on the grid",
-    "interpolate": "; batch-norm statistics in the plane",
+    "interpolate": "; batch-norm statistics interpolated in the plane",
 }
 SIDE = 14
 """Cells beside a map that its y axis takes."""
@@ -30,27 +30,37 @@ SIDE = 14
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", required=False, type=click.Path(path_type=Path))
 @click.argument("c", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory of the plane.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the results.")
 @click.option(
-    "--grid", default="15", show_default=True, metavar="N[xM]", help="Points along x, and y where it differs."
+    "--grid",
+    default="15",
+    show_default=True,
+    metavar="N[xM]",
+    help="Number of points along x and y, such as 15 or 15x9.",
 )
 @click.option(
     "--margin",
     type=float,
     default=0.2,
     show_default=True,
-    help="How far the grid goes beyond the checkpoints, as a share of their extent.",
+    help="How far the grid extends beyond the checkpoints, as a fraction of their extent.",
 )
-@click.option("--directions", type=click.Choice(["random"]), help="Around A alone, along filter-normalised directions.")
-@click.option("--radius", type=float, default=1.0, show_default=True, help="How far random directions go.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of random directions.")
+@click.option(
+    "--directions",
+    type=click.Choice(["random"]),
+    help="Evaluate around A alone, along random filter-normalised directions.",
+)
+@click.option(
+    "--radius", type=float, default=1.0, show_default=True, help="How far the grid extends along random directions."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random directions.")
 @batchnorm_options
 @subject_options
-@click.option("--json", is_flag=True, help="One point a line (JSON Lines) instead of the map.")
-@click.option("--csv", is_flag=True, help="Comma-separated values instead of the map.")
-@click.option("--figure", type=click.Path(path_type=Path), help="Draw contours too: .svg, .png or .pdf by its suffix.")
-@click.option("--resume", is_flag=True, help="Show a finished plane again, as it is.")
-@click.option("--overwrite", is_flag=True, help="Replace what exists.")
+@click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the map.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values instead of the map.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Also draw contours to this .svg, .png or .pdf file.")
+@click.option("--resume", is_flag=True, help="Show a finished plane again, from its stored records.")
+@click.option("--overwrite", is_flag=True, help="Replace existing results.")
 def command(
     a: Path,
     b: Path | None,
@@ -64,9 +74,9 @@ def command(
 ) -> None:
     """Evaluate a grid in the plane through three checkpoints, or along random directions around one.
 
-    At each point loss, accuracy and every metric of analyze, on every split; then a map of the loss. Coordinates are
-    distances in weight space, or with --directions random in units of each filter's norm. Writes OUT/points.jsonl and
-    OUT/plane.json; an interrupted evaluation goes on when the command is given again.
+    Computes loss, accuracy and every metric of analyze at each point, on every split, and prints a map of the loss.
+    Coordinates are distances in weight space, or with --directions random multiples of each filter's norm. Writes
+    OUT/points.jsonl and OUT/plane.json. The same command continues after an interruption.
     """
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
@@ -95,7 +105,7 @@ def command(
         for note in draw_plane(result, figure, overwrite=redraw):
             say(note)
         say(f"{figure}: drawn")
-    say(f"{out}: {len(result.points)} records of points")
+    say(f"{out}: {len(result.points)} records, one per point and split")
 
 
 def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> None:
@@ -174,6 +184,6 @@ def _axes(axes: dict[str, Any]) -> str:
 def _grid(text: str) -> int | tuple[int, int]:
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 2 for part in parts):
-        raise UsageError(f"--grid: expected a number of at least 2, or two such as 15x9, found {text!r}")
+        raise UsageError(f"--grid: expected a number of at least 2, or two numbers such as 15x9, found {text!r}")
     columns, *rows = (int(part) for part in parts)
     return (columns, rows[0]) if rows else columns

@@ -18,24 +18,34 @@ Examples: ckpt-probe plot records.jsonl -o collapse.svg --metric class.mir,class
 @click.command("plot", epilog=EXAMPLE)
 @click.argument("records", nargs=-1, required=True, metavar="RECORDS...")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The figure: .svg, .png or .pdf by its suffix."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File for the figure; its suffix .svg, .png or .pdf decides the format.",
 )
 @click.option(
     "--metric",
     "panels",
     multiple=True,
     required=True,
-    help="One panel; names with commas between them share it. Repeatable.",
+    help="Metric to draw in a panel, or several separated by commas; repeat for more panels.",
 )
 @click.option(
-    "--x", help="What stands on the x axis: step, alpha, sparsity, epoch; alpha where there is one, else step."
+    "--x", show_default="alpha if present, else step", help="Quantity on the x axis: step, alpha, sparsity or epoch."
 )
-@click.option("--split", "splits", multiple=True, help="A split to draw, all where none is named; may be repeated.")
-@click.option("--log-x", is_flag=True, help="Logarithmic x; linear from 0 to the first value above it.")
-@click.option("--log-y", is_flag=True, help="Logarithmic y.")
-@click.option("--mark", "marks", multiple=True, metavar="X=N:LABEL", help="A vertical line, such as step=1200:prune.")
-@click.option("--title", help="A line above the figure.")
-@click.option("--overwrite", is_flag=True, help="Replace the file where it exists.")
+@click.option("--split", "splits", multiple=True, show_default="all", help="Split to draw; repeatable.")
+@click.option("--log-x", is_flag=True, help="Logarithmic x axis, linear from 0 to the first positive value.")
+@click.option("--log-y", is_flag=True, help="Logarithmic y axis.")
+@click.option(
+    "--mark",
+    "marks",
+    multiple=True,
+    metavar="X=N:LABEL",
+    help="Vertical line with a label, such as step=1200:prune; repeatable.",
+)
+@click.option("--title", help="Title above the figure.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def command(
     records: tuple[str, ...],
     out: Path,
@@ -44,15 +54,16 @@ def command(
     marks: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Draw records as a figure: metrics against the training step, a path's position, sparsity or epoch.
+    """Draw metrics against the training step, the position on a path, sparsity or epoch.
 
-    RECORDS are files of JSON Lines (analyze -o, a path's points.jsonl, barriers.jsonl, a run's metrics.jsonl), one line
-    each. NAME=FILE names it; NAME=FILE1,FILE2 or NAME='GLOB' are seeds of one condition, drawn as their mean with a
-    band from the lowest to the highest. The training split is solid, test dashed, the value at collapse dotted.
+    RECORDS are files of JSON Lines: from analyze -o, points.jsonl of a path, barriers.jsonl, metrics.jsonl of a run.
+    Each file becomes one line in the figure; NAME=FILE gives it a name. NAME=FILE1,FILE2 or NAME='GLOB' is one
+    condition with several seeds, drawn as their mean with a band from the lowest to the highest value. The training
+    split is solid, the test split dashed, the value at collapse dotted.
     """
     wanted = [[name.strip() for name in panel.split(",") if name.strip()] for panel in panels]
     if not all(wanted):
-        raise UsageError("--metric: expected names such as class.mir,class.hdr")
+        raise UsageError("--metric: expected names of metrics such as class.mir,class.hdr")
 
     from ckpt_probe.analysis import read_records
     from ckpt_probe.cli.console import say
@@ -85,7 +96,7 @@ def sources(texts: Sequence[str]) -> dict[str, list[Path]]:
     labels = [name or next(told) for name, _ in named]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
-        raise UsageError(f"two of the records are called {twice}; name them: NAME=FILE")
+        raise UsageError(f"two of the files are called {twice}; give each a name, as NAME=FILE")
     return dict(zip(labels, (files for _, files in named), strict=True))
 
 
@@ -117,7 +128,7 @@ def _files(text: str) -> list[Path]:
     pattern = Path(text)
     found = sorted(Path(pattern.anchor or ".").glob(pattern.relative_to(pattern.anchor).as_posix()))
     if not found:
-        raise UsageError(f"{text}: no file of that pattern")
+        raise UsageError(f"{text}: no file matches this pattern")
     return found
 
 
@@ -125,7 +136,7 @@ def _mark(text: str, axis: str) -> tuple[float, str]:
     name, _, rest = text.partition("=")
     place, _, label = rest.partition(":")
     if not re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", place.strip()):
-        raise UsageError(f"--mark: expected such as {axis}=1200:label, found {text!r}")
+        raise UsageError(f"--mark: expected a mark such as {axis}=1200:label, found {text!r}")
     if name.strip() != axis:
-        raise UsageError(f"--mark: {text!r} is a place on {name.strip()}, but the x axis is {axis}")
+        raise UsageError(f"--mark: {text!r} gives a value of {name.strip()}, but the x axis is {axis}")
     return float(place), label

@@ -17,34 +17,40 @@ Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
 
 @click.command("prune", epilog=EXAMPLE)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory of the pruned series.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the pruned checkpoints."
+)
 @click.option(
     "--sparsity",
     "sparsities",
     default="0,0.2,0.5,0.8,0.9,0.95,0.98,0.99",
     show_default=True,
     metavar="S,…",
-    help="Shares of the weights that become zero, each at least 0 and below 1.",
+    help="Fractions of the weights to set to zero, each at least 0 and below 1.",
 )
 @click.option(
     "--scope",
     type=click.Choice(["global", "layer"]),
     default="global",
     show_default=True,
-    help="Whether the smallest weights are found over all tensors together, or in each.",
+    help="Rank the weights over all tensors together, or within each tensor.",
 )
-@click.option("--keep-classifier", is_flag=True, help="Leave the last linear layer's weights as they are.")
-@click.option("--classifier", metavar="NAME", help="Name of the last linear layer, where it is not to be found.")
+@click.option("--keep-classifier", is_flag=True, help="Do not prune the weights of the last linear layer.")
+@click.option(
+    "--classifier", metavar="NAME", help="Name of the last linear layer, if it cannot be found automatically."
+)
 @click.option(
     "--retrain",
     "config",
     type=click.Path(path_type=Path),
     metavar="CONFIG",
-    help="Train as this TOML file says after each sparsity, and prune the result further.",
+    help="Train after each sparsity as this TOML file describes, and prune the result further.",
 )
-@click.option("--device", default="auto", show_default=True, help="Where to retrain: auto, cpu, cuda[:n] or mps.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed in place of the one in CONFIG.")
-@click.option("--overwrite", is_flag=True, help="Start anew where the directory holds a pruned series.")
+@click.option("--device", default="auto", show_default=True, help="Device to retrain on: auto, cpu, cuda[:n] or mps.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed to use instead of the one in CONFIG.")
+@click.option(
+    "--overwrite", is_flag=True, help="Start over if the directory contains pruned checkpoints; they are removed."
+)
 def command(
     checkpoint: Path,
     out: Path,
@@ -59,19 +65,19 @@ def command(
 ) -> None:
     """Set the smallest weights of CHECKPOINT to zero, at one or more sparsities.
 
-    Writes OUT/sparsity-0.500.safetensors and so on, which extract and analyze take as any series. With --retrain each
-    sparsity is pruned from the result of the one before and trained on, its zeros held. What is complete is not done
-    again, so that the same command goes on after an interruption.
+    Writes OUT/sparsity-0.500.safetensors and so on, which extract and analyze read like any series of checkpoints. With
+    --retrain each sparsity starts from the result of the previous one and is trained further, while pruned weights stay
+    zero. Complete checkpoints are skipped, so the same command continues after an interruption.
     """
     from ckpt_probe.config import load_config
     from ckpt_probe.errors import UsageError
 
     if seed is not None and config is None:
-        raise UsageError("--seed goes with --retrain: pruning alone draws no random numbers")
+        raise UsageError("--seed needs --retrain: pruning alone draws no random numbers")
     if config is None and "device" in given_options():
-        raise UsageError("--device goes with --retrain: pruning alone runs no network")
+        raise UsageError("--device needs --retrain: pruning alone does not run the network")
     if classifier is not None and not keep_classifier:
-        raise UsageError("--classifier goes with --keep-classifier")
+        raise UsageError("--classifier needs --keep-classifier")
     shares = numbers(sparsities, "--sparsity")
     settings = None if config is None else load_config(config, seed=seed)
 
@@ -94,7 +100,7 @@ def command(
     for level in summary.levels:
         click.echo(_told(level))
     written = sum(level.written for level in summary.levels)
-    say(f"{out}: {written} checkpoints written, {len(summary.levels) - written} complete already")
+    say(f"{out}: {written} checkpoints written, {len(summary.levels) - written} already complete")
 
 
 def _told(level: "PrunedLevel") -> str:

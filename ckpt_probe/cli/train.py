@@ -10,15 +10,13 @@ from ckpt_probe.errors import UsageError
 
 @click.command("train", epilog="Example: ckpt-probe train sample_configs/digits.toml -o runs/digits")
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory of the run.")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
-@click.option("--overwrite", is_flag=True, help="Start anew where the directory holds a run.")
-@click.option("--device", default="auto", show_default=True, help="Where to run: auto, cpu, cuda[:n] or mps.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed in place of the configuration's own.")
-@click.option("--seeds", metavar="A..B", help="Several seeds, such as 0..4 or 0,2,5: one run each, in OUT/seed-N.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A value in place of the configuration's own."
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to write the run to.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.option("--overwrite", is_flag=True, help="Start over if the directory contains a run; its files are removed.")
+@click.option("--device", default="auto", show_default=True, help="Device to run on: auto, cpu, cuda[:n] or mps.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed to use instead of the one in CONFIG.")
+@click.option("--seeds", metavar="A..B", help="Train one run per seed, such as 0..4 or 0,2,5, in OUT/seed-N.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of CONFIG; repeatable.")
 def command(
     config: Path,
     out: Path,
@@ -31,13 +29,13 @@ def command(
 ) -> None:
     """Train the network that the TOML file CONFIG describes, and keep its checkpoints.
 
-    Writes OUT/checkpoints/step-NNNNNN.safetensors, OUT/metrics.jsonl and what --resume needs. The configuration is
-    checked whole before anything runs.
+    Writes OUT/checkpoints/step-NNNNNN.safetensors, OUT/metrics.jsonl, and the state from which --resume continues. The
+    whole configuration is validated before training starts.
     """
     from ckpt_probe.config import load_config
 
     if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other: go on with the run, or start it anew")
+        raise UsageError("--resume and --overwrite exclude each other: continue the run, or start over")
     if seed is not None and seeds is not None:
         raise UsageError("--seed and --seeds exclude each other")
     numbers = seed_numbers(seeds) if seeds is not None else [seed]
@@ -53,7 +51,7 @@ def command(
         with bars() as progress:
             summary = train(settings, place, resume=resume, overwrite=overwrite, device=device, progress=progress)
         if summary.first_step == summary.last_step:
-            say(f"{place}: finished already, at step {summary.last_step}; nothing to do")
+            say(f"{place}: already finished, at step {summary.last_step}; nothing to do")
         else:
             steps = f"trained steps {summary.first_step} to {summary.last_step}"
             say(f"{place}: {steps}; {summary.checkpoints} checkpoints")
@@ -74,5 +72,5 @@ def seed_numbers(text: str) -> list[int]:
             raise UsageError(f"--seeds: at most {MOST_SEEDS} at a time, found {part.strip()!r}")
         found += range(int(match[1]), last + 1)
     if len(set(found)) < len(found):
-        raise UsageError(f"--seeds: a seed is named twice in {text!r}")
+        raise UsageError(f"--seeds: a seed is given twice in {text!r}")
     return found

@@ -65,12 +65,14 @@ def _items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any
         if not isinstance(item, h5py.Group):
             continue
         if depth == DEEPEST:
-            raise DataError(f"{path or file.filename}: {name}: more than {DEEPEST} groups within each other")
+            raise DataError(f"{path or file.filename}: {name}: groups nested more than {DEEPEST} deep")
         for key in sorted(item, reverse=True):
             inner = f"{name.rstrip('/')}/{key}"
             link = item.get(key, getlink=True)
             if not isinstance(link, h5py.HardLink | h5py.SoftLink):
-                raise DataError(f"{path or file.filename}: {inner.strip('/')}: {_described(link)}; it is not followed")
+                raise DataError(
+                    f"{path or file.filename}: {inner.strip('/')}: {_described(link)}, which is not followed"
+                )
             found = item.get(key)
             if isinstance(found, h5py.Group | h5py.Dataset):
                 waiting.append((inner, found, depth + 1))
@@ -84,24 +86,24 @@ def _described(link: Any) -> str:
 
 def _require_plain(where: str, dataset: h5py.Dataset) -> None:
     if dataset.is_virtual:
-        raise DataError(f"{where}: a virtual dataset, whose numbers are in other files; copy them into this one")
+        raise DataError(f"{where}: a virtual dataset, stored in other files; copy its numbers into this file")
     if dataset.external:
         raise DataError(
-            f"{where}: its numbers are in another file ({dataset.external[0][0]!r}); copy them into this one"
+            f"{where}: stored in another file ({dataset.external[0][0]!r}); copy its numbers into this file"
         )
     if dataset.dtype.kind not in "biuf":
-        raise DataError(f"{where}: holds {dataset.dtype}, where numbers are expected")
+        raise DataError(f"{where}: contains {dataset.dtype}, expected numbers")
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
     unknown = [number for number in filters if number not in FILTERS]
     if unknown:
-        raise DataError(f"{where}: stored through the unknown filter {unknown[0]}; write it with gzip, lzf or none")
+        raise DataError(f"{where}: stored with the unknown filter {unknown[0]}; write it with gzip, lzf or no filter")
     claimed, stored = dataset.nbytes, dataset.id.get_storage_size()
     if not COMPRESSING & set(filters) and claimed > stored:
-        raise DataError(f"{where}: claims {claimed:,} bytes, of which {stored:,} were ever written")
+        raise DataError(f"{where}: claims {claimed:,} bytes, but only {stored:,} were ever written")
     if claimed > UNCHECKED_BYTES and claimed > LARGEST_RATIO * stored:
         raise DataError(
-            f"{where}: claims {claimed:,} bytes out of {stored:,} stored ones; write it with less compression"
+            f"{where}: claims {claimed:,} bytes from only {stored:,} stored; write it with less compression"
         )
 
 

@@ -107,7 +107,7 @@ class Dump:
         wanted = 2 if name == schema.WEIGHTS else 1
         if dataset.ndim != wanted or dataset.dtype.kind != "f":
             raise DataError(
-                f"{self.path}: {schema.CLASSIFIER}/{name}: expected {wanted} dimensions of floating numbers, "
+                f"{self.path}: {schema.CLASSIFIER}/{name}: expected floating-point numbers in {wanted} dimensions, "
                 f"found shape {dataset.shape} of {dataset.dtype}"
             )
         return np.asarray(dataset, dtype=np.float64)
@@ -122,7 +122,9 @@ class Dump:
     def _required(self, name: str, kind: type) -> Any:
         found = self._file.get(name)
         if not isinstance(found, kind):
-            raise DataError(f"{self.path}: {name}: no {kind.__name__.lower()}, which it has to be, or out of reach")
+            raise DataError(
+                f"{self.path}: {name}: expected a {kind.__name__.lower()}; it is something else or cannot be reached"
+            )
         return found
 
     def _check_split(self, name: str) -> None:
@@ -134,37 +136,41 @@ class Dump:
         if features is None:
             return
         if labels is None:
-            raise DataError(f"{where}: features without labels; write {name}/labels beside {name}/features")
+            raise DataError(f"{where}: features without labels; add an array {name}/labels")
         if features.ndim != 2 or features.dtype.kind != "f":
-            raise DataError(f"{where}/features: expected (N, D) of floating numbers, found {_described(features)}")
+            raise DataError(
+                f"{where}/features: expected floating-point numbers of shape (N, D), found {_described(features)}"
+            )
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise DataError(f"{where}/labels: expected (N,) of whole numbers, found {_described(labels)}")
+            raise DataError(f"{where}/labels: expected integers of shape (N,), found {_described(labels)}")
         if labels.shape[0] != features.shape[0]:
             raise DataError(f"{where}: {features.shape[0]} rows of features but {labels.shape[0]} labels")
         if logits is not None and (logits.ndim != 2 or logits.shape[0] != features.shape[0]):
-            raise DataError(f"{where}: {features.shape[0]} rows of features but logits of shape {logits.shape}")
+            raise DataError(f"{where}: {features.shape[0]} rows of features but logits have shape {logits.shape}")
         if logits is not None and logits.dtype.kind not in "fiu":
-            raise DataError(f"{where}/logits: expected (N, C) of numbers, found {_described(logits)}")
+            raise DataError(f"{where}/logits: expected numbers of shape (N, C), found {_described(logits)}")
         if self.weights is None:
             return
         if self.weights.shape[1] != features.shape[1]:
             raise DataError(
-                f"{where}: features of {features.shape[1]} columns but classifier weights of {self.weights.shape[1]}"
+                f"{where}: features have {features.shape[1]} columns but classifier weights {self.weights.shape[1]}"
             )
         if logits is not None and logits.shape[1] != self.weights.shape[0]:
-            raise DataError(f"{where}: logits of {logits.shape[1]} classes but {self.weights.shape[0]} classifier rows")
+            raise DataError(
+                f"{where}: logits have {logits.shape[1]} classes but classifier weights {self.weights.shape[0]}"
+            )
 
     def _check_moments(self, place: str) -> None:
         where, size, group = f"{self.path}: {place}", self.path.stat().st_size, self._required(place, h5py.Group)
         for name in group:
             claimed = self._required(f"{place}/{name}", h5py.Dataset).nbytes
             if claimed > size:
-                raise DataError(f"{where}/{name}: claims {claimed:,} bytes in a file of {size:,}; extract again")
+                raise DataError(f"{where}/{name}: claims {claimed:,} bytes, but the file has {size:,}; extract again")
         if "counts" not in group or "means" not in group or group["means"].ndim != 2:
-            raise DataError(f"{where}: counts (C,) and means (C, D) are not there; extract again")
+            raise DataError(f"{where}: counts (C,) or means (C, D) are missing; extract again")
         if self.weights is not None and self.weights.shape[1] != group["means"].shape[1]:
             raise DataError(
-                f"{where}: moments of {group['means'].shape[1]} features but classifier weights of "
+                f"{where}: moments have {group['means'].shape[1]} features but classifier weights "
                 f"{self.weights.shape[1]}"
             )
 
@@ -211,7 +217,7 @@ def open_dump_series(path: Path | str) -> list[Member]:
         raise DataError(f"{path}: no such file or directory")
     files = [p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".") and p.is_file()]
     if not files:
-        raise DataError(f"{path}: no dump (looked for *.h5 and *.hdf5 here); make some with ckpt-probe extract")
+        raise DataError(f"{path}: no dump found (looked for *.h5 and *.hdf5); create dumps with ckpt-probe extract")
     return in_order(_member(file) for file in files)
 
 
@@ -226,7 +232,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
-        raise DataError(f"{path}: a directory, where one dump is needed")
+        raise DataError(f"{path}: a directory; expected one dump")
     try:
         file = h5py.File(path, "r")
     except BROKEN as error:
@@ -242,7 +248,7 @@ def _own_reads(path: Path, place: str | None = None) -> Iterator[None]:
         yield
     except BROKEN as error:
         where = f"{path}: {place}" if place else str(path)
-        raise DataError(f"{where}: cannot be read, it may be damaged: {_first_clause(error)}") from error
+        raise DataError(f"{where}: cannot be read and may be damaged: {_first_clause(error)}") from error
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:
@@ -255,7 +261,7 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 
 def _require_same(path: Path, before: tuple[int, ...] | None, error: Exception | None = None) -> None:
     if _signature(path) != before:
-        raise DataError(f"{path}: changed while it was read; run again once nothing writes it") from error
+        raise DataError(f"{path}: changed while it was read; try again when no program writes to it") from error
 
 
 def _require_sound(path: Path, file: h5py.File) -> None:
@@ -266,11 +272,13 @@ def _require_sound(path: Path, file: h5py.File) -> None:
     version = int(attributes.get("format_version", 0))
     if version > schema.FORMAT_VERSION:
         known = schema.FORMAT_VERSION
-        raise DataError(f"{path}: dump format {version}, this version of ckpt-probe reads up to {known}: upgrade it")
+        raise DataError(
+            f"{path}: dump format {version}, but this ckpt-probe reads formats up to {known}: upgrade ckpt-probe"
+        )
     if not file.attrs.get("complete", False):
-        raise DataError(f"{path}: interrupted while it was written (no completion mark); extract it again")
+        raise DataError(f"{path}: incomplete: writing it was interrupted (no completion mark); extract it again")
     if version >= schema.FIRST_HASHED and schema.text(file.attrs.get("structure_sha256")) != structure_hash(file):
-        raise DataError(f"{path}: damaged: its names or attributes are not those that were written; extract it again")
+        raise DataError(f"{path}: damaged: names or attributes differ from those that were written; extract it again")
 
 
 def _provenance(path: Path, file: h5py.File) -> Provenance | None:
@@ -288,14 +296,14 @@ def _step(path: Path, file: h5py.File) -> int | None:
         # Some programs write every attribute as an array of one.
         return int(np.asarray(stated).item())
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: attribute step is {stated!r}, where one whole number is expected") from error
+        raise DataError(f"{path}: attribute step is {stated!r}, expected one integer") from error
 
 
 def _split_names(path: Path, file: h5py.File) -> list[str]:
     kept = {schema.FEATURES, schema.MOMENTS}
     groups = [name for name, item in file.items() if isinstance(item, h5py.Group) and kept & set(item)]
     if not groups:
-        raise DataError(f"{path}: no split: expected groups with the arrays features and labels")
+        raise DataError(f"{path}: no split found; expected groups with the arrays features and labels")
     order = {name: number for number, name in enumerate(schema.SPLIT_ORDER)}
     return sorted(groups, key=lambda name: (order.get(name, len(order)), name))
 

@@ -37,8 +37,8 @@ def require_split_name(name: str) -> None:
     """Raise DataError where a split cannot be called so in a dump."""
     if name in RESERVED or "/" in name or "\0" in name:
         raise DataError(
-            f"split {name!r}: no name for a group in a dump; any other does that is not empty or '.', holds no '/' and "
-            f"no zero byte, and is none of {', '.join(sorted(RESERVED - {'', '.'}))}, which are taken"
+            f"split {name!r}: not a valid name for a split in a dump; it must not be empty or '.', contain '/' or a "
+            f"zero byte, or be one of the reserved names {', '.join(sorted(RESERVED - {'', '.'}))}"
         )
 
 
@@ -102,7 +102,7 @@ class Provenance:
             # Format 1 had no other store.
             values["store"] = values["store"] or "features"
         except (ValueError, TypeError) as error:
-            raise DataError(f"provenance cannot be read ({error})") from error
+            raise DataError(f"the provenance attributes cannot be read ({error})") from error
         return Provenance(**values)
 
 

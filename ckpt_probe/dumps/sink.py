@@ -20,7 +20,7 @@ class Sink(io.RawIOBase):
         self._failure: OSError | None = None
 
     def close(self) -> None:
-        """As a file's own."""
+        """As for any file."""
         self._file.close()
         super().close()
 
@@ -30,7 +30,7 @@ class Sink(io.RawIOBase):
             raise DataError(f"{path}: cannot be written: {self._failure.strerror}") from self._failure
 
     def write(self, data: Any) -> int:
-        """All of `data`, or as much as nothing."""
+        """Write all of `data`; after a failure nothing is written, and the size is returned all the same."""
         view = memoryview(data).cast("B")
         size = len(view)
         try:
@@ -41,7 +41,7 @@ class Sink(io.RawIOBase):
         return size
 
     def readinto(self, buffer: Any) -> int:
-        """As a file's own, zeros where the disk did not take what was to stand there."""
+        """As for any file, with zeros in place of what the disk did not take."""
         view = memoryview(buffer).cast("B")
         count = self._file.readinto(view) or 0
         if self._failure is not None:
@@ -50,16 +50,16 @@ class Sink(io.RawIOBase):
         return count
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As a file's own."""
+        """As for any file."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """As a file's own."""
+        """As for any file."""
         return self._file.tell()
 
     def truncate(self, size: int | None = None) -> int:
-        """As a file's own."""
+        """As for any file."""
         return self._file.truncate(size)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Nothing to do: the file is unbuffered."""

@@ -41,7 +41,7 @@ class DumpWriter:
         overwrite: bool = False,
     ) -> None:
         if feature_dtype not in schema.FEATURE_DTYPES:
-            raise DataError(f"features are stored as {', '.join(schema.FEATURE_DTYPES)}, not as {feature_dtype}")
+            raise DataError(f"features can be stored as {', '.join(schema.FEATURE_DTYPES)}, not as {feature_dtype}")
         self.path = Path(path)
         self._provenance = provenance
         self._classes = classes
@@ -83,7 +83,9 @@ class DumpWriter:
         group = self._file.create_group(schema.CLASSIFIER)
         dataset = _kept(group, schema.WEIGHTS, _numpy(weights))
         if dataset.shape != (self._classes, self._features):
-            raise DataError(f"{self.path}: classifier weights of shape {dataset.shape}, announced otherwise")
+            raise DataError(
+                f"{self.path}: classifier weights have shape {dataset.shape}, not the (classes, features) given"
+            )
         self._label(dataset, schema.CLASS_SCALE, schema.FEATURE_SCALE)
         if bias is not None:
             self._label(_kept(group, schema.BIAS, _numpy(bias)), schema.CLASS_SCALE)
@@ -144,7 +146,7 @@ class DumpWriter:
                 dataset.resize(stop, axis=0)
             group[schema.SAMPLE_SCALE][start:stop] = np.arange(start, stop)
         elif stop > announced:
-            raise DataError(f"{self.path}: split {name} holds more rows than the {announced} announced")
+            raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
         group[schema.FEATURES][start:stop] = as_stored(features, self._dtype, f"{self.path}: {name}")
         group[schema.LABELS][start:stop] = _numpy(labels)
         if schema.LOGITS in group:
@@ -184,7 +186,9 @@ class DumpWriter:
     def _require_whole(self) -> None:
         for name, announced in self._announced.items():
             if announced is not None and self._written[name] != announced:
-                raise DataError(f"{self.path}: split {name} got {self._written[name]} rows, {announced} were announced")
+                raise DataError(
+                    f"{self.path}: split {name} got {self._written[name]} rows, but {announced} were announced"
+                )
 
 
 def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
@@ -202,7 +206,7 @@ def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
         largest, most = np.abs(given[lost]).max(), np.finfo(dtype).max
         wider = schema.FEATURE_DTYPES[schema.FEATURE_DTYPES.index(dtype) + 1]
         raise DataError(
-            f"{where}: features of size {largest:.6g} do not fit {dtype}, which ends at {most:.6g}; "
+            f"{where}: features as large as {largest:.6g} overflow {dtype}, whose largest number is {most:.6g}; "
             f"store them with --feature-dtype {wider}"
         )
     return stored

@@ -93,7 +93,7 @@ def extract(
     batches = _checked(loader)
     first = next(batches, None)
     if first is None:
-        raise DataError("the loader gave no batch")
+        raise DataError("the data loader yielded no batch")
     with lent(model, place) as dtype:
         name = find_classifier(model, on_device(first[0], place, dtype), classifier)
         weights, bias = classifier_parameters(model, name)
@@ -187,11 +187,11 @@ def _complete(path: Path, provenance: Provenance) -> bool:
     with suppress(DataError):
         found = read_provenance(path)
     if found is None:
-        raise UsageError(f"{path}: exists, and is no complete dump of ckpt-probe's; --overwrite replaces it")
+        raise UsageError(f"{path}: exists, but is not a complete dump of ckpt-probe; --overwrite replaces it")
     differences = found.differences(provenance)
     if differences:
         told = "; ".join(differences)
-        raise UsageError(f"{path}: a dump of another provenance (there / now): {told}; --overwrite replaces it")
+        raise UsageError(f"{path}: a dump with another provenance (stored / now): {told}; --overwrite replaces it")
     return True
 
 
@@ -199,12 +199,14 @@ def _require_own_names(members: Sequence[Member]) -> None:
     names = [member.name for member in members]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"two checkpoints are called {twice}: their dumps would have one name; extract them apart")
+        raise DataError(
+            f"two checkpoints are called {twice}, so their dumps would have the same name; extract them separately"
+        )
 
 
 def _require_storable(subject: Subject, storage: Storage) -> None:
     for name in subject.splits:
         require_split_name(name)
     if storage.dtype == "float64" and subject.device.type == "mps":
-        raise UsageError("--dtype float64: MPS has none; add --device cpu, or take float32")
+        raise UsageError("--dtype float64: not supported by MPS; add --device cpu, or use float32")
     storage.require_fitting(*subject.parameters()[0].shape)

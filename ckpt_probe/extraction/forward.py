@@ -91,10 +91,12 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
     tensors = [*model.parameters(), *model.buffers()]
     homes = list(dict.fromkeys(tensor.device for tensor in tensors))
     if len(homes) > 1:
-        raise UsageError(f"the model's parts are on {listed([str(home) for home in homes])}; move it to one device")
+        raise UsageError(f"the model is spread over {listed([str(home) for home in homes])}; move it to one device")
     kinds = list(dict.fromkeys(tensor.dtype for tensor in tensors if tensor.is_floating_point()))
     if device.type == "mps" and torch.float64 in kinds:
-        raise UsageError('the model is float64, which MPS does not have; pass device="cpu", or make it float32')
+        raise UsageError(
+            'the model is float64, which MPS does not support; pass device="cpu", or convert it to float32'
+        )
     try:
         model.to(device)
         with evaluating(model):
@@ -134,10 +136,10 @@ class _Runner:
 
     def _halve(self, size: int) -> None:
         if size == 1:
-            raise DataError("the device has not enough memory for a single sample; try --device cpu") from None
+            raise DataError("not enough memory on the device for a single sample; try --device cpu") from None
         self._part = size // 2
         torch.cuda.empty_cache()
-        self._progress.message(f"out of memory: going on with batches of {self._part}")
+        self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
     def _tapped(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[tuple[Tensor, Tensor]] = []
@@ -152,12 +154,14 @@ class _Runner:
         finally:
             hook.remove()
         if len(seen) != 1:
-            raise DataError(f"classifier {self._classifier} ran {len(seen)} times in one forward pass, not once")
+            raise DataError(
+                f"classifier {self._classifier} ran {len(seen)} times in one forward pass; it must run exactly once"
+            )
         features, logits = seen[0]
         if features.ndim != 2 or features.shape[0] != inputs.shape[0]:
             raise DataError(
                 f"classifier {self._classifier} takes {tuple(features.shape)} for {inputs.shape[0]} samples; "
-                "one row of features a sample is needed"
+                "expected one row of features per sample"
             )
         return features, logits
 

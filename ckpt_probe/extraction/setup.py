@@ -84,6 +84,5 @@ class Storage:
         if self.store != "features" and needed > self.memory:
             raise UsageError(
                 f"--store {self.store}: class moments of {classes} classes and {features} features take {needed:,} "
-                f"bytes, over the budget of {self.memory:,}; use --store features, which analyze reads in any memory, "
-                "or raise --memory"
+                f"bytes, more than the memory limit of {self.memory:,}; raise --memory, or use --store features"
             )

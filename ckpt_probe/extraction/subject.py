@@ -150,7 +150,7 @@ def _classifier(
 def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledData:
     name = setup.data or metadata.data
     if name is None:
-        raise UsageError(f"{path}: names no data; say which by --data (such as idx:DIR or package.module:function)")
+        raise UsageError(f"{path}: does not name its data; use --data, such as idx:DIR or package.module:function")
     stated = {} if setup.data_arguments or name != metadata.data else metadata.data_arguments
     arguments = setup.data_arguments or stated
     functions = data_functions(name, arguments)
@@ -165,7 +165,7 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledDat
 def _model(path: Path, setup: Setup, metadata: CheckpointMetadata, data: LabelledData) -> tuple[str, dict[str, Any]]:
     name = setup.model or metadata.model
     if name is None:
-        raise UsageError(f"{path}: names no model; say which by --model (such as package.module:function)")
+        raise UsageError(f"{path}: does not name its model; use --model, such as package.module:function")
     chosen = setup.model_arguments or {}
     stated: Mapping[str, Any] = metadata.model_arguments if name == metadata.model else {}
     stated = {key: value for key, value in stated.items() if key not in chosen}

@@ -113,10 +113,10 @@ def require_finite(numbers: np.ndarray, name: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         total = np.add.reduce(numbers)
     if not np.isfinite(total) and not np.isfinite(numbers).all():
-        raise DataError(f"tensor {name!r} holds NaN or infinity: there is no line through it")
+        raise DataError(f"tensor {name!r} contains NaN or infinity and cannot be interpolated")
 
 
 def require_range(encoded: np.ndarray, dtype: str, name: str) -> None:
     """Raise DataError where numbers became infinite in a smaller dtype."""
     if dtype == "F16" and np.isinf(encoded.view(np.float16)).any():
-        raise DataError(f"tensor {name!r} holds numbers over 65504, the largest of float16; choose another --dtype")
+        raise DataError(f"tensor {name!r} contains numbers over 65504, the largest in float16; choose another --dtype")

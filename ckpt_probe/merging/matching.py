@@ -38,8 +38,8 @@ def check_match(a: Tensors, b: Tensors) -> None:
     faults = {
         f"missing from {b.path.name}": sorted(set(a.names) - set(b.names)),
         f"extra in {b.path.name}": sorted(set(b.names) - set(a.names)),
-        "other shape": [f"{n} {a.shape(n)} / {b.shape(n)}" for n in both if a.shape(n) != b.shape(n)],
-        "other dtype": [f"{n} {a.dtype(n)} / {b.dtype(n)}" for n in both if a.dtype(n) != b.dtype(n)],
+        "of another shape": [f"{n} {a.shape(n)} / {b.shape(n)}" for n in both if a.shape(n) != b.shape(n)],
+        "of another dtype": [f"{n} {a.dtype(n)} / {b.dtype(n)}" for n in both if a.dtype(n) != b.dtype(n)],
     }
     told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names]
     if told:

@@ -99,7 +99,7 @@ def average(
         raise UsageError("an average needs at least two checkpoints")
     chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]
     if len(chosen) != len(checkpoints) or not all(math.isfinite(weight) for weight in chosen):
-        raise UsageError(f"{len(checkpoints)} checkpoints need as many finite weights, found {chosen}")
+        raise UsageError(f"weights: expected {len(checkpoints)} finite numbers, one per checkpoint, found {chosen}")
     told = {"average": [Path(path).name for path in checkpoints], "weights": chosen}
     with ExitStack() as stack:
         sources = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in checkpoints]
@@ -135,11 +135,11 @@ class _Work:
     def write(self, out: Path, inputs: Sequence[Path], threads: int | None, overwrite: bool) -> InterpolationSummary:
         read = [*inputs, *(file for source in self.sources for file in source.files)]
         if out.exists() and any(out.samefile(path) for path in read):
-            raise UsageError(f"{out}: is one of the checkpoints that are read; choose another name")
+            raise UsageError(f"{out}: is one of the input checkpoints; choose another name")
         # By either way: what a link leads to, and the link itself, which would go with its directory.
         places = [place for path in read for place in (path.resolve(), path.parent.resolve() / path.name)]
         if any(out.resolve() in place.parents for place in places):
-            raise UsageError(f"{out}: holds one of the checkpoints that are read; choose another name")
+            raise UsageError(f"{out}: contains one of the input checkpoints; choose another name")
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, found {threads}")
         template = self.template
@@ -283,14 +283,14 @@ def _require_sharded(out: Path, kept: Set[str]) -> None:
     entries = sorted(out.iterdir())
     if not files:
         first = entries[0].name if entries else "nothing"
-        told = f"holds {first}, and is no sharded checkpoint ({reason})"
+        told = f"contains {first} and is not a sharded checkpoint ({reason})"
     else:
         ours = {*files, *(out / name for name in kept)}
         foreign = next((entry.name for entry in entries if entry not in ours), None)
         if foreign is None:
             return
-        told = f"holds {foreign} too"
-    raise UsageError(f"{out}: not replaced, as it {told}; choose another name, or remove it yourself")
+        told = f"also contains {foreign}"
+    raise UsageError(f"{out}: not replaced, because it {told}; choose another name, or remove it yourself")
 
 
 def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> None:

@@ -27,7 +27,9 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
     """
     count = min(samples, len(split))
     if count < 2:
-        raise UsageError("batch-norm statistics cannot be estimated from one sample; take more, or interpolate them")
+        raise UsageError(
+            "batch-norm statistics cannot be computed from one sample; use more samples, or interpolate them"
+        )
     layers = _layers(model)
     momenta = [layer.momentum for layer in layers]
     parameter = next(model.parameters())

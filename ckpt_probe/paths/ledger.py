@@ -42,13 +42,13 @@ class Ledger:
     def require_free(self, *, overwrite: bool, resume: bool) -> None:
         """Raise UsageError where what the directory holds may be neither replaced nor gone on with."""
         if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path}: a file, where the {self.kind}'s directory is to be")
+            raise UsageError(f"{self.path}: a file; expected a directory for the {self.kind}")
         other = next((kind for kind in KINDS if kind != self.kind and self._whole(kind).exists()), None)
         if other is not None:
-            raise UsageError(f"{self.path}: holds a {other}; choose another name")
+            raise UsageError(f"{self.path}: contains a {other}; choose another name")
         if self.finished and not overwrite and not resume:
             told = "--overwrite replaces it, --resume shows it, or choose another name"
-            raise UsageError(f"{self.path}: holds a finished {self.kind}; {told}")
+            raise UsageError(f"{self.path}: contains a finished {self.kind}; {told}")
 
     def follow(self, plan: Record, *, begun: bool) -> None:
         """Go on with what is there where anything was `begun`, else start with this plan.
@@ -59,7 +59,7 @@ class Ledger:
         if begun and planned:
             self._require_same(plan)
         elif self.begun:
-            raise UsageError(f"{self.path}: holds points of an unknown {self.kind}; --overwrite replaces them")
+            raise UsageError(f"{self.path}: contains points of an unknown {self.kind}; --overwrite replaces them")
         else:
             write_text(self.path / PLAN_FILE, json.dumps(plan, indent=2) + "\n", overwrite=True)
 
@@ -102,5 +102,5 @@ class Ledger:
         earlier, plan = self._plan(), json.loads(json.dumps(plan))
         changed = [f"{key} {earlier.get(key)!r} / {plan[key]!r}" for key in plan if earlier.get(key) != plan[key]]
         if changed:
-            told = f"(there / now): {'; '.join(changed)}; --overwrite replaces them"
-            raise UsageError(f"{self.path}: holds points of another {self.kind} {told}")
+            told = f"(stored / now): {'; '.join(changed)}; --overwrite replaces them"
+            raise UsageError(f"{self.path}: contains points of another {self.kind} {told}")

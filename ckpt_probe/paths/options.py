@@ -31,8 +31,8 @@ class Statistics:
     def __post_init__(self) -> None:
         if self.batchnorm not in {"recompute", "interpolate"} or self.samples < 2:
             raise UsageError(
-                "batchnorm is recompute or interpolate, from at least two samples; "
-                f"found {self.batchnorm}, {self.samples} samples"
+                "batchnorm: expected recompute or interpolate, with at least two samples; "
+                f"found {self.batchnorm} with {self.samples} samples"
             )
 
 
@@ -66,7 +66,7 @@ class PathOptions:
 
     def __post_init__(self) -> None:
         if self.path not in SHAPES:
-            raise UsageError(f"path is one of {', '.join(SHAPES)}; found {self.path}")
+            raise UsageError(f"path: expected one of {', '.join(SHAPES)}; found {self.path}")
         _ = self.statistics
         self._check_alignment()
         self._check_curve()
@@ -84,19 +84,19 @@ class PathOptions:
     def _check_alignment(self) -> None:
         if self.align not in {None, *METHODS} or self.align_samples < 2:
             known = ", ".join(METHODS)
-            raise UsageError(f"align is one of {known}, from at least two samples; found {self.align}")
+            raise UsageError(f"align: expected one of {known}, with at least two samples; found {self.align}")
         if self.align_spec is not None and self.align != "permutation":
             raise UsageError(
-                "align_spec goes with align permutation: a file of groups does not say which activations belong to "
-                f"them; found align {self.align}"
+                "align_spec needs align permutation, because groups do not say which activations belong to them; "
+                f"found align {self.align}"
             )
 
     def _check_curve(self) -> None:
         low, high = self.span
         if self.curved and (low < 0 or high > 1):
-            raise UsageError(f"path {self.path} begins at 0 and ends at 1; range {low:g}:{high:g} goes beyond")
+            raise UsageError(f"path {self.path} runs from 0 to 1; range {low:g}:{high:g} goes beyond")
         if self.midpoint is not None and not self.curved:
-            raise UsageError(f"midpoint goes with a path that bends over one: {', '.join(BENT)}; found {self.path}")
+            raise UsageError(f"midpoint needs one of the paths {', '.join(BENT)}; found {self.path}")
         rate = self.curve_learning_rate
         if not all(0 < value < math.inf for value in (self.curve_epochs, 1.0 if rate is None else rate)):
             raise UsageError(

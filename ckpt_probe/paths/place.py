@@ -66,7 +66,7 @@ class PathPlace:
         ours += self.ledger.files
         for file in ours:
             if file.exists() and any(path.exists() and file.samefile(path) for path in inputs):
-                raise UsageError(f"{file}: is read by this path, and would be overwritten; choose another directory")
+                raise UsageError(f"{file}: this path reads the file and would overwrite it; choose another directory")
         for file in ours:
             file.unlink(missing_ok=True)
         for folder in (dumps, checkpoints, run):

@@ -72,7 +72,7 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
     if len(alphas) != len(values) or len(alphas) < 2:
         raise DataError(f"a barrier needs a value at each of at least two positions, found {len(values)}")
     if alphas[0] != 0 or alphas[-1] != 1 or any(a >= b for a, b in pairwise(alphas)):
-        raise DataError("a barrier needs positions that increase from 0 to 1")
+        raise DataError("a barrier needs increasing positions from 0 to 1")
     excess = [value - (1 - a) * values[0] - a * values[-1] for a, value in zip(alphas, values, strict=True)]
     # Rounding may leave the ends a hair off the chord, where they lie by definition.
     excess[0] = excess[-1] = 0.0

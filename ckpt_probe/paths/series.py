@@ -46,7 +46,7 @@ def evaluate_series(
             bar.advance()
     write_text(place / BARRIERS_FILE, "".join(json.dumps(record) + "\n" for record in records), overwrite=True)
     if alone:
-        progress.message(f"{alone} checkpoints have no partner at the same step, and were left out")
+        progress.message(f"{alone} checkpoints have no counterpart at the same step and were left out")
     return records
 
 
@@ -54,13 +54,13 @@ def _pairs(a: Path | str, b: Path | str | None) -> tuple[Sequence[tuple[Member, 
     first = open_series(a)
     if b is None:
         if len(first) < 2:
-            raise UsageError(f"{a}: one checkpoint has no neighbour")
+            raise UsageError(f"{a}: only one checkpoint; --consecutive needs at least two")
         return list(pairwise(first)), 0
     second = open_series(b)
     by_step = {member.step: member for member in second if member.step is not None}
     if len(by_step) < len(second) or len({member.step for member in first}) < len(first):
-        raise DataError(f"{a}, {b}: two checkpoints of one run have the same step, or one has none")
+        raise DataError(f"{a}, {b}: two checkpoints of one run have the same step, or one has no step")
     pairs = [(member, by_step[member.step]) for member in first if member.step in by_step]
     if not pairs:
-        raise UsageError(f"{a}, {b}: no checkpoint of the one has the step of one of the other")
+        raise UsageError(f"{a}, {b}: the runs have no checkpoints at the same step")
     return pairs, len(first) + len(second) - 2 * len(pairs)

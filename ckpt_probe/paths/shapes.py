@@ -55,7 +55,7 @@ def require_finite(name: str, *tensors: Tensor) -> None:
     """Raise DataError where one of a name's tensors holds NaN or infinity."""
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"tensor {name!r} holds NaN or infinity: there is no line through it")
+            raise DataError(f"tensor {name!r} contains NaN or infinity and cannot be interpolated")
 
 
 def slerp(a: State, b: State, alpha: float) -> dict[str, Tensor]:

@@ -50,14 +50,14 @@ def plane_through(a: State, b: State, c: State) -> Plane:
     u, w, other = (_difference(*pair, names) for pair in ((b, a), (c, a), (c, b)))
     for told, step in (("A and B", u), ("A and C", w), ("B and C", other)):
         if _dot(step, step) == 0:
-            raise DataError(f"{told} have the same weights: three different checkpoints span a plane")
+            raise DataError(f"{told} have the same weights; a plane needs three different checkpoints")
     length = math.sqrt(_dot(u, u))
     along = _dot(w, u) / length
     height = math.sqrt(sum(float((w[n].double() - along / length * u[n].double()).square().sum()) for n in names))
     if height <= _rounding(c, names):
         raise DataError(
-            f"A, B and C lie on one line (C is {height:.2g} off it, no more than rounding): they span no plane; "
-            "interpolate evaluates the line"
+            f"A, B and C lie on one line (C is {height:.2g} off it, which is rounding) and span no plane; "
+            "use interpolate to evaluate the line"
         )
     slopes = 1 / length, -along / (length * height), 1 / height
     axes = {
@@ -78,7 +78,7 @@ def random_plane(a: State, model: nn.Module, seed: int) -> Plane:
     generator = torch.Generator().manual_seed(seed)
     first, second = (random_direction(a, model, generator) for _ in range(2))
     if not first:
-        raise DataError("no parameter has two or more axes, so that there is no filter to move")
+        raise DataError("no parameter has two or more axes, so there is no filter to move")
     lengths = [math.sqrt(_dot(direction, direction)) for direction in (first, second)]
     axes = {
         "length.first": lengths[0],

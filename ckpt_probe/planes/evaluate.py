@@ -47,13 +47,13 @@ class PlaneOptions:
             raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
         _ = self.statistics
         if self.directions not in {None, "random"}:
-            raise UsageError(f"directions is random or left out, found {self.directions}")
+            raise UsageError(f"directions: expected random or None, found {self.directions}")
         if self.directions is None and (self.seed, self.radius) != (0, RADIUS):
-            raise UsageError("seed and radius go with directions random")
+            raise UsageError("seed and radius need directions random")
         if self.directions is not None and self.margin != MARGIN:
-            raise UsageError("margin goes with three checkpoints; the radius says how far random directions go")
+            raise UsageError("margin needs three checkpoints; use radius for random directions")
         if not (0 <= self.margin < math.inf and 0 < self.radius < math.inf and 0 <= self.seed < 2**63):
-            raise UsageError("margin is a number of at least 0, radius one above 0, seed a whole number of at least 0")
+            raise UsageError("expected a margin of at least 0, a radius above 0, and an integer seed of at least 0")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,9 +105,9 @@ def evaluate_plane(
     how = PlaneOptions(**options)
     files = tuple(Path(file) for file in (a, b, c) if file is not None)
     if how.directions is None and len(files) != 3:
-        raise UsageError("a plane takes three checkpoints A, B and C, or with directions random one checkpoint A")
+        raise UsageError("a plane needs three checkpoints A, B and C, or one checkpoint A with directions random")
     if how.directions is not None and len(files) != 1:
-        raise UsageError("random directions start from one checkpoint A: leave out B and C, or the directions")
+        raise UsageError("random directions need one checkpoint A: omit B and C, or the directions")
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
     ledger = Ledger(Path(out), "plane")

@@ -38,7 +38,7 @@ from ckpt_probe.training.state import restore_state, save_state
 LOG_EVERY = 50
 STATE_EVERY_SECONDS = 30.0
 EVALUATION_BATCH = 1024
-MAY_HELP = "a lower learning rate may help"
+MAY_HELP = "try a lower learning rate"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def train(
     run = open_run(Path(out), config, resume=resume, overwrite=overwrite)
     kept = checkpoint_steps(config.checkpoints, start, stage.total, stage.per_epoch)
     if beyond := [str(named) for named in config.checkpoints.steps or () if named > stage.total]:
-        progress.message(f"no checkpoint at {listed(beyond)}: the last step is {stage.total}")
+        progress.message(f"no checkpoint at step {listed(beyond)}: training ends at step {stage.total}")
     step, seconds = start, 0.0
     if resume and run.state.exists():
         step, seconds = restore_state(run.state, stage.model, stage.optimizer)
@@ -139,7 +139,7 @@ def _stage(config: TrainingConfig, data: LabelledData, place: torch.device) -> _
     _require_fit(config, data, model, sample)
     start = begin(model, config.start, sample)
     if start.step > total:
-        raise DataError(f"the start is at step {start.step}, after the run's last step, {total}")
+        raise DataError(f"[start]: the checkpoint is at step {start.step}, after the last step of this run, {total}")
     model.to(place)
     objective = build_objective(config.loss, model, sample.to(place))
     start = Start(start.step, {name: mask.to(place) for name, mask in start.masks.items()})
@@ -152,7 +152,9 @@ def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, s
     try:
         logits = run_once(model, sample)
         if logits.ndim != 2:
-            raise DataError(f"logits of shape {tuple(logits.shape)} for {len(sample)} samples; one row each is needed")
+            raise DataError(
+                f"logits of shape {tuple(logits.shape)} for {len(sample)} samples; expected one row per sample"
+            )
         require_classes(logits.shape[1], data.classes)
     except DataError as error:
         raise DataError(f"{names}: {error}") from error

@@ -23,10 +23,10 @@ def build_objective(settings: LossSettings, model: nn.Module, inputs: Tensor) ->
     """
     two_sources = settings.task == "contrastive" or settings.cma > 0
     if two_sources and not isinstance(model, TwoSource):
-        raise UsageError("[loss] cma and the contrastive task need a model of two sources, such as two_source")
+        raise UsageError("[loss] cma and the contrastive task need a model with two encoders, such as two_source")
     if two_sources and isinstance(model, TwoSource):
         if settings.mir or settings.hdr:
-            raise UsageError("[loss] mir and hdr are for plain cross-entropy: not beside cma or the contrastive task")
+            raise UsageError("[loss] mir and hdr cannot be combined with cma or the contrastive task")
         return lambda inputs, labels: _of_two_sources(settings, model, inputs, labels)
     if settings.mir or settings.hdr:
         return _Tapped(settings, model, find_classifier(model, inputs))

@@ -33,11 +33,11 @@ PROVENANCE = "ckpt_probe.pruning"
 """Metadata of a pruned checkpoint that says of what it was made, and how."""
 METRICS = "ckpt_probe.metrics"
 TOLD = {
-    "checkpoint": "another checkpoint before it",
-    "sparsity": "another sparsity",
-    "scope": "another scope",
-    "weights": "another choice of tensors",
-    "retrain": "another configuration of the retraining",
+    "checkpoint": "from another checkpoint",
+    "sparsity": "to another sparsity",
+    "scope": "with another scope",
+    "weights": "with another choice of tensors",
+    "retrain": "with another retraining configuration",
 }
 
 
@@ -90,7 +90,7 @@ def prune(
     weights = _weights(source, keep_classifier, classifier)
     _prepare(place, source, names, overwrite=overwrite)
     if retrain is not None and retrain.start is not None:
-        progress.message(f"the configuration's start, {retrain.start.checkpoint}, gives way to the pruned checkpoints")
+        progress.message(f"[start] {retrain.start.checkpoint} is ignored: training starts from the pruned checkpoints")
     plan = _Plan(scope, weights, retrain, device)
     levels: list[PrunedLevel] = []
     with progress.task("sparsities", len(names), "sparsities") as bar:
@@ -130,7 +130,7 @@ class _Plan:
 def _names(sparsities: Sequence[float]) -> dict[str, float]:
     """File names without suffix, in increasing order: all with as many digits, three or more, as one of them needs."""
     if not sparsities:
-        raise UsageError("sparsity: at least one is needed")
+        raise UsageError("sparsity: expected at least one")
     for sparsity in sparsities:
         require_sparsity(sparsity)
     # abs: -0.0 is a share too, and would be spelled with its sign.
@@ -149,7 +149,7 @@ def _weights(source: Path, keep_classifier: bool, classifier: str | None) -> lis
             return found
         name = f"{classifier or _classifier(opened)}.weight"
     if name not in found:
-        raise UsageError(f"{source}: no weights {name!r} of a classifier; name the layer by --classifier NAME")
+        raise UsageError(f"{source}: no classifier weights {name!r}; name the layer with --classifier NAME")
     return [weights for weights in found if weights != name]
 
 
@@ -158,7 +158,7 @@ def _classifier(opened: Checkpoint) -> str:
     if metadata.classifier is not None:
         return metadata.classifier
     if metadata.model is None or metadata.data is None:
-        raise UsageError(f"{opened.path}: names no model and data that show its classifier; name it by --classifier")
+        raise UsageError(f"{opened.path}: names no model and data to find its classifier with; use --classifier NAME")
     named = [*model_functions(metadata.model), *data_functions(metadata.data, metadata.data_arguments)]
     require_named(named, None, opened.path, "the layer by --classifier NAME")
     data = load_data(metadata.data, metadata.data_arguments)
@@ -171,16 +171,18 @@ def _classifier(opened: Checkpoint) -> str:
 
 def _prepare(place: Path, source: Path, names: dict[str, float], *, overwrite: bool) -> None:
     if place.exists() and not place.is_dir():
-        raise UsageError(f"{place}: a file, where the directory of pruned checkpoints is to be")
+        raise UsageError(f"{place}: a file; expected a directory for the pruned checkpoints")
     if overwrite:
         if place.resolve() in source.resolve().parents:
-            raise UsageError(f"{source}: would be removed before it is read; choose another directory than {place}")
+            raise UsageError(
+                f"{source}: --overwrite would remove it before it is read; choose another directory than {place}"
+            )
         _clear(place)
         return
     width = len(next(iter(names)))
     others = [file.name for file in sorted(place.glob(f"{STEM}*.safetensors")) if len(file.stem) != width]
     if others:
-        raise UsageError(f"{place}: holds {others[0]}, of another number of digits; --overwrite removes what is there")
+        raise UsageError(f"{place}: contains {others[0]}, named with another number of digits; --overwrite removes it")
 
 
 def _clear(place: Path) -> None:
@@ -271,8 +273,8 @@ def _complete(path: Path, provenance: dict[str, Any]) -> bool:
         raise DataError(f"{path}: metadata {PROVENANCE} cannot be read ({error})") from error
     if changed:
         raise UsageError(
-            f"{path}: was pruned otherwise ({', '.join(TOLD[key] for key in changed)}); --overwrite removes "
-            f"it and the rest of its series, or choose another directory"
+            f"{path}: was pruned {', '.join(TOLD[key] for key in changed)}; choose another directory, "
+            "or --overwrite, which removes all pruned checkpoints there"
         )
     return True
 

@@ -28,7 +28,7 @@ def prune_state(
     chosen = prunable(state) if names is None else list(names)
     sizes = {name: _magnitudes(state, name) for name in chosen}
     if not sizes:
-        raise DataError("no weights to prune: no floating-point tensor of at least two axes")
+        raise DataError("no weights to prune: no floating-point tensor has two or more axes")
     if scope == "global":
         gone = _smallest(torch.cat(list(sizes.values())), sparsity, "all prunable weights")
         masks = gone.split([len(magnitudes) for magnitudes in sizes.values()])
@@ -56,7 +56,7 @@ def pruned_masks(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str,
     """
     missing = [name for name in names if name not in state]
     if missing:
-        raise DataError(f"pruned tensors that are not there: {listed(missing)}")
+        raise DataError(f"tensors listed as pruned are missing: {listed(missing)}")
     return {name: state[name] != 0 for name in names}
 
 
@@ -69,14 +69,14 @@ def hold_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     tensors = model.state_dict(keep_vars=True) if masks else {}
     for name, mask in masks.items():
         if name not in tensors or tensors[name].shape != mask.shape:
-            raise DataError(f"the mask of {name} fits no tensor of the model")
+            raise DataError(f"the pruning mask of {name} does not fit any tensor of the model")
         tensors[name].mul_(mask.to(tensors[name].device))
 
 
 def require_sparsity(sparsity: float) -> None:
     """Raise UsageError where `sparsity` is no share in [0, 1)."""
     if not 0 <= sparsity < 1:
-        raise UsageError(f"sparsity: expected a share of at least 0 and below 1, found {sparsity}")
+        raise UsageError(f"sparsity: expected a fraction of at least 0 and below 1, found {sparsity}")
 
 
 def _magnitudes(state: Mapping[str, Tensor], name: str) -> Tensor:
@@ -90,7 +90,7 @@ def _magnitudes(state: Mapping[str, Tensor], name: str) -> Tensor:
     magnitudes = (flat if flat.dtype == torch.float64 else flat.float()).abs()
     broken = len(magnitudes) - int(magnitudes.isfinite().sum())
     if broken:
-        raise DataError(f"tensor {name!r} holds {broken:,} weights that are NaN or infinite: they have no rank")
+        raise DataError(f"tensor {name!r} contains {broken:,} weights that are NaN or infinite")
     return magnitudes
 
 
@@ -99,8 +99,8 @@ def _smallest(magnitudes: Tensor, sparsity: float, what: str) -> Tensor:
     count = round(sparsity * len(magnitudes))
     zeros = int((magnitudes == 0).sum())
     if zeros > count and sparsity > 0:
-        told = f"{zeros:,} of {len(magnitudes):,} are zero already in {what}"
-        raise UsageError(f"sparsity {sparsity:g} is less than there is: {told}")
+        told = f"{zeros:,} of {len(magnitudes):,} are already zero in {what}"
+        raise UsageError(f"sparsity {sparsity:g} is below the present one: {told}")
     if count == 0:
         return torch.zeros(len(magnitudes), dtype=torch.bool)
     # numpy's selection takes a seventh of the time of torch.kthvalue.

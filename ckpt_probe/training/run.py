@@ -61,18 +61,18 @@ def require_free(places: Sequence[Path], configs: Sequence[TrainingConfig], *, r
     for path, config in zip(places, configs, strict=True):
         run = RunDirectory(path)
         if path.exists() and not path.is_dir():
-            raise UsageError(f"{path}: a file, where the run's directory is to be")
+            raise UsageError(f"{path}: a file; expected a directory for the run, so choose another name")
         left = _written(run)
         if resume and run.config.exists():
             _require_same(run.config, config.model_dump(mode="json", by_alias=True))
         elif resume and left:
-            told = f"of which configuration is not known, {run.config.name} is missing; --overwrite"
+            told = f"cannot be resumed, because {run.config.name} is missing; start over with --overwrite"
             raise UsageError(f"{left[0]}: {told}")
         elif not resume and not overwrite and path.is_dir() and any(path.iterdir()):
-            raise UsageError(f"{path}: exists already; --resume goes on with it, --overwrite starts it anew")
+            raise UsageError(f"{path}: exists already; --resume continues it, --overwrite starts over")
         read = next((file for file in left for start in starts if start.exists() and file.samefile(start)), None)
         if overwrite and read is not None:
-            raise UsageError(f"{read}: is what a run starts from, and would be removed; choose another directory")
+            raise UsageError(f"{read}: the run starts from this file and would remove it; choose another directory")
 
 
 def forget_after(run: RunDirectory, step: int) -> None:
@@ -83,7 +83,7 @@ def forget_after(run: RunDirectory, step: int) -> None:
     try:
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{run.metrics}: a line is not one of ours ({error}); train again with --overwrite") from error
+        raise DataError(f"{run.metrics}: a damaged or foreign line ({error}); train again with --overwrite") from error
     write_text(run.metrics, "".join(kept), overwrite=True)
 
 
@@ -94,7 +94,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); train again with --overwrite") from error
     if not isinstance(settings, dict):
-        raise DataError(f"{path}: not a run's configuration; train again with --overwrite")
+        raise DataError(f"{path}: not the configuration of a run; train again with --overwrite")
     return settings
 
 
@@ -106,7 +106,7 @@ def _require_same(path: Path, settings: dict[str, Any]) -> None:
         if before.get(key) != now.get(key)
     ]
     if changed:
-        raise UsageError(f"{path}: --resume with another configuration: {'; '.join(changed)}")
+        raise UsageError(f"{path}: --resume needs the same configuration, which changed: {'; '.join(changed)}")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -46,5 +46,5 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
         masks = {name: mask for name, mask in masks.items() if not name.startswith(classifier)}
     load_weights(model, state, source=settings.checkpoint)
     if settings.keep_step and step is None:
-        raise DataError(f"{settings.checkpoint}: names no step, which keep_step = true asks for")
+        raise DataError(f"{settings.checkpoint}: its metadata has no step, which keep_step = true needs")
     return Start(step if settings.keep_step and step is not None else 0, masks)

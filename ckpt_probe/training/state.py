@@ -14,7 +14,7 @@ from ckpt_probe.models import load_weights
 
 STEP = "training_state.step"
 SECONDS = "training_state.seconds"
-ANOTHER = "a state of another model or optimizer; train again with --overwrite"
+ANOTHER = "the state of a different model or optimizer; train again with --overwrite"
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:

@@ -182,7 +182,7 @@ def test_what_is_not_known_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.attention(self.first(x).flip(1))
 
-    with pytest.raises(DataError, match=r"nothing is known of function flip .*--align-spec FILE"):
+    with pytest.raises(DataError, match=r"unknown operation, function flip .*--align-spec FILE"):
         trace_symmetry(Turned(), torch.randn(2, 4))
     with pytest.raises(DataError, match="module 1, a Softmax"):
         trace_symmetry(nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), torch.randn(2, 4))
@@ -210,9 +210,9 @@ def test_groups_from_a_file_prove_themselves(tmp_path: Path) -> None:
         align(a, b, read_spec(spec, a), model, inputs)
     for text, told in (
         ("{", "not a file of permutation groups"),
-        ('{"g": [["9.weight", 0]]}', "no axis 0 of a tensor '9.weight'"),
-        ('{"g": [["0.weight", 2]]}', "no axis 2"),
-        ('{"g": [["0.weight", 0], ["0.weight", 1]]}', "has 4 entries, or is named twice; group of 6"),
+        ('{"g": [["9.weight", 0]]}', "no tensor '9.weight' with an axis 0"),
+        ('{"g": [["0.weight", 2]]}', "with an axis 2"),
+        ('{"g": [["0.weight", 0], ["0.weight", 1]]}', "has 4 entries in a group of 6, or is listed twice"),
     ):
         spec.write_text(text)
         with pytest.raises(DataError, match=told):

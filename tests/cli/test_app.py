@@ -42,18 +42,21 @@ def test_every_option_has_a_sentence_and_every_verb_an_example(verb: str) -> Non
         (["interpolate", "a", "b", "--alpha", "half", "--out", "c"], "half"),
         (
             ["interpolate", "a", "b", "--alpha", "0.5", "-o", "c", "--points", "7", "--csv"],
-            "it takes no --points, --csv",
+            "it does not take --points, --csv",
         ),
-        (["interpolate", "a", "b", "--alpha", "0.5", "-o", "c", "--path", "slerp"], "it takes no --path"),
+        (["interpolate", "a", "b", "--alpha", "0.5", "-o", "c", "--path", "slerp"], "it does not take --path"),
         (
             ["interpolate", "a", "b", "-o", "c", "--dtype", "float16"],
-            "only --alpha, which writes a checkpoint, takes --dt",
+            "--alpha, which writes a checkpoint, is needed for --dt",
         ),
         (
             ["interpolate", "a", "b", "-o", "c", "--curve-epochs", "3"],
-            "only --path bezier and polychain take --curve-ep",
+            "--path bezier or polychain is needed for --curve-ep",
         ),
-        (["interpolate", "a", "b", "-o", "c", "--align", "permutation", "--align-samples", "9"], "only --align activ"),
+        (
+            ["interpolate", "a", "b", "-o", "c", "--align", "permutation", "--align-samples", "9"],
+            "--align activations is needed for --align-samples",
+        ),
         (["interpolate", "a", "b", "-o", "c", "--points", "²"], "a number of at least 3"),
     ],
 )

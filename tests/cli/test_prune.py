@@ -52,7 +52,7 @@ def test_a_pruned_series_is_told_extracted_and_analyzed_in_the_order_of_sparsity
     assert lines == [
         f"sparsity {share:g}: {round(share * WEIGHTS):,} of {WEIGHTS:,} weights are zero" for share in (0, 0.25, 0.9)
     ]
-    assert said == ["out: 3 checkpoints written, 0 complete already"]
+    assert said == ["out: 3 checkpoints written, 0 already complete"]
     assert probe("extract", "out", "-o", "dumps", "--device", "cpu")[0] == 0
     code, lines, _ = probe("analyze", "dumps", "--json", "--split", "test")
     records = [json.loads(line) for line in lines]
@@ -62,7 +62,7 @@ def test_a_pruned_series_is_told_extracted_and_analyzed_in_the_order_of_sparsity
         assert records[0]["accuracy"] == pytest.approx(opened.metadata.metrics["test"]["accuracy"])
     assert records[0]["loss"] < records[2]["loss"]
     assert probe("prune", checkpoint, "-o", "out", "--sparsity", "0.9,0,0.25")[2] == [
-        "out: 0 checkpoints written, 3 complete already"
+        "out: 0 checkpoints written, 3 already complete"
     ]
 
 
@@ -93,18 +93,18 @@ def test_retraining_tells_accuracy_and_takes_a_seed(probe: Probe, checkpoint: Pa
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (("--sparsity", "1"), 2, "sparsity: expected a share of at least 0 and below 1, found 1.0"),
+        (("--sparsity", "1"), 2, "sparsity: expected a fraction of at least 0 and below 1, found 1.0"),
         (("--sparsity", "-0.1"), 2, "found -0.1"),
         (("--sparsity", "nan"), 2, "--sparsity: expected numbers such as 0.5,2, found 'nan'"),
         (("--sparsity", "half"), 2, "found 'half'"),
         (("--sparsity", ""), 2, "--sparsity: expected numbers"),
         (("--sparsity", "0.5,0.9,0.50"), 2, "0.5 is given twice"),
-        (("--seed", "3"), 2, "--seed goes with --retrain"),
-        (("--device", "cpu"), 2, "--device goes with --retrain"),
-        (("--classifier", "3"), 2, "--classifier goes with --keep-classifier"),
+        (("--seed", "3"), 2, "--seed needs --retrain"),
+        (("--device", "cpu"), 2, "--device needs --retrain"),
+        (("--classifier", "3"), 2, "--classifier needs --keep-classifier"),
         (("--retrain", "missing.toml"), 2, "missing.toml: cannot be read"),
-        (("--keep-classifier",), 2, "name it by --classifier"),
-        (("-o", "config.toml"), 2, "config.toml: a file, where the directory"),
+        (("--keep-classifier",), 2, "to find its classifier with; use --classifier NAME"),
+        (("-o", "config.toml"), 2, "config.toml: a file; expected a directory"),
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing(
@@ -123,13 +123,15 @@ def test_a_missing_checkpoint_and_an_output_of_another_pruning(probe: Probe, tmp
     for name, value in (("a", 1.0), ("b", 2.0), ("c", float("nan"))):
         save_checkpoint(tmp_path / f"{name}.safetensors", {"w": torch.full((2, 2), value)})
     code, _, said = probe("prune", "c.safetensors", "-o", "out", "--sparsity", "0.5")
-    assert (code, said) == (1, ["error: c.safetensors: tensor 'w' holds 4 weights that are NaN or infinite: "
-                                "they have no rank"])  # fmt: skip
+    assert (code, said) == (1, ["error: c.safetensors: tensor 'w' contains 4 weights that are NaN or infinite"])
     assert not (tmp_path / "out").exists()
     assert probe("prune", "a.safetensors", "-o", "out", "--sparsity", "0.5")[0] == 0
     code, _, said = probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5")
     assert code == 2
-    assert "out/sparsity-0.500.safetensors: was pruned otherwise (another checkpoint before it); --overwrite" in said[0]
+    assert (
+        "out/sparsity-0.500.safetensors: was pruned from another checkpoint; choose another directory, or --overwrite"
+        in said[0]
+    )
     assert probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5", "--overwrite")[0] == 0
     with open_checkpoint(tmp_path / "out" / "sparsity-0.500.safetensors") as opened:
         assert opened.read("w").flatten().tolist() == [0, 0, 2, 2]

@@ -49,7 +49,7 @@ def test_one_run_a_seed_each_the_same_as_alone(
     assert not (alone["1.weight"] == weights(out / "seed-1")[0]["1.weight"]).all()
     assert run(["train", str(config), "-o", str(out), "--seeds", "0..3", "--resume", "--device", "cpu"]) == 0
     said = capsys.readouterr().err
-    assert said.count("finished already") == 3
+    assert said.count("already finished") == 3
     assert "seed-3: trained steps 0 to 4" in said
 
 
@@ -86,8 +86,8 @@ def test_seeds_that_are_some() -> None:
         (["--set", "loss.mir=0.1\nloss.hdr=0.1"], "--set loss.mir: expected one key=value, found more lines"),
         (["--set", "data.name=digits\nseed=3"], "--set data.name: expected one key=value, found more lines"),
         (["--set", "loss.mir=-1"], "--set loss.mir"),
-        (["--set", "loss.cma=0.1"], "need a model of two sources"),
-        (["--set", "loss.task=contrastive"], "need a model of two sources"),
+        (["--set", "loss.cma=0.1"], "need a model with two encoders"),
+        (["--set", "loss.task=contrastive"], "need a model with two encoders"),
         (["--set", 'checkpoints.evaluate=["validation"]'], "no split 'validation'"),
     ],
 )

@@ -101,7 +101,7 @@ def test_what_a_group_lists_but_has_not_is_named(tmp_path: Path) -> None:
             file.attrs["format_version"] = 2  # which has no hash of its names
             del file[f"test/{name}"]
             file[f"test/{name}"] = h5py.SoftLink("/nowhere")
-        with pytest.raises(DataError, match=rf"{name}\.h5: test/{name}: no (dataset|group)"):
+        with pytest.raises(DataError, match=rf"{name}\.h5: test/{name}: expected a (dataset|group)"):
             list(analyze_series(path))
 
 
@@ -124,7 +124,7 @@ def test_rows_out_of_reach_are_told_and_a_callers_own_error_is_not(tmp_path: Pat
     damaged[place] ^= 1
     (tmp_path / "a.h5").write_bytes(damaged)
     with (
-        pytest.raises(DataError, match=r"a\.h5: test, rows 20 to 29: cannot be read, it may be damaged"),
+        pytest.raises(DataError, match=r"a\.h5: test, rows 20 to 29: cannot be read and may be damaged"),
         open_dump(tmp_path / "a.h5") as d,
     ):
         list(d["test"].blocks(10))

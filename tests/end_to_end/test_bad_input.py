@@ -67,7 +67,7 @@ def test_a_missing_file(probe: Run, tmp_path: Path, words: tuple, code: int, par
 def test_a_directory_without_a_checkpoint_or_a_dump(probe: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(probe("extract", "empty", "-o", "out"), 1, "empty: no checkpoint", "*.safetensors")
-    refused(probe("analyze", "empty"), 1, "empty: no dump", "*.h5")
+    refused(probe("analyze", "empty"), 1, "empty: no dump found", "*.h5")
     assert not (tmp_path / "out").exists()
 
 
@@ -91,7 +91,10 @@ def test_a_dump_without_its_mark(probe: Run, trained: Path, tmp_path: Path) -> N
         del file.attrs["complete"]
     for verb in ("analyze", "inspect"):
         refused(
-            probe(verb, "step-000010.h5"), 1, "step-000010.h5: interrupted while it was written", "extract it again"
+            probe(verb, "step-000010.h5"),
+            1,
+            "step-000010.h5: incomplete: writing it was interrupted",
+            "extract it again",
         )
     done = probe("extract", trained / "run" / "checkpoints" / "step-000010.safetensors", "-o", ".")
     refused(done, 2, "step-000010.h5", "no complete dump", "--overwrite")

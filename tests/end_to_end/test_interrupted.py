@@ -111,7 +111,7 @@ def test_extract_goes_on_with_the_dumps_that_are_missing(
     if len(complete) > 0:
         assert probe("analyze", "dumps", "--json").returncode == 0
     done = probe("extract", many, "-o", "dumps")
-    assert f"{41 - len(complete)} dumps written, {len(complete)} complete already" in done.stderr
+    assert f"{41 - len(complete)} dumps written, {len(complete)} already complete" in done.stderr
     assert len(list((tmp_path / "dumps").glob("step-*.h5"))) == 41
     assert halves(tmp_path) == []
 

@@ -45,9 +45,9 @@ def test_training_learns_and_the_numbers_follow(probe: Run, trained: Path) -> No
 def test_extract_says_what_it_skipped_and_takes_its_options(probe: Run, trained: Path, tmp_path: Path) -> None:
     first = probe("extract", trained / "run", "-o", "dumps", "--split", "test", "--limit", "40", "--dtype", "float64")
     assert first.returncode == 0, first.stderr
-    assert "dumps: 3 dumps written, 0 complete already" in first.stderr
+    assert "dumps: 3 dumps written, 0 already complete" in first.stderr
     again = probe("extract", trained / "run", "-o", "dumps", "--split", "test", "--limit", "40", "--dtype", "float64")
-    assert "dumps: 0 dumps written, 3 complete already" in again.stderr
+    assert "dumps: 0 dumps written, 3 already complete" in again.stderr
     [facts] = [json.loads(probe("inspect", "dumps/step-000010.h5", "--json").stdout)]
     assert facts["whole"] is True
     assert {t["name"]: t["shape"] for t in facts["tensors"]}["test/features"] == [40, 16]
@@ -74,7 +74,7 @@ def test_interpolate_prints_points_and_barriers_and_writes_them(probe: Run, trai
     assert done.returncode == 0, done.stderr
     assert "train: loss " in done.stdout
     assert "barrier in loss" in done.stdout
-    assert "path: 6 records of points" in done.stderr
+    assert "path: 6 records, one per point and split" in done.stderr
     points = [json.loads(line) for line in (tmp_path / "path" / "points.jsonl").read_text().splitlines()]
     assert [point["alpha"] for point in points] == [0, 0, 0.5, 0.5, 1, 1]
     summary = json.loads((tmp_path / "path" / "path.json").read_text())["summary"]

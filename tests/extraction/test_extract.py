@@ -79,7 +79,7 @@ def test_another_provenance_under_the_same_name_is_an_error(run: Path, tmp_path:
 
 def test_a_file_that_is_no_dump_is_never_replaced_unasked(run: Path, tmp_path: Path) -> None:
     (tmp_path / "step-000000.h5").write_text("mine")
-    with pytest.raises(UsageError, match="no complete dump"):
+    with pytest.raises(UsageError, match="not a complete dump"):
         extract_series(run, tmp_path, device="cpu")
     assert (tmp_path / "step-000000.h5").read_text() == "mine"
 
@@ -109,7 +109,7 @@ def test_stored_moments_give_the_records_of_stored_features(run: Path, tmp_path:
 
 
 def test_moments_over_the_memory_budget_are_refused_before_anything_is_forwarded(run: Path, tmp_path: Path) -> None:
-    told = r"class moments of 10 classes and 16 features take 20,480 bytes, over the budget of 20,000; use"
+    told = r"class moments of 10 classes and 16 features take 20,480 bytes, more than the memory limit of 20,000; raise"
     with pytest.raises(UsageError, match=told):
         extract_series(run, tmp_path / "out", device="cpu", store="moments", memory=20_000)
     assert not (tmp_path / "out").exists()
@@ -120,9 +120,9 @@ def test_a_foreign_checkpoint_needs_a_model_and_data(run: Path, tmp_path: Path) 
     model = build_model("mlp", {"hidden": [16]}, input_shape=(1, 8, 8), classes=10)
     wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     save_checkpoint(tmp_path / "foreign" / "model-7.safetensors", wrapped)
-    with pytest.raises(UsageError, match="names no data; say which by --data"):
+    with pytest.raises(UsageError, match="does not name its data; use --data"):
         extract_series(tmp_path / "foreign", tmp_path / "out", device="cpu")
-    with pytest.raises(UsageError, match="names no model; say which by --model"):
+    with pytest.raises(UsageError, match="does not name its model; use --model"):
         extract_series(tmp_path / "foreign", tmp_path / "out", data="digits", device="cpu")
     named = {"model": "mlp", "model_arguments": {"hidden": [16]}, "data": "digits", "device": "cpu"}
     assert extract_series(tmp_path / "foreign", tmp_path / "out", **named).written == ("model-7",)
@@ -204,7 +204,7 @@ def test_extract_takes_anybodys_model_and_loader(tmp_path: Path) -> None:
         assert dump.provenance is None
     with pytest.raises(UsageError, match="exists already"):
         extract(model, [(inputs, labels)], out)
-    with pytest.raises(DataError, match="gave no batch"):
+    with pytest.raises(DataError, match="yielded no batch"):
         extract(model, [], tmp_path / "none.h5")
 
 

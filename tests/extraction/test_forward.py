@@ -72,18 +72,21 @@ def test_out_of_memory_halves_the_batch_aloud_and_loses_no_sample() -> None:
     blocks = list(forward_blocks(Hungry(5), "inner.3", split_of(), batch_size=16, progress=heard))
     whole = list(forward_blocks(network(), "3", split_of(), batch_size=23))
     torch.testing.assert_close(torch.cat([b.features for b in blocks]), whole[0].features)
-    assert heard.lines == ["out of memory: going on with batches of 8", "out of memory: going on with batches of 4"]
+    assert heard.lines == [
+        "out of memory: continuing with batches of 8 samples",
+        "out of memory: continuing with batches of 4 samples",
+    ]
 
 
 def test_out_of_memory_for_one_sample_is_an_error() -> None:
-    with pytest.raises(DataError, match="not enough memory for a single sample"):
+    with pytest.raises(DataError, match="not enough memory on the device for a single sample"):
         list(forward_blocks(Hungry(0), "inner.3", split_of(), batch_size=4))
 
 
 def test_a_classifier_on_sequences_is_an_error() -> None:
     model = nn.Linear(6, 3)
     sequences = ArraySplit(torch.randn(4, 5, 6), torch.zeros(4, dtype=torch.long))
-    with pytest.raises(DataError, match="one row of features a sample"):
+    with pytest.raises(DataError, match="one row of features per sample"):
         list(forward_blocks(nn.Sequential(model), "0", sequences))
 
 
@@ -163,8 +166,8 @@ def test_a_lent_model_comes_back_as_it_was(pretended: Callable[[str], Any], fail
 
 
 def test_a_model_that_cannot_be_lent(pretended: Callable[[str], Any]) -> None:
-    with pretended("mps"), pytest.raises(UsageError, match="float64, which MPS does not have"):
+    with pretended("mps"), pytest.raises(UsageError, match="float64, which MPS does not support"):
         lent(network().double(), torch.device("mps")).__enter__()
     apart = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3, device="meta"))
-    with pytest.raises(UsageError, match="parts are on cpu, meta; move it to one device"):
+    with pytest.raises(UsageError, match="the model is spread over cpu, meta; move it to one device"):
         lent(apart, torch.device("cpu")).__enter__()

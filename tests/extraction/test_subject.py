@@ -68,7 +68,7 @@ def test_a_files_word_calls_no_function(
     checkpoint: Callable[..., Path], tmp_path: Path, metadata: dict, wanted: dict, named: str
 ) -> None:
     path = checkpoint(**metadata)
-    with pytest.raises(UsageError, match=rf"step-000001.safetensors: names {named}, a function that is not called"):
+    with pytest.raises(UsageError, match=rf"step-000001.safetensors: names the function {named}, which is not called"):
         open_subject(path, Setup(device="cpu", **wanted))
     if "data_arguments" not in wanted:
         assert not (tmp_path / "imported").exists()
@@ -93,7 +93,7 @@ def test_a_function_in_the_files_arguments_is_not_passed_on(
 ) -> None:
     """A function that is given another's name may well call it, as `curve_net` builds the model that it is told."""
     path = checkpoint(**MINE, **{f"{what}_arguments": {"inner": inner}})
-    told = rf"names os:system, a function .*: --{what} marked_module:\w+ --{what}-arguments …"
+    told = rf"names the function os:system, which is not called .*: --{what} marked_module:\w+ --{what}-arguments …"
     with pytest.raises(UsageError, match=told):
         open_subject(path, Setup(device="cpu", **MINE))
     said: dict[str, Any] = {f"{what}_arguments": {"inner": inner}}
@@ -122,7 +122,7 @@ def test_no_command_calls_one(
     code = run(words)
     shown = capsys.readouterr()
     assert code == (0 if verb == "inspect" else 2)
-    assert "is not called on a file's word" in shown.out + shown.err
+    assert "is not called because any file could name any function" in shown.out + shown.err
     if verb == "inspect":
         assert json.loads(shown.out)["classifier"].startswith("unknown: ")
     assert not (tmp_path / "imported").exists()

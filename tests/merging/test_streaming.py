@@ -142,7 +142,7 @@ def test_an_average_is_the_weighted_sum(ends: tuple[Path, Path], tmp_path: Path)
     with pytest.raises(UsageError, match="at least two"):
         average([ends[0]], tmp_path / "no")
     for weights in ([1.0], [0.5, math.nan]):
-        with pytest.raises(UsageError, match="need as many finite weights"):
+        with pytest.raises(UsageError, match="finite numbers, one per checkpoint"):
             average(ends, tmp_path / "no", weights=weights)
 
 
@@ -206,12 +206,12 @@ def test_a_directory_of_anything_else_is_not_replaced(tmp_path: Path) -> None:
     (noted / "notes.txt").write_text("no companion of the inputs")
     before = sorted(tmp_path.rglob("*"))
     for out, told in (
-        (zoo, "holds one of the checkpoints"), (tmp_path, "holds one of the checkpoints"),
-        (tmp_path / "link", "holds one of the checkpoints"), (a, "is one of the checkpoints"),
-        (other, r"not replaced, as it holds code\.py too"), (noted, r"not replaced, as it holds notes\.txt too"),
-        (empty, "not replaced, as it holds nothing, and is no sharded checkpoint"),
-        (single, r"not replaced, as it holds model\.safetensors, and .* \(no index of shards\)"),
-        (broken, r"not replaced, as it holds code\.py, and is no sharded checkpoint \(.*which is missing"),
+        (zoo, "contains one of the input checkpoints"), (tmp_path, "contains one of the input checkpoints"),
+        (tmp_path / "link", "contains one of the input checkpoints"), (a, "is one of the input checkpoints"),
+        (other, r"it also contains code\.py"), (noted, r"not replaced, because it also contains notes\.txt"),
+        (empty, "not replaced, because it contains nothing and is not a sharded checkpoint"),
+        (single, r"not replaced, because it contains model\.safetensors and .* \(no index of shards\)"),
+        (broken, r"not replaced, because it contains code\.py and is not a sharded checkpoint \(.*which is missing"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=told):
             interpolate(a, b, alpha=0.5, out=out, overwrite=True)
@@ -226,7 +226,7 @@ def test_links_to_the_shards_are_inputs_too(tmp_path: Path) -> None:
     (blobs / "code.py").unlink()
     for file in blobs.iterdir():
         (hub / file.name).symlink_to(file)
-    with pytest.raises(UsageError, match="holds one of the checkpoints"):
+    with pytest.raises(UsageError, match="contains one of the input checkpoints"):
         interpolate(hub / "model.safetensors.index.json", b, alpha=0.5, out=hub, overwrite=True)
     assert all(file.is_symlink() for file in hub.iterdir())
 
@@ -242,7 +242,7 @@ def test_what_comes_while_shards_are_written_stays(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(blending, "line", lambda _alpha: slowly)
     before = (out / "model-00001-of-00002.safetensors").read_bytes()
-    with pytest.raises(UsageError, match=r"holds thesis\.tex too"):
+    with pytest.raises(UsageError, match=r"also contains thesis\.tex"):
         interpolate(a, b, alpha=0.5, out=out, overwrite=True)
     assert (out / "thesis.tex").read_text() == "years of work"
     assert (out / "model-00001-of-00002.safetensors").read_bytes() == before
@@ -341,12 +341,12 @@ def test_what_cannot_be_averaged(ends: tuple[Path, Path], tmp_path: Path) -> Non
     broken = state(2)
     broken["large"][2, 5] = math.inf
     save_file(broken, tmp_path / "inf.safetensors")
-    with pytest.raises(DataError, match="tensor 'large' holds NaN or infinity"):
+    with pytest.raises(DataError, match="tensor 'large' contains NaN or infinity"):
         average([ends[0], tmp_path / "inf.safetensors"], tmp_path / "no")
     save_file(state(2) | {"small": torch.full((5,), 1e6)}, tmp_path / "big.safetensors")
-    with pytest.raises(DataError, match="tensor 'small' holds numbers over 65504"):
+    with pytest.raises(DataError, match="tensor 'small' contains numbers over 65504"):
         interpolate(ends[0], tmp_path / "big.safetensors", alpha=0.5, out=tmp_path / "no", dtype="float16")
-    with pytest.raises(UsageError, match="is one of the checkpoints that are read"):
+    with pytest.raises(UsageError, match="is one of the input checkpoints"):
         interpolate(*ends, alpha=0.5, out=ends[1], overwrite=True)
     with pytest.raises(UsageError, match="threads: expected at least 1"):
         interpolate(*ends, alpha=0.5, out=tmp_path / "no", threads=0)

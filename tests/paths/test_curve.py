@@ -92,7 +92,7 @@ def test_ends_are_exact_and_three_equal_points_stay_one(curve: str) -> None:
     assert torch.equal(on_curve("polychain", a, middle, b, 0.5)["weight"], middle["weight"])
     broken = {**middle, "weight": torch.full_like(middle["weight"], torch.nan)}
     for alpha in (0.0, 0.5):
-        with pytest.raises(DataError, match="'weight' holds NaN"):
+        with pytest.raises(DataError, match="'weight' contains NaN"):
             on_curve(curve, a, broken, b, alpha)
 
 
@@ -209,7 +209,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
     assert evaluate_path(*mlps, tmp_path / "cut", progress=resumed, **options) == whole
     expected = read(tmp_path / "whole" / "midpoint.safetensors")
     assert all(torch.equal(t, expected[n]) for n, t in read(tmp_path / "cut" / "midpoint.safetensors").items())
-    with pytest.raises(UsageError, match=r"holds a finished path; --overwrite replaces it, --resume shows it"):
+    with pytest.raises(UsageError, match=r"contains a finished path; --overwrite replaces it, --resume shows it"):
         evaluate_path(*mlps, tmp_path / "cut", **options)
     again = evaluate_path(*mlps, tmp_path / "cut", overwrite=True, progress=Cut(10**6), **options)
     assert again == whole
@@ -220,7 +220,7 @@ def test_a_straight_path_in_place_of_a_curve_leaves_no_run(mlps: tuple[Path, Pat
     evaluate_path(*mlps, out, path="bezier", curve_epochs=0.2, **HERE)
     step = shutil.copy(mlps[0], out / "curve" / "checkpoints" / "step-000009.safetensors")
     before = sorted(out.rglob("*"))
-    with pytest.raises(UsageError, match=f"{step}: is read by this path, and would be overwritten"):
+    with pytest.raises(UsageError, match=f"{step}: this path reads the file and would overwrite it"):
         evaluate_path(step, mlps[1], out, overwrite=True, **HERE)
     assert sorted(out.rglob("*")) == before
     (out / "curve" / "notes").write_text("mine")
@@ -286,9 +286,9 @@ def test_what_is_no_curve(
 ) -> None:
     out = tmp_path / "out"
     for wrong, told in (
-        ({"path": "bezier", "span": (-0.5, 1.0)}, "begins at 0 and ends at 1; range -0.5:1 goes beyond"),
+        ({"path": "bezier", "span": (-0.5, 1.0)}, "runs from 0 to 1; range -0.5:1 goes beyond"),
         ({"path": "polychain", "span": (0.0, 1.5)}, "range 0:1.5 goes beyond"),
-        ({"path": "linear", "midpoint": mlps[0]}, "midpoint goes with a path that bends"),
+        ({"path": "linear", "midpoint": mlps[0]}, "midpoint needs one of the paths bezier, polychain"),
         ({"path": "bezier", "curve_epochs": 0.0}, "must be positive"),
         ({"path": "bezier", "curve_learning_rate": -0.1}, "must be positive"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
@@ -300,13 +300,13 @@ def test_what_is_no_curve(
         evaluate_path(*mlps, out, path="bezier", midpoint=resnets[0], **HERE)
     evaluate_path(*mlps, out, path="bezier", curve_epochs=0.1, **HERE)
     middle = out / "midpoint.safetensors"
-    with pytest.raises(UsageError, match="is read by this path, and would be overwritten"):
+    with pytest.raises(UsageError, match="this path reads the file and would overwrite it"):
         evaluate_path(*mlps, out, path="bezier", midpoint=middle, overwrite=True, **HERE)
     assert middle.exists()
     words = ["interpolate", *map(str, mlps), "--device", "cpu"]
     for more, told in (
         (["-o", str(out), "--path", "bezier", "--range", "0:2"], "range 0:2 goes beyond"),
-        (["-o", str(tmp_path / "x"), "--alpha", "0.5", "--path", "bezier"], "takes no --path"),
+        (["-o", str(tmp_path / "x"), "--alpha", "0.5", "--path", "bezier"], "does not take --path"),
     ):
         assert run([*words, *more]) == 2
         assert told in capsys.readouterr().err
@@ -320,7 +320,7 @@ def test_the_command_shows_a_finished_curve_again(
     assert run(words) == 0
     first = capsys.readouterr().out
     assert "midpoint.safetensors is the trained midpoint" in first
-    assert "aligned: distance of the ends" in first
+    assert "aligned: distance between the ends" in first
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
     assert run(words) == 2
     assert "--resume shows it" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_files_hold_the_records_and_a_finished_path_is_kept(mlp: Path, tmp_path:
     told = json.loads((out / "path.json").read_text())
     assert told["summary"] == result.summary
     assert (told["from"], told["plan"]["points"]) == ("step-000010.safetensors", 3)
-    with pytest.raises(UsageError, match="holds a finished path; --overwrite"):
+    with pytest.raises(UsageError, match="contains a finished path; --overwrite"):
         evaluate_path(*ends(mlp), out, points=3, **HERE)
     assert len(evaluate_path(*ends(mlp), out, points=4, overwrite=True, **HERE).points) == 8
 
@@ -188,7 +188,7 @@ def test_what_is_no_path(mlp: Path, resnet: Path, tmp_path: Path) -> None:
         evaluate_path(*ends(mlp), tmp_path / "p", splits=["validation"], **HERE)
     assert not (tmp_path / "p").exists()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="a file, where the path's directory is to be"):
+    with pytest.raises(UsageError, match="a file; expected a directory for the path"):
         evaluate_path(*ends(mlp), tmp_path / "file", **HERE)
 
 
@@ -205,7 +205,7 @@ def test_what_has_no_line(mlp: Path, tmp_path: Path) -> None:
     with open_checkpoint(a) as checkpoint:
         weight = checkpoint.read("1.weight")
     other = changed(b, tmp_path / "other.safetensors", **{"1.weight": weight[:8]})
-    with pytest.raises(DataError, match=r"1 other shape: 1\.weight \(16, 64\) / \(8, 64\)"):
+    with pytest.raises(DataError, match=r"1 of another shape: 1\.weight \(16, 64\) / \(8, 64\)"):
         evaluate_path(a, other, tmp_path / "p", **HERE)
     # safetensors keeps a tensor that two names share once, under either name.
     tied = changed(b, tmp_path / "tied.safetensors", **{"3.weight": None})
@@ -213,7 +213,7 @@ def test_what_has_no_line(mlp: Path, tmp_path: Path) -> None:
         evaluate_path(a, tied, tmp_path / "p", **HERE)
     for dtype, told in (
         (torch.float8_e4m3fn, r"a8\.safetensors: tensor '1\.weight' is F8_E4M3, which cannot be averaged \(1 such\)"),
-        (torch.int8, r"a8\.safetensors: tensor '1\.weight' is int8, where the model has floating numbers \(1 such\)"),
+        (torch.int8, r"a8\.safetensors: tensor '1\.weight' is int8, but the model expects floating point \(1 such\)"),
     ):
         files = tmp_path / "a8.safetensors", tmp_path / "b8.safetensors"
         for source, file in zip((a, b), files, strict=True):
@@ -254,7 +254,7 @@ def test_nothing_that_is_read_is_overwritten(mlp: Path, tmp_path: Path) -> None:
     out = tmp_path / "path"
     evaluate_path(*ends(mlp), out, points=3, splits=["test"], align="permutation", **HERE)
     aligned = out / "aligned.safetensors"
-    with pytest.raises(UsageError, match=r"aligned\.safetensors: is read by this path, and would be overwritten"):
+    with pytest.raises(UsageError, match=r"aligned\.safetensors: this path reads the file and would overwrite it"):
         evaluate_path(ends(mlp)[0], aligned, out, points=3, overwrite=True, **HERE)
     assert aligned.exists()
     assert (out / "path.json").exists()
@@ -295,7 +295,7 @@ def test_nan_on_the_line_names_both_files_and_the_tensor(mlp: Path, tmp_path: Pa
         state, metadata = checkpoint.state_dict(), checkpoint.raw_metadata
     state["1.bias"] = torch.full_like(state["1.bias"], torch.nan)
     save_checkpoint(tmp_path / "nan.safetensors", state, metadata)
-    with pytest.raises(DataError, match=r"nan\.safetensors.*'1\.bias' holds NaN"):
+    with pytest.raises(DataError, match=r"nan\.safetensors.*'1\.bias' contains NaN"):
         evaluate_path(tmp_path / "nan.safetensors", ends(mlp)[1], tmp_path / "p", **HERE)
 
 
@@ -356,7 +356,7 @@ def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path) -
     files = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     renamed = evaluate_path(*files, tmp_path / "wrapped", points=3, splits=["train"], align="permutation", **HERE)
     assert renamed.distance == pytest.approx(aligned.distance, rel=1e-9)
-    with pytest.raises(UsageError, match="align_spec goes with align permutation"):
+    with pytest.raises(UsageError, match="align_spec needs align permutation"):
         evaluate_path(a, b, tmp_path / "no", align_spec="groups.json", **HERE)
 
 

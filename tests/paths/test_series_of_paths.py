@@ -47,7 +47,7 @@ def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) ->
 
     records = evaluate_series(*runs, tmp_path / "out", progress=Listening(), **HERE)
     assert [record["step"] for record in records] == [0, 20, 40]
-    assert said == ["2 checkpoints have no partner at the same step, and were left out"]
+    assert said == ["2 checkpoints have no counterpart at the same step and were left out"]
     ends = (run / "checkpoints" / "step-000020.safetensors" for run in runs)
     single = evaluate_path(*ends, tmp_path / "single", **HERE)
     assert records[1] == {"step": 20, **single.summary[0]}
@@ -57,7 +57,7 @@ def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) ->
     before = (tmp_path / "out" / "step-000040" / "points.jsonl").stat().st_mtime_ns
     assert evaluate_series(*runs, tmp_path / "out", **HERE) == records
     assert (tmp_path / "out" / "step-000040" / "points.jsonl").stat().st_mtime_ns == before
-    with pytest.raises(UsageError, match=r"holds points of another path .*: b "):
+    with pytest.raises(UsageError, match=r"contains points of another path .*: b "):
         evaluate_series(runs[0], runs[0], tmp_path / "out", **HERE)
 
 
@@ -71,9 +71,9 @@ def test_neighbours_within_a_run(runs: tuple[Path, Path], tmp_path: Path, capsys
 
 def test_what_cannot_be_paired(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [one / "checkpoints" / "step-000010.safetensors" for one in runs[:1]]
-    with pytest.raises(UsageError, match="one checkpoint has no neighbour"):
+    with pytest.raises(UsageError, match="only one checkpoint; --consecutive needs"):
         evaluate_series(files[0], None, tmp_path / "out")
-    with pytest.raises(UsageError, match="no checkpoint of the one has the step"):
+    with pytest.raises(UsageError, match="the runs have no checkpoints at the same step"):
         evaluate_series(files[0], runs[1] / "checkpoints" / "step-000030.safetensors", tmp_path / "out")
     twice = tmp_path / "twice"
     twice.mkdir()

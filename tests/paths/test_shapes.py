@@ -86,8 +86,8 @@ def test_mismatches_are_listed_together(ends: tuple[Path, Path], tmp_path: Path)
     for part in (
         "1 missing from c.safetensors: half",
         "1 extra in c.safetensors: extra",
-        "1 other shape: single (5, 3) / (5, 4)",
-        "1 other dtype: double F64 / F32",
+        "1 of another shape: single (5, 3) / (5, 4)",
+        "1 of another dtype: double F64 / F32",
     ):
         assert part in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -97,12 +97,12 @@ def test_what_cannot_lie_on_a_line(ends: tuple[Path, Path], tmp_path: Path) -> N
     broken = state(2)
     broken["single"][0, 0] = torch.nan
     save_checkpoint(tmp_path / "nan.safetensors", broken)
-    with pytest.raises(DataError, match="tensor 'single' holds NaN or infinity"):
+    with pytest.raises(DataError, match="tensor 'single' contains NaN or infinity"):
         interpolate(ends[0], tmp_path / "nan.safetensors", alpha=0.5, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="finite number"):
         interpolate(*ends, alpha=float("nan"), out=tmp_path / "out")
-    with pytest.raises(UsageError, match="is one of the checkpoints that are read"):
+    with pytest.raises(UsageError, match="is one of the input checkpoints"):
         interpolate(*ends, alpha=0.5, out=ends[0], overwrite=True)
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):

@@ -29,7 +29,7 @@ def test_opposite_tensors_lie_on_the_line_and_ends_are_exact() -> None:
     a, b = {"w": torch.tensor([1.0, 2.0]).half()}, {"w": torch.tensor([-2.0, -4.0]).half()}
     assert torch.equal(slerp(a, b, 0.5)["w"], linear(a, b, 0.5)["w"])
     assert torch.equal(slerp(a, b, 1.0)["w"], b["w"])
-    with pytest.raises(DataError, match="tensor 'w' holds NaN"):
+    with pytest.raises(DataError, match="tensor 'w' contains NaN"):
         slerp(a, {"w": torch.tensor([math.nan, 1]).half()}, 0.5)
 
 

@@ -71,7 +71,7 @@ def test_equal_checkpoints_span_no_plane(seeds: tuple[int, int, int], told: str)
 def test_three_on_a_line_span_no_plane_even_where_the_third_is_rounded(dtype: torch.dtype) -> None:
     a, b = state(1, dtype), state(2, dtype)
     third = {n: torch.lerp(t.double(), b[n].double(), 0.3).to(dtype) for n, t in a.items() if n != "steps"}
-    with pytest.raises(DataError, match=r"A, B and C lie on one line .* they span no plane"):
+    with pytest.raises(DataError, match=r"A, B and C lie on one line .* and span no plane"):
         plane_through(a, b, {**third, "steps": a["steps"]})
     third["fc.bias"] = third["fc.bias"] + torch.tensor([0.5, -0.5, 0.5, 0.5, -0.5], dtype=dtype)
     assert plane_through(a, b, {**third, "steps": a["steps"]}).marks[2][2] > 0.5
@@ -80,7 +80,7 @@ def test_three_on_a_line_span_no_plane_even_where_the_third_is_rounded(dtype: to
 def test_nan_names_the_tensor() -> None:
     broken = state(3)
     broken["fc.bias"][2] = math.nan
-    with pytest.raises(DataError, match=r"'fc\.bias' holds NaN"):
+    with pytest.raises(DataError, match=r"'fc\.bias' contains NaN"):
         plane_through(state(1), state(2), broken)
 
 

@@ -125,7 +125,7 @@ def test_files_hold_everything_and_a_finished_plane_is_kept(mlp: list[Path], tmp
     [summary] = result.summary
     lowest = min(result.points, key=lambda point: point["loss"])
     assert [summary[f"lowest.{name}"] for name in ("loss", "x", "y")] == [lowest[n] for n in ("loss", "x", "y")]
-    with pytest.raises(UsageError, match="holds a finished plane; --overwrite"):
+    with pytest.raises(UsageError, match="contains a finished plane; --overwrite"):
         evaluate_plane(*mlp, out=out, grid=2, **HERE)
     before = (out / "points.jsonl").stat().st_mtime_ns
     assert evaluate_plane(*mlp, out=out, grid=2, resume=True, **HERE) == result
@@ -179,9 +179,9 @@ def test_a_path_and_a_plane_do_not_replace_each_other(mlp: list[Path], tmp_path:
     evaluate_path(*mlp[:2], tmp_path / "path", points=3, **HERE)
     evaluate_plane(*mlp, out=tmp_path / "plane", grid=2, **HERE)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match="holds a path; choose another name"):
+    with pytest.raises(UsageError, match="contains a path; choose another name"):
         evaluate_plane(*mlp, out=tmp_path / "path", grid=2, overwrite=True, **HERE)
-    with pytest.raises(UsageError, match="holds a plane; choose another name"):
+    with pytest.raises(UsageError, match="contains a plane; choose another name"):
         evaluate_path(*mlp[:2], tmp_path / "plane", points=3, overwrite=True, **HERE)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -258,17 +258,17 @@ def test_what_is_no_plane(mlp: list[Path], resnet: list[Path], tmp_path: Path) -
     a, b, c = mlp
     out = tmp_path / "plane"
     for files, options, told in (
-        ((a, b), {}, "takes three checkpoints"),
-        ((a,), {}, "takes three checkpoints"),
-        ((a, b, c), {"directions": "random"}, "leave out B and C"),
+        ((a, b), {}, "needs three checkpoints"),
+        ((a,), {}, "needs three checkpoints"),
+        ((a, b, c), {"directions": "random"}, "omit B and C"),
         ((a, b, c), {"grid": 1}, "at least 2 points"),
         ((a, b, c), {"grid": (5, 1)}, "at least 2 points"),
-        ((a, b, c), {"margin": -0.1}, "margin is"),
-        ((a, b, c), {"radius": 2}, "go with directions random"),
+        ((a, b, c), {"margin": -0.1}, "expected a margin of at least 0"),
+        ((a, b, c), {"radius": 2}, "seed and radius need directions random"),
         ((a, b, c), {"batchnorm": "none"}, "recompute or interpolate"),
-        ((a,), {"directions": "straight"}, "directions is random"),
-        ((a,), {"directions": "random", "radius": 0}, "radius"),
-        ((a,), {"directions": "random", "margin": 0.5}, "margin goes with three"),
+        ((a,), {"directions": "straight"}, "directions: expected random"),
+        ((a,), {"directions": "random", "radius": 0}, "a radius above 0"),
+        ((a,), {"directions": "random", "margin": 0.5}, "margin needs three"),
     ):
         with pytest.raises(UsageError, match=told):
             evaluate_plane(*files, out=out, **options, **HERE)
@@ -292,7 +292,7 @@ def test_the_command(mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixt
     assert "█" in "".join(rows)
     assert "lowest loss 0." in out
     assert "angle at A" in out
-    assert err == f"{tmp_path / 'plane'}: 15 records of points\n"
+    assert err == f"{tmp_path / 'plane'}: 15 records, one per point and split\n"
     assert run([*words, "--grid", "5x3"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run([*words, "--grid", "5x3", "--resume", "--json"]) == 0

@@ -156,7 +156,7 @@ def test_full_batch_sees_every_sample_in_one_step(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    with pytest.raises(DataError, match=r"the loss is (nan|inf); a lower learning rate may help"):
+    with pytest.raises(DataError, match=r"the loss is (nan|inf); try a lower learning rate"):
         train(config(tmp_path, rate=1e30), tmp_path / "run", device="cpu")
 
 
@@ -172,7 +172,7 @@ def test_a_loss_of_matrix_information_that_diverges_is_told_with_its_step(tmp_pa
     if loss == "cma":
         captions = [[f"digit {digit}"] for digit in range(10)]
         settings["model"] = {"name": "two_source", "arguments": {"captions": captions, "channels": []}}
-    with pytest.raises(DataError, match=r"^step [2-9]: .*NaN or infinity.*; a lower learning rate may help$"):
+    with pytest.raises(DataError, match=r"^step [2-9]: .*NaN or infinity.*; try a lower learning rate$"):
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
 
 
@@ -190,7 +190,7 @@ def test_a_network_that_has_diverged_is_no_checkpoint(tmp_path: Path) -> None:
 def test_checkpoints_beyond_the_last_step_are_told(tmp_path: Path, interrupting: Callable[..., Any]) -> None:
     listening = interrupting(1000)
     train(config(tmp_path, steps=10), tmp_path / "run", device="cpu", progress=listening)
-    assert listening.said == ["no checkpoint at 20: the last step is 10"]
+    assert listening.said == ["no checkpoint at step 20: training ends at step 10"]
 
 
 def test_an_overwrite_killed_midway_is_not_taken_for_the_new_run(
@@ -215,14 +215,14 @@ def test_an_overwrite_killed_midway_is_not_taken_for_the_new_run(
             patch.setattr(Path, "unlink", dying)
             with pytest.raises(KeyboardInterrupt):
                 train(other, run, device="cpu", overwrite=True)
-        with pytest.raises(UsageError, match="--resume with another configuration: seed 3 → 5"):
+        with pytest.raises(UsageError, match="--resume needs the same configuration, which changed: seed 3 → 5"):
             train(other, run, device="cpu", resume=True)
 
 
 def test_a_run_without_its_configuration_is_not_resumed(tmp_path: Path) -> None:
     train(config(tmp_path), tmp_path / "run", device="cpu")
     (tmp_path / "run" / "config.json").unlink()
-    with pytest.raises(UsageError, match=r"state\.safetensors: of which configuration is not known"):
+    with pytest.raises(UsageError, match=r"state\.safetensors: cannot be resumed, because config.json is missing"):
         train(config(tmp_path), tmp_path / "run", device="cpu", resume=True)
 
 
@@ -267,10 +267,12 @@ def test_an_overwrite_does_not_remove_what_a_run_starts_from(tmp_path: Path) -> 
     held = run / "checkpoints" / "step-000040.safetensors"
     settings = config(tmp_path, extra=f'[start]\nfrom = "{held}"\n')
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    with pytest.raises(UsageError, match=r"step-000040\.safetensors: is what a run starts from, and would be removed"):
+    with pytest.raises(
+        UsageError, match=r"step-000040\.safetensors: the run starts from this file and would remove it"
+    ):
         train(settings, run, device="cpu", overwrite=True)
     places = [tmp_path / "seeds" / f"seed-{seed}" for seed in (0, 1)]
-    with pytest.raises(UsageError, match="is what a run starts from"):
+    with pytest.raises(UsageError, match="the run starts from this file"):
         require_free(places, [settings, settings], resume=False, overwrite=True)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert train(settings, tmp_path / "other", device="cpu").last_step == 40

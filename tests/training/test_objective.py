@@ -59,10 +59,10 @@ def test_a_loss_that_the_model_cannot_have_is_refused() -> None:
     inputs, _ = batch()
     mlp = build_model("mlp", {"hidden": [6]}, input_shape=(1, 8, 8), classes=3)
     for wrong in ({"cma": 0.1}, {"task": "contrastive"}):
-        with pytest.raises(UsageError, match="need a model of two sources"):
+        with pytest.raises(UsageError, match="need a model with two encoders"):
             build_objective(settings(**wrong), mlp, inputs)
     both = build_model("two_source", {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3)
-    with pytest.raises(UsageError, match="not beside cma"):
+    with pytest.raises(UsageError, match="cannot be combined with cma"):
         build_objective(settings(cma=0.1, mir=0.1), both, inputs)
 
 

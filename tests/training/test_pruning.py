@@ -136,9 +136,9 @@ def test_less_than_is_zero_already_is_refused_and_none_leaves_all() -> None:
     state, names = prune_state(network().state_dict(), 0.5)
     assert torch.equal(zero(prune_state(state, 0)[0], names), zero(state, names))
     assert torch.equal(zero(prune_state(state, 0.5)[0], names), zero(state, names))
-    with pytest.raises(UsageError, match=r"sparsity 0\.2 is less than there is: .* are zero already in all"):
+    with pytest.raises(UsageError, match=r"sparsity 0\.2 is below the present one: .* are already zero in all"):
         prune_state(state, 0.2)
-    with pytest.raises(UsageError, match=r"are zero already in tensor '8\.weight'"):
+    with pytest.raises(UsageError, match=r"are already zero in tensor '8\.weight'"):
         prune_state({**state, "8.weight": torch.zeros(10, 10)}, 0.9, scope="layer")
 
 
@@ -151,12 +151,12 @@ def test_a_sparsity_that_is_no_share_is_refused(sparsity: float) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_without_a_rank_are_an_error_that_names_their_tensor(value: float) -> None:
     state = {"a": torch.ones(2, 2), "b": torch.tensor([[1.0, value]])}
-    with pytest.raises(DataError, match="tensor 'b' holds 1 weights that are NaN or infinite"):
+    with pytest.raises(DataError, match="tensor 'b' contains 1 weights that are NaN or infinite"):
         prune_state(state, 0.5)
 
 
 def test_what_cannot_be_pruned_is_an_error() -> None:
-    with pytest.raises(DataError, match="no weights to prune"):
+    with pytest.raises(DataError, match="no weights to prune: no floating-point tensor"):
         prune_state({"bias": torch.ones(3), "ids": torch.ones(2, 2, dtype=torch.int64)}, 0.5)
     with pytest.raises(DataError, match="no tensor 'b' to prune"):
         prune_state({"a": torch.ones(2, 2)}, 0.5, names=["b"])
@@ -183,10 +183,10 @@ def test_zeros_are_held_through_an_optimizer_with_momentum() -> None:
 
 
 def test_masks_that_do_not_fit_are_an_error() -> None:
-    with pytest.raises(DataError, match=r"not there: other\.weight"):
+    with pytest.raises(DataError, match=r"tensors listed as pruned are missing: other\.weight"):
         pruned_masks(network("mlp").state_dict(), ["1.weight", "other.weight"])
     for name in ("other.weight", "3.weight"):
-        with pytest.raises(DataError, match=f"the mask of {name} fits no tensor"):
+        with pytest.raises(DataError, match=f"the pruning mask of {name} does not fit any tensor"):
             hold_zeros(network("mlp"), {name: torch.ones(2, 2, dtype=torch.bool)})
 
 
@@ -219,7 +219,9 @@ def test_names_have_the_digits_that_the_finest_needs(trained: Path, tmp_path: Pa
     prune(trained, tmp_path / "out", [0.5, 0.9995, 0.99])
     names = [member.name for member in open_series(tmp_path / "out")]
     assert names == ["sparsity-0.5000", "sparsity-0.9900", "sparsity-0.9995"]
-    with pytest.raises(UsageError, match=r"holds sparsity-0\.5000\.safetensors, of another number of digits"):
+    with pytest.raises(
+        UsageError, match=r"contains sparsity-0\.5000\.safetensors, named with another number of digits"
+    ):
         prune(trained, tmp_path / "out", [0.5])
 
 
@@ -231,12 +233,12 @@ def test_what_exists_is_kept_where_it_fits_and_refused_where_not(trained: Path, 
     assert [level.written for level in again.levels] == [False, True, False]
     assert all((out / name).read_bytes() == held for name, (_, held) in before.items())
     assert all((out / name).stat().st_mtime_ns == when for name, (when, _) in before.items())
-    with pytest.raises(UsageError, match=r"sparsity-0\.500\.safetensors: was pruned otherwise \(another scope\)"):
+    with pytest.raises(UsageError, match=r"sparsity-0\.500\.safetensors: was pruned with another scope; choose"):
         prune(trained, out, [0.5], scope="layer")
     other = trained.with_name("step-000010.safetensors")
-    with pytest.raises(UsageError, match="another checkpoint before it"):
+    with pytest.raises(UsageError, match="was pruned from another checkpoint"):
         prune(other, out, [0.9])
-    with pytest.raises(UsageError, match="would be removed before it is read"):
+    with pytest.raises(UsageError, match="--overwrite would remove it before it is read"):
         prune(out / "sparsity-0.500.safetensors", out, [0.9], overwrite=True)
     assert [level.written for level in prune(other, out, [0.9], overwrite=True).levels] == [True]
     assert [member.name for member in open_series(out)] == ["sparsity-0.900"]
@@ -258,7 +260,7 @@ def test_the_classifier_may_be_kept(trained: Path, tmp_path: Path) -> None:
     assert (metadata.pruned, summary.levels[0].weights) == (["1.weight"], state["1.weight"].numel())
     summary = prune(trained, tmp_path / "named", [0.9], keep_classifier=True, classifier="1")
     assert opened(summary.levels[0].path)[1].pruned == ["3.weight"]
-    with pytest.raises(UsageError, match=r"no weights '2\.weight' of a classifier"):
+    with pytest.raises(UsageError, match=r"no classifier weights '2\.weight'"):
         prune(trained, tmp_path / "other", [0.9], keep_classifier=True, classifier="2")
 
 
@@ -269,18 +271,18 @@ def test_a_foreign_checkpoint_is_pruned_without_model_or_data(tmp_path: Path) ->
     assert (level.zeros, opened(level.path)[1].step) == (round(0.5 * level.weights), 7)
     with open_checkpoint(level.path) as checkpoint:
         assert checkpoint.raw_metadata["theirs"] == "kept"
-    with pytest.raises(UsageError, match="names no model and data that show its classifier"):
+    with pytest.raises(UsageError, match="names no model and data to find its classifier with"):
         prune(source, tmp_path / "kept", [0.5], keep_classifier=True)
 
 
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"w": torch.full((2, 2), float("nan"))})
-    with pytest.raises(DataError, match=r"a\.safetensors: tensor 'w' holds 4 weights that are NaN"):
+    with pytest.raises(DataError, match=r"a\.safetensors: tensor 'w' contains 4 weights that are NaN"):
         prune(tmp_path / "a.safetensors", tmp_path / "out", [0.5])
     with pytest.raises(DataError, match=r"missing\.safetensors: no such file"):
         prune(tmp_path / "missing.safetensors", tmp_path / "out", [0.5])
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="a file, where the directory"):
+    with pytest.raises(UsageError, match="a file; expected a directory for the pruned checkpoints"):
         prune(tmp_path / "a.safetensors", tmp_path / "file", [0.5])
 
 
@@ -345,9 +347,9 @@ def test_a_finished_series_is_not_trained_again_and_a_lost_result_costs_nothing(
     assert [level.written for level in again.levels] == [True, False]
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == held
     other = settings(optimizer={"learning_rate": 0.01})
-    with pytest.raises(UsageError, match="another configuration of the retraining"):
+    with pytest.raises(UsageError, match=r"was pruned .*with another retraining configuration"):
         prune(trained, out, [0.5, 0.9], retrain=other, device="cpu")
-    with pytest.raises(UsageError, match="another checkpoint before it"):
+    with pytest.raises(UsageError, match="was pruned from another checkpoint"):
         prune(trained, out, [0.9], retrain=settings(), device="cpu")
     anew = prune(trained, out, [0.9], retrain=other, device="cpu", overwrite=True)
     assert [level.written for level in anew.levels] == [True]
@@ -361,4 +363,4 @@ def test_the_configurations_own_start_gives_way_aloud(
     config = settings().model_copy(update={"start": start})
     listening = interrupting(10**6)
     prune(trained, tmp_path / "out", [0.5], retrain=config, device="cpu", progress=listening)
-    assert listening.said == ["the configuration's start, other.safetensors, gives way to the pruned checkpoints"]
+    assert listening.said == ["[start] other.safetensors is ignored: training starts from the pruned checkpoints"]

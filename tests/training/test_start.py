@@ -45,7 +45,7 @@ def test_the_backbone_alone_leaves_the_classifier_fresh_whatever_its_size(tmp_pa
 
 def test_pruned_tensors_that_are_not_there_are_told_with_the_file(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", pruned=["1.weight", "other.weight"])
-    with pytest.raises(DataError, match=r"a\.safetensors: pruned tensors that are not there: other\.weight$"):
+    with pytest.raises(DataError, match=r"a\.safetensors: tensors listed as pruned are missing: other\.weight$"):
         begin(network(), settings(path), torch.zeros(2, 1, 8, 8))
 
 
@@ -53,7 +53,7 @@ def test_the_step_is_kept_where_asked_for(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", step=30)
     assert begin(network(), settings(path, keep_step=True), torch.zeros(2, 1, 8, 8)).step == 30
     nameless = saved(tmp_path / "b.safetensors")
-    with pytest.raises(DataError, match=r"b\.safetensors: names no step"):
+    with pytest.raises(DataError, match=r"b\.safetensors: its metadata has no step"):
         begin(network(), settings(nameless, keep_step=True), torch.zeros(2, 1, 8, 8))
     with pytest.raises(DataError, match=r"absent\.safetensors: no such file"):
         begin(network(), settings(tmp_path / "absent.safetensors"), torch.zeros(2, 1, 8, 8))
