@@ -1,0 +1,103 @@
+"""How a batch is handed to a model, and where the logits are in what it returns."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.errors import DataError, last_line
+
+Batch = Tensor | Mapping[str, Tensor]
+"""Inputs (n, …) of n samples: one tensor, or several by the names under which the model takes them."""
+
+
+def call(model: nn.Module, inputs: Batch) -> Any:
+    """What the model returns for a batch: a tensor is its first argument, a mapping its named ones."""
+    # Hooks that are set after torch.compile do not run in the compiled code; they do in the module that it wraps.
+    plain = getattr(model, "_orig_mod", model)
+    return plain(**inputs) if isinstance(inputs, Mapping) else plain(inputs)
+
+
+def samples_in(inputs: Batch) -> int:
+    """The number of samples of a batch. Raises DataError where its tensors disagree on it."""
+    if isinstance(inputs, Tensor):
+        return len(inputs)
+    lengths = {name: len(tensor) for name, tensor in inputs.items()}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"the tensors of a batch hold different numbers of samples: {lengths}")
+    return next(iter(lengths.values()))
+
+
+def part_of(inputs: Batch, which: slice) -> Batch:
+    """Some samples of a batch."""
+    if isinstance(inputs, Tensor):
+        return inputs[which]
+    return {name: tensor[which] for name, tensor in inputs.items()}
+
+
+def described(inputs: Batch) -> str:
+    """Shape and kind of one sample, for a message: "(1, 8, 8) of float32"."""
+    if isinstance(inputs, Tensor):
+        return f"{tuple(inputs.shape[1:])} of {str(inputs.dtype).removeprefix('torch.')}"
+    return ", ".join(f"{name} {described(tensor)}" for name, tensor in inputs.items())
+
+
+def run_once(model: nn.Module, inputs: Batch) -> Tensor:
+    """The logits of a batch, (n, C) for most models, as `forward_once` computes them.
+
+    Raises DataError where the model does not take such inputs, or returns no logits.
+    """
+    return logits_of(forward_once(model, inputs))
+
+
+def forward_once(model: nn.Module, inputs: Batch) -> Any:
+    """What the model returns for a batch in evaluation mode, without gradient; the model is left as it was.
+
+    Raises DataError where the model does not take such inputs.
+    """
+    try:
+        with torch.no_grad(), evaluating(model):
+            return call(model, inputs)
+    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        raise DataError(f"the model does not take inputs of shape {described(inputs)} ({last_line(error)})") from error
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode; on leaving, also after an error, each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, `.logits`, `["logits"]`, or the first of a tuple.
+
+    Raises DataError where there are none.
+    """
+    return results_of(output)[0]
+
+
+def results_of(output: Any) -> list[Tensor]:
+    """The tensors in what a model returned that may be logits, the likeliest first.
+
+    A tensor, `.logits` or `["logits"]` is the only one; else those of a tuple, or of a mapping, in their order.
+    Raises DataError where there are none.
+    """
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return [output.logits]
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        return [output["logits"]]
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    found = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, tuple | list) else []
+    if not found:
+        raise DataError(f"the model returned {type(output).__name__}, which holds no logits")
+    return found
