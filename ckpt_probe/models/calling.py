@@ -1,6 +1,6 @@
 """How a batch is handed to a model, and where the logits are in what it returns."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,9 @@ from ckpt_probe.errors import DataError, last_line
 
 Batch = Tensor | Mapping[str, Tensor]
 """Inputs (n, …) of n samples: one tensor, or several by the names under which the model takes them."""
+
+Call = tuple[Tensor, Tensor]
+"""What a layer was given, and what it gave."""
 
 
 def call(model: nn.Module, inputs: Batch) -> Any:
@@ -76,6 +79,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def tapping(layers: Mapping[str, nn.Module], *, copied: bool = False) -> Iterator[dict[str, list[Call]]]:
+    """While entered, the calls of some layers by the names given: the first tensor each takes, and what it gives.
+
+    copied: whether what it gives is kept as a copy, since what follows may change it in place.
+    """
+    calls: dict[str, list[Call]] = {name: [] for name in layers}
+    hooks = [
+        layer.register_forward_hook(_recorder(calls[name], copied), with_kwargs=True) for name, layer in layers.items()
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def first_tensor(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
+    """The first tensor that a module was called with."""
+    return next((value for value in (*arguments, *named.values()) if isinstance(value, Tensor)), None)
+
+
 def logits_of(output: Any) -> Tensor:
     """The logits in what a model returned: a tensor, `.logits`, `["logits"]`, or the first of a tuple.
 
@@ -99,5 +124,14 @@ def results_of(output: Any) -> list[Tensor]:
     parts = list(output.values()) if isinstance(output, Mapping) else output
     found = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, tuple | list) else []
     if not found:
-        raise DataError(f"the model returned {type(output).__name__}, which holds no logits")
+        raise DataError(f"the model returned {type(output).__name__}, which contains no logits")
     return found
+
+
+def _recorder(calls: list[Call], copied: bool) -> Callable[..., None]:
+    def record(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        given = first_tensor(arguments, named)
+        if given is not None and isinstance(output, Tensor):
+            calls.append((given, output.clone() if copied else output))
+
+    return record
