@@ -52,7 +52,12 @@ class Head:
     @property
     def name(self) -> str:
         """The layer's name, or the layers' joined by "+"."""
-        return "+".join(part.layer for part in self.parts)
+        return "+".join(self.layers)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of its layers."""
+        return tuple(part.layer for part in self.parts)
 
     @property
     def positions(self) -> Positions:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, last_line
+from ckpt_probe.models.renaming import told_nothing
 from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
 from ckpt_probe.plugins import hub_switched_off, require_extra
 
@@ -35,7 +36,7 @@ def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Modul
     task = given.pop("task", None)
     config = _config(transformers, directory, given)
     model_class = _class(transformers, config, directory, task)
-    with hub_switched_off():
+    with hub_switched_off(), told_nothing(transformers):
         try:
             return model_class.from_config(config, trust_remote_code=False, dtype=torch.float32)
         except Exception as error:
@@ -63,7 +64,7 @@ def _config(transformers: Any, directory: str, entries: Mapping[str, Any]) -> An
     file = Path(directory) / "config.json"
     if not file.is_file():
         raise UsageError(f"model hf:{directory}: no such file: {file}; hf:DIR is a local directory with a config.json")
-    with hub_switched_off():
+    with hub_switched_off(), told_nothing(transformers):
         try:
             config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except Exception as error:
