@@ -16,6 +16,9 @@ from ckpt_probe.models.linear_map import CONVOLUTIONS
 EQUATIONS = 64
 """Numbers of the model's output that are compared, at least; one pass gives samples · classes of them."""
 
+Drawn = dict[str, list[tuple[nn.Module, Tensor]]]
+"""For each call of some layers, by their names: the layer and the numbers that took the place of its output."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -63,18 +66,14 @@ def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], place: in
         picked = _picked(drawn, found, samples)
         if picked is not None:
             return picked
-        passes.append((_columns(drawn, found, samples), _rows(found, samples)))
-    if not passes[0][0]:
-        return None
-    return _fitted(passes)
+        passes.append(_columns(drawn, found, samples))
+    return _fitted(passes) if passes[0][0] else None
 
 
 @contextmanager
-def _replaced(
-    model: nn.Module, names: Sequence[str], widths: set[int], seed: int
-) -> Iterator[dict[str, list[tuple[nn.Module, Tensor]]]]:
+def _replaced(model: nn.Module, names: Sequence[str], widths: set[int], seed: int) -> Iterator[Drawn]:
     """While entered, drawn numbers in place of what these layers give; yields, for each call, the layer and those."""
-    drawn: dict[str, list[tuple[nn.Module, Tensor]]] = {name: [] for name in names}
+    drawn: Drawn = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
     hooks = [
         model.get_submodule(name).register_forward_hook(_drawer(drawn[name], widths, generator), with_kwargs=True)
@@ -118,21 +117,14 @@ def _laid_out(module: nn.Module, values: Tensor, samples: int) -> Tensor | None:
     return values.reshape(samples, -1, values.shape[-1])
 
 
-def _rows(result: Tensor, samples: int) -> Tensor:
-    """A result as rows (m, C)."""
-    return result.reshape(samples, -1) if result.ndim < 3 or result.numel() == samples * result.shape[1] else result
-
-
-def _picked(drawn: dict[str, list[tuple[nn.Module, Tensor]]], result: Tensor, samples: int) -> Relation | None:
-    """A layer of whose rows the result (n, C) has one of each sample, or all (n, …)."""
+def _picked(drawn: Drawn, result: Tensor, samples: int) -> Relation | None:
+    """The layer of whose rows the result (n, C) has one of each sample."""
     for name, calls in reversed(drawn.items()):
         if len(calls) != 1:
             continue
         rows = _laid_out(*calls[0], samples)
         if rows is None or rows.shape[1] < 2:
             continue
-        if result.shape == calls[0][1].shape and torch.equal(result.to(rows.dtype), calls[0][1]):
-            return Relation((Term(name, "every", 1.0),), "", "its outputs at all positions are {what}")
         if result.shape == (samples, rows.shape[-1]):
             same = (rows == result.to(rows.dtype)[:, None]).all(dim=-1)
             if bool(same.any(dim=1).all()):
@@ -141,22 +133,28 @@ def _picked(drawn: dict[str, list[tuple[nn.Module, Tensor]]], result: Tensor, sa
     return None
 
 
-def _columns(drawn: dict[str, list[tuple[nn.Module, Tensor]]], result: Tensor, samples: int) -> list[_Column]:
+def _columns(drawn: Drawn, result: Tensor, samples: int) -> tuple[list[_Column], Tensor]:
+    """What each layer would add to the logits, and the result, as rows (m, C)."""
+    once = {name: calls[0] for name, calls in drawn.items() if len(calls) == 1}
+    rows = {name: laid for name, call in once.items() if (laid := _laid_out(*call, samples)) is not None}
+    every = [name for name in rows if once[name][1].shape == result.shape and rows[name].shape[1] > 1]
+    if every:
+        laid = _laid_out(once[every[-1]][0], result, samples)
+        assert laid is not None
+        return [_Column(name, "every", False, rows[name].flatten(0, 1)) for name in every], laid.flatten(0, 1)
     columns = []
-    for name, calls in drawn.items():
-        rows = _laid_out(*calls[0], samples) if len(calls) == 1 else None
-        if rows is None or samples * rows.shape[-1] != result.numel():
-            continue
-        positions: Positions = "one" if rows.shape[1] == 1 else "mean"
-        columns.append(_Column(name, positions, False, rows.mean(dim=1)))
-        columns.append(_Column(name, positions, True, rows.relu().mean(dim=1)))
-    return columns
+    for name, laid in rows.items():
+        if samples * laid.shape[-1] == result.numel():
+            positions: Positions = "one" if laid.shape[1] == 1 else "mean"
+            columns.append(_Column(name, positions, False, laid.mean(dim=1)))
+            columns.append(_Column(name, positions, True, laid.relu().mean(dim=1)))
+    return columns, result.reshape(samples, -1)
 
 
 def _fitted(passes: Sequence[tuple[list[_Column], Tensor]]) -> Relation | None:
     columns = passes[0][0]
     names = [column.layer for column in columns]
-    if any([column.layer for column in found] != names for found, _ in passes) or passes[0][1].ndim != 2:
+    if any([column.layer for column in found] != names for found, _ in passes):
         return None
     result = torch.cat([found for _, found in passes]).cpu().double()
     tolerance = 0.02 if torch.finfo(passes[0][1].dtype).bits < 32 else 1e-4
@@ -219,7 +217,8 @@ def _told(found: Sequence[tuple[_Column, float]], reading: str) -> Relation | No
 
 def _term(term: Term, *, alone: bool) -> str:
     whose = "its output" if alone else f"the output of {term.layer}"
-    mean = f"the mean over positions of {whose}" if term.positions == "mean" else whose
+    where = {"mean": "the mean over positions of ", "every": "at every position "}.get(term.positions, "")
+    mean = f"{where}{whose}"
     return mean if term.scale == 1 else f"{term.scale:g} · {mean}"
 
 

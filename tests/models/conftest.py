@@ -28,7 +28,8 @@ def checked_head() -> Callable[..., tuple[Head, Rows]]:
         assert rows.features.shape == (len(rows.logits), weights.shape[1])
         close(F.linear(rows.features, weights, bias), rows.logits, head.reading == "rectified")
         if head.reading in ("", "rectified"):
-            torch.testing.assert_close(rows.logits, result.reshape(rows.logits.shape), rtol=1e-5, atol=1e-5)
+            wanted = result.reshape(rows.logits.shape).to(rows.logits)
+            torch.testing.assert_close(rows.logits, wanted, rtol=1e-5, atol=1e-5)
         return head, rows
 
     def close(found: Tensor, wanted: Tensor, rectified: bool) -> None:
