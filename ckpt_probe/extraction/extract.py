@@ -1,6 +1,6 @@
 """From checkpoints and data to dumps: one forward pass a sample, the classifier tapped, resumable."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -14,13 +14,13 @@ from ckpt_probe.checkpoints import open_checkpoint, open_series
 from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.background import BackgroundWriter
-from ckpt_probe.extraction.forward import Block, forward_batches, lent
+from ckpt_probe.extraction.forward import LEFT_OUT, Block, forward_batches, lent
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.extraction.storing import StoreWriter
-from ckpt_probe.extraction.subject import Subject, classifier_parameters, open_subject
+from ckpt_probe.extraction.subject import SAMPLE, Subject, head_parameters, open_subject
 from ckpt_probe.files import content_hash, refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
-from ckpt_probe.models import choose_device, find_classifier, on_device
+from ckpt_probe.models import Batch, choose_device, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
@@ -68,7 +68,7 @@ def extract_series(
 
 def extract(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Batch, Tensor]],
     out: Path | str,
     *,
     classifier: str | None = None,
@@ -81,11 +81,12 @@ def extract(
     """Write one dump from your own model and batches of (inputs, labels); returns its path.
 
     The model's classifier is found by running it, or named; `store` and `memory` as `Storage`. The model runs in
-    evaluation mode, on `device`, in its own dtype; inputs are given to it as they come, whole numbers unscaled, only
-    floating ones cast to that dtype. Features are stored as float32. Afterwards, also after an error, it is as it was:
-    training mode of each module, dtype and device. Raises UsageError where `out` exists and `overwrite` is false, where
-    the model is on several devices, or float64 for MPS; DataError where there is no batch, inputs and labels do not fit
-    each other, or the model has no such classifier.
+    evaluation mode, on `device`, in its own dtype; inputs, a tensor or a mapping of the model's own arguments to
+    tensors, are given to it as they come, whole numbers unscaled, only floating ones cast to that dtype. Where every
+    position of a sample is a row (tokens), labels are (n, positions), −100 where one is left out. Features are stored
+    as float32. Afterwards, also after an error, the model is as it was: training mode of each module, dtype and device.
+    Raises UsageError where `out` exists and `overwrite` is false, where the model is on several devices, or float64 for
+    MPS; DataError where there is no batch, inputs and labels do not fit, or the model has no such classifier.
     """
     path, place, storage = Path(out), choose_device(device), Storage(store=store, memory=memory)
     refuse_existing(path, overwrite=overwrite)
@@ -95,11 +96,11 @@ def extract(
     if first is None:
         raise DataError("the data loader yielded no batch")
     with lent(model, place) as dtype:
-        name = find_classifier(model, on_device(first[0], place, dtype), classifier)
-        weights, bias = classifier_parameters(model, name)
+        head = find_head(model, on_device(part_of(first[0], slice(0, SAMPLE)), place, dtype), classifier)
+        weights, bias = head_parameters(model, head)
         storage.require_fitting(*weights.shape)
         known = _of_classes(chain([first], batches), weights.shape[0])
-        blocks = forward_batches(model, name, known, device=place, dtype=dtype)
+        blocks = forward_batches(model, head, known, device=place, dtype=dtype)
         with _writing(path, None, (weights, bias), storage, overwrite=overwrite) as writer:
             _write_split(writer, split, None, blocks, storage)
     return path
@@ -127,7 +128,9 @@ def _extract(
             blocks = subject.forward(name, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar)
             # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
             with closing(blocks):
-                _write_split(writer, name, count, blocks, storage)
+                # How many positions have a label is known when all have been seen.
+                rows = None if subject.head.positions == "every" else count
+                _write_split(writer, name, rows, blocks, storage)
     return True
 
 
@@ -158,24 +161,29 @@ def _write_split(
     writer.call("finish_split", name)
 
 
-def _checked(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _checked(loader: Iterable[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Tensor]]:
     for number, (given, named) in enumerate(loader):
         # Of a model of their own, inputs may also be complex.
-        inputs = given if isinstance(given, Tensor) else as_tensor(given, f"batch {number}: inputs")
+        if isinstance(given, Mapping):
+            inputs: Batch = {name: as_tensor(part, f"batch {number}: {name}") for name, part in given.items()}
+        else:
+            inputs = given if isinstance(given, Tensor) else as_tensor(given, f"batch {number}: inputs")
         labels = as_labels(named, f"batch {number}: labels").cpu().to(torch.int64)
-        if inputs.ndim < 1 or labels.ndim != 1 or len(inputs) != len(labels):
-            shapes = f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
+        parts = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+        if any(not part.ndim or not labels.ndim or len(part) != len(labels) for part in parts) or not parts:
+            shapes = f"{', '.join(str(tuple(part.shape)) for part in parts)} and {tuple(labels.shape)}"
             raise DataError(f"batch {number}: inputs and labels: expected (n, …) and (n,), found {shapes}")
         yield inputs, labels
 
 
-def _of_classes(batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _of_classes(batches: Iterable[tuple[Batch, Tensor]], classes: int) -> Iterator[tuple[Batch, Tensor]]:
     """The batches, each with its labels looked at before it is forwarded: no metric knows what to do with others."""
     for number, (inputs, labels) in enumerate(batches):
-        outside = (labels < 0) | (labels >= classes)
+        # A label for each position may say that one is left out.
+        outside = ((labels < 0) & ((labels != LEFT_OUT) | (labels.ndim == 1))) | (labels >= classes)
         if bool(outside.any()):
-            row = int(outside.nonzero()[0])
-            told = f"the label of sample {row} is {int(labels[row])}, outside 0 … {classes - 1}"
+            place = outside.nonzero()[0].tolist()
+            told = f"the label of sample {place[0]} is {int(labels[tuple(place)])}, outside 0 … {classes - 1}"
             raise DataError(f"batch {number}: {told}, though the classifier gives {classes} logits")
         yield inputs, labels
 

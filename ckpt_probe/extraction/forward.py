@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from ckpt_probe.data import Split
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.models import evaluating, on_device, unknown_index
+from ckpt_probe.models import Batch, Head, Rows, evaluating, on_device, part_of, unknown_index
 from ckpt_probe.progress import Progress, Silent, Task
 
 PREFETCHED = 3
+LEFT_OUT = -100
+"""The label of a position that is no row, as frameworks mark padding."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Block:
 
 def forward_blocks(
     model: nn.Module,
-    classifier: str,
+    head: Head,
     split: Split,
     *,
     batch_size: int = 256,
@@ -50,14 +52,14 @@ def forward_blocks(
     model.to(dtype=dtype).to(device=device).eval()
     with _batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:
         yield from forward_batches(
-            model, classifier, batches, device=device, dtype=dtype, progress=progress or Silent(), bar=bar
+            model, head, batches, device=device, dtype=dtype, progress=progress or Silent(), bar=bar
         )
 
 
 def forward_batches(
     model: nn.Module,
-    classifier: str,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    head: Head,
+    batches: Iterable[tuple[Batch, Tensor]],
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -66,9 +68,11 @@ def forward_batches(
 ) -> Iterator[Block]:
     """Run a model as it is over batches of inputs (n, …) and labels (n,); only floating inputs are cast, to `dtype`.
 
-    `device` is where the model is. What is done where it runs out of memory, and errors as `forward_blocks`.
+    Where every position of a sample is a row, such as the tokens of a text, labels are (n, positions), and those of
+    −100 are left out. `device` is where the model is. What is done where it runs out of memory, and errors, as
+    `forward_blocks`.
     """
-    runner = _Runner(model, classifier, progress or Silent())
+    runner = _Runner(model, head, progress or Silent())
     waiting: list[_Copy] = []
     for inputs, labels in batches:
         for block in runner.run(on_device(inputs, device, dtype), labels):
@@ -78,6 +82,8 @@ def forward_batches(
                 yield _finished(waiting.pop(0), bar)
     while waiting:
         yield _finished(waiting.pop(0), bar)
+    if runner.left_out:
+        (progress or Silent()).message(f"{runner.left_out} positions are labelled {LEFT_OUT} and left out")
 
 
 @contextmanager
@@ -109,20 +115,21 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
 class _Runner:
     """Runs batches, in parts that fit the device's memory, and taps the classifier."""
 
-    def __init__(self, model: nn.Module, classifier: str, progress: Progress) -> None:
+    def __init__(self, model: nn.Module, head: Head, progress: Progress) -> None:
         self._model = model
-        self._classifier = classifier
-        self._layer = model.get_submodule(classifier)
+        self._head = head
         self._part: int | None = None
+        self.left_out = 0
         self._progress = progress
 
-    def run(self, inputs: Tensor, labels: Tensor) -> Iterator[Block]:
+    def run(self, inputs: Batch, labels: Tensor) -> Iterator[Block]:
         start = 0
         while start < len(labels):
             stop = len(labels) if self._part is None else min(start + self._part, len(labels))
             part = slice(start, stop)
             try:
-                features, logits = self._tapped(inputs[part])
+                with torch.inference_mode():
+                    rows = self._head.tapped(self._model, part_of(inputs, part))
             except RuntimeError as error:
                 # CUDA has a kind of error for this; MPS says it in words.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -131,7 +138,7 @@ class _Runner:
                 continue
             except IndexError as error:
                 raise DataError(unknown_index(error)) from error
-            yield Block(features, labels[part], logits)
+            yield self._block(rows, labels[part])
             start = stop
 
     def _halve(self, size: int) -> None:
@@ -141,29 +148,19 @@ class _Runner:
         torch.cuda.empty_cache()
         self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
-    def _tapped(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def tap(_layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-            seen.append((given[0], output))
-
-        hook = self._layer.register_forward_hook(tap)
-        try:
-            with torch.inference_mode():
-                self._model(inputs)
-        finally:
-            hook.remove()
-        if len(seen) != 1:
-            raise DataError(
-                f"classifier {self._classifier} ran {len(seen)} times in one forward pass; it must run exactly once"
-            )
-        features, logits = seen[0]
-        if features.ndim != 2 or features.shape[0] != inputs.shape[0]:
-            raise DataError(
-                f"classifier {self._classifier} takes {tuple(features.shape)} for {inputs.shape[0]} samples; "
-                "expected one row of features per sample"
-            )
-        return features, logits
+    def _block(self, rows: Rows, labels: Tensor) -> Block:
+        if self._head.positions != "every":
+            if labels.ndim != 1:
+                raise DataError(f"labels: expected (n,), found {tuple(labels.shape)}")
+            return Block(rows.features, labels, rows.logits)
+        named = labels.flatten()
+        if len(named) != len(rows.features):
+            told = f"{len(rows.features)} rows for labels of shape {tuple(labels.shape)}"
+            raise DataError(f"classifier {self._head.name} gives {told}; a label for each position is needed")
+        kept = named != LEFT_OUT
+        self.left_out += int((~kept).sum())
+        there = kept.to(rows.features.device)
+        return Block(rows.features[there], named[kept], rows.logits[there])
 
 
 class _Copy:

@@ -1,6 +1,6 @@
 """What is forwarded: a model built once, its classifier, and the data it is shown."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,42 +16,64 @@ from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction.forward import Block, forward_blocks
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.models import (
+    Batch,
+    Head,
     build_model,
     choose_device,
-    find_classifier,
+    find_head,
     load_weights,
     model_arguments,
+    model_beside,
+    on_device,
     require_classes,
 )
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import functions_within, require_named
 from ckpt_probe.progress import Progress, Task
 
+SAMPLE = 2
+"""Samples that a model is run on to find its head."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Subject:
-    """A model on its device, ready to take one checkpoint's weights after another, and the splits that it is shown."""
+    """A model on its device, ready to take one checkpoint's weights after another, and the splits that it is shown.
+
+    Where the head has a scale that depends on the weights, `load` reads it anew by running the model on `sample`.
+    """
 
     model: nn.Module
     model_name: str
     model_arguments: dict[str, Any]
     data: LabelledData
     splits: tuple[str, ...]
-    classifier: str
+    head: Head
+    sample: Batch
     batch_size: int
     device: torch.device
+
+    @property
+    def classifier(self) -> str:
+        """The name of the model's last linear layer."""
+        return self.head.name
 
     def load(self, state_dict: State, source: str) -> None:
         """Put a checkpoint's weights into the model in place. Raises DataError naming `source` where they don't fit."""
         # The last forward pass left the model in its own dtype, into which these weights might not fit.
         double = any(tensor.dtype == torch.float64 for tensor in state_dict.values())
         place = torch.device("cpu") if double and self.device.type == "mps" else self.device
-        self.model.to(place).to(torch.float64 if double else torch.float32)
+        kind = torch.float64 if double else torch.float32
+        self.model.to(place).to(kind)
         load_weights(self.model, state_dict, source=source)
+        if not self.head.settled:
+            try:
+                self.head = find_head(self.model, on_device(self.sample, place, kind), self.head.name)
+            except CkptProbeError as error:
+                raise type(error)(f"{source}: {error}") from error
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now."""
-        return classifier_parameters(self.model, self.classifier)
+        return head_parameters(self.model, self.head)
 
     def forward(
         self,
@@ -65,7 +87,7 @@ class Subject:
         """Features, labels and logits of one split, block by block: see `forward_blocks`."""
         return forward_blocks(
             self.model,
-            self.classifier,
+            self.head,
             self.data.split(split),
             batch_size=self.batch_size,
             device=self.device,
@@ -110,41 +132,34 @@ def open_subject(path: Path, setup: Setup) -> Subject:
     cannot be found.
     """
     with open_checkpoint(path) as checkpoint:
+        stated = _stated_model(path, setup, checkpoint.metadata)
         data = _data(path, setup, checkpoint.metadata)
         splits = tuple(dict.fromkeys(setup.splits or data.splits))
         for split in splits:
             data.split(split)
-        name, arguments = _model(path, setup, checkpoint.metadata, data)
+        name, arguments = _model(path, setup, stated, data, checkpoint)
         device = choose_device(setup.device)
         model = build_model(name, arguments)
         load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)
-        classifier = _classifier(checkpoint, name, model, data, device, setup)
-    return Subject(model, name, arguments, data, splits, classifier, setup.batch_size, device)
+        sample, _ = next(iter(data.splits.values())).batch(slice(0, SAMPLE))
+        named = setup.classifier or checkpoint.metadata.classifier
+        try:
+            head = find_head(model, on_device(sample, device), named)
+            require_classes(len(head_parameters(model, head)[0]), data.classes)
+        except CkptProbeError as error:
+            raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
+    return Subject(model, name, arguments, data, splits, head, sample, setup.batch_size, device)
 
 
-def classifier_parameters(model: nn.Module, classifier: str) -> tuple[Tensor, Tensor | None]:
-    """The weights (C, D) and the bias (C,) of a model's classifier, on the CPU.
+def head_parameters(model: nn.Module, head: Head) -> tuple[Tensor, Tensor | None]:
+    """The weights (C, D) and the bias (C,) of a model's head, on the CPU.
 
     They are float64, which holds every dtype's numbers exactly, so that what is analyzed is what the checkpoint says.
     """
-    layer: Any = model.get_submodule(classifier)
-    weights = layer.weight.detach().cpu().double()
-    return weights, None if layer.bias is None else layer.bias.detach().cpu().double()
-
-
-def _classifier(
-    checkpoint: Checkpoint, name: str, model: nn.Module, data: LabelledData, device: torch.device, setup: Setup
-) -> str:
-    try:
-        inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
-        classifier = find_classifier(model, inputs.to(device), setup.classifier or checkpoint.metadata.classifier)
-        width = model.get_submodule(classifier).out_features
-        assert isinstance(width, int)
-        require_classes(width, data.classes)
-    except CkptProbeError as error:
-        raise type(error)(f"{checkpoint.path}: model {name}, data {data.name}: {error}") from error
-    return classifier
+    with torch.no_grad():
+        weights, bias = head.parameters(model)
+    return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
 
 
 def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledData:
@@ -162,15 +177,27 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledDat
     return load_data(name, arguments)
 
 
-def _model(path: Path, setup: Setup, metadata: CheckpointMetadata, data: LabelledData) -> tuple[str, dict[str, Any]]:
-    name = setup.model or metadata.model
+def _stated_model(path: Path, setup: Setup, metadata: CheckpointMetadata) -> tuple[str | None, dict[str, Any]]:
+    """The model that the caller names, else the checkpoint, else a file beside it; what the latter two say of it."""
+    if setup.model is None and metadata.model is None:
+        return model_beside(path) or (None, {})
+    same = setup.model is None or setup.model == metadata.model
+    return setup.model or metadata.model, dict(metadata.model_arguments) if same else {}
+
+
+def _model(
+    path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]], data: LabelledData, checkpoint: Checkpoint
+) -> tuple[str, dict[str, Any]]:
+    name, told = stated
     if name is None:
-        raise UsageError(f"{path}: does not name its model; use --model, such as package.module:function")
+        raise UsageError(
+            f"{path}: does not name its model; use --model, such as timm:NAME, hf:DIR or package.module:function"
+        )
     chosen = setup.model_arguments or {}
-    stated: Mapping[str, Any] = metadata.model_arguments if name == metadata.model else {}
-    stated = {key: value for key, value in stated.items() if key not in chosen}
+    told = {key: value for key, value in told.items() if key not in chosen}
     if functions := model_functions(name):
         require_named(functions, setup.model, path, f"--model {name}")
-        require_named(functions_within(stated), setup.model, path, f"--model {name} --model-arguments …")
-    given = {**stated, **chosen}
-    return name, model_arguments(name, given, input_shape=data.input_shape, classes=data.classes)
+        require_named(functions_within(told), setup.model, path, f"--model {name} --model-arguments …")
+    shapes = {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
+    given = {**told, **chosen}
+    return name, model_arguments(name, given, input_shape=data.input_shape, classes=data.classes, tensors=shapes)

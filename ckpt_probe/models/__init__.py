@@ -1,24 +1,37 @@
 """A model by name, its classifier, and its weights from a checkpoint."""
 
-from ckpt_probe.models.classifier import evaluating, find_classifier, logits_of, run_once, unknown_index
+from ckpt_probe.models.beside import class_names, model_beside
+from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_of, run_once, samples_in, unknown_index
+from ckpt_probe.models.classifier import find_classifier, find_head
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import load_weights, require_classes, unwrapped
+from ckpt_probe.models.head import Head, Part, Rows
 from ckpt_probe.models.sources import build_model, functions_named, model_arguments
 from ckpt_probe.models.two_source import TwoSource
 
 __all__ = [
+    "Batch",
+    "Head",
+    "Part",
+    "Rows",
     "TwoSource",
     "build_model",
+    "call",
     "choose_device",
+    "class_names",
     "evaluating",
     "find_classifier",
+    "find_head",
     "functions_named",
     "load_weights",
     "logits_of",
     "model_arguments",
+    "model_beside",
     "on_device",
+    "part_of",
     "require_classes",
     "run_once",
+    "samples_in",
     "unknown_index",
     "unwrapped",
 ]

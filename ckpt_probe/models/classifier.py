@@ -1,107 +1,164 @@
-"""The last linear layer of a model, found by running it: the one whose output is the model's output."""
+"""The head of a model, found by running it: which layer's output the model's own output is, or is made of."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.models.calling import Batch, Call, forward_once, results_of, samples_in, tapping
+from ckpt_probe.models.head import Head, Part, only_call
+from ckpt_probe.models.linear_map import CONVOLUTIONS, kind_of, laid_out
+from ckpt_probe.models.relation import Relation, relation_to
+
+SHOWN = 8
+
+Calls = dict[str, list[Call]]
+"""The calls of some layers, by name."""
 
 
-def find_classifier(model: nn.Module, inputs: Tensor, override: str | None = None) -> str:
-    """The name of the `nn.Linear` whose output is the model's output on a batch of inputs (n, …).
+def find_classifier(model: nn.Module, inputs: Batch, override: str | None = None) -> str:
+    """The name of the last linear layer: see `find_head`."""
+    return find_head(model, inputs, override).name
 
-    `override` names the layer instead, and is checked. Raises DataError where the model does not take the inputs, where
-    no linear layer's output is the model's output, or where several are, listing all candidates; UsageError where
-    `override` names no linear layer.
+
+def find_head(model: nn.Module, inputs: Batch, override: str | None = None) -> Head:
+    """The linear map whose output is the model's output on a batch of inputs (n, …).
+
+    The model is run as it is: a layer whose output is what the model returns is the head. Where there is none, it is
+    run again with other numbers in place of the outputs of layers as wide as the model's output, and what it returns
+    says which of them it is made of, and how: log-softmax, softmax or sigmoid of it, a multiple, a mean over positions
+    or of several heads, the output at one position of each sample. `override` names the layer instead (several joined
+    by "+"), and is checked. Raises DataError where the model does not take the inputs, where no layer's output is the
+    model's output, or where several are, listing all candidates; UsageError where `override` names no linear layer.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = [name for name, module in model.named_modules() if _is_linear(module)]
     if override is not None:
-        if override not in linears:
-            raise UsageError(f"--classifier {override}: no linear layer has that name; there are: {_listed(linears)}")
-        run_once(model, inputs)
-        return override
-    outputs, result = _run(model, linears, inputs)
-    found = [name for name, seen in outputs.items() if any(_same(output, result) for output in seen)]
-    if len(found) == 1:
-        return found[0]
-    if not linears:
-        raise DataError("no classifier found: the model contains no torch.nn.Linear")
-    if found:
-        raise DataError(f"several layers yield the model's output: {', '.join(found)}; pick one with --classifier NAME")
-    shapes = {name: f"{name} {tuple(seen[-1].shape) if seen else '(not run)'}" for name, seen in outputs.items()}
-    raise DataError(
-        f"no linear layer yields the model's output {tuple(result.shape)}; candidates and their outputs: "
-        f"{_listed(shapes, shapes.values())}; pick one with --classifier NAME"
+        return _named(model, inputs, override.split("+"), linears)
+    calls, output = _run(model, linears, inputs)
+    results = results_of(output)
+    found = _returned(model, calls, results, samples_in(inputs))
+    if found is not None:
+        return found
+    for names in _groups(model, inputs, linears, results):
+        for place, result in enumerate(results):
+            relation = relation_to(model, inputs, names, place, result)
+            if relation is not None and (head := _verified(model, inputs, relation, place, len(results))):
+                return head
+    raise _unfound(model, calls, results[0])
+
+
+def _returned(model: nn.Module, calls: Calls, results: Sequence[Tensor], samples: int) -> Head | None:
+    """The layer whose output itself, or a view of it, is what the model returned."""
+    for place, result in enumerate(results):
+        same = [name for name, seen in calls.items() if any(_same(output, result) for _, output in seen)]
+        if len(same) > 1:
+            told = f"several layers yield the model's output: {', '.join(same)}"
+            raise DataError(f"{told}; pick one with --classifier NAME")
+        if len(same) == 1 and len(calls[same[0]]) == 1:
+            part, positions = _part(model, same[0], calls, samples)
+            if part is not None:
+                part = replace(part, positions="one" if positions == 1 else "every")
+                return Head((part,), result=place, why=_why("its output is {what}", place, len(results)))
+    return None
+
+
+def _part(model: nn.Module, name: str, calls: Calls, samples: int) -> tuple[Part | None, int]:
+    """A layer as a linear map, None where it is none, and the number of its rows a sample."""
+    given, output = only_call(name, calls[name])
+    layer = model.get_submodule(name)
+    kind = kind_of(layer, given, output, samples)
+    if kind is None:
+        return None, 0
+    features, _ = laid_out(layer, kind, given, output, samples)
+    return Part(name, features.shape[-1], kind), features.shape[1]
+
+
+def _groups(model: nn.Module, inputs: Batch, linears: Sequence[str], results: Sequence[Tensor]) -> list[list[str]]:
+    """Names of layers to look through together: those with weights and without parts, then each larger one alone that
+    gives what may be logits, the smallest first. The whole model is none of them."""
+    modules = dict(model.named_modules())
+    sizes = {name: sum(1 for _ in module.modules()) for name, module in modules.items()}
+    leaves = [
+        name for name, module in modules.items() if name in linears or (sizes[name] == 1 and _has_weights(module))
+    ]
+    larger = [name for name, size in sizes.items() if name and size > 1 and name not in linears]
+    widths = {result.shape[-1] for result in results if result.ndim > 1}
+    calls, _ = _run(model, larger, inputs)
+    wide = [name for name in larger if calls[name] and calls[name][-1][1].shape[-1:].numel() in widths]
+    return [leaves, *([name] for name in sorted(wide, key=lambda name: sizes[name]))]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(tensor.ndim > 1 for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+
+
+def _verified(model: nn.Module, inputs: Batch, relation: Relation, place: int, results: int) -> Head | None:
+    """The head that a relation describes, where its layers are linear maps of what they are given; else None."""
+    calls, _ = _run(model, [term.layer for term in relation.terms], inputs, copied=True)
+    parts = []
+    for term in relation.terms:
+        part, _ = _part(model, term.layer, calls, samples_in(inputs))
+        if part is None:
+            return None
+        parts.append(replace(part, positions=term.positions, scale=term.scale))
+    why = _why(relation.why, place, results)
+    return Head(tuple(parts), relation.reading, place, settled=False, why=why)
+
+
+def _named(model: nn.Module, inputs: Batch, names: Sequence[str], linears: Sequence[str]) -> Head:
+    modules = dict(model.named_modules())
+    stranger = next((name for name in names if name not in modules), None)
+    if stranger is not None:
+        raise UsageError(f"--classifier {stranger}: no linear layer has that name; there are: {_last(linears)}")
+    calls, output = _run(model, names, inputs)
+    copies, _ = _run(model, names, inputs, copied=True)
+    found = [_part(model, name, copies, samples_in(inputs)) for name in names]
+    other = next((name for name, (part, _) in zip(names, found, strict=True) if part is None), None)
+    if other is not None:
+        what = f"{type(modules[other]).__name__} is no linear layer"
+        raise UsageError(f"--classifier {other}: {what}; there are: {_last(linears)}")
+    results = results_of(output)
+    if len(names) == 1 and (head := _returned(model, calls, results, samples_in(inputs))):
+        return head
+    for place, result in enumerate(results):
+        relation = relation_to(model, inputs, names, place, result)
+        if relation is not None and (head := _verified(model, inputs, relation, place, len(results))):
+            return head
+    for name, (_, positions) in zip(names, found, strict=True):
+        if positions != 1:
+            shape = tuple(calls[name][0][0].shape)
+            raise DataError(
+                f"classifier {name} takes {shape} for {samples_in(inputs)} samples, and how the model's output comes "
+                "from its own is not known; one row of features a sample is needed"
+            )
+    parts = tuple(part for part, _ in found if part is not None)
+    return Head(parts, why="named by the caller; what the model returns comes from its output in another way")
+
+
+def _unfound(model: nn.Module, calls: Calls, result: Tensor) -> DataError:
+    if not calls:
+        return DataError("no classifier found: the model contains no torch.nn.Linear")
+    shapes = {name: tuple(seen[-1][1].shape) if seen else "(not run)" for name, seen in calls.items()}
+    listed = _last([f"{name} {shape}" for name, shape in shapes.items()])
+    width = result.shape[-1] if result.ndim > 1 else 1
+    wide = [name for name, seen in calls.items() if seen and width in seen[-1][1].shape[1:]]
+    likely = f"; likeliest {wide[-1]}, which gives {width} numbers a sample as the model does" if wide else ""
+    return DataError(
+        f"no linear layer yields the model's output {tuple(result.shape)}; candidates and their outputs: {listed}"
+        f"{likely}; pick one with --classifier NAME"
     )
 
 
-def run_once(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The logits (n, C) of a batch in evaluation mode, without gradient; the model is left as it was.
-
-    Raises DataError where the model does not take such inputs, or returns no logits.
-    """
-    try:
-        with torch.no_grad(), evaluating(model):
-            return logits_of(model(inputs))
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        kind = f"{tuple(inputs.shape[1:])} of {str(inputs.dtype).removeprefix('torch.')}"
-        first_line = str(error).strip().partition("\n")[0]
-        why = f"{type(error).__name__}: {first_line}"
-        raise DataError(f"the model does not take inputs of shape {kind} ({why})") from error
+def _run(model: nn.Module, names: Sequence[str], inputs: Batch, *, copied: bool = False) -> tuple[Calls, Any]:
+    with tapping({name: model.get_submodule(name) for name in names}, copied=copied) as calls:
+        output = forward_once(model, inputs)
+    return calls, output
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode; on leaving, also after an error, each of its modules is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def unknown_index(error: IndexError) -> str:
-    """A sentence for what a forward pass raises where samples or labels hold an index that the model does not have."""
-    return f"the model does not take some of the samples: they hold an index out of its range (IndexError: {error})"
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, `.logits`, `["logits"]`, or the first of a tuple.
-
-    Raises DataError where there are none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
-    if isinstance(output, dict) and isinstance(output.get("logits"), Tensor):
-        return output["logits"]
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise DataError(f"the model returned {type(output).__name__}, which contains no logits")
-
-
-def _run(model: nn.Module, linears: dict[str, nn.Linear], inputs: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
-    outputs: dict[str, list[Tensor]] = {name: [] for name in linears}
-    hooks = [module.register_forward_hook(_recorder(outputs[name])) for name, module in linears.items()]
-    try:
-        result = run_once(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs, result
-
-
-def _recorder(seen: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        seen.append(output)
-
-    return record
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, *CONVOLUTIONS))
 
 
 def _same(output: Tensor, result: Tensor) -> bool:
@@ -109,6 +166,12 @@ def _same(output: Tensor, result: Tensor) -> bool:
     return output is result or (output.data_ptr() == result.data_ptr() and output.numel() == result.numel() > 0)
 
 
-def _listed(names: dict[str, Any], shown: Any = None) -> str:
-    texts = list(shown if shown is not None else names)
-    return ", ".join(texts[-8:]) + (f" and {len(texts) - 8} before them" if len(texts) > 8 else "") or "none"
+def _why(told: str, place: int, results: int) -> str:
+    what = "the model's output" if results == 1 else f"tensor {place + 1} of the {results} that the model returns"
+    return told.format(what=what)
+
+
+def _last(texts: Sequence[str]) -> str:
+    return (
+        ", ".join(texts[-SHOWN:]) + (f" and {len(texts) - SHOWN} before them" if len(texts) > SHOWN else "") or "none"
+    )

@@ -1,9 +1,12 @@
 """Where a model runs."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import UsageError
+from ckpt_probe.models.calling import Batch
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,10 +31,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor on a device, its floating-point numbers as `dtype` where that is given.
+@overload
+def on_device(inputs: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor: ...
+@overload
+def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch: ...
+def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+    """A tensor, or each of several, on a device, its floating-point numbers as `dtype` where that is given.
 
     Only CUDA is not waited for: a copy to MPS in the background may read what has been freed meanwhile.
     """
-    kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device=device, dtype=kind, non_blocking=device.type == "cuda")
+    if not isinstance(inputs, Tensor):
+        return {name: on_device(tensor, device, dtype) for name, tensor in inputs.items()}
+    kind = dtype if dtype is not None and inputs.is_floating_point() else inputs.dtype
+    return inputs.to(device=device, dtype=kind, non_blocking=device.type == "cuda")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, listed
+from ckpt_probe.models.renaming import renamed
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """Prefixes that data-parallel wrappers, compilation and training frameworks put before every name."""
@@ -13,12 +14,13 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
     """Copy a state dict into a model in place, strictly: same names, same shapes.
 
-    A wrapper's prefix that stands before every name is taken off where the names then fit. Raises DataError naming
+    A wrapper's prefix that stands before every name is taken off where the names then fit, and names of earlier
+    versions of transformers are translated. Raises DataError naming
     `source` and listing missing names, unexpected names, other shapes, and whole numbers where the model has floats,
     which are quantised: what they stand for is not in them.
     """
     wanted = model.state_dict()
-    given = unwrapped(state_dict, set(wanted))
+    given = renamed(model, unwrapped(state_dict, set(wanted)))
     missing = sorted(set(wanted) - set(given))
     unexpected = sorted(set(given) - set(wanted))
     misshapen = [

@@ -1,4 +1,4 @@
-"""A model by name: builtin, an entry point, or anybody's `package.module:function`."""
+"""A model by name: builtin, of a framework, an entry point, or anybody's own function."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -6,11 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.models.builtin import BUILTIN
+from ckpt_probe.models.external import timm_arguments, timm_model, torchvision_arguments, torchvision_model
+from ckpt_probe.models.hugging_face import hugging_face_arguments, hugging_face_model
+from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.models"
+FRAMEWORKS = {"timm": timm_model, "torchvision": torchvision_model, "hf": hugging_face_model}
+"""What builds a model called `timm:NAME`, `torchvision:NAME` or `hf:DIR`."""
+
+CLASSES = ("classes", "num_classes")
+"""How a function of anybody's may call its number of classes."""
 
 
 def build_model(
@@ -23,17 +31,11 @@ def build_model(
     """The network that `name` and `arguments` describe, freshly initialised.
 
     `input_shape` (of one sample) and `classes` are passed on to functions that take them and were not given them.
-    Raises UsageError for an unknown name, or arguments that do not fit.
+    Raises UsageError for an unknown name, arguments that do not fit, or a function that raises or returns no module.
     """
-    function = _function(name)
     given = model_arguments(name, arguments, input_shape=input_shape, classes=classes)
-    try:
-        model = function(**given)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"model {name}: cannot be built with arguments {given}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model {name}: the function returned {type(model).__name__}, not a torch.nn.Module")
-    return model
+    framework, place = _of_framework(name)
+    return framework(place, given) if framework else _called(name, _function(name), given)
 
 
 def model_arguments(
@@ -42,21 +44,43 @@ def model_arguments(
     *,
     input_shape: Sequence[int] | None = None,
     classes: int | None = None,
+    tensors: Shapes | None = None,
 ) -> dict[str, Any]:
-    """The complete arguments, with which `build_model` alone builds the same network again."""
+    """The complete arguments, with which `build_model` alone builds the same network again.
+
+    Sizes that are not among them are those of the checkpoint whose `tensors` are given, else those of the data.
+    """
     given = dict(arguments or {})
-    parameters = _parameters(_function(name))
+    kind, _, place = name.partition(":")
+    if kind == "timm" and place:
+        return timm_arguments(place, given, input_shape=input_shape, classes=classes, tensors=tensors)
+    if kind == "torchvision" and place:
+        return torchvision_arguments(place, given, input_shape=input_shape, classes=classes, tensors=tensors)
+    if kind == "hf" and place:
+        return hugging_face_arguments(place, given, classes=classes, tensors=tensors)
+    function = _function(name)
+    parameters = _parameters(function)
     if input_shape is not None and "input_shape" in parameters:
         given.setdefault("input_shape", list(input_shape))
-    if classes is not None and "classes" in parameters:
-        given.setdefault("classes", classes)
-    return given
+    called = next((parameter for parameter in CLASSES if parameter in parameters), None)
+    if called is None or classes is None or called in given:
+        return given
+    told: Mapping[str, int] = {}
+    if tensors is not None:
+        model = outline(lambda arguments: _called(name, function, arguments), {**given, called: classes})
+        told = told_sizes(Skeleton(shapes_of(model), classes), tensors, SizeNames(called))
+    return {**given, called: classes, **told}
 
 
 def functions_named(name: str) -> list[str]:
-    """Each `package.module:function` that building a model called `name` would import; none for what comes with us."""
+    """Each function of anybody's that building a model called `name` would import; none for what comes with us."""
     known = name in BUILTIN or not is_function_name(name) or name in registered(ENTRY_POINTS)
-    return [] if known else [name]
+    return [] if known or _of_framework(name)[0] else [name]
+
+
+def _of_framework(name: str) -> tuple[Callable[[str, Mapping[str, Any]], nn.Module] | None, str]:
+    kind, _, place = name.partition(":")
+    return (FRAMEWORKS.get(kind) if place else None), place
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -66,8 +90,23 @@ def _function(name: str) -> Callable[..., Any]:
         return others[name]
     if is_function_name(name):
         return load_function(name)
-    known = ", ".join([*BUILTIN, *others, "package.module:function"])
+    frameworks = ["timm:NAME", "torchvision:NAME", "hf:DIR"]
+    known = ", ".join([*BUILTIN, *others, *frameworks, "package.module:function", "path/to/file.py:function"])
     raise UsageError(f"no model called {name!r}; there are: {known}")
+
+
+def _called(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = function(**given)
+    except CkptProbeError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model {name}: cannot be built with arguments {given}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"model {name}: the function raised {last_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model {name}: the function returned {type(model).__name__}, not a torch.nn.Module")
+    return model
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckpt_probe.config import LossSettings
 from ckpt_probe.errors import UsageError
-from ckpt_probe.models import TwoSource, find_classifier, logits_of
+from ckpt_probe.models import Head, TwoSource, find_head, logits_of
 from ckpt_probe.training.contrastive import contrastive_loss
 from ckpt_probe.training.losses import cma, hdr_loss, mir_loss
 
@@ -19,7 +18,8 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def build_objective(settings: LossSettings, model: nn.Module, inputs: Tensor) -> Objective:
     """The objective that `settings` describe for a model; inputs (n, …) serve to find its classifier.
 
-    Raises UsageError where a two-source model is needed and this is none, or MIR and HDR are asked beside CMA.
+    Raises UsageError where a two-source model is needed and this is none, or MIR and HDR are asked beside CMA, or of a
+    model whose output is not its classifier's own.
     """
     two_sources = settings.task == "contrastive" or settings.cma > 0
     if two_sources and not isinstance(model, TwoSource):
@@ -29,7 +29,7 @@ def build_objective(settings: LossSettings, model: nn.Module, inputs: Tensor) ->
             raise UsageError("[loss] mir and hdr cannot be combined with cma or the contrastive task")
         return lambda inputs, labels: _of_two_sources(settings, model, inputs, labels)
     if settings.mir or settings.hdr:
-        return _Tapped(settings, model, find_classifier(model, inputs))
+        return _Tapped(settings, model, find_head(model, inputs))
     return lambda inputs, labels: _plain(settings, model, inputs, labels)
 
 
@@ -52,22 +52,19 @@ def _of_two_sources(settings: LossSettings, model: TwoSource, inputs: Tensor, la
 class _Tapped:
     """Cross-entropy, and MIR and HDR of the classifier's inputs and its weight rows."""
 
-    def __init__(self, settings: LossSettings, model: nn.Module, classifier: str) -> None:
+    def __init__(self, settings: LossSettings, model: nn.Module, head: Head) -> None:
+        if not head.settled:
+            raise UsageError(f"[loss] mir and hdr need a model that returns the output of its classifier; {head.why}")
         self._settings = settings
         self._model = model
-        self._layer = model.get_submodule(classifier)
+        self._head = head
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        seen: list[Tensor] = []
-        hook = self._layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        try:
-            loss, logits = _plain(self._settings, self._model, inputs, labels)
-        finally:
-            hook.remove()
-        weights = self._layer.weight
-        assert isinstance(weights, torch.Tensor)
+        rows = self._head.tapped(self._model, inputs)
+        loss = F.cross_entropy(rows.logits, labels, label_smoothing=self._settings.label_smoothing)
+        weights, _ = self._head.parameters(self._model)
         if self._settings.mir:
-            loss = loss + self._settings.mir * mir_loss(seen[0], labels, weights)
+            loss = loss + self._settings.mir * mir_loss(rows.features, labels, weights)
         if self._settings.hdr:
-            loss = loss + self._settings.hdr * hdr_loss(seen[0], labels, weights)
-        return loss, logits
+            loss = loss + self._settings.hdr * hdr_loss(rows.features, labels, weights)
+        return loss, rows.logits

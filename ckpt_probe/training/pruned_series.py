@@ -147,10 +147,11 @@ def _weights(source: Path, keep_classifier: bool, classifier: str | None) -> lis
         found = prunable(opened.state_dict())
         if not keep_classifier:
             return found
-        name = f"{classifier or _classifier(opened)}.weight"
-    if name not in found:
-        raise UsageError(f"{source}: no classifier weights {name!r}; name the layer with --classifier NAME")
-    return [weights for weights in found if weights != name]
+        names = [f"{layer}.weight" for layer in (classifier or _classifier(opened)).split("+")]
+    absent = next((name for name in names if name not in found), None)
+    if absent is not None:
+        raise UsageError(f"{source}: no classifier weights {absent!r}; name the layer with --classifier NAME")
+    return [weights for weights in found if weights not in names]
 
 
 def _classifier(opened: Checkpoint) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.config import StartSettings
 from ckpt_probe.errors import DataError
-from ckpt_probe.models import find_classifier, load_weights, unwrapped
+from ckpt_probe.models import find_head, load_weights, unwrapped
 from ckpt_probe.training.pruning import pruned_masks
 
 
@@ -40,7 +40,7 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
     called = dict(zip(tensors, state, strict=True))
     masks = {called[name]: mask for name, mask in named.items()}
     if settings.part == "backbone":
-        classifier = f"{find_classifier(model, inputs)}."
+        classifier = tuple(f"{layer}." for layer in find_head(model, inputs).layers)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}
         state |= {name: tensor for name, tensor in fresh.items() if name.startswith(classifier)}
         masks = {name: mask for name, mask in masks.items() if not name.startswith(classifier)}

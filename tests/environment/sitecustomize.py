@@ -58,5 +58,6 @@ def loads(package):
     return True
 
 
-if not any(isinstance(finder, BeforeTorchvision) for finder in sys.meta_path):
+# By its name: a process that runs this file twice has two such classes.
+if not any(type(finder).__name__ == BeforeTorchvision.__name__ for finder in sys.meta_path):
     sys.meta_path.insert(0, BeforeTorchvision())

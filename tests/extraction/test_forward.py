@@ -13,7 +13,10 @@ from ckpt_probe.data import ArraySplit
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import forward_blocks
 from ckpt_probe.extraction.forward import forward_batches, lent
+from ckpt_probe.models import Head, Part
 from ckpt_probe.progress import Silent
+
+HEAD, INNER = Head((Part("3", 8),)), Head((Part("inner.3", 8),))
 
 
 def split_of(samples: int = 23) -> ArraySplit:
@@ -29,7 +32,7 @@ def network() -> nn.Sequential:
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
 def test_features_are_the_classifiers_input_and_logits_its_output(batch_size: int) -> None:
     split, model = split_of(), network()
-    blocks = list(forward_blocks(model, "3", split, batch_size=batch_size))
+    blocks = list(forward_blocks(model, HEAD, split, batch_size=batch_size))
     inputs, labels = split.batch(slice(None))
     with torch.no_grad():
         features = torch.relu(model[0](inputs))
@@ -40,7 +43,7 @@ def test_features_are_the_classifiers_input_and_logits_its_output(batch_size: in
 
 
 def test_limit_takes_the_first_samples_and_dtype_is_that_of_the_forward() -> None:
-    blocks = list(forward_blocks(network(), "3", split_of(), batch_size=4, limit=10, dtype=torch.bfloat16))
+    blocks = list(forward_blocks(network(), HEAD, split_of(), batch_size=4, limit=10, dtype=torch.bfloat16))
     assert sum(len(b.labels) for b in blocks) == 10
     assert blocks[0].features.dtype == torch.bfloat16
 
@@ -69,8 +72,8 @@ class Heard(Silent):
 
 def test_out_of_memory_halves_the_batch_aloud_and_loses_no_sample() -> None:
     heard = Heard()
-    blocks = list(forward_blocks(Hungry(5), "inner.3", split_of(), batch_size=16, progress=heard))
-    whole = list(forward_blocks(network(), "3", split_of(), batch_size=23))
+    blocks = list(forward_blocks(Hungry(5), INNER, split_of(), batch_size=16, progress=heard))
+    whole = list(forward_blocks(network(), HEAD, split_of(), batch_size=23))
     torch.testing.assert_close(torch.cat([b.features for b in blocks]), whole[0].features)
     assert heard.lines == [
         "out of memory: continuing with batches of 8 samples",
@@ -80,14 +83,14 @@ def test_out_of_memory_halves_the_batch_aloud_and_loses_no_sample() -> None:
 
 def test_out_of_memory_for_one_sample_is_an_error() -> None:
     with pytest.raises(DataError, match="not enough memory on the device for a single sample"):
-        list(forward_blocks(Hungry(0), "inner.3", split_of(), batch_size=4))
+        list(forward_blocks(Hungry(0), INNER, split_of(), batch_size=4))
 
 
 def test_a_classifier_on_sequences_is_an_error() -> None:
     model = nn.Linear(6, 3)
     sequences = ArraySplit(torch.randn(4, 5, 6), torch.zeros(4, dtype=torch.long))
     with pytest.raises(DataError, match="one row of features per sample"):
-        list(forward_blocks(nn.Sequential(model), "0", sequences))
+        list(forward_blocks(nn.Sequential(model), Head((Part("0", 6),)), sequences))
 
 
 def test_a_classifier_that_runs_twice_is_an_error() -> None:
@@ -100,7 +103,7 @@ def test_a_classifier_that_runs_twice_is_an_error() -> None:
             return self.head(self.head(x))
 
     with pytest.raises(DataError, match="ran 2 times"):
-        list(forward_blocks(Twice(), "head", split_of()))
+        list(forward_blocks(Twice(), Head((Part("head", 6),)), split_of()))
 
 
 def test_a_broken_sample_reaches_the_caller_and_leaving_early_ends_the_thread() -> None:
@@ -112,8 +115,8 @@ def test_a_broken_sample_reaches_the_caller_and_leaving_early_ends_the_thread() 
 
     broken = Broken(torch.randn(23, 6), torch.zeros(23, dtype=torch.long))
     with pytest.raises(OSError, match="unreadable image"):
-        list(forward_blocks(network(), "3", broken, batch_size=4))
-    passes = forward_blocks(network(), "3", split_of(), batch_size=1)
+        list(forward_blocks(network(), HEAD, broken, batch_size=4))
+    passes = forward_blocks(network(), HEAD, split_of(), batch_size=1)
     next(passes)
     passes.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
@@ -123,8 +126,8 @@ def test_a_broken_sample_reaches_the_caller_and_leaving_early_ends_the_thread() 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_gives_the_same_features() -> None:
     split = split_of(257)
-    there = list(forward_blocks(network(), "3", split, batch_size=32, device="cuda"))
-    here = list(forward_blocks(network(), "3", split, batch_size=32))
+    there = list(forward_blocks(network(), HEAD, split, batch_size=32, device="cuda"))
+    here = list(forward_blocks(network(), HEAD, split, batch_size=32))
     for name in ("features", "labels", "logits"):
         first, second = (torch.cat([getattr(b, name) for b in blocks]) for blocks in (there, here))
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
@@ -141,7 +144,7 @@ def test_batches_go_to_the_model_as_they_are_and_halve_where_memory_runs_out() -
     images, labels = torch.arange(138).reshape(23, 6).to(torch.uint8), torch.arange(23) % 3
     batches = [(images[:9], labels[:9]), (images[9:], labels[9:])]
     how = {"device": torch.device("cpu"), "dtype": torch.float32}
-    blocks = list(forward_batches(Whole(5).eval(), "inner.3", batches, **how))
+    blocks = list(forward_batches(Whole(5).eval(), INNER, batches, **how))
     assert set(seen) == {torch.uint8}
     assert [len(block.labels) for block in blocks] == [4, 4, 1, 4, 4, 4, 2]
     expected = network()[:2](images / 255)

@@ -1,0 +1,149 @@
+"""Models of timm and torchvision by name, without weights: those come from a checkpoint, nothing is downloaded."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ckpt_probe.errors import UsageError, last_line
+from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, fits, outline, shapes_of, told_sizes
+from ckpt_probe.plugins import hub_switched_off, require_extra
+
+TIMM_SIZES = SizeNames("num_classes", "in_chans", "img_size")
+TORCHVISION_SIZES = SizeNames("num_classes", None, "image_size")
+
+WEIGHTS = frozenset({"pretrained", "weights", "weights_backbone", "checkpoint_path", "cache_dir"})
+"""Arguments by which these libraries would read or download weights."""
+
+AUXILIARY = ("aux", "AuxLogits")
+"""How torchvision's second heads begin, which serve in training alone and may be absent from a checkpoint."""
+
+
+def timm_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """timm's model of that name, freshly initialised. Raises UsageError where it has none, or arguments do not fit."""
+    timm = require_extra("timm", "timm")
+    _require_known(f"timm:{name}", name, name.isascii() and timm.is_model(name) and ":" not in name, timm.list_models())
+    _require_no_weights(f"timm:{name}", arguments)
+    if not isinstance(arguments.get("pretrained_cfg", {}), Mapping):
+        raise UsageError(f"model timm:{name}: pretrained_cfg: expected a table of values")
+    with hub_switched_off():
+        return _built(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **arguments))
+
+
+def torchvision_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """torchvision's model of that name, freshly initialised. Raises UsageError as `timm_model`."""
+    models = require_extra("torchvision.models", "torchvision")
+    known = models.list_models(module=models)
+    _require_known(f"torchvision:{name}", name, name in known, known)
+    _require_no_weights(f"torchvision:{name}", arguments)
+    # torchvision warns of the initialisation of two of them, whose weights are replaced here anyway.
+    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return _built(f"torchvision:{name}", lambda: models.get_model(name, weights=None, **{**quick, **arguments}))
+
+
+def timm_arguments(
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    input_shape: Sequence[int] | None,
+    classes: int | None,
+    tensors: Shapes | None,
+) -> dict[str, Any]:
+    """Complete arguments of timm's model: sizes that the caller does not give are the checkpoint's, else the data's."""
+    timm = require_extra("timm", "timm")
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    side = _side_of(input_shape) if cfg is not None and cfg.fixed_input_size else None
+    if tensors is None:
+        channels = input_shape[0] if input_shape is not None and len(input_shape) == 3 else None
+        stated = {"num_classes": classes, "in_chans": channels, "img_size": side}
+        return {**{key: value for key, value in stated.items() if value is not None}, **arguments}
+
+    def skeleton(given: dict[str, Any]) -> Skeleton:
+        model: Any = outline(lambda arguments: timm_model(name, arguments), given)
+        embedding = getattr(model, "patch_embed", None)
+        image, patch = (_square(getattr(embedding, what, None)) for what in ("img_size", "patch_size"))
+        return Skeleton(shapes_of(model), model.num_classes, image, patch)
+
+    return _fitted(skeleton, dict(arguments), TIMM_SIZES, tensors, side)
+
+
+def torchvision_arguments(
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    input_shape: Sequence[int] | None,
+    classes: int | None,
+    tensors: Shapes | None,
+) -> dict[str, Any]:
+    """Complete arguments of torchvision's model, as `timm_arguments`; second heads that the checkpoint lacks go."""
+    side = _side_of(input_shape) if name.startswith("vit_") else None
+    if tensors is None:
+        stated = {"num_classes": classes, "image_size": side}
+        return {**{key: value for key, value in stated.items() if value is not None}, **arguments}
+    given = dict(arguments)
+    if name in ("googlenet", "inception_v3") and not any(_auxiliary(tensor) for tensor in tensors):
+        given.setdefault("aux_logits", False)
+
+    def skeleton(given: dict[str, Any]) -> Skeleton:
+        model: Any = outline(lambda arguments: torchvision_model(name, arguments), given)
+        image, patch = (_square(getattr(model, what, None)) for what in ("image_size", "patch_size"))
+        return Skeleton(shapes_of(model), given.get("num_classes", 1000), image, patch)
+
+    return _fitted(skeleton, given, TORCHVISION_SIZES, tensors, side)
+
+
+def _fitted(
+    skeleton: Any, given: dict[str, Any], names: SizeNames, tensors: Shapes, side: int | list[int] | None
+) -> dict[str, Any]:
+    """Arguments with the sizes that the checkpoint's tensors tell, and the side of the data's images where they fit."""
+    told = told_sizes(skeleton(given), tensors, names)
+    complete = {**told, **given}
+    if side is None or names.side is None or names.side in given:
+        return complete
+    sized = {**complete, names.side: side}
+    try:
+        return sized if fits(skeleton(sized), tensors) else complete
+    except UsageError:
+        return complete
+
+
+def _require_known(model: str, name: str, known: bool, names: Sequence[str]) -> None:
+    if known:
+        return
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    raise UsageError(f"model {model}: {model.partition(':')[0]} has no model of that name{hint}")
+
+
+def _require_no_weights(model: str, arguments: Mapping[str, Any]) -> None:
+    found = sorted(WEIGHTS & set(arguments))
+    if found:
+        raise UsageError(f"model {model}: {found[0]}: weights come from the checkpoint, nothing is downloaded")
+
+
+def _built(model: str, build: Any) -> nn.Module:
+    try:
+        return build()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"model {model}: cannot be built: {last_line(error)}") from error
+
+
+def _auxiliary(tensor: str) -> bool:
+    return any(tensor.startswith(prefix) or f".{prefix}" in tensor for prefix in AUXILIARY)
+
+
+def _side_of(input_shape: Sequence[int] | None) -> int | list[int] | None:
+    """The side of images (C, H, W), both where they differ."""
+    if input_shape is None or len(input_shape) != 3:
+        return None
+    height, width = input_shape[1:]
+    return height if height == width else [height, width]
+
+
+def _square(size: Any) -> int | None:
+    if isinstance(size, tuple | list):
+        return int(size[0]) if len(set(size)) == 1 else None
+    return size if isinstance(size, int) else None

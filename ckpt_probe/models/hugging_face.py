@@ -1,0 +1,110 @@
+"""Models of transformers from a directory's config.json: nothing is downloaded, no code of the directory is run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ckpt_probe.errors import DataError, UsageError, last_line
+from ckpt_probe.models.renaming import told_nothing
+from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
+from ckpt_probe.plugins import hub_switched_off, require_extra
+
+TASKS = {
+    "image-classification": "AutoModelForImageClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
+"""transformers' class of models with a head for each task."""
+
+PROBLEMS = frozenset({"regression", "single_label_classification", "multi_label_classification"})
+"""What a configuration's `problem_type` says where whole sequences are classified."""
+
+
+def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The model that `directory`/config.json describes, freshly initialised, as float32.
+
+    Its class is that of the configuration's `architectures`, else one of `TASKS` that its type has; `task` among the
+    arguments chooses. The others take the place of the configuration's entries (num_labels, pad_token_id, …). Raises
+    UsageError where there is no configuration or an argument fits it not, DataError where it describes no such model.
+    """
+    transformers = _transformers()
+    given = dict(arguments)
+    task = given.pop("task", None)
+    config = _config(transformers, directory, given)
+    model_class = _class(transformers, config, directory, task)
+    with hub_switched_off(), told_nothing(transformers):
+        try:
+            return model_class.from_config(config, trust_remote_code=False, dtype=torch.float32)
+        except Exception as error:
+            raise DataError(f"model hf:{directory}: cannot be built: {last_line(error)}") from error
+
+
+def hugging_face_arguments(
+    directory: str, arguments: Mapping[str, Any], *, classes: int | None, tensors: Shapes | None
+) -> dict[str, Any]:
+    """Complete arguments: the number of classes that the caller does not give is the checkpoint's, else the data's."""
+    given = dict(arguments)
+    if tensors is None:
+        return given if classes is None else {"num_labels": classes, **given}
+    model: Any = outline(lambda arguments: hugging_face_model(directory, arguments), given)
+    skeleton = Skeleton(shapes_of(model), model.config.num_labels)
+    return {**told_sizes(skeleton, tensors, SizeNames("num_labels")), **given}
+
+
+def _transformers() -> Any:
+    with hub_switched_off():
+        return require_extra("transformers", "transformers")
+
+
+def _config(transformers: Any, directory: str, entries: Mapping[str, Any]) -> Any:
+    file = Path(directory) / "config.json"
+    if not file.is_file():
+        raise UsageError(f"model hf:{directory}: no such file: {file}; hf:DIR is a local directory with a config.json")
+    with hub_switched_off(), told_nothing(transformers):
+        try:
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            raise DataError(f"{file}: {_why(error)}") from error
+    if "/" in str(getattr(config, "_attn_implementation", None)):
+        raise DataError(f"{file}: names kernels for attention that would be downloaded; remove attn_implementation")
+    # Where it is None, transformers fails to choose among several classes of one task.
+    config.architectures = config.architectures or []
+    for name, value in entries.items():
+        if not hasattr(config, name):
+            raise UsageError(f"model hf:{directory}: its configuration has no entry {name!r}")
+        setattr(config, name, value)
+    return config
+
+
+def _why(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "the model needs code that comes with it, which is never run; name a function of yours by --model"
+    return f"no configuration that transformers knows ({last_line(error)})"
+
+
+def _class(transformers: Any, config: Any, directory: str, task: str | None) -> Any:
+    if task is not None:
+        if task not in TASKS:
+            raise UsageError(f"model hf:{directory}: task {task!r}: expected one of {', '.join(TASKS)}")
+        return getattr(transformers, TASKS[task])
+    classes = [getattr(transformers, name) for name in TASKS.values()]
+    fitting = [found for found in classes if type(config) in found._model_mapping]
+    for found in fitting:
+        if set(config.architectures) & _names(found, config):
+            return found
+    sequence = getattr(transformers, TASKS["text-classification"])
+    if config.problem_type in PROBLEMS and sequence in fitting:
+        return sequence
+    if not fitting:
+        kinds = ", ".join(TASKS)
+        raise DataError(f"model hf:{directory}: transformers has no {config.model_type} model for any of {kinds}")
+    return fitting[0]
+
+
+def _names(auto_class: Any, config: Any) -> set[str]:
+    found = auto_class._model_mapping[type(config)]
+    return {each.__name__ for each in (found if isinstance(found, tuple) else (found,))}

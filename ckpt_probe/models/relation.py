@@ -1,0 +1,226 @@
+"""How a model's output comes from the outputs of its layers, learnt by putting other numbers in their place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ckpt_probe.errors import CkptProbeError
+from ckpt_probe.models.calling import Batch, first_tensor, forward_once, results_of, samples_in
+from ckpt_probe.models.head import Positions
+from ckpt_probe.models.linear_map import CONVOLUTIONS
+
+EQUATIONS = 64
+"""Numbers of the model's output that are compared, at least; one pass gives samples · classes of them."""
+
+Drawn = dict[str, list[tuple[nn.Module, Tensor]]]
+"""For each call of some layers, by their names: the layer and the numbers that took the place of its output."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A layer whose output at some positions, times `scale`, enters the logits."""
+
+    layer: str
+    positions: Positions
+    scale: float
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The model's output is the `reading` of a sum of terms; `why` says so, with {what} for "the model's output"."""
+
+    terms: tuple[Term, ...]
+    reading: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What a layer would add to the logits: a tensor (n, C), from rows at `positions`, rectified first or not."""
+
+    layer: str
+    positions: Positions
+    rectified: bool
+    values: Tensor
+
+
+def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], place: int, result: Tensor) -> Relation | None:
+    """How `results_of` the model's output at `place` comes from what some layers gave; None where it is not seen.
+
+    Every output of these layers that is as wide as `result` (n, C) or (n, …, C) is replaced by numbers that are drawn
+    anew for each pass, so that what is found holds for any weights, also for those that are all zero. The terms' scales
+    are those of the model's present weights.
+    """
+    samples = samples_in(inputs)
+    passes: list[tuple[list[_Column], Tensor]] = []
+    for number in range(max(1, min(EQUATIONS, -(-EQUATIONS // max(1, result.numel()))))):
+        with _replaced(model, names, _widths(result), number) as drawn:
+            try:
+                found = results_of(forward_once(model, inputs))[place]
+            except (CkptProbeError, IndexError):
+                return None  # the model does not run on numbers that are not its own
+        picked = _picked(drawn, found, samples)
+        if picked is not None:
+            return picked
+        passes.append(_columns(drawn, found, samples))
+    return _fitted(passes) if passes[0][0] else None
+
+
+@contextmanager
+def _replaced(model: nn.Module, names: Sequence[str], widths: set[int], seed: int) -> Iterator[Drawn]:
+    """While entered, drawn numbers in place of what these layers give; yields, for each call, the layer and those."""
+    drawn: Drawn = {name: [] for name in names}
+    generator = torch.Generator().manual_seed(seed)
+    hooks = [
+        model.get_submodule(name).register_forward_hook(_drawer(drawn[name], widths, generator), with_kwargs=True)
+        for name in names
+    ]
+    try:
+        yield drawn
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _drawer(
+    drawn: list[tuple[nn.Module, Tensor]], widths: set[int], generator: torch.Generator
+) -> Callable[..., Tensor | None]:
+    def draw(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor | None:
+        if first_tensor(arguments, named) is None or not isinstance(output, Tensor) or output.ndim < 2:
+            return None
+        width = output.shape[1] if isinstance(module, CONVOLUTIONS) else output.shape[-1]
+        if width not in widths or not output.is_floating_point():
+            return None
+        values = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
+        drawn.append((module, values))
+        # What follows may change its input in place.
+        return values.clone()
+
+    return draw
+
+
+def _widths(result: Tensor) -> set[int]:
+    """What may be the number of classes of a result (n,), (n, C), (n, …, C) or (n, C, …)."""
+    return {1} if result.ndim == 1 else {int(result.shape[1]), int(result.shape[-1])}
+
+
+def _laid_out(module: nn.Module, values: Tensor, samples: int) -> Tensor | None:
+    """A layer's output as (n, positions, C); None where its first dimension is not the samples'."""
+    if len(values) != samples:
+        return None
+    if isinstance(module, CONVOLUTIONS):
+        return values.flatten(2).transpose(1, 2)
+    return values.reshape(samples, -1, values.shape[-1])
+
+
+def _picked(drawn: Drawn, result: Tensor, samples: int) -> Relation | None:
+    """The layer of whose rows the result (n, C) has one of each sample."""
+    for name, calls in reversed(drawn.items()):
+        if len(calls) != 1:
+            continue
+        rows = _laid_out(*calls[0], samples)
+        if rows is None or rows.shape[1] < 2:
+            continue
+        if result.shape == (samples, rows.shape[-1]):
+            same = (rows == result.to(rows.dtype)[:, None]).all(dim=-1)
+            if bool(same.any(dim=1).all()):
+                told = "its output at one position of each sample, such as the last token, is {what}"
+                return Relation((Term(name, "chosen", 1.0),), "", told)
+    return None
+
+
+def _columns(drawn: Drawn, result: Tensor, samples: int) -> tuple[list[_Column], Tensor]:
+    """What each layer would add to the logits, and the result, as rows (m, C)."""
+    once = {name: calls[0] for name, calls in drawn.items() if len(calls) == 1}
+    rows = {name: laid for name, call in once.items() if (laid := _laid_out(*call, samples)) is not None}
+    every = [name for name in rows if once[name][1].shape == result.shape and rows[name].shape[1] > 1]
+    if every:
+        laid = _laid_out(once[every[-1]][0], result, samples)
+        assert laid is not None
+        return [_Column(name, "every", False, rows[name].flatten(0, 1)) for name in every], laid.flatten(0, 1)
+    columns = []
+    for name, laid in rows.items():
+        if samples * laid.shape[-1] == result.numel():
+            positions: Positions = "one" if laid.shape[1] == 1 else "mean"
+            columns.append(_Column(name, positions, False, laid.mean(dim=1)))
+            columns.append(_Column(name, positions, True, laid.relu().mean(dim=1)))
+    return columns, result.reshape(samples, -1)
+
+
+def _fitted(passes: Sequence[tuple[list[_Column], Tensor]]) -> Relation | None:
+    columns = passes[0][0]
+    names = [column.layer for column in columns]
+    if any([column.layer for column in found] != names for found, _ in passes):
+        return None
+    result = torch.cat([found for _, found in passes]).cpu().double()
+    tolerance = 0.02 if torch.finfo(passes[0][1].dtype).bits < 32 else 1e-4
+    values = [torch.cat([found[i].values for found, _ in passes]).cpu().double() for i in range(len(columns))]
+    # Those that ran last are the likelier ones; more columns than half the numbers would fit anything.
+    first = max(0, len(columns) - result.numel() // 2)
+    columns, values = columns[first:], values[first:]
+    for reading, undone, centred in _undone(result, tolerance):
+        wanted = _centred(undone) if centred else undone
+        stacked = torch.stack([(_centred(each) if centred else each).flatten() for each in values], dim=1)
+        scales = _scales(stacked, wanted.flatten(), tolerance)
+        if scales is not None:
+            return _told([(column, scale) for column, scale in zip(columns, scales, strict=True) if scale], reading)
+    return None
+
+
+def _undone(result: Tensor, tolerance: float) -> Iterator[tuple[str, Tensor, bool]]:
+    """What the result (m, C) may be a reading of: its name, the logits, and whether they are known up to a constant."""
+    yield "", result, False
+    if result.shape[1] > 1 and bool((result.logsumexp(dim=1).abs() < 10 * tolerance).all()):
+        yield "log-softmax", result, True
+    if bool(((result > 0) & (result < 1)).all()):
+        if result.shape[1] > 1 and bool(((result.sum(dim=1) - 1).abs() < 10 * tolerance).all()):
+            yield "softmax", result.log(), True
+        yield "sigmoid", result.logit(), False
+
+
+def _scales(columns: Tensor, wanted: Tensor, tolerance: float) -> list[float] | None:
+    """The multiples of columns (m, k) whose sum is `wanted` (m,), all positive or zero; None where there are none."""
+    if not bool(wanted.isfinite().all()) or not bool(wanted.abs().max() > 0):
+        return None
+    kept = torch.arange(columns.shape[1])
+    for _ in range(2):
+        found = torch.linalg.lstsq(columns[:, kept], wanted[:, None], driver="gelsd").solution[:, 0]
+        kept = kept[found > 10 * tolerance * found.abs().max()]
+        if not len(kept):
+            return None
+    found = torch.linalg.lstsq(columns[:, kept], wanted[:, None], driver="gelsd").solution[:, 0]
+    left = (columns[:, kept] @ found - wanted).abs().max() / wanted.abs().max()
+    if bool(left > 10 * tolerance) or bool((found <= 0).any()):
+        return None
+    digits = 2 if tolerance > 1e-3 else 6
+    scales = dict(zip(kept.tolist(), (float(f"{scale:.{digits}g}") for scale in found.tolist()), strict=True))
+    return [scales.get(number, 0.0) for number in range(columns.shape[1])]
+
+
+def _told(found: Sequence[tuple[_Column, float]], reading: str) -> Relation | None:
+    terms = tuple(Term(column.layer, column.positions, scale) for column, scale in found)
+    rectified = [column.rectified for column, _ in found]
+    if any(rectified) and (len(found) > 1 or reading or terms[0].scale != 1):
+        return None
+    if any(rectified):
+        pooled = "the mean over positions of " if terms[0].positions == "mean" else ""
+        return Relation(terms, "rectified", f"{{what}} is {pooled}its output, negative numbers as zero")
+    told = " + ".join(_term(term, alone=len(terms) == 1) for term in terms)
+    if len(terms) > 1 and {term.scale for term in terms} == {float(f"{1 / len(terms):.6g}")}:
+        told = f"the mean of the outputs of {' and '.join(term.layer for term in terms)}"
+    return Relation(terms, reading, f"{{what}} is {f'the {reading} of ' if reading else ''}{told}")
+
+
+def _term(term: Term, *, alone: bool) -> str:
+    whose = "its output" if alone else f"the output of {term.layer}"
+    where = {"mean": "the mean over positions of ", "every": "at every position "}.get(term.positions, "")
+    mean = f"{where}{whose}"
+    return mean if term.scale == 1 else f"{term.scale:g} · {mean}"
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(dim=1, keepdim=True)

@@ -1,0 +1,39 @@
+"""A model's head against the model itself, whatever the model is."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ckpt_probe.models import Batch, Head, Rows, find_head
+from ckpt_probe.models.calling import call, results_of
+
+
+@pytest.fixture(scope="session")
+def checked_head() -> Callable[..., tuple[Head, Rows]]:
+    """Finds the head of a model and checks it on other inputs than those: what it gives is W z + b, and the model's."""
+
+    def check(
+        model: nn.Module, inputs: Batch, others: Batch | None = None, *, name: str | None = None
+    ) -> tuple[Head, Rows]:
+        model.eval()
+        head = find_head(model, inputs, name)
+        shown = inputs if others is None else others
+        with torch.no_grad():
+            rows = head.tapped(model, shown)
+            weights, bias = head.parameters(model)
+            result = results_of(call(model, shown))[head.result]
+        assert rows.features.shape == (len(rows.logits), weights.shape[1])
+        close(F.linear(rows.features, weights, bias), rows.logits, head.reading == "rectified")
+        if head.reading in ("", "rectified"):
+            wanted = result.reshape(rows.logits.shape).to(rows.logits)
+            torch.testing.assert_close(rows.logits, wanted, rtol=1e-5, atol=1e-5)
+        return head, rows
+
+    def close(found: Tensor, wanted: Tensor, rectified: bool) -> None:
+        if not rectified:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+    return check

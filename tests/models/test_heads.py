@@ -1,0 +1,302 @@
+"""Heads of every kind: found by running, and what is tapped gives the model's logits by one matrix and one bias."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.models import find_head, run_once
+
+IN, D, C = 6, 5, 3
+
+
+class Body(nn.Module):
+    """A hidden layer, then a head, then what `after` makes of its output."""
+
+    def __init__(self, head: nn.Module, after: Callable[[Tensor], Any] = lambda out: out) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(IN, D)
+        self.head = head
+        self.after = after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.head(torch.tanh(self.hidden(x))))
+
+
+class Cosine(nn.Module):
+    """Cosines with the classes times a learned scale, as CosFace and many a few-shot paper have it."""
+
+    def __init__(self, transposed: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(D, C) if transposed else torch.randn(C, D))
+        self.scale = nn.Parameter(torch.tensor(7.0))
+        self.transposed = transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.transposed:
+            return self.scale * F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
+        return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+class CosineLinear(nn.Linear):
+    """A linear layer by its type, a cosine by what it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+class NormedWeights(nn.Module):
+    """Unit class vectors, features as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(C, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ F.normalize(self.weight, dim=1).T
+
+
+class LowRank(nn.Module):
+    """A layer and a correction of low rank beside it, as adapters have it before they are merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(D, C)
+        self.down, self.up = nn.Linear(D, 2, bias=False), nn.Linear(2, C, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + 2 * self.up(self.down(x))
+
+
+def inputs(count: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(count, IN, generator=torch.Generator().manual_seed(seed))
+
+
+def body(head: nn.Module, after: Callable[[Tensor], Any] = lambda out: out) -> Body:
+    torch.manual_seed(1)
+    return Body(head, after).eval()
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "kind"),
+    [
+        (nn.Linear(D, C), "head", "linear"),
+        (nn.Linear(D, C, bias=False), "head", "linear"),
+        (weight_norm(nn.Linear(D, C)), "head", "linear"),
+        (nn.Sequential(nn.Dropout(0.5), nn.Linear(D, C), nn.Dropout(0.5)), "head.1", "linear"),
+        (Cosine(), "head", "cosine"),
+        (Cosine(transposed=True), "head", "cosine"),
+        (CosineLinear(D, C, bias=False), "head", "cosine"),
+        (NormedWeights(), "head", "affine"),
+    ],
+)
+def test_kinds_of_heads(head: nn.Module, name: str, kind: str, checked_head: Callable[..., Any]) -> None:
+    found, rows = checked_head(body(head), inputs(), inputs(9, seed=1))
+    assert found.name == name
+    assert found.parts[0].kind == kind
+    assert rows.features.shape == (9, D)
+    if kind == "cosine":
+        torch.testing.assert_close(rows.features.norm(dim=1), torch.ones(9))
+
+
+def test_a_cosines_weights_are_the_unit_class_vectors_times_the_scale() -> None:
+    head = Cosine()
+    model = body(head)
+    weights, bias = find_head(model, inputs()).parameters(model)
+    assert bias is None
+    torch.testing.assert_close(weights, 7 * F.normalize(head.weight))
+    with torch.no_grad():
+        head.scale.fill_(3.0)
+    torch.testing.assert_close(find_head(model, inputs()).parameters(model)[0], 3 * F.normalize(head.weight))
+
+
+@pytest.mark.parametrize(
+    ("after", "reading", "scale"),
+    [
+        (lambda out: F.log_softmax(out, dim=1), "log-softmax", 1),
+        (lambda out: F.log_softmax(out / 4, dim=1), "log-softmax", 0.25),
+        (lambda out: out.softmax(dim=1), "softmax", 1),
+        (torch.sigmoid, "sigmoid", 1),
+        (lambda out: 2.5 * out, "", 2.5),
+        (lambda out: out.mul_(2.5), "", 2.5),
+        (lambda out: out.clone(), "", 1),
+        (lambda out: out.double(), "", 1),
+        (lambda out: out[:, None].squeeze(1), "", 1),
+        (lambda out: {"loss": None, "logits": out}, "", 1),
+        (lambda out: {"scores": out + 0}, "", 1),
+        (lambda out: (out.relu() + out.exp(), out), "", 1),
+    ],
+)
+def test_what_follows_the_head(after: Any, reading: str, scale: float, checked_head: Callable[..., Any]) -> None:
+    found, rows = checked_head(body(nn.Linear(D, C), after), inputs(), inputs(9, seed=1))
+    assert (found.name, found.reading) == ("head", reading)
+    assert found.parts[0].scale == pytest.approx(scale, rel=1e-5)
+    # Twice as far in every reading: it is the logits that are stored, up to what softmax forgets.
+    result = run_once(body(nn.Linear(D, C), after), inputs(9, seed=1))
+    if reading in ("log-softmax", "softmax"):
+        told = result if reading == "log-softmax" else result.log()
+        torch.testing.assert_close(F.log_softmax(rows.logits, dim=1), told, rtol=1e-4, atol=1e-4)
+
+
+def test_modules_after_the_head_are_not_the_head(checked_head: Callable[..., Any]) -> None:
+    for after in (nn.LogSoftmax(dim=1), nn.Sigmoid(), nn.Dropout(0.5), nn.Identity(), nn.Flatten()):
+        found, _ = checked_head(body(nn.Sequential(nn.Linear(D, C), after)), inputs())
+        assert found.name == "head.0"
+
+
+def test_one_logit_and_one_sample(checked_head: Callable[..., Any]) -> None:
+    found, rows = checked_head(body(nn.Linear(D, 1), lambda out: torch.sigmoid(3 * out).squeeze(1)), inputs(1))
+    assert (found.name, found.reading) == ("head", "sigmoid")
+    assert found.parts[0].scale == pytest.approx(3, rel=1e-4)
+    assert rows.logits.shape == (1, 1)
+
+
+def test_weights_that_are_all_zero_hide_nothing(checked_head: Callable[..., Any]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(IN, C), nn.Linear(IN, C)
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.first(x) + self.second(x.flip(1))) / 2
+
+    found, rows = checked_head(Two(), inputs())
+    assert found.layers == ("first", "second")
+    assert found.why == "the model's output is the mean of the outputs of first and second"
+    assert torch.equal(rows.features, torch.cat([inputs(), inputs().flip(1)], dim=1))
+
+
+def test_as_many_classes_as_features(checked_head: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    square = nn.Sequential(
+        nn.Linear(IN, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.LogSoftmax(dim=1)
+    )
+    assert checked_head(square, inputs())[0].name == "4"
+
+
+@pytest.mark.parametrize(("pooled", "positions"), [(True, "one"), (False, "mean")])
+def test_convolutions_before_and_after_pooling(pooled: bool, positions: str, checked_head: Callable[..., Any]) -> None:
+    head = nn.Conv2d(4, C, 1)
+    pool = nn.AdaptiveAvgPool2d(1)
+    tail = [pool, head] if pooled else [head, pool]
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *tail, nn.Flatten())
+    images = torch.randn(5, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    found, rows = checked_head(model, images[:2], images)
+    assert found.name == ("3" if pooled else "2")
+    assert (found.parts[0].kind, found.positions) == ("convolution", positions)
+    with torch.no_grad():
+        torch.testing.assert_close(rows.features, model[1](model[0](images)).mean(dim=(2, 3)))
+
+
+def test_a_convolution_that_sees_the_whole_map(checked_head: Callable[..., Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, C, 7), nn.Flatten())
+    images = torch.randn(3, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    found, rows = checked_head(model, images[:2], images)
+    assert found.name == "2"
+    assert rows.features.shape == (3, 4 * 49)
+
+
+def test_every_position_is_a_row_where_the_model_says_something_of_each(checked_head: Callable[..., Any]) -> None:
+    tokens = torch.randn(2, 7, IN, generator=torch.Generator().manual_seed(0))
+    found, rows = checked_head(nn.Sequential(nn.Linear(IN, D), nn.Linear(D, C)), tokens)
+    assert (found.name, found.positions) == ("1", "every")
+    assert rows.features.shape == (14, D)
+    found, rows = checked_head(nn.Sequential(nn.Linear(IN, D), nn.Linear(D, C), nn.LogSoftmax(dim=2)), tokens)
+    assert (found.name, found.positions, found.reading) == ("1", "every", "log-softmax")
+
+
+class Picking(nn.Module):
+    """A head at every position, of which one is the sample's, named by the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.score = nn.Linear(IN, D), nn.Linear(D, C, bias=False)
+
+    def forward(self, tokens: Tensor, last: Tensor) -> Tensor:
+        return self.score(torch.tanh(self.hidden(tokens)))[torch.arange(len(tokens)), last]
+
+
+def test_the_features_are_those_of_the_position_that_the_model_picks(checked_head: Callable[..., Any]) -> None:
+    model = Picking()
+    draw = torch.Generator().manual_seed(0)
+    batch = {"tokens": torch.randn(6, 4, IN, generator=draw), "last": torch.tensor([0, 3, 1, 1, 2, 3])}
+    found, rows = checked_head(model, {name: tensor[:2] for name, tensor in batch.items()}, batch)
+    assert (found.name, found.positions) == ("score", "chosen")
+    with torch.no_grad():
+        hidden = torch.tanh(model.hidden(batch["tokens"]))
+    torch.testing.assert_close(rows.features, hidden[torch.arange(6), batch["last"]])
+
+
+def test_a_layer_and_its_correction_are_two_terms_of_one_sum(checked_head: Callable[..., Any]) -> None:
+    model = body(LowRank())
+    found, rows = checked_head(model, inputs(), inputs(9, seed=1))
+    assert found.layers == ("head.base", "head.up")
+    assert rows.features.shape == (9, D + 2)
+    assert [part.scale for part in found.parts] == [1, 2]
+
+
+def test_inside_wrappers(checked_head: Callable[..., Any]) -> None:
+    model = body(nn.Linear(D, C))
+    assert checked_head(nn.DataParallel(model), inputs())[0].name == "module.head"
+    assert checked_head(torch.compile(model, backend="eager"), inputs())[0].name == "_orig_mod.head"  # pyright: ignore[reportArgumentType]
+
+
+def test_the_callers_word_chooses_and_is_checked() -> None:
+    model = body(nn.Linear(D, C), torch.square)
+    with pytest.raises(DataError, match=r"likeliest head, which gives 3 numbers a sample as the model does; pick one"):
+        find_head(model, inputs())
+    head = find_head(model, inputs(), "head")
+    assert head.settled
+    assert head.why == "named by the caller; what the model returns comes from its output in another way"
+    scaled = body(nn.Linear(D, C), lambda out: 3 * out)
+    assert find_head(scaled, inputs(), "head").parts[0].scale == pytest.approx(3)
+    with pytest.raises(UsageError, match="--classifier after: no linear layer has that name; there are: hidden, head"):
+        find_head(model, inputs(), "after")
+    with pytest.raises(UsageError, match=r"--classifier head\.1: ReLU is no linear layer; there are: hidden, head\.0"):
+        find_head(body(nn.Sequential(nn.Linear(D, C), nn.ReLU())), inputs(), "head.1")
+    tokens = torch.randn(2, 7, IN)
+    with pytest.raises(
+        DataError, match=r"classifier 0 takes \(2, 7, 6\) for 2 samples, .* one row of features a sample"
+    ):
+        find_head(nn.Sequential(nn.Linear(IN, C), nn.Softplus(), nn.Flatten()), tokens, "0")
+
+
+def test_a_layer_that_runs_twice_is_told() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(IN, IN)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.head(x))
+
+    with pytest.raises(DataError, match="classifier head ran 2 times in one forward pass, not once"):
+        find_head(Twice(), inputs(), "head")
+
+
+def test_a_layer_that_nobody_calls() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(IN, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :C] * 2
+
+    with pytest.raises(DataError, match=r"candidates and their outputs: head \(not run\); pick one"):
+        find_head(Unused(), inputs())
+
+
+def test_batches_by_name_are_told_where_the_model_does_not_take_them() -> None:
+    told = r"does not take inputs of shape a \(6,\) of float32, b \(\) of int64 \(TypeError: "
+    with pytest.raises(DataError, match=told):
+        find_head(body(nn.Linear(D, C)), {"a": inputs(), "b": torch.tensor([1, 2])})
+    with pytest.raises(DataError, match=r"different numbers of samples: {'tokens': 2, 'last': 1}"):
+        find_head(Picking(), {"tokens": torch.randn(2, 4, IN), "last": torch.tensor([1])})

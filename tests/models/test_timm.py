@@ -1,0 +1,120 @@
+"""timm's own models: features are those of its `forward_head(pre_logits=True)`, sizes those of the checkpoint."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import UsageError
+from ckpt_probe.models import build_model, class_names, functions_named, model_arguments
+
+pytest.importorskip("timm")
+
+FAMILIES = {
+    "resnet10t": ("fc", 64, {}),
+    "vit_tiny_patch16_224": ("head", 32, {"img_size": 32}),
+    "swin_tiny_patch4_window7_224": ("head.fc", 32, {"img_size": 32, "depths": (1, 1, 1, 1)}),
+    "convnext_atto": ("head.fc", 64, {}),
+    "efficientnet_b0": ("classifier", 64, {}),
+    "mobilenetv3_small_050": ("classifier", 64, {}),
+    "densenet121": ("classifier", 64, {}),
+    "regnetx_002": ("head.fc", 64, {}),
+    "mixer_s32_224": ("head", 64, {"img_size": 64}),
+    "maxvit_pico_rw_256": ("head.fc", 64, {"img_size": 64}),
+    "vgg11": ("head.fc", 32, {}),
+    "resnetv2_50x1_bit": ("head.fc", 64, {}),
+    "xcit_nano_12_p16_224": ("head", 32, {}),
+    "deit_tiny_distilled_patch16_224": ("head+head_dist", 32, {"img_size": 32}),
+    "levit_128s": ("head.linear+head_dist.linear", 224, {}),
+}
+CLASSES = 7
+
+
+def images(side: int, count: int = 3) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_what_timm_calls_pre_logits(name: str, checked_head: Callable[..., Any]) -> None:
+    layer, side, arguments = FAMILIES[name]
+    torch.manual_seed(0)
+    model: Any = build_model(f"timm:{name}", {"num_classes": CLASSES, **arguments})
+    for parameter in model.get_classifier().parameters() if "dist" not in name else ():
+        torch.nn.init.normal_(parameter)
+    shown = images(side)
+    head, rows = checked_head(model, shown[:2], shown)
+    assert head.name == layer
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(shown), pre_logits=True)
+    found = rows.features
+    if len(head.parts) == 2:
+        # timm gives the mean of the two tokens, each of which has a head of its own.
+        found = (found[:, : found.shape[1] // 2] + found[:, found.shape[1] // 2 :]) / 2
+    if expected.shape != found.shape:
+        # levit's heads begin with a batch norm, after which the linear layer's input is taken.
+        assert name == "levit_128s"
+        return
+    torch.testing.assert_close(found, expected.flatten(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "vit_tiny_patch16_224", "mixer_s32_224", "deit_tiny_distilled_patch16_224"]
+)
+def test_sizes_are_the_checkpoints(name: str) -> None:
+    _, side, arguments = FAMILIES[name]
+    tensors = shapes(build_model(f"timm:{name}", {"num_classes": CLASSES, "in_chans": 1, **arguments}))
+    found = model_arguments(f"timm:{name}", input_shape=(1, side, side), classes=10, tensors=tensors)
+    assert found == {"num_classes": CLASSES, "in_chans": 1, **arguments}
+    assert shapes(build_model(f"timm:{name}", found)) == tensors
+    wrapped = {f"module.{key}": shape for key, shape in tensors.items()}
+    assert model_arguments(f"timm:{name}", tensors=wrapped)["num_classes"] == CLASSES
+    # The caller's word counts, also where it is wrong.
+    assert model_arguments(f"timm:{name}", {"num_classes": 5}, tensors=tensors)["num_classes"] == 5
+
+
+def test_a_vits_positions_tell_the_side_of_its_images() -> None:
+    tensors = shapes(build_model("timm:vit_tiny_patch16_224", {"num_classes": CLASSES, "img_size": 96}))
+    assert model_arguments("timm:vit_tiny_patch16_224", tensors=tensors) == {"num_classes": CLASSES, "img_size": 96}
+
+
+def test_sizes_are_the_datas_where_there_is_no_checkpoint() -> None:
+    found = model_arguments("timm:vit_tiny_patch16_224", input_shape=(1, 32, 48), classes=4)
+    assert found == {"num_classes": 4, "in_chans": 1, "img_size": [32, 48]}
+    assert model_arguments("timm:resnet10t", {"in_chans": 3}, input_shape=(1, 32, 32), classes=4) == {
+        "num_classes": 4,
+        "in_chans": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("resnet10", {}, "model timm:resnet10: timm has no model of that name; nearest: resnet1"),
+        ("hf-hub:timm/resnet18", {}, "timm has no model of that name"),
+        ("resnet10t", {"pretrained": True}, "model timm:resnet10t: pretrained: weights come from the checkpoint"),
+        ("resnet10t", {"checkpoint_path": "a.pth"}, "checkpoint_path: weights come from the checkpoint"),
+        ("resnet10t", {"pretrained_cfg": "hf-hub:a/b"}, "pretrained_cfg: expected a table of values"),
+        ("resnet10t", {"depth": 3}, "model timm:resnet10t: cannot be built: TypeError: .*'depth'"),
+    ],
+)
+def test_what_timm_cannot_build(name: str, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        build_model(f"timm:{name}", arguments)
+
+
+def test_a_name_of_timm_is_no_function_of_anybodys() -> None:
+    assert functions_named("timm:resnet10t") == []
+    assert functions_named("torchvision:resnet18") == []
+
+
+def test_names_of_classes() -> None:
+    overlay = {"label_names": ["cat", "dog"]}
+    model = build_model("timm:resnet10t", {"num_classes": 2, "pretrained_cfg_overlay": overlay})
+    assert class_names(model) == ("cat", "dog")
+    assert class_names(build_model("timm:resnet10t")) is None

@@ -1,0 +1,109 @@
+"""torchvision's own models, each family once: features are what its feature extractor returns before the last layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ckpt_probe.errors import UsageError
+from ckpt_probe.models import build_model, model_arguments
+
+pytest.importorskip("torchvision")
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+FAMILIES = {
+    "alexnet": ("classifier.6", 64),
+    "convnext_tiny": ("classifier.2", 32),
+    "densenet121": ("classifier", 32),
+    "efficientnet_b0": ("classifier.1", 32),
+    "efficientnet_v2_s": ("classifier.1", 32),
+    "googlenet": ("fc", 64),
+    "inception_v3": ("fc", 80),
+    "maxvit_t": ("classifier.5", 224),
+    "mnasnet0_5": ("classifier.1", 32),
+    "mobilenet_v2": ("classifier.1", 32),
+    "mobilenet_v3_small": ("classifier.3", 32),
+    "regnet_x_400mf": ("fc", 32),
+    "regnet_y_400mf": ("fc", 32),
+    "resnet18": ("fc", 32),
+    "resnext50_32x4d": ("fc", 32),
+    "shufflenet_v2_x0_5": ("fc", 32),
+    "squeezenet1_1": ("classifier.1", 64),
+    "swin_t": ("head", 32),
+    "swin_v2_t": ("head", 32),
+    "vgg11": ("classifier.6", 32),
+    "vit_b_32": ("heads.head", 32),
+    "wide_resnet50_2": ("fc", 32),
+}
+CLASSES = 7
+
+
+def arguments_of(name: str) -> dict[str, Any]:
+    return {"num_classes": CLASSES, **({"image_size": 32} if name.startswith("vit") else {})}
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_what_torchvision_extracts(name: str, checked_head: Callable[..., Any]) -> None:
+    layer, side = FAMILIES[name]
+    torch.manual_seed(0)
+    model = build_model(f"torchvision:{name}", arguments_of(name)).eval()
+    shown = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    head, rows = checked_head(model, shown[:2], shown)
+    assert head.name == layer
+    assert rows.logits.shape == (3, CLASSES)
+    expected = before(model, layer, shown)
+    torch.testing.assert_close(rows.features, expected, rtol=1e-5, atol=1e-5)
+    if name == "squeezenet1_1":
+        assert (head.reading, head.positions) == ("rectified", "mean")
+
+
+def before(model: nn.Module, layer: str, shown: torch.Tensor) -> torch.Tensor:
+    """What torchvision's extractor gives at the node before a layer, the mean over space of a map."""
+    _, nodes = get_graph_node_names(model)
+    with torch.no_grad():
+        found = create_feature_extractor(model, [nodes[nodes.index(layer) - 1]])(shown)
+    rows = next(iter(found.values()))
+    return rows.mean(dim=(2, 3)) if rows.ndim == 4 else rows
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "regnet_x_400mf", "squeezenet1_1"])
+def test_sizes_are_the_checkpoints(name: str) -> None:
+    tensors = shapes(build_model(f"torchvision:{name}", arguments_of(name)))
+    found = model_arguments(f"torchvision:{name}", input_shape=(3, 32, 32), classes=10, tensors=tensors)
+    assert found == arguments_of(name)
+    assert shapes(build_model(f"torchvision:{name}", found)) == tensors
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_second_heads_are_built_where_the_checkpoint_has_them(name: str) -> None:
+    for auxiliary in (True, False):
+        tensors = shapes(build_model(f"torchvision:{name}", {"num_classes": CLASSES, "aux_logits": auxiliary}))
+        found = model_arguments(f"torchvision:{name}", tensors=tensors)
+        assert found == {"num_classes": CLASSES, **({} if auxiliary else {"aux_logits": False})}
+        assert shapes(build_model(f"torchvision:{name}", found)) == tensors
+
+
+def test_sizes_are_the_datas_where_there_is_no_checkpoint() -> None:
+    assert model_arguments("torchvision:resnet18", input_shape=(3, 32, 32), classes=4) == {"num_classes": 4}
+    found = model_arguments("torchvision:vit_b_16", input_shape=(3, 32, 32), classes=4)
+    assert found == {"num_classes": 4, "image_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("resnet19", {}, "model torchvision:resnet19: torchvision has no model of that name; nearest: resnet1"),
+        ("fcn_resnet50", {}, "torchvision has no model of that name"),
+        ("resnet18", {"weights": "DEFAULT"}, "weights: weights come from the checkpoint"),
+        ("resnet18", {"depth": 3}, "model torchvision:resnet18: cannot be built: TypeError: .*'depth'"),
+    ],
+)
+def test_what_torchvision_cannot_build(name: str, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        build_model(f"torchvision:{name}", arguments)
