@@ -76,7 +76,7 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, o
     elif route.name == routes.STOCHASTIC and rows is not None:
         source = _with_directions(rows, kept)
         renumbered = kept.cumsum(0) - 1
-        estimate = _estimated(_relabelled(source, renumbered), heads, samples, found, options)
+        estimate = _estimated(_relabelled(source, renumbered), heads, counts[kept], found, options)
         return _level(found, options, route, estimate, left_out)
     return _level(found, options, route, left_out=left_out)
 
@@ -104,7 +104,7 @@ def class_level(M: Tensor, heads: Tensor | None, rounding: float, options: Optio
     elif route.name == routes.MOMENTS:
         found["joint"] = _of_products(means, V, options.memory)
     else:
-        estimate = _estimated(lambda: [(means, labels)], unit_heads, used, found, options)
+        estimate = _estimated(lambda: [(means, labels)], unit_heads, ones, found, options)
     return _level(found, options, route, estimate, len(M) - used)
 
 
@@ -152,11 +152,11 @@ def _level(
     return Level(entropies, found, route, estimate, left_out)
 
 
-def _estimated(rows: Rows, heads: Tensor, samples: int, found: dict[str, Tensor], options: Options) -> Estimate:
+def _estimated(rows: Rows, heads: Tensor, counts: Tensor, found: dict[str, Tensor], options: Options) -> Estimate:
     known = sum(float(entropy_of_spectrum(values)) for values in found.values())
-    operator = JointOperator(rows, heads, samples, memory=options.memory)
+    operator = JointOperator(rows, heads, counts, memory=options.memory)
     return estimate_entropies(
-        operator, samples, known=known, orders=options.orders, sampling=options.sampling, device=heads.device
+        operator, int(counts.sum()), known=known, orders=options.orders, sampling=options.sampling, device=heads.device
     )
 
 

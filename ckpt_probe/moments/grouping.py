@@ -79,6 +79,64 @@ def stacks(rows: Tensor, labels: Tensor, *, first: int = 0, total: int | None = 
         yield Stack(present[chosen], sizes[chosen], padded, places)
 
 
+ROWS_AT_ONCE = 4096
+"""Rows that one product of a run takes, and their float32 copies where they are of half precision."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """k classes of one size, whose rows lie one after another from row `start`; where they stand among all classes."""
+
+    classes: Tensor | slice
+    count: int
+    size: int
+    start: int
+
+    def add_sums(self, sums: Tensor, rows: Tensor, x: Tensor) -> None:
+        """Add Σ_i z_i x_i over the rows of each class to its (D, b) of `sums` (C, D, b); rows (n, D), x (n, b)."""
+        products = torch.bmm(self._of(rows).float().mT, self._of(x))
+        if isinstance(self.classes, slice):
+            sums[self.classes].add_(products)
+        else:
+            sums.index_add_(0, self.classes, products)
+
+    def put_products(self, image: Tensor, rows: Tensor, of_classes: Tensor) -> None:
+        """Put z_i · (D, b) of the row's class from `of_classes` (C, D, b) into `image` (n, b)."""
+        self._of(image).copy_(torch.bmm(self._of(rows).float(), of_classes[self.classes]))
+
+    def _of(self, values: Tensor) -> Tensor:
+        return values[self.start : self.start + self.count * self.size].unflatten(0, (self.count, self.size))
+
+
+def runs(sizes: Tensor, classes: Tensor | None = None, *, first: int = 0) -> list[Run]:
+    """The classes of increasing sizes (k,), at most ROWS_AT_ONCE rows at a time; a class of more rows is cut.
+
+    classes: their numbers (k,), 0 … k−1 where None; first: where the rows of the first one begin.
+    """
+    found, number = [], 0
+    distinct, repeats = torch.unique_consecutive(sizes, return_counts=True)
+    for size, count in zip(distinct.tolist(), repeats.tolist(), strict=True):
+        at_once = max(1, ROWS_AT_ONCE // max(1, size))
+        for start in range(number, number + count, at_once):
+            part = slice(start, min(start + at_once, number + count))
+            for cut in range(0, size, ROWS_AT_ONCE):
+                height = min(size - cut, ROWS_AT_ONCE) if size > ROWS_AT_ONCE else size
+                named = part if classes is None else classes[part]
+                found.append(Run(named, part.stop - part.start, height, first + cut))
+            first += size * (part.stop - part.start)
+        number += count
+    return found
+
+
+def by_size(labels: Tensor) -> tuple[Tensor, list[Run]]:
+    """The order (n,) of rows with these labels (n,) that puts classes of one size side by side, and their runs."""
+    present, each, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    order = torch.argsort(counts, stable=True)
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=order.device)
+    return torch.argsort(ranks[each], stable=True), runs(counts[order], present[order])
+
+
 def unit_blocks(rows: Rows, device: torch.device | None, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     """The rows that have a direction, scaled to unit length (m, D), and their labels (m,), block by block."""
     for features, labels in rows():
