@@ -11,6 +11,7 @@ from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import routes, spectra
+from ckpt_probe.moments.families import DEFAULT
 from ckpt_probe.moments.grouping import Grouped, Rows
 from ckpt_probe.moments.joint_operator import JointOperator
 from ckpt_probe.moments.outer_products import add_outer
@@ -19,11 +20,16 @@ from ckpt_probe.moments.unit_moments import UnitMoments
 
 @dataclass(frozen=True)
 class Options:
-    """How entropies are computed: Rényi's orders beside 1, bytes of memory, and when sampling stops."""
+    """What is read: Rényi's orders beside 1, bytes of memory, when sampling stops, which families of metrics.
+
+    min_samples: rows that a class needs to count as present.
+    """
 
     orders: tuple[float, ...] = ()
     memory: int = 2 * 2**30
     sampling: Sampling = field(default_factory=Sampling)
+    families: frozenset[str] = frozenset(DEFAULT)
+    min_samples: int = 1
 
     @property
     def all_orders(self) -> tuple[float, ...]:
@@ -115,6 +121,13 @@ class Within:
     labels: Tensor
     entropies: dict[float, Tensor]
     eigenvalues: dict[int, Tensor]
+
+    def of(self, classes: Tensor) -> "Within":
+        """Only that of some classes."""
+        kept = torch.isin(self.labels, classes)
+        chosen = set(classes.tolist())
+        eigenvalues = {label: values for label, values in self.eigenvalues.items() if label in chosen}
+        return Within(self.labels[kept], {order: h[kept] for order, h in self.entropies.items()}, eigenvalues)
 
 
 def within_level(unit: UnitMoments, rows: Rows | None, options: Options, *, keep: bool = False) -> Within | None:

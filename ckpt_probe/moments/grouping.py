@@ -11,6 +11,9 @@ from ckpt_probe.metrics.gram import directions, where_float64_is
 Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives a fresh pass over blocks of features (n, D) and labels (n,), the same rows in the same order each time."""
 
+CACHED_BYTES = 2**24
+"""Bytes of float64 rows that are worked on at once: what the processor's cache holds is twice as fast."""
+
 
 @dataclass(frozen=True)
 class Grouped:
@@ -28,11 +31,36 @@ class Grouped:
         """For every row the position of its class among `labels`, (n,)."""
         return torch.repeat_interleave(torch.arange(len(self.labels), device=self.labels.device), self.sizes)
 
+    def to(self, dtype: torch.dtype) -> "Grouped":
+        """The same in another precision."""
+        return Grouped(self.rows.to(dtype), self.labels, self.sizes)
+
+    def pieces(self) -> Iterator[slice]:
+        """Slices of the rows that are worked on at once."""
+        at_once = cached_rows(self.rows.shape[1])
+        for start in range(0, len(self.rows), at_once):
+            yield slice(start, min(start + at_once, len(self.rows)))
+
+    def split(self) -> "Iterator[Grouped]":
+        """The same rows, as many at a time."""
+        pieces = list(self.pieces())
+        if len(pieces) <= 1:
+            yield self
+            return
+        each = self.each()
+        for piece in pieces:
+            yield group(self.rows[piece], self.labels[each[piece]])
+
     def where(self, kept: Tensor) -> "Grouped":
         """Only the rows that `kept` (n,) marks."""
         if bool(kept.all()):
             return self
         return group(self.rows[kept], self.labels[self.each()[kept]])
+
+
+def cached_rows(features: int) -> int:
+    """How many rows of `features` numbers are worked on at once."""
+    return max(1, CACHED_BYTES // (8 * features))
 
 
 def group(rows: Tensor, labels: Tensor) -> Grouped:

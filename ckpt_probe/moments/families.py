@@ -1,0 +1,59 @@
+"""Families of metrics: what can be asked for by name, and what each costs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from ckpt_probe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Metrics that are computed together. cost: arithmetic for N rows of D features and C classes, r = min(C, D)."""
+
+    name: str
+    meaning: str
+    cost: str
+
+
+FAMILIES = (
+    Family("quality", "accuracy and loss", "N·C·D in float64, unless logits or predictions are stored"),
+    Family("class", "entropies, MIR and HDR of class means and weights", "C·D²; joint: C³, C·D² a sample over 12,000"),
+    Family("sample", "entropies, MIR and HDR of all features and labels", "N·D²; joint: (D·r)³ or N³, else sampled"),
+    Family("within", "entropy of the rows of each class", "N·D² and up to C·D³"),
+    Family("nc1", "NC1, CDNV, separation", "N·D² and C²·D"),
+    Family("nc2", "NC2 and its generalisation to many classes", "C²·D, once for means and once for weights"),
+    Family("nc3", "NC3 and its uniformity", "C·D"),
+    Family("nc4", "NC4, nearest class means", "a second pass, N·C·D in float32, twice without stored predictions"),
+    Family("centred", "sample level of features less their mean", "as sample, one pass more"),
+)
+GROUPS = {"nc": ("nc1", "nc2", "nc3", "nc4")}
+"""Names for several families at once."""
+
+OF_SCATTER = frozenset({"nc1"})
+OF_UNIT_ROWS = frozenset({"sample", "within"})
+"""Families that need products of centred rows, and of unit rows."""
+
+DEFAULT = tuple(family.name for family in FAMILIES if family.name != "centred")
+
+
+def chosen(names: Iterable[str] | None) -> frozenset[str]:
+    """The families that these names mean, the usual ones for None. Raises UsageError for an unknown name, or none."""
+    if names is None:
+        return frozenset(DEFAULT)
+    known, found = [family.name for family in FAMILIES], set()
+    for name in names:
+        if name not in GROUPS and name not in known:
+            raise UsageError(f"only: {name!r} is not a family of metrics{_hint(name, known)}")
+        found.update(GROUPS.get(name, (name,)))
+    if not found:
+        raise UsageError(f"only: expected at least one family of metrics: {', '.join([*GROUPS, *known])}")
+    return frozenset(found)
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, [*GROUPS, *known], n=1)
+    family = name.partition(".")[0]
+    guess = family if family in known else close[0] if close else None
+    did_you = f"; did you mean {guess}?" if guess else ""
+    return f"{did_you} There are: {', '.join([*GROUPS, *known])}"
