@@ -164,20 +164,23 @@ class Moments:
         orders: Sequence[float] = (),
         sampling: Sampling | None = None,
         details: bool = False,
+        only: Iterable[str] | None = None,
         min_samples: int = 1,
     ) -> Reading:
         """The record with what is behind it: eigenvalues and per-class numbers, where `details` asks for them.
 
         orders: Rényi's, whose entropies join the record as `renyi_2.class.mir` and so on. sampling: tolerance, budget
-        and seed of the stochastic route. min_samples: rows that a class needs to count as present. Values and errors as
-        `compute`.
+        and seed of the stochastic route. only: some of the families that were accumulated. min_samples: rows that a
+        class needs, to be part of what is read from class means. Values and errors as `compute`.
         """
         scatter, unit = self._seen()
         for order in orders:
             require_order(order)
         heads = _checked_weights(weights, bias, self)
         classes = self.classes or (heads.shape[0] if heads is not None else len(scatter.counts))
-        options = Options(tuple(orders), self.memory, sampling or Sampling(), self.families, min_samples)
+        names = None if only is None else tuple(only)
+        families = self.families if names is None else self.families & (chosen(names) if names else frozenset())
+        options = Options(tuple(orders), self.memory, sampling or Sampling(), families, min_samples)
         again = None if rows is None else _as_tensors(rows)
         return read_out(classes, scatter, unit, heads, rows=again, options=options, details=details)
 

@@ -1,10 +1,10 @@
 """Families of metrics: what can be asked for by name, and what each costs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import UsageError, listed
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,17 @@ OF_UNIT_ROWS = frozenset({"sample", "within"})
 DEFAULT = tuple(family.name for family in FAMILIES if family.name != "centred")
 
 
-def chosen(names: Iterable[str] | None) -> frozenset[str]:
-    """The families that these names mean, the usual ones for None. Raises UsageError for an unknown name, or none."""
+def chosen(names: Iterable[str] | None, others: Sequence[str] = ()) -> frozenset[str]:
+    """The families that these names mean, the usual ones for None. others: names that are families too.
+
+    Raises UsageError for an unknown name, and for none at all.
+    """
     if names is None:
-        return frozenset(DEFAULT)
-    known, found = [family.name for family in FAMILIES], set()
+        return frozenset((*DEFAULT, *others))
+    known, found = [*(family.name for family in FAMILIES), *others], set()
     for name in names:
         if name not in GROUPS and name not in known:
-            raise UsageError(f"only: {name!r} is not a family of metrics{_hint(name, known)}")
+            raise UsageError(f"only: {name!r} is not a family of metrics{_hint(name, [*GROUPS, *known])}")
         found.update(GROUPS.get(name, (name,)))
     if not found:
         raise UsageError(f"only: expected at least one family of metrics: {', '.join([*GROUPS, *known])}")
@@ -52,8 +55,7 @@ def chosen(names: Iterable[str] | None) -> frozenset[str]:
 
 
 def _hint(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, [*GROUPS, *known], n=1)
-    family = name.partition(".")[0]
-    guess = family if family in known else close[0] if close else None
-    did_you = f"; did you mean {guess}?" if guess else ""
-    return f"{did_you} There are: {', '.join([*GROUPS, *known])}"
+    of_metric = name.partition(".")[0]
+    close = [of_metric] if of_metric in known else get_close_matches(name, known, n=1)
+    guess = f"; did you mean {close[0]}?" if close else "."
+    return f"{guess} Families: {listed(known, 20)}"

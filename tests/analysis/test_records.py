@@ -20,6 +20,8 @@ DOCUMENTED = {
     "nc2.equiangular_means", "nc2.equiangular_weights", "nc2.etf", "nc3.duality", "nc4.disagreement", "accuracy",
     "loss", "centred.mir", "centred.hdr", "reference.mir", "reference.hdr", "reference.entropy", "samples",
     "features", "classes", "samples_left_out", "classes_left_out", "route", "route_reason", "missing",
+    "classes_present", "sample.entropy_normalized", "separation", "gnc2.uniformity", "gnc2.spread", "nc3.uniformity",
+    "nearest_mean_accuracy", "reference.uniformity",
 }  # fmt: skip
 
 
