@@ -124,7 +124,7 @@ def read_moments(
             record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
     record["missing"] = "; ".join(reason for reason in reasons if reason) or None
     per_class = [{**row, **(nearest.of_class(row["class"]) if nearest else {})} for row in reading.per_class]
-    record = in_order(settled(record, scored=quality.samples > 0))
+    record = in_order(settled(record, scored="quality" in families and quality.samples > 0))
     return replace(reading, record=record, per_class=[settled(row) for row in per_class])
 
 

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from ckpt_probe.moments.record import Reading
 
 
+def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from ckpt_probe.report.metrics_list import metrics_list
+
+        click.echo(metrics_list())
+        context.exit()
+
+
 @click.command("analyze", epilog="Example: ckpt-probe analyze dumps/digits --split test --json > records.jsonl")
 @click.argument("dumps", type=click.Path(path_type=Path))
 @click.option("--split", "splits", multiple=True, help="A split to analyze, all where none is named; may be repeated.")
@@ -21,10 +29,33 @@ if TYPE_CHECKING:
 @click.option("--csv", is_flag=True, help="Comma-separated values with a header.")
 @click.option("--parquet", is_flag=True, help="The file of --out is Parquet, as one that is called .parquet is anyway.")
 @click.option("--wide", is_flag=True, help="Every column, however wide the terminal is.")
+@click.option("--only", metavar="FAMILY,…", help="Compute only these families of metrics, such as nc,class.")
+@click.option(
+    "--list-metrics",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_metrics,
+    help="List the families and their metrics, with what each family costs, and exit.",
+)
 @click.option("--centred", is_flag=True, help="Also MIR and HDR of features less their mean (one more pass).")
 @click.option("--alpha", "orders", metavar="A,…", help="Also Rényi entropies of these orders, such as 0.5,2.")
 @click.option("--per-class", is_flag=True, help="One row a class: its samples, mean, variance, entropy, confusion.")
 @click.option("--spectra", type=click.Path(path_type=Path), metavar="NPZ", help="Write every Gram's eigenvalues here.")
+@click.option(
+    "--min-samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="A class of fewer samples is left out of what is read from class means.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float64", "float32"]),
+    default="float64",
+    show_default=True,
+    help="float32 multiplies rows in single precision: about half the time, for about six correct digits.",
+)
 @click.option("--memory", default="2GiB", show_default=True, help="What moments and matrices of one dump may take.")
 @click.option(
     "--tolerance",
@@ -51,6 +82,7 @@ def command(
     csv: bool,
     parquet: bool,
     wide: bool,
+    only: str | None,
     orders: str | None,
     spectra: Path | None,
     memory: str,
@@ -58,7 +90,7 @@ def command(
     no_cache: bool,
     out: Path | None,
     overwrite: bool,
-    **options: float | bool,
+    **options: float | bool | str,
 ) -> None:
     """Read matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
 
@@ -84,8 +116,15 @@ def command(
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records, write_records, write_spectra
 
-    settings = Settings(orders=chosen, memory=size, spectra=spectra is not None, **options)  # pyright: ignore[reportArgumentType]
-    _ = settings.sampling
+    families = None if only is None else tuple(name.strip() for name in only.split(","))
+    settings = Settings(
+        orders=chosen,
+        memory=size,
+        spectra=spectra is not None,
+        only=families,
+        **options,  # pyright: ignore[reportArgumentType]
+    )
+    settings.check()
     readings: list[Reading] = []
     with bars() as progress:
         found = read_series(

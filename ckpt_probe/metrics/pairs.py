@@ -45,7 +45,8 @@ class Tile:
         """Positions of the pairs that (r, s) marks."""
         if self.off_diagonal is not None:
             marked = marked & self.off_diagonal
-        return torch.nonzero(marked, as_tuple=True)
+        first, second = marked.nonzero(as_tuple=True)
+        return first, second
 
 
 class Quantity(Protocol):

@@ -9,23 +9,32 @@ from ckpt_probe.errors import UsageError, listed
 
 @dataclass(frozen=True)
 class Family:
-    """Metrics that are computed together. cost: arithmetic for N rows of D features and C classes, r = min(C, D)."""
+    """Metrics that are computed together. cost: multiplications, for N rows of D features and C classes."""
 
     name: str
     meaning: str
     cost: str
 
 
+JOINT = "sampled with an error bar where that side is over 12,000 or the memory budget"
 FAMILIES = (
-    Family("quality", "accuracy and loss", "N·C·D in float64, unless logits or predictions are stored"),
-    Family("class", "entropies, MIR and HDR of class means and weights", "C·D²; joint: C³, C·D² a sample over 12,000"),
-    Family("sample", "entropies, MIR and HDR of all features and labels", "N·D²; joint: (D·r)³ or N³, else sampled"),
-    Family("within", "entropy of the rows of each class", "N·D² and up to C·D³"),
-    Family("nc1", "NC1, CDNV, separation", "N·D² and C²·D"),
-    Family("nc2", "NC2 and its generalisation to many classes", "C²·D, once for means and once for weights"),
-    Family("nc3", "NC3 and its uniformity", "C·D"),
-    Family("nc4", "NC4, nearest class means", "a second pass, N·C·D in float32, twice without stored predictions"),
-    Family("centred", "sample level of features less their mean", "as sample, one pass more"),
+    Family("quality", "accuracy and loss", "N·C·D; none where logits or predictions are stored"),
+    Family(
+        "class",
+        "entropies, MIR and HDR of class means and weights",
+        f"N·D + C·D·min(C, D); joint entropy: a side of min(C, D·min(C, D)), cubed, {JOINT}",
+    ),
+    Family(
+        "sample",
+        "entropies, MIR and HDR of the features of all samples and the weight rows of their labels",
+        f"N·D² + D³; joint entropy: a side of min(N, D·min(C, D)), cubed, {JOINT}",
+    ),
+    Family("within", "entropy of the rows of each class", "N·D² + C·D³ at most"),
+    Family("nc1", "NC1, CDNV and separation", "N·D² + C·D·min(C, D) + C²·D/2"),
+    Family("nc2", "NC2, and its generalisation to more classes than dimensions", "N·D + C²·D"),
+    Family("nc3", "NC3 and its uniformity", "N·D + C·D"),
+    Family("nc4", "NC4 and nearest class means", "N·C·D in a second pass; twice where no predictions are known"),
+    Family("centred", "sample level of features less their mean", "that of sample, in two more passes"),
 )
 GROUPS = {"nc": ("nc1", "nc2", "nc3", "nc4")}
 """Names for several families at once."""
