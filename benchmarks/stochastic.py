@@ -100,7 +100,7 @@ def small(shape: str, runs: int, tolerances: list[float]) -> None:
     first = entropy(torch.linalg.eigvalsh(unit.T @ unit / len(unit)))
     roots = (torch.bincount(labels) / len(labels)).sqrt()
     known = first + entropy(torch.linalg.eigvalsh(heads @ heads.T * roots.outer(roots)))
-    operator = JointOperator(lambda: [(rows, labels)], heads, len(rows), memory=GIB)
+    operator = JointOperator(lambda: [(rows, labels)], heads, torch.bincount(labels), memory=GIB)
     for tolerance in tolerances:
         started = time.perf_counter()
         found = [

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
     from ckpt_probe.merging import average, interpolate
-    from ckpt_probe.metrics import effective_rank, gram, hdr, matrix_entropy, mir, mutual_information
+    from ckpt_probe.metrics import (
+        effective_rank,
+        erank_difference,
+        gram,
+        hdr,
+        matrix_entropy,
+        mir,
+        mutual_information,
+        nc5,
+        similarity,
+    )
     from ckpt_probe.moments import Moments
     from ckpt_probe.paths import evaluate_path
     from ckpt_probe.planes import evaluate_plane
@@ -42,7 +52,17 @@ _HOMES = {
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
     "merging": ("average", "interpolate"),
-    "metrics": ("effective_rank", "gram", "hdr", "matrix_entropy", "mir", "mutual_information"),
+    "metrics": (
+        "effective_rank",
+        "erank_difference",
+        "gram",
+        "hdr",
+        "matrix_entropy",
+        "mir",
+        "mutual_information",
+        "nc5",
+    ),
+    "metrics.similarity": ("similarity",),
     "moments": ("Moments",),
     "paths": ("evaluate_path",),
     "planes": ("evaluate_plane",),
@@ -64,6 +84,7 @@ __all__ = [
     "average",
     "compare",
     "effective_rank",
+    "erank_difference",
     "evaluate_path",
     "evaluate_plane",
     "extract",
@@ -75,11 +96,13 @@ __all__ = [
     "matrix_entropy",
     "mir",
     "mutual_information",
+    "nc5",
     "open_checkpoint",
     "open_dump",
     "prune",
     "read_records",
     "save_checkpoint",
+    "similarity",
     "to_dataframe",
     "train",
 ]

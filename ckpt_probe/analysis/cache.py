@@ -9,7 +9,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import content_hash, write_text
 from ckpt_probe.moments.record import Reading
@@ -29,7 +29,7 @@ class Cache:
 
         That is spectra, which are too large to be kept, and metrics of other packages, whose code may change.
         """
-        if settings.spectra or entry_points(group="ckpt_probe.metrics"):
+        if settings.spectra or entry_points(group=ENTRY_POINTS):
             return None
         asked = {**settings.to_json(), "splits": splits and list(splits), "code": _code(), "torch": version("torch")}
         return Cache(json.dumps(asked, sort_keys=True))
@@ -76,6 +76,7 @@ class Entry:
 def _code() -> str:
     package = Path(__file__).parent.parent
     digest = sha256()
-    for file in sorted([*package.glob("metrics/*.py"), *package.glob("analysis/*.py"), *package.glob("dumps/*.py")]):
+    rooms = ("metrics", "moments", "analysis", "dumps")
+    for file in sorted(file for room in rooms for file in package.glob(f"{room}/*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

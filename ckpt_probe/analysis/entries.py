@@ -7,6 +7,13 @@ from typing import Any
 
 SONG = "Song et al., arXiv 2409.16767"
 PAPYAN = "Papyan, Han and Donoho 2020"
+GALANTI = "Galanti et al. 2021"
+ROY = "Roy and Vetterli 2007"
+SKEAN = "Skean et al. 2025"
+HE_SU = "He and Su 2023"
+LIU = "Liu et al. 2023"
+WU = "Wu and Papyan 2024"
+TOWARD = "toward reference"
 
 
 @dataclass(frozen=True)
@@ -14,7 +21,7 @@ class Entry:
     """One metric: its name in the record, a short label for tables, unit, reference and source.
 
     `reference` is the record's name of the value at neural collapse, or that value itself. `priority`: lower numbers
-    keep their column longest where a terminal is narrow.
+    keep their column longest where a terminal is narrow. `family`: what `analyze --only` computes it with.
     """
 
     name: str
@@ -25,47 +32,61 @@ class Entry:
     source: str
     meaning: str
     priority: int
+    family: str = ""
 
 
 ENTRIES = (
-    Entry("accuracy", "acc", "", "up", None, "", "share of samples predicted right", 1),
-    Entry("loss", "loss", "nats", "down", None, "", "mean cross-entropy", 2),
-    Entry("class.mir", "MIR", "", "toward reference", "reference.mir", SONG, "class means and weights: MIR", 3),
-    Entry("class.hdr", "HDR", "", "toward reference", "reference.hdr", SONG, "class means and weights: HDR", 4),
-    Entry("nc1.pinv", "NC1", "", "down", 0.0, PAPYAN, "tr(Σ_W Σ_B⁺)/C", 5),
-    Entry("class.entropy_means", "H means", "nats", "toward reference", "reference.entropy", SONG, "of class means", 6),
-    Entry("class.entropy_weights", "H weights", "nats", "toward reference", "reference.entropy", SONG, "of weights", 7),
-    Entry("within.entropy_mean", "H within", "nats", "down", 0.0, SONG, "within-class entropy, mean over classes", 8),
-    Entry("sample.mir", "sample MIR", "", "", None, SONG, "features and weight rows of their labels: MIR", 9),
-    Entry("sample.hdr", "sample HDR", "", "", None, SONG, "features and weight rows of their labels: HDR", 10),
-    Entry("nc2.etf", "NC2", "", "down", 0.0, PAPYAN, "distance of class means from the simplex ETF", 11),
-    Entry("nc3.duality", "NC3", "", "down", 0.0, PAPYAN, "distance of class means from weights", 12),
-    Entry("nc4.disagreement", "NC4", "", "down", 0.0, PAPYAN, "prediction is not the nearest class mean's", 13),
-    Entry("class.mutual_information", "MI", "nats", "", None, SONG, "class means and weights: mutual information", 14),
-    Entry("sample.entropy_features", "H features", "nats", "", None, SONG, "of the features", 15),
+    Entry("accuracy", "acc", "", "up", None, "", "share of samples predicted right", 1, "quality"),
+    Entry("loss", "loss", "nats", "down", None, "", "mean cross-entropy", 2, "quality"),
+    Entry("class.mir", "MIR", "", TOWARD, "reference.mir", SONG, "class means and weights: MIR", 3, "class"),
+    Entry("class.hdr", "HDR", "", TOWARD, "reference.hdr", SONG, "class means and weights: HDR", 4, "class"),
+    Entry("nc1.pinv", "NC1", "", "down", 0.0, PAPYAN, "tr(Σ_W Σ_B⁺)/C", 5, "nc1"),
+    Entry("class.entropy_means", "H means", "nats", TOWARD, "reference.entropy", SONG, "of class means", 6, "class"),
+    Entry("class.entropy_weights", "H weights", "nats", TOWARD, "reference.entropy", SONG, "of weights", 7, "class"),
+    Entry("within.entropy_mean", "H within", "nats", "down", 0.0, SONG, "within-class entropy, mean", 8, "within"),
+    Entry("sample.mir", "sample MIR", "", "", None, SONG, "features and their labels' weight rows: MIR", 9, "sample"),
+    Entry("sample.hdr", "sample HDR", "", "", None, SONG, "features and their labels' weight rows: HDR", 10, "sample"),
+    Entry("nc2.etf", "NC2", "", "down", 0.0, PAPYAN, "distance of class means from the simplex ETF", 11, "nc2"),
+    Entry("nc3.duality", "NC3", "", "down", 0.0, PAPYAN, "distance of class means from weights", 12, "nc3"),
+    Entry("nc4.disagreement", "NC4", "", "down", 0.0, PAPYAN, "prediction is not the nearest mean's class", 13, "nc4"),
+    Entry("class.mutual_information", "MI", "nats", "", None, SONG, "class means and weights", 14, "class"),
+    Entry("sample.entropy_features", "H features", "nats", "", None, SONG, "of the features", 15, "sample"),
+    Entry("sample.entropy_normalized", "H norm.", "", "", None, SKEAN, "the same over log min(N, D)", 29, "sample"),
+    Entry("sample.effective_rank", "eff. rank", "", "", None, ROY, "exp of the features' entropy", 16, "sample"),
+    Entry("sample.entropy_weights", "H label rows", "nats", "", None, SONG, "of the labels' weight rows", 17, "sample"),
     Entry(
-        "sample.effective_rank", "eff. rank", "", "", None, "Roy and Vetterli 2007", "exp of the features' entropy", 16
+        "sample.entropy_joint", "H joint", "nats", "", None, SONG, "of features and weight rows together", 18, "sample"
     ),
-    Entry("sample.entropy_weights", "H label rows", "nats", "", None, SONG, "of the weight rows of the labels", 17),
-    Entry("sample.entropy_joint", "H joint", "nats", "", None, SONG, "of features and weight rows together", 18),
-    Entry("sample.mutual_information", "sample MI", "nats", "", None, SONG, "features and weight rows", 19),
-    Entry("sample.mir_stderr", "MIR s.e.", "", "", None, "", "standard error of sample.mir, 0 where exact", 28),
-    Entry("within.entropy_max", "H within max", "nats", "down", 0.0, SONG, "within-class entropy, largest", 20),
-    Entry("nc1.cdnv", "CDNV", "", "down", 0.0, "Galanti et al. 2021", "class-distance normalised variance", 21),
-    Entry("nc2.equinorm_means", "equinorm μ", "", "down", 0.0, PAPYAN, "std/mean of class mean norms", 22),
-    Entry("nc2.equinorm_weights", "equinorm w", "", "down", 0.0, PAPYAN, "std/mean of weight norms", 23),
-    Entry("nc2.equiangular_means", "equiang. μ", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)| of class means", 24),
-    Entry("nc2.equiangular_weights", "equiang. w", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)| of weights", 25),
-    Entry("class.effective_rank_weights", "eff. rank w", "", "", None, "Roy and Vetterli 2007", "of the weights", 29),
-    Entry("nc2.etf_weights", "NC2 w", "", "down", 0.0, PAPYAN, "distance of the weights from the simplex ETF", 30),
-    Entry("centred.mir", "centred MIR", "", "", None, SONG, "sample.mir of features less their mean", 26),
-    Entry("centred.hdr", "centred HDR", "", "", None, SONG, "sample.hdr of features less their mean", 27),
+    Entry("sample.mutual_information", "sample MI", "nats", "", None, SONG, "features and weight rows", 19, "sample"),
+    Entry("sample.mir_stderr", "MIR s.e.", "", "", None, "", "standard error of sample.mir, 0 if exact", 28, "sample"),
+    Entry(
+        "within.entropy_max", "H within max", "nats", "down", 0.0, SONG, "within-class entropy, largest", 20, "within"
+    ),
+    Entry("nc1.cdnv", "CDNV", "", "down", 0.0, GALANTI, "class-distance normalised variance", 21, "nc1"),
+    Entry("separation", "log sep.", "", "down", None, HE_SU, "log tr(Σ_W Σ_B⁺), separation fuzziness", 30, "nc1"),
+    Entry("nc2.equinorm_means", "equinorm μ", "", "down", 0.0, PAPYAN, "std/mean of class mean norms", 22, "nc2"),
+    Entry("nc2.equinorm_weights", "equinorm w", "", "down", 0.0, PAPYAN, "std/mean of weight norms", 23, "nc2"),
+    Entry("nc2.equiangular_means", "equiang. μ", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)|, means", 24, "nc2"),
+    Entry("nc2.equiangular_weights", "equiang. w", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)|, weights", 25, "nc2"),
+    Entry("gnc2.uniformity", "GNC2", "", TOWARD, "reference.uniformity", LIU, "mean log(1/‖m̂ − m̂'‖)", 31, "nc2"),
+    Entry("gnc2.spread", "GNC2 s.d.", "", "down", 0.0, WU, "standard deviation of the same over pairs", 32, "nc2"),
+    Entry("nc3.uniformity", "NC3 s.d.", "", "down", 0.0, WU, "standard deviation of cos(w, m) over classes", 33, "nc3"),
+    Entry(
+        "nearest_mean_accuracy", "NCM acc", "", "up", 1.0, PAPYAN, "share nearest to their own class mean", 34, "nc4"
+    ),
+    Entry("class.effective_rank_weights", "eff. rank w", "", "", None, ROY, "of the weights alone", 35, "class"),
+    Entry("nc2.etf_weights", "NC2 w", "", "down", 0.0, PAPYAN, "distance of weights from the simplex ETF", 36, "nc2"),
+    Entry("centred.mir", "centred MIR", "", "", None, SONG, "sample.mir of features less their mean", 26, "centred"),
+    Entry("centred.hdr", "centred HDR", "", "", None, SONG, "sample.hdr of features less their mean", 27, "centred"),
 )
+
+WEIGHTS_ALONE = ("class.effective_rank_weights", "nc2.etf_weights")
+"""Of `ENTRIES`, those that only records of classifier weights alone have."""
 
 CLASS_ENTRIES = (
     Entry("samples", "samples", "", "", None, "", "samples of the class", 1),
     Entry("mean_norm", "‖mean‖", "", "", None, "", "norm of the class mean", 2),
-    Entry("variance", "variance", "", "down", 0.0, "Galanti et al. 2021", "mean ‖z − μ_c‖² in the class", 3),
+    Entry("variance", "variance", "", "down", 0.0, GALANTI, "mean ‖z − μ_c‖² in the class", 3),
     Entry("within.entropy", "H within", "nats", "down", 0.0, SONG, "entropy of the class's own rows", 4),
     Entry("nearest.own", "own mean", "", "up", 1.0, PAPYAN, "share of samples nearest to their own class mean", 5),
     Entry(
@@ -75,8 +96,8 @@ CLASS_ENTRIES = (
 """Columns of `--per-class`, one row a class."""
 
 POSITION = ("checkpoint", "step", "alpha", "split", "class")
-COUNTS = ("samples", "features", "classes", "samples_left_out", "classes_left_out")
-REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy")
+COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
+REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity")
 EXTRA = ("route", "route_reason", "missing")
 """Names of a record beside the metrics: where it belongs, counts, values at collapse, how and why not."""
 

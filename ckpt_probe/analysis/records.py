@@ -8,24 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis.entries import COUNTS, ENTRIES, EXTRA, POSITION, REFERENCES
-from ckpt_probe.analysis.nearest import NearestMeans
-from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.analysis.entries import COUNTS, ENTRIES, EXTRA, POSITION, REFERENCES, WEIGHTS_ALONE
+from ckpt_probe.analysis.nearest import NearestMeans, Predictions
+from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.arrays import as_labels
+from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.quality import Head, Quality, double
+from ckpt_probe.moments.families import FAMILIES
+from ckpt_probe.moments.quality import Head, Quality, Scored, double
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.plugins import registered
 
 Record = dict[str, Any]
-Blocks = Callable[[], Iterable[tuple[Array, Array, Array | None]]]
-"""Gives a fresh pass over (features (n, D), labels (n,), logits (n, C) or None), in the same order each time."""
+Blocks = Callable[[], Iterable[tuple[Array, Array, Array | Scored | None]]]
+"""Gives a fresh pass over (features (n, D), labels (n,), scores), in the same order each time.
 
-ENTRY_POINTS = "ckpt_probe.metrics"
+scores: logits (n, C), or what is known in their place, or None.
+"""
+
 ROWS_AT_ONCE = 8192
+PREDICTED_SHARE = 8
+"""The part of the memory budget, an eighth, that predictions of the first pass may take."""
+
 CENTRED = {"centred.mir": "sample.mir", "centred.hdr": "sample.hdr"}
+NEAREST = ("nc4.disagreement", "nearest_mean_accuracy")
+NO_SCORES = "neither logits nor classifier weights"
 NEEDS_FEATURES = "needs the features, but only moments were stored (extract with --store both)"
 
 
@@ -41,7 +49,7 @@ def analyze_features(
     """The record of features (N, D) and labels (N,), with classifier weights (C, D) and bias (C,) where given.
 
     numpy or torch; entropies in nats; None where a value is undefined or not finite, with the reasons in `missing`.
-    options: those of `Settings`, such as centred=True, orders=(0.5, 2), tolerance=1e-4, memory=2**30. Raises DataError
+    options: those of `Settings`, such as only=("nc", "class"), orders=(0.5, 2), tolerance=1e-4. Raises DataError
     for NaN or infinity, labels outside 0 … C−1, and shapes that do not fit; without weights and logits nothing says C,
     and labels are refused where the class means up to them would take more than `memory` bytes.
     """
@@ -67,14 +75,16 @@ def read_blocks(
     `analyze_features`.
     """
     settings = settings or Settings()
-    head = Head.of(weights, bias)
-    moments = Moments(None if head is None else head.weights.shape[0], memory=settings.memory)
-    quality = Quality()
+    head = Head.of(weights, bias, settings.dtype)
+    moments = settings.moments(None if head is None else head.weights.shape[0])
+    quality, predictions = Quality(), Predictions(Head.of(weights, bias), settings.memory // PREDICTED_SHARE)
     for features, labels, logits in blocks():
         _require_labels(features, labels, logits, moments)
         moments.update(features, labels)
-        quality.update(scores(features, logits, head), labels)
-    return read_moments(moments, quality, weights, bias, blocks=blocks, settings=settings)
+        predictions.any = predictions.any or logits is not None
+        if "quality" in settings.families:
+            _score(quality, predictions, (features, labels, logits), head)
+    return read_moments(moments, quality, weights, bias, blocks=blocks, predictions=predictions, settings=settings)
 
 
 def read_moments(
@@ -84,52 +94,44 @@ def read_moments(
     bias: Array | None = None,
     *,
     blocks: Blocks | None = None,
+    predictions: Predictions | None = None,
     settings: Settings | None = None,
 ) -> Reading:
-    """The reading of moments; what needs the features themselves is None, with that reason, where `blocks` is None."""
+    """The reading of moments; what needs the features themselves is None, with that reason, where `blocks` is None.
+
+    predictions: those of the first pass over `blocks`.
+    """
     settings = settings or Settings()
-    head = Head.of(weights, bias)
-    try:
-        reading = moments.read(
-            weights,
-            bias,
-            rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
-            orders=settings.orders,
-            sampling=settings.sampling,
-            details=settings.per_class or settings.spectra,
-        )
-    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
+    families, head = settings.families, Head.of(weights, bias)
+    reading = _reading(moments, weights, bias, blocks, settings)
     record: Record = dict(reading.record)
     reasons = [record.pop("missing")]
-    record |= {"accuracy": quality.accuracy, "loss": quality.loss}
-    # Without scores and without rows a class there is nothing to compare with the nearest mean.
-    compares = quality.samples > 0 or settings.per_class
-    nearest = _nearest(blocks, moments, head, settings) if blocks is not None and compares else None
-    record["nc4.disagreement"] = nearest.disagreement if nearest else None
-    if settings.centred:
-        shifted = _centred(blocks, moments, weights, settings) if blocks is not None else dict.fromkeys(CENTRED)
-        reasons.append(shifted.pop("missing", None))
+    if "quality" in families:
+        record |= {"accuracy": quality.accuracy, "loss": quality.loss}
+        if head is None and quality.accuracy is None:
+            reasons.append(f"accuracy, loss: {NO_SCORES}")
+    nearest = None
+    if "nc4" in families:
+        predictions = predictions or Predictions(head, 0)
+        nearest, found = _nearest(blocks, moments, predictions, settings)
+        reasons.append(found.pop("missing"))
+        record |= found
+    if "centred" in families:
+        shifted = _centred(blocks, moments, weights, settings)
+        reasons.append(shifted.pop("missing"))
         record |= shifted
-    reasons += _absent(record, blocks is not None, head)
     for name, function in registered(ENTRY_POINTS).items():
-        record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
+        if name in families:
+            record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
     record["missing"] = "; ".join(reason for reason in reasons if reason) or None
     per_class = [{**row, **(nearest.of_class(row["class"]) if nearest else {})} for row in reading.per_class]
-    record = in_order(settled(record, scored=quality.samples > 0))
+    record = in_order(settled(record, scored="quality" in families and quality.samples > 0))
     return replace(reading, record=record, per_class=[settled(row) for row in per_class])
-
-
-def scores(features: Array, logits: Array | None, head: Head | None) -> Tensor | None:
-    """Stored logits, else those of the head, float64; None where there are neither."""
-    if logits is not None:
-        return double(logits)
-    return None if head is None else head.logits(features)
 
 
 def empty_record() -> Record:
     """Every name that the record of a split always has, each None: for samples of which nothing can be said."""
-    metrics = [entry.name for entry in ENTRIES if entry.name not in CENTRED]
+    metrics = [entry.name for entry in ENTRIES if entry.name not in {*CENTRED, *WEIGHTS_ALONE}]
     return dict.fromkeys([*COUNTS, *metrics, *REFERENCES, *EXTRA])
 
 
@@ -137,7 +139,7 @@ def settled(record: Record, *, scored: bool = False) -> Record:
     """A record without infinities; `missing` says so. scored: there were logits, so that no loss is no finite one."""
     wild = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
     reasons = [record.get("missing"), f"{', '.join(wild)}: not finite" if wild else None]
-    if scored and record["loss"] is None:
+    if scored and record.get("loss") is None:
         reasons.append("loss: not finite, because logits are infinite or NaN")
     if not any(reasons[1:]):
         return record
@@ -149,10 +151,11 @@ def in_order(record: Mapping[str, Any]) -> Record:
     known = [*POSITION, *COUNTS, *(entry.name for entry in ENTRIES), *REFERENCES]
     ordered = {name: record[name] for name in known if name in record}
     others = {name: value for name, value in record.items() if name not in ordered and name not in EXTRA}
-    return {**ordered, **others, **{name: record.get(name) for name in EXTRA}}
+    extra = {name: record.get(name) for name in EXTRA if name in record or name == "missing"}
+    return {**ordered, **others, **extra}
 
 
-def _require_labels(features: Array, labels: Array, logits: Array | None, moments: Moments) -> None:
+def _require_labels(features: Array, labels: Array, logits: Array | Scored | None, moments: Moments) -> None:
     numbers = as_labels(labels)
     if features.ndim != 2 or numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point():
         # The moments say what is wrong with these.
@@ -160,7 +163,7 @@ def _require_labels(features: Array, labels: Array, logits: Array | None, moment
     numbers = numbers.to(torch.int64)
     row = int(numbers.argmax())
     highest, where = int(numbers[row]), f"labels: row {moments.samples + row} is"
-    if logits is not None:
+    if logits is not None and not isinstance(logits, Scored):
         if logits.ndim != 2 or highest >= logits.shape[1]:
             raise DataError(f"{where} {highest}, but logits have shape {tuple(logits.shape)}")
         return
@@ -172,37 +175,72 @@ def _require_labels(features: Array, labels: Array, logits: Array | None, moment
         )
 
 
-def _nearest(blocks: Blocks, moments: Moments, head: Head | None, settings: Settings) -> NearestMeans:
-    nearest = NearestMeans(double(moments.class_means), confusion=settings.per_class)
+def _reading(
+    moments: Moments, weights: Array | None, bias: Array | None, blocks: Blocks | None, settings: Settings
+) -> Reading:
+    try:
+        return moments.read(
+            weights,
+            bias,
+            rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
+            orders=settings.orders,
+            sampling=settings.sampling,
+            details=settings.per_class or settings.spectra,
+            only=[family.name for family in FAMILIES if family.name in settings.families],
+            min_samples=settings.min_samples,
+        )
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
+
+
+def _score(
+    quality: Quality, predictions: Predictions, block: tuple[Array, Array, Array | Scored | None], head: Head | None
+) -> None:
+    features, labels, logits = block
+    if isinstance(logits, Scored):
+        quality.update_scored(logits, labels)
+    elif logits is not None:
+        quality.update(double(logits), labels)
+    elif head is not None:
+        predictions.keep(quality.update_head(head, features, labels))
+
+
+def _nearest(
+    blocks: Blocks | None, moments: Moments, predictions: Predictions, settings: Settings
+) -> tuple[NearestMeans | None, Record]:
+    """The second pass over the rows, and its part of the record with the reasons for what is missing."""
+    values: Record = dict.fromkeys(NEAREST)
+    if blocks is None:
+        return None, {**values, "missing": f"{', '.join(NEAREST)}: {NEEDS_FEATURES}"}
+    # Without predictions and without rows a class there is nothing to compare, unless it was asked for.
+    if not (predictions.any or settings.per_class or settings.only is not None):
+        reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
+        return None, {**values, "missing": reason}
+    nearest = NearestMeans(double(moments.means_of_classes(settings.min_samples)), confusion=settings.per_class)
     for features, labels, logits in blocks():
-        nearest.update(double(features, "features"), as_labels(labels), scores(features, logits, head))
+        prediction = predictions.of(features, logits)
+        nearest.update(as_tensor(features, "features").detach().cpu(), as_labels(labels), prediction)
     if nearest.samples != moments.samples:
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {nearest.samples}")
-    return nearest
+    values = dict(zip(NEAREST, (nearest.disagreement, nearest.accuracy), strict=True))
+    missing = [f"{NEAREST[0]}: {NO_SCORES}"] if nearest.disagreement is None else []
+    missing += [f"{NEAREST[1]}: no class has as many samples as a class needs"] if nearest.accuracy is None else []
+    return nearest, {**values, "missing": "; ".join(missing) or None}
 
 
-def _centred(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> Record:
+def _centred(blocks: Blocks | None, moments: Moments, weights: Array | None, settings: Settings) -> Record:
+    if blocks is None:
+        return {**dict.fromkeys(CENTRED), "missing": f"{', '.join(CENTRED)}: {NEEDS_FEATURES}"}
     mean = moments.mean.cpu()
 
     def centred() -> Iterable[tuple[Tensor, Tensor]]:
         for features, labels, _ in blocks():
             yield double(features, "features") - mean, as_labels(labels).cpu()
 
-    shifted = Moments(moments.classes, memory=settings.memory)
+    shifted = Moments(moments.classes, memory=settings.memory, only=["sample"], precision=settings.precision)
     for features, labels in centred():
         shifted.update(features, labels)
     record = shifted.compute(weights, rows=centred, sampling=settings.sampling)
     values = {name: record[source] for name, source in CENTRED.items()}
     missing = [name for name, value in values.items() if value is None]
     return {**values, "missing": f"{', '.join(missing)}: as for the features themselves" if missing else None}
-
-
-def _absent(record: Record, features: bool, head: Head | None) -> list[str]:
-    reasons = []
-    if not features:
-        names = [name for name in ("nc4.disagreement", *CENTRED) if name in record]
-        reasons.append(f"{', '.join(names)}: {NEEDS_FEATURES}")
-    if head is None and record["accuracy"] is None:
-        names = "accuracy, loss, nc4.disagreement" if features else "accuracy, loss"
-        reasons.append(f"{names}: neither logits nor classifier weights")
-    return reasons

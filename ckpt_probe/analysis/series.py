@@ -16,7 +16,6 @@ from ckpt_probe.analysis.records import in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.moments import Moments
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.progress import Progress, Silent
@@ -157,7 +156,7 @@ def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:
     stored = view.read_moments()
     assert stored is not None
     state, numbers = stored
-    moments = Moments(None if dump.weights is None else len(dump.weights), memory=settings.memory)
+    moments = settings.moments(None if dump.weights is None else len(dump.weights))
     moments.load(state)
     try:
         quality = Quality.from_numbers(numbers)

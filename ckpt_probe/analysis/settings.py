@@ -1,20 +1,32 @@
 """What a caller asks of an analysis, beside the data."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
+import torch
+
+from ckpt_probe.errors import UsageError
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments.accumulator import MEMORY
+from ckpt_probe.moments import Moments
+from ckpt_probe.moments.accumulator import MEMORY, checked_precision
+from ckpt_probe.moments.families import chosen
+
+ENTRY_POINTS = "ckpt_probe.metrics"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `analyze`: what is computed beside the record, how far sampling goes, how much memory it may take.
+    """Options of `analyze`: what is computed, how far sampling goes, how much memory it may take.
 
-    centred: also MIR and HDR of features less their mean. orders: Rényi's, beside 1. tolerance: relative standard
-    error of MIR at which sampling stops, budget: seconds after which it does (None: never), seed: where its signs
-    come from; all three matter only where no exact route fits `memory` bytes. per_class: one record a class as well.
-    spectra: the eigenvalues behind every entropy as well.
+    only: families of metrics (`analyze --list-metrics`), such as ("nc", "class"); others are neither computed nor in
+    the record; the usual ones where None. centred: also MIR and HDR of features less their mean. orders: Rényi's,
+    beside 1. tolerance: relative standard error of MIR at which sampling stops, budget: seconds after which it does
+    (None: never), seed: where its signs come from; all three matter only where no exact route fits `memory` bytes.
+    min_samples: a class of fewer is left out of what is read from class means. precision: "float64", or "float32" for
+    products of rows in single precision: less time, about six digits. per_class: one record a class as well. spectra:
+    the eigenvalues behind every entropy as well.
     """
 
     centred: bool = False
@@ -25,12 +37,45 @@ class Settings:
     memory: int = MEMORY
     per_class: bool = False
     spectra: bool = False
+    only: Iterable[str] | None = None
+    min_samples: int = 1
+    precision: str = "float64"
 
     @property
     def sampling(self) -> Sampling:
         """Tolerance, budget and seed. Raises UsageError where one has no meaning."""
         return Sampling(self.tolerance, self.budget, self.seed)
 
+    @property
+    def families(self) -> frozenset[str]:
+        """The families of metrics asked for, with those of other packages. Raises UsageError for an unknown one."""
+        names = self.only.split(",") if isinstance(self.only, str) else self.only
+        found = chosen(names, others=_of_packages())
+        return found | {"centred"} if self.centred else found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of products of rows. Raises UsageError for an unknown precision."""
+        return checked_precision(self.precision)
+
+    def check(self) -> None:
+        """Raise UsageError for a setting that has no meaning."""
+        _ = self.sampling, self.families, self.dtype
+        if self.min_samples < 1:
+            raise UsageError(f"min_samples: expected at least 1, found {self.min_samples}")
+
+    def moments(self, classes: int | None) -> Moments:
+        """An accumulator of what these settings need; metrics of other packages get all of it."""
+        self.check()
+        only = None if self.families & set(_of_packages()) else self.families
+        return Moments(classes, memory=self.memory, only=only, precision=self.precision)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON keeps it, to be compared with another's."""
-        return {**asdict(self), "orders": list(self.orders)}
+        asked = asdict(self) | {"orders": list(self.orders), "only": sorted(self.families)}
+        del asked["centred"]
+        return asked
+
+
+def _of_packages() -> tuple[str, ...]:
+    return tuple(entry_points(group=ENTRY_POINTS).names)

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from ckpt_probe.moments.record import Reading
 
 
+def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from ckpt_probe.report.metrics_list import metrics_list
+
+        click.echo(metrics_list())
+        context.exit()
+
+
 @click.command("analyze", epilog="Example: ckpt-probe analyze dumps/digits --split test --json > records.jsonl")
 @click.argument("dumps", type=click.Path(path_type=Path))
 @click.option("--split", "splits", multiple=True, show_default="all", help="Split to analyze; repeatable.")
@@ -28,6 +36,15 @@ if TYPE_CHECKING:
     help="Write --out as Parquet whatever its suffix; a name that ends in .parquet implies it.",
 )
 @click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is.")
+@click.option("--only", metavar="FAMILY,…", help="Compute only these families of metrics, such as nc,class.")
+@click.option(
+    "--list-metrics",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_metrics,
+    help="List the families and their metrics, with what each family costs, and exit.",
+)
 @click.option("--centred", is_flag=True, help="Also compute MIR and HDR of the centred features (one more pass).")
 @click.option("--alpha", "orders", metavar="A,…", help="Also compute Rényi entropies of these orders, such as 0.5,2.")
 @click.option("--per-class", is_flag=True, help="One row per class: samples, mean, variance, entropy, confusion.")
@@ -40,6 +57,20 @@ if TYPE_CHECKING:
 @source_options
 @click.option(
     "--spectra", type=click.Path(path_type=Path), metavar="NPZ", help="Write the eigenvalues of every Gram matrix here."
+)
+@click.option(
+    "--min-samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Leave classes of fewer samples out of what is computed from class means.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float64", "float32"]),
+    default="float64",
+    show_default=True,
+    help="float32 multiplies rows in single precision: about half the time, for about six correct digits.",
 )
 @click.option(
     "--memory", default="2GiB", show_default=True, help="Memory limit for the moments and matrices of one dump."
@@ -71,6 +102,7 @@ def command(
     csv: bool,
     parquet: bool,
     wide: bool,
+    only: str | None,
     orders: str | None,
     spectra: Path | None,
     memory: str,
@@ -82,7 +114,7 @@ def command(
     classifier: str | None,
     state_key: str | None,
     base: Path | None,
-    **options: float | bool,
+    **options: float | bool | str,
 ) -> None:
     """Compute matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
 
@@ -113,8 +145,15 @@ def command(
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records, write_records, write_spectra
 
-    settings = Settings(orders=chosen, memory=size, spectra=spectra is not None, **options)  # pyright: ignore[reportArgumentType]
-    _ = settings.sampling
+    families = None if only is None else tuple(name.strip() for name in only.split(","))
+    settings = Settings(
+        orders=chosen,
+        memory=size,
+        spectra=spectra is not None,
+        only=families,
+        **options,  # pyright: ignore[reportArgumentType]
+    )
+    settings.check()
     readings: list[Reading] = []
     with bars() as progress:
         how = {"cache": not no_cache, "progress": progress}

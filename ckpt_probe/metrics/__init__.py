@@ -1,7 +1,8 @@
-"""Pure mathematics on tensors: Gram matrices, matrix entropy, mutual information, neural collapse."""
+"""Pure mathematics on tensors: Gram matrices, matrix entropy, mutual information, similarity, neural collapse."""
 
-from ckpt_probe.metrics.collapse import nearest_means
-from ckpt_probe.metrics.entropy import effective_rank, matrix_entropy
+from ckpt_probe.metrics import similarity
+from ckpt_probe.metrics.collapse import nc5, nearest_means
+from ckpt_probe.metrics.entropy import effective_rank, erank_difference, matrix_entropy
 from ckpt_probe.metrics.gram import gram
 from ckpt_probe.metrics.information import hdr, mir, mutual_information
 from ckpt_probe.metrics.theory import collapse_values, reference_values, simplex_etf
@@ -9,12 +10,15 @@ from ckpt_probe.metrics.theory import collapse_values, reference_values, simplex
 __all__ = [
     "collapse_values",
     "effective_rank",
+    "erank_difference",
     "gram",
     "hdr",
     "matrix_entropy",
     "mir",
     "mutual_information",
+    "nc5",
     "nearest_means",
     "reference_values",
+    "similarity",
     "simplex_etf",
 ]

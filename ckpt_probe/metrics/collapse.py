@@ -1,6 +1,7 @@
-"""Neural collapse NC1-NC4 (Papyan, Han and Donoho 2020) and CDNV (Galanti et al. 2021) from class means and scatter.
+"""Neural collapse NC1-NC5 (Papyan, Han and Donoho 2020; Ammar et al. 2024) and CDNV from class means and scatter.
 
 Below, M are centred class means (C, D): row m_c = μ_c − μ_G, μ_G the mean of the class means. All tensors float64.
+Nothing C × C is held for many classes, and little beside the rows themselves.
 """
 
 import math
@@ -9,10 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.gram import smaller_gram
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics import pairs
+from ckpt_probe.metrics.decisions import LinearDecision
+from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows
 
-BLOCK_ENTRIES = 2**23
-"""Entries of a C × C matrix that are at hand at once, so that heads of 50,000 rows take no 20 GB."""
+MANY_ENTRIES = 2**22
+"""Entries of (C, D) from which work that would need another matrix of that size, or C × C, is done another way."""
 
 
 def nc1_pinv(within: Tensor, M: Tensor, *, magnitude: float = 0.0) -> float | None:
@@ -22,7 +26,7 @@ def nc1_pinv(within: Tensor, M: Tensor, *, magnitude: float = 0.0) -> float | No
     means before they were centred, to which M's rounding is relative; directions below that count as absent.
     """
     classes, features = M.shape
-    _, singular, directions = torch.linalg.svd(M / classes**0.5, full_matrices=False)
+    singular, directions = _right_singular(M / classes**0.5)
     # Centred rows sum to zero, so that they span at most C − 1 directions; the last one is rounding and nothing else.
     singular, directions = singular[: classes - 1], directions[: classes - 1]
     largest = max(float(singular.max()), magnitude)
@@ -34,22 +38,23 @@ def nc1_pinv(within: Tensor, M: Tensor, *, magnitude: float = 0.0) -> float | No
     return float((spread / singular[present] ** 2).sum() / classes)
 
 
+def separation(nc1: float | None, classes: int) -> float | None:
+    """log tr(Σ_W Σ_B⁺), the separation fuzziness of He and Su (PNAS 2023), from nc1 = tr(Σ_W Σ_B⁺)/C.
+
+    Falls about linearly with depth in a trained network. None where the classes have no spread, or no means apart.
+    """
+    return math.log(classes * nc1) if nc1 is not None and nc1 > 0 else None
+
+
 def cdnv(variances: Tensor, means: Tensor) -> float | None:
     """Class-distance normalised variance: mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²); 0 at collapse.
 
-    variances: v_c = mean ‖z − μ_c‖², (C,); means: (C, D). None where two class means coincide.
+    variances: v_c = mean ‖z − μ_c‖² (Galanti et al. 2021), (C,); means: (C, D). None where two class means coincide.
     """
-    classes = means.shape[0]
-    total = 0.0
-    for part, others in _row_blocks(classes):
-        # Differences are taken before squaring: the usual expansion loses the digits of means that lie close together.
-        distances = torch.cdist(means[part], means, compute_mode="donot_use_mm_for_euclid_dist").square()
-        distances = distances[others]
-        if not bool((distances > 0).all()):
-            return None
-        sums = (variances[part, None] + variances)[others]
-        total += float((sums / (2 * distances)).sum())
-    return total / (classes * (classes - 1))
+    M = means - means.mean(dim=0)
+    found = pairs.Cdnv(variances, means, torch.linalg.vector_norm(M, dim=1))
+    pairs.visit(pairs.unit_or_zero(M), [found])
+    return found.value
 
 
 def equinorm(rows: Tensor) -> float | None:
@@ -61,30 +66,43 @@ def equinorm(rows: Tensor) -> float | None:
 
 def equiangular(rows: Tensor) -> float | None:
     """NC2: mean over pairs of |cos(row_c, row_c') + 1/(C−1)|; 0 at collapse. None where a row has zero length."""
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    if not bool((lengths > 0).all()):
-        return None
-    unit, classes = rows / lengths, rows.shape[0]
-    apart = 1 / (classes - 1)
-    total = sum(float(((unit[part] @ unit.T)[others] + apart).abs().sum()) for part, others in _row_blocks(classes))
-    return total / (classes * (classes - 1))
+    unit = pairs.unit_or_zero(rows)
+    found = pairs.Equiangular(unit)
+    pairs.visit(unit, [found])
+    return found.value
+
+
+def uniformity(rows: Tensor) -> tuple[float | None, float | None]:
+    """Generalised NC2: mean and standard deviation over pairs of log(1/‖r̂_c − r̂_c'‖) of (C, D) rows of unit length.
+
+    The hyperspherical energy of Liu et al. 2023 (arXiv 2303.06484), which is least where rows are spread evenly, also
+    where C > D + 1 leaves no room for a simplex. (None, None) where a row has no direction or two have the same.
+    """
+    unit = pairs.unit_or_zero(rows)
+    found = pairs.Uniformity(unit)
+    pairs.visit(unit, [found])
+    return found.mean, found.spread
 
 
 def etf_distance(M: Tensor) -> float | None:
     """NC2: ‖M Mᵀ/‖M Mᵀ‖_F − E/‖E‖_F‖_F, E the Gram matrix of the simplex ETF; 0 at collapse. None where M = 0."""
     classes = M.shape[0]
     # ‖M Mᵀ‖_F from the smaller of its two sides.
-    size = torch.linalg.matrix_norm(smaller_gram(M))
+    gram = smaller_gram(M)
+    size = torch.linalg.matrix_norm(gram)
     if not bool(size > 0):
         return None
-    diagonal, length = 1 - 1 / classes, math.sqrt(classes - 1)
-    squares = 0.0
-    for part, others in _row_blocks(classes):
-        difference = M[part] @ M.T / size
-        difference[others] += 1 / classes / length
-        difference[~others] -= diagonal / length
-        squares += float(difference.square().sum())
-    return math.sqrt(squares)
+    length = math.sqrt(classes - 1)
+    if classes**2 > MANY_ENTRIES:
+        # Both matrices vanish on 1 and E is the identity elsewhere, so that eigenvalues tell their distance.
+        values = torch.linalg.eigvalsh(gram)[-(classes - 1) :] / size
+        absent = classes - 1 - len(values)
+        return math.sqrt(float((values - 1 / length).square().sum()) + absent / length**2)
+    difference = M @ M.T / size
+    others = ~torch.eye(classes, dtype=torch.bool, device=M.device)
+    difference[others] += 1 / classes / length
+    difference[~others] -= (1 - 1 / classes) / length
+    return math.sqrt(float(difference.square().sum()))
 
 
 def duality(weights: Tensor, M: Tensor) -> float | None:
@@ -92,7 +110,60 @@ def duality(weights: Tensor, M: Tensor) -> float | None:
     sizes = torch.linalg.matrix_norm(weights), torch.linalg.matrix_norm(M)
     if not bool(torch.stack(sizes).min() > 0):
         return None
-    return float(torch.linalg.matrix_norm(weights / sizes[0] - M / sizes[1]))
+    parts = (torch.linalg.matrix_norm(weights[rows] / sizes[0] - M[rows] / sizes[1]) for rows in _parts(M))
+    return math.hypot(*(float(part) for part in parts))
+
+
+def duality_uniformity(weights: Tensor, M: Tensor) -> float | None:
+    """Standard deviation over classes of cos(w_c, m_c), W and M of (C, D); 0 at collapse (Wu and Papyan 2024).
+
+    None where a row of either has zero length.
+    """
+    cosines = []
+    for rows in _parts(M):
+        first, second = weights[rows], M[rows]
+        lengths = torch.linalg.vector_norm(first, dim=1) * torch.linalg.vector_norm(second, dim=1)
+        if not bool((lengths > 0).all()):
+            return None
+        cosines.append((first * second).sum(dim=1) / lengths)
+    return float(torch.cat(cosines).std(correction=0))
+
+
+def nc5(class_means: Array, outside_mean: Array) -> float:
+    """NC5: mean over classes of |cos(μ_c − μ_G, μ_out − μ_G)|; 0 where data of other classes lie orthogonal to them.
+
+    class_means: (C, D), the means of the classes that were trained on; outside_mean: (D,), the mean feature of data of
+    classes that were not (Ammar et al. 2024, arXiv 2310.06823). Raises DataError where shapes do not fit, values are
+    not finite, or a class mean or the outside mean coincides with μ_G, so that a cosine is undefined.
+    """
+    means = to_rows(class_means, "class means")
+    outside = to_rows(torch.as_tensor(outside_mean)[None], "outside mean")
+    if outside.shape[1] != means.shape[1]:
+        raise DataError(f"nc5: class means have {means.shape[1]} features and the outside mean {outside.shape[1]}")
+    centre = means.mean(dim=0)
+    M, away = means - centre, outside[0] - centre
+    lengths = torch.linalg.vector_norm(M, dim=1) * torch.linalg.vector_norm(away)
+    if not bool((lengths > 0).all()):
+        raise DataError("nc5: undefined, since a class mean or the outside mean is the mean of the class means itself")
+    return float((M @ away / lengths).abs().mean())
+
+
+class NearestMean:
+    """The class whose mean is nearest to a sample. class_means: (C, D), NaN rows for absent classes."""
+
+    def __init__(self, class_means: Tensor) -> None:
+        present = ~class_means.isnan().any(dim=1)
+        self._numbers = present.nonzero().squeeze(1)
+        means = class_means[present]
+        self._centre = means.mean(dim=0)
+        means -= self._centre
+        # ‖z − μ‖² differs from −2 z·μ + ‖μ‖² by a term that is the same for every class.
+        sizes = means.square().sum(dim=1)
+        self._decision = LinearDecision(means.mul_(2), -sizes)
+
+    def of(self, features: Tensor) -> Tensor:
+        """The class of each of (n, D) features, (n,)."""
+        return self._numbers[self._decision.of(features.to(torch.float64) - self._centre)]
 
 
 def nearest_means(features: Tensor, class_means: Tensor) -> Tensor:
@@ -100,21 +171,20 @@ def nearest_means(features: Tensor, class_means: Tensor) -> Tensor:
 
     features: (n, D); class_means: (C, D), NaN rows for absent classes.
     """
-    # ‖z − μ‖² differs from −2 z·μ + ‖μ‖² by a term that is the same for every class.
-    present = ~class_means.isnan().any(dim=1)
-    numbers = present.nonzero().squeeze(1)
-    means = class_means[present]
-    centre = means.mean(dim=0)
-    means = means - centre
-    scores = means.square().sum(dim=1) - 2 * (features.to(means.dtype) - centre) @ means.T
-    return numbers[scores.argmin(dim=1)]
+    return NearestMean(class_means.to(torch.float64)).of(features)
 
 
-def _row_blocks(classes: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of a C × C matrix, some at a time, and which of their entries are off its diagonal."""
-    rows = max(1, BLOCK_ENTRIES // classes)
-    for start in range(0, classes, rows):
-        part = slice(start, min(start + rows, classes))
-        others = torch.ones(part.stop - start, classes, dtype=torch.bool)
-        others[torch.arange(part.stop - start), torch.arange(start, part.stop)] = False
-        yield part, others
+def _right_singular(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values of M (C, D) and its right singular vectors as rows."""
+    if M.numel() > MANY_ENTRIES and M.shape[0] > M.shape[1]:
+        # The left ones, as large as M itself, are not needed.
+        _, M = torch.linalg.qr(M, mode="r")
+    _, singular, directions = torch.linalg.svd(M, full_matrices=False)
+    return singular, directions
+
+
+def _parts(rows: Tensor) -> Iterator[slice]:
+    """Slices of (C, D) rows of a size that adds little to what is held."""
+    at_once = max(1, MANY_ENTRIES // rows.shape[1])
+    for start in range(0, len(rows), at_once):
+        yield slice(start, start + at_once)

@@ -31,6 +31,17 @@ def effective_rank(X: Array) -> float | Tensor:
     return torch.exp(entropy) if isinstance(entropy, Tensor) else math.exp(entropy)
 
 
+def erank_difference(first: Array, rows: Array) -> float | Tensor:
+    """How many fewer directions `rows` use than `first`: effective rank of first − that of rows, each less its mean.
+
+    first: (n, d), features of the untrained (or first) checkpoint; rows: (m, e), those of another one on the same
+    inputs. Their means are removed and the rows scaled to unit length (Wei et al. 2024, arXiv 2401.17139). Above 0
+    where training has concentrated the features. Result and errors as `effective_rank`.
+    """
+    before, after = (X - X.mean(dim=0) for X in (to_rows(first, "first"), to_rows(rows, "rows")))
+    return as_given(torch.exp(matrix_entropy(before)) - torch.exp(matrix_entropy(after)), first, rows)  # pyright: ignore[reportArgumentType]
+
+
 def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> Tensor:
     """Matrix entropy (nats) of a Gram matrix K, or of any matrix with K's non-zero eigenvalues whose trace is n.
 

@@ -144,33 +144,42 @@ class Recurrence:
 
 def lanczos(operator: Operator, probes: Tensor, steps: int) -> Quadratures:
     """Gauss quadratures of A from each column of probes (N, b), after `steps` steps of the Lanczos recurrence."""
-    return recurrence(operator, probes, steps).quadratures()
+    return Lanczos(operator, probes).after(steps).quadratures()
 
 
-def recurrence(operator: Operator, probes: Tensor, steps: int) -> Recurrence:
-    """`steps` steps of the Lanczos recurrence of A from each column of probes (N, b), at most N.
+class Lanczos:
+    """The Lanczos recurrence of A from each column of probes (N, b), which goes on from where it was left.
 
     Reorthogonalised against the whole basis, twice; a recurrence that ends early is padded with weight zero.
     """
-    steps = min(steps, probes.shape[0])
-    lengths = probes.square().sum(dim=0)
-    basis = [probes / lengths.sqrt()]
-    alphas, betas = [], []
-    alive = torch.ones_like(lengths, dtype=torch.bool)
-    for number in range(steps):
-        image = operator(basis[-1])
-        alphas.append(torch.where(alive, (basis[-1] * image).sum(dim=0), 0.0))
-        if number == steps - 1:
-            break
+
+    def __init__(self, operator: Operator, probes: Tensor) -> None:
+        self._operator = operator
+        self._lengths = probes.square().sum(dim=0)
+        self._basis = [probes / self._lengths.sqrt()]
+        self._alphas: list[Tensor] = []
+        self._betas: list[Tensor] = []
+        self._alive = torch.ones_like(self._lengths, dtype=torch.bool)
+
+    def after(self, steps: int) -> Recurrence:
+        """The recurrence after `steps` steps, at most N."""
+        while len(self._alphas) < min(steps, len(self._basis[0])):
+            if self._alphas:
+                self._extend()
+            self._image = self._operator(self._basis[-1])
+            self._alphas.append(torch.where(self._alive, (self._basis[-1] * self._image).sum(dim=0), 0.0))
+        alphas = torch.stack(self._alphas, dim=1)
+        return Recurrence(alphas, torch.stack(self._betas, dim=1) if self._betas else alphas[:, :0], self._lengths)
+
+    def _extend(self) -> None:
+        image = self._image
         for _ in range(2):
-            for earlier in basis:
+            for earlier in self._basis:
                 image = image - earlier * (earlier * image).sum(dim=0)
         beta = torch.linalg.vector_norm(image, dim=0)
-        alive = alive & (beta > 1e-10 * alphas[0].abs().max())
-        betas.append(torch.where(alive, beta, 0.0))
-        basis.append(torch.where(alive, image / beta.clamp_min(torch.finfo(beta.dtype).tiny), 0.0))
-    a = torch.stack(alphas, dim=1)
-    return Recurrence(a, torch.stack(betas, dim=1) if betas else a[:, :0], lengths)
+        self._alive = self._alive & (beta > 1e-10 * self._alphas[0].abs().max())
+        self._betas.append(torch.where(self._alive, beta, 0.0))
+        self._basis.append(torch.where(self._alive, image / beta.clamp_min(torch.finfo(beta.dtype).tiny), 0.0))
 
 
 def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor]:
@@ -186,8 +195,9 @@ def _deep_enough(
 
     Seen by taking two steps fewer; of orders other than 1, whose powers converge slowly at zero, by taking half.
     """
+    growing = Lanczos(operator, probes)
     for steps in STEPS:
-        run = recurrence(operator, probes, steps)
+        run = growing.after(steps)
         whole = {order: float(run.quadratures().integrate(order).mean()) for order in orders}
         cuts = {order: max(1, steps - 2 if order == 1 else steps // 2) for order in orders}
         errors = {o: abs(whole[o] - float(run.quadratures(cuts[o]).integrate(o).mean())) for o in orders}

@@ -30,6 +30,22 @@ def reference_values(classes: int) -> dict[str, float | None]:
     }
 
 
+def uniformity_reference(classes: int, features: int) -> float | None:
+    """What gnc2.uniformity is where class means are spread as evenly as can be said in closed form.
+
+    That is the simplex ETF, −½ log(2C/(C−1)), while it exists (C ≤ D + 1); beyond it the expectation over directions
+    that are uniform on the sphere, −log 2 + ½ (ψ(D−1) − ψ((D−1)/2)), which even spreading falls below. None for more
+    than two classes in one dimension.
+    """
+    if classes <= features + 1:
+        return -math.log(2 * classes / (classes - 1)) / 2
+    if features == 1:
+        return None
+    # The squared distance of two such directions is four times a Beta((D−1)/2, (D−1)/2) variable.
+    half = torch.tensor((features - 1) / 2, dtype=torch.float64)
+    return -math.log(2) + float(torch.digamma(2 * half) - torch.digamma(half)) / 2
+
+
 ZERO_AT_COLLAPSE = (
     "class.hdr",
     "sample.hdr",
@@ -42,7 +58,9 @@ ZERO_AT_COLLAPSE = (
     "nc2.equiangular_means",
     "nc2.equiangular_weights",
     "nc2.etf",
+    "gnc2.spread",
     "nc3.duality",
+    "nc3.uniformity",
     "nc4.disagreement",
 )
 
@@ -65,6 +83,7 @@ def collapse_values(counts: Sequence[int]) -> dict[str, float | None]:
     single, joint = (float(entropy_of_spectrum(spectrum(roots * matrix))) for matrix in (E, E * E))
     entropy, ratio = reference["reference.entropy"], reference["reference.mir"]
     means = {"class.entropy_means": entropy, "class.entropy_weights": entropy, "class.mir": ratio}
+    means["gnc2.uniformity"] = -math.log(2 * classes / (classes - 1)) / 2
     means["class.mutual_information"] = 0.0 if ratio is None or entropy is None else ratio * entropy
     samples: dict[str, float | None] = dict.fromkeys(("sample.entropy_features", "sample.entropy_weights"), single)
     samples |= {"sample.entropy_joint": joint, "sample.mutual_information": 2 * single - joint}

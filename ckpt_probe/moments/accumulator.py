@@ -6,16 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.moments.entropies import Options
-from ckpt_probe.moments.grouping import Grouped, Rows, group
+from ckpt_probe.moments.families import OF_SCATTER, OF_UNIT_ROWS, chosen
+from ckpt_probe.moments.grouping import Grouped, Rows, cached_rows, group
 from ckpt_probe.moments.outer_products import symmetric
 from ckpt_probe.moments.record import Reading, Value, read_out
-from ckpt_probe.moments.scatter import Scatter
+from ckpt_probe.moments.scatter import MANY, Scatter
 from ckpt_probe.moments.unit_moments import UnitMoments
 from ckpt_probe.moments.validation import require_state
 
@@ -25,8 +26,10 @@ AnyRows = Callable[[], Iterable[tuple[Array, Array]]]
 MEMORY = 2 * 2**30
 """Bytes that second moments may take where a caller names no other budget."""
 
-CACHED_BYTES = 2**24
-"""Bytes of float64 rows that are worked on at once: what the processor's cache holds is twice as fast."""
+BLOCKS_AT_ONCE = 8
+"""Cachefuls of rows that are sorted together where classes are many: the fewer of them meet a block, the less work."""
+
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
 class Moments:
@@ -39,15 +42,28 @@ class Moments:
     the total second moment is kept, and what needs the classes' own is missing, with the reason.
 
     classes: number of classes; where None, labels may be any whole number ≥ 0. device: where the moments live, that
-    of the first block where None; the CPU for blocks on MPS, which has no float64. Raises DataError for fewer than two
-    classes, and for MPS as the device.
+    of the first block where None; the CPU for blocks on MPS, which has no float64. only: families of metrics, such as
+    ("nc1", "class"): what none of them needs is not accumulated, and the record has no others; the usual ones where
+    None. precision: "float32" multiplies rows in single precision, which halves the work and leaves about six digits;
+    sums over blocks, and everything that is read from them, stay in float64. Raises DataError for fewer than two
+    classes, and for MPS as the device, UsageError for a family or precision that there is not.
     """
 
-    def __init__(self, classes: int | None = None, *, device: torch.device | str | None = None, memory: int = MEMORY):
+    def __init__(
+        self,
+        classes: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        memory: int = MEMORY,
+        only: Iterable[str] | None = None,
+        precision: str = "float64",
+    ):
         if classes is not None and classes < 2:
             raise DataError(f"neural collapse and mutual information need at least two classes, found {classes}")
         self.classes = classes
         self.memory = memory
+        self.families = chosen(only)
+        self._dtype = checked_precision(precision)
         self.device = torch.device(device) if device is not None else None
         if self.device is not None and self.device.type == "mps":
             raise DataError("moments are kept in float64, which MPS lacks: omit device, or pass device='cpu'")
@@ -62,7 +78,7 @@ class Moments:
     @property
     def features(self) -> int | None:
         """D, None before the first block."""
-        return None if self._scatter is None else self._scatter.within.shape[0]
+        return None if self._scatter is None else self._scatter.means.shape[1]
 
     @property
     def counts(self) -> dict[int, int]:
@@ -73,10 +89,14 @@ class Moments:
     @property
     def class_means(self) -> Tensor:
         """Mean feature of each class, (C, D) float64; rows of NaN for classes without a sample."""
+        return self.means_of_classes(1)
+
+    def means_of_classes(self, least: int) -> Tensor:
+        """As `class_means`, with rows of NaN for classes of fewer than `least` samples too."""
         scatter, _ = self._seen()
-        classes = self.classes or len(scatter.counts)
-        means = scatter.means.new_full((classes, scatter.means.shape[1]), torch.nan)
-        means[scatter.present] = scatter.means[scatter.present]
+        more = (self.classes or len(scatter.counts)) - len(scatter.counts)
+        means = torch.nn.functional.pad(scatter.means, (0, 0, 0, more), value=torch.nan)
+        means[: len(scatter.counts)][scatter.counts < least] = torch.nan
         return means
 
     @property
@@ -95,25 +115,32 @@ class Moments:
         if not rows.shape[0]:
             return
         scatter, unit = self._started(rows.shape[1], rows.device)
-        at_once = max(1, CACHED_BYTES // (8 * rows.shape[1]))
+        at_once = cached_rows(rows.shape[1])
+        if at_once < MANY * max(len(scatter.counts), self.classes or 0):
+            at_once *= BLOCKS_AT_ONCE
         for part, labels in zip(rows.split(at_once), numbers.split(at_once), strict=True):
             block = group(part, labels)
-            block = Grouped(block.rows.to(torch.float64), block.labels, block.sizes)
-            scatter.update(block)
-            unit.update(block)
+            if len(block.rows) <= cached_rows(rows.shape[1]):
+                block = block.to(self._dtype)
+            scatter.update(block, self._dtype)
+            if unit is not None:
+                unit.update(block, self._dtype)
 
     def merge(self, other: "Moments") -> None:
         """Add what another accumulator has seen. Raises DataError where D or C differ, naming both."""
-        if other._scatter is None or other._unit is None:
+        if other._scatter is None:
             return
+        if self.families != other.families:
+            raise DataError("moments for different families of metrics cannot be merged")
         if self.features is not None and self.features != other.features:
             raise DataError(f"moments of {self.features} features cannot be merged with moments of {other.features}")
         if self.classes != other.classes:
             raise DataError(f"moments of {self.classes} classes cannot be merged with moments of {other.classes}")
-        device = self.device or other._scatter.within.device
-        scatter, unit = self._started(other._scatter.within.shape[0], device)
+        device = self.device or other._scatter.counts.device
+        scatter, unit = self._started(other._scatter.means.shape[1], device)
         scatter.merge(other._scatter)
-        unit.merge(other._unit)
+        if unit is not None and other._unit is not None:
+            unit.merge(other._unit)
 
     def compute(
         self, weights: Array | None = None, bias: Array | None = None, *, rows: AnyRows | None = None, **options: Any
@@ -137,18 +164,23 @@ class Moments:
         orders: Sequence[float] = (),
         sampling: Sampling | None = None,
         details: bool = False,
+        only: Iterable[str] | None = None,
+        min_samples: int = 1,
     ) -> Reading:
         """The record with what is behind it: eigenvalues and per-class numbers, where `details` asks for them.
 
         orders: Rényi's, whose entropies join the record as `renyi_2.class.mir` and so on. sampling: tolerance, budget
-        and seed of the stochastic route. Values and errors as `compute`.
+        and seed of the stochastic route. only: some of the families that were accumulated. min_samples: rows that a
+        class needs, to be part of what is read from class means. Values and errors as `compute`.
         """
         scatter, unit = self._seen()
         for order in orders:
             require_order(order)
         heads = _checked_weights(weights, bias, self)
         classes = self.classes or (heads.shape[0] if heads is not None else len(scatter.counts))
-        options = Options(tuple(orders), self.memory, sampling or Sampling())
+        names = None if only is None else tuple(only)
+        families = self.families if names is None else self.families & (chosen(names) if names else frozenset())
+        options = Options(tuple(orders), self.memory, sampling or Sampling(), families, min_samples)
         again = None if rows is None else _as_tensors(rows)
         return read_out(classes, scatter, unit, heads, rows=again, options=options, details=details)
 
@@ -156,8 +188,11 @@ class Moments:
         """Everything that was accumulated, as tensors by name; `load` takes it back, on any device."""
         scatter, unit = self._seen()
         state = {"counts": scatter.counts, "means": scatter.means, "squares": scatter.squares}
-        state |= {"within": symmetric(scatter.within), "unit_counts": unit.counts}
-        state["left_out"] = torch.tensor(unit.left_out)
+        if scatter.within is not None:
+            state["within"] = symmetric(scatter.within)
+        if unit is None:
+            return state
+        state |= {"unit_counts": unit.counts, "left_out": torch.tensor(unit.left_out)}
         if unit.kind == "rows":
             held = unit.all_rows() if unit.rows else Grouped(scatter.means[:0], scatter.counts[:0], scatter.counts[:0])
             return {**state, "rows": held.rows, "row_labels": held.labels[held.each()]}
@@ -169,12 +204,16 @@ class Moments:
         Raises DataError where a part is missing, or of another dtype or shape than it has to be, naming both.
         """
         tensors = {name: as_tensor(value, f"moments: {name}").to(self.device) for name, value in state.items()}
-        require_state(tensors, self.classes)
+        require_state(tensors, self.classes, self.families)
         self._scatter = self._unit = None
         self.device = self.device or tensors["means"].device
         scatter, unit = self._started(tensors["means"].shape[1], self.device)
         scatter.counts, scatter.means = tensors["counts"], tensors["means"]
-        scatter.squares, scatter.within = tensors["squares"], tensors["within"].contiguous()
+        scatter.squares = tensors["squares"]
+        if scatter.within is not None:
+            scatter.within = tensors["within"].contiguous()
+        if unit is None:
+            return
         unit.counts, unit.left_out = tensors["unit_counts"], int(tensors["left_out"])
         if "rows" in tensors:
             unit.rows = [group(tensors["rows"], tensors["row_labels"])]
@@ -182,15 +221,16 @@ class Moments:
             unit.kind = "classes" if "second" in tensors else "total"
             unit.second = tensors["second" if "second" in tensors else "total"].contiguous()
 
-    def _started(self, features: int, device: torch.device) -> tuple[Scatter, UnitMoments]:
+    def _started(self, features: int, device: torch.device) -> tuple[Scatter, UnitMoments | None]:
         self.device = self.device or device
-        if self._scatter is None or self._unit is None:
-            self._scatter = Scatter(features, self.device)
-            self._unit = UnitMoments(features, self.classes, self.memory, self.device)
+        if self._scatter is None:
+            self._scatter = Scatter(features, self.device, products=bool(self.families & OF_SCATTER))
+            if self.families & OF_UNIT_ROWS:
+                self._unit = UnitMoments(features, self.classes, self.memory, self.device)
         return self._scatter, self._unit
 
-    def _seen(self) -> tuple[Scatter, UnitMoments]:
-        if self._scatter is None or self._unit is None:
+    def _seen(self) -> tuple[Scatter, UnitMoments | None]:
+        if self._scatter is None:
             raise DataError("no samples were added, so there is nothing to compute; call update first")
         return self._scatter, self._unit
 
@@ -217,6 +257,13 @@ class Moments:
             first = int(outside.nonzero()[0])
             allowed = "at least 0" if highest is None else f"between 0 and {highest}"
             raise DataError(f"labels: row {first + self.samples} is {int(numbers[first])}, labels must be {allowed}")
+
+
+def checked_precision(name: str) -> torch.dtype:
+    """The dtype of products that a precision names. Raises UsageError for another name."""
+    if name not in PRECISIONS:
+        raise UsageError(f"precision: expected {' or '.join(PRECISIONS)}, found {name!r}")
+    return PRECISIONS[name]
 
 
 def _as_tensors(rows: AnyRows) -> Rows:

@@ -11,6 +11,7 @@ from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import routes, spectra
+from ckpt_probe.moments.families import DEFAULT
 from ckpt_probe.moments.grouping import Grouped, Rows
 from ckpt_probe.moments.joint_operator import JointOperator
 from ckpt_probe.moments.outer_products import add_outer
@@ -19,11 +20,16 @@ from ckpt_probe.moments.unit_moments import UnitMoments
 
 @dataclass(frozen=True)
 class Options:
-    """How entropies are computed: Rényi's orders beside 1, bytes of memory, and when sampling stops."""
+    """What is read: Rényi's orders beside 1, bytes of memory, when sampling stops, which families of metrics.
+
+    min_samples: rows that a class needs to count as present.
+    """
 
     orders: tuple[float, ...] = ()
     memory: int = 2 * 2**30
     sampling: Sampling = field(default_factory=Sampling)
+    families: frozenset[str] = frozenset(DEFAULT)
+    min_samples: int = 1
 
     @property
     def all_orders(self) -> tuple[float, ...]:
@@ -76,7 +82,7 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, o
     elif route.name == routes.STOCHASTIC and rows is not None:
         source = _with_directions(rows, kept)
         renumbered = kept.cumsum(0) - 1
-        estimate = _estimated(_relabelled(source, renumbered), heads, samples, found, options)
+        estimate = _estimated(_relabelled(source, renumbered), heads, counts[kept], found, options)
         return _level(found, options, route, estimate, left_out)
     return _level(found, options, route, left_out=left_out)
 
@@ -104,7 +110,7 @@ def class_level(M: Tensor, heads: Tensor | None, rounding: float, options: Optio
     elif route.name == routes.MOMENTS:
         found["joint"] = _of_products(means, V, options.memory)
     else:
-        estimate = _estimated(lambda: [(means, labels)], unit_heads, used, found, options)
+        estimate = _estimated(lambda: [(means, labels)], unit_heads, ones, found, options)
     return _level(found, options, route, estimate, len(M) - used)
 
 
@@ -115,6 +121,13 @@ class Within:
     labels: Tensor
     entropies: dict[float, Tensor]
     eigenvalues: dict[int, Tensor]
+
+    def of(self, classes: Tensor) -> "Within":
+        """Only that of some classes."""
+        kept = torch.isin(self.labels, classes)
+        chosen = set(classes.tolist())
+        eigenvalues = {label: values for label, values in self.eigenvalues.items() if label in chosen}
+        return Within(self.labels[kept], {order: h[kept] for order, h in self.entropies.items()}, eigenvalues)
 
 
 def within_level(unit: UnitMoments, rows: Rows | None, options: Options, *, keep: bool = False) -> Within | None:
@@ -152,11 +165,11 @@ def _level(
     return Level(entropies, found, route, estimate, left_out)
 
 
-def _estimated(rows: Rows, heads: Tensor, samples: int, found: dict[str, Tensor], options: Options) -> Estimate:
+def _estimated(rows: Rows, heads: Tensor, counts: Tensor, found: dict[str, Tensor], options: Options) -> Estimate:
     known = sum(float(entropy_of_spectrum(values)) for values in found.values())
-    operator = JointOperator(rows, heads, samples, memory=options.memory)
+    operator = JointOperator(rows, heads, counts, memory=options.memory)
     return estimate_entropies(
-        operator, samples, known=known, orders=options.orders, sampling=options.sampling, device=heads.device
+        operator, int(counts.sum()), known=known, orders=options.orders, sampling=options.sampling, device=heads.device
     )
 
 

@@ -11,6 +11,9 @@ from ckpt_probe.metrics.gram import directions, where_float64_is
 Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives a fresh pass over blocks of features (n, D) and labels (n,), the same rows in the same order each time."""
 
+CACHED_BYTES = 2**24
+"""Bytes of float64 rows that are worked on at once: what the processor's cache holds is twice as fast."""
+
 
 @dataclass(frozen=True)
 class Grouped:
@@ -28,11 +31,36 @@ class Grouped:
         """For every row the position of its class among `labels`, (n,)."""
         return torch.repeat_interleave(torch.arange(len(self.labels), device=self.labels.device), self.sizes)
 
+    def to(self, dtype: torch.dtype) -> "Grouped":
+        """The same in another precision."""
+        return Grouped(self.rows.to(dtype), self.labels, self.sizes)
+
+    def pieces(self) -> Iterator[slice]:
+        """Slices of the rows that are worked on at once."""
+        at_once = cached_rows(self.rows.shape[1])
+        for start in range(0, len(self.rows), at_once):
+            yield slice(start, min(start + at_once, len(self.rows)))
+
+    def split(self) -> "Iterator[Grouped]":
+        """The same rows, as many at a time."""
+        pieces = list(self.pieces())
+        if len(pieces) <= 1:
+            yield self
+            return
+        each = self.each()
+        for piece in pieces:
+            yield group(self.rows[piece], self.labels[each[piece]])
+
     def where(self, kept: Tensor) -> "Grouped":
         """Only the rows that `kept` (n,) marks."""
         if bool(kept.all()):
             return self
         return group(self.rows[kept], self.labels[self.each()[kept]])
+
+
+def cached_rows(features: int) -> int:
+    """How many rows of `features` numbers are worked on at once."""
+    return max(1, CACHED_BYTES // (8 * features))
 
 
 def group(rows: Tensor, labels: Tensor) -> Grouped:
@@ -77,6 +105,64 @@ def stacks(rows: Tensor, labels: Tensor, *, first: int = 0, total: int | None = 
         padded = rows[order[sorted_places]] * real[:, :, None]
         places = torch.where(real, order[sorted_places] + first, beyond)
         yield Stack(present[chosen], sizes[chosen], padded, places)
+
+
+ROWS_AT_ONCE = 4096
+"""Rows that one product of a run takes, and their float32 copies where they are of half precision."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """k classes of one size, whose rows lie one after another from row `start`; where they stand among all classes."""
+
+    classes: Tensor | slice
+    count: int
+    size: int
+    start: int
+
+    def add_sums(self, sums: Tensor, rows: Tensor, x: Tensor) -> None:
+        """Add Σ_i z_i x_i over the rows of each class to its (D, b) of `sums` (C, D, b); rows (n, D), x (n, b)."""
+        products = torch.bmm(self._of(rows).float().mT, self._of(x))
+        if isinstance(self.classes, slice):
+            sums[self.classes].add_(products)
+        else:
+            sums.index_add_(0, self.classes, products)
+
+    def put_products(self, image: Tensor, rows: Tensor, of_classes: Tensor) -> None:
+        """Put z_i · (D, b) of the row's class from `of_classes` (C, D, b) into `image` (n, b)."""
+        self._of(image).copy_(torch.bmm(self._of(rows).float(), of_classes[self.classes]))
+
+    def _of(self, values: Tensor) -> Tensor:
+        return values[self.start : self.start + self.count * self.size].unflatten(0, (self.count, self.size))
+
+
+def runs(sizes: Tensor, classes: Tensor | None = None, *, first: int = 0) -> list[Run]:
+    """The classes of increasing sizes (k,), at most ROWS_AT_ONCE rows at a time; a class of more rows is cut.
+
+    classes: their numbers (k,), 0 … k−1 where None; first: where the rows of the first one begin.
+    """
+    found, number = [], 0
+    distinct, repeats = torch.unique_consecutive(sizes, return_counts=True)
+    for size, count in zip(distinct.tolist(), repeats.tolist(), strict=True):
+        at_once = max(1, ROWS_AT_ONCE // max(1, size))
+        for start in range(number, number + count, at_once):
+            part = slice(start, min(start + at_once, number + count))
+            for cut in range(0, size, ROWS_AT_ONCE):
+                height = min(size - cut, ROWS_AT_ONCE) if size > ROWS_AT_ONCE else size
+                named = part if classes is None else classes[part]
+                found.append(Run(named, part.stop - part.start, height, first + cut))
+            first += size * (part.stop - part.start)
+        number += count
+    return found
+
+
+def by_size(labels: Tensor) -> tuple[Tensor, list[Run]]:
+    """The order (n,) of rows with these labels (n,) that puts classes of one size side by side, and their runs."""
+    present, each, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    order = torch.argsort(counts, stable=True)
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=order.device)
+    return torch.argsort(ranks[each], stable=True), runs(counts[order], present[order])
 
 
 def unit_blocks(rows: Rows, device: torch.device | None, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,66 +1,175 @@
 """The joint matrix as a linear map: K1 ⊙ K2 / N applied to vectors by sums over classes, never formed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ckpt_probe.moments.grouping import Rows, Stack, stacks, unit_blocks
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.gram import directions, where_float64_is
+from ckpt_probe.moments.grouping import Rows, Run, by_size, runs
+
+GROUP = 1024
+"""Classes whose sums meet the heads in one product."""
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows (n, D) of which those of a class lie together, as `runs` tell; unit ones once scaled by `scales` (n, 1).
+
+    places: where each stood, (n,).
+    """
+
+    rows: Tensor
+    scales: Tensor
+    places: Tensor
+    runs: list[Run]
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """Values (N, b) of the rows as they came, in the order of the block, scaled."""
+        return x[self.places].mul_(self.scales)
+
+    def put(self, image: Tensor, arranged: Tensor) -> None:
+        """The reverse of `arranged`, scaled too, into (N, b)."""
+        image[self.places] = arranged.mul_(self.scales)
 
 
 class JointOperator:
     """x ↦ (K1 ⊙ K2) x / N, since its row i is ẑ_i · Σ_c G[y_i, c] (Σ_{j in c} ẑ_j x_j), G = Ŵ Ŵᵀ.
 
-    rows: the features again; heads: unit classifier rows (C, D); samples: how many rows have a direction, N. The rows
-    are held in float32 where they fit half of `memory` bytes, else read again for each product. Products are in
-    float32, everything that is summed over steps and probes in float64.
+    rows: the features again; heads: unit classifier rows (C, D); counts: how many rows with a direction each class has,
+    (C,). The rows are held, half precision as such and all else in float32, where they fit half of `memory` bytes; if
+    not, they are read twice for each product. For C > 2·D the product with G is Ŵ (Ŵᵀ ·), 4·C·D² operations a vector,
+    group by group of classes; else C²·D. Products are in float32, what is summed over steps and probes in float64.
+    Raises DataError where the rows are not those that were counted.
     """
 
-    def __init__(self, rows: Rows, heads: Tensor, samples: int, *, memory: int) -> None:
+    def __init__(self, rows: Rows, heads: Tensor, counts: Tensor, *, memory: int) -> None:
         self._rows = rows
-        self._heads = heads.to(torch.float32)
-        self._samples = samples
+        self._samples = int(counts.sum())
         self._memory = memory
         self._factored = 2 * heads.shape[1] < heads.shape[0]
-        self._gram = heads if self._factored else (heads @ heads.T)
-        self._gram = self._gram.to(torch.float32)
-        fits = 2 * 4 * samples * heads.shape[1] <= memory // 2
-        self._held = self._gathered() if fits else None
+        self._order = torch.argsort(counts, stable=True)
+        self._sizes = counts[self._order]
+        self._held = self._gathered(heads.shape[1])
+        if self._held is not None:
+            heads = heads[self._order]
+        self._heads = heads.to(torch.float32)
+        self._gram = None if self._factored else (heads @ heads.T).to(torch.float32)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (N, b) float64 → (N, b) float64."""
         classes, features = self._heads.shape
-        columns = max(1, self._memory // 8 // (4 * 3 * classes * features))
-        parts = [self._apply(part) for part in x.to(torch.float32).split(columns, dim=1)]
+        by_groups = self._factored and self._held is not None
+        columns = max(1, self._memory // 8 // (4 * features * (GROUP + features if by_groups else 2 * classes)))
+        parts = []
+        for part in x.to(torch.float32).split(columns, dim=1):
+            image = self._of_groups(part) if by_groups else self._of_sums(part)
+            parts.append(image.to(torch.float64).div_(self._samples))
         return torch.cat(parts, dim=1)
 
-    def _apply(self, x: Tensor) -> Tensor:
-        classes, features = self._heads.shape
-        columns = x.shape[1]
-        padded = torch.cat([x, x.new_zeros(1, columns)])
-        sums = x.new_zeros(classes, features, columns)
-        for stack in self._stacks():
-            sums[stack.classes] += torch.bmm(stack.rows.mT, padded[stack.places])
-        mixed = self._mix(sums.reshape(classes, features * columns)).reshape(classes, features, columns)
-        image = torch.empty_like(padded)
-        for stack in self._stacks():
-            image[stack.places] = torch.bmm(stack.rows, mixed[stack.classes])
-        return image[:-1].to(torch.float64) / self._samples
+    def _of_groups(self, x: Tensor) -> Tensor:
+        """Held rows, factored: no more than a group of classes has its sums at hand."""
+        held = self._held
+        assert held is not None
+        features, columns = self._heads.shape[1], x.shape[1]
+        groups, first = [], 0
+        for sizes, heads in zip(self._sizes.split(GROUP), self._heads.split(GROUP), strict=True):
+            groups.append((runs(sizes, first=first), heads))
+            first += int(sizes.sum())
+        mixed, arranged = x.new_zeros(features, features * columns), held.arranged(x)
+        for group, heads in groups:
+            sums = x.new_zeros(len(heads), features, columns)
+            for run in group:
+                run.add_sums(sums, held.rows, arranged)
+            mixed.addmm_(heads.T, sums.flatten(1))
+        for group, heads in groups:
+            of_classes = (heads @ mixed).reshape(-1, features, columns)
+            for run in group:
+                run.put_products(arranged, held.rows, of_classes)
+        image = torch.empty_like(x)
+        held.put(image, arranged)
+        return image
 
-    def _mix(self, sums: Tensor) -> Tensor:
-        return self._gram @ (self._gram.T @ sums) if self._factored else self._gram @ sums
+    def _of_sums(self, x: Tensor) -> Tensor:
+        """The sums of all classes at hand, from blocks of rows in any order."""
+        sums, image = x.new_zeros(*self._heads.shape, x.shape[1]), torch.empty_like(x)
+        for block in self._blocks():
+            part = block.arranged(x)
+            for run in block.runs:
+                run.add_sums(sums, block.rows, part)
+        of_classes = self._mixed(sums)
+        for block in self._blocks():
+            part = x.new_empty(len(block.rows), x.shape[1])
+            for run in block.runs:
+                run.put_products(part, block.rows, of_classes)
+            block.put(image, part)
+        return image
 
-    def _stacks(self) -> Iterable[Stack]:
-        return self._held if self._held is not None else self._read()
+    def _mixed(self, sums: Tensor) -> Tensor:
+        flat = sums.flatten(1)
+        if self._gram is not None:
+            return (self._gram @ flat).reshape(sums.shape)
+        mixed = self._heads.T @ flat
+        # In place of the sums, which may be the largest array of all.
+        for heads, part in zip(self._heads.split(GROUP), flat.split(GROUP), strict=True):
+            torch.mm(heads, mixed, out=part)
+        return sums
 
-    def _read(self) -> Iterator[Stack]:
+    def _blocks(self) -> Iterator[_Block]:
+        if self._held is not None:
+            yield self._held
+            return
         first = 0
-        for unit, labels in unit_blocks(self._rows, self._heads.device, torch.float32):
-            yield from stacks(unit, labels, first=first, total=self._samples)
+        for rows, scales, labels in self._unit_blocks(halves=False):
+            order, found = by_size(labels)
+            yield _Block(rows[order], scales[order], order + first, found)
             first += len(labels)
+        self._require(first == self._samples, first)
 
-    def _gathered(self) -> list[Stack]:
-        blocks = list(unit_blocks(self._rows, self._heads.device, torch.float32))
-        rows, labels = (torch.cat([block[i] for block in blocks]) for i in (0, 1))
-        del blocks
-        return list(stacks(rows, labels))
+    def _gathered(self, features: int, *, halves: bool = True) -> _Block | None:
+        """All rows by class, the classes in the order of their sizes; None where they do not fit."""
+        dtype = next((block.dtype for block, _ in self._rows() if halves and block.dtype in HALVES), torch.float32)
+        device, halves = self._sizes.device, dtype in HALVES
+        if self._samples * features * dtype.itemsize > self._memory // 2:
+            return None
+        rows = torch.empty(self._samples, features, dtype=dtype, device=device)
+        scales = torch.empty(self._samples, 1, device=device)
+        places = torch.empty(self._samples, dtype=torch.int64, device=device)
+        free, ends, first = torch.empty_like(self._sizes), torch.empty_like(self._sizes), 0
+        ends[self._order] = self._sizes.cumsum(0)
+        free[self._order] = ends[self._order] - self._sizes
+        for block, lengths, labels in self._unit_blocks(halves=halves):
+            if block.dtype != dtype:
+                return self._gathered(features, halves=False)
+            order = torch.argsort(labels, stable=True)
+            present, found = torch.unique_consecutive(labels[order], return_counts=True)
+            starts = free[present]
+            free[present] += found
+            self._require(bool((free <= ends).all()), first + len(labels))
+            within = torch.arange(len(order), device=device) - torch.repeat_interleave(found.cumsum(0) - found, found)
+            targets = torch.repeat_interleave(starts, found) + within
+            rows[targets], scales[targets], places[targets] = block[order], lengths[order], order + first
+            first += len(labels)
+        self._require(first == self._samples, first)
+        return _Block(rows, scales, places, runs(self._sizes))
+
+    def _unit_blocks(self, *, halves: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows (m, D) that have a direction, what scales each to unit length (m, 1), and their labels (m,)."""
+        device = self._sizes.device
+        for features, labels in self._rows():
+            features = where_float64_is(features).to(device)
+            unit, kept = directions(features.to(torch.float64))
+            labels = labels.to(device, torch.int64)[kept]
+            if halves and features.dtype in HALVES:
+                features = features[kept]
+                yield features, 1 / torch.linalg.vector_norm(features.float(), dim=1, keepdim=True), labels
+            else:
+                yield unit.to(torch.float32), torch.ones(len(unit), 1, device=device), labels
+
+    def _require(self, same: bool, rows: int) -> None:
+        if not same:
+            raise DataError(f"the data changed while it was read: {self._samples} rows at first, then {rows} or others")

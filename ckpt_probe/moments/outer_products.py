@@ -7,14 +7,17 @@ WIDTH = 96
 
 
 def add_outer(total: Tensor, rows: Tensor) -> None:
-    """Add rowsᵀ rows to `total` in place: rows (n, D), total (D, D), of one dtype.
+    """Add rowsᵀ rows to `total` in place: rows (n, D), total (D, D) of their dtype, or float64 for float32 rows.
 
     Only the triangle on and below the diagonal is valid afterwards; `symmetric` makes it whole.
     """
     features = rows.shape[1]
     for start in range(0, features, WIDTH):
         stop = min(start + WIDTH, features)
-        total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+        if rows.dtype == total.dtype:
+            total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+        else:
+            total[start:stop, :stop] += rows[:, start:stop].T @ rows[:, :stop]
 
 
 def symmetric(total: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """From class moments to the record: every metric at sample, class and within-class level, and why one is missing."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics import collapse
-from ckpt_probe.metrics.theory import reference_values
+from ckpt_probe.metrics import collapse, pairs
+from ckpt_probe.metrics.theory import reference_values, uniformity_reference
 from ckpt_probe.moments.entropies import Level, Options, Within, class_level, sample_level, within_level
 from ckpt_probe.moments.grouping import Rows
 from ckpt_probe.moments.scatter import Scatter
@@ -17,15 +18,23 @@ Value = float | int | str | None
 
 NO_WEIGHTS = "no classifier weights"
 ZERO_ENTROPY = "the entropy in its denominator is zero"
+ZERO_WEIGHTS = "a row of classifier weights has zero length"
+COINCIDE = "class means coincide"
 ONE_CLASS = "only one class has samples"
+FEW_CLASSES = "fewer than two classes have as many samples as a class needs"
 RATIOS = ("mutual_information", "mir", "hdr")
 ENTROPIES = {
     "sample": ("entropy_features", "entropy_weights", "entropy_joint"),
     "class": ("entropy_means", "entropy_weights"),
 }
 WITHIN = ("entropy_mean", "entropy_max")
-COLLAPSE_OF_MEANS = ("nc1.pinv", "nc1.cdnv", "nc2.equinorm_means", "nc2.equiangular_means", "nc2.etf")
-COLLAPSE_OF_WEIGHTS = ("nc2.equinorm_weights", "nc2.equiangular_weights", "nc3.duality")
+COLLAPSE = {
+    "nc1": ("nc1.pinv", "nc1.cdnv", "separation"),
+    "nc2": ("nc2.equinorm_means", "nc2.equiangular_means", "nc2.etf", "gnc2.uniformity", "gnc2.spread"),
+    "nc2 of weights": ("nc2.equinorm_weights", "nc2.equiangular_weights"),
+    "nc3": ("nc3.duality", "nc3.uniformity"),
+}
+REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy")
 
 
 @dataclass
@@ -64,7 +73,7 @@ class Reading:
 def read_out(
     classes: int,
     scatter: Scatter,
-    unit: UnitMoments,
+    unit: UnitMoments | None,
     weights: Tensor | None,
     *,
     rows: Rows | None = None,
@@ -74,44 +83,83 @@ def read_out(
     """Every metric of `Moments.compute`; weights (C, D) float64 or None. `details` fills spectra and per_class."""
     options = options or Options()
     record = Record()
-    present = scatter.present
-    means, squares = scatter.means[present], scatter.squares[present] / scatter.counts[present]
-    heads = None if weights is None else weights[present]
+    present = (scatter.counts >= options.min_samples).nonzero().squeeze(1)
     record.put("samples", int(scatter.counts.sum()))
-    record.put("features", means.shape[1])
+    record.put("features", scatter.means.shape[1])
     record.put("classes", classes)
-    levels = {"sample": sample_level(unit, weights, rows, options)}
-    record.put("samples_left_out", levels["sample"].left_out)
-    _put_level(record, "sample", levels["sample"], options)
-    within = within_level(unit, rows, options, keep=details)
-    _put_within(record, within, options)
-    if len(means) < 2:
-        record.put("classes_left_out", classes - 1)
-        record.miss(_class_names(options), ONE_CLASS)
+    record.put("classes_present", len(scatter.present))
+    levels, within = {}, None
+    if unit is not None and "sample" in options.families:
+        levels["sample"] = sample_level(unit, weights, rows, options)
+        _put_sample(record, levels["sample"], options)
+    if unit is not None and "within" in options.families:
+        within = within_level(unit, rows, options, keep=details)
+        within = within.of(present) if within is not None and options.min_samples > 1 else within
+        _put_within(record, within, options)
+    left_out = classes - len(present)
+    if len(present) < 2:
+        record.miss(_names_of_classes(options), ONE_CLASS if options.min_samples == 1 else FEW_CLASSES)
     else:
-        M = means - means.mean(dim=0)
-        rounding = 1e-12 * float(means.abs().max())
-        levels["class"] = class_level(M, heads, rounding, options)
-        record.put("classes_left_out", classes - len(means) + levels["class"].left_out)
-        _put_level(record, "class", levels["class"], options)
-        _put_collapse(record, scatter, M, heads)
-        for name, value in reference_values(len(means)).items():
-            record.put(name, value, "with two classes the entropies are zero")
+        geometry = Geometry.of(scatter, present, weights)
+        if "class" in options.families:
+            levels["class"] = class_level(geometry.M, geometry.heads, geometry.rounding, options)
+            left_out += levels["class"].left_out
+            _put_level(record, "class", levels["class"], options)
+            for name, value in reference_values(len(present)).items():
+                record.put(name, value, "with two classes the entropies are zero")
+        _put_collapse(record, geometry, options.families)
+    record.put("classes_left_out", left_out)
     if not details:
         return Reading(record.finished(), {}, [])
     found = {f"{level}.{name}": values for level, held in levels.items() for name, values in held.eigenvalues.items()}
     found |= {f"within.{label}": values for label, values in (within.eigenvalues.items() if within else ())}
-    return Reading(record.finished(), found, _per_class(present, scatter, means, squares, within))
+    return Reading(record.finished(), found, _per_class(scatter, present, within, options))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Means (k, D) of the classes that count, the same less their mean as M, and their classifier rows or None.
+
+    rounding: what counts as zero in M; variances: mean ‖z − μ_c‖² (k,); scatter: what they come from.
+    """
+
+    means: Tensor
+    M: Tensor
+    heads: Tensor | None
+    rounding: float
+    variances: Tensor
+    scatter: Scatter
+
+    @staticmethod
+    def of(scatter: Scatter, present: Tensor, weights: Tensor | None) -> "Geometry":
+        """That of the classes `present` (k,)."""
+        means = _at(scatter.means, present)
+        heads = None if weights is None else _at(weights, present)
+        variances = scatter.squares[present] / scatter.counts[present]
+        return Geometry(means, means - means.mean(dim=0), heads, 1e-12 * float(means.abs().max()), variances, scatter)
+
+
+def _at(rows: Tensor, present: Tensor) -> Tensor:
+    # Where all are present there may be many, and a copy is as large as all else.
+    return rows if len(present) == len(rows) else rows[present]
+
+
+def _put_sample(record: Record, level: Level, options: Options) -> None:
+    record.put("samples_left_out", level.left_out)
+    _put_level(record, "sample", level, options)
+    most = min(int(record.values["samples"] or 0) - level.left_out, int(record.values["features"] or 0))
+    entropy = level.entropies[1.0][0]
+    record.put("sample.effective_rank", entropy.exp())
+    one = "one sample or one feature has one direction"
+    record.put("sample.entropy_normalized", entropy / math.log(most) if most > 1 else None, one)
+    record.put("route", level.route.name if level.route else None, _reason(level))
+    record.put("route_reason", _told(level) if level.route else None, _reason(level))
 
 
 def _put_level(record: Record, name: str, level: Level, options: Options) -> None:
     for order in options.all_orders:
         prefix = name if order == 1 else f"renyi_{order:g}.{name}"
         _put_order(record, prefix, name, level, order)
-    if name == "sample":
-        record.put("sample.effective_rank", level.entropies[1.0][0].exp())
-        record.put("route", level.route.name if level.route else None, _reason(level))
-        record.put("route_reason", _told(level) if level.route else None, _reason(level))
     if level.estimate is not None:
         record.put(f"{name}.entropy_joint_stderr", level.estimate.stderrs[1.0])
         record.put(f"{name}.probes", level.estimate.probes)
@@ -167,38 +215,73 @@ def _put_within(record: Record, within: Within | None, options: Options) -> None
         record.put(f"{prefix}.entropy_max", within.entropies[order].max())
 
 
-def _put_collapse(record: Record, scatter: Scatter, M: Tensor, heads: Tensor | None) -> None:
-    present = scatter.present
-    means, counts = scatter.means[present], scatter.counts[present]
-    coincide = "class means coincide"
-    within = scatter.covariance()
-    record.put("nc1.pinv", collapse.nc1_pinv(within, M, magnitude=float(means.abs().max())), coincide)
-    record.put("nc1.cdnv", collapse.cdnv(scatter.squares[present] / counts, means), coincide)
-    record.put("nc2.equinorm_means", collapse.equinorm(M), coincide)
-    record.put("nc2.equiangular_means", collapse.equiangular(M), coincide)
-    record.put("nc2.etf", collapse.etf_distance(M), coincide)
-    if heads is None:
-        record.miss(COLLAPSE_OF_WEIGHTS, NO_WEIGHTS)
+def _put_collapse(record: Record, classes: Geometry, families: frozenset[str]) -> None:
+    unit = pairs.unit_or_zero(classes.M)
+    distances = pairs.Cdnv(classes.variances, classes.means, torch.linalg.vector_norm(classes.M, dim=1))
+    angles, evenness = pairs.Equiangular(unit), pairs.Uniformity(unit)
+    wanted = [*([distances] if "nc1" in families else []), *([angles, evenness] if "nc2" in families else [])]
+    if wanted:
+        # Each pair of classes is visited once for all that is read from it.
+        pairs.visit(unit, wanted)
+    if "nc1" in families:
+        _put_nc1(record, classes, distances)
+    if "nc2" in families:
+        _put_nc2(record, classes, angles, evenness)
+    if "nc3" in families:
+        _put_nc3(record, classes)
+
+
+def _put_nc1(record: Record, classes: Geometry, distances: pairs.Cdnv) -> None:
+    magnitude = float(classes.means.abs().max())
+    nc1 = collapse.nc1_pinv(classes.scatter.covariance(), classes.M, magnitude=magnitude)
+    record.put("nc1.pinv", nc1, COINCIDE)
+    record.put("nc1.cdnv", distances.value, COINCIDE)
+    reason = COINCIDE if nc1 is None else "samples do not differ within their classes"
+    record.put("separation", collapse.separation(nc1, len(classes.M)), reason)
+
+
+def _put_nc2(record: Record, classes: Geometry, angles: pairs.Equiangular, evenness: pairs.Uniformity) -> None:
+    record.put("nc2.equinorm_means", collapse.equinorm(classes.M), COINCIDE)
+    record.put("nc2.equiangular_means", angles.value, COINCIDE)
+    record.put("nc2.etf", collapse.etf_distance(classes.M), COINCIDE)
+    same = "two class means have the same direction"
+    record.put("gnc2.uniformity", evenness.mean, same)
+    record.put("gnc2.spread", evenness.spread, same)
+    reference = uniformity_reference(*classes.M.shape)
+    record.put("reference.uniformity", reference, "more than two classes in one dimension")
+    if classes.heads is None:
+        record.miss(COLLAPSE["nc2 of weights"], NO_WEIGHTS)
         return
-    zero = "a row of classifier weights has zero length"
-    record.put("nc2.equinorm_weights", collapse.equinorm(heads), zero)
-    record.put("nc2.equiangular_weights", collapse.equiangular(heads), zero)
-    record.put("nc3.duality", collapse.duality(heads, M), zero)
+    record.put("nc2.equinorm_weights", collapse.equinorm(classes.heads), ZERO_WEIGHTS)
+    record.put("nc2.equiangular_weights", collapse.equiangular(classes.heads), ZERO_WEIGHTS)
 
 
-def _class_names(options: Options) -> list[str]:
+def _put_nc3(record: Record, classes: Geometry) -> None:
+    if classes.heads is None:
+        record.miss(COLLAPSE["nc3"], NO_WEIGHTS)
+        return
+    record.put("nc3.duality", collapse.duality(classes.heads, classes.M), ZERO_WEIGHTS)
+    uniformity = collapse.duality_uniformity(classes.heads, classes.M)
+    record.put("nc3.uniformity", uniformity, "a class mean or a row of classifier weights has zero length")
+
+
+def _names_of_classes(options: Options) -> list[str]:
     prefixes = ["class" if order == 1 else f"renyi_{order:g}.class" for order in options.all_orders]
-    levels = [f"{prefix}.{name}" for prefix in prefixes for name in (*ENTROPIES["class"], *RATIOS)]
-    return [*levels, *COLLAPSE_OF_MEANS, *COLLAPSE_OF_WEIGHTS, "reference.mir", "reference.hdr", "reference.entropy"]
+    level = [f"{prefix}.{name}" for prefix in prefixes for name in (*ENTROPIES["class"], *RATIOS)]
+    found = [*level, *REFERENCES] if "class" in options.families else []
+    found += [name for family, names in COLLAPSE.items() if family.split()[0] in options.families for name in names]
+    return [*found, *(["reference.uniformity"] if "nc2" in options.families else [])]
 
 
-def _per_class(
-    present: Tensor, scatter: Scatter, means: Tensor, variances: Tensor, within: Within | None
-) -> list[dict[str, Value]]:
+def _per_class(scatter: Scatter, present: Tensor, within: Within | None, options: Options) -> list[dict[str, Value]]:
     entropies = {} if within is None else dict(zip(within.labels.tolist(), within.entropies[1.0].tolist(), strict=True))
-    lengths = torch.linalg.vector_norm(means, dim=1)
+    lengths = torch.linalg.vector_norm(scatter.means[present], dim=1)
+    variances = scatter.squares[present] / scatter.counts[present]
     columns = zip(present.tolist(), scatter.counts[present].tolist(), lengths.tolist(), variances.tolist(), strict=True)
-    return [
-        {"class": label, "samples": count, "mean_norm": length, "variance": v, "within.entropy": entropies.get(label)}
-        for label, count, length, v in columns
+    rows: list[dict[str, Value]] = [
+        {"class": label, "samples": count, "mean_norm": length, "variance": variance}
+        for label, count, length, variance in columns
     ]
+    if "within" in options.families:
+        rows = [{**row, "within.entropy": entropies.get(int(row["class"] or 0))} for row in rows]
+    return rows

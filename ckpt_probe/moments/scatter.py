@@ -14,14 +14,14 @@ class Scatter:
     """For each class its count n_c, mean μ_c and Σ‖z − μ_c‖², and over all of them Σ (z − μ_c)(z − μ_c)ᵀ.
 
     Always centred on the running mean (Chan, Golub and LeVeque 1979), never E[z²] − E[z]². Tensors of C rows, C growing
-    with the labels seen; `within` holds the lower triangle only (see `outer`).
+    with the labels seen; `within` holds the lower triangle only (see `add_outer`), None where it is not asked for.
     """
 
-    def __init__(self, features: int, device: torch.device) -> None:
+    def __init__(self, features: int, device: torch.device, *, products: bool = True) -> None:
         self.counts = torch.zeros(0, dtype=torch.int64, device=device)
         self.means = torch.zeros(0, features, dtype=torch.float64, device=device)
         self.squares = torch.zeros(0, dtype=torch.float64, device=device)
-        self.within = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self.within = torch.zeros(features, features, dtype=torch.float64, device=device) if products else None
 
     @property
     def present(self) -> Tensor:
@@ -30,21 +30,50 @@ class Scatter:
 
     def covariance(self) -> Tensor:
         """Σ_W, the within-class covariance over all samples, (D, D)."""
+        assert self.within is not None
         return symmetric(self.within) / self.counts.sum()
 
-    def update(self, block: Grouped) -> None:
-        """Add a block of rows sorted by label."""
-        means, centred, squares = _centred(block)
-        add_outer(self.within, centred)
+    def update(self, block: Grouped, dtype: torch.dtype = torch.float64) -> None:
+        """Add a block of rows sorted by label; products are in `dtype`, their sums over blocks in float64."""
+        few = len(block.rows) >= MANY * len(block.labels)
+        means, squares = self._by_class(block.to(dtype)) if few else self._by_pieces(block, dtype)
         self._merge(block.labels, block.sizes, means, squares)
 
     def merge(self, other: "Scatter") -> None:
         """Add what another has seen."""
-        device = self.within.device
-        self.within += other.within.to(device)
+        device = self.counts.device
+        if self.within is not None and other.within is not None:
+            self.within += other.within.to(device)
         labels = other.present
         parts = (other.counts[labels], other.means[labels], other.squares[labels])
         self._merge(labels.to(device), *(part.to(device) for part in parts))
+
+    def _by_class(self, block: Grouped) -> tuple[Tensor, Tensor]:
+        """Class means (k, D) and Σ‖z − μ_c‖² of each class (k,), by a loop over the classes."""
+        parts, centred = block.by_class(), torch.empty_like(block.rows)
+        means = torch.stack([part.mean(dim=0) for part in parts])
+        placed = centred.split(block.sizes.tolist())
+        for part, mean, target in zip(parts, means, placed, strict=True):
+            torch.sub(part, mean, out=target)
+        if self.within is not None:
+            add_outer(self.within, centred)
+        squares = torch.stack([torch.linalg.vector_norm(part).square() for part in placed])
+        return means.to(torch.float64), squares.to(torch.float64)
+
+    def _by_pieces(self, block: Grouped, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The same by gathering each row's mean, a piece of the rows at a time."""
+        each = block.each()
+        sums = self.means.new_zeros(len(block.labels), block.rows.shape[1])
+        for piece in block.pieces():
+            sums.index_add_(0, each[piece], block.rows[piece].to(torch.float64))
+        means = sums / block.sizes[:, None]
+        squares = self.squares.new_zeros(len(means))
+        for piece in block.pieces():
+            centred = (block.rows[piece].to(torch.float64) - means[each[piece]]).to(dtype)
+            if self.within is not None:
+                add_outer(self.within, centred)
+            squares.index_add_(0, each[piece], torch.linalg.vector_norm(centred, dim=1).square().to(torch.float64))
+        return means, squares
 
     def _merge(self, labels: Tensor, counts: Tensor, means: Tensor, squares: Tensor) -> None:
         if not len(labels):
@@ -56,8 +85,8 @@ class Scatter:
         apart = means - self.means[labels]
         # What the distance of two means adds to the scatter is the outer product of this row with itself.
         shifts = apart * (before * counts / total).sqrt()[:, None]
-        met = before > 0
-        add_outer(self.within, shifts[met])
+        if self.within is not None:
+            add_outer(self.within, shifts[before > 0])
         self.squares[labels] += squares + shifts.square().sum(dim=1)
         self.means[labels] += apart * (counts / total)[:, None]
         self.counts[labels] = total.to(torch.int64)
@@ -68,20 +97,3 @@ class Scatter:
             self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
             self.means = torch.cat([self.means, self.means.new_zeros(more, self.means.shape[1])])
             self.squares = torch.cat([self.squares, self.squares.new_zeros(more)])
-
-
-def _centred(block: Grouped) -> tuple[Tensor, Tensor, Tensor]:
-    """Class means (k, D), rows less their class's mean (n, D), and Σ‖z − μ_c‖² of each class (k,)."""
-    if len(block.rows) >= MANY * len(block.labels):
-        parts, centred = block.by_class(), torch.empty_like(block.rows)
-        means = torch.stack([part.mean(dim=0) for part in parts])
-        placed = centred.split(block.sizes.tolist())
-        for part, mean, target in zip(parts, means, placed, strict=True):
-            torch.sub(part, mean, out=target)
-        return means, centred, torch.stack([torch.linalg.vector_norm(part).square() for part in placed])
-    each = block.each()
-    sums = block.rows.new_zeros(len(block.labels), block.rows.shape[1])
-    means = sums.index_add_(0, each, block.rows) / block.sizes[:, None]
-    centred = block.rows - means[each]
-    squares = block.rows.new_zeros(len(means))
-    return means, centred, squares.index_add_(0, each, torch.linalg.vector_norm(centred, dim=1).square())

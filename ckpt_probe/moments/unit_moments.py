@@ -26,12 +26,14 @@ class UnitMoments:
         self._classes = classes
         self._memory = memory
 
-    def update(self, block: Grouped) -> None:
-        """Add the rows of a block; those of zero length are counted and left out."""
-        unit, kept = directions(block.rows)
-        self.left_out += len(kept) - len(unit)
-        self._add(Grouped(unit, block.labels, block.sizes) if len(unit) == len(kept) else _kept(block, unit, kept))
-        self._settle()
+    def update(self, block: Grouped, dtype: torch.dtype = torch.float64) -> None:
+        """Add the rows of a block, in `dtype`; those of zero length are counted and left out."""
+        for piece in block.split():
+            unit, kept = directions(piece.rows.to(torch.float64))
+            unit = unit.to(dtype)
+            self.left_out += len(kept) - len(unit)
+            self._add(Grouped(unit, piece.labels, piece.sizes) if len(unit) == len(kept) else _kept(piece, unit, kept))
+            self._settle()
 
     def merge(self, other: "UnitMoments") -> None:
         """Add what another has seen; the result is of the coarser kind of the two."""
@@ -80,7 +82,7 @@ class UnitMoments:
         self._grow(int(block.labels[-1]) + 1)
         self.counts[block.labels] += block.sizes
         if self.kind == "rows":
-            self.rows.append(block)
+            self.rows.append(block.to(torch.float64))
         elif self.kind == "total":
             add_outer(self.second[0], block.rows)
         else:

@@ -1,22 +1,29 @@
 """What stored moments have to look like before anything is computed from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.moments.families import OF_SCATTER, OF_UNIT_ROWS
 
-ALWAYS = ("counts", "means", "squares", "within", "unit_counts", "left_out")
+ALWAYS = ("counts", "means", "squares")
+OF_UNIT = ("unit_counts", "left_out")
 UNIT_KINDS = ("rows", "second", "total")
 WHOLE = frozenset({"counts", "unit_counts", "left_out", "row_labels"})
 
 
-def require_state(state: Mapping[str, Tensor], classes: int | None) -> None:
-    """Raise DataError where the tensors of `Moments.state_dict` are not all there, or not what they have to be."""
-    missing = [name for name in ALWAYS if name not in state]
+def require_state(state: Mapping[str, Tensor], classes: int | None, families: Set[str]) -> None:
+    """Raise DataError where the tensors of `Moments.state_dict` are not what they have to be, or not all there.
+
+    families: those that are to be read from them.
+    """
+    unit = bool(families & OF_UNIT_ROWS)
+    needed = (*ALWAYS, *(("within",) if families & OF_SCATTER else ()), *(OF_UNIT if unit else ()))
+    missing = [name for name in needed if name not in state]
     held = [name for name in UNIT_KINDS if name in state]
-    if missing or len(held) != 1 or ("rows" in state and "row_labels" not in state):
+    if missing or (unit and len(held) != 1) or ("rows" in state and "row_labels" not in state):
         raise DataError(f"stored moments: missing {', '.join(missing) or 'one of ' + ', '.join(UNIT_KINDS)}")
     seen, features = state["means"].shape[0], state["means"].shape[-1]
     if classes is not None and seen > classes:
@@ -45,7 +52,8 @@ def require_state(state: Mapping[str, Tensor], classes: int | None) -> None:
             raise DataError(f"stored moments: {name} contains NaN or infinity")
         if name in WHOLE and bool((tensor < 0).any()):
             raise DataError(f"stored moments: {name} contains negative numbers")
-    _require_labels(state)
+    if "unit_counts" in state:
+        _require_labels(state)
 
 
 def _require_labels(state: Mapping[str, Tensor]) -> None:

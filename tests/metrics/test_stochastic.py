@@ -41,7 +41,7 @@ def entropy(matrix: Tensor) -> float:
 def operator_of(features: Tensor, labels: Tensor, weights: Tensor, memory: int = GIB, blocks: int = 1) -> JointOperator:
     heads = torch.nn.functional.normalize(weights)
     pairs = list(zip(features.chunk(blocks), labels.chunk(blocks), strict=True))
-    return JointOperator(lambda: pairs, heads, len(features), memory=memory)
+    return JointOperator(lambda: pairs, heads, torch.bincount(labels), memory=memory)
 
 
 def test_a_whole_recurrence_is_the_quadratic_form_itself() -> None:

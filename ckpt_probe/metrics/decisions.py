@@ -1,0 +1,104 @@
+"""Which of C linear scores is the highest, for many rows and many classes: fast products, exact decisions."""
+
+import torch
+from torch import Tensor
+
+FEW = 128
+"""Classes up to which float64 products cost less than looking for near ties."""
+
+ROWS, COLUMNS, GROUP = 2048, 4096, 64
+"""Rows and classes whose scores are at hand at once, 32 MB; classes of which at first only the highest is sought."""
+
+EXACT_BYTES = 2**24
+"""What rows in float64, or their scores, take at once: about what the processor's cache holds."""
+
+
+class LinearDecision:
+    """argmax over classes of w_c·z + b_c for rows z, as float64 finds it; the lowest class where scores are equal.
+
+    Scores come from float32 products. Where the two highest of a row are closer than rounding can take them apart
+    (|fl(x·y) − x·y| ≤ γ_D |x|·|y|, Higham 2002, section 3.1), that row's scores are computed again in float64, so that
+    speed costs no digit. weights: (C, D), finite; bias: (C,) or None.
+    """
+
+    def __init__(self, weights: Tensor, bias: Tensor | None = None) -> None:
+        self._weights = weights.to(torch.float64)
+        self._bias = None if bias is None else bias.to(torch.float64)
+        if len(weights) > FEW:
+            self._prepare()
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The class of each of (n, D) rows, (n,)."""
+        if len(self._weights) <= FEW:
+            return self._exactly(rows)
+        return torch.cat([self._quickly(part) for part in rows.split(ROWS)]) if len(rows) else self._exactly(rows)
+
+    def _prepare(self) -> None:
+        classes, features = self._weights.shape
+        # Powers of two change no digit; weights and biases of any magnitude are then near 1.
+        self._size, self._bias_size = _power_of_two(self._weights), 1.0
+        extended = self._weights.new_zeros(classes, features + 1, dtype=torch.float32)
+        extended[:, :features] = self._weights / self._size
+        if self._bias is not None:
+            self._bias_size = _power_of_two(self._bias)
+            extended[:, features] = self._bias / self._bias_size
+        self._extended = extended
+        self._longest = float(torch.linalg.vector_norm(extended[:, :features], dim=1).max())
+        self._rounding = 1.01 * 2 * (features + 4) * torch.finfo(torch.float32).eps / 2
+
+    def _quickly(self, rows: Tensor) -> Tensor:
+        scaled, uncertain = self._scaled(rows)
+        best, second = (scaled.new_full((len(rows),), -torch.inf) for _ in range(2))
+        found = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        buffer = scaled.new_empty(len(rows), min(COLUMNS, -(-len(self._extended) // GROUP) * GROUP))
+        for start in range(0, len(self._extended), COLUMNS):
+            part = self._extended[start : start + COLUMNS]
+            width = -(-len(part) // GROUP) * GROUP
+            scores = buffer[:, :width]
+            scores[:, len(part) :] = -torch.inf
+            torch.mm(scaled, part.T, out=scores[:, : len(part)])
+            first, place, next_one = _two_highest(scores)
+            second = torch.maximum(torch.maximum(second, next_one), torch.minimum(best, first))
+            found = torch.where(first > best, place + start, found)
+            best = torch.maximum(best, first)
+        again = ~(best - second > uncertain)
+        if bool(again.any()):
+            found[again] = self._exactly(rows[again])
+        return found
+
+    def _scaled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of any magnitude near 1 in float32 with the bias's factor beside them, and what rounding may do."""
+        if rows.dtype != torch.float64:
+            rows = rows.to(torch.float32)
+        largest = rows.abs().amax(dim=1, keepdim=True)
+        largest = torch.where(largest > 0, largest, 1.0)
+        scaled = rows.new_empty(len(rows), rows.shape[1] + 1, dtype=torch.float32)
+        scaled[:, :-1] = rows / largest
+        factor = self._bias_size / (largest.double() * self._size) if self._bias is not None else largest * 0
+        scaled[:, -1:] = factor
+        lengths = torch.linalg.vector_norm(scaled[:, :-1], dim=1)
+        return scaled, self._rounding * (lengths * self._longest + scaled[:, -1])
+
+    def _exactly(self, rows: Tensor) -> Tensor:
+        at_once = max(64, EXACT_BYTES // (8 * max(self._weights.shape)))
+        found = []
+        for part in rows.split(at_once):
+            scores = part.to(torch.float64) @ self._weights.T
+            found.append((scores if self._bias is None else scores + self._bias).argmax(dim=1))
+        return torch.cat(found)
+
+
+def _two_highest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row (n, k·GROUP): the highest score, where it stands, and the next one (equal where it occurs twice)."""
+    rows = torch.arange(len(scores), device=scores.device)
+    groups = scores.unflatten(1, (-1, GROUP))
+    tops, order = groups.amax(dim=2).topk(min(2, groups.shape[1]), dim=1)
+    inside, places = groups[rows, order[:, 0]].topk(2, dim=1)
+    others = tops[:, 1] if tops.shape[1] > 1 else torch.full_like(tops[:, 0], -torch.inf)
+    return inside[:, 0], order[:, 0] * GROUP + places[:, 0], torch.maximum(inside[:, 1], others)
+
+
+def _power_of_two(values: Tensor) -> float:
+    """A power of two near the largest of some finite numbers, 1 where all are zero."""
+    _, exponent = torch.frexp(values.abs().max())
+    return 2.0 ** int(exponent)

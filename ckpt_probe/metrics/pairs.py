@@ -1,0 +1,185 @@
+"""What is read from all pairs of C rows: tiles of their cosines, each pair visited once for all that is asked.
+
+Nothing C × C is ever held. On the diagonal a tile has both (c, c') and (c', c), beside it only one of the two, which
+then counts twice: a sum over the tiles is one over ordered pairs.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+TILE = 512
+"""Rows and columns of a tile: the 2 MB of its cosines stay in the processor's cache while they are read."""
+
+CLOSE = 1e-2
+"""Squared distances below this share of the lengths' squares lose digits as |a|² + |b|² − 2 a·b."""
+
+FEW_PAIRS = 2**26
+"""C²·D up to which all distances are taken by differences: the work is a fraction of a second."""
+
+DIFFERENCES_AT_ONCE = 2**21
+
+
+@dataclass(frozen=True)
+class Tile:
+    """cosines (r, s) of unit rows `rows` and `columns`; off_diagonal: which entries are pairs, None where all are."""
+
+    rows: slice
+    columns: slice
+    cosines: Tensor
+    off_diagonal: Tensor | None
+
+    def pairs(self, values: Tensor) -> Tensor:
+        """The entries of (r, s) values that belong to a pair."""
+        return values if self.off_diagonal is None else values[self.off_diagonal]
+
+    def sum(self, values: Tensor) -> float:
+        """What values (r, s) of its pairs add to a sum over ordered pairs."""
+        return float(self.pairs(values).sum()) * (2 if self.off_diagonal is None else 1)
+
+    def where(self, marked: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the pairs that (r, s) marks."""
+        if self.off_diagonal is not None:
+            marked = marked & self.off_diagonal
+        first, second = marked.nonzero(as_tuple=True)
+        return first, second
+
+
+class Quantity(Protocol):
+    """A number that is read from pairs: `add` sees each tile once, `value` is its mean, None where undefined."""
+
+    def add(self, tile: Tile) -> None:
+        """Take in a tile."""
+        ...
+
+
+def visit(unit: Tensor, quantities: Sequence[Quantity]) -> None:
+    """Show every tile of the cosines of unit rows (C, D) to all quantities. A row of zeros has cosine 0 to all."""
+    for tile in _tiles(unit):
+        for quantity in quantities:
+            quantity.add(tile)
+
+
+def unit_or_zero(rows: Tensor) -> Tensor:
+    """Rows (C, D) divided by their lengths; those of length zero stay."""
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(lengths > 0, lengths, 1.0)
+
+
+class Equiangular:
+    """Mean over pairs of |cos(row_c, row_c') + 1/(C−1)|. unit: (C, D)."""
+
+    def __init__(self, unit: Tensor) -> None:
+        self._classes = len(unit)
+        self._whole = bool(unit.any(dim=1).all())
+        self._total = 0.0
+
+    def add(self, tile: Tile) -> None:
+        """Take in a tile."""
+        self._total += tile.sum((tile.cosines + 1 / (self._classes - 1)).abs_())
+
+    @property
+    def value(self) -> float | None:
+        """None where a row has zero length."""
+        return self._total / _ordered_pairs(self._classes) if self._whole else None
+
+
+class Cdnv:
+    """Mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²). variances: (C,); means: (C, D).
+
+    Tiles are of the means less their mean, whose lengths are `lengths` (C,).
+    """
+
+    def __init__(self, variances: Tensor, means: Tensor, lengths: Tensor) -> None:
+        self._variances = variances
+        self._means = means
+        self._lengths = lengths
+        self._few = len(means) ** 2 * means.shape[1] <= FEW_PAIRS and len(means) <= TILE
+        self._apart = True
+        self._total = 0.0
+
+    def add(self, tile: Tile) -> None:
+        """Take in a tile."""
+        squares = self._squared_distances(tile)
+        self._apart = self._apart and bool((tile.pairs(squares) > 0).all())
+        sums = self._variances[tile.rows, None] + self._variances[tile.columns]
+        self._total += tile.sum(sums.div_(2 * squares))
+
+    @property
+    def value(self) -> float | None:
+        """None where two class means coincide."""
+        return self._total / _ordered_pairs(len(self._means)) if self._apart else None
+
+    def _squared_distances(self, tile: Tile) -> Tensor:
+        rows, columns = self._means[tile.rows], self._means[tile.columns]
+        if self._few:
+            return torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist").square()
+        first, second = self._lengths[tile.rows, None], self._lengths[tile.columns]
+        sizes = first.square() + second.square()
+        squares = (tile.cosines * first).mul_(second).mul_(-2).add_(sizes)
+        # Means that lie close together: their difference is taken before it is squared.
+        close = tile.where(squares < CLOSE * sizes)
+        squares[close] = _squared_differences(rows, columns, close)
+        return squares
+
+
+class Uniformity:
+    """Mean and standard deviation over pairs of log(1/‖u_c − u_c'‖) (Liu et al. 2023). unit: (C, D)."""
+
+    def __init__(self, unit: Tensor) -> None:
+        self._unit = unit
+        self._pairs = _ordered_pairs(len(unit))
+        # Sums are of what the simplex ETF does not explain, so that a spread of zero is not lost in rounding.
+        self._etf = len(unit) / (len(unit) - 1)
+        self._defined = bool(unit.any(dim=1).all())
+        self._sum = self._squares = 0.0
+
+    def add(self, tile: Tile) -> None:
+        """Take in a tile."""
+        apart = 1 - tile.cosines
+        close = tile.where(apart < CLOSE / 2)
+        apart[close] = _squared_differences(self._unit[tile.rows], self._unit[tile.columns], close) / 2
+        self._defined = self._defined and bool((tile.pairs(apart) > 0).all())
+        excess = apart.div_(self._etf).log_().mul_(-0.5)
+        self._sum += tile.sum(excess)
+        self._squares += tile.sum(excess.square())
+
+    @property
+    def mean(self) -> float | None:
+        """None where a row has zero length or two have the same direction."""
+        return self._sum / self._pairs - math.log(2 * self._etf) / 2 if self._defined else None
+
+    @property
+    def spread(self) -> float | None:
+        """As `mean`."""
+        if not self._defined:
+            return None
+        return math.sqrt(max(0.0, self._squares / self._pairs - (self._sum / self._pairs) ** 2))
+
+
+def _tiles(unit: Tensor) -> Iterator[Tile]:
+    for start in range(0, len(unit), TILE):
+        rows = slice(start, min(start + TILE, len(unit)))
+        for other in range(start, len(unit), TILE):
+            columns = slice(other, min(other + TILE, len(unit)))
+            cosines = unit[rows] @ unit[columns].T
+            yield Tile(rows, columns, cosines, _off_diagonal(cosines) if rows == columns else None)
+
+
+def _off_diagonal(square: Tensor) -> Tensor:
+    return torch.ones_like(square, dtype=torch.bool).fill_diagonal_(False)
+
+
+def _squared_differences(rows: Tensor, columns: Tensor, pairs: Iterable[Tensor]) -> Tensor:
+    first, second = pairs
+    at_once = max(1, DIFFERENCES_AT_ONCE // rows.shape[1])
+    parts = zip(first.split(at_once), second.split(at_once), strict=True)
+    return torch.cat([(rows[i] - columns[j]).square().sum(dim=1) for i, j in parts])
+
+
+def _ordered_pairs(classes: int) -> int:
+    return classes * (classes - 1)

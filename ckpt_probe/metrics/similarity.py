@@ -1,0 +1,200 @@
+"""How alike two representations of the same rows are: linear CKA by unbiased HSIC, at once or in one pass.
+
+HSIC₁ of linear kernels K = X Xᵀ and L = Y Yᵀ of n rows, with K̃ and L̃ their off-diagonal parts (Song et al. 2012,
+equation 5), is (tr(K̃ L̃) + 1ᵀK̃1 · 1ᵀL̃1 / ((n−1)(n−2)) − 2 · 1ᵀK̃L̃1 / (n−2)) / (n (n−3)). Its expectation does not depend
+on n, so that CKA of rows that have nothing in common is near 0, not near 1, where they are few beside their width. No
+offset changes it: about the mean, with k_i = |x_i|² and l_i = |y_i|², 1ᵀK̃1 = −Σ k, 1ᵀK̃L̃1 = Σ k l and
+tr(K̃ L̃) = ‖Xᵀ Y‖_F² − Σ k l, so that nothing n × n is needed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.entropy import as_given
+from ckpt_probe.metrics.gram import Array, to_rows
+from ckpt_probe.metrics.information import hdr, mir, mutual_information
+
+__all__ = ["CKA", "cka", "cka_matrix", "hdr", "hsic", "mir", "mutual_information"]
+
+LEAST_ROWS = 4
+TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
+
+
+def cka(X: Array, Y: Array) -> float | Tensor:
+    """Linear CKA of two representations of the same rows: HSIC(X, Y) / √(HSIC(X, X) · HSIC(Y, Y)), unbiased HSIC₁.
+
+    X: (n, d), Y: (n, e), numpy or torch, n ≥ 4 (Kornblith et al. 2019; Nguyen et al. 2021). 1 where they are equal up
+    to rotation, scale and offset, near 0 (also just below) where they are independent. Returns a float for numpy, a 0-d
+    tensor with gradient for torch. Raises DataError where the numbers of rows differ, there are fewer than 4, values
+    are not finite, or one representation does not vary over the rows, so that it is undefined.
+    """
+    rows = _same_rows(X, Y)
+    return as_given(_ratio(*(_hsic(first, second) for first, second in _pairings(*map(_centred, rows)))), X, Y)
+
+
+def cka_matrix(layers: Sequence[Array]) -> Tensor:
+    """CKA of every two of L representations of the same rows, (L, L) float64 1 on the diagonal. Errors as `cka`."""
+    rows = [_centred(to_rows(layer, f"layer {number}").detach().cpu()) for number, layer in enumerate(layers)]
+    for number, layer in enumerate(rows):
+        _require_rows(rows[0], layer, f"layer 0 has {len(rows[0])} rows and layer {number} has {len(layer)}")
+    own = [_hsic(layer, layer) for layer in rows]
+    found = torch.stack([_ratio(of_one, of_one, of_one) for of_one in own]).diag()
+    for a in range(len(rows)):
+        for b in range(a):
+            found[a, b] = found[b, a] = _ratio(_hsic(rows[a], rows[b]), own[a], own[b])
+    return found
+
+
+def hsic(X: Array, Y: Array) -> float | Tensor:
+    """Unbiased HSIC₁ of the linear kernels of X (n, d) and Y (n, e), n ≥ 4; may be negative. Errors as `cka`."""
+    return as_given(_hsic(*map(_centred, _same_rows(X, Y))), X, Y)
+
+
+class CKA:
+    """Linear CKA of rows that come block by block: `update(X, Y)`, `merge(other)`, `compute()`.
+
+    minibatches=False: exactly that of all rows at once, however they were cut, from d·e + d² + e² sums.
+    minibatches=True: HSIC₁ averaged over the blocks (Nguyen et al. 2021), which have to be drawn at random and of one
+    size; it keeps three numbers, and estimates the same value.
+    """
+
+    def __init__(self, *, minibatches: bool = False) -> None:
+        self.rows = 0
+        self._minibatches = minibatches
+        self._sums: list[_Sums] = []
+        self._averaged = torch.zeros(3, dtype=torch.float64)
+        self._blocks = 0
+
+    def update(self, X: Array, Y: Array) -> None:
+        """Add a block of the same rows, X (n, d) and Y (n, e). Raises DataError as `cka`."""
+        first, second = (rows.detach().cpu() for rows in _same_rows(X, Y, LEAST_ROWS if self._minibatches else 1))
+        if self._minibatches:
+            self._averaged += torch.stack([_hsic(a, b) for a, b in _pairings(_centred(first), _centred(second))])
+            self._blocks += 1
+        else:
+            self._add([_Sums.of(a, b) for a, b in _pairings(first, second)])
+        self.rows += len(first)
+
+    def merge(self, other: "CKA") -> None:
+        """Add what another has seen. Raises DataError where one averages over minibatches and the other does not."""
+        if self._minibatches != other._minibatches:
+            raise DataError("cka: an average over minibatches cannot be merged with sums over all rows")
+        self._averaged, self._blocks = self._averaged + other._averaged, self._blocks + other._blocks
+        self._add(other._sums)
+        self.rows += other.rows
+
+    def compute(self) -> float:
+        """CKA of all that was added. Raises DataError as `cka`."""
+        if self.rows < LEAST_ROWS:
+            raise DataError(f"{TOO_FEW}, found {self.rows}")
+        found = self._averaged / self._blocks if self._minibatches else [sums.hsic() for sums in self._sums]
+        return float(_ratio(*found))
+
+    def _add(self, new: "Sequence[_Sums]") -> None:
+        if not (self._sums and new):
+            self._sums = self._sums or list(new)
+            return
+        widths = [tuple(sums[0].products.shape) for sums in (self._sums, new)]
+        if widths[0] != widths[1]:
+            raise DataError(f"cka: X and Y of {widths[0]} columns, then of {widths[1]}")
+        self._sums = [first.plus(second) for first, second in zip(self._sums, new, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over rows about their own mean, x_i (d,) and y_i (e,), with k_i = |x_i|² and l_i = |y_i|².
+
+    count n; means of x and y; products Σ x yᵀ (d, e); sizes Σ k and Σ l; both Σ k l; crossed Σ l x and Σ k y.
+    """
+
+    count: int
+    means: tuple[Tensor, Tensor]
+    products: Tensor
+    sizes: tuple[Tensor, Tensor]
+    both: Tensor
+    crossed: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def of(X: Tensor, Y: Tensor) -> "_Sums":
+        means = X.mean(dim=0), Y.mean(dim=0)
+        X, Y = _centred(X), _centred(Y)
+        k, m = X.square().sum(dim=1), Y.square().sum(dim=1)
+        return _Sums(len(X), means, X.T @ Y, (k.sum(), m.sum()), k @ m, (m @ X, k @ Y))
+
+    def about(self, means: tuple[Tensor, Tensor]) -> "_Sums":
+        """The same sums about another origin; only those about the rows' mean have a `plus` and an `hsic`."""
+        n, (s, t) = self.count, (self.means[0] - means[0], self.means[1] - means[1])
+        (k, m), (mx, ky) = self.sizes, self.crossed
+        ss, tt, across = s @ s, t @ t, self.products @ t
+        both = self.both + 2 * (ky @ t + mx @ s) + 4 * s @ across + tt * k + ss * m + n * ss * tt
+        crossed = mx + 2 * across + s * (m + n * tt), ky + 2 * (s @ self.products) + t * (k + n * ss)
+        return _Sums(n, means, self.products + n * s.outer(t), (k + n * ss, m + n * tt), both, crossed)
+
+    def plus(self, other: "_Sums") -> "_Sums":
+        count = self.count + other.count
+        share = other.count / count
+        means = (
+            self.means[0] + (other.means[0] - self.means[0]) * share,
+            self.means[1] + (other.means[1] - self.means[1]) * share,
+        )
+        a, b = self.about(means), other.about(means)
+        return _Sums(
+            count,
+            means,
+            a.products + b.products,
+            (a.sizes[0] + b.sizes[0], a.sizes[1] + b.sizes[1]),
+            a.both + b.both,
+            (a.crossed[0] + b.crossed[0], a.crossed[1] + b.crossed[1]),
+        )
+
+    def hsic(self) -> Tensor:
+        return _unbiased(self.count, self.products.square().sum(), *self.sizes, self.both)
+
+
+def _unbiased(n: int, product: Tensor, k: Tensor, m: Tensor, both: Tensor) -> Tensor:
+    """HSIC₁ from ‖Xᵀ Y‖_F², Σ k, Σ l and Σ k l about the mean."""
+    return (product - both + k * m / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
+
+
+def _hsic(X: Tensor, Y: Tensor) -> Tensor:
+    """HSIC₁ of centred rows (n, d) and (n, e)."""
+    k, m = X.square().sum(dim=1), Y.square().sum(dim=1)
+    few = len(X) ** 2 < X.shape[1] * Y.shape[1]
+    product = ((X @ X.T) * (Y @ Y.T)).sum() if few else (X.T @ Y).square().sum()
+    return _unbiased(len(X), product, k.sum(), m.sum(), k @ m)
+
+
+def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    if not (bool(first > 0) and bool(second > 0)):
+        raise DataError("cka: undefined, since one representation does not vary over the rows, or too few were given")
+    return shared / (first.sqrt() * second.sqrt())
+
+
+def _pairings(X: Tensor, Y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    yield X, Y
+    yield X, X
+    yield Y, Y
+
+
+def _centred(rows: Tensor) -> Tensor:
+    """Rows less their mean; all zero where they differ by rounding only."""
+    centred = rows - rows.mean(dim=0)
+    rounding = 4 * torch.finfo(rows.dtype).eps * rows.detach().abs().amax(dim=0)
+    return torch.where(centred.detach().abs().amax(dim=0) > rounding, centred, 0.0)
+
+
+def _same_rows(X: Array, Y: Array, least: int = LEAST_ROWS) -> tuple[Tensor, Tensor]:
+    first, second = to_rows(X, "X"), to_rows(Y, "Y")
+    _require_rows(first, second, f"X has {len(first)} rows and Y has {len(second)}", least)
+    return first, second
+
+
+def _require_rows(first: Tensor, second: Tensor, found: str, least: int = LEAST_ROWS) -> None:
+    if len(first) != len(second):
+        raise DataError(f"{found}: they must describe the same rows")
+    if len(first) < least:
+        raise DataError(f"{TOO_FEW}, found {len(first)}")
