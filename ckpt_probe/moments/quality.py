@@ -48,6 +48,12 @@ class Quality:
         self.right += int((logits.argmax(dim=1) == numbers).sum())
         self.summed_loss += float(F.cross_entropy(logits, numbers, reduction="sum"))
 
+    def merge(self, other: "Quality") -> None:
+        """Add what another has seen."""
+        self.samples += other.samples
+        self.right += other.right
+        self.summed_loss += other.summed_loss
+
     @property
     def accuracy(self) -> float | None:
         """Share of samples predicted right."""
