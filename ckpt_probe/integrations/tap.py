@@ -59,6 +59,8 @@ class Tap:
         if len(seen) != 1:
             compiled = "; the code of torch.compile passes hooks by: run the module that it was given" * (not seen)
             raise DataError(f"the classifier ran {len(seen)} times for one batch of labels, not once{compiled}")
+        if outermost:
+            self.start()  # found, and heard to be the whole: what it was looked for with is no longer needed
         features, logits = seen[0]
         if features.ndim != 2 or len(features) != samples:
             raise DataError(
