@@ -80,7 +80,7 @@ class TrainerProbe(TrainerCallback):
         prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
         split = prefix.removeprefix("eval_") if prefix != "eval" else self._split
         step = state.global_step
-        if evaluation is None or (split in self._last and step - self._last[split] < self._every):
+        if evaluation is None or (0 < step - self._last.get(split, step) < self._every):
             return
         if self._unlabelled:
             wanted, there = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)

@@ -152,7 +152,7 @@ class LightningProbe(Callback):
         running, self._running = self._running, {}
         step, epoch = trainer.global_step, trainer.current_epoch
         for split, evaluation in running.items():
-            if split in self._last and step - self._last[split] < self._every:
+            if 0 < step - self._last.get(split, step) < self._every:
                 continue
             try:
                 record = evaluation.finish(Place(f"step-{step:06d}", step, split, float(epoch)))
