@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ckpt_probe.dumps import open_dump
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
+    from ckpt_probe.integrations import Probe
     from ckpt_probe.merging import average, interpolate
     from ckpt_probe.metrics import (
         effective_rank,
@@ -51,6 +52,7 @@ _HOMES = {
     "dumps": ("open_dump",),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
+    "integrations": ("Probe",),
     "merging": ("average", "interpolate"),
     "metrics": (
         "effective_rank",
@@ -76,6 +78,7 @@ __all__ = [
     "CkptProbeError",
     "DataError",
     "Moments",
+    "Probe",
     "Records",
     "UsageError",
     "analyze_dump",

@@ -22,7 +22,8 @@ from ckpt_probe.progress import Silent, Task
 ENVIRONMENT = Path(__file__).parent / "environment"
 # Processes that tests start find its sitecustomize by themselves; this one has started already.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.environ.get("PYTHONPATH")]))
-runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
+# Kept, as what it declares is gone with the last of its names.
+DECLARATIONS = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
 
 HOME = torch.device("cpu")
 MAY_MEET = {"copy_", "__getitem__", "__setitem__"}

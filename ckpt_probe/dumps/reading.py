@@ -3,17 +3,22 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.integrity import require_own, structure_hash
+from ckpt_probe.dumps.labelled import to_tree
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.stored import StoredArray
+from ckpt_probe.dumps.summary import to_html
 from ckpt_probe.errors import DataError
 from ckpt_probe.series import Member, in_order, step_from_name
+
+if TYPE_CHECKING:
+    from xarray import DataTree
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 SUFFIXES = frozenset({".h5", ".hdf5"})
@@ -61,6 +66,11 @@ class SplitView:
                 logits = None if self.logits is None else _native(self.logits.dataset[part])
             yield features, labels, logits
 
+    def read(self, array: Any, part: Any) -> np.ndarray:
+        """Part of one of the `arrays`, in the byte order of this machine. Raises DataError where it cannot be read."""
+        with _own_reads(self._path, self.name):
+            return _native(np.asarray(array[part]))
+
     def arrays(self) -> dict[str, Any]:
         """Every stored array by its name below the split, unread."""
         named = {schema.FEATURES: self.features, schema.LABELS: self.labels, schema.LOGITS: self.logits}
@@ -99,6 +109,16 @@ class Dump:
             raise DataError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
         with _own_reads(self.path):
             return SplitView(self.path, split, self._file[split])
+
+    def to_xarray(self) -> "DataTree":
+        """This dump as xarray's tree, rows unread: `/test/features` with dimensions sample and feature, and so on.
+
+        `.load()` reads all of it, so that it outlives the dump. Raises UsageError where xarray is not installed.
+        """
+        return to_tree(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self, closed=not self._file)
 
     def _classifier(self, name: str) -> np.ndarray | None:
         dataset = self._array(schema.CLASSIFIER, name)

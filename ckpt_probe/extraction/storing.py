@@ -6,10 +6,8 @@ from torch import Tensor
 from ckpt_probe.dumps import DumpWriter, as_stored
 from ckpt_probe.extraction.setup import Storage
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.quality import Head, Quality, double
-
-ROWS_AT_ONCE = 8192
-"""Rows that are gathered before they enter the moments: small batches would cost far more a row."""
+from ckpt_probe.moments.gathering import Gathering
+from ckpt_probe.moments.quality import Head
 
 
 class StoreWriter:
@@ -24,7 +22,6 @@ class StoreWriter:
         self._dtype = storage.feature_dtype
         self._memory = storage.memory
         self._head: Head | None = None
-        self._gathered: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def __enter__(self) -> "StoreWriter":
         self._writer.__enter__()
@@ -41,8 +38,8 @@ class StoreWriter:
     def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
         """As the writer's; without `logits`, accuracy and loss are those of the classifier's weights."""
         self._logits = logits
-        self._moments = Moments(None if self._head is None else len(self._head.weights), memory=self._memory)
-        self._quality = Quality()
+        classes = None if self._head is None else len(self._head.weights)
+        self._gathering = Gathering(Moments(classes, memory=self._memory), self._head)
         if self._store != "moments":
             self._writer.start_split(name, samples, logits=logits)
 
@@ -52,26 +49,12 @@ class StoreWriter:
             self._writer.append(name, features, labels, logits)
         if self._store != "features":
             stored = torch.from_numpy(as_stored(features, self._dtype, f"{self._writer.path}: {name}"))
-            self._gathered.append((stored, labels, logits.float() if self._logits else None))
-            if sum(len(block[1]) for block in self._gathered) >= ROWS_AT_ONCE:
-                self._accumulate()
+            self._gathering.add(stored, labels, logits.float() if self._logits else None)
 
     def finish_split(self, name: str) -> None:
         """Write what was accumulated of a split that has got all its rows."""
         if self._store == "features":
             return
-        self._accumulate()
-        numbers = {"samples": self._moments.samples, **self._quality.to_numbers()}
-        self._writer.write_moments(name, self._moments.state_dict(), numbers)
-
-    def _accumulate(self) -> None:
-        if not self._gathered:
-            return
-        features, labels = (torch.cat([block[i] for block in self._gathered]) for i in (0, 1))  # pyright: ignore[reportArgumentType, reportCallIssue]
-        logits = [block[2] for block in self._gathered if block[2] is not None]
-        self._gathered = []
-        self._moments.update(features, labels)
-        if logits:
-            self._quality.update(double(torch.cat(logits)), labels)
-        elif self._head is not None:
-            self._quality.update(self._head.logits(features), labels)
+        self._gathering.finish()
+        moments, quality = self._gathering.moments, self._gathering.quality
+        self._writer.write_moments(name, moments.state_dict(), {"samples": moments.samples, **quality.to_numbers()})

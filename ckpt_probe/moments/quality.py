@@ -112,6 +112,12 @@ class Quality:
         found = [self.update(head.logits(part), of_part) for part, of_part in parts if len(part)]
         return torch.cat([part for part in found if part is not None]) if found else numbers
 
+    def merge(self, other: "Quality") -> None:
+        """Add what another has seen."""
+        self.samples += other.samples
+        self.right += other.right
+        self.summed_loss += other.summed_loss
+
     @property
     def accuracy(self) -> float | None:
         """Share of samples predicted right."""

@@ -1,0 +1,85 @@
+"""A dump as xarray's tree of data sets: named dimensions, one group a split, rows read when they are asked for."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ckpt_probe.dumps import schema
+from ckpt_probe.plugins import require_extra
+
+if TYPE_CHECKING:
+    from xarray import DataTree, Variable
+
+    from ckpt_probe.dumps.reading import Dump, SplitView
+
+SAMPLE, FEATURE, CLASS = schema.SAMPLE_SCALE, schema.FEATURE_SCALE, schema.CLASS_SCALE
+
+DIMENSIONS = {
+    schema.FEATURES: (SAMPLE, FEATURE),
+    schema.LABELS: (SAMPLE,),
+    schema.LOGITS: (SAMPLE, CLASS),
+}
+OF_MOMENTS = {
+    "counts": ("seen_class",),
+    "means": ("seen_class", FEATURE),
+    "squares": ("seen_class",),
+    "within": (FEATURE, "other_feature"),
+    "unit_counts": ("counted_class",),
+    "left_out": (),
+    "rows": ("kept_row", FEATURE),
+    "row_labels": ("kept_row",),
+    "second": ("counted_class", FEATURE, "other_feature"),
+    "total": ("whole", FEATURE, "other_feature"),
+}
+"""Dimensions of stored moments; classes without a sample at the end may be missing from `seen_class`."""
+
+
+def to_tree(dump: "Dump") -> "DataTree":
+    """The tree of an open dump: /classifier with weights and bias, /SPLIT, and /SPLIT/moments where there are some.
+
+    Raises UsageError where xarray is not installed. Arrays are read where they are used, and cannot be any more once
+    the dump is closed: `.load()` reads all of them first.
+    """
+    xarray = require_extra("xarray", "frames")
+    groups: dict[str, Any] = {"/": xarray.Dataset(attrs=_attributes(dump))}
+    head = {schema.WEIGHTS: ((CLASS, FEATURE), dump.weights), schema.BIAS: ((CLASS,), dump.bias)}
+    present = {name: xarray.Variable(dims, values) for name, (dims, values) in head.items() if values is not None}
+    if present:
+        groups[f"/{schema.CLASSIFIER}"] = xarray.Dataset(present)
+    for split in dump.splits:
+        groups |= {place: xarray.Dataset(variables) for place, variables in _groups(dump[split]).items()}
+    return xarray.DataTree.from_dict(groups, name=dump.name)
+
+
+def _attributes(dump: "Dump") -> dict[str, Any]:
+    known = {} if dump.provenance is None else dump.provenance.to_attributes()
+    return known if dump.step is None else {**known, "step": dump.step}
+
+
+def _groups(view: "SplitView") -> dict[str, "dict[str, Variable]"]:
+    groups: dict[str, dict[str, Variable]] = {f"/{view.name}": {}}
+    for place, array in view.arrays().items():
+        folder, _, name = place.rpartition("/")
+        dimensions = (OF_MOMENTS if folder else DIMENSIONS).get(name)
+        if dimensions is not None:
+            groups.setdefault(f"/{view.name}/{folder}".rstrip("/"), {})[name] = _variable(view, array, dimensions)
+    return groups
+
+
+def _variable(view: "SplitView", array: Any, dimensions: tuple[str, ...]) -> "Variable":
+    from xarray import Variable
+    from xarray.backends import BackendArray
+    from xarray.core import indexing
+
+    class Stored(BackendArray):
+        """An array that stays on disk until it is sliced."""
+
+        shape = array.shape
+        # As it is read: in the byte order of this machine, and no wider than float64.
+        dtype = view.read(array, (slice(0, 0),) * array.ndim or ()).dtype
+
+        def __getitem__(self, key: Any) -> np.ndarray:
+            vectors = indexing.IndexingSupport.OUTER_1VECTOR
+            return indexing.explicit_indexing_adapter(key, array.shape, vectors, lambda part: view.read(array, part))
+
+    return Variable(dimensions, indexing.LazilyIndexedArray(Stored()))

@@ -1,0 +1,14 @@
+"""Records from inside training: a plain loop, Hugging Face's Trainer, Lightning. Each loads when it is first used."""
+
+from typing import TYPE_CHECKING
+
+from ckpt_probe.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ckpt_probe.integrations.hugging_face import TrainerProbe
+    from ckpt_probe.integrations.lightning import LightningProbe
+    from ckpt_probe.integrations.plain import Probe
+
+__all__ = ["LightningProbe", "Probe", "TrainerProbe"]
+
+__getattr__ = lazy_names(__name__, {"LightningProbe": "lightning", "Probe": "plain", "TrainerProbe": "hugging_face"})

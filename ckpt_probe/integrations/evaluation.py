@@ -1,0 +1,101 @@
+"""One evaluation, added up batch by batch while it runs, over all processes of a run: its record."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.analysis import Record, Settings, in_order, read_moments
+from ckpt_probe.errors import CkptProbeError, UsageError
+from ckpt_probe.integrations.ranks import gathered, is_first, on_first
+from ckpt_probe.integrations.tap import Tap
+from ckpt_probe.moments import Moments
+from ckpt_probe.moments.gathering import Gathering
+from ckpt_probe.moments.quality import Quality
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record belongs."""
+
+    checkpoint: str
+    step: int
+    split: str
+    epoch: float | None = None
+
+    def of(self, record: Record) -> Record:
+        """A record with its place, names in the order of `analyze`."""
+        epoch = {} if self.epoch is None else {"epoch": self.epoch}
+        return in_order({"checkpoint": self.checkpoint, "step": self.step, "split": self.split, **epoch, **record})
+
+
+class Evaluation:
+    """Labels beside what a tap hears: class moments, never rows. `record` once the evaluation is over, None before.
+
+    limit: rows of this process that count, where those after them are other processes' once more. An error on the way
+    is raised at the end, in every process, so that none waits for another that has gone.
+    """
+
+    def __init__(self, tap: Tap, settings: Settings, limit: int | None = None) -> None:
+        self.record: Record | None = None
+        self._tap = tap
+        self._settings = settings
+        self._left = limit
+        self._gathering: Gathering | None = None
+        self._error: CkptProbeError | None = None
+
+    def update(self, labels: Tensor, own: int | None = None) -> None:
+        """Labels (n,) of the batch that has just run; `own`: how many of them count, the first ones."""
+        if self._error is None:
+            try:
+                self._add(labels, own)
+            except CkptProbeError as error:
+                self._error = error
+
+    def finish(self, place: Place) -> Record:
+        """The record over all processes, the same in each. Raises what went wrong in any of them."""
+        if self._gathering is not None and self._error is None:
+            try:
+                self._gathering.finish()
+            except CkptProbeError as error:
+                self._error = error
+        others = gathered(None if is_first() else self._share())[1:]
+        self.record = on_first(lambda: place.of(self._read(others)))
+        return self.record
+
+    def _add(self, labels: Tensor, own: int | None) -> None:
+        numbers = torch.as_tensor(labels)
+        if numbers.ndim != 1 or numbers.is_floating_point():
+            kind = str(numbers.dtype).removeprefix("torch.")
+            raise UsageError(f"labels: expected whole numbers (n,), found {tuple(numbers.shape)} of {kind}")
+        features, logits = self._tap.take(len(numbers))
+        counted = [count for count in (own, self._left) if count is not None]
+        kept = min([len(numbers), *counted])
+        if self._left is not None:
+            self._left -= kept
+        if self._gathering is None:
+            weights, _ = self._tap.parameters()
+            self._gathering = Gathering(Moments(len(weights), memory=self._settings.memory))
+        self._gathering.add(features[:kept], numbers[:kept].to(features.device), logits[:kept].float())
+
+    def _share(self) -> Any:
+        """What the first process needs of this one: an error, moments and quality, or None where it saw no sample."""
+        if self._error is not None or self._gathering is None or not self._gathering.moments.samples:
+            return self._error
+        state = {name: tensor.cpu() for name, tensor in self._gathering.moments.state_dict().items()}
+        return state, self._gathering.quality.to_numbers()
+
+    def _read(self, others: list[Any]) -> Record:
+        for rank, error in enumerate([self._error, *others]):
+            if isinstance(error, CkptProbeError):
+                raise type(error)(f"rank {rank}: {error}") if others else error
+        weights, bias = self._tap.parameters()
+        memory = self._settings.memory
+        whole = self._gathering or Gathering(Moments(len(weights), memory=memory))
+        for state, numbers in filter(None, others):
+            part = Moments(len(weights), memory=memory)
+            part.load(state)
+            whole.moments.merge(part)
+            whole.quality.merge(Quality.from_numbers(numbers))
+        return read_moments(whole.moments, whole.quality, weights, bias, settings=self._settings).record

@@ -1,0 +1,145 @@
+"""A probe for Hugging Face's Trainer."""
+
+import functools
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpt_probe.analysis import Settings
+from ckpt_probe.analysis.lines import metric_names
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.integrations.evaluation import Evaluation, Place
+from ckpt_probe.integrations.journal import Journal
+from ckpt_probe.integrations.ranks import is_first, on_first
+from ckpt_probe.integrations.tap import Tap
+from ckpt_probe.plugins import require_extra
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+else:
+    TrainerCallback = require_extra("transformers", "transformers").TrainerCallback
+
+LOG = logging.getLogger(__name__)
+
+
+class TrainerProbe(TrainerCallback):
+    """Measures the model in every evaluation of a Trainer, from the forward passes that it runs anyway.
+
+        trainer.add_callback(TrainerProbe(trainer))
+
+    The numbers go to the Trainer's own log as `eval_class.mir` and so on, which load_best_model_at_end and early
+    stopping can use, and to `records`, records.jsonl in the output directory where not named: a line an evaluation.
+    classifier: the name of the last linear layer, where it is not to be found by running the model. split: what the
+    records call the evaluation set; sets of a dictionary have their own names. every: least number of steps between
+    two records of a set. overwrite: replace the records of an earlier run, which are otherwise an error where training
+    starts at step 0; a run that resumes keeps them up to its step. In a distributed run the samples of all processes
+    are one evaluation. An evaluation that cannot be measured, say for NaN, is told by a warning and has no record.
+    """
+
+    def __init__(
+        self,
+        trainer: "Trainer",
+        records: Path | str | None = None,
+        *,
+        classifier: str | None = None,
+        split: str = "eval",
+        every: int = 1,
+        overwrite: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        if trainer.args.n_gpu > 1:
+            raise UsageError(f"{trainer.args.n_gpu} GPUs in one process (DataParallel): start with torchrun, one each")
+        self._trainer = trainer
+        self._settings = settings or Settings()
+        self._journal = Journal(records or Path(str(trainer.args.output_dir)) / "records.jsonl")
+        self._wanted, self._split, self._every, self._overwrite = classifier, split, every, overwrite
+        self._tap: Tap | None = None
+        self._evaluation: Evaluation | None = None
+        self._last: dict[str, int] = {}
+        self._unlabelled: list[str] = []
+        # No event of a callback has the labels, and a Trainer that smooths labels takes them out of the inputs.
+        trainer.prediction_step = self._watched(trainer.prediction_step)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """Make the file of records ready for training from the state's step."""
+        on_first(lambda: self._journal.begin(state.global_step, overwrite=self._overwrite))
+
+    def on_evaluate(
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Log and keep the record of the evaluation that has just ended."""
+        evaluation, self._evaluation = self._evaluation, None
+        metrics = {} if metrics is None else metrics
+        prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
+        split = prefix.removeprefix("eval_") if prefix != "eval" else self._split
+        step = state.global_step
+        if evaluation is None or (0 < step - self._last.get(split, step) < self._every):
+            return
+        if self._unlabelled:
+            wanted, there = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)
+            raise UsageError(f"the batches of the evaluation hold no one tensor of labels ({wanted}), only: {there}")
+        try:
+            record = evaluation.finish(Place(f"checkpoint-{step}", step, split, state.epoch))
+        except DataError as error:
+            LOG.warning("step %d, %s: not measured: %s", step, split, error)
+            return
+        self._last[split] = step
+        if is_first():
+            self._journal.append(record)
+        named = {f"{prefix}_{name}": record[name] for name in metric_names([record]) if record[name] is not None}
+        new = {name: value for name, value in named.items() if name not in metrics}
+        metrics.update(new)
+        self._trainer.log(dict(new))
+
+    def on_predict(
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        metrics: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Forget the passes of `predict`, which are no evaluation."""
+        self._evaluation = None
+
+    def _watched(self, prediction_step: Any) -> Any:
+        @functools.wraps(prediction_step)
+        def watched(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            tap, labels = self._started(), self._labels(inputs)
+            tap.start()
+            try:
+                result = prediction_step(model, inputs, *args, **kwargs)
+                if labels is not None and self._evaluation is not None:
+                    self._evaluation.update(labels, own=self._own(len(labels)))
+            finally:
+                tap.stop()
+            return result
+
+        return watched
+
+    def _started(self) -> Tap:
+        if self._tap is None or self._tap.model is not self._trainer.model:
+            self._tap, self._evaluation = Tap(self._trainer.model, self._wanted), None  # pyright: ignore[reportArgumentType]
+        if self._evaluation is None:
+            self._evaluation = Evaluation(self._tap, self._settings)
+        return self._tap
+
+    def _labels(self, inputs: dict[str, Any]) -> Any:
+        names = self._trainer.label_names
+        labels = inputs.get(names[0]) if len(names) == 1 else None
+        self._unlabelled = list(inputs) if labels is None else []
+        return labels
+
+    def _own(self, samples: int) -> int | None:
+        """How many samples of this process's batch are no repetition, which fills the last round of all processes."""
+        state = self._trainer.accelerator.gradient_state
+        if self._trainer.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        return min(samples, max(0, state.remainder - self._trainer.args.process_index * samples))

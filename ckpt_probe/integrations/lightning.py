@@ -1,0 +1,166 @@
+"""A probe for Lightning's Trainer."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ckpt_probe.analysis import Settings
+from ckpt_probe.analysis.lines import metric_names
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.integrations.evaluation import Evaluation, Place
+from ckpt_probe.integrations.journal import Journal
+from ckpt_probe.integrations.ranks import is_first, on_first, own_rows
+from ckpt_probe.integrations.tap import Tap
+from ckpt_probe.plugins import require_extra
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    Callback = require_extra("lightning.pytorch", "lightning").Callback
+
+LOG = logging.getLogger(__name__)
+LABELS = ("labels", "label", "targets", "target", "y")
+
+
+def labels_of(batch: Any) -> Tensor:
+    """The labels (n,) of a batch: the second of a tuple or list, or under one of the usual names of a mapping.
+
+    Raises UsageError where there are none.
+    """
+    if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
+        return batch[1]
+    if isinstance(batch, Mapping) and (name := next((name for name in LABELS if name in batch), None)) is not None:
+        return batch[name]
+    raise UsageError(f"a batch of type {type(batch).__name__} in which no labels are found; pass labels=FUNCTION")
+
+
+class LightningProbe(Callback):
+    """Measures the model in every validation and test of a Lightning Trainer, from the passes that it runs anyway.
+
+        Trainer(callbacks=[LightningProbe("runs/mine/records.jsonl")])
+
+    The numbers go to the Trainer's logger and callback metrics as `validation/class.mir` and so on, which
+    ModelCheckpoint and EarlyStopping can use, and to `records`, a line an evaluation. labels: takes a batch, returns
+    its labels (n,); `labels_of` where not given. classifier: the name of the last linear layer, where it is not to be
+    found by running the module. every: least number of steps between two records of a split. overwrite: replace the
+    records of an earlier run, which are otherwise an error where training starts at step 0; a run that resumes keeps
+    them up to its step. In a distributed run the samples of all processes are one evaluation. An evaluation that cannot
+    be measured, say for NaN, is told by a warning and has no record. Several loaders are splits `validation-0` and on.
+    """
+
+    def __init__(
+        self,
+        records: Path | str,
+        *,
+        labels: Callable[[Any], Tensor] = labels_of,
+        classifier: str | None = None,
+        every: int = 1,
+        overwrite: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        self._journal = Journal(records)
+        self._labels, self._wanted, self._every, self._overwrite = labels, classifier, every, overwrite
+        self._settings = settings or Settings()
+        self._tap: Tap | None = None
+        self._running: dict[str, Evaluation] = {}
+        self._last: dict[str, int] = {}
+
+    def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Make the file of records ready for training from the trainer's step."""
+        on_first(lambda: self._journal.begin(trainer.global_step, overwrite=self._overwrite))
+
+    def on_validation_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Begin anew."""
+        self._running = {}
+
+    def on_test_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Begin anew."""
+        self._running = {}
+
+    def on_validation_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Listen to the classifier."""
+        self._start(trainer, pl_module)
+
+    def on_test_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Listen to the classifier."""
+        self._start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add what the classifier was given."""
+        self._end(trainer, "validation", trainer.val_dataloaders, batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add what the classifier was given."""
+        self._end(trainer, "test", trainer.test_dataloaders, batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Log and keep the records."""
+        self._finish(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Log and keep the records."""
+        self._finish(trainer, pl_module)
+
+    def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
+        """Listen no more."""
+        if self._tap is not None:
+            self._tap.stop()
+
+    def _start(self, trainer: "Trainer", module: "LightningModule") -> None:
+        if trainer.sanity_checking:
+            return
+        if self._tap is None or self._tap.model is not module:
+            self._tap = Tap(module, self._wanted)
+        self._tap.start()
+
+    def _end(self, trainer: "Trainer", split: str, loaders: Any, batch: Any, number: int) -> None:
+        if trainer.sanity_checking or self._tap is None:
+            return
+        if isinstance(loaders, Mapping):
+            loaders = list(loaders.values())
+        parts = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+        name = f"{split}-{number}" if len(parts) > 1 else split
+        if name not in self._running:
+            self._running[name] = Evaluation(self._tap, self._settings, own_rows(parts[number]))
+        self._running[name].update(self._labels(batch))
+        self._tap.stop()
+
+    def _finish(self, trainer: "Trainer", module: "LightningModule") -> None:
+        running, self._running = self._running, {}
+        step, epoch = trainer.global_step, trainer.current_epoch
+        for split, evaluation in running.items():
+            if 0 < step - self._last.get(split, step) < self._every:
+                continue
+            try:
+                record = evaluation.finish(Place(f"step-{step:06d}", step, split, float(epoch)))
+            except DataError as error:
+                LOG.warning("step %d, %s: not measured: %s", step, split, error)
+                continue
+            self._last[split] = step
+            if is_first():
+                self._journal.append(record)
+            named = {f"{split}/{name}": record[name] for name in metric_names([record]) if record[name] is not None}
+            module.log_dict(named, sync_dist=trainer.world_size > 1)

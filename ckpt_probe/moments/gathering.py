@@ -1,0 +1,46 @@
+"""Small blocks of rows gathered before they enter the moments: one by one they would cost far more a row."""
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.moments.accumulator import Moments
+from ckpt_probe.moments.quality import Head, Quality, double
+
+ROWS_AT_ONCE = 8192
+BYTES_AT_ONCE = 2**26
+
+
+class Gathering:
+    """Class moments, and accuracy and loss, of blocks that come in any size; `finish` adds what still waits.
+
+    head: gives the logits of blocks that come without.
+    """
+
+    def __init__(self, moments: Moments, head: Head | None = None) -> None:
+        self.moments = moments
+        self.quality = Quality()
+        self._head = head
+        self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def add(self, features: Tensor, labels: Tensor, logits: Tensor | None = None) -> None:
+        """A block of features (n, D), labels (n,) and logits (n, C); the tensors must not change afterwards.
+
+        Errors as `Moments.update`, in this call or a later one.
+        """
+        self._waiting.append((features, labels, logits))
+        rows = sum(len(block[1]) for block in self._waiting)
+        if rows >= ROWS_AT_ONCE or sum(block[0].nbytes for block in self._waiting) >= BYTES_AT_ONCE:
+            self.finish()
+
+    def finish(self) -> None:
+        """Add the blocks that wait."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        features, labels = torch.cat([block[0] for block in waiting]), torch.cat([block[1] for block in waiting])
+        logits = [block[2] for block in waiting if block[2] is not None]
+        self.moments.update(features, labels)
+        if logits:
+            self.quality.update(double(torch.cat(logits)), labels)
+        elif self._head is not None:
+            self.quality.update(self._head.logits(features), labels)

@@ -1,0 +1,97 @@
+"""Records: iterated while they come, the same again, shown in a notebook, and an error that is not swallowed."""
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import ckpt_probe as cp
+from ckpt_probe.errors import DataError
+
+RECORDS = [
+    {"checkpoint": f"step-{step}", "step": step, "split": split, "accuracy": step / 10, "class.mir": mir, "note": "x"}
+    for step, mir in ((0, 0.5), (5, None), (10, 0.75))
+    for split in ("train", "test")
+]
+
+
+def failing() -> Iterator[dict]:
+    yield RECORDS[0]
+    raise DataError("step-5.h5: damaged")
+
+
+def test_records_come_one_by_one_and_stay() -> None:
+    drawn = []
+    records = cp.Records(drawn.append(record) or record for record in RECORDS)
+    assert next(iter(records)) == RECORDS[0]
+    assert records[1] == RECORDS[1]
+    assert len(drawn) == 2
+    assert list(records) == list(records) == RECORDS
+    assert (len(records), records[-1], list(records[1:3])) == (6, RECORDS[-1], RECORDS[1:3])
+    assert len(drawn) == 6
+
+
+def test_records_equal_lists_of_the_same() -> None:
+    assert cp.Records(RECORDS) == RECORDS
+    assert cp.Records(RECORDS) == RECORDS
+    assert cp.Records(RECORDS) == cp.Records(iter(RECORDS))
+    assert cp.Records(RECORDS) != RECORDS[:-1]
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(cp.Records(RECORDS))
+
+
+def test_an_error_on_the_way_is_raised_each_time_and_never_taken_for_the_end() -> None:
+    records = cp.Records(failing())
+    for _ in range(2):
+        with pytest.raises(DataError, match="damaged"):
+            list(records)
+        with pytest.raises(DataError, match="damaged"):
+            len(records)
+    assert records[0] == RECORDS[0]
+
+
+def test_an_interruption_leaves_no_half_of_the_records_for_all_of_them() -> None:
+    def interrupted() -> Iterator[dict]:
+        yield RECORDS[0]
+        raise KeyboardInterrupt
+
+    records = cp.Records(interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        list(records)
+    with pytest.raises(DataError, match="interrupted"):
+        list(records)
+
+
+def test_a_notebook_shows_a_line_for_each_metric_with_its_values() -> None:
+    root = ET.fromstring(cp.Records(RECORDS)._repr_html_())
+    assert root.findtext("caption") == "6 records, step 0 to 10"
+    header = [cell.text for cell in root.iter("th")]
+    assert header == ["metric", "train", "train first", "train last", "test", "test first", "test last", "at collapse"]
+    rows = [["".join(cell.itertext()) for cell in row.iter("td")] for row in root.findall("tr")]
+    assert rows == [
+        ["acc (accuracy)", "", "0", "1", "", "0", "1", ""],
+        ["MIR (class.mir)", "", "0.5", "0.75", "", "0.5", "0.75", ""],
+    ]
+    # The value at step 5 is missing: the line is broken there.
+    assert [path.attrib["d"].count("M") for path in root.iter("path")] == [1, 1, 2, 2]
+
+
+def test_the_value_at_collapse_is_shown_and_hostile_names_are_texts() -> None:
+    records = [{**record, "reference.mir": 0.9, "<b>": 1.0, "split": "<i>"} for record in RECORDS]
+    root = ET.fromstring(cp.Records(records)._repr_html_())
+    assert not {"b", "i"} & {element.tag for element in root.iter()}
+    assert [cell.text for cell in root.iter("td") if cell.text in {"0.9", "<b>"}] == ["0.9", "<b>"]
+
+
+def test_records_of_a_file_and_of_dumps_are_such_records(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    assert cp.read_records(tmp_path / "records.jsonl") == RECORDS
+    with h5py.File(tmp_path / "step-1.h5", "w") as file:
+        file["test/features"], file["test/labels"] = np.eye(6), np.arange(6) % 3
+    analyzed = cp.analyze_series(tmp_path)
+    assert analyzed == cp.analyze_dump(tmp_path / "step-1.h5")
+    assert "step 1 to 1" in analyzed._repr_html_()

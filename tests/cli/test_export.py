@@ -1,0 +1,83 @@
+"""`export`, and the formats of the files that `analyze -o` writes."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from ckpt_probe.cli.app import run
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def dumps(tmp_path: Path) -> Path:
+    for step in (1, 2):
+        with h5py.File(tmp_path / f"step-{step}.h5", "w") as file:
+            file["test/features"], file["test/labels"] = RNG.normal(size=(30, 4)), np.arange(30) % 3
+            file["classifier/weights"] = RNG.normal(size=(3, 4))
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", [["-o", "r.parquet"], ["-o", "r.frame", "--parquet"]])
+def test_analyze_writes_parquet_by_name_or_by_wish(dumps: Path, words: list[str]) -> None:
+    assert run(["analyze", str(dumps), "--no-cache", *words]) == 0
+    assert run(["analyze", str(dumps), "--no-cache", "-o", "r.jsonl"]) == 0
+    expected = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
+    found = pd.read_parquet(words[1])
+    assert found["class.mir"].tolist() == [record["class.mir"] for record in expected]
+    assert found["step"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--parquet"], "name its file with --out"),
+        (["--parquet", "--csv", "-o", "r.parquet"], "exclude each other"),
+        (["-o", "there.parquet"], "there.parquet: exists already"),
+    ],
+)
+def test_what_parquet_is_not_for(dumps: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("there.parquet").touch()
+    assert run(["analyze", str(dumps), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_export_into_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("a", 0.5), ("b", 0.25)):
+        Path(f"{name}.jsonl").write_text(json.dumps({"step": 3, "split": "test", "accuracy": value}) + "\n")
+    assert run(["export", "a.jsonl", "decay=b.jsonl", "--tensorboard", "events", "--parquet", "both.parquet"]) == 0
+    assert pd.read_parquet("both.parquet").to_dict("list") == {
+        "condition": ["a", "decay"],
+        "step": [3, 3],
+        "split": ["test", "test"],
+        "accuracy": [0.5, 0.25],
+    }
+    assert {file.parent.as_posix() for file in Path("events").rglob("events.*")} == {
+        "events/a/test",
+        "events/decay/test",
+    }
+    said = capsys.readouterr().err
+    assert "events: 2 values; look at them with: tensorboard --logdir events" in said
+    assert "both.parquet: 2 records" in said
+
+
+def test_seeds_of_one_condition_are_numbered() -> None:
+    for seed in (0, 1):
+        Path(f"seed-{seed}.jsonl").write_text(json.dumps({"step": 3, "accuracy": 0.5}) + "\n")
+    assert run(["export", "plain=seed-*.jsonl", "--tensorboard", "events"]) == 0
+    assert {file.parent.as_posix() for file in Path("events").rglob("events.*")} == {"events/plain-0", "events/plain-1"}
+
+
+def test_export_into_nothing_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.jsonl").write_text(json.dumps({"step": 3, "accuracy": 0.5}) + "\n")
+    assert run(["export", "a.jsonl"]) == 2
+    assert "--tensorboard DIR, --parquet FILE" in capsys.readouterr().err

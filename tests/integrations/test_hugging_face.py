@@ -1,0 +1,220 @@
+"""A probe in Hugging Face's own Trainer, on tiny models: the record of an extraction of each saved checkpoint."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from ckpt_probe.errors import UsageError
+from ckpt_probe.integrations import TrainerProbe
+
+BATCH = 16
+
+
+class Images(Dataset):
+    """Noisy pictures of three classes."""
+
+    def __init__(self, samples: int, seed: int, labelled: bool = True) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(samples) % 3
+        centres = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+        self.images = centres[self.labels] + 0.5 * torch.randn(samples, 1, 8, 8, generator=generator)
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        labels = {"labels": self.labels[index]} if self.labelled else {}
+        return {"pixel_values": self.images[index], **labels}
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True)
+
+
+TEST = Images(75, seed=1)
+
+
+def network() -> ViTForImageClassification:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=3,
+    )
+    return ViTForImageClassification(config)
+
+
+def arguments(where: Path, **options: Any) -> TrainingArguments:
+    settings = {
+        "max_steps": 6,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "save_steps": 3,
+        "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": BATCH,
+        "learning_rate": 1e-2,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    return TrainingArguments(output_dir=str(where), **(settings | options))
+
+
+def trainer_of(where: Path, **options: Any) -> Trainer:
+    more = {name: options.pop(name) for name in ("eval_dataset", "model") if name in options}
+    settings = {"model": network(), "train_dataset": Images(96, seed=2), "eval_dataset": TEST} | more
+    return Trainer(args=arguments(where, **options), **settings)
+
+
+def lines(where: Path) -> list[dict]:
+    return [json.loads(line) for line in (where / "records.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A Trainer that has trained six steps, with an evaluation and a checkpoint at each third."""
+    trainer = trainer_of(tmp_path_factory.mktemp("run"), load_best_model_at_end=True, metric_for_best_model="class.mir")
+    trainer.add_callback(TrainerProbe(trainer))
+    trainer.train()
+    return trainer
+
+
+def test_each_evaluation_has_the_record_of_its_checkpoint(
+    trained: Trainer, extracted: Callable, same: Callable
+) -> None:
+    where = Path(trained.args.output_dir)
+    records = lines(where)
+    assert [(r["checkpoint"], r["step"], r["split"]) for r in records] == [
+        ("checkpoint-3", 3, "eval"),
+        ("checkpoint-6", 6, "eval"),
+    ]
+    for record in records:
+        model = ViTForImageClassification.from_pretrained(where / record["checkpoint"])
+        same(record, extracted(_Logits(model), TEST.batches()))
+
+
+class _Logits(nn.Module):
+    """What a model of Hugging Face's returns for pictures alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.model(pixel_values=pictures).logits
+
+
+def test_the_trainer_logs_the_numbers_and_can_choose_by_them(trained: Trainer) -> None:
+    logged = {one["step"]: one["eval_class.mir"] for one in trained.state.log_history if "eval_class.mir" in one}
+    records = {record["step"]: record for record in lines(Path(trained.args.output_dir))}
+    assert logged == {step: record["class.mir"] for step, record in records.items()}
+    assert trained.state.best_metric == max(logged.values())
+    # The Trainer's own loss stays the Trainer's.
+    own = [one["eval_loss"] for one in trained.state.log_history if "eval_loss" in one]
+    assert own == pytest.approx([record["loss"] for record in records.values()], rel=1e-5)
+
+
+def test_an_evaluation_at_a_recorded_step_returns_its_numbers_and_adds_no_line(
+    trained: Trainer, extracted: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = lines(Path(trained.args.output_dir))
+    with caplog.at_level(logging.WARNING):
+        found = trained.evaluate()
+    # Those of the best checkpoint, which the Trainer has loaded at the end.
+    now = extracted(_Logits(trained.model), TEST.batches())
+    assert found["eval_class.mir"] == pytest.approx(now["class.mir"], rel=1e-6)
+    trained.predict(Images(10, 5, labelled=False))
+    assert lines(Path(trained.args.output_dir)) == before
+    assert "step 6, split eval is there already" in caplog.text
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
+    for resume, steps in ((None, 6), (str(tmp_path / "checkpoint-3"), 9)):
+        trainer = trainer_of(tmp_path, max_steps=steps)
+        trainer.add_callback(TrainerProbe(trainer))
+        trainer.train(resume_from_checkpoint=resume)
+    assert [record["step"] for record in lines(tmp_path)] == [3, 6, 9]
+    again = trainer_of(tmp_path)
+    again.add_callback(TrainerProbe(again))
+    with pytest.raises(UsageError, match="records of another run"):
+        again.train()
+    assert len(lines(tmp_path)) == 3
+
+
+def test_smoothed_labels_several_sets_and_every_so_many_steps(
+    tmp_path: Path, extracted: Callable, same: Callable
+) -> None:
+    sets = {"first": TEST, "second": Images(40, seed=3)}
+    trainer = trainer_of(tmp_path, label_smoothing_factor=0.1, eval_dataset=sets, eval_steps=2, save_strategy="no")
+    trainer.add_callback(TrainerProbe(trainer, tmp_path / "records.jsonl", every=4))
+    trainer.train()
+    assert [(r["step"], r["split"]) for r in lines(tmp_path)] == [
+        (2, "first"),
+        (2, "second"),
+        (6, "first"),
+        (6, "second"),
+    ]
+    same(lines(tmp_path)[3], extracted(_Logits(trainer.model), sets["second"].batches()))
+    assert any("eval_second_class.mir" in one for one in trainer.state.log_history)
+
+
+def test_a_text_model_that_takes_its_inputs_by_name(tmp_path: Path, extracted: Callable, same: Callable) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForSequenceClassification(BertConfig(vocab_size=30, max_position_embeddings=12, num_labels=3, **sizes))
+    words = torch.randint(5, 30, (60, 10))
+    mask = (torch.arange(10) < torch.randint(4, 11, (60, 1))).long()
+    texts = [
+        {"input_ids": w, "attention_mask": m, "labels": i % 3} for i, (w, m) in enumerate(zip(words, mask, strict=True))
+    ]
+    trainer = trainer_of(tmp_path, model=model, eval_dataset=texts)
+    trainer.add_callback(TrainerProbe(trainer))
+    trainer.evaluate()
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, both: Tensor) -> Tensor:
+            return self.model(input_ids=both[:, 0], attention_mask=both[:, 1]).logits
+
+    both, labels = torch.stack([words, mask], dim=1), torch.arange(60) % 3
+    same(lines(tmp_path)[0], extracted(Masked(), zip(both.split(BATCH), labels.split(BATCH), strict=True)))
+
+
+def test_what_cannot_be_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trainer_of(tmp_path, eval_dataset=Images(20, 1, labelled=False))
+    trainer.add_callback(TrainerProbe(trainer))
+    with pytest.raises(UsageError, match=r"hold no one tensor of labels \(labels\), only: pixel_values"):
+        trainer.evaluate()
+    diverged = trainer_of(tmp_path)
+    with torch.no_grad():
+        diverged.model.vit.layernorm.weight.fill_(math.nan)
+    diverged.add_callback(TrainerProbe(diverged))
+    with caplog.at_level(logging.WARNING):
+        found = diverged.evaluate()
+    assert "step 0, eval: not measured: features: 75 rows hold NaN" in caplog.text
+    assert "eval_class.mir" not in found
+    assert not (tmp_path / "records.jsonl").exists()

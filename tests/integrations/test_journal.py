@@ -1,0 +1,113 @@
+"""records.jsonl: whole lines after a kill, no step twice after a resume, nothing of another run overwritten."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.integrations.journal import Journal
+
+
+def record(step: int, split: str = "test", **values: float) -> dict:
+    return {"checkpoint": f"step-{step}", "step": step, "split": split, **values}
+
+
+def steps(path: Path) -> list[tuple[int, str]]:
+    return [(one["step"], one["split"]) for one in map(json.loads, path.read_text().splitlines())]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of an earlier run: steps 0, 10, 20 of two splits."""
+    journal = Journal(tmp_path / "run" / "records.jsonl")
+    for step in (0, 10, 20):
+        for split in ("train", "test"):
+            journal.append(record(step, split))
+    return journal.path
+
+
+def test_a_resumed_run_writes_no_step_twice(path: Path) -> None:
+    journal = Journal(path)
+    journal.begin(10)
+    assert steps(path) == [(step, split) for step in (0, 10) for split in ("train", "test")]
+    for step in (10, 20, 30):
+        journal.append(record(step, loss=1.0))
+    assert steps(path)[4:] == [(20, "test"), (30, "test")]
+
+
+def test_a_new_run_leaves_an_earlier_ones_records_alone(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="has records of another run; pass overwrite=True"):
+        Journal(path).begin(0)
+    assert path.read_bytes() == before
+    Journal(path).begin(0, overwrite=True)
+    assert path.read_bytes() == b""
+
+
+def test_an_evaluation_before_training_is_of_the_run_and_a_second_run_is_not(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "records.jsonl")
+    journal.append(record(0))
+    journal.begin(0)
+    assert steps(journal.path) == [(0, "test")]
+    journal.append(record(5))
+    with pytest.raises(UsageError, match="another run"):
+        journal.begin(0)
+    assert steps(journal.path) == [(0, "test"), (5, "test")]
+
+
+def test_what_is_there_already_stays_and_is_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal, before = Journal(path), path.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        journal.append(record(20, loss=3.0))
+    assert "step 20, split test is there already" in caplog.text
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ['{"step": 30, "spl', '{"step": 30, "split": "test"}', "\N{EM DASH}"])
+def test_a_line_that_was_cut_off_is_dropped(path: Path, left: str) -> None:
+    with path.open("ab") as file:
+        file.write(left.encode()[:-1])
+    Journal(path).append(record(30))
+    assert steps(path)[-2:] == [(20, "test"), (30, "test")]
+    Journal(path).begin(30)
+    assert len(steps(path)) == 7
+
+
+def test_files_of_another_kind_are_told_and_left(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    for text, told in (("dear diary\n", r"notes\.txt: line 1 is not JSON"), ('{"loss": 1}\n', "record 1 has no step")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=told):
+            Journal(path).begin(0, overwrite=True)
+        assert path.read_text() == text
+    with pytest.raises(UsageError, match="a directory"):
+        Journal(tmp_path).begin(0)
+
+
+WRITING = """
+import itertools, sys
+from ckpt_probe.integrations.journal import Journal
+journal = Journal(sys.argv[1])
+for step in itertools.count():
+    journal.append({"step": step, "split": "test", "text": "x" * 5000})
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    command = [sys.executable, "-c", WRITING, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(20):
+            last = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+    found = steps(path)
+    assert [step for step, _ in found] == list(range(len(found)))
+    assert len(found) > last
+    assert path.read_bytes().endswith(b"\n")

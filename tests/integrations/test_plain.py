@@ -1,0 +1,161 @@
+"""A probe in a loop of one's own: the record of an extraction, its file, what it refuses, two processes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ckpt_probe as cp
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.integrations import Probe
+from ckpt_probe.moments import gathering
+
+torch.manual_seed(0)
+LABELS = torch.arange(150) % 3
+INPUTS = 2 * torch.randn(3, 6)[LABELS] + torch.randn(150, 6)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).eval()
+
+
+def batches(size: int = 32) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(INPUTS.split(size), LABELS.split(size), strict=True))
+
+
+def evaluated(probe: Probe, model: nn.Module, step: int = 0, split: str = "test", size: int = 32) -> dict:
+    with torch.no_grad(), probe.evaluation(split, step) as evaluation:
+        for inputs, labels in batches(size):
+            model(inputs)
+            evaluation.update(labels)
+    assert evaluation.record is not None
+    return evaluation.record
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_record_is_that_of_an_extraction(tmp_path: Path, extracted: Callable, same: Callable) -> None:
+    model = network()
+    record = evaluated(cp.Probe(model, tmp_path / "records.jsonl"), model, step=7)
+    same(record, extracted(model, batches()))
+    assert lines(tmp_path / "records.jsonl") == [record]
+    assert (record["checkpoint"], record["step"], record["split"]) == ("step-000007", 7, "test")
+    assert list(record)[:3] == ["checkpoint", "step", "split"]
+    assert cp.read_records(tmp_path / "records.jsonl") == [record]
+
+
+def test_blocks_are_gathered_and_none_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extracted: Callable, same: Callable
+) -> None:
+    model = network()
+    monkeypatch.setattr(gathering, "ROWS_AT_ONCE", 40)
+    same(evaluated(cp.Probe(model, tmp_path / "a.jsonl"), model, size=7), extracted(model, batches()))
+    monkeypatch.setattr(gathering, "BYTES_AT_ONCE", 1)
+    same(evaluated(cp.Probe(model, tmp_path / "b.jsonl"), model, size=7), extracted(model, batches()))
+
+
+def test_the_classifier_is_the_one_at_the_end_or_the_one_that_is_named(tmp_path: Path) -> None:
+    model = network()
+    named = evaluated(cp.Probe(model, tmp_path / "named.jsonl", classifier="4"), model)
+    assert evaluated(cp.Probe(model, tmp_path / "found.jsonl"), model) == named
+    with pytest.raises(UsageError, match=r"classifier 3: no linear layer of that name; there are: 0, 4"):
+        cp.Probe(model, tmp_path / "other.jsonl", classifier="3")
+
+
+def test_no_hook_stays_and_training_passes_are_not_measured(tmp_path: Path) -> None:
+    model = network()
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+    first = evaluated(probe, model, 1)
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    assert sum(hooks) == 0
+    model.train()(INPUTS)
+    model.eval()
+    assert evaluated(probe, model, 2)["samples"] == first["samples"] == 150
+
+
+def test_weights_are_those_of_the_moment(tmp_path: Path, extracted: Callable, same: Callable) -> None:
+    model = network()
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+    evaluated(probe, model, 1)
+    with torch.no_grad():
+        model[4].weight.normal_()
+    same(evaluated(probe, model, 2), extracted(model, batches()))
+
+
+def test_rows_beyond_the_limit_are_left_out(tmp_path: Path, extracted: Callable, same: Callable) -> None:
+    model = network()
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+    with torch.no_grad(), probe.evaluation("test", 0, limit=140) as evaluation:
+        for inputs, labels in [*batches(32), (INPUTS[:8], LABELS[:8])]:
+            model(inputs)
+            evaluation.update(labels)
+    same(evaluation.record, extracted(model, [(INPUTS[:140], LABELS[:140])]))
+
+
+class Other(nn.Module):
+    """Two parts that a loop runs one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Sequential(nn.Linear(6, 3)), nn.Linear(3, 3)
+
+
+def run_twice(model: nn.Module, inputs: Tensor) -> None:
+    model(inputs)
+    model(inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "run", "labels", "error", "told"),
+    [
+        (network(), lambda model, x: None, LABELS, DataError, "ran 0 times .* torch.compile"),
+        (network(), run_twice, LABELS, UsageError, "runs the model, the model one after the other"),
+        (network(), lambda model, x: model(x), LABELS[:9], DataError, r"takes \(150, 8\) for 9 labels"),
+        (network(), lambda model, x: model(x), LABELS.float(), UsageError, "expected whole numbers"),
+        (network(), lambda model, x: model(x), LABELS + 1, DataError, "labels: row 2 is 3"),
+        (network(), lambda model, x: model(x * torch.nan), LABELS, DataError, "150 rows hold NaN"),
+        (Other().eval(), lambda m, x: m.head(m.trunk(x)), LABELS, UsageError, r"runs trunk, head .*classifier="),
+    ],
+)
+def test_what_cannot_be_measured_is_told_at_the_end(
+    tmp_path: Path, model: nn.Module, run: Callable, labels: Tensor, error: type, told: str
+) -> None:
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+
+    def evaluate() -> None:
+        with torch.no_grad(), probe.evaluation("test", 0) as evaluation:
+            run(model, INPUTS)
+            evaluation.update(labels)
+
+    with pytest.raises(error, match=told):
+        evaluate()
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_parts_that_are_run_one_after_the_other_need_a_name(
+    tmp_path: Path, extracted: Callable, same: Callable
+) -> None:
+    model = Other().eval()
+    probe = cp.Probe(model, tmp_path / "records.jsonl", classifier="head")
+    with torch.no_grad(), probe.evaluation("test", 0) as evaluation:
+        model.head(model.trunk(INPUTS))
+        evaluation.update(LABELS)
+    same(evaluation.record, extracted(nn.Sequential(model.trunk, model.head), [(INPUTS, LABELS)]))
+
+
+def test_a_model_in_training_mode_is_refused_and_an_exception_records_nothing(tmp_path: Path) -> None:
+    model = network().train()
+    probe = cp.Probe(model, tmp_path / "records.jsonl")
+    with pytest.raises(UsageError, match=r"call model\.eval"), probe.evaluation("test", 0):
+        model(INPUTS)
+    with pytest.raises(ZeroDivisionError), probe.evaluation("test", 0):
+        _ = 1 / 0
+    assert not (tmp_path / "records.jsonl").exists()
+    with pytest.raises(DataError, match="ran no batch"), probe.evaluation("test", 0):
+        pass

@@ -1,0 +1,38 @@
+"""HTML for notebooks: well formed, every text escaped, lines where the numbers are."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from ckpt_probe.notebook import EDGE, HEIGHT, WIDTH, sparkline, table, text
+
+HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\x1b[31mred\x1b[0m\x00", "long" * 2500]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_texts_are_shown_and_do_nothing(name: str) -> None:
+    html = table(name, [name], [[text(name), sparkline([1, 2], name)]])
+    root = ET.fromstring(html)
+    assert {e.tag for e in root.iter()} == {"table", "caption", "thead", "tr", "th", "td", "svg", "path", "circle"}
+    assert "\x1b" not in html
+    assert len(html) < 4000
+    assert root.findtext("caption").startswith(name[:5].replace("\x1b", "\N{REPLACEMENT CHARACTER}"))
+
+
+def places(svg: str) -> list[list[tuple[float, float]]]:
+    path = ET.fromstring(svg).find("path").attrib["d"]
+    return [[(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", part)] for part in path.split("M")[1:]]
+
+
+def test_a_line_goes_from_edge_to_edge_and_breaks_where_a_value_is_missing() -> None:
+    [first, second] = places(sparkline([0.0, 5.0, None, 10.0, 2.5], "a"))
+    bottom, top, right = HEIGHT - EDGE, EDGE, WIDTH - EDGE
+    assert first == [(EDGE, bottom), (pytest.approx(31), pytest.approx(bottom - (bottom - top) / 2))]
+    assert second == [(pytest.approx(89), top), (right, pytest.approx(bottom - (bottom - top) / 4))]
+
+
+def test_lines_of_one_value_of_equal_values_and_of_none() -> None:
+    assert places(sparkline([3.0], "a")) == [[(EDGE, HEIGHT - EDGE)]]
+    assert {y for _, y in places(sparkline([3.0, 3.0, 3.0], "a"))[0]} == {HEIGHT - EDGE}
+    assert sparkline([None, None], "a") == ""
