@@ -1,17 +1,27 @@
-"""What tests of every package share: an environment, work that is interrupted, and a device that is pretended.
+"""What tests of every package share: an environment, commands, work that is interrupted, and a pretended device.
 
-Its tensors live on the CPU and obey the rules of a real device, as far as Python sees: they do not meet tensors of the
-CPU, they become numpy only through `.cpu()`, and MPS takes no float64 and no copy that is not waited for. No test of
-speed, nor of kernels; those marked `gpu` need the real thing.
+The device's tensors live on the CPU and obey the rules of a real device, as far as Python sees: they do not meet
+tensors of the CPU, they become numpy only through `.cpu()`, and MPS takes no float64 and no copy that is not waited
+for. No test of speed, nor of kernels; those marked `gpu` need the real thing.
 """
 
 import os
+
+# One thread each, before torch is imported: tests compare bit for bit, and two processes share two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import random
 import runpy
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +34,66 @@ ENVIRONMENT = Path(__file__).parent / "environment"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.environ.get("PYTHONPATH")]))
 # Kept, as what it declares is gone with the last of its names.
 DECLARATIONS = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
+WARM = ENVIRONMENT / "warm.py"
+
+
+def pytest_fixture_setup() -> None:
+    """Every fixture, and every test, draws the same numbers whatever ran before it."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """As for fixtures."""
+    _seed()
+
+
+def _seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+
+
+@dataclass(frozen=True)
+class Commands:
+    """How tests start a command: a fork of a Python that has imported torch already, where the system has such.
+
+    `path` is what PATH begins with, so that a shell finds `ckpt-probe`. Tests of a kill, of the environment or of what
+    is imported start a Python of their own.
+    """
+
+    path: Path
+    start: tuple[str, ...]
+
+    def ckpt_probe(self, *words: object) -> list[str]:
+        """The words that run `ckpt-probe` with these."""
+        return [str(self.path / "ckpt-probe"), *map(str, words)]
+
+    def python(self, code: str, *words: object) -> list[str]:
+        """The words that run Python code, with these as its arguments."""
+        return [*self.start, "-c", code, *map(str, words)]
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Starts commands; the server behind it ends with the tests."""
+    if sys.platform != "linux":
+        yield Commands(Path(sys.executable).parent, (sys.executable,))
+        return
+    # Not pytest's own directory: the name of a socket must be short.
+    with tempfile.TemporaryDirectory() as place:
+        server = [sys.executable, str(WARM), "serve", f"{place}/socket"]
+        start = (sys.executable, "-S", "-E", str(WARM), f"{place}/socket")
+        program = Path(place) / "ckpt-probe"
+        program.write_text(f'#!/bin/sh\nexec {" ".join(start)} ckpt-probe "$@"\n')
+        program.chmod(0o755)
+        with subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"listening\n"
+            yield Commands(Path(place), start)
+            process.stdin.close()
+
 
 HOME = torch.device("cpu")
 MAY_MEET = {"copy_", "__getitem__", "__setitem__"}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,12 +36,11 @@ _spec.loader.exec_module(pages)
 Block, blocks, FENCE = pages.Block, pages.blocks, pages.FENCE
 
 
-def run(block: Block, where: Path, seconds: int = SECONDS) -> None:
-    # One thread: the networks are small, and two processes that both take every core wait for each other.
-    environment = {**pages.environment(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        pages.command(block), cwd=where, env=environment, capture_output=True, text=True, timeout=seconds
-    )
+def run(block: Block, where: Path, commands: Any, seconds: int = SECONDS) -> None:
+    environment = pages.environment()
+    environment["PATH"] = f"{commands.path}{os.pathsep}{environment['PATH']}"
+    words = commands.python(block.code) if block.language == "python" else pages.command(block)
+    done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, (
         f"line {block.line}: exit {done.returncode}\n{block.code}\n{done.stdout}\n{done.stderr}"
     )
@@ -51,33 +51,33 @@ def label(document: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def digits_dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_dump(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last dump of the sample run, which the pages on formats read as `dump.h5`."""
     where = tmp_path_factory.mktemp("digits")
-    commands = f"""
+    words = f"""
     ckpt-probe train {ROOT}/sample_configs/digits.toml -o runs/digits
     ckpt-probe extract runs/digits -o dumps/digits
     """
-    run(Block("sh", commands, 0, None), where)
+    run(Block("sh", words, 0, None), where, commands)
     return sorted((where / "dumps" / "digits").glob("*.h5"))[-1]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=label)
-def test_every_block_of_a_document_runs(document: Path, tmp_path: Path, digits_dump: Path) -> None:
+def test_every_block_of_a_document_runs(document: Path, tmp_path: Path, digits_dump: Path, commands: Any) -> None:
     shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
     shutil.copy(digits_dump, tmp_path / "dump.h5")
     for block in blocks(document):
         if block.language in {"sh", "python"} and block.mark is None:
-            run(block, tmp_path)
+            run(block, tmp_path, commands)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", STUDIES, ids=label)
-def test_the_slow_blocks_of_a_study_run(document: Path, tmp_path: Path) -> None:
+def test_the_slow_blocks_of_a_study_run(document: Path, tmp_path: Path, commands: Any) -> None:
     shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
     for block in blocks(document):
         if block.mark == "slow":
-            run(block, tmp_path, seconds=1800)
+            run(block, tmp_path, commands, seconds=1800)
 
 
 @pytest.mark.parametrize("document", STUDIES, ids=label)

@@ -1,11 +1,10 @@
 """Bad input, as a person meets it: one clear line, the right exit code, nothing half-written."""
 
-import ctypes
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,9 +13,7 @@ import torch
 
 from ckpt_probe.checkpoints import save_checkpoint
 
-from .conftest import CONFIG, Run, command, environment
-
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+from .conftest import CONFIG, Run, environment
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -154,14 +151,23 @@ def test_output_that_exists_is_kept(probe: Run, trained: Path, tmp_path: Path) -
     assert everything(tmp_path) == before
 
 
-def bound_by_permissions() -> None:
-    # Root passes over permission bits by a capability; without it, root is refused as everybody else is.
-    if os.geteuid() == 0:
-        assert ctypes.CDLL(None, use_errno=True).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0) == 0
+# Root passes over permission bits by a capability; without it, root is refused as everybody else is.
+BOUND = """
+import ctypes, sys
+from ckpt_probe.cli.app import run
+
+kernel, CAP_DAC_OVERRIDE = ctypes.CDLL(None, use_errno=True), 1
+header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert kernel.capget(header, held) == 0
+for place in (0, 1):  # the effective ones, and those that could be taken back
+    held[place] &= ~(1 << CAP_DAC_OVERRIDE)
+assert kernel.capset(header, held) == 0
+sys.exit(run(sys.argv[1:]))
+"""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="root is held to permissions by Linux's capabilities")
-def test_no_write_permission(trained: Path, tmp_path: Path) -> None:
+def test_no_write_permission(commands: Any, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "own")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
@@ -174,15 +180,8 @@ def test_no_write_permission(trained: Path, tmp_path: Path) -> None:
         ("interpolate", a, b, "--alpha", "0.5", "-o", "locked/mid.safetensors"),
         ("demo", "-o", "locked/demo"),
     ):
-        done = subprocess.run(
-            command(*words),
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            preexec_fn=bound_by_permissions,
-        )
+        bound = commands.python(BOUND, *words)
+        done = subprocess.run(bound, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 1, (words, done.stderr)
         assert "cannot be written: Permission denied" in done.stderr.splitlines()[-1], words
         assert done.stderr.splitlines()[-1].startswith("error: "), words

@@ -1,0 +1,172 @@
+"""A Python that has its imports behind it, for tests that run many short commands.
+
+Importing torch takes seconds of a processor. The server imports it once and forks for every command, each of which has
+a process, a directory, an environment, streams and an exit code of its own, as if it had been started anew. What is
+imported beforehand is other people's, never ckpt_probe.
+
+    python warm.py serve SOCKET                      until its standard input ends
+    python warm.py SOCKET ckpt-probe WORD …          as the installed command
+    python warm.py SOCKET -c CODE                    as python -c
+"""
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from importlib import import_module
+
+BEFOREHAND = (
+    "click",
+    "h5py",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "pydantic",
+    "rich.console",
+    "rich.progress",
+    "rich.table",
+    "safetensors.torch",
+    "scipy.optimize",
+    "scipy.stats",
+    "torch",
+    "torch.fx",
+    "torch.func",
+    "torch.utils.data",
+)
+
+
+def ask(place):
+    """The client: has a command run with this process's own streams, and ends as it did."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(place)
+        told = {"words": sys.argv[2:], "where": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
+        data = json.dumps(told).encode()
+        socket.send_fds(connection, [len(data).to_bytes(8, "little")], [0, 1, 2])
+        connection.sendall(data)
+        status = connection.recv(4)
+    code = os.waitstatus_to_exitcode(int.from_bytes(status, "little")) if status else 1
+    # A shell says so of a process that a signal ended.
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def serve(place):
+    """The server; returns the words of a command, in the process that has become the one to run it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(place)
+        listener.listen()
+        # Whoever asks from now on waits until all is imported.
+        print("listening", flush=True)
+        for name in BEFOREHAND:
+            with contextlib.suppress(ImportError):
+                import_module(name)
+        # What is imported stays where it is: memory that a child does not write is not copied for it.
+        gc.collect()
+        gc.freeze()
+        while _asked(listener):
+            _reap()
+            connection, _ = listener.accept()
+            if not os.fork():
+                listener.close()
+                return _supervised(connection)
+            connection.close()
+    with contextlib.suppress(ChildProcessError):
+        while os.wait():
+            pass
+    os._exit(0)
+
+
+def _asked(listener):
+    from select import select
+
+    return listener in select([listener, sys.stdin], [], [])[0]
+
+
+def _reap():
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _supervised(connection):
+    """Fork once more: the parent tells the client how the child ended, and ends it where the client has gone."""
+    from select import select
+
+    length, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    data = b""
+    while len(data) < int.from_bytes(length, "little"):
+        data += connection.recv(2**16)
+    child = os.fork()
+    if not child:
+        connection.close()
+        return _become(json.loads(data), streams)
+    for stream in streams:
+        os.close(stream)
+    ended = os.pidfd_open(child)
+    if ended not in select([connection, ended], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(OSError):
+        connection.sendall(status.to_bytes(4, "little"))
+    os._exit(0)
+
+
+def _become(told, streams):
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
+    os.chdir(told["where"])
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    import random
+
+    import numpy as np
+
+    random.seed()
+    np.random.seed()  # noqa: NPY002
+    return told["words"]
+
+
+def leave(words):
+    """Run a command and end the process, all but taking apart what was imported."""
+    import atexit
+    import threading
+
+    code = 0
+    try:
+        _run(words)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _run(words):
+    import types
+
+    if words[0] == "-c":
+        sys.argv, sys.path[0] = ["-c", *words[2:]], ""
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(words[1], "<string>", "exec"), main.__dict__)
+        return
+    sys.argv, sys.path[0] = words, os.path.dirname(sys.executable)  # noqa: PTH120
+    import_module("ckpt_probe.cli.app").main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        leave(serve(sys.argv[2]))
+    else:
+        ask(sys.argv[1])
