@@ -134,7 +134,12 @@ def test_a_model_that_does_not_fit(probe: Run, trained: Path, tmp_path: Path) ->
 def test_a_foreign_checkpoint_without_model_or_data(probe: Run, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "foreign.safetensors", {"w": torch.zeros(2)})
     refused(probe("extract", "foreign.safetensors", "-o", "out"), 2, "does not name its data; use --data")
-    refused(probe("extract", "foreign.safetensors", "-o", "out", "--data", "digits"), 2, "does not name its model", "--model")
+    refused(
+        probe("extract", "foreign.safetensors", "-o", "out", "--data", "digits"),
+        2,
+        "does not name its model",
+        "--model",
+    )
     done = probe("interpolate", "foreign.safetensors", "foreign.safetensors", "-o", "out")
     refused(done, 2, "does not name its data")
     assert not (tmp_path / "out").exists()
