@@ -5,25 +5,28 @@ BIN := $(VENV)/bin
 
 STUDIES := $(filter-out index,$(basename $(notdir $(wildcard docs/studies/*.md))))
 
-.PHONY: demo test lint slow studies $(STUDIES:%=study-%) clean
+.PHONY: help demo test lint slow studies $(STUDIES:%=study-%) clean
 
-demo: $(VENV)/.installed
+help:  ## List the targets. PYTHON=python3.12 chooses the interpreter that .venv is made with.
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## Run the demo: train, extract, analyze and interpolate on packaged data.
 	$(BIN)/ckpt-probe demo --overwrite
 
-test: $(VENV)/.installed-dev lint
+test: $(VENV)/.installed-dev lint  ## Run lint, then all tests but the slow ones.
 	$(BIN)/pytest
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev  ## Check style, formatting, types and the direction of imports.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-slow: $(VENV)/.installed-dev
+slow: $(VENV)/.installed-dev  ## Run the tests that take minutes.
 	$(BIN)/pytest -m slow
 
 # Each study's page is its script: it goes on where it was interrupted. -j2 runs two at a time, with one thread each.
-studies: $(STUDIES:%=study-%)
+studies: $(STUDIES:%=study-%)  ## Run the commands of all studies and draw their figures; study-NAME runs one.
 
 $(STUDIES:%=study-%): study-%: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python docs/blocks.py docs/studies/$*.md
@@ -40,5 +43,5 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
-clean:
+clean:  ## Remove .venv, the demo, caches and builds.
 	rm -rf $(VENV) ckpt-probe-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -94,7 +94,7 @@ def test_a_dump_without_its_mark(probe: Run, trained: Path, tmp_path: Path) -> N
             "extract it again",
         )
     done = probe("extract", trained / "run" / "checkpoints" / "step-000010.safetensors", "-o", ".")
-    refused(done, 2, "step-000010.h5", "no complete dump", "--overwrite")
+    refused(done, 2, "step-000010.h5", "not a complete dump", "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,15 @@ def test_a_model_that_does_not_fit(probe: Run, trained: Path, tmp_path: Path) ->
 
 def test_a_foreign_checkpoint_without_model_or_data(probe: Run, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "foreign.safetensors", {"w": torch.zeros(2)})
-    refused(probe("extract", "foreign.safetensors", "-o", "out"), 2, "names no data; say which by --data")
-    refused(probe("extract", "foreign.safetensors", "-o", "out", "--data", "digits"), 2, "names no model", "--model")
+    refused(probe("extract", "foreign.safetensors", "-o", "out"), 2, "does not name its data; use --data")
+    refused(
+        probe("extract", "foreign.safetensors", "-o", "out", "--data", "digits"),
+        2,
+        "does not name its model",
+        "--model",
+    )
     done = probe("interpolate", "foreign.safetensors", "foreign.safetensors", "-o", "out")
-    refused(done, 2, "names no data")
+    refused(done, 2, "does not name its data")
     assert not (tmp_path / "out").exists()
 
 
@@ -144,7 +149,7 @@ def test_output_that_exists_is_kept(probe: Run, trained: Path, tmp_path: Path) -
     refused(probe("train", "own/config.toml", "-o", "own/run"), 2, "own/run: exists already", "--resume", "--overwrite")
     refused(probe("extract", "own/run", "-o", "own/dumps", "--limit", "3"), 2, "another provenance", "--overwrite")
     refused(probe("analyze", "own/dumps", "-o", "own/config.toml"), 2, "own/config.toml: exists already")
-    refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", a), 2, "one of the checkpoints that are read")
+    refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", a), 2, "is one of the input checkpoints")
     refused(probe("interpolate", a, b, "--alpha", "0.5", "-o", "own/config.toml"), 2, "exists already")
     refused(probe("interpolate", a, b, "-o", "own/config.toml"), 2, "own/config.toml", "directory")
     refused(probe("demo", "-o", "own"), 2, "own: exists already")

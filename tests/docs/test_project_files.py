@@ -1,0 +1,68 @@
+"""Files for those who carry the project on: they parse, and agree with the package."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import ckpt_probe
+
+ROOT = Path(__file__).parents[2]
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+def parsed(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = parsed(ROOT / "docs" / "CITATION.cff")
+    assert project["version"] == ckpt_probe.__version__ == str(citation["version"])
+    assert citation["license"] == project["license"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["title"]
+    assert citation["authors"]
+    assert f"## {ckpt_probe.__version__} - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_continuous_integration_runs_make_test_on_every_supported_python() -> None:
+    # YAML reads the key `on` as true.
+    workflow = parsed(ROOT / ".github" / "workflows" / "ci.yml")
+    assert {"push", "pull_request"} <= workflow[True].keys()
+    [job] = workflow["jobs"].values()
+    matrix = job["strategy"]["matrix"]
+    assert {system.partition("-")[0] for system in matrix["system"]} == {"ubuntu", "macos"}
+    lowest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    assert matrix["python"][0] == lowest.removeprefix(">=")
+    assert matrix["python"] == ["3.11", "3.12", "3.13"]
+    assert any("make test" in step.get("run", "") for step in job["steps"])
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.name != "config.yml"], ids=lambda form: form.stem)
+def test_an_issue_form_asks_for_something(form: Path) -> None:
+    held = parsed(form)
+    assert {"name", "description", "body"} <= held.keys()
+    assert all(field["attributes"]["label"] for field in held["body"])
+    assert any(field.get("validations", {}).get("required") for field in held["body"])
+
+
+def test_make_help_names_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = next(line for line in makefile.splitlines() if line.startswith(".PHONY:")).split()[1:]
+    plain = {target for target in targets if re.fullmatch(r"[a-z]+", target)}
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    told = dict(re.findall(r"^make (\S+) +(.+\.)$", done.stdout, flags=re.M))
+    assert told.keys() == plain
+
+
+def test_the_pages_of_the_documentation_are_listed_in_its_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()
