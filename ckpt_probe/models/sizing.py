@@ -61,9 +61,9 @@ def told_sizes(skeleton: Skeleton, tensors: Shapes, names: SizeNames) -> dict[st
     classes = {there[0] for here, there in found if here[:1] == (skeleton.classes,) and here[1:] == there[1:]}
     if names.classes and len(classes) == 1:
         told[names.classes] = classes.pop()
-    channels = {there[1] for here, there in found if len(here) > 2 and here[:1] + here[2:] == there[:1] + there[2:]}
     # An embedding of positions, (1, positions, D), differs in its second dimension too.
-    channels = set() if any(here[0] == 1 for here, there in found) else channels
+    layers = [pair for pair in found if len(pair[0]) > 2 and not _positions(*pair)]
+    channels = {there[1] for here, there in layers if here[:1] + here[2:] == there[:1] + there[2:]}
     if names.channels and len(channels) == 1:
         told[names.channels] = channels.pop()
     sides = {_side(skeleton, here[1], there[1]) for here, there in found if _positions(here, there)}

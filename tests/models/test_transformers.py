@@ -1,0 +1,297 @@
+"""Models of transformers, tiny and made by it: their heads, their names of tensors, what stands beside a checkpoint."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.models import build_model, class_names, find_head, load_weights, model_arguments, model_beside, run_once
+
+transformers = pytest.importorskip("transformers")
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+TEXT = {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 1, **TINY}
+IMAGE = {"image_size": 8, "patch_size": 4, "num_channels": 1, **TINY}
+GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+WAVES = {"conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_feat_extract_layers": 2}
+CLASSES = 5
+
+MODELS: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "vit": ("ViT", IMAGE, "ImageClassification", "classifier"),
+    "deit": ("DeiT", IMAGE, "ImageClassification", "classifier"),
+    "distilled": ("DeiT", IMAGE, "ImageClassificationWithTeacher", "cls_classifier+distillation_classifier"),
+    "resnet": (
+        "ResNet",
+        {"num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"},
+        "ImageClassification",
+        "classifier.1",
+    ),
+    "bert": ("Bert", TEXT, "SequenceClassification", "classifier"),
+    "bert-tokens": ("Bert", TEXT, "TokenClassification", "classifier"),
+    "roberta": ("Roberta", TEXT, "SequenceClassification", "classifier.out_proj"),
+    "distilbert": (
+        "DistilBert",
+        {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 32},
+        "SequenceClassification",
+        "classifier",
+    ),
+    "deberta-v2": ("DebertaV2", TEXT, "SequenceClassification", "classifier"),
+    "gpt2": (
+        "GPT2",
+        {**GPT2, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2},
+        "SequenceClassification",
+        "score",
+    ),
+    "llama": ("Llama", {**TEXT, "num_key_value_heads": 2}, "SequenceClassification", "score"),
+    "wav2vec2": (
+        "Wav2Vec2",
+        {
+            **TINY,
+            **WAVES,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 2,
+            "classifier_proj_size": 12,
+        },
+        "SequenceClassification",
+        "classifier",
+    ),
+}
+
+
+def saved(name: str, place: Path, **changes: Any) -> Any:
+    """A model of transformers' own, with weights, written by `save_pretrained`."""
+    family, settings, task, _ = MODELS[name]
+    config = getattr(transformers, f"{family}Config")(num_labels=CLASSES, **{**settings, **changes})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}For{task}")(config).eval()
+    model.save_pretrained(place)
+    return model
+
+
+def batch(name: str) -> Any:
+    """Four samples; of texts some are shorter, and padded."""
+    draw = torch.Generator().manual_seed(0)
+    task = MODELS[name][2]
+    if task.startswith("Image"):
+        side = 16 if name == "resnet" else 8
+        return torch.randn(4, 1, side, side, generator=draw)
+    if name == "wav2vec2":
+        return {"input_values": torch.randn(4, 400, generator=draw)}
+    tokens = torch.randint(4, 40, (4, 9), generator=draw)
+    mask = torch.ones_like(tokens)
+    for row, length in enumerate((9, 4, 7, 1)):
+        tokens[row, length:], mask[row, length:] = 1, 0
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """Each model saved once."""
+    made: dict[str, tuple[Any, Path]] = {}
+
+    def directory(name: str) -> tuple[Any, Path]:
+        if name not in made:
+            place = tmp_path_factory.mktemp(name)
+            made[name] = (saved(name, place), place)
+        return made[name]
+
+    return directory
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_directory_becomes_the_model_that_wrote_it(
+    name: str, directories: Callable[[str], tuple[Any, Path]], checked_head: Callable[..., Any]
+) -> None:
+    original, place = directories(name)
+    found = model_beside(place)
+    assert found == (f"hf:{place}", {})
+    with open_checkpoint(place / "model.safetensors") as checkpoint:
+        state = checkpoint.state_dict()
+    shapes = {tensor: tuple(value.shape) for tensor, value in state.items()}
+    model = build_model(found[0], model_arguments(found[0], classes=17, tensors=shapes)).eval()
+    assert type(model) is type(original)
+    load_weights(model, state, source=str(place))
+    shown = batch(name)
+    assert torch.equal(run_once(model, shown), run_once(original, shown))
+    head, rows = checked_head(model, shown)
+    assert head.name == MODELS[name][3]
+    torch.testing.assert_close(rows.features, own_features(name, model, shown), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def own_features(name: str, model: Any, shown: Any) -> Tensor:
+    """What the classifier sees, by transformers' own outputs: hidden states and poolers."""
+    inputs = shown if isinstance(shown, dict) else {"pixel_values": shown}
+    found = model(**inputs, output_hidden_states=True)
+    base = model.base_model(**inputs)
+    states = base.last_hidden_state
+    if name == "distilled":
+        return torch.cat([states[:, 0], states[:, 1]], dim=1)
+    if name == "resnet":
+        return base.pooler_output.flatten(1)
+    if name == "bert":
+        return base.pooler_output
+    if name == "bert-tokens":
+        return found.hidden_states[-1].flatten(0, 1)
+    if name == "roberta":
+        return torch.tanh(model.classifier.dense(found.hidden_states[-1][:, 0]))
+    if name == "distilbert":
+        return model.pre_classifier(found.hidden_states[-1][:, 0]).relu()
+    if name == "deberta-v2":
+        return model.pooler(found.hidden_states[-1])
+    if name in ("gpt2", "llama"):
+        return states[torch.arange(4), shown["attention_mask"].sum(dim=1) - 1]
+    if name == "wav2vec2":
+        return model.projector(found.hidden_states[-1]).mean(dim=1)
+    return states[:, 0]
+
+
+def test_a_head_of_another_size_is_the_checkpoints(directories: Callable[[str], tuple[Any, Path]]) -> None:
+    _, place = directories("bert")
+    with open_checkpoint(place / "model.safetensors") as checkpoint:
+        shapes = {name: checkpoint.shape(name) for name in checkpoint.names}
+    shapes = {name: (8, *shape[1:]) if name.startswith("classifier") else shape for name, shape in shapes.items()}
+    assert model_arguments(f"hf:{place}", classes=3, tensors=shapes) == {"num_labels": 8}
+    assert model_arguments(f"hf:{place}", classes=3) == {"num_labels": 3}
+    assert build_model(f"hf:{place}", {"num_labels": 8}).classifier.weight.shape == (8, 16)
+
+
+def test_what_the_file_lacks_or_has_besides_is_told(directories: Callable[[str], tuple[Any, Path]]) -> None:
+    _, place = directories("vit")
+    with open_checkpoint(place / "model.safetensors") as checkpoint:
+        state = checkpoint.state_dict()
+    del state["vit.encoder.layer.0.attention.attention.key.bias"]
+    state |= {"extra": torch.zeros(2), "classifier.weight": torch.zeros(3, 16)}
+    with pytest.raises(DataError) as error:
+        load_weights(build_model(f"hf:{place}"), state, source="a.safetensors")
+    told = str(error.value)
+    for part in (
+        "1 missing: vit.layers.0.attention.k_proj.bias",
+        "1 unexpected: extra",
+        "1 of another shape: classifier.weight (3, 16) for (5, 16)",
+    ):
+        assert part in told
+
+
+def test_the_last_token_is_the_one_that_the_model_picks_in_any_batch(
+    directories: Callable[[str], tuple[Any, Path]],
+) -> None:
+    model, _ = directories("gpt2")
+    shown = batch("gpt2")
+    head = find_head(model, {name: tensor[:2] for name, tensor in shown.items()})
+    assert (head.name, head.positions) == ("score", "chosen")
+    with torch.no_grad():
+        together = head.tapped(model, shown).features
+        for number, length in enumerate((9, 4, 7, 1)):
+            alone = head.tapped(model, {"input_ids": shown["input_ids"][number : number + 1, :length]}).features
+            torch.testing.assert_close(together[number : number + 1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_without_a_padding_token_says_so_and_an_argument_helps(tmp_path: Path) -> None:
+    family, _, _, _ = MODELS["gpt2"]
+    config = transformers.GPT2Config(num_labels=CLASSES, bos_token_id=2, eos_token_id=2, **GPT2)
+    getattr(transformers, f"{family}ForSequenceClassification")(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="Cannot handle batch sizes > 1 if no padding token is defined"):
+        find_head(build_model(f"hf:{tmp_path}"), batch("gpt2"))
+    assert find_head(build_model(f"hf:{tmp_path}", {"pad_token_id": 1}), batch("gpt2")).name == "score"
+
+
+def rewritten(place: Path, source: Path, **changes: Any) -> Path:
+    config = json.loads((source / "config.json").read_text())
+    config = {key: value for key, value in {**config, **changes}.items() if value is not None}
+    place.mkdir(exist_ok=True)
+    (place / "config.json").write_text(json.dumps(config))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "arguments", "wanted"),
+    [
+        ("bert", {"architectures": ["BertForTokenClassification"]}, {}, "BertForTokenClassification"),
+        ("bert", {"architectures": None}, {}, "BertForSequenceClassification"),
+        ("bert", {"architectures": ["BertModel"]}, {"task": "token-classification"}, "BertForTokenClassification"),
+        ("wav2vec2", {"architectures": None}, {}, "Wav2Vec2ForSequenceClassification"),
+        ("vit", {"architectures": ["ViTModel"]}, {}, "ViTForImageClassification"),
+        ("deit", {"architectures": None}, {}, "DeiTForImageClassification"),
+    ],
+)
+def test_which_class_a_configuration_means(
+    name: str,
+    changes: dict[str, Any],
+    arguments: dict[str, Any],
+    wanted: str,
+    directories: Callable[[str], tuple[Any, Path]],
+    tmp_path: Path,
+) -> None:
+    place = rewritten(tmp_path, directories(name)[1], **changes)
+    assert type(build_model(f"hf:{place}", arguments)).__name__ == wanted
+
+
+def test_names_of_classes(directories: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+    names = ["ant", "bee", "cat", "dog", "elk"]
+    place = rewritten(tmp_path, directories("vit")[1], id2label=dict(enumerate(names)))
+    assert class_names(build_model(f"hf:{place}")) == tuple(names)
+    assert class_names(build_model(f"hf:{directories('vit')[1]}")) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "told"),
+    [
+        (None, UsageError, r"no such file: .*config\.json; hf:DIR is a local directory"),
+        ("{", DataError, r"config\.json: no configuration that transformers knows"),
+        ('{"model_type": "nothing-like-it"}', DataError, r"config\.json: no configuration that transformers knows"),
+        ('{"model_type": "clap"}', DataError, "transformers has no clap model for any of image-classification"),
+        ('{"model_type": "bert", "hidden_size": "x"}', DataError, "config"),
+    ],
+)
+def test_configurations_that_are_none(config: str | None, error: Any, told: str, tmp_path: Path) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(error, match=told):
+        build_model(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model_type": "evil"}, "the model needs code that comes with it, which is never run"),
+        ({"_attn_implementation": "somebody/kernels"}, "names kernels for attention that would be downloaded"),
+    ],
+)
+def test_code_that_a_configuration_names_is_not_run(
+    changes: dict[str, Any], told: str, directories: Callable[[str], tuple[Any, Path]], tmp_path: Path
+) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    mapped = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}
+    place = rewritten(tmp_path, directories("vit")[1], auto_map=mapped, **changes)
+    with pytest.raises(DataError, match=told):
+        build_model(f"hf:{place}")
+    # What transformers has itself is built without it.
+    rewritten(tmp_path, directories("vit")[1], auto_map=mapped)
+    assert type(build_model(f"hf:{place}")).__name__ == "ViTForImageClassification"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_arguments_that_a_configuration_has_not(directories: Callable[[str], tuple[Any, Path]]) -> None:
+    place = directories("vit")[1]
+    with pytest.raises(UsageError, match="its configuration has no entry 'depth'"):
+        build_model(f"hf:{place}", {"depth": 3})
+    with pytest.raises(UsageError, match="task 'sorting': expected one of image-classification"):
+        build_model(f"hf:{place}", {"task": "sorting"})
+
+
+def test_the_hub_is_as_it_was_afterwards(directories: Callable[[str], tuple[Any, Path]], monkeypatch: Any) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    before = constants.HF_HUB_OFFLINE
+    build_model(f"hf:{directories('vit')[1]}")
+    assert before == constants.HF_HUB_OFFLINE
+    assert "HF_HUB_OFFLINE" not in os.environ
