@@ -22,7 +22,7 @@ EXAMPLE = """\b
 Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --points 21
           ckpt-probe interpolate A.safetensors B.safetensors --alpha 0.3 --out mid.safetensors"""
 BARS = "▁▂▃▄▅▆▇█"
-OF_A_WRITER = ("dtype", "threads", "overwrite")
+OF_A_WRITER = ("state_key", "base", "dtype", "threads", "overwrite")
 OF_A_POINT = ("out", "alpha", *OF_A_WRITER)
 STRAIGHT = ("path", "linear")
 """What may be said beside --alpha, as it changes nothing."""
@@ -183,9 +183,10 @@ def _evaluated(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, boo
         if idle and not used:
             raise UsageError(f"{told} {', '.join(idle)}")
     check_batchnorm_samples(options["batchnorm"])
-    chosen = {name: value for name, value in options.items() if name not in {*OF_A_POINT, "json", "csv", "wide"}}
+    own = {"alpha", "dtype", "threads", "json", "csv", "wide"}
+    chosen = {name: value for name, value in options.items() if name not in own}
     parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **json_arguments(options)}
-    return {**chosen, **parsed, "overwrite": options["overwrite"]}, printed
+    return {**chosen, **parsed}, printed
 
 
 def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> None:

@@ -12,7 +12,25 @@ from click.core import ParameterSource
 
 from ckpt_probe.errors import UsageError
 
+_SOURCE = (
+    click.option(
+        "--state-key",
+        metavar="A.B",
+        help="Where the weights lie in a pickled checkpoint, or what their names begin with, where there are several.",
+    ),
+    click.option("--base", type=click.Path(path_type=Path), help="The checkpoint that a PEFT adapter was trained on."),
+)
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say of a checkpoint what it does not say itself."""
+    for option in reversed(_SOURCE):
+        command = option(command)
+    return command
+
+
 _SUBJECT = (
+    *_SOURCE,
     click.option(
         "--model", help="Model to use instead of the one in the checkpoint: a name or package.module:function."
     ),
@@ -49,23 +67,6 @@ def given_options() -> dict[str, str]:
         for option in given
         if option.name is not None and context.get_parameter_source(option.name) not in default
     }
-
-
-_SOURCE = (
-    click.option(
-        "--state-key",
-        metavar="A.B",
-        help="Where the weights lie in a pickled checkpoint, or what their names begin with, where there are several.",
-    ),
-    click.option("--base", type=click.Path(path_type=Path), help="The checkpoint that a PEFT adapter was trained on."),
-)
-
-
-def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say of a checkpoint what it does not say itself."""
-    for option in reversed(_SOURCE):
-        command = option(command)
-    return command
 
 
 _BATCHNORM = (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import open_checkpoint, open_series
+from ckpt_probe.checkpoints import open_series
 from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.background import BackgroundWriter
@@ -18,7 +18,7 @@ from ckpt_probe.extraction.forward import LEFT_OUT, Block, forward_batches, lent
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.extraction.storing import StoreWriter
 from ckpt_probe.extraction.subject import SAMPLE, Subject, head_parameters, open_subject
-from ckpt_probe.files import content_hash, refuse_existing
+from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Batch, choose_device, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
@@ -51,9 +51,11 @@ def extract_series(
     """
     progress, setup = progress or Silent(), Setup.taken_from(options)
     storage = Storage(**options)
-    members = open_series(source)
+    members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
     subject = open_subject(members[0].path, setup)
+    for note in subject.notes:
+        progress.message(note)
     _require_storable(subject, storage)
     written: list[str] = []
     skipped: list[str] = []
@@ -110,8 +112,8 @@ def _extract(
     member: Member, path: Path, subject: Subject, storage: Storage, *, overwrite: bool, progress: Progress
 ) -> bool:
     """Open a checkpoint, load it, run it over every split and write its dump; False where that was done before."""
-    with open_checkpoint(member.path) as checkpoint:
-        size, sha256, epoch = checkpoint.size, content_hash(member.path), checkpoint.metadata.epoch
+    with subject.setup.open(member.path) as checkpoint:
+        size, sha256, epoch = checkpoint.size, checkpoint.content_hash(), checkpoint.metadata.epoch
         provenance = subject.provenance(member.name, size, sha256, step=member.step, epoch=epoch, storage=storage)
         if not overwrite and _complete(path, provenance):
             return False

@@ -1,11 +1,14 @@
 """What a caller asks for, checked before anything is opened: which model sees which data, what a dump keeps."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
 from ckpt_probe.moments import MEMORY
@@ -23,7 +26,8 @@ class Setup:
     """Which model sees which data, and where; None leaves it to what the checkpoint says.
 
     model, data: names with their arguments; those of the caller take the place of the checkpoint's. classifier: the
-    name of the last linear layer, found by running the model where None. splits: those of the data to use, all where
+    name of the last linear layer, found by running the model where None. state_key, base: where the weights lie in a
+    checkpoint, and what an adapter is merged onto, as `open_checkpoint`. splits: those of the data to use, all where
     None. batch_size: samples of one forward pass. device: "auto", "cpu", "cuda[:n]" or "mps".
     """
 
@@ -32,6 +36,8 @@ class Setup:
     data: str | None = None
     data_arguments: Mapping[str, Any] | None = None
     classifier: str | None = None
+    state_key: str | None = None
+    base: Path | str | None = None
     splits: Sequence[str] | None = None
     batch_size: int = 256
     device: str = "auto"
@@ -39,6 +45,15 @@ class Setup:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UsageError(f"--batch-size: expected at least 1, found {self.batch_size}")
+
+    def open(self, path: Path) -> AbstractContextManager[Checkpoint]:
+        """A checkpoint, opened for the time of a `with`: see `open_checkpoint`."""
+        return open_checkpoint(path, state_key=self.state_key, base=self.base)
+
+    def content_hash(self, path: Path) -> str:
+        """The hash of a checkpoint's content, whatever its format."""
+        with self.open(path) as checkpoint:
+            return checkpoint.content_hash()
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> "Setup":

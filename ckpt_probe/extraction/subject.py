@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, open_checkpoint
+from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions
 from ckpt_probe.data import LabelledData, load_data
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.dumps import Provenance
@@ -26,6 +26,7 @@ from ckpt_probe.models import (
     model_beside,
     on_device,
     require_classes,
+    wrapper_note,
 )
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import functions_within, require_named
@@ -49,8 +50,10 @@ class Subject:
     splits: tuple[str, ...]
     head: Head
     sample: Batch
-    batch_size: int
+    setup: Setup
     device: torch.device
+    notes: tuple[str, ...] = ()
+    """What was done to make the checkpoint fit, for whoever watches."""
 
     @property
     def classifier(self) -> str:
@@ -89,7 +92,7 @@ class Subject:
             self.model,
             self.head,
             self.data.split(split),
-            batch_size=self.batch_size,
+            batch_size=self.setup.batch_size,
             device=self.device,
             dtype=dtype,
             limit=limit,
@@ -131,7 +134,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
     does not fit the model, the model does not take the data, the data have no such split, or the model's classifier
     cannot be found.
     """
-    with open_checkpoint(path) as checkpoint:
+    with setup.open(path) as checkpoint:
         stated = _stated_model(path, setup, checkpoint.metadata)
         data = _data(path, setup, checkpoint.metadata)
         splits = tuple(dict.fromkeys(setup.splits or data.splits))
@@ -140,6 +143,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         name, arguments = _model(path, setup, stated, data, checkpoint)
         device = choose_device(setup.device)
         model = build_model(name, arguments)
+        note = wrapper_note(checkpoint.names, set(model.state_dict()))
         load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)
         sample, _ = next(iter(data.splits.values())).batch(slice(0, SAMPLE))
@@ -149,7 +153,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
             require_classes(len(head_parameters(model, head)[0]), data.classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
-    return Subject(model, name, arguments, data, splits, head, sample, setup.batch_size, device)
+    return Subject(model, name, arguments, data, splits, head, sample, setup, device, (note,) if note else ())
 
 
 def head_parameters(model: nn.Module, head: Head) -> tuple[Tensor, Tensor | None]:

@@ -4,7 +4,7 @@ from ckpt_probe.models.beside import class_names, model_beside
 from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_of, run_once, samples_in, unknown_index
 from ckpt_probe.models.classifier import find_classifier, find_head
 from ckpt_probe.models.device import choose_device, on_device
-from ckpt_probe.models.fitting import load_weights, require_classes, unwrapped
+from ckpt_probe.models.fitting import load_weights, require_classes, unwrapped, wrapper_note
 from ckpt_probe.models.head import Head, Part, Rows
 from ckpt_probe.models.sources import build_model, functions_named, model_arguments
 from ckpt_probe.models.two_source import TwoSource
@@ -34,4 +34,5 @@ __all__ = [
     "samples_in",
     "unknown_index",
     "unwrapped",
+    "wrapper_note",
 ]

@@ -21,7 +21,7 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Split
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Subject
+from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.merging import check_averaged, check_match
 from ckpt_probe.merging.streaming import OF_A_POINT
 from ckpt_probe.paths.place import PathPlace
@@ -49,18 +49,18 @@ class Aligning:
     spec: Path | None = None
 
 
-def check_ends(ends: tuple[Path, Path]) -> None:
+def check_ends(ends: tuple[Path, Path], setup: Setup) -> None:
     """Raise DataError where the tensors of both differ in name, shape or dtype, or have a dtype that has no line."""
-    with open_checkpoint(ends[0]) as first, open_checkpoint(ends[1]) as second:
+    with setup.open(ends[0]) as first, setup.open(ends[1]) as second:
         check_match(first, second)
         check_averaged(first)
 
 
-def read_ends(ends: tuple[Path, Path]) -> Ends:
+def read_ends(ends: tuple[Path, Path], setup: Setup) -> Ends:
     """Both state dicts. Raises DataError naming the file and the tensor where a number is NaN or infinite."""
     states = []
     for path in ends:
-        with open_checkpoint(path) as checkpoint:
+        with setup.open(path) as checkpoint:
             states.append(checkpoint.state_dict())
         try:
             for name, tensor in states[-1].items():
@@ -87,7 +87,7 @@ def aligned(
         raise DataError(f"{ends[0]}, {ends[1]}: {error}") from error
     told: Record = {"to": ends[0].name, "method": how.method, "before": found.before, "after": found.after}
     told["output_change"] = found.error
-    with open_checkpoint(ends[1]) as checkpoint:
+    with subject.setup.open(ends[1]) as checkpoint:
         metadata = {**checkpoint.raw_metadata, **_missing(checkpoint.metadata, subject), ALIGNMENT: json.dumps(told)}
     save_checkpoint(place.aligned, found.state, metadata, overwrite=True)
     return (tensors[0], found.state), told

@@ -62,8 +62,10 @@ def evaluate_path(
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
     alphas = evenly(FIRST if how.points is None else how.points, how.span)
-    check_ends(ends)
+    check_ends(ends, setup)
     evaluation = Evaluation(open_subject(ends[0], setup), how.statistics)
+    for note in evaluation.subject.notes:
+        progress.message(note)
     read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
     place.prepare(_plan(ends, evaluation, how), inputs=read, overwrite=overwrite, resume=resume)
     if place.ledger.finished:
@@ -99,7 +101,7 @@ def _route(
     progress: Progress,
 ) -> _Route:
     names, told = set(subject.model.state_dict()), {}
-    first, second = (unwrapped(state, names) for state in read_ends(ends))
+    first, second = (unwrapped(state, names) for state in read_ends(ends, subject.setup))
     tensors: Ends = first, second
     if how.align is not None:
         spec = None if how.align_spec is None else Path(how.align_spec)
@@ -128,8 +130,8 @@ def _stored(place: PathPlace) -> PathResult:
 def _plan(ends: tuple[Path, Path], evaluation: Evaluation, how: PathOptions) -> Record:
     trained = how.curved and how.midpoint is None
     return {
-        "a": content_hash(ends[0]),
-        "b": content_hash(ends[1]),
+        "a": evaluation.subject.setup.content_hash(ends[0]),
+        "b": evaluation.subject.setup.content_hash(ends[1]),
         "path": how.path,
         "points": how.points or "auto",
         "range": list(how.span),

@@ -61,7 +61,7 @@ def trained_midpoint(
     """
     if place.midpoint.exists():
         return read_midpoint(place.midpoint, subject)
-    with open_checkpoint(ends[0]) as checkpoint:
+    with subject.setup.open(ends[0]) as checkpoint:
         raw, trained_by = checkpoint.raw_metadata, checkpoint.metadata.config
     config = _configuration(ends, subject, how, trained_by)
     device = str(subject.device)

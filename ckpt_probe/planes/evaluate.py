@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Record
-from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
-from ckpt_probe.files import content_hash
 from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.ledger import Ledger
@@ -113,6 +111,8 @@ def evaluate_plane(
     ledger = Ledger(Path(out), "plane")
     ledger.require_free(overwrite=overwrite, resume=resume)
     evaluation = Evaluation(open_subject(files[0], setup), how.statistics)
+    for note in evaluation.subject.notes:
+        progress.message(note)
     plane = _plane(files, how, evaluation.subject)
     plan = _plan(files, evaluation, how)
     if overwrite:
@@ -131,9 +131,9 @@ def evaluate_plane(
 def _plane(files: tuple[Path, ...], how: PlaneOptions, subject: Subject) -> Plane:
     names = set(subject.model.state_dict())
     states: list[Any] = []
-    with open_checkpoint(files[0]) as first:
+    with subject.setup.open(files[0]) as first:
         for file in files:
-            with open_checkpoint(file) as checkpoint:
+            with subject.setup.open(file) as checkpoint:
                 check_match(first, checkpoint)
                 states.append(unwrapped(checkpoint.state_dict(), names))
     try:
@@ -159,7 +159,7 @@ def _grid(plane: Plane, how: PlaneOptions) -> tuple[list[float], list[float]]:
 
 def _plan(files: tuple[Path, ...], evaluation: Evaluation, how: PlaneOptions) -> Record:
     random = how.directions is not None
-    hashes = {name: content_hash(file) for name, file in zip("abc", files, strict=False)}
+    hashes = {name: evaluation.subject.setup.content_hash(file) for name, file in zip("abc", files, strict=False)}
     return {
         "directions": how.directions or "checkpoints",
         **{name: hashes.get(name) for name in "abc"},

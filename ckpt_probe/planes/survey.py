@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_probe.analysis import Record
-from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.point import Evaluation
@@ -27,7 +26,7 @@ class Survey:
         """The checkpoints' own records with their own statistics, one for each checkpoint and split."""
         found: list[Record] = []
         for file, (name, x, y) in zip(self.files, self.plane.marks, strict=True):
-            with open_checkpoint(file) as checkpoint:
+            with self.evaluation.subject.setup.open(file) as checkpoint:
                 batchnorm = self.evaluation.load(checkpoint.state_dict(), str(file), own=True)
             where: Record = {"name": name, "checkpoint": file.name, "x": x, "y": y}
             for split in self.evaluation.subject.splits:
