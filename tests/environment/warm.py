@@ -48,8 +48,12 @@ def ask(place):
         connection.sendall(data)
         status = connection.recv(4)
     code = os.waitstatus_to_exitcode(int.from_bytes(status, "little")) if status else 1
-    # A shell says so of a process that a signal ended.
-    sys.exit(code if code >= 0 else 128 - code)
+    if code < 0:
+        # Ends by the signal that ended the command.
+        with contextlib.suppress(OSError):  # kill -9 has no handler to be taken away
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
 
 
 def serve(place):
@@ -119,6 +123,8 @@ def _become(told, streams):
         os.close(stream)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
+    # Whoever runs the tests in the background has Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(told["where"])
     os.environ.clear()
     os.environ.update(told["environment"])
