@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 
 class CkptProbeError(Exception):
-    """Something a person can act on; the command line prints it as one line and exits with `exit_code`.
+    """An error that a person can act on; the command line prints it as one line and exits with `exit_code`.
 
-    The message says what is wrong, in which file, at which tensor or row, and what to do about it.
+    The message says what happened, in which file, tensor or row, and what to do next.
     """
 
     exit_code = 1
 
 
 class DataError(CkptProbeError):
-    """A file, a tensor or an array is not what it has to be (exit code 1)."""
+    """A file, a tensor or an array is missing, damaged or not of the expected kind (exit code 1)."""
 
 
 class UsageError(CkptProbeError):

@@ -1,4 +1,4 @@
-"""What is not our own: anybody's function by name, installed entry points, packages that may be absent."""
+"""What is not our own: a user's function by name, installed entry points, packages that may be absent."""
 
 import importlib
 import importlib.util

@@ -20,7 +20,7 @@ class Progress(Protocol):
         ...
 
     def message(self, text: str) -> None:
-        """Say one line aloud, above the bars."""
+        """Show one line, above the bars."""
 
 
 class Silent:

@@ -117,13 +117,13 @@ def compare(
     progress: Progress | None = None,
     **options: Any,
 ) -> list[Comparison]:
-    """Compare groups of runs on `metrics`, the first group being the baseline; by metric, then in the order given.
+    """Compare groups of runs on `metrics`; the first group is the baseline. Ordered by metric, then by group.
 
-    A group is a directory with one entry a seed: a run (metrics.jsonl), a directory of dumps, which are analyzed, or a
-    records file. Entries of the same name are paired; the others count in means only, which is said through
-    `progress`. Values are those of `split` at `step`, or at each entry's last where that is None. options: those
-    of `Interval`, such as confidence=0.99 or method="t". Raises DataError, naming the entry, where something is not
-    there, UsageError for less than two groups or options without a meaning.
+    A group is a directory with one entry per seed: a run (metrics.jsonl), a directory of dumps, which are analyzed, or
+    a file of records. Entries of the same name are paired; the others count only in the means, which is reported
+    through `progress`. Values are those of `split` at `step`, or at the last step of each entry if None. options: those
+    of `Interval`, such as confidence=0.99 or method="t". Raises DataError, naming the entry, if a value is missing;
+    UsageError for fewer than two groups or invalid options.
     """
     progress, interval = progress or Silent(), Interval(**options)
     if len(groups) < 2:
@@ -138,7 +138,7 @@ def compare(
             for name, source in group.entries.items():
                 measured[label][name] = measure(source, metrics, split=split, step=step)
                 bar.advance()
-    for line in _aloud(opened, measured):
+    for line in _remarks(opened, measured):
         progress.message(line)
     return [
         _comparison(metric, label, split, measured, interval) for metric in dict.fromkeys(metrics) for label in opened
@@ -229,7 +229,7 @@ def _named(groups: Sequence[Group]) -> dict[str, Group]:
     return dict(zip(labels, groups, strict=True))
 
 
-def _aloud(groups: Mapping[str, Group], measured: Mapping[str, Mapping[str, Measured]]) -> list[str]:
+def _remarks(groups: Mapping[str, Group], measured: Mapping[str, Mapping[str, Measured]]) -> list[str]:
     baseline = next(iter(groups))
     lines = [
         f"{label}: {len(group.others)} of {len(group.others) + len(group.entries)} names are not a run, "

@@ -50,8 +50,8 @@ def analyze_features(
 
     numpy or torch; entropies in nats; None where a value is undefined or not finite, with the reasons in `missing`.
     options: those of `Settings`, such as only=("nc", "class"), orders=(0.5, 2), tolerance=1e-4. Raises DataError
-    for NaN or infinity, labels outside 0 … C−1, and shapes that do not fit; without weights and logits nothing says C,
-    and labels are refused where the class means up to them would take more than `memory` bytes.
+    for NaN or infinity, labels outside 0 … C−1, and shapes that do not match; without weights and logits C is unknown,
+    and labels so large that the class means would take more than `memory` bytes are refused.
     """
     if logits is not None and len(logits) != len(features):
         raise DataError(f"{len(features)} rows of features but {len(logits)} rows of logits")

@@ -36,10 +36,10 @@ def analyze_series(
 ) -> Records:
     """Records of every dump at `path`, one file or a directory, in the order of their steps.
 
-    Each is computed when it is asked for. options: those of `Settings`. workers: processes, each with one dump at a
-    time; the records are the same, bit for bit, whatever their number. cache: keep the records in a hidden folder
-    beside the dumps, and take them from there where neither dump nor options have changed. Raises DataError, naming
-    file, split and row, where a dump cannot be read or holds what has no meaning.
+    Each is computed when it is first needed. options: those of `Settings`. workers: number of processes, each of which
+    analyzes one dump at a time; the records are bit for bit the same for any number. cache: keep the records in a
+    hidden folder beside the dumps, and read them from there if neither dump nor options have changed. Raises DataError,
+    naming file, split and row, if a dump cannot be read or contains invalid values.
     """
     settings = Settings(**options)
     found = read_series(path, settings, splits=splits, workers=workers, cache=cache, progress=progress)

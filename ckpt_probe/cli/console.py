@@ -1,4 +1,4 @@
-"""The one place that owns the terminal: output for people, live bars, and lines said aloud."""
+"""The one place that owns the terminal: output for people, live bars, and single lines for messages."""
 
 import sys
 from collections.abc import Iterator

@@ -69,7 +69,7 @@ def command(out: Path, device: str, overwrite: bool) -> None:
     _train(out, device)
     records = _extract_and_analyze(out, device)
     barriers = _interpolate(out, device)
-    _read_aloud(records, barriers)
+    _explain(records, barriers)
     _next_commands(out, time.perf_counter() - started)
 
 
@@ -124,7 +124,7 @@ def _interpolate(out: Path, device: str) -> list[dict]:
     return result.summary
 
 
-def _read_aloud(records: list[dict], barriers: list[dict]) -> None:
+def _explain(records: list[dict], barriers: list[dict]) -> None:
     from ckpt_probe.report.reading import read_path, read_run
 
     click.echo("\nWhat the numbers say")

@@ -1,4 +1,4 @@
-"""Opening a dump: ours, or anybody's HDF5 file with arrays of the documented names."""
+"""Opening a dump: ours, or an HDF5 file of another program with arrays of the documented names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,10 +197,10 @@ class Dump:
 
 @contextmanager
 def open_dump(path: Path | str) -> Iterator[Dump]:
-    """Open a dump for reading, for the time of the `with`.
+    """Open a dump for reading, within a `with` block.
 
-    Raises DataError where the file is missing, no HDF5, truncated, of a newer format, interrupted (our format without
-    the completion mark), damaged, where its arrays do not fit each other, or where it changes while it is open.
+    Raises DataError if the file is missing, not HDF5, truncated, of a newer format, incomplete (our format without the
+    completion mark) or damaged, if the shapes of its arrays do not match, or if it changes while it is open.
     """
     path = Path(path)
     before = _signature(path)
@@ -217,7 +217,7 @@ def open_dump(path: Path | str) -> Iterator[Dump]:
 
 
 def read_provenance(path: Path | str) -> Provenance | None:
-    """Where a dump comes from; None for anybody else's. Raises DataError as `open_dump` does."""
+    """Where a dump comes from; None for a file of another program. Raises DataError as `open_dump` does."""
     path = Path(path)
     with _open(path) as file, _own_reads(path):
         _require_sound(path, file)

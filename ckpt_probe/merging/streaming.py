@@ -62,11 +62,11 @@ def interpolate(
 
     a, b: checkpoints of any format, with `state_key` and `base` as in `open_checkpoint`; `out` is safetensors, where a
     is a directory of safetensors shards with their index one of the same shards. Computed in float32 (float64 for
-    float64), rounded to nearest even; `dtype` ("float32", "float64", "float16", "bfloat16") is that of a where None.
-    Whole numbers and booleans are a's. Keeps a's metadata but its step and metrics, and names both ends. Raises
-    DataError where the tensors of a and b differ in name, shape or dtype (all listed), are not finite, or of a dtype
-    that has no line; UsageError where `alpha` is no finite number, or `out` exists and `overwrite` is false, or is or
-    holds one of the two, or anything but a sharded checkpoint.
+    float64), rounded to nearest even. dtype: precision of the output ("float32", "float64", "float16", "bfloat16");
+    that of a if None. Integer and boolean tensors are copied from a. The output keeps the metadata of a except step and
+    metrics, and names both ends. Raises DataError if the tensors of a and b differ in name, shape or dtype (all are
+    listed), are not finite, or have a dtype that cannot be averaged; UsageError if `alpha` is not finite, or if `out`
+    exists and `overwrite` is false, is or contains a or b, or is a directory with more than a sharded checkpoint.
     """
     if not math.isfinite(alpha):
         raise UsageError(f"alpha must be a finite number, found {alpha}")
@@ -91,9 +91,9 @@ def average(
     state_key: str | None = None,
     base: Path | str | None = None,
 ) -> InterpolationSummary:
-    """Write the weighted average of checkpoints ("soup", Wortsman et al. 2022); equal weights where None.
+    """Write the weighted average of checkpoints ("model soup", Wortsman et al. 2022); equal weights if None.
 
-    weights: one each, as given, not scaled to sum 1. Files, dtypes and errors as `interpolate`.
+    weights: one per checkpoint, used as given, not scaled to sum to 1. Files, dtypes and errors as in `interpolate`.
     """
     if len(checkpoints) < 2:
         raise UsageError("an average needs at least two checkpoints")

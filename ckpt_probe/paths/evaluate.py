@@ -50,12 +50,12 @@ def evaluate_path(
 ) -> PathResult:
     """Loss, accuracy and every metric at positions on a path from checkpoint a to b, on every split.
 
-    options: those of `Setup` (what is forwarded; what a says where not named) and of `PathOptions`. Writes
-    `out`/points.jsonl as the points come and `out`/path.json at the end; with `align` `out`/aligned.safetensors, b in
-    a's order; for a curve `out`/curve, the run that trains its midpoint, and `out`/midpoint.safetensors; with
-    `keep_dumps` `out`/dumps. An interrupted call goes on after the last point; a finished path of the same plan is
-    returned as it is with `resume`. Raises UsageError and DataError as extraction does; DataError where the checkpoints
-    differ or cannot be aligned.
+    options: those of `Setup` (model and data, by default those that a names) and of `PathOptions`. Writes
+    `out`/points.jsonl point by point and `out`/path.json at the end; with `align` also `out`/aligned.safetensors, which
+    is b in the order of a; for a curve also `out`/curve, the run that trains its midpoint, and
+    `out`/midpoint.safetensors; with `keep_dumps` also `out`/dumps. An interrupted call continues after the last point;
+    with `resume` a finished path with the same settings is returned from its stored records. Raises UsageError and
+    DataError as extraction does, and DataError if the checkpoints have different tensors or cannot be aligned.
     """
     progress, setup = progress or Silent(), Setup.taken_from(options)
     how, ends, place = PathOptions(**options), (Path(a), Path(b)), PathPlace(Path(out))

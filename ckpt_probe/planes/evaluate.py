@@ -93,11 +93,11 @@ def evaluate_plane(
 ) -> PlaneResult:
     """Loss, accuracy and every metric on a grid in the plane through checkpoints a, b, c, or around a alone.
 
-    options: those of `Setup` (what is forwarded; what a says where not named) and of `PlaneOptions`; without b and c,
-    directions="random". Writes `out`/points.jsonl as the points come and `out`/plane.json at the end; an interrupted
-    call goes on after the last point, and a finished plane is returned as it is with `resume`. Raises UsageError and
-    DataError as extraction does; DataError where the checkpoints differ in their tensors, two are equal or all lie on
-    one line.
+    options: those of `Setup` (model and data, by default those that a names) and of `PlaneOptions`; without b and c,
+    directions="random". Writes `out`/points.jsonl point by point and `out`/plane.json at the end. An interrupted call
+    continues after the last point; with `resume` a finished plane is returned from its stored records. Raises
+    UsageError and DataError as extraction does, and DataError if the checkpoints have different tensors, two are equal,
+    or all three lie on one line.
     """
     progress, setup = progress or Silent(), Setup.taken_from(options)
     how = PlaneOptions(**options)

@@ -78,12 +78,13 @@ def prune(
 ) -> PruneSummary:
     """Write `out`/sparsity-0.500.safetensors and so on: the checkpoint by `prune_state` at each sparsity.
 
-    Without `retrain` each is pruned from the checkpoint itself. With it each is pruned from the one before, kept in
-    `out`/pruned, and trained on from there (weights are not rewound) in `out`/retrain; its last checkpoint is the
-    result. keep_classifier: the last linear layer is left out; `classifier` names it where the checkpoint's own model
-    and data do not show it. What exists of the same checkpoint and settings is not done again, and an interrupted
-    retraining goes on. Raises UsageError for sparsities outside [0, 1) or given twice, and where `out` holds results
-    of another pruning and `overwrite`, which removes all of them first, is false; DataError as its parts do.
+    Without `retrain` each sparsity is pruned from the checkpoint itself. With it, each is pruned from the result of the
+    previous one, stored in `out`/pruned, and trained further from there (weights are not rewound) in `out`/retrain; the
+    last checkpoint of that run is the result. keep_classifier: do not prune the last linear layer; `classifier` names
+    it if it cannot be found from the checkpoint's own model and data. Results of the same checkpoint and settings are
+    not computed again, and an interrupted retraining continues. Raises UsageError for sparsities outside [0, 1) or
+    given twice, and if `out` contains results of another pruning and `overwrite`, which removes them, is false;
+    DataError as reading and training do.
     """
     progress, source, place = progress or Silent(), Path(checkpoint), Path(out)
     names = _names(sparsities)
