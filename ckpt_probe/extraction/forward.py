@@ -86,6 +86,22 @@ def forward_batches(
         (progress or Silent()).message(f"{runner.left_out} positions are labelled {LEFT_OUT} and left out")
 
 
+def labels_of_rows(head: Head, rows: Rows, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The label of each row (m,), and which rows are kept (m,), None for all of them: those of −100 are not.
+
+    Raises DataError where labels are not (n,), or (n, positions) where every position of a sample is a row.
+    """
+    if head.positions != "every":
+        if labels.ndim != 1:
+            raise DataError(f"labels: expected (n,), found {tuple(labels.shape)}")
+        return labels, None
+    named = labels.flatten()
+    if len(named) != len(rows.features):
+        told = f"{len(rows.features)} rows for labels of shape {tuple(labels.shape)}"
+        raise DataError(f"classifier {head.name} gives {told}; a label for each position is needed")
+    return named, named != LEFT_OUT
+
+
 @contextmanager
 def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
     """A caller's own model on a device and in evaluation mode for the time of the `with`; yields its dtype.
@@ -149,15 +165,9 @@ class _Runner:
         self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
     def _block(self, rows: Rows, labels: Tensor) -> Block:
-        if self._head.positions != "every":
-            if labels.ndim != 1:
-                raise DataError(f"labels: expected (n,), found {tuple(labels.shape)}")
-            return Block(rows.features, labels, rows.logits)
-        named = labels.flatten()
-        if len(named) != len(rows.features):
-            told = f"{len(rows.features)} rows for labels of shape {tuple(labels.shape)}"
-            raise DataError(f"classifier {self._head.name} gives {told}; a label for each position is needed")
-        kept = named != LEFT_OUT
+        named, kept = labels_of_rows(self._head, rows, labels)
+        if kept is None:
+            return Block(rows.features, named, rows.logits)
         self.left_out += int((~kept).sum())
         there = kept.to(rows.features.device)
         return Block(rows.features[there], named[kept], rows.logits[there])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.analysis import Record, Settings, in_order, read_moments
 from ckpt_probe.errors import CkptProbeError, UsageError
+from ckpt_probe.extraction.forward import labels_of_rows
 from ckpt_probe.integrations.ranks import gathered, is_first, on_first
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.moments import Moments
@@ -40,13 +41,17 @@ class Evaluation:
     def __init__(self, tap: Tap, settings: Settings, limit: int | None = None) -> None:
         self.record: Record | None = None
         self._tap = tap
+        tap.renew()
         self._settings = settings
         self._left = limit
         self._gathering: Gathering | None = None
         self._error: CkptProbeError | None = None
 
     def update(self, labels: Tensor, own: int | None = None) -> None:
-        """Labels (n,) of the batch that has just run; `own`: how many of them count, the first ones."""
+        """Labels (n,) of the batch that has just run; (n, positions) where every position of a sample is a row.
+
+        Positions of −100 are left out. own: how many of the samples count, the first ones.
+        """
         if self._error is None:
             try:
                 self._add(labels, own)
@@ -66,18 +71,25 @@ class Evaluation:
 
     def _add(self, labels: Tensor, own: int | None) -> None:
         numbers = torch.as_tensor(labels)
-        if numbers.ndim != 1 or numbers.is_floating_point():
+        if numbers.ndim not in (1, 2) or numbers.is_floating_point():
             kind = str(numbers.dtype).removeprefix("torch.")
             raise UsageError(f"labels: expected whole numbers (n,), found {tuple(numbers.shape)} of {kind}")
-        features, logits = self._tap.take(len(numbers))
+        heard = self._tap.take(len(numbers), positions=self._tap.named and numbers.ndim == 2)
         counted = [count for count in (own, self._left) if count is not None]
-        kept = min([len(numbers), *counted])
+        samples = min([len(numbers), *counted])
         if self._left is not None:
-            self._left -= kept
+            self._left -= samples
+        named, kept = labels_of_rows(heard.head, heard.rows, numbers)
+        features, logits = heard.rows.features, heard.rows.logits.float()
+        if kept is not None or samples < len(numbers):
+            kept = torch.ones_like(named, dtype=torch.bool) if kept is None else kept
+            kept[samples * (len(named) // len(numbers)) :] = False
+            there = kept.to(features.device)
+            features, logits, named = features[there], logits[there], named[kept]
         if self._gathering is None:
             weights, _ = self._tap.parameters()
             self._gathering = Gathering(Moments(len(weights), memory=self._settings.memory))
-        self._gathering.add(features[:kept], numbers[:kept].to(features.device), logits[:kept].float())
+        self._gathering.add(features, named.to(features.device), logits)
 
     def _share(self) -> Any:
         """What the first process needs of this one: an error, moments and quality, or None where it saw no sample."""

@@ -1,13 +1,17 @@
 """A probe for Hugging Face's Trainer."""
 
 import functools
+import importlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import functional as F
+
 from ckpt_probe.analysis import Settings
 from ckpt_probe.analysis.lines import metric_names
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction.forward import LEFT_OUT
 from ckpt_probe.integrations.evaluation import Evaluation, Place
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
@@ -57,6 +61,7 @@ class TrainerProbe(TrainerCallback):
         self._evaluation: Evaluation | None = None
         self._last: dict[str, int] = {}
         self._unlabelled: list[str] = []
+        self._shifts = _predicts_the_next_token(trainer.model)
         # No event of a callback has the labels, and a Trainer that smooths labels takes them out of the inputs.
         trainer.prediction_step = self._watched(trainer.prediction_step)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -135,7 +140,8 @@ class TrainerProbe(TrainerCallback):
         names = self._trainer.label_names
         labels = inputs.get(names[0]) if len(names) == 1 else None
         self._unlabelled = list(inputs) if labels is None else []
-        return labels
+        # A model of the next token compares what it says at a position with the label of the one after.
+        return labels if labels is None or not self._shifts else F.pad(labels[:, 1:], (0, 1), value=LEFT_OUT)
 
     def _own(self, samples: int) -> int | None:
         """How many samples of this process's batch are no repetition, which fills the last round of all processes."""
@@ -143,3 +149,9 @@ class TrainerProbe(TrainerCallback):
         if self._trainer.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return None
         return min(samples, max(0, state.remainder - self._trainer.args.process_index * samples))
+
+
+def _predicts_the_next_token(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
+    known = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return type(inner).__name__ in known.values()

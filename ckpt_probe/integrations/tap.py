@@ -1,96 +1,124 @@
-"""A model's classifier, listened to while somebody else runs the model."""
+"""A model's head, listened to while somebody else runs the model."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
 
-from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.models import find_classifier
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, listed
+from ckpt_probe.models import Head, Part, Rows, find_head, logits_of
+from ckpt_probe.models.calling import Call
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass that was heard: the head's rows, and the head, which says what a row is."""
+
+    head: Head
+    rows: Rows
 
 
 class Tap:
-    """Features and logits of every forward pass between `start` and `stop`, and the classifier's weights.
+    """The head's rows in every forward pass between `start` and `stop`, and its weights.
 
-    Where no classifier is named it is found in the first pass, by running two of its samples once more. Hooks are set
-    by `start` and removed by `stop`, so that training runs without any. Raises UsageError where the name is of no
-    linear layer.
+    Where no classifier is named it is found in the first pass, by running two of its samples again. Hooks are set by
+    `start` and removed by `stop`, so that training runs without any. Raises UsageError where the name is of no linear
+    layer.
     """
 
     def __init__(self, model: nn.Module, classifier: str | None = None) -> None:
         inner = getattr(model, "_orig_mod", model)
         self.model: nn.Module = inner.module if isinstance(inner, DistributedDataParallel) else inner
-        self._layer = None if classifier is None else _linear(self.model, classifier)
-        self._hooks: list[RemovableHandle] = []
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._named = classifier is not None
+        self._head = None if classifier is None else _named(self.model, classifier)
+        self._root = self.model
+        self._hooks = ExitStack()
+        self._calls: Mapping[str, list[Call]] = {}
+        self._output: Any = None
         self._outermost: list[str] = []
         self._depth = 0
+        self._error: CkptProbeError | None = None
+
+    def renew(self) -> None:
+        """Before a new evaluation: a head that was read off the weights, such as a scale, is found anew."""
+        if self._head is not None and not self._head.settled:
+            self._head = None
 
     def start(self) -> None:
         """Listen."""
         self.stop()
-        if self._layer is None:
+        if self._head is None:
             self._search()
         else:
-            self._listen(self._layer)
+            self._listen()
 
     def stop(self) -> None:
         """Listen no more, and forget what was heard."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._seen, self._outermost, self._depth = [], [], [], 0
+        self._hooks.close()
+        self._calls, self._output, self._outermost, self._depth, self._error = {}, None, [], 0, None
 
-    def take(self, samples: int) -> tuple[Tensor, Tensor]:
-        """Features (n, D) and logits (n, C) of the pass over `samples` samples since the last call, copies.
+    def take(self, samples: int, *, positions: bool = False) -> Pass:
+        """The pass over `samples` samples since the last call; its rows are copies.
 
-        Raises DataError where the classifier ran not once, or its input is not one row a sample; UsageError where it
-        was to be found, but several modules were run by themselves, so that none of them is the whole model.
+        positions: whether every position of a sample is a row, for a head that was named and does not say so itself.
+        Raises DataError where the head ran not once, or not over as many samples; UsageError where it was to be found,
+        and was not, or several modules ran by themselves, so that none of them is the whole model.
         """
-        seen, outermost = self._seen, self._outermost
-        self._seen, self._outermost = [], []
-        if len(outermost) > 1:
-            self._layer = None
-            told = f"an evaluation step runs {listed(outermost)} one after the other"
-            raise UsageError(f"{told}, and none of them is the whole model: name the last linear layer (classifier=…)")
-        if len(seen) != 1:
-            compiled = "; the code of torch.compile passes hooks by: run the module that it was given" * (not seen)
-            raise DataError(f"the classifier ran {len(seen)} times for one batch of labels, not once{compiled}")
+        outermost, error, output = self._outermost, self._error, self._output
+        calls = {name: list(seen) for name, seen in self._calls.items()}
+        for seen in self._calls.values():
+            seen.clear()
+        self._outermost, self._error = [], None
+        if error is not None or len(outermost) > 1:
+            self._head = None
+            told = f"an evaluation step runs {listed(outermost)} one after the other, and none is the whole model"
+            raise error or UsageError(f"{told}: name the last linear layer (classifier=…)")
+        if self._head is None or not all(calls.values()):
+            compiled = "; the code of torch.compile passes hooks by: run the module that it was given"
+            raise DataError(f"the model's classifier did not run for a batch of {samples} labels{compiled}")
+        head = (
+            replace(self._head, parts=(replace(self._head.parts[0], positions="every"),)) if positions else self._head
+        )
+        rows = head.rows(self._root, calls, output, samples)
         if outermost:
-            self.start()  # found, and heard to be the whole: what it was looked for with is no longer needed
-        features, logits = seen[0]
-        if features.ndim != 2 or len(features) != samples:
-            raise DataError(
-                f"the classifier takes {tuple(features.shape)} for {samples} labels; one row of features a sample is "
-                "needed"
-            )
-        return features, logits
+            self.start()  # found: what it was looked for with is no longer needed
+        # A row may be a view of all that a transformer computes, and whoever runs the model uses memory again.
+        return Pass(head, Rows(rows.features.detach().clone(), rows.logits.detach().clone()))
+
+    @property
+    def named(self) -> bool:
+        """Whether the caller has named the classifier."""
+        return self._named
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weights (C, D) and bias (C,) as they are now, float64 on the CPU. Raises DataError before a first pass."""
-        if self._layer is None:
+        if self._head is None:
             raise DataError("the evaluation ran no batch: the model's classifier is not known yet")
-        bias: Any = self._layer.bias
-        return self._layer.weight.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
+        weights, bias = self._head.parameters(self._root)
+        return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
 
     def _search(self) -> None:
         # Who runs the model may run the whole of it, or a part that does the work and is the model in truth.
         for name, module in self.model.named_modules():
             before = module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
-            self._hooks += [before, module.register_forward_hook(self._leaving, always_call=True)]
+            after = module.register_forward_hook(self._leaving, always_call=True)
+            self._hooks.callback(before.remove)
+            self._hooks.callback(after.remove)
 
     def _entering(self, name: str) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._depth == 0:
                 self._outermost.append(name or "the model")
-                if self._layer is None:
+                if self._head is None and self._error is None:
                     self._depth += 1  # what runs while it is found is no call of the evaluation
-                    self._layer = _found(module, args, kwargs)
+                    self._find(module, (args, kwargs))
                     self._depth -= 1
-                    self._listen(self._layer)
             self._depth += 1
 
         return enter
@@ -98,44 +126,70 @@ class Tap:
     def _leaving(self, *_: Any) -> None:
         self._depth -= 1
 
-    def _listen(self, layer: nn.Linear) -> None:
-        self._hooks.append(layer.register_forward_hook(self._hear))
+    def _find(self, module: nn.Module, arguments: Arguments) -> None:
+        try:
+            self._root, self._head = _found(module, arguments)
+        except CkptProbeError as error:
+            self._error = error
+            return
+        self._listen()
 
-    def _hear(self, _layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        # A row may be a view of all that a transformer computes, and memory is used again by whoever runs the model.
-        self._seen.append((args[0].detach().clone(), output.detach().clone()))
+    def _listen(self) -> None:
+        assert self._head is not None
+        self._calls = self._hooks.enter_context(self._head.tapping(self._root))
+        if not self._named:
+            whole = self._root.model if isinstance(self._root, _Called) else self._root
+            self._hooks.callback(whole.register_forward_hook(self._returned).remove)
+
+    def _returned(self, _model: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        self._output = output
 
 
 class _Called(nn.Module):
-    """A model that is called with the same arguments whatever it is given."""
+    """A model that is called with the same arguments whatever it is given: a head is found by a tensor alone."""
 
-    def __init__(self, model: nn.Module, call: Call) -> None:
+    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         super().__init__()
         self.model = model
-        self.call = call
+        self.arguments = arguments
         self.training = model.training
 
     def forward(self, _inputs: Tensor) -> Any:
-        args, kwargs = self.call
+        args, kwargs = self.arguments
         return self.model(*args, **kwargs)
 
 
-def _found(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Linear:
-    """The classifier, found by running two samples of a call once more."""
+def _named(model: nn.Module, name: str) -> Head:
+    linears = {found: module for found, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if name not in linears:
+        raise UsageError(f"classifier {name}: no linear layer of that name; there are: {listed(list(linears))}")
+    return Head((Part(name, linears[name].in_features),))
+
+
+def _found(model: nn.Module, arguments: Arguments) -> tuple[nn.Module, Head]:
+    """The head of a model by running two samples of a call again, and the module in which its layers have their names.
+
+    Raises UsageError where the model is in training mode or has no head, DataError where its output is not finite.
+    """
     if model.training:
         raise UsageError("the model is in training mode, where dropout and batch norm change it: call model.eval()")
-    call = tuple(map(_two, args)), {name: _two(value) for name, value in kwargs.items()}
-    tensors = [value for value in (*call[0], *call[1].values()) if isinstance(value, Tensor)]
-    name = find_classifier(_Called(model, call), tensors[0] if tensors else torch.empty(0))
-    return _linear(model, name.removeprefix("model."))
+    args, kwargs = arguments
+    two = tuple(map(_two, args)), {name: _two(value) for name, value in kwargs.items()}
+    called = _Called(model, two)
+    try:
+        head = find_head(called, next(iter(_tensors([*two[0], *two[1].values()])), torch.empty(0)))
+    except DataError as error:
+        with torch.no_grad():
+            if not bool(logits_of(called(torch.empty(0))).isfinite().all()):
+                raise DataError("the model's output holds NaN or infinity") from error
+        raise UsageError(f"{error}, here classifier=NAME") from error
+    called.arguments = (), {}
+    return called, head
 
 
 def _two(value: Any) -> Any:
     return value[:2] if isinstance(value, Tensor) and value.ndim else value
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    linears = {found: module for found, module in model.named_modules() if isinstance(module, nn.Linear)}
-    if name not in linears:
-        raise UsageError(f"classifier {name}: no linear layer of that name; there are: {listed(list(linears))}")
-    return linears[name]
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor) and value.ndim]

@@ -1,8 +1,9 @@
 """A model's head: the linear map that gives its logits, tapped for the rows that enter it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +79,20 @@ class Head:
 
         Raises DataError where a layer does not run exactly once, or on several rows a sample where one is expected.
         """
-        layers = {part.layer: model.get_submodule(part.layer) for part in self.parts}
-        with tapping(layers, copied=not self.settled) as calls:
+        with self.tapping(model) as calls:
             output = call(model, inputs)
-        samples = samples_in(inputs)
+        return self.rows(model, calls, output, samples_in(inputs))
+
+    def tapping(self, model: nn.Module) -> AbstractContextManager[dict[str, list[Call]]]:
+        """While entered, the calls of its layers in forward passes that somebody else runs: see `rows`."""
+        layers = {part.layer: model.get_submodule(part.layer) for part in self.parts}
+        return tapping(layers, copied=not self.settled)
+
+    def rows(self, model: nn.Module, calls: Mapping[str, Sequence[Call]], output: Any, samples: int) -> Rows:
+        """The rows of one forward pass, from the calls of its layers and what the model returned; errors as `tapped`.
+
+        They may share memory with what the model has computed.
+        """
         result = results_of(output)[self.result] if self.reading == "rectified" or self.positions == "chosen" else None
         rows = [self._rows(model, part, calls[part.layer], samples, result) for part in self.parts]
         if self.reading == "rectified":

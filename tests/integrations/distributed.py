@@ -1,4 +1,4 @@
-"""What each of two processes runs (gloo, on the CPU): python distributed.py KIND FOLDER RANK."""
+"""What each of two processes runs (gloo, on the CPU): python distributed.py KIND FOLDER RANK, or torchrun without."""
 
 import json
 import os
@@ -60,10 +60,58 @@ def plain(folder: Path, rank: int) -> Any:
     return {"told": told}
 
 
+def hugging_face(folder: Path, rank: int) -> Any:
+    """What a Trainer's evaluation returns; the record is in the folder."""
+    from transformers import Trainer, TrainingArguments
+
+    from ckpt_probe.integrations import TrainerProbe
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> Any:
+            logits = self.net(inputs)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    data = samples()
+    settings = TrainingArguments(
+        str(folder), use_cpu=True, per_device_eval_batch_size=20, report_to="none", disable_tqdm=True
+    )
+    rows = [{"inputs": inputs, "labels": label} for inputs, label in data]
+    trainer = Trainer(Model(), settings, eval_dataset=rows)
+    trainer.add_callback(TrainerProbe(trainer, folder / "records.jsonl", split="test"))
+    assert settings.world_size == WORLD
+    return {"mir": trainer.evaluate()["eval_class.mir"]}
+
+
+def lightning(folder: Path, rank: int) -> Any:
+    """What a validation logs; the record is in the folder."""
+    import lightning.pytorch as pl
+
+    from ckpt_probe.integrations import LightningProbe
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def validation_step(self, batch: Any, _index: int) -> None:
+            self.net(batch[0])
+
+    probe = LightningProbe(folder / "records.jsonl")
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=WORLD, strategy="ddp", callbacks=[probe], logger=False, enable_progress_bar=False
+    )
+    trainer.validate(Module(), DataLoader(samples(), batch_size=20), verbose=False)
+    return {"mir": float(trainer.callback_metrics["validation/class.mir"])}
+
+
 def main() -> None:
-    kind, folder, rank = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    found = {"plain": plain}[kind](folder, rank)
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    rank = int(sys.argv[3] if len(sys.argv) > 3 else os.environ["RANK"])
+    found = {"plain": plain, "hugging_face": hugging_face, "lightning": lightning}[kind](folder, rank)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     if dist.is_initialized():
         dist.barrier()

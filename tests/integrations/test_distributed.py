@@ -33,18 +33,36 @@ def same(record: dict, expected: dict) -> None:
         assert record[name] == close, name
 
 
-def test_two_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
-    found = together("plain", tmp_path)
-    [record] = cp.read_records(tmp_path / "records.jsonl")
+def alone(folder: Path) -> dict:
+    """The record of one process."""
     script = runpy.run_path(str(SCRIPT))
     model, data = script["network"](), script["samples"]()
-    with torch.no_grad(), cp.Probe(model, tmp_path / "one.jsonl").evaluation("test", 0) as evaluation:
+    with torch.no_grad(), cp.Probe(model, folder / "alone.jsonl").evaluation("test", 0) as evaluation:
         for start in range(0, len(data), 20):
             inputs, labels = data[start : start + 20]
             model(inputs)
             evaluation.update(labels)
-    assert record["samples"] == script["SAMPLES"]
-    same(record, evaluation.record)
+    assert evaluation.record is not None
+    assert evaluation.record["samples"] == script["SAMPLES"]
+    return evaluation.record
+
+
+def test_two_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
+    found = together("plain", tmp_path)
+    [record] = cp.read_records(tmp_path / "records.jsonl")
+    same(record, alone(tmp_path))
     assert found[0] == found[1]
     assert "rank 1: features: 75 rows hold NaN" in found[0]["told"]
     assert "records.jsonl: has records of another run" in found[0]["told"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hugging_face", "lightning"])
+def test_two_processes_of_a_framework_have_the_numbers_of_one(kind: str, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, SCRIPT, kind, tmp_path], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    [record] = cp.read_records(tmp_path / "records.jsonl")
+    same(record, alone(tmp_path))
+    logged = [json.loads((tmp_path / f"{rank}.json").read_text())["mir"] for rank in (0, 1)]
+    assert logged == pytest.approx([record["class.mir"]] * 2, rel=1e-6)

@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     Trainer,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
 )
 
+import ckpt_probe as cp
 from ckpt_probe.errors import UsageError
 from ckpt_probe.integrations import TrainerProbe
 
@@ -204,6 +209,52 @@ def test_a_text_model_that_takes_its_inputs_by_name(tmp_path: Path, extracted: C
     same(lines(tmp_path)[0], extracted(Masked(), zip(both.split(BATCH), labels.split(BATCH), strict=True)))
 
 
+def tokens(samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Words (n, 10) of 30, and how many of each text's are no padding (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(5, 30, (samples, 10), generator=generator), torch.randint(
+        4, 11, (samples,), generator=generator
+    )
+
+
+def test_every_word_is_a_row_where_it_has_a_label(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForTokenClassification(BertConfig(vocab_size=30, max_position_embeddings=12, num_labels=3, **sizes))
+    words, lengths = tokens(20, 1)
+    labels = torch.where(torch.arange(10) < lengths[:, None], words % 3, -100)
+    trainer = trainer_of(tmp_path, model=model, eval_dataset=texts(words, labels))
+    trainer.add_callback(TrainerProbe(trainer))
+    trainer.evaluate()
+    [record] = lines(tmp_path)
+    with torch.no_grad():
+        features = model.eval().bert(words).last_hidden_state
+    kept = labels >= 0
+    expected = cp.analyze_features(features[kept], labels[kept], model.classifier.weight, model.classifier.bias)
+    assert record["samples"] == int(lengths.sum())
+    assert record["class.mir"] == pytest.approx(expected["class.mir"], rel=1e-6)
+    assert record["accuracy"] == expected["accuracy"]
+
+
+def test_a_language_models_row_has_the_label_of_the_next_word(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_positions=12, n_embd=16, n_layer=1, n_head=2))
+    words, _ = tokens(20, 1)
+    trainer = trainer_of(tmp_path, model=model, eval_dataset=texts(words, words))
+    trainer.add_callback(TrainerProbe(trainer))
+    trainer.evaluate()
+    [record] = lines(tmp_path)
+    assert record["samples"] == 20 * 9
+    with torch.no_grad():
+        logits = model.eval()(words).logits
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1).double(), words[:, 1:].flatten())
+    assert record["loss"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def texts(words: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
+    return [{"input_ids": w, "labels": label} for w, label in zip(words, labels, strict=True)]
+
+
 def test_what_cannot_be_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = trainer_of(tmp_path, eval_dataset=Images(20, 1, labelled=False))
     trainer.add_callback(TrainerProbe(trainer))
@@ -215,6 +266,6 @@ def test_what_cannot_be_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptu
     diverged.add_callback(TrainerProbe(diverged))
     with caplog.at_level(logging.WARNING):
         found = diverged.evaluate()
-    assert "step 0, eval: not measured: features: 75 rows hold NaN" in caplog.text
+    assert "step 0, eval: not measured: the model's output holds NaN or infinity" in caplog.text
     assert "eval_class.mir" not in found
     assert not (tmp_path / "records.jsonl").exists()

@@ -114,12 +114,24 @@ def run_twice(model: nn.Module, inputs: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "run", "labels", "error", "told"),
     [
-        (network(), lambda model, x: None, LABELS, DataError, "ran 0 times .* torch.compile"),
+        (
+            network(),
+            lambda model, x: None,
+            LABELS,
+            DataError,
+            "classifier did not run for a batch of 150 labels; .* torch.compile",
+        ),
         (network(), run_twice, LABELS, UsageError, "runs the model, the model one after the other"),
-        (network(), lambda model, x: model(x), LABELS[:9], DataError, r"takes \(150, 8\) for 9 labels"),
+        (network(), lambda model, x: model(x), LABELS[:9], DataError, r"takes \(150, 8\) for 9 samples"),
         (network(), lambda model, x: model(x), LABELS.float(), UsageError, "expected whole numbers"),
         (network(), lambda model, x: model(x), LABELS + 1, DataError, "labels: row 2 is 3"),
-        (network(), lambda model, x: model(x * torch.nan), LABELS, DataError, "150 rows hold NaN"),
+        (
+            network(),
+            lambda model, x: model(x * torch.nan),
+            LABELS,
+            DataError,
+            "the model's output holds NaN or infinity",
+        ),
         (Other().eval(), lambda m, x: m.head(m.trunk(x)), LABELS, UsageError, r"runs trunk, head .*classifier="),
     ],
 )
@@ -152,8 +164,8 @@ def test_parts_that_are_run_one_after_the_other_need_a_name(
 def test_a_model_in_training_mode_is_refused_and_an_exception_records_nothing(tmp_path: Path) -> None:
     model = network().train()
     probe = cp.Probe(model, tmp_path / "records.jsonl")
-    with pytest.raises(UsageError, match=r"call model\.eval"), probe.evaluation("test", 0):
-        model(INPUTS)
+    with pytest.raises(UsageError, match=r"call model\.eval"):
+        evaluated(probe, model)
     with pytest.raises(ZeroDivisionError), probe.evaluation("test", 0):
         _ = 1 / 0
     assert not (tmp_path / "records.jsonl").exists()
