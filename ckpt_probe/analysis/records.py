@@ -15,6 +15,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments
+from ckpt_probe.moments.accumulator import rows_at_once
 from ckpt_probe.moments.families import FAMILIES
 from ckpt_probe.moments.quality import Head, Quality, Scored, double
 from ckpt_probe.moments.record import Reading
@@ -28,6 +29,9 @@ scores: logits (n, C), or what is known in their place, or None.
 """
 
 ROWS_AT_ONCE = 8192
+MANY_CLASSES = 1000
+"""Classes of which a block of that size would have few rows each."""
+
 PREDICTED_SHARE = 8
 """The part of the memory budget, an eighth, that predictions of the first pass may take."""
 
@@ -56,9 +60,13 @@ def analyze_features(
     if logits is not None and len(logits) != len(features):
         raise DataError(f"{len(features)} rows of features but {len(logits)} rows of logits")
 
+    rows = ROWS_AT_ONCE
+    if weights is not None and features.ndim == 2 and len(weights) > MANY_CLASSES:
+        rows = max(rows, rows_at_once(features.shape[1], len(weights)))
+
     def blocks() -> Iterable[tuple[Array, Array, Array | None]]:
-        for start in range(0, len(features), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
+        for start in range(0, len(features), rows):
+            part = slice(start, start + rows)
             yield features[part], labels[part], None if logits is None else logits[part]
 
     if len(features) != len(labels):
@@ -120,7 +128,7 @@ def read_moments(
         shifted = _centred(blocks, moments, weights, settings)
         reasons.append(shifted.pop("missing"))
         record |= shifted
-    for name, function in registered(ENTRY_POINTS).items():
+    for name, function in registered(ENTRY_POINTS).items() if settings.of_packages else ():
         if name in families:
             record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
     record["missing"] = "; ".join(reason for reason in reasons if reason) or None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -46,12 +47,17 @@ class Settings:
         """Tolerance, budget and seed. Raises UsageError where one has no meaning."""
         return Sampling(self.tolerance, self.budget, self.seed)
 
-    @property
+    @cached_property
     def families(self) -> frozenset[str]:
         """The families of metrics asked for, with those of other packages. Raises UsageError for an unknown one."""
         names = self.only.split(",") if isinstance(self.only, str) else self.only
-        found = chosen(names, others=_of_packages())
+        found = chosen(names, others=self.of_packages)
         return found | {"centred"} if self.centred else found
+
+    @cached_property
+    def of_packages(self) -> tuple[str, ...]:
+        """Names of the metrics that installed packages register."""
+        return tuple(entry_points(group=ENTRY_POINTS).names)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,7 +73,7 @@ class Settings:
     def moments(self, classes: int | None) -> Moments:
         """An accumulator of what these settings need; metrics of other packages get all of it."""
         self.check()
-        only = None if self.families & set(_of_packages()) else self.families
+        only = None if self.families & set(self.of_packages) else self.families
         return Moments(classes, memory=self.memory, only=only, precision=self.precision)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +81,3 @@ class Settings:
         asked = asdict(self) | {"orders": list(self.orders), "only": sorted(self.families)}
         del asked["centred"]
         return asked
-
-
-def _of_packages() -> tuple[str, ...]:
-    return tuple(entry_points(group=ENTRY_POINTS).names)

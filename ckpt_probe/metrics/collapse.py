@@ -15,7 +15,7 @@ from ckpt_probe.metrics import pairs
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows
 
-MANY_ENTRIES = 2**22
+MANY_ENTRIES = 2**21
 """Entries of (C, D) from which work that would need another matrix of that size, or C × C, is done another way."""
 
 
@@ -155,15 +155,15 @@ class NearestMean:
         present = ~class_means.isnan().any(dim=1)
         self._numbers = present.nonzero().squeeze(1)
         means = class_means[present]
-        self._centre = means.mean(dim=0)
-        means -= self._centre
+        centre = means.mean(dim=0)
+        means -= centre
         # ‖z − μ‖² differs from −2 z·μ + ‖μ‖² by a term that is the same for every class.
         sizes = means.square().sum(dim=1)
-        self._decision = LinearDecision(means.mul_(2), -sizes)
+        self._decision = LinearDecision(means.mul_(2), -sizes, centre)
 
     def of(self, features: Tensor) -> Tensor:
         """The class of each of (n, D) features, (n,)."""
-        return self._numbers[self._decision.of(features.to(torch.float64) - self._centre)]
+        return self._numbers[self._decision.of(features)]
 
 
 def nearest_means(features: Tensor, class_means: Tensor) -> Tensor:

@@ -6,32 +6,36 @@ from torch import Tensor
 FEW = 128
 """Classes up to which float64 products cost less than looking for near ties."""
 
-ROWS, COLUMNS, GROUP = 2048, 4096, 64
-"""Rows and classes whose scores are at hand at once, 32 MB; classes of which at first only the highest is sought."""
+ROWS, COLUMNS, GROUP = 1024, 2048, 64
+"""Rows and classes whose scores are at hand at once, 8 MB; classes of which at first only the highest is sought."""
 
-EXACT_BYTES = 2**24
-"""What rows in float64, or their scores, take at once: about what the processor's cache holds."""
+SHORT, LONG = 1e-12, 1e12
+"""Lengths of rows of which float32 keeps the squares whole."""
+
+EXACT_BYTES = 2**22
+"""What rows in float64, or their scores, take at once: what the processor's cache holds with room to spare."""
 
 
 class LinearDecision:
-    """argmax over classes of w_c·z + b_c for rows z, as float64 finds it; the lowest class where scores are equal.
+    """argmax over classes of w_c·z + b_c for rows z, as float64 finds it.
 
     Scores come from float32 products. Where the two highest of a row are closer than rounding can take them apart
     (|fl(x·y) − x·y| ≤ γ_D |x|·|y|, Higham 2002, section 3.1), that row's scores are computed again in float64, so that
-    speed costs no digit. weights: (C, D), finite; bias: (C,) or None.
+    speed costs no digit. weights: (C, D), finite; bias: (C,) or None; origin: (D,), from which rows are taken, or None.
     """
 
-    def __init__(self, weights: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weights: Tensor, bias: Tensor | None = None, origin: Tensor | None = None) -> None:
         self._weights = weights.to(torch.float64)
         self._bias = None if bias is None else bias.to(torch.float64)
+        self._origin = origin
         if len(weights) > FEW:
             self._prepare()
 
     def of(self, rows: Tensor) -> Tensor:
         """The class of each of (n, D) rows, (n,)."""
-        if len(self._weights) <= FEW:
+        if len(self._weights) <= FEW or not len(rows):
             return self._exactly(rows)
-        return torch.cat([self._quickly(part) for part in rows.split(ROWS)]) if len(rows) else self._exactly(rows)
+        return torch.cat([self._quickly(part) for part in rows.split(ROWS)])
 
     def _prepare(self) -> None:
         classes, features = self._weights.shape
@@ -67,23 +71,27 @@ class LinearDecision:
         return found
 
     def _scaled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of any magnitude near 1 in float32 with the bias's factor beside them, and what rounding may do."""
-        if rows.dtype != torch.float64:
+        """Rows of unit length in float32 with the bias's factor beside them, and what rounding may do to a score."""
+        if self._origin is not None:
+            rows = rows.to(torch.float64) - self._origin
+        elif rows.dtype != torch.float64:
             rows = rows.to(torch.float32)
-        largest = rows.abs().amax(dim=1, keepdim=True)
-        largest = torch.where(largest > 0, largest, 1.0)
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         scaled = rows.new_empty(len(rows), rows.shape[1] + 1, dtype=torch.float32)
-        scaled[:, :-1] = rows / largest
-        factor = self._bias_size / (largest.double() * self._size) if self._bias is not None else largest * 0
+        torch.div(rows, lengths, out=scaled[:, :-1])
+        factor = self._bias_size / (lengths.double() * self._size) if self._bias is not None else lengths * 0
         scaled[:, -1:] = factor
-        lengths = torch.linalg.vector_norm(scaled[:, :-1], dim=1)
-        return scaled, self._rounding * (lengths * self._longest + scaled[:, -1])
+        uncertain = self._rounding * (self._longest + scaled[:, -1])
+        # Squares of other lengths underflow or overflow, and a row of zeros has none.
+        safe = ((lengths > SHORT) & (lengths < LONG)).squeeze(1)
+        return scaled, torch.where(safe, uncertain, torch.inf)
 
     def _exactly(self, rows: Tensor) -> Tensor:
         at_once = max(64, EXACT_BYTES // (8 * max(self._weights.shape)))
         found = []
         for part in rows.split(at_once):
-            scores = part.to(torch.float64) @ self._weights.T
+            part = part.to(torch.float64)
+            scores = (part if self._origin is None else part - self._origin) @ self._weights.T
             found.append((scores if self._bias is None else scores + self._bias).argmax(dim=1))
         return torch.cat(found)
 
@@ -92,10 +100,13 @@ def _two_highest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row (n, k·GROUP): the highest score, where it stands, and the next one (equal where it occurs twice)."""
     rows = torch.arange(len(scores), device=scores.device)
     groups = scores.unflatten(1, (-1, GROUP))
-    tops, order = groups.amax(dim=2).topk(min(2, groups.shape[1]), dim=1)
-    inside, places = groups[rows, order[:, 0]].topk(2, dim=1)
-    others = tops[:, 1] if tops.shape[1] > 1 else torch.full_like(tops[:, 0], -torch.inf)
-    return inside[:, 0], order[:, 0] * GROUP + places[:, 0], torch.maximum(inside[:, 1], others)
+    tops = groups.amax(dim=2)
+    group = tops.argmax(dim=1)
+    inside = groups[rows, group]
+    best, place = inside.max(dim=1)
+    # With the highest one gone, the next is that of its own group or of all others.
+    tops[rows, group] = inside[rows, place] = -torch.inf
+    return best, group * GROUP + place, torch.maximum(tops.amax(dim=1), inside.amax(dim=1))
 
 
 def _power_of_two(values: Tensor) -> float:

@@ -100,7 +100,7 @@ class CKA:
             return
         widths = [tuple(sums[0].products.shape) for sums in (self._sums, new)]
         if widths[0] != widths[1]:
-            raise DataError(f"cka: X and Y of {widths[0]} columns, then of {widths[1]}")
+            raise DataError(f"cka: X and Y have {widths[1]} columns, earlier blocks had {widths[0]}")
         self._sums = [first.plus(second) for first, second in zip(self._sums, new, strict=True)]
 
 

@@ -115,9 +115,7 @@ class Moments:
         if not rows.shape[0]:
             return
         scatter, unit = self._started(rows.shape[1], rows.device)
-        at_once = cached_rows(rows.shape[1])
-        if at_once < MANY * max(len(scatter.counts), self.classes or 0):
-            at_once *= BLOCKS_AT_ONCE
+        at_once = rows_at_once(rows.shape[1], max(len(scatter.counts), self.classes or 0))
         for part, labels in zip(rows.split(at_once), numbers.split(at_once), strict=True):
             block = group(part, labels)
             if len(block.rows) <= cached_rows(rows.shape[1]):
@@ -257,6 +255,12 @@ class Moments:
             first = int(outside.nonzero()[0])
             allowed = "at least 0" if highest is None else f"between 0 and {highest}"
             raise DataError(f"labels: row {first + self.samples} is {int(numbers[first])}, labels must be {allowed}")
+
+
+def rows_at_once(features: int, classes: int) -> int:
+    """How many rows of a block `Moments.update` sorts together: more where each class has few of them."""
+    cached = cached_rows(features)
+    return cached if cached >= MANY * classes else BLOCKS_AT_ONCE * cached
 
 
 def checked_precision(name: str) -> torch.dtype:

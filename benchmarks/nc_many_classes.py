@@ -1,0 +1,133 @@
+"""Neural collapse at few and at many classes: `only=("nc",)`, the whole record, and rhubarbwu/neural-collapse.
+
+Few: N = 60,000, D = 512, C = 10. Many: N = 100,000, D = 512, C = 5,000. Features of float32 around the weights of their
+labels, in memory; alternating runs in one process, the median of each. The other package is measured with the same
+rows, where its source is given: class means, within-class covariance, variances, decisions (float32, blocks of 8,192
+rows), then NC1 by pseudo-inverse, CDNV, the distance from the simplex ETF, duality and agreement. At many classes its
+CDNV holds C × C × D numbers, 51 GB; it is measured without, and with `--cdnv` by tiles of 64.
+
+Run: python benchmarks/nc_many_classes.py [--neural-collapse DIR] [--case few|many] [--repeats 3] [--whole]
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ckpt_probe import analyze_features
+
+CASES = {"few": (60_000, 512, 10), "many": (100_000, 512, 5_000)}
+ROWS = 8192
+
+
+def labelled_features(samples: int, features: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (N, D) around the weights (C, D) of their labels (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(classes, features, generator=generator)
+    labels = torch.randint(0, classes, (samples,), generator=generator)
+    rows = torch.randn(samples, features, generator=generator).mul_(2)
+    for start in range(0, samples, ROWS):
+        rows[start : start + ROWS] += weights[labels[start : start + ROWS]]
+    return rows, labels, weights
+
+
+def theirs(source: Path, rows: Tensor, labels: Tensor, weights: Tensor, *, tiles: int | None) -> dict[str, float]:
+    """What the other package gives, in the order in which its own example takes it."""
+    if str(source) not in sys.path:
+        sys.path.insert(0, str(source))
+    from neural_collapse import accumulate, measure  # pyright: ignore[reportMissingImports]
+
+    blocks = list(zip(rows.split(ROWS), labels.split(ROWS), strict=True))
+    size = weights.shape
+    averages = accumulate.MeanAccumulator(*size)
+    for block, numbers in blocks:
+        averages.accumulate(block, numbers)
+    means, centre = averages.compute()
+    spreads, products = (
+        accumulate.VarNormAccumulator(*size, M=means),
+        accumulate.CovarAccumulator(*size, M=means),
+    )
+    decisions = accumulate.DecAccumulator(*size, M=means, W=weights)
+    for block, numbers in blocks:
+        products.accumulate(block, numbers, means)
+        if tiles is not None:
+            spreads.accumulate(block, numbers, means)
+        decisions.accumulate(block, numbers, weights, means)
+    found = {
+        "nc1.pinv": measure.covariance_ratio(products.compute(), means, centre),
+        "nc2": measure.simplex_etf_error(means, centre),
+        "nc3": measure.self_duality_error(weights, means, centre),
+        "nc4": 1 - measure.clf_ncc_agreement(decisions),
+    }
+    if tiles is not None:
+        variances, _ = spreads.compute()
+        found["nc1.cdnv"] = measure.variability_cdnv(variances, means, tile_size=tiles)
+    return found
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that a call takes, and what it gives."""
+    started = time.perf_counter()
+    value = function()
+    return time.perf_counter() - started, value
+
+
+def measure_case(case: str, asked: argparse.Namespace) -> None:
+    """Time all of one case in turn, and print each with its ratio to the other package's."""
+    rows, labels, weights = labelled_features(*CASES[case])
+    functions: dict[str, Callable[[], Any]] = {
+        "only nc": lambda: analyze_features(rows, labels, weights, only=("nc",)),
+        "only nc, float32": lambda: analyze_features(rows, labels, weights, only=("nc",), precision="float32"),
+    }
+    if asked.whole:
+        functions["whole record"] = lambda: analyze_features(rows, labels, weights)
+    if asked.neural_collapse:
+        tiles = 64 if asked.cdnv else None
+        functions["neural-collapse"] = lambda: theirs(asked.neural_collapse, rows, labels, weights, tiles=tiles)
+    spent: dict[str, list[float]] = {name: [] for name in functions}
+    found: dict[str, Any] = {}
+    for _ in range(asked.repeats + 1):
+        for name, function in functions.items():
+            seconds, found[name] = timed(function)
+            spent[name].append(seconds)
+    samples, features, classes = CASES[case]
+    print(f"N {samples:,} D {features} C {classes:,}")
+    # The first round warms up.
+    medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
+    for name, seconds in medians.items():
+        ratios = [a / b for a, b in zip(spent[name][1:], spent.get("neural-collapse", [])[1:], strict=False)]
+        beside = f"  {statistics.median(ratios):5.2f} × neural-collapse" if ratios else ""
+        values = {
+            key: value
+            for key, value in found[name].items()
+            if key in ("nc1.pinv", "nc1.cdnv", "nc4.disagreement", "nc4")
+        }
+        print(
+            f"  {name:18} {seconds:7.2f} s{beside}  " + "  ".join(f"{k} {v:.12g}" for k, v in values.items()),
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure the cases asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=list(CASES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--whole", action="store_true", help="the whole record too")
+    parser.add_argument("--neural-collapse", type=Path, metavar="DIR", help="source of rhubarbwu/neural-collapse")
+    parser.add_argument("--cdnv", action="store_true", help="its CDNV too")
+    asked = parser.parse_args()
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    for case in [asked.case] if asked.case else CASES:
+        measure_case(case, asked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Linear CKA by unbiased HSIC: its definition by brute force, what leaves it alone, and streams."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import ckpt_probe as cp
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.similarity import CKA, cka, cka_matrix, hsic
+
+RNG = np.random.default_rng(0)
+
+
+def related(n: int, d: int, e: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    shared = generator.normal(size=(n, 3))
+    X, Y = (shared @ generator.normal(size=(3, width)) + generator.normal(size=(n, width)) for width in (d, e))
+    return X, Y
+
+
+def brute_hsic(X: np.ndarray, Y: np.ndarray) -> float:
+    """Equation 5 of Song et al. 2012, with n × n matrices."""
+    n, ones = len(X), np.ones(len(X))
+    K, L = (rows @ rows.T for rows in (X, Y))
+    np.fill_diagonal(K, 0)
+    np.fill_diagonal(L, 0)
+    last = (ones @ K @ ones) * (ones @ L @ ones) / ((n - 1) * (n - 2)) - 2 * (ones @ K @ L @ ones) / (n - 2)
+    return float((np.trace(K @ L) + last) / (n * (n - 3)))
+
+
+def u_statistic(X: np.ndarray, Y: np.ndarray) -> float:
+    """The same as an average over ordered quadruples of different rows (Gretton et al. 2005)."""
+    K, L, n = X @ X.T, Y @ Y.T, len(X)
+    terms = [
+        K[i, j] * (L[i, j] + L[q, r] - 2 * L[i, q])
+        for i in range(n) for j in range(n) for q in range(n) for r in range(n)
+        if len({i, j, q, r}) == 4
+    ]  # fmt: skip
+    return float(np.mean(terms))
+
+
+@pytest.mark.parametrize(("n", "d", "e"), [(4, 3, 2), (9, 2, 5), (12, 30, 20), (60, 4, 7), (15, 1, 1)])
+def test_hsic_against_its_definition(n: int, d: int, e: int) -> None:
+    X, Y = related(n, d, e)
+    assert hsic(X, Y) == pytest.approx(brute_hsic(X, Y), rel=1e-10)
+    expected = brute_hsic(X, Y) / np.sqrt(brute_hsic(X, X) * brute_hsic(Y, Y))
+    assert cka(X, Y) == pytest.approx(expected, rel=1e-10)
+    assert cka(X, Y) == pytest.approx(cka(Y, X), rel=1e-12)
+
+
+def test_hsic_is_the_u_statistic() -> None:
+    X, Y = related(7, 3, 2)
+    assert hsic(X, Y) == pytest.approx(u_statistic(X, Y), rel=1e-10)
+
+
+def test_rotation_scale_and_offset_change_nothing() -> None:
+    X, Y = related(80, 6, 9)
+    rotation, _ = np.linalg.qr(RNG.normal(size=(6, 6)))
+    for other in (X @ rotation, 1e-3 * X, X + RNG.normal(size=6), 7 * X @ rotation - 100, X[:, ::-1].copy()):
+        assert cka(other, Y) == pytest.approx(cka(X, Y), rel=1e-9)
+        assert cka(other, X) == pytest.approx(1, rel=1e-9)
+    order = RNG.permutation(80)
+    assert cka(X[order], Y[order]) == pytest.approx(cka(X, Y), rel=1e-12)
+    assert cka(X[order], Y) != pytest.approx(cka(X, Y), rel=1e-2)
+
+
+@pytest.mark.parametrize(("d", "e"), [(16, 16), (512, 256)])
+def test_independent_gaussian_rows_share_nothing(d: int, e: int) -> None:
+    X, Y = RNG.normal(size=(2048, d)), RNG.normal(size=(2048, e))
+    assert abs(cka(X, Y)) < 0.02
+    assert cka(X, X) == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [4, 5, 40], list(range(1, 60))])
+def test_streams_and_merges_of_any_parts_are_one_pass(cuts: list[int]) -> None:
+    X, Y = related(60, 5, 8)
+    X += 1e3
+    whole, other = CKA(), CKA()
+    edges = [0, *cuts, 60]
+    for number, (start, stop) in enumerate(pairwise(edges)):
+        (whole if number % 2 else other).update(X[start:stop], Y[start:stop])
+    whole.merge(other)
+    assert whole.rows == 60
+    assert whole.compute() == pytest.approx(cka(X, Y), rel=1e-9)
+
+
+def test_minibatches_average_hsic_and_estimate_the_same() -> None:
+    X, Y = related(4096, 6, 9)
+    averaged, other = CKA(minibatches=True), CKA(minibatches=True)
+    for number, start in enumerate(range(0, 4096, 256)):
+        (averaged if number % 3 else other).update(X[start : start + 256], Y[start : start + 256])
+    averaged.merge(other)
+    parts = [slice(start, start + 256) for start in range(0, 4096, 256)]
+    sums = [sum(brute_hsic(a[p], b[p]) for p in parts) for a, b in ((X, Y), (X, X), (Y, Y))]
+    assert averaged.compute() == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]), rel=1e-10)
+    assert averaged.compute() == pytest.approx(cka(X, Y), abs=0.02)
+
+
+def test_a_matrix_of_layers() -> None:
+    X, Y = related(50, 4, 60)
+    found = cka_matrix([X, Y, X + 1])
+    assert found.shape == (3, 3)
+    assert torch.equal(found, found.T)
+    assert found.diag().tolist() == pytest.approx([1, 1, 1])
+    assert float(found[0, 1]) == pytest.approx(cka(X, Y), rel=1e-12)
+    assert float(found[0, 2]) == pytest.approx(1, rel=1e-9)
+
+
+def test_torch_gives_tensors_with_a_gradient_and_numpy_floats() -> None:
+    X, Y = (torch.tensor(rows) for rows in related(12, 3, 4))
+    assert type(cka(X.numpy(), Y.numpy())) is float
+    X.requires_grad_()
+    assert torch.autograd.gradcheck(cka, (X, Y), eps=1e-6, atol=1e-6)
+
+
+def test_it_is_found_under_the_package() -> None:
+    X, Y = related(20, 3, 4)
+    assert cp.similarity.cka(X, Y) == cka(X, Y)
+    assert cp.similarity.mir(X, Y) == cp.mir(X, Y)
+
+
+def test_what_has_no_value_is_an_error() -> None:
+    X, Y = related(20, 3, 4)
+    for wrong, told in (
+        ((X[:3], Y[:3]), "needs at least 4 rows, found 3"),
+        ((X, Y[:-1]), "X has 20 rows and Y has 19"),
+        ((np.full_like(X, 0.1), Y), "does not vary"),
+        ((np.where(np.arange(20)[:, None] == 4, np.nan, X), Y), "the first is row 4"),
+    ):
+        with pytest.raises(DataError, match=told):
+            cka(*wrong)
+    with pytest.raises(DataError, match="layer 0 has 20 rows and layer 1 has 19"):
+        cka_matrix([X, Y[:-1]])
+    stream = CKA()
+    with pytest.raises(DataError, match="needs at least 4 rows, found 0"):
+        stream.compute()
+    stream.update(X, Y)
+    with pytest.raises(DataError, match=r"have \(2, 4\) columns, earlier blocks had \(3, 4\)"):
+        stream.update(X[:, :2], Y)
+    with pytest.raises(DataError, match="cannot be merged"):
+        stream.merge(CKA(minibatches=True))
