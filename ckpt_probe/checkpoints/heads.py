@@ -17,10 +17,12 @@ STRONG = re.compile(r"(?:^|[._])(heads?|classifiers?|fc|lm_head|score|logits?)$"
 INNER = re.compile(
     r"(?:^|[._])(attn|attention|self_attn|query|key|value|q|k|v|qkv|[qkv]_proj|in_proj|mlp|ffn|intermediate|embed\w*|"
     r"wte|wpe|patch\w*|pos\w*|token\w*|gate\w*|up_proj|down_proj|lora\w*|router|downsample|pooler|pool\w*|relative\w*|"
-    r"rel_pos\w*|lstm|rnn|gru|se|squeeze\w*|pre_logits|reduction|conv_?\w*)(?:[._]|$)",
+    r"rel_pos\w*|lstm|rnn|gru|se|squeeze\w*|aux\w*|pre_logits|reduction|conv_?\w*)(?:[._]|$)",
     re.IGNORECASE,
 )
 """What is inside a backbone."""
+STACK = re.compile(r"(?:^|[._])(layers?|blocks?|h|stages?|features|layer\d+|block\d+)[._]\d+(?:[._]|$)", re.IGNORECASE)
+"""One of several layers alike."""
 MOST = 5
 ENOUGH = 2
 """Points from which on a matrix is named at all."""
@@ -76,5 +78,6 @@ def _judged(
         (1, f"{features:,} wide, as a layer before it") if features in widths else None,
     ]
     for_it = [point for point in said if point is not None]
-    against = 4 if INNER.search(module) else 0
+    stacked = 0 if not STACK.search(module) else 2 if last else 4
+    against = stacked + (4 if INNER.search(module) else 0)
     return sum(points for points, _ in for_it) - against, [reason for _, reason in for_it]

@@ -20,12 +20,12 @@ def check_archive(file: BinaryIO) -> Scan:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            members = _members(archive)
-            if any(name.startswith(TORCHSCRIPT) for name in members):
+            if any(name.partition("/")[2].startswith(TORCHSCRIPT) for name in archive.namelist()):
                 raise ValueError(
                     "a TorchScript archive, which holds code; if you trust it, convert it: "
                     "state = torch.jit.load(PATH).state_dict(); torch.save(state, NEW)"
                 )
+            members = _members(archive)
             if "data.pkl" not in members:
                 raise ValueError(NOT_TORCH)
             pickle = members["data.pkl"]

@@ -21,12 +21,12 @@ from ckpt_probe.checkpoints.formats.inert import STAND_INS
 from ckpt_probe.checkpoints.formats.nesting import choose
 from ckpt_probe.checkpoints.formats.pickled import load_checked, require_sound
 from ckpt_probe.checkpoints.tensors import dtype_name, filler
-from ckpt_probe.errors import CkptProbeError, DataError
+from ckpt_probe.errors import CkptProbeError, DataError, last_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-METADATA = ".metadata"
+NO_METADATA = "not the metadata of a torch.distributed checkpoint, or damaged"
 LARGEST = 256 * 2**20
 """Bytes of `.metadata`, which has about 300 a tensor."""
 SMALL = 2**16
@@ -54,9 +54,14 @@ def open_distributed(path: Path, asked: Asked) -> Iterator[Contents]:
     directory, or more bytes than it has; UsageError as `nesting.choose`.
     """
     metadata = _read_metadata(path)
-    pieces = _pieces(path, metadata)
     try:
-        choice = choose(_tree(metadata, pieces), _numbers, asked.state_key)
+        pieces = _pieces(path, metadata)
+        tree = _tree(metadata, pieces)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        # Objects of the right classes, of which fields are missing or of another kind.
+        raise DataError(f"{path}: {NO_METADATA} ({error})") from error
+    try:
+        choice = choose(tree, _numbers, asked.state_key)
     except CkptProbeError as error:
         raise type(error)(f"{path.parent}: {error}") from error
     leaves: Mapping[str, _Leaf] = choice.taken.tensors
@@ -137,7 +142,7 @@ def _read_metadata(path: Path) -> Any:
         raise
     except Exception as error:
         # An unpickler raises whatever a damaged file happens to lead to.
-        raise DataError(f"{path}: not the metadata of a torch.distributed checkpoint, or damaged ({error})") from error
+        raise DataError(f"{path}: {NO_METADATA} ({last_line(error)})") from error
     return metadata
 
 
@@ -193,6 +198,8 @@ def _leaf(name: str, entry: Any, pieces: list[_Piece]) -> _Leaf:
     shape = tuple(int(axis) for axis in entry.size)
     numbers = sum(prod(chunk.sizes) for chunk in entry.chunks)
     stored = sum(piece.length for piece in pieces)
+    if any(axis < 0 for axis in shape):
+        raise ValueError(f"tensor {name!r} of shape {shape}")
     if numbers != prod(shape) or len(pieces) != len(entry.chunks):
         raise DataError(f"tensor {name!r} of shape {shape} has {numbers:,} numbers in {len(pieces)} parts")
     if numbers * entry.properties.dtype.itemsize > stored:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ckpt_probe.checkpoints.formats.inert import Inert
 
-DEEPEST = 5
+DEEPEST = 12
 MOST_ENTRIES = 64
 """Entries of one mapping or list that are kept."""
 MOST_VALUES = 1_000

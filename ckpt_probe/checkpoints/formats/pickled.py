@@ -17,7 +17,7 @@ from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.scanning import Scan, scan
 from ckpt_probe.checkpoints.formats.signatures import ZIP
 from ckpt_probe.checkpoints.tensors import filler, layout_of
-from ckpt_probe.errors import CkptProbeError, DataError
+from ckpt_probe.errors import CkptProbeError, DataError, last_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,8 +91,7 @@ def load_checked(file: BinaryIO, size: int, told: Path, *, archive: bool = True,
         raise
     except Exception as error:
         # torch raises whatever a damaged file happens to lead to, among them its own and pickle's errors.
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{told}: damaged or truncated, torch cannot read it ({first})") from error
+        raise DataError(f"{told}: damaged or truncated, torch cannot read it ({last_line(error)})") from error
 
 
 def require_sound(file: BinaryIO, size: int, told: Path, *, archive: bool = True) -> None:

@@ -57,6 +57,8 @@ NAMED = frozenset(
 )  # fmt: skip
 """What may be named without being called."""
 OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+NAMES_OF_PYTHON_2 = {"builtins.long": "builtins.int", "builtins.unicode": "builtins.str"}
+"""What protocol 2, which torch writes, calls modules and classes."""
 MODULE_FIELDS = frozenset({"_modules", "_parameters", "_buffers"})
 """Fields by which a pickled torch.nn.Module is known, whatever its class is called."""
 
@@ -125,6 +127,8 @@ def scan(file: BinaryIO, length: int) -> Scan:
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):  # pyright: ignore[reportArgumentType]
             if opcode.name == "STOP":
+                if machine.aside or len(machine.stack) != 1:
+                    raise ValueError("no whole pickle (it ends within a list)")
                 break
             if count > MOST_OPCODES:
                 raise ValueError(f"more than {MOST_OPCODES:,} opcodes")
@@ -167,6 +171,7 @@ def _text(machine: _Machine, argument: str) -> None:
 def _global(machine: _Machine, argument: str) -> None:
     module, _, name = argument.partition(" ")
     named = f"{OF_PYTHON_2.get(module, module)}.{name}"
+    named = NAMES_OF_PYTHON_2.get(named, named)
     if named not in CALLED and named not in NAMED:
         machine.forbidden[named] = None
     machine.stack.append(Named(named))

@@ -1,0 +1,373 @@
+"""Files of torch.save: state dicts found wherever they lie, everything else held inert or refused, nothing run."""
+
+import argparse
+import collections
+import datetime
+import io
+import os
+import pathlib
+import pickle
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.checkpoints.formats.scanning import scan
+from ckpt_probe.errors import DataError, UsageError
+
+ZIP, STREAM = "torch zip", "torch stream"
+KINDS = pytest.mark.parametrize("kind", [ZIP, STREAM])
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+def save(path: Path, saved: Any, kind: str = ZIP) -> Path:
+    torch.save(saved, path, _use_new_zipfile_serialization=kind == ZIP)
+    return path
+
+
+def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@KINDS
+def test_a_bare_state_dict(tmp_path: Path, kind: str) -> None:
+    state = network().state_dict()
+    with open_checkpoint(save(tmp_path / "a.pth", state, kind)) as checkpoint:
+        assert (checkpoint.format, checkpoint.state_key) == (kind, None)
+        assert checkpoint.names == sorted(state)
+        assert checkpoint.shape("0.weight") == (3, 4)
+        assert checkpoint.dtype("1.num_batches_tracked") == "I64"
+        assert checkpoint.files == (tmp_path / "a.pth",)
+        for name, tensor in state.items():
+            assert torch.equal(checkpoint.read(name), tensor)
+            raw = np.empty(tensor.numel() * tensor.element_size(), np.uint8)
+            checkpoint.fill(name, 0, raw.data)
+            assert raw.tobytes() == tensor.numpy().tobytes()
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "key", ["state_dict", "model", "model_state", "model_state_dict", "net", "params", "ema", "a.deeper.place"]
+)
+def test_the_state_dict_is_found_wherever_it_lies(tmp_path: Path, kind: str, key: str) -> None:
+    model, optimizer = trained()
+    saved: Any = model.state_dict()
+    for part in reversed(key.split(".")):
+        saved = {part: saved}
+    saved |= {"optimizer": optimizer.state_dict(), "lr_schedulers": [{"last_epoch": 3}], "epoch": 3, "loss": 0.5}
+    with open_checkpoint(save(tmp_path / "a.pt", saved, kind)) as checkpoint:
+        assert checkpoint.state_key == key
+        assert torch.equal(checkpoint.read("0.weight"), model.state_dict()["0.weight"])
+        assert checkpoint.metadata.epoch == 3
+        assert checkpoint.facts == {"epoch": 3, "loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("field", "step"),
+    [("global_step", 7), ("step", 7), ("iteration", np.int64(7)), ("iter", torch.tensor(7)), ("num_updates", 7.0)],
+)
+def test_the_step_that_is_saved_beside_it(tmp_path: Path, field: str, step: Any) -> None:
+    saved = {"model": network().state_dict(), field: step}
+    with open_checkpoint(save(tmp_path / "a.pt", saved)) as checkpoint:
+        assert checkpoint.metadata.step == 7
+        assert checkpoint.step_source == f"{field} in the file"
+
+
+def test_two_state_dicts_are_an_error_that_lists_both_until_one_is_named(tmp_path: Path) -> None:
+    one, other = network(1).state_dict(), network(2).state_dict()
+    path = save(tmp_path / "a.pth", {"model": one, "ema": {"module": other, "decay": 0.9}})
+    told = r"a\.pth: holds several state dicts: model \(9 tensors, 36 numbers\), ema\.module \(9 tensors, 36 numbers\)"
+    with pytest.raises(UsageError, match=rf"{told}; choose one with --state-key model"), open_checkpoint(path):
+        pass
+    hashes = set()
+    for key, taken in (("model", one), ("ema.module", other), ("ema", other)):
+        with open_checkpoint(path, state_key=key) as checkpoint:
+            assert torch.equal(checkpoint.read("0.weight"), taken["0.weight"])
+            hashes.add(checkpoint.content_hash())
+            assert len(checkpoint.others) == 1
+    assert len(hashes) == 2
+    with (
+        pytest.raises(UsageError, match=r"--state-key emb: no state dict there; the file has: model \("),
+        open_checkpoint(path, state_key="emb"),
+    ):
+        pass
+
+
+def test_one_of_two_networks_that_were_saved_as_one_by_what_its_names_begin_with(tmp_path: Path) -> None:
+    one, other = network(1).state_dict(), network(2).state_dict()
+    both = {f"module.query.{n}": t for n, t in one.items()} | {f"module.key.{n}": t for n, t in other.items()}
+    path = save(tmp_path / "a.pth", {"state_dict": both})
+    with open_checkpoint(path, state_key="state_dict.module.key") as checkpoint:
+        assert checkpoint.names == sorted(other)
+        assert torch.equal(checkpoint.read("2.weight"), other["2.weight"])
+
+
+def test_a_small_second_mapping_beside_a_models_is_told_and_left_out(tmp_path: Path) -> None:
+    saved = {"model": {"w": torch.ones(100, 100)}, "criterion": {"center": torch.ones(5)}}
+    with open_checkpoint(save(tmp_path / "a.pth", saved)) as checkpoint:
+        assert checkpoint.state_key == "model"
+        assert checkpoint.others == ("criterion (1 tensors, 5 numbers)",)
+    saved = {"backbone": {"w": torch.ones(100, 100)}, "head": {"w": torch.ones(2, 3)}}
+    with (
+        pytest.raises(UsageError, match=r"backbone .*, head "),
+        open_checkpoint(save(tmp_path / "b.pth", saved)),
+    ):
+        pass
+
+
+def test_what_among_the_tensors_is_none_is_told(tmp_path: Path) -> None:
+    saved = {"w": torch.ones(3), "version": 2, "b": nn.Parameter(torch.ones(2))}
+    with open_checkpoint(save(tmp_path / "a.pth", saved)) as checkpoint:
+        assert checkpoint.names == ["b", "w"]
+        assert checkpoint.dropped == ("version",)
+        assert not checkpoint.read("b").requires_grad
+    with (
+        pytest.raises(DataError, match=r"b\.pth: holds no state dict; it has: epoch \(int\), loss \(Tensor\)"),
+        open_checkpoint(save(tmp_path / "b.pth", {"epoch": 1, "loss": torch.tensor(0.5)})),
+    ):
+        pass
+
+
+@KINDS
+def test_what_trainers_keep_is_held_and_never_imported(tmp_path: Path, kind: str) -> None:
+    saved = {
+        "state_dict": network().state_dict(),
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("runs/a"), more=argparse.Namespace(x=[1, 2])),
+        "best": np.float64(0.75),
+        "count": np.int32(3),
+        "history": np.arange(3.0),
+        "when": datetime.timedelta(days=2),
+        "log": collections.defaultdict(list, {"loss": [0.5]}),
+        "last": collections.deque([1, 2], maxlen=2),
+        "ordered": collections.OrderedDict(a=1),
+        "config": OmegaConf.create({"model": {"width": 4, "names": ["a", "b"]}}),
+    }
+    with open_checkpoint(save(tmp_path / "a.ckpt", saved, kind)) as checkpoint:
+        assert checkpoint.facts == {
+            "args": {"lr": 0.1, "out": "runs/a", "more": {"x": [1, 2]}},
+            "best": 0.75,
+            "count": 3,
+            "history": "array f8 of shape (3)",
+            "when": [2, 0, 0],
+            "log": {"loss": [0.5]},
+            "last": [1, 2],
+            "ordered": {"a": 1},
+            "config": {"model": {"width": 4, "names": ["a", "b"]}},
+        }
+
+
+@KINDS
+def test_a_whole_module_is_refused_with_the_two_lines_that_convert_it(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    path = save(tmp_path / "net.pth", model, kind)
+    with pytest.raises(DataError, match="a whole pickled module; opening it would run code") as caught:
+        open_checkpoint(path).__enter__()
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value).rpartition("convert it: ")[2], {"torch": torch})
+    with open_checkpoint(tmp_path / "net-weights.pt") as checkpoint:
+        assert torch.equal(checkpoint.read("0.weight"), model.state_dict()["0.weight"])
+
+
+class Runs:
+    """What a hostile file holds: a call, made when it is unpickled."""
+
+    def __init__(self, called: Any, *arguments: Any) -> None:
+        self.called = called
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.called, self.arguments
+
+
+@KINDS
+def test_a_forbidden_global_is_named_and_not_called(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "called"
+    path = save(tmp_path / "a.pth", {"w": torch.ones(3), "x": Runs(os.system, f"touch {target}")}, kind)
+    with pytest.raises(DataError, match=rf"a\.pth: needs {os.system.__module__}\.system, not on the list"):
+        open_checkpoint(path).__enter__()
+    assert not target.exists()
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("called", "arguments", "told"),
+    [
+        # Each of these is on torch's own list of what weights_only may call, and allocates what it is told to.
+        (bytearray, (2**40,), "needs builtins.bytearray"),
+        (torch.FloatTensor, (2**40,), "needs torch.FloatTensor"),
+        (torch._tensor._rebuild_from_type_v2, (torch.Size, torch.Tensor, ((1,),), {}), "_rebuild_from_type_v2 of"),
+        (torch._utils._rebuild_sparse_tensor, (torch.sparse_coo, ()), "holds sparse tensors"),
+        (eval, ("1",), "needs builtins.eval"),
+    ],
+)
+def test_calls_that_torch_would_make_but_that_no_checkpoint_needs(
+    tmp_path: Path, kind: str, called: Any, arguments: tuple[Any, ...], told: str
+) -> None:
+    path = save(tmp_path / "a.pth", {"w": torch.ones(3), "x": Runs(called, *arguments)}, kind)
+    with pytest.raises(DataError, match=told):
+        open_checkpoint(path).__enter__()
+
+
+@KINDS
+def test_quantised_and_sparse_tensors_are_refused(tmp_path: Path, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.qint8)
+    for tensor, told in ((quantised, "quantised"), (torch.eye(3).to_sparse(), "sparse")):
+        with pytest.raises(DataError, match=f"holds {told} tensors; convert them"):
+            open_checkpoint(save(tmp_path / "a.pth", {"w": tensor}, kind)).__enter__()
+
+
+@KINDS
+def test_a_tensor_that_claims_more_than_the_file_has(tmp_path: Path, kind: str) -> None:
+    path = save(tmp_path / "a.pth", {"w": torch.ones(1).expand(10**10)}, kind)
+    with pytest.raises(DataError, match="tensor 'w' claims 40,000,000,000 bytes, more than the whole file has"):
+        open_checkpoint(path).__enter__()
+
+
+def rewritten(path: Path, change: Any) -> Path:
+    """A zip archive with other members: name → bytes, or None to leave it out."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    changed = change(members)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in changed.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_archives_that_lie(tmp_path: Path) -> None:
+    state = {"w": torch.ones(5)}
+
+    def fresh(name: str) -> Path:
+        return save(tmp_path / f"{name}.pth", state)
+
+    for name, change, told in (
+        ("escapes", lambda m: m | {"escapes/../../x": b"x"}, "'escapes/../../x' points outside the archive"),
+        ("absolute", lambda m: m | {"/etc/x": b"x"}, "points outside the archive"),
+        ("smaller", lambda m: m | {"smaller/data/0": b"1234"}, "claims 20 bytes for data/0, which has 4"),
+        ("gone", lambda m: {n: d for n, d in m.items() if n != "gone/data/0"}, "storage data/0 is missing"),
+        ("plain", lambda _: {"x.txt": b"text"}, "a zip file, but not one written by torch.save"),
+        ("code", lambda m: m | {"code/constants.pkl": b""}, "TorchScript"),
+        ("text", lambda m: m | {"text/data.pkl": b"no pickle"}, "text.pth"),
+        ("short", lambda m: m | {"short/data.pkl": m["short/data.pkl"][:-9]}, "short.pth"),
+    ):
+        path = rewritten(fresh(name), change)
+        with pytest.raises(DataError, match=told.replace(".", r"\.") if "(" not in told else told):
+            open_checkpoint(path).__enter__()
+    packed = fresh("packed")
+    with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("packed/data/1", b"0" * 10**6)
+    with pytest.raises(DataError, match=r"'packed/data/1' is compressed"):
+        open_checkpoint(packed).__enter__()
+
+
+def test_torchscript_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
+    with pytest.raises(DataError, match=r"a\.pt: a TorchScript archive, which holds code; if you trust it, convert"):
+        open_checkpoint(tmp_path / "a.pt").__enter__()
+
+
+def test_a_stream_that_claims_more_than_it_has(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", {"w": torch.ones(2**10)}, STREAM)
+    data = path.read_bytes()
+    # The count of the storage's numbers, a two-byte integer in the pickle, becomes one of four bytes.
+    at = data.index(b"M" + struct.pack("<H", 2**10))
+    path.write_bytes(data[:at] + b"J" + struct.pack("<i", 2**30) + data[at + 3 :])
+    with pytest.raises(DataError, match="truncated: claims 4,294,967,296 bytes of tensors, but only 4,"):
+        open_checkpoint(path).__enter__()
+
+
+def pickle_of(*parts: bytes) -> io.BytesIO:
+    return io.BytesIO(b"\x80\x02" + b"".join(parts) + b".")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (pickle_of(b"X" + struct.pack("<I", 2**31) + b"short"), "expected 2147483648 bytes"),
+        (pickle_of(b"\x8e" + struct.pack("<Q", 2**40)), "expected 1099511627776 bytes|BINBYTES8"),
+        (pickle_of(b"(" * 3, b"t"), "no whole pickle|stack"),
+        (pickle_of(b"0"), "opcode POP, which torch.save does not write"),
+        (pickle_of(b"q\x05"), "no whole pickle"),
+        (pickle_of(b"h\x05"), "no whole pickle"),
+        (pickle_of(b"K\x01a"), "no whole pickle"),
+        (io.BytesIO(b"\x80\x02]"), "exhausted|no whole pickle"),
+        # A key whose hash would visit 2^n leaves.
+        (pickle_of(b"}", b"K\x01", b"q\x00h\x00\x86" * 40, b"K\x01s"), "a key that is a tuple of tuples"),
+        # One long text, encoded again and again.
+        (
+            pickle_of(
+                b"]c_codecs\nencode\nq\x00X" + struct.pack("<I", 2**16) + b"a" * 2**16 + b"\x85q\x01",
+                b"(" + b"h\x00h\x01R" * 20_000 + b"e",
+            ),
+            "its calls copy more than",
+        ),
+    ],
+)
+def test_pickles_that_are_bombs_or_no_pickles(data: io.BytesIO, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        scan(data, len(data.getvalue()))
+
+
+def test_a_pickle_of_shared_lists_is_read_once(tmp_path: Path) -> None:
+    """A billion laughs: forty lists, each twice in the next one."""
+    laughs: Any = ["ha"]
+    for _ in range(40):
+        laughs = [laughs, laughs]
+    with open_checkpoint(save(tmp_path / "a.pth", {"model": {"w": torch.ones(3)}, "laughs": laughs})) as checkpoint:
+        assert checkpoint.names == ["w"]
+        assert len(str(checkpoint.facts)) < 100_000
+
+
+def test_a_plain_pickle_is_refused_and_not_called(tmp_path: Path) -> None:
+    target = tmp_path / "called"
+    for protocol in (2, 4):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(Runs(os.system, f"touch {target}"), protocol))
+        with pytest.raises(DataError, match=r"a\.pkl: a plain pickle, not written by torch\.save"):
+            open_checkpoint(tmp_path / "a.pkl").__enter__()
+    assert not target.exists()
+
+
+MEASURED = """
+import sys, torch
+from pathlib import Path
+def resident():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS"))) / 1024
+from ckpt_probe.checkpoints import open_checkpoint
+before = resident()
+with open_checkpoint(sys.argv[1]) as checkpoint:
+    checkpoint.read("layer.3").sum()
+    print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_one_tensor_of_a_large_archive_takes_no_more_memory_than_it_has(tmp_path: Path) -> None:
+    saved = {"model": {f"layer.{i}": torch.ones(2**20) for i in range(50)}}
+    path = save(tmp_path / "a.pth", saved)
+    done = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 60
