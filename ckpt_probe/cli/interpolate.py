@@ -10,9 +10,9 @@ from ckpt_probe.cli.options import (
     batchnorm_options,
     check_batchnorm_samples,
     given_options,
-    json_arguments,
     numbers,
     subject_options,
+    take_arguments,
     writer_options,
 )
 from ckpt_probe.errors import UsageError
@@ -183,8 +183,9 @@ def _evaluated(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, boo
         if idle and not used:
             raise UsageError(f"{told} {', '.join(idle)}")
     check_batchnorm_samples(options["batchnorm"])
+    arguments = take_arguments(options)
     chosen = {name: value for name, value in options.items() if name not in {*OF_A_POINT, "json", "csv", "wide"}}
-    parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **json_arguments(options)}
+    parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **arguments}
     return {**chosen, **parsed, "overwrite": options["overwrite"]}, printed
 
 
