@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, json_arguments, subject_options
+from ckpt_probe.cli.options import byte_count, subject_options, take_arguments
 
 
 @click.command("extract", epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
@@ -53,7 +53,7 @@ def command(
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.extraction import extract_series
 
-    options |= {**json_arguments(options), "memory": byte_count(options["memory"])}
+    options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
     say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} already complete")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import given_options, source_options
+from ckpt_probe.cli.options import given_options, model_options, source_options, take_arguments
 
 if TYPE_CHECKING:
     from ckpt_probe.checkpoints import Checkpoint, Member
+    from ckpt_probe.extraction import Setup
 
 DUMP_SUFFIXES = frozenset({".h5", ".hdf5"})
 SHOWN_FACTS = 40
@@ -19,19 +20,22 @@ SHOWN_FACTS = 40
 @click.command("inspect", epilog="Example: ckpt-probe inspect runs/digits/checkpoints/step-000000.safetensors")
 @click.argument("path", type=click.Path(path_type=Path))
 @source_options
+@model_options
 @click.option(
     "--statistics", is_flag=True, help="Read every tensor: norm, mean, spread, share of zeros, NaN and infinities."
 )
 @click.option("--json", is_flag=True, help="Everything as one JSON object.")
-def command(path: Path, state_key: str | None, base: Path | None, statistics: bool, json: bool) -> None:
+def command(path: Path, state_key: str | None, base: Path | None, statistics: bool, json: bool, **options: Any) -> None:
     """Say what PATH holds: a checkpoint of any format, a directory of them, or a dump.
 
     Of a checkpoint: tensors, step, what its trainer tells, likely heads, quantised tensors; only --statistics reads
-    the numbers themselves. Of a directory with several: a line for each, in order.
+    the numbers themselves. Of a directory with several: a line for each, in order. With --model or --data, the model is
+    built and run on one sample: which layer is its head, why, and what it gives.
     """
     from json import dumps
 
-    facts = _inspected(path, state_key, base, statistics)
+    setup = _setup(options)
+    facts = _inspected(path, state_key, base, statistics, setup)
     if json:
         click.echo(dumps(facts, ensure_ascii=False, allow_nan=False))
     elif facts["kind"] == "series":
@@ -40,29 +44,46 @@ def command(path: Path, state_key: str | None, base: Path | None, statistics: bo
         _print(facts, statistics)
 
 
-def _inspected(path: Path, state_key: str | None, base: Path | None, statistics: bool) -> dict[str, Any]:
+def _setup(options: dict[str, Any]) -> "Setup | None":
+    """Which model is to be run, None where no option asks for it."""
+    asked = given_options().keys() & options.keys()
+    if not asked:
+        return None
+    from ckpt_probe.extraction import Setup
+
+    return Setup(device="cpu", **take_arguments(options), **options)
+
+
+def _inspected(
+    path: Path, state_key: str | None, base: Path | None, statistics: bool, setup: "Setup | None"
+) -> dict[str, Any]:
     from ckpt_probe.errors import UsageError
 
     if path.suffix in DUMP_SUFFIXES:
         if given_options().keys() - {"json"}:
-            raise UsageError(f"{path}: a dump; --state-key, --base and --statistics are for checkpoints")
+            raise UsageError(f"{path}: a dump; only --json applies to it")
         return inspect_dump(path)
     if not path.is_dir():
-        return inspect_checkpoint(path, state_key, base, statistics)
+        return inspect_checkpoint(path, state_key, base, statistics, setup)
     from ckpt_probe.checkpoints import open_series
 
     members = open_series(path, state_key=state_key, base=base)
     if len(members) == 1:
-        return inspect_checkpoint(members[0].path, state_key, base, statistics)
-    if statistics:
-        raise UsageError(f"{path}: {len(members)} checkpoints; --statistics takes one, such as {members[-1].path}")
+        return inspect_checkpoint(members[0].path, state_key, base, statistics, setup)
+    if statistics or setup is not None:
+        option = "--statistics" if statistics else "running a model"
+        raise UsageError(f"{path}: {len(members)} checkpoints; {option} takes one, such as {members[-1].path}")
     return inspect_series(path, members, state_key, base)
 
 
 def inspect_checkpoint(
-    file: Path, state_key: str | None = None, base: Path | None = None, statistics: bool = False
+    file: Path,
+    state_key: str | None = None,
+    base: Path | None = None,
+    statistics: bool = False,
+    setup: "Setup | None" = None,
 ) -> dict[str, Any]:
-    """Facts about a checkpoint, whole or an error; with statistics only where they are asked for."""
+    """Facts about a checkpoint, whole or an error; statistics, and its model run, only where they are asked for."""
     from dataclasses import asdict
 
     from ckpt_probe.checkpoints import likely_heads, open_checkpoint, quantised
@@ -85,8 +106,7 @@ def inspect_checkpoint(
             "config_directory": str(checkpoint.config_directory) if checkpoint.config_directory else None,
             "metadata": {**{k: v for k, v in metadata.items() if v not in (None, {}, [])}, **foreign},
             "trainer": checkpoint.facts,
-            # Only a checkpoint that names its model can have it run; of any other, names and shapes have to do.
-            "classifier": _classifier(file) if checkpoint.metadata.model is not None else None,
+            **_head(checkpoint, setup),
             "likely_heads": [asdict(head) for head in likely_heads(checkpoint.layout)],
             "quantised": quantised(checkpoint.layout),
             "tensors": list(_tensors(checkpoint, statistics)),
@@ -167,14 +187,20 @@ def _tensors(checkpoint: "Checkpoint", statistics: bool) -> Iterator[dict[str, A
         yield {**told, **(asdict(found) if found else {})}
 
 
-def _classifier(file: Path) -> str:
+def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
+    """The model's head, found by running it; of a checkpoint that names no model, names and shapes have to do."""
+    if setup is None and checkpoint.metadata.model is None:
+        return {"classifier": None}
     from ckpt_probe.errors import CkptProbeError
-    from ckpt_probe.extraction import Setup, open_subject
+    from ckpt_probe.extraction import Setup, inspect_model
 
     try:
-        return open_subject(file, Setup(device="cpu")).classifier
+        found = inspect_model(checkpoint, setup or Setup(device="cpu"))
     except CkptProbeError as error:
-        return f"unknown: {str(error).removeprefix(f'{file}: ')}"
+        if setup is not None:
+            raise
+        return {"classifier": f"unknown: {str(error).removeprefix(f'{checkpoint.path}: ')}"}
+    return {"classifier": found["layer"], "head": found}
 
 
 def _print(facts: dict[str, Any], statistics: bool) -> None:
@@ -211,8 +237,13 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         source = f" ({facts['step_source']})" if facts.get("step_source") not in (None, "metadata") else ""
         yield f"step: {facts['step']:,}{source}"
     for name in ("epoch", "parameters", "classifier"):
-        if facts.get(name) is not None:
+        if facts.get(name) is not None and not (name == "classifier" and "head" in facts):
             yield f"{name}: {facts[name]:,}" if isinstance(facts[name], int) else f"{name}: {facts[name]}"
+    if "head" in facts:
+        from ckpt_probe.models import head_told
+
+        yield f"model: {facts['head']['model']}, shown {facts['head']['shown']}"
+        yield from head_told(facts["head"])
     for head in facts.get("likely_heads", ()) if facts.get("classifier") is None else ():
         shape = f"{head['classes']:,} classes × {head['features']:,} features"
         yield f"likely head: {head['module'] or head['weight']}, {shape}: {', '.join(head['reasons'])}"

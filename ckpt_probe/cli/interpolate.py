@@ -10,9 +10,9 @@ from ckpt_probe.cli.options import (
     batchnorm_options,
     check_batchnorm_samples,
     given_options,
-    json_arguments,
     numbers,
     subject_options,
+    take_arguments,
     writer_options,
 )
 from ckpt_probe.errors import UsageError
@@ -183,9 +183,10 @@ def _evaluated(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, boo
         if idle and not used:
             raise UsageError(f"{told} {', '.join(idle)}")
     check_batchnorm_samples(options["batchnorm"])
+    arguments = take_arguments(options)
     own = {"alpha", "dtype", "threads", "json", "csv", "wide"}
     chosen = {name: value for name, value in options.items() if name not in own}
-    parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **json_arguments(options)}
+    parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **arguments}
     return {**chosen, **parsed}, printed
 
 

@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,35 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_SUBJECT = (
-    *_SOURCE,
+_MODEL = (
     click.option(
-        "--model", help="Model to use instead of the one in the checkpoint: a name or package.module:function."
+        "--model",
+        help="Model to use instead of the one in the checkpoint: timm:NAME, torchvision:NAME, hf:DIR, a builtin name, "
+        "package.module:function or path/to/file.py:function.",
+    ),
+    click.option(
+        "--model-argument", metavar="NAME=VALUE", multiple=True, help="One argument of the model; repeatable."
     ),
     click.option("--model-arguments", metavar="JSON", help="Arguments of the model, as a JSON object."),
+    click.option(
+        "--classifier",
+        metavar="NAME",
+        help='Name of the last linear layer (or layers, joined by "+"), if it cannot be found automatically.',
+    ),
+)
+_DATA = (
     click.option(
         "--data",
         help="Data to use instead of those in the checkpoint: digits, idx:DIR, npz:FILE, union, "
         "modular:p=P,op=OP,fraction=F or package.module:function.",
     ),
+    click.option("--data-argument", metavar="NAME=VALUE", multiple=True, help="One argument of the data; repeatable."),
     click.option("--data-arguments", metavar="JSON", help="Arguments of the data, as a JSON object."),
-    click.option(
-        "--classifier", metavar="NAME", help="Name of the last linear layer, if it cannot be found automatically."
-    ),
+)
+_SUBJECT = (
+    *_SOURCE,
+    *_MODEL,
+    *_DATA,
     click.option("--split", "splits", multiple=True, show_default="all", help="Split of the data to use; repeatable."),
     click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Samples per batch."),
     click.option("--device", default="auto", show_default=True, help="Device to run on: auto, cpu, cuda[:n] or mps."),
@@ -53,6 +68,13 @@ _SUBJECT = (
 def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what is forwarded and where."""
     for option in reversed(_SUBJECT):
+        command = option(command)
+    return command
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which model a checkpoint is of, and which data show it."""
+    for option in reversed((*_MODEL, *_DATA)):
         command = option(command)
     return command
 
@@ -149,12 +171,49 @@ def entropy_orders(text: str | None) -> tuple[float, ...]:
     return tuple(dict.fromkeys(orders))
 
 
-def json_arguments(options: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """The arguments of model and data that the options spell, by the names of their parameters."""
-    return {
-        "model_arguments": json_object(options["model_arguments"], "--model-arguments"),
-        "data_arguments": json_object(options["data_arguments"], "--data-arguments"),
-    }
+def take_arguments(options: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """The arguments of model and data that the options spell, taken out of them, by the names of their parameters.
+
+    Raises UsageError where they are not NAME=VALUE or a JSON object, or one name is given twice.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for what in ("model", "data"):
+        listed = json_object(options.pop(f"{what}_arguments"), f"--{what}-arguments")
+        single: tuple[str, ...] = options.pop(f"{what}_argument")
+        found[f"{what}_arguments"] = {**(listed or {}), **_named(single, listed or {}, f"--{what}-argument")}
+        if listed is None and not single:
+            found[f"{what}_arguments"] = None
+    return found
+
+
+def _named(texts: Sequence[str], others: Mapping[str, Any], option: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{option} {text}: expected NAME=VALUE, such as width=64")
+        if name in found or name in others:
+            raise UsageError(f"{option} {text}: {name} is given twice")
+        found[name] = spelled(value)
+    return found
+
+
+def spelled(text: str) -> Any:
+    """The value that a text spells as JSON or as TOML (64, 1e-3, true, [1, 2], {a = 1}), else the text itself."""
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        found = tomllib.loads(f"value = {text}")
+        json.dumps(found, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return text
+    return found["value"] if len(found) == 1 else text
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(text)
 
 
 def json_object(text: str | None, option: str) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import batchnorm_options, check_batchnorm_samples, json_arguments, subject_options
+from ckpt_probe.cli.options import batchnorm_options, check_batchnorm_samples, subject_options, take_arguments
 from ckpt_probe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def command(
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
     check_batchnorm_samples(options["batchnorm"])
-    options |= {"grid": _grid(grid), **json_arguments(options)}
+    options |= {"grid": _grid(grid), **take_arguments(options)}
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.planes import evaluate_plane

@@ -2,6 +2,7 @@
 
 from ckpt_probe.extraction.extract import ExtractionSummary, extract, extract_series
 from ckpt_probe.extraction.forward import Block, forward_blocks
+from ckpt_probe.extraction.inspection import inspect_model
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.extraction.subject import Subject, open_subject
 
@@ -14,5 +15,6 @@ __all__ = [
     "extract",
     "extract_series",
     "forward_blocks",
+    "inspect_model",
     "open_subject",
 ]

@@ -135,12 +135,12 @@ def open_subject(path: Path, setup: Setup) -> Subject:
     cannot be found.
     """
     with setup.open(path) as checkpoint:
-        stated = _stated_model(path, setup, checkpoint.metadata)
+        stated = _stated_model(checkpoint, setup)
         data = _data(path, setup, checkpoint.metadata)
         splits = tuple(dict.fromkeys(setup.splits or data.splits))
         for split in splits:
             data.split(split)
-        name, arguments = _model(path, setup, stated, data, checkpoint)
+        name, arguments = _model(checkpoint, setup, stated, data)
         device = choose_device(setup.device)
         model = build_model(name, arguments)
         note = wrapper_note(checkpoint.names, set(model.state_dict()))
@@ -154,6 +154,14 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
     return Subject(model, name, arguments, data, splits, head, sample, setup, device, (note,) if note else ())
+
+
+def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:
+    """The name and the complete arguments of a checkpoint's model, where no data are known that show their sizes.
+
+    Raises UsageError as `open_subject`.
+    """
+    return _model(checkpoint, setup, _stated_model(checkpoint, setup), None)
 
 
 def head_parameters(model: nn.Module, head: Head) -> tuple[Tensor, Tensor | None]:
@@ -181,18 +189,20 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledDat
     return load_data(name, arguments)
 
 
-def _stated_model(path: Path, setup: Setup, metadata: CheckpointMetadata) -> tuple[str | None, dict[str, Any]]:
+def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dict[str, Any]]:
     """The model that the caller names, else the checkpoint, else a file beside it; what the latter two say of it."""
+    metadata = checkpoint.metadata
     if setup.model is None and metadata.model is None:
-        return model_beside(path) or (None, {})
+        return model_beside(checkpoint.config_directory or checkpoint.path) or (None, {})
     same = setup.model is None or setup.model == metadata.model
     return setup.model or metadata.model, dict(metadata.model_arguments) if same else {}
 
 
 def _model(
-    path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]], data: LabelledData, checkpoint: Checkpoint
+    checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]], data: LabelledData | None
 ) -> tuple[str, dict[str, Any]]:
     name, told = stated
+    path = checkpoint.path
     if name is None:
         raise UsageError(
             f"{path}: does not name its model; use --model, such as timm:NAME, hf:DIR or package.module:function"
@@ -203,5 +213,5 @@ def _model(
         require_named(functions, setup.model, path, f"--model {name}")
         require_named(functions_within(told), setup.model, path, f"--model {name} --model-arguments …")
     shapes = {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
-    given = {**told, **chosen}
-    return name, model_arguments(name, given, input_shape=data.input_shape, classes=data.classes, tensors=shapes)
+    shape, classes = (None, None) if data is None else (data.input_shape, data.classes)
+    return name, model_arguments(name, {**told, **chosen}, input_shape=shape, classes=classes, tensors=shapes)

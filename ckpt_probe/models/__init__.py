@@ -3,6 +3,7 @@
 from ckpt_probe.models.beside import class_names, model_beside
 from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_of, run_once, samples_in, unknown_index
 from ckpt_probe.models.classifier import find_classifier, find_head
+from ckpt_probe.models.description import describe_head, head_told, made_up_inputs
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import load_weights, require_classes, unwrapped, wrapper_note
 from ckpt_probe.models.head import Head, Part, Rows
@@ -19,12 +20,15 @@ __all__ = [
     "call",
     "choose_device",
     "class_names",
+    "describe_head",
     "evaluating",
     "find_classifier",
     "find_head",
     "functions_named",
+    "head_told",
     "load_weights",
     "logits_of",
+    "made_up_inputs",
     "model_arguments",
     "model_beside",
     "on_device",

@@ -1,0 +1,43 @@
+"""A checkpoint's model looked at before anything is extracted: its head, and a forward pass of one sample."""
+
+from typing import Any
+
+from ckpt_probe.checkpoints import Checkpoint
+from ckpt_probe.errors import CkptProbeError
+from ckpt_probe.extraction.setup import Setup
+from ckpt_probe.extraction.subject import model_of, open_subject
+from ckpt_probe.models import (
+    build_model,
+    choose_device,
+    describe_head,
+    find_head,
+    load_weights,
+    made_up_inputs,
+    on_device,
+)
+
+
+def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
+    """The facts of `describe_head` for an open checkpoint's model, with its name and arguments.
+
+    The model is shown samples of the data where the caller or the checkpoint names them, else inputs made up from its
+    own configuration. Raises UsageError and DataError as `open_subject`.
+    """
+    path = checkpoint.path
+    if setup.data or (setup.model is None and checkpoint.metadata.data):
+        subject = open_subject(path, setup)
+        model = {"model": subject.model_name, "model_arguments": subject.model_arguments}
+        sample = on_device(subject.sample, subject.device)
+        return {**model, "shown": f"data {subject.data.name}", **describe_head(subject.head, subject.model, sample)}
+    name, arguments = model_of(checkpoint, setup)
+    device = choose_device(setup.device)
+    model = build_model(name, arguments)
+    load_weights(model, checkpoint.state_dict(), source=str(path))
+    model.to(device)
+    try:
+        sample = on_device(made_up_inputs(model, arguments), device)
+        head = find_head(model, sample, setup.classifier or checkpoint.metadata.classifier)
+    except CkptProbeError as error:
+        raise type(error)(f"{path}: model {name}: {error}") from error
+    told = {"model": name, "model_arguments": arguments, "shown": "random inputs"}
+    return {**told, **describe_head(head, model, sample)}

@@ -1,0 +1,122 @@
+"""What a model takes and what its head is, for people: inputs made up from its configuration, and a forward pass."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ckpt_probe.errors import UsageError
+from ckpt_probe.models.calling import Batch, described, forward_once, part_of, results_of
+from ckpt_probe.models.head import Head
+
+SIDE = 224
+"""The side of images of a model that says nothing of it, as ImageNet's."""
+
+WAVES = 16_000
+TOKENS = 8
+"""Numbers of a wave (one second), and tokens of a text, that are made up."""
+
+
+def made_up_inputs(model: nn.Module, arguments: Mapping[str, Any], samples: int = 2) -> Batch:
+    """Random inputs of the shape and kind that a model's own configuration or arguments ask for, by a fixed seed.
+
+    Raises UsageError where neither says what it takes.
+    """
+    draw = torch.Generator().manual_seed(0)
+    config = getattr(model, "config", None)
+    name = getattr(model, "main_input_name", None)
+    if config is not None and isinstance(name, str):
+        return _of_transformers(config, name, samples, draw)
+    shape = _image_shape(model, arguments)
+    if shape is None:
+        raise UsageError("what the model takes is not known; name data that it is shown by --data")
+    return torch.randn(samples, *shape, generator=draw)
+
+
+def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]:
+    """A head and a forward pass, as facts: layer, kind, why it is the head, shapes, what the first sample gives."""
+    one = part_of(inputs, slice(0, 1))
+    with torch.no_grad():
+        weights, bias = head.parameters(model)
+        result = results_of(forward_once(model, one))[head.result]
+    logits = result.reshape(-1, weights.shape[0]).float()[0] if result.numel() % weights.shape[0] == 0 else None
+    classes, features = weights.shape
+    return {
+        "layer": head.name,
+        "type": ", ".join(type(model.get_submodule(layer)).__name__ for layer in head.layers),
+        "kind": ", ".join(dict.fromkeys(part.kind for part in head.parts)),
+        "why": head.why,
+        "rows": ROWS[head.positions],
+        "classes": classes,
+        "features": features,
+        "bias": bias is not None,
+        "inputs": described(one),
+        "output": list(result.shape),
+        "prediction": None if logits is None else int(logits.argmax()),
+        "confidence": None if logits is None else _confidence(logits, head.reading),
+    }
+
+
+ROWS = {
+    "one": "one a sample",
+    "mean": "the mean over positions of each sample",
+    "chosen": "one position of each sample, which the model picks",
+    "every": "every position of each sample",
+}
+
+
+def head_told(facts: Mapping[str, Any]) -> list[str]:
+    """The facts of `describe_head` as lines for people."""
+    bias = "with bias" if facts["bias"] else "no bias"
+    lines = [
+        f"head: {facts['layer']} ({facts['type']}, {facts['kind']}), {facts['classes']:,} classes × "
+        f"{facts['features']:,} features, {bias}: {facts['why']}"
+    ]
+    if facts["rows"] != ROWS["one"]:
+        lines.append(f"rows: {facts['rows']}")
+    passed = f"forward pass: {facts['inputs']} → {' × '.join(map(str, facts['output']))}"
+    if facts["prediction"] is not None:
+        sure = f" ({facts['confidence']:.1%})" if facts["confidence"] is not None else ""
+        passed += f", class {facts['prediction']}{sure}"
+    return [*lines, passed]
+
+
+def _confidence(logits: Tensor, reading: str) -> float | None:
+    """The probability of the likeliest class, None where the logits are not finite, or single ones."""
+    if len(logits) < 2 or not bool(logits.isfinite().all()) or reading == "sigmoid":
+        return None
+    return float(logits.max() if reading == "softmax" else F.softmax(logits, dim=0).max())
+
+
+def _of_transformers(config: Any, name: str, samples: int, draw: torch.Generator) -> Batch:
+    if name == "pixel_values":
+        side = getattr(config, "image_size", None) or SIDE
+        height, width = (side, side) if isinstance(side, int) else (tuple(side) if len(side) == 2 else (SIDE, SIDE))
+        return torch.randn(samples, getattr(config, "num_channels", 3), height, width, generator=draw)
+    if name == "input_values":
+        return {name: torch.randn(samples, WAVES, generator=draw)}
+    if name == "input_ids":
+        words = getattr(config, "vocab_size", None) or 2
+        special = {getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos", "cls", "sep")}
+        known = torch.tensor([word for word in range(min(words, 1000)) if word not in special] or [0])
+        ids = known[torch.randint(len(known), (samples, TOKENS), generator=draw)]
+        return {name: ids, "attention_mask": torch.ones_like(ids)}
+    raise UsageError(f"the model takes {name}, of a shape that is not known; name data that it is shown by --data")
+
+
+def _image_shape(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, ...] | None:
+    if "input_shape" in arguments:
+        return tuple(arguments["input_shape"])
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    stated = cfg.get("input_size") if isinstance(cfg, Mapping) else None
+    side: Any = arguments.get("img_size") or arguments.get("image_size") or getattr(model, "image_size", None)
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if stated is None and side is None and first is None:
+        return None
+    channels = arguments.get("in_chans") or (stated[0] if stated else first.in_channels if first else 3)
+    if side is None:
+        side = tuple(stated[1:]) if stated else SIDE
+    height, width = (side, side) if isinstance(side, int) else tuple(side)
+    return channels, height, width

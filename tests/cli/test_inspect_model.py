@@ -1,0 +1,121 @@
+"""`inspect --model`: the head found, why, and one forward pass, on checkpoints as people have them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ckpt_probe.cli.app import run
+
+FILE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, width):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, width, 3), nn.Linear(width, classes)
+        self.temperature = nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, x):
+        return self.head(self.body(x).relu().mean(dim=(2, 3))) / self.temperature
+
+def net(classes=10, width=4):
+    return Net(classes, width)
+
+def none():
+    return 7
+
+def raising():
+    raise KeyError("no such dataset\\nmore of it")
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my nets").mkdir()
+    (tmp_path / "my nets" / "nets.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+    capsys.readouterr()
+    assert run(words) == code
+    shown = capsys.readouterr()
+    return shown.out if code == 0 else shown.err
+
+
+def test_a_models_function_in_a_file_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {}
+    exec(FILE, namespace)
+    torch.save(namespace["net"](classes=3, width=6).state_dict(), "paper.pth")
+    model = ["--model", "my nets/nets.py:net", "--model-argument", "width=6", "--model-argument", "classes=3"]
+    shown = told(["inspect", "paper.pth", *model], capsys)
+    assert (
+        "head: head (Linear, linear), 3 classes × 6 features, with bias: the model's output is 0.25 · its output"
+        in shown
+    )
+    assert "forward pass: (1, 224, 224) of float32 → 1 × 3, class " in shown
+    facts = json.loads(told(["inspect", "paper.pth", *model, "--json"], capsys))
+    assert facts["classifier"] == "head"
+    assert facts["head"]["model_arguments"] == {"width": 6, "classes": 3}
+    assert facts["head"]["shown"] == "random inputs"
+
+
+def test_timm_needs_one_option_and_no_sizes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("mobilenetv3_small_050", num_classes=7, in_chans=1)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, "timm.pth")
+    shown = told(["inspect", "timm.pth", "--model", "timm:mobilenetv3_small_050"], capsys)
+    assert "head: classifier (Linear, linear), 7 classes × 1,024 features, with bias: its output is the model" in shown
+    assert "forward pass: (1, 224, 224) of float32 → 1 × 7, class " in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (
+            ["--model", "my nets/nets.py:none"],
+            2,
+            "model my nets/nets.py:none: the function returned int, not a torch.nn.Module",
+        ),
+        (
+            ["--model", "my nets/nets.py:raising"],
+            2,
+            "model my nets/nets.py:raising: the function raised KeyError: 'no such",
+        ),
+        (["--model", "my nets/absent.py:net"], 2, "my nets/absent.py: FileNotFoundError: no such file"),
+        (["--model", "my nets/nets.py:absent"], 2, "my nets/nets.py has no function absent"),
+        (["--model", "my nets/nets.py:net"], 1, "the model does not fit the checkpoint; "),
+        (
+            ["--model", "my nets/nets.py:net", "--model-argument", "width"],
+            2,
+            "width: expected NAME=VALUE, such as width=64",
+        ),
+        (
+            ["--model", "mlp", "--model-argument", "a=1", "--model-argument", "a=2"],
+            2,
+            "--model-argument a=2: a is given twice",
+        ),
+        (["--model", "mlp", "--model-argument", "a=1", "--model-arguments", '{"a": 2}'], 2, "a=1: a is given twice"),
+        (["--model", "nothing"], 2, "no model called 'nothing'; there are: mlp, "),
+        (["--classifier", "head"], 2, "does not name its model; use --model, such as timm:NAME, hf:DIR or"),
+    ],
+)
+def test_what_is_no_model_of_the_checkpoint(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, line: str
+) -> None:
+    torch.save({"head.weight": torch.zeros(3, 6)}, "paper.pth")
+    shown = told(["inspect", "paper.pth", *words], capsys, code)
+    assert line in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_debug_shows_where_a_models_function_failed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"head.weight": torch.zeros(3, 6)}, "paper.pth")
+    shown = told(["inspect", "paper.pth", "--model", "my nets/nets.py:raising", "--debug"], capsys, 2)
+    assert 'raise KeyError("no such dataset' in shown
+    assert "nets.py" in shown

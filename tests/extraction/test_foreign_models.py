@@ -1,0 +1,207 @@
+"""Checkpoints of the frameworks to dumps: no size is asked for, features are theirs, scales each checkpoint's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ckpt_probe as cp
+from ckpt_probe.errors import DataError
+from ckpt_probe.models import build_model, logits_of
+
+CLASSES = 5
+
+
+def images(place: Path, channels: int, side: int, samples: int = 12) -> str:
+    """Data in a file, one split; returns its name."""
+    draw = np.random.default_rng(0)
+    x = draw.random((samples, channels, side, side), dtype=np.float32)
+    np.savez(place / "images.npz", x_test=x, y_test=np.arange(samples) % CLASSES)
+    return f"npz:{place / 'images.npz'}"
+
+
+def shown(place: Path) -> Tensor:
+    with np.load(place / "images.npz") as arrays:
+        return torch.from_numpy(arrays["x_test"])
+
+
+def rows(path: Path, split: str = "test") -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Features, logits, weights and bias of a dump, whose logits are what the other three say."""
+    with cp.open_dump(path) as dump:
+        held = dump[split]
+        features, logits = (torch.from_numpy(np.asarray(part[:])) for part in (held.features, held.logits))
+        weights = torch.as_tensor(np.asarray(dump.weights))
+        bias = None if dump.bias is None else torch.as_tensor(np.asarray(dump.bias))
+    torch.testing.assert_close(F.linear(features.double(), weights, bias), logits.double(), rtol=1e-4, atol=1e-4)
+    return features, logits, weights, bias
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "side"),
+    [
+        ("resnet10t", {"num_classes": CLASSES, "in_chans": 1}, 32),
+        ("vit_tiny_patch16_224", {"num_classes": CLASSES, "img_size": 32}, 32),
+        ("resnetv2_50x1_bit", {"num_classes": CLASSES}, 32),
+    ],
+)
+def test_timm_from_a_pickled_state_dict(name: str, made: dict[str, Any], side: int, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, **made).eval()
+    nn.init.normal_(model.get_classifier().weight)
+    torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "a.pth")
+    data = images(tmp_path, made.get("in_chans", 3), side)
+    cp.extract_series(
+        tmp_path / "a.pth", tmp_path / "dumps", model=f"timm:{name}", data=data, device="cpu", batch_size=5
+    )
+    features, logits, _, _ = rows(tmp_path / "dumps" / "a.h5")
+    with torch.no_grad():
+        seen = model.forward_features(shown(tmp_path))
+        torch.testing.assert_close(features, model.forward_head(seen, pre_logits=True).flatten(1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits, model.forward_head(seen), rtol=1e-4, atol=1e-4)
+
+
+def test_a_directory_of_transformers_needs_no_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=CLASSES, **size)
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config).eval()
+    for step in (1, 2):
+        nn.init.normal_(model.classifier.weight)
+        model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    summary = cp.extract_series(tmp_path / "run", tmp_path / "dumps", data=images(tmp_path, 1, 8), device="cpu")
+    assert summary.written == ("checkpoint-1", "checkpoint-2")
+    features, logits, _, _ = rows(tmp_path / "dumps" / "checkpoint-2.h5")
+    with torch.no_grad():
+        found = model(shown(tmp_path), output_hidden_states=True)
+    torch.testing.assert_close(logits, found.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, model.vit.layernorm(found.hidden_states[-1])[:, 0], rtol=1e-4, atol=1e-5)
+
+
+NET = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Cosine(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, 6))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
+
+class Net(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(16, 6), head
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.head(self.hidden(x.flatten(1))) / self.temperature
+
+def cosine(classes=5):
+    return Net(Cosine(classes))
+
+def warm(classes=5):
+    return Net(nn.Linear(6, classes))
+"""
+
+
+@pytest.mark.parametrize("name", ["cosine", "warm"])
+def test_scales_are_those_of_each_checkpoint(name: str, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NET)
+    torch.manual_seed(0)
+    function = f"{tmp_path / 'nets.py'}:{name}"
+    model: Any = build_model(function)
+    data = images(tmp_path, 1, 4)
+    (tmp_path / "run").mkdir()
+    logits = {}
+    for step, scale in enumerate((1.0, 0.25, 7.0)):
+        with torch.no_grad():
+            model.temperature.fill_(scale)
+            if name == "cosine":
+                model.head.scale.fill_(3 * scale**2)
+            logits[step] = model(shown(tmp_path))
+        torch.save(model.state_dict(), tmp_path / "run" / f"step-{step}.pth")
+    cp.extract_series(tmp_path / "run", tmp_path / "dumps", model=function, data=data, device="cpu")
+    for step, expected in logits.items():
+        _, found, _, _ = rows(tmp_path / "dumps" / f"step-{step}.h5")
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+class Tokens(nn.Module):
+    """Says something of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(11, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, ids: Tensor) -> Any:
+        return {"loss": None, "logits": self.head(self.words(ids))}
+
+
+def batches() -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Tokens by the model's own argument, two batches of other lengths; padding is labelled −100."""
+    draw = torch.Generator().manual_seed(0)
+    ids = [torch.randint(11, shape, generator=draw) for shape in ((3, 7), (2, 4))]
+    labels = [part % CLASSES for part in ids]
+    labels[0][1, 3:] = -100
+    labels[1][:, 0] = -100
+    return [({"ids": part}, named) for part, named in zip(ids, labels, strict=True)]
+
+
+def test_every_token_with_a_label_is_a_row(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Tokens()
+    cp.extract(model, batches(), tmp_path / "tokens.h5", split="test", device="cpu")
+    ids = torch.cat([inputs["ids"].flatten() for inputs, _ in batches()])
+    labels = torch.cat([named.flatten() for _, named in batches()])
+    features, _, _, _ = rows(tmp_path / "tokens.h5")
+    assert len(features) == 3 * 7 + 2 * 4 - 4 - 2
+    torch.testing.assert_close(features, model.words(ids[labels != -100]).detach())
+    with cp.open_dump(tmp_path / "tokens.h5") as dump:
+        assert torch.equal(torch.as_tensor(np.asarray(dump["test"].labels[:])), labels[labels != -100])
+
+
+def test_labels_that_are_not_the_rows(tmp_path: Path) -> None:
+    (inputs, labels), _ = batches()
+    with pytest.raises(
+        DataError, match=r"classifier head gives 21 rows for labels of shape \(3, 6\); a label for each"
+    ):
+        cp.extract(Tokens(), [(inputs, labels[:, 1:])], tmp_path / "tokens.h5", device="cpu")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(7, CLASSES))
+    with pytest.raises(DataError, match=r"labels: expected \(n,\), found \(3, 7\)"):
+        cp.extract(model, [(inputs["ids"].float(), labels)], tmp_path / "rows.h5", device="cpu")
+    with pytest.raises(DataError, match=r"batch 0: inputs and labels: .* found \(3, 7\) and \(2,\)"):
+        cp.extract(Tokens(), [(inputs, labels[:2, 0])], tmp_path / "rows.h5", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_of_a_causal_model_by_their_last_token(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=11, n_embd=6, n_layer=1, n_head=2, n_positions=8, pad_token_id=0, eos_token_id=0, num_labels=CLASSES
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2ForSequenceClassification(config).eval()
+    ids = torch.randint(1, 11, (6, 7), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([7, 3, 5, 1, 6, 2])
+    ids = ids.where(torch.arange(7) < lengths[:, None], 0)
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    loader = [
+        ({name: part[a:b] for name, part in batch.items()}, torch.arange(a, b) % CLASSES) for a, b in ((0, 4), (4, 6))
+    ]
+    cp.extract(model, loader, tmp_path / "text.h5", split="test", device="cpu")
+    features, logits, _, bias = rows(tmp_path / "text.h5")
+    assert bias is None
+    with torch.no_grad():
+        states = model.transformer(**batch).last_hidden_state
+        torch.testing.assert_close(features, states[torch.arange(6), lengths - 1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits, logits_of(model(**batch)), rtol=1e-4, atol=1e-5)
