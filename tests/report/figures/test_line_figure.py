@@ -11,8 +11,8 @@ import pytest
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.report import draw
-from ckpt_probe.report.curves import axis_of, curves, described
-from ckpt_probe.report.figure import COLOURS, Mark
+from ckpt_probe.report.plots.curves import axis_of, curves, described
+from ckpt_probe.report.plots.description import COLOURS, Mark
 
 STEPS = (0, 2, 10, 100)
 
