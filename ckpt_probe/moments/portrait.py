@@ -1,5 +1,6 @@
 """What a page draws of one checkpoint and split beside its record: small, whatever N, D and C are."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from ckpt_probe.metrics.gram import directions
 MOST_BLOCKS = 64
 """Rows of a cosine matrix: more classes than that are averaged in blocks of neighbours."""
 
-MOST_RANKS = 40
-"""Eigenvalues of a spectrum: the largest ones each, then ever fewer, evenly spaced in the logarithm of the rank."""
+EVERY_RANK, RATIO = 20, 1.25
+"""So many of the largest eigenvalues of a spectrum are kept each, then one whenever the rank has grown by this ratio."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,11 @@ def block_cosines(rows: Tensor) -> list[list[float | None]]:
 
 
 def some_ranks(eigenvalues: Tensor) -> tuple[list[int], list[float]]:
-    """At most `MOST_RANKS` ranks, from 1, and the eigenvalues (n,) at them: all of the first half, then thinned."""
+    """Some ranks, from 1, and the eigenvalues (n,) at them, descending; the same whatever n is."""
     values = eigenvalues.sort(descending=True).values.clamp(min=0)
-    count, whole = len(values), MOST_RANKS // 2
-    if count <= MOST_RANKS:
-        ranks = list(range(1, count + 1))
-    else:
-        ratio = (count / whole) ** (1 / (MOST_RANKS - whole))
-        rest = [round(whole * ratio**number) for number in range(1, MOST_RANKS - whole + 1)]
-        ranks = sorted({*range(1, whole + 1), *rest})
+    ranks = list(range(1, min(len(values), EVERY_RANK) + 1))
+    while ranks and (after := math.ceil(RATIO * ranks[-1])) <= len(values):
+        ranks.append(after)
     return ranks, values[_tensor(ranks, values) - 1].tolist()
 
 

@@ -136,6 +136,7 @@ def _panel(
         y=Axis(title, units.pop() if len(units) == 1 else "", log=log_y),
         lines=tuple(lines),
         names={name: metrics[name].label for name in panel},
+        meaning=metrics[panel[0]].meaning if len(panel) == 1 else "",
         levels=tuple(levels),
         marks=marks,
     )
