@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        code = group.main(words, prog_name="ckpt-probe", standalone_mode=False)
+        code = group.main(words, prog_name="ckpt-probe", standalone_mode=False, obj=words)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt) as error:

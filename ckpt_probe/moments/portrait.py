@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ MOST_BLOCKS = 64
 """Rows of a cosine matrix: more classes than that are averaged in blocks of neighbours."""
 
 EVERY_RANK, RATIO = 20, 1.25
-"""So many of the largest eigenvalues of a spectrum are kept each, then one whenever the rank has grown by this ratio."""
+"""So many of the largest eigenvalues of a spectrum are kept each, then one wherever the rank has grown by the ratio."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def portrait_of(labels: Sequence[int], sides: Mapping[str, Tensor], spectra: Map
     if within:
         shown["within"] = _mean_by_rank(within)
     return Portrait(
-        [list(labels[low:high]) for low, high in zip(edges, edges[1:], strict=False)],
+        [list(labels[low:high]) for low, high in pairwise(edges)],
         {name: block_cosines(rows) for name, rows in sides.items()},
         {name: some_ranks(values) for name, values in shown.items()},
         {name: len(values) for name, values in shown.items()},
@@ -61,7 +62,9 @@ def block_cosines(rows: Tensor) -> list[list[float | None]]:
     """
     edges = block_edges(len(rows))
     unit, kept = directions(rows)
-    block_of = torch.bucketize(torch.arange(len(rows), device=rows.device)[kept], _tensor(edges[1:-1], rows), right=True)
+    block_of = torch.bucketize(
+        torch.arange(len(rows), device=rows.device)[kept], _tensor(edges[1:-1], rows), right=True
+    )
     size = len(edges) - 1
     counts = torch.bincount(block_of, minlength=size).to(unit.dtype)
     means = unit.new_zeros(size, unit.shape[1]).index_add_(0, block_of, unit) / counts.clamp(min=1)[:, None]

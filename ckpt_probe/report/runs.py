@@ -82,7 +82,7 @@ def name_of(record: Record) -> str:
 
 
 def common_axis(runs: Sequence[Run]) -> str:
-    """What all runs are drawn along: what tells the checkpoints of most of them apart; their order where nothing does."""
+    """What all runs are drawn along: what tells the checkpoints of most of them apart, else their order."""
     able = {name: sum(_tells_apart(run, name) for run in runs) for name in AXES}
     best = max(AXES, key=lambda name: able[name])
     return best if able[best] else ORDER

@@ -16,7 +16,7 @@ from ckpt_probe.planes import PlaneResult
 
 DUMP, RECORDS, PATH, PLANE = "dumps", "records", "path", "plane"
 KINDS = (
-    "a dump (.h5) or a directory of dumps, records (.jsonl, or a run's directory), the directory of a path or of a plane"
+    "dumps (.h5, or a directory of them), records (.jsonl, or a run's directory), the directory of a path or a plane"
 )
 HDF5 = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = frozenset({".h5", ".hdf5"})
@@ -81,6 +81,19 @@ def kind_of(path: Path) -> str:
     return PATH if b'"alpha"' in start.splitlines()[0] else RECORDS
 
 
+def class_names(path: Path) -> tuple[str, ...]:
+    """Names of classes 0, 1, … from a text file, one a line. Raises DataError where it cannot be read or has none."""
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no text, where names of classes were expected, one a line") from error
+    if not any(names):
+        raise DataError(f"{path}: holds no name; expected one a line, that of class 0 first")
+    return names
+
+
 def told_apart(paths: Sequence[Path]) -> list[str]:
     """A short name for each path: as many of its last parts as tell all of them apart."""
     parts = [_telling_parts(path) for path in paths]
@@ -109,13 +122,13 @@ def read_path(source: Source) -> FoundPath:
     for record in points:
         if record.get("alpha") is None or record.get("split") is None:
             raise DataError(f"{file}: a record without alpha or split is no point of a path")
-    points = sorted(({"loss": None, "accuracy": None, **record} for record in points), key=lambda one: one["alpha"])
+    points = sorted(({"loss": None, "accuracy": None, **record} for record in points), key=_alpha)
     whole = source.path / "path.json"
     if source.path.is_dir() and whole.exists():
         told = _object(whole)
         return FoundPath(points, _checked(_list_of_objects(told, "summary", whole), whole), told, plan_of(source))
     summary = []
-    for split in dict.fromkeys(record["split"] for record in points):
+    for split in dict.fromkeys(str(record["split"]) for record in points):
         alphas = {record["alpha"] for record in points if record["split"] == split}
         summary += [barriers(points, split, "")] if {0, 1} <= alphas else []
     return FoundPath(points, summary, {}, plan_of(source))
@@ -136,13 +149,18 @@ def read_plane(source: Source) -> PlaneResult:
             record["loss"] = number(record, "loss", f"{source.path}: {name}")
             record["name"] = str(record.get("name") or "")
     axes = told.get("axes")
-    return PlaneResult(points, **found, axes=axes if isinstance(axes, dict) else {}, **grid)
+    shown = axes if isinstance(axes, dict) else {}
+    return PlaneResult(points, found["marks"], found["summary"], shown, grid["xs"], grid["ys"])
 
 
 def plan_of(source: Source) -> Record:
     """What a path or a plane was asked to be; empty where that is not known. Raises DataError where it is no JSON."""
     plan = source.path / PLAN_FILE
     return _object(plan) if source.path.is_dir() and plan.exists() else {}
+
+
+def _alpha(point: Record) -> float:
+    return float(point["alpha"])
 
 
 def _named(text: str) -> tuple[str | None, Path]:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpt_probe.errors import printable
 from ckpt_probe.report.figures.canvas import require_drawable, save, styled
 from ckpt_probe.report.plots.curves import Runs
 from ckpt_probe.report.plots.description import GREY, Axis, Line, LinePlot, Mark, Style
@@ -73,6 +74,14 @@ def draw_line_plots(
         save(_figure(plots, title), path, overwrite=overwrite)
 
 
+def words(text: str, most: int = 80) -> str:
+    """Text as matplotlib draws it: as it is, not as a formula, and never longer than there is room for."""
+    told = printable(text)
+    told = told if len(told) <= most else f"{told[: most - 1]}…"
+    # $ would open a formula, and keys that begin with a dash below are hidden.
+    return (" " if told.startswith("_") else "") + told.replace("$", r"\$")
+
+
 def _figure(plots: Sequence[LinePlot], title: str | None) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -88,13 +97,13 @@ def _figure(plots: Sequence[LinePlot], title: str | None) -> "Figure":
             continue
         _panel(axes, plots[number], places, beside=columns)
         if number + columns >= len(plots):
-            axes.set_xlabel(_words(_x_label(plots[number].x, narrow=columns == COLUMNS)))
+            axes.set_xlabel(words(_x_label(plots[number].x, narrow=columns == COLUMNS)))
             axes.tick_params(labelbottom=True)
     handles = _legend(plots)
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=_fitting(handles, width))
     if title:
-        figure.suptitle(_words(title))
+        figure.suptitle(words(title))
     return figure
 
 
@@ -109,16 +118,16 @@ def _panel(axes: "Axes", plot: LinePlot, places: Sequence[float], *, beside: int
     for span in plot.spans:
         axes.plot([span.x, span.x], [span.low, span.high], color=span.colour, linewidth=1.1, marker="_", markersize=6)
         place = span.x, span.high
-        axes.annotate(_words(span.label), place, xytext=(4, 3), textcoords="offset points", fontsize=7, color="#333333")
+        axes.annotate(words(span.label), place, xytext=(4, 3), textcoords="offset points", fontsize=7, color="#333333")
     for mark in plot.marks:
         axes.axvline(mark.x, color="#777777", linewidth=0.8, zorder=1.4)
         place = axes.get_xaxis_transform()
         axes.text(
-            mark.x, 1.01, _words(mark.label), transform=place, ha="center", va="bottom", fontsize=7, color="#555555"
+            mark.x, 1.01, words(mark.label), transform=place, ha="center", va="bottom", fontsize=7, color="#555555"
         )
     _scales(axes, plot, places)
     # Where there is no room for all names they stand above the panel only.
-    axes.set_ylabel(_words(plot.y.label if len(plot.y.name) <= 28 else plot.y.unit))
+    axes.set_ylabel(words(plot.y.label if len(plot.y.name) <= 28 else plot.y.unit))
     if len(plot.names) > 1:
         axes.legend(
             handles=[_key(plot, metric) for metric in plot.names],
@@ -217,13 +226,13 @@ def _legend(plots: Sequence[LinePlot]) -> list[Any]:
     if len(colours) > 1:
         for condition, colour in colours.items():
             several = f" ({seeds[condition]} seeds)" if seeds[condition] > 1 else ""
-            handles.append(Line2D([], [], color=colour, linewidth=2.2, label=_words(f"{condition}{several}")))
+            handles.append(Line2D([], [], color=colour, linewidth=2.2, label=words(f"{condition}{several}")))
     styles = {line.split: line.style for line in lines if line.split is not None}
     of_splits = [{line.style.colour for line in lines if line.split == split} for split in styles]
     told_by_colour = len(colours) == 1 and all(len(own) == 1 for own in of_splits) and len(set().union(*of_splits)) > 1
     for split, style in styles.items():
         colour = style.colour if told_by_colour else GREY
-        handles.append(Line2D([], [], color=colour, linestyle=DASHES[style.dash], label=_words(split)))
+        handles.append(Line2D([], [], color=colour, linestyle=DASHES[style.dash], label=words(split)))
     if max(seeds.values()) > 1:
         of = f"of {max(seeds.values())} seeds" if len(seeds) == 1 else "seed"
         handles.append(Patch(color=GREY, alpha=0.2, linewidth=0, label=f"lowest to highest {of}"))
@@ -242,8 +251,3 @@ def _fitting(handles: Sequence[Any], width: float) -> int:
         if sum(0.062 * length + 0.5 for length in longest) <= width:
             return columns
     return 1
-
-
-def _words(text: str) -> str:
-    # Not as a formula, which $ would open, nor hidden, as matplotlib does with keys that begin with a dash below.
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

@@ -97,11 +97,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Span:
-    """How far a line rises above another at x: a vertical measure from `low` to `high`, with a word beside it."""
+    """How far a line rises above another at x: a measure from `low` to `high`; what it is of, and that with how far."""
 
     x: float
     low: float
     high: float
+    name: str
     label: str
     colour: str = GREY
 
@@ -134,7 +135,7 @@ class LinePlot:
 
 @dataclass(frozen=True)
 class Frames:
-    """One picture a checkpoint, of one run and split: checkpoints (T,) as numbers in that run's order, values (T, …)."""
+    """One picture a checkpoint, of one run and split: checkpoints (T,) by their number in the run, values (T, …)."""
 
     run: str
     split: str

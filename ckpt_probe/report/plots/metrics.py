@@ -39,7 +39,9 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
         if not metric_names(run.records):
             continue
         if along is None:
-            notes.append(f"{run.name}: its records have no {axis} that tells them apart; they are in no plot of metrics")
+            notes.append(
+                f"{run.name}: its records have no {axis} that tells them apart; they are in no plot of metrics"
+            )
         else:
             series[run.name] = [along.records]
     names = metric_names([record for held in series.values() for record in held[0]])

@@ -25,7 +25,7 @@ AXIS_NAMES = {"step": "training step", "alpha": "α, position on the path"}
 
 @dataclass(frozen=True)
 class Scales:
-    """What stands on the x axis of every panel (alpha where there is one, else step, where None), and which are logs."""
+    """What stands on the x axis of every panel (None: alpha where there is one, else step), and which axes are logs."""
 
     x: str | None = None
     log_x: bool = False

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ckpt_probe.analysis.lines import number
 from ckpt_probe.report.plots.description import Axis, Line, LinePlot, Span, Style
-from ckpt_probe.report.plots.metrics import spread_out, told_by_split
+from ckpt_probe.report.plots.metrics import told_by_split
 from ckpt_probe.report.plots.panels import AXIS_NAMES
 from ckpt_probe.report.sources import FoundPath
 
@@ -41,9 +41,7 @@ def _plot(name: str, path: FoundPath, quantity: str) -> LinePlot:
     label, unit = QUANTITIES[quantity]
     lines, spans, chords = [], [], []
     splits = list(dict.fromkeys(str(record["split"]) for record in path.points))
-    styles = {
-        split: Style(dash="solid" if split == "train" else "dashed", hollow=split != "train") for split in splits
-    }
+    styles = {split: Style(dash="solid" if split == "train" else "dashed", hollow=split != "train") for split in splits}
     for split in splits:
         mine = [record for record in path.points if record["split"] == split]
         x = [number(record, "alpha", name) or 0.0 for record in mine]
@@ -54,12 +52,7 @@ def _plot(name: str, path: FoundPath, quantity: str) -> LinePlot:
         if any(map(math.isnan, ends)):
             continue
         chords.append((0.0, ends[0], 1.0, ends[1], line.style.colour))
-        told = next((record for record in path.summary if str(record.get("split")) == line.split), {})
-        barrier = number(told, f"barrier.{quantity}", name)
-        alpha = number(told, f"barrier.{quantity}_alpha", name)
-        if barrier is not None and alpha is not None and barrier > 0:
-            low = (1 - alpha) * ends[0] + alpha * ends[1]
-            spans.append(Span(alpha, low, low + barrier, f"barrier {barrier:.3g} ({line.split})", line.style.colour))
+        spans += _spans(name, path, quantity, line, ends)
     shape = str(path.plan.get("path") or "path")
     return LinePlot(
         key=f"path-{name}-{quantity}",
@@ -74,17 +67,27 @@ def _plot(name: str, path: FoundPath, quantity: str) -> LinePlot:
     )
 
 
+def _spans(name: str, path: FoundPath, quantity: str, line: Line, ends: Sequence[float]) -> list[Span]:
+    summary = next((record for record in path.summary if str(record.get("split")) == line.split), {})
+    barrier = number(summary, f"barrier.{quantity}", name)
+    alpha = number(summary, f"barrier.{quantity}_alpha", name)
+    if barrier is None or alpha is None or barrier <= 0:
+        return []
+    low = (1 - alpha) * ends[0] + alpha * ends[1]
+    told = f"barrier {barrier:.3g} ({line.split})"
+    return [Span(alpha, low, low + barrier, f"barrier, {line.split}", told, line.style.colour)]
+
+
 def _to_one_scale(plots: Sequence[LinePlot]) -> list[LinePlot]:
     values = [value for plot in plots for line in plot.lines for value in line.y if not math.isnan(value)]
     if not values:
         return []
     if len(plots) == 1:
+        # A chord is straight, and a barrier as long as it looks, on a linear axis only: none is logarithmic at first.
         return list(plots)
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    log = spread_out(values)
-    bounds = (low / 1.3, high * 1.3) if log else (low - margin, high + margin)
-    return [replace(plot, y=replace(plot.y, bounds=bounds, log=log)) for plot in plots]
+    return [replace(plot, y=replace(plot.y, bounds=(low - margin, high + margin))) for plot in plots]
 
 
 def _value(record: Mapping[str, object], quantity: str) -> float:

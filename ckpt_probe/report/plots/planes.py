@@ -28,7 +28,7 @@ def contour_plots(result: "PlaneResult", name: str = "plane") -> list[ContourPlo
         plots.append(
             ContourPlot(
                 key=f"{name}-{split}",
-                title=split,
+                title=f"loss, {split}",
                 meaning="loss over the plane, levels evenly spaced in its logarithm",
                 x=Axis("x", unit),
                 y=Axis("y", unit),

@@ -10,7 +10,7 @@ from ckpt_probe.report.plots.description import ClassTable, Column, Frames, Matr
 from ckpt_probe.report.runs import Picture, Run
 
 MOST_NUMBERS = {"cosines": 300_000, "spectra": 300_000, "classes": 250_000}
-"""Numbers of each kind that a page holds; of more checkpoints than fit, evenly spaced ones are kept, and that is said."""
+"""Numbers of each kind that a page holds; where more would be, evenly spaced checkpoints are kept, and that is said."""
 
 MOST_NEAREST = 4
 """Class means that are named as the nearest to a class's samples."""
@@ -42,7 +42,7 @@ def matrix_plots(runs: Sequence[Run]) -> tuple[list[MatrixPlot], list[str]]:
         if sizes[run.name] and (most := max(map(len, sizes[run.name]))) > 1:
             classes = sum(map(len, sizes[run.name]))
             notes.append(
-                f"{run.name}: cosines of {classes} classes are averaged in {len(sizes[run.name])} blocks of up to {most}"
+                f"{run.name}: cosines of {classes} classes, averaged in {len(sizes[run.name])} blocks of up to {most}"
             )
     entries = {name: _matrices(runs, name, sizes) for name in MATRICES}
     kept = _kept(runs, sum(values.size for one in entries.values() for _, _, _, values in one), "cosines", notes)
