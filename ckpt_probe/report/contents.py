@@ -9,9 +9,8 @@ from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.planes import PlaneResult
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.report.plots.description import Plot
-from ckpt_probe.report.plots.metrics import metric_plots
-from ckpt_probe.report.plots.panels import AXIS_NAMES
+from ckpt_probe.report.plots.description import Axis, Plot
+from ckpt_probe.report.plots.metrics import axis_along, metric_plots
 from ckpt_probe.report.plots.paths import path_plots
 from ckpt_probe.report.plots.planes import contour_plots
 from ckpt_probe.report.plots.portraits import class_table, matrix_plots, spectrum_plots
@@ -75,7 +74,7 @@ class Contents:
     title: str
     reading: tuple[tuple[str, tuple[str, ...]], ...]
     sections: tuple[Section, ...]
-    axis: str
+    axis: Axis
     tracks: tuple[Track, ...]
     origins: tuple[Origin, ...]
     notes: tuple[str, ...] = ()
@@ -112,7 +111,7 @@ def gather(sources: Sequence[Source], wishes: Wishes | None = None, progress: Pr
         wishes.title,
         tuple((about, tuple(sentences)) for about, sentences in _reading(found) if sentences),
         tuple(sections),
-        "checkpoint" if axis == ORDER else AXIS_NAMES.get(axis, axis),
+        axis_along(axis, sorted({place for track in tracks for place in track.places if place is not None})),
         tuple(tracks),
         tuple(origins),
     )

@@ -29,10 +29,7 @@ def draw_contents(
     UsageError where matplotlib is not installed, or one of the files exists and `overwrite` is not set.
     """
     progress = progress or Silent()
-    log_x = any(isinstance(p, LinePlot) and p.x.log for section in contents.sections for p in section.plots)
-    drawings = [
-        one for section in contents.sections for plot in section.plots for one in _drawings(plot, contents, log_x)
-    ]
+    drawings = [one for section in contents.sections for plot in section.plots for one in _drawings(plot, contents)]
     files = [folder / f"{name}.{kind}" for name in _file_names([name for name, _ in drawings])]
     for file in files:
         require_drawable(file, overwrite=overwrite)
@@ -43,7 +40,7 @@ def draw_contents(
     return files
 
 
-def _drawings(plot: Plot, contents: Contents, log_x: bool) -> Iterable[Drawing]:
+def _drawings(plot: Plot, contents: Contents) -> Iterable[Drawing]:
     if isinstance(plot, LinePlot):
         yield plot.key, partial(draw_line_plots, [plot])
     elif isinstance(plot, ContourPlot):
@@ -54,7 +51,7 @@ def _drawings(plot: Plot, contents: Contents, log_x: bool) -> Iterable[Drawing]:
     elif isinstance(plot, SpectrumPlot):
         tracks = {track.run: track for track in contents.tracks}
         for run, frames in _by_run(plot.frames):
-            yield f"{plot.key}-{run}", partial(draw_spectra, plot, frames, tracks[run], log_x=log_x)
+            yield f"{plot.key}-{run}", partial(draw_spectra, plot, frames, tracks[run], contents.axis)
 
 
 def _by_run(frames: Iterable[Frames]) -> Iterable[tuple[str, list[Frames]]]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckpt_probe.report.contents import Track
 from ckpt_probe.report.figures.canvas import save, styled
-from ckpt_probe.report.figures.line_figure import DASHES, LEVEL, words
-from ckpt_probe.report.plots.description import COLOURS, GREY, Frames, MatrixPlot, SpectrumPlot
+from ckpt_probe.report.figures.line_figure import DASHES, LEVEL, scale_x, words, x_label
+from ckpt_probe.report.plots.description import COLOURS, GREY, Axis, Frames, MatrixPlot, SpectrumPlot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, ove
 
 
 def draw_spectra(
-    plot: SpectrumPlot, frames: Sequence[Frames], track: Track, path: Path, *, log_x: bool, overwrite: bool
+    plot: SpectrumPlot, frames: Sequence[Frames], track: Track, x: Axis, path: Path, *, overwrite: bool
 ) -> None:
     """Draw a spectrum for each of `frames`, splits of one run: by rank, first and last, and a few ranks through it."""
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def draw_spectra(
             top = float(np.nanmax(frame.values))
             values = np.where(frame.values > LEAST * top, frame.values, np.nan)
             _by_rank(row[0], plot, frame, values)
-            _through(row[1], plot, [track.places[number] for number in frame.checkpoints], values, log_x=log_x)
+            _through(row[1], plot, [track.places[number] for number in frame.checkpoints], values, x)
         figure.suptitle(words(f"{plot.title}, {frames[0].run}"))
         save(figure, path, overwrite=overwrite)
 
@@ -82,17 +82,13 @@ def _by_rank(axes: "Axes", plot: SpectrumPlot, frame: Frames, values: np.ndarray
     axes.legend()
 
 
-def _through(
-    axes: "Axes", plot: SpectrumPlot, places: Sequence[float | None], values: np.ndarray, *, log_x: bool
-) -> None:
-    x: Any = [np.nan if place is None else place for place in places]
+def _through(axes: "Axes", plot: SpectrumPlot, places: Sequence[float | None], values: np.ndarray, x: Axis) -> None:
+    known = np.array([np.nan if place is None else place for place in places])
     nearest = [min(range(len(plot.ranks)), key=lambda i: abs(plot.ranks[i] - rank)) for rank in FOLLOWED]
     styles = zip(dict.fromkeys(nearest), COLOURS, [*DASHES.values(), "solid"], strict=False)
     for index, colour, dash in styles:
-        axes.plot(x, values[:, index], color=colour, linestyle=dash, linewidth=1.2, label=f"#{plot.ranks[index]}")
-    positive = [place for place in x if place > 0]
-    if log_x and positive and min(x) >= 0:
-        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+        axes.plot(known, values[:, index], color=colour, linestyle=dash, linewidth=1.2, label=f"#{plot.ranks[index]}")
+    scale_x(axes, x, float(np.nanmax(known)))
     axes.set_yscale("log")
-    axes.set_xlabel("checkpoint")
+    axes.set_xlabel(x_label(x, narrow=True))
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="rank", title_fontsize=7)

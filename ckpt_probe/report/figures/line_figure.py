@@ -97,7 +97,7 @@ def _figure(plots: Sequence[LinePlot], title: str | None) -> "Figure":
             continue
         _panel(axes, plots[number], places, beside=columns)
         if number + columns >= len(plots):
-            axes.set_xlabel(words(_x_label(plots[number].x, narrow=columns == COLUMNS)))
+            axes.set_xlabel(words(x_label(plots[number].x, narrow=columns == COLUMNS)))
             axes.tick_params(labelbottom=True)
     handles = _legend(plots)
     if handles:
@@ -157,24 +157,28 @@ def _line(axes: "Axes", line: Line) -> None:
 
 
 def _scales(axes: "Axes", plot: LinePlot, places: Sequence[float]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     if plot.y.log:
         axes.set_yscale("log", nonpositive="mask")
         _few_powers(axes)
     if plot.y.bounds:
         axes.set_ylim(*plot.y.bounds)
-    if not plot.x.log:
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=plot.x.whole, steps=[1, 2, 2.5, 5, 10]))
+    scale_x(axes, plot.x, places[-1])
+
+
+def scale_x(axes: "Axes", x: Axis, last: float) -> None:
+    """Give the x axis its scale and ticks, up to the `last` place on it."""
+    from matplotlib.ticker import MaxNLocator
+
+    if not x.log:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=x.whole, steps=[1, 2, 2.5, 5, 10]))
         return
-    first = plot.x.linear_to
+    first = x.linear_to
     if first is None:
         axes.set_xscale("log")
         return
-    last = places[-1]
     axes.set_xscale("symlog", linthresh=first, linscale=0.5)
     axes.set_xlim(-first * 0.15, last * 1.15)
-    axes.set_xticks(plot.x.ticks)
+    axes.set_xticks(x.ticks)
     low = math.ceil(math.log10(first / 10))
     between = [n * 10.0**power for power in range(low, math.floor(math.log10(last)) + 1) for n in range(2, 10)]
     axes.set_xticks([tick for tick in between if first <= tick <= last], minor=True)
@@ -193,7 +197,8 @@ def _few_powers(axes: "Axes") -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _x_label(x: Axis, *, narrow: bool) -> str:
+def x_label(x: Axis, *, narrow: bool) -> str:
+    """What the x axis says, on two lines where it is `narrow`."""
     if x.log and x.linear_to is not None:
         return f"{x.label}{chr(10) if narrow else ' '}(log; linear from 0 to {x.linear_to:.3g})"
     return x.label

@@ -6,8 +6,8 @@ from dataclasses import replace
 from statistics import median
 
 from ckpt_probe.analysis.lines import metric_names
-from ckpt_probe.report.plots.description import Line, LinePlot, colour_of
-from ckpt_probe.report.plots.panels import AXIS_NAMES, Scales, line_plots
+from ckpt_probe.report.plots.description import Axis, Line, LinePlot, colour_of
+from ckpt_probe.report.plots.panels import Scales, line_plots, x_axis
 from ckpt_probe.report.runs import ORDER, Run, placed
 
 GROUPS = (
@@ -49,7 +49,7 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
     if not names:
         return [], notes
     plots, more = line_plots(series, [[name] for name in names], Scales(x=axis))
-    finished = [_finished(plot, len(series)) for plot in plots]
+    finished = [_finished(plot, len(series), axis) for plot in plots]
     found = dict(zip(names, finished, strict=True))
     groups = [(title, [found[name] for name in names if name.startswith(starts)]) for title, starts in GROUPS]
     known = tuple(start for _, starts in GROUPS for start in starts)
@@ -72,16 +72,19 @@ def spread_out(values: Sequence[float]) -> bool:
     return bool(known) and min(known) > 0 and max(known) > WIDE * min(known)
 
 
-def _finished(plot: LinePlot, runs: int) -> LinePlot:
+def axis_along(name: str, places: Sequence[float]) -> Axis:
+    """The axis that checkpoints at these places, in ascending order, are drawn along; logarithmic where they are so."""
+    positive = [place for place in places if place > 0]
+    log = len(positive) > 3 and places[0] >= 0 and places[-1] > SPREAD * median(positive)
+    x = x_axis(name, places, log=log)
+    return replace(x, name="checkpoint, in order", whole=True) if name == ORDER else x
+
+
+def _finished(plot: LinePlot, runs: int, axis: str) -> LinePlot:
     name = next(iter(plot.names))
     lines = plot.lines if runs > 1 else told_by_split(plot.lines)
     named = [_named(line, runs, len({one.split for one in lines})) for line in lines]
-    places = plot.positions
-    positive = [place for place in places if place > 0]
-    log_x = len(positive) > 3 and places[0] >= 0 and places[-1] > SPREAD * median(positive)
-    x = replace(plot.x, name=AXIS_NAMES.get(plot.x.name, plot.x.name), log=log_x)
-    if plot.x.name == ORDER:
-        x = replace(x, name="checkpoint, in order", whole=True)
+    x = axis_along(axis, plot.positions)
     log_y = spread_out([value for line in lines for value in line.y])
     return replace(plot, key=f"metric-{name}", lines=tuple(named), x=x, y=replace(plot.y, log=log_y))
 

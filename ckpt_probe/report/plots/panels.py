@@ -64,7 +64,7 @@ def x_axis(name: str, places: Sequence[float], *, log: bool) -> Axis:
     """The axis of `places`, in ascending order. Raises UsageError for a logarithmic one that goes below 0."""
     if log and (places[0] < 0 or places[-1] <= 0):
         raise UsageError(f"--log-x: {name} goes from {places[0]:g} to {places[-1]:g}; expected values above 0")
-    first = next((place for place in places if place > 0), None) if places[0] == 0 else None
+    first = next((place for place in places if place > 0), None) if places and places[0] == 0 else None
     return Axis(
         AXIS_NAMES.get(name, name),
         log=log,

@@ -1,7 +1,5 @@
 // The bar of controls: the checkpoint, runs and splits that are shown, the x axis, whose pictures.
 
-const HAS_LINES = data.sections.some((section) => section.key === "metrics");
-
 /** Move the slider to a place and everything with it. */
 function moveTo(at) {
   state.at = Math.min(Math.max(at, 0), positions.length - 1);
@@ -56,10 +54,9 @@ function splitChoice() {
 }
 
 function axisChoice() {
-  const plot = data.sections.find((section) => section.key === "metrics")?.groups[0].plots[0];
-  if (!plot || positions.at(-1) <= 0 || positions[0] < 0 || positions.length < 3) return null;
-  const button = element("button", { type: "button", class: "quiet", "aria-pressed": String(plot.x.log), onclick: () => {
-    state.logX = !(state.logX ?? plot.x.log);
+  if (positions.at(-1) <= 0 || positions[0] < 0 || positions.length < 3) return null;
+  const button = element("button", { type: "button", class: "quiet", "aria-pressed": String(data.axis.log), onclick: () => {
+    state.logX = !(state.logX ?? data.axis.log);
     button.setAttribute("aria-pressed", String(state.logX));
     drawAll();
   } }, "log x");

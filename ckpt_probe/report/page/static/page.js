@@ -3,6 +3,8 @@
 const parts = [];
 const MAKERS = { LinePlot: linePlot, MatrixPlot: matrixPlot, SpectrumPlot: spectrumPlot, ClassTable: classTable, ContourPlot: contourPlot };
 const waiting = new Set();
+// Not every browser tells when it is idle.
+const whenIdle = window.requestIdleCallback?.bind(window) ?? ((call) => setTimeout(() => call({ timeRemaining: () => 8 }), 1));
 
 function readingPart() {
   if (!data.reading.length) return null;
@@ -55,7 +57,7 @@ function originPart() {
 function headPart() {
   const checkpoints = new Set(data.tracks.flatMap((track) => track.checkpoints.map((name) => `${track.run}/${name}`))).size;
   const count = (number, word) => (number ? `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}` : null);
-  const span = positions.length > 1 ? `${data.axis} ${told(positions[0])} to ${told(positions.at(-1))}` : null;
+  const span = positions.length > 1 ? `${data.axis.name} ${told(positions[0])} to ${told(positions.at(-1))}` : null;
   const facts = [count(data.tracks.length, "run"), count(checkpoints, "checkpoint"), span].filter(Boolean);
   const links = [...(data.reading.length ? [["reading", "What the numbers say"]] : []), ...data.sections.map((section) => [section.key, section.title]), ["origin", "Where it comes from"]];
   return element("header", {}, element("h1", {}, shortened(data.title, 200)), element("p", { class: "facts" }, facts.join(" · ")),
@@ -80,7 +82,7 @@ function drawAll() {
     return box.bottom > -200 && box.top < innerHeight + 200;
   });
   seen.forEach(drawPart);
-  requestIdleCallback(drawMore);
+  whenIdle(drawMore);
 }
 
 function drawMore(deadline) {
@@ -92,7 +94,7 @@ function drawMore(deadline) {
     }
     drawPart(part);
   } while (deadline.timeRemaining() > 4);
-  requestIdleCallback(drawMore);
+  whenIdle(drawMore);
 }
 
 function start() {
@@ -102,9 +104,10 @@ function start() {
   document.getElementById("page").append(headPart(), main,
     element("footer", {}, element("p", {}, `Made by ckpt-probe ${data.versions["ckpt-probe"] ?? ""}, drawn by D3 and Observable Plot. The page holds all of its data and asks for nothing else.`)));
   document.title = shortened(data.title, 200);
-  new IntersectionObserver((entries) => {
+  const near = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting && waiting.has(entry.target.part)) drawPart(entry.target.part);
-  }, { rootMargin: "300px" }).observe(main);
+  }, { rootMargin: "300px" });
+  for (const part of parts) near.observe(part.root);
   drawAll();
   if (positions.length) moveTo(state.at);
   performance.mark("drawn");

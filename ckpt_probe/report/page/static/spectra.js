@@ -109,19 +109,18 @@ function drawThrough(plot, frame, width, yScale) {
   const places = tracks.get(frame.run).places;
   const followed = FOLLOWED.map((rank) => plot.ranks.indexOf(d3.least(plot.ranks, (own) => Math.abs(own - rank))))
     .filter((index, i, every) => every.indexOf(index) === i);
-  const log = state.logX ?? placesSpread();
+  const log = state.logX ?? data.axis.log;
   const xs = frame.checkpoints.map((checkpoint) => places[checkpoint]);
-  const first = positions.find((place) => place > 0);
   const points = followed.map((index) => xs.map((x, t) => ({ x, y: atMoment(frame, t)[index] >= yScale.domain[0] ? atMoment(frame, t)[index] : NaN })));
   const svg = Plot.plot({
     width, height: HEIGHT, marginLeft: 48, marginRight: 34, marginBottom: 34, marginTop: 12,
     style: { background: "none", fontSize: "11px", overflow: "visible" },
-    x: { label: null, ...(log ? positions[0] === 0 ? { type: "symlog", constant: first } : { type: "log" } : { type: "linear" }), domain: [positions[0], positions.at(-1)] },
+    x: { label: null, ...(log ? data.axis.linear_to != null ? { type: "symlog", constant: data.axis.linear_to } : { type: "log" } : { type: "linear" }), domain: [positions[0], positions.at(-1)] },
     y: yScale,
     marks: [
       Plot.gridY({ stroke: "var(--rule)", strokeOpacity: 1, ticks: 4 }),
       Plot.axisY({ ticks: 4, tickFormat: tick, tickSize: 0, label: null, fill: "var(--soft)" }),
-      Plot.axisX({ ticks: log && positions[0] === 0 ? powersFrom(first, positions.at(-1)) : 4, tickFormat: tick, label: data.axis, labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
+      Plot.axisX({ ticks: log && data.axis.linear_to != null ? data.axis.ticks : 4, tickFormat: tick, label: axisTold(data.axis), labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
       ...points.map((own, i) => Plot.line(own, { x: "x", y: "y", stroke: paint(SHADES[i]), strokeDasharray: DASH[SHADE_DASH[i]], strokeWidth: 1.6 })),
     ],
   });
@@ -139,18 +138,6 @@ function drawThrough(plot, frame, width, yScale) {
       rule.setAttribute("x2", at);
     },
   };
-}
-
-function powersFrom(first, last) {
-  const powers = d3.range(Math.ceil(Math.log10(first)), Math.floor(Math.log10(last)) + 1).map((power) => 10 ** power);
-  return [0, ...(powers.length ? powers : [first, last])];
-}
-
-/** Whether the positions want a logarithmic axis, as the plots of metrics have it. */
-function placesSpread() {
-  const metric = data.sections.flatMap((section) => section.groups).flatMap((group) => group.plots)
-    .find((plot) => plot.key.startsWith("metric-"));
-  return metric ? metric.x.log : false;
 }
 
 function spectrumRows(plot) {

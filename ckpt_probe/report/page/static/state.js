@@ -51,7 +51,7 @@ function momentTold(frame, moment) {
 /** Where the slider stands, in words. */
 function placeTold() {
   if (!positions.length) return "";
-  return `${data.axis} ${told(positions[state.at])}`;
+  return `${data.axis.name} ${told(positions[state.at])}`;
 }
 
 function atMoment(frame, moment) {
