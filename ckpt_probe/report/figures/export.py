@@ -16,8 +16,8 @@ from ckpt_probe.report.plots.description import ContourPlot, Frames, LinePlot, M
 
 LONGEST_NAME = 100
 
-Drawing = tuple[str, Callable[..., None]]
-"""A file's name, without suffix, and what draws into its path."""
+Drawing = tuple[str, Callable[..., list[str]]]
+"""A file's name, without suffix, and what draws into its path, and says what matplotlib warned of."""
 
 
 def draw_contents(
@@ -33,10 +33,13 @@ def draw_contents(
     files = [folder / f"{name}.{kind}" for name in _file_names([name for name, _ in drawings])]
     for file in files:
         require_drawable(file, overwrite=overwrite)
+    said: dict[str, None] = {}
     with progress.task("figures", len(files), "figures") as bar:
         for file, (_, draw) in zip(files, drawings, strict=True):
-            draw(file, overwrite=overwrite)
+            said |= dict.fromkeys(draw(file, overwrite=overwrite))
             bar.advance()
+    for line in said:
+        progress.message(line)
     return files
 
 

@@ -23,11 +23,11 @@ LEAST = 1e-7
 MOST_WRITTEN, MOST_LABELS = 12, 30
 
 
-def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, overwrite: bool) -> None:
-    """Draw the last checkpoint's cosine matrix of each of `frames`, splits of one run, side by side."""
+def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, overwrite: bool) -> list[str]:
+    """Draw the last cosine matrix of each of `frames`, splits of one run; returns what matplotlib warned of."""
     from matplotlib.figure import Figure
 
-    with styled(axes_grid=False):
+    with styled(axes_grid=False) as said:
         figure = Figure(figsize=(3.6 * len(frames) + 0.6, 3.8), layout="constrained")
         for axes, frame in zip(figure.subplots(1, len(frames), squeeze=False).flat, frames, strict=True):
             labels = plot.labels[frame.run]
@@ -41,15 +41,19 @@ def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, ove
             figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
         figure.suptitle(words(frames[0].run))
         save(figure, path, overwrite=overwrite)
+    return said
 
 
 def draw_spectra(
     plot: SpectrumPlot, frames: Sequence[Frames], track: Track, x: Axis, path: Path, *, overwrite: bool
-) -> None:
-    """Draw a spectrum for each of `frames`, splits of one run: by rank, first and last, and a few ranks through it."""
+) -> list[str]:
+    """Draw a spectrum for each of `frames`, splits of one run: by rank, and a few ranks through it.
+
+    Returns what matplotlib warned of.
+    """
     from matplotlib.figure import Figure
 
-    with styled():
+    with styled() as said:
         figure = Figure(figsize=(6.8, 2.4 * len(frames) + 0.3), layout="constrained")
         for row, frame in zip(figure.subplots(len(frames), 2, squeeze=False), frames, strict=True):
             top = float(np.nanmax(frame.values))
@@ -58,6 +62,7 @@ def draw_spectra(
             _through(row[1], plot, [track.places[number] for number in frame.checkpoints], values, x)
         figure.suptitle(words(f"{plot.title}, {frames[0].run}"))
         save(figure, path, overwrite=overwrite)
+    return said
 
 
 def _write_cosines(axes: "Axes", cosines: np.ndarray) -> None:

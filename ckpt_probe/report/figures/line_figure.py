@@ -62,16 +62,16 @@ def draw(
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
     plots, notes = line_plots(series, panels, Scales(x, log_x, log_y), splits=splits, marks=marks)
-    draw_line_plots(plots, path, title=title, overwrite=overwrite)
-    return notes
+    return [*notes, *draw_line_plots(plots, path, title=title, overwrite=overwrite)]
 
 
 def draw_line_plots(
     plots: Sequence[LinePlot], path: Path, *, title: str | None = None, overwrite: bool = False
-) -> None:
-    """Draw line plots of a common x axis into one file, panel by panel."""
-    with styled():
+) -> list[str]:
+    """Draw line plots of a common x axis into one file, panel by panel; returns what matplotlib warned of."""
+    with styled() as said:
         save(_figure(plots, title), path, overwrite=overwrite)
+    return said
 
 
 def words(text: str, most: int = 80) -> str:

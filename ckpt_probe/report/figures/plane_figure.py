@@ -20,26 +20,28 @@ NARROW = 4
 """Ratio of the axes' lengths beyond which they are drawn to different scales."""
 
 
-def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = False) -> None:
-    """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; the same result gives the same bytes.
+def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = False) -> list[str]:
+    """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; returns what matplotlib warned of.
 
-    Levels are spaced evenly in the logarithm; points without a loss are left white. Raises UsageError where matplotlib
-    is not installed, the suffix is another, or the file exists and `overwrite` is not set.
+    The same result gives the same bytes. Levels are spaced evenly in the logarithm; points without a loss are left
+    white. Raises UsageError where matplotlib is not installed, the suffix is another, or the file exists and
+    `overwrite` is not set.
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
-    draw_contour_plots(contour_plots(result), path, overwrite=overwrite)
+    return draw_contour_plots(contour_plots(result), path, overwrite=overwrite)
 
 
-def draw_contour_plots(plots: Sequence[ContourPlot], path: Path, *, overwrite: bool = False) -> None:
-    """Draw contour plots side by side into one file."""
+def draw_contour_plots(plots: Sequence[ContourPlot], path: Path, *, overwrite: bool = False) -> list[str]:
+    """Draw contour plots side by side into one file; returns what matplotlib warned of."""
     from matplotlib.figure import Figure
 
-    with styled(axes_grid=False):
+    with styled(axes_grid=False) as said:
         figure = Figure(figsize=(4.4 * len(plots), 3.4), layout="constrained")
         for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False).flat, plots, strict=True):
             _panel(figure, axes, plot)
         save(figure, path, overwrite=overwrite)
+    return said
 
 
 def _panel(figure: "Figure", axes: "Axes", plot: ContourPlot) -> None:
