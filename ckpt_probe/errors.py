@@ -32,3 +32,21 @@ def last_line(error: BaseException) -> str:
     """An exception as the last line of its traceback has it, cut where its message goes on over more lines."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text of a file's own as a terminal or a page may show it: what would command these is a visible sign instead.
+
+    Control characters, those of a terminal's escape sequences among them, become their pictures (␛), characters that
+    turn the direction of writing or have no place in text become �; line breaks, tabs and joiners stay.
+    """
+    return "".join(_shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t\u200c\u200d" or character.isprintable():
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else " " if character.isspace() else "\ufffd"

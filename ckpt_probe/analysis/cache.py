@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import entry_points, version
@@ -12,6 +12,7 @@ from typing import Any
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import content_hash, write_text
+from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.record import Reading
 
 FOLDER = ".ckpt-probe-cache"
@@ -57,19 +58,31 @@ class Entry:
             kept = json.loads(self._file.read_text(encoding="utf-8"))
             if any(kept[name] != value for name, value in self._named.items()):
                 return None
-            return [Reading(one["record"], {}, one["per_class"]) for one in kept["readings"]]
+            return [_reading(one) for one in kept["readings"]]
         except (OSError, ValueError, KeyError, TypeError):
             # Not there, or not ours, or from another time: computed anew and written over.
             return None
 
     def keep(self, readings: Sequence[Reading]) -> str | None:
         """Keep what was computed; what to say where that is impossible."""
-        kept: list[dict[str, Any]] = [{"record": one.record, "per_class": one.per_class} for one in readings]
+        kept: list[dict[str, Any]] = [
+            {
+                "record": one.record,
+                "per_class": one.per_class,
+                "portrait": None if one.portrait is None else asdict(one.portrait),
+            }
+            for one in readings
+        ]
         try:
             write_text(self._file, json.dumps({**self._named, "readings": kept}, allow_nan=False), overwrite=True)
         except CkptProbeError as error:
             return f"the cache of records could not be written: {error}"
         return None
+
+
+def _reading(kept: dict[str, Any]) -> Reading:
+    portrait = kept["portrait"]
+    return Reading(kept["record"], {}, kept["per_class"], None if portrait is None else Portrait(**portrait))
 
 
 @cache

@@ -41,7 +41,7 @@ def number(record: Mapping[str, Any], name: str, where: str) -> float | None:
     value = record.get(name)
     if value is None:
         return None
-    if not _is_number(value) or not math.isfinite(value):
+    if not _is_number(value) or not _is_finite(value):
         raise DataError(f"{where}: {name} is {value!r}, expected a number")
     return float(value)
 
@@ -54,6 +54,14 @@ def _record(line: str, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f'{where} is not a record: expected a JSON object such as {{"step": 880, "split": "test"}}')
     return record
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number beyond what a float holds.
+        return False
 
 
 def _is_number(value: object) -> bool:

@@ -193,7 +193,7 @@ def _reading(
             rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
             orders=settings.orders,
             sampling=settings.sampling,
-            details=settings.per_class or settings.spectra,
+            details=settings.per_class or settings.spectra or settings.portrait,
             only=[family.name for family in FAMILIES if family.name in settings.families],
             min_samples=settings.min_samples,
         )

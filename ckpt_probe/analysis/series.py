@@ -143,6 +143,7 @@ def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
         record=in_order({**place, **reading.record}),
         per_class=[{**place, **row} for row in reading.per_class] if settings.per_class else [],
         spectra={name: values.numpy() for name, values in reading.spectra.items()} if settings.spectra else {},
+        portrait=reading.portrait if settings.portrait else None,
     )
 
 

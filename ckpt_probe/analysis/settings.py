@@ -27,7 +27,7 @@ class Settings:
     (None: never), seed: where its signs come from; all three matter only where no exact route fits `memory` bytes.
     min_samples: a class of fewer is left out of what is read from class means. precision: "float64", or "float32" for
     products of rows in single precision: less time, about six digits. per_class: one record a class as well. spectra:
-    the eigenvalues behind every entropy as well.
+    the eigenvalues behind every entropy as well. portrait: what a page draws beside the record as well.
     """
 
     centred: bool = False
@@ -38,6 +38,7 @@ class Settings:
     memory: int = MEMORY
     per_class: bool = False
     spectra: bool = False
+    portrait: bool = False
     only: Iterable[str] | None = None
     min_samples: int = 1
     precision: str = "float64"

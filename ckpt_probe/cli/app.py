@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 from ckpt_probe import __version__
-from ckpt_probe.errors import CkptProbeError
+from ckpt_probe.errors import CkptProbeError, printable
 
 VERBS = (
     "demo",
@@ -19,6 +19,7 @@ VERBS = (
     "analyze",
     "compare",
     "plot",
+    "report",
     "export",
     "interpolate",
     "plane",
@@ -71,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        code = group.main(words, prog_name="ckpt-probe", standalone_mode=False)
+        code = group.main(words, prog_name="ckpt-probe", standalone_mode=False, obj=words)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt) as error:
@@ -106,7 +107,7 @@ def _internal(error: BaseException, debug: bool) -> int:
 def _fail(line: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     return code
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+from ckpt_probe.errors import printable
+
 PIPED_WIDTH = 120
 
 
@@ -22,7 +24,7 @@ def console(*, width: int | None = None) -> Console:
 
 def say(text: str) -> None:
     """One line on standard error, so that results on standard output stay clean."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -57,7 +59,7 @@ class Bars:
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "") -> Iterator["Bar"]:
         """One bar, gone when its work is done."""
-        identity = self._progress.add_task(name, total=total, unit=unit, facts="")
+        identity = self._progress.add_task(printable(name), total=total, unit=unit, facts="")
         try:
             yield Bar(self._progress, identity)
         finally:
@@ -68,7 +70,7 @@ class Bars:
         if self._progress.disable:
             say(text)
         else:
-            self._progress.console.print(text, markup=False)
+            self._progress.console.print(printable(text), markup=False)
 
 
 class Bar:

@@ -85,8 +85,8 @@ def command(
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.planes import evaluate_plane
-    from ckpt_probe.report.canvas import require_drawable
-    from ckpt_probe.report.plane_figure import draw_plane
+    from ckpt_probe.report.figures.canvas import require_drawable
+    from ckpt_probe.report.figures.plane_figure import draw_plane
 
     # A plane that is shown again is drawn again.
     redraw = options["overwrite"] or options["resume"]
@@ -110,7 +110,7 @@ def command(
 
 def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> None:
     """The loss of one split as shades, rows from the highest y; where the checkpoints and the lowest loss lie."""
-    from ckpt_probe.report.plane_figure import loss_levels
+    from ckpt_probe.report.plots.planes import loss_levels
 
     split = summary["split"]
     marks = [mark for mark in result.marks if mark["split"] == split]

@@ -68,8 +68,8 @@ def command(
     from ckpt_probe.analysis import read_records
     from ckpt_probe.cli.console import say
     from ckpt_probe.report import draw
-    from ckpt_probe.report.curves import axis_of
-    from ckpt_probe.report.figure import Mark
+    from ckpt_probe.report.plots.curves import axis_of
+    from ckpt_probe.report.plots.description import Mark
 
     series = {label: [_held(file, read_records(file)) for file in files] for label, files in sources(records).items()}
     axis = x or axis_of([record for runs in series.values() for held in runs for record in held])

@@ -11,6 +11,7 @@ from ckpt_probe.metrics import collapse, pairs
 from ckpt_probe.metrics.theory import reference_values, uniformity_reference
 from ckpt_probe.moments.entropies import Level, Options, Within, class_level, sample_level, within_level
 from ckpt_probe.moments.grouping import Rows
+from ckpt_probe.moments.portrait import Portrait, portrait_of
 from ckpt_probe.moments.scatter import Scatter
 from ckpt_probe.moments.unit_moments import UnitMoments
 
@@ -63,11 +64,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Reading:
-    """A record, the eigenvalues behind it by name, and one record for each class that has a sample."""
+    """A record, the eigenvalues behind it by name, one record for each class that has a sample, and a portrait."""
 
     record: dict[str, Value]
     spectra: dict[str, Tensor]
     per_class: list[dict[str, Value]]
+    portrait: Portrait | None = None
 
 
 def read_out(
@@ -80,7 +82,7 @@ def read_out(
     options: Options | None = None,
     details: bool = False,
 ) -> Reading:
-    """Every metric of `Moments.compute`; weights (C, D) float64 or None. `details` fills spectra and per_class."""
+    """Every metric of `Moments.compute`; weights (C, D) float64 or None. `details` fills all of the reading."""
     options = options or Options()
     record = Record()
     present = (scatter.counts >= options.min_samples).nonzero().squeeze(1)
@@ -88,7 +90,7 @@ def read_out(
     record.put("features", scatter.means.shape[1])
     record.put("classes", classes)
     record.put("classes_present", len(scatter.present))
-    levels, within = {}, None
+    levels, within, sides = {}, None, {}
     if unit is not None and "sample" in options.families:
         levels["sample"] = sample_level(unit, weights, rows, options)
         _put_sample(record, levels["sample"], options)
@@ -101,6 +103,7 @@ def read_out(
         record.miss(_names_of_classes(options), ONE_CLASS if options.min_samples == 1 else FEW_CLASSES)
     else:
         geometry = Geometry.of(scatter, present, weights)
+        sides = {"means": geometry.M} | ({} if geometry.heads is None else {"weights": geometry.heads})
         if "class" in options.families:
             levels["class"] = class_level(geometry.M, geometry.heads, geometry.rounding, options)
             left_out += levels["class"].left_out
@@ -113,7 +116,8 @@ def read_out(
         return Reading(record.finished(), {}, [])
     found = {f"{level}.{name}": values for level, held in levels.items() for name, values in held.eigenvalues.items()}
     found |= {f"within.{label}": values for label, values in (within.eigenvalues.items() if within else ())}
-    return Reading(record.finished(), found, _per_class(scatter, present, within, options))
+    per_class = _per_class(scatter, present, within, options)
+    return Reading(record.finished(), found, per_class, portrait_of(present.tolist(), sides, found))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from ckpt_probe.report.comparison import comparison_footnotes, comparison_table
 from ckpt_probe.report.event_files import write_event_files
-from ckpt_probe.report.figure import draw
+from ckpt_probe.report.figures import draw
 from ckpt_probe.report.frames import to_dataframe, write_parquet
 from ckpt_probe.report.lines import to_csv, to_json_line
 from ckpt_probe.report.reading import read_path, read_run

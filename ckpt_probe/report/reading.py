@@ -32,9 +32,26 @@ def read_path(barriers: Sequence[Record]) -> list[str]:
     return [_barrier(barrier) for barrier in barriers if barrier.get("barrier.error") is not None]
 
 
+def read_plane(summary: Sequence[Record], marks: Sequence[Record]) -> list[str]:
+    """One sentence a split about a plane, from its summary and the records of the checkpoints in it."""
+    return [_lowest(one, [mark for mark in marks if mark.get("split") == one["split"]]) for one in summary]
+
+
+def _lowest(summary: Record, marks: Sequence[Record]) -> str:
+    lowest = summary.get("lowest.loss")
+    if lowest is None:
+        return f"On the plane ({summary['split']}) no point has a loss."
+    known = [(str(mark.get("name")), mark["loss"]) for mark in marks if mark.get("loss") is not None]
+    told = ", ".join(f"{name} {loss:.3g}" for name, loss in known)
+    own = f"; the checkpoints have {told}" if known else ""
+    deeper = bool(known) and lowest < min(loss for _, loss in known)
+    verdict = ": the plane goes deeper than any of them" if deeper else ""
+    return f"On the plane ({summary['split']}) the lowest loss of the grid is {lowest:.3g}{own}{verdict}."
+
+
 def _of_split(records: Sequence[Record], split: str) -> list[Record]:
-    chosen = [record for record in records if record["split"] == split]
-    return sorted(chosen, key=lambda record: (record["step"] is None, record["step"] or 0))
+    chosen = [record for record in records if record.get("split") == split]
+    return sorted(chosen, key=lambda record: (record.get("step") is None, record.get("step") or 0))
 
 
 def _fit(train: list[Record], test: list[Record]) -> str:
@@ -42,10 +59,10 @@ def _fit(train: list[Record], test: list[Record]) -> str:
     if first.get("accuracy") is None or last.get("accuracy") is None:
         return ""
     text = (
-        f"Training accuracy went from {first['accuracy']:.3f} at step {first['step']} "
-        f"to {last['accuracy']:.3f} at step {last['step']}"
+        f"Training accuracy went from {first['accuracy']:.3f} at step {first.get('step')} "
+        f"to {last['accuracy']:.3f} at step {last.get('step')}"
     )
-    reached = next((r["step"] for r in train if (r.get("accuracy") or 0) >= 0.99), None)
+    reached = next((r.get("step") for r in train if (r.get("accuracy") or 0) >= 0.99), None)
     if reached is not None:
         text += f" (0.99 or more first seen at step {reached})"
     if test and test[-1].get("accuracy") is not None:
@@ -87,15 +104,15 @@ def _generalisation(train: Record, test: Record) -> str:
 
 
 def _barrier(path: Record) -> str:
-    error, loss = path["barrier.error"], path["barrier.loss"]
+    error, loss = path["barrier.error"], path.get("barrier.loss")
     verdict = (
         f"within the {ONE_BASIN:.0%} under which two networks count as linearly connected"
         if error <= ONE_BASIN
         else f"above the {ONE_BASIN:.0%} under which two networks count as linearly connected: a barrier parts them"
     )
     return (
-        f"On the line between the two ends ({path['split']}) the error rises at most {error:.4f} above the chord and "
-        f"the loss {loss:.4f}: {verdict}."
+        f"On the line between the two ends ({path['split']}) the error rises at most {error:.4f} above the chord"
+        f"{'' if loss is None else f' and the loss {loss:.4f}'}: {verdict}."
     )
 
 

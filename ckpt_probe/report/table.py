@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckpt_probe.analysis import Entry, entries_in
+from ckpt_probe.errors import printable
 
 Record = Mapping[str, Any]
 
@@ -112,7 +113,7 @@ def _cell(value: Any) -> str:
 def _place(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return MISSING if value is None else str(value)
+    return MISSING if value is None else printable(str(value))
 
 
 def _count(records: Sequence[Record], name: str) -> int:

@@ -37,12 +37,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as a figure names it: label, unit, and its values at collapse, one where all records agree."""
+    """A metric as a figure names it: label, unit, values at collapse, one where all records agree; what it means."""
 
     name: str
     label: str
     unit: str
     references: tuple[float, ...]
+    meaning: str = ""
 
 
 def curves(
@@ -94,10 +95,13 @@ def described(series: Mapping[str, Runs], name: str) -> Metric:
     entry = next((entry for entry in entries_in(records) if entry.name == name), None)
     if entry is None:
         return Metric(name, name, "", ())
+    meaning = f"{entry.meaning} ({entry.source})" if entry.source else entry.meaning
     if not isinstance(entry.reference, str):
-        return Metric(name, entry.label, entry.unit, () if entry.reference is None else (entry.reference,))
+        references = () if entry.reference is None else (entry.reference,)
+        return Metric(name, entry.label, entry.unit, references, meaning)
     values = {number(record, entry.reference, name) for record in records}
-    return Metric(name, entry.label, entry.unit, tuple(sorted(value for value in values if value is not None)))
+    references = tuple(sorted(value for value in values if value is not None))
+    return Metric(name, entry.label, entry.unit, references, meaning)
 
 
 def _values(records: Sequence[Record], metric: str, split: str | None, x: str, where: str) -> dict[float, float]:

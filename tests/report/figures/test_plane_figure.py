@@ -11,7 +11,8 @@ import pytest
 from ckpt_probe.cli.plane import shade
 from ckpt_probe.errors import UsageError
 from ckpt_probe.planes import PlaneResult
-from ckpt_probe.report.plane_figure import draw_plane, loss_levels
+from ckpt_probe.report.figures.plane_figure import draw_plane
+from ckpt_probe.report.plots.planes import loss_levels
 
 
 def plane(loss: Any, splits: tuple[str, ...] = ("test",)) -> PlaneResult:

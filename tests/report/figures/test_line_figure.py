@@ -11,8 +11,8 @@ import pytest
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.report import draw
-from ckpt_probe.report.curves import axis_of, curves, described
-from ckpt_probe.report.figure import COLOURS, Mark
+from ckpt_probe.report.plots.curves import axis_of, curves, described
+from ckpt_probe.report.plots.description import COLOURS, Mark
 
 STEPS = (0, 2, 10, 100)
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
         (good, {"x": "alpha"}, DataError, "no record has alpha to stand on the x axis; there are: step"),
         (twice, {}, DataError, "run: accuracy of test has several values at step 0; name another --x"),
         ({**good, "b": [records([1, 2, 3, 4], "loss")]}, {}, DataError, "b: no record has accuracy at a known step"),
-        ({"run": [records([1, 2, "x", 4])]}, {}, DataError, "run: accuracy is 'x', where a number was expected"),
+        ({"run": [records([1, 2, "x", 4])]}, {}, DataError, "run: accuracy is 'x', expected a number"),
         (good, {"panels": []}, UsageError, "at least one metric"),
     ):
         with pytest.raises(kind) as error:

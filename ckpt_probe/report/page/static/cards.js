@@ -1,0 +1,62 @@
+// A card: heading, meaning, what the plot says at the slider, the plot, its buttons.
+
+let cards = 0;
+
+/** A figure with the plot's title and buttons; `code`: the name that records have for it. */
+function cardOf(plot, tools, code) {
+  cards += 1;
+  const heading = element("h4", { id: `card-${cards}` }, shortened(plot.title, 120));
+  const hint = element("span", { class: "hint" });
+  const readout = element("p", { class: "readout" });
+  const notes = element("p", { class: "warning" });
+  const image = element("div", { class: "plot", role: "img", "aria-label": plot.title });
+  const root = element("figure", { class: "card", "data-key": plot.key, "aria-labelledby": `card-${cards}` },
+    element("figcaption", {}, heading, code && code !== plot.title ? element("code", {}, shortened(code, 60)) : null,
+      plot.meaning ? element("p", { class: "meaning" }, plot.meaning) : null),
+    readout, image, notes, element("div", { class: "tools" }, hint, tools));
+  return {
+    root,
+    plot: image,
+    show(drawing, summary) {
+      image.replaceChildren(drawing);
+      if (summary) image.setAttribute("aria-label", summary);
+    },
+    describe(summary) { image.setAttribute("aria-label", summary); },
+    hint(text) { hint.textContent = text; },
+    warn(texts) { notes.textContent = texts.join("; "); },
+    read(parts) { fillReadout(readout, parts); },
+  };
+}
+
+/** Names and values, each with its line's own sign before it. The elements are kept, and only their text set anew. */
+function fillReadout(readout, parts) {
+  while (readout.children.length > parts.length) readout.lastChild.remove();
+  parts.forEach((part, i) => {
+    let item = readout.children[i];
+    if (!item || item.told !== part.line?.style) {
+      const made = element("span", { class: "item" }, part.line ? sign(part.line.style) : null, element("span", { class: "who" }), element("b"));
+      made.told = part.line?.style;
+      if (item) item.replaceWith(made);
+      else readout.append(made);
+      item = made;
+    }
+    item.querySelector(".who").textContent = shortened(part.line ? part.line.name : part.name, 40);
+    item.querySelector("b").textContent = part.value;
+  });
+}
+
+/** A line's colour, dash and mark in small. */
+function sign(style) {
+  const svg = svgElement("svg", { width: 26, height: 10, viewBox: "0 0 26 10", "aria-hidden": "true", class: "sign" });
+  const line = svgElement("line", { x1: 0, x2: 26, y1: 5, y2: 5, stroke: paint(style.colour), "stroke-width": 2 });
+  if (DASH[style.dash]) line.setAttribute("stroke-dasharray", DASH[style.dash]);
+  svg.append(line);
+  if (!style.marker) return svg;
+  const symbol = d3[`symbol${style.marker[0].toUpperCase()}${style.marker.slice(1)}`] ?? d3.symbolCircle;
+  const mark = svgElement("path", {
+    d: d3.symbol(symbol, 34)(), transform: "translate(13,5)", stroke: paint(style.colour), "stroke-width": 1.5,
+    fill: style.hollow ? "var(--card)" : paint(style.colour),
+  });
+  svg.append(mark);
+  return svg;
+}

@@ -1,0 +1,124 @@
+// The page: built from the data, drawn where it is seen first, drawn anew where its width or what is shown changes.
+
+const parts = [];
+const MAKERS = { LinePlot: linePlot, MatrixPlot: matrixPlot, SpectrumPlot: spectrumPlot, ClassTable: classTable, ContourPlot: contourPlot };
+const waiting = new Set();
+// Not every browser tells when it is idle.
+const whenIdle = window.requestIdleCallback?.bind(window) ?? ((call) => setTimeout(() => call({ timeRemaining: () => 8 }), 1));
+
+function readingPart() {
+  if (!data.reading.length) return null;
+  return element("section", { id: "reading", "aria-labelledby": "reading-title" }, element("h2", { id: "reading-title" }, "What the numbers say"),
+    element("div", { class: "card reading" }, data.reading.map(([about, sentences]) => element("div", {},
+      data.reading.length > 1 ? element("h3", {}, shortened(about, 120)) : null,
+      element("ul", {}, sentences.map((sentence) => element("li", {}, sentence)))))));
+}
+
+function sectionPart(section) {
+  const made = element("section", { id: section.key, "aria-labelledby": `${section.key}-title` },
+    element("h2", { id: `${section.key}-title` }, section.title), element("p", { class: "lead" }, section.lead));
+  for (const group of section.groups) {
+    const grid = element("div", { class: `grid ${section.key}` });
+    for (const plot of group.plots) {
+      const part = MAKERS[plot.kind](plot);
+      parts.push(part);
+      part.root.part = part;
+      grid.append(part.root);
+    }
+    if (group.title) made.append(element("h3", {}, shortened(group.title, 160)));
+    made.append(grid);
+  }
+  if (section.notes.length) {
+    made.append(element("details", { class: "notes" }, element("summary", {}, `Left out or missing (${section.notes.length})`),
+      element("ul", {}, section.notes.map((note) => element("li", {}, note)))));
+  }
+  return made;
+}
+
+function originPart() {
+  const origin = (one) => element("div", { class: "card wide origin" },
+    element("h3", {}, shortened(one.name, 120), " ", element("small", {}, one.kind)),
+    element("p", { class: "meaning" }, one.place),
+    one.command ? [element("p", {}, "A command that makes it:"), element("pre", { tabindex: "0" }, one.command)] : null,
+    Object.keys(one.facts).length ? element("dl", {}, Object.entries(one.facts).flatMap(([name, value]) =>
+      [element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, value)])) : null,
+    element("details", {}, element("summary", {}, `Files and hashes (${one.files.length})`),
+      element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Files of ${shortened(one.name, 60)}` }, element("table", {},
+        element("thead", {}, element("tr", {}, ["file", "bytes", "SHA-256", "of"].map((label) => element("th", { scope: "col" }, label)))),
+        element("tbody", {}, one.files.map((file) => element("tr", {}, element("th", { scope: "row" }, file.name),
+          element("td", {}, file.size.toLocaleString("en")), element("td", {}, element("code", {}, file.sha256)), element("td", {}, file.hashed))))))));
+  return element("section", { id: "origin", "aria-labelledby": "origin-title" }, element("h2", { id: "origin-title" }, "Where it comes from"),
+    element("p", { class: "lead" }, "Files, their hashes, and commands that make them again."),
+    data.command ? element("div", { class: "card wide" }, element("h3", {}, "This page"), element("pre", { tabindex: "0" }, data.command),
+      element("p", { class: "meaning" }, Object.entries(data.versions).map(([name, version]) => `${name} ${version}`).join(", "))) : null,
+    data.origins.map(origin));
+}
+
+function headPart() {
+  const checkpoints = new Set(data.tracks.flatMap((track) => track.checkpoints.map((name) => `${track.run}/${name}`))).size;
+  const count = (number, word) => (number ? `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}` : null);
+  const span = positions.length > 1 ? `${data.axis.name} ${told(positions[0])} to ${told(positions.at(-1))}` : null;
+  const facts = [count(data.tracks.length, "run"), count(checkpoints, "checkpoint"), span].filter(Boolean);
+  const links = [...(data.reading.length ? [["reading", "What the numbers say"]] : []), ...data.sections.map((section) => [section.key, section.title]), ["origin", "Where it comes from"]];
+  return element("header", {}, element("h1", {}, shortened(data.title, 200)), element("p", { class: "facts" }, facts.join(" · ")),
+    element("nav", { "aria-label": "Sections" }, element("ul", {}, links.map(([key, title]) => element("li", {}, element("a", { href: `#${key}` }, title))))));
+}
+
+function widthOf(part) {
+  const style = getComputedStyle(part.root);
+  return Math.max(240, Math.floor(part.root.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight)));
+}
+
+function drawPart(part) {
+  waiting.delete(part);
+  part.draw(widthOf(part));
+}
+
+/** Draw everything anew: what is in sight now, the rest when the browser has time, all of it before a print. */
+function drawAll() {
+  for (const part of parts) waiting.add(part);
+  const seen = parts.filter((part) => {
+    const box = part.root.getBoundingClientRect();
+    return box.bottom > -200 && box.top < innerHeight + 200;
+  });
+  seen.forEach(drawPart);
+  whenIdle(drawMore);
+}
+
+function drawMore(deadline) {
+  do {
+    const [part] = waiting;
+    if (!part) {
+      document.documentElement.dataset.drawn = "all";
+      return;
+    }
+    drawPart(part);
+  } while (deadline.timeRemaining() > 4);
+  whenIdle(drawMore);
+}
+
+function start() {
+  const main = element("main", { id: "content", tabindex: "-1" });
+  const bar = controlBar();
+  main.append(...[readingPart(), bar, ...data.sections.map(sectionPart), originPart()].filter(Boolean));
+  document.getElementById("page").append(headPart(), main,
+    element("footer", {}, element("p", {}, `Made by ckpt-probe ${data.versions["ckpt-probe"] ?? ""}, drawn by D3 and Observable Plot. The page holds all of its data and asks for nothing else.`)));
+  document.title = shortened(data.title, 200);
+  const near = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting && waiting.has(entry.target.part)) drawPart(entry.target.part);
+  }, { rootMargin: "300px" });
+  for (const part of parts) near.observe(part.root);
+  drawAll();
+  if (positions.length) moveTo(state.at);
+  performance.mark("drawn");
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    drawAll();
+  });
+  addEventListener("beforeprint", () => [...waiting].forEach(drawPart));
+  if (location.hash) document.querySelector(location.hash)?.scrollIntoView();
+}
+
+start();

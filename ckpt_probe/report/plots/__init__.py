@@ -1,0 +1,1 @@
+"""Records, paths, planes and portraits → what a plot shows."""
