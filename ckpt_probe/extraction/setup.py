@@ -25,6 +25,7 @@ class Setup:
     model, data: names with their arguments; those of the caller take the place of the checkpoint's. classifier: the
     name of the last linear layer, found by running the model where None. splits: those of the data to use, all where
     None. batch_size: samples of one forward pass. device: "auto", "cpu", "cuda[:n]" or "mps".
+    data_workers: processes that read images, as many as are free where None; the numbers are the same for any.
     """
 
     model: str | None = None
@@ -35,6 +36,7 @@ class Setup:
     splits: Sequence[str] | None = None
     batch_size: int = 256
     device: str = "auto"
+    data_workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

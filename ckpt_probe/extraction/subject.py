@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, open_checkpoint
-from ckpt_probe.data import LabelledData, load_data
+from ckpt_probe.data import LabelledData, ModelHints, first_samples, in_model_order, load_data, notes_of
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError
@@ -20,11 +20,13 @@ from ckpt_probe.models import (
     Head,
     build_model,
     choose_device,
+    class_names,
     find_head,
     load_weights,
     model_arguments,
     model_beside,
     on_device,
+    part_of,
     require_classes,
 )
 from ckpt_probe.models import functions_named as model_functions
@@ -70,6 +72,12 @@ class Subject:
                 self.head = find_head(self.model, on_device(self.sample, place, kind), self.head.name)
             except CkptProbeError as error:
                 raise type(error)(f"{source}: {error}") from error
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the data: what was left out when they were loaded, and of the samples read so far."""
+        read = {split: notes_of(self.data.split(split)) for split in self.splits}
+        return (*self.data.notes, *(f"split {split}: {note}" for split, notes in read.items() for note in notes))
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now."""
@@ -133,7 +141,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
     """
     with open_checkpoint(path) as checkpoint:
         stated = _stated_model(path, setup, checkpoint.metadata)
-        data = _data(path, setup, checkpoint.metadata)
+        data = _data(path, setup, checkpoint.metadata, _hints(path, setup, stated))
         splits = tuple(dict.fromkeys(setup.splits or data.splits))
         for split in splits:
             data.split(split)
@@ -142,9 +150,10 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         model = build_model(name, arguments)
         load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)
-        sample, _ = next(iter(data.splits.values())).batch(slice(0, SAMPLE))
         named = setup.classifier or checkpoint.metadata.classifier
         try:
+            data = in_model_order(data, class_names(model))
+            sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
             head = find_head(model, on_device(sample, device), named)
             require_classes(len(head_parameters(model, head)[0]), data.classes)
         except CkptProbeError as error:
@@ -162,7 +171,12 @@ def head_parameters(model: nn.Module, head: Head) -> tuple[Tensor, Tensor | None
     return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
 
 
-def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledData:
+def _hints(path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
+    name, told = stated
+    return ModelHints(name, {**told, **(setup.model_arguments or {})}, path if path.is_dir() else path.parent)
+
+
+def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHints) -> LabelledData:
     name = setup.data or metadata.data
     if name is None:
         raise UsageError(f"{path}: does not name its data; use --data, such as idx:DIR or package.module:function")
@@ -174,7 +188,7 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledDat
         require_named([name], setup.data, path, f"--data {name}")
         nested = functions_within(stated)
     require_named(nested, setup.data, path, f"--data {name} --data-arguments …")
-    return load_data(name, arguments)
+    return load_data(name, arguments, hints=hints, workers=setup.data_workers)
 
 
 def _stated_model(path: Path, setup: Setup, metadata: CheckpointMetadata) -> tuple[str | None, dict[str, Any]]:
