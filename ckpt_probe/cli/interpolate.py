@@ -184,7 +184,7 @@ def _evaluated(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, boo
             raise UsageError(f"{told} {', '.join(idle)}")
     check_batchnorm_samples(options["batchnorm"])
     chosen = {name: value for name, value in options.items() if name not in {*OF_A_POINT, "json", "csv", "wide"}}
-    parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **json_arguments(options)}
+    parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **json_arguments(chosen)}
     return {**chosen, **parsed, "overwrite": options["overwrite"]}, printed
 
 

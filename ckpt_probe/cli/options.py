@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,24 @@ _SUBJECT = (
     click.option("--model-arguments", metavar="JSON", help="Arguments of the model, as a JSON object."),
     click.option(
         "--data",
-        help="Data to use instead of those in the checkpoint: digits, idx:DIR, npz:FILE, union, "
-        "modular:p=P,op=OP,fraction=F or package.module:function.",
+        help="Data to use instead of those in the checkpoint: imagefolder:DIR, hf-dataset:DIR, csv:FILE, parquet:FILE, "
+        "npz:FILE, h5:FILE, idx:DIR, digits, union, modular:p=P,op=OP,fraction=F, package.module:function or "
+        "file.py:function.",
     ),
     click.option("--data-arguments", metavar="JSON", help="Arguments of the data, as a JSON object."),
+    click.option(
+        "--data-argument",
+        "data_pairs",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="One argument of the data, its value JSON or plain text; repeatable.",
+    ),
+    click.option(
+        "--data-workers",
+        type=click.IntRange(min=0),
+        show_default="one per free processor, at most 8",
+        help="Processes that read images; the results are the same for any number.",
+    ),
     click.option(
         "--classifier", metavar="NAME", help="Name of the last linear layer, if it cannot be found automatically."
     ),
@@ -148,12 +162,39 @@ def entropy_orders(text: str | None) -> tuple[float, ...]:
     return tuple(dict.fromkeys(orders))
 
 
-def json_arguments(options: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """The arguments of model and data that the options spell, by the names of their parameters."""
-    return {
-        "model_arguments": json_object(options["model_arguments"], "--model-arguments"),
-        "data_arguments": json_object(options["data_arguments"], "--data-arguments"),
-    }
+def json_arguments(options: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """The arguments of model and data that the options spell, by the names of their parameters.
+
+    Single arguments (`--data-argument`) are taken out of `options`. Raises UsageError where one is given twice.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for what in ("model", "data"):
+        whole = json_object(options[f"{what}_arguments"], f"--{what}-arguments")
+        single = key_values(options.pop(f"{what}_pairs", ()), f"--{what}-argument")
+        twice = [key for key in single if key in (whole or {})]
+        if twice:
+            raise UsageError(f"--{what}-argument {twice[0]}: given in --{what}-arguments too")
+        found[f"{what}_arguments"] = {**(whole or {}), **single} if single else whole
+    return found
+
+
+def key_values(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """The mapping that several "key=value" spell; a value is what it is as JSON, else text.
+
+    Raises UsageError where one has no key, or a key comes twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option}: expected KEY=VALUE such as resize=256, found {pair!r}")
+        if key in found:
+            raise UsageError(f"{option} {key}: given twice")
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
 
 
 def json_object(text: str | None, option: str) -> dict[str, Any] | None:
