@@ -2,7 +2,7 @@
 
 from ckpt_probe.data.dataset import DatasetSplit, Unreadable
 from ckpt_probe.data.hints import ModelHints
-from ckpt_probe.data.labels import in_model_order, matched_labels
+from ckpt_probe.data.labels import in_model_order, in_width, matched_labels
 from ckpt_probe.data.prefetch import ready_batches, ready_parts
 from ckpt_probe.data.samples import (
     ArraySplit,
@@ -30,6 +30,7 @@ __all__ = [
     "first_samples",
     "functions_named",
     "in_model_order",
+    "in_width",
     "load_data",
     "matched_labels",
     "notes_of",

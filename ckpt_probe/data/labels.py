@@ -40,6 +40,15 @@ def in_model_order(data: LabelledData, model_names: Sequence[str] | None) -> Lab
     return replace(data, splits=splits, classes=1 + max(order), class_names=names)
 
 
+def in_width(data: LabelledData, classes: int) -> LabelledData:
+    """Data for a model of so many classes; where it has more than the data name, a note says in which order."""
+    held = data.class_names
+    if held is None or len(held) >= classes:
+        return data
+    told = f"the data name {len(held)} classes, the model has {classes} and no names"
+    return replace(data, notes=(*data.notes, f"{told}: labels are taken in the order of the data's"))
+
+
 def matched_labels(data_names: Sequence[str], model_names: Sequence[str]) -> list[int]:
     """For each label of the data the number of the model's class of that name.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, open_checkpoint
-from ckpt_probe.data import LabelledData, ModelHints, first_samples, in_model_order, load_data, notes_of
+from ckpt_probe.data import LabelledData, ModelHints, first_samples, in_model_order, in_width, load_data, notes_of
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError
@@ -155,7 +155,9 @@ def open_subject(path: Path, setup: Setup) -> Subject:
             data = in_model_order(data, class_names(model))
             sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
             head = find_head(model, on_device(sample, device), named)
-            require_classes(len(head_parameters(model, head)[0]), data.classes)
+            classes = len(head_parameters(model, head)[0])
+            require_classes(classes, data.classes)
+            data = in_width(data, classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
     return Subject(model, name, arguments, data, splits, head, sample, setup.batch_size, device)

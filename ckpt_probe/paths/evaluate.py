@@ -76,6 +76,8 @@ def evaluate_path(
         with progress.task("points between", len(more), "points") as bar:
             walk.visit(more, bar, progress)
     splits = evaluation.subject.splits
+    for note in evaluation.subject.notes:
+        progress.message(note)
     summary = [barriers(walk.in_order(), name, evaluation.batchnorm) for name in splits]
     place.ledger.finish({"from": ends[0].name, "to": ends[1].name, "summary": summary, **route.told})
     return _stored(place)

@@ -123,6 +123,8 @@ def evaluate_plane(
         return _stored(ledger)
     survey = Survey(files, plane, evaluation, ledger, ledger.points())
     _finish(survey, *_grid(plane, how), progress)
+    for note in evaluation.subject.notes:
+        progress.message(note)
     result = _stored(ledger)
     _tell(result, progress)
     return result
