@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
-from ckpt_probe.data import ArraySplit, LabelledData
+from ckpt_probe.data import ArraySplit, LabelledData, one_tensor
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.models import build_model, choose_device
 
@@ -80,7 +80,8 @@ def main() -> None:
 
     split = shared(options.samples).split("test")
     starts = range(0, options.samples, BATCH)
-    batches = [split.batch(slice(start, min(start + BATCH, options.samples)))[0] for start in starts]
+    parts = (split.batch(slice(start, min(start + BATCH, options.samples)))[0] for start in starts)
+    batches = [one_tensor(part, "the bare pass") for part in parts]
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "model.safetensors"
         save_checkpoint(path, model.state_dict(), CheckpointMetadata(model="cnn", model_arguments=arguments))

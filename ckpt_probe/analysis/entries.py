@@ -95,7 +95,7 @@ CLASS_ENTRIES = (
 )
 """Columns of `--per-class`, one row a class."""
 
-POSITION = ("checkpoint", "step", "alpha", "split", "class")
+POSITION = ("checkpoint", "step", "alpha", "split", "class", "class_name")
 COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
 REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity")
 EXTRA = ("route", "route_reason", "missing")

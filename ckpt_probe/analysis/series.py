@@ -12,6 +12,7 @@ import torch
 
 from ckpt_probe.analysis.cache import Cache
 from ckpt_probe.analysis.collection import Records
+from ckpt_probe.analysis.naming import named_rows
 from ckpt_probe.analysis.records import in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Dump, SplitView, open_dump, open_dump_series
@@ -141,7 +142,9 @@ def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
     return replace(
         reading,
         record=in_order({**place, **reading.record}),
-        per_class=[{**place, **row} for row in reading.per_class] if settings.per_class else [],
+        per_class=named_rows([{**place, **row} for row in reading.per_class], dump.class_names)
+        if settings.per_class
+        else [],
         spectra={name: values.numpy() for name, values in reading.spectra.items()} if settings.spectra else {},
         portrait=reading.portrait if settings.portrait else None,
     )

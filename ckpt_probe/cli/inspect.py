@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.options import given_options, model_options, source_options, take_arguments
+from ckpt_probe.errors import listed
 
 if TYPE_CHECKING:
     from ckpt_probe.checkpoints import Checkpoint, Member
@@ -162,6 +163,7 @@ def inspect_dump(file: Path) -> dict[str, Any]:
             "step": dump.step,
             "metadata": asdict(dump.provenance) if dump.provenance else {},
             "classifier": dump.provenance.classifier if dump.provenance else None,
+            "class_names": None if dump.class_names is None else list(dump.class_names),
             "tensors": tensors,
         }
 
@@ -244,6 +246,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
 
         yield f"model: {facts['head']['model']}, shown {facts['head']['shown']}"
         yield from head_told(facts["head"])
+    if facts.get("class_names"):
+        names = [name if name.isprintable() else repr(name) for name in facts["class_names"]]
+        yield f"classes: {listed(names)}"
     for head in facts.get("likely_heads", ()) if facts.get("classifier") is None else ():
         shape = f"{head['classes']:,} classes × {head['features']:,} features"
         yield f"likely head: {head['module'] or head['weight']}, {shape}: {', '.join(head['reasons'])}"

@@ -49,11 +49,18 @@ _MODEL = (
 _DATA = (
     click.option(
         "--data",
-        help="Data to use instead of those in the checkpoint: digits, idx:DIR, npz:FILE, union, "
-        "modular:p=P,op=OP,fraction=F or package.module:function.",
+        help="Data to use instead of those in the checkpoint: imagefolder:DIR, hf-dataset:DIR, csv:FILE, parquet:FILE, "
+        "npz:FILE, h5:FILE, idx:DIR, digits, union, modular:p=P,op=OP,fraction=F, package.module:function or "
+        "path/to/file.py:function.",
     ),
     click.option("--data-argument", metavar="NAME=VALUE", multiple=True, help="One argument of the data; repeatable."),
     click.option("--data-arguments", metavar="JSON", help="Arguments of the data, as a JSON object."),
+    click.option(
+        "--data-workers",
+        type=click.IntRange(min=0),
+        show_default="one per free processor, at most 8",
+        help="Processes that read images; the results are the same for any number.",
+    ),
 )
 _SUBJECT = (
     *_SOURCE,

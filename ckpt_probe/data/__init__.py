@@ -1,6 +1,40 @@
 """Labelled samples by name, in named splits."""
 
-from ckpt_probe.data.samples import ArraySplit, DatasetSplit, LabelledData, Split
+from ckpt_probe.data.dataset import DatasetSplit, Unreadable
+from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.labels import in_model_order, in_width, matched_labels
+from ckpt_probe.data.prefetch import ready_batches, ready_parts
+from ckpt_probe.data.samples import (
+    ArraySplit,
+    Batch,
+    Inputs,
+    LabelledData,
+    Split,
+    Streaming,
+    first_samples,
+    notes_of,
+    one_tensor,
+)
 from ckpt_probe.data.sources import functions_named, load_data
 
-__all__ = ["ArraySplit", "DatasetSplit", "LabelledData", "Split", "functions_named", "load_data"]
+__all__ = [
+    "ArraySplit",
+    "Batch",
+    "DatasetSplit",
+    "Inputs",
+    "LabelledData",
+    "ModelHints",
+    "Split",
+    "Streaming",
+    "Unreadable",
+    "first_samples",
+    "functions_named",
+    "in_model_order",
+    "in_width",
+    "load_data",
+    "matched_labels",
+    "notes_of",
+    "one_tensor",
+    "ready_batches",
+    "ready_parts",
+]

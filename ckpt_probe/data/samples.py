@@ -1,16 +1,27 @@
 """Labelled samples in named splits, handed out in batches that a model can take."""
 
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, listed
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 
+Inputs = Tensor | Mapping[str, Tensor]
+"""What a model takes of n samples: one tensor (n, …), or several by the names of its arguments, each (n, …)."""
 
+Batch = tuple[Inputs, Tensor]
+"""Inputs of n samples, and their labels (n,) int64."""
+
+LOOKED_THROUGH = (16, 256, 4096)
+"""How far `first_samples` looks for samples that can be read."""
+
+
+@runtime_checkable
 class Split(Protocol):
     """One split: its labels, and batches of (inputs, labels) on the CPU."""
 
@@ -21,20 +32,40 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Inputs (n, …) and labels (n,) of the samples named."""
+    def batch(self, indices: Tensor | slice) -> Batch:
+        """Inputs and labels of the samples named, less those that cannot be read."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A split that makes its batches ready by itself, and may find that some of its samples cannot be read."""
+
+    @property
+    def left_out(self) -> Mapping[int, str]:
+        """Samples that could not be read so far, by number: which, and why."""
+        ...
+
+    def batches(self, parts: Sequence[slice], *, pinned: bool = False) -> Generator[Batch, None, None]:
+        """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged."""
         ...
 
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Splits by name, the number of classes, and the shape of one sample."""
+    """Splits by name, the number of classes, and the shape of one sample (that of its tokens, (), for text).
+
+    class_names: names of the first classes, where they have any. notes: what was left out while loading, one sentence
+    each. `arguments` build the same data again, whatever model they were first loaded for.
+    """
 
     name: str
     splits: dict[str, Split]
     classes: int
     input_shape: tuple[int, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
         """One split. Raises DataError where there is none of that name."""
@@ -71,38 +102,47 @@ class ArraySplit:
 
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Inputs (n, …) and labels (n,) of the samples named."""
-        inputs = self._inputs[indices]
-        if inputs.dtype == torch.uint8:
-            return inputs.to(torch.float32).div_(255), self._labels[indices]
-        kind = torch.float32 if inputs.is_floating_point() else torch.int64
-        return inputs.to(kind), self._labels[indices]
+        return as_handed_out(self._inputs[indices]), self._labels[indices]
 
 
-class DatasetSplit:
-    """A split from a map-style dataset (`len` and `[i]` → (input, label)), read sample by sample."""
+def one_tensor(inputs: Inputs, who: str) -> Tensor:
+    """Inputs that are one tensor. Raises DataError where they are several, opening with `who`, who takes none such."""
+    if isinstance(inputs, Tensor):
+        return inputs
+    raise DataError(f"{who} takes data whose inputs are one tensor; these are {', '.join(inputs)}")
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self._labels: Tensor | None = None
 
-    @property
-    def labels(self) -> Tensor:
-        """All labels, (N,) int64; reads every sample once where the dataset has no `targets` of its own."""
-        if self._labels is None:
-            targets = getattr(self._dataset, "targets", None)
-            found = targets if targets is not None else [int(self._dataset[i][1]) for i in range(len(self))]
-            self._labels = torch.as_tensor(np.asarray(found)).to(torch.int64)
-        return self._labels
+def as_handed_out(inputs: Tensor) -> Tensor:
+    """Inputs of a batch as models take them: uint8 as float32 in [0, 1], floats as float32, whole numbers as int64."""
+    if inputs.dtype == torch.uint8:
+        return inputs.to(torch.float32).div_(255)
+    return inputs.to(torch.float32 if inputs.is_floating_point() else torch.int64)
 
-    def __len__(self) -> int:
-        return len(self._dataset)
 
-    def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Inputs (n, …) and labels (n,) of the samples named."""
-        numbers = range(len(self))[indices] if isinstance(indices, slice) else indices.tolist()
-        pairs = [self._dataset[number] for number in numbers]
-        inputs = torch.stack([torch.as_tensor(pair[0]) for pair in pairs])
-        return inputs, torch.tensor([int(pair[1]) for pair in pairs])
+def first_samples(split: Split, count: int) -> Batch:
+    """A batch of at least `count` samples from the start of a split, or all where it has fewer.
+
+    More than those are read only where some of them cannot be. Raises DataError where of the first 4,096 none can.
+    """
+    for size in (count, *LOOKED_THROUGH):
+        inputs, labels = split.batch(slice(0, size))
+        if len(labels) >= count or size >= len(split):
+            break
+    if not len(labels):
+        reasons = list(split.left_out.values()) if isinstance(split, Streaming) else []
+        told = f"none of the first {min(size, len(split))} samples can be read"
+        raise DataError(f"{told}: {listed(reasons, 3)}")
+    return inputs, labels
+
+
+def notes_of(split: Split) -> tuple[str, ...]:
+    """What is to be said of the samples of a split read so far, such as how many were left out."""
+    return tuple(getattr(split, "notes", ()))
+
+
+def sample_shape(inputs: Inputs) -> tuple[int, ...]:
+    """The shape of one sample of a batch; () where inputs go by names, whose lengths differ from batch to batch."""
+    return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckpt_probe.dumps import schema
+from ckpt_probe.hdf5 import CLASS_NAMES
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -42,7 +43,17 @@ def to_tree(dump: "Dump") -> "DataTree":
     """
     xarray = require_extra("xarray", "frames")
     groups: dict[str, Any] = {"/": xarray.Dataset(attrs=_attributes(dump))}
-    head = {schema.WEIGHTS: ((CLASS, FEATURE), dump.weights), schema.BIAS: ((CLASS,), dump.bias)}
+    weights = dump.weights
+    names = None if dump.class_names is None or weights is None else np.array(dump.class_names)
+    head = {
+        schema.WEIGHTS: ((CLASS, FEATURE), weights),
+        schema.BIAS: ((CLASS,), dump.bias),
+        # Names of only the first classes have a dimension of their own.
+        CLASS_NAMES: (
+            (CLASS if names is not None and weights is not None and len(names) == len(weights) else "named_class",),
+            names,
+        ),
+    }
     present = {name: xarray.Variable(dims, values) for name, (dims, values) in head.items() if values is not None}
     if present:
         groups[f"/{schema.CLASSIFIER}"] = xarray.Dataset(present)

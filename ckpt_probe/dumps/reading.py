@@ -9,12 +9,13 @@ import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
-from ckpt_probe.dumps.integrity import require_own, structure_hash
+from ckpt_probe.dumps.integrity import structure_hash
 from ckpt_probe.dumps.labelled import to_tree
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.stored import StoredArray
 from ckpt_probe.dumps.summary import to_html
 from ckpt_probe.errors import DataError
+from ckpt_probe.hdf5 import CLASS_NAMES, native, opened, own_reads, read_names, require_own
 from ckpt_probe.series import Member, in_order, step_from_name
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 SUFFIXES = frozenset({".h5", ".hdf5"})
-
-BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
-"""What h5py raises where the bytes of a file are damaged; ValueError holds text that is no UTF-8."""
 
 
 class SplitView:
@@ -46,7 +44,7 @@ class SplitView:
         """N, the number of rows."""
         if self.features is not None:
             return self.features.shape[0]
-        with _own_reads(self._path):
+        with own_reads(self._path):
             return int(self._moments["counts"][()].sum())
 
     @property
@@ -61,15 +59,15 @@ class SplitView:
         """
         for start in range(0, self.samples, rows):
             part = slice(start, start + rows)
-            with _own_reads(self._path, f"{self.name}, rows {start} to {min(start + rows, self.samples) - 1}"):
-                features, labels = _native(self.features.dataset[part]), _native(self.labels.dataset[part])
-                logits = None if self.logits is None else _native(self.logits.dataset[part])
+            with own_reads(self._path, f"{self.name}, rows {start} to {min(start + rows, self.samples) - 1}"):
+                features, labels = native(self.features.dataset[part]), native(self.labels.dataset[part])
+                logits = None if self.logits is None else native(self.logits.dataset[part])
             yield features, labels, logits
 
     def read(self, array: Any, part: Any) -> np.ndarray:
         """Part of one of the `arrays`, in the byte order of this machine. Raises DataError where it cannot be read."""
-        with _own_reads(self._path, self.name):
-            return _native(np.asarray(array[part]))
+        with own_reads(self._path, self.name):
+            return native(np.asarray(array[part]))
 
     def arrays(self) -> dict[str, Any]:
         """Every stored array by its name below the split, unread."""
@@ -84,13 +82,16 @@ class SplitView:
         """
         if self._moments is None:
             return None
-        with _own_reads(self._path, f"{self.name}/{schema.MOMENTS}"):
-            arrays = {name: _native(np.asarray(dataset)) for name, dataset in self._moments.items()}
+        with own_reads(self._path, f"{self.name}/{schema.MOMENTS}"):
+            arrays = {name: native(np.asarray(dataset)) for name, dataset in self._moments.items()}
             return arrays, {name: _number(value) for name, value in self._moments.attrs.items()}
 
 
 class Dump:
-    """An open dump: `dump["test"].features[:100]`, `dump.weights`, `dump.provenance`."""
+    """An open dump: `dump["test"].features[:100]`, `dump.weights`, `dump.provenance`.
+
+    class_names: names of the first classes, None where none were stored.
+    """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
@@ -101,13 +102,14 @@ class Dump:
         self.splits = _split_names(path, file)
         self.weights: np.ndarray | None = self._classifier(schema.WEIGHTS)
         self.bias: np.ndarray | None = self._classifier(schema.BIAS)
+        self.class_names = self._class_names()
         for name in self.splits:
             self._check_split(name)
 
     def __getitem__(self, split: str) -> SplitView:
         if split not in self.splits:
             raise DataError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
-        with _own_reads(self.path):
+        with own_reads(self.path):
             return SplitView(self.path, split, self._file[split])
 
     def to_xarray(self) -> "DataTree":
@@ -131,6 +133,10 @@ class Dump:
                 f"found shape {dataset.shape} of {dataset.dtype}"
             )
         return np.asarray(dataset, dtype=np.float64)
+
+    def _class_names(self) -> tuple[str, ...] | None:
+        dataset = self._array(schema.CLASSIFIER, CLASS_NAMES)
+        return None if dataset is None else read_names(self.path, dataset)
 
     def _array(self, place: str, name: str) -> Any:
         group = self._file.get(place)
@@ -205,8 +211,8 @@ def open_dump(path: Path | str) -> Iterator[Dump]:
     path = Path(path)
     before = _signature(path)
     try:
-        with _open(path) as file:
-            with _own_reads(path):
+        with opened(path) as file:
+            with own_reads(path):
                 _require_sound(path, file)
                 dump = Dump(path, file)
             yield dump
@@ -219,7 +225,7 @@ def open_dump(path: Path | str) -> Iterator[Dump]:
 def read_provenance(path: Path | str) -> Provenance | None:
     """Where a dump comes from; None for a file of another program. Raises DataError as `open_dump` does."""
     path = Path(path)
-    with _open(path) as file, _own_reads(path):
+    with opened(path) as file, own_reads(path):
         _require_sound(path, file)
         return _provenance(path, file)
 
@@ -242,33 +248,9 @@ def open_dump_series(path: Path | str) -> list[Member]:
 
 
 def _member(path: Path) -> Member:
-    with _open(path) as file, _own_reads(path):
+    with opened(path) as file, own_reads(path):
         _require_sound(path, file)
         return Member(path, path.stem, _step(path, file))
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if path.is_dir():
-        raise DataError(f"{path}: a directory; expected one dump")
-    try:
-        file = h5py.File(path, "r")
-    except BROKEN as error:
-        raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
-    with file:
-        yield file
-
-
-@contextmanager
-def _own_reads(path: Path, place: str | None = None) -> Iterator[None]:
-    """Only around what is read here: an error of a caller's own is not the dump's fault."""
-    try:
-        yield
-    except BROKEN as error:
-        where = f"{path}: {place}" if place else str(path)
-        raise DataError(f"{where}: cannot be read and may be damaged: {_first_clause(error)}") from error
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:
@@ -332,15 +314,5 @@ def _number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _native(values: np.ndarray) -> np.ndarray:
-    # torch takes neither the other byte order nor numbers wider than float64.
-    kind = values.dtype.newbyteorder("=")
-    return values.astype(np.float64 if kind.kind == "f" and kind.itemsize > 8 else kind, copy=False)
-
-
 def _described(dataset: Any) -> str:
     return f"shape {dataset.shape} of {dataset.dtype}"
-
-
-def _first_clause(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,6 @@
 """Writing a dump block by block; the mark that it is complete is written last, and its name after that."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.sink import Sink
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
+from ckpt_probe.hdf5 import CLASS_NAMES
 
 CHUNK_BYTES = 2**20
 
@@ -89,6 +90,26 @@ class DumpWriter:
         self._label(dataset, schema.CLASS_SCALE, schema.FEATURE_SCALE)
         if bias is not None:
             self._label(_kept(group, schema.BIAS, _numpy(bias)), schema.CLASS_SCALE)
+
+    def write_class_names(self, names: Sequence[str]) -> None:
+        """Names of the first classes, beside the classifier."""
+        texts = [name.encode() for name in names]
+        kind = h5py.string_dtype("utf-8", max(1, *map(len, texts)))
+        dataset = _kept(self._file.require_group(schema.CLASSIFIER), CLASS_NAMES, np.array(texts, dtype=kind))
+        if len(texts) == self._classes:
+            self._label(dataset, schema.CLASS_SCALE)
+
+    def leave_out(self, name: str, count: int) -> None:
+        """Take back so many of the rows that were announced for a split: their samples could not be read."""
+        if not count:
+            return
+        group: Any = self._file[name]
+        group.attrs["left_out"] = count
+        announced = self._announced.get(name)
+        if announced is not None:
+            self._announced[name] = announced - count
+            for dataset in (item for item in group.values() if isinstance(item, h5py.Dataset)):
+                dataset.resize(announced - count, axis=0)
 
     def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
         """Announce a split and the number of rows that will be appended to it; None where that is not known yet.

@@ -54,8 +54,6 @@ def extract_series(
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
     subject = open_subject(members[0].path, setup)
-    for note in subject.notes:
-        progress.message(note)
     _require_storable(subject, storage)
     written: list[str] = []
     skipped: list[str] = []
@@ -65,6 +63,8 @@ def extract_series(
             done = _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
             (written if done else skipped).append(member.name)
             bar.advance()
+    for note in subject.notes:
+        progress.message(note)
     return ExtractionSummary(tuple(written), tuple(skipped))
 
 
@@ -124,7 +124,9 @@ def _extract(
     replace = overwrite or path.exists()
     with (
         progress.task(path.stem, sum(counts.values()), "samples") as bar,
-        _writing(path, provenance, subject.parameters(), storage, overwrite=replace) as writer,
+        _writing(
+            path, provenance, subject.parameters(), storage, overwrite=replace, names=subject.data.class_names
+        ) as writer,
     ):
         for name, count in counts.items():
             blocks = subject.forward(name, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar)
@@ -143,14 +145,17 @@ def _writing(
     storage: Storage,
     *,
     overwrite: bool,
+    names: Sequence[str] | None = None,
 ) -> BackgroundWriter:
-    """A dump to be written by a thread of its own, the classifier first."""
+    """A dump to be written by a thread of its own, the classifier and the names of its classes first."""
     weights, bias = parameters
     classes, features = weights.shape
     kind = storage.feature_dtype
     writer = DumpWriter(path, provenance, classes=classes, features=features, feature_dtype=kind, overwrite=overwrite)
     background = BackgroundWriter(lambda: StoreWriter(writer, storage))
     background.first("write_classifier", weights, bias)
+    if names:
+        background.first("write_class_names", names[:classes])
     return background
 
 
@@ -158,9 +163,12 @@ def _write_split(
     writer: BackgroundWriter, name: str, count: int | None, blocks: Iterable[Block], storage: Storage
 ) -> None:
     writer.call("start_split", name, count, logits=storage.with_logits)
+    rows = 0
     for block in blocks:
         writer.call("append", name, block.features, block.labels, block.logits)
-    writer.call("finish_split", name)
+        rows += len(block.labels)
+    # Only damaged samples do not come.
+    writer.call("finish_split", name, left_out=0 if count is None else count - rows)
 
 
 def _checked(loader: Iterable[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Tensor]]:

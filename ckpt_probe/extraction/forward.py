@@ -1,21 +1,17 @@
 """Forward passes that yield the classifier's inputs and outputs, block by block, with the next batch ready in time."""
 
-import queue
-import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.data import Split
+from ckpt_probe.data import Split, ready_batches
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.models import Batch, Head, Rows, evaluating, on_device, part_of, unknown_index
 from ckpt_probe.progress import Progress, Silent, Task
 
-PREFETCHED = 3
 LEFT_OUT = -100
 """The label of a position that is no row, as frameworks mark padding."""
 
@@ -50,7 +46,7 @@ def forward_blocks(
     device = torch.device(device)
     # In this order float64, which MPS does not have, never gets there.
     model.to(dtype=dtype).to(device=device).eval()
-    with _batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:
+    with ready_batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:
         yield from forward_batches(
             model, head, batches, device=device, dtype=dtype, progress=progress or Silent(), bar=bar
         )
@@ -202,45 +198,3 @@ def _finished(copy: _Copy, bar: Task | None) -> Block:
     if bar is not None:
         bar.advance(len(block.labels))
     return block
-
-
-@contextmanager
-def _batches(split: Split, size: int, limit: int | None, *, pinned: bool) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Batches in order, made ready by a thread of their own; leaving the `with` at any time ends the thread."""
-    ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCHED)
-    stop = threading.Event()
-    count = len(split) if limit is None else min(limit, len(split))
-
-    def prepare() -> None:
-        try:
-            for start in range(0, count, size):
-                inputs, labels = split.batch(slice(start, min(start + size, count)))
-                if not _offer(ready, (inputs.pin_memory() if pinned else inputs, labels), stop):
-                    return
-            _offer(ready, None, stop)
-        except Exception as error:  # handed to whoever asks for the next batch
-            _offer(ready, error, stop)
-
-    def handed_out() -> Iterator[tuple[Tensor, Tensor]]:
-        while (item := ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=prepare, name="batches", daemon=True)
-    thread.start()
-    try:
-        yield handed_out()
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _offer(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False

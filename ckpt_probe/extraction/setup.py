@@ -29,6 +29,7 @@ class Setup:
     name of the last linear layer, found by running the model where None. state_key, base: where the weights lie in a
     checkpoint, and what an adapter is merged onto, as `open_checkpoint`. splits: those of the data to use, all where
     None. batch_size: samples of one forward pass. device: "auto", "cpu", "cuda[:n]" or "mps".
+    data_workers: processes that read images, as many as are free where None; the numbers are the same for any.
     """
 
     model: str | None = None
@@ -41,6 +42,7 @@ class Setup:
     splits: Sequence[str] | None = None
     batch_size: int = 256
     device: str = "auto"
+    data_workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

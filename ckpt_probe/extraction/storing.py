@@ -1,5 +1,7 @@
 """What a dump keeps of each split: its rows as they come, class moments of them, or both."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -51,10 +53,14 @@ class StoreWriter:
             stored = torch.from_numpy(as_stored(features, self._dtype, f"{self._writer.path}: {name}"))
             self._gathering.add(stored, labels, logits.float() if self._logits else None)
 
-    def finish_split(self, name: str) -> None:
-        """Write what was accumulated of a split that has got all its rows."""
-        if self._store == "features":
-            return
-        self._gathering.finish()
-        moments, quality = self._gathering.moments, self._gathering.quality
-        self._writer.write_moments(name, moments.state_dict(), {"samples": moments.samples, **quality.to_numbers()})
+    def write_class_names(self, names: Sequence[str]) -> None:
+        """As the writer's."""
+        self._writer.write_class_names(names)
+
+    def finish_split(self, name: str, *, left_out: int = 0) -> None:
+        """Write what was accumulated of a split that has got all its rows but those of samples that were left out."""
+        if self._store != "features":
+            self._gathering.finish()
+            moments, quality = self._gathering.moments, self._gathering.quality
+            self._writer.write_moments(name, moments.state_dict(), {"samples": moments.samples, **quality.to_numbers()})
+        self._writer.leave_out(name, left_out)

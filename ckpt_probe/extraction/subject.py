@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions
-from ckpt_probe.data import LabelledData, load_data
+from ckpt_probe.data import LabelledData, ModelHints, first_samples, in_model_order, in_width, load_data, notes_of
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError
@@ -20,11 +20,13 @@ from ckpt_probe.models import (
     Head,
     build_model,
     choose_device,
+    class_names,
     find_head,
     load_weights,
     model_arguments,
     model_beside,
     on_device,
+    part_of,
     require_classes,
     wrapper_note,
 )
@@ -52,8 +54,8 @@ class Subject:
     sample: Batch
     setup: Setup
     device: torch.device
-    notes: tuple[str, ...] = ()
-    """What was done to make the checkpoint fit, for whoever watches."""
+    wrapper_note: str | None = None
+    """What was taken off the names of the checkpoint's tensors, or left out, to make them fit."""
 
     @property
     def classifier(self) -> str:
@@ -73,6 +75,13 @@ class Subject:
                 self.head = find_head(self.model, on_device(self.sample, place, kind), self.head.name)
             except CkptProbeError as error:
                 raise type(error)(f"{source}: {error}") from error
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said: of names that were changed, of the data as they were loaded, and of samples read so far."""
+        ours = () if self.wrapper_note is None else (self.wrapper_note,)
+        read = {split: notes_of(self.data.split(split)) for split in self.splits}
+        return (*ours, *self.data.notes, *(f"split {split}: {note}" for split, notes in read.items() for note in notes))
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now."""
@@ -136,7 +145,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
     """
     with setup.open(path) as checkpoint:
         stated = _stated_model(checkpoint, setup)
-        data = _data(path, setup, checkpoint.metadata)
+        data = _data(path, setup, checkpoint.metadata, _hints(path, setup, stated))
         splits = tuple(dict.fromkeys(setup.splits or data.splits))
         for split in splits:
             data.split(split)
@@ -146,14 +155,17 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         note = wrapper_note(checkpoint.names, set(model.state_dict()))
         load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)
-        sample, _ = next(iter(data.splits.values())).batch(slice(0, SAMPLE))
         named = setup.classifier or checkpoint.metadata.classifier
         try:
+            data = in_model_order(data, class_names(model))
+            sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
             head = find_head(model, on_device(sample, device), named)
-            require_classes(len(head_parameters(model, head)[0]), data.classes)
+            classes = len(head_parameters(model, head)[0])
+            require_classes(classes, data.classes)
+            data = in_width(data, classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
-    return Subject(model, name, arguments, data, splits, head, sample, setup, device, (note,) if note else ())
+    return Subject(model, name, arguments, data, splits, head, sample, setup, device, note)
 
 
 def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:
@@ -174,7 +186,12 @@ def head_parameters(model: nn.Module, head: Head) -> tuple[Tensor, Tensor | None
     return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
 
 
-def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledData:
+def _hints(path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
+    name, told = stated
+    return ModelHints(name, {**told, **(setup.model_arguments or {})}, path if path.is_dir() else path.parent)
+
+
+def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHints) -> LabelledData:
     name = setup.data or metadata.data
     if name is None:
         raise UsageError(f"{path}: does not name its data; use --data, such as idx:DIR or package.module:function")
@@ -186,7 +203,7 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata) -> LabelledDat
         require_named([name], setup.data, path, f"--data {name}")
         nested = functions_within(stated)
     require_named(nested, setup.data, path, f"--data {name} --data-arguments …")
-    return load_data(name, arguments)
+    return load_data(name, arguments, hints=hints, workers=setup.data_workers)
 
 
 def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dict[str, Any]]:

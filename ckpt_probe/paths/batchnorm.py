@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ckpt_probe.data import Split
+from ckpt_probe.data import Split, ready_parts
 from ckpt_probe.errors import UsageError
-from ckpt_probe.models import on_device
+from ckpt_probe.models import call, on_device
 from ckpt_probe.paths.options import SAMPLES
 
 BATCH = 256
@@ -40,11 +40,13 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
     batches = math.ceil(count / BATCH)
     ends = [count * number // batches for number in range(batches + 1)]
     with torch.no_grad():
-        for start, end in pairwise(ends):
-            inputs, _ = split.batch(slice(start, end))
-            for layer in layers:
-                layer.momentum = (end - start) / end
-            model(on_device(inputs, parameter.device, parameter.dtype))
+        seen = 0
+        with ready_parts(split, [slice(start, end) for start, end in pairwise(ends)]) as found:
+            for inputs, labels in found:
+                seen += len(labels)
+                for layer in layers:
+                    layer.momentum = len(labels) / seen
+                call(model, on_device(inputs, parameter.device, parameter.dtype))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.eval()

@@ -19,7 +19,7 @@ from ckpt_probe.alignment import (
 )
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, save_checkpoint
-from ckpt_probe.data import Split
+from ckpt_probe.data import Split, one_tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.merging import check_averaged, check_match
@@ -116,7 +116,7 @@ def _alignment(tensors: Ends, subject: Subject, how: Aligning, progress: Progres
     splits = subject.data.splits
     split = splits.get("train", next(iter(splits.values())))
     model = subject.model.eval()
-    inputs = split.batch(slice(0, PROVED_ON))[0].to(subject.device)
+    inputs = one_tensor(split.batch(slice(0, PROVED_ON))[0], "alignment").to(subject.device)
     symmetry = trace_symmetry(model, inputs) if how.spec is None else read_spec(how.spec, a)
     if how.method == "permutation":
         return proved(a, b, symmetry, match_weights(a, b, symmetry, progress=progress), model, inputs)
@@ -129,5 +129,5 @@ def _batches(split: Split, samples: int, device: torch.device, bar: Task) -> Ite
     count = min(samples, len(split))
     for start in range(0, count, BATCH):
         inputs, _ = split.batch(slice(start, min(start + BATCH, count)))
-        yield inputs.to(device)
+        yield one_tensor(inputs, "alignment").to(device)
         bar.advance(len(inputs))

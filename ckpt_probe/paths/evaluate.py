@@ -64,8 +64,6 @@ def evaluate_path(
     alphas = evenly(FIRST if how.points is None else how.points, how.span)
     check_ends(ends, setup)
     evaluation = Evaluation(open_subject(ends[0], setup), how.statistics)
-    for note in evaluation.subject.notes:
-        progress.message(note)
     read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
     place.prepare(_plan(ends, evaluation, how), inputs=read, overwrite=overwrite, resume=resume)
     if place.ledger.finished:
@@ -78,6 +76,8 @@ def evaluate_path(
         with progress.task("points between", len(more), "points") as bar:
             walk.visit(more, bar, progress)
     splits = evaluation.subject.splits
+    for note in evaluation.subject.notes:
+        progress.message(note)
     summary = [barriers(walk.in_order(), name, evaluation.batchnorm) for name in splits]
     place.ledger.finish({"from": ends[0].name, "to": ends[1].name, "summary": summary, **route.told})
     return _stored(place)

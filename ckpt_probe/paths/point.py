@@ -81,8 +81,11 @@ class Evaluation:
             held = list(forward()) if fits else None
             if writer is not None:
                 writer.start_split(split, samples)
+                rows = 0
                 for block in held or forward():
                     writer.append(split, block.features, block.labels, block.logits)
+                    rows += len(block.labels)
+                writer.leave_out(split, samples - rows)
             return read_blocks(
                 lambda: ((block.features, block.labels, block.logits) for block in held or forward()), weights, bias
             ).record
@@ -100,8 +103,7 @@ class Evaluation:
         with closing(self.subject.forward(split, progress=progress)) as blocks:
             for block in blocks:
                 quality.update(double(block.logits), block.labels)
-        samples = len(self.subject.data.split(split))
-        found = {"samples": samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
+        found = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
         return _overflown(settled({**empty_record(), **found}, scored=True))
 
 

@@ -27,6 +27,8 @@ def point_writer(path: Path, name: str, alpha: float, subject: Subject) -> Itera
     # A point whose dump is there but whose record is not is evaluated again.
     with DumpWriter(path, provenance, classes=classes, features=features, overwrite=True) as writer:
         writer.write_classifier(weights, bias)
+        if subject.data.class_names:
+            writer.write_class_names(subject.data.class_names[:classes])
         yield writer
 
 

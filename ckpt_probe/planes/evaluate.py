@@ -111,8 +111,6 @@ def evaluate_plane(
     ledger = Ledger(Path(out), "plane")
     ledger.require_free(overwrite=overwrite, resume=resume)
     evaluation = Evaluation(open_subject(files[0], setup), how.statistics)
-    for note in evaluation.subject.notes:
-        progress.message(note)
     plane = _plane(files, how, evaluation.subject)
     plan = _plan(files, evaluation, how)
     if overwrite:
@@ -123,6 +121,8 @@ def evaluate_plane(
         return _stored(ledger)
     survey = Survey(files, plane, evaluation, ledger, ledger.points())
     _finish(survey, *_grid(plane, how), progress)
+    for note in evaluation.subject.notes:
+        progress.message(note)
     result = _stored(ledger)
     _tell(result, progress)
     return result

@@ -7,6 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ckpt_probe.analysis import Entry, entries_in
+from ckpt_probe.analysis.entries import POSITION
+from ckpt_probe.analysis.naming import CONFUSION, NAMED_CONFUSION
 from ckpt_probe.errors import printable
 
 Record = Mapping[str, Any]
@@ -22,7 +24,7 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     `width` is the number of character cells there are: columns are then left out by their priority, and the caption
     says how many; None shows all.
     """
-    places = [name for name in ("checkpoint", "step", "alpha", "split", "class") if _any(records, name)]
+    places = [name for name in POSITION if _any(records, name)]
     if width is not None and "step" in places and "checkpoint" in places:
         # A pruned series, for one, has the same step throughout: only its names tell its members apart.
         places.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
@@ -30,11 +32,15 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     shown = present if width is None else _fitting(records, places, present, width)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in places:
-        table.add_column(name, justify="left" if name in {"checkpoint", "split"} else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in {"checkpoint", "split", "class_name"} else "right", no_wrap=True
+        )
     for entry in shown:
         table.add_column(entry.label, justify="right", no_wrap=True)
     for record in records:
-        table.add_row(*(_place(record.get(name)) for name in places), *(_cell(record.get(e.name)) for e in shown))
+        cells = [*(_place(record.get(name)) for name in places), *(_cell(_value(record, entry)) for entry in shown)]
+        # As plain text: names of anybody's may look like markup.
+        table.add_row(*map(Text, cells))
     table.add_row(*_reference_row(records, places, shown), style="dim")
     hidden = len(present) - len(shown)
     if hidden:
@@ -75,7 +81,7 @@ def _fitting(records: Sequence[Record], places: list[str], entries: list[Entry],
     used = sum(max([len(name), 6, *(len(_place(r.get(name))) for r in records)]) + PADDING for name in places)
     chosen = []
     for entry in sorted(entries, key=lambda entry: entry.priority):
-        cells = [_cell(record.get(entry.name)) for record in records]
+        cells = [_cell(_value(record, entry)) for record in records]
         needed = max(len(text) for text in [entry.label, _reference(records, entry), *cells]) + PADDING
         if used + needed > width:
             break
@@ -99,6 +105,12 @@ def _reference(records: Sequence[Record], entry: Entry) -> str:
     values = {record.get(str(entry.reference)) for record in records}
     value = values.pop() if len(values) == 1 else None
     return "" if value is None else "0" if value == 0 else _cell(value)
+
+
+def _value(record: Record, entry: Entry) -> Any:
+    """The value of an entry; where classes have names, a confusion by these."""
+    named = record.get(NAMED_CONFUSION) if entry.name == CONFUSION else None
+    return record.get(entry.name) if named is None else named
 
 
 def _cell(value: Any) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_checkpoint
 from ckpt_probe.config import TrainingConfig
-from ckpt_probe.data import LabelledData, Split, load_data
+from ckpt_probe.data import LabelledData, Split, load_data, one_tensor
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.models import (
     build_model,
@@ -135,7 +135,7 @@ def _stage(config: TrainingConfig, data: LabelledData, place: torch.device) -> _
     torch.manual_seed(config.seed)
     model = _model(config, data)
     # Two samples, as some layers take no single one in training.
-    sample, _ = data.split("train").batch(slice(0, 2))
+    sample = one_tensor(data.split("train").batch(slice(0, 2))[0], "training")
     _require_fit(config, data, model, sample)
     start = begin(model, config.start, sample)
     if start.step > total:
@@ -163,8 +163,8 @@ def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, s
 def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor, Tensor]:
     """One step of the optimizer; the learning rate it took, the loss, the logits (n, C) and the labels (n,)."""
     settings = stage.config
-    inputs, labels = stage.data.split("train").batch(rows)
-    inputs, labels = on_device(inputs, stage.place), on_device(labels, stage.place)
+    given, labels = stage.data.split("train").batch(rows)
+    inputs, labels = on_device(one_tensor(given, "training"), stage.place), on_device(labels, stage.place)
     rate = settings.optimizer.learning_rate * learning_rate_factor(settings.schedule, step, stage.total)
     for group in stage.optimizer.param_groups:
         group["lr"] = rate
@@ -249,18 +249,20 @@ def _evaluated(config: TrainingConfig, data: LabelledData) -> list[str]:
 @torch.no_grad()
 def _evaluate(model: nn.Module, split: Split) -> dict[str, float]:
     place = next(model.parameters()).device
-    loss, right = 0.0, 0
+    loss, right, seen = 0.0, 0, 0
     model.eval()
     for start in range(0, len(split), EVALUATION_BATCH):
-        inputs, labels = split.batch(slice(start, start + EVALUATION_BATCH))
+        given, labels = split.batch(slice(start, start + EVALUATION_BATCH))
+        inputs = one_tensor(given, "training")
         try:
             logits, labels = logits_of(model(on_device(inputs, place))), on_device(labels, place)
         except IndexError as error:
             raise DataError(unknown_index(error)) from error
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         right += int((logits.argmax(dim=1) == labels).sum())
+        seen += len(labels)
     model.train()
-    return {"loss": loss / len(split), "accuracy": right / len(split)}
+    return {"loss": loss / seen, "accuracy": right / seen}
 
 
 def _write(log: IO[str], line: dict[str, object]) -> None:

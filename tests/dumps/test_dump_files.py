@@ -226,7 +226,7 @@ def test_what_is_no_hdf5_file(tmp_path: Path) -> None:
             pass
     with pytest.raises(DataError, match="no such file"), open_dump(tmp_path / "missing.h5"):
         pass
-    with pytest.raises(DataError, match="a directory; expected one dump"), open_dump(tmp_path):
+    with pytest.raises(DataError, match="a directory; expected one file"), open_dump(tmp_path):
         pass
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from ckpt_probe.data import load_data
-from ckpt_probe.data.shifts import CHUNK
+from ckpt_probe.data.arrays.shifts import CHUNK
 from ckpt_probe.errors import DataError, UsageError
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ckpt_probe.data.arrays.held import Held
 from ckpt_probe.data.samples import ArraySplit, LabelledData
 from ckpt_probe.errors import DataError, UsageError
 
@@ -15,7 +16,7 @@ CHUNK = 2048
 """Images resized at a time, so that uint8 images are never all held as floats."""
 
 
-def joined(parts: Sequence[LabelledData], size: Sequence[int] | None = None) -> dict[str, ArraySplit]:
+def joined(parts: Sequence[LabelledData], size: Sequence[int] | None = None) -> Held:
     """The splits that all the parts have; labels of each part begin where those of the one before it end.
 
     size: (height, width) that images of every part are brought to by linear interpolation, corners on corners
@@ -28,7 +29,7 @@ def joined(parts: Sequence[LabelledData], size: Sequence[int] | None = None) -> 
         raise DataError(f"the sources have no split in common ({held})")
     _require_shapes(parts, _size(size))
     offsets = [0, *accumulate(part.classes for part in parts)]
-    return {name: _joined(parts, name, _size(size), offsets) for name in names}
+    return Held({name: _joined(parts, name, _size(size), offsets) for name in names}, _class_names(parts))
 
 
 def entries(sources: Any) -> list[tuple[str, Mapping[str, Any]]]:
@@ -47,6 +48,12 @@ def entries(sources: Any) -> list[tuple[str, Mapping[str, Any]]]:
             raise UsageError(f"sources: entry {number}: arguments: expected a table, found {arguments!r}")
         found.append((entry["name"], arguments))
     return found
+
+
+def _class_names(parts: Sequence[LabelledData]) -> tuple[str, ...] | None:
+    """The names of all classes, where every part names all of its own and no name comes twice."""
+    names = [name for part in parts for name in part.class_names or ()]
+    return tuple(names) if len(set(names)) == sum(part.classes for part in parts) == len(names) else None
 
 
 def _size(size: Any) -> tuple[int, int] | None:

@@ -1,0 +1,1 @@
+"""Arrays held in memory: where they come from, and which of their samples are taken, as they are or changed."""

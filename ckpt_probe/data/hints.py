@@ -1,0 +1,38 @@
+"""What data may ask about the model that will see them: how images are prepared, and how text becomes tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelHints:
+    """A model by its name, as `--model` has it (`timm:resnet18`, `hf:DIR`, …), its arguments, and where it lies.
+
+    directory: that of the checkpoint, where its configuration, image processor and tokenizer may be, or one above.
+    """
+
+    name: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """What stands before the colon of the name: timm, torchvision, hf; "" where there is none."""
+        kind, colon, _ = (self.name or "").partition(":")
+        return kind if colon else ""
+
+    @property
+    def place(self) -> str:
+        """What stands behind the colon of the name."""
+        return (self.name or "").partition(":")[2]
+
+    def holding(self, *names: str) -> Path | None:
+        """The first directory of the model's own files with one of these in it: that of `hf:DIR`, or as `directory`.
+
+        A trainer keeps them beside each checkpoint, or once in the directory of all of them.
+        """
+        named = [Path(self.place)] if self.source == "hf" else []
+        near = [] if self.directory is None else [self.directory, self.directory.resolve().parent]
+        return next((place for place in [*named, *near] if any((place / name).is_file() for name in names)), None)

@@ -1,0 +1,192 @@
+"""How an image becomes a model's input: by the model's own configuration, or by resize, crop, mean and std."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.images.steps import PILLOWS, Steps, require_sensible
+from ckpt_probe.errors import DataError, UsageError, last_line
+from ckpt_probe.plugins import hub_switched_off, require_extra
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Prepare = Callable[["Image"], Tensor]
+
+TRANSFORM = "transform"
+"""The argument that holds whose transform it is, and its settings, in place of what a model's configuration says."""
+
+OURS = "steps"
+
+PROCESSOR_FILE = "preprocessor_config.json"
+TIMM_OVERLAY = "pretrained_cfg_overlay"
+"""The argument of timm's models with what a checkpoint's own configuration changes."""
+
+TIMM_SETTINGS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A function image → (channels, height, width), the channels it wants, and the arguments that give it again."""
+
+    prepare: Prepare
+    channels: int
+    arguments: dict[str, Any]
+
+
+def image_preparation(given: Mapping[str, Any], hints: ModelHints) -> Preparation:
+    """How images are prepared for a model.
+
+    As the model's own configuration has it: `timm:NAME` by timm's for that name, `torchvision:NAME` by that of its
+    default weights, another by the image processor in its directory. Of the fields of `Steps` those `given` count, and
+    the others follow that configuration; where there is none they are left out. A `transform` given, as the arguments
+    of an earlier preparation hold it, takes the place of the configuration. Raises UsageError for values that are none,
+    DataError for an image processor that cannot be read.
+    """
+    chosen = {name: value for name, value in given.items() if name in Steps.__dataclass_fields__}
+    library, settings = _stated(given[TRANSFORM]) if TRANSFORM in given else _configured(hints)
+    if chosen:
+        library, settings = OURS, {**STEPS_OF[library](settings), **chosen}
+    try:
+        return Preparation(*TRANSFORMS[library](settings), {TRANSFORM: {library: settings}})
+    except (KeyError, TypeError, AttributeError, AssertionError, IndexError) as error:
+        raise UsageError(f"transform: {library} has no such settings ({last_line(error)})") from error
+
+
+def _configured(hints: ModelHints) -> tuple[str, dict[str, Any]]:
+    """Whose transform a model's configuration describes, and its settings; ours, with no step, where it does not."""
+    if hints.source == "timm":
+        return "timm", _settings_of_timm(hints)
+    if hints.source == "torchvision":
+        return OURS, _steps_of_torchvision(hints.place)
+    directory = hints.holding(PROCESSOR_FILE)
+    return (OURS, {}) if directory is None else ("transformers", _settings_of_processor(directory))
+
+
+def _stated(transform: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(transform, Mapping) and len(transform) == 1:
+        library, settings = next(iter(transform.items()))
+        if library in TRANSFORMS and isinstance(settings, Mapping):
+            return library, dict(settings)
+    raise UsageError(f'transform: expected {{"NAME": {{…}}}}, NAME one of {", ".join(TRANSFORMS)}, found {transform!r}')
+
+
+def _of_steps(settings: dict[str, Any]) -> tuple[Prepare, int]:
+    steps = Steps(**settings)
+    require_sensible(steps)
+    return steps, steps.channels
+
+
+def _of_timm(settings: dict[str, Any]) -> tuple[Prepare, int]:
+    timm = require_extra("timm.data", "timm")
+    prepare = timm.create_transform(**{name: settings[name] for name in TIMM_SETTINGS}, is_training=False)
+    return prepare, settings["input_size"][0]
+
+
+def _of_transformers(settings: dict[str, Any]) -> tuple[Prepare, int]:
+    auto = require_extra("transformers.models.auto.image_processing_auto", "transformers")
+    kind = auto.get_image_processor_class_from_name(settings["image_processor_type"])
+    return _Processed(kind.from_dict(settings)), 3
+
+
+@dataclass(frozen=True)
+class _Processed:
+    """An image processor of transformers' as a function of one image."""
+
+    processor: Any
+
+    def __call__(self, image: "Image") -> Tensor:
+        return torch.as_tensor(self.processor(images=image, return_tensors="pt")["pixel_values"][0])
+
+
+def _settings_of_timm(hints: ModelHints) -> dict[str, Any]:
+    models, data = require_extra("timm.models", "timm"), require_extra("timm.data", "timm")
+    try:
+        config = models.get_pretrained_cfg(hints.place, allow_unregistered=False)
+    except RuntimeError as error:
+        raise UsageError(f"model timm:{hints.place}: {last_line(error)}") from error
+    sizes = {name: hints.arguments[name] for name in ("img_size", "in_chans") if name in hints.arguments}
+    held = {**({} if config is None else config.to_dict()), **hints.arguments.get(TIMM_OVERLAY, {})}
+    if "in_chans" in sizes and "input_size" in held:
+        # timm lets a number of channels count only beside a size; mean and std are for colour.
+        sizes.setdefault("img_size", held["input_size"][1])
+        grey = [] if sizes["in_chans"] == 3 else [name for name in ("mean", "std") if name in held]
+        held |= {name: (sum(held[name]) / len(held[name]),) * sizes["in_chans"] for name in grey}
+    return data.resolve_data_config(sizes, pretrained_cfg=held)
+
+
+def _steps_of_timm(settings: Mapping[str, Any]) -> dict[str, Any]:
+    _, height, width = settings["input_size"]
+    scaled = [math.floor(side / settings["crop_pct"]) for side in (height, width)]
+    squashed = settings["crop_mode"] == "squash" or height != width
+    return {
+        "resize": scaled if squashed else scaled[0],
+        "crop": height if height == width else [height, width],
+        "mean": list(settings["mean"]),
+        "std": list(settings["std"]),
+        "interpolation": settings["interpolation"],
+        "channels": settings["input_size"][0],
+    }
+
+
+def _steps_of_torchvision(name: str) -> dict[str, Any]:
+    models = require_extra("torchvision.models", "torchvision")
+    try:
+        preset = models.get_model_weights(name).DEFAULT.transforms()
+    except (ValueError, AttributeError):
+        return {}
+    return {
+        "resize": preset.resize_size[0] if len(preset.resize_size) == 1 else list(preset.resize_size),
+        "crop": preset.crop_size[0] if len(preset.crop_size) == 1 else list(preset.crop_size),
+        "mean": list(preset.mean),
+        "std": list(preset.std),
+        "interpolation": preset.interpolation.value,
+    }
+
+
+def _settings_of_processor(directory: Path) -> dict[str, Any]:
+    transformers = require_extra("transformers", "transformers")
+    with hub_switched_off():
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            raise DataError(
+                f"{directory / PROCESSOR_FILE}: no image processor of transformers': {last_line(error)}"
+            ) from error
+    return json.loads(processor.to_json_string())
+
+
+def _steps_of_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
+    size, cut = settings.get("size") or {}, settings.get("crop_size") or {}
+    steps = {
+        "resize": size.get("shortest_edge") or ([size["height"], size["width"]] if "height" in size else None),
+        "crop": [cut["height"], cut["width"]] if settings.get("do_center_crop") and "height" in cut else None,
+        "mean": settings.get("image_mean") if settings.get("do_normalize", True) else None,
+        "std": settings.get("image_std") if settings.get("do_normalize", True) else None,
+        "interpolation": PILLOWS.get(settings.get("resample", -1), "bilinear"),
+    }
+    return {name: value for name, value in steps.items() if value is not None}
+
+
+TRANSFORMS: dict[str, Callable[[dict[str, Any]], tuple[Prepare, int]]] = {
+    OURS: _of_steps,
+    "timm": _of_timm,
+    "transformers": _of_transformers,
+}
+"""Whose transforms there are: settings → the function, and the channels that it wants."""
+
+STEPS_OF: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    OURS: dict,
+    "timm": _steps_of_timm,
+    "transformers": _steps_of_processor,
+}
+"""The steps that come closest to each."""

@@ -1,0 +1,78 @@
+"""The batches of a split in order, the next ones made ready while a model works on this one."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ckpt_probe.data.samples import Batch, Inputs, Split, Streaming
+
+PREFETCHED = 3
+
+
+def ready_batches(
+    split: Split, size: int, limit: int | None = None, *, pinned: bool = False
+) -> AbstractContextManager[Iterator[Batch]]:
+    """Batches of `size` of the first `limit` samples of a split, as `ready_parts` makes them ready."""
+    count = len(split) if limit is None else min(limit, len(split))
+    return ready_parts(split, [slice(s, min(s + size, count)) for s in range(0, count, size)], pinned=pinned)
+
+
+@contextmanager
+def ready_parts(
+    split: Split, parts: Sequence[slice], *, pinned: bool = False
+) -> Generator[Iterator[Batch], None, None]:
+    """A batch for each part of a split, in order, in pinned memory where asked for.
+
+    A streaming split makes them ready itself, for any other a thread does; leaving the `with` at any time ends that.
+    Raises what reading a sample raises.
+    """
+    if isinstance(split, Streaming):
+        with closing(split.batches(parts, pinned=pinned)) as batches:
+            yield batches
+        return
+    ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCHED)
+    stop = threading.Event()
+
+    def prepare() -> None:
+        try:
+            for part in parts:
+                inputs, labels = split.batch(part)
+                if not _offer(ready, (_pinned(inputs) if pinned else inputs, labels), stop):
+                    return
+            _offer(ready, None, stop)
+        except Exception as error:  # handed to whoever asks for the next batch
+            _offer(ready, error, stop)
+
+    def handed_out() -> Iterator[Batch]:
+        while (item := ready.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=prepare, name="batches", daemon=True)
+    thread.start()
+    try:
+        yield handed_out()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _pinned(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.pin_memory()
+    return {name: tensor.pin_memory() for name, tensor in inputs.items()}
+
+
+def _offer(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+            return True
+        except queue.Full:
+            continue
+    return False

@@ -1,0 +1,207 @@
+"""`hf-dataset:DIR`: what `datasets` wrote by `save_to_disk`, one split or several, of images or of texts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ckpt_probe.data.arguments import require_known
+from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
+from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.images.folder import TOLERANCE, stacked
+from ckpt_probe.data.images.pictures import read_picture
+from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
+from ckpt_probe.data.images.steps import Steps
+from ckpt_probe.data.labels import class_labels
+from ckpt_probe.data.samples import LabelledData, Split, first_samples, sample_shape
+from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, Tokenization, tokenization
+from ckpt_probe.errors import DataError, last_line, listed
+from ckpt_probe.plugins import require_extra
+
+COLUMNS = ("label", "image", "text", "text_pair")
+ARGUMENTS = frozenset({*COLUMNS, TOKENIZER, MAX_LENGTH, TRANSFORM, *Steps.__dataclass_fields__})
+UNLABELLED = -1
+"""What data sets have for labels that are kept secret."""
+
+
+def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
+    """Images or texts of a data set on disk, its columns found by what they hold.
+
+    label: the column of labels, else `label` or `labels`, else the only one of class labels, whose names are kept; its
+    texts become classes sorted by name. image, or text (and text_pair): the column of inputs, else the only one. A
+    split of nothing but labels of -1 is left out, and said. Images are prepared as `image_preparation` says, texts as
+    `tokenization` does. Raises DataError where there is no such data set, or no such columns.
+    """
+    require_known("hf-dataset", arguments, ARGUMENTS)
+    tables = _opened(Path(place))
+    features = next(iter(tables.values())).features
+    label = _label_column(place, features, arguments.get("label"))
+    values, notes = _labelled(place, tables, label)
+    labels, names = class_labels(values)
+    tables = {split: tables[split] for split in labels}
+    given_names = getattr(features[label], "names", None)
+    names = tuple(given_names) if given_names else names
+    kind, columns = _input_columns(place, features, arguments, label)
+    if kind == "image":
+        splits, kept = _of_images(place, tables, labels, columns[0], image_preparation(arguments, hints), workers)
+    else:
+        splits, kept = _of_texts(tables, labels, columns, tokenization(arguments, hints))
+    inputs, _ = first_samples(next(iter(splits.values())), 1)
+    classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
+    chosen = {key: value for key, value in arguments.items() if key in COLUMNS}
+    return LabelledData(
+        f"hf-dataset:{place}", splits, classes, sample_shape(inputs), {**chosen, **kept}, names, tuple(notes)
+    )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """A map-style dataset of encoded images in a column."""
+
+    table: Any
+    column: str
+    labels: Tensor
+    preparation: Preparation
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        held = self.table[number][self.column]
+        name = f"{self.name}, row {number}"
+        if held is None or (held["bytes"] is None and held["path"] is None):
+            raise Unreadable(f"{name} (no image)")
+        source = Path(held["path"]) if held["bytes"] is None else held["bytes"]
+        picture = read_picture(source, name, self.preparation.channels)
+        return self.preparation.prepare(picture), int(self.labels[number])
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """A column of texts, read from the disk row by row."""
+
+    table: Any
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> str:
+        text = self.table[number][self.column]
+        if text is None:
+            raise DataError(f"row {number}: column {self.column!r} is empty")
+        return text
+
+
+def _of_images(
+    place: str, tables: Mapping[str, Any], labels: Mapping[str, Tensor], column: str, how: Preparation, workers: int
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    datasets = require_extra("datasets", "datasets")
+    splits: dict[str, Split] = {}
+    for split, table in tables.items():
+        # Its own decoding would raise in the middle of a batch, and let any format in.
+        encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        images = _Images(encoded, column, labels[split], how, f"{place}: {split}")
+        splits[split] = DatasetSplit(
+            images, labels=labels[split], collate=stacked, workers=workers, tolerance=TOLERANCE
+        )
+    return splits, how.arguments
+
+
+def _of_texts(
+    tables: Mapping[str, Any], labels: Mapping[str, Tensor], columns: list[str], how: Tokenization
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    splits: dict[str, Split] = {}
+    for split, table in tables.items():
+        texts = [_Texts(table.select_columns([column]), column) for column in columns]
+        splits[split] = TextSplit(texts[0], labels[split], how, texts[1] if len(texts) > 1 else None)
+    return splits, how.arguments
+
+
+def _opened(place: Path) -> dict[str, Any]:
+    datasets = require_extra("datasets", "datasets")
+    if not place.is_dir():
+        raise DataError(f"{place}: no such directory")
+    try:
+        found = datasets.load_from_disk(str(place))
+    except FileNotFoundError as error:
+        raise DataError(f"{place}: no data set that datasets' save_to_disk wrote ({last_line(error)})") from error
+    except Exception as error:
+        raise DataError(f"{place}: the data set cannot be read, it may be damaged: {last_line(error)}") from error
+    if not isinstance(found, datasets.Dataset):
+        return {str(split): table.with_format(None) for split, table in found.items()}
+    return {str(found.split or place.resolve().name): found.with_format(None)}
+
+
+def _label_column(place: str, features: Any, given: Any) -> str:
+    there = f"there are: {listed(list(features), 12)}; --data-argument label=NAME"
+    if given is not None:
+        if given not in features:
+            raise DataError(f"{place}: no column {given!r}; {there}")
+        return str(given)
+    named = [name for name in LABEL_NAMES if name in features]
+    found = named or [name for name, feature in features.items() if hasattr(feature, "names")]
+    if len(found) != 1:
+        raise DataError(f"{place}: which column has the labels? {there}")
+    return found[0]
+
+
+def _labelled(place: str, tables: Mapping[str, Any], label: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The labels of the splits that have any, and what is said of the others."""
+    kept: dict[str, np.ndarray] = {}
+    notes = []
+    for split, table in tables.items():
+        values = _values(place, split, table, label)
+        if not len(values):
+            notes.append(f"split {split}: has no row, and is left out")
+        elif values.dtype.kind == "i" and (values == UNLABELLED).all():
+            notes.append(f"split {split}: {len(values)} rows without labels (all are {UNLABELLED}), left out")
+        else:
+            kept[split] = values
+    if not kept:
+        raise DataError(f"{place}: no split with labels in column {label!r}; {'; '.join(notes)}")
+    return kept, notes
+
+
+def _values(place: str, split: str, table: Any, label: str) -> np.ndarray:
+    values = table[label][:]
+    empty = next((row for row, value in enumerate(values) if value is None), None)
+    if empty is not None:
+        raise DataError(f"{place}: {split}, row {empty}: column {label!r} is empty")
+    if values and isinstance(values[0], list | dict):
+        raise DataError(f"{place}: column {label!r} holds several values a row, where one label is needed")
+    return np.asarray(values)
+
+
+def _input_columns(place: str, features: Any, given: Mapping[str, Any], label: str) -> tuple[str, list[str]]:
+    """Whether inputs are images or texts, and in which columns."""
+    kinds = {name: _kind(feature) for name, feature in features.items() if name != label}
+    for kind, keys in (("image", ("image",)), ("text", ("text", "text_pair"))):
+        names = [str(given[key]) for key in keys if key in given]
+        wrong = [name for name in names if kinds.get(name) != kind]
+        if wrong:
+            raise DataError(f"{place}: no column {wrong[0]!r} of {kind}s; there are: {_told(features)}")
+        if names:
+            return kind, names
+    for kind in ("image", "text"):
+        found = [name for name, other in kinds.items() if other == kind]
+        if len(found) == 1:
+            return kind, found
+        if found:
+            raise DataError(f"{place}: several columns of {kind}s: {listed(found)}; --data-argument {kind}=NAME")
+    raise DataError(f"{place}: no column of images or texts; there are: {_told(features)}")
+
+
+def _kind(feature: Any) -> str | None:
+    if type(feature).__name__ == "Image":
+        return "image"
+    return "text" if getattr(feature, "dtype", None) in ("string", "large_string") else None
+
+
+def _told(features: Any) -> str:
+    kinds = {name: f"{type(feature).__name__} {getattr(feature, 'dtype', '')}" for name, feature in features.items()}
+    return listed([f"{name} ({kind.strip()})" for name, kind in kinds.items()])

@@ -1,0 +1,267 @@
+"""`csv:FILE` and `parquet:FILE`: a label column, beside it numbers or a text; a directory holds a file a split."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckpt_probe.data.arguments import as_list, require_known
+from ckpt_probe.data.dataset import LABEL_NAMES
+from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.labels import class_labels
+from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, first_samples, sample_shape, stratified
+from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, tokenization
+from ckpt_probe.errors import DataError, UsageError, last_line, listed
+from ckpt_probe.plugins import require_extra
+
+LONGEST_LINE = 16 * 2**20
+"""Bytes of a line of a CSV file; a longer one is no line."""
+
+MESSAGE = 300
+"""Characters of a message of pyarrow's, which may hold a whole row."""
+
+SUFFIXES = {"csv": (".csv", ".tsv"), "parquet": (".parquet", ".pq")}
+CHANCE = ("test_fraction", "split_seed")
+ARGUMENTS = frozenset({"label", "inputs", "shape", "text", "text_pair", "split", *CHANCE, TOKENIZER, MAX_LENGTH})
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A table in memory (pyarrow's), and the place it was read from."""
+
+    place: Path
+    table: Any
+
+    def named(self, name: str, option: str) -> Any:
+        """One column. Raises DataError where there is none, which says how to name another."""
+        if name not in self.table.column_names:
+            there = listed(self.table.column_names, 12)
+            raise DataError(f"{self.place}: no column {name!r}; there are: {there}; --data-argument {option}=NAME")
+        return self.table.column(name)
+
+
+def load_csv(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
+    """Rows of comma-separated values with a line of names above them (.tsv: tabs, or `delimiter`); see `_load`."""
+    given = dict(arguments)
+    delimiter = given.pop("delimiter", None)
+    if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1):
+        raise UsageError(f"delimiter: expected one character, found {delimiter!r}")
+    texts = [given[name] for name in ("text", "text_pair") if isinstance(given.get(name), str)]
+    data = _load("csv", Path(place), given, hints, lambda path: _read_csv(path, delimiter, texts))
+    return data if delimiter is None else replace(data, arguments={**data.arguments, "delimiter": delimiter})
+
+
+def load_parquet(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
+    """Rows of a Parquet file, columns of lists of numbers included; see `_load`."""
+    return _load("parquet", Path(place), arguments, hints, _read_parquet)
+
+
+def _load(
+    kind: str, place: Path, given: Mapping[str, Any], hints: ModelHints, read: Callable[[Path], Any]
+) -> LabelledData:
+    """Samples of a table's rows.
+
+    label: the column of labels, `label` or `labels` where not given; numbers from 0, or texts, which become classes
+    sorted by name. text (and text_pair): the column of texts. inputs: columns of numbers, all others where not given;
+    shape: that of a sample, such as [1, 28, 28]. A file is one split, named as it is, unless `split` names a column
+    that says which, or `test_fraction` (and `split_seed`) part it as the digits are.
+    """
+    require_known(kind, given, ARGUMENTS)
+    tables = {path.stem: Columns(path, read(path)) for path in _files(place, kind)}
+    first = next(iter(tables.values()))
+    if "split" in given:
+        tables = _by_column(tables, given["split"])
+    label = _label_column(first, given.get("label"))
+    labels, names = class_labels({split: _labels(columns, label) for split, columns in tables.items()})
+    if "test_fraction" in given or "split_seed" in given:
+        tables, labels = _by_chance(tables, labels, **{key: given[key] for key in CHANCE if key in given})
+    others = [name for name in first.table.column_names if name not in {label, given.get("split")}]
+    splits, kept = _splits(tables, labels, given, hints, others)
+    inputs, _ = first_samples(next(iter(splits.values())), 1)
+    classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
+    return LabelledData(f"{kind}:{place}", splits, classes, sample_shape(inputs), {**given, **kept}, names)
+
+
+def _files(place: Path, kind: str) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    files = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES[kind] and path.is_file())
+    if not files:
+        raise DataError(f"{place}: no file {' or '.join(SUFFIXES[kind])} in it")
+    return files
+
+
+def _read_csv(path: Path, delimiter: str | None, texts: list[str]) -> Any:
+    csv = require_extra("pyarrow.csv", "frames")
+    import pyarrow
+
+    try:
+        return csv.read_csv(
+            path,
+            # One thread, so that an error has the number of its row.
+            read_options=csv.ReadOptions(use_threads=False, block_size=LONGEST_LINE),
+            parse_options=csv.ParseOptions(
+                delimiter=delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","), newlines_in_values=True
+            ),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.string())),
+        )
+    except (OSError, pyarrow.ArrowException) as error:
+        told = last_line(error)[:MESSAGE]
+        if "straddling" in told:
+            told = f"a row of more than {LONGEST_LINE >> 20} MiB, or a quote that is never closed"
+        raise DataError(f"{path}: cannot be read as CSV: {told}") from error
+
+
+def _read_parquet(path: Path) -> Any:
+    parquet = require_extra("pyarrow.parquet", "frames")
+    import pyarrow
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            _require_memory(path, file.metadata)
+            return file.read(use_threads=False)
+    except (OSError, pyarrow.ArrowException, ValueError) as error:
+        raise DataError(f"{path}: no Parquet file, or a damaged one: {last_line(error)[:MESSAGE]}") from error
+
+
+def _require_memory(path: Path, metadata: Any) -> None:
+    """Refuse what cannot be held: columns of one value take next to nothing in a file, but their length in memory."""
+    claimed = 4 * metadata.num_rows * metadata.num_columns
+    claimed = max(claimed, sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)))
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if claimed > held:
+        raise DataError(f"{path}: announces {claimed:,} bytes of values, more than this machine's memory")
+
+
+def _by_column(tables: Mapping[str, Columns], name: Any) -> dict[str, Columns]:
+    parts: dict[str, Any] = {}
+    for columns in tables.values():
+        found = _without_gaps(columns, str(name), columns.named(str(name), "split"))
+        for value in found.unique().to_pylist():
+            mask = np.array([one == value for one in found.to_pylist()])
+            parts.setdefault(str(value), []).append(Columns(columns.place, columns.table.filter(mask)))
+    twice = [split for split, found in parts.items() if len(found) > 1]
+    if twice:
+        raise DataError(f"split {twice[0]}: in more than one file; name one file")
+    return {split: found[0] for split, found in parts.items()}
+
+
+def _by_chance(
+    tables: Mapping[str, Columns], labels: Mapping[str, Tensor], test_fraction: float = 0.25, split_seed: int = 0
+) -> tuple[dict[str, Columns], dict[str, Tensor]]:
+    if len(tables) > 1:
+        raise UsageError(f"test_fraction: there are splits already: {', '.join(tables)}")
+    columns, numbers = next(iter(tables.values())), next(iter(labels.values()))
+    chosen = dict(zip(("train", "test"), stratified(numbers.numpy(), test_fraction, split_seed), strict=True))
+    parts = {split: Columns(columns.place, columns.table.take(rows)) for split, rows in chosen.items()}
+    return parts, {split: numbers[torch.from_numpy(rows)] for split, rows in chosen.items()}
+
+
+def _label_column(columns: Columns, given: Any) -> str:
+    if given is not None:
+        columns.named(str(given), "label")
+        return str(given)
+    found = [name for name in LABEL_NAMES if name in columns.table.column_names]
+    if len(found) != 1:
+        there = listed(columns.table.column_names, 12)
+        raise DataError(
+            f"{columns.place}: which column has the labels? say --data-argument label=NAME; there are: {there}"
+        )
+    return found[0]
+
+
+def _labels(columns: Columns, name: str) -> np.ndarray:
+    column = _without_gaps(columns, name, columns.named(name, "label"))
+    if not len(column):
+        raise DataError(f"{columns.place}: no row")
+    values = column.to_numpy()
+    # Texts come as objects, and so do categories of them.
+    return np.array([str(value) for value in values]) if values.dtype.kind == "O" else values
+
+
+def _splits(
+    tables: Mapping[str, Columns],
+    labels: Mapping[str, Tensor],
+    given: Mapping[str, Any],
+    hints: ModelHints,
+    others: list[str],
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    """Every split, and the arguments that were found out."""
+    first = next(iter(tables.values()))
+    names = [given[key] for key in ("text", "text_pair") if key in given]
+    if not names and "inputs" not in given:
+        names = [name for name in others if _is_text(first.table.column(name))]
+        if names and len(others) > 1:
+            raise DataError(
+                f"{first.place}: column {names[0]!r} holds text beside others: say --data-argument text={names[0]}, or "
+                "which columns of numbers to take by --data-argument inputs=A,B"
+            )
+    if not names:
+        inputs = as_list(given.get("inputs")) or others
+        return {split: _numbers(columns, labels[split], inputs, given) for split, columns in tables.items()}, {}
+    tokenize = tokenization(given, hints)
+    columns_of = {split: [_texts(columns, str(name)) for name in names] for split, columns in tables.items()}
+    splits: dict[str, Split] = {
+        split: TextSplit(found[0], labels[split], tokenize, found[1] if len(found) > 1 else None)
+        for split, found in columns_of.items()
+    }
+    return splits, {"text": names[0], **tokenize.arguments}
+
+
+def _texts(columns: Columns, name: str) -> list[str]:
+    column = _without_gaps(columns, name, columns.named(name, "text"))
+    if not _is_text(column):
+        raise DataError(f"{columns.place}: column {name!r} holds {column.type}, no text in UTF-8")
+    return column.to_pylist()
+
+
+def _numbers(columns: Columns, labels: Tensor, names: list[str], given: Mapping[str, Any]) -> ArraySplit:
+    """Inputs (N, D) float32 of these columns, or in the shape that is given."""
+    if not names:
+        raise DataError(f"{columns.place}: no column beside the labels")
+    parts = [_matrix(columns, str(name)) for name in names]
+    inputs = np.concatenate(parts, axis=1)
+    wild = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
+    if len(wild):
+        raise DataError(f"{columns.place}: row {wild[0] + 1}: a number is NaN or infinite")
+    if "shape" in given:
+        shape = as_list(given["shape"])
+        if not all(type(side) is int and side > 0 for side in shape) or math.prod(shape) != inputs.shape[1]:
+            raise UsageError(f"shape: {given['shape']!r} does not hold {inputs.shape[1]} numbers a row")
+        inputs = inputs.reshape(len(inputs), *shape)
+    return ArraySplit(inputs, labels)
+
+
+def _matrix(columns: Columns, name: str) -> np.ndarray:
+    import pyarrow.types as kinds
+
+    column = _without_gaps(columns, name, columns.named(name, "inputs"))
+    try:
+        if kinds.is_list(column.type) or kinds.is_large_list(column.type) or kinds.is_fixed_size_list(column.type):
+            return np.stack(column.to_numpy(zero_copy_only=False)).astype(np.float32)
+        if kinds.is_boolean(column.type) or kinds.is_integer(column.type) or kinds.is_floating(column.type):
+            return column.to_numpy(zero_copy_only=False).astype(np.float32)[:, None]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{columns.place}: column {name!r}: rows of different lengths, or not of numbers") from error
+    raise DataError(
+        f"{columns.place}: column {name!r} holds {column.type}, no numbers; --data-argument inputs=A,B chooses"
+    )
+
+
+def _without_gaps(columns: Columns, name: str, column: Any) -> Any:
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) + 1
+        raise DataError(f"{columns.place}: row {row}: column {name!r} is empty ({column.null_count} such)")
+    return column
+
+
+def _is_text(column: Any) -> bool:
+    import pyarrow.types as kinds
+
+    return kinds.is_string(column.type) or kinds.is_large_string(column.type)

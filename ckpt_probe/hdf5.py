@@ -1,0 +1,148 @@
+"""HDF5 files of anybody: opened, checked to lead nowhere and to hold what they claim, their damage told in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
+
+from ckpt_probe.errors import DataError
+
+BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
+"""What h5py raises where the bytes of a file are damaged; ValueError holds text that is no UTF-8."""
+
+CLASS_NAMES = "class_names"
+"""The dataset of names of classes; the only one that holds texts."""
+
+FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
+"""HDF5's own filters and h5py's, by number."""
+
+COMPRESSING = frozenset({1, 4, 5, 6, 32000})
+LARGEST_RATIO = 1000
+UNCHECKED_BYTES = 2**30
+"""Up to here a dataset may be compressed as far as it likes."""
+
+DEEPEST = 8
+"""Groups within groups that are followed."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """A file open for reading. Raises DataError where it is missing, a directory, truncated or no HDF5."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if path.is_dir():
+        raise DataError(f"{path}: a directory; expected one file")
+    try:
+        file = h5py.File(path, "r")
+    except BROKEN as error:
+        raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def own_reads(path: Path, place: str | None = None) -> Iterator[None]:
+    """Only around what is read here: an error of a caller's own is not the dump's fault."""
+    try:
+        yield
+    except BROKEN as error:
+        where = f"{path}: {place}" if place else str(path)
+        raise DataError(f"{where}: cannot be read and may be damaged: {_first_clause(error)}") from error
+
+
+def require_own(path: Path, file: h5py.File) -> None:
+    """Raise DataError, naming the place, where a file leads outside itself or claims what it cannot hold.
+
+    That is external and user-defined links, external raw storage, virtual datasets, unknown filters, types that are no
+    numbers (nor texts of one length, for names of classes), shapes beyond what is stored, and compression by more than
+    1,000 times over 1 GiB. Nothing is read for it.
+    """
+    for name, item in items(file, path):
+        if isinstance(item, h5py.Dataset):
+            _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(f"/{CLASS_NAMES}") else "biuf")
+
+
+def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]]:
+    """Every object of a file by its name, groups before what is in them, each once; links to nowhere left out."""
+    waiting: list[tuple[str, Any, int]] = [("/", file, 0)]
+    seen = set()
+    while waiting:
+        name, item, depth = waiting.pop()
+        address = h5o.get_info(item.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        yield name, item
+        if not isinstance(item, h5py.Group):
+            continue
+        if depth == DEEPEST:
+            raise DataError(f"{path or file.filename}: {name}: groups nested more than {DEEPEST} deep")
+        for key in sorted(item, reverse=True):
+            inner = f"{name.rstrip('/')}/{key}"
+            link = item.get(key, getlink=True)
+            if not isinstance(link, h5py.HardLink | h5py.SoftLink):
+                raise DataError(
+                    f"{path or file.filename}: {inner.strip('/')}: {_described(link)}, which is not followed"
+                )
+            found = item.get(key)
+            if isinstance(found, h5py.Group | h5py.Dataset):
+                waiting.append((inner, found, depth + 1))
+
+
+def _described(link: Any) -> str:
+    if isinstance(link, h5py.ExternalLink):
+        return f"a link to another file ({link.filename!r})"
+    return "a user-defined link"
+
+
+def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> None:
+    if dataset.is_virtual:
+        raise DataError(f"{where}: a virtual dataset, stored in other files; copy its numbers into this file")
+    if dataset.external:
+        raise DataError(
+            f"{where}: stored in another file ({dataset.external[0][0]!r}); copy its numbers into this file"
+        )
+    if dataset.dtype.kind not in kinds:
+        raise DataError(f"{where}: contains {dataset.dtype}, expected numbers")
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+    unknown = [number for number in filters if number not in FILTERS]
+    if unknown:
+        raise DataError(f"{where}: stored with the unknown filter {unknown[0]}; write it with gzip, lzf or no filter")
+    claimed, stored = dataset.nbytes, dataset.id.get_storage_size()
+    if not COMPRESSING & set(filters) and claimed > stored:
+        raise DataError(f"{where}: claims {claimed:,} bytes, but only {stored:,} were ever written")
+    if claimed > UNCHECKED_BYTES and claimed > LARGEST_RATIO * stored:
+        raise DataError(
+            f"{where}: claims {claimed:,} bytes from only {stored:,} stored; write it with less compression"
+        )
+
+
+def groups_with(file: h5py.File, *names: str) -> dict[str, Any]:
+    """The groups that hold all of these names, by their own; only the root, called "", where it does."""
+    if set(names) <= set(file):
+        return {"": file}
+    return {name: item for name, item in file.items() if isinstance(item, h5py.Group) and set(names) <= set(item)}
+
+
+def read_names(path: Path, dataset: Any) -> tuple[str, ...]:
+    """Names of classes, texts of one length in UTF-8. Raises DataError where they are not."""
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind != "S":
+        raise DataError(f"{path}: {CLASS_NAMES}: expected (C,) texts of fixed length, found {dataset}")
+    with own_reads(path, CLASS_NAMES):
+        return tuple(bytes(name).decode("utf-8") for name in dataset[()])
+
+
+def native(values: np.ndarray) -> np.ndarray:
+    """Numbers in the byte order of this machine, and no wider than float64."""
+    # torch takes neither the other byte order nor numbers wider than float64.
+    kind = values.dtype.newbyteorder("=")
+    return values.astype(np.float64 if kind.kind == "f" and kind.itemsize > 8 else kind, copy=False)
+
+
+def _first_clause(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

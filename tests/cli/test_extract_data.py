@@ -1,0 +1,152 @@
+"""`extract` and what follows it on data of anybody's, as a person types it; and bad data, one line each."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ckpt_probe.checkpoints import save_checkpoint
+from ckpt_probe.cli.app import run
+
+Probe = Callable[..., tuple[int, str, str]]
+NETWORK = """
+from torch import nn
+
+def network(classes=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, classes))
+
+def thin(classes=3):
+    return nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, classes))
+"""
+NAMES = ("ant", "b c", "[red]x")
+
+
+@pytest.fixture
+def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probe:
+    """Runs a command in a directory with net.py, its weights and photos: exit code, output, what was said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "net.py").write_text(NETWORK)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3))
+    save_checkpoint(tmp_path / "net.safetensors", network.state_dict(), {})
+    save_checkpoint(tmp_path / "thin.safetensors", thin().state_dict(), {})
+    generator = np.random.default_rng(0)
+    for name in NAMES:
+        (tmp_path / "photos" / "test" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = generator.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / "test" / name / f"{number:02}.png")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = run([*map(str, words)])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err.strip()
+
+    return call
+
+
+def thin() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+IMAGES = ("extract", "net.safetensors", "-o", "dumps", "--model", "net.py:network", "--data", "imagefolder:photos")
+TABLE = ("extract", "thin.safetensors", "-o", "dumps", "--model", "net.py:thin", "--data")
+SMALL = ("--data-argument", "resize=[4,4]", "--data-argument", "mean=0.5,0.5,0.5", "--data-workers", "1")
+
+
+def test_names_go_from_folders_to_the_table(probe: Probe, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "test" / "ant" / "07.png").write_bytes(b"")
+    code, _, said = probe(*IMAGES, *SMALL)
+    assert (code, said.splitlines()) == (
+        0,
+        [
+            "split test: 1 of 120 samples cannot be read, and are left out: ant/07.png (an empty file)",
+            "dumps: 1 dumps written, 0 already complete",
+        ],
+    )
+    code, shown, _ = probe("analyze", "dumps", "--per-class", "--json")
+    rows = [json.loads(line) for line in shown.splitlines()]
+    # Folders are in the order of their names.
+    assert [(row["class"], row["class_name"], row["samples"]) for row in rows] == [
+        (0, "[red]x", 40),
+        (1, "ant", 39),
+        (2, "b c", 40),
+    ]
+    by_number = dict(pair.split(":") for pair in rows[1]["nearest.confusion"].split())
+    told = {"0": '"[red]x"', "1": "ant", "2": '"b c"'}
+    assert rows[1]["nearest.named"] == " ".join(f"{told[number]}:{count}" for number, count in by_number.items())
+    code, shown, _ = probe("analyze", "dumps", "--per-class", "--wide")
+    assert code == 0
+    assert "class_name" in shown
+    assert "[red]x" in shown
+    code, shown, _ = probe("inspect", "dumps/net.h5")
+    assert "classes: [red]x, ant, b c" in shown
+    assert json.loads(probe("inspect", "dumps/net.h5", "--json")[1])["class_names"] == ["[red]x", "ant", "b c"]
+
+
+def test_a_path_between_checkpoints_sees_images_too(probe: Probe, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "test" / "ant" / "07.png").write_bytes(b"")
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3))
+    save_checkpoint(tmp_path / "b.safetensors", network.state_dict(), {})
+    words = ("interpolate", "net.safetensors", "b.safetensors", "-o", "path", "--points", 3, "--json", "--keep-dumps")
+    code, shown, said = probe(*words, "--model", "net.py:network", "--data", "imagefolder:photos", *SMALL)
+    assert code == 0, said
+    assert [json.loads(line)["samples"] for line in shown.splitlines() if '"alpha"' in line] == [119] * 3
+    assert said.startswith("split test: 1 of 120 samples cannot be read, and are left out: ant/07.png (an empty file)")
+    assert sorted(path.suffix for path in (tmp_path / "path" / "dumps").iterdir()) == [".h5"] * 3
+
+
+CSV = "x,y,label\n1,2,a\n3,4,b\n5,6,a\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "code", "message"),
+    [
+        ((*TABLE, "csv:t.csv"), {"t.csv": "x,y\n1,2\n"}, 1, "which column has the labels?"),
+        (
+            (*TABLE, "csv:t.csv", "--data-argument", "label=kind"),
+            {"t.csv": CSV},
+            1,
+            "no column 'kind'; there are: x, y",
+        ),
+        ((*TABLE, "csv:t.csv"), {"t.csv": CSV + "1\n"}, 1, "Row #5: Expected 3 columns, got 1"),
+        ((*TABLE, "csv:t.csv"), {"t.csv": "text,label\ngood,0\n"}, 2, "text needs a tokenizer"),
+        ((*TABLE, "csv:t.csv", "--data-argument", "label"), {"t.csv": CSV}, 2, "expected KEY=VALUE"),
+        ((*TABLE, "csv:missing.csv"), {}, 1, "missing.csv: cannot be read as CSV"),
+        ((*TABLE, "parquet:t.parquet"), {"t.parquet": "PAR1"}, 1, "no Parquet file, or a damaged one"),
+        ((*TABLE, "hf-dataset:photos"), {}, 1, "no data set that datasets' save_to_disk wrote"),
+        ((*TABLE, "h5:t.h5"), {"t.h5": "no HDF5"}, 1, "not an HDF5 file"),
+        ((*TABLE, "imagefolder:missing"), {}, 1, "missing: no such directory"),
+        ((*TABLE, "mnist"), {}, 2, "no data called 'mnist'; there are: digits, idx:DIR"),
+        ((*TABLE, "csv:t.csv"), {"t.csv": "x,y,label\n1,2,0\n3,4,9\n"}, 1, "10 classes"),
+        (IMAGES, {"photos/test/empty/x.txt": ""}, 1, "no image in empty"),
+        (IMAGES, {"photos/train/x.png": ""}, 1, "train: no class folders in it"),
+        ((*IMAGES, *SMALL), {f"photos/test/ant/{n:02}.png": "" for n in range(9)}, 1, "cannot be read, more than 1%"),
+        ((*IMAGES, "--data-workers", "-1"), {}, 2, "--data-workers"),
+        ((*IMAGES, "--data-argument", "resize=big"), {}, 2, "resize: expected pixels such as 224"),
+    ],
+)
+def test_bad_data(
+    probe: Probe, tmp_path: Path, words: tuple[str, ...], files: dict[str, str], code: int, message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    found, shown, said = probe(*words)
+    assert (found, shown, said.count("\n")) == (code, "", 0), said
+    assert message in said
+    assert not list(tmp_path.glob("dumps/*"))
+
+
+def test_more_classes_than_the_data_have_are_allowed_and_said(probe: Probe, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    code, _, said = probe(*TABLE, "csv:t.csv")
+    assert code == 0
+    assert "the data name 2 classes, the model has 3 and no names: labels are taken in the order of the data's" in said

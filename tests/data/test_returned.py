@@ -1,0 +1,127 @@
+"""What a function of anybody's may return: arrays, datasets, loaders, one split or several; and what it may not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_probe.data import DatasetSplit, load_data, ready_batches
+from ckpt_probe.errors import DataError, UsageError
+
+OWN = """
+import numpy as np, torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
+
+X, Y = torch.arange(24.0).reshape(12, 2), torch.arange(12) % 3
+
+class Named(Dataset):
+    classes = ["ant", "bee", "cat"]
+    targets = Y.tolist()
+    def __len__(self): return 12
+    def __getitem__(self, i): return X[i], int(Y[i])
+
+class Mapped(Dataset):
+    def __len__(self): return 12
+    def __getitem__(self, i):
+        return {"input_ids": torch.tensor([i, 1]), "attention_mask": torch.ones(2), "labels": int(Y[i])}
+
+class Failing(Named):
+    def __getitem__(self, i):
+        if i == 7: raise KeyError("row seven")
+        return super().__getitem__(i)
+
+class Endless(IterableDataset):
+    def __iter__(self): return iter(zip(X, Y))
+
+def halved(samples):
+    return torch.stack([x for x, _ in samples]) / 2, torch.tensor([y for _, y in samples])
+
+def pair(): return np.zeros((4, 2)), [0, 1, 1, 0]
+def dataset(): return Named()
+def subset(): return {"test": Subset(Named(), [5, 1])}
+def loader(workers=0):
+    return {"test": DataLoader(Named(), batch_size=5, shuffle=True, collate_fn=halved, num_workers=workers)}
+def mapped(): return {"test": Mapped()}
+def failing(): return {"test": Failing()}
+def endless(): return {"test": Endless()}
+def endless_loader(): return DataLoader(Endless())
+def sampled(): return DataLoader(Named(), sampler=WeightedRandomSampler([1.0] * 12, 30))
+def uneven(): return {"test": DatasetOf([(torch.zeros(2), 0), (torch.zeros(3), 1)])}
+def unlabelled(): return {"test": DatasetOf([{"x": torch.zeros(2)}] * 2)}
+def alone(): return {"test": TensorDataset(X)}
+
+class DatasetOf(Dataset):
+    def __init__(self, held): self.held, self.targets = held, [0] * len(held)
+    def __len__(self): return len(self.held)
+    def __getitem__(self, i): return self.held[i]
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("own") / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def everything(split: object) -> tuple[torch.Tensor, list[int]]:
+    with ready_batches(split, 5) as batches:  # pyright: ignore[reportArgumentType]
+        found = list(batches)
+    return torch.cat([inputs for inputs, _ in found]), torch.cat([labels for _, labels in found]).tolist()
+
+
+def test_one_split_needs_no_name(own: Path) -> None:
+    data = load_data(f"{own}:pair")
+    assert (list(data.splits), data.classes, data.input_shape) == (["data"], 2, (2,))
+    data = load_data(f"{own}:dataset")
+    assert (list(data.splits), data.class_names) == (["data"], ("ant", "bee", "cat"))
+    data = load_data(f"{own}:subset")
+    assert (data.class_names, data.classes, data.split("test").labels.tolist()) == (("ant", "bee", "cat"), 3, [2, 1])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_of_a_loader_every_sample_once_in_order_by_its_own_collation(own: Path, workers: int) -> None:
+    data = load_data(f"{own}:loader", {"workers": workers})
+    inputs, labels = everything(data.split("test"))
+    assert torch.equal(inputs, torch.arange(24.0).reshape(12, 2) / 2)
+    assert labels == [0, 1, 2] * 4
+    assert (data.class_names, data.arguments) == (("ant", "bee", "cat"), {"workers": workers})
+
+
+def test_samples_that_are_mappings(own: Path) -> None:
+    data = load_data(f"{own}:mapped")
+    inputs, labels = data.split("test").batch(slice(0, 3))
+    assert (set(inputs), inputs["input_ids"].tolist()) == ({"input_ids", "attention_mask"}, [[0, 1], [1, 1], [2, 1]])
+    assert (labels.tolist(), data.classes, data.input_shape) == ([0, 1, 2], 3, ())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_raises_is_told_with_its_number(own: Path, workers: int) -> None:
+    split = load_data(f"{own}:failing", workers=workers).split("test")
+    assert isinstance(split, DatasetSplit)
+    with pytest.raises(DataError) as caught:
+        everything(split)
+    assert str(caught.value) == "sample 7: KeyError: 'row seven'"
+    # Where it comes from is there for --debug.
+    assert "raise KeyError" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("endless", "split 'test': .* can only be iterated; return one with len and"),
+        ("endless_loader", "split 'data': .* can only be iterated"),
+        ("sampled", "split 'data': a loader with a WeightedRandomSampler; return the dataset, or a Subset of it"),
+        ("unlabelled", "samples have no labels or label, but x"),
+        ("alone", "sample 0 is neither \\(input, label\\) nor a mapping with a label"),
+    ],
+)
+def test_what_is_no_data(own: Path, function: str, message: str) -> None:
+    with pytest.raises((DataError, UsageError), match=message):
+        load_data(f"{own}:{function}")
+
+
+def test_samples_of_different_shapes_make_no_batch(own: Path) -> None:
+    split = load_data(f"{own}:uneven").split("test")
+    with pytest.raises(DataError, match="samples do not make a batch: RuntimeError"):
+        everything(split)

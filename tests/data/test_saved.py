@@ -1,0 +1,136 @@
+"""What `datasets` saved to disk: images and texts, labels and their names, splits without labels, and what is none."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from torchvision import transforms
+
+from ckpt_probe.data import ModelHints, load_data, notes_of, ready_batches
+from ckpt_probe.errors import DataError, UsageError
+
+SHAPE = (30, 40, 3)
+PETS = ClassLabel(names=["dog", "cat"])
+
+
+def picture(number: int) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(number).integers(0, 256, SHAPE, dtype=np.uint8))
+
+
+def encoded(number: int) -> dict[str, bytes | None]:
+    buffer = io.BytesIO()
+    picture(number).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def images(count: int, *, damaged: tuple[int, ...] = ()) -> Dataset:
+    held = [{"bytes": b"no image", "path": None} if row in damaged else encoded(row) for row in range(count)]
+    columns = {"image": held, "label": [row % 2 for row in range(count)]}
+    return Dataset.from_dict(columns, features=Features({"image": Image(), "label": PETS}))
+
+
+def texts(labels: list[int]) -> Dataset:
+    words = ["a good film", "bad", "very very bad plot", "good"]
+    columns = {"idx": list(range(len(labels))), "sentence": words[: len(labels)], "label": labels}
+    return Dataset.from_dict(
+        columns, features=Features({"idx": Value("int32"), "sentence": Value("string"), "label": PETS})
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_with_the_names_of_their_labels(tmp_path: Path, workers: int) -> None:
+    DatasetDict({"train": images(5), "test": images(3)}).save_to_disk(str(tmp_path / "pets"))
+    data = load_data(f"hf-dataset:{tmp_path / 'pets'}", {"resize": 20, "crop": 16, "workers": workers})
+    assert (list(data.splits), data.classes, data.class_names) == (["train", "test"], 2, ("dog", "cat"))
+    assert data.input_shape == (3, 16, 16)
+    with ready_batches(data.split("train"), 2) as batches:
+        found = list(batches)
+    chain = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16), transforms.ToTensor()])
+    expected = torch.stack([chain(picture(row)) for row in range(5)])
+    torch.testing.assert_close(torch.cat([inputs for inputs, _ in found]), expected, rtol=1e-6, atol=1e-6)
+    assert torch.cat([labels for _, labels in found]).tolist() == [0, 1, 0, 1, 0]
+
+
+def test_files_that_a_dataset_names_are_read(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "zero.png")
+    columns = {"photo": [str(tmp_path / "zero.png")], "label": [1]}
+    Dataset.from_dict(columns).cast_column("photo", Image()).save_to_disk(str(tmp_path / "one"))
+    data = load_data(f"hf-dataset:{tmp_path / 'one'}")
+    assert list(data.splits) == ["one"]
+    expected = torch.from_numpy(np.array(picture(0))).permute(2, 0, 1)[None] / 255
+    torch.testing.assert_close(data.split("one").batch(slice(None))[0], expected)
+
+
+def test_damaged_images_are_left_out_and_named(tmp_path: Path) -> None:
+    images(200, damaged=(7,)).save_to_disk(str(tmp_path / "d"))
+    split = load_data(f"hf-dataset:{tmp_path / 'd'}", {"workers": 0}).split("d")
+    with ready_batches(split, 64) as batches:
+        assert sum(len(labels) for _, labels in batches) == 199
+    (note,) = notes_of(split)
+    assert "1 of 200 samples cannot be read, and are left out" in note
+    assert "d, row 7 (no image, or a damaged one)" in note
+
+
+def test_texts_by_the_tokenizer_of_the_model(tmp_path: Path, tokenizer: Path) -> None:
+    splits = {"train": texts([0, 1, 1, 0]), "test": texts([-1, -1])}
+    DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
+    data = load_data(f"hf-dataset:{tmp_path / 'd'}", hints=ModelHints(f"hf:{tokenizer}"))
+    assert data.notes == ("split test: 2 rows without labels (all are -1), left out",)
+    assert (list(data.splits), data.class_names) == (["train"], ("dog", "cat"))
+    inputs, labels = data.split("train").batch(torch.tensor([3, 0]))
+    assert inputs["input_ids"].tolist() == [[2, 5, 3, 0, 0], [2, 9, 5, 7, 3]]
+    assert labels.tolist() == [0, 0]
+    assert data.arguments == {"tokenizer": str(tokenizer), "max_length": 16}
+
+
+def test_labels_that_are_texts(tmp_path: Path, tokenizer: Path) -> None:
+    columns = {"text": ["good", "bad", "film"], "kind": ["yes", "no", "yes"]}
+    Dataset.from_dict(columns).save_to_disk(str(tmp_path / "d"))
+    given = {"label": "kind", "tokenizer": str(tokenizer)}
+    data = load_data(f"hf-dataset:{tmp_path / 'd'}", given)
+    assert (data.class_names, data.split("d").labels.tolist()) == (("no", "yes"), [1, 0, 1])
+    assert data.arguments == {**given, "max_length": 16}
+
+
+def test_columns_that_are_not_there_or_not_one(tmp_path: Path, tokenizer: Path) -> None:
+    place = str(tmp_path / "d")
+    columns = {"first": ["good"], "second": ["bad"], "kind": [1], "many": [[1.0, 2.0]]}
+    Dataset.from_dict(columns).save_to_disk(place)
+    named = {"tokenizer": str(tokenizer)}
+    for arguments, message in (
+        ({}, r"which column has the labels\? there are: first, second, kind, many; --data-argument label=NAME"),
+        ({"label": "sort"}, "no column 'sort'"),
+        ({"label": "kind"}, "several columns of texts: first, second; --data-argument text=NAME"),
+        ({"label": "kind", "image": "first"}, r"no column 'first' of images; there are: first \(Value string\)"),
+        ({"label": "many", "text": "first"}, "column 'many' holds several values a row, where one label is needed"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            load_data(f"hf-dataset:{place}", {**named, **arguments})
+        assert "\n" not in str(caught.value)
+    data = load_data(f"hf-dataset:{place}", {**named, "label": "kind", "text": "first", "text_pair": "second"})
+    assert data.split("d").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 3, 6, 3]]
+    Dataset.from_dict({"x": [1.5], "label": [0]}).save_to_disk(str(tmp_path / "e"))
+    with pytest.raises(DataError, match=r"no column of images or texts; there are: x \(Value float64\)"):
+        load_data(f"hf-dataset:{tmp_path / 'e'}")
+    with pytest.raises(UsageError, match="unknown argument size; hf-dataset takes channels"):
+        load_data(f"hf-dataset:{place}", {"size": 3})
+
+
+def test_directories_that_are_none_and_damaged_ones(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(DataError, match="no such directory"):
+        load_data(f"hf-dataset:{tmp_path / 'missing'}")
+    with pytest.raises(DataError, match="no data set that datasets' save_to_disk wrote"):
+        load_data(f"hf-dataset:{tmp_path}")
+    texts([-1, -1]).save_to_disk(str(tmp_path / "secret"))
+    with pytest.raises(DataError, match="no split with labels in column 'label'; split secret: 2 rows without labels"):
+        load_data(f"hf-dataset:{tmp_path / 'secret'}", {"tokenizer": str(tokenizer)})
+    texts([0, 1, 0]).save_to_disk(str(tmp_path / "cut"))
+    (arrow,) = (tmp_path / "cut").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:200])
+    with pytest.raises(DataError, match="cannot be read, it may be damaged") as caught:
+        load_data(f"hf-dataset:{tmp_path / 'cut'}", {"tokenizer": str(tokenizer)})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,207 @@
+"""CSV and Parquet: numbers, texts and labels by column, splits, and every file that is none."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ckpt_probe.data import ModelHints, load_data, notes_of, ready_batches
+from ckpt_probe.errors import DataError, UsageError
+
+ROWS = "x,label,y\n1,dog,2.5\n-3,cat,4\n5,dog,1e-3\n"
+
+
+def written(where: Path, text: str, name: str = "test.csv") -> str:
+    (where / name).write_text(text, encoding="utf-8")
+    return f"csv:{where / name}"
+
+
+def test_numbers_beside_labels_that_are_texts(tmp_path: Path) -> None:
+    data = load_data(written(tmp_path, ROWS))
+    assert (list(data.splits), data.classes, data.class_names, data.input_shape) == (["test"], 2, ("cat", "dog"), (2,))
+    inputs, labels = data.split("test").batch(slice(None))
+    torch.testing.assert_close(inputs, torch.tensor([[1, 2.5], [-3, 4], [5, 1e-3]]))
+    assert labels.tolist() == [1, 0, 1]
+
+
+def test_labels_that_are_numbers_have_no_names(tmp_path: Path) -> None:
+    data = load_data(written(tmp_path, "a,labels\n1,2\n2,0\n"))
+    assert (data.classes, data.class_names, data.split("test").labels.tolist()) == (3, None, [2, 0])
+    data = load_data(written(tmp_path, "a,kind\n1,2.0\n2,0.0\n"), {"label": "kind"})
+    assert data.split("test").labels.tolist() == [2, 0]
+
+
+def test_columns_shape_and_delimiter_are_named(tmp_path: Path) -> None:
+    name = written(tmp_path, "id\ta\tb\tc\td\tlabel\nq7\t1\t2\t3\t4\t0\n", "table.tsv")
+    data = load_data(name, {"inputs": "d,a,b,c", "shape": [1, 2, 2]})
+    assert data.split("table").batch(slice(None))[0].tolist() == [[[[4, 1], [2, 3]]]]
+    assert data.arguments == {"inputs": "d,a,b,c", "shape": [1, 2, 2]}
+    data = load_data(written(tmp_path, "a;label\n1;0\n"), {"delimiter": ";"})
+    assert data.arguments == {"delimiter": ";"}
+    assert load_data(f"csv:{tmp_path / 'test.csv'}", data.arguments).input_shape == (1,)
+
+
+def test_splits_by_file_by_column_and_by_chance(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        written(tmp_path, ROWS if name == "train" else "x,label,y\n1,eel,2\n", f"{name}.csv")
+    data = load_data(f"csv:{tmp_path}")
+    assert data.class_names == ("cat", "dog", "eel")
+    assert {name: split.labels.tolist() for name, split in data.splits.items()} == {"test": [2], "train": [1, 0, 1]}
+    text = "x,label,part\n" + "".join(f"{row},{row % 2},{'test' if row % 5 == 0 else 'train'}\n" for row in range(20))
+    data = load_data(written(tmp_path, text, "parts.csv"), {"split": "part"})
+    assert {name: len(split) for name, split in data.splits.items()} == {"test": 4, "train": 16}
+    assert data.split("test").batch(slice(None))[0].tolist() == [[0], [5], [10], [15]]
+    data = load_data(f"csv:{tmp_path / 'parts.csv'}", {"inputs": "x", "test_fraction": 0.2})
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 16, "test": 4}
+    assert torch.bincount(data.split("test").labels).tolist() == [2, 2]
+    with pytest.raises(UsageError, match="test_fraction: there are splits already"):
+        load_data(f"csv:{tmp_path / 'parts.csv'}", {"split": "part", "test_fraction": 0.2})
+
+
+def test_texts_become_padded_batches_of_tokens(tmp_path: Path, tokenizer: Path) -> None:
+    from transformers import AutoTokenizer
+
+    texts = ["a very good film", "bad plot", "good " * 30]
+    name = written(tmp_path, "text,label\n" + "".join(f'"{text}",{row}\n' for row, text in enumerate(texts)))
+    data = load_data(name, {"tokenizer": str(tokenizer)})
+    split = data.split("test")
+    assert (data.input_shape, data.classes) == ((), 3)
+    assert data.arguments == {"text": "text", "tokenizer": str(tokenizer), "max_length": 16}
+    with ready_batches(split, 2) as batches:
+        found = list(batches)
+    theirs = AutoTokenizer.from_pretrained(tokenizer)
+    for (inputs, labels), part in zip(found, (texts[:2], texts[2:]), strict=True):
+        expected = theirs(part, padding=True, truncation=True, max_length=16, return_tensors="pt")
+        assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+        assert all(torch.equal(inputs[key], expected[key]) for key in expected)
+        assert labels.tolist() == [texts.index(text) for text in part]
+    assert notes_of(split) == ("1 of 3 texts were cut at 16 tokens",)
+    assert split.batch(torch.tensor([1]))[0]["input_ids"].tolist() == [[2, 6, 8, 3]]
+
+
+def test_pairs_of_texts_and_numbers_that_are_meant_as_text(tmp_path: Path, tokenizer: Path) -> None:
+    name = written(tmp_path, "one,two,label\n12,good film,0\n7,bad,1\n")
+    data = load_data(name, {"text": "one", "text_pair": "two", "tokenizer": str(tokenizer), "max_length": 8})
+    inputs, _ = data.split("test").batch(slice(0, 1))
+    assert inputs["input_ids"].tolist() == [[2, 1, 3, 5, 7, 3]]
+    assert inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert data.arguments["text_pair"] == "two"
+
+
+def test_text_beside_numbers_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column 'name' holds text beside others: say --data-argument text=name"):
+        load_data(written(tmp_path, "name,x,label\nq,1,0\n"))
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    name = written(tmp_path, "text,label\ngood,0\n")
+    with pytest.raises(UsageError, match=r"text needs a tokenizer: say its directory by --data-argument tokenizer=DIR"):
+        load_data(name)
+    with pytest.raises(UsageError, match=r"text needs a tokenizer \(there is none in .*/run or nowhere\): say its"):
+        load_data(name, hints=ModelHints("hf:nowhere", directory=tmp_path / "run"))
+    with pytest.raises(DataError, match=r"no tokenizer in it \(no tokenizer\.json"):
+        load_data(name, {"tokenizer": str(tmp_path)})
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="its tokenizer cannot be read") as caught:
+        load_data(name, {"tokenizer": str(tmp_path)})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", r"which column has the labels\? say --data-argument label=NAME; there are: a, b"),
+        ("x,label\n1,0\n2\n", r"Row #3: Expected 2 columns, got 1"),
+        ("x,label\n1,0,5\n", r"Row #2: Expected 2 columns, got 3"),
+        ("", "Empty CSV"),
+        ("x,label\n", "no row"),
+        ("x,label\n1,\n", r"row 1: column 'label' is empty \(1 such\)"),
+        ("x,label\n1,0\n,1\n", r"row 2: column 'x' is empty"),
+        ("x,label\n1,-1\n", r"label -1 in row 1"),
+        ("x,label\n1,0.5\n", r"label 0\.5 in row 1; labels are whole numbers from 0, or texts"),
+        ("x,label\nnan,0\n", r"row 1"),
+        ("label\n1\n", "no column beside the labels"),
+        ('x,label\n1,0\n"' + "open " * 20, "cannot be read as CSV|which column"),
+    ],
+)
+def test_csv_that_is_none(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises((DataError, UsageError), match=message) as caught:
+        load_data(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_line_without_end_is_not_read_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_probe.data.tables.LONGEST_LINE", 2**20)
+    with pytest.raises(DataError, match="a row of more than 1 MiB, or a quote that is never closed"):
+        load_data(written(tmp_path, "x,label\n" + "1" * 3 * 2**20))
+
+
+def test_csv_of_no_utf8_and_files_that_are_not_there(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "test.csv").write_bytes(b"text,label\n\xff\xfe,1\n")
+    with pytest.raises(DataError, match=r"UTF|text"):
+        load_data(f"csv:{tmp_path / 'test.csv'}", {"text": "text", "tokenizer": str(tokenizer)})
+    with pytest.raises(DataError, match=r"missing\.csv: cannot be read as CSV"):
+        load_data(f"csv:{tmp_path / 'missing.csv'}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no file \.csv or \.tsv in it"):
+        load_data(f"csv:{tmp_path / 'empty'}")
+    with pytest.raises(UsageError, match="unknown argument width; csv takes inputs, label"):
+        load_data(f"csv:{tmp_path / 'test.csv'}", {"width": 3})
+
+
+def parquet(where: Path, columns: dict[str, Any], **how: Any) -> str:
+    pq.write_table(pa.table(columns), where / "data.parquet", **how)
+    return f"parquet:{where / 'data.parquet'}"
+
+
+def test_parquet_holds_numbers_lists_and_categories(tmp_path: Path) -> None:
+    labels = pa.array(["b", "a", "b"]).dictionary_encode()
+    data = load_data(parquet(tmp_path, {"x": [1, 2, 3], "flag": [True, False, True], "label": labels}))
+    assert (data.class_names, data.split("data").labels.tolist()) == (("a", "b"), [1, 0, 1])
+    assert data.split("data").batch(slice(None))[0].tolist() == [[1, 1], [2, 0], [3, 1]]
+    rows = np.arange(6.0).reshape(3, 2).tolist()
+    for kind in (pa.list_(pa.float64()), pa.list_(pa.float32(), 2)):
+        data = load_data(parquet(tmp_path, {"embedding": pa.array(rows, kind), "label": [0, 1, 0]}))
+        assert data.split("data").batch(slice(None))[0].tolist() == rows
+
+
+def test_parquet_of_texts(tmp_path: Path, tokenizer: Path) -> None:
+    data = load_data(parquet(tmp_path, {"text": ["good film", "bad"], "label": [1, 0]}), {"tokenizer": str(tokenizer)})
+    assert data.split("data").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 7, 3], [2, 6, 3, 0]]
+
+
+def test_parquet_that_is_none(tmp_path: Path) -> None:
+    name = parquet(tmp_path, {"x": list(range(1000)), "label": [0] * 1000})
+    whole = (tmp_path / "data.parquet").read_bytes()
+    for content in (
+        whole[: len(whole) // 2],
+        b"",
+        b"PAR1",
+        whole[:-20] + b"\0" * 20,
+        whole[:8] + b"\0" * 400 + whole[408:],
+    ):
+        (tmp_path / "data.parquet").write_bytes(content)
+        with pytest.raises(DataError, match="no Parquet file, or a damaged one") as caught:
+            load_data(name)
+        assert "\n" not in str(caught.value)
+    for columns, message in (
+        ({"x": [[1.0], [1.0, 2.0]], "label": [0, 1]}, "column 'x': rows of different lengths"),
+        ({"x": [1.0, None], "label": [0, 1]}, "row 2: column 'x' is empty"),
+        ({"x": [b"1", b"2"], "label": [0, 1]}, "column 'x' holds binary, no numbers"),
+        ({"x": [1.0, float("inf")], "label": [0, 1]}, "row 2: a number is NaN or infinite"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_data(parquet(tmp_path, columns))
+
+
+def test_parquet_that_announces_more_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A column of one value takes a few bytes a million rows: the claim is checked before anything is read.
+    name = parquet(tmp_path, {"x": pa.array(np.zeros(10**6, np.int8)), "label": pa.array(np.zeros(10**6, np.int8))})
+    assert (tmp_path / "data.parquet").stat().st_size < 10**5
+    monkeypatch.setattr("os.sysconf", lambda _name: 1000)
+    with pytest.raises(DataError, match="announces 8,000,000 bytes of values, more than this machine's memory"):
+        load_data(name)

@@ -1,0 +1,188 @@
+"""Data of anybody's through models of anybody's: features as the frameworks give them, classes by name, damage told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+
+from ckpt_probe.analysis import analyze_dump
+from ckpt_probe.dumps import open_dump
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import extract_series
+from ckpt_probe.progress import Silent
+
+CLASSES = ("ant", "bee", "cat")
+
+
+class Listening(Silent):
+    """Progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve photos of each of three classes, in test."""
+    place, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name in CLASSES:
+        (place / "test" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = generator.integers(0, 256, (170 + 9 * (number % 3), 190, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / "test" / name / f"{number:02}.jpg")
+    return place
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of timm's with three classes."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("timm") / "step-5.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_through_a_network_of_timms(photos: Path, weights: Path, tmp_path: Path, workers: int) -> None:
+    import timm
+
+    said = Listening()
+    extract_series(
+        weights,
+        tmp_path / "dumps",
+        model="timm:test_resnet",
+        data=f"imagefolder:{photos}",
+        data_workers=workers,
+        batch_size=8,
+        device="cpu",
+        progress=said,
+    )
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    model.load_state_dict(load_file(weights))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    theirs = ImageFolder(str(photos / "test"), transform)
+    with torch.inference_mode():
+        maps = [model.forward_features(images) for images, _ in DataLoader(theirs, batch_size=8)]
+        features = torch.cat([model.forward_head(part, pre_logits=True) for part in maps])
+    with open_dump(tmp_path / "dumps" / "step-5.h5") as dump:
+        np.testing.assert_allclose(dump["test"].features[:], features, rtol=1e-4, atol=1e-5)
+        assert dump["test"].labels[:].tolist() == theirs.targets
+        assert dump.class_names == CLASSES
+        assert dump.provenance is not None
+        assert "workers" not in dump.provenance.data_arguments
+        assert dump.provenance.data_arguments["transform"]["timm"]["input_size"] == [3, 160, 160]
+    assert said.said == []
+    again = extract_series(
+        weights, tmp_path / "dumps", model="timm:test_resnet", data=f"imagefolder:{photos}", device="cpu"
+    )
+    assert again.skipped == ("step-5",)
+
+
+@pytest.mark.parametrize("store", ["features", "moments", "both"])
+def test_a_damaged_image_is_left_out_of_the_dump_and_said(weights: Path, tmp_path: Path, store: str) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(120):
+        place = tmp_path / "many" / "test" / CLASSES[number % 3] / f"{number:03}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(place)
+    (tmp_path / "many" / "test" / "bee" / "004.png").write_bytes(b"damaged")
+    said = Listening()
+    extract_series(
+        weights,
+        tmp_path / "dumps",
+        model="timm:test_resnet",
+        data=f"imagefolder:{tmp_path / 'many'}",
+        data_arguments={"resize": 32, "crop": 32, "workers": 1},
+        device="cpu",
+        batch_size=50,
+        store=store,
+        progress=said,
+    )
+    (record,) = analyze_dump(tmp_path / "dumps" / "step-5.h5")
+    assert record["samples"] == 119
+    told = "split test: 1 of 120 samples cannot be read, and are left out: bee/004.png (no image, or a damaged one)"
+    assert said.said == [told]
+
+
+def test_classes_of_a_model_that_has_names_are_matched(photos: Path, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    names = ["Cat", "dog", "ant", "Bee"]
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ViTConfig(image_size=32, patch_size=16, id2label=dict(enumerate(names)), **small)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    extract_series(tmp_path / "vit", tmp_path / "dumps", data=f"imagefolder:{photos}", data_workers=0, device="cpu")
+    (path,) = (tmp_path / "dumps").iterdir()
+    with open_dump(path) as dump:
+        assert dump.class_names == tuple(names)
+        assert dump["test"].labels[:].tolist() == [2] * 12 + [3] * 12 + [0] * 12
+    rows = [row for row in _per_class(path) if row["samples"]]
+    assert [(row["class"], row["class_name"]) for row in rows] == [(0, "Cat"), (2, "ant"), (3, "Bee")]
+    (tmp_path / "vit" / "config.json").write_text(
+        (tmp_path / "vit" / "config.json").read_text().replace('"ant"', '"emmet"')
+    )
+    with pytest.raises(
+        DataError, match=r"1 of 3 classes .* no class of the model .*: ant; the data's are ant, bee, cat"
+    ):
+        extract_series(tmp_path / "vit", tmp_path / "b", data=f"imagefolder:{photos}", data_workers=0, device="cpu")
+    arguments = {"match": "order"}
+    extract_series(
+        tmp_path / "vit",
+        tmp_path / "c",
+        data=f"imagefolder:{photos}",
+        data_arguments=arguments,
+        data_workers=0,
+        device="cpu",
+    )
+    with open_dump(next((tmp_path / "c").iterdir())) as dump:
+        assert dump["test"].labels[:].tolist() == [0] * 12 + [1] * 12 + [2] * 12
+
+
+def _per_class(path: Path) -> list[dict[str, Any]]:
+    from ckpt_probe.analysis import Settings, read_series
+
+    (reading,) = read_series(path, Settings(per_class=True))
+    return reading.per_class
+
+
+def test_texts_through_a_sequence_classifier(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=9, id2label={0: "negative", 1: "positive"}, max_position_embeddings=32, **small)
+    model = BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "bert")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    texts = ["good film", "very bad", "bad bad film", "very very very good film", "good"]
+    labels = ["positive", "negative", "negative", "positive", "positive"]
+    rows = "".join(f"{text},{label}\n" for text, label in zip(texts, labels, strict=True))
+    (tmp_path / "test.csv").write_text(f"text,label\n{rows}")
+    extract_series(
+        tmp_path / "bert", tmp_path / "dumps", data=f"csv:{tmp_path / 'test.csv'}", device="cpu", batch_size=2
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert")
+    with torch.inference_mode():
+        pooled = model.bert(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+    with open_dump(next((tmp_path / "dumps").iterdir())) as dump:
+        np.testing.assert_allclose(dump["test"].features[:], pooled, rtol=1e-4, atol=1e-5)
+        assert dump["test"].labels[:].tolist() == [1, 0, 0, 1, 1]
+        assert dump.class_names == ("negative", "positive")
+        assert dump.provenance is not None
+        assert json.dumps(dump.provenance.data_arguments)
