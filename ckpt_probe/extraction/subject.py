@@ -78,7 +78,7 @@ class Subject:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said: of names that were changed, of the data as they were loaded, and of samples read so far."""
+        """What is to be said: of names that were changed, of the data when loaded, and of the samples read so far."""
         ours = () if self.wrapper_note is None else (self.wrapper_note,)
         read = {split: notes_of(self.data.split(split)) for split in self.splits}
         return (*ours, *self.data.notes, *(f"split {split}: {note}" for split, notes in read.items() for note in notes))
