@@ -2,19 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
+# Each worker takes tests from the other once it has none of its own; each uses one thread (tests/conftest.py).
+TESTS := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal
+BUSY := $(BIN)/python -c 'while True: pass'
 
 STUDIES := $(filter-out index,$(basename $(notdir $(wildcard docs/studies/*.md))))
 
-.PHONY: help demo test lint slow studies $(STUDIES:%=study-%) clean
+.PHONY: help demo test test-random test-busy lint slow studies $(STUDIES:%=study-%) clean
 
 help:  ## List the targets. PYTHON=python3.12 chooses the interpreter that .venv is made with.
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## Run the demo: train, extract, analyze and interpolate on packaged data.
 	$(BIN)/ckpt-probe demo --overwrite
 
-test: $(VENV)/.installed-dev lint  ## Run lint, then all tests but the slow ones.
-	$(BIN)/pytest
+test: $(VENV)/.installed-dev lint  ## Run lint, then all tests but the slow ones, two at a time (WORKERS=4: four).
+	$(TESTS)
+
+test-random: $(VENV)/.installed-dev  ## Run the tests in another order each time; its seed is told at the start.
+	$(TESTS) -p randomly
+
+test-busy: $(VENV)/.installed-dev  ## Run the tests beside two processes that keep two cores busy.
+	$(BUSY) & one=$$!; $(BUSY) & two=$$!; trap "kill $$one $$two" EXIT; $(TESTS)
 
 lint: $(VENV)/.installed-dev  ## Check style, formatting, types and the direction of imports.
 	$(BIN)/ruff check .

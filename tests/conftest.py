@@ -12,9 +12,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.en
 # Kept, as what it declares is gone with the last of its names.
 DECLARATIONS = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
 WARM = ENVIRONMENT / "warm.py"
+VARIABLES = sorted(set(os.environ) - {"PYTEST_CURRENT_TEST"})
+"""What the environment holds before any test; libraries add to it when they are imported."""
 
 
 def pytest_fixture_setup() -> None:
@@ -52,6 +56,31 @@ def _seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """A test that leaves something behind on which a later one might depend fails itself."""
+    before = _surroundings()
+    yield
+    after = _surroundings()
+    assert {name: value for name, value in after.items() if value != before[name]} == {}
+
+
+def _surroundings() -> dict[str, object]:
+    threads = {thread.name for thread in threading.enumerate()} & {"batches", "dump writer"}
+    return {
+        "working directory": Path.cwd(),
+        "sys.path": list(sys.path),
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+        "Ctrl-C": signal.getsignal(signal.SIGINT),
+        "threads": threads,
+        "torch's dtype": torch.get_default_dtype(),
+        "torch's threads": torch.get_num_threads(),
+        "torch's gradients": torch.is_grad_enabled(),
+        "torch's algorithms": torch.are_deterministic_algorithms_enabled(),
+        "numpy's errors": np.geterr(),
+    }
 
 
 @dataclass(frozen=True)

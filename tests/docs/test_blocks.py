@@ -24,7 +24,8 @@ from ckpt_probe.data import load_data
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STUDIES = sorted((ROOT / "docs" / "studies").glob("*.md"))
-SECONDS = 420
+SECONDS = 1200
+"""After which a block is taken to hang: ten times what the longest one takes."""
 
 _spec = importlib.util.spec_from_file_location("docs_blocks", ROOT / "docs" / "blocks.py")
 assert _spec is not None
@@ -77,7 +78,7 @@ def test_the_slow_blocks_of_a_study_run(document: Path, tmp_path: Path, commands
     shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
     for block in blocks(document):
         if block.mark == "slow":
-            run(block, tmp_path, commands, seconds=1800)
+            run(block, tmp_path, commands, seconds=3600)
 
 
 @pytest.mark.parametrize("document", STUDIES, ids=label)

@@ -17,7 +17,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Storage
 from ckpt_probe.extraction.storing import StoreWriter
 
-CASES, SECONDS = 60, 20
+CASES, SECONDS = 60, 300
 
 # Each damaged dump in a process of its own: there is damage on which the HDF5 library itself may crash or never end.
 # The processes come from a fresh one with one thread, since a copy of one with several may wait for ever.

@@ -39,7 +39,7 @@ def probe(commands: Any, tmp_path: Path) -> Run:
     """Runs ckpt-probe in the test's own directory; the result has its output, its one line of error, its exit code."""
 
     def run(*words: object, **options) -> subprocess.CompletedProcess[str]:
-        settings = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 300}
+        settings = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 1200}
         return subprocess.run(commands.ckpt_probe(*words), **(settings | options))
 
     return run
@@ -58,6 +58,6 @@ def trained_once(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (where / "config.toml").write_text(CONFIG)
     for words in (("train", "config.toml", "-o", "run"), ("extract", "run", "-o", "dumps")):
         subprocess.run(
-            commands.ckpt_probe(*words), cwd=where, env=environment(), check=True, capture_output=True, timeout=300
+            commands.ckpt_probe(*words), cwd=where, env=environment(), check=True, capture_output=True, timeout=1200
         )
     return where

@@ -186,7 +186,7 @@ def test_no_write_permission(commands: Any, trained: Path, tmp_path: Path) -> No
         ("demo", "-o", "locked/demo"),
     ):
         bound = commands.python(BOUND, *words)
-        done = subprocess.run(bound, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(bound, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1200)
         assert done.returncode == 1, (words, done.stderr)
         assert "cannot be written: Permission denied" in done.stderr.splitlines()[-1], words
         assert done.stderr.splitlines()[-1].startswith("error: "), words

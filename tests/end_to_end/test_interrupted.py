@@ -53,7 +53,7 @@ def interrupted(commands: Any, tmp_path: Path) -> Callable[..., tuple[int, str]]
 
     def run(*words: object, at: str, how: signal.Signals, event: str = "os.rename") -> tuple[int, str]:
         program = commands.python(SIGNALLED, event, at, int(how), *words)
-        done = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1200)
         return done.returncode, done.stderr
 
     return run
@@ -92,7 +92,7 @@ def whole(commands: Any, tmp_path_factory: pytest.TempPathFactory, optimizer: st
     where = tmp_path_factory.mktemp("whole")
     (where / "long.toml").write_text(LONG.format(steps=600, every=100, optimizer=optimizer))
     words = commands.ckpt_probe("train", "long.toml", "-o", "run")
-    subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=300)
+    subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=1200)
     return where / "run"
 
 
@@ -137,7 +137,7 @@ def many(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("many")
     (where / "long.toml").write_text(LONG.format(steps=1000, every=25, optimizer="sgd"))
     words = commands.ckpt_probe("train", "long.toml", "-o", "run")
-    subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=300)
+    subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=1200)
     return where / "run"
 
 

@@ -186,7 +186,7 @@ def test_an_error_of_the_writer_reaches_the_caller_without_a_deadlock(tmp_path: 
 
     thread = threading.Thread(target=guarded, daemon=True)
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=600)
     assert not thread.is_alive()
     assert isinstance(worker_error[0], DataError)
     assert "more rows" in str(worker_error[0])

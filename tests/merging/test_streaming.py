@@ -1,5 +1,6 @@
 """The streaming writer against torch's arithmetic and the safetensors library; shards, soups, and what is refused."""
 
+import itertools
 import json
 import math
 import signal
@@ -365,7 +366,7 @@ sys.exit(run(sys.argv[1:]))
 
 def test_a_disk_that_is_full_leaves_nothing_but_a_message(ends: tuple[Path, Path], tmp_path: Path) -> None:
     words = ["interpolate", *map(str, ends), "--alpha", "0.5", "--out", str(tmp_path / "o")]
-    done = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'o'}: cannot be written: File too large")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
@@ -391,7 +392,7 @@ def test_memory_depends_on_no_tensor_and_torch_is_not_imported(tmp_path: Path) -
         for path in paths[:2]:
             save_file({"x": torch.ones(million * 10**6, dtype=torch.bfloat16)}, path)
         words = ["average", *map(str, paths[:2]), "-o", str(paths[2])]
-        done = subprocess.run([sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout) / 1024)
     assert max(peaks) <= 100
@@ -399,19 +400,17 @@ def test_memory_depends_on_no_tensor_and_torch_is_not_imported(tmp_path: Path) -
 
 
 def test_ctrl_c_does_not_wait_for_the_whole_file() -> None:
-    done = []
-
     def task(_buffers: object, block: int) -> None:
         if block == 3:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        time.sleep(0.01)
-        done.append(block)
+        # As a block does, which is read and written, it leaves the interpreter to others for a while.
+        time.sleep(0.001)
 
     # Whoever runs the tests in the background may have them ignore the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            streaming._run(task, iter(range(500)), 2, 2)
+            # The file has no end: who waits for it waits for ever.
+            streaming._run(task, itertools.count(), 2, 2)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert len(done) < 100
