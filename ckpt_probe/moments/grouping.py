@@ -113,24 +113,30 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Run:
-    """k classes of one size, whose rows lie one after another from row `start`; where they stand among all classes."""
+    """`count` classes of `size` rows each, which lie one after another from row `start`.
+
+    classes: where they stand among all classes; whole: whether these are all rows of theirs.
+    """
 
     classes: Tensor | slice
     count: int
     size: int
     start: int
+    whole: bool
 
     def add_sums(self, sums: Tensor, rows: Tensor, x: Tensor) -> None:
-        """Add Σ_i z_i x_i over the rows of each class to its (D, b) of `sums` (C, D, b); rows (n, D), x (n, b)."""
-        products = torch.bmm(self._of(rows).float().mT, self._of(x))
-        if isinstance(self.classes, slice):
-            sums[self.classes].add_(products)
+        """Add Σ_i x_i z_i over the rows of each class to its (b, D) of `sums` (C, b, D); rows (n, D), x (n, b)."""
+        given, of_rows = self._of(x).mT, self._of(rows).float()
+        if isinstance(self.classes, Tensor):
+            sums.index_add_(0, self.classes, torch.bmm(given, of_rows))
+        elif self.whole:
+            torch.bmm(given, of_rows, out=sums[self.classes])
         else:
-            sums.index_add_(0, self.classes, products)
+            sums[self.classes].add_(torch.bmm(given, of_rows))
 
     def put_products(self, image: Tensor, rows: Tensor, of_classes: Tensor) -> None:
-        """Put z_i · (D, b) of the row's class from `of_classes` (C, D, b) into `image` (n, b)."""
-        self._of(image).copy_(torch.bmm(self._of(rows).float(), of_classes[self.classes]))
+        """Put z_i · (b, D) of the row's class from `of_classes` (C, b, D) into `image` (n, b)."""
+        self._of(image).copy_(torch.bmm(self._of(rows).float(), of_classes[self.classes].mT))
 
     def _of(self, values: Tensor) -> Tensor:
         return values[self.start : self.start + self.count * self.size].unflatten(0, (self.count, self.size))
@@ -150,7 +156,7 @@ def runs(sizes: Tensor, classes: Tensor | None = None, *, first: int = 0) -> lis
             for cut in range(0, size, ROWS_AT_ONCE):
                 height = min(size - cut, ROWS_AT_ONCE) if size > ROWS_AT_ONCE else size
                 named = part if classes is None else classes[part]
-                found.append(Run(named, part.stop - part.start, height, first + cut))
+                found.append(Run(named, part.stop - part.start, height, first + cut, whole=height == size))
             first += size * (part.stop - part.start)
         number += count
     return found

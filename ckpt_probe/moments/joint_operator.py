@@ -82,12 +82,12 @@ class JointOperator:
             first += int(sizes.sum())
         mixed, arranged = x.new_zeros(features, features * columns), held.arranged(x)
         for group, heads in groups:
-            sums = x.new_zeros(len(heads), features, columns)
+            sums = x.new_zeros(len(heads), columns, features)
             for run in group:
                 run.add_sums(sums, held.rows, arranged)
             mixed.addmm_(heads.T, sums.flatten(1))
         for group, heads in groups:
-            of_classes = (heads @ mixed).reshape(-1, features, columns)
+            of_classes = (heads @ mixed).reshape(-1, columns, features)
             for run in group:
                 run.put_products(arranged, held.rows, of_classes)
         image = torch.empty_like(x)
@@ -96,7 +96,8 @@ class JointOperator:
 
     def _of_sums(self, x: Tensor) -> Tensor:
         """The sums of all classes at hand, from blocks of rows in any order."""
-        sums, image = x.new_zeros(*self._heads.shape, x.shape[1]), torch.empty_like(x)
+        (classes, features), image = self._heads.shape, torch.empty_like(x)
+        sums = x.new_zeros(classes, x.shape[1], features)
         for block in self._blocks():
             part = block.arranged(x)
             for run in block.runs:

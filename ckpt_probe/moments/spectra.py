@@ -35,6 +35,8 @@ def of_joint_gram(rows: Grouped, heads: Tensor) -> Tensor:
     """Eigenvalues of (K1 ⊙ K2)/N from N unit rows; heads (k, D): unit classifier rows of the classes present."""
     similarity, each = heads @ heads.T, rows.each()
     joint = rows.rows @ rows.rows.T
+    if len(rows.labels) == len(rows.rows):
+        return spectrum(joint.mul_(similarity).div_(len(rows.rows)))
     # In place and by parts: two such matrices, this one and the solver's copy, are all that the budget foresees.
     for part, labels in zip(joint.split(ROWS_AT_ONCE), each.split(ROWS_AT_ONCE), strict=True):
         part.mul_(similarity[labels][:, each])
