@@ -71,7 +71,7 @@ class _Part:
         )
 
 
-def statistics(checkpoint: Checkpoint, threads: int | None = None) -> Iterator[tuple[str, Statistics | None]]:
+def statistics_of(checkpoint: Checkpoint, threads: int | None = None) -> Iterator[tuple[str, Statistics | None]]:
     """Name and statistics of each tensor, in the order of names; None for a dtype that has none, such as complex.
 
     Raises DataError where a tensor cannot be read.

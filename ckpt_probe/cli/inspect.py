@@ -182,9 +182,9 @@ def _tensors(checkpoint: "Checkpoint", statistics: bool) -> Iterator[dict[str, A
         return
     from dataclasses import asdict
 
-    from ckpt_probe.checkpoints.statistics import statistics as read_statistics
+    from ckpt_probe.checkpoints.statistics import statistics_of
 
-    for name, found in read_statistics(checkpoint):
+    for name, found in statistics_of(checkpoint):
         told = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
         yield {**told, **(asdict(found) if found else {})}
 

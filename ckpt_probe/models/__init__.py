@@ -5,7 +5,7 @@ from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_o
 from ckpt_probe.models.classifier import find_classifier, find_head
 from ckpt_probe.models.description import describe_head, head_told, made_up_inputs
 from ckpt_probe.models.device import choose_device, on_device
-from ckpt_probe.models.fitting import load_weights, require_classes, unwrapped, wrapper_note
+from ckpt_probe.models.fitting import fitting_names, load_weights, require_classes, unwrapped, wrapper_note
 from ckpt_probe.models.head import Head, Part, Rows
 from ckpt_probe.models.sources import build_model, functions_named, model_arguments
 from ckpt_probe.models.two_source import TwoSource
@@ -24,6 +24,7 @@ __all__ = [
     "evaluating",
     "find_classifier",
     "find_head",
+    "fitting_names",
     "functions_named",
     "head_told",
     "load_weights",

@@ -1,6 +1,7 @@
 """Putting a checkpoint's tensors into a model, or saying exactly why they do not fit."""
 
 from collections.abc import Collection, Mapping, Set
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -8,15 +9,24 @@ from torch.nn.parameter import is_lazy
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.models.renaming import renamed
 
+WITHIN = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What compilation and sharding of single layers put within names."""
+COUNTER = "num_batches_tracked"
+"""A buffer of batch norm that files older than torch 0.4.1 lack, and that does not count in evaluation."""
+QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_scale_inv")
+"""Ends of names that only quantised checkpoints have."""
+
+Value = TypeVar("Value")
+
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
     """Copy a state dict into a model in place, strictly: same names, same shapes.
 
     What wrappers (data-parallel, compilation, a training framework's module) put before the names is taken off where
-    the names then fit, as `unwrapped` does, and names of earlier versions of transformers are translated. Raises
-    DataError naming `source` and listing missing names, unexpected names, other shapes, and whole numbers where the
-    model has floats, which are quantised: what they stand for is not in them; or where the names fit after several
-    prefixes, listing these.
+    the names then fit, as `unwrapped` does, and names of earlier versions of transformers are translated. Counters of
+    batch norm may be absent, and tensors that the model ties to others. Raises DataError naming `source` and listing
+    missing names, unexpected names, other shapes, and whole numbers where the model has floats, which are quantised:
+    what they stand for is not in them; or where the names fit after several prefixes, listing these.
     """
     wanted = model.state_dict()
     prefixes = _prefixes(state_dict, set(wanted))
@@ -27,6 +37,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
             f"--state-key {prefixes[0].rstrip('.')}"
         )
     given = renamed(model, unwrapped(state_dict, set(wanted)))
+    _require_floats(wanted, given, source)
+    given = {**_absent(wanted, given), **given}
     missing = sorted(set(wanted) - set(given))
     unexpected = sorted(set(given) - set(wanted))
     misshapen = [
@@ -38,15 +50,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults if names]
     if told:
         raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(told)}")
-    floating = [name for name, tensor in wanted.items() if tensor.is_floating_point()]
-    whole = [name for name in floating if not given[name].is_floating_point()]
-    if whole:
-        kind = str(given[whole[0]].dtype).removeprefix("torch.")
-        raise DataError(
-            f"{source}: tensor {whole[0]!r} is {kind}, but the model expects floating point ({len(whole)} such): "
-            "a quantised checkpoint; dequantise it first"
-        )
-    model.load_state_dict(dict(given))
+    model.load_state_dict(given)
 
 
 def require_classes(logits: int, classes: int) -> None:
@@ -55,26 +59,34 @@ def require_classes(logits: int, classes: int) -> None:
         raise DataError(f"the model gives {logits} logits, fewer than the data's {classes} classes")
 
 
-def unwrapped(state_dict: Mapping[str, Tensor], wanted: Set[str]) -> Mapping[str, Tensor]:
+def unwrapped(state_dict: Mapping[str, Value], wanted: Set[str]) -> Mapping[str, Value]:
     """A state dict without what a wrapper put before the names, and without tensors that lie outside the wrapper.
 
-    Only where the names are then exactly the `wanted` ones; else the state dict as it is. `wrapper_note` says so.
+    Only where the names are then exactly the `wanted` ones, but for counters of batch norm; else the state dict as it
+    is. `wrapper_note` says so.
     """
-    found = _prefixes(state_dict, wanted)
-    if len(found) != 1 or found == [""]:
-        return state_dict
-    prefix = found[0]
-    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    return {new: state_dict[old] for old, new in fitting_names(state_dict, wanted).items()}
+
+
+def fitting_names(names: Collection[str], wanted: Set[str]) -> Mapping[str, str]:
+    """Name in the checkpoint → name in the model, of those that `unwrapped` takes."""
+    found = _prefixes(names, wanted)
+    if len(found) != 1:
+        return {name: name for name in names}
+    bare = {name: _without(name, wanted) for name in names}
+    return {name: inner.removeprefix(found[0]) for name, inner in bare.items() if inner.startswith(found[0])}
 
 
 def wrapper_note(names: Collection[str], wanted: Set[str]) -> str | None:
     """What `unwrapped` takes off and leaves out, as a sentence; None where it does nothing."""
     found = _prefixes(names, wanted)
-    if len(found) != 1 or found == [""]:
+    called = fitting_names(names, wanted)
+    if all(old == new for old, new in called.items()):
         return None
-    outside = sorted(name for name in names if not name.startswith(found[0]))
+    outside = sorted(set(names) - set(called))
     left_out = f"; {len(outside)} tensors outside it are left out: {listed(outside)}" if outside else ""
-    return f"tensor names lose their prefix {found[0]!r} to fit the model{left_out}"
+    prefix = f"their prefix {found[0]!r}" if found[0] else "what wrappers of single layers put within them"
+    return f"tensor names lose {prefix} to fit the model{left_out}"
 
 
 def _prefixes(names: Collection[str], wanted: Set[str]) -> list[str]:
@@ -83,7 +95,38 @@ def _prefixes(names: Collection[str], wanted: Set[str]) -> list[str]:
         return []
     if set(names) == wanted:
         return [""]
-    shortest = min(wanted, key=len)
-    likely = {name[: -len(shortest)] for name in names if name.endswith(f".{shortest}")}
-    below = {prefix: {name.removeprefix(prefix) for name in names if name.startswith(prefix)} for prefix in likely}
-    return sorted(prefix for prefix, rest in below.items() if rest == wanted)
+    needed = {name for name in wanted if not name.endswith(COUNTER)} or wanted
+    bare = [_without(name, wanted) for name in names]
+    shortest = min(needed, key=len)
+    likely = {name[: -len(shortest)] for name in bare if name == shortest or name.endswith(f".{shortest}")}
+    below = {prefix: {name.removeprefix(prefix) for name in bare if name.startswith(prefix)} for prefix in likely}
+    return sorted(prefix for prefix, rest in below.items() if needed <= rest <= wanted)
+
+
+def _without(name: str, wanted: Set[str]) -> str:
+    """A name without what wrappers of single layers put within it, unless the model has it so."""
+    return name if name in wanted else ".".join(part for part in name.split(".") if part not in WITHIN)
+
+
+def _absent(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the model that a checkpoint may lack: counters of batch norm, and twins of what it has."""
+    known = [name for name, tensor in wanted.items() if name in given and not is_lazy(tensor)]
+    twins = {wanted[name].data_ptr(): given[name] for name in known if wanted[name].data_ptr()}
+    counters = {name: tensor for name, tensor in wanted.items() if name.endswith(COUNTER)}
+    others = [name for name, tensor in wanted.items() if name not in given and not is_lazy(tensor)]
+    return counters | {name: twins[wanted[name].data_ptr()] for name in others if wanted[name].data_ptr() in twins}
+
+
+def _require_floats(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+    """Raise DataError for quantised weights, before it is said how their names and shapes do not fit."""
+    floating = [name for name, tensor in wanted.items() if tensor.is_floating_point()]
+    whole = [name for name in floating if name in given and not given[name].is_floating_point()]
+    if whole:
+        kind = str(given[whole[0]].dtype).removeprefix("torch.")
+        raise DataError(
+            f"{source}: tensor {whole[0]!r} is {kind}, but the model expects floating point ({len(whole)} such): "
+            "a quantised checkpoint; dequantise it first"
+        )
+    packed = [name for name in given if f".{name}".endswith(QUANTISED) and name not in wanted]
+    if packed:
+        raise DataError(f"{source}: tensor {packed[0]!r} belongs to a quantised checkpoint; dequantise it first")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.config import StartSettings
 from ckpt_probe.errors import DataError
-from ckpt_probe.models import find_head, load_weights, unwrapped
+from ckpt_probe.models import find_head, fitting_names, load_weights
 from ckpt_probe.training.pruning import pruned_masks
 
 
@@ -36,9 +36,9 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
         named = pruned_masks(tensors, pruned)
     except DataError as error:
         raise DataError(f"{settings.checkpoint}: {error}") from error
-    state = dict(unwrapped(tensors, set(fresh)))
-    called = dict(zip(tensors, state, strict=True))
-    masks = {called[name]: mask for name, mask in named.items()}
+    called = fitting_names(tensors, set(fresh))
+    state = {new: tensors[old] for old, new in called.items()}
+    masks = {called[name]: mask for name, mask in named.items() if name in called}
     if settings.part == "backbone":
         classifier = tuple(f"{layer}." for layer in find_head(model, inputs).layers)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}

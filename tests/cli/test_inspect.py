@@ -1,0 +1,131 @@
+"""`inspect` as a person runs it: no flags on anybody's files, nothing read but what is asked for, one line of error."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ckpt_probe.cli.app import run
+
+STATE = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).state_dict()
+
+
+def facts(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    assert run(["inspect", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert run(["inspect", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    code = run(["inspect", *map(str, words)])
+    out, said = capsys.readouterr()
+    assert out == ""
+    [line] = said.splitlines()
+    return code, line
+
+
+def test_a_papers_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model_best.pth"
+    torch.save({"state_dict": STATE, "epoch": 12, "best_acc1": 76.5, "arch": "mlp"}, path)
+    out = shown(capsys, path)
+    for line in (
+        f"{path}: a whole checkpoint, {path.stat().st_size:,} bytes",
+        "format: torch zip",
+        "state dict: state_dict",
+        "step: 12 (epoch in the file)",
+        "parameters: 195",
+        "likely head: 2, 3 classes × 16 features:",
+        "  best_acc1: 76.5",
+        "  arch: mlp",
+    ):
+        assert line in out
+    found = facts(capsys, path)
+    assert found["state_key"] == "state_dict"
+    assert (found["step"], found["step_source"], found["epoch"]) == (12, "epoch in the file", 12)
+    assert found["trainer"] == {"epoch": 12, "best_acc1": 76.5, "arch": "mlp"}
+    assert found["likely_heads"][0]["weight"] == "2.weight"
+    assert found["tensors"][0] == {"name": "0.bias", "dtype": "F32", "shape": [16]}
+    assert found["classifier"] is None
+
+
+def test_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"x": torch.tensor([3.0, 4.0, 0.0, math.nan]), "n": torch.tensor([2, 2])}, tmp_path / "a.safetensors")
+    tensors = {
+        tensor["name"]: tensor for tensor in facts(capsys, tmp_path / "a.safetensors", "--statistics")["tensors"]
+    }
+    assert tensors["x"]["norm"] == 5
+    assert (tensors["x"]["zeros"], tensors["x"]["nan"], tensors["x"]["inf"]) == (0.25, 1, 0)
+    assert (tensors["n"]["mean"], tensors["n"]["spread"]) == (2, 0)
+    assert "norm" not in facts(capsys, tmp_path / "a.safetensors")["tensors"][0]
+    header, *rows = shown(capsys, tmp_path / "a.safetensors", "--statistics").splitlines()[-3:]
+    assert header.split() == ["tensor", "dtype", "shape", "norm", "mean", "spread", "zeros", "nan", "inf"]
+    assert rows[1].split() == ["x", "F32", "4", "5", "2.333", "1.7", "0.25", "1", "0"]
+
+
+def test_a_directory_has_a_line_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (9, 10):
+        torch.save({"model": {"w": torch.full((2, 2), float(step))}}, tmp_path / f"step-{step}.pt")
+    torch.save({"model": {"w": torch.full((2, 2), 10.0)}}, tmp_path / "last.pt")
+    out = shown(capsys, tmp_path).splitlines()
+    assert out[0] == f"{tmp_path}: 2 checkpoints, in order"
+    assert out[2].split()[:3] == ["step-9", "9", "name"]
+    assert out[3].split()[-1] == "last"
+    [first, second] = facts(capsys, tmp_path)["checkpoints"]
+    assert (first["checkpoint"], first["step"], first["format"], first["parameters"]) == ("step-9", 9, "torch zip", 4)
+    assert second["same_weights"] == ["last"]
+    code, line = refused(capsys, tmp_path, "--statistics")
+    assert (code, "--statistics takes one" in line) == (2, True)
+
+
+def test_two_state_dicts_and_quantised_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": STATE, "ema": {name: tensor + 1 for name, tensor in STATE.items()}}, tmp_path / "a.pth")
+    code, line = refused(capsys, tmp_path / "a.pth")
+    assert code == 2
+    assert "holds several state dicts: model (4 tensors, 195 numbers), ema (4 tensors, 195 numbers)" in line
+    assert "other state dict: model (4 tensors" in shown(capsys, tmp_path / "a.pth", "--state-key", "ema")
+    save_file({"fc.weight": torch.ones(4, 4, dtype=torch.int8), "fc.SCB": torch.ones(4)}, tmp_path / "q.safetensors")
+    assert "quantised: 1 tensors, first fc.weight (bitsandbytes, 8 bits)" in shown(capsys, tmp_path / "q.safetensors")
+
+
+def test_bad_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    (tmp_path / "text.pt").write_text("text")
+    (tmp_path / "adapter").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for words, code, part in (
+        (["module.pt"], 1, "a whole pickled module"),
+        (["text.pt"], 1, "not a checkpoint of a known format"),
+        (["missing.pt"], 1, "no such file"),
+        (["adapter"], 2, "--base PATH"),
+    ):
+        found, line = refused(capsys, tmp_path / words[0])
+        assert found == code
+        assert part in line
+
+
+LOADED = """
+import sys
+from ckpt_probe.cli.app import run
+code = run(["inspect", sys.argv[1]])
+assert not {"torch", "numpy", "scipy", "h5py", "safetensors"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def test_safetensors_are_inspected_without_torch(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "a.safetensors")
+    words = [sys.executable, "-c", LOADED, str(tmp_path / "a.safetensors")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
