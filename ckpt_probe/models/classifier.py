@@ -131,7 +131,7 @@ def _named(model: nn.Module, inputs: Batch, names: Sequence[str], linears: Seque
             shape = tuple(calls[name][0][0].shape)
             raise DataError(
                 f"classifier {name} takes {shape} for {samples_in(inputs)} samples, and how the model's output comes "
-                "from its own is not known; one row of features a sample is needed"
+                "from its own is not known; one row of features per sample is needed"
             )
     parts = tuple(part for part, _ in found if part is not None)
     return Head(parts, why="named by the caller; what the model returns comes from its output in another way")

@@ -119,8 +119,8 @@ class Head:
             return Rows(features[rows, place], logits[rows, place])
         if features.shape[1] != 1:
             raise DataError(
-                f"classifier {part.layer} takes {tuple(given.shape)} for {samples} samples; one row of features a "
-                "sample is needed"
+                f"classifier {part.layer} takes {tuple(given.shape)} for {samples} samples; one row of features "
+                "per sample is needed"
             )
         return Rows(features[:, 0], logits[:, 0])
 

@@ -133,11 +133,11 @@ def test_a_cosines_weights_are_the_unit_class_vectors_times_the_scale() -> None:
     ],
 )
 def test_what_follows_the_head(after: Any, reading: str, scale: float, checked_head: Callable[..., Any]) -> None:
-    found, rows = checked_head(body(nn.Linear(D, C), after), inputs(), inputs(9, seed=1))
+    model = body(nn.Linear(D, C), after)
+    found, rows = checked_head(model, inputs(), inputs(9, seed=1))
     assert (found.name, found.reading) == ("head", reading)
     assert found.parts[0].scale == pytest.approx(scale, rel=1e-5)
-    # Twice as far in every reading: it is the logits that are stored, up to what softmax forgets.
-    result = run_once(body(nn.Linear(D, C), after), inputs(9, seed=1))
+    result = run_once(model, inputs(9, seed=1))
     if reading in ("log-softmax", "softmax"):
         told = result if reading == "log-softmax" else result.log()
         torch.testing.assert_close(F.log_softmax(rows.logits, dim=1), told, rtol=1e-4, atol=1e-4)
@@ -171,6 +171,16 @@ def test_weights_that_are_all_zero_hide_nothing(checked_head: Callable[..., Any]
     assert found.layers == ("first", "second")
     assert found.why == "the model's output is the mean of the outputs of first and second"
     assert torch.equal(rows.features, torch.cat([inputs(), inputs().flip(1)], dim=1))
+
+
+def test_a_diverged_model_has_its_head_still() -> None:
+    model = body(nn.Linear(D, C))
+    with torch.no_grad():
+        model.hidden.weight[0] = torch.nan
+    assert find_head(model, inputs()).name == "head"
+    with torch.no_grad():
+        model.head.bias[0] = torch.inf
+    assert find_head(model, inputs()).name == "head"
 
 
 def test_as_many_classes_as_features(checked_head: Callable[..., Any]) -> None:
@@ -263,7 +273,7 @@ def test_the_callers_word_chooses_and_is_checked() -> None:
         find_head(body(nn.Sequential(nn.Linear(D, C), nn.ReLU())), inputs(), "head.1")
     tokens = torch.randn(2, 7, IN)
     with pytest.raises(
-        DataError, match=r"classifier 0 takes \(2, 7, 6\) for 2 samples, .* one row of features a sample"
+        DataError, match=r"classifier 0 takes \(2, 7, 6\) for 2 samples, .* one row of features per sample"
     ):
         find_head(nn.Sequential(nn.Linear(IN, C), nn.Softplus(), nn.Flatten()), tokens, "0")
 
