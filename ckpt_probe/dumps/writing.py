@@ -104,7 +104,7 @@ class DumpWriter:
         if not count:
             return
         group: Any = self._file[name]
-        group.attrs["left_out"] = count
+        group.attrs["unreadable"] = count
         announced = self._announced.get(name)
         if announced is not None:
             self._announced[name] = announced - count

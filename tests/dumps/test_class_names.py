@@ -38,7 +38,7 @@ def test_rows_that_did_not_come_are_taken_back(tmp_path: Path) -> None:
         assert dump["test"].labels[:].tolist() == [0, 1, 2, 0, 1, 2]
     with h5py.File(path) as file:
         assert file["test/sample"].shape == (6,)
-        assert file["test"].attrs["left_out"] == 2
+        assert file["test"].attrs["unreadable"] == 2
     with pytest.raises(DataError, match="split test got 6 rows, but 7 were announced"):
         written(tmp_path / "y.h5", None, announced=8, left_out=1)
 

@@ -1,0 +1,104 @@
+"""Extraction from a folder of JPEGs, dumps written included, over a plain loop with as many decoding processes.
+
+Plain: torchvision's ImageFolder in a DataLoader with timm's own transform, and a forward pass of the same network over
+its batches, the outputs dropped. Ours: `extract_series` on a checkpoint of that network, from opening it to the dump
+that is finished. Both start their processes anew in each round, in turn; the medians, and the ratio of each round.
+
+Run: python benchmarks/imagefolder.py [--images 5000] [--workers 2] [--model resnet18] [--rounds 3] [--device auto]
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+
+from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
+from ckpt_probe.extraction import extract_series
+from ckpt_probe.models import choose_device
+
+BATCH = 64
+CLASSES = 10
+SIZES = [(500, 375), (375, 500), (640, 480), (400, 300)]
+
+
+def make_photos(place: Path, count: int) -> None:
+    """`count` JPEGs of photographs' sizes in `place`/test/CLASS: smooth noise, which takes as long as a photo."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        folder = place / "test" / f"class-{number % CLASSES}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize(SIZES[number % len(SIZES)], Image.Resampling.BICUBIC)
+        image.save(folder / f"{number:05}.jpg", quality=90)
+
+
+def plain(model: nn.Module, place: Path, workers: int, device: torch.device) -> float:
+    """Seconds of a forward pass over all images and nothing else."""
+    started = time.perf_counter()
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    folder = ImageFolder(str(place / "test"), transform)
+    loader = DataLoader(folder, BATCH, num_workers=workers, pin_memory=device.type == "cuda")
+    with torch.inference_mode():
+        for images, _ in loader:
+            model(images.to(device, non_blocking=True))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def ours(checkpoint: Path, name: str, place: Path, workers: int, device: str) -> float:
+    """Seconds of the whole extraction of one checkpoint."""
+    started = time.perf_counter()
+    extract_series(
+        checkpoint,
+        checkpoint.parent / "dumps",
+        model=f"timm:{name}",
+        data=f"imagefolder:{place}",
+        data_workers=workers,
+        batch_size=BATCH,
+        device=device,
+        overwrite=True,
+    )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Time both in turn and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    torch.manual_seed(0)
+    model = timm.create_model(options.model, num_classes=CLASSES).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        place, checkpoint = Path(folder) / "photos", Path(folder) / "model.safetensors"
+        make_photos(place, options.images)
+        save_checkpoint(checkpoint, model.state_dict(), CheckpointMetadata())
+        model.to(device)
+        rounds = []
+        for _ in range(options.rounds):
+            loop = plain(model, place, options.workers, device)
+            rounds.append((loop, ours(checkpoint, options.model, place, options.workers, options.device)))
+    loop, whole = (statistics.median(times) for times in zip(*rounds, strict=True))
+    ratio = statistics.median(a / b for a, b in rounds)
+    print(f"{os.cpu_count()} cores, {device}, {options.images} images, {options.workers} workers, {options.model}")
+    print(f"plain loop {loop:6.2f} s   extraction {whole:6.2f} s   images per second, ours ÷ plain: {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
