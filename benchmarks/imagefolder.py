@@ -18,7 +18,8 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -47,7 +48,7 @@ def plain(model: nn.Module, place: Path, workers: int, device: torch.device) -> 
     """Seconds of a forward pass over all images and nothing else."""
     started = time.perf_counter()
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    folder = ImageFolder(str(place / "test"), transform)
+    folder = ImageFolder(str(place / "test"), transform)  # pyright: ignore[reportArgumentType]
     loader = DataLoader(folder, BATCH, num_workers=workers, pin_memory=device.type == "cuda")
     with torch.inference_mode():
         for images, _ in loader:
