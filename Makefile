@@ -9,7 +9,7 @@ BUSY := $(BIN)/python -c 'while True: pass'
 
 STUDIES := $(filter-out index,$(basename $(notdir $(wildcard docs/studies/*.md))))
 
-.PHONY: help demo test test-random test-busy lint slow studies $(STUDIES:%=study-%) clean
+.PHONY: help demo test test-random test-busy lint slow gpu studies $(STUDIES:%=study-%) clean
 
 help:  ## List the targets. PYTHON=python3.12 chooses the interpreter that .venv is made with.
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ lint: $(VENV)/.installed-dev  ## Check style, formatting, types and the directio
 
 slow: $(VENV)/.installed-dev  ## Run the tests that take minutes.
 	$(BIN)/pytest -m slow
+
+gpu: $(VENV)/.installed-dev  ## On a machine with CUDA: the tests marked gpu, then extraction, moments and losses there.
+	$(BIN)/python benchmarks/gpu.py
 
 # Each study's page is its script: it goes on where it was interrupted. -j2 runs two at a time, with one thread each.
 studies: $(STUDIES:%=study-%)  ## Run the commands of all studies and draw their figures; study-NAME runs one.

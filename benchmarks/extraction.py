@@ -2,8 +2,10 @@
 
 Bare: `torch.inference_mode`, batches already in memory, the outputs dropped. Ours: `extract_series` on a checkpoint of
 that model, from opening it to the finished dump. Both in one process, in turn; the medians and the ratio of each round.
+Models: the builtin `cnn` on 28 × 28 images; timm's resnet18, and a ViT (192 wide, 12 layers) and a BERT (256 wide,
+4 layers, 64 tokens) of transformers, on 64 × 64 images and on tokens. All weights and inputs are random.
 
-Run: python benchmarks/extraction.py [--samples 20000] [--rounds 5] [--device auto]
+Run: python benchmarks/extraction.py [--model cnn|timm|vit|bert] [--samples N] [--rounds 5] [--device auto]
 """
 
 import argparse
@@ -11,92 +13,185 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
-from ckpt_probe.data import ArraySplit, LabelledData, one_tensor
+from ckpt_probe.data import ArraySplit, LabelledData
 from ckpt_probe.extraction import extract_series
-from ckpt_probe.models import build_model, choose_device
+from ckpt_probe.models import Batch, build_model, call, choose_device, on_device
 
-BATCH = 256
-MODEL = {"channels": [32, 64], "hidden": 128}
-SHAPE = (1, 28, 28)
 CLASSES = 10
+WORDS = 1000
 
 
-def images(count: int = 0) -> LabelledData:
-    """Random images of Fashion-MNIST's shape, made once."""
-    if count not in _MADE:
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (count, *SHAPE), generator=generator, dtype=torch.uint8)
-        labels = torch.arange(count) % CLASSES
-        _MADE[count] = LabelledData("images", {"test": ArraySplit(pixels, labels)}, CLASSES, SHAPE, {"count": count})
-    return _MADE[count]
+@dataclass(frozen=True)
+class Case:
+    """A model by name and arguments, given a directory of its own; the shape of a sample, and how many are run."""
+
+    model: Callable[[Path], tuple[str, dict[str, Any]]]
+    shape: tuple[int, ...]
+    batch: int
+    samples: int
 
 
-_MADE: dict[int, LabelledData] = {}
+def main() -> None:
+    """Time both in turn and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(CASES), action="append")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    for name in options.model or ["cnn"]:
+        measure(name, options.samples or CASES[name].samples, options.rounds, options.device)
 
 
-def bare(model: torch.nn.Module, batches: list[torch.Tensor], device: torch.device) -> float:
+def measure(name: str, samples: int, rounds: int, device_name: str) -> float:
+    """Run a case, print it, and return its ratio."""
+    case, device = CASES[name], choose_device(device_name)
+    starts = range(0, samples, case.batch)
+    split = _shared()(samples, list(case.shape)).split("test")
+    batches = [split.batch(slice(start, min(start + case.batch, samples)))[0] for start in starts]
+    with tempfile.TemporaryDirectory() as place:
+        source, arguments = case.model(Path(place))
+        model = build_model(source, arguments).eval()
+        path, dumps = Path(place) / "model.safetensors", Path(place) / "dumps"
+        # Copies: tensors that share memory have no place in such a file.
+        state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        save_checkpoint(path, state, CheckpointMetadata(model=source, model_arguments=arguments))
+        model.to(device)
+        bare(model, batches[:2], device)
+        ours(path, dumps, samples, case, device_name)
+        times = [(bare(model, batches, device), ours(path, dumps, samples, case, device_name)) for _ in range(rounds)]
+        size = (dumps / "model.h5").stat().st_size
+    forward, whole = (statistics.median(each) for each in zip(*times, strict=True))
+    ratio = statistics.median(a / b for a, b in times)
+    print(f"{name}: {os.cpu_count()} cores, {device}, {samples} samples, dump of {size / 2**20:.0f} MiB")
+    print(
+        f"bare forward {forward:6.2f} s   extraction {whole:6.2f} s   samples per second, ours ÷ bare: {ratio:.3f}",
+        flush=True,
+    )
+    return ratio
+
+
+def bare(model: torch.nn.Module, batches: Sequence[Batch], device: torch.device) -> float:
     """Seconds of a forward pass over all batches and nothing else."""
     started = time.perf_counter()
     with torch.inference_mode():
         for batch in batches:
-            model(batch.to(device))
+            call(model, on_device(batch, device))
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def ours(checkpoint: Path, out: Path, count: int, device: str) -> float:
+def ours(checkpoint: Path, out: Path, count: int, case: Case, device: str) -> float:
     """Seconds of the whole extraction of one checkpoint."""
     started = time.perf_counter()
     extract_series(
         checkpoint,
         out,
-        data="benchmarks.extraction:images",
-        data_arguments={"count": count},
-        batch_size=BATCH,
+        data="benchmarks.extraction:samples",
+        data_arguments={"count": count, "shape": list(case.shape)},
+        batch_size=case.batch,
         device=device,
         overwrite=True,
     )
     return time.perf_counter() - started
 
 
-def main() -> None:
-    """Time both in turn and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
-    device = choose_device(options.device)
-    arguments = {**MODEL, "input_shape": list(SHAPE), "classes": CLASSES}
-    model = build_model("cnn", arguments).eval()
-    # The same module under its importable name, so that both sides see one set of images.
-    from benchmarks.extraction import images as shared
+def samples(count: int, shape: list[int]) -> LabelledData:
+    """Random images (channels, height, width), or tokens where there is one dimension, made once."""
+    return _made(count, tuple(shape))
 
-    split = shared(options.samples).split("test")
-    starts = range(0, options.samples, BATCH)
-    parts = (split.batch(slice(start, min(start + BATCH, options.samples)))[0] for start in starts)
-    batches = [one_tensor(part, "the bare pass") for part in parts]
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "model.safetensors"
-        save_checkpoint(path, model.state_dict(), CheckpointMetadata(model="cnn", model_arguments=arguments))
-        model.to(device)
-        bare(model, batches[:4], device)
-        ours(path, Path(place) / "dumps", options.samples, options.device)
-        rounds = [
-            (bare(model, batches, device), ours(path, Path(place) / "dumps", options.samples, options.device))
-            for _ in range(options.rounds)
-        ]
-        size = (Path(place) / "dumps" / "model.h5").stat().st_size
-    forward, whole = (statistics.median(times) for times in zip(*rounds, strict=True))
-    ratio = statistics.median(a / b for a, b in rounds)
-    print(f"{os.cpu_count()} cores, {device}, {options.samples} samples, dump of {size / 2**20:.0f} MiB")
-    print(f"bare forward {forward:6.2f} s   extraction {whole:6.2f} s   samples per second, ours ÷ bare: {ratio:.3f}")
+
+class Texts:
+    """A split of texts of one length, none of them padded, handed out by the names of a model's arguments."""
+
+    def __init__(self, tokens: Tensor, labels: Tensor) -> None:
+        self._tokens = tokens
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor | slice) -> Any:
+        """The tokens and their mask, and the labels."""
+        tokens = self._tokens[indices]
+        found: Mapping[str, Tensor] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return found, self.labels[indices]
+
+
+@cache
+def _made(count: int, shape: tuple[int, ...]) -> LabelledData:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % CLASSES
+    if len(shape) == 1:
+        split: Any = Texts(torch.randint(1, WORDS, (count, *shape), generator=generator), labels)
+    else:
+        split = ArraySplit(torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8), labels)
+    return LabelledData("samples", {"test": split}, CLASSES, shape, {"count": count, "shape": list(shape)})
+
+
+def _shared() -> Callable[[int, list[int]], LabelledData]:
+    # The same function under its importable name, so that both sides see one set of samples.
+    from benchmarks.extraction import samples as shared
+
+    return shared
+
+
+def _cnn(_: Path) -> tuple[str, dict[str, Any]]:
+    return "cnn", {"channels": [32, 64], "hidden": 128, "input_shape": [1, 28, 28], "classes": CLASSES}
+
+
+def _timm(_: Path) -> tuple[str, dict[str, Any]]:
+    return "timm:resnet18", {"num_classes": CLASSES}
+
+
+def _vit(place: Path) -> tuple[str, dict[str, Any]]:
+    from transformers import ViTConfig
+
+    labels: Any = {"num_labels": CLASSES}
+    return _of_transformers(
+        place,
+        ViTConfig(
+            image_size=64, patch_size=8, hidden_size=192, num_hidden_layers=12, num_attention_heads=3,
+            intermediate_size=768, **labels,
+        ),
+    )  # fmt: skip
+
+
+def _bert(place: Path) -> tuple[str, dict[str, Any]]:
+    from transformers import BertConfig
+
+    labels: Any = {"num_labels": CLASSES}
+    return _of_transformers(
+        place,
+        BertConfig(
+            vocab_size=WORDS, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
+            max_position_embeddings=64, **labels,
+        ),
+    )  # fmt: skip
+
+
+def _of_transformers(place: Path, config: Any) -> tuple[str, dict[str, Any]]:
+    config.save_pretrained(place / "config")
+    return f"hf:{place / 'config'}", {}
+
+
+CASES = {
+    "cnn": Case(_cnn, (1, 28, 28), 256, 20_000),
+    "timm": Case(_timm, (3, 64, 64), 64, 3_000),
+    "vit": Case(_vit, (3, 64, 64), 64, 3_000),
+    "bert": Case(_bert, (64,), 64, 3_000),
+}
 
 
 if __name__ == "__main__":
