@@ -13,12 +13,14 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -46,7 +48,7 @@ def make_photos(place: Path, count: int) -> None:
 def plain(model: nn.Module, place: Path, workers: int, device: torch.device) -> float:
     """Seconds of a forward pass over all images and nothing else."""
     started = time.perf_counter()
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
     folder = ImageFolder(str(place / "test"), transform)
     loader = DataLoader(folder, BATCH, num_workers=workers, pin_memory=device.type == "cuda")
     with torch.inference_mode():
