@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -47,8 +48,8 @@ def make_photos(place: Path, count: int) -> None:
 def plain(model: nn.Module, place: Path, workers: int, device: torch.device) -> float:
     """Seconds of a forward pass over all images and nothing else."""
     started = time.perf_counter()
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    folder = ImageFolder(str(place / "test"), transform)  # pyright: ignore[reportArgumentType]
+    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
+    folder = ImageFolder(str(place / "test"), transform)
     loader = DataLoader(folder, BATCH, num_workers=workers, pin_memory=device.type == "cuda")
     with torch.inference_mode():
         for images, _ in loader:
