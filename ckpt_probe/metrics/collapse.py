@@ -142,10 +142,10 @@ def nc5(class_means: Array, outside_mean: Array) -> float:
         raise DataError(f"nc5: class means have {means.shape[1]} features and the outside mean {outside.shape[1]}")
     centre = means.mean(dim=0)
     M, away = means - centre, outside[0] - centre
-    lengths = torch.linalg.vector_norm(M, dim=1) * torch.linalg.vector_norm(away)
-    if not bool((lengths > 0).all()):
-        raise DataError("nc5: undefined, since a class mean or the outside mean is the mean of the class means itself")
-    return float((M @ away / lengths).abs().mean())
+    lengths, length = torch.linalg.vector_norm(M, dim=1), torch.linalg.vector_norm(away)
+    if float(torch.minimum(lengths.min(), length)) <= 1e-12 * float(torch.cat([means, outside]).abs().max()):
+        raise DataError("nc5: undefined, because a class mean or the outside mean equals the mean of the class means")
+    return float((M @ away / (lengths * length)).abs().mean())
 
 
 class NearestMean:

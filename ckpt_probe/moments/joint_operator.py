@@ -127,8 +127,9 @@ class JointOperator:
         first = 0
         for rows, scales, labels in self._unit_blocks(halves=False):
             order, found = by_size(labels)
-            yield _Block(rows[order], scales[order], order + first, found)
             first += len(labels)
+            self._require(first <= self._samples, first)
+            yield _Block(rows[order], scales[order], order + (first - len(labels)), found)
         self._require(first == self._samples, first)
 
     def _gathered(self, features: int, *, halves: bool = True) -> _Block | None:
@@ -173,4 +174,4 @@ class JointOperator:
 
     def _require(self, same: bool, rows: int) -> None:
         if not same:
-            raise DataError(f"the data changed while it was read: {self._samples} rows at first, then {rows} or others")
+            raise DataError(f"the data changed between two passes: {self._samples} rows, then {rows}, or other labels")

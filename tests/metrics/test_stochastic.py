@@ -10,8 +10,8 @@ from torch import Tensor
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics import stochastic
 from ckpt_probe.metrics.deflation import leading_subspace, worthwhile_rank
-from ckpt_probe.metrics.stochastic import Sampling, controlled, estimate_entropies, lanczos
-from ckpt_probe.moments import Moments, routes
+from ckpt_probe.metrics.stochastic import Lanczos, Sampling, controlled, estimate_entropies, lanczos
+from ckpt_probe.moments import Moments, grouping, joint_operator, routes
 from ckpt_probe.moments.joint_operator import JointOperator
 
 GIB = 2**30
@@ -72,6 +72,66 @@ def test_the_operator_is_the_joint_matrix(blocks: int, memory: int, classes: int
     found = operator_of(features, labels, weights, memory, blocks)(x)
     expected = joint_matrix(features, labels, weights) @ x
     assert float((found - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [3, 60])
+def test_rows_of_half_precision_are_held_as_such(dtype: torch.dtype, classes: int) -> None:
+    features, labels, weights = data(150, 8, classes)
+    features = features.to(dtype)
+    operator = operator_of(features, labels, weights, blocks=3)
+    x = torch.randn(150, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = joint_matrix(features, labels, weights) @ x
+    assert float((operator(x) - expected).norm() / expected.norm()) < 1e-6
+    assert operator._held is not None
+    assert operator._held.rows.dtype == dtype
+
+
+def test_blocks_of_two_precisions_lose_no_digits() -> None:
+    features, labels, weights = data(150, 8, 60)
+    pairs = [(features[:50].half(), labels[:50]), (features[50:], labels[50:])]
+    heads = torch.nn.functional.normalize(weights)
+    operator = JointOperator(lambda: pairs, heads, torch.bincount(labels), memory=GIB)
+    x = torch.randn(150, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    whole = torch.cat([features[:50].half().double(), features[50:]])
+    expected = joint_matrix(whole, labels, weights) @ x
+    assert float((operator(x) - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("memory", [GIB, 1000])
+def test_classes_of_any_size_cut_where_they_are_long(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(joint_operator, "GROUP", 7)
+    generator = torch.Generator().manual_seed(0)
+    # Sizes by Zipf's law: some classes of one row, one of nearly half of all.
+    labels = torch.cat([torch.arange(40), (40 * torch.rand(200, generator=generator) ** 6).long()])
+    features, weights = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (240, 40))
+    x = torch.randn(240, 3, generator=generator, dtype=torch.float64)
+    found = operator_of(features, labels, weights, memory, blocks=3)(x)
+    expected = joint_matrix(features, labels, weights) @ x
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("memory", [GIB, 1000])
+def test_rows_that_are_not_those_that_were_counted(memory: int) -> None:
+    features, labels, weights = data(150, 8, 60)
+    heads, counts = torch.nn.functional.normalize(weights), torch.bincount(labels)
+    for pairs in ([(features[:99], labels[:99])], [(features, labels), (features[:3], labels[:3])]):
+        with pytest.raises(DataError, match="changed between two passes: 150 rows, then"):
+            JointOperator(lambda pairs=pairs: pairs, heads, counts, memory=memory)(torch.ones(150, 1).double())
+
+
+def test_a_recurrence_goes_on_where_it_was_left() -> None:
+    matrix = joint_matrix(*data(60, 8, 4))
+    probes = torch.randn(60, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    products = []
+    growing = Lanczos(lambda x: products.append(1) or matrix @ x, probes)
+    first = growing.after(4).quadratures()
+    assert torch.equal(first.nodes, lanczos(matrix.matmul, probes, 4).nodes)
+    later = growing.after(9)
+    assert torch.equal(later.quadratures().nodes, lanczos(matrix.matmul, probes, 9).nodes)
+    assert torch.equal(later.quadratures(4).nodes, first.nodes)
+    assert len(products) == 9
 
 
 def test_float32_products_stay_far_below_a_tenth_of_the_default_tolerance() -> None:
