@@ -21,6 +21,7 @@ class Gathering:
         self.quality = Quality()
         self._head = head
         self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._rows = self._bytes = 0
 
     def add(self, features: Tensor, labels: Tensor, logits: Tensor | None = None) -> None:
         """A block of features (n, D), labels (n,) and logits (n, C); the tensors must not change afterwards.
@@ -28,15 +29,16 @@ class Gathering:
         Errors as `Moments.update`, in this call or a later one.
         """
         self._waiting.append((features, labels, logits))
-        rows = sum(len(block[1]) for block in self._waiting)
-        if rows >= ROWS_AT_ONCE or sum(block[0].nbytes for block in self._waiting) >= BYTES_AT_ONCE:
+        self._rows += len(labels)
+        self._bytes += features.nbytes
+        if self._rows >= ROWS_AT_ONCE or self._bytes >= BYTES_AT_ONCE:
             self.finish()
 
     def finish(self) -> None:
         """Add the blocks that wait."""
         if not self._waiting:
             return
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._rows, self._bytes = self._waiting, [], 0, 0
         features, labels = torch.cat([block[0] for block in waiting]), torch.cat([block[1] for block in waiting])
         logits = [block[2] for block in waiting if block[2] is not None]
         self.moments.update(features, labels)
