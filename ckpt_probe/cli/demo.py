@@ -1,5 +1,6 @@
 """`ckpt-probe demo`: the whole road on embedded data, in under two minutes on a laptop's CPU."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -34,6 +35,8 @@ steps = [0, 5, 20, 60, 150, 400, 1000, 2200]
 """
 
 PARTED_AT = 20
+PAGE = "report.html"
+TITLE = "Two small networks on handwritten digits"
 
 PARTED = """\
 
@@ -59,7 +62,7 @@ def command(out: Path, device: str, overwrite: bool) -> None:
     """Train, extract, analyze and interpolate on packaged data, and explain the results in words.
 
     Trains two small networks on handwritten digits that share their first steps and then separate. All files stay in
-    the output directory, and the last lines list commands to continue with.
+    the output directory; the last lines name a page that shows them, and commands to continue with.
     """
     from ckpt_probe.files import refuse_existing
 
@@ -70,6 +73,7 @@ def command(out: Path, device: str, overwrite: bool) -> None:
     records = _extract_and_analyze(out, device)
     barriers = _interpolate(out, device)
     _explain(records, barriers)
+    _report(out)
     _next_commands(out, time.perf_counter() - started)
 
 
@@ -95,17 +99,20 @@ def _train(out: Path, device: str) -> None:
 
 
 def _extract_and_analyze(out: Path, device: str) -> list[dict]:
-    from ckpt_probe.analysis import analyze_series
+    from ckpt_probe.analysis import read_series
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.extraction import extract_series
     from ckpt_probe.report import records_table
+    from ckpt_probe.report.contents import Wishes
 
     say(f"Extracting features and classifier weights of run A → {out / 'dumps' / 'a'}")
     with bars() as progress:
         extract_series(out / "runs" / "a", out / "dumps" / "a", overwrite=True, device=device, progress=progress)
     say("Analyzing: matrix entropy, MIR, HDR, neural collapse")
     with bars() as progress:
-        records = list(analyze_series(out / "dumps" / "a", progress=progress))
+        # With what the page shows as well, so that it finds all of it in the cache.
+        readings = read_series(out / "dumps" / "a", Wishes().settings, cache=True, progress=progress)
+        records = [dict(reading.record) for reading in readings]
     screen = console()
     screen.print(records_table(records, width=screen.width))
     return records
@@ -132,10 +139,23 @@ def _explain(records: list[dict], barriers: list[dict]) -> None:
         click.echo(f"  - {sentence}")
 
 
+def _report(out: Path) -> None:
+    from ckpt_probe.report.contents import Wishes, gather
+    from ckpt_probe.report.page import write_page
+    from ckpt_probe.report.sources import open_sources
+
+    sources = [str(out / "dumps" / "a"), str(out / "paths" / "ab")]
+    command = shlex.join(["ckpt-probe", "report", *sources, "-o", str(out / PAGE), "--title", TITLE])
+    contents = gather(open_sources(sources), Wishes(title=TITLE))
+    write_page(contents, out / PAGE, command=command, overwrite=True)
+
+
 def _next_commands(out: Path, seconds: float) -> None:
     last = out / "runs" / "a" / "checkpoints" / "step-002200.safetensors"
     other = out / "runs" / "b" / "checkpoints" / "step-002200.safetensors"
-    click.echo(f"\nDone in {seconds:.0f} s; all files are in {out}/. To continue:")
+    click.echo(f"\nDone in {seconds:.0f} s; all files are in {out}/. To see it, open this page in a browser:")
+    click.echo(f"  {out / PAGE}")
+    click.echo("To continue:")
     for line in (
         f"ckpt-probe analyze {out / 'dumps' / 'a'} --wide",
         f"ckpt-probe analyze {out / 'dumps' / 'a'} --split test --json",

@@ -33,6 +33,11 @@ class Wishes:
     workers: int = 1
     cache: bool = True
 
+    @property
+    def settings(self) -> Settings:
+        """How dumps are analyzed: everything that a report shows of them, small enough to be kept in the cache."""
+        return Settings(per_class=True, portrait=True, memory=self.memory)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -125,11 +130,10 @@ def _read(source: Source, found: _Found, wishes: Wishes, progress: Progress) -> 
     elif source.kind == RECORDS:
         found.runs.append(run_of_records(source.name, records_of(source), wishes.class_names))
     elif source.kind == DUMP:
-        settings = Settings(per_class=True, portrait=True, memory=wishes.memory)
         readings = list(
             read_series(
                 source.path,
-                settings,
+                wishes.settings,
                 splits=wishes.splits or None,
                 workers=wishes.workers,
                 cache=wishes.cache,

@@ -42,7 +42,7 @@ class Run:
 
     def label(self, number: int) -> str:
         """What a class is called."""
-        return self.class_names[number] if number < len(self.class_names) else str(number)
+        return (self.class_names[number] if number < len(self.class_names) else "") or str(number)
 
 
 def run_of_readings(name: str, readings: Sequence[Reading], class_names: tuple[str, ...]) -> Run:

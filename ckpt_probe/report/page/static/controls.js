@@ -7,7 +7,7 @@ function moveTo(at) {
   slider.value = state.at;
   slider.setAttribute("aria-valuetext", placeTold());
   document.getElementById("place").textContent = placeTold();
-  for (const part of parts) part.move();
+  followSlider();
 }
 
 function controlBar() {

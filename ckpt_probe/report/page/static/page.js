@@ -71,11 +71,30 @@ function widthOf(part) {
 
 function drawPart(part) {
   waiting.delete(part);
+  part.behind = false;
   part.draw(widthOf(part));
+}
+
+/** Let a part show what is chosen now, where it does not yet. */
+function bringUp(part) {
+  if (waiting.has(part)) drawPart(part);
+  else if (part.behind) {
+    part.behind = false;
+    part.move();
+  }
+}
+
+/** Let every part follow the slider: those in sight or near it now, the others once they are. */
+function followSlider() {
+  for (const part of parts) {
+    part.behind = true;
+    if (part.near) bringUp(part);
+  }
 }
 
 /** Draw everything anew: what is in sight now, the rest when the browser has time, all of it before a print. */
 function drawAll() {
+  delete document.documentElement.dataset.drawn;
   for (const part of parts) waiting.add(part);
   const seen = parts.filter((part) => {
     const box = part.root.getBoundingClientRect();
@@ -105,7 +124,11 @@ function start() {
     element("footer", {}, element("p", {}, `Made by ckpt-probe ${data.versions["ckpt-probe"] ?? ""}, drawn by D3 and Observable Plot. The page holds all of its data and asks for nothing else.`)));
   document.title = shortened(data.title, 200);
   const near = new IntersectionObserver((entries) => {
-    for (const entry of entries) if (entry.isIntersecting && waiting.has(entry.target.part)) drawPart(entry.target.part);
+    for (const entry of entries) {
+      const { part } = entry.target;
+      part.near = entry.isIntersecting;
+      if (part.near) bringUp(part);
+    }
   }, { rootMargin: "300px" });
   for (const part of parts) near.observe(part.root);
   drawAll();
@@ -117,8 +140,8 @@ function start() {
     width = innerWidth;
     drawAll();
   });
-  addEventListener("beforeprint", () => [...waiting].forEach(drawPart));
-  if (location.hash) document.querySelector(location.hash)?.scrollIntoView();
+  addEventListener("beforeprint", () => parts.forEach(bringUp));
+  document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
 start();

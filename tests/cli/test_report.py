@@ -1,0 +1,76 @@
+"""`report` on the command line: what it writes, what it says, what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.cli.app import run
+
+
+@pytest.fixture
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory, the present one, with records."""
+    monkeypatch.chdir(tmp_path)
+    lines = [{"step": s, "split": t, "accuracy": s / 10, "loss": 1.0} for s in (0, 5, 9) for t in ("train", "test")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "report",
+        "mine=a.jsonl",
+        "-o",
+        "out/report.html",
+        "--figures",
+        "figures",
+        "--format",
+        "png",
+        "--title",
+        "T",
+    ]
+    assert run(words) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "figures: 2 figures\nout/report.html: 1 sections, 0.6 MB; open it in a browser\n"
+    assert sorted(file.name for file in Path("figures").iterdir()) == ["metric-accuracy.png", "metric-loss.png"]
+    assert [file.name for file in Path("out").iterdir()] == ["report.html"]
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "<title>T</title>" in page
+    assert '"ckpt-probe report mine=a.jsonl -o out/report.html --figures figures --format png --title T"' in page
+    before = page
+    assert run(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run([*words, "--overwrite"]) == 0
+    assert Path("out/report.html").read_text(encoding="utf-8") != before  # the command in it is another
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["a.jsonl"], 2, "say where to: -o report.html"),
+        (["-o", "r.html"], 2, "SOURCES"),
+        (["nowhere", "-o", "r.html"], 1, "nowhere: cannot be read"),
+        (["a.jsonl", "-o", "a.jsonl"], 2, "a.jsonl: exists already"),
+        (["a.jsonl", "-o", "r.html", "--memory", "much"], 2, "--memory"),
+        (["a.jsonl", "-o", "r.html", "--labels", "none.txt"], 1, "none.txt: cannot be read"),
+        (["a.jsonl", "-o", "r.html", "--format", "gif"], 2, "gif"),
+        (["a.jsonl", "a.jsonl", "-o", "r.html"], 2, "name each once"),
+    ],
+)
+def test_refused(where: Path, words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", *words]) == code
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    assert [file.name for file in Path().iterdir()] == ["a.jsonl"]
+
+
+def test_an_escape_sequence_in_a_file_reaches_no_terminal(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (where / "a.jsonl").write_text(json.dumps({"step": 0, "accuracy": "\x1b[2Jgone"}) + "\n")
+    assert run(["report", "a.jsonl", "-o", "r.html"]) == 1
+    assert "\x1b" not in capsys.readouterr().err
+    (where / "\x1b[2J.bin").write_text("?")
+    assert run(["report", "\x1b[2J.bin", "-o", "r.html"]) == 1
+    assert "error: ␛[2J.bin: is neither" in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""Texts that a file of anybody's could hold, where a page or a terminal could take them for more than text."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TEXTS = (
+    "<script>window.hurt=1</script>",
+    '"><img src=x onerror="window.hurt=1">',
+    "</script><script>window.hurt=1</script>",
+    "<!--<script>",
+    "\x1b[2J\x1b[31mred\x1b]0;title\x07",
+    "\u202eevil",
+    "=HYPERLINK(1)",
+    "&lt;b&gt;&amp;",
+    "x" * 10_000,
+)
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """Such texts, and the words of a command that reports files which are full of them."""
+
+    texts: tuple[str, ...]
+    words: list[str]
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Hostile:
+    return Hostile(TEXTS, _write(tmp_path))
+
+
+def _write(folder: Path) -> list[str]:
+    """Records, labels and rows of classes that are named so; the arguments of a report of them."""
+    records = folder / "<img src=x onerror=window.hurt=1>.jsonl"
+    lines = [
+        {"checkpoint": text, "step": step, "split": "train", "class.mir": 0.5, "reference.mir": 0.9, text: 1.0 + step}
+        for step, text in enumerate(TEXTS)
+    ]
+    # More than 12 classes, and every name in them.
+    lines += [
+        {**{k: line[k] for k in ("checkpoint", "step", "split")}, "class": c, "samples": c + 1}
+        for line in lines
+        for c in range(len(TEXTS) + 4)
+    ]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labels = folder / "labels.txt"
+    labels.write_text("\n".join(TEXTS))
+    return [str(records), "--labels", str(labels), "--title", TEXTS[1]]
