@@ -86,7 +86,10 @@ def test_counters_of_batch_norm_and_tied_tensors_may_be_absent() -> None:
     ("held", "told"),
     [
         ({"weight": torch.ones(8, 1, dtype=torch.uint8), "weight.absmax": torch.ones(1)}, "'weight' is uint8"),
-        ({"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1)}, "'weight_scale_inv' belongs to"),
+        (
+            {"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1)},
+            "'weight_scale_inv' belongs to",
+        ),
         ({"m.qweight": torch.ones(1, 4, dtype=torch.int32), "m.scales": torch.ones(1, 4)}, "'m.qweight' belongs to"),
     ],
 )
