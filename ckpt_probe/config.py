@@ -127,11 +127,16 @@ class CheckpointSettings(_Section):
 
 
 class StartSettings(_Section):
-    """`[start]`: weights to begin from, all of them or all but the classifier's; `keep_step` goes on at their step."""
+    """`[start]`: weights to begin from, all of them or all but the classifier's; `keep_step` goes on at their step.
+
+    state_key, base: where in the checkpoint its weights lie, and onto which an adapter is merged.
+    """
 
     checkpoint: str = Field(alias="from")
     part: Literal["whole", "backbone"] = "whole"
     keep_step: bool = False
+    state_key: str | None = None
+    base: str | None = None
 
 
 class TrainingConfig(_Section):

@@ -68,7 +68,7 @@ def read_weights(
     has no such tensor, or has none that looks like a classifier's.
     """
     heads, settings, progress = heads or Heads(), settings or Settings(), progress or Silent()
-    members = open_series(path)
+    members = open_series(path, state_key=heads.state_key, base=heads.base)
     kept = Cache.of(settings, ["weights"]) if cache else None
     chosen: str | None = None
     notes: list[str] = []

@@ -4,7 +4,7 @@ from ckpt_probe.checkpoints.heads import LikelyHead, likely_heads
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
 from ckpt_probe.checkpoints.quantised import quantised
 from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
-from ckpt_probe.checkpoints.series import open_series, step_of
+from ckpt_probe.checkpoints.series import is_series, open_series, step_of
 from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 from ckpt_probe.series import Member
 
@@ -15,6 +15,7 @@ __all__ = [
     "LikelyHead",
     "Member",
     "State",
+    "is_series",
     "library_versions",
     "likely_heads",
     "open_checkpoint",

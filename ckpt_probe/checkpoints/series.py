@@ -32,7 +32,7 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
     found = [(file, _stem(file)) for file in checkpoints_in(path)]
-    runs = [folder for folder in _folders(path) if OF_A_RUN.fullmatch(folder.name)]
+    runs = _runs(path)
     if not found or runs:
         found += _nested(runs)
     if not found and (path / "checkpoints").is_dir():
@@ -42,6 +42,15 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
         raise DataError(_nothing(path))
     members = in_order(_member(file, name, state_key, base) for file, name in found)
     return _without_twins(members, state_key, base)
+
+
+def is_series(path: Path | str) -> bool:
+    """Whether `path` is a directory of checkpoints, and not one checkpoint: a file, or a directory that holds one.
+
+    Raises DataError for shards whose index is missing, and parts of one model.
+    """
+    path = Path(path)
+    return path.is_dir() and (len(checkpoints_in(path)) != 1 or bool(_runs(path)))
 
 
 def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None, str | None]:
@@ -130,6 +139,10 @@ def _stem(file: Path) -> str:
         return file.name.partition(".")[0]
     suffix = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(suffix)), None)
     return file.stem if suffix is None else file.name.removesuffix(suffix)
+
+
+def _runs(path: Path) -> list[Path]:
+    return [folder for folder in _folders(path) if OF_A_RUN.fullmatch(folder.name)]
 
 
 def _folders(path: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.options import numbers, writer_options
+from ckpt_probe.cli.options import numbers, source_options, writer_options
 
 
 @click.command(
@@ -24,24 +24,28 @@ from ckpt_probe.cli.options import numbers, writer_options
     show_default="equal weights that sum to 1",
     help="One weight per checkpoint, used as given.",
 )
+@source_options
 @writer_options
 @click.option("--overwrite", is_flag=True, help="Replace an existing file or sharded checkpoint.")
 def command(
     checkpoints: tuple[Path, ...],
     out: Path,
     weights: str | None,
+    state_key: str | None,
+    base: Path | None,
     dtype: str | None,
     threads: int | None,
     overwrite: bool,
 ) -> None:
     """Write the weighted average of two or more CHECKPOINTS (a "model soup"); needs neither model nor data.
 
-    Each checkpoint is a safetensors file, or a directory of shards with their index; all must have the same tensors.
-    Integer and boolean tensors are copied from the first one.
+    Checkpoints may be of any format, and must all have the same tensors; the result is safetensors. Integer and boolean
+    tensors are copied from the first one.
     """
     from ckpt_probe.merging import average
 
     chosen = None if weights is None else numbers(weights, "--weights")
-    summary = average(checkpoints, out, weights=chosen, dtype=dtype, threads=threads, overwrite=overwrite)
+    named = {"state_key": state_key, "base": base, "dtype": dtype, "threads": threads, "overwrite": overwrite}
+    summary = average(checkpoints, out, weights=chosen, **named)
     copied = f"; {len(summary.copied)} integer tensors copied from {checkpoints[0].name}" if summary.copied else ""
     click.echo(f"{out}: {summary.interpolated} tensors averaged over {len(checkpoints)} checkpoints{copied}", err=True)

@@ -94,6 +94,8 @@ def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
     the checkpoint at that position, which needs neither model nor data. If A and B are runs, their checkpoints of equal
     steps are paired, and the barrier is given for each step.
     """
+    from ckpt_probe.checkpoints import is_series
+
     consecutive = options.pop("consecutive")
     if consecutive == (b is not None):
         raise UsageError("interpolate takes two checkpoints or two runs A and B; with --consecutive it takes one run A")
@@ -101,7 +103,7 @@ def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
         raise UsageError("--alpha and --consecutive exclude each other")
     if options["alpha"] is not None and b is not None:
         write_point(a, b, out, options)
-    elif b is None or (a.is_dir() and b.is_dir()):
+    elif b is None or (is_series(a) and is_series(b)):
         evaluate_runs(a, b, out, options)
     else:
         evaluate_ends(a, b, out, options)

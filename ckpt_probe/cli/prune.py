@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_probe.cli.options import given_options, numbers
+from ckpt_probe.cli.options import given_options, numbers, source_options
 
 if TYPE_CHECKING:
     from ckpt_probe.training import PrunedLevel
@@ -47,6 +47,7 @@ Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
     help="Train after each sparsity as this TOML file describes, and prune the result further.",
 )
 @click.option("--device", default="auto", show_default=True, help="Device to retrain on: auto, cpu, cuda[:n] or mps.")
+@source_options
 @click.option("--seed", type=click.IntRange(min=0), help="Seed to use instead of the one in CONFIG.")
 @click.option(
     "--overwrite", is_flag=True, help="Start over if the directory contains pruned checkpoints; they are removed."
@@ -61,6 +62,8 @@ def command(
     config: Path | None,
     device: str,
     seed: int | None,
+    state_key: str | None,
+    base: Path | None,
     overwrite: bool,
 ) -> None:
     """Set the smallest weights of CHECKPOINT to zero, at one or more sparsities.
@@ -94,6 +97,8 @@ def command(
             classifier=classifier,
             retrain=settings,
             device=device,
+            state_key=state_key,
+            base=base,
             overwrite=overwrite,
             progress=progress,
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_split_name
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.background import BackgroundWriter
 from ckpt_probe.extraction.forward import LEFT_OUT, Block, forward_batches, lent
 from ckpt_probe.extraction.setup import Setup, Storage
@@ -63,7 +63,7 @@ def extract_series(
             done = _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
             (written if done else skipped).append(member.name)
             bar.advance()
-    for note in subject.notes:
+    for note in (*subject.notes, *(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)):
         progress.message(note)
     return ExtractionSummary(tuple(written), tuple(skipped))
 

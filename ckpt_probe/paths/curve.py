@@ -1,6 +1,6 @@
 """The network whose training finds the third point M over which a curve bends (Garipov et al. 2018)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,28 @@ class CurveNet(nn.Module):
         return functional_call(self.middle, state, (inputs,))
 
 
-def curve_net(model: str, model_arguments: Mapping[str, Any], a: str, b: str, curve: str) -> nn.Module:
+def curve_net(
+    model: str,
+    model_arguments: Mapping[str, Any],
+    a: str,
+    b: str,
+    curve: str,
+    state_keys: Sequence[str | None] = (None, None),
+    base: str | None = None,
+) -> nn.Module:
     """A `CurveNet` for `build_model`: M begins in the middle of the line between the checkpoints a and b.
 
-    Batch-norm layers take the statistics of each batch; those of M are estimated once it is found.
+    state_keys (of a and of b) and base are as `open_checkpoint` takes them. Batch-norm layers take the statistics of
+    each batch; those of M are estimated once it is found.
     """
     middle = build_model(model, model_arguments)
     names = set(middle.state_dict())
-    first, last = (_state(Path(end), names) for end in (a, b))
+    first, last = (_state(Path(end), key, base, names) for end, key in zip((a, b), state_keys, strict=True))
     load_weights(middle, linear(first, last, 0.5), source=f"{a}, {b}")
     drop_statistics(middle)
     return CurveNet(middle, (first, last), curve)
 
 
-def _state(path: Path, names: set[str]) -> State:
-    with open_checkpoint(path) as checkpoint:
+def _state(path: Path, state_key: str | None, base: str | None, names: set[str]) -> State:
+    with open_checkpoint(path, state_key=state_key, base=base) as checkpoint:
         return unwrapped(checkpoint.state_dict(), names)

@@ -63,7 +63,7 @@ def trained_midpoint(
         return read_midpoint(place.midpoint, subject)
     with subject.setup.open(ends[0]) as checkpoint:
         raw, trained_by = checkpoint.raw_metadata, checkpoint.metadata.config
-    config = _configuration(ends, subject, how, trained_by)
+    config = _configuration(place, ends, subject, how, trained_by)
     device = str(subject.device)
     train(config, place.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
     with open_checkpoint(open_series(place.training)[-1].path) as checkpoint:
@@ -78,7 +78,7 @@ def trained_midpoint(
 
 
 def _configuration(
-    ends: tuple[Path, Path], subject: Subject, how: CurveTraining, trained_by: Mapping[str, Any]
+    place: PathPlace, ends: tuple[Path, Path], subject: Subject, how: CurveTraining, trained_by: Mapping[str, Any]
 ) -> TrainingConfig:
     optimizer = dict(trained_by.get("optimizer", FOREIGN_OPTIMIZER))
     # A stored configuration spells every default, also those that belong to the other optimizer only.
@@ -87,7 +87,13 @@ def _configuration(
         optimizer["learning_rate"] = how.learning_rate
     batch_size = trained_by.get("training", {}).get("batch_size", FOREIGN_BATCH)
     a, b = (str(end.resolve()) for end in ends)
-    net = {"model": subject.model_name, "model_arguments": subject.model_arguments, "curve": how.curve}
+    net: dict[str, Any] = {"model": subject.model_name, "model_arguments": subject.model_arguments, "curve": how.curve}
+    setup = subject.setup
+    if setup.state_key is not None:
+        # B in A's order is a file of ours, which has no keys.
+        net["state_keys"] = [None if end == place.aligned else setup.state_key for end in ends]
+    if setup.base is not None:
+        net["base"] = str(Path(setup.base).resolve())
     values = {
         "data": {"name": subject.data.name, "arguments": subject.data.arguments},
         "model": {"name": NET, "arguments": {**net, "a": a, "b": b}},

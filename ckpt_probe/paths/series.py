@@ -35,7 +35,8 @@ def evaluate_series(
     """
     progress, place = progress or Silent(), Path(out)
     options |= {"overwrite": overwrite, "resume": options.get("resume", False) or not overwrite}
-    pairs, alone = _pairs(a, b)
+    named = {name: options.get(name) for name in ("state_key", "base")}
+    pairs, alone = _pairs(a, b, named)
     records: list[Record] = []
     with progress.task("pairs", len(pairs), "pairs") as bar:
         for first, second in pairs:
@@ -50,13 +51,13 @@ def evaluate_series(
     return records
 
 
-def _pairs(a: Path | str, b: Path | str | None) -> tuple[Sequence[tuple[Member, Member]], int]:
-    first = open_series(a)
+def _pairs(a: Path | str, b: Path | str | None, named: dict[str, Any]) -> tuple[Sequence[tuple[Member, Member]], int]:
+    first = open_series(a, **named)
     if b is None:
         if len(first) < 2:
             raise UsageError(f"{a}: only one checkpoint; --consecutive needs at least two")
         return list(pairwise(first)), 0
-    second = open_series(b)
+    second = open_series(b, **named)
     by_step = {member.step: member for member in second if member.step is not None}
     if len(by_step) < len(second) or len({member.step for member in first}) < len(first):
         raise DataError(f"{a}, {b}: two checkpoints of one run have the same step, or one has no step")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
@@ -16,7 +17,7 @@ from ckpt_probe.config import StartSettings, TrainingConfig
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
-from ckpt_probe.files import content_hash, write_text
+from ckpt_probe.files import write_text
 from ckpt_probe.models import build_model, find_classifier
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import require_named
@@ -73,6 +74,8 @@ def prune(
     classifier: str | None = None,
     retrain: TrainingConfig | None = None,
     device: str = "auto",
+    state_key: str | None = None,
+    base: Path | str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PruneSummary:
@@ -81,15 +84,16 @@ def prune(
     Without `retrain` each sparsity is pruned from the checkpoint itself. With it, each is pruned from the result of the
     previous one, stored in `out`/pruned, and trained further from there (weights are not rewound) in `out`/retrain; the
     last checkpoint of that run is the result. keep_classifier: do not prune the last linear layer; `classifier` names
-    it if it cannot be found from the checkpoint's own model and data. Results of the same checkpoint and settings are
+    it if it cannot be found from the checkpoint's own model and data. state_key, base: of the checkpoint, as
+    `open_checkpoint`. Results of the same checkpoint and settings are
     not computed again, and an interrupted retraining continues. Raises UsageError for sparsities outside [0, 1) or
     given twice, and if `out` contains results of another pruning and `overwrite`, which removes them, is false;
     DataError as reading and training do.
     """
-    progress, source, place = progress or Silent(), Path(checkpoint), Path(out)
+    progress, source, place = progress or Silent(), _Source(Path(checkpoint), state_key, base), Path(out)
     names = _names(sparsities)
     weights = _weights(source, keep_classifier, classifier)
-    _prepare(place, source, names, overwrite=overwrite)
+    _prepare(place, source.path, names, overwrite=overwrite)
     if retrain is not None and retrain.start is not None:
         progress.message(f"[start] {retrain.start.checkpoint} is ignored: training starts from the pruned checkpoints")
     plan = _Plan(scope, weights, retrain, device)
@@ -101,10 +105,23 @@ def prune(
                 written = _prune_file(source, path, sparsity, plan)
             else:
                 written = _retrained(source, path, sparsity, plan, progress)
-                source = path
+                source = _Source(path)
             levels.append(_level(path, sparsity, plan.weights, written=written))
             bar.advance(sparsity=sparsity)
     return PruneSummary(tuple(levels))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is pruned: a checkpoint, and where its weights lie in it."""
+
+    path: Path
+    state_key: str | None = None
+    base: Path | str | None = None
+
+    def open(self) -> AbstractContextManager[Checkpoint]:
+        """The checkpoint, for the time of a `with`."""
+        return open_checkpoint(self.path, state_key=self.state_key, base=self.base)
 
 
 @dataclass(frozen=True)
@@ -116,11 +133,13 @@ class _Plan:
     retrain: TrainingConfig | None
     device: str
 
-    def provenance(self, source: Path, sparsity: float) -> dict[str, Any]:
+    def provenance(self, source: _Source, sparsity: float) -> dict[str, Any]:
         """Of what a checkpoint is made and how: what exists of the same provenance need not be done again."""
         settings = self.retrain.model_dump(mode="json", by_alias=True, exclude={"start"}) if self.retrain else None
+        with source.open() as opened:
+            sha256 = opened.content_hash()
         return {
-            "checkpoint": content_hash(source),
+            "checkpoint": sha256,
             "sparsity": sparsity,
             "scope": self.scope,
             "weights": self.weights,
@@ -143,15 +162,15 @@ def _names(sparsities: Sequence[float]) -> dict[str, float]:
     return {f"{STEM}{sparsity:.{digits}f}": sparsity for sparsity in ordered}
 
 
-def _weights(source: Path, keep_classifier: bool, classifier: str | None) -> list[str]:
-    with open_checkpoint(source) as opened:
+def _weights(source: _Source, keep_classifier: bool, classifier: str | None) -> list[str]:
+    with source.open() as opened:
         found = prunable(opened.state_dict())
         if not keep_classifier:
             return found
         names = [f"{layer}.weight" for layer in (classifier or _classifier(opened)).split("+")]
     absent = next((name for name in names if name not in found), None)
     if absent is not None:
-        raise UsageError(f"{source}: no classifier weights {absent!r}; name the layer with --classifier NAME")
+        raise UsageError(f"{source.path}: no classifier weights {absent!r}; name the layer with --classifier NAME")
     return [weights for weights in found if weights not in names]
 
 
@@ -198,27 +217,27 @@ def _clear(place: Path) -> None:
         raise DataError(f"{error.filename}: cannot be removed: {error.strerror}") from error
 
 
-def _prune_file(source: Path, target: Path, sparsity: float, plan: _Plan) -> bool:
+def _prune_file(source: _Source, target: Path, sparsity: float, plan: _Plan) -> bool:
     """Write `source` pruned, without its metrics, which are those of other weights; False where it is there."""
     provenance = plan.provenance(source, sparsity)
     if _complete(target, provenance):
         return False
-    with open_checkpoint(source) as opened:
+    with source.open() as opened:
         state, metadata, strings = opened.state_dict(), opened.metadata, opened.raw_metadata
     try:
         state, weights = prune_state(state, sparsity, scope=plan.scope, names=plan.weights)
     except CkptProbeError as error:
-        raise type(error)(f"{source}: {error}") from error
+        raise type(error)(f"{source.path}: {error}") from error
     # At sparsity 0 nothing is masked: a weight that happens to be zero is free to grow.
     masked = dict.fromkeys([*metadata.pruned, *(weights if sparsity else ())])
-    step = step_from_name(source.stem) if metadata.step is None else metadata.step
+    step = step_from_name(source.path.stem) if metadata.step is None else metadata.step
     metadata = replace(metadata, step=step, metrics={}, pruned=list(masked))
     strings = {name: text for name, text in strings.items() if name != METRICS}
     _save(target, state, metadata, strings, provenance)
     return True
 
 
-def _retrained(source: Path, target: Path, sparsity: float, plan: _Plan, progress: Progress) -> bool:
+def _retrained(source: _Source, target: Path, sparsity: float, plan: _Plan, progress: Progress) -> bool:
     """Prune `source`, train from there and keep the last checkpoint as `target`; False where it is there."""
     provenance = plan.provenance(source, sparsity)
     if _complete(target, provenance):

@@ -29,7 +29,7 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
     if settings is None:
         return Start()
     fresh = model.state_dict()
-    with open_checkpoint(settings.checkpoint) as checkpoint:
+    with open_checkpoint(settings.checkpoint, state_key=settings.state_key, base=settings.base) as checkpoint:
         tensors = checkpoint.state_dict()
         step, pruned = checkpoint.metadata.step, checkpoint.metadata.pruned
     try:
