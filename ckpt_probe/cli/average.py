@@ -39,9 +39,13 @@ def command(
     Each checkpoint is a safetensors file, or a directory of shards with their index; all must have the same tensors.
     Integer and boolean tensors are copied from the first one.
     """
+    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.merging import average
 
     chosen = None if weights is None else numbers(weights, "--weights")
-    summary = average(checkpoints, out, weights=chosen, dtype=dtype, threads=threads, overwrite=overwrite)
+    with bars() as progress:
+        summary = average(
+            checkpoints, out, weights=chosen, dtype=dtype, threads=threads, overwrite=overwrite, progress=progress
+        )
     copied = f"; {len(summary.copied)} integer tensors copied from {checkpoints[0].name}" if summary.copied else ""
-    click.echo(f"{out}: {summary.interpolated} tensors averaged over {len(checkpoints)} checkpoints{copied}", err=True)
+    say(f"{out}: {summary.interpolated} tensors averaged over {len(checkpoints)} checkpoints{copied}")
