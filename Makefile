@@ -9,7 +9,7 @@ BUSY := $(BIN)/python -c 'while True: pass'
 
 STUDIES := $(filter-out index,$(basename $(notdir $(wildcard docs/studies/*.md))))
 
-.PHONY: help demo test test-random test-busy lint slow gpu studies $(STUDIES:%=study-%) clean
+.PHONY: help demo test test-random test-busy lint slow gpu docs package studies $(STUDIES:%=study-%) clean
 
 help:  ## List the targets. PYTHON=python3.12 chooses the interpreter that .venv is made with.
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ slow: $(VENV)/.installed-dev  ## Run the tests that take minutes.
 gpu: $(VENV)/.installed-dev  ## On a machine with CUDA: the tests marked gpu, then extraction, moments and losses there.
 	$(BIN)/python benchmarks/gpu.py
 
+docs: $(VENV)/.installed-docs  ## Build the documentation into site/; a warning or a broken link is an error.
+	$(BIN)/mkdocs build --strict --quiet
+
+package: $(VENV)/.installed-dev  ## Build wheel and sdist, install each in an empty environment, and run the demo there.
+	$(BIN)/pytest -m slow tests/test_distributions.py
+
 # Each study's page is its script: it goes on where it was interrupted. -j2 runs two at a time, with one thread each.
 studies: $(STUDIES:%=study-%)  ## Run the commands of all studies and draw their figures; study-NAME runs one.
 
@@ -56,5 +62,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@ $(VENV)/.installed
+
 clean:  ## Remove .venv, the demo, caches and builds.
-	rm -rf $(VENV) ckpt-probe-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) ckpt-probe-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist site

@@ -53,7 +53,10 @@ class Verbs(click.Group):
 )
 @click.version_option(__version__, prog_name="ckpt-probe")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; may appear anywhere in the command line.")
-def group(debug: bool) -> None:
+@click.option(
+    "--quiet", is_flag=True, help="No progress and no notes, only results and errors; may appear anywhere, too."
+)
+def group(debug: bool, quiet: bool) -> None:
     """What happened inside this training run? Read it from the checkpoints.
 
     Extracts penultimate features and classifier weights from checkpoints, and computes matrix entropy, mutual
@@ -69,10 +72,11 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit code: 0, 1 bad data, 2 wrong use, 130 interrupted."""
     words = list(arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    debug, quiet = "--debug" in words, "--quiet" in words
+    words = [word for word in words if word not in {"--debug", "--quiet"}]
     try:
-        code = group.main(words, prog_name="ckpt-probe", standalone_mode=False, obj=words)
+        first = ["--quiet"] if quiet and words else []
+        code = group.main([*first, *words], prog_name="ckpt-probe", standalone_mode=False, obj=words)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt) as error:

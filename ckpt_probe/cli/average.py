@@ -42,10 +42,12 @@ def command(
     Checkpoints may be of any format, and must all have the same tensors; the result is safetensors. Integer and boolean
     tensors are copied from the first one.
     """
+    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.merging import average
 
     chosen = None if weights is None else numbers(weights, "--weights")
     named = {"state_key": state_key, "base": base, "dtype": dtype, "threads": threads, "overwrite": overwrite}
-    summary = average(checkpoints, out, weights=chosen, **named)
+    with bars() as progress:
+        summary = average(checkpoints, out, weights=chosen, progress=progress, **named)
     copied = f"; {len(summary.copied)} integer tensors copied from {checkpoints[0].name}" if summary.copied else ""
-    click.echo(f"{out}: {summary.interpolated} tensors averaged over {len(checkpoints)} checkpoints{copied}", err=True)
+    say(f"{out}: {summary.interpolated} tensors averaged over {len(checkpoints)} checkpoints{copied}")

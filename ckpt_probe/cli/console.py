@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -22,14 +23,21 @@ def console(*, width: int | None = None) -> Console:
     return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
 
 
+def quiet() -> bool:
+    """Whether the command line asks for nothing but results and errors."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("quiet"))
+
+
 def say(text: str) -> None:
-    """One line on standard error, so that results on standard output stay clean."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """One line on standard error, so that results on standard output stay clean; none with --quiet."""
+    if not quiet():
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def bars() -> Iterator["Bars"]:
-    """Live bars on standard error for the time of the `with`; none where that is no terminal."""
+    """Live bars on standard error for the time of the `with`; none where that is no terminal, or with --quiet."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
@@ -43,7 +51,7 @@ def bars() -> Iterator["Bars"]:
         TimeLeftColumn(),
         TextColumn("{task.fields[facts]}"),
         console=terminal,
-        disable=not terminal.is_terminal,
+        disable=quiet() or not terminal.is_terminal,
         transient=True,
         refresh_per_second=5,
     ) as progress:

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_probe.cli.plot import sources
+from ckpt_probe.cli.plot import read_files, sources
 from ckpt_probe.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpt_probe.analysis import Records
 
 EXAMPLE = """\b
 Examples: ckpt-probe export records.jsonl --tensorboard events
@@ -37,12 +41,10 @@ def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | 
     if tensorboard is None and parquet is None:
         raise UsageError("export: say into what: --tensorboard DIR, --parquet FILE, or both")
 
-    from ckpt_probe.analysis import read_records
     from ckpt_probe.cli.console import say
     from ckpt_probe.report import write_event_files, write_parquet
 
-    files = _named(sources(records))
-    series = {name: read_records(file) for name, file in files.items()}
+    series = _named(read_files(sources(records)))
     if tensorboard is not None:
         values, notes = write_event_files(series, tensorboard, overwrite=overwrite)
         for note in notes:
@@ -55,10 +57,10 @@ def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | 
         say(f"{parquet}: {write_parquet(told, parquet, overwrite=overwrite)} records")
 
 
-def _named(conditions: Mapping[str, Sequence[Path]]) -> dict[str, Path]:
-    """Each file by a name of its own: its condition's, with a number where that has several seeds."""
+def _named(conditions: "Mapping[str, Sequence[Records]]") -> "dict[str, Records]":
+    """Each file's records by a name of their own: the condition's, with a number where that has several seeds."""
     return {
-        label if len(files) == 1 else f"{label}-{number}": file
+        label if len(files) == 1 else f"{label}-{number}": held
         for label, files in conditions.items()
-        for number, file in enumerate(files)
+        for number, held in enumerate(files)
     }

@@ -183,10 +183,13 @@ def _tensors(checkpoint: "Checkpoint", statistics: bool) -> Iterator[dict[str, A
     from dataclasses import asdict
 
     from ckpt_probe.checkpoints.statistics import statistics_of
+    from ckpt_probe.cli.console import bars
 
-    for name, found in statistics_of(checkpoint):
-        told = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
-        yield {**told, **(asdict(found) if found else {})}
+    with bars() as progress, progress.task("statistics", len(checkpoint), "tensors") as bar:
+        for name, found in statistics_of(checkpoint):
+            bar.advance()
+            told = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
+            yield {**told, **(asdict(found) if found else {})}
 
 
 def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:

@@ -118,11 +118,14 @@ def write_point(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
             f"--alpha writes a point of the straight line between A and B; it does not take {', '.join(idle)}"
         )
 
+    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.merging import interpolate
 
-    summary = interpolate(a, b, alpha=alpha, out=out, **{name: options[name] for name in OF_A_WRITER})
+    with bars() as progress:
+        chosen = {name: options[name] for name in OF_A_WRITER}
+        summary = interpolate(a, b, alpha=alpha, out=out, progress=progress, **chosen)
     copied = f"; {len(summary.copied)} integer tensors copied from {a.name}" if summary.copied else ""
-    click.echo(f"{out}: {summary.interpolated} tensors interpolated at alpha {alpha:g}{copied}", err=True)
+    say(f"{out}: {summary.interpolated} tensors interpolated at alpha {alpha:g}{copied}")
 
 
 def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:

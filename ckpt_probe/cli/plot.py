@@ -2,13 +2,16 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckpt_probe.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from ckpt_probe.analysis import Records
 
 EXAMPLE = """\b
 Examples: ckpt-probe plot records.jsonl -o collapse.svg --metric class.mir,class.hdr --metric nc1.pinv --log-x
@@ -65,18 +68,34 @@ def command(
     if not all(wanted):
         raise UsageError("--metric: expected names of metrics such as class.mir,class.hdr")
 
-    from ckpt_probe.analysis import read_records
     from ckpt_probe.cli.console import say
     from ckpt_probe.report import draw
     from ckpt_probe.report.plots.curves import axis_of
     from ckpt_probe.report.plots.description import Mark
 
-    series = {label: [_held(file, read_records(file)) for file in files] for label, files in sources(records).items()}
+    series = read_files(sources(records))
     axis = x or axis_of([record for runs in series.values() for held in runs for record in held])
     lines = [Mark(*_mark(text, axis)) for text in marks]
     for note in draw(series, out, panels=wanted, x=axis, marks=lines, **options):
         say(note)
     say(f"{out}: {len(wanted)} panels of {sum(len(files) for files in series.values())} files")
+
+
+def read_files(files: Mapping[str, Sequence[Path]]) -> "dict[str, list[Records]]":
+    """The records of every file of each condition. Raises DataError where one cannot be read or has none."""
+    from ckpt_probe.analysis import read_records
+    from ckpt_probe.cli.console import bars
+
+    found: dict[str, list[Records]] = {label: [] for label in files}
+    with bars() as progress, progress.task("records", sum(map(len, files.values())), "files") as bar:
+        for label, paths in files.items():
+            for path in paths:
+                held = read_records(path)
+                if not held:
+                    raise DataError(f"{path}: no record in it: the file is empty; leave it out, or write it anew")
+                found[label].append(held)
+                bar.advance()
+    return found
 
 
 def sources(texts: Sequence[str]) -> dict[str, list[Path]]:
@@ -109,12 +128,6 @@ def _labels(files: Sequence[Sequence[Path]]) -> list[str]:
     ]
     different = [labels for labels in ways if len(set(labels)) == len(labels) and all(labels)]
     return different[0] if different else [held[0].as_posix() for held in files]
-
-
-def _held(file: Path, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    if not records:
-        raise DataError(f"{file}: no record in it: the file is empty; leave it out, or write it anew")
-    return records
 
 
 def _there(text: str) -> bool:

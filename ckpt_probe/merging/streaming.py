@@ -26,6 +26,7 @@ from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import replacing, replacing_directory
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.matching import check_averaged, check_match
+from ckpt_probe.progress import Progress, Silent, Task
 
 DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
 OF_A_POINT = frozenset(
@@ -57,6 +58,7 @@ def interpolate(
     overwrite: bool = False,
     state_key: str | None = None,
     base: Path | str | None = None,
+    progress: Progress | None = None,
 ) -> InterpolationSummary:
     """Write the checkpoint at `alpha` on the line from a to b, block by block; needs neither model nor data.
 
@@ -77,7 +79,7 @@ def interpolate(
         # At an end there is nothing to compute, and the bits stay.
         end = {0.0: ends[:1], 1.0: ends[1:]}.get(alpha)
         work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), told)
-        return work.write(Path(out), [Path(a), Path(b)], threads, overwrite)
+        return work.write(Path(out), [Path(a), Path(b)], threads, overwrite, progress or Silent())
 
 
 def average(
@@ -90,6 +92,7 @@ def average(
     overwrite: bool = False,
     state_key: str | None = None,
     base: Path | str | None = None,
+    progress: Progress | None = None,
 ) -> InterpolationSummary:
     """Write the weighted average of checkpoints ("model soup", Wortsman et al. 2022); equal weights if None.
 
@@ -106,7 +109,7 @@ def average(
         for other in sources[1:]:
             check_match(sources[0], other)
         work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), told)
-        return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite)
+        return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite, progress or Silent())
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,9 @@ class _Work:
     dtype: str | None
     told: dict[str, Any]
 
-    def write(self, out: Path, inputs: Sequence[Path], threads: int | None, overwrite: bool) -> InterpolationSummary:
+    def write(
+        self, out: Path, inputs: Sequence[Path], threads: int | None, overwrite: bool, progress: Progress
+    ) -> InterpolationSummary:
         read = [*inputs, *(file for source in self.sources for file in source.files)]
         if out.exists() and any(out.samefile(path) for path in read):
             raise UsageError(f"{out}: is one of the input checkpoints; choose another name")
@@ -146,26 +151,32 @@ class _Work:
         if self.blend is not None:
             check_averaged(template)
         workers = threads or min(MOST_THREADS, os.cpu_count() or 1)
+        blocks = sum(-(-math.prod(template.shape(name)) // blending.ENTRIES) for name in template.names)
+        with progress.task(out.name, blocks, "blocks") as bar:
+            self._write(out, workers, overwrite, bar)
+        mixed = [name for name in template.names if template.dtype(name) in ITEM_BYTES]
+        copied = tuple(name for name in template.names if name not in set(mixed))
+        return InterpolationSummary(len(mixed), copied)
+
+    def _write(self, out: Path, workers: int, overwrite: bool, bar: Task) -> None:
+        template = self.template
         if template.index is None:
             with replacing(out, overwrite=overwrite) as temporary:
-                self._write_shard(_whole(template), temporary, workers)
+                self._write_shard(_whole(template), temporary, workers, bar)
         else:
             kept = {file.name for file in companions(template.index.parent)}
             if overwrite and out.is_dir():
                 _require_sharded(out, kept)
             with replacing_directory(out, overwrite=overwrite) as folder:
-                self._write_shards(template.index, folder, workers)
+                self._write_shards(template.index, folder, workers, bar)
                 # Writing takes its time, in which more may have come there.
                 if overwrite and out.is_dir():
                     _require_sharded(out, kept)
-        mixed = [name for name in template.names if template.dtype(name) in ITEM_BYTES]
-        copied = tuple(name for name in template.names if name not in set(mixed))
-        return InterpolationSummary(len(mixed), copied)
 
-    def _write_shards(self, told: Path, folder: Path, workers: int) -> None:
+    def _write_shards(self, told: Path, folder: Path, workers: int, bar: Task) -> None:
         total = 0
         for shard in self.template.shards:
-            self._write_shard(shard, folder / shard.name, workers)
+            self._write_shard(shard, folder / shard.name, workers, bar)
             total += sum(map(self._bytes, shard.tensors))
         index = json.loads(told.read_text(encoding="utf-8"))
         index.setdefault("metadata", {})["total_size"] = total
@@ -173,7 +184,7 @@ class _Work:
         for file in companions(told.parent):
             shutil.copyfile(file, folder / file.name)
 
-    def _write_shard(self, shard: Shard, path: Path, workers: int) -> None:
+    def _write_shard(self, shard: Shard, path: Path, workers: int, bar: Task) -> None:
         layout = {name: (self._target_dtype(name), self.template.shape(name)) for name in shard.tensors}
         metadata = {name: value for name, value in shard.metadata.items() if name not in OF_A_POINT}
         start = header(layout, {**metadata, "ckpt_probe.path": json.dumps(self.told)})
@@ -181,7 +192,7 @@ class _Work:
             target.write(start)
             blocks = self._blocks(shard, len(start))
             with _flushing(target):
-                _run(partial(self._write_block, target), blocks, len(self.sources), workers)
+                _run(partial(self._write_block, target, bar), blocks, len(self.sources), workers)
 
     def _blocks(self, shard: Shard, start: int) -> Iterator[_Block]:
         for name in shard.tensors:
@@ -191,12 +202,13 @@ class _Work:
                 yield _Block(name, first, count, start + first * _item(self._target_dtype(name)))
             start += self._bytes(name)
 
-    def _write_block(self, target: BinaryIO, buffers: blending.Buffers, block: _Block) -> None:
+    def _write_block(self, target: BinaryIO, bar: Task, buffers: blending.Buffers, block: _Block) -> None:
         dtype = self.template.dtype(block.name)
         mixed = dtype in ITEM_BYTES
         sources = self.sources if mixed else self.sources[:1]
         raw = [_read(source, buffer, block) for source, buffer in zip(sources, buffers.raw, strict=False)]
         _write(target, self._mixed(buffers, raw, block, dtype) if mixed else raw[0], block.target)
+        bar.advance()
 
     def _mixed(self, buffers: blending.Buffers, raw: list[Any], block: _Block, dtype: str) -> Any:
         kind = self._target_dtype(block.name)

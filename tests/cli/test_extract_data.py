@@ -118,7 +118,7 @@ CSV = "x,y,label\n1,2,a\n3,4,b\n5,6,a\n"
         ),
         ((*TABLE, "csv:t.csv"), {"t.csv": CSV + "1\n"}, 1, "Row #5: Expected 3 columns, got 1"),
         ((*TABLE, "csv:t.csv"), {"t.csv": "text,label\ngood,0\n"}, 2, "text needs a tokenizer"),
-        ((*TABLE, "csv:t.csv", "--data-argument", "label"), {"t.csv": CSV}, 2, "expected KEY=VALUE"),
+        ((*TABLE, "csv:t.csv", "--data-argument", "label"), {"t.csv": CSV}, 2, "expected NAME=VALUE"),
         ((*TABLE, "csv:missing.csv"), {}, 1, "missing.csv: cannot be read as CSV"),
         ((*TABLE, "parquet:t.parquet"), {"t.parquet": "PAR1"}, 1, "no Parquet file, or a damaged one"),
         ((*TABLE, "hf-dataset:photos"), {}, 1, "no data set that datasets' save_to_disk wrote"),

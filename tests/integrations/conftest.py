@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import ckpt_probe as cp
 
 Extracted = Callable[..., dict[str, Any]]
-NEEDS_ROWS = {"nc4.disagreement"}
+NEEDS_ROWS = {"nc4.disagreement", "nearest_mean_accuracy"}
 PLACE = {"checkpoint", "step", "split", "epoch"}
 
 

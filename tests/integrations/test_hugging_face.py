@@ -266,6 +266,6 @@ def test_what_cannot_be_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptu
     diverged.add_callback(TrainerProbe(diverged))
     with caplog.at_level(logging.WARNING):
         found = diverged.evaluate()
-    assert "step 0, eval: not measured: the model's output holds NaN or infinity" in caplog.text
+    assert "step 0, eval: not measured: features: 75 rows hold NaN or infinity" in caplog.text
     assert "eval_class.mir" not in found
     assert not (tmp_path / "records.jsonl").exists()

@@ -130,7 +130,7 @@ def run_twice(model: nn.Module, inputs: Tensor) -> None:
             lambda model, x: model(x * torch.nan),
             LABELS,
             DataError,
-            "the model's output holds NaN or infinity",
+            "features: 150 rows hold NaN or infinity",
         ),
         (Other().eval(), lambda m, x: m.head(m.trunk(x)), LABELS, UsageError, r"runs trunk, head .*classifier="),
     ],

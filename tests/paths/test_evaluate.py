@@ -231,7 +231,7 @@ def test_what_has_no_line(mlp: Path, tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "p").iterdir()] == ["plan.json"]
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(DataError, match="a directory; expected one checkpoint file"):
+    with pytest.raises(DataError, match="no checkpoint found in this directory"):
         evaluate_path(a, folder, tmp_path / "q", **HERE)
 
 

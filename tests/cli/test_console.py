@@ -1,0 +1,104 @@
+"""The terminal: colours that NO_COLOR switches off, --quiet, bars for what takes time, completion by the shell."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_probe.checkpoints import save_checkpoint
+from ckpt_probe.cli.app import run
+from ckpt_probe.cli.console import bars
+
+COLOUR = re.compile(r"\x1b\[[\d;]*\b(?:3[0-7]|38;[25]|9[0-7])[\d;]*m")
+RECORD = {"step": 1, "split": "test", "accuracy": 0.5}
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.jsonl").write_text(json.dumps(RECORD) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> list[str]:
+    """Two checkpoints of a tensor of several blocks."""
+    paths = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    for path in paths:
+        save_checkpoint(Path(path), {"weight": torch.ones(700, 1000)}, {})
+    return paths
+
+
+def test_no_color_leaves_bars_without_colour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for value in ("", "1"):
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("NO_COLOR", value)
+        with bars() as progress, progress.task("dumps", 2, "dumps") as bar:
+            bar.advance()
+        shown.append(capsys.readouterr().err)
+    coloured, plain = shown
+    assert COLOUR.search(coloured)
+    assert not COLOUR.search(plain)
+    assert "dumps" in plain
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_quiet_leaves_results_and_errors(place: int, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "r.jsonl", "--parquet", "r.parquet"]
+    assert run([*words[:place], "--quiet", *words[place:]]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+    assert (records / "r.parquet").exists()
+    assert run(["--quiet", *words]) == 2
+    assert capsys.readouterr().err.startswith("error: r.parquet: exists already")
+    assert run([*words, "--overwrite"]) == 0
+    assert "1 records" in capsys.readouterr().err
+
+
+def test_quiet_alone_shows_the_help() -> None:
+    assert run(["--quiet"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "steps"),
+    [
+        (["average", "A", "B", "-o", "out.safetensors"], 3),
+        (["interpolate", "A", "B", "--alpha", "0.5", "-o", "out.safetensors"], 3),
+        (["inspect", "A", "--statistics"], 1),
+    ],
+)
+def test_what_reads_whole_files_says_how_far_it_is(
+    command: list[str], steps: int, checkpoints: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    advanced = []
+    monkeypatch.setattr("ckpt_probe.cli.console.Bar.advance", lambda bar, amount=1, **facts: advanced.append(amount))
+    names = dict(zip("AB", checkpoints, strict=True))
+    assert run([names.get(word, word) for word in command]) == 0
+    assert sum(advanced) == steps
+
+
+def complete(words: str, shell: str = "bash") -> list[str]:
+    environment = {
+        **os.environ,
+        "_CKPT_PROBE_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    program = "from ckpt_probe.cli.app import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    assert complete("ckpt-probe ana") == ["analyze"]
+    assert "--tolerance" in complete("ckpt-probe analyze --")
