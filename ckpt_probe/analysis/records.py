@@ -37,6 +37,7 @@ PREDICTED_SHARE = 8
 
 CENTRED = {"centred.mir": "sample.mir", "centred.hdr": "sample.hdr"}
 NEAREST = ("nc4.disagreement", "nearest_mean_accuracy")
+FEW_SAMPLES = "no class has as many samples as a class needs"
 NO_SCORES = "neither logits nor classifier weights"
 NEEDS_FEATURES = "needs the features, but only moments were stored (extract with --store both)"
 
@@ -224,7 +225,10 @@ def _nearest(
     if not (predictions.any or settings.per_class or settings.only is not None):
         reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
         return None, {**values, "missing": reason}
-    nearest = NearestMeans(double(moments.means_of_classes(settings.min_samples)), confusion=settings.per_class)
+    means = double(moments.means_of_classes(settings.min_samples))
+    if bool(means[:, 0].isnan().all()):
+        return None, {**values, "missing": f"{', '.join(NEAREST)}: {FEW_SAMPLES}"}
+    nearest = NearestMeans(means, confusion=settings.per_class)
     for features, labels, logits in blocks():
         prediction = predictions.of(features, logits)
         nearest.update(as_tensor(features, "features").detach().cpu(), as_labels(labels), prediction)
@@ -232,7 +236,7 @@ def _nearest(
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {nearest.samples}")
     values = dict(zip(NEAREST, (nearest.disagreement, nearest.accuracy), strict=True))
     missing = [f"{NEAREST[0]}: {NO_SCORES}"] if nearest.disagreement is None else []
-    missing += [f"{NEAREST[1]}: no class has as many samples as a class needs"] if nearest.accuracy is None else []
+    missing += [f"{NEAREST[1]}: {FEW_SAMPLES}"] if nearest.accuracy is None else []
     return nearest, {**values, "missing": "; ".join(missing) or None}
 
 
