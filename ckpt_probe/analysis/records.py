@@ -129,6 +129,8 @@ def read_moments(
         shifted = _centred(blocks, moments, weights, settings)
         reasons.append(shifted.pop("missing"))
         record |= shifted
+    absent = [name for name in (*NEAREST, *CENTRED) if blocks is None and name in record]
+    reasons.append(f"{', '.join(absent)}: {NEEDS_FEATURES}" if absent else None)
     for name, function in registered(ENTRY_POINTS).items() if settings.of_packages else ():
         if name in families:
             record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
@@ -220,7 +222,7 @@ def _nearest(
     """The second pass over the rows, and its part of the record with the reasons for what is missing."""
     values: Record = dict.fromkeys(NEAREST)
     if blocks is None:
-        return None, {**values, "missing": f"{', '.join(NEAREST)}: {NEEDS_FEATURES}"}
+        return None, {**values, "missing": None}
     # Without predictions and without rows a class there is nothing to compare, unless it was asked for.
     if not (predictions.any or settings.per_class or settings.only is not None):
         reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
@@ -242,7 +244,7 @@ def _nearest(
 
 def _centred(blocks: Blocks | None, moments: Moments, weights: Array | None, settings: Settings) -> Record:
     if blocks is None:
-        return {**dict.fromkeys(CENTRED), "missing": f"{', '.join(CENTRED)}: {NEEDS_FEATURES}"}
+        return {**dict.fromkeys(CENTRED), "missing": None}
     mean = moments.mean.cpu()
 
     def centred() -> Iterable[tuple[Tensor, Tensor]]:
