@@ -37,6 +37,7 @@ PREDICTED_SHARE = 8
 
 CENTRED = {"centred.mir": "sample.mir", "centred.hdr": "sample.hdr"}
 NEAREST = ("nc4.disagreement", "nearest_mean_accuracy")
+FEW_SAMPLES = "no class has as many samples as a class needs"
 NO_SCORES = "neither logits nor classifier weights"
 NEEDS_FEATURES = "needs the features, but only moments were stored (extract with --store both)"
 
@@ -128,6 +129,8 @@ def read_moments(
         shifted = _centred(blocks, moments, weights, settings)
         reasons.append(shifted.pop("missing"))
         record |= shifted
+    absent = [name for name in (*NEAREST, *CENTRED) if blocks is None and name in record]
+    reasons.append(f"{', '.join(absent)}: {NEEDS_FEATURES}" if absent else None)
     for name, function in registered(ENTRY_POINTS).items() if settings.of_packages else ():
         if name in families:
             record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
@@ -219,12 +222,15 @@ def _nearest(
     """The second pass over the rows, and its part of the record with the reasons for what is missing."""
     values: Record = dict.fromkeys(NEAREST)
     if blocks is None:
-        return None, {**values, "missing": f"{', '.join(NEAREST)}: {NEEDS_FEATURES}"}
+        return None, {**values, "missing": None}
     # Without predictions and without rows a class there is nothing to compare, unless it was asked for.
     if not (predictions.any or settings.per_class or settings.only is not None):
         reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
         return None, {**values, "missing": reason}
-    nearest = NearestMeans(double(moments.means_of_classes(settings.min_samples)), confusion=settings.per_class)
+    means = double(moments.means_of_classes(settings.min_samples))
+    if bool(means[:, 0].isnan().all()):
+        return None, {**values, "missing": f"{', '.join(NEAREST)}: {FEW_SAMPLES}"}
+    nearest = NearestMeans(means, confusion=settings.per_class)
     for features, labels, logits in blocks():
         prediction = predictions.of(features, logits)
         nearest.update(as_tensor(features, "features").detach().cpu(), as_labels(labels), prediction)
@@ -232,13 +238,13 @@ def _nearest(
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {nearest.samples}")
     values = dict(zip(NEAREST, (nearest.disagreement, nearest.accuracy), strict=True))
     missing = [f"{NEAREST[0]}: {NO_SCORES}"] if nearest.disagreement is None else []
-    missing += [f"{NEAREST[1]}: no class has as many samples as a class needs"] if nearest.accuracy is None else []
+    missing += [f"{NEAREST[1]}: {FEW_SAMPLES}"] if nearest.accuracy is None else []
     return nearest, {**values, "missing": "; ".join(missing) or None}
 
 
 def _centred(blocks: Blocks | None, moments: Moments, weights: Array | None, settings: Settings) -> Record:
     if blocks is None:
-        return {**dict.fromkeys(CENTRED), "missing": f"{', '.join(CENTRED)}: {NEEDS_FEATURES}"}
+        return {**dict.fromkeys(CENTRED), "missing": None}
     mean = moments.mean.cpu()
 
     def centred() -> Iterable[tuple[Tensor, Tensor]]:

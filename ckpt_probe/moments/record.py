@@ -212,6 +212,9 @@ def _told(level: Level) -> str:
 def _put_within(record: Record, within: Within | None, options: Options) -> None:
     for order in options.all_orders:
         prefix = "within" if order == 1 else f"renyi_{order:g}.within"
+        if within is not None and not len(within.labels):
+            record.miss((f"{prefix}.{name}" for name in WITHIN), FEW_CLASSES)
+            continue
         if within is None:
             record.miss((f"{prefix}.{name}" for name in WITHIN), "second moments per class exceed the memory budget")
             continue

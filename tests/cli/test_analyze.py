@@ -9,12 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.analysis import analyze_features
+from ckpt_probe.analysis import ENTRIES, analyze_features
 from ckpt_probe.analysis.cache import FOLDER
 from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.extraction import Storage
 from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.moments.families import FAMILIES
 
 Analyze = Callable[..., tuple[int, list[dict], str]]
 
@@ -321,6 +322,11 @@ def test_a_dump_that_changes_while_it_is_read(
         (("--memory", "0"), "--memory: expected a size"),
         (("--tolerance", "0"), "tolerance: expected a positive number, found 0.0"),
         (("--budget", "-1"), "budget: expected a positive number of seconds, found -1.0"),
+        (("--only", "nc,clas"), "'clas' is not a family of metrics; did you mean class?"),
+        (("--only", "nc1.pinv"), "did you mean nc1?"),
+        (("--only", ","), "'' is not a family of metrics"),
+        (("--precision", "float16"), "--precision"),
+        (("--min-samples", "0"), "--min-samples"),
         (("--workers", "0"), "--workers"),
     ],
 )
@@ -344,3 +350,29 @@ def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze,
     code, _, said = analyze("a.h5", "--memory", "16KiB", "--budget", "1e-9", "--no-cache")
     assert code == 1
     assert "the time budget of 1e-09 s ran out after" in said
+
+
+def test_only_the_families_asked_for(analyze: Analyze, tmp_path: Path) -> None:
+    held = arrays()
+    write(tmp_path / "a.h5", held)
+    whole = analyze_features(held["test/features"], held["test/labels"], held["classifier/weights"])
+    code, [record], _ = analyze("a.h5", "--only", "nc3, class")
+    assert code == 0
+    assert {"nc3.duality", "class.mir"} < set(record)
+    assert not [name for name in record if name.startswith(("sample.", "nc1.", "nc4.", "within."))]
+    assert "accuracy" not in record
+    assert record["class.mir"] == pytest.approx(whole["class.mir"], rel=1e-12)
+    code, [single], _ = analyze("a.h5", "--only", "nc", "--precision", "float32")
+    assert single["nc1.pinv"] == pytest.approx(whole["nc1.pinv"], rel=1e-5)
+    code, [few], _ = analyze("a.h5", "--min-samples", "21")
+    assert (few["classes_present"], few["classes_left_out"], few["nc1.pinv"]) == (3, 3, None)
+
+
+def test_the_list_of_metrics_needs_no_dump(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["analyze", "--list-metrics"]) == 0
+    shown = capsys.readouterr().out
+    for family in FAMILIES:
+        assert f"\n{family.name}: {family.meaning}" in shown
+        assert f"cost: {family.cost}" in shown
+    assert all(f"  {entry.name} " in shown for entry in ENTRIES)
+    assert "nc: short for nc1,nc2,nc3,nc4" in shown

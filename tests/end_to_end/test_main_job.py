@@ -59,7 +59,7 @@ def test_extract_says_what_it_skipped_and_takes_its_options(probe: Run, trained:
 def test_inspect_tells_tensors_metadata_and_the_head(probe: Run, trained: Path) -> None:
     path = trained / "run" / "checkpoints" / "step-000060.safetensors"
     told = probe("inspect", path).stdout
-    for part in ("a whole checkpoint", "parameters: 1,210", "classifier: 3", "3.weight", "10 × 16", "step: 60"):
+    for part in ("a whole checkpoint", "parameters: 1,210", "head: 3 (Linear", "3.weight", "10 × 16", "step: 60"):
         assert part in told
     facts = json.loads(probe("inspect", path, "--json").stdout)
     assert facts["classifier"] == "3"

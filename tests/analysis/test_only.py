@@ -1,0 +1,195 @@
+"""Only the families asked for: passes that are not made, what a record then has, scores in place of logits, caches."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ckpt_probe.analysis import Settings, analyze_dump, analyze_features, analyze_series, read_blocks
+from ckpt_probe.analysis import records as module
+from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.errors import UsageError
+from ckpt_probe.moments import quality as quality_module
+from ckpt_probe.moments.quality import Head, Quality, Scored
+
+COMMON = {"samples", "features", "classes", "classes_present", "classes_left_out", "missing"}
+
+
+def data(samples: int = 120, classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    labels = np.arange(samples) % classes
+    weights = generator.normal(size=(classes, 6))
+    return weights[labels] + generator.normal(size=(samples, 6)), labels, weights, generator.normal(size=classes)
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        ("quality", {"accuracy", "loss"}),
+        ("nc4", {"nc4.disagreement", "nearest_mean_accuracy"}),
+        ("centred", {"centred.mir", "centred.hdr"}),
+        ("within", {"within.entropy_mean", "within.entropy_max"}),
+        ("quality,nc3", {"accuracy", "loss", "nc3.duality", "nc3.uniformity"}),
+    ],
+)
+def test_a_record_has_what_was_asked_for_with_the_numbers_of_the_whole(only: str, names: set[str]) -> None:
+    whole = analyze_features(*data(), centred=True)
+    record = analyze_features(*data(), only=only)
+    assert set(record) == names | COMMON
+    assert {name: record[name] for name in names} == {name: whole[name] for name in names}
+    assert record["missing"] is None
+    assert analyze_features(*data(), only=tuple(only.split(","))) == record
+
+
+def test_what_is_not_asked_for_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, weights, bias = data()
+    passes = []
+
+    def blocks():
+        passes.append(1)
+        yield features, labels, None
+
+    def never(*_, **__):
+        raise AssertionError("computed though nobody asked for it")
+
+    monkeypatch.setattr("ckpt_probe.moments.record.sample_level", never)
+    monkeypatch.setattr("ckpt_probe.moments.record.within_level", never)
+    monkeypatch.setattr("ckpt_probe.moments.record.class_level", never)
+    monkeypatch.setattr(Quality, "update_head", never)
+    read_blocks(blocks, weights, bias, Settings(only=("nc",)))
+    assert len(passes) == 2
+    read_blocks(blocks, weights, bias, Settings(only=("nc1", "nc2", "nc3")))
+    assert len(passes) == 3
+
+
+def test_nearest_means_without_predictions_only_where_asked_for() -> None:
+    features, labels, _, _ = data()
+    usual = analyze_features(features, labels)
+    assert usual["nearest_mean_accuracy"] is None
+    assert "nearest_mean_accuracy: needs a second pass, which only nc4 asks for here" in usual["missing"]
+    record = analyze_features(features, labels, only=("nc4",))
+    assert record["nc4.disagreement"] is None
+    assert record["nearest_mean_accuracy"] == analyze_features(*data())["nearest_mean_accuracy"]
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(4)])
+    nearest = ((features[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    assert record["nearest_mean_accuracy"] == (nearest == labels).mean()
+
+
+def test_samples_of_classes_that_do_not_count_have_no_mean_to_be_near() -> None:
+    features, labels, weights, _ = data()
+    labels = np.where(labels == 3, 0, labels)
+    labels[17] = 3
+    record = analyze_features(features, labels, weights, only=("nc4", "nc3"), min_samples=2)
+    kept = labels != 3
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(3)])
+    nearest = ((features[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    assert record["nearest_mean_accuracy"] == (nearest == labels)[kept].mean()
+    assert record["nc4.disagreement"] == (nearest != (features @ weights.T).argmax(axis=1)).mean()
+    assert record["classes_left_out"] == 1
+
+
+def test_scores_in_place_of_logits_give_the_same_record() -> None:
+    features, labels, weights, bias = data()
+    logits = torch.tensor(features @ weights.T + bias)
+    scored = Scored(logits.argmax(dim=1), F.cross_entropy(logits, torch.tensor(labels), reduction="none").numpy())
+    expected = analyze_features(features, labels, weights, bias)
+    found = read_blocks(lambda: [(features, labels, scored)], weights, bias).record
+    assert found == {**expected, "loss": pytest.approx(expected["loss"], rel=1e-12)}
+    # Without a head too, as for layers below it.
+    assert read_blocks(lambda: [(features, labels, scored)], None).record["nc4.disagreement"] is not None
+
+
+@pytest.mark.parametrize("room", [2**31, 100])
+def test_predictions_of_the_first_pass_serve_the_second_where_they_fit(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels, weights, bias = data()
+    made = []
+    decision = Head.decision
+    monkeypatch.setattr(Head, "decision", lambda head: made.append(1) or decision(head))
+    monkeypatch.setattr(module, "PREDICTED_SHARE", 2**31 // room)
+
+    def blocks():
+        for start in range(0, 120, 50):
+            yield features[start : start + 50], labels[start : start + 50], None
+
+    record = read_blocks(blocks, weights, bias, Settings(only=("quality", "nc4"))).record
+    assert bool(made) == (room == 100)
+    whole = analyze_features(features, labels, weights, bias)
+    assert (record["nc4.disagreement"], record["accuracy"]) == (whole["nc4.disagreement"], whole["accuracy"])
+
+
+def test_losses_of_many_classes_come_class_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, weights, bias = data(300, 40)
+    expected = analyze_features(features, labels, weights, bias, only=("quality",))
+    monkeypatch.setattr(quality_module, "FEW_CLASSES", 7)
+    monkeypatch.setattr(quality_module, "LOGITS_AT_ONCE", 100)
+    found = analyze_features(features, labels, weights, bias, only=("quality",))
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
+    large = analyze_features(features * 1e3, labels, weights, bias, only=("quality",))
+    logits = torch.tensor(features * 1e3 @ weights.T + bias)
+    assert large["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-12)
+    scored = Head(torch.tensor(weights), torch.tensor(bias)).scored(features, torch.tensor(labels))
+    losses = F.cross_entropy(torch.tensor(features @ weights.T + bias), torch.tensor(labels), reduction="none")
+    assert torch.as_tensor(scored.loss).tolist() == pytest.approx(losses.tolist(), rel=1e-11, abs=1e-13)
+
+
+def test_single_precision_is_close_and_named_in_settings() -> None:
+    expected, found = (analyze_features(*data(), precision=name) for name in ("float64", "float32"))
+    for name in ("nc1.pinv", "nc1.cdnv", "sample.mir", "loss", "within.entropy_mean"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+    assert found["accuracy"] == expected["accuracy"]
+
+
+def test_settings_that_make_no_sense() -> None:
+    for options, told in (
+        ({"only": "nc,clas"}, "'clas' is not a family of metrics; did you mean class?"),
+        ({"only": ()}, "expected at least one family"),
+        ({"precision": "float16"}, "precision: expected float64 or float32"),
+        ({"min_samples": 0}, "min_samples: expected at least 1, found 0"),
+    ):
+        with pytest.raises(UsageError) as error:
+            analyze_features(*data(), **options)
+        assert told in str(error.value)
+
+
+def test_metrics_of_packages_are_families_of_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "familymetrics-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: familymetrics\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ckpt_probe.metrics]\nown = family_metrics_module:rank\n")
+    source = (
+        "def rank(moments, weights, bias):\n    return {'rank': moments.compute(weights)['sample.effective_rank']}\n"
+    )
+    (tmp_path / "family_metrics_module.py").write_text(source)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    whole = analyze_features(*data())
+    assert whole["own.rank"] == whole["sample.effective_rank"]
+    assert set(analyze_features(*data(), only=("own",))) == {"own.rank"} | COMMON
+    assert "own.rank" not in analyze_features(*data(), only=("nc",))
+
+
+def test_the_cache_tells_what_was_asked_for_apart(tmp_path: Path) -> None:
+    features, labels, weights, bias = data()
+    with DumpWriter(tmp_path / "step-1.h5", None, classes=4, features=6, feature_dtype="float64") as writer:
+        writer.write_classifier(weights, bias)
+        writer.start_split("test", 120, logits=False)
+        writer.append("test", features, labels)
+    for options in ({}, {"only": ("nc",)}, {"only": ("class",)}, {"min_samples": 31}, {"precision": "float32"}):
+        [expected] = analyze_dump(tmp_path / "step-1.h5", **options)
+        for _ in range(2):
+            assert list(analyze_series(tmp_path, cache=True, **options)) == [expected], options
+    kept = len(list(tmp_path.rglob("*.json")))
+    list(analyze_series(tmp_path, cache=True, only=("nc4", "nc3", "nc2", "nc1")))
+    assert len(list(tmp_path.rglob("*.json"))) == kept
+
+
+def test_no_class_of_enough_samples_has_no_nearest_mean() -> None:
+    record = analyze_features(*data(), min_samples=31)
+    assert (record["nc4.disagreement"], record["nearest_mean_accuracy"]) == (None, None)
+    assert "nc4.disagreement, nearest_mean_accuracy: no class has as many samples as a class needs" in record["missing"]
+    assert record["accuracy"] == analyze_features(*data())["accuracy"]

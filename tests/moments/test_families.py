@@ -1,0 +1,167 @@
+"""Only what was asked for: what is accumulated and read, classes of enough samples, and single precision."""
+
+import numpy as np
+import pytest
+import torch
+
+from ckpt_probe.analysis import ENTRIES
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.moments import Moments, grouping
+from ckpt_probe.moments.families import DEFAULT, FAMILIES, GROUPS, chosen
+
+COUNTS = {"samples", "features", "classes", "classes_present", "classes_left_out", "missing"}
+OF_SAMPLES = {"samples_left_out", "route", "route_reason"}
+
+
+def data(samples: int = 200, features: int = 6, classes: int = 5, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    labels = np.arange(samples) % classes
+    weights = generator.normal(size=(classes, features))
+    return weights[labels] + generator.normal(size=(samples, features)), labels, weights
+
+
+def moments_of(features, labels, **options) -> Moments:
+    moments = Moments(5, **options)
+    moments.update(features[:70], labels[:70])
+    moments.update(features[70:], labels[70:])
+    return moments
+
+
+def test_names_mean_families_and_unknown_ones_are_told() -> None:
+    assert chosen(None) == frozenset(DEFAULT)
+    assert chosen(["nc"]) == frozenset(GROUPS["nc"])
+    assert chosen(["nc", "class", "nc1"]) == frozenset({*GROUPS["nc"], "class"})
+    assert chosen(["mine"], others=["mine"]) == {"mine"}
+    assert {entry.family for entry in ENTRIES} == {family.name for family in FAMILIES}
+    for wrong, told in (
+        (["clas"], "'clas' is not a family of metrics; did you mean class?"),
+        (["nc1.pinv"], "'nc1.pinv' is not a family of metrics; did you mean nc1?"),
+        (["xyz"], "'xyz' is not a family of metrics. Families: nc, quality"),
+        ([], "expected at least one family"),
+    ):
+        with pytest.raises(UsageError) as error:
+            Moments(only=wrong)
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["class", "sample", "within", "nc1", "nc2", "nc3", "nc"])
+def test_one_family_has_its_own_numbers_and_no_others(family: str) -> None:
+    features, labels, weights = data()
+    whole = moments_of(features, labels).compute(weights)
+    record = moments_of(features, labels, only=[family]).compute(weights)
+    families = GROUPS.get(family, (family,))
+    expected = {entry.name for entry in ENTRIES if entry.family in families} & set(whole)
+    references = {name for name in record if name.startswith("reference.")}
+    assert set(record) - references == expected | COUNTS | (OF_SAMPLES if family == "sample" else set())
+    assert references == {
+        "class": {"reference.mir", "reference.hdr", "reference.entropy"},
+        "nc2": {"reference.uniformity"},
+        "nc": {"reference.uniformity"},
+    }.get(family, set())
+    for name, value in record.items():
+        assert value == whole[name], name
+
+
+def test_what_no_family_needs_is_not_accumulated() -> None:
+    features, labels, _ = data()
+    state = moments_of(features, labels, only=["nc3", "nc4"]).state_dict()
+    assert set(state) == {"counts", "means", "squares"}
+    assert set(moments_of(features, labels, only=["nc1"]).state_dict()) == {"counts", "means", "squares", "within"}
+    assert "within" not in moments_of(features, labels, only=["sample"]).state_dict()
+
+
+def test_parts_of_one_kind_merge_and_load_and_others_do_not() -> None:
+    features, labels, weights = data()
+    whole = moments_of(features, labels, only=["nc1", "class"])
+    first, second = (Moments(5, only=["nc1", "class"]) for _ in range(2))
+    first.update(features[:90], labels[:90])
+    second.update(features[90:], labels[90:])
+    first.merge(second)
+    expected = whole.compute(weights)
+    for name, value in first.compute(weights).items():
+        assert value == (pytest.approx(expected[name], rel=1e-10) if isinstance(value, float) else expected[name]), name
+    loaded = Moments(5, only=["nc1", "class"])
+    loaded.load(whole.state_dict())
+    assert loaded.compute(weights) == expected
+    with pytest.raises(DataError, match="different families"):
+        first.merge(moments_of(features, labels))
+    with pytest.raises(DataError, match="stored moments: missing unit_counts, left_out"):
+        Moments(5).load(whole.state_dict())
+    fewer = Moments(5, only=["nc3"])
+    fewer.load(moments_of(features, labels).state_dict())
+    assert fewer.compute(weights)["nc3.duality"] == expected_duality(features, labels, weights)
+
+
+def expected_duality(features, labels, weights) -> float:
+    return float(moments_of(features, labels).compute(weights)["nc3.duality"] or 0)
+
+
+def test_classes_of_few_samples_are_left_out_of_what_is_read_from_means() -> None:
+    features, labels, weights = data()
+    labels = np.where(np.arange(200) == 17, 4, np.where(labels == 4, 0, labels))
+    moments = moments_of(features, labels)
+    record = moments.read(weights, min_samples=2).record
+    assert (record["classes"], record["classes_present"], record["classes_left_out"]) == (5, 5, 1)
+    kept = labels != 4
+    without = Moments(4)
+    without.update(features[kept], labels[kept])
+    expected = without.compute(weights[:4])
+    for name in ("class.mir", "class.entropy_means", "nc1.cdnv", "nc2.etf", "nc3.duality", "within.entropy_mean"):
+        assert record[name] == pytest.approx(expected[name], rel=1e-12), name
+    # The samples themselves stay: those of a class of few are samples still.
+    assert record["sample.mir"] == moments.compute(weights)["sample.mir"]
+    assert record["samples"] == 200
+    assert bool(moments.means_of_classes(2)[4].isnan().all())
+    assert not bool(moments.class_means.isnan().any())
+
+
+def test_too_few_classes_of_enough_samples_say_so() -> None:
+    features, labels, weights = data()
+    record = moments_of(features, labels).read(weights, min_samples=41, details=True).record
+    assert record["class.mir"] is None
+    assert record["within.entropy_mean"] is None
+    assert record["nc1.pinv"] is None
+    assert "fewer than two classes have as many samples as a class needs" in str(record["missing"])
+    assert record["sample.mir"] is not None
+
+
+@pytest.mark.parametrize("classes", [5, 60])
+def test_single_precision_keeps_six_digits(classes: int) -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, classes, 4000)
+    weights = generator.normal(size=(classes, 24))
+    features = (weights[labels] + generator.normal(size=(4000, 24)) + 5).astype(np.float32)
+    double, single = (Moments(classes, precision=precision) for precision in ("float64", "float32"))
+    for moments in (double, single):
+        moments.update(features, labels)
+    expected = double.compute(weights)
+    for name, value in single.compute(weights).items():
+        if isinstance(value, float):
+            assert value == pytest.approx(expected[name], rel=2e-5, abs=1e-7), name
+    assert single.compute(weights)["nc1.pinv"] != expected["nc1.pinv"]
+    with pytest.raises(UsageError, match="precision: expected float64 or float32, found 'half'"):
+        Moments(precision="half")
+
+
+def test_blocks_of_many_classes_are_sorted_together_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "CACHED_BYTES", 8 * 10 * 50)
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 70, 1000)
+    features, weights = generator.normal(size=(1000, 10)) + 2, generator.normal(size=(70, 10))
+    together, apart = (Moments(70, memory=2**14) for _ in range(2))
+    together.update(features, labels)
+    for start in range(0, 1000, 30):
+        apart.update(features[start : start + 30], labels[start : start + 30])
+    expected, found = (m.compute(weights, rows=lambda: [(features, labels)]) for m in (apart, together))
+    for name, value in found.items():
+        assert value == (pytest.approx(expected[name], rel=1e-9) if isinstance(value, float) else expected[name]), name
+
+
+def test_normalised_entropy_is_one_for_even_directions() -> None:
+    moments = Moments(2)
+    moments.update(torch.eye(6), torch.arange(6) % 2)
+    record = moments.compute()
+    assert record["sample.entropy_normalized"] == pytest.approx(1, rel=1e-12)
+    one = Moments(2)
+    one.update(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
+    assert one.compute()["sample.entropy_normalized"] is None
