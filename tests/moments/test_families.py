@@ -148,7 +148,7 @@ def test_blocks_of_many_classes_are_sorted_together_and_change_nothing(monkeypat
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 70, 1000)
     features, weights = generator.normal(size=(1000, 10)) + 2, generator.normal(size=(70, 10))
-    together, apart = (Moments(70, memory=2**14) for _ in range(2))
+    together, apart = (Moments(70, memory=2**14, only=["nc", "within", "class"]) for _ in range(2))
     together.update(features, labels)
     for start in range(0, 1000, 30):
         apart.update(features[start : start + 30], labels[start : start + 30])
