@@ -61,10 +61,8 @@ def _seed() -> None:
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     """A test that leaves something behind on which a later one might depend fails itself."""
-    before, path = _surroundings(), sys.path.copy()
+    before = _surroundings()
     yield
-    # Functions of the caller's own are found beside their file: where, no later test is to see.
-    sys.path[:] = path
     after = _surroundings()
     assert {name: value for name, value in after.items() if value != before[name]} == {}
 
@@ -73,6 +71,7 @@ def _surroundings() -> dict[str, object]:
     threads = {thread.name for thread in threading.enumerate()} & {"batches", "dump writer"}
     return {
         "working directory": Path.cwd(),
+        "sys.path": list(sys.path),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
         "Ctrl-C": signal.getsignal(signal.SIGINT),
         "threads": threads,

@@ -8,6 +8,7 @@ import click
 
 from ckpt_probe.cli.options import byte_count, entropy_orders, given_options, source_options
 from ckpt_probe.cli.output import file_format, require_writable
+from ckpt_probe.errors import UsageError
 
 OF_DUMPS = frozenset({"splits", "centred", "per_class", "spectra", "memory", "tolerance", "budget", "seed", "workers"})
 OF_CHECKPOINTS = frozenset({"classifier", "state_key", "base"})
@@ -125,20 +126,10 @@ def command(
     With --weights-only DUMPS are checkpoints instead, in any format that inspect opens: one row per checkpoint, with
     what the classifier weights alone tell. Neither model nor data is needed.
     """
-    from ckpt_probe.errors import UsageError
-    from ckpt_probe.files import refuse_existing
-
     if json + csv + parquet > 1:
         raise UsageError("--json, --csv and --parquet exclude each other")
-    if parquet and out is None:
-        raise UsageError("--parquet: Parquet is not for the terminal; name its file with --out")
-    form = file_format(out, csv=csv, parquet=parquet)
-    if out is not None:
-        require_writable(out, form, overwrite=overwrite)
-    if spectra is not None:
-        refuse_existing(spectra, overwrite=overwrite)
+    form = _written_form(out, spectra, csv=csv, parquet=parquet, overwrite=overwrite)
     chosen, size = entropy_orders(orders), byte_count(memory)
-
     _require_used(weights_only)
 
     from ckpt_probe.analysis import Heads, Settings, read_series, read_weights
@@ -169,10 +160,22 @@ def command(
         say(f"{spectra}: {write_spectra(readings, spectra, overwrite=overwrite)} arrays of eigenvalues")
 
 
+def _written_form(out: Path | None, spectra: Path | None, *, csv: bool, parquet: bool, overwrite: bool) -> str:
+    """The format of the file of records. Raises UsageError where it, or that of spectra, cannot be written so."""
+    from ckpt_probe.files import refuse_existing
+
+    if parquet and out is None:
+        raise UsageError("--parquet: Parquet is not for the terminal; name its file with --out")
+    form = file_format(out, csv=csv, parquet=parquet)
+    if out is not None:
+        require_writable(out, form, overwrite=overwrite)
+    if spectra is not None:
+        refuse_existing(spectra, overwrite=overwrite)
+    return form
+
+
 def _require_used(weights_only: bool) -> None:
     """Raise UsageError for options that would do nothing beside --weights-only, or without it."""
-    from ckpt_probe.errors import UsageError
-
     given = given_options()
     idle = [told for name, told in given.items() if name in (OF_DUMPS if weights_only else OF_CHECKPOINTS)]
     if idle:

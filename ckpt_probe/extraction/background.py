@@ -35,12 +35,8 @@ class BackgroundWriter:
         self._thread.start()
         return self
 
-    def first(self, method: str, *arguments: Any) -> None:
-        """Have the writer's `method` called as soon as it is open."""
-        self._calls.put((method, arguments, {}))
-
     def call(self, method: str, *arguments: Any, **named: Any) -> None:
-        """Have the writer's `method` called; blocks while too many calls wait."""
+        """Have the writer's `method` called, once it is open; blocks while too many calls wait."""
         self._raise_error()
         self._calls.put((method, arguments, named))
 

@@ -44,10 +44,11 @@ def extract_series(
 ) -> ExtractionSummary:
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
-    options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, splits, batch_size, device),
-    which take the place of what the checkpoints say, and those of `Storage` (limit, dtype, feature_dtype, with_logits,
-    store, memory). A dump that is complete and of the same provenance is skipped; of another provenance, it is an error
-    unless `overwrite`. Raises UsageError and DataError as the parts do; a dump has its name only once it is whole.
+    options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
+    batch_size, device, data_workers), which take the place of what the checkpoints say, and those of `Storage` (limit,
+    dtype, feature_dtype, with_logits, store, memory). A dump that is complete and of the same provenance is skipped; of
+    another provenance, it is an error unless `overwrite`. Raises UsageError and DataError as the parts do; a dump has
+    its name only once it is whole.
     """
     progress, setup = progress or Silent(), Setup.taken_from(options)
     storage = Storage(**options)
@@ -153,9 +154,9 @@ def _writing(
     kind = storage.feature_dtype
     writer = DumpWriter(path, provenance, classes=classes, features=features, feature_dtype=kind, overwrite=overwrite)
     background = BackgroundWriter(lambda: StoreWriter(writer, storage))
-    background.first("write_classifier", weights, bias)
+    background.call("write_classifier", weights, bias)
     if names:
-        background.first("write_class_names", names[:classes])
+        background.call("write_class_names", names[:classes])
     return background
 
 

@@ -1,6 +1,7 @@
 """`extract` and what follows it on data of anybody's, as a person types it; and bad data, one line each."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ NAMES = ("ant", "b c", "[red]x")
 def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probe:
     """Runs a command in a directory with net.py, its weights and photos: exit code, output, what was said."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "net.py").write_text(NETWORK)
     torch.manual_seed(0)

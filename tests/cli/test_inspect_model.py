@@ -1,6 +1,7 @@
 """`inspect --model`: the head found, why, and one forward pass, on checkpoints as people have them."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my nets").mkdir()
     (tmp_path / "my nets" / "nets.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
     return tmp_path
 
 

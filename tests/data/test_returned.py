@@ -1,5 +1,6 @@
 """What a function of anybody's may return: arrays, datasets, loaders, one split or several; and what it may not."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ class DatasetOf(Dataset):
     def __len__(self): return len(self.held)
     def __getitem__(self, i): return self.held[i]
 """
+
+
+@pytest.fixture(autouse=True)
+def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function's file puts its directory where modules are looked for."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Checkpoints of the frameworks to dumps: no size is asked for, features are theirs, scales each checkpoint's."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model, logits_of
 
 CLASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function's file puts its directory where modules are looked for."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
 def images(place: Path, channels: int, side: int, samples: int = 12) -> str:
