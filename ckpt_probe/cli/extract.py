@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, subject_options, take_arguments
+from ckpt_probe.cli.options import byte_count, layer_options, subject_options, take_arguments
 
 
 @click.command("extract", epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
@@ -34,6 +34,28 @@ from ckpt_probe.cli.options import byte_count, subject_options, take_arguments
     default="features",
     show_default=True,
     help="Store features, class moments instead (much smaller; no NC4, no analyze --centred), or both.",
+)
+@layer_options
+@click.option(
+    "--layer-store",
+    type=click.Choice(["moments", "features", "both"]),
+    default="moments",
+    show_default=True,
+    help="The same for layers other than the penultimate.",
+)
+@click.option(
+    "--similarity-rows",
+    type=click.IntRange(min=4),
+    default=2048,
+    show_default=True,
+    help="With --layers: rows to keep of every layer for ckpt-probe similarity.",
+)
+@click.option(
+    "--similarity-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed by which these rows are drawn.",
 )
 @click.option(
     "--memory", default="2GiB", show_default=True, help="Memory limit for class moments, which take 8·C·D² bytes."

@@ -31,7 +31,7 @@ def command(path: Path, state_key: str | None, base: Path | None, statistics: bo
 
     Of a checkpoint: tensors, step, what its trainer tells, likely heads, quantised tensors; only --statistics reads
     the numbers themselves. Of a directory with several: a line for each, in order. With --model or --data, the model is
-    built and run on one sample: which layer is its head, why, and what it gives.
+    built and run on one sample: which layer is its head, why, what it gives, and the layers of extract --layers all.
     """
     from json import dumps
 
@@ -245,10 +245,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         if facts.get(name) is not None and not (name == "classifier" and "head" in facts):
             yield f"{name}: {facts[name]:,}" if isinstance(facts[name], int) else f"{name}: {facts[name]}"
     if "head" in facts:
-        from ckpt_probe.models import head_told
+        from ckpt_probe.models import head_told, layers_told
 
         yield f"model: {facts['head']['model']}, shown {facts['head']['shown']}"
         yield from head_told(facts["head"])
+        yield from layers_told(facts["head"])
     if facts.get("class_names"):
         names = [name if name.isprintable() else repr(name) for name in facts["class_names"]]
         yield f"classes: {listed(names)}"

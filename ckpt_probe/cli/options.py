@@ -86,6 +86,30 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_LAYERS = (
+    click.option(
+        "--layers",
+        metavar="WHICH",
+        default="penultimate",
+        show_default=True,
+        help="Layers to store beside the penultimate: all, every=K, or NAME,… with * for any text without a dot.",
+    ),
+    click.option(
+        "--pooling",
+        type=click.Choice(["mean", "cls", "last", "tokens", "flatten"]),
+        show_default="mean; tokens where every position has a label",
+        help="How the output of a layer becomes rows.",
+    ),
+)
+
+
+def layer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which layers of a model are tapped."""
+    for option in reversed(_LAYERS):
+        command = option(command)
+    return command
+
+
 def given_options() -> dict[str, str]:
     """The options that the command line itself gives: how each is spelled, by the name of its parameter."""
     context = click.get_current_context()

@@ -1,15 +1,18 @@
 """The HDF5 dump of features and classifier weights. The only place that knows HDF5."""
 
-from ckpt_probe.dumps.reading import Dump, SplitView, open_dump, open_dump_series, read_provenance
-from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, STORES, Provenance, require_split_name
+from ckpt_probe.dumps.reading import Dump, open_dump, open_dump_series, read_provenance
+from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, PENULTIMATE, STORES, Provenance, require_split_name
+from ckpt_probe.dumps.views import LayerView, SplitView
 from ckpt_probe.dumps.writing import DumpWriter, as_stored
 
 __all__ = [
     "FEATURE_DTYPES",
     "FORMAT_VERSION",
+    "PENULTIMATE",
     "STORES",
     "Dump",
     "DumpWriter",
+    "LayerView",
     "Provenance",
     "SplitView",
     "as_stored",

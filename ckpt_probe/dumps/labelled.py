@@ -11,7 +11,8 @@ from ckpt_probe.plugins import require_extra
 if TYPE_CHECKING:
     from xarray import DataTree, Variable
 
-    from ckpt_probe.dumps.reading import Dump, SplitView
+    from ckpt_probe.dumps.reading import Dump
+    from ckpt_probe.dumps.views import SplitView
 
 SAMPLE, FEATURE, CLASS = schema.SAMPLE_SCALE, schema.FEATURE_SCALE, schema.CLASS_SCALE
 
@@ -33,6 +34,7 @@ OF_MOMENTS = {
     "total": ("whole", FEATURE, "other_feature"),
 }
 """Dimensions of stored moments; classes without a sample at the end may be missing from `seen_class`."""
+OF_LAYERS = {schema.SIMILARITY_ROWS: ("kept_for_similarity", FEATURE)}
 
 
 def to_tree(dump: "Dump") -> "DataTree":
@@ -71,10 +73,21 @@ def _groups(view: "SplitView") -> dict[str, "dict[str, Variable]"]:
     groups: dict[str, dict[str, Variable]] = {f"/{view.name}": {}}
     for place, array in view.arrays().items():
         folder, _, name = place.rpartition("/")
-        dimensions = (OF_MOMENTS if folder else DIMENSIONS).get(name)
+        dimensions = _dimensions(folder, name)
         if dimensions is not None:
             groups.setdefault(f"/{view.name}/{folder}".rstrip("/"), {})[name] = _variable(view, array, dimensions)
     return groups
+
+
+def _dimensions(folder: str, name: str) -> tuple[str, ...] | None:
+    if folder == schema.SIMILARITY:
+        return ("kept_for_similarity",)
+    known = OF_MOMENTS if folder.endswith(schema.MOMENTS) else {**DIMENSIONS, **OF_LAYERS}
+    found = known.get(name)
+    if found is None or not folder.startswith(f"{schema.LAYERS}/"):
+        return found
+    # Each layer has its own width, and xarray wants one length of a name in a group and those above it.
+    return tuple("layer_feature" if dimension == FEATURE else dimension for dimension in found)
 
 
 def _variable(view: "SplitView", array: Any, dimensions: tuple[str, ...]) -> "Variable":

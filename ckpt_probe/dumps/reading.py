@@ -12,79 +12,16 @@ from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.integrity import structure_hash
 from ckpt_probe.dumps.labelled import to_tree
 from ckpt_probe.dumps.schema import Provenance
-from ckpt_probe.dumps.stored import StoredArray
 from ckpt_probe.dumps.summary import to_html
+from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
-from ckpt_probe.hdf5 import CLASS_NAMES, native, opened, own_reads, read_names, require_own
+from ckpt_probe.hdf5 import CLASS_NAMES, opened, own_reads, read_names, require_own
 from ckpt_probe.series import Member, in_order, step_from_name
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
-Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 SUFFIXES = frozenset({".h5", ".hdf5"})
-
-
-class SplitView:
-    """One split of an open dump; its arrays stay on disk until they are sliced. None where they were not stored."""
-
-    def __init__(self, path: Path, name: str, group: Any) -> None:
-        self.name = name
-        self._path = path
-        stored = {array: group.get(array) for array in (schema.FEATURES, schema.LABELS, schema.LOGITS)}
-        found = {array: StoredArray(path, dataset) for array, dataset in stored.items() if dataset is not None}
-        # Features and labels are None where only moments were stored.
-        self.features: Any = found.get(schema.FEATURES)
-        self.labels: Any = found.get(schema.LABELS)
-        self.logits = found.get(schema.LOGITS)
-        self._moments = group.get(schema.MOMENTS)
-
-    @property
-    def samples(self) -> int:
-        """N, the number of rows."""
-        if self.features is not None:
-            return self.features.shape[0]
-        with own_reads(self._path):
-            return int(self._moments["counts"][()].sum())
-
-    @property
-    def dimension(self) -> int:
-        """D, the number of features."""
-        return (self.features if self.features is not None else self._moments["means"]).shape[1]
-
-    def blocks(self, rows: int) -> Iterator[Block]:
-        """Features (n, D), labels (n,) and logits (n, C) or None, at most `rows` rows at a time, in order.
-
-        In the byte order of this machine, whatever that of the file is. Raises DataError where they cannot be read.
-        """
-        for start in range(0, self.samples, rows):
-            part = slice(start, start + rows)
-            with own_reads(self._path, f"{self.name}, rows {start} to {min(start + rows, self.samples) - 1}"):
-                features, labels = native(self.features.dataset[part]), native(self.labels.dataset[part])
-                logits = None if self.logits is None else native(self.logits.dataset[part])
-            yield features, labels, logits
-
-    def read(self, array: Any, part: Any) -> np.ndarray:
-        """Part of one of the `arrays`, in the byte order of this machine. Raises DataError where it cannot be read."""
-        with own_reads(self._path, self.name):
-            return native(np.asarray(array[part]))
-
-    def arrays(self) -> dict[str, Any]:
-        """Every stored array by its name below the split, unread."""
-        named = {schema.FEATURES: self.features, schema.LABELS: self.labels, schema.LOGITS: self.logits}
-        found = {name: array for name, array in named.items() if array is not None}
-        return found | {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
-
-    def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
-        """Class moments as arrays by name, and the numbers beside them; None where none were stored.
-
-        Raises DataError where they cannot be read.
-        """
-        if self._moments is None:
-            return None
-        with own_reads(self._path, f"{self.name}/{schema.MOMENTS}"):
-            arrays = {name: native(np.asarray(dataset)) for name, dataset in self._moments.items()}
-            return arrays, {name: _number(value) for name, value in self._moments.attrs.items()}
 
 
 class Dump:
@@ -103,8 +40,10 @@ class Dump:
         self.weights: np.ndarray | None = self._classifier(schema.WEIGHTS)
         self.bias: np.ndarray | None = self._classifier(schema.BIAS)
         self.class_names = self._class_names()
+        width = None if self.weights is None else self.weights.shape[1]
         for name in self.splits:
-            self._check_split(name)
+            self._check_split(name, width)
+            self._check_layers(name)
 
     def __getitem__(self, split: str) -> SplitView:
         if split not in self.splits:
@@ -153,12 +92,42 @@ class Dump:
             )
         return found
 
-    def _check_split(self, name: str) -> None:
+    def _check_layers(self, split: str) -> None:
+        group = self._required(split, h5py.Group)
+        indices = None
+        if schema.SIMILARITY in set(group):
+            indices = self._check_indices(f"{split}/{schema.SIMILARITY}")
+        for name in self._required(f"{split}/{schema.LAYERS}", h5py.Group) if schema.LAYERS in set(group) else ():
+            place = schema.layer_place(split, name)
+            layer: Any = self._required(place, h5py.Group)
+            depth = layer.attrs.get(schema.DEPTH)
+            if not isinstance(depth, float) or not 0 <= depth <= 1 or schema.POOLING not in layer.attrs:
+                raise DataError(f"{self.path}: {place}: depth (0 … 1) or pooling is missing; extract again")
+            self._check_split(place, None)
+            if schema.SIMILARITY_ROWS not in set(layer):
+                continue
+            kept = f"{place}/{schema.SIMILARITY_ROWS}"
+            rows = self._required(kept, h5py.Dataset)
+            if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[0] != indices:
+                found = _described(rows)
+                raise DataError(f"{self.path}: {kept}: expected ({indices}, D), found {found}")
+
+    def _check_indices(self, place: str) -> int:
+        group = self._required(place, h5py.Group)
+        if schema.INDICES not in set(group) or schema.SEED not in group.attrs:
+            raise DataError(f"{self.path}: {place}: indices or seed are missing; extract again")
+        indices = self._required(f"{place}/{schema.INDICES}", h5py.Dataset)
+        if indices.ndim != 1 or indices.dtype.kind not in "iu":
+            found = _described(indices)
+            raise DataError(f"{self.path}: {place}/{schema.INDICES}: expected integers of shape (R,), found {found}")
+        return indices.shape[0]
+
+    def _check_split(self, name: str, width: int | None) -> None:
         arrays = (schema.FEATURES, schema.LABELS, schema.LOGITS)
         features, labels, logits = (self._array(name, array) for array in arrays)
         where = f"{self.path}: {name}"
         if schema.MOMENTS in set(self._required(name, h5py.Group)):
-            self._check_moments(f"{name}/{schema.MOMENTS}")
+            self._check_moments(f"{name}/{schema.MOMENTS}", width)
         if features is None:
             return
         if labels is None:
@@ -175,18 +144,14 @@ class Dump:
             raise DataError(f"{where}: {features.shape[0]} rows of features but logits have shape {logits.shape}")
         if logits is not None and logits.dtype.kind not in "fiu":
             raise DataError(f"{where}/logits: expected numbers of shape (N, C), found {_described(logits)}")
-        if self.weights is None:
-            return
-        if self.weights.shape[1] != features.shape[1]:
-            raise DataError(
-                f"{where}: features have {features.shape[1]} columns but classifier weights {self.weights.shape[1]}"
-            )
-        if logits is not None and logits.shape[1] != self.weights.shape[0]:
+        if width is not None and width != features.shape[1]:
+            raise DataError(f"{where}: features have {features.shape[1]} columns but classifier weights {width}")
+        if self.weights is not None and logits is not None and logits.shape[1] != self.weights.shape[0]:
             raise DataError(
                 f"{where}: logits have {logits.shape[1]} classes but classifier weights {self.weights.shape[0]}"
             )
 
-    def _check_moments(self, place: str) -> None:
+    def _check_moments(self, place: str, width: int | None) -> None:
         where, size, group = f"{self.path}: {place}", self.path.stat().st_size, self._required(place, h5py.Group)
         for name in group:
             claimed = self._required(f"{place}/{name}", h5py.Dataset).nbytes
@@ -194,11 +159,9 @@ class Dump:
                 raise DataError(f"{where}/{name}: claims {claimed:,} bytes, but the file has {size:,}; extract again")
         if "counts" not in group or "means" not in group or group["means"].ndim != 2:
             raise DataError(f"{where}: counts (C,) or means (C, D) are missing; extract again")
-        if self.weights is not None and self.weights.shape[1] != group["means"].shape[1]:
-            raise DataError(
-                f"{where}: moments have {group['means'].shape[1]} features but classifier weights "
-                f"{self.weights.shape[1]}"
-            )
+        found = group["means"].shape[1]
+        if width is not None and width != found:
+            raise DataError(f"{where}: moments have {found} features but classifier weights {width}")
 
 
 @contextmanager
@@ -308,10 +271,6 @@ def _split_names(path: Path, file: h5py.File) -> list[str]:
         raise DataError(f"{path}: no split found; expected groups with the arrays features and labels")
     order = {name: number for number, name in enumerate(schema.SPLIT_ORDER)}
     return sorted(groups, key=lambda name: (order.get(name, len(order)), name))
-
-
-def _number(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def _described(dataset: Any) -> str:

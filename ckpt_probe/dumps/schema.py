@@ -19,6 +19,18 @@ FEATURES = "features"
 LABELS = "labels"
 LOGITS = "logits"
 MOMENTS = "moments"
+LAYERS = "layers"
+DEPTH = "depth"
+POOLING = "pooling"
+PENULTIMATE = "penultimate"
+"""The classifier's input among the layers of a split, whose own arrays are those of the split itself."""
+
+SIMILARITY = "similarity"
+"""Of a split, which rows are kept of every layer to be compared with others."""
+
+INDICES = "indices"
+SIMILARITY_ROWS = "similarity_rows"
+SEED = "seed"
 SAMPLE_SCALE = "sample"
 FEATURE_SCALE = "feature"
 CLASS_SCALE = "class"
@@ -42,12 +54,18 @@ def require_split_name(name: str) -> None:
         )
 
 
+def layer_place(split: str, layer: str) -> str:
+    """The group of a layer of a split."""
+    return f"{split}/{LAYERS}/{layer}"
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a dump's numbers come from; the root attributes of the file, mappings and lists as JSON.
 
     Arguments become what JSON gives back of them, such as lists for tuples, so that a dump's provenance is equal to
-    the one that it was written with. Raises UsageError for arguments that JSON does not have.
+    the one that it was written with; what was asked of layers is None where there are none but the penultimate. Raises
+    UsageError for arguments that JSON does not have.
     """
 
     checkpoint: str
@@ -68,6 +86,11 @@ class Provenance:
     store: str
     device: str
     versions: dict[str, str]
+    layers: str | None = None
+    pooling: str | None = None
+    layer_store: str | None = None
+    similarity_rows: int | None = None
+    similarity_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("model_arguments", "data_arguments"):

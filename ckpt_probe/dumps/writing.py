@@ -108,8 +108,7 @@ class DumpWriter:
         announced = self._announced.get(name)
         if announced is not None:
             self._announced[name] = announced - count
-            for dataset in (item for item in group.values() if isinstance(item, h5py.Dataset)):
-                dataset.resize(announced - count, axis=0)
+            _resize(group, announced - count)
 
     def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
         """Announce a split and the number of rows that will be appended to it; None where that is not known yet.
@@ -117,37 +116,48 @@ class DumpWriter:
         Raises DataError where a split cannot be called so (`require_split_name`).
         """
         schema.require_split_name(name)
-        group = self._file.create_group(name)
-        count = samples or 0
-        scale = group.create_dataset(
-            schema.SAMPLE_SCALE,
-            data=np.arange(count, dtype=np.int64),
-            chunks=_chunks(samples, 8),
-            maxshape=_most(samples),
-            fletcher32=samples != 0,
-        )
-        scale.make_scale(schema.SAMPLE_SCALE)
-        features = self._rows(group, schema.FEATURES, samples, self._features, self._dtype)
-        labels = group.create_dataset(
-            schema.LABELS,
-            shape=(count,),
-            dtype=np.int64,
-            chunks=_chunks(samples, 8),
-            maxshape=_most(samples),
-            fletcher32=samples != 0,
-        )
-        features.dims[0].attach_scale(scale)
-        labels.dims[0].attach_scale(scale)
+        group = self._file.require_group(name)
+        features = self._start_rows(group, samples, self._features)
         self._label(features, None, schema.FEATURE_SCALE)
         if logits:
             scores = self._rows(group, schema.LOGITS, samples, self._classes, "float32")
-            scores.dims[0].attach_scale(scale)
+            scores.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
             self._label(scores, None, schema.CLASS_SCALE)
-        self._announced[name], self._written[name] = samples, 0
+
+    def start_layer(self, split: str, layer: str, *, depth: float, pooling: str, width: int | None = None) -> str:
+        """Announce a layer of a split, of `width` features where its rows are to be appended; the place to do so.
+
+        The place takes what a split's name takes, in `append`, and in `write_moments`. Raises DataError where a layer
+        cannot be called so.
+        """
+        if layer in {"", "."} or "/" in layer or "\0" in layer:
+            raise DataError(f"{self.path}: layer {layer!r}: not a name that a dump can hold")
+        place = schema.layer_place(split, layer)
+        group = self._file.create_group(place)
+        group.attrs[schema.DEPTH] = float(depth)
+        self._attribute(schema.POOLING, pooling, group)
+        if width is not None:
+            features = self._start_rows(group, None, width)
+            scale = _kept(group, schema.FEATURE_SCALE, np.arange(width, dtype=np.int64))
+            scale.make_scale(schema.FEATURE_SCALE)
+            features.dims[1].attach_scale(scale)
+        return place
+
+    def write_similarity(self, split: str, indices: Any, seed: int, rows: Mapping[str, Any]) -> None:
+        """Which rows of a split are kept of every layer, indices (R,), and these rows by layer, (R, D) each.
+
+        Raises DataError where they are too large for the precision in which features are stored.
+        """
+        group = self._file.create_group(f"{split}/{schema.SIMILARITY}")
+        _kept(group, schema.INDICES, _numpy(indices))
+        group.attrs[schema.SEED] = seed
+        for layer, values in rows.items():
+            place = schema.layer_place(split, layer)
+            _kept(self._file[place], schema.SIMILARITY_ROWS, as_stored(values, self._dtype, f"{self.path}: {place}"))
 
     def write_moments(self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
-        """Class moments of a split, arrays by name, and single numbers beside them as attributes."""
-        schema.require_split_name(name)
+        """Class moments of a split, or of a layer, arrays by name, and single numbers beside them as attributes."""
+        schema.require_split_name(name.partition("/")[0])
         group = self._file.require_group(name).create_group(schema.MOMENTS)
         for part, values in state.items():
             _kept(group, part, _numpy(values))
@@ -163,8 +173,7 @@ class DumpWriter:
         announced = self._announced[name]
         group: Any = self._file[name]
         if announced is None:
-            for dataset in group.values():
-                dataset.resize(stop, axis=0)
+            _resize(group, stop)
             group[schema.SAMPLE_SCALE][start:stop] = np.arange(start, stop)
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
@@ -182,11 +191,25 @@ class DumpWriter:
         for name, length in ((schema.FEATURE_SCALE, self._features), (schema.CLASS_SCALE, self._classes)):
             _kept(self._file, name, np.arange(length, dtype=np.int64)).make_scale(name)
 
-    def _attribute(self, name: str, value: Any) -> None:
+    def _attribute(self, name: str, value: Any, group: Any = None) -> None:
         # Text of variable length would lie in a heap that has no checksum.
         stored = value.encode() if isinstance(value, str) else value
         kind = h5py.string_dtype("utf-8", max(1, len(stored))) if isinstance(stored, bytes) else None
-        self._file.attrs.create(name, stored, dtype=kind)
+        (self._file if group is None else group).attrs.create(name, stored, dtype=kind)
+
+    def _start_rows(self, group: Any, samples: int | None, width: int) -> Any:
+        """Features (N, D) and labels (N,) to come, with their scale; the features."""
+        count, checked = samples or 0, {"chunks": _chunks(samples, 8), "maxshape": _most(samples)}
+        checked["fletcher32"] = samples != 0
+        scale = group.create_dataset(schema.SAMPLE_SCALE, data=np.arange(count, dtype=np.int64), **checked)
+        scale.make_scale(schema.SAMPLE_SCALE)
+        features = self._rows(group, schema.FEATURES, samples, width, self._dtype)
+        labels = group.create_dataset(schema.LABELS, shape=(count,), dtype=np.int64, **checked)
+        features.dims[0].attach_scale(scale)
+        labels.dims[0].attach_scale(scale)
+        place = group.name.removeprefix("/")
+        self._announced[place], self._written[place] = samples, 0
+        return features
 
     def _rows(self, group: Any, name: str, samples: int | None, width: int, dtype: str) -> Any:
         rows = _chunks(samples, width * np.dtype(dtype).itemsize)
@@ -247,6 +270,12 @@ def _kept(group: Any, name: str, values: np.ndarray) -> Any:
     dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties))
     dataset[...] = values
     return dataset
+
+
+def _resize(group: Any, rows: int) -> None:
+    for name in (schema.SAMPLE_SCALE, schema.FEATURES, schema.LABELS, schema.LOGITS):
+        if name in group:
+            group[name].resize(rows, axis=0)
 
 
 def _chunks(samples: int | None, row_bytes: int) -> tuple[int] | None:

@@ -20,7 +20,7 @@ from ckpt_probe.extraction.storing import StoreWriter
 from ckpt_probe.extraction.subject import SAMPLE, Subject, head_parameters, open_subject
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
-from ckpt_probe.models import Batch, choose_device, find_head, on_device, part_of
+from ckpt_probe.models import Batch, Taps, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
@@ -45,9 +45,10 @@ def extract_series(
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
     options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
-    batch_size, device, data_workers), which take the place of what the checkpoints say, and those of `Storage` (limit,
-    dtype, feature_dtype, with_logits, store, memory). A dump that is complete and of the same provenance is skipped; of
-    another provenance, it is an error unless `overwrite`. Raises UsageError and DataError as the parts do; a dump has
+    batch_size, device, data_workers, layers, pooling), which take the place of what the checkpoints say, and those of
+    `Storage` (limit, dtype, feature_dtype, with_logits, store, memory, layer_store, similarity_rows, similarity_seed).
+    A dump that is complete and of the same provenance is skipped; of another provenance, it is an error unless
+    `overwrite`. Raises UsageError and DataError as the parts do; a dump has
     its name only once it is whole.
     """
     progress, setup = progress or Silent(), Setup.taken_from(options)
@@ -80,14 +81,17 @@ def extract(
     overwrite: bool = False,
     store: str = "features",
     memory: int = MEMORY,
+    layers: str = "penultimate",
+    pooling: str | None = None,
 ) -> Path:
     """Write one dump from your own model and batches of (inputs, labels); returns its path.
 
-    The model's classifier is found by running it, or named; `store` and `memory` as `Storage`. The model runs in
-    evaluation mode, on `device`, in its own dtype; inputs, a tensor or a mapping of the model's own arguments to
-    tensors, are given to it as they come, whole numbers unscaled, only floating ones cast to that dtype. Where every
-    position of a sample is a row (tokens), labels are (n, positions), −100 where one is left out. Features are stored
-    as float32. Afterwards, also after an error, the model is as it was: training mode of each module, dtype and device.
+    The model's classifier is found by running it, or named; `store` and `memory` as `Storage`, `layers` and `pooling`
+    as `Setup`, with moments of each layer. The model runs in evaluation mode, on `device`, in its own dtype; inputs, a
+    tensor or a mapping of the model's own arguments to tensors, are given to it as they come, whole numbers unscaled,
+    only floating ones cast to that dtype. Where every position of a sample is a row (tokens), labels are
+    (n, positions), −100 where one is left out. Features are stored as float32. Afterwards, also after an error, the
+    model is as it was: training mode of each module, dtype and device.
     Raises UsageError where `out` exists and `overwrite` is false, where the model is on several devices, or float64 for
     MPS; DataError where there is no batch, inputs and labels do not fit, or the model has no such classifier.
     """
@@ -99,12 +103,14 @@ def extract(
     if first is None:
         raise DataError("the data loader yielded no batch")
     with lent(model, place) as dtype:
-        head = find_head(model, on_device(part_of(first[0], slice(0, SAMPLE)), place, dtype), classifier)
+        sample = on_device(part_of(first[0], slice(0, SAMPLE)), place, dtype)
+        head = find_head(model, sample, classifier)
+        taps = choose_taps(model, sample, head, layers, pooling)
         weights, bias = head_parameters(model, head)
         storage.require_fitting(*weights.shape)
         known = _of_classes(chain([first], batches), weights.shape[0])
-        blocks = forward_batches(model, head, known, device=place, dtype=dtype)
-        with _writing(path, None, (weights, bias), storage, overwrite=overwrite) as writer:
+        blocks = forward_batches(model, head, known, device=place, dtype=dtype, taps=taps)
+        with _writing(path, None, (weights, bias), storage, taps=taps, overwrite=overwrite) as writer:
             _write_split(writer, split, None, blocks, storage)
     return path
 
@@ -126,7 +132,13 @@ def _extract(
     with (
         progress.task(path.stem, sum(counts.values()), "samples") as bar,
         _writing(
-            path, provenance, subject.parameters(), storage, overwrite=replace, names=subject.data.class_names
+            path,
+            provenance,
+            subject.parameters(),
+            storage,
+            taps=subject.taps,
+            overwrite=replace,
+            names=subject.data.class_names,
         ) as writer,
     ):
         for name, count in counts.items():
@@ -145,6 +157,7 @@ def _writing(
     parameters: tuple[Tensor, Tensor | None],
     storage: Storage,
     *,
+    taps: Taps,
     overwrite: bool,
     names: Sequence[str] | None = None,
 ) -> BackgroundWriter:
@@ -153,7 +166,7 @@ def _writing(
     classes, features = weights.shape
     kind = storage.feature_dtype
     writer = DumpWriter(path, provenance, classes=classes, features=features, feature_dtype=kind, overwrite=overwrite)
-    background = BackgroundWriter(lambda: StoreWriter(writer, storage))
+    background = BackgroundWriter(lambda: StoreWriter(writer, storage, taps))
     background.call("write_classifier", weights, bias)
     if names:
         background.call("write_class_names", names[:classes])
@@ -166,7 +179,7 @@ def _write_split(
     writer.call("start_split", name, count, logits=storage.with_logits)
     rows = 0
     for block in blocks:
-        writer.call("append", name, block.features, block.labels, block.logits)
+        writer.call("append", name, block.features, block.labels, block.logits, block.layers)
         rows += len(block.labels)
     # Only damaged samples do not come.
     writer.call("finish_split", name, left_out=0 if count is None else count - rows)

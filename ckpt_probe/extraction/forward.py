@@ -1,15 +1,15 @@
 """Forward passes that yield the classifier's inputs and outputs, block by block, with the next batch ready in time."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ckpt_probe.data import Split, ready_batches
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.models import Batch, Head, Rows, evaluating, on_device, part_of, unknown_index
+from ckpt_probe.models import Batch, Head, Rows, Taps, evaluating, on_device, part_of, unknown_index
 from ckpt_probe.progress import Progress, Silent, Task
 
 LEFT_OUT = -100
@@ -18,11 +18,15 @@ LEFT_OUT = -100
 
 @dataclass(frozen=True)
 class Block:
-    """Some samples, on the CPU: features (n, D), labels (n,), logits (n, C) of the classifier."""
+    """Some samples, on the CPU: features (n, D), labels (n,), logits (n, C) of the classifier.
+
+    layers: the rows (n, D) of other layers, by name.
+    """
 
     features: Tensor
     labels: Tensor
     logits: Tensor
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def forward_blocks(
@@ -34,21 +38,23 @@ def forward_blocks(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     limit: int | None = None,
+    taps: Taps | None = None,
     progress: Progress | None = None,
     bar: Task | None = None,
 ) -> Generator[Block, None, None]:
     """Run a model in evaluation mode over the first `limit` samples of a split, once each, in order.
 
-    The model is moved to `device` and `dtype` and left there. Where the device runs out of memory the batch is halved
-    for the rest of the split, said through `progress`. Raises DataError where the classifier's input is not one row a
-    sample. Whoever leaves early closes the generator (`contextlib.closing`), which ends the thread behind it.
+    taps: layers whose rows are wanted beside the classifier's. The model is moved to `device` and `dtype` and left
+    there. Where the device runs out of memory the batch is halved for the rest of the split, said through `progress`.
+    Raises DataError where the classifier's input is not one row a sample, and as `Taps.tapped`. Whoever leaves early
+    closes the generator (`contextlib.closing`), which ends the thread behind it.
     """
     device = torch.device(device)
     # In this order float64, which MPS does not have, never gets there.
     model.to(dtype=dtype).to(device=device).eval()
     with ready_batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:
         yield from forward_batches(
-            model, head, batches, device=device, dtype=dtype, progress=progress or Silent(), bar=bar
+            model, head, batches, device=device, dtype=dtype, taps=taps, progress=progress or Silent(), bar=bar
         )
 
 
@@ -59,6 +65,7 @@ def forward_batches(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    taps: Taps | None = None,
     progress: Progress | None = None,
     bar: Task | None = None,
 ) -> Iterator[Block]:
@@ -68,7 +75,7 @@ def forward_batches(
     −100 are left out. `device` is where the model is. What is done where it runs out of memory, and errors, as
     `forward_blocks`.
     """
-    runner = _Runner(model, head, progress or Silent())
+    runner = _Runner(model, head, taps or Taps(), progress or Silent())
     waiting: list[_Copy] = []
     for inputs, labels in batches:
         for block in runner.run(on_device(inputs, device, dtype), labels):
@@ -125,11 +132,12 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
 
 
 class _Runner:
-    """Runs batches, in parts that fit the device's memory, and taps the classifier."""
+    """Runs batches, in parts that fit the device's memory, and taps the classifier and other layers."""
 
-    def __init__(self, model: nn.Module, head: Head, progress: Progress) -> None:
+    def __init__(self, model: nn.Module, head: Head, taps: Taps, progress: Progress) -> None:
         self._model = model
         self._head = head
+        self._taps = taps
         self._part: int | None = None
         self.left_out = 0
         self._progress = progress
@@ -141,7 +149,7 @@ class _Runner:
             part = slice(start, stop)
             try:
                 with torch.inference_mode():
-                    rows = self._head.tapped(self._model, part_of(inputs, part))
+                    rows, layers = self._taps.tapped(self._model, self._head, part_of(inputs, part))
             except RuntimeError as error:
                 # CUDA has a kind of error for this; MPS says it in words.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -150,7 +158,7 @@ class _Runner:
                 continue
             except IndexError as error:
                 raise DataError(unknown_index(error)) from error
-            yield self._block(rows, labels[part])
+            yield self._block(rows, labels[part], layers)
             start = stop
 
     def _halve(self, size: int) -> None:
@@ -160,13 +168,14 @@ class _Runner:
         torch.cuda.empty_cache()
         self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
-    def _block(self, rows: Rows, labels: Tensor) -> Block:
+    def _block(self, rows: Rows, labels: Tensor, layers: Mapping[str, Tensor]) -> Block:
         named, kept = labels_of_rows(self._head, rows, labels)
         if kept is None:
-            return Block(rows.features, named, rows.logits)
+            return Block(rows.features, named, rows.logits, layers)
         self.left_out += int((~kept).sum())
         there = kept.to(rows.features.device)
-        return Block(rows.features[there], named[kept], rows.logits[there])
+        chosen = {layer: given[there] for layer, given in layers.items()}
+        return Block(rows.features[there], named[kept], rows.logits[there], chosen)
 
 
 class _Copy:
@@ -175,12 +184,14 @@ class _Copy:
     def __init__(self, block: Block) -> None:
         self._event: torch.cuda.Event | None = None
         if block.features.device.type != "cuda":
-            self._block = Block(block.features.cpu(), block.labels, block.logits.cpu())
+            layers = {layer: rows.cpu() for layer, rows in block.layers.items()}
+            self._block = Block(block.features.cpu(), block.labels, block.logits.cpu(), layers)
             return
         features, logits = _pinned_copy(block.features), _pinned_copy(block.logits)
+        layers = {layer: _pinned_copy(rows) for layer, rows in block.layers.items()}
         self._event = torch.cuda.Event()
         self._event.record(torch.cuda.current_stream(block.features.device))
-        self._block = Block(features, block.labels, logits)
+        self._block = Block(features, block.labels, logits, layers)
 
     def wait(self) -> Block:
         if self._event is not None:

@@ -2,14 +2,19 @@
 
 from typing import Any
 
+from torch import nn
+
 from ckpt_probe.checkpoints import Checkpoint
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.extraction.setup import Setup
 from ckpt_probe.extraction.subject import model_of, open_subject
 from ckpt_probe.models import (
+    Batch,
+    Head,
     build_model,
     choose_device,
     describe_head,
+    describe_layers,
     find_head,
     load_weights,
     made_up_inputs,
@@ -18,7 +23,7 @@ from ckpt_probe.models import (
 
 
 def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
-    """The facts of `describe_head` for an open checkpoint's model, with its name and arguments.
+    """The facts of `describe_head` and `describe_layers` for a checkpoint's model, with its name and arguments.
 
     The model is shown samples of the data where the caller or the checkpoint names them, else inputs made up from its
     own configuration. Raises UsageError and DataError as `open_subject`.
@@ -28,7 +33,7 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
         subject = open_subject(path, setup)
         model = {"model": subject.model_name, "model_arguments": subject.model_arguments}
         sample = on_device(subject.sample, subject.device)
-        return {**model, "shown": f"data {subject.data.name}", **describe_head(subject.head, subject.model, sample)}
+        return {**model, "shown": f"data {subject.data.name}", **_described(subject.head, subject.model, sample)}
     name, arguments = model_of(checkpoint, setup)
     device = choose_device(setup.device)
     model = build_model(name, arguments)
@@ -40,4 +45,8 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
     except CkptProbeError as error:
         raise type(error)(f"{path}: model {name}: {error}") from error
     told = {"model": name, "model_arguments": arguments, "shown": "random inputs"}
-    return {**told, **describe_head(head, model, sample)}
+    return {**told, **_described(head, model, sample)}
+
+
+def _described(head: Head, model: nn.Module, sample: Batch) -> dict[str, Any]:
+    return {**describe_head(head, model, sample), **describe_layers(head, model, sample)}

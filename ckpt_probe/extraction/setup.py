@@ -11,7 +11,10 @@ import torch
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
+from ckpt_probe.metrics.similarity import LEAST_ROWS
+from ckpt_probe.models import POOLINGS
 from ckpt_probe.moments import MEMORY
+from ckpt_probe.moments.subset import ROWS
 
 FORWARD_DTYPES = {
     "float32": torch.float32,
@@ -30,6 +33,7 @@ class Setup:
     checkpoint, and what an adapter is merged onto, as `open_checkpoint`. splits: those of the data to use, all where
     None. batch_size: samples of one forward pass. device: "auto", "cpu", "cuda[:n]" or "mps".
     data_workers: processes that read images, as many as are free where None; the numbers are the same for any.
+    layers: which are tapped beside the classifier's input, and pooling how they become rows, as `choose_taps`.
     """
 
     model: str | None = None
@@ -43,8 +47,12 @@ class Setup:
     batch_size: int = 256
     device: str = "auto"
     data_workers: int | None = None
+    layers: str = "penultimate"
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise UsageError(f"--pooling {self.pooling}: expected one of {', '.join(POOLINGS)}")
         if self.batch_size < 1:
             raise UsageError(f"--batch-size: expected at least 1, found {self.batch_size}")
 
@@ -69,7 +77,9 @@ class Storage:
 
     limit: only the first so many samples of each split. dtype: precision of the forward pass; feature_dtype: that of
     the stored features. with_logits: whether logits are stored. store: "features" keeps the rows, "moments" class
-    moments in their place (8·C·D² bytes at most, which must fit `memory`), "both" keeps both.
+    moments in their place (8·C·D² bytes at most, which must fit `memory`), "both" keeps both. layer_store: the same for
+    layers other than the classifier's input. similarity_rows, similarity_seed: how many rows are kept of every layer to
+    be compared with others, the same ones of each, and what they are drawn by.
     """
 
     limit: int | None = None
@@ -78,17 +88,32 @@ class Storage:
     with_logits: bool = True
     store: str = "features"
     memory: int = MEMORY
+    layer_store: str = "moments"
+    similarity_rows: int = ROWS
+    similarity_seed: int = 0
 
     def __post_init__(self) -> None:
+        for option, number, least in (
+            ("--similarity-rows", self.similarity_rows, LEAST_ROWS),
+            ("--similarity-seed", self.similarity_seed, 0),
+        ):
+            if number < least:
+                raise UsageError(f"{option}: expected at least {least}, found {number}")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit: expected at least 1, found {self.limit}")
         for option, value, known in (
             ("--dtype", self.dtype, FORWARD_DTYPES),
             ("--feature-dtype", self.feature_dtype, FEATURE_DTYPES),
             ("--store", self.store, STORES),
+            ("--layer-store", self.layer_store, STORES),
         ):
             if value not in known:
                 raise UsageError(f"{option} {value}: expected one of {', '.join(known)}")
+
+    def of_layers(self) -> dict[str, Any]:
+        """What is kept of layers, as a provenance names it."""
+        names = ("layer_store", "similarity_rows", "similarity_seed")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def forward_dtype(self) -> torch.dtype:

@@ -1,12 +1,14 @@
 """What a dump keeps of each split: its rows as they come, class moments of them, or both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.dumps import DumpWriter, as_stored
+from ckpt_probe.extraction.layers import LayerStore
 from ckpt_probe.extraction.setup import Storage
+from ckpt_probe.models import Taps
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.gathering import Gathering
 from ckpt_probe.moments.quality import Head
@@ -18,8 +20,10 @@ class StoreWriter:
     Moments are those of the features as they would be stored, so that both kinds of dump give the same numbers.
     """
 
-    def __init__(self, writer: DumpWriter, storage: Storage) -> None:
+    def __init__(self, writer: DumpWriter, storage: Storage, taps: Taps | None = None) -> None:
         self._writer = writer
+        self._storage = storage
+        self._taps = taps or Taps()
         self._store = storage.store
         self._dtype = storage.feature_dtype
         self._memory = storage.memory
@@ -44,14 +48,23 @@ class StoreWriter:
         self._gathering = Gathering(Moments(classes, memory=self._memory), self._head)
         if self._store != "moments":
             self._writer.start_split(name, samples, logits=logits)
+        self._layers = LayerStore(self._writer, self._storage, self._taps, name, classes)
 
-    def append(self, name: str, features: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """Add a block of rows of a split."""
+    def append(
+        self,
+        name: str,
+        features: Tensor,
+        labels: Tensor,
+        logits: Tensor,
+        layers: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Add a block of rows of a split, and those of its layers beside the classifier's input."""
         if self._store != "moments":
             self._writer.append(name, features, labels, logits)
         if self._store != "features":
             stored = torch.from_numpy(as_stored(features, self._dtype, f"{self._writer.path}: {name}"))
             self._gathering.add(stored, labels, logits.float() if self._logits else None)
+        self._layers.append(features, labels, layers or {})
 
     def write_class_names(self, names: Sequence[str]) -> None:
         """As the writer's."""
@@ -64,3 +77,4 @@ class StoreWriter:
             moments, quality = self._gathering.moments, self._gathering.quality
             self._writer.write_moments(name, moments.state_dict(), {"samples": moments.samples, **quality.to_numbers()})
         self._writer.leave_out(name, left_out)
+        self._layers.finish()

@@ -1,7 +1,7 @@
 """What is forwarded: a model built once, its classifier, and the data it is shown."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.models import (
     Batch,
     Head,
+    Taps,
     build_model,
     choose_device,
+    choose_taps,
     class_names,
     find_head,
     load_weights,
@@ -56,6 +58,9 @@ class Subject:
     device: torch.device
     wrapper_note: str | None = None
     """What was taken off the names of the checkpoint's tensors, or left out, to make them fit."""
+
+    taps: Taps = field(default_factory=Taps)
+    """Layers whose rows are wanted beside the classifier's input."""
 
     @property
     def classifier(self) -> str:
@@ -96,7 +101,7 @@ class Subject:
         progress: Progress | None = None,
         bar: Task | None = None,
     ) -> Generator[Block, None, None]:
-        """Features, labels and logits of one split, block by block: see `forward_blocks`."""
+        """Features, labels, logits and layers of one split, block by block: see `forward_blocks`."""
         return forward_blocks(
             self.model,
             self.head,
@@ -105,6 +110,7 @@ class Subject:
             device=self.device,
             dtype=dtype,
             limit=limit,
+            taps=self.taps,
             progress=progress,
             bar=bar,
         )
@@ -132,7 +138,13 @@ class Subject:
             store=storage.store,
             device=str(self.device),
             versions=library_versions(),
+            **self._told_of_layers(storage),
         )
+
+    def _told_of_layers(self, storage: Storage) -> dict[str, Any]:
+        if not self.taps.layers:
+            return {}
+        return {"layers": self.setup.layers, "pooling": self.setup.pooling, **storage.of_layers()}
 
 
 def open_subject(path: Path, setup: Setup) -> Subject:
@@ -141,7 +153,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
     A function of anybody's is called only where the caller names it: a file's word is not enough, as it could name any.
     Raises UsageError where neither names them, or only the file names such a function; DataError where the checkpoint
     does not fit the model, the model does not take the data, the data have no such split, or the model's classifier
-    cannot be found.
+    cannot be found; both as `choose_taps`.
     """
     with setup.open(path) as checkpoint:
         stated = _stated_model(checkpoint, setup)
@@ -160,12 +172,13 @@ def open_subject(path: Path, setup: Setup) -> Subject:
             data = in_model_order(data, class_names(model))
             sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
             head = find_head(model, on_device(sample, device), named)
+            taps = choose_taps(model, on_device(sample, device), head, setup.layers, setup.pooling)
             classes = len(head_parameters(model, head)[0])
             require_classes(classes, data.classes)
             data = in_width(data, classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
-    return Subject(model, name, arguments, data, splits, head, sample, setup, device, note)
+    return Subject(model, name, arguments, data, splits, head, sample, setup, device, note, taps)
 
 
 def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:

@@ -7,26 +7,33 @@ from ckpt_probe.models.description import describe_head, head_told, made_up_inpu
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import fitting_names, load_weights, require_classes, unwrapped, wrapper_note
 from ckpt_probe.models.head import Head, Part, Rows
+from ckpt_probe.models.layers import POOLINGS, Tap, Taps, choose_taps, describe_layers, layers_told
 from ckpt_probe.models.sources import build_model, functions_named, model_arguments
 from ckpt_probe.models.two_source import TwoSource
 
 __all__ = [
+    "POOLINGS",
     "Batch",
     "Head",
     "Part",
     "Rows",
+    "Tap",
+    "Taps",
     "TwoSource",
     "build_model",
     "call",
     "choose_device",
+    "choose_taps",
     "class_names",
     "describe_head",
+    "describe_layers",
     "evaluating",
     "find_classifier",
     "find_head",
     "fitting_names",
     "functions_named",
     "head_told",
+    "layers_told",
     "load_weights",
     "logits_of",
     "made_up_inputs",

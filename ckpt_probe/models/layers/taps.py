@@ -1,0 +1,93 @@
+"""Layers of a model tapped in one forward pass: what each gives becomes rows at once, so that nothing large is kept."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.models.calling import Batch, samples_in
+from ckpt_probe.models.head import Head, Rows
+from ckpt_probe.models.layers.passing import activation_in
+from ckpt_probe.models.layers.pooling import padding_mask, pooled
+
+PENULTIMATE = "penultimate"
+"""The name of the classifier's input among the layers: the last of them, of depth 1."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A layer whose output becomes rows of `width` features.
+
+    depth: its place among the layers in execution order, 0 for the first, 1 for the classifier's input. shape: what it
+    gives a sample. axis: 1 where its channels come before places, else −1.
+    """
+
+    layer: str
+    depth: float
+    pooling: str
+    shape: tuple[int, ...]
+    width: int
+    axis: int = -1
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Layers of a model in execution order, without the classifier's input, which the head gives."""
+
+    layers: tuple[Tap, ...] = ()
+
+    def tapped(self, model: nn.Module, head: Head, inputs: Batch) -> tuple[Rows, dict[str, Tensor]]:
+        """One forward pass: the rows of the head and, by layer, of every tap (m, D).
+
+        Raises DataError as `Head.tapped`, and where a layer does not run exactly once, gives no tensor or one of
+        another width than before, or not as many rows as the head.
+        """
+        with self._tapping(model, inputs) as found:
+            rows = head.tapped(model, inputs)
+        layers = {tap.layer: _only(tap, found[tap.layer]) for tap in self.layers}
+        for layer, given in layers.items():
+            if len(given) != len(rows.features):
+                raise DataError(f"layer {layer} gives {len(given)} rows, the classifier {len(rows.features)}")
+        return rows, layers
+
+    @contextmanager
+    def _tapping(self, model: nn.Module, inputs: Batch) -> Iterator[dict[str, list[Tensor]]]:
+        found: dict[str, list[Tensor]] = {tap.layer: [] for tap in self.layers}
+        hooks = [
+            model.get_submodule(tap.layer).register_forward_hook(_recorder(tap, inputs, found[tap.layer]))
+            for tap in self.layers
+        ]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _recorder(tap: Tap, inputs: Batch, found: list[Tensor]) -> Callable[..., None]:
+    samples, mask = samples_in(inputs), padding_mask(inputs)
+
+    def record(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
+        activation = activation_in(output)
+        if activation is None:
+            raise DataError(f"layer {tap.layer} gives {type(output).__name__}, in which there is no tensor")
+        shape = tuple(activation.shape)
+        if len(shape) != 1 + len(tap.shape) or shape[0] != samples:
+            raise DataError(f"layer {tap.layer} gives {shape} for {samples} samples, {('n', *tap.shape)} at first")
+        # At once: what follows may change it in place.
+        rows = pooled(activation, tap.pooling, tap.axis, mask)
+        if rows.shape[1] != tap.width:
+            told = f"{rows.shape[1]} features now, {tap.width} at first"
+            raise DataError(f"layer {tap.layer} changes its shape between passes: {told}")
+        found.append(rows)
+
+    return record
+
+
+def _only(tap: Tap, found: list[Tensor]) -> Tensor:
+    if len(found) != 1:
+        raise DataError(f"layer {tap.layer} ran {len(found)} times in one forward pass, not once; leave it out")
+    return found[0]

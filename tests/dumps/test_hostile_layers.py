@@ -1,0 +1,117 @@
+"""Groups of layers whose parts contradict each other, or claim what they have not: refused before any row is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import ckpt_probe as cp
+from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import Storage
+from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.models import Tap, Taps
+
+
+def write(path: Path) -> Path:
+    """A dump of 12 rows with one layer of 4 features, its moments, its rows, and a subset of 5 rows."""
+    draw = torch.Generator().manual_seed(0)
+    features, rows, labels = (
+        torch.randn(12, 3, generator=draw),
+        torch.randn(12, 4, generator=draw),
+        torch.arange(12) % 2,
+    )
+    taps = Taps((Tap("body", 0.0, "mean", (4, 2, 2), 4, 1),))
+    storage = Storage(layer_store="both", similarity_rows=5)
+    with StoreWriter(DumpWriter(path, None, classes=2, features=3), storage, taps) as writer:
+        writer.write_classifier(torch.eye(2, 3).double())
+        writer.start_split("test", 12)
+        writer.append("test", features, labels, torch.zeros(12, 2), {"body": rows})
+        writer.finish_split("test")
+    return path
+
+
+def replaced(name: str, values: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file[name] = values
+
+    return change
+
+
+def without(name: str) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+
+    return change
+
+
+def attribute(place: str, name: str, value: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file[place].attrs[name] = value
+
+    return change
+
+
+LAYER = "test/layers/body"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (attribute(LAYER, "depth", 1.5), r"layers/body: depth \(0 … 1\) or pooling is missing"),
+        (attribute(LAYER, "depth", np.nan), r"layers/body: depth \(0 … 1\) or pooling is missing"),
+        (attribute(LAYER, "depth", "deep"), r"layers/body: depth \(0 … 1\) or pooling is missing"),
+        (replaced(f"{LAYER}/features", np.zeros((11, 4))), r"layers/body: 11 rows of features but 12 labels"),
+        (
+            replaced(f"{LAYER}/features", np.zeros(12)),
+            r"layers/body/features: expected floating-point numbers of shape",
+        ),
+        (without(f"{LAYER}/labels"), r"layers/body: features without labels"),
+        (without(f"{LAYER}/moments/counts"), r"layers/body/moments: counts \(C,\) or means \(C, D\) are missing"),
+        (
+            replaced(f"{LAYER}/similarity_rows", np.zeros((4, 4))),
+            r"layers/body/similarity_rows: expected \(5, D\), found shape",
+        ),
+        (
+            replaced(f"{LAYER}/similarity_rows", np.arange(5)),
+            r"layers/body/similarity_rows: expected \(5, D\), found shape",
+        ),
+        (without("test/similarity"), r"layers/body/similarity_rows: expected \(None, D\)"),
+        (without("test/similarity/indices"), r"test/similarity: indices or seed are missing"),
+        (replaced("test/similarity/indices", np.zeros(5)), r"indices: expected integers of shape \(R,\)"),
+        (replaced(LAYER, np.zeros(3)), r"layers/body: expected a group"),
+        (replaced("test/layers", h5py.SoftLink("/nowhere")), r"test/layers: expected a group"),
+    ],
+)
+def test_contradictions(tmp_path: Path, change: Callable[[h5py.File], None], told: str) -> None:
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        # A version that has no hash, as an attacker would not forget it either.
+        file.attrs["format_version"] = 2
+        change(file)
+    with pytest.raises(DataError, match=told) as raised, cp.open_dump(path):
+        pass
+    assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_a_depth_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        file[LAYER].attrs["depth"] = 0.5
+    with pytest.raises(DataError, match="damaged: names or attributes differ"), cp.open_dump(path):
+        pass
+
+
+def test_every_array_of_a_layer_has_a_checksum(tmp_path: Path) -> None:
+    with h5py.File(write(tmp_path / "a.h5")) as file:
+
+        def check(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset) and item.shape and item.size:
+                assert item.fletcher32, name
+
+        file["test"].visititems(check)
