@@ -76,12 +76,17 @@ ENTRIES = (
     ),
     Entry("class.effective_rank_weights", "eff. rank w", "", "", None, ROY, "of the weights alone", 35, "class"),
     Entry("nc2.etf_weights", "NC2 w", "", "down", 0.0, PAPYAN, "distance of weights from the simplex ETF", 36, "nc2"),
+    Entry("separation.slope", "sep. slope", "", "down", None, HE_SU, "slope of separation over depth", 37, "nc1"),
+    Entry("separation.r2", "sep. R²", "", "up", 1.0, HE_SU, "how well a line fits separation over depth", 38, "nc1"),
     Entry("centred.mir", "centred MIR", "", "", None, SONG, "sample.mir of features less their mean", 26, "centred"),
     Entry("centred.hdr", "centred HDR", "", "", None, SONG, "sample.hdr of features less their mean", 27, "centred"),
 )
 
 WEIGHTS_ALONE = ("class.effective_rank_weights", "nc2.etf_weights")
 """Of `ENTRIES`, those that only records of classifier weights alone have."""
+
+LAYERS_ALONE = ("separation.slope", "separation.r2")
+"""Of `ENTRIES`, those that only the last layer of a dump with several has."""
 
 CLASS_ENTRIES = (
     Entry("samples", "samples", "", "", None, "", "samples of the class", 1),
@@ -95,7 +100,7 @@ CLASS_ENTRIES = (
 )
 """Columns of `--per-class`, one row a class."""
 
-POSITION = ("checkpoint", "step", "alpha", "split", "class", "class_name")
+POSITION = ("checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
 COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
 REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity")
 EXTRA = ("route", "route_reason", "missing")

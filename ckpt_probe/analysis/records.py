@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis.entries import COUNTS, ENTRIES, EXTRA, POSITION, REFERENCES, WEIGHTS_ALONE
+from ckpt_probe.analysis.entries import COUNTS, ENTRIES, EXTRA, LAYERS_ALONE, POSITION, REFERENCES, WEIGHTS_ALONE
 from ckpt_probe.analysis.nearest import NearestMeans, Predictions
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import DataError
@@ -112,7 +112,7 @@ def read_moments(
     """
     settings = settings or Settings()
     families, head = settings.families, Head.of(weights, bias)
-    reading = _reading(moments, weights, bias, blocks, settings)
+    reading = reading_of(moments, weights, bias, blocks, settings)
     record: Record = dict(reading.record)
     reasons = [record.pop("missing")]
     if "quality" in families:
@@ -140,9 +140,35 @@ def read_moments(
     return replace(reading, record=record, per_class=[settled(row) for row in per_class])
 
 
+def reading_of(
+    moments: Moments,
+    weights: Array | None,
+    bias: Array | None,
+    blocks: Blocks | None,
+    settings: Settings,
+    *,
+    label_rows: Array | None = None,
+) -> Reading:
+    """What `Moments.read` reads, as the settings ask for it; label_rows: as there. Errors as `analyze_features`."""
+    try:
+        return moments.read(
+            weights,
+            bias,
+            rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
+            orders=settings.orders,
+            sampling=settings.sampling,
+            details=settings.per_class or settings.spectra or settings.portrait,
+            label_rows=label_rows,
+            only=[family.name for family in FAMILIES if family.name in settings.families],
+            min_samples=settings.min_samples,
+        )
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
+
+
 def empty_record() -> Record:
     """Every name that the record of a split always has, each None: for samples of which nothing can be said."""
-    metrics = [entry.name for entry in ENTRIES if entry.name not in {*CENTRED, *WEIGHTS_ALONE}]
+    metrics = [entry.name for entry in ENTRIES if entry.name not in {*CENTRED, *WEIGHTS_ALONE, *LAYERS_ALONE}]
     return dict.fromkeys([*COUNTS, *metrics, *REFERENCES, *EXTRA])
 
 
@@ -184,24 +210,6 @@ def _require_labels(features: Array, labels: Array, logits: Array | Scored | Non
             f"{where} {highest}: the means of so many classes would take {needed:,} bytes, more than the memory budget "
             f"of {moments.memory:,}; number the classes 0 … C−1, or raise the budget"
         )
-
-
-def _reading(
-    moments: Moments, weights: Array | None, bias: Array | None, blocks: Blocks | None, settings: Settings
-) -> Reading:
-    try:
-        return moments.read(
-            weights,
-            bias,
-            rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
-            orders=settings.orders,
-            sampling=settings.sampling,
-            details=settings.per_class or settings.spectra or settings.portrait,
-            only=[family.name for family in FAMILIES if family.name in settings.families],
-            min_samples=settings.min_samples,
-        )
-    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
 
 
 def _score(

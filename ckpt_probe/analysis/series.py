@@ -12,10 +12,11 @@ import torch
 
 from ckpt_probe.analysis.cache import Cache
 from ckpt_probe.analysis.collection import Records
+from ckpt_probe.analysis.layers import layer_reading, with_depths
 from ckpt_probe.analysis.naming import named_rows
 from ckpt_probe.analysis.records import in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.dumps import Dump, SplitView, open_dump, open_dump_series
+from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import Reading
@@ -48,7 +49,7 @@ def analyze_series(
 
 
 def analyze_dump(path: Path | str, *, splits: Sequence[str] | None = None, **options: Any) -> Records:
-    """Records of one dump, one for each split (or each of `splits`); options and errors as `analyze_series`."""
+    """Records of one dump, one for each split (or each of `splits`), and layer; options, errors as `analyze_series`."""
     return Records(reading.record for reading in _Task(None, splits, Settings(**options)).run(Path(path)).readings)
 
 
@@ -114,7 +115,8 @@ class _Task:
             return _Done(readings, note=entry.keep(readings))
 
     def _readings(self, dump: Dump) -> list[Reading]:
-        return [_reading(dump, split, self.settings) for split in dict.fromkeys(self.splits or dump.splits)]
+        splits = dict.fromkeys(self.splits or dump.splits)
+        return [reading for split in splits for reading in _readings(dump, split, self.settings)]
 
 
 def _results(members: list[Member], task: _Task, workers: int) -> Generator[_Done, None, None]:
@@ -132,12 +134,24 @@ def _results(members: list[Member], task: _Task, workers: int) -> Generator[_Don
         executor.shutdown(cancel_futures=True)
 
 
-def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
+def _readings(dump: Dump, split: str, settings: Settings) -> list[Reading]:
+    """One reading, or one of each layer where they are asked for and there are some."""
     view = dump[split]
     try:
-        reading = _of_features(dump, view, settings) if view.features is not None else _of_moments(dump, view, settings)
+        last = _of_features(dump, view, settings) if view.features is not None else _of_moments(dump, view, settings)
+        others = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
+        if not others:
+            return [_placed(last, dump, split, settings)]
+        found = []
+        for layer in others:
+            found.append(_of_layer(dump, layer, settings))
     except DataError as error:
         raise DataError(f"{dump.path}: {split}: {error}") from error
+    return [_placed(reading, dump, split, settings) for reading in with_depths(found, last, settings)]
+
+
+def _placed(reading: Reading, dump: Dump, split: str, settings: Settings) -> Reading:
+    """A reading with its place in the series, and of it what is asked for."""
     place = {"checkpoint": dump.name, "step": dump.step, "split": split}
     return replace(
         reading,
@@ -150,9 +164,20 @@ def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
     )
 
 
-def _of_features(dump: Dump, view: SplitView, settings: Settings) -> Reading:
+def _of_layer(dump: Dump, layer: LayerView, settings: Settings) -> Reading:
+    try:
+        return layer_reading(layer, dump.weights, settings, _rows_at_once(layer, settings))
+    except DataError as error:
+        raise DataError(f"layer {layer.name}: {error}") from error
+
+
+def _rows_at_once(view: SplitView, settings: Settings) -> int:
     size = sorted((*BLOCK_BYTES, settings.memory // 16))[1]
-    rows = max(1, size // (8 * view.dimension))
+    return max(1, size // (8 * view.dimension))
+
+
+def _of_features(dump: Dump, view: SplitView, settings: Settings) -> Reading:
+    rows = _rows_at_once(view, settings)
     return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings)
 
 

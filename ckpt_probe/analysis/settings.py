@@ -27,7 +27,8 @@ class Settings:
     (None: never), seed: where its signs come from; all three matter only where no exact route fits `memory` bytes.
     min_samples: a class of fewer is left out of what is read from class means. precision: "float64", or "float32" for
     products of rows in single precision: less time, about six digits. per_class: one record a class as well. spectra:
-    the eigenvalues behind every entropy as well. portrait: what a page draws beside the record as well.
+    the eigenvalues behind every entropy as well. portrait: what a page draws beside the record as well. layers: one
+    record of each layer of a dump that has several, in execution order, the penultimate one last.
     """
 
     centred: bool = False
@@ -42,6 +43,7 @@ class Settings:
     only: Iterable[str] | None = None
     min_samples: int = 1
     precision: str = "float64"
+    layers: bool = False
 
     @property
     def sampling(self) -> Sampling:

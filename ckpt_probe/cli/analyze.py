@@ -10,7 +10,12 @@ from ckpt_probe.cli.options import byte_count, entropy_orders, given_options, so
 from ckpt_probe.cli.output import file_format, require_writable
 from ckpt_probe.errors import UsageError
 
-OF_DUMPS = frozenset({"splits", "centred", "per_class", "spectra", "memory", "tolerance", "budget", "seed", "workers"})
+OF_DUMPS = frozenset(
+    {"splits", "centred", "per_class", "spectra", "memory", "tolerance", "budget", "seed", "workers"}
+) | {
+    "layers",
+    "layer_metric",
+}
 OF_CHECKPOINTS = frozenset({"classifier", "state_key", "base"})
 
 if TYPE_CHECKING:
@@ -48,6 +53,15 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
 )
 @click.option("--centred", is_flag=True, help="Also compute MIR and HDR of the centred features (one more pass).")
 @click.option("--alpha", "orders", metavar="A,…", help="Also compute Rényi entropies of these orders, such as 0.5,2.")
+@click.option(
+    "--layers/--no-layers",
+    default=True,
+    show_default=True,
+    help="One row per layer, where dumps have several; --no-layers keeps the penultimate one only.",
+)
+@click.option(
+    "--layer-metric", metavar="METRIC", help="Print a table of this metric instead: layers in rows, steps in columns."
+)
 @click.option("--per-class", is_flag=True, help="One row per class: samples, mean, variance, entropy, confusion.")
 @click.option(
     "--weights-only",
@@ -105,6 +119,7 @@ def command(
     wide: bool,
     only: str | None,
     orders: str | None,
+    layer_metric: str | None,
     spectra: Path | None,
     memory: str,
     workers: int,
@@ -131,10 +146,11 @@ def command(
     form = _written_form(out, spectra, csv=csv, parquet=parquet, overwrite=overwrite)
     chosen, size = entropy_orders(orders), byte_count(memory)
     _require_used(weights_only)
+    _require_grid(layer_metric, json=json, **options)
 
     from ckpt_probe.analysis import Heads, Settings, read_series, read_weights
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.cli.output import print_records, write_records, write_spectra
+    from ckpt_probe.cli.output import print_grids, print_records, write_records, write_spectra
 
     families = None if only is None else tuple(name.strip() for name in only.split(","))
     settings = Settings(
@@ -152,7 +168,11 @@ def command(
             found = read_weights(dumps, Heads(classifier, state_key, base), settings, **how)
         else:
             found = read_series(dumps, settings, splits=splits or None, workers=workers, **how)
-        shown = print_records(_rows(found, readings, settings), json=json, csv=csv, wide=wide)
+        rows = _rows(found, readings, settings)
+        if layer_metric is None:
+            shown = print_records(rows, json=json, csv=csv, wide=wide)
+        else:
+            shown = print_grids(rows, layer_metric, csv=csv, wide=wide)
     if out is not None:
         write_records(shown, out, form, overwrite=overwrite)
         say(f"{out}: {len(shown)} records")
@@ -181,6 +201,14 @@ def _require_used(weights_only: bool) -> None:
     if idle:
         told = "reads checkpoints, not dumps; it takes no" if weights_only else "goes with it alone:"
         raise UsageError(f"--weights-only {told} {', '.join(idle)}")
+
+
+def _require_grid(metric: str | None, *, json: bool, layers: object, per_class: object, **_others: object) -> None:
+    """Raise UsageError for options that contradict --layer-metric."""
+    wrong = {"--json": json, "--no-layers": not layers, "--per-class": per_class}
+    found = [option for option, given in wrong.items() if metric is not None and given]
+    if found:
+        raise UsageError(f"--layer-metric {metric}: a table of layers and steps; it takes no {', '.join(found)}")
 
 
 def _rows(found: "Iterable[Reading]", kept: "list[Reading]", settings: "Settings") -> "Iterator[dict[str, Any]]":

@@ -41,6 +41,23 @@ def print_table(records: list[Record], *, wide: bool) -> None:
         click.echo(note)
 
 
+def print_grids(records: Iterable[Record], metric: str, *, csv: bool, wide: bool) -> list[Record]:
+    """Print one metric by layer and step, as tables or CSV; returns the records."""
+    from ckpt_probe.cli.console import console
+    from ckpt_probe.report import to_csv
+    from ckpt_probe.report.layers_table import grid_records, grid_table, grids_of
+
+    held = list(records)
+    grids = grids_of(held, metric)
+    if csv:
+        click.echo(to_csv(grid_records(grids)), nl=False)
+        return held
+    for grid in grids:
+        screen = console(width=10_000 if wide else None)
+        screen.print(grid_table(grid, None if wide else screen.width))
+    return held
+
+
 def file_format(path: Path | None, *, csv: bool, parquet: bool) -> str:
     """What a file of records holds, "json", "csv" or "parquet": as asked for, else by its suffix, else JSON Lines."""
     if parquet or csv:
@@ -74,16 +91,26 @@ def write_records(records: Iterable[Record], path: Path, form: str, *, overwrite
 
 
 def write_spectra(readings: "Iterable[Reading]", path: Path, *, overwrite: bool) -> int:
-    """Write eigenvalues into an .npz file, arrays named CHECKPOINT/SPLIT/LEVEL.NAME; returns how many there are."""
+    """Write eigenvalues into an .npz file, arrays named CHECKPOINT/SPLIT/LEVEL.NAME; returns how many there are.
+
+    Of several layers all but the penultimate have their name before the level: CHECKPOINT/SPLIT/LAYER/LEVEL.NAME.
+    """
     import numpy as np
 
     from ckpt_probe.files import replacing
 
     arrays = {
-        f"{reading.record['checkpoint']}/{reading.record['split']}/{name}": values
+        f"{_place_of(reading.record)}/{name}": values
         for reading in readings
         for name, values in reading.spectra.items()
     }
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     return len(arrays)
+
+
+def _place_of(record: Record) -> str:
+    from ckpt_probe.dumps import PENULTIMATE
+
+    layer = record.get("layer", PENULTIMATE)
+    return "/".join([str(record["checkpoint"]), str(record["split"]), *([] if layer == PENULTIMATE else [str(layer)])])

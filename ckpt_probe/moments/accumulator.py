@@ -164,12 +164,14 @@ class Moments:
         details: bool = False,
         only: Iterable[str] | None = None,
         min_samples: int = 1,
+        label_rows: Array | None = None,
     ) -> Reading:
         """The record with what is behind it: eigenvalues and per-class numbers, where `details` asks for them.
 
         orders: Rényi's, whose entropies join the record as `renyi_2.class.mir` and so on. sampling: tolerance, budget
         and seed of the stochastic route. only: some of the families that were accumulated. min_samples: rows that a
-        class needs, to be part of what is read from class means. Values and errors as `compute`.
+        class needs, to be part of what is read from class means. label_rows: (C, E), of any width, what stands for the
+        labels at sample level in place of weights. Values and errors as `compute`.
         """
         scatter, unit = self._seen()
         for order in orders:
@@ -180,7 +182,8 @@ class Moments:
         families = self.families if names is None else self.families & (chosen(names) if names else frozenset())
         options = Options(tuple(orders), self.memory, sampling or Sampling(), families, min_samples)
         again = None if rows is None else _as_tensors(rows)
-        return read_out(classes, scatter, unit, heads, rows=again, options=options, details=details)
+        named = None if label_rows is None else _checked_rows(label_rows, self, None)
+        return read_out(classes, scatter, unit, heads, label_rows=named, rows=again, options=options, details=details)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that was accumulated, as tensors by name; `load` takes it back, on any device."""
@@ -277,16 +280,22 @@ def _as_tensors(rows: AnyRows) -> Rows:
 def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments) -> Tensor | None:
     if weights is None:
         return None
+    rows = _checked_rows(weights, moments, moments.features)
+    shape = (rows.shape[0],) if bias is None else tuple(as_tensor(bias, "classifier bias").shape)
+    if shape != (rows.shape[0],):
+        raise DataError(f"classifier bias: expected shape ({rows.shape[0]},), found {shape}")
+    return rows
+
+
+def _checked_rows(weights: Array, moments: Moments, width: int | None) -> Tensor:
+    """A row of `width` numbers for each class, of any width where that is None."""
     rows = where_float64_is(as_tensor(weights, "classifier weights").detach()).to(moments.device, torch.float64)
-    if rows.ndim != 2 or rows.shape[1] != moments.features:
-        expected = f"(classes, {moments.features})"
+    if rows.ndim != 2 or width not in (None, rows.shape[1]):
+        expected = f"(classes, {width or 'features'})"
         raise DataError(f"classifier weights: expected shape {expected}, found {tuple(rows.shape)}")
     require_finite(rows, "classifier weights")
     highest = max(moments.counts)
     if highest >= rows.shape[0] or moments.classes not in (None, rows.shape[0]):
         found = f"labels go up to {highest}" if moments.classes is None else f"there are {moments.classes} classes"
         raise DataError(f"classifier weights have {rows.shape[0]} rows, but {found}")
-    shape = (rows.shape[0],) if bias is None else tuple(as_tensor(bias, "classifier bias").shape)
-    if shape != (rows.shape[0],):
-        raise DataError(f"classifier bias: expected shape ({rows.shape[0]},), found {shape}")
     return rows

@@ -54,7 +54,7 @@ class Level:
 
 
 def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, options: Options) -> Level:
-    """Features and the classifier rows of their labels, over all samples; weights (C, D) float64."""
+    """Features and the classifier rows of their labels, over all samples; weights (C, E) float64, of any width E."""
     counts = unit.counts
     kept, silent = counts > 0, 0
     if weights is not None:
@@ -80,9 +80,13 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, o
     elif route.name == routes.MOMENTS:
         found["joint"] = spectra.of_joint_moments(unit, kept.nonzero().squeeze(1), V)
     elif route.name == routes.STOCHASTIC and rows is not None:
+        fitted = _in_width(heads, V, unit.second.shape[2])
+        if fitted is None:
+            reason = "sampling needs classifier rows that are no wider than the features, or fewer"
+            return _level(found, options, routes.Route(None, reason), left_out=left_out)
         source = _with_directions(rows, kept)
         renumbered = kept.cumsum(0) - 1
-        estimate = _estimated(_relabelled(source, renumbered), heads, counts[kept], found, options)
+        estimate = _estimated(_relabelled(source, renumbered), fitted, counts[kept], found, options)
         return _level(found, options, route, estimate, left_out)
     return _level(found, options, route, left_out=left_out)
 
@@ -171,6 +175,15 @@ def _estimated(rows: Rows, heads: Tensor, counts: Tensor, found: dict[str, Tenso
     return estimate_entropies(
         operator, int(counts.sum()), known=known, orders=options.orders, sampling=options.sampling, device=heads.device
     )
+
+
+def _in_width(heads: Tensor, V: Tensor, width: int) -> Tensor | None:
+    """Rows of `width` numbers with the same products as the heads (k, E), V (k, r) having them too; None if too few."""
+    if heads.shape[1] == width:
+        return heads
+    narrow = heads if heads.shape[1] < width else V
+    more = width - narrow.shape[1]
+    return torch.nn.functional.pad(narrow, (0, more)) if more >= 0 else None
 
 
 def _with_directions(rows: Rows, kept: Tensor) -> Rows:

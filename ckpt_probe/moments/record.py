@@ -78,11 +78,15 @@ def read_out(
     unit: UnitMoments | None,
     weights: Tensor | None,
     *,
+    label_rows: Tensor | None = None,
     rows: Rows | None = None,
     options: Options | None = None,
     details: bool = False,
 ) -> Reading:
-    """Every metric of `Moments.compute`; weights (C, D) float64 or None. `details` fills all of the reading."""
+    """Every metric of `Moments.compute`; weights (C, D) float64 or None. `details` fills all of the reading.
+
+    label_rows: (C, E), what stands for the labels at sample level; class means are then compared with nothing.
+    """
     options = options or Options()
     record = Record()
     present = (scatter.counts >= options.min_samples).nonzero().squeeze(1)
@@ -92,7 +96,7 @@ def read_out(
     record.put("classes_present", len(scatter.present))
     levels, within, sides = {}, None, {}
     if unit is not None and "sample" in options.families:
-        levels["sample"] = sample_level(unit, weights, rows, options)
+        levels["sample"] = sample_level(unit, weights if label_rows is None else label_rows, rows, options)
         _put_sample(record, levels["sample"], options)
     if unit is not None and "within" in options.families:
         within = within_level(unit, rows, options, keep=details)
@@ -100,9 +104,10 @@ def read_out(
         _put_within(record, within, options)
     left_out = classes - len(present)
     if len(present) < 2:
-        record.miss(_names_of_classes(options), ONE_CLASS if options.min_samples == 1 else FEW_CLASSES)
+        names = _names_of_classes(options, compared=label_rows is None)
+        record.miss(names, ONE_CLASS if options.min_samples == 1 else FEW_CLASSES)
     else:
-        geometry = Geometry.of(scatter, present, weights)
+        geometry = Geometry.of(scatter, present, weights, compared=label_rows is None)
         sides = {"means": geometry.M} | ({} if geometry.heads is None else {"weights": geometry.heads})
         if "class" in options.families:
             levels["class"] = class_level(geometry.M, geometry.heads, geometry.rounding, options)
@@ -133,14 +138,17 @@ class Geometry:
     rounding: float
     variances: Tensor
     scatter: Scatter
+    compared: bool = True
+    """Whether it is asked how means and classifier rows agree."""
 
     @staticmethod
-    def of(scatter: Scatter, present: Tensor, weights: Tensor | None) -> "Geometry":
+    def of(scatter: Scatter, present: Tensor, weights: Tensor | None, *, compared: bool = True) -> "Geometry":
         """That of the classes `present` (k,)."""
         means = _at(scatter.means, present)
         heads = None if weights is None else _at(weights, present)
         variances = scatter.squares[present] / scatter.counts[present]
-        return Geometry(means, means - means.mean(dim=0), heads, 1e-12 * float(means.abs().max()), variances, scatter)
+        rounding = 1e-12 * float(means.abs().max())
+        return Geometry(means, means - means.mean(dim=0), heads, rounding, variances, scatter, compared)
 
 
 def _at(rows: Tensor, present: Tensor) -> Tensor:
@@ -257,7 +265,7 @@ def _put_nc2(record: Record, classes: Geometry, angles: pairs.Equiangular, evenn
     reference = uniformity_reference(*classes.M.shape)
     record.put("reference.uniformity", reference, "more than two classes in one dimension")
     if classes.heads is None:
-        record.miss(COLLAPSE["nc2 of weights"], NO_WEIGHTS)
+        record.miss(COLLAPSE["nc2 of weights"] if classes.compared else (), NO_WEIGHTS)
         return
     record.put("nc2.equinorm_weights", collapse.equinorm(classes.heads), ZERO_WEIGHTS)
     record.put("nc2.equiangular_weights", collapse.equiangular(classes.heads), ZERO_WEIGHTS)
@@ -272,11 +280,12 @@ def _put_nc3(record: Record, classes: Geometry) -> None:
     record.put("nc3.uniformity", uniformity, "a class mean or a row of classifier weights has zero length")
 
 
-def _names_of_classes(options: Options) -> list[str]:
+def _names_of_classes(options: Options, *, compared: bool) -> list[str]:
     prefixes = ["class" if order == 1 else f"renyi_{order:g}.class" for order in options.all_orders]
     level = [f"{prefix}.{name}" for prefix in prefixes for name in (*ENTROPIES["class"], *RATIOS)]
     found = [*level, *REFERENCES] if "class" in options.families else []
-    found += [name for family, names in COLLAPSE.items() if family.split()[0] in options.families for name in names]
+    asked = {group: names for group, names in COLLAPSE.items() if compared or group != "nc2 of weights"}
+    found += [name for group, names in asked.items() if group.split()[0] in options.families for name in names]
     return [*found, *(["reference.uniformity"] if "nc2" in options.families else [])]
 
 

@@ -33,7 +33,7 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in places:
         table.add_column(
-            name, justify="left" if name in {"checkpoint", "split", "class_name"} else "right", no_wrap=True
+            name, justify="left" if name in {"checkpoint", "split", "layer", "class_name"} else "right", no_wrap=True
         )
     for entry in shown:
         table.add_column(entry.label, justify="right", no_wrap=True)
@@ -137,7 +137,7 @@ def _any(records: Sequence[Record], name: str) -> bool:
 
 
 def _where(record: Record) -> str:
-    return f"{record.get('checkpoint', '')} {record.get('split', '')}".strip()
+    return " ".join(str(record[name]) for name in ("checkpoint", "split", "layer") if record.get(name) is not None)
 
 
 def _listed(places: list[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ckpt_probe.analysis import ENTRIES, Settings, analyze_features, in_order, read_blocks
-from ckpt_probe.analysis.entries import WEIGHTS_ALONE
+from ckpt_probe.analysis.entries import LAYERS_ALONE, WEIGHTS_ALONE
 from ckpt_probe.errors import DataError
 
 DOCUMENTED = {
@@ -37,7 +37,7 @@ def test_a_record_has_every_documented_name_and_every_entry() -> None:
     features, labels, weights, bias = data()
     record = analyze_features(features, labels, weights, bias, centred=True)
     assert set(record) == DOCUMENTED
-    assert {entry.name for entry in ENTRIES} - set(record) == set(WEIGHTS_ALONE)
+    assert {entry.name for entry in ENTRIES} - set(record) == {*WEIGHTS_ALONE, *LAYERS_ALONE}
     assert record["missing"] is None
     assert list(record) == list(in_order(dict(reversed(record.items()))))
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)

@@ -1,0 +1,31 @@
+"""A straight line through points, by least squares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+FEWEST = 3
+"""Points below which every line fits perfectly."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """y = intercept + slope · x, and R², the share of the variance of y that it explains."""
+
+    slope: float
+    intercept: float
+    r2: float
+
+
+def line_through(points: Sequence[tuple[float, float]]) -> Line | None:
+    """The line of least squares through points (x, y); None for fewer than three, or where x or y are all the same."""
+    if len(points) < FEWEST:
+        return None
+    x, y = (np.asarray(values, dtype=np.float64) for values in zip(*points, strict=True))
+    away, up = x - x.mean(), y - y.mean()
+    if not away.any() or not up.any():
+        return None
+    slope = float(away @ up / (away @ away))
+    rest = up - slope * away
+    return Line(slope, float(y.mean() - slope * x.mean()), float(1 - rest @ rest / (up @ up)))

@@ -1,0 +1,158 @@
+"""Records by layer: against those of the same rows analyzed alone, and the line through separation."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ckpt_probe as cp
+from ckpt_probe.analysis import Settings, read_series
+from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import Storage
+from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.metrics.regression import line_through
+from ckpt_probe.metrics.stochastic import Sampling
+from ckpt_probe.models import Tap, Taps
+
+SAMPLES, CLASSES, WIDTHS = 90, 3, {"stem": 4, "block": 9, "last": 6}
+FEATURES = 7
+
+
+def rows() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Layers, features, labels and weights: classes lie further apart from layer to layer."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(SAMPLES) % CLASSES
+    found = {}
+    for number, (name, width) in enumerate({**WIDTHS, "penultimate": FEATURES}.items()):
+        means = torch.randn(CLASSES, width, generator=draw)
+        found[name] = means[labels] * (1 + number) + torch.randn(SAMPLES, width, generator=draw)
+    return found, found.pop("penultimate"), labels, torch.randn(CLASSES, FEATURES, generator=draw).double()
+
+
+def write(path: Path, layer_store: str, **options: Any) -> Path:
+    layers, features, labels, weights = rows()
+    taps = Taps(tuple(Tap(name, n / 3, "mean", (width,), width) for n, (name, width) in enumerate(WIDTHS.items())))
+    storage = Storage(layer_store=layer_store, similarity_rows=30, **options)
+    writer = DumpWriter(path, None, classes=CLASSES, features=FEATURES)
+    with StoreWriter(writer, storage, taps) as writer:
+        writer.write_classifier(weights)
+        writer.start_split("test", SAMPLES)
+        for part in torch.arange(SAMPLES).split(40):
+            held = {name: values[part] for name, values in layers.items()}
+            writer.append("test", features[part], labels[part], features[part] @ weights.float().T, held)
+        writer.finish_split("test")
+    return path
+
+
+@pytest.mark.parametrize("layer_store", ["moments", "features", "both"])
+def test_records_by_layer(tmp_path: Path, layer_store: str) -> None:
+    layers, _, labels, weights = rows()
+    path = write(tmp_path / "a.h5", layer_store)
+    records = list(cp.analyze_dump(path, layers=True))
+    assert [(record["layer"], record["depth"]) for record in records] == [
+        ("stem", 0.0),
+        ("block", 1 / 3),
+        ("last", 2 / 3),
+        ("penultimate", 1.0),
+    ]
+    for record in records[:-1]:
+        values = layers[record["layer"]]
+        alone = cp.analyze_features(values, labels)
+        for name in ("nc1.pinv", "nc1.cdnv", "separation", "nc2.etf", "within.entropy_mean", "gnc2.uniformity"):
+            assert record[name] == pytest.approx(alone[name], rel=1e-12)
+        assert record["sample.mir"] == pytest.approx(float(cp.mir(values.double(), weights[labels])), rel=1e-10)
+        assert record["sample.hdr"] == pytest.approx(float(cp.hdr(values.double(), weights[labels])), rel=1e-10)
+        entropy = float(cp.matrix_entropy(values.double()))
+        assert record["sample.entropy_features"] == pytest.approx(entropy, rel=1e-12)
+        assert record["sample.effective_rank"] == pytest.approx(math.exp(entropy), rel=1e-12)
+        least = math.log(min(SAMPLES, values.shape[1]))
+        assert record["sample.entropy_normalized"] == pytest.approx(entropy / least, rel=1e-12)
+        if layer_store == "moments":
+            assert record["nearest_mean_accuracy"] is None
+            assert "extract with --layer-store both" in record["missing"]
+        else:
+            means = torch.stack([values[labels == c].mean(dim=0) for c in range(CLASSES)])
+            nearest = torch.cdist(values, means).argmin(dim=1)
+            assert record["nearest_mean_accuracy"] == pytest.approx(float((nearest == labels).float().mean()))
+            assert record["missing"] is None
+        assert not {"accuracy", "class.mir", "nc3.duality", "nc2.equinorm_weights"} & set(record)
+
+
+def test_depth_1_is_the_record_without_layers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", "moments")
+    [alone] = cp.analyze_dump(path)
+    last = cp.analyze_dump(path, layers=True)[-1]
+    assert {name: value for name, value in last.items() if name in alone} == alone
+    assert set(last) - set(alone) == {"layer", "depth", "separation.slope", "separation.r2"}
+
+
+def test_the_line_through_separation(tmp_path: Path) -> None:
+    records = list(cp.analyze_dump(write(tmp_path / "a.h5", "moments"), layers=True))
+    x, y = np.array([(record["depth"], record["separation"]) for record in records]).T
+    slope, intercept = np.polyfit(x, y, 1)
+    assert records[-1]["separation.slope"] == pytest.approx(slope)
+    assert records[-1]["separation.r2"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+    fit = line_through(list(zip(x.tolist(), y.tolist(), strict=True)))
+    assert fit is not None
+    assert fit.intercept == pytest.approx(intercept)
+    assert line_through([(0, 1), (1, 0)]) is None
+
+
+def test_too_few_samples_for_the_line(tmp_path: Path) -> None:
+    last = cp.analyze_dump(write(tmp_path / "a.h5", "moments"), layers=True, min_samples=31)[-1]
+    assert last["separation.slope"] is None
+    assert "separation.slope, separation.r2: separation is known of fewer than three layers" in last["missing"]
+
+
+def test_only_some_families(tmp_path: Path) -> None:
+    records = list(cp.analyze_dump(write(tmp_path / "a.h5", "moments"), layers=True, only=("quality",)))
+    assert "nc1.pinv" not in records[0]
+    assert "separation.slope" not in records[-1]
+    assert records[-1]["accuracy"] is not None
+    [first, *_] = cp.analyze_dump(write(tmp_path / "b.h5", "features"), layers=True, only=("nc1", "nc4"))
+    assert first["nearest_mean_accuracy"] > 0
+    assert "sample.mir" not in first
+
+
+def test_layers_from_the_cache(tmp_path: Path) -> None:
+    path, settings = write(tmp_path / "a.h5", "both"), Settings(layers=True, per_class=True)
+    computed, kept = ([*read_series(path, settings, cache=True)] for _ in range(2))
+    assert [(one.record, one.per_class) for one in computed] == [(one.record, one.per_class) for one in kept]
+    assert len(computed) == 4
+    assert [row["layer"] for row in computed[0].per_class] == ["stem"] * CLASSES
+    # The cache knows that without layers there is another answer.
+    assert len([*read_series(path, Settings(), cache=True)]) == 1
+
+
+def test_a_layer_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    import h5py
+
+    path = write(tmp_path / "a.h5", "features")
+    with h5py.File(path, "a") as file:
+        file["test/layers/block/features"][3, 2] = np.nan
+    with pytest.raises(DataError, match=r"a\.h5: test: layer block: .*NaN"):
+        list(cp.analyze_dump(path, layers=True))
+
+
+@pytest.mark.parametrize(("features", "width", "classes"), [(40, 12, 20), (20, 40, 18), (16, 40, 18)])
+def test_sampled_mir_of_another_width(features: int, width: int, classes: int) -> None:
+    """Where the joint entropy is sampled, the widths of rows and classifier may differ too."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % classes
+    means, weights = torch.randn(classes, features, generator=draw), torch.randn(classes, width, generator=draw)
+    values, weights = (means[labels] + torch.randn(600, features, generator=draw)).double(), weights.double()
+    moments = cp.Moments(classes, memory=2000)
+    moments.update(values, labels)
+    how: dict[str, Any] = {"only": ["sample"], "sampling": Sampling(2e-2)}
+    found = moments.read(label_rows=weights, rows=lambda: [(values, labels)], **how).record
+    if features < classes < width:
+        assert found["sample.mir"] is None
+        assert "sampling needs classifier rows that are no wider than the features, or fewer" in str(found["missing"])
+        return
+    assert found["route"] == "stochastic"
+    exact = float(cp.mir(values, weights[labels]))
+    assert found["sample.mir"] == pytest.approx(exact, rel=0.1)

@@ -1,0 +1,106 @@
+"""`analyze` and `similarity` of dumps with layers, as a person runs them."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ckpt_probe.cli.app import run
+from ckpt_probe.models import build_model
+
+CLASSES = 3
+MODEL = '{"input_shape": [1, 8, 8], "classes": 3}'
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints of a small residual network, extracted with all layers, and one of another without."""
+    here = tmp_path_factory.mktemp("layers")
+    draw = np.random.default_rng(0)
+    x = draw.random((60, 1, 8, 8), dtype=np.float32)
+    np.savez(here / "data.npz", x_test=x, y_test=np.arange(60) % CLASSES)
+    (here / "run").mkdir()
+    for step in (0, 100):
+        torch.manual_seed(step)
+        model = build_model("resnet", json.loads(MODEL))
+        torch.save(model.state_dict(), here / "run" / f"step-{step:06d}.pth")
+    words = ["--model", "resnet", "--model-arguments", MODEL, "--data", f"npz:{here / 'data.npz'}", "--device", "cpu"]
+    how = ["--similarity-rows", "40"]
+    assert (
+        run(["--quiet", "extract", str(here / "run"), "-o", str(here / "dumps"), *words, "--layers", "all", *how]) == 0
+    )
+    one = str(here / "run" / "step-000100.pth")
+    assert run(["--quiet", "extract", one, "-o", str(here / "plain"), *words]) == 0
+    other = ["--layers", "3", *how, "--similarity-seed", "1"]
+    assert run(["--quiet", "extract", one, "-o", str(here / "seeded"), *words, *other]) == 0
+    return here
+
+
+def told(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+    capsys.readouterr()
+    assert run(["--quiet", *words]) == code
+    shown = capsys.readouterr()
+    return shown.out if code == 0 else shown.err
+
+
+def test_rows_by_layer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = told(["analyze", str(place / "dumps"), "--json"], capsys).splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [(record["step"], record["layer"]) for record in records] == [
+        (step, layer) for step in (0, 100) for layer in ("2", "3", "4", "5", "penultimate")
+    ]
+    shown = told(["analyze", str(place / "dumps" / "step-000100.h5"), "--wide"], capsys)
+    assert shown.splitlines()[0].split()[:5] == ["checkpoint", "step", "split", "layer", "depth"]
+    alone = told(["analyze", str(place / "dumps"), "--json", "--no-layers"], capsys).splitlines()
+    plain = told(["analyze", str(place / "plain"), "--json"], capsys).splitlines()
+    assert len(alone) == 2
+    assert alone[1] == plain[0]
+
+
+def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["analyze", str(place / "dumps"), "--only", "nc1", "--layer-metric", "separation"]
+    shown = told(words, capsys).splitlines()
+    assert shown[0].strip() == "test: separation"
+    assert shown[1].split() == ["layer", "depth", "0", "100"]
+    assert [line.split()[0] for line in shown[2:]] == ["2", "3", "4", "5", "penultimate"]
+    rows = list(csv.DictReader(io.StringIO(told([*words, "--csv"], capsys))))
+    [record] = [
+        json.loads(line)
+        for line in told(["analyze", str(place / "dumps"), "--only", "nc1", "--json"], capsys).splitlines()
+        if '"layer": "4"' in line and '"step": 100' in line
+    ]
+    assert float(rows[2]["100"]) == record["separation"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["plain", "--layer-metric", "separation"], 1, "no layers in these dumps; extract them with --layers all"),
+        (["dumps", "--layer-metric", "accurracy"], 1, "no layer has a number 'accurracy'; there are: "),
+        (
+            ["dumps", "--layer-metric", "loss", "--json"],
+            2,
+            "--layer-metric loss: a table of layers and steps; it takes no",
+        ),
+    ],
+)
+def test_what_has_no_grid(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, line: str
+) -> None:
+    assert line in told(["analyze", str(place / words[0]), *words[1:]], capsys, code)
+
+
+def test_inspect_lists_the_layers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = str(place / "run" / "step-000100.pth")
+    words = ["inspect", one, "--model", "resnet", "--model-arguments", MODEL]
+    shown = told(words, capsys)
+    assert "layers that --layers all takes: 5\n  0.00  2            16 × 8 × 8, mean: 16 features" in shown
+    assert "  1.00  penultimate  64\n" in shown
+    facts = json.loads(told([*words, "--json"], capsys))
+    assert [layer["layer"] for layer in facts["head"]["layers"]] == ["2", "3", "4", "5", "penultimate"]
+    dump = json.loads(told(["inspect", str(place / "dumps" / "step-000000.h5"), "--json"], capsys))
+    assert {"name": "test/similarity/indices", "dtype": "int64", "shape": [40]} in dump["tensors"]
