@@ -15,6 +15,7 @@ from ckpt_probe.analysis.records import (
 )
 from ckpt_probe.analysis.series import analyze_dump, analyze_series, read_series
 from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.analysis.similarity import Similarity, read_similarities
 from ckpt_probe.analysis.weights import Heads, read_weights, weights_record
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Record",
     "Records",
     "Settings",
+    "Similarity",
     "analyze_dump",
     "analyze_features",
     "analyze_series",
@@ -37,6 +39,7 @@ __all__ = [
     "read_moments",
     "read_records",
     "read_series",
+    "read_similarities",
     "read_weights",
     "settled",
     "weights_record",

@@ -17,6 +17,7 @@ VERBS = (
     "prune",
     "extract",
     "analyze",
+    "similarity",
     "compare",
     "plot",
     "report",

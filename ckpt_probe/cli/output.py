@@ -54,6 +54,7 @@ def print_grids(records: Iterable[Record], metric: str, *, csv: bool, wide: bool
         return held
     for grid in grids:
         screen = console(width=10_000 if wide else None)
+        click.echo(f"{grid.split}: {grid.metric}")
         screen.print(grid_table(grid, None if wide else screen.width))
     return held
 

@@ -7,7 +7,8 @@ offset changes it: about the mean, with k_i = |x_i|² and l_i = |y_i|², 1ᵀK̃
 tr(K̃ L̃) = ‖Xᵀ Y‖_F² − Σ k l, so that nothing n × n is needed.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import as_given
 from ckpt_probe.metrics.gram import Array, to_rows
-from ckpt_probe.metrics.information import hdr, mir, mutual_information
+from ckpt_probe.metrics.information import hdr, joint_entropies, mir, mutual_information
 
-__all__ = ["CKA", "cka", "cka_matrix", "hdr", "hsic", "mir", "mutual_information"]
+__all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]
 
 LEAST_ROWS = 4
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
@@ -38,15 +39,45 @@ def cka(X: Array, Y: Array) -> float | Tensor:
 
 def cka_matrix(layers: Sequence[Array]) -> Tensor:
     """CKA of every two of L representations of the same rows, (L, L) float64 1 on the diagonal. Errors as `cka`."""
-    rows = [_centred(to_rows(layer, f"layer {number}").detach().cpu()) for number, layer in enumerate(layers)]
-    for number, layer in enumerate(rows):
-        _require_rows(rows[0], layer, f"layer 0 has {len(rows[0])} rows and layer {number} has {len(layer)}")
+    rows = [_centred(layer) for layer in _all_rows(layers)]
     own = [_hsic(layer, layer) for layer in rows]
     found = torch.stack([_ratio(of_one, of_one, of_one) for of_one in own]).diag()
     for a in range(len(rows)):
         for b in range(a):
             found[a, b] = found[b, a] = _ratio(_hsic(rows[a], rows[b]), own[a], own[b])
     return found
+
+
+def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
+    """CKA of each of L representations and each of M others of the same rows, (L, M) float64; NaN where undefined.
+
+    Of the first ones among themselves where `second` is None. Errors as `cka`, but not for what does not vary.
+    """
+    sides = [_all_rows(layers) for layers in (first, first if second is None else second)]
+    centred = [[_centred(rows) for rows in side] for side in sides]
+    own = [[_hsic(rows, rows) for rows in side] for side in centred]
+
+    def pair(a: int, b: int) -> float:
+        if not (own[0][a] > 0 and own[1][b] > 0):
+            return math.nan
+        return float(_ratio(_hsic(centred[0][a], centred[1][b]), own[0][a], own[1][b]))
+
+    return _matrix(len(sides[0]), len(sides[1]), pair, symmetric=second is None)
+
+
+def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
+    """MIR of each of L representations and each of M others of the same rows, as `cka_between`."""
+    sides = [_all_rows(layers) for layers in (first, first if second is None else second)]
+
+    def pair(a: int, b: int) -> float:
+        try:
+            ratio = joint_entropies(sides[0][a], sides[1][b]).mir
+        except DataError:
+            # No row has a direction in both.
+            ratio = None
+        return math.nan if ratio is None else float(ratio)
+
+    return _matrix(len(sides[0]), len(sides[1]), pair, symmetric=second is None)
 
 
 def hsic(X: Array, Y: Array) -> float | Tensor:
@@ -153,6 +184,23 @@ class _Sums:
 
     def hsic(self) -> Tensor:
         return _unbiased(self.count, self.products.square().sum(), *self.sizes, self.both)
+
+
+def _all_rows(layers: Sequence[Array]) -> list[Tensor]:
+    rows = [to_rows(layer, f"layer {number}").detach().cpu() for number, layer in enumerate(layers)]
+    for number, layer in enumerate(rows):
+        _require_rows(rows[0], layer, f"layer 0 has {len(rows[0])} rows and layer {number} has {len(layer)}")
+    return rows
+
+
+def _matrix(count: int, others: int, pair: Callable[[int, int], float], *, symmetric: bool) -> Tensor:
+    found = torch.empty(count, others, dtype=torch.float64)
+    for a in range(count):
+        for b in range(a + 1 if symmetric else others):
+            found[a, b] = pair(a, b)
+            if symmetric:
+                found[b, a] = found[a, b]
+    return found
 
 
 def _unbiased(n: int, product: Tensor, k: Tensor, m: Tensor, both: Tensor) -> Tensor:

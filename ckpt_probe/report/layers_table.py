@@ -51,9 +51,8 @@ def grid_table(grid: Grid, width: int | None = None) -> Table:
     longest = max(len(layer) for layer in grid.layers)
     cell = max(CELL, *(len(column) for column in grid.columns)) + PADDING
     most = len(grid.columns) if width is None else max(1, (width - longest - len("depth") - 2 * PADDING) // cell)
-    chosen = _evenly(len(grid.columns), most)
+    chosen = evenly(len(grid.columns), most)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    table.title, table.title_justify = Text(f"{grid.split}: {grid.metric}"), "left"
     table.add_column("layer", no_wrap=True)
     table.add_column("depth", justify="right", no_wrap=True)
     for place in chosen:
@@ -86,7 +85,8 @@ def _grid(records: Sequence[Record], split: str, metric: str, named: str) -> Gri
     return Grid(split, metric, tuple(layers), tuple(depths[layer] for layer in layers), tuple(columns), values)
 
 
-def _evenly(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
+    """Places of at most so many of `count` columns, the first and the last among them."""
     if count <= most:
         return list(range(count))
     if most == 1:

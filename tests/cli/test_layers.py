@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import ckpt_probe as cp
 from ckpt_probe.cli.app import run
 from ckpt_probe.models import build_model
 
@@ -64,7 +65,7 @@ def test_rows_by_layer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["analyze", str(place / "dumps"), "--only", "nc1", "--layer-metric", "separation"]
     shown = told(words, capsys).splitlines()
-    assert shown[0].strip() == "test: separation"
+    assert shown[0] == "test: separation"
     assert shown[1].split() == ["layer", "depth", "0", "100"]
     assert [line.split()[0] for line in shown[2:]] == ["2", "3", "4", "5", "penultimate"]
     rows = list(csv.DictReader(io.StringIO(told([*words, "--csv"], capsys))))
@@ -104,3 +105,58 @@ def test_inspect_lists_the_layers(place: Path, capsys: pytest.CaptureFixture[str
     assert [layer["layer"] for layer in facts["head"]["layers"]] == ["2", "3", "4", "5", "penultimate"]
     dump = json.loads(told(["inspect", str(place / "dumps" / "step-000000.h5"), "--json"], capsys))
     assert {"name": "test/similarity/indices", "dtype": "int64", "shape": [40]} in dump["tensors"]
+
+
+def test_similarity_of_the_layers_of_a_checkpoint(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = place / "dumps" / "step-000100.h5"
+    cka, mir = (json.loads(line) for line in told(["similarity", str(path), "--json"], capsys).splitlines())
+    assert (cka["kind"], cka["measure"], mir["measure"]) == ("layers", "cka", "mir")
+    assert cka["rows"] == cka["columns"] == ["2", "3", "4", "5", "penultimate"]
+    assert (cka["checkpoint"], cka["step"], cka["split"], cka["samples"]) == ("step-000100", 100, "test", 40)
+    with cp.open_dump(path) as dump:
+        rows = {layer.name: layer.rows[:].astype(np.float64) for layer in dump["test"].layers}
+    assert cka["values"][1][3] == pytest.approx(cp.similarity.cka(rows["3"], rows["5"]))
+    assert mir["values"][3][1] == pytest.approx(cp.similarity.mir(rows["3"], rows["5"]))
+    assert [cka["values"][n][n] for n in range(5)] == pytest.approx([1] * 5)
+    shown = told(["similarity", str(path), "--measure", "cka", "--layer", "4", "--layer", "5"], capsys).splitlines()
+    assert shown[0] == "test: CKA, layers of step-000100, 40 rows"
+    assert shown[1].split() == ["layer", "4", "5"]
+    assert shown[2].split()[:2] == ["4", "1.000"]
+
+
+def test_similarity_over_the_steps_of_a_series(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told(["similarity", str(place / "dumps"), "-o", str(tmp_path / "a.csv"), "--layer", "3"], capsys)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
+    assert [(row["row"], row["column"]) for row in rows] == [(a, b) for a in ("0", "100") for b in ("0", "100")]
+    assert {(row["kind"], row["layer"], row["measure"]) for row in rows} == {("steps", "3", "cka")}
+    assert float(rows[1]["value"]) == float(rows[2]["value"]) < 1
+
+
+def test_similarity_of_two_dumps(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without layers the rows that would have been set apart are read, if there are as many."""
+    two = [str(place / "dumps" / f"step-000{step}.h5") for step in ("000", "100")]
+    [matrix] = [json.loads(told(["similarity", *two, "--measure", "cka", "--json"], capsys))]
+    assert (matrix["kind"], matrix["checkpoint"], matrix["other"]) == ("models", "step-000000", "step-000100")
+    assert matrix["values"][0][1] != matrix["values"][1][0]
+    alone = json.loads(told(["similarity", str(place / "plain"), "--measure", "cka", "--json"], capsys))
+    assert alone["rows"] == ["penultimate"]
+    assert alone["samples"] == 60
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["dumps/step-000100.h5", "seeded"], 1, "different rows were kept to be compared (40 of 60, 40 of 60)"),
+        (["dumps/step-000100.h5", "plain"], 1, "different rows were kept to be compared (40 of 60, 60 of 60)"),
+        (["dumps", "plain"], 2, "several dumps; name one of them"),
+        (["dumps", "--layer", "9"], 1, "no layer '9'; there are: 2, 3, 4, 5, penultimate"),
+        (["nowhere"], 1, "nowhere: no such file or directory"),
+        (["dumps", "--split", "train"], 1, "no split 'train'"),
+    ],
+)
+def test_what_cannot_be_compared(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, line: str
+) -> None:
+    paths = ("dumps", "plain", "seeded", "nowhere")
+    named = [str(place / word) if word.partition("/")[0] in paths else word for word in words]
+    assert line in told(["similarity", *named], capsys, code)

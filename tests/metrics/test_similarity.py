@@ -8,7 +8,7 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.similarity import CKA, cka, cka_matrix, hsic
+from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
 
 RNG = np.random.default_rng(0)
 
@@ -141,3 +141,54 @@ def test_what_has_no_value_is_an_error() -> None:
         stream.update(X[:, :2], Y)
     with pytest.raises(DataError, match="cannot be merged"):
         stream.merge(CKA(minibatches=True))
+
+
+def test_matrices_of_two_models() -> None:
+    draw = np.random.default_rng(0)
+    shared = draw.normal(size=(50, 4))
+    first = [shared @ draw.normal(size=(4, width)) for width in (3, 6)]
+    second = [shared @ draw.normal(size=(4, width)) for width in (5, 2, 7)]
+    found = cka_between(first, second), mir_between(first, second)
+    assert found[0].shape == found[1].shape == (2, 3)
+    for a in range(2):
+        for b in range(3):
+            assert float(found[0][a, b]) == pytest.approx(cka(first[a], second[b]))
+            assert float(found[1][a, b]) == pytest.approx(cp.mir(first[a], second[b]))
+    torch.testing.assert_close(cka_between(second), cka_matrix(second))
+    torch.testing.assert_close(mir_between(second), mir_between(second, second).T)
+
+
+def test_what_does_not_vary_leaves_the_rest_of_a_matrix() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    found = cka_between([rows, np.ones((20, 2))])
+    assert float(found[0, 0]) == pytest.approx(1)
+    assert found[0, 1].isnan()
+    assert found[1, 1].isnan()
+    # One direction only: no entropy to share.
+    assert mir_between([rows, np.ones((20, 2))])[0, 1].isnan()
+    assert mir_between([rows, np.zeros((20, 2))])[1, 0].isnan()
+
+
+def test_rotation_and_scale_of_a_layer_change_neither_entropy_nor_cka() -> None:
+    draw = np.random.default_rng(0)
+    rows, other = related(60, 5, 7)
+    rotation, _ = np.linalg.qr(draw.normal(size=(5, 5)))
+    turned = 3.7 * rows @ rotation
+    assert cp.matrix_entropy(turned) == pytest.approx(cp.matrix_entropy(rows), rel=1e-12)
+    assert cka(turned, other) == pytest.approx(cka(rows, other), rel=1e-12)
+    assert cka(rows, rows) == pytest.approx(1, rel=1e-12)
+
+
+def test_independent_rows_have_nothing_in_common_at_the_size_of_a_subset() -> None:
+    draw = np.random.default_rng(0)
+    assert abs(cka(draw.normal(size=(2048, 64)), draw.normal(size=(2048, 128)))) < 0.02
+
+
+def test_layers_of_one_rank_of_a_linear_network_share_their_entropy() -> None:
+    draw = np.random.default_rng(0)
+    inputs = draw.normal(size=(40, 6))
+    first = inputs @ np.outer(draw.normal(size=6), draw.normal(size=5))
+    layers = [first, first @ draw.normal(size=(5, 9)), first @ draw.normal(size=(5, 4))]
+    assert [cp.matrix_entropy(layer) for layer in layers] == pytest.approx([0, 0, 0], abs=1e-12)
+    turned, _ = np.linalg.qr(draw.normal(size=(6, 6)))
+    assert cp.matrix_entropy(inputs @ turned) == pytest.approx(cp.matrix_entropy(inputs), rel=1e-12)
