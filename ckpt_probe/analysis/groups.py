@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis.lines import metric_names, number, read_lines
+from ckpt_probe.analysis.lines import metric_names, number, of_penultimate, read_lines
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import open_dump_series
@@ -114,7 +114,7 @@ def _of_dumps(folder: Path, split: str, step: int | None) -> Mapping[str, Any]:
 
 def _of_lines(file: Path, metrics: Sequence[str], split: str, step: int | None) -> Mapping[str, Any]:
     # A run's metrics also have a line for each logged step of training, which belongs to no split.
-    records = [record for record in read_lines(file) if record.get("split") is not None]
+    records = [record for record in of_penultimate(read_lines(file)) if record.get("split") is not None]
     of_split = [record for record in records if record["split"] == split]
     if not of_split:
         splits = listed(list(dict.fromkeys(str(record["split"]) for record in records)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis.entries import COUNTS, POSITION, REFERENCES
+from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
 
 _NO_METRIC = frozenset({*POSITION, *COUNTS, *REFERENCES, "epoch", "seconds", "to_step"})
@@ -25,6 +26,11 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file; expected JSON Lines (one record per line)") from error
     return [_record(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def of_penultimate(records: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The records without those of layers before the penultimate one, which belong to no curve of a run."""
+    return [record for record in records if record.get("layer") in (None, PENULTIMATE)]
 
 
 def metric_names(records: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -83,8 +83,9 @@ def command(
 
 def read_files(files: Mapping[str, Sequence[Path]]) -> "dict[str, list[Records]]":
     """The records of every file of each condition. Raises DataError where one cannot be read or has none."""
-    from ckpt_probe.analysis import read_records
-    from ckpt_probe.cli.console import bars
+    from ckpt_probe.analysis import Records, read_records
+    from ckpt_probe.analysis.lines import of_penultimate
+    from ckpt_probe.cli.console import bars, say
 
     found: dict[str, list[Records]] = {label: [] for label in files}
     with bars() as progress, progress.task("records", sum(map(len, files.values())), "files") as bar:
@@ -93,7 +94,10 @@ def read_files(files: Mapping[str, Sequence[Path]]) -> "dict[str, list[Records]]
                 held = read_records(path)
                 if not held:
                     raise DataError(f"{path}: no record in it: the file is empty; leave it out, or write it anew")
-                found[label].append(held)
+                curves = of_penultimate(held)
+                if len(curves) < len(held):
+                    say(f"{path}: {len(held) - len(curves)} records of other layers than the penultimate are left out")
+                found[label].append(Records(curves))
                 bar.advance()
     return found
 

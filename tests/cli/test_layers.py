@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ckpt_probe as cp
+from ckpt_probe.analysis.groups import measure
 from ckpt_probe.cli.app import run
 from ckpt_probe.models import build_model
 
@@ -160,3 +161,16 @@ def test_what_cannot_be_compared(
     paths = ("dumps", "plain", "seeded", "nowhere")
     named = [str(place / word) if word.partition("/")[0] in paths else word for word in words]
     assert line in told(["similarity", *named], capsys, code)
+
+
+def test_a_file_of_records_by_layer_is_the_run_of_the_penultimate_one(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Several records of one step would be an error, where a seed is compared with another."""
+    found = []
+    for name, more in (("layers", []), ("plain", ["--no-layers"])):
+        file = tmp_path / f"{name}.jsonl"
+        told(["analyze", str(place / "dumps"), "--only", "nc1", "-o", str(file), *more], capsys)
+        found.append(measure(file, ["nc1.pinv"], split="test", step=100))
+    assert found[0] == found[1]
+    assert len(cp.read_records(tmp_path / "layers.jsonl")) == 10
