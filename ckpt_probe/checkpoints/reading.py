@@ -14,7 +14,7 @@ from ckpt_probe.checkpoints.contents import Asked, Contents, Shard
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import opened
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
-from ckpt_probe.checkpoints.trainers import Told, told_by_trainer
+from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, Told, told_by_trainer
 from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
@@ -80,6 +80,13 @@ class Checkpoint:
     def facts(self) -> dict[str, Any]:
         """What the trainer keeps beside the tensors, as plain values: hyperparameters, its state, its name."""
         return dict(self._told.facts)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What Lightning's module was constructed with, where it kept that, without what was shortened."""
+        found = self.facts.get(HYPERPARAMETERS)
+        whole = found if isinstance(found, dict) else {}
+        return {name: value for name, value in whole.items() if "…" not in f"{name} {value}"}
 
     @property
     def files(self) -> tuple[Path, ...]:
