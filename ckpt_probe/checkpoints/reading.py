@@ -100,8 +100,8 @@ class Checkpoint:
 
     @property
     def config_directory(self) -> Path | None:
-        """The directory of its files, where there is a `config.json` in it that may say what model it is of."""
-        return config_beside(self.file)
+        """The directory of its files with a `config.json` that may say what model it is of; else that of its base's."""
+        return next((found for file in (self.file, *self.files) if (found := config_beside(file))), None)
 
     @property
     def shards(self) -> tuple[Shard, ...]:

@@ -56,4 +56,5 @@ def command(
     options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} already complete")
+    written = f"{len(summary.written)} {'dump' if len(summary.written) == 1 else 'dumps'} written"
+    say(f"{out}: {written}, {len(summary.skipped)} already complete")
