@@ -14,7 +14,7 @@ from ckpt_probe.checkpoints.contents import Asked, Contents, Shard
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import opened
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
-from ckpt_probe.checkpoints.trainers import Told, told_by_trainer
+from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, Told, told_by_trainer
 from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
@@ -82,6 +82,13 @@ class Checkpoint:
         return dict(self._told.facts)
 
     @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What Lightning's module was constructed with, where it kept that, without what was shortened."""
+        found = self.facts.get(HYPERPARAMETERS)
+        whole = found if isinstance(found, dict) else {}
+        return {name: value for name, value in whole.items() if "…" not in f"{name} {value}"}
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file that belongs to it, those of an adapter's base among them."""
         return self._contents.files
@@ -93,8 +100,8 @@ class Checkpoint:
 
     @property
     def config_directory(self) -> Path | None:
-        """The directory of its files, where there is a `config.json` in it that may say what model it is of."""
-        return config_beside(self.file)
+        """The directory of its files with a `config.json` that may say what model it is of; else that of its base's."""
+        return next((found for file in (self.file, *self.files) if (found := config_beside(file))), None)
 
     @property
     def shards(self) -> tuple[Shard, ...]:

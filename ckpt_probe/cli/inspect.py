@@ -35,7 +35,7 @@ def command(path: Path, state_key: str | None, base: Path | None, statistics: bo
     """
     from json import dumps
 
-    setup = _setup(options)
+    setup = _setup(state_key, base, options)
     facts = _inspected(path, state_key, base, statistics, setup)
     if json:
         click.echo(dumps(facts, ensure_ascii=False, allow_nan=False))
@@ -45,14 +45,14 @@ def command(path: Path, state_key: str | None, base: Path | None, statistics: bo
         _print(facts, statistics)
 
 
-def _setup(options: dict[str, Any]) -> "Setup | None":
+def _setup(state_key: str | None, base: Path | None, options: dict[str, Any]) -> "Setup | None":
     """Which model is to be run, None where no option asks for it."""
     asked = given_options().keys() & options.keys()
     if not asked:
         return None
     from ckpt_probe.extraction import Setup
 
-    return Setup(device="cpu", **take_arguments(options), **options)
+    return Setup(device="cpu", state_key=state_key, base=base, **take_arguments(options), **options)
 
 
 def _inspected(
