@@ -78,7 +78,7 @@ class SplitView:
     def verify(self, rows: int = 4096) -> Iterator[tuple[bool, str | None]]:
         """Read every stored array: whether it is under a checksum, and what is wrong with it, None where it is read."""
         for name, array in self.arrays().items():
-            dataset = getattr(array, "dataset", array)
+            dataset: Any = getattr(array, "dataset", array)
             # What has no chunks is kept in its header, which has a checksum from version 2 on.
             checked = dataset.fletcher32 or dataset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
             try:
