@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_probe.checkpoints.contents import Asked, Contents, Shard
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import opened
+from ckpt_probe.checkpoints.integrity import require_hash, tensor_hash
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
 from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, Told, told_by_trainer
 from ckpt_probe.checkpoints.writing import Layout
@@ -127,20 +128,32 @@ class Checkpoint:
         return self._entry(name)[0]
 
     def read(self, name: str) -> "Tensor":
-        """One tensor, on the CPU. Raises DataError for a name that the checkpoint does not have."""
+        """One tensor, on the CPU.
+
+        Raises DataError for a name that the checkpoint does not have, and where the bytes are not those that were
+        hashed as they were written.
+        """
         self._entry(name)
         return self._contents.read(name)
 
     def fill(self, name: str, offset: int, into: memoryview) -> None:
         """Copy a tensor's bytes, in C order, from an offset on, into the whole of a buffer; safetensors without torch.
 
-        Several threads may ask at once.
+        Several threads may ask at once. Parts are checked against no hash: see `require_digests`.
         """
         self._contents.fill(name, offset, into)
 
     def state_dict(self) -> "dict[str, Tensor]":
         """All tensors by name."""
         return {name: self.read(name) for name in self.names}
+
+    def is_hashed(self, name: str) -> bool:
+        """Whether the file states a hash of this tensor, against which every `read` checks it."""
+        return name in self._contents.hashes
+
+    def require_digests(self, name: str, digests: Iterable[bytes]) -> None:
+        """Raise DataError where `piece_digests` of all of a tensor's bytes are not those of what was written."""
+        require_hash(self.path, name, tensor_hash(self._entry(name), digests), self._contents.hashes.get(name))
 
     def parameters(self) -> int:
         """How many numbers all tensors hold together."""
