@@ -15,6 +15,7 @@ from ckpt_probe.analysis.collection import Records
 from ckpt_probe.analysis.naming import named_rows
 from ckpt_probe.analysis.records import in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.analysis.unlabelled import read_unlabelled
 from ckpt_probe.dumps import Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments.quality import Quality
@@ -135,7 +136,8 @@ def _results(members: list[Member], task: _Task, workers: int) -> Generator[_Don
 def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
     view = dump[split]
     try:
-        reading = _of_features(dump, view, settings) if view.features is not None else _of_moments(dump, view, settings)
+        of_split = _of_features if view.features is not None else _of_moments
+        reading = _of_unlabelled(view, settings) if not view.labelled else of_split(dump, view, settings)
     except DataError as error:
         raise DataError(f"{dump.path}: {split}: {error}") from error
     place = {"checkpoint": dump.name, "step": dump.step, "split": split}
@@ -151,9 +153,22 @@ def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
 
 
 def _of_features(dump: Dump, view: SplitView, settings: Settings) -> Reading:
-    size = sorted((*BLOCK_BYTES, settings.memory // 16))[1]
-    rows = max(1, size // (8 * view.dimension))
+    rows = _rows_at_once(view, settings)
     return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings)
+
+
+def _of_unlabelled(view: SplitView, settings: Settings) -> Reading:
+    if view.features is None:
+        stored = view.read_moments()
+        assert stored is not None
+        return read_unlabelled(None, settings, state=stored[0])
+    rows = _rows_at_once(view, settings)
+    return read_unlabelled(lambda: (features for features, _, _ in view.blocks(rows)), settings)
+
+
+def _rows_at_once(view: SplitView, settings: Settings) -> int:
+    size = sorted((*BLOCK_BYTES, settings.memory // 16))[1]
+    return max(1, size // (8 * view.dimension))
 
 
 def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:

@@ -12,6 +12,13 @@ from ckpt_probe.cli.options import byte_count, subject_options, take_arguments
 @click.argument("checkpoints", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the dumps.")
 @subject_options
+@click.option("--unlabelled", is_flag=True, help="Do not look at labels of the data, where they have any.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls", "last", "tokens"]),
+    show_default="mean",
+    help="Of a model without a head: which of its tokens are a sample's row.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Use only this many samples of each split, the first ones.")
 @click.option(
     "--dtype",
@@ -27,7 +34,21 @@ from ckpt_probe.cli.options import byte_count, subject_options, take_arguments
     show_default=True,
     help="Precision of the stored features.",
 )
-@click.option("--logits/--no-logits", "with_logits", default=True, show_default=True, help="Store the logits.")
+@click.option(
+    "--logits/--no-logits",
+    "with_logits",
+    default=True,
+    show_default=True,
+    help="Store the logits; of a language model, prediction and loss of each row are stored instead.",
+)
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    help="Store at most this many rows of each split, chosen at random; moments are of all rows.",
+)
+@click.option(
+    "--rows-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed that chooses for --max-rows."
+)
 @click.option(
     "--store",
     type=click.Choice(["features", "moments", "both"]),

@@ -43,15 +43,16 @@ _MODEL = (
     click.option(
         "--classifier",
         metavar="NAME",
-        help='Name of the last linear layer (or layers, joined by "+"), if it cannot be found automatically.',
+        help='Name of the last linear layer (or layers, joined by "+"), if it cannot be found automatically; "none" '
+        "for a model without one.",
     ),
 )
 _DATA = (
     click.option(
         "--data",
-        help="Data to use instead of those in the checkpoint: imagefolder:DIR, hf-dataset:DIR, csv:FILE, parquet:FILE, "
-        "npz:FILE, h5:FILE, idx:DIR, digits, union, modular:p=P,op=OP,fraction=F, package.module:function or "
-        "path/to/file.py:function.",
+        help="Data to use instead of those in the checkpoint: text:FILE, imagefolder:DIR, hf-dataset:DIR, csv:FILE, "
+        "parquet:FILE, npz:FILE, h5:FILE, idx:DIR, digits, union, modular:p=P,op=OP,fraction=F, "
+        "package.module:function or path/to/file.py:function.",
     ),
     click.option("--data-argument", metavar="NAME=VALUE", multiple=True, help="One argument of the data; repeatable."),
     click.option("--data-arguments", metavar="JSON", help="Arguments of the data, as a JSON object."),

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import open_series
+from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.background import BackgroundWriter
-from ckpt_probe.extraction.forward import LEFT_OUT, Block, forward_batches, lent
+from ckpt_probe.extraction.forward import Block, forward_batches, lent
+from ckpt_probe.extraction.scoring import is_scored
 from ckpt_probe.extraction.setup import Setup, Storage
-from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.extraction.storing import SplitPlan, StoreWriter, choose_rows
 from ckpt_probe.extraction.subject import SAMPLE, Subject, head_parameters, open_subject
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
-from ckpt_probe.models import Batch, choose_device, find_head, on_device, part_of
+from ckpt_probe.models import Backbone, Batch, choose_device, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import Member
@@ -45,17 +47,17 @@ def extract_series(
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
     options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
-    batch_size, device, data_workers), which take the place of what the checkpoints say, and those of `Storage` (limit,
-    dtype, feature_dtype, with_logits, store, memory). A dump that is complete and of the same provenance is skipped; of
-    another provenance, it is an error unless `overwrite`. Raises UsageError and DataError as the parts do; a dump has
-    its name only once it is whole.
+    batch_size, device, data_workers, unlabelled, pooling), which take the place of what the checkpoints say, and those
+    of `Storage` (limit, dtype, feature_dtype, with_logits, store, memory, max_rows, rows_seed). A dump that is complete
+    and of the same provenance is skipped; of another provenance, it is an error unless `overwrite`. Raises UsageError
+    and DataError as the parts do; a dump has its name only once it is whole.
     """
     progress, setup = progress or Silent(), Setup.taken_from(options)
     storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
     subject = open_subject(members[0].path, setup)
-    _require_storable(subject, storage)
+    told = _require_storable(subject, storage)
     written: list[str] = []
     skipped: list[str] = []
     with progress.task("checkpoints", len(members), "checkpoints") as bar:
@@ -64,7 +66,8 @@ def extract_series(
             done = _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
             (written if done else skipped).append(member.name)
             bar.advance()
-    for note in (*subject.notes, *(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)):
+    notes = (*subject.notes, *([told] if told else []))
+    for note in (*notes, *(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)):
         progress.message(note)
     return ExtractionSummary(tuple(written), tuple(skipped))
 
@@ -101,11 +104,12 @@ def extract(
     with lent(model, place) as dtype:
         head = find_head(model, on_device(part_of(first[0], slice(0, SAMPLE)), place, dtype), classifier)
         weights, bias = head_parameters(model, head)
-        storage.require_fitting(*weights.shape)
+        storage.require_fitting(*weights.shape, positions=is_scored(head, len(weights)))
         known = _of_classes(chain([first], batches), weights.shape[0])
         blocks = forward_batches(model, head, known, device=place, dtype=dtype)
         with _writing(path, None, (weights, bias), storage, overwrite=overwrite) as writer:
-            _write_split(writer, split, None, blocks, storage)
+            scores = "scored" if is_scored(head, len(weights)) else "logits"
+            _write_split(writer, split, None, blocks, SplitPlan(scores))
     return path
 
 
@@ -119,24 +123,41 @@ def _extract(
         if not overwrite and _complete(path, provenance):
             return False
         subject.load(checkpoint.state_dict(), str(member.path))
-    counts = {name: len(subject.data.split(name)) for name in subject.splits}
-    if storage.limit is not None:
-        counts = {name: min(count, storage.limit) for name, count in counts.items()}
+    counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
+    plans = {name: _plan(subject, name, count, storage) for name, count in counts.items()}
     replace = overwrite or path.exists()
     with (
-        progress.task(path.stem, sum(counts.values()), "samples") as bar,
+        progress.task(path.stem, sum(count or 0 for count in counts.values()), "rows") as bar,
         _writing(
-            path, provenance, subject.parameters(), storage, overwrite=replace, names=subject.data.class_names
+            path,
+            provenance,
+            subject.parameters(),
+            storage,
+            overwrite=replace,
+            names=subject.data.class_names,
+            classes=subject.data.classes,
         ) as writer,
     ):
-        for name, count in counts.items():
+        for name, plan in plans.items():
             blocks = subject.forward(name, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar)
             # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
             with closing(blocks):
-                # How many positions have a label is known when all have been seen.
-                rows = None if subject.head.positions == "every" else count
-                _write_split(writer, name, rows, blocks, storage)
+                _write_split(writer, name, counts[name], blocks, plan)
     return True
+
+
+def _plan(subject: Subject, split: str, rows: int | None, storage: Storage) -> SplitPlan:
+    """What will come with the rows of a split. Raises UsageError where some are to be chosen of an unknown number."""
+    if rows is None and storage.max_rows is not None:
+        raise UsageError(f"--max-rows: how many rows split {split} gives is not known before it has been seen")
+    weights = subject.parameters()[0]
+    scores = "logits" if storage.with_logits else "none"
+    if is_scored(subject.head, len(weights)):
+        scores = "scored"
+    elif isinstance(subject.head, Backbone):
+        scores = "none"
+    chosen = None if rows is None else choose_rows(rows, storage.max_rows, storage.rows_seed)
+    return SplitPlan(scores, subject.data.labelled, chosen)
 
 
 def _writing(
@@ -147,27 +168,35 @@ def _writing(
     *,
     overwrite: bool,
     names: Sequence[str] | None = None,
+    classes: int | None = None,
 ) -> BackgroundWriter:
-    """A dump to be written by a thread of its own, the classifier and the names of its classes first."""
+    """A dump to be written by a thread of its own, the classifier and the names of its classes first.
+
+    classes: those of the data, where there is no classifier.
+    """
     weights, bias = parameters
-    classes, features = weights.shape
+    features = weights.shape[1]
+    classes = len(weights) or classes or 0
     kind = storage.feature_dtype
     writer = DumpWriter(path, provenance, classes=classes, features=features, feature_dtype=kind, overwrite=overwrite)
-    background = BackgroundWriter(lambda: StoreWriter(writer, storage))
-    background.call("write_classifier", weights, bias)
+    background = BackgroundWriter(lambda: StoreWriter(writer, storage, classes))
+    if len(weights):
+        background.call("write_classifier", weights, bias)
     if names:
         background.call("write_class_names", names[:classes])
     return background
 
 
 def _write_split(
-    writer: BackgroundWriter, name: str, count: int | None, blocks: Iterable[Block], storage: Storage
+    writer: BackgroundWriter, name: str, count: int | None, blocks: Iterable[Block], plan: SplitPlan
 ) -> None:
-    writer.call("start_split", name, count, logits=storage.with_logits)
+    writer.call("start_split", name, count, plan)
     rows = 0
     for block in blocks:
-        writer.call("append", name, block.features, block.labels, block.logits)
+        writer.call("append", name, block.features, block.labels, block.scores)
         rows += len(block.labels)
+    if not rows and count is None:
+        raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
     # Only damaged samples do not come.
     writer.call("finish_split", name, left_out=0 if count is None else count - rows)
 
@@ -223,9 +252,13 @@ def _require_own_names(members: Sequence[Member]) -> None:
         )
 
 
-def _require_storable(subject: Subject, storage: Storage) -> None:
+def _require_storable(subject: Subject, storage: Storage) -> str | None:
+    """What is to be said of what is stored. Raises UsageError where it cannot be stored so."""
     for name in subject.splits:
         require_split_name(name)
     if storage.dtype == "float64" and subject.device.type == "mps":
         raise UsageError("--dtype float64: not supported by MPS; add --device cpu, or use float32")
-    storage.require_fitting(*subject.parameters()[0].shape)
+    classes, features = subject.parameters()[0].shape
+    if isinstance(subject.head, Backbone):
+        classes = max(1, subject.data.classes)
+    return storage.require_fitting(classes, features, positions=is_scored(subject.head, classes))

@@ -9,7 +9,7 @@ from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Subject
-from ckpt_probe.moments.quality import Quality, double
+from ckpt_probe.moments.quality import Quality
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.options import Statistics
 from ckpt_probe.progress import Progress
@@ -83,11 +83,11 @@ class Evaluation:
                 writer.start_split(split, samples)
                 rows = 0
                 for block in held or forward():
-                    writer.append(split, block.features, block.labels, block.logits)
+                    writer.append(split, block.features, block.labels, block.scores)
                     rows += len(block.labels)
                 writer.leave_out(split, samples - rows)
             return read_blocks(
-                lambda: ((block.features, block.labels, block.logits) for block in held or forward()), weights, bias
+                lambda: ((block.features, block.labels, block.scores) for block in held or forward()), weights, bias
             ).record
 
     def explained_record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> Record:
@@ -102,7 +102,7 @@ class Evaluation:
         quality = Quality()
         with closing(self.subject.forward(split, progress=progress)) as blocks:
             for block in blocks:
-                quality.update(double(block.logits), block.labels)
+                quality.update_scores(block.scores, block.labels)
         found = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
         return _overflown(settled({**empty_record(), **found}, scored=True))
 
