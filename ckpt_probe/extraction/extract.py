@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Batch, choose_device, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.scheduling import Busy, Workers, claimed, results
 from ckpt_probe.series import Member
+
+_opened: list[tuple[Path, Setup, Subject]] = []
+"""The subject that this worker has opened last, which takes the weights of one checkpoint after another."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ def extract_series(
     out: Path | str,
     *,
     overwrite: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> ExtractionSummary:
@@ -47,26 +54,30 @@ def extract_series(
     options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
     batch_size, device, data_workers), which take the place of what the checkpoints say, and those of `Storage` (limit,
     dtype, feature_dtype, with_logits, store, memory). A dump that is complete and of the same provenance is skipped; of
-    another provenance, it is an error unless `overwrite`. Raises UsageError and DataError as the parts do; a dump has
-    its name only once it is whole.
+    another provenance, it is an error unless `overwrite`. Processes that extract into the same directory at the same
+    time share the checkpoints between them. workers: so many checkpoints at a time, each in a process of its own;
+    scheduler: the address of a Dask cluster that does them instead. Raises UsageError and DataError as the parts do; a
+    dump has its name only once it is whole.
     """
+    staff = Workers(workers, scheduler)
     progress, setup = progress or Silent(), Setup.taken_from(options)
     storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
-    subject = open_subject(members[0].path, setup)
-    _require_storable(subject, storage)
-    written: list[str] = []
-    skipped: list[str] = []
-    with progress.task("checkpoints", len(members), "checkpoints") as bar:
-        for member in members:
-            path = Path(out) / f"{member.name}.h5"
-            done = _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
-            (written if done else skipped).append(member.name)
+    order = _Order(members[0].path, setup, storage, Path(out), overwrite)
+    subject = order.subject()
+    done: dict[str, bool] = {}
+    notes = dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
+    work = partial(_extract, subject=subject, order=order, progress=progress) if staff.alone else order.run
+    tasks = results(work, members, names=[m.name for m in members], workers=staff, say=progress.message)
+    with progress.task("checkpoints", len(members), "checkpoints") as bar, closing(tasks):
+        for number, found in tasks:
+            done[members[number].name] = found.written
+            notes |= dict.fromkeys(found.notes)
             bar.advance()
-    for note in (*subject.notes, *(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)):
+    for note in (*dict.fromkeys(subject.notes), *notes):
         progress.message(note)
-    return ExtractionSummary(tuple(written), tuple(skipped))
+    return ExtractionSummary(*(tuple(m.name for m in members if done[m.name] is written) for written in (True, False)))
 
 
 def extract(
@@ -109,25 +120,80 @@ def extract(
     return path
 
 
-def _extract(
-    member: Member, path: Path, subject: Subject, storage: Storage, *, overwrite: bool, progress: Progress
-) -> bool:
-    """Open a checkpoint, load it, run it over every split and write its dump; False where that was done before."""
+@dataclass(frozen=True)
+class _Extracted:
+    """What came of one checkpoint: whether its dump was written, or there before, and what a worker has to say."""
+
+    written: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for every checkpoint of a series. first: the one by which the model and its head are known."""
+
+    first: Path
+    setup: Setup
+    storage: Storage
+    out: Path
+    overwrite: bool
+
+    def subject(self) -> Subject:
+        """Model, data and classifier. Raises UsageError where a dump cannot keep what they give."""
+        subject = open_subject(self.first, self.setup)
+        _require_storable(subject, self.storage)
+        return subject
+
+    def run(self, member: Member) -> _Extracted | Busy:
+        """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
+        if not _opened or _opened[0][:2] != (self.first, self.setup):
+            _opened[:] = [(self.first, self.setup, self.subject())]
+        subject, said = _opened[0][2], _Said()
+        found = _extract(member, subject=subject, order=self, progress=said)
+        if isinstance(found, Busy):
+            return found
+        return replace(found, notes=(*(f"{member.name}: {text}" for text in said.messages), *subject.notes))
+
+
+@dataclass
+class _Said(Silent):
+    """Progress of a worker: its messages are kept for whoever asked."""
+
+    messages: list[str] = field(default_factory=list)
+
+    def message(self, text: str) -> None:
+        """Keep a line."""
+        self.messages.append(text)
+
+
+def _extract(member: Member, *, subject: Subject, order: _Order, progress: Progress) -> _Extracted | Busy:
+    """Open a checkpoint, load it, run it over every split and write its dump, unless that is done or being done."""
+    path, storage = order.out / f"{member.name}.h5", order.storage
     with subject.setup.open(member.path) as checkpoint:
         size, sha256, epoch = checkpoint.size, checkpoint.content_hash(), checkpoint.metadata.epoch
         provenance = subject.provenance(member.name, size, sha256, step=member.step, epoch=epoch, storage=storage)
-        if not overwrite and _complete(path, provenance):
-            return False
-        subject.load(checkpoint.state_dict(), str(member.path))
+        if not order.overwrite and _complete(path, provenance):
+            return _Extracted(False)
+        with claimed(path) as claim:
+            if isinstance(claim, Busy):
+                return claim
+            # Another process may have finished it just before the claim.
+            if not order.overwrite and _complete(path, provenance):
+                return _Extracted(False)
+            subject.load(checkpoint.state_dict(), str(member.path))
+            _write(path, provenance, subject, order, progress)
+    return _Extracted(True)
+
+
+def _write(path: Path, provenance: Provenance, subject: Subject, order: _Order, progress: Progress) -> None:
+    storage = order.storage
     counts = {name: len(subject.data.split(name)) for name in subject.splits}
     if storage.limit is not None:
         counts = {name: min(count, storage.limit) for name, count in counts.items()}
-    replace = overwrite or path.exists()
+    there, names = order.overwrite or path.exists(), subject.data.class_names
     with (
         progress.task(path.stem, sum(counts.values()), "samples") as bar,
-        _writing(
-            path, provenance, subject.parameters(), storage, overwrite=replace, names=subject.data.class_names
-        ) as writer,
+        _writing(path, provenance, subject.parameters(), storage, overwrite=there, names=names) as writer,
     ):
         for name, count in counts.items():
             blocks = subject.forward(name, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar)
@@ -136,7 +202,6 @@ def _extract(
                 # How many positions have a label is known when all have been seen.
                 rows = None if subject.head.positions == "every" else count
                 _write_split(writer, name, rows, blocks, storage)
-    return True
 
 
 def _writing(

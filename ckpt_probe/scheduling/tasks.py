@@ -1,0 +1,68 @@
+"""What a task is, wherever it runs: work on one item, and what came of it."""
+
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.errors import CkptProbeError, UsageError, last_line
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who runs tasks: so many processes of this machine, this one alone where it is 1, or a Dask cluster.
+
+    scheduler: the address of the cluster's scheduler, such as tcp://host:8786, or the file that it has written.
+    """
+
+    count: int = 1
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"workers: expected at least 1, found {self.count}")
+        if self.scheduler is not None and self.count != 1:
+            raise UsageError("--workers and --scheduler exclude each other: a cluster has workers of its own")
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process does it all."""
+        return self.count == 1 and self.scheduler is None
+
+
+@dataclass(frozen=True)
+class Busy:
+    """What a task answers where another process is at its item: the item's turn comes again."""
+
+    holder: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task that ended with an error. trace: the worker's traceback, where it is an error of the program."""
+
+    message: str
+    wrong_use: bool = False
+    trace: str | None = None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A task whose worker process ended while it ran."""
+
+
+def attempt(work: Callable[[Any], Any], item: Any, directory: str | None = None) -> Any:
+    """What `work` makes of an item, or how it failed; this is what a worker runs.
+
+    directory: where relative names of files are looked for, as whoever gives the work out means them.
+    """
+    try:
+        if directory is not None and str(Path.cwd()) != directory:
+            os.chdir(directory)
+        return work(item)
+    except CkptProbeError as error:
+        return Failed(str(error), wrong_use=isinstance(error, UsageError))
+    except Exception as error:
+        return Failed(last_line(error), trace=traceback.format_exc())
