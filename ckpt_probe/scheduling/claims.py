@@ -12,11 +12,11 @@ import re
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.scheduling.tasks import Busy
@@ -77,10 +77,11 @@ def _taken(path: Path, stale: float) -> Claim | Busy:
     file = _file(path, numbers[-1] + 1 if numbers else 1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8") as written:
-            written.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "token": _token()}))
-    except FileExistsError:
-        return Busy("another process")
+        try:
+            with file.open("x", encoding="utf-8") as written:
+                written.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "token": _token()}))
+        except FileExistsError:
+            return Busy("another process")
     except OSError as error:
         raise UnclaimedError(f"{path}: cannot be written: {error.strerror or error}") from error
     return Claim(file)
@@ -89,9 +90,9 @@ def _taken(path: Path, stale: float) -> Claim | Busy:
 def _holder(file: Path, stale: float) -> str | None:
     """Who holds a claim; None where he is dead, or has let go just now."""
     try:
-        with file.open(encoding="utf-8") as opened:
-            state, text = os.fstat(opened.fileno()), opened.read(4096)
-    except (OSError, ValueError):
+        with file.open("rb") as opened:
+            state, text = os.fstat(opened.fileno()), opened.read(4096).decode(errors="replace")
+    except OSError:
         return None if not file.exists() else "another process"
     try:
         told = json.loads(text)
@@ -101,7 +102,7 @@ def _holder(file: Path, stale: float) -> str | None:
         host, process, token = "", 0, text
     if host == socket.gethostname() and not _runs(process):
         return None
-    found, now = (state.st_mtime_ns, state.st_size, token), time.monotonic()
+    found, now = (state.st_mtime_ns, state.st_size, token), monotonic()
     before, since = _seen.get(file, (found, now))
     if before != found:
         since = now

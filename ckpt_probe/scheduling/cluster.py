@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
-from ckpt_probe.scheduling.tasks import Failed, attempt
+from ckpt_probe.scheduling.tasks import Failed, Lost, attempt
 
 CONNECT_SECONDS = 15
 COUNTED_SECONDS = 1.0
@@ -32,6 +32,8 @@ class Cluster:
         self._prefix, self._count = f"ckpt-probe-{uuid4().hex[:8]}", count()
         try:
             self._require_same_version()
+            # So many workers may be lost with a task, or beside it, before the scheduler gives it up.
+            self._allowed = self._client.run_on_scheduler(_allowed_failures)
             if not self._present():
                 say(f"{address}: no worker yet; tasks wait until one joins")
         except BaseException:
@@ -84,7 +86,7 @@ class Cluster:
             return future.result()
         error = future.exception()
         if type(error).__name__ == "KilledWorker":
-            return Failed("its workers were killed, one after another (often for lack of memory), so it was set aside")
+            return Lost(self._allowed + 1)
         return Failed(f"on a worker: {last_line(error)}")
 
     def _present(self) -> int:
@@ -103,12 +105,17 @@ class Cluster:
             found = self._client.run(_version, on_error="return")
         except Exception as error:
             raise self._gone(error) from error
+        try:
+            found["scheduler"] = self._client.run_on_scheduler(_version)
+        except Exception as error:
+            # It looks into what it passes on, and so needs the package too.
+            found["scheduler"] = error
         for worker, version in found.items():
             if version != ours:
                 told = version if isinstance(version, str) else last_line(version)
                 raise UsageError(
-                    f"{self._address}: worker {worker} has another ckpt-probe ({told} / here {ours}); "
-                    "install the same on all workers"
+                    f"{self._address}: {worker} has another ckpt-probe ({told} / here {ours}); "
+                    "install the same on the scheduler and on all workers"
                 )
 
     def _gone(self, error: BaseException | None) -> DataError:
@@ -136,6 +143,10 @@ def _as_completed(client: Any) -> Any:
     from distributed import as_completed
 
     return as_completed([], loop=client.loop, raise_errors=False)
+
+
+def _allowed_failures(dask_scheduler: Any) -> int:
+    return int(dask_scheduler.allowed_failures)
 
 
 def _version() -> str:

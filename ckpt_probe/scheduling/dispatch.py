@@ -112,6 +112,7 @@ class _Rounds:
         self._waiting = deque(range(len(items)))
         self._busy: deque[int] = deque()
         self._suspects: deque[int] = deque()
+        self._alone: set[int] = set()
         self._running: set[int] = set()
         self._strikes: Counter[int] = Counter()
         self._told: set[int] = set()
@@ -128,9 +129,9 @@ class _Rounds:
                 self._pause = PAUSE
                 if not isinstance(outcome, Lost):
                     yield number, outcome
-                elif self._struck(number):
-                    told = f"its worker process was killed {STRIKES} times (often for lack of memory), so it was set aside"
-                    yield number, Failed(told)
+                elif self._struck(number, outcome.times):
+                    told = f"its worker process was killed {self._strikes[number]} times (often for lack of memory)"
+                    yield number, Failed(f"{told}, so it was set aside")
 
     def close(self) -> None:
         self._backend.close()
@@ -139,7 +140,9 @@ class _Rounds:
         if self._suspects:
             # Alone, so that what ends a worker again is known to be this item.
             if not self._running:
-                self._submit(self._suspects.popleft())
+                number = self._suspects.popleft()
+                self._alone.add(number)
+                self._submit(number)
             return
         if not self._waiting and not self._running:
             time.sleep(self._pause)
@@ -158,9 +161,10 @@ class _Rounds:
             self._told.add(number)
             self._say(f"{self._names[number]}: {busy.holder} is working on it; continuing with the others")
 
-    def _struck(self, number: int) -> bool:
-        self._strikes[number] += 1
-        if self._strikes[number] >= STRIKES:
+    def _struck(self, number: int, times: int) -> bool:
+        self._strikes[number] += times
+        # Beside others it may be one of them that is to blame.
+        if self._strikes[number] >= STRIKES and number in self._alone:
             return True
         self._suspects.append(number)
         return False

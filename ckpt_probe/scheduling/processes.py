@@ -1,6 +1,7 @@
 """Processes of this machine, each at one task at a time; one that ends takes only its task with it."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -49,17 +50,19 @@ class Processes:
         self._pool.shutdown(cancel_futures=True)
 
     def _made(self) -> ProcessPoolExecutor:
-        import torch
-
+        torch = sys.modules.get("torch")
+        threads = None if torch is None else torch.get_num_threads()
         return ProcessPoolExecutor(
-            self._count, get_context("spawn"), initializer=_begin, initargs=(torch.get_num_threads(), os.getpid())
+            self._count, get_context("spawn"), initializer=_begin, initargs=(threads, os.getpid())
         )
 
 
-def _begin(threads: int, parent: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
+def _begin(threads: int | None, parent: int) -> None:
+    if threads is not None:
+        # For torch where it is loaded later, which a task without any need of it is spared.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -50,7 +50,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """A task whose worker process ended while it ran."""
+    """A task whose worker process was killed while it, or another task, ran. times: how many such have been."""
+
+    times: int = 1
 
 
 def attempt(work: Callable[[Any], Any], item: Any, directory: str | None = None) -> Any:
