@@ -92,7 +92,7 @@ _WORKERS = (
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Processes of this machine, each with one checkpoint at a time.",
+        help="Processes of this machine, each with one checkpoint (or point) at a time.",
     ),
     click.option(
         "--scheduler",

@@ -24,11 +24,8 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Batch, choose_device, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.scheduling import Busy, Workers, claimed, results
+from ckpt_probe.scheduling import Busy, Workers, claimed, made_once, results
 from ckpt_probe.series import Member
-
-_opened: list[tuple[Path, Setup, Subject]] = []
-"""The subject that this worker has opened last, which takes the weights of one checkpoint after another."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +143,7 @@ class _Order:
 
     def run(self, member: Member) -> _Extracted | Busy:
         """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
-        if not _opened or _opened[0][:2] != (self.first, self.setup):
-            _opened[:] = [(self.first, self.setup, self.subject())]
-        subject, said = _opened[0][2], _Said()
+        subject, said = made_once(self, self.subject), _Said()
         found = _extract(member, subject=subject, order=self, progress=said)
         if isinstance(found, Busy):
             return found

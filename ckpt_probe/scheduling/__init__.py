@@ -2,6 +2,6 @@
 
 from ckpt_probe.scheduling.claims import Claim, UnclaimedError, claimed
 from ckpt_probe.scheduling.dispatch import in_turn, results
-from ckpt_probe.scheduling.tasks import Busy, Workers
+from ckpt_probe.scheduling.tasks import ALONE, Busy, Workers, made_once
 
-__all__ = ["Busy", "Claim", "UnclaimedError", "Workers", "claimed", "in_turn", "results"]
+__all__ = ["ALONE", "Busy", "Claim", "UnclaimedError", "Workers", "claimed", "in_turn", "made_once", "results"]

@@ -5,9 +5,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
+
+T = TypeVar("T")
+
+_kept: list[tuple[Any, Any]] = []
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Workers:
         return self.count == 1 and self.scheduler is None
 
 
+ALONE = Workers()
+
+
 @dataclass(frozen=True)
 class Busy:
     """What a task answers where another process is at its item: the item's turn comes again."""
@@ -53,6 +60,17 @@ class Lost:
     """A task whose worker process was killed while it, or another task, ran. times: how many such have been."""
 
     times: int = 1
+
+
+def made_once(key: Any, make: Callable[[], T]) -> T:
+    """What `make` gives, kept in this process until another key is asked for.
+
+    So a worker opens a model and its data once for all the checkpoints that it is given.
+    """
+    if not _kept or _kept[0][0] != key:
+        _kept.clear()
+        _kept.append((key, make()))
+    return _kept[0][1]
 
 
 def attempt(work: Callable[[Any], Any], item: Any, directory: str | None = None) -> Any:
