@@ -76,7 +76,8 @@ def results(
         for number, outcome in rounds.outcomes():
             if isinstance(outcome, Failed):
                 failed[number] = outcome
-                say(f"{names[number]}: {outcome.trace or outcome.message}")
+                if outcome.trace is not None:
+                    say(f"{names[number]}: {outcome.trace}")
             else:
                 yield number, outcome
     if failed:
@@ -183,10 +184,10 @@ def _backend(workers: Workers, count: int, say: Callable[[str], None]) -> Backen
 
 
 def _error(failed: dict[str, Failed], items: int) -> DataError | UsageError:
-    # Of one item the message is as it would be in this process.
-    if len(failed) == 1 and items == 1:
-        told = next(iter(failed.values())).message
-    else:
-        each = [f"{name}: {found.message}" for name, found in failed.items()]
-        told = f"{len(failed)} of {items} failed, the others are done: {listed(each, most=3)}"
+    # An error that is the only one, and ours, reads as it would in this process.
+    each = [f"{name}: {found.message}" for name, found in failed.items()]
+    told = f"{len(failed)} of {items} failed, the others are done: {listed(each, most=3)}"
+    if len(failed) == 1:
+        name, found = next(iter(failed.items()))
+        told = found.message if found.ours else f"{name}: {found.message}"
     return (UsageError if all(found.wrong_use for found in failed.values()) else DataError)(told)

@@ -48,9 +48,14 @@ class Busy:
 
 @dataclass(frozen=True)
 class Failed:
-    """A task that ended with an error. trace: the worker's traceback, where it is an error of the program."""
+    """A task that ended with an error.
+
+    ours: the error is of our own family, so that its message says of what it is. trace: the worker's traceback where
+    it is an error of the program.
+    """
 
     message: str
+    ours: bool = False
     wrong_use: bool = False
     trace: str | None = None
 
@@ -83,6 +88,6 @@ def attempt(work: Callable[[Any], Any], item: Any, directory: str | None = None)
             os.chdir(directory)
         return work(item)
     except CkptProbeError as error:
-        return Failed(str(error), wrong_use=isinstance(error, UsageError))
+        return Failed(str(error), ours=True, wrong_use=isinstance(error, UsageError))
     except Exception as error:
         return Failed(last_line(error), trace=traceback.format_exc())
