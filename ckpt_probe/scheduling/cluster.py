@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +25,8 @@ class Cluster:
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
         self._address = address
         self._client = _client(address)
-        self._ended = _as_completed(self._client)
+        self._futures: dict[str, Any] = {}
+        self._ended: Queue[Any] = Queue()
         self._directory = str(Path.cwd())
         self._numbers: dict[str, int] = {}
         self._done = 0
@@ -49,35 +52,43 @@ class Cluster:
         key = f"{self._prefix}-{next(self._count)}"
         self._numbers[key] = number
         try:
-            self._ended.add(self._client.submit(attempt, work, item, self._directory, key=key, pure=False))
+            future = self._client.submit(attempt, work, item, self._directory, key=key, pure=False)
         except Exception as error:
             raise self._gone(error) from error
+        self._futures[key] = future
+        future.add_done_callback(self._ended.put)
 
     def finished(self) -> list[tuple[int, Any]]:
-        """Wait until a task has ended. Raises DataError where the scheduler has."""
-        found = []
+        """What has ended; nothing where that is long in coming, as more workers may be there by then.
+
+        Raises DataError where the scheduler has ended.
+        """
         try:
-            for future in [next(self._ended), *self._ready()]:
-                found.append((self._numbers.pop(future.key), self._outcome(future)))
+            ended = [self._ended.get(timeout=COUNTED_SECONDS)]
+        except Empty:
+            if self._client.status != "running":
+                raise self._gone(None) from None
+            return []
+        while not self._ended.empty():
+            ended.append(self._ended.get())
+        try:
+            found = [(self._numbers.pop(future.key), self._outcome(future)) for future in ended]
         except CkptProbeError:
             raise
         except Exception as error:
             raise self._gone(error) from error
+        for future in ended:
+            # The cluster forgets a result when nobody holds its future.
+            del self._futures[future.key]
         self._done += len(found)
         return found
 
     def close(self) -> None:
         """Take back what was given out, and leave the cluster as it was."""
-        try:
-            futures = list(self._ended.futures)
-            if futures and self._client.status == "running":
-                self._client.cancel(futures, force=True)
-        except Exception:
-            pass
+        with suppress(Exception):  # the scheduler may be gone, and what ended the work is told already
+            if self._futures and self._client.status == "running":
+                self._client.cancel(list(self._futures.values()), force=True)
         self._client.close(timeout=5)
-
-    def _ready(self) -> list[Any]:
-        return [] if self._ended.is_empty() else self._ended.next_batch(block=False)
 
     def _outcome(self, future: Any) -> Any:
         if future.status in {"cancelled", "lost"}:
@@ -137,12 +148,6 @@ def _client(address: str) -> Any:
         raise UsageError(
             f"--scheduler {address}: no scheduler answers there ({last_line(error)}); start one with: dask scheduler"
         ) from error
-
-
-def _as_completed(client: Any) -> Any:
-    from distributed import as_completed
-
-    return as_completed([], loop=client.loop, raise_errors=False)
 
 
 def _allowed_failures(dask_scheduler: Any) -> int:

@@ -29,7 +29,7 @@ class Backend(Protocol):
         """Give out a task."""
 
     def finished(self) -> list[tuple[int, Any]]:
-        """Wait until a task has ended; what came of those that have, by their numbers."""
+        """Wait until a task has ended, or for a while; what came of those that have, by their numbers."""
         ...
 
     def close(self) -> None:
