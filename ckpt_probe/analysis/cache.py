@@ -49,13 +49,14 @@ class Entry:
     """The records of one dump: `readings`, None where they are not at hand for just this content."""
 
     def __init__(self, file: Path, asked: str, content: str) -> None:
-        self._file = file
+        self.file = file
         self._named = {"asked": asked, "content": content}
-        self.readings = self._found()
+        self.readings = self.found()
 
-    def _found(self) -> list[Reading] | None:
+    def found(self) -> list[Reading] | None:
+        """What is kept now."""
         try:
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
             if any(kept[name] != value for name, value in self._named.items()):
                 return None
             return [_reading(one) for one in kept["readings"]]
@@ -74,7 +75,7 @@ class Entry:
             for one in readings
         ]
         try:
-            write_text(self._file, json.dumps({**self._named, "readings": kept}, allow_nan=False), overwrite=True)
+            write_text(self.file, json.dumps({**self._named, "readings": kept}, allow_nan=False), overwrite=True)
         except CkptProbeError as error:
             return f"the cache of records could not be written: {error}"
         return None

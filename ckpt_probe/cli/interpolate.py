@@ -13,6 +13,7 @@ from ckpt_probe.cli.options import (
     numbers,
     subject_options,
     take_arguments,
+    worker_options,
     writer_options,
 )
 from ckpt_probe.errors import UsageError
@@ -80,6 +81,7 @@ OF_A_CURVE = (*OF_TRAINING, "midpoint")
 @batchnorm_options
 @click.option("--keep-dumps", is_flag=True, help="Also store features and logits of every point, in OUT/dumps.")
 @subject_options
+@worker_options
 @click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the table.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values instead of the table.")
 @click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is.")

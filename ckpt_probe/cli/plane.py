@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import batchnorm_options, check_batchnorm_samples, subject_options, take_arguments
+from ckpt_probe.cli.options import (
+    batchnorm_options,
+    check_batchnorm_samples,
+    subject_options,
+    take_arguments,
+    worker_options,
+)
 from ckpt_probe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +62,7 @@ SIDE = 14
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random directions.")
 @batchnorm_options
 @subject_options
+@worker_options
 @click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the map.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values instead of the map.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw contours to this .svg, .png or .pdf file.")
