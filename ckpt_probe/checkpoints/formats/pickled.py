@@ -108,6 +108,8 @@ def _check_stream(file: BinaryIO, size: int) -> Scan:
         for _ in range(PREAMBLE):
             scan(file, size)
         found = scan(file, size - file.tell())
+        # The order of the storages whose bytes follow: a pickle of its own.
+        scan(file, size - file.tell())
     except ValueError as error:
         raise ValueError(f"truncated, or not written by torch.save ({error})") from error
     claimed = sum(found.storages.values())
