@@ -16,7 +16,7 @@ from ckpt_probe.cli.options import (
     worker_options,
     writer_options,
 )
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import UsageError, printable
 from ckpt_probe.paths.options import BENT, METHODS, SHAPES
 
 EXAMPLE = """\b
@@ -145,10 +145,14 @@ def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
         print_barriers(result.points, result.summary)
         if result.alignment is not None:
             told = f"{result.alignment['before']:.4g} → {result.alignment['after']:.4g}"
-            click.echo(f"aligned: distance between the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
+            click.echo(
+                printable(f"aligned: distance between the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
+            )
         if (out / "midpoint.safetensors").exists():
-            click.echo(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint uses it again")
-        click.echo(f"distance between the ends {result.distance:.4g}, length of the path {result.length:.4g}")
+            click.echo(printable(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint uses it again"))
+        click.echo(
+            printable(f"distance between the ends {result.distance:.4g}, length of the path {result.length:.4g}")
+        )
     say(f"{out}: {len(result.points)} records, one per point and split")
 
 
@@ -167,7 +171,7 @@ def evaluate_runs(a: Path, b: Path | None, out: Path, options: dict[str, Any]) -
     for record in records if not csv else ():
         step = str(record["step"]) + (f" to {record['to_step']}" if "to_step" in record else "")
         barriers = f"barrier in loss {_excess(record, 'loss')}, in error {_excess(record, 'error')}"
-        click.echo(to_json_line(record) if json else f"step {step}  {record['split']}: {barriers}")
+        click.echo(printable(to_json_line(record) if json else f"step {step}  {record['split']}: {barriers}"))
     say(f"{out}: {len(records)} barriers")
 
 
