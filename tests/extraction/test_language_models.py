@@ -219,3 +219,21 @@ def test_a_checkpoint_of_another_vocabulary(save_model: Callable[..., Any], docu
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "vocab_size": 12}))
     with pytest.raises(DataError, match="its tokenizer has 29 tokens, the model 12: it is another model's"):
         cp.extract_series(tmp_path / "model", tmp_path / "dumps", data=f"text:{documents}", device="cpu")
+
+
+def test_a_point_between_two_revisions_is_scored_alike(
+    save_model: Callable[..., Any], documents: Path, tmp_path: Path
+) -> None:
+    ends = [tmp_path / f"step{seed}" for seed in (0, 1)]
+    for seed, place in enumerate(ends):
+        save_model("gpt2", "LMHeadModel", place, seed=seed)
+    given: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu"}
+    cp.evaluate_path(*(end / "model.safetensors" for end in ends), tmp_path / "path", points=3, dumps=True, **given)
+    records = [json.loads(line) for line in (tmp_path / "path" / "points.jsonl").read_text().splitlines()]
+    cp.extract_series(ends[0], tmp_path / "dumps", **given)
+    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    assert records[0]["alpha"] == 0
+    for name in ("loss", "accuracy", "nc1.pinv", "samples"):
+        assert records[0][name] == pytest.approx(record[name], rel=1e-6), name
+    with cp.open_dump(next((tmp_path / "path").rglob("*.h5"))) as dump:
+        assert dump["held"].loss is not None
