@@ -67,8 +67,8 @@ def command(
 ) -> None:
     """Run every checkpoint over the data once, and store penultimate features and classifier weights.
 
-    CHECKPOINTS is the directory of a run, a directory of .safetensors files, or one such file. Writes one HDF5 file,
-    a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
+    CHECKPOINTS is the directory of a run, a directory of checkpoints of any format, or one of them. Writes one HDF5
+    file, a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
     interruption.
     """
     from ckpt_probe.cli.console import bars, say
@@ -77,4 +77,5 @@ def command(
     options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} already complete")
+    written = f"{len(summary.written)} {'dump' if len(summary.written) == 1 else 'dumps'} written"
+    say(f"{out}: {written}, {len(summary.skipped)} already complete")

@@ -87,6 +87,21 @@ class SplitView:
         arrays = (self.features, self.labels, self.logits, self.prediction, self.loss)
         return {name: array for name, array in zip(schema.OF_ROWS, arrays, strict=True) if array is not None}
 
+    def verify(self, rows: int = 4096) -> Iterator[tuple[bool, str | None]]:
+        """Read every stored array: whether it is under a checksum, and what is wrong with it, None where it is read."""
+        for name, array in self.arrays().items():
+            dataset: Any = getattr(array, "dataset", array)
+            # What has no chunks is kept in its header, which has a checksum from version 2 on.
+            checked = dataset.fletcher32 or dataset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
+            try:
+                for start in range(0, len(dataset) if dataset.shape else 1, rows):
+                    with own_reads(self._path, f"{self.name}/{name}"):
+                        dataset[start : start + rows] if dataset.shape else dataset[()]
+            except DataError as error:
+                yield checked, str(error)
+            else:
+                yield checked, None
+
     def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
         """Class moments as arrays by name, and the numbers beside them; None where none were stored.
 

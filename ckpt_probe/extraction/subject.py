@@ -31,6 +31,7 @@ from ckpt_probe.models import (
     Backbone,
     Batch,
     Head,
+    arguments_taken,
     backbone_of,
     build_model,
     choose_device,
@@ -69,8 +70,8 @@ class Subject:
     sample: Batch
     setup: Setup
     device: torch.device
-    wrapper_note: str | None = None
-    """What was taken off the names of the checkpoint's tensors, or left out, to make them fit."""
+    said: tuple[str, ...] = ()
+    """What was taken off the names of the checkpoint's tensors to make them fit, and of its hyperparameters."""
 
     @property
     def classifier(self) -> str | None:
@@ -94,9 +95,9 @@ class Subject:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said: of names that were changed, of the data when loaded, and of the samples read so far."""
-        ours = () if self.wrapper_note is None else (self.wrapper_note,)
         read = {split: notes_of(self.data.split(split)) for split in self.splits}
-        return (*ours, *self.data.notes, *(f"split {split}: {note}" for split, notes in read.items() for note in notes))
+        of_splits = [f"split {split}: {note}" for split, notes in read.items() for note in notes]
+        return (*self.said, *self.data.notes, *of_splits)
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now.
@@ -182,7 +183,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         name, arguments = _model(checkpoint, setup, stated, data)
         device = choose_device(setup.device)
         model = build_model(name, arguments)
-        note = wrapper_note(checkpoint.names, set(model.state_dict()))
+        said = [_told_note(checkpoint, setup, stated), wrapper_note(checkpoint.names, set(model.state_dict()))]
         load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)
         named = setup.classifier or checkpoint.metadata.classifier
@@ -196,7 +197,8 @@ def open_subject(path: Path, setup: Setup) -> Subject:
                 data = in_width(data, classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
-    return Subject(model, name, arguments, data, splits, head, sample, setup, device, note)
+    notes = tuple(note for note in said if note)
+    return Subject(model, name, arguments, data, splits, head, sample, setup, device, notes)
 
 
 def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:
@@ -253,12 +255,25 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHi
 
 
 def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dict[str, Any]]:
-    """The model that the caller names, else the checkpoint, else a file beside it; what the latter two say of it."""
+    """The model that the caller names, else the checkpoint, else a file beside it; what the latter two say of it.
+
+    Where the caller names it, they say what Lightning's module was constructed with, as far as the model takes it.
+    """
     metadata = checkpoint.metadata
     if setup.model is None and metadata.model is None:
         return model_beside(checkpoint.config_directory or checkpoint.path) or (None, {})
-    same = setup.model is None or setup.model == metadata.model
-    return setup.model or metadata.model, dict(metadata.model_arguments) if same else {}
+    if setup.model is None or setup.model == metadata.model:
+        return setup.model or metadata.model, dict(metadata.model_arguments)
+    return setup.model, arguments_taken(setup.model, checkpoint.hyperparameters)
+
+
+def _told_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> str | None:
+    """Which of a model's arguments are the checkpoint's hyperparameters, as a sentence."""
+    if setup.model is None or setup.model == checkpoint.metadata.model:
+        return None
+    used = {name: value for name, value in stated[1].items() if name not in (setup.model_arguments or {})}
+    told = ", ".join(f"{name}={value}" for name, value in used.items())
+    return f"model arguments from the checkpoint's hyperparameters: {told}" if told else None
 
 
 def _model(
@@ -267,9 +282,10 @@ def _model(
     name, told = stated
     path = checkpoint.path
     if name is None:
-        raise UsageError(
-            f"{path}: does not name its model; use --model, such as timm:NAME, hf:DIR or package.module:function"
-        )
+        arch = checkpoint.facts.get("arch")
+        likely = f" ({arch!r} stands in the file: perhaps timm:{arch} or torchvision:{arch})" if arch else ""
+        kinds = "timm:NAME, hf:DIR or package.module:function"
+        raise UsageError(f"{path}: does not name its model; use --model, such as {kinds}{likely}")
     chosen = setup.model_arguments or {}
     told = {key: value for key, value in told.items() if key not in chosen}
     if functions := model_functions(name):

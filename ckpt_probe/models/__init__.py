@@ -9,7 +9,7 @@ from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import fitting_names, load_weights, require_classes, unwrapped, wrapper_note
 from ckpt_probe.models.head import Head, Part, Rows
 from ckpt_probe.models.pooling import padding_mask
-from ckpt_probe.models.sources import build_model, functions_named, model_arguments
+from ckpt_probe.models.sources import arguments_taken, build_model, functions_named, model_arguments
 from ckpt_probe.models.two_source import TwoSource
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Part",
     "Rows",
     "TwoSource",
+    "arguments_taken",
     "backbone_of",
     "build_model",
     "call",

@@ -228,7 +228,9 @@ def test_a_point_between_two_revisions_is_scored_alike(
     for seed, place in enumerate(ends):
         save_model("gpt2", "LMHeadModel", place, seed=seed)
     given: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu"}
-    cp.evaluate_path(*(end / "model.safetensors" for end in ends), tmp_path / "path", points=3, dumps=True, **given)
+    cp.evaluate_path(
+        *(end / "model.safetensors" for end in ends), tmp_path / "path", points=3, keep_dumps=True, **given
+    )
     records = [json.loads(line) for line in (tmp_path / "path" / "points.jsonl").read_text().splitlines()]
     cp.extract_series(ends[0], tmp_path / "dumps", **given)
     [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
