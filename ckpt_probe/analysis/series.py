@@ -6,14 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ckpt_probe.analysis.cache import Cache, Entry
 from ckpt_probe.analysis.collection import Records
+from ckpt_probe.analysis.entries import NOT_STORED
 from ckpt_probe.analysis.naming import named_rows
-from ckpt_probe.analysis.records import in_order, read_blocks, read_moments
+from ckpt_probe.analysis.others import against_first, mean_outside, outside_of
+from ckpt_probe.analysis.records import Record, in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.analysis.unlabelled import read_unlabelled
 from ckpt_probe.dumps import Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import content_hash
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.progress import Progress, Silent
@@ -82,10 +87,12 @@ def read_series(
             )
         ) as found_so_far,
     ):
+        first: dict[Any, Record] = {}
         for done in in_turn(found_so_far):
             found += done.cached
             notes += [done.note] if done.note and done.note not in notes else []
-            yield from done.readings
+            compared = "centred" in settings.families and len(members) > 1
+            yield from (against_first(one, first) for one in done.readings) if compared else done.readings
             bar.advance()
     if found:
         progress.message(f"{found} of {len(members)} dumps were read from the cache; --no-cache recomputes them")
@@ -114,7 +121,9 @@ class _Task:
         with open_dump(path) as dump:
             if self.cache is None:
                 return _Done(self.readings(dump))
-            entry = self.cache.entry(dump.path)
+            outside = outside_of(dump, self.settings.outside)
+            content = content_hash(dump.path) + ("" if outside is None else content_hash(outside))
+            entry = self.cache.entry_of(dump.path, content)
             if entry.readings is not None:
                 return _Done(entry.readings, cached=True)
             return self._kept(dump, entry)
@@ -139,15 +148,17 @@ class _Task:
 
 def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
     view = dump[split]
+    outside = mean_outside(outside_of(dump, settings.outside), view)
     try:
         of_split = _of_features if view.features is not None else _of_moments
-        reading = _of_unlabelled(view, settings) if not view.labelled else of_split(dump, view, settings)
+        reading = of_split(dump, view, settings, outside) if view.labelled else _of_unlabelled(view, settings)
     except DataError as error:
         raise DataError(f"{dump.path}: {split}: {error}") from error
     place = {"checkpoint": dump.name, "step": dump.step, "split": split}
+    counted = {NOT_STORED: view.not_stored} if view.not_stored else {}
     return replace(
         reading,
-        record=in_order({**place, **reading.record}),
+        record=in_order({**place, **counted, **reading.record}),
         per_class=named_rows([{**place, **row} for row in reading.per_class], dump.class_names)
         if settings.per_class
         else [],
@@ -156,9 +167,9 @@ def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
     )
 
 
-def _of_features(dump: Dump, view: SplitView, settings: Settings) -> Reading:
+def _of_features(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
     rows = _rows_at_once(view, settings)
-    return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings)
+    return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings, outside=outside)
 
 
 def _of_unlabelled(view: SplitView, settings: Settings) -> Reading:
@@ -175,7 +186,7 @@ def _rows_at_once(view: SplitView, settings: Settings) -> int:
     return max(1, size // (8 * view.dimension))
 
 
-def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:
+def _of_moments(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
     stored = view.read_moments()
     assert stored is not None
     state, numbers = stored
@@ -185,4 +196,4 @@ def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:
         quality = Quality.from_numbers(numbers)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
-    return read_moments(moments, quality, dump.weights, dump.bias, settings=settings)
+    return read_moments(moments, quality, dump.weights, dump.bias, settings=settings, outside=outside)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 
 from ckpt_probe.analysis.entries import COUNTS, ENTRIES, REFERENCES, WEIGHTS_ALONE
-from ckpt_probe.analysis.records import Record, in_order, settled
+from ckpt_probe.analysis.records import NEEDS_FEATURES, Record, in_order, settled
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments
+from ckpt_probe.moments.quality import double
 from ckpt_probe.moments.record import Reading
 
 NO_LABELS = "the data have no labels"
@@ -41,18 +41,23 @@ def read_unlabelled(
     known = moments.read(orders=settings.orders, details=settings.spectra)
     counted = {name: known.record[name] for name in KNOWN}
     metrics = {entry.name: entry.family for entry in ENTRIES if entry.name not in WEIGHTS_ALONE}
-    asked = [name for name, family in metrics.items() if family in settings.families]
+    asked = [name for name, family in metrics.items() if family in settings.families and name != "erank.difference"]
     record: Record = {**dict.fromkeys((*COUNTS, *asked, *REFERENCES)), **counted}
+    if "centred" in settings.families and blocks is not None:
+        record["centred.effective_rank"] = _centred_rank(blocks, moments, settings)
     if "sample" in settings.families:
         record |= {name: value for name, value in known.record.items() if name.endswith(OF_ROWS)}
     absent = [name for name, value in record.items() if value is None and name not in REFERENCES]
-    record["missing"] = f"{', '.join(absent)}: {NO_LABELS}"
+    features = [name for name in absent if name == "centred.effective_rank"]
+    told = f"; {features[0]}: {NEEDS_FEATURES}" if features else ""
+    record["missing"] = f"{', '.join(name for name in absent if name not in features)}: {NO_LABELS}{told}"
     return replace(known, record=in_order(settled(record)), per_class=[])
 
 
-def mean_of(blocks: Iterable[Array]) -> torch.Tensor:
-    """The mean (D,) of rows that come in blocks (n, D), float64. Raises DataError where there is none."""
-    moments = Moments(None, only=["nc2"])
-    for features in blocks:
-        moments.update(as_tensor(features, "features"), torch.zeros(len(features), dtype=torch.int64))
-    return moments.mean
+def _centred_rank(blocks: Callable[[], Iterable[Array]], moments: Moments, settings: Settings) -> float | None:
+    mean = moments.mean.cpu()
+    shifted = Moments(None, memory=settings.memory, only=["sample"], precision=settings.precision)
+    for features in blocks():
+        rows = double(features, "features") - mean
+        shifted.update(rows, torch.zeros(len(rows), dtype=torch.int64))
+    return shifted.compute()["sample.effective_rank"]  # pyright: ignore[reportReturnType]

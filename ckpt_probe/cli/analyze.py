@@ -11,7 +11,10 @@ from ckpt_probe.cli.output import file_format, require_writable
 from ckpt_probe.errors import UsageError
 
 OF_DUMPS = frozenset(
-    {"splits", "centred", "per_class", "spectra", "memory", "tolerance", "budget", "seed", "workers", "scheduler"}
+    {
+        *("splits", "centred", "outside", "per_class", "spectra", "memory", "tolerance", "budget", "seed"),
+        *("workers", "scheduler"),
+    }
 )
 OF_CHECKPOINTS = frozenset({"classifier", "state_key", "base"})
 
@@ -48,7 +51,17 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
     callback=_list_metrics,
     help="List the families and their metrics, with what each family costs, and exit.",
 )
-@click.option("--centred", is_flag=True, help="Also compute MIR and HDR of the centred features (one more pass).")
+@click.option(
+    "--centred",
+    is_flag=True,
+    help="Also compute MIR, HDR and effective rank of the centred features, and its change since the first checkpoint.",
+)
+@click.option(
+    "--outside",
+    type=click.Path(path_type=Path),
+    metavar="DUMPS",
+    help="Also compute NC5 against these dumps of the same checkpoints on data of other classes.",
+)
 @click.option("--alpha", "orders", metavar="A,…", help="Also compute Rényi entropies of these orders, such as 0.5,2.")
 @click.option("--per-class", is_flag=True, help="One row per class: samples, mean, variance, entropy, confusion.")
 @click.option(

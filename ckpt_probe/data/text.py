@@ -125,8 +125,13 @@ class Vocabulary:
         return set(self.tokenizer.all_special_ids)
 
     def encode(self, documents: list[str]) -> list[list[int]]:
-        """The tokens of each document, whole, with the special ones that its tokenizer puts around a text."""
-        return self.tokenizer(documents, truncation=False, padding=False, verbose=False)["input_ids"]
+        """The tokens of each document, whole, with the special ones that its tokenizer puts around a text.
+
+        Raises DataError where one of them is none that the model knows.
+        """
+        found = self.tokenizer(documents, truncation=False, padding=False, verbose=False)["input_ids"]
+        _require_own(self.directory, 1 + max((max(ids, default=0) for ids in found), default=0), self.size)
+        return found
 
     def names(self) -> tuple[str, ...]:
         """The tokens as the tokenizer spells them."""
@@ -142,11 +147,11 @@ def vocabulary(given: Mapping[str, Any], hints: ModelHints) -> Vocabulary:
     directory = _directory(given.get(TOKENIZER), hints)
     tokenizer = _read(directory)
     config = hints.configuration() or read_configuration(directory)
-    # A token that was added for padding alone need not be one that the model knows.
-    size = 1 + max((n for token, n in tokenizer.get_vocab().items() if token != tokenizer.pad_token), default=0)
-    known = config.get("vocab_size")
-    if isinstance(known, int) and size > known:
-        raise DataError(f"{directory}: its tokenizer has {size:,} tokens, the model {known:,}: it is another model's")
+    known, size = config.get("vocab_size"), len(tokenizer)
+    if isinstance(known, int):
+        _require_own(directory, tokenizer.vocab_size, known)
+        # A token that was added to the tokenizer alone, such as one for padding, is none that the model knows.
+        size = min(size, known)
     padding = tokenizer.pad_token_id
     return Vocabulary(
         directory,
@@ -156,6 +161,11 @@ def vocabulary(given: Mapping[str, Any], hints: ModelHints) -> Vocabulary:
         tokenizer.mask_token_id,
         _positions(config, tokenizer),
     )
+
+
+def _require_own(directory: Path, size: int, known: int) -> None:
+    if size > known:
+        raise DataError(f"{directory}: its tokenizer has {size:,} tokens, the model {known:,}: it is another model's")
 
 
 def _positions(config: Mapping[str, Any], tokenizer: Any) -> int | None:

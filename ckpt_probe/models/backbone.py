@@ -68,16 +68,15 @@ def backbone_of(model: nn.Module, inputs: Batch, pooling: str | None = None) -> 
 
 
 def is_backbone(model: nn.Module, inputs: Batch) -> bool:
-    """Whether a model of transformers returns its last hidden state and no logits."""
+    """Whether a model returns, as those of transformers without a head do, its last hidden state and nothing else.
+
+    A feature pooled from it does not count: no classifier follows it.
+    """
     output = forward_once(model, inputs)
-    return isinstance(output, Mapping) and STATE in output and _fields(output) == {STATE, *_OTHERS} & set(output)
-
-
-_OTHERS = ("pooler_output", "hidden_states", "attentions", "past_key_values", "cross_attentions")
-
-
-def _fields(output: Mapping[str, Any]) -> set[str]:
-    return {name for name, value in output.items() if value is not None}
+    if not isinstance(output, Mapping) or STATE not in output:
+        return False
+    tensors = [name for name, value in output.items() if isinstance(value, Tensor)]
+    return all(name == "pooler_output" or name.endswith(STATE) for name in tensors)
 
 
 def _state(output: Any) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.models.fitting import fitting_names
 from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
 from ckpt_probe.plugins import hub_switched_off, require_extra, told_nothing
 
@@ -59,7 +58,7 @@ def hugging_face_arguments(
     """Complete arguments: the number of classes that the caller does not give is the checkpoint's, else the data's.
 
     Language models and models without a head have no such number. A model is one without a head where its
-    configuration names that class and the checkpoint has just its tensors.
+    configuration names that class and the checkpoint's tensors have its names.
     """
     given = dict(arguments)
     if "task" not in given and tensors is not None and _is_backbone(directory, given, tensors):
@@ -74,15 +73,15 @@ def hugging_face_arguments(
 
 
 def _is_backbone(directory: str, given: dict[str, Any], tensors: Shapes) -> bool:
-    """Whether a configuration names the model without a head, and the checkpoint has just its tensors."""
+    """Whether a configuration names the model without a head, and the checkpoint's tensors are not those of a part."""
     transformers = _transformers()
     config = _config(transformers, directory, given)
     plain = transformers.AutoModel
     if type(config) not in plain._model_mapping or not set(config.architectures) & _names(plain, config):
         return False
-    model = outline(lambda arguments: hugging_face_model(directory, arguments), {**given, "task": BACKBONE})
-    wanted = set(model.state_dict())
-    return wanted <= set(fitting_names(tensors, wanted).values())
+    # With a head, the tensors of the rest have the names of a part of the model: bert.encoder…, vit.embeddings….
+    part = plain._model_mapping[type(config)].base_model_prefix
+    return not any(part in name.split(".") for name in tensors)
 
 
 def _class_for(directory: str, given: Mapping[str, Any]) -> Any:

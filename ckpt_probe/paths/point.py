@@ -9,6 +9,7 @@ from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Subject
+from ckpt_probe.extraction.scoring import is_scored
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.options import Statistics
@@ -68,8 +69,9 @@ class Evaluation:
 
         writer: a dump that gets the split as well. Raises DataError where the features have no record.
         """
-        samples = len(self.subject.data.split(split))
+        samples = self.subject.rows_of(split, None) or len(self.subject.data.split(split))
         weights, bias = self.subject.parameters()
+        scored = is_scored(self.subject.head, len(weights))
         fits = samples * sum(weights.shape) * 4 <= CACHE_BYTES
         passes = 1 if fits else 2 if writer is None else 3
         # Whatever ends this early, no thread of a forward pass is left behind.
@@ -80,7 +82,7 @@ class Evaluation:
 
             held = list(forward()) if fits else None
             if writer is not None:
-                writer.start_split(split, samples)
+                writer.start_split(split, samples, logits=not scored, scored=scored)
                 rows = 0
                 for block in held or forward():
                     writer.append(split, block.features, block.labels, block.scores)
