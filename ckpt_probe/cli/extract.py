@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, subject_options, take_arguments
+from ckpt_probe.cli.options import byte_count, subject_options, take_arguments, worker_options
 
 
 @click.command("extract", epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
@@ -59,6 +59,7 @@ from ckpt_probe.cli.options import byte_count, subject_options, take_arguments
 @click.option(
     "--memory", default="2GiB", show_default=True, help="Memory limit for class moments, which take 8·C·D² bytes."
 )
+@worker_options
 @click.option("--overwrite", is_flag=True, help="Replace existing dumps.")
 def command(
     checkpoints: Path,
@@ -69,7 +70,7 @@ def command(
 
     CHECKPOINTS is the directory of a run, a directory of checkpoints of any format, or one of them. Writes one HDF5
     file, a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
-    interruption.
+    interruption; run twice at the same time, on one machine or several, the two share the checkpoints.
     """
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.extraction import extract_series

@@ -87,6 +87,29 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_WORKERS = (
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes of this machine, each with one checkpoint (or point) at a time.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Use the workers of a Dask cluster instead: tcp://HOST:PORT, or its scheduler file.",
+    ),
+)
+
+
+def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say who does the work on a series."""
+    for option in reversed(_WORKERS):
+        command = option(command)
+    return command
+
+
 def given_options() -> dict[str, str]:
     """The options that the command line itself gives: how each is spelled, by the name of its parameter."""
     context = click.get_current_context()

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Backbone, Batch, choose_device, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.scheduling import Busy, Workers, claimed, made_once, results
 from ckpt_probe.series import Member
 
 
@@ -41,6 +43,8 @@ def extract_series(
     out: Path | str,
     *,
     overwrite: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> ExtractionSummary:
@@ -49,27 +53,32 @@ def extract_series(
     options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
     batch_size, device, data_workers, unlabelled, pooling), which take the place of what the checkpoints say, and those
     of `Storage` (limit, dtype, feature_dtype, with_logits, store, memory, max_rows, rows_seed). A dump that is complete
-    and of the same provenance is skipped; of another provenance, it is an error unless `overwrite`. Raises UsageError
-    and DataError as the parts do; a dump has its name only once it is whole.
+    and of the same provenance is skipped; of another provenance, it is an error unless `overwrite`. Processes that
+    extract into the same directory at the same time share the checkpoints between them. workers: so many checkpoints at
+    a time, each in a process of its own; scheduler: the address of a Dask cluster that does them instead. Raises
+    UsageError and DataError as the parts do; a dump has its name only once it is whole.
     """
+    staff = Workers(workers, scheduler)
     progress, setup = progress or Silent(), Setup.taken_from(options)
     storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
-    subject = open_subject(members[0].path, setup)
+    order = _Order(members[0].path, setup, storage, Path(out), overwrite)
+    subject = open_subject(order.first, setup)
     told = _require_storable(subject, storage)
-    written: list[str] = []
-    skipped: list[str] = []
-    with progress.task("checkpoints", len(members), "checkpoints") as bar:
-        for member in members:
-            path = Path(out) / f"{member.name}.h5"
-            done = _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
-            (written if done else skipped).append(member.name)
+    done: dict[str, bool] = {}
+    notes = dict.fromkeys([told] if told else [])
+    notes |= dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
+    work = partial(_extract, subject=subject, order=order, progress=progress) if staff.alone else order.run
+    tasks = results(work, members, names=[m.name for m in members], workers=staff, say=progress.message)
+    with progress.task("checkpoints", len(members), "checkpoints") as bar, closing(tasks):
+        for number, found in tasks:
+            done[members[number].name] = found.written
+            notes |= dict.fromkeys(found.notes)
             bar.advance()
-    notes = (*subject.notes, *([told] if told else []))
-    for note in (*notes, *(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)):
+    for note in (*dict.fromkeys(subject.notes), *notes):
         progress.message(note)
-    return ExtractionSummary(tuple(written), tuple(skipped))
+    return ExtractionSummary(*(tuple(m.name for m in members if done[m.name] is written) for written in (True, False)))
 
 
 def extract(
@@ -113,19 +122,73 @@ def extract(
     return path
 
 
-def _extract(
-    member: Member, path: Path, subject: Subject, storage: Storage, *, overwrite: bool, progress: Progress
-) -> bool:
-    """Open a checkpoint, load it, run it over every split and write its dump; False where that was done before."""
+@dataclass(frozen=True)
+class _Extracted:
+    """What came of one checkpoint: whether its dump was written, or there before, and what a worker has to say."""
+
+    written: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for every checkpoint of a series. first: the one by which the model and its head are known."""
+
+    first: Path
+    setup: Setup
+    storage: Storage
+    out: Path
+    overwrite: bool
+
+    def subject(self) -> Subject:
+        """Model, data and classifier. Raises UsageError where a dump cannot keep what they give."""
+        subject = open_subject(self.first, self.setup)
+        _require_storable(subject, self.storage)
+        return subject
+
+    def run(self, member: Member) -> _Extracted | Busy:
+        """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
+        subject, said = made_once(self, self.subject), _Said()
+        found = _extract(member, subject=subject, order=self, progress=said)
+        if isinstance(found, Busy):
+            return found
+        return replace(found, notes=(*(f"{member.name}: {text}" for text in said.messages), *subject.notes))
+
+
+@dataclass
+class _Said(Silent):
+    """Progress of a worker: its messages are kept for whoever asked."""
+
+    messages: list[str] = field(default_factory=list)
+
+    def message(self, text: str) -> None:
+        """Keep a line."""
+        self.messages.append(text)
+
+
+def _extract(member: Member, *, subject: Subject, order: _Order, progress: Progress) -> _Extracted | Busy:
+    """Open a checkpoint, load it, run it over every split and write its dump, unless that is done or being done."""
+    path, storage = order.out / f"{member.name}.h5", order.storage
     with subject.setup.open(member.path) as checkpoint:
         size, sha256, epoch = checkpoint.size, checkpoint.content_hash(), checkpoint.metadata.epoch
         provenance = subject.provenance(member.name, size, sha256, step=member.step, epoch=epoch, storage=storage)
-        if not overwrite and _complete(path, provenance):
-            return False
-        subject.load(checkpoint.state_dict(), str(member.path))
+        if not order.overwrite and _complete(path, provenance):
+            return _Extracted(False)
+        with claimed(path) as claim:
+            if isinstance(claim, Busy):
+                return claim
+            # Another process may have finished it just before the claim.
+            if not order.overwrite and _complete(path, provenance):
+                return _Extracted(False)
+            subject.load(checkpoint.state_dict(), str(member.path))
+            _write(path, provenance, subject, order, progress)
+    return _Extracted(True)
+
+
+def _write(path: Path, provenance: Provenance, subject: Subject, order: _Order, progress: Progress) -> None:
+    storage = order.storage
     counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
     plans = {name: _plan(subject, name, count, storage) for name, count in counts.items()}
-    replace = overwrite or path.exists()
     with (
         progress.task(path.stem, sum(count or 0 for count in counts.values()), "rows") as bar,
         _writing(
@@ -133,7 +196,7 @@ def _extract(
             provenance,
             subject.parameters(),
             storage,
-            overwrite=replace,
+            overwrite=order.overwrite or path.exists(),
             names=subject.data.class_names,
             classes=subject.data.classes,
         ) as writer,
@@ -143,7 +206,6 @@ def _extract(
             # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
             with closing(blocks):
                 _write_split(writer, name, counts[name], blocks, plan)
-    return True
 
 
 def _plan(subject: Subject, split: str, rows: int | None, storage: Storage) -> SplitPlan:
