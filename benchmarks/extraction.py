@@ -6,9 +6,8 @@ Models: the builtin `cnn` on 28 × 28 images; timm's resnet18, and a ViT (192 wi
 4 layers, 64 tokens) of transformers, on 64 × 64 images and on tokens. All weights and inputs are random.
 
 gpt2: a language model of GPT-2's size (12 layers, 768 wide, 50,257 tokens), every position a row. What a checkpoint
-costs whatever the text (0.5 GB opened and hashed, the classifier written) is measured by a single batch and taken off
-both sides; what remains is tokens per second, by the clock and in seconds of the processor, which other programs
-disturb less.
+costs whatever the text (0.5 GB opened and hashed, the classifier written) is measured by a single batch and taken off;
+what remains is tokens per second, by the clock and in seconds of the processor, which other programs disturb less.
 
 Run: python benchmarks/extraction.py [--model cnn|timm|vit|bert|gpt2] [--samples N] [--rounds 5] [--device auto]
 """
@@ -243,7 +242,7 @@ CASES = {
     "timm": Case(_timm, (3, 64, 64), 64, 3_000),
     "vit": Case(_vit, (3, 64, 64), 64, 3_000),
     "bert": Case(_bert, (64,), 64, 3_000),
-    "gpt2": Case(_gpt2, (256, 50_257), 4, 64),
+    "gpt2": Case(_gpt2, (128, 50_257), 4, 128),
 }
 
 

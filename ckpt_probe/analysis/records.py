@@ -96,11 +96,11 @@ def read_blocks(
     weights: Array | None,
     bias: Array | None = None,
     settings: Settings | None = None,
-    *,
     outside: Tensor | None = None,
 ) -> Reading:
     """The reading of a stream of blocks: one pass for the moments, one for what needs the class means.
 
+    outside: the mean feature (D,) of data of other classes.
     Never more than one block is held, but where N × N is the smaller matrix or rows are sampled. Values and errors as
     `analyze_features`.
     """

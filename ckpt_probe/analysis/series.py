@@ -169,7 +169,7 @@ def _reading(dump: Dump, split: str, settings: Settings) -> Reading:
 
 def _of_features(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
     rows = _rows_at_once(view, settings)
-    return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings, outside=outside)
+    return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings, outside)
 
 
 def _of_unlabelled(view: SplitView, settings: Settings) -> Reading:

@@ -79,6 +79,7 @@ class Provenance:
     versions: dict[str, str]
     max_rows: int | None = None
     rows_seed: int | None = None
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("model_arguments", "data_arguments"):

@@ -161,6 +161,7 @@ class Subject:
             store=storage.store,
             max_rows=storage.max_rows,
             rows_seed=None if storage.max_rows is None else storage.rows_seed,
+            pooling=self.head.pooling if isinstance(self.head, Backbone) else None,
             device=str(self.device),
             versions=library_versions(),
         )

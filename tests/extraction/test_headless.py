@@ -48,6 +48,9 @@ def test_an_encoder_of_texts(
         np.testing.assert_allclose(held.features[:], rows, rtol=1e-4, atol=1e-5)
         assert dump.provenance is not None
         assert dump.provenance.classifier is None
+    other = {**given, "pooling": "mean" if pooling else "cls"}
+    with pytest.raises(UsageError, match=r"another provenance .*pooling '\w+' / '\w+'"):
+        cp.extract_series(tmp_path / "model", tmp_path / "dumps", **other)
     [record] = cp.analyze_series(tmp_path / "dumps", centred=True, cache=False)
     assert record["sample.entropy_features"] == pytest.approx(cp.matrix_entropy(rows.double()).item(), rel=1e-5)
     centred = rows.double() - rows.double().mean(0)
