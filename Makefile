@@ -41,7 +41,8 @@ kills: $(VENV)/.installed-dev  ## Kill commands 200 times at random moments, run
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/kills.py --kills 200
 
 mutants: $(VENV)/.installed-dev  ## Change metrics/ one operator at a time; what no test notices is listed (ROOM=moments, ...).
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(or $(ROOM),metrics)
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run "ckpt_probe.$(or $(ROOM),metrics).*"
+	$(BIN)/mutmut results
 
 lint: $(VENV)/.installed-dev  ## Check style, formatting, types and the direction of imports.
 	$(BIN)/ruff check .
@@ -84,4 +85,4 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 clean:  ## Remove .venv, the demo, caches and builds.
-	rm -rf $(VENV) ckpt-probe-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist site
+	rm -rf $(VENV) mutants ckpt-probe-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist site

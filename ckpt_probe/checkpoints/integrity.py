@@ -68,9 +68,12 @@ def stated_hashes(path: Path, metadata: Mapping[str, str], names: Iterable[str])
 
     Raises DataError where they are not of these very tensors, or our entries beside them are not those written.
     """
-    if HASHES not in metadata:
-        return {}
     changed = f"{path}: damaged, or changed by another program that kept its hashes"
+    if HASHES not in metadata:
+        # Damage may be in the very name by which they are found.
+        if any(OF_METADATA in text for text in metadata.values()):
+            raise DataError(f"{changed}: its hashes are there, but not called {HASHES}; copy the file again")
+        return {}
     try:
         found = json.loads(metadata[HASHES])
         whole = isinstance(found, dict) and found.pop(OF_METADATA) == _metadata_hash(metadata)

@@ -54,7 +54,7 @@ def _has_checksums(path: Path) -> bool:
         if start[:8] != SIGNATURE or len(start) < 48 or start[8] < FIRST_WITH_CHECKSUMS or start[9] != 8:
             return False
         base, root = (int.from_bytes(start[place : place + 8], "little") for place in (12, 36))
-        with suppress(OSError, OverflowError):
+        with suppress(OSError, OverflowError, ValueError):
             file.seek(base + root)
             return file.read(4) == b"OHDR"
         return False
