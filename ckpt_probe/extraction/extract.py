@@ -54,19 +54,41 @@ def extract_series(
     storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
-    subject = open_subject(members[0].path, setup)
-    _require_storable(subject, storage)
-    written: list[str] = []
-    skipped: list[str] = []
     with progress.task("checkpoints", len(members), "checkpoints") as bar:
-        for member in members:
-            path = Path(out) / f"{member.name}.h5"
-            done = _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
-            (written if done else skipped).append(member.name)
+        done = []
+        for one in extract_members(members, out, setup, storage, overwrite=overwrite, progress=progress):
+            done.append(one)
             bar.advance()
-    for note in (*subject.notes, *(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)):
+    for member in members:
+        if member.also:
+            progress.message(f"{member.name}: {listed(member.also)} has the same weights")
+    return ExtractionSummary(
+        tuple(name for name, written in done if written), tuple(name for name, written in done if not written)
+    )
+
+
+def extract_members(
+    members: Iterable[Member],
+    out: Path | str,
+    setup: Setup,
+    storage: Storage,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> Iterator[tuple[str, bool]]:
+    """Write `out`/NAME.h5 for each member as it comes; yields its name, and whether it was written or there already.
+
+    The model is built, and the data are opened, for the first. Raises as `extract_series`.
+    """
+    subject = None
+    for member in members:
+        if subject is None:
+            subject = open_subject(member.path, setup)
+            _require_storable(subject, storage)
+        path = Path(out) / f"{member.name}.h5"
+        yield member.name, _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
+    for note in () if subject is None else subject.notes:
         progress.message(note)
-    return ExtractionSummary(tuple(written), tuple(skipped))
 
 
 def extract(
