@@ -110,6 +110,32 @@ def content_hash(path: Path | str) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+Stamp = tuple[tuple[str, int, int], ...]
+"""Of files: name, size and time of the last change."""
+
+
+def stamp_of(path: Path | str) -> Stamp:
+    """By which a later look tells whether a file has changed, or anything visible below a directory; () where none is.
+
+    Hidden files and directories do not count: they are what is being written, or kept beside results.
+    """
+    path = Path(path)
+    below = (file for file in sorted(path.rglob("*")) if not _hidden(file.relative_to(path)))
+    return tuple(found for file in (below if path.is_dir() else [path]) if (found := _stamp(file)) is not None)
+
+
+def _hidden(place: Path) -> bool:
+    return any(part.startswith(".") and part != ".metadata" for part in place.parts)
+
+
+def _stamp(file: Path) -> tuple[str, int, int] | None:
+    try:
+        told = file.stat()
+    except OSError:  # gone since it was listed
+        return None
+    return (str(file), told.st_size, told.st_mtime_ns) if not file.is_dir() else None
+
+
 def _host() -> str:
     return re.sub(r"\W", "", socket.gethostname())[:32] or "host"
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ckpt_probe.cli.options import byte_count, subject_options, take_arguments, worker_options
+from ckpt_probe.errors import UsageError
 
 
 @click.command("extract", epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
@@ -61,9 +62,20 @@ from ckpt_probe.cli.options import byte_count, subject_options, take_arguments, 
 )
 @worker_options
 @click.option("--overwrite", is_flag=True, help="Replace existing dumps.")
+@click.option("--follow", is_flag=True, help="Keep up with a run that is still writing checkpoints; ends with Ctrl-C.")
+@click.option("--until", type=click.IntRange(min=0), metavar="STEP", help="With --follow: end after this step.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="With --follow: how often to look, every 5 seconds by default.",
+)
 def command(
     checkpoints: Path,
     out: Path,
+    follow: bool,
+    until: int | None,
+    every: float | None,
     **options: Any,
 ) -> None:
     """Run every checkpoint over the data once, and store penultimate features and classifier weights.
@@ -72,11 +84,34 @@ def command(
     file, a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
     interruption; run twice at the same time, on one machine or several, the two share the checkpoints.
     """
+    if not follow and (until is not None or every is not None):
+        raise UsageError(f"--{'until' if until is not None else 'every'} needs --follow")
+    options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
+    if follow:
+        _follow(checkpoints, out, {**options, "until": until, **({} if every is None else {"every": every})})
+        return
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.extraction import extract_series
 
-    options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    written = f"{len(summary.written)} {'dump' if len(summary.written) == 1 else 'dumps'} written"
-    say(f"{out}: {written}, {len(summary.skipped)} already complete")
+    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} already complete")
+
+
+def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
+    from ckpt_probe.cli.console import bars, say
+    from ckpt_probe.extraction import follow_series
+
+    written: list[str] = []
+    skipped: list[str] = []
+    end = ""
+    with bars() as progress:
+        try:
+            for name, new in follow_series(checkpoints, out, progress=progress, **options):
+                (written if new else skipped).append(name)
+                if new:
+                    progress.message(f"{out / name}.h5: written")
+        except KeyboardInterrupt:
+            # Whoever follows a run without an end ends it so.
+            end = "; stopped"
+    say(f"{out}: {len(written)} dumps written, {len(skipped)} already complete{end}")

@@ -26,7 +26,7 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Backbone, Batch, choose_device, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.scheduling import Busy, Workers, claimed, made_once, results
+from ckpt_probe.scheduling import ALONE, Busy, Workers, claimed, made_once, results
 from ckpt_probe.series import Member
 
 
@@ -79,6 +79,33 @@ def extract_series(
     for note in (*dict.fromkeys(subject.notes), *notes):
         progress.message(note)
     return ExtractionSummary(*(tuple(m.name for m in members if done[m.name] is written) for written in (True, False)))
+
+
+def extract_members(
+    members: Iterable[Member],
+    out: Path | str,
+    setup: Setup,
+    storage: Storage,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> Iterator[tuple[str, bool]]:
+    """Write `out`/NAME.h5 for each member as it comes; yields its name, and whether it was written or there already.
+
+    The model is built, and the data are opened, for the first. Raises as `extract_series`.
+    """
+    order, subject, told = None, None, None
+    for member in members:
+        if order is None or subject is None:
+            order = _Order(member.path, setup, storage, Path(out), overwrite)
+            subject = open_subject(member.path, setup)
+            told = _require_storable(subject, storage)
+        work = partial(_extract, subject=subject, order=order, progress=progress)
+        # Where another call is at it, that is waited for.
+        for _, found in results(work, [member], names=[member.name], workers=ALONE, say=progress.message):
+            yield member.name, found.written
+    for note in () if subject is None else (*subject.notes, *([told] if told else [])):
+        progress.message(note)
 
 
 def extract(

@@ -148,7 +148,7 @@ def _read(source: Source, found: _Found, wishes: Wishes, progress: Progress) -> 
 def _class_names(path: Path) -> tuple[str, ...]:
     # Dumps of data without named classes have none.
     with open_dump(open_dump_series(path)[0].path) as dump:
-        return tuple(str(name) for name in getattr(dump, "class_names", None) or ())
+        return dump.class_names or ()
 
 
 def _places(run: Run, axis: str) -> Iterable[float | None]:

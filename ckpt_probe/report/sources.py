@@ -50,11 +50,11 @@ def open_sources(texts: Sequence[str]) -> list[Source]:
     Raises DataError for what is none of the kinds that a report knows, UsageError where two have the same name or the
     same place.
     """
-    named = [_named(text) for text in texts]
-    kinds = [kind_of(path) for _, path in named]
-    paths = [_place(kind, path) for kind, (_, path) in zip(kinds, named, strict=True)]
-    told = iter(told_apart([path for (name, _), path in zip(named, paths, strict=True) if name is None]))
-    names = [name or next(told) for name, _ in named]
+    given = [named(text) for text in texts]
+    kinds = [kind_of(path) for _, path in given]
+    paths = [_place(kind, path) for kind, (_, path) in zip(kinds, given, strict=True)]
+    told = iter(told_apart([path for (name, _), path in zip(given, paths, strict=True) if name is None]))
+    names = [name or next(told) for name, _ in given]
     for what, values in (("called", names), ("read from", [str(path.resolve()) for path in paths])):
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
@@ -165,7 +165,8 @@ def _alpha(point: Record) -> float:
     return float(point["alpha"])
 
 
-def _named(text: str) -> tuple[str | None, Path]:
+def named(text: str) -> tuple[str | None, Path]:
+    """What NAME=PATH names, and the path; a path alone names nothing."""
     name, separator, rest = text.partition("=")
     if separator and name and not Path(text).exists():
         return name, Path(rest)
