@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions
+from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, likely_heads
 from ckpt_probe.data import (
     LEFT_OUT,
     LabelledData,
@@ -294,4 +294,6 @@ def _model(
         require_named(functions_within(told), setup.model, path, f"--model {name} --model-arguments …")
     shapes = {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
     shape, classes = (None, None) if data is None else (data.input_shape, data.classes)
+    if data is None and (heads := likely_heads(checkpoint.layout)):
+        classes = heads[0].classes
     return name, model_arguments(name, {**told, **chosen}, input_shape=shape, classes=classes, tensors=shapes)
