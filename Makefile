@@ -9,7 +9,7 @@ BUSY := $(BIN)/python -c 'while True: pass'
 
 STUDIES := $(filter-out index,$(basename $(notdir $(wildcard docs/studies/*.md))))
 
-.PHONY: help demo test chromium test-random test-busy lint slow gpu docs package studies $(STUDIES:%=study-%) clean
+.PHONY: help demo test chromium test-random test-busy coverage fuzz kills mutants lint slow gpu docs package studies $(STUDIES:%=study-%) clean
 
 help:  ## List the targets. PYTHON=python3.12 chooses the interpreter that .venv is made with.
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,18 @@ test-random: $(VENV)/.installed-dev  ## Run the tests in another order each time
 
 test-busy: $(VENV)/.installed-dev  ## Run the tests beside two processes that keep two cores busy.
 	$(BUSY) & one=$$!; $(BUSY) & two=$$!; trap "kill $$one $$two" EXIT; $(TESTS)
+
+coverage: $(VENV)/.installed-dev  ## Run the tests and measure which branches they take; below 92 % is an error.
+	$(TESTS) --cov=ckpt_probe --cov-branch --cov-report=term:skip-covered --cov-fail-under=92
+
+fuzz: $(VENV)/.installed-dev  ## Read 10,000 mutated files of all formats, each in a process of 1 GiB and 10 s.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --cases 10000
+
+kills: $(VENV)/.installed-dev  ## Kill commands 200 times at random moments, run them again, and compare the files.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/kills.py --kills 200
+
+mutants: $(VENV)/.installed-dev  ## Change metrics/ one operator at a time; what no test notices is listed (ROOM=moments, ...).
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(or $(ROOM),metrics)
 
 lint: $(VENV)/.installed-dev  ## Check style, formatting, types and the direction of imports.
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,8 +85,24 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def require_regular(path: Path | str) -> None:
+    """Raise DataError where a pipe, a socket or a device has the name of a file: reading it may wait for ever.
+
+    What is not there at all is for whoever opens it to tell; what a shell itself passes (`<(…)`) has a writer.
+    """
+    if str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        return
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
+
+
 def content_hash(path: Path | str) -> str:
     """SHA-256 of a file, hexadecimal, read in blocks. Raises DataError where it cannot be read."""
+    require_regular(path)
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, subject_options, take_arguments
+from ckpt_probe.cli.options import byte_count, given_options, subject_options, take_arguments, worker_options
 from ckpt_probe.errors import UsageError
 
 
@@ -13,6 +13,13 @@ from ckpt_probe.errors import UsageError
 @click.argument("checkpoints", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the dumps.")
 @subject_options
+@click.option("--unlabelled", is_flag=True, help="Do not look at labels of the data, where they have any.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls", "last", "tokens"]),
+    show_default="mean",
+    help="Of a model without a head: which of its tokens are a sample's row.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Use only this many samples of each split, the first ones.")
 @click.option(
     "--dtype",
@@ -28,7 +35,21 @@ from ckpt_probe.errors import UsageError
     show_default=True,
     help="Precision of the stored features.",
 )
-@click.option("--logits/--no-logits", "with_logits", default=True, show_default=True, help="Store the logits.")
+@click.option(
+    "--logits/--no-logits",
+    "with_logits",
+    default=True,
+    show_default=True,
+    help="Store the logits; of a language model, prediction and loss of each row are stored instead.",
+)
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    help="Store at most this many rows of each split, chosen at random; moments are of all rows.",
+)
+@click.option(
+    "--rows-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed that chooses for --max-rows."
+)
 @click.option(
     "--store",
     type=click.Choice(["features", "moments", "both"]),
@@ -39,6 +60,7 @@ from ckpt_probe.errors import UsageError
 @click.option(
     "--memory", default="2GiB", show_default=True, help="Memory limit for class moments, which take 8·C·D² bytes."
 )
+@worker_options
 @click.option("--overwrite", is_flag=True, help="Replace existing dumps.")
 @click.option("--follow", is_flag=True, help="Keep up with a run that is still writing checkpoints; ends with Ctrl-C.")
 @click.option("--until", type=click.IntRange(min=0), metavar="STEP", help="With --follow: end after this step.")
@@ -60,12 +82,17 @@ def command(
 
     CHECKPOINTS is the directory of a run, a directory of checkpoints of any format, or one of them. Writes one HDF5
     file, a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
-    interruption.
+    interruption; run twice at the same time, on one machine or several, the two share the checkpoints.
     """
     if not follow and (until is not None or every is not None):
         raise UsageError(f"--{'until' if until is not None else 'every'} needs --follow")
     options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     if follow:
+        together = {"workers", "scheduler"} & given_options().keys()
+        if together:
+            raise UsageError(f"--follow extracts one checkpoint at a time: leave out --{min(together)}")
+        for name in ("workers", "scheduler"):
+            options.pop(name)
         _follow(checkpoints, out, {**options, "until": until, **({} if every is None else {"every": every})})
         return
     from ckpt_probe.cli.console import bars, say
@@ -73,7 +100,7 @@ def command(
 
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} already complete")
+    say(_told(out, len(summary.written), len(summary.skipped)))
 
 
 def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
@@ -92,4 +119,8 @@ def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
         except KeyboardInterrupt:
             # Whoever follows a run without an end ends it so.
             end = "; stopped"
-    say(f"{out}: {len(written)} dumps written, {len(skipped)} already complete{end}")
+    say(_told(out, len(written), len(skipped)) + end)
+
+
+def _told(out: Path, written: int, skipped: int) -> str:
+    return f"{out}: {written} {'dump' if written == 1 else 'dumps'} written, {skipped} already complete"

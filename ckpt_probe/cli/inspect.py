@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.options import given_options, model_options, source_options, take_arguments
-from ckpt_probe.errors import listed, printable
+from ckpt_probe.errors import in_json, listed, printable
 
 if TYPE_CHECKING:
     from ckpt_probe.checkpoints import Checkpoint, Member
@@ -45,7 +45,7 @@ def command(
 
         facts["verified"] = verified(facts, state_key, base)
     if json:
-        click.echo(dumps(facts, ensure_ascii=False, allow_nan=False))
+        click.echo(in_json(dumps(facts, ensure_ascii=False, allow_nan=False)))
     elif facts["kind"] == "series":
         _print_series(facts)
     else:
@@ -218,9 +218,9 @@ def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any], statistics: bool) -> None:
-    click.echo(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes")
+    click.echo(printable(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes"))
     for line in _lines(facts):
-        click.echo(line)
+        click.echo(printable(line))
     columns = ["tensor", "dtype", "shape", *(STATISTICS if statistics else ())]
     rows = [
         [
@@ -291,7 +291,7 @@ def _told(trainer: dict[str, Any]) -> Iterator[str]:
 
 
 def _print_series(facts: dict[str, Any]) -> None:
-    click.echo(f"{facts['file']}: {len(facts['checkpoints'])} checkpoints, in order")
+    click.echo(printable(f"{facts['file']}: {len(facts['checkpoints'])} checkpoints, in order"))
     columns = ["checkpoint", "step", "from", "epoch", "format", "bytes", "tensors", "parameters", "also"]
     names = ["checkpoint", "step", "step_source", "epoch", "format", "bytes", "tensors", "parameters", "same_weights"]
     _print_table(columns, [[_cell(found[name]) for name in names] for found in facts["checkpoints"]])
@@ -310,14 +310,17 @@ def _cell(value: Any) -> str:
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from ckpt_probe.cli.console import console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column in LEFT else "right")
+    rows = [[printable(cell) for cell in row] for row in rows]
     for row in rows:
-        table.add_row(*row)
+        # As plain text: names of anybody's may look like markup.
+        table.add_row(*map(Text, row))
     widths = [max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True)]
     console(width=max(120, sum(widths))).print(table)
 

@@ -16,12 +16,13 @@ from ckpt_probe.dumps.stored import StoredArray
 from ckpt_probe.dumps.summary import to_html
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import CLASS_NAMES, native, opened, own_reads, read_names, require_own
+from ckpt_probe.moments.quality import Scored
 from ckpt_probe.series import Member, in_order, step_from_name
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
-Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+Block = tuple[np.ndarray, np.ndarray, np.ndarray | Scored | None]
 SUFFIXES = frozenset({".h5", ".hdf5"})
 
 
@@ -31,12 +32,16 @@ class SplitView:
     def __init__(self, path: Path, name: str, group: Any) -> None:
         self.name = name
         self._path = path
-        stored = {array: group.get(array) for array in (schema.FEATURES, schema.LABELS, schema.LOGITS)}
+        stored = {array: group.get(array) for array in schema.OF_ROWS}
         found = {array: StoredArray(path, dataset) for array, dataset in stored.items() if dataset is not None}
         # Features and labels are None where only moments were stored.
         self.features: Any = found.get(schema.FEATURES)
         self.labels: Any = found.get(schema.LABELS)
         self.logits = found.get(schema.LOGITS)
+        self.prediction = found.get(schema.PREDICTION)
+        self.loss = found.get(schema.LOSS)
+        self.labelled = not bool(group.attrs.get(schema.UNLABELLED, False))
+        self.not_stored = int(group.attrs.get(schema.NOT_STORED, 0))
         self._moments = group.get(schema.MOMENTS)
 
     @property
@@ -53,16 +58,21 @@ class SplitView:
         return (self.features if self.features is not None else self._moments["means"]).shape[1]
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """Features (n, D), labels (n,) and logits (n, C) or None, at most `rows` rows at a time, in order.
+        """Features (n, D), labels (n,) and scores, at most `rows` rows at a time, in order.
 
-        In the byte order of this machine, whatever that of the file is. Raises DataError where they cannot be read.
+        scores: logits (n, C), or prediction and loss of each row, or None; labels: −1 where there are none. In the byte
+        order of this machine, whatever that of the file is. Raises DataError where they cannot be read.
         """
         for start in range(0, self.samples, rows):
             part = slice(start, start + rows)
             with own_reads(self._path, f"{self.name}, rows {start} to {min(start + rows, self.samples) - 1}"):
-                features, labels = native(self.features.dataset[part]), native(self.labels.dataset[part])
-                logits = None if self.logits is None else native(self.logits.dataset[part])
-            yield features, labels, logits
+                found = {name: native(array.dataset[part]) for name, array in self._rows().items()}
+            features = found[schema.FEATURES]
+            labels = found.get(schema.LABELS, np.full(len(features), -1))
+            scores: np.ndarray | Scored | None = found.get(schema.LOGITS)
+            if schema.PREDICTION in found and schema.LOSS in found:
+                scores = Scored(found[schema.PREDICTION], found[schema.LOSS])
+            yield features, labels, scores
 
     def read(self, array: Any, part: Any) -> np.ndarray:
         """Part of one of the `arrays`, in the byte order of this machine. Raises DataError where it cannot be read."""
@@ -71,9 +81,11 @@ class SplitView:
 
     def arrays(self) -> dict[str, Any]:
         """Every stored array by its name below the split, unread."""
-        named = {schema.FEATURES: self.features, schema.LABELS: self.labels, schema.LOGITS: self.logits}
-        found = {name: array for name, array in named.items() if array is not None}
-        return found | {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
+        return self._rows() | {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
+
+    def _rows(self) -> dict[str, StoredArray]:
+        arrays = (self.features, self.labels, self.logits, self.prediction, self.loss)
+        return {name: array for name, array in zip(schema.OF_ROWS, arrays, strict=True) if array is not None}
 
     def verify(self, rows: int = 4096) -> Iterator[tuple[bool, str | None]]:
         """Read every stored array: whether it is under a checksum, and what is wrong with it, None where it is read."""
@@ -176,8 +188,12 @@ class Dump:
             self._check_moments(f"{name}/{schema.MOMENTS}")
         if features is None:
             return
+        self._check_scored(name, features.shape[0] if features.ndim else 0)
+        if labels is None and self._file[name].attrs.get(schema.UNLABELLED, False):
+            labels = np.broadcast_to(-1, features.shape[:1])
         if labels is None:
-            raise DataError(f"{where}: features without labels; add an array {name}/labels")
+            told = f"add an array {name}/labels, or an attribute {schema.UNLABELLED} = true to {name}"
+            raise DataError(f"{where}: features without labels; {told}")
         if features.ndim != 2 or features.dtype.kind != "f":
             raise DataError(
                 f"{where}/features: expected floating-point numbers of shape (N, D), found {_described(features)}"
@@ -200,6 +216,15 @@ class Dump:
             raise DataError(
                 f"{where}: logits have {logits.shape[1]} classes but classifier weights {self.weights.shape[0]}"
             )
+
+    def _check_scored(self, name: str, rows: int) -> None:
+        for array, kinds in ((schema.PREDICTION, "iu"), (schema.LOSS, "f")):
+            found = self._array(name, array)
+            if found is not None and (found.shape != (rows,) or found.dtype.kind not in kinds):
+                what = "integers" if kinds == "iu" else "floating-point numbers"
+                raise DataError(
+                    f"{self.path}: {name}/{array}: expected {what} of shape ({rows},), found {_described(found)}"
+                )
 
     def _check_moments(self, place: str) -> None:
         where, size, group = f"{self.path}: {place}", self.path.stat().st_size, self._required(place, h5py.Group)

@@ -18,7 +18,16 @@ BIAS = "bias"
 FEATURES = "features"
 LABELS = "labels"
 LOGITS = "logits"
+PREDICTION = "prediction"
+LOSS = "loss"
+OF_ROWS = (FEATURES, LABELS, LOGITS, PREDICTION, LOSS)
+"""Arrays of a split that have one entry a row."""
+
 MOMENTS = "moments"
+UNLABELLED = "unlabelled"
+NOT_STORED = "not_stored"
+"""Attributes of a split: that its rows have no labels, and how many rows were seen and not stored."""
+
 SAMPLE_SCALE = "sample"
 FEATURE_SCALE = "feature"
 CLASS_SCALE = "class"
@@ -59,7 +68,7 @@ class Provenance:
     model_arguments: dict[str, Any]
     data: str
     data_arguments: dict[str, Any]
-    classifier: str
+    classifier: str | None
     forward_dtype: str
     feature_dtype: str
     splits: tuple[str, ...]
@@ -68,6 +77,8 @@ class Provenance:
     store: str
     device: str
     versions: dict[str, str]
+    max_rows: int | None = None
+    rows_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("model_arguments", "data_arguments"):
@@ -88,7 +99,7 @@ class Provenance:
         return [f"{name} {mine!r} / {theirs[name]!r}" for name, mine in self.identity().items() if mine != theirs[name]]
 
     def to_attributes(self) -> dict[str, Any]:
-        """As HDF5 attributes; an absent step or epoch or limit is left out."""
+        """As HDF5 attributes; what is None, such as an unknown step, is left out."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: _attribute(value) for name, value in values.items() if value is not None}
 

@@ -15,6 +15,7 @@ from ckpt_probe.dumps.sink import Sink
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
 from ckpt_probe.hdf5 import CLASS_NAMES
+from ckpt_probe.moments.quality import Scored
 
 CHUNK_BYTES = 2**20
 
@@ -108,13 +109,23 @@ class DumpWriter:
         announced = self._announced.get(name)
         if announced is not None:
             self._announced[name] = announced - count
-            for dataset in (item for item in group.values() if isinstance(item, h5py.Dataset)):
-                dataset.resize(announced - count, axis=0)
+            for array in (schema.SAMPLE_SCALE, *schema.OF_ROWS):
+                if array in group:
+                    group[array].resize(announced - count, axis=0)
 
-    def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
+    def start_split(
+        self,
+        name: str,
+        samples: int | None = None,
+        *,
+        logits: bool = True,
+        scored: bool = False,
+        labelled: bool = True,
+    ) -> None:
         """Announce a split and the number of rows that will be appended to it; None where that is not known yet.
 
-        Raises DataError where a split cannot be called so (`require_split_name`).
+        What comes with each row: logits, or prediction and loss in their place (`scored`), or neither; a label unless
+        not `labelled`. Raises DataError where a split cannot be called so (`require_split_name`).
         """
         schema.require_split_name(name)
         group = self._file.create_group(name)
@@ -128,33 +139,45 @@ class DumpWriter:
         )
         scale.make_scale(schema.SAMPLE_SCALE)
         features = self._rows(group, schema.FEATURES, samples, self._features, self._dtype)
-        labels = group.create_dataset(
-            schema.LABELS,
-            shape=(count,),
-            dtype=np.int64,
-            chunks=_chunks(samples, 8),
-            maxshape=_most(samples),
-            fletcher32=samples != 0,
-        )
         features.dims[0].attach_scale(scale)
-        labels.dims[0].attach_scale(scale)
         self._label(features, None, schema.FEATURE_SCALE)
-        if logits:
+        if logits and not scored:
             scores = self._rows(group, schema.LOGITS, samples, self._classes, "float32")
             scores.dims[0].attach_scale(scale)
             self._label(scores, None, schema.CLASS_SCALE)
+        single = {schema.LABELS: np.int64} if labelled else {}
+        if scored:
+            single |= {schema.PREDICTION: np.int32, **({schema.LOSS: np.float32} if labelled else {})}
+        for array, kind in single.items():
+            rows = {"chunks": _chunks(samples, np.dtype(kind).itemsize), "maxshape": _most(samples)}
+            held = group.create_dataset(array, shape=(count,), dtype=kind, fletcher32=samples != 0, **rows)
+            held.dims[0].attach_scale(scale)
+        if not labelled:
+            group.attrs[schema.UNLABELLED] = True
         self._announced[name], self._written[name] = samples, 0
 
-    def write_moments(self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
-        """Class moments of a split, arrays by name, and single numbers beside them as attributes."""
+    def count_not_stored(self, name: str, count: int) -> None:
+        """Put down how many rows of a split were seen and are not in it."""
+        self._file[name].attrs[schema.NOT_STORED] = count
+
+    def write_moments(
+        self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float], *, labelled: bool = True
+    ) -> None:
+        """Class moments of a split, arrays by name, and single numbers beside them as attributes.
+
+        Without labels they are those of one class.
+        """
         schema.require_split_name(name)
-        group = self._file.require_group(name).create_group(schema.MOMENTS)
+        split = self._file.require_group(name)
+        if not labelled:
+            split.attrs[schema.UNLABELLED] = True
+        group = split.create_group(schema.MOMENTS)
         for part, values in state.items():
             _kept(group, part, _numpy(values))
         group.attrs.update(numbers)
 
-    def append(self, name: str, features: Any, labels: Any, logits: Any = None) -> None:
-        """Add a block of rows to a split: features (n, D), labels (n,), logits (n, C) where they were announced.
+    def append(self, name: str, features: Any, labels: Any, scores: Any = None) -> None:
+        """Add a block of rows to a split: features (n, D), labels (n,), and the scores that were announced.
 
         Raises DataError where features are too large for the precision in which they are stored.
         """
@@ -163,15 +186,18 @@ class DumpWriter:
         announced = self._announced[name]
         group: Any = self._file[name]
         if announced is None:
-            for dataset in group.values():
-                dataset.resize(stop, axis=0)
+            for array in (schema.SAMPLE_SCALE, *schema.OF_ROWS):
+                if array in group:
+                    group[array].resize(stop, axis=0)
             group[schema.SAMPLE_SCALE][start:stop] = np.arange(start, stop)
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
         group[schema.FEATURES][start:stop] = as_stored(features, self._dtype, f"{self.path}: {name}")
-        group[schema.LABELS][start:stop] = _numpy(labels)
-        if schema.LOGITS in group:
-            group[schema.LOGITS][start:stop] = _numpy(logits)
+        found = {schema.LABELS: labels, schema.LOGITS: scores}
+        if isinstance(scores, Scored):
+            found |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss}
+        for array in (array for array in schema.OF_ROWS if array in group and array != schema.FEATURES):
+            group[array][start:stop] = _numpy(found[array])
         self._written[name] = stop
         self._sink.require_written(self.path)
 

@@ -1,33 +1,43 @@
 """Forward passes that yield the classifier's inputs and outputs, block by block, with the next batch ready in time."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.data import Split, ready_batches
+from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.models import Batch, Head, Rows, evaluating, on_device, part_of, unknown_index
+from ckpt_probe.extraction.scoring import is_scored, parameters_of, score_logits, score_rows
+from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.models import Backbone, Batch, Head, evaluating, on_device, padding_mask, part_of, unknown_index
+from ckpt_probe.moments.quality import Scored
 from ckpt_probe.progress import Progress, Silent, Task
-
-LEFT_OUT = -100
-"""The label of a position that is no row, as frameworks mark padding."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some samples, on the CPU: features (n, D), labels (n,), logits (n, C) of the classifier."""
+    """Some rows, on the CPU: features (n, D), labels (n,), −1 where there are none, logits (n, C) of the classifier.
+
+    scored: prediction and loss of each row where logits would be wider than the features; logits are then (n, 0), as
+    they are without a classifier.
+    """
 
     features: Tensor
     labels: Tensor
     logits: Tensor
+    scored: Scored | None = None
+
+    @property
+    def scores(self) -> Tensor | Scored | None:
+        """What is known of the rows: logits, or prediction and loss in their place, or nothing."""
+        return self.scored or (self.logits if self.logits.shape[1] else None)
 
 
 def forward_blocks(
     model: nn.Module,
-    head: Head,
+    head: Head | Backbone,
     split: Split,
     *,
     batch_size: int = 256,
@@ -54,7 +64,7 @@ def forward_blocks(
 
 def forward_batches(
     model: nn.Module,
-    head: Head,
+    head: Head | Backbone,
     batches: Iterable[tuple[Batch, Tensor]],
     *,
     device: torch.device,
@@ -64,9 +74,9 @@ def forward_batches(
 ) -> Iterator[Block]:
     """Run a model as it is over batches of inputs (n, …) and labels (n,); only floating inputs are cast, to `dtype`.
 
-    Where every position of a sample is a row, such as the tokens of a text, labels are (n, positions), and those of
-    −100 are left out. `device` is where the model is. What is done where it runs out of memory, and errors, as
-    `forward_blocks`.
+    Where every position of a sample is a row, such as the tokens of a text, labels are (n, positions), those of −100
+    are left out, and logits are never held all at once where they would be wider than the features (`is_scored`).
+    `device` is where the model is. What is done where it runs out of memory, and errors, as `forward_blocks`.
     """
     runner = _Runner(model, head, progress or Silent())
     waiting: list[_Copy] = []
@@ -79,21 +89,30 @@ def forward_batches(
     while waiting:
         yield _finished(waiting.pop(0), bar)
     if runner.left_out:
-        (progress or Silent()).message(f"{runner.left_out} positions are labelled {LEFT_OUT} and left out")
+        told = f"{runner.left_out:,} positions are padding, or labelled {LEFT_OUT}, and left out"
+        (progress or Silent()).message(told)
 
 
-def labels_of_rows(head: Head, rows: Rows, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+def labels_of_rows(
+    head: Head | Backbone, rows: int, labels: Tensor, inputs: Batch | None = None
+) -> tuple[Tensor, Tensor | None]:
     """The label of each row (m,), and which rows are kept (m,), None for all of them: those of −100 are not.
 
-    Raises DataError where labels are not (n,), or (n, positions) where every position of a sample is a row.
+    Samples without a label (−1) have none at any position; what the attention mask of `inputs` says is padding is not
+    kept. Raises DataError where labels are not (n,), or (n, positions) where every position of a sample is a row.
     """
     if head.positions != "every":
         if labels.ndim != 1:
             raise DataError(f"labels: expected (n,), found {tuple(labels.shape)}")
         return labels, None
+    if labels.ndim == 1 and bool((labels == UNLABELLED).all()):
+        mask = None if inputs is None else padding_mask(inputs)
+        if mask is not None and mask.numel() == rows:
+            return labels.new_full((rows,), UNLABELLED), mask.flatten().cpu() != 0
+        return labels.new_full((rows,), UNLABELLED), None
     named = labels.flatten()
-    if len(named) != len(rows.features):
-        told = f"{len(rows.features)} rows for labels of shape {tuple(labels.shape)}"
+    if len(named) != rows:
+        told = f"{rows} rows for labels of shape {tuple(labels.shape)}"
         raise DataError(f"classifier {head.name} gives {told}; a label for each position is needed")
     return named, named != LEFT_OUT
 
@@ -127,10 +146,12 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
 class _Runner:
     """Runs batches, in parts that fit the device's memory, and taps the classifier."""
 
-    def __init__(self, model: nn.Module, head: Head, progress: Progress) -> None:
+    def __init__(self, model: nn.Module, head: Head | Backbone, progress: Progress) -> None:
         self._model = model
         self._head = head
         self._part: int | None = None
+        self._parameters = parameters_of(head, model)
+        self._scored = is_scored(head, len(self._parameters[0]))
         self.left_out = 0
         self._progress = progress
 
@@ -141,7 +162,7 @@ class _Runner:
             part = slice(start, stop)
             try:
                 with torch.inference_mode():
-                    rows = self._head.tapped(self._model, part_of(inputs, part))
+                    block = self._block(part_of(inputs, part), labels[part])
             except RuntimeError as error:
                 # CUDA has a kind of error for this; MPS says it in words.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -150,7 +171,7 @@ class _Runner:
                 continue
             except IndexError as error:
                 raise DataError(unknown_index(error)) from error
-            yield self._block(rows, labels[part])
+            yield block
             start = stop
 
     def _halve(self, size: int) -> None:
@@ -160,13 +181,30 @@ class _Runner:
         torch.cuda.empty_cache()
         self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
-    def _block(self, rows: Rows, labels: Tensor) -> Block:
-        named, kept = labels_of_rows(self._head, rows, labels)
+    def _block(self, inputs: Batch, labels: Tensor) -> Block:
+        head = self._head
+        if self._scored and isinstance(head, Head) and head.ends:
+            features = head.entering(self._model, inputs)
+            named, there = self._kept(len(features), labels, inputs, features.device)
+            features = features if there is None else features[there]
+            scored = score_rows(features, named.to(features.device), self._parameters)
+            return Block(features, named, features[:, :0], scored)
+        rows = head.tapped(self._model, inputs)
+        features, logits = rows.features, rows.logits
+        named, there = self._kept(len(features), labels, inputs, features.device)
+        if there is not None:
+            features, logits = features[there], logits[there]
+        if not self._scored:
+            return Block(features, named, logits)
+        return Block(features, named, logits[:, :0], score_logits(logits, named.to(features.device)))
+
+    def _kept(self, rows: int, labels: Tensor, inputs: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Labels of the rows that are kept, and which those are; the others are counted."""
+        named, kept = labels_of_rows(self._head, rows, labels, inputs)
         if kept is None:
-            return Block(rows.features, named, rows.logits)
+            return named, None
         self.left_out += int((~kept).sum())
-        there = kept.to(rows.features.device)
-        return Block(rows.features[there], named[kept], rows.logits[there])
+        return named[kept], kept.to(device)
 
 
 class _Copy:
@@ -175,17 +213,23 @@ class _Copy:
     def __init__(self, block: Block) -> None:
         self._event: torch.cuda.Event | None = None
         if block.features.device.type != "cuda":
-            self._block = Block(block.features.cpu(), block.labels, block.logits.cpu())
+            self._block = _on_cpu(block, lambda tensor: tensor.cpu())
             return
-        features, logits = _pinned_copy(block.features), _pinned_copy(block.logits)
+        self._block = _on_cpu(block, _pinned_copy)
         self._event = torch.cuda.Event()
         self._event.record(torch.cuda.current_stream(block.features.device))
-        self._block = Block(features, block.labels, logits)
 
     def wait(self) -> Block:
         if self._event is not None:
             self._event.synchronize()
         return self._block
+
+
+def _on_cpu(block: Block, copy: Callable[[Tensor], Tensor]) -> Block:
+    scored = block.scored
+    if scored is not None:
+        scored = Scored(copy(as_tensor(scored.prediction, "predictions")), copy(as_tensor(scored.loss, "losses")))
+    return Block(copy(block.features), block.labels, copy(block.logits), scored)
 
 
 def _pinned_copy(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
+from ckpt_probe.models.pooling import POOLINGS
 from ckpt_probe.moments import MEMORY
 
 FORWARD_DTYPES = {
@@ -30,6 +31,8 @@ class Setup:
     checkpoint, and what an adapter is merged onto, as `open_checkpoint`. splits: those of the data to use, all where
     None. batch_size: samples of one forward pass. device: "auto", "cpu", "cuda[:n]" or "mps".
     data_workers: processes that read images, as many as are free where None; the numbers are the same for any.
+    unlabelled: whether labels of the data are not looked at. pooling: of a model without a head, which of its tokens
+    are a sample's row: one of `POOLINGS`, the usual one for the model where None.
     """
 
     model: str | None = None
@@ -43,8 +46,12 @@ class Setup:
     batch_size: int = 256
     device: str = "auto"
     data_workers: int | None = None
+    unlabelled: bool = False
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise UsageError(f"--pooling {self.pooling}: expected one of {', '.join(POOLINGS)}")
         if self.batch_size < 1:
             raise UsageError(f"--batch-size: expected at least 1, found {self.batch_size}")
 
@@ -69,7 +76,8 @@ class Storage:
 
     limit: only the first so many samples of each split. dtype: precision of the forward pass; feature_dtype: that of
     the stored features. with_logits: whether logits are stored. store: "features" keeps the rows, "moments" class
-    moments in their place (8·C·D² bytes at most, which must fit `memory`), "both" keeps both.
+    moments in their place (8·C·D² bytes at most, which must fit `memory`), "both" keeps both. max_rows: so many rows
+    of a split are stored, chosen by `rows_seed`, the others only counted, and in the moments.
     """
 
     limit: int | None = None
@@ -78,10 +86,17 @@ class Storage:
     with_logits: bool = True
     store: str = "features"
     memory: int = MEMORY
+    max_rows: int | None = None
+    rows_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit: expected at least 1, found {self.limit}")
+        for option, least, number in (
+            ("--limit", 1, self.limit),
+            ("--max-rows", 1, self.max_rows),
+            ("--rows-seed", 0, self.rows_seed),
+        ):
+            if number is not None and number < least:
+                raise UsageError(f"{option}: expected at least {least}, found {number}")
         for option, value, known in (
             ("--dtype", self.dtype, FORWARD_DTYPES),
             ("--feature-dtype", self.feature_dtype, FEATURE_DTYPES),
@@ -95,11 +110,23 @@ class Storage:
         """The precision of the forward pass, as torch names it."""
         return FORWARD_DTYPES[self.dtype]
 
-    def require_fitting(self, classes: int, features: int) -> None:
-        """Raise UsageError where moments of so many classes and features are larger than the memory they may take."""
+    def require_fitting(self, classes: int, features: int, *, positions: bool = False) -> str | None:
+        """What is to be said of moments that are larger than the memory they may take.
+
+        positions: whether rows are positions, of which each class has few: then only the total second moment is kept.
+        Raises UsageError otherwise, and where not even that fits.
+        """
         needed = 8 * classes * features**2
-        if self.store != "features" and needed > self.memory:
-            raise UsageError(
-                f"--store {self.store}: class moments of {classes} classes and {features} features take {needed:,} "
-                f"bytes, more than the memory limit of {self.memory:,}; raise --memory, or use --store features"
+        if self.store == "features" or needed <= self.memory:
+            return None
+        least = 8 * (classes + 2 * features) * features
+        if positions and least <= self.memory:
+            return (
+                f"second moments of {classes:,} classes would take {needed:,} bytes, more than --memory: only that of "
+                "all rows is kept, and within-class entropies are missing"
             )
+        raise UsageError(
+            f"--store {self.store}: class moments of {classes} classes and {features} features take "
+            f"{least if positions else needed:,} "
+            f"bytes, more than the memory limit of {self.memory:,}; raise --memory, or use --store features"
+        )

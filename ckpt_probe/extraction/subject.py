@@ -9,20 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions
-from ckpt_probe.data import LabelledData, ModelHints, first_samples, in_model_order, in_width, load_data, notes_of
+from ckpt_probe.data import (
+    LEFT_OUT,
+    LabelledData,
+    ModelHints,
+    first_samples,
+    in_model_order,
+    in_width,
+    load_data,
+    notes_of,
+)
 from ckpt_probe.data import functions_named as data_functions
+from ckpt_probe.data.language.windows import WindowSplit
+from ckpt_probe.data.sources import UNLABELLED
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction.forward import Block, forward_blocks
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.models import (
+    HEADLESS,
+    Backbone,
     Batch,
     Head,
     arguments_taken,
+    backbone_of,
     build_model,
     choose_device,
     class_names,
     find_head,
+    is_backbone,
     load_weights,
     model_arguments,
     model_beside,
@@ -51,7 +66,7 @@ class Subject:
     model_arguments: dict[str, Any]
     data: LabelledData
     splits: tuple[str, ...]
-    head: Head
+    head: Head | Backbone
     sample: Batch
     setup: Setup
     device: torch.device
@@ -59,8 +74,8 @@ class Subject:
     """What was taken off the names of the checkpoint's tensors to make them fit, and of its hyperparameters."""
 
     @property
-    def classifier(self) -> str:
-        """The name of the model's last linear layer."""
+    def classifier(self) -> str | None:
+        """The name of the model's last linear layer, None where it has no head."""
         return self.head.name
 
     def load(self, state_dict: State, source: str) -> None:
@@ -85,7 +100,10 @@ class Subject:
         return (*self.said, *self.data.notes, *of_splits)
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now."""
+        """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now.
+
+        Of a model without a head, weights of no class, (0, D).
+        """
         return head_parameters(self.model, self.head)
 
     def forward(
@@ -110,6 +128,16 @@ class Subject:
             bar=bar,
         )
 
+    def rows_of(self, split: str, limit: int | None) -> int | None:
+        """How many rows the first `limit` samples of a split give; None where that is known when all have been seen."""
+        held = self.data.split(split)
+        count = len(held) if limit is None else min(limit, len(held))
+        if self.head.positions != "every":
+            return count
+        if isinstance(held, WindowSplit):
+            return held.rows_of(count)
+        return int((held.labels[:count] != LEFT_OUT).sum()) if held.labels.ndim == 2 else None
+
     def provenance(
         self, checkpoint: str, size: int, sha256: str, *, step: int | None, epoch: float | None, storage: Storage
     ) -> Provenance:
@@ -131,6 +159,8 @@ class Subject:
             limit=storage.limit,
             logits=storage.with_logits,
             store=storage.store,
+            max_rows=storage.max_rows,
+            rows_seed=None if storage.max_rows is None else storage.rows_seed,
             device=str(self.device),
             versions=library_versions(),
         )
@@ -160,10 +190,11 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         try:
             data = in_model_order(data, class_names(model))
             sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
-            head = find_head(model, on_device(sample, device), named)
+            head = find_rows(model, on_device(sample, device), named, setup.pooling)
             classes = len(head_parameters(model, head)[0])
-            require_classes(classes, data.classes)
-            data = in_width(data, classes)
+            if not isinstance(head, Backbone):
+                require_classes(classes, data.classes)
+                data = in_width(data, classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
     notes = tuple(note for note in said if note)
@@ -178,7 +209,20 @@ def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]
     return _model(checkpoint, setup, _stated_model(checkpoint, setup), None)
 
 
-def head_parameters(model: nn.Module, head: Head) -> tuple[Tensor, Tensor | None]:
+def find_rows(model: nn.Module, sample: Batch, named: str | None, pooling: str | None) -> Head | Backbone:
+    """A model's head, or what stands for it where the caller, or what the model returns, says that it has none.
+
+    named: the last linear layer, or "none"; pooling: of the tokens of a model without a head. Raises UsageError where
+    one is given for a model with a head, and as `find_head` and `backbone_of`.
+    """
+    if named == HEADLESS or (named is None and is_backbone(model, sample)):
+        return backbone_of(model, sample, pooling)
+    if pooling is not None:
+        raise UsageError(f"--pooling {pooling}: the model has a head, and its rows are the classifier's inputs")
+    return find_head(model, sample, named)
+
+
+def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Tensor | None]:
     """The weights (C, D) and the bias (C,) of a model's head, on the CPU.
 
     They are float64, which holds every dtype's numbers exactly, so that what is analyzed is what the checkpoint says.
@@ -199,6 +243,8 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHi
         raise UsageError(f"{path}: does not name its data; use --data, such as idx:DIR or package.module:function")
     stated = {} if setup.data_arguments or name != metadata.data else metadata.data_arguments
     arguments = setup.data_arguments or stated
+    if setup.unlabelled:
+        arguments = {**arguments, UNLABELLED: True}
     functions = data_functions(name, arguments)
     nested = functions if stated else []
     if name in functions:

@@ -50,6 +50,8 @@ def opened_here(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path}: no such file")
     if path.is_dir():
         raise DataError(f"{path}: a directory; expected one file")
+    if not path.is_file():
+        raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
     try:
         file = h5py.File(path, "r")
     except BROKEN as error:

@@ -10,6 +10,7 @@ from ckpt_probe.analysis import ENTRIES, Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
 from ckpt_probe.analysis.lines import number
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import require_regular
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
 from ckpt_probe.paths.walk import barriers
 from ckpt_probe.planes import PlaneResult
@@ -66,6 +67,7 @@ def kind_of(path: Path) -> str:
     if path.is_dir():
         return _kind_of_directory(path)
     try:
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(4096)
     except OSError as error:

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from ckpt_probe.analysis import analyze_dump
-from ckpt_probe.dumps import open_dump, open_dump_series
+from ckpt_probe.dumps import DumpWriter, open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import lookover
-from tests.dumps.test_damaged_dumps import write
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 
@@ -37,7 +36,7 @@ def test_a_crash_and_an_endless_loop_are_one_line(
     monkeypatch.setattr(lookover, "PROCESSOR_SECONDS", 1)
     lookover._end()
     path = tmp_path / f"{name}.h5"
-    path.write_bytes(gzip.decompress((CORPUS / f"{name}.h5.gz").read_bytes()))
+    path.write_bytes(gzip.decompress((CORPUS / f"foreign-dump--a.h5--{name}.gz").read_bytes()))
     with pytest.raises(DataError, match=rf"{name}\.h5: .*{told}.*it is damaged") as error:
         analyze_dump(path)
     assert "\n" not in str(error.value)
@@ -51,7 +50,9 @@ def test_one_child_for_a_series_and_none_for_files_under_checksums(tmp_path: Pat
     for number in range(3):
         foreign(tmp_path / f"step-{number}.h5", libver="v110")
     foreign(tmp_path / "step-5.h5", libver="v110", userblock_size=512).rename(tmp_path / "userblock.bin")
-    write(tmp_path / "step-7.h5", "features")
+    with DumpWriter(tmp_path / "step-7.h5", None, classes=3, features=4) as writer:
+        writer.start_split("test", 6, logits=False)
+        writer.append("test", np.ones((6, 4), np.float32), np.arange(6) % 3)
     assert len(open_dump_series(tmp_path)) == 4
     assert lookover._child is None
     for number in range(3):
@@ -72,7 +73,7 @@ def test_a_file_is_looked_over_again_when_it_has_changed(tmp_path: Path) -> None
     path = foreign(tmp_path / "a.h5")
     with open_dump(path):
         pass
-    path.write_bytes(gzip.decompress((CORPUS / "crash.h5.gz").read_bytes()))
+    path.write_bytes(gzip.decompress((CORPUS / "foreign-dump--a.h5--crash.gz").read_bytes()))
     with pytest.raises(DataError, match="crashed on it"), open_dump(path):
         pass
 

@@ -22,6 +22,7 @@ from ckpt_probe.checkpoints.formats.safe import open_file
 from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP
 from ckpt_probe.checkpoints.tensors import filler
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +97,7 @@ def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
 
 
 def _opened(path: Path) -> AbstractContextManager[Contents]:
+    require_regular(path)
     with path.open("rb") as file:
         head = file.read(len(STREAM))
     return open_pickled(path, Asked()) if head.startswith((ZIP, STREAM)) else open_file(path, Asked())
@@ -103,6 +105,7 @@ def _opened(path: Path) -> AbstractContextManager[Contents]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
+        require_regular(path)
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error

@@ -10,6 +10,7 @@ from typing import Any
 from ckpt_probe.checkpoints.integrity import HASHES, stated_hashes
 from ckpt_probe.checkpoints.writing import BITS
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
 
 LONGEST_HEADER = 100_000_000
 """Bytes that safetensors itself allows a header."""
@@ -37,6 +38,7 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Tensors and metadata of one safetensors file; every claim of the header is checked against the file's size."""
+    require_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
