@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, subject_options, take_arguments, worker_options
+from ckpt_probe.cli.options import byte_count, given_options, subject_options, take_arguments, worker_options
 from ckpt_probe.errors import UsageError
 
 
@@ -88,6 +88,11 @@ def command(
         raise UsageError(f"--{'until' if until is not None else 'every'} needs --follow")
     options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     if follow:
+        together = {"workers", "scheduler"} & given_options().keys()
+        if together:
+            raise UsageError(f"--follow extracts one checkpoint at a time: leave out --{min(together)}")
+        for name in ("workers", "scheduler"):
+            options.pop(name)
         _follow(checkpoints, out, {**options, "until": until, **({} if every is None else {"every": every})})
         return
     from ckpt_probe.cli.console import bars, say
@@ -95,7 +100,7 @@ def command(
 
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} already complete")
+    say(_told(out, len(summary.written), len(summary.skipped)))
 
 
 def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
@@ -114,4 +119,8 @@ def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
         except KeyboardInterrupt:
             # Whoever follows a run without an end ends it so.
             end = "; stopped"
-    say(f"{out}: {len(written)} dumps written, {len(skipped)} already complete{end}")
+    say(_told(out, len(written), len(skipped)) + end)
+
+
+def _told(out: Path, written: int, skipped: int) -> str:
+    return f"{out}: {written} {'dump' if written == 1 else 'dumps'} written, {skipped} already complete"

@@ -1,5 +1,6 @@
 """From checkpoints and data to dumps: one forward pass a sample, the classifier tapped, resumable."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -82,17 +83,12 @@ def extract_series(
 
 
 def extract_members(
-    members: Iterable[Member],
-    out: Path | str,
-    setup: Setup,
-    storage: Storage,
-    *,
-    overwrite: bool,
-    progress: Progress,
+    members: Iterable[Member], out: Path | str, setup: Setup, storage: Storage, *, overwrite: bool, progress: Progress
 ) -> Iterator[tuple[str, bool]]:
     """Write `out`/NAME.h5 for each member as it comes; yields its name, and whether it was written or there already.
 
-    The model is built, and the data are opened, for the first. Raises as `extract_series`.
+    The model is built, and the data are opened, for the first. What another process extracts at that moment is waited
+    for. Raises as `extract_series`.
     """
     order, subject, told = None, None, None
     for member in members:
