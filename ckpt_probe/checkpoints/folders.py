@@ -83,8 +83,8 @@ def listed_shards(index: Path) -> Mapping[str, str]:
         shard = index.parent / file
         if Path(file).name != file or file in {"", ".", ".."} or "\\" in file:
             raise DataError(f"{index}: names the shard {file!r}, which is outside its directory")
-        if not shard.is_file():
-            raise DataError(f"{index}: names the shard {file}, which is missing")
+        if not _is_there(shard):
+            raise DataError(f"{index}: names the shard {file[:200]}, which is missing")
         _require_inside(index, shard)
     return wanted
 
@@ -100,6 +100,14 @@ def companions(path: Path) -> Iterator[Path]:
     for file in sorted(path.iterdir()):
         if file.suffix in kept and not file.name.endswith(".index.json") and not file.name.startswith("."):
             yield file
+
+
+def _is_there(shard: Path) -> bool:
+    try:
+        return shard.is_file()
+    except OSError:
+        # A name too long for any file.
+        return False
 
 
 def _require_inside(index: Path, shard: Path) -> None:
