@@ -1,6 +1,5 @@
 """From checkpoints and data to dumps: one forward pass a sample, the classifier tapped, resumable."""
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
