@@ -9,7 +9,7 @@ BUSY := $(BIN)/python -c 'while True: pass'
 
 STUDIES := $(filter-out index,$(basename $(notdir $(wildcard docs/studies/*.md))))
 
-.PHONY: help demo test test-random test-busy lint slow gpu docs package studies $(STUDIES:%=study-%) clean
+.PHONY: help demo test chromium test-random test-busy coverage fuzz kills mutants lint slow gpu docs package studies $(STUDIES:%=study-%) clean
 
 help:  ## List the targets. PYTHON=python3.12 chooses the interpreter that .venv is made with.
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,14 +17,32 @@ help:  ## List the targets. PYTHON=python3.12 chooses the interpreter that .venv
 demo: $(VENV)/.installed  ## Run the demo: train, extract, analyze and interpolate on packaged data.
 	$(BIN)/ckpt-probe demo --overwrite
 
-test: $(VENV)/.installed-dev lint  ## Run lint, then all tests but the slow ones, two at a time (WORKERS=4: four).
+test: $(VENV)/.installed-dev chromium lint  ## Run lint, then all tests but the slow ones, two at a time (WORKERS=4: four).
 	$(TESTS)
+
+chromium:  ## Install Debian's Chromium, which the tests of the report's page drive; they skip themselves without it.
+	@command -v chromedriver > /dev/null || { command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver > /dev/null; } || \
+		echo "no Chromium: the tests of the report's page will be skipped; install chromium and chromium-driver to run them"
 
 test-random: $(VENV)/.installed-dev  ## Run the tests in another order each time; its seed is told at the start.
 	$(TESTS) -p randomly
 
 test-busy: $(VENV)/.installed-dev  ## Run the tests beside two processes that keep two cores busy.
 	$(BUSY) & one=$$!; $(BUSY) & two=$$!; trap "kill $$one $$two" EXIT; $(TESTS)
+
+coverage: $(VENV)/.installed-dev  ## Run the tests and measure which branches they take; below 92 % is an error.
+	$(TESTS) --cov=ckpt_probe --cov-branch --cov-report=term:skip-covered --cov-fail-under=92
+
+fuzz: $(VENV)/.installed-dev  ## Read 10,000 mutated files of all formats, each in a process of 1 GiB and 10 s.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --cases 10000
+
+kills: $(VENV)/.installed-dev  ## Kill commands 200 times at random moments, run them again, and compare the files.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/kills.py --kills 200
+
+mutants: $(VENV)/.installed-dev  ## Change metrics/ one operator at a time; what no test notices is listed (ROOM=moments, ...).
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run "ckpt_probe.$(or $(ROOM),metrics).*"
+	$(BIN)/mutmut results
 
 lint: $(VENV)/.installed-dev  ## Check style, formatting, types and the direction of imports.
 	$(BIN)/ruff check .
@@ -67,4 +85,4 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 clean:  ## Remove .venv, the demo, caches and builds.
-	rm -rf $(VENV) ckpt-probe-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist site
+	rm -rf $(VENV) mutants ckpt-probe-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist site

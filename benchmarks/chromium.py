@@ -16,6 +16,7 @@ QUIET = (
 OWN = ("file:", "data:", "blob:", "about:", "chrome:", "chrome-extension:", "devtools:")
 """Beginnings of addresses that reach nothing beyond this machine."""
 
+SENT, FAILED = "requestWillBeSent", "loadingFailed"
 DRAWN = "return document.documentElement.dataset.drawn"
 
 
@@ -67,7 +68,10 @@ def console(driver: Any) -> list[str]:
 
 
 def requests(driver: Any) -> list[str]:
-    """Addresses beyond this machine that were asked for since this was last called."""
+    """Addresses beyond this machine that were asked for since this was last called, but for what a policy stopped."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    told = {name: [e["params"] for e in events if e["method"] == f"Network.{name}"] for name in (SENT, FAILED)}
+    # The browser also tells of requests that it then does not send.
+    stopped = {one["requestId"] for one in told[FAILED] if one.get("blockedReason") == "csp"}
+    sent = [one["request"]["url"] for one in told[SENT] if one["requestId"] not in stopped]
     return [address for address in sent if not address.startswith(OWN)]

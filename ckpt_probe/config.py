@@ -162,6 +162,8 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
     has one.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: a directory, a pipe or a device; expected a TOML file")
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
@@ -169,7 +171,7 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not a text file in UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
     given = dict(_override(text) for text in overrides)
     if seed is not None and "seed" in given:

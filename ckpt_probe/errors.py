@@ -43,6 +43,41 @@ def printable(text: str) -> str:
     return "".join(_shown(character) for character in text)
 
 
+def in_cell(text: str) -> str:
+    """Text of a file's own as a cell of a spreadsheet may have it: `printable`, and no formula.
+
+    What a spreadsheet would take for one, since it begins with = + - or @ and is no number, begins with an apostrophe.
+    """
+    told = printable(text)
+    if not told.lstrip().startswith(("=", "+", "-", "@")) or _is_number(told):
+        return told
+    return f"'{told}"
+
+
+def in_json(text: str) -> str:
+    """JSON as a terminal may show it: what `printable` would change stands as an escape, and still reads back."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if _shown(character) == character or (character.isspace() and ord(character) > 0x7F):
+        return character
+    code = ord(character)
+    # Beyond 16 bits JSON has two escapes, of a surrogate pair.
+    pair = [code] if code < 0x10000 else [0xD7C0 + (code >> 10), 0xDC00 + (code & 0x3FF)]
+    return "".join(f"\\u{half:04x}" for half in pair)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _shown(character: str) -> str:
     if character in "\n\t\u200c\u200d" or character.isprintable():
         return character

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,13 +85,55 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def require_regular(path: Path | str) -> None:
+    """Raise DataError where a pipe, a socket or a device has the name of a file: reading it may wait for ever.
+
+    What is not there at all is for whoever opens it to tell; what a shell itself passes (`<(…)`) has a writer.
+    """
+    if str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        return
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
+
+
 def content_hash(path: Path | str) -> str:
     """SHA-256 of a file, hexadecimal, read in blocks. Raises DataError where it cannot be read."""
+    require_regular(path)
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""Of files: name, size and time of the last change."""
+
+
+def stamp_of(path: Path | str) -> Stamp:
+    """By which a later look tells whether a file has changed, or anything visible below a directory; () where none is.
+
+    Hidden files and directories do not count: they are what is being written, or kept beside results.
+    """
+    path = Path(path)
+    below = (file for file in sorted(path.rglob("*")) if not _hidden(file.relative_to(path)))
+    return tuple(found for file in (below if path.is_dir() else [path]) if (found := _stamp(file)) is not None)
+
+
+def _hidden(place: Path) -> bool:
+    return any(part.startswith(".") and part != ".metadata" for part in place.parts)
+
+
+def _stamp(file: Path) -> tuple[str, int, int] | None:
+    try:
+        told = file.stat()
+    except OSError:  # gone since it was listed
+        return None
+    return (str(file), told.st_size, told.st_mtime_ns) if not file.is_dir() else None
 
 
 def _host() -> str:

@@ -1,5 +1,6 @@
 """What is not our own: a user's function by name, installed entry points, packages that may be absent."""
 
+import copy
 import importlib
 import importlib.util
 import os
@@ -95,6 +96,37 @@ def hub_switched_off() -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
         if constants is not None:
             constants.HF_HUB_OFFLINE = online
+
+
+@contextmanager
+def told_nothing(transformers: Any) -> Iterator[None]:
+    """While entered, transformers logs errors alone and shows no bars: what matters is raised by whoever calls it."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def loaded_by_transformers(
+    transformers: Any, model_class: Any, config: Any, tensors: Mapping[str, Any]
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Tensors as its own loader puts them into a model, by the names of today; and what it says of the others."""
+    with hub_switched_off(), told_nothing(transformers):
+        loaded, found = model_class.from_pretrained(
+            None,
+            config=copy.deepcopy(config),
+            state_dict=dict(tensors),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )
+    return {name: tensor for name, tensor in loaded.state_dict().items() if name not in found["missing_keys"]}, found
 
 
 def _hub_constants() -> Any:

@@ -1,4 +1,4 @@
-"""What a wheel and an sdist hold, and that each runs the demo where nothing else is installed."""
+"""What a wheel and an sdist hold, that the wheel runs once installed, and each in an environment that was empty."""
 
 import os
 import subprocess
@@ -70,16 +70,55 @@ def test_the_sdist_holds_what_its_tests_and_docs_need(sdist: Path) -> None:
     assert strays == set()
 
 
-def test_the_wheel_runs_from_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    reading = "from ckpt_probe.data import load_data; print(load_data('digits').classes)"
-    program = f"import ckpt_probe; print(ckpt_probe.__file__); {reading}"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+CONFIG = """\
+data = { name = "digits" }
+model = { name = "mlp", arguments = { hidden = [8] } }
+training = { steps = 3 }
+"""
+ROAD = (
+    "train tiny.toml -o run --device cpu",
+    "extract run -o dumps --device cpu",
+    "analyze dumps --json",
+    "inspect run/checkpoints/step-000003.safetensors",
+    "report dumps -o report.html",
+)
+"""From checkpoints to the page, with everything that the package brings: data, and what the page is drawn by."""
+PROGRAM = """\
+import sys
+import ckpt_probe
+from ckpt_probe.cli.app import run
+print(ckpt_probe.__file__)
+sys.exit(next((code for words in sys.argv[1:] if (code := run(words.split()))), 0))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as pip installs it, by itself, in a directory that was empty."""
+    site = tmp_path_factory.mktemp("site")
+    words = ["--quiet", "--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *words, str(wheel)], check=True, capture_output=True)
+    return site
+
+
+def test_the_installed_command_tells_of_itself(installed: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    program = [sys.executable, installed / "bin" / "ckpt-probe", "--help"]
+    done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ckpt-probe demo" in done.stdout
+
+
+def test_the_installed_package_goes_from_training_to_a_page(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, *ROAD], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stdout.split() == [str(tmp_path / "site" / "ckpt_probe" / "__init__.py"), "10"], done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(installed / "ckpt_probe" / "__init__.py")
+    assert "report.html: " in done.stderr
+    assert (tmp_path / "report.html").stat().st_size > 500_000
 
 
 @pytest.mark.slow

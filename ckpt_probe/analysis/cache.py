@@ -49,18 +49,21 @@ class Entry:
     """The records of one dump: `readings`, None where they are not at hand for just this content."""
 
     def __init__(self, file: Path, asked: str, content: str) -> None:
-        self._file = file
+        self.file = file
         self._named = {"asked": asked, "content": content}
-        self.readings = self._found()
+        self.readings = self.found()
 
-    def _found(self) -> list[Reading] | None:
+    def found(self) -> list[Reading] | None:
+        """What is kept now."""
         try:
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
             if any(kept[name] != value for name, value in self._named.items()):
                 return None
+            if kept["sha256"] != _hash(kept["readings"]):
+                return None
             return [_reading(one) for one in kept["readings"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            # Not there, or not ours, or from another time: computed anew and written over.
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            # Not there, damaged, or not ours, or from another time: computed anew and written over.
             return None
 
     def keep(self, readings: Sequence[Reading]) -> str | None:
@@ -74,7 +77,8 @@ class Entry:
             for one in readings
         ]
         try:
-            write_text(self._file, json.dumps({**self._named, "readings": kept}, allow_nan=False), overwrite=True)
+            told = {**self._named, "sha256": _hash(kept), "readings": kept}
+            write_text(self.file, json.dumps(told, allow_nan=False), overwrite=True)
         except CkptProbeError as error:
             return f"the cache of records could not be written: {error}"
         return None
@@ -83,6 +87,11 @@ class Entry:
 def _reading(kept: dict[str, Any]) -> Reading:
     portrait = kept["portrait"]
     return Reading(kept["record"], {}, kept["per_class"], None if portrait is None else Portrait(**portrait))
+
+
+def _hash(readings: list[dict[str, Any]]) -> str:
+    """Of what is kept, so that a damaged number is computed anew."""
+    return sha256(json.dumps(readings, sort_keys=True).encode()).hexdigest()
 
 
 @cache

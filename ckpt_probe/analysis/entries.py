@@ -13,6 +13,8 @@ SKEAN = "Skean et al. 2025"
 HE_SU = "He and Su 2023"
 LIU = "Liu et al. 2023"
 WU = "Wu and Papyan 2024"
+WEI = "Wei et al. 2024"
+AMMAR = "Ammar et al. 2024"
 TOWARD = "toward reference"
 
 
@@ -80,6 +82,9 @@ ENTRIES = (
     Entry("separation.r2", "sep. R²", "", "up", 1.0, HE_SU, "how well a line fits separation over depth", 38, "nc1"),
     Entry("centred.mir", "centred MIR", "", "", None, SONG, "sample.mir of features less their mean", 26, "centred"),
     Entry("centred.hdr", "centred HDR", "", "", None, SONG, "sample.hdr of features less their mean", 27, "centred"),
+    Entry("centred.effective_rank", "centred rank", "", "", None, WEI, "of features less their mean", 37, "centred"),
+    Entry("erank.difference", "Δ rank", "", "", None, WEI, "that of the first checkpoint less this one", 38, "centred"),
+    Entry("nc5.cosine", "NC5", "", "down", 0.0, AMMAR, "mean |cos(μ_c − μ_G, μ_out − μ_G)|", 39, "nc5"),
 )
 
 WEIGHTS_ALONE = ("class.effective_rank_weights", "nc2.etf_weights")
@@ -87,6 +92,9 @@ WEIGHTS_ALONE = ("class.effective_rank_weights", "nc2.etf_weights")
 
 LAYERS_ALONE = ("separation.slope", "separation.r2")
 """Of `ENTRIES`, those that only the last layer of a dump with several has."""
+
+ON_REQUEST = ("erank.difference", "nc5.cosine")
+"""Of `ENTRIES`, those that compare a dump with another one."""
 
 CLASS_ENTRIES = (
     Entry("samples", "samples", "", "", None, "", "samples of the class", 1),
@@ -102,6 +110,7 @@ CLASS_ENTRIES = (
 
 POSITION = ("checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
 COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
+NOT_STORED = "samples_not_stored"
 REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity")
 EXTRA = ("route", "route_reason", "missing")
 """Names of a record beside the metrics: where it belongs, counts, values at collapse, how and why not."""

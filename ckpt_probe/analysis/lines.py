@@ -9,6 +9,7 @@ from typing import Any
 from ckpt_probe.analysis.entries import COUNTS, POSITION, REFERENCES
 from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
 
 _NO_METRIC = frozenset({*POSITION, *COUNTS, *REFERENCES, "epoch", "seconds", "to_step"})
 
@@ -19,6 +20,7 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
     Raises DataError, naming file and line, where it cannot be read or a line is no JSON object.
     """
     path = Path(path)
+    require_regular(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

@@ -8,11 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis.entries import COUNTS, ENTRIES, EXTRA, LAYERS_ALONE, POSITION, REFERENCES, WEIGHTS_ALONE
+from ckpt_probe.analysis.entries import (
+    COUNTS,
+    ENTRIES,
+    EXTRA,
+    LAYERS_ALONE,
+    NOT_STORED,
+    ON_REQUEST,
+    POSITION,
+    REFERENCES,
+    WEIGHTS_ALONE,
+)
 from ckpt_probe.analysis.nearest import NearestMeans, Predictions
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.metrics.collapse import nc5
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import rows_at_once
@@ -35,8 +46,14 @@ MANY_CLASSES = 1000
 PREDICTED_SHARE = 8
 """The part of the memory budget, an eighth, that predictions of the first pass may take."""
 
-CENTRED = {"centred.mir": "sample.mir", "centred.hdr": "sample.hdr"}
+CENTRED = {
+    "centred.mir": "sample.mir",
+    "centred.hdr": "sample.hdr",
+    "centred.effective_rank": "sample.effective_rank",
+}
 NEAREST = ("nc4.disagreement", "nearest_mean_accuracy")
+OUTSIDE = "nc5.cosine"
+NO_OUTSIDE = "no data of other classes (--outside)"
 FEW_SAMPLES = "no class has as many samples as a class needs"
 NO_SCORES = "neither logits nor classifier weights"
 NEEDS_FEATURES = "needs the features, but only moments were stored (extract with --store both)"
@@ -76,10 +93,15 @@ def analyze_features(
 
 
 def read_blocks(
-    blocks: Blocks, weights: Array | None, bias: Array | None = None, settings: Settings | None = None
+    blocks: Blocks,
+    weights: Array | None,
+    bias: Array | None = None,
+    settings: Settings | None = None,
+    outside: Tensor | None = None,
 ) -> Reading:
     """The reading of a stream of blocks: one pass for the moments, one for what needs the class means.
 
+    outside: the mean feature (D,) of data of other classes.
     Never more than one block is held, but where N × N is the smaller matrix or rows are sampled. Values and errors as
     `analyze_features`.
     """
@@ -93,7 +115,9 @@ def read_blocks(
         predictions.any = predictions.any or logits is not None
         if "quality" in settings.families:
             _score(quality, predictions, (features, labels, logits), head)
-    return read_moments(moments, quality, weights, bias, blocks=blocks, predictions=predictions, settings=settings)
+    return read_moments(
+        moments, quality, weights, bias, blocks=blocks, predictions=predictions, settings=settings, outside=outside
+    )
 
 
 def read_moments(
@@ -105,10 +129,11 @@ def read_moments(
     blocks: Blocks | None = None,
     predictions: Predictions | None = None,
     settings: Settings | None = None,
+    outside: Tensor | None = None,
 ) -> Reading:
     """The reading of moments; what needs the features themselves is None, with that reason, where `blocks` is None.
 
-    predictions: those of the first pass over `blocks`.
+    predictions: those of the first pass over `blocks`. outside: the mean feature (D,) of data of other classes.
     """
     settings = settings or Settings()
     families, head = settings.families, Head.of(weights, bias)
@@ -129,6 +154,10 @@ def read_moments(
         shifted = _centred(blocks, moments, weights, settings)
         reasons.append(shifted.pop("missing"))
         record |= shifted
+    if "nc5" in families:
+        orthogonality = _outside(moments, outside, settings)
+        reasons.append(orthogonality.pop("missing"))
+        record |= orthogonality
     absent = [name for name in (*NEAREST, *CENTRED) if blocks is None and name in record]
     reasons.append(f"{', '.join(absent)}: {NEEDS_FEATURES}" if absent else None)
     for name, function in registered(ENTRY_POINTS).items() if settings.of_packages else ():
@@ -168,7 +197,8 @@ def reading_of(
 
 def empty_record() -> Record:
     """Every name that the record of a split always has, each None: for samples of which nothing can be said."""
-    metrics = [entry.name for entry in ENTRIES if entry.name not in {*CENTRED, *WEIGHTS_ALONE, *LAYERS_ALONE}]
+    apart = {*CENTRED, *ON_REQUEST, *WEIGHTS_ALONE, *LAYERS_ALONE}
+    metrics = [entry.name for entry in ENTRIES if entry.name not in apart]
     return dict.fromkeys([*COUNTS, *metrics, *REFERENCES, *EXTRA])
 
 
@@ -185,7 +215,7 @@ def settled(record: Record, *, scored: bool = False) -> Record:
 
 def in_order(record: Mapping[str, Any]) -> Record:
     """A record with its names in the order in which they are documented, others at the end."""
-    known = [*POSITION, *COUNTS, *(entry.name for entry in ENTRIES), *REFERENCES]
+    known = [*POSITION, *COUNTS, NOT_STORED, *(entry.name for entry in ENTRIES), *REFERENCES]
     ordered = {name: record[name] for name in known if name in record}
     others = {name: value for name, value in record.items() if name not in ordered and name not in EXTRA}
     extra = {name: record.get(name) for name in EXTRA if name in record or name == "missing"}
@@ -248,6 +278,18 @@ def _nearest(
     missing = [f"{NEAREST[0]}: {NO_SCORES}"] if nearest.disagreement is None else []
     missing += [f"{NEAREST[1]}: {FEW_SAMPLES}"] if nearest.accuracy is None else []
     return nearest, {**values, "missing": "; ".join(missing) or None}
+
+
+def _outside(moments: Moments, outside: Tensor | None, settings: Settings) -> Record:
+    """NC5 against the mean feature of data of other classes, and why it is missing."""
+    means = double(moments.means_of_classes(settings.min_samples))
+    means = means[~means[:, 0].isnan()]
+    if outside is None or not len(means):
+        return {OUTSIDE: None, "missing": f"{OUTSIDE}: {NO_OUTSIDE if outside is None else FEW_SAMPLES}"}
+    try:
+        return {OUTSIDE: nc5(means, outside), "missing": None}
+    except DataError as error:
+        return {OUTSIDE: None, "missing": f"{OUTSIDE}: {str(error).removeprefix('nc5: ')}"}
 
 
 def _centred(blocks: Blocks | None, moments: Moments, weights: Array | None, settings: Settings) -> Record:

@@ -1,27 +1,29 @@
 """Dumps → readings: one for each checkpoint and split, streamed, by several processes where asked for."""
 
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from ckpt_probe.analysis.cache import Cache
+from ckpt_probe.analysis.cache import Cache, Entry
 from ckpt_probe.analysis.collection import Records
+from ckpt_probe.analysis.entries import NOT_STORED
 from ckpt_probe.analysis.layers import layer_reading, with_depths
 from ckpt_probe.analysis.naming import named_rows
-from ckpt_probe.analysis.records import in_order, read_blocks, read_moments
+from ckpt_probe.analysis.others import against_first, mean_outside, outside_of
+from ckpt_probe.analysis.records import Record, in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.analysis.unlabelled import read_unlabelled
 from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, SplitView, open_dump, open_dump_series
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError
+from ckpt_probe.files import content_hash
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.series import Member
+from ckpt_probe.scheduling import Busy, UnclaimedError, Workers, claimed, in_turn, results
 
 BLOCK_BYTES = 2**20, 16 * 2**20
 """Fewest and most bytes of a block of rows, as float64; between them a sixteenth of the memory budget."""
@@ -32,6 +34,7 @@ def analyze_series(
     *,
     splits: Sequence[str] | None = None,
     workers: int = 1,
+    scheduler: str | None = None,
     cache: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -39,18 +42,21 @@ def analyze_series(
     """Records of every dump at `path`, one file or a directory, in the order of their steps.
 
     Each is computed when it is first needed. options: those of `Settings`. workers: number of processes, each of which
-    analyzes one dump at a time; the records are bit for bit the same for any number. cache: keep the records in a
-    hidden folder beside the dumps, and read them from there if neither dump nor options have changed. Raises DataError,
-    naming file, split and row, if a dump cannot be read or contains invalid values.
+    analyzes one dump at a time; the records are bit for bit the same for any number. scheduler: the address of a Dask
+    cluster that does it instead. cache: keep the records in a hidden folder beside the dumps, and read them from there
+    if neither dump nor options have changed; processes that analyze the same dumps at the same time then share the
+    work. Raises DataError, naming file, split and row, if a dump cannot be read or contains invalid values.
     """
-    settings = Settings(**options)
-    found = read_series(path, settings, splits=splits, workers=workers, cache=cache, progress=progress)
+    settings, staff = Settings(**options), Workers(workers, scheduler)
+    found = read_series(path, settings, splits=splits, workers=staff, cache=cache, progress=progress)
     return Records(reading.record for reading in found)
 
 
 def analyze_dump(path: Path | str, *, splits: Sequence[str] | None = None, **options: Any) -> Records:
     """Records of one dump, one for each split (or each of `splits`), and layer; options, errors as `analyze_series`."""
-    return Records(reading.record for reading in _Task(None, splits, Settings(**options)).run(Path(path)).readings)
+    task = _Task(None, splits, Settings(**options))
+    with open_dump(path) as dump:
+        return Records(reading.record for reading in task.readings(dump))
 
 
 def read_series(
@@ -58,7 +64,7 @@ def read_series(
     settings: Settings,
     *,
     splits: Sequence[str] | None = None,
-    workers: int = 1,
+    workers: Workers | None = None,
     cache: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Reading]:
@@ -66,20 +72,30 @@ def read_series(
 
     Arguments, order and errors as `analyze_series`; spectra are numpy arrays.
     """
-    if workers < 1:
-        raise UsageError(f"workers: expected at least 1, found {workers}")
     progress = progress or Silent()
     members = open_dump_series(path)
     task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
     found, notes = 0, []
     with (
         progress.task("dumps", len(members), "dumps") as bar,
-        closing(_results(members, task, min(workers, len(members)))) as results,
+        closing(
+            results(
+                task.run,
+                [member.path for member in members],
+                names=[member.name for member in members],
+                workers=workers or Workers(),
+                say=progress.message,
+            )
+        ) as found_so_far,
     ):
-        for done in results:
+        first: dict[Any, Record] = {}
+        for done in in_turn(found_so_far):
             found += done.cached
             notes += [done.note] if done.note and done.note not in notes else []
-            yield from done.readings
+            compared = "centred" in settings.families and len(members) > 1
+            for one in done.readings:
+                last = one.record.get("layer", PENULTIMATE) == PENULTIMATE
+                yield against_first(one, first) if compared and last else one
             bar.advance()
     if found:
         progress.message(f"{found} of {len(members)} dumps were read from the cache; --no-cache recomputes them")
@@ -104,58 +120,59 @@ class _Task:
     splits: Sequence[str] | None
     settings: Settings
 
-    def run(self, path: Path) -> _Done:
+    def run(self, path: Path) -> _Done | Busy:
         with open_dump(path) as dump:
             if self.cache is None:
-                return _Done(self._readings(dump))
-            entry = self.cache.entry(dump.path)
+                return _Done(self.readings(dump))
+            outside = outside_of(dump, self.settings.outside)
+            content = content_hash(dump.path) + ("" if outside is None else content_hash(outside))
+            entry = self.cache.entry_of(dump.path, content)
             if entry.readings is not None:
                 return _Done(entry.readings, cached=True)
-            readings = self._readings(dump)
-            return _Done(readings, note=entry.keep(readings))
+            return self._kept(dump, entry)
 
-    def _readings(self, dump: Dump) -> list[Reading]:
+    def _kept(self, dump: Dump, entry: Entry) -> _Done | Busy:
+        try:
+            with claimed(entry.file) as claim:
+                if isinstance(claim, Busy):
+                    return claim
+                # Another process may have finished it just before the claim.
+                if (found := entry.found()) is not None:
+                    return _Done(found, cached=True)
+                readings = self.readings(dump)
+                return _Done(readings, note=entry.keep(readings))
+        except UnclaimedError as error:
+            return _Done(self.readings(dump), note=f"the cache of records could not be written: {error}")
+
+    def readings(self, dump: Dump) -> list[Reading]:
+        """Those of a dump's splits, and of their layers."""
         splits = dict.fromkeys(self.splits or dump.splits)
         return [reading for split in splits for reading in _readings(dump, split, self.settings)]
-
-
-def _results(members: list[Member], task: _Task, workers: int) -> Generator[_Done, None, None]:
-    paths = [member.path for member in members]
-    if workers == 1:
-        yield from map(task.run, paths)
-        return
-    # Each process computes with as many threads as one alone would, so that sums are taken in the same order.
-    executor = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
-    )
-    try:
-        yield from executor.map(task.run, paths)
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _readings(dump: Dump, split: str, settings: Settings) -> list[Reading]:
     """One reading, or one of each layer where they are asked for and there are some."""
     view = dump[split]
+    outside = mean_outside(outside_of(dump, settings.outside), view)
     try:
-        last = _of_features(dump, view, settings) if view.features is not None else _of_moments(dump, view, settings)
+        of_split = _of_features if view.features is not None else _of_moments
+        last = of_split(dump, view, settings, outside) if view.labelled else _of_unlabelled(view, settings)
         others = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
         if not others:
-            return [_placed(last, dump, split, settings)]
-        found = []
-        for layer in others:
-            found.append(_of_layer(dump, layer, settings))
+            return [_placed(last, dump, view, settings)]
+        found = [_of_layer(dump, layer, settings, labelled=view.labelled) for layer in others]
     except DataError as error:
         raise DataError(f"{dump.path}: {split}: {error}") from error
-    return [_placed(reading, dump, split, settings) for reading in with_depths(found, last, settings)]
+    return [_placed(reading, dump, view, settings) for reading in with_depths(found, last, settings)]
 
 
-def _placed(reading: Reading, dump: Dump, split: str, settings: Settings) -> Reading:
+def _placed(reading: Reading, dump: Dump, view: SplitView, settings: Settings) -> Reading:
     """A reading with its place in the series, and of it what is asked for."""
-    place = {"checkpoint": dump.name, "step": dump.step, "split": split}
+    place = {"checkpoint": dump.name, "step": dump.step, "split": view.name}
+    counted = {NOT_STORED: view.not_stored} if view.not_stored else {}
     return replace(
         reading,
-        record=in_order({**place, **reading.record}),
+        record=in_order({**place, **counted, **reading.record}),
         per_class=named_rows([{**place, **row} for row in reading.per_class], dump.class_names)
         if settings.per_class
         else [],
@@ -164,11 +181,28 @@ def _placed(reading: Reading, dump: Dump, split: str, settings: Settings) -> Rea
     )
 
 
-def _of_layer(dump: Dump, layer: LayerView, settings: Settings) -> Reading:
+def _of_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled: bool) -> Reading:
     try:
-        return layer_reading(layer, dump.weights, settings, _rows_at_once(layer, settings))
+        if labelled:
+            return layer_reading(layer, dump.weights, settings, _rows_at_once(layer, settings))
+        reading = _of_unlabelled(layer, settings)
     except DataError as error:
         raise DataError(f"layer {layer.name}: {error}") from error
+    return replace(reading, record=in_order({"layer": layer.name, "depth": layer.depth, **reading.record}))
+
+
+def _of_features(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
+    rows = _rows_at_once(view, settings)
+    return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings, outside)
+
+
+def _of_unlabelled(view: SplitView, settings: Settings) -> Reading:
+    if view.features is None:
+        stored = view.read_moments()
+        assert stored is not None
+        return read_unlabelled(None, settings, state=stored[0])
+    rows = _rows_at_once(view, settings)
+    return read_unlabelled(lambda: (features for features, _, _ in view.blocks(rows)), settings)
 
 
 def _rows_at_once(view: SplitView, settings: Settings) -> int:
@@ -176,12 +210,7 @@ def _rows_at_once(view: SplitView, settings: Settings) -> int:
     return max(1, size // (8 * view.dimension))
 
 
-def _of_features(dump: Dump, view: SplitView, settings: Settings) -> Reading:
-    rows = _rows_at_once(view, settings)
-    return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings)
-
-
-def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:
+def _of_moments(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
     stored = view.read_moments()
     assert stored is not None
     state, numbers = stored
@@ -191,4 +220,4 @@ def _of_moments(dump: Dump, view: SplitView, settings: Settings) -> Reading:
         quality = Quality.from_numbers(numbers)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
-    return read_moments(moments, quality, dump.weights, dump.bias, settings=settings)
+    return read_moments(moments, quality, dump.weights, dump.bias, settings=settings, outside=outside)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +27,10 @@ class Settings:
     beside 1. tolerance: relative standard error of MIR at which sampling stops, budget: seconds after which it does
     (None: never), seed: where its signs come from; all three matter only where no exact route fits `memory` bytes.
     min_samples: a class of fewer is left out of what is read from class means. precision: "float64", or "float32" for
-    products of rows in single precision: less time, about six digits. per_class: one record a class as well. spectra:
-    the eigenvalues behind every entropy as well. portrait: what a page draws beside the record as well. layers: one
-    record of each layer of a dump that has several, in execution order, the penultimate one last.
+    products of rows in single precision: less time, about six digits. outside: dumps of data of classes that were not
+    trained on, one of the same name for each dump that is read, or a single one, for NC5. per_class: one record a class
+    as well. spectra: the eigenvalues behind every entropy as well. portrait: what a page draws beside the record.
+    layers: one record of each layer of a dump that has several, in execution order, the penultimate one last.
     """
 
     centred: bool = False
@@ -44,6 +46,7 @@ class Settings:
     min_samples: int = 1
     precision: str = "float64"
     layers: bool = False
+    outside: Path | str | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -55,7 +58,8 @@ class Settings:
         """The families of metrics asked for, with those of other packages. Raises UsageError for an unknown one."""
         names = self.only.split(",") if isinstance(self.only, str) else self.only
         found = chosen(names, others=self.of_packages)
-        return found | {"centred"} if self.centred else found
+        asked = {"centred": self.centred, "nc5": self.outside is not None}
+        return found | {name for name, wanted in asked.items() if wanted}
 
     @cached_property
     def of_packages(self) -> tuple[str, ...]:
@@ -82,5 +86,6 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """As JSON keeps it, to be compared with another's."""
         asked = asdict(self) | {"orders": list(self.orders), "only": sorted(self.families)}
+        asked["outside"] = None if self.outside is None else str(self.outside)
         del asked["centred"]
         return asked

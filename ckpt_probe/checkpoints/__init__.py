@@ -1,5 +1,6 @@
 """Files of tensors: open, write, and a run's series of them. The only place that knows safetensors and pickles."""
 
+from ckpt_probe.checkpoints.arrivals import Arrivals
 from ckpt_probe.checkpoints.heads import LikelyHead, likely_heads
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
 from ckpt_probe.checkpoints.quantised import quantised
@@ -9,6 +10,7 @@ from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 from ckpt_probe.series import Member
 
 __all__ = [
+    "Arrivals",
     "Checkpoint",
     "CheckpointMetadata",
     "CheckpointWriter",

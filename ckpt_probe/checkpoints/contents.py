@@ -38,7 +38,8 @@ class Contents:
 
     path: the file that was opened, of several the one that names the others; files: all of them. read: a tensor, on
     the CPU. fill: bytes of a tensor in C order, from an offset on, into the whole of a buffer.
-    metadata: the strings of a safetensors header. beside: what was pickled with the tensors, plain values.
+    metadata: the strings of a safetensors header. hashes: of tensors by name, where the file states them; `read` has
+    checked against them. beside: what was pickled with the tensors, plain values.
     state_key: where the tensors lay, None where nothing is nested; others: mappings of tensors that were not taken, as
     text. dropped: entries among the tensors that are none. index: of the shards, where there is one.
     """
@@ -50,6 +51,7 @@ class Contents:
     read: "Callable[[str], Tensor]"
     fill: Callable[[str, int, memoryview], None]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, Any] = field(default_factory=dict)
     state_key: str | None = None
     others: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ def below(contents: Contents, prefix: str) -> Contents:
         layout=layout,
         read=lambda name: contents.read(start + name),
         fill=lambda name, offset, into: contents.fill(start + name, offset, into),
+        hashes={name.removeprefix(start): text for name, text in contents.hashes.items() if name.startswith(start)},
         state_key=prefix,
         # As files of their own they would hold what was left out too.
         shards=(),

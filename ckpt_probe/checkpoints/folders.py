@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ckpt_probe.errors import DataError, listed
+from ckpt_probe.files import require_regular
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 """By which a file in a directory is taken for a checkpoint; a file that is named is known by its bytes."""
@@ -71,6 +72,7 @@ def listed_shards(index: Path) -> Mapping[str, str]:
     try:
         if index.stat().st_size > LARGEST_INDEX:
             raise ValueError(f"{index.stat().st_size:,} bytes")
+        require_regular(index)
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         wanted = {str(name): str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -81,8 +83,8 @@ def listed_shards(index: Path) -> Mapping[str, str]:
         shard = index.parent / file
         if Path(file).name != file or file in {"", ".", ".."} or "\\" in file:
             raise DataError(f"{index}: names the shard {file!r}, which is outside its directory")
-        if not shard.is_file():
-            raise DataError(f"{index}: names the shard {file}, which is missing")
+        if not _is_there(shard):
+            raise DataError(f"{index}: names the shard {file[:200]}, which is missing")
         _require_inside(index, shard)
     return wanted
 
@@ -98,6 +100,14 @@ def companions(path: Path) -> Iterator[Path]:
     for file in sorted(path.iterdir()):
         if file.suffix in kept and not file.name.endswith(".index.json") and not file.name.startswith("."):
             yield file
+
+
+def _is_there(shard: Path) -> bool:
+    try:
+        return shard.is_file()
+    except OSError:
+        # A name too long for any file.
+        return False
 
 
 def _require_inside(index: Path, shard: Path) -> None:

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ckpt_probe.checkpoints.contents import Asked, Contents, Shard
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import opened
+from ckpt_probe.checkpoints.integrity import require_hash, tensor_hash
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
-from ckpt_probe.checkpoints.trainers import Told, told_by_trainer
+from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, Told, told_by_trainer
 from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
@@ -82,6 +83,13 @@ class Checkpoint:
         return dict(self._told.facts)
 
     @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What Lightning's module was constructed with, where it kept that, without what was shortened."""
+        found = self.facts.get(HYPERPARAMETERS)
+        whole = found if isinstance(found, dict) else {}
+        return {name: value for name, value in whole.items() if "…" not in f"{name} {value}"}
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file that belongs to it, those of an adapter's base among them."""
         return self._contents.files
@@ -93,8 +101,8 @@ class Checkpoint:
 
     @property
     def config_directory(self) -> Path | None:
-        """The directory of its files, where there is a `config.json` in it that may say what model it is of."""
-        return config_beside(self.file)
+        """The directory of its files with a `config.json` that may say what model it is of; else that of its base's."""
+        return next((found for file in (self.file, *self.files) if (found := config_beside(file))), None)
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -120,20 +128,32 @@ class Checkpoint:
         return self._entry(name)[0]
 
     def read(self, name: str) -> "Tensor":
-        """One tensor, on the CPU. Raises DataError for a name that the checkpoint does not have."""
+        """One tensor, on the CPU.
+
+        Raises DataError for a name that the checkpoint does not have, and where the bytes are not those that were
+        hashed as they were written.
+        """
         self._entry(name)
         return self._contents.read(name)
 
     def fill(self, name: str, offset: int, into: memoryview) -> None:
         """Copy a tensor's bytes, in C order, from an offset on, into the whole of a buffer; safetensors without torch.
 
-        Several threads may ask at once.
+        Several threads may ask at once. Parts are checked against no hash: see `require_digests`.
         """
         self._contents.fill(name, offset, into)
 
     def state_dict(self) -> "dict[str, Tensor]":
         """All tensors by name."""
         return {name: self.read(name) for name in self.names}
+
+    def is_hashed(self, name: str) -> bool:
+        """Whether the file states a hash of this tensor, against which every `read` checks it."""
+        return name in self._contents.hashes
+
+    def require_digests(self, name: str, digests: Iterable[bytes]) -> None:
+        """Raise DataError where `piece_digests` of all of a tensor's bytes are not those of what was written."""
+        require_hash(self.path, name, tensor_hash(self._entry(name), digests), self._contents.hashes.get(name))
 
     def parameters(self) -> int:
         """How many numbers all tensors hold together."""

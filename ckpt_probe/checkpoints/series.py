@@ -28,20 +28,25 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
     """
     path = Path(path)
     if path.is_file():
-        return [_member(path, _stem(path), state_key, base)]
+        return [member_of(path, _stem(path), state_key, base)]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
+    found = places_in(path)
+    if not found:
+        raise DataError(_nothing(path))
+    members = in_order(member_of(file, name, state_key, base) for file, name in found)
+    return _without_twins(members, state_key, base)
+
+
+def places_in(path: Path) -> list[tuple[Path, str]]:
+    """The files by which the checkpoints of a directory are opened, and what each is called; none is opened."""
     found = [(file, _stem(file)) for file in checkpoints_in(path)]
     runs = _runs(path)
     if not found or runs:
         found += _nested(runs)
     if not found and (path / "checkpoints").is_dir():
-        return open_series(path / "checkpoints", state_key=state_key, base=base)
-    found = found or _nested(_folders(path))
-    if not found:
-        raise DataError(_nothing(path))
-    members = in_order(_member(file, name, state_key, base) for file, name in found)
-    return _without_twins(members, state_key, base)
+        return places_in(path / "checkpoints")
+    return found or _nested(_folders(path))
 
 
 def is_series(path: Path | str) -> bool:
@@ -72,7 +77,8 @@ def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None
     return (None, None) if named is None else named
 
 
-def _member(path: Path, name: str, state_key: str | None, base: Path | str | None) -> Member:
+def member_of(path: Path, name: str, state_key: str | None, base: Path | str | None) -> Member:
+    """A checkpoint by its file, as a member of a series. Raises DataError where it cannot be opened."""
     with open_checkpoint(path, state_key=state_key, base=base) as checkpoint:
         step, source = step_of(checkpoint, name)
     return Member(path.parent if path.name == DISTRIBUTED else path, name, step, source)

@@ -15,6 +15,8 @@ STEPS = (
 )  # fmt: skip
 EPOCHS = ("epoch", "current_epoch", "last_epoch", "epochs")
 LIGHTNING = "pytorch-lightning_version"
+HYPERPARAMETERS = "hyper_parameters"
+"""Where Lightning keeps the arguments of its module's constructor."""
 META = "meta"
 """Where OpenMMLab's runners keep step and epoch."""
 TRAINER_STATE = "trainer_state.json"

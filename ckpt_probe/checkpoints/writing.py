@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from ckpt_probe.checkpoints.integrity import piece_digests, tensor_bytes, tensor_hash, with_hashes, without_hashes
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
@@ -34,7 +35,7 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 class CheckpointWriter:
-    """Streams tensors into a safetensors file; the file has its name only once every tensor is in it.
+    """Streams tensors into a safetensors file; the file has its name only once every tensor is in it, with its hash.
 
         with CheckpointWriter(path, layout, metadata) as writer:
             for name in layout:
@@ -51,6 +52,7 @@ class CheckpointWriter:
         self._waiting = list(layout)
         self._layout = layout
         self._metadata = dict(metadata or {})
+        self._hashes: dict[str, str] = {}
         self._overwrite = overwrite
         self._stack = ExitStack()
         self._file: BinaryIO | None = None
@@ -59,7 +61,7 @@ class CheckpointWriter:
         temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
         try:
             self._file = self._stack.enter_context(temporary.open("wb"))
-            self._file.write(header(self._layout, self._metadata))
+            self._file.write(header(self._layout, without_hashes(self._metadata, self._layout)))
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise
@@ -67,8 +69,6 @@ class CheckpointWriter:
 
     def write(self, name: str, tensor: "Tensor") -> None:
         """Write the next tensor of the layout."""
-        import torch
-
         expected = self._waiting[0] if self._waiting else None
         if name != expected or self._file is None:
             raise DataError(f"{self.path}: tensor {name!r} was written, but {expected!r} comes next in the layout")
@@ -76,16 +76,24 @@ class CheckpointWriter:
         found = DTYPE_OF_TORCH.get(str(tensor.dtype)), tuple(tensor.shape)
         if found != (dtype, shape):
             raise DataError(f"{self.path}: tensor {name!r} is {found[0]} {found[1]}, the layout says {dtype} {shape}")
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        self._file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        data = tensor_bytes(tensor)
+        self._file.write(data)
+        self._hashes[name] = tensor_hash((dtype, shape), piece_digests(data))
         self._waiting.pop(0)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None and self._waiting:
-            error = DataError(f"{self.path}: {len(self._waiting)} tensors were not written, first {self._waiting[0]!r}")
-            self._stack.__exit__(DataError, error, None)
-            raise error
-        self._stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        with self._stack:
+            if error is not None:
+                raise error
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._waiting:
+            raise DataError(f"{self.path}: {len(self._waiting)} tensors were not written, first {self._waiting[0]!r}")
+        if self._file is not None:
+            # As long as the one that stands there, in which the hashes were not known yet.
+            self._file.seek(0)
+            self._file.write(header(self._layout, with_hashes(self._metadata, self._hashes)))
 
 
 def save_checkpoint(

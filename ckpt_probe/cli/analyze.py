@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, entropy_orders, given_options, source_options
+from ckpt_probe.cli.options import byte_count, entropy_orders, given_options, source_options, worker_options
 from ckpt_probe.cli.output import file_format, require_writable
 from ckpt_probe.errors import UsageError
 
 OF_DUMPS = frozenset(
-    {"splits", "centred", "per_class", "spectra", "memory", "tolerance", "budget", "seed", "workers"}
-) | {
-    "layers",
-    "layer_metric",
-}
+    {
+        *("splits", "centred", "outside", "per_class", "spectra", "memory", "tolerance", "budget", "seed"),
+        *("workers", "scheduler", "layers", "layer_metric"),
+    }
+)
 OF_CHECKPOINTS = frozenset({"classifier", "state_key", "base"})
 
 if TYPE_CHECKING:
@@ -51,7 +51,17 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
     callback=_list_metrics,
     help="List the families and their metrics, with what each family costs, and exit.",
 )
-@click.option("--centred", is_flag=True, help="Also compute MIR and HDR of the centred features (one more pass).")
+@click.option(
+    "--centred",
+    is_flag=True,
+    help="Also compute MIR, HDR and effective rank of the centred features, and its change since the first checkpoint.",
+)
+@click.option(
+    "--outside",
+    type=click.Path(path_type=Path),
+    metavar="DUMPS",
+    help="Also compute NC5 against these dumps of the same checkpoints on data of other classes.",
+)
 @click.option("--alpha", "orders", metavar="A,…", help="Also compute Rényi entropies of these orders, such as 0.5,2.")
 @click.option(
     "--layers/--no-layers",
@@ -99,9 +109,7 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
 )
 @click.option("--budget", type=float, metavar="SECONDS", help="Stop sampling after this time, even above --tolerance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
-@click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Number of dumps to analyze at a time."
-)
+@worker_options
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the cache beside the dumps.")
 @click.option(
     "-o",
@@ -123,6 +131,7 @@ def command(
     spectra: Path | None,
     memory: str,
     workers: int,
+    scheduler: str | None,
     no_cache: bool,
     out: Path | None,
     overwrite: bool,
@@ -151,6 +160,7 @@ def command(
     from ckpt_probe.analysis import Heads, Settings, read_series, read_weights
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_grids, print_records, write_records, write_spectra
+    from ckpt_probe.scheduling import Workers
 
     families = None if only is None else tuple(name.strip() for name in only.split(","))
     settings = Settings(
@@ -167,7 +177,7 @@ def command(
         if weights_only:
             found = read_weights(dumps, Heads(classifier, state_key, base), settings, **how)
         else:
-            found = read_series(dumps, settings, splits=splits or None, workers=workers, **how)
+            found = read_series(dumps, settings, splits=splits or None, workers=Workers(workers, scheduler), **how)
         rows = _rows(found, readings, settings)
         if layer_metric is None:
             shown = print_records(rows, json=json, csv=csv, wide=wide)

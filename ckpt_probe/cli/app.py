@@ -1,5 +1,6 @@
 """The command `ckpt-probe`: finds a verb's file when it is named; turns errors into one line and an exit code."""
 
+import errno
 import os
 import sys
 import traceback
@@ -99,6 +100,10 @@ def run(arguments: Sequence[str]) -> int:
         # Whoever read our output has left (as `head` does); what cannot be written is nobody's concern.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+            return _internal(error, debug)
+        return _fail("error: too many open files; allow more with `ulimit -n 4096`, or close other programs", 1, debug)
     except Exception as error:
         return _internal(error, debug)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Comparison
@@ -89,11 +89,11 @@ def _print(found: "Sequence[Comparison]", *, json: bool, csv: bool) -> None:
         return
     if json:
         for record in records:
-            click.echo(to_json_line(record))
+            click.echo(printable(to_json_line(record)))
         return
     console().print(comparison_table(found))
     for note in comparison_footnotes(found):
-        click.echo(note)
+        click.echo(printable(note))
 
 
 def _step(text: str) -> int | None:

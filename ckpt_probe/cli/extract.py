@@ -5,13 +5,22 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, layer_options, subject_options, take_arguments
+from ckpt_probe.cli.options import (
+    byte_count,
+    given_options,
+    layer_options,
+    subject_options,
+    take_arguments,
+    worker_options,
+)
+from ckpt_probe.errors import UsageError
 
 
 @click.command("extract", epilog="Example: ckpt-probe extract runs/digits -o dumps/digits")
 @click.argument("checkpoints", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the dumps.")
 @subject_options
+@click.option("--unlabelled", is_flag=True, help="Do not look at labels of the data, where they have any.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only this many samples of each split, the first ones.")
 @click.option(
     "--dtype",
@@ -27,7 +36,21 @@ from ckpt_probe.cli.options import byte_count, layer_options, subject_options, t
     show_default=True,
     help="Precision of the stored features.",
 )
-@click.option("--logits/--no-logits", "with_logits", default=True, show_default=True, help="Store the logits.")
+@click.option(
+    "--logits/--no-logits",
+    "with_logits",
+    default=True,
+    show_default=True,
+    help="Store the logits; of a language model, prediction and loss of each row are stored instead.",
+)
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    help="Store at most this many rows of each split, chosen at random; moments are of all rows.",
+)
+@click.option(
+    "--rows-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed that chooses for --max-rows."
+)
 @click.option(
     "--store",
     type=click.Choice(["features", "moments", "both"]),
@@ -60,22 +83,67 @@ from ckpt_probe.cli.options import byte_count, layer_options, subject_options, t
 @click.option(
     "--memory", default="2GiB", show_default=True, help="Memory limit for class moments, which take 8·C·D² bytes."
 )
+@worker_options
 @click.option("--overwrite", is_flag=True, help="Replace existing dumps.")
+@click.option("--follow", is_flag=True, help="Keep up with a run that is still writing checkpoints; ends with Ctrl-C.")
+@click.option("--until", type=click.IntRange(min=0), metavar="STEP", help="With --follow: end after this step.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="With --follow: how often to look, every 5 seconds by default.",
+)
 def command(
     checkpoints: Path,
     out: Path,
+    follow: bool,
+    until: int | None,
+    every: float | None,
     **options: Any,
 ) -> None:
     """Run every checkpoint over the data once, and store penultimate features and classifier weights.
 
-    CHECKPOINTS is the directory of a run, a directory of .safetensors files, or one such file. Writes one HDF5 file,
-    a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
-    interruption.
+    CHECKPOINTS is the directory of a run, a directory of checkpoints of any format, or one of them. Writes one HDF5
+    file, a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
+    interruption; run twice at the same time, on one machine or several, the two share the checkpoints.
     """
+    if not follow and (until is not None or every is not None):
+        raise UsageError(f"--{'until' if until is not None else 'every'} needs --follow")
+    options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
+    if follow:
+        together = {"workers", "scheduler"} & given_options().keys()
+        if together:
+            raise UsageError(f"--follow extracts one checkpoint at a time: leave out --{min(together)}")
+        for name in ("workers", "scheduler"):
+            options.pop(name)
+        _follow(checkpoints, out, {**options, "until": until, **({} if every is None else {"every": every})})
+        return
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.extraction import extract_series
 
-    options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    say(f"{out}: {len(summary.written)} dumps written, {len(summary.skipped)} already complete")
+    say(_told(out, len(summary.written), len(summary.skipped)))
+
+
+def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
+    from ckpt_probe.cli.console import bars, say
+    from ckpt_probe.extraction import follow_series
+
+    written: list[str] = []
+    skipped: list[str] = []
+    end = ""
+    with bars() as progress:
+        try:
+            for name, new in follow_series(checkpoints, out, progress=progress, **options):
+                (written if new else skipped).append(name)
+                if new:
+                    progress.message(f"{out / name}.h5: written")
+        except KeyboardInterrupt:
+            # Whoever follows a run without an end ends it so.
+            end = "; stopped"
+    say(_told(out, len(written), len(skipped)) + end)
+
+
+def _told(out: Path, written: int, skipped: int) -> str:
+    return f"{out}: {written} {'dump' if written == 1 else 'dumps'} written, {skipped} already complete"

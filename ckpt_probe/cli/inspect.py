@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.options import given_options, model_options, source_options, take_arguments
-from ckpt_probe.errors import listed
+from ckpt_probe.errors import in_json, listed, printable
 
 if TYPE_CHECKING:
     from ckpt_probe.checkpoints import Checkpoint, Member
@@ -25,34 +25,44 @@ SHOWN_FACTS = 40
 @click.option(
     "--statistics", is_flag=True, help="Read every tensor: norm, mean, spread, share of zeros, NaN and infinities."
 )
+@click.option("--verify", is_flag=True, help="Read every byte and check it against the file's hashes or checksums.")
 @click.option("--json", is_flag=True, help="Everything as one JSON object.")
-def command(path: Path, state_key: str | None, base: Path | None, statistics: bool, json: bool, **options: Any) -> None:
+def command(
+    path: Path, state_key: str | None, base: Path | None, statistics: bool, verify: bool, json: bool, **options: Any
+) -> None:
     """Say what PATH holds: a checkpoint of any format, a directory of them, or a dump.
 
-    Of a checkpoint: tensors, step, what its trainer tells, likely heads, quantised tensors; only --statistics reads
-    the numbers themselves. Of a directory with several: a line for each, in order. With --model or --data, the model is
-    built and run on one sample: which layer is its head, why, what it gives, and the layers of extract --layers all.
+    Of a checkpoint: tensors, step, what its trainer tells, likely heads, quantised tensors; only --statistics and
+    --verify read the numbers themselves. Of a directory with several: a line for each, in order. With --model or
+    --data, the model is built and run on one sample: which layer is its head, why, what it gives, and the layers of
+    extract --layers all.
     """
     from json import dumps
 
-    setup = _setup(options)
+    setup = _setup(state_key, base, options)
     facts = _inspected(path, state_key, base, statistics, setup)
+    if verify:
+        from ckpt_probe.cli.verification import require_undamaged, verified
+
+        facts["verified"] = verified(facts, state_key, base)
     if json:
-        click.echo(dumps(facts, ensure_ascii=False, allow_nan=False))
+        click.echo(in_json(dumps(facts, ensure_ascii=False, allow_nan=False)))
     elif facts["kind"] == "series":
         _print_series(facts)
     else:
         _print(facts, statistics)
+    if verify:
+        require_undamaged(path, facts["verified"])
 
 
-def _setup(options: dict[str, Any]) -> "Setup | None":
+def _setup(state_key: str | None, base: Path | None, options: dict[str, Any]) -> "Setup | None":
     """Which model is to be run, None where no option asks for it."""
     asked = given_options().keys() & options.keys()
     if not asked:
         return None
     from ckpt_probe.extraction import Setup
 
-    return Setup(device="cpu", **take_arguments(options), **options)
+    return Setup(device="cpu", state_key=state_key, base=base, **take_arguments(options), **options)
 
 
 def _inspected(
@@ -61,8 +71,8 @@ def _inspected(
     from ckpt_probe.errors import UsageError
 
     if path.suffix in DUMP_SUFFIXES:
-        if given_options().keys() - {"json"}:
-            raise UsageError(f"{path}: a dump; only --json applies to it")
+        if given_options().keys() - {"json", "verify"}:
+            raise UsageError(f"{path}: a dump; only --json and --verify apply to it")
         return inspect_dump(path)
     if not path.is_dir():
         return inspect_checkpoint(path, state_key, base, statistics, setup)
@@ -209,9 +219,9 @@ def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any], statistics: bool) -> None:
-    click.echo(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes")
+    click.echo(printable(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes"))
     for line in _lines(facts):
-        click.echo(line)
+        click.echo(printable(line))
     columns = ["tensor", "dtype", "shape", *(STATISTICS if statistics else ())]
     rows = [
         [
@@ -223,6 +233,15 @@ def _print(facts: dict[str, Any], statistics: bool) -> None:
         for tensor in facts["tensors"]
     ]
     _print_table(columns, rows)
+    _print_verified(facts)
+
+
+def _print_verified(facts: dict[str, Any]) -> None:
+    if "verified" in facts:
+        from ckpt_probe.cli.verification import told
+
+        for line in told(facts["verified"]):
+            click.echo(printable(line))
 
 
 STATISTICS = ("norm", "mean", "spread", "zeros", "nan", "inf")
@@ -274,10 +293,11 @@ def _told(trainer: dict[str, Any]) -> Iterator[str]:
 
 
 def _print_series(facts: dict[str, Any]) -> None:
-    click.echo(f"{facts['file']}: {len(facts['checkpoints'])} checkpoints, in order")
+    click.echo(printable(f"{facts['file']}: {len(facts['checkpoints'])} checkpoints, in order"))
     columns = ["checkpoint", "step", "from", "epoch", "format", "bytes", "tensors", "parameters", "also"]
     names = ["checkpoint", "step", "step_source", "epoch", "format", "bytes", "tensors", "parameters", "same_weights"]
     _print_table(columns, [[_cell(found[name]) for name in names] for found in facts["checkpoints"]])
+    _print_verified(facts)
 
 
 def _cell(value: Any) -> str:
@@ -292,14 +312,17 @@ def _cell(value: Any) -> str:
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from ckpt_probe.cli.console import console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column in LEFT else "right")
+    rows = [[printable(cell) for cell in row] for row in rows]
     for row in rows:
-        table.add_row(*row)
+        # As plain text: names of anybody's may look like markup.
+        table.add_row(*map(Text, row))
     widths = [max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True)]
     console(width=max(120, sum(widths))).print(table)
 

@@ -13,9 +13,10 @@ from ckpt_probe.cli.options import (
     numbers,
     subject_options,
     take_arguments,
+    worker_options,
     writer_options,
 )
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import UsageError, printable
 from ckpt_probe.paths.options import BENT, METHODS, SHAPES
 
 EXAMPLE = """\b
@@ -80,6 +81,7 @@ OF_A_CURVE = (*OF_TRAINING, "midpoint")
 @batchnorm_options
 @click.option("--keep-dumps", is_flag=True, help="Also store features and logits of every point, in OUT/dumps.")
 @subject_options
+@worker_options
 @click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the table.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values instead of the table.")
 @click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is.")
@@ -143,10 +145,14 @@ def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
         print_barriers(result.points, result.summary)
         if result.alignment is not None:
             told = f"{result.alignment['before']:.4g} → {result.alignment['after']:.4g}"
-            click.echo(f"aligned: distance between the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
+            click.echo(
+                printable(f"aligned: distance between the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
+            )
         if (out / "midpoint.safetensors").exists():
-            click.echo(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint uses it again")
-        click.echo(f"distance between the ends {result.distance:.4g}, length of the path {result.length:.4g}")
+            click.echo(printable(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint uses it again"))
+        click.echo(
+            printable(f"distance between the ends {result.distance:.4g}, length of the path {result.length:.4g}")
+        )
     say(f"{out}: {len(result.points)} records, one per point and split")
 
 
@@ -165,7 +171,7 @@ def evaluate_runs(a: Path, b: Path | None, out: Path, options: dict[str, Any]) -
     for record in records if not csv else ():
         step = str(record["step"]) + (f" to {record['to_step']}" if "to_step" in record else "")
         barriers = f"barrier in loss {_excess(record, 'loss')}, in error {_excess(record, 'error')}"
-        click.echo(to_json_line(record) if json else f"step {step}  {record['split']}: {barriers}")
+        click.echo(printable(to_json_line(record) if json else f"step {step}  {record['split']}: {barriers}"))
     say(f"{out}: {len(records)} barriers")
 
 

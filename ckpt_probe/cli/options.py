@@ -43,15 +43,16 @@ _MODEL = (
     click.option(
         "--classifier",
         metavar="NAME",
-        help='Name of the last linear layer (or layers, joined by "+"), if it cannot be found automatically.',
+        help='Name of the last linear layer (or layers, joined by "+"), if it cannot be found automatically; "none" '
+        "for a model without one.",
     ),
 )
 _DATA = (
     click.option(
         "--data",
-        help="Data to use instead of those in the checkpoint: imagefolder:DIR, hf-dataset:DIR, csv:FILE, parquet:FILE, "
-        "npz:FILE, h5:FILE, idx:DIR, digits, union, modular:p=P,op=OP,fraction=F, package.module:function or "
-        "path/to/file.py:function.",
+        help="Data to use instead of those in the checkpoint: text:FILE, imagefolder:DIR, hf-dataset:DIR, csv:FILE, "
+        "parquet:FILE, npz:FILE, h5:FILE, idx:DIR, digits, union, modular:p=P,op=OP,fraction=F, "
+        "package.module:function or path/to/file.py:function.",
     ),
     click.option("--data-argument", metavar="NAME=VALUE", multiple=True, help="One argument of the data; repeatable."),
     click.option("--data-arguments", metavar="JSON", help="Arguments of the data, as a JSON object."),
@@ -98,7 +99,7 @@ _LAYERS = (
         "--pooling",
         type=click.Choice(["mean", "cls", "last", "tokens", "flatten"]),
         show_default="mean; tokens where every position has a label",
-        help="How the output of a layer becomes rows.",
+        help="How the output of a layer, or the tokens of a model without a head, become rows.",
     ),
 )
 
@@ -106,6 +107,29 @@ _LAYERS = (
 def layer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which layers of a model are tapped."""
     for option in reversed(_LAYERS):
+        command = option(command)
+    return command
+
+
+_WORKERS = (
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes of this machine, each with one checkpoint (or point) at a time.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Use the workers of a Dask cluster instead: tcp://HOST:PORT, or its scheduler file.",
+    ),
+)
+
+
+def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say who does the work on a series."""
+    for option in reversed(_WORKERS):
         command = option(command)
     return command
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.errors import printable
+
 if TYPE_CHECKING:
     from ckpt_probe.moments.record import Reading
 
@@ -19,7 +21,7 @@ def print_records(records: Iterable[Record], *, json: bool, csv: bool, wide: boo
     if json:
         shown = []
         for record in records:
-            click.echo(to_json_line(record))
+            click.echo(printable(to_json_line(record)))
             shown.append(record)
         return shown
     shown = list(records)
@@ -38,7 +40,7 @@ def print_table(records: list[Record], *, wide: bool) -> None:
     screen = console(width=10_000 if wide else None)
     screen.print(records_table(records, width=None if wide else screen.width))
     for note in footnotes(records):
-        click.echo(note)
+        click.echo(printable(note))
 
 
 def print_grids(records: Iterable[Record], metric: str, *, csv: bool, wide: bool) -> list[Record]:

@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import batchnorm_options, check_batchnorm_samples, subject_options, take_arguments
-from ckpt_probe.errors import UsageError
+from ckpt_probe.cli.options import (
+    batchnorm_options,
+    check_batchnorm_samples,
+    subject_options,
+    take_arguments,
+    worker_options,
+)
+from ckpt_probe.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from ckpt_probe.planes import PlaneResult
@@ -56,6 +62,7 @@ SIDE = 14
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random directions.")
 @batchnorm_options
 @subject_options
+@worker_options
 @click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the map.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values instead of the map.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw contours to this .svg, .png or .pdf file.")
@@ -100,7 +107,7 @@ def command(
         width = console().width
         for summary in result.summary:
             print_map(result, summary, width)
-        click.echo(_axes(result.axes))
+        click.echo(printable(_axes(result.axes)))
     if figure is not None:
         for note in draw_plane(result, figure, overwrite=redraw):
             say(note)
@@ -119,9 +126,11 @@ def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> Non
     levels = loss_levels(known, len(SHADES))
     cell = 2 if 2 * len(result.xs) + SIDE <= width else 1
     letters = _letters(marks, result.xs, result.ys)
-    click.echo(f"{split}: {_told(summary)}")
+    click.echo(printable(f"{split}: {_told(summary)}"))
     for mark in marks:
-        click.echo(f"  {mark['name']} {mark['checkpoint']}: {_loss(mark['loss'])} at {_at(mark['x'], mark['y'])}")
+        click.echo(
+            printable(f"  {mark['name']} {mark['checkpoint']}: {_loss(mark['loss'])} at {_at(mark['x'], mark['y'])}")
+        )
     for row in reversed(range(len(result.ys))):
         cells = [
             letters[column, row][:cell].center(cell)
@@ -130,12 +139,12 @@ def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> Non
             for column, x in enumerate(result.xs)
         ]
         edge = f"{result.ys[row]:.4g}" if row in {0, len(result.ys) - 1} else ""
-        click.echo(f"{edge:>10} │{''.join(cells)}│")
+        click.echo(printable(f"{edge:>10} │{''.join(cells)}│"))
     left, right = f"{result.xs[0]:.4g}", f"{result.xs[-1]:.4g}"
-    click.echo(f"{'':>10}  {left}{right:>{max(len(right) + 1, cell * len(result.xs) - len(left))}}")
+    click.echo(printable(f"{'':>10}  {left}{right:>{max(len(right) + 1, cell * len(result.xs) - len(left))}}"))
     if known:
         keys = [f"{mark.strip() or 'blank'} to {level:.3g}" for mark, level in zip(SHADES, levels, strict=True)]
-        click.echo(f"{'':>10}  loss: {'  '.join(keys)}")
+        click.echo(printable(f"{'':>10}  loss: {'  '.join(keys)}"))
 
 
 def shade(loss: float | None, levels: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpt_probe.cli.options import given_options, numbers, source_options
+from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
     from ckpt_probe.training import PrunedLevel
@@ -103,7 +104,7 @@ def command(
             progress=progress,
         )
     for level in summary.levels:
-        click.echo(_told(level))
+        click.echo(printable(_told(level)))
     written = sum(level.written for level in summary.levels)
     say(f"{out}: {written} checkpoints written, {len(summary.levels) - written} already complete")
 

@@ -1,16 +1,26 @@
 """`ckpt-probe report`."""
 
 import shlex
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ckpt_probe.cli.options import byte_count
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from ckpt_probe.report.contents import Wishes
 
 EXAMPLE = """\b
 Examples: ckpt-probe report dumps/digits paths/ab -o report.html
           ckpt-probe report plain=dumps/plain decay=dumps/decay -o runs.html --figures figures --format pdf"""
+EVERY = 5.0
+"""Seconds between two looks of --follow."""
 FORMATS = ("svg", "pdf", "png")
 
 
@@ -38,10 +48,19 @@ FORMATS = ("svg", "pdf", "png")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Dumps at a time.")
 @click.option("--no-cache", is_flag=True, help="Analyze every dump anew, and keep nothing beside them.")
 @click.option("--overwrite", is_flag=True, help="Replace the page and the figures where they exist.")
+@click.option("--follow", is_flag=True, help="Draw it again whenever a source changes; ends with Ctrl-C.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="With --follow: how often to look, every 5 seconds by default.",
+)
 def command(
     sources: tuple[str, ...],
     out: Path | None,
     figures: Path | None,
+    follow: bool,
+    every: float | None,
     kind: str,
     labels: Path | None,
     memory: str,
@@ -61,18 +80,35 @@ def command(
 
     if out is None and figures is None:
         raise UsageError("say where to: -o report.html for a page, --figures DIR for figures, or both")
+    if every is not None and not follow:
+        raise UsageError("--every needs --follow")
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     size = byte_count(memory)
 
-    from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.report.contents import Wishes, gather
-    from ckpt_probe.report.sources import class_names, open_sources
+    from ckpt_probe.report.contents import Wishes
+    from ckpt_probe.report.sources import class_names
 
     names = class_names(labels) if labels is not None else ()
+    wishes = Wishes(title, names, splits, size, workers, not no_cache)
+    write = partial(_write, sources, wishes, out, figures, kind)
+    if not follow:
+        write(overwrite=overwrite)
+        return
+    made = [place.resolve() for place in (out, figures) if place is not None]
+    with suppress(KeyboardInterrupt):
+        _follow(sources, write, made, every or EVERY, overwrite=overwrite)
+
+
+def _write(
+    sources: tuple[str, ...], wishes: "Wishes", out: Path | None, figures: Path | None, kind: str, *, overwrite: bool
+) -> None:
+    from ckpt_probe.cli.console import bars, say
+    from ckpt_probe.report.contents import gather
+    from ckpt_probe.report.sources import open_sources
+
     with bars() as progress:
-        opened = open_sources(sources)
-        contents = gather(opened, Wishes(title, names, splits, size, workers, not no_cache), progress)
+        contents = gather(open_sources(sources), wishes, progress)
         if figures is not None:
             from ckpt_probe.report.figures.export import draw_contents
 
@@ -83,6 +119,34 @@ def command(
 
             size = write_page(contents, out, command=_own_words(), overwrite=overwrite)
             say(f"{out}: {len(contents.sections)} sections, {size / 1e6:.1f} MB; open it in a browser")
+
+
+def _follow(
+    sources: tuple[str, ...], write: Callable[..., None], made: list[Path], every: float, *, overwrite: bool
+) -> None:
+    from ckpt_probe.cli.console import say
+
+    drawn = None
+    while True:
+        # Taken before the sources are read: what changes while they are is drawn the next time.
+        found = _stamps(sources, made)
+        if found != drawn:
+            drawn = found
+            try:
+                write(overwrite=overwrite)
+                overwrite = True
+            except DataError as error:
+                say(f"{error}; waiting until it changes")
+        time.sleep(every)
+
+
+def _stamps(sources: tuple[str, ...], made: list[Path]) -> list[tuple[str, int, int]]:
+    from ckpt_probe.files import stamp_of
+    from ckpt_probe.report.sources import named
+
+    found = [one for text in sources for one in stamp_of(named(text)[1].resolve())]
+    # The page may lie among what it shows.
+    return [one for one in found if not any(Path(one[0]).is_relative_to(place) for place in made)]
 
 
 def _own_words() -> str:

@@ -5,6 +5,8 @@ from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import in_model_order, in_width, matched_labels
 from ckpt_probe.data.prefetch import ready_batches, ready_parts
 from ckpt_probe.data.samples import (
+    LEFT_OUT,
+    UNLABELLED,
     ArraySplit,
     Batch,
     Inputs,
@@ -18,6 +20,8 @@ from ckpt_probe.data.samples import (
 from ckpt_probe.data.sources import functions_named, load_data
 
 __all__ = [
+    "LEFT_OUT",
+    "UNLABELLED",
     "ArraySplit",
     "Batch",
     "DatasetSplit",

@@ -1,9 +1,12 @@
 """What data may ask about the model that will see them: how images are prepared, and how text becomes tokens."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,17 @@ class ModelHints:
         named = [Path(self.place)] if self.source == "hf" else []
         near = [] if self.directory is None else [self.directory, self.directory.resolve().parent]
         return next((place for place in [*named, *near] if any((place / name).is_file() for name in names)), None)
+
+    def configuration(self) -> Mapping[str, Any]:
+        """The model's config.json, by the same rule; nothing where there is none, or it cannot be read."""
+        directory = self.holding(CONFIG)
+        return {} if directory is None else read_configuration(directory)
+
+
+def read_configuration(directory: Path) -> Mapping[str, Any]:
+    """What a directory's config.json says; nothing where it cannot be read: whoever builds the model says why."""
+    try:
+        found = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

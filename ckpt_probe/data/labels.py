@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.prefetch import ready_parts
-from ckpt_probe.data.samples import Batch, LabelledData, Split, Streaming, notes_of
+from ckpt_probe.data.samples import UNLABELLED, Batch, LabelledData, Split, Streaming, notes_of
 from ckpt_probe.errors import DataError, listed
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -103,17 +103,22 @@ def _whole(split: str, values: np.ndarray) -> Tensor:
     return labels
 
 
-class RelabelledSplit:
-    """A split with its labels renumbered: `order` (classes,) has the new number of each."""
+def without_labels(split: Split) -> Split:
+    """A split whose labels, whatever they are, are −1."""
+    return RelabelledSplit(split, None)
 
-    def __init__(self, split: Split, order: Tensor) -> None:
+
+class RelabelledSplit:
+    """A split with its labels renumbered: `order` (classes,) has the new number of each; None takes them away."""
+
+    def __init__(self, split: Split, order: Tensor | None) -> None:
         self._split = split
         self._order = order
 
     @property
     def labels(self) -> Tensor:
         """All labels, (N,) int64."""
-        return self._order[self._split.labels]
+        return torch.full((len(self._split),), UNLABELLED) if self._order is None else self._order[self._split.labels]
 
     @property
     def left_out(self) -> Mapping[int, str]:
@@ -130,14 +135,18 @@ class RelabelledSplit:
 
     def batch(self, indices: Tensor | slice) -> Batch:
         """Inputs and labels of the samples named."""
-        inputs, labels = self._split.batch(indices)
-        return inputs, self._order[labels]
+        return self._relabelled(self._split.batch(indices))
 
     def batches(self, parts: Sequence[slice], *, pinned: bool = False) -> Generator[Batch, None, None]:
         """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged."""
         with ready_parts(self._split, parts, pinned=pinned) as found:
-            for inputs, labels in found:
-                yield inputs, self._order[labels]
+            yield from map(self._relabelled, found)
+
+    def _relabelled(self, batch: Batch) -> Batch:
+        inputs, labels = batch
+        if self._order is None:
+            return inputs, torch.full((len(labels),), UNLABELLED)
+        return inputs, self._order[labels]
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int | None]:

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from ckpt_probe.data.dataset import DatasetSplit
-from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, first_samples, sample_shape
+from ckpt_probe.data.samples import LEFT_OUT, ArraySplit, LabelledData, Split, first_samples, sample_shape
 from ckpt_probe.errors import DataError
 
 ONLY = "data"
@@ -45,12 +45,17 @@ def of_splits(
 
 
 def _require_labels(data: LabelledData) -> None:
-    """Raise DataError where a label is none of the classes that the data themselves say they have."""
+    """Raise DataError where a label is none of the classes that the data themselves say they have.
+
+    Labels of positions, (N, positions), may leave some out.
+    """
     for split, samples in data.splits.items():
-        outside = (samples.labels < 0) | (samples.labels >= data.classes)
+        labels = samples.labels
+        left_out = (labels == LEFT_OUT) & (labels.ndim == 2)
+        outside = ~left_out & ((labels < 0) | (labels >= data.classes))
         if bool(outside.any()):
-            row = int(outside.nonzero()[0])
-            told = f"the label of sample {row} is {int(samples.labels[row])}, outside 0 … {data.classes - 1}"
+            place = outside.nonzero()[0].tolist()
+            told = f"the label of sample {place[0]} is {int(labels[tuple(place)])}, outside 0 … {data.classes - 1}"
             raise DataError(f"split {split!r}: {told}, though the data say {data.classes} classes")
 
 

@@ -15,7 +15,13 @@ Inputs = Tensor | Mapping[str, Tensor]
 """What a model takes of n samples: one tensor (n, …), or several by the names of its arguments, each (n, …)."""
 
 Batch = tuple[Inputs, Tensor]
-"""Inputs of n samples, and their labels (n,) int64."""
+"""Inputs of n samples, and their labels: (n,) int64, or (n, positions) where each position of a sample has one."""
+
+LEFT_OUT = -100
+"""The label of a position that is no row, as frameworks mark padding."""
+
+UNLABELLED = -1
+"""The label of a sample that has none."""
 
 LOOKED_THROUGH = (16, 256, 4096)
 """How far `first_samples` looks for samples that can be read."""
@@ -53,7 +59,7 @@ class Streaming(Protocol):
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Splits by name, the number of classes, and the shape of one sample (that of its tokens, (), for text).
+    """Splits by name, the number of classes (0 without labels), and the shape of one sample (that of tokens, ()).
 
     class_names: names of the first classes, where they have any. notes: what was left out while loading, one sentence
     each. `arguments` build the same data again, whatever model they were first loaded for.
@@ -66,6 +72,11 @@ class LabelledData:
     arguments: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether samples have labels."""
+        return self.classes > 0
 
     def split(self, name: str) -> Split:
         """One split. Raises DataError where there is none of that name."""

@@ -1,11 +1,12 @@
 """`hf-dataset:DIR`: what `datasets` wrote by `save_to_disk`, one split or several, of images or of texts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import require_known
@@ -16,19 +17,21 @@ from ckpt_probe.data.images.pictures import read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
 from ckpt_probe.data.images.steps import Steps
 from ckpt_probe.data.labels import class_labels
-from ckpt_probe.data.samples import LabelledData, Split, first_samples, sample_shape
+from ckpt_probe.data.language.windows import ARGUMENTS as OF_WINDOWS
+from ckpt_probe.data.language.windows import MASKED, NEXT, labelled_windows, wanted_labels
+from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_samples, sample_shape
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, Tokenization, tokenization
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.plugins import require_extra
 
 COLUMNS = ("label", "image", "text", "text_pair")
-ARGUMENTS = frozenset({*COLUMNS, TOKENIZER, MAX_LENGTH, TRANSFORM, *Steps.__dataclass_fields__})
-UNLABELLED = -1
-"""What data sets have for labels that are kept secret."""
+ARGUMENTS = frozenset({*COLUMNS, TOKENIZER, MAX_LENGTH, TRANSFORM, *Steps.__dataclass_fields__, *OF_WINDOWS})
 
 
 def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
     """Images or texts of a data set on disk, its columns found by what they hold.
+
+    For a language model the texts are documents, as `labelled_windows` makes them; their labels are tokens.
 
     label: the column of labels, else `label` or `labels`, else the only one of class labels, whose names are kept; its
     texts become classes sorted by name. image, or text (and text_pair): the column of inputs, else the only one. A
@@ -38,12 +41,10 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     require_known("hf-dataset", arguments, ARGUMENTS)
     tables = _opened(Path(place))
     features = next(iter(tables.values())).features
-    label = _label_column(place, features, arguments.get("label"))
-    values, notes = _labelled(place, tables, label)
-    labels, names = class_labels(values)
+    if wanted_labels(arguments, hints) in (NEXT, MASKED):
+        return _of_documents(place, tables, arguments, hints)
+    label, labels, names, notes = _labels(place, tables, arguments)
     tables = {split: tables[split] for split in labels}
-    given_names = getattr(features[label], "names", None)
-    names = tuple(given_names) if given_names else names
     kind, columns = _input_columns(place, features, arguments, label)
     if kind == "image":
         splits, kept = _of_images(place, tables, labels, columns[0], image_preparation(arguments, hints), workers)
@@ -55,6 +56,41 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     return LabelledData(
         f"hf-dataset:{place}", splits, classes, sample_shape(inputs), {**chosen, **kept}, names, tuple(notes)
     )
+
+
+def _labels(
+    place: str, tables: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> tuple[str | None, dict[str, Tensor], tuple[str, ...] | None, list[str]]:
+    """The column of labels, those of each split that has some, the names of their classes, and what is to be said.
+
+    Where the argument `label` is None, nobody asks for any, and all are −1.
+    """
+    if "label" in arguments and arguments["label"] is None:
+        none = {split: torch.full((len(table),), UNLABELLED) for split, table in tables.items() if len(table)}
+        return None, none, None, []
+    features = next(iter(tables.values())).features
+    label = _label_column(place, features, arguments.get("label"))
+    values, notes = _labelled(place, tables, label)
+    labels, names = class_labels(values)
+    given_names = getattr(features[label], "names", None)
+    return label, labels, tuple(given_names) if given_names else names, notes
+
+
+def _of_documents(
+    place: str, tables: Mapping[str, Any], arguments: Mapping[str, Any], hints: ModelHints
+) -> LabelledData:
+    features = next(iter(tables.values())).features
+    texts_only = {name: feature for name, feature in features.items() if _kind(feature) == "text"}
+    columns = _input_columns(place, texts_only, arguments, None)[1] if texts_only else []
+    if len(columns) != 1:
+        raise DataError(f"{place}: a language model takes one column of texts; there are: {_told(features)}")
+    texts = {split: _each(_Texts(table.select_columns(columns), columns[0])) for split, table in tables.items()}
+    chosen = {key: value for key, value in arguments.items() if key in COLUMNS}
+    return labelled_windows(f"hf-dataset:{place}", texts, arguments, hints, chosen)
+
+
+def _each(texts: "_Texts") -> Iterator[str]:
+    return (texts[number] for number in range(len(texts)))
 
 
 @dataclass(frozen=True)
@@ -177,7 +213,7 @@ def _values(place: str, split: str, table: Any, label: str) -> np.ndarray:
     return np.asarray(values)
 
 
-def _input_columns(place: str, features: Any, given: Mapping[str, Any], label: str) -> tuple[str, list[str]]:
+def _input_columns(place: str, features: Any, given: Mapping[str, Any], label: str | None) -> tuple[str, list[str]]:
     """Whether inputs are images or texts, and in which columns."""
     kinds = {name: _kind(feature) for name, feature in features.items() if name != label}
     for kind, keys in (("image", ("image",)), ("text", ("text", "text_pair"))):

@@ -12,9 +12,9 @@ from ckpt_probe.data.arrays import archives, idx, modular, union
 from ckpt_probe.data.arrays.held import CHOICES, Held, chosen
 from ckpt_probe.data.dataset import default_workers
 from ckpt_probe.data.hints import ModelHints
-from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH
+from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, without_labels
 from ckpt_probe.data.returned import labelled, of_splits
-from ckpt_probe.data.samples import LabelledData
+from ckpt_probe.data.samples import LabelledData, Split
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
@@ -22,6 +22,7 @@ ENTRY_POINTS = "ckpt_probe.data"
 WORKERS = "workers"
 
 FILES = {
+    "text": ("ckpt_probe.data.language.documents", "load"),
     "imagefolder": ("ckpt_probe.data.images.folder", "load"),
     "hf-dataset": ("ckpt_probe.data.saved", "load"),
     "csv": ("ckpt_probe.data.tables", "load_csv"),
@@ -29,9 +30,13 @@ FILES = {
 }
 """Files that are read for a model: module and function (place, arguments, hints, workers) → LabelledData."""
 
+UNLABELLED = "unlabelled"
+NO_LABELS: dict[str, dict[str, Any]] = {"text": {"labels": "none"}, "hf-dataset": {"label": None}}
+"""Arguments of sources that then look for no labels; any other's are read and dropped."""
+
 SPELLED = (
-    *("digits", "idx:DIR", "npz:FILE", "h5:FILE", "imagefolder:DIR", "hf-dataset:DIR", "csv:FILE", "parquet:FILE"),
-    *("union", "modular:p=59,op=add,fraction=0.3"),
+    *("digits", "idx:DIR", "npz:FILE", "h5:FILE", "text:FILE", "imagefolder:DIR", "hf-dataset:DIR", "csv:FILE"),
+    *("parquet:FILE", "union", "modular:p=59,op=add,fraction=0.3"),
 )
 
 
@@ -49,9 +54,10 @@ def load_data(
     and `y`, split as digits are, or x_train, y_train, x_test, y_test. `h5:FILE`: arrays `inputs` and `labels` in each
     split's group. `union`: `sources` = [{name, arguments}, …] in one, `size` = [H, W]. These five take `classes`,
     `per_class`, `validation_per_class`, `subset_seed` (see arrays.subset) and `shift` (see arrays.shifts) too, applied
-    in this order. `modular:p=59,op=add,fraction=0.3`: see arrays.modular. `imagefolder:DIR`, `hf-dataset:DIR`,
-    `csv:FILE`, `parquet:FILE`: see images.folder, saved and tables; what a model says of its inputs is in `hints`.
-    `package.module:function` or `file.py:function` is called with `arguments`; what it may return: see `labelled`.
+    in this order. `modular:p=59,op=add,fraction=0.3`: see arrays.modular. `text:FILE`, `imagefolder:DIR`,
+    `hf-dataset:DIR`, `csv:FILE`, `parquet:FILE`: see language.documents, images.folder, saved and tables; what a model
+    says of its inputs is in `hints`. `package.module:function` or `file.py:function` is called with `arguments`; what
+    it may return: see `labelled`. An argument `unlabelled` that is true drops the labels of any of them.
 
     workers: processes that read images and datasets, and an argument of those sources; the data are the same for any
     number, none where 0. Raises UsageError for an unknown name or argument, DataError for a file or a function's result
@@ -59,7 +65,10 @@ def load_data(
     """
     given = dict(arguments or {})
     match = _match(name, given.pop(MATCH, None))
+    unlabelled = _unlabelled(name, given.pop(UNLABELLED, False))
     with _named(name, given):
+        if unlabelled:
+            return _without_labels(name, given, hints or ModelHints(), workers)
         data = _loaded(name, given, hints or ModelHints(), workers)
     return replace(data, arguments={**data.arguments, MATCH: match}) if match else data
 
@@ -91,6 +100,17 @@ def _loaded(name: str, given: dict[str, Any], hints: ModelHints, workers: int | 
         count = _workers(asked if workers is None else workers)
         return getattr(import_module(module), function)(place, given, hints, count)
     return labelled(name, _function(name)(**given), given, _workers(workers) if workers is not None else 0)
+
+
+def _without_labels(name: str, given: dict[str, Any], hints: ModelHints, workers: int | None) -> LabelledData:
+    """Data whose labels, where there are any, are not looked at."""
+    kind = name.partition(":")[0]
+    # These have no labels but what they are asked for.
+    told = NO_LABELS.get(kind, {})
+    data = _loaded(name, {**given, **told}, hints, workers)
+    splits: dict[str, Split] = {split: without_labels(held) for split, held in data.splits.items()}
+    arguments = {**{key: value for key, value in data.arguments.items() if key not in told}, UNLABELLED: True}
+    return replace(data, splits=splits, classes=0, class_names=None, arguments=arguments)
 
 
 def _of_h5(name: str, path: Path, given: dict[str, Any]) -> LabelledData:
@@ -148,6 +168,12 @@ def _match(name: str, given: Any) -> str | None:
     if given not in (None, BY_NAME, BY_ORDER):
         raise UsageError(f"data {name}: {MATCH}: expected {BY_NAME} or {BY_ORDER}, found {given!r}")
     return BY_ORDER if given == BY_ORDER else None
+
+
+def _unlabelled(name: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise UsageError(f"data {name}: {UNLABELLED}: expected true or false, found {given!r}")
+    return given
 
 
 def _workers(given: Any) -> int:

@@ -18,6 +18,7 @@ from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, first_samples, sample_shape, stratified
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, tokenization
 from ckpt_probe.errors import DataError, UsageError, last_line, listed
+from ckpt_probe.files import require_regular
 from ckpt_probe.plugins import require_extra
 
 LONGEST_LINE = 16 * 2**20
@@ -101,6 +102,7 @@ def _read_csv(path: Path, delimiter: str | None, texts: list[str]) -> Any:
     csv = require_extra("pyarrow.csv", "frames")
     import pyarrow
 
+    require_regular(path)
     try:
         return csv.read_csv(
             path,
@@ -122,6 +124,7 @@ def _read_parquet(path: Path) -> Any:
     parquet = require_extra("pyarrow.parquet", "frames")
     import pyarrow
 
+    require_regular(path)
     try:
         with parquet.ParquetFile(path) as file:
             _require_memory(path, file.metadata)

@@ -1,6 +1,5 @@
 """Text as a model's own tokenizer sees it: token ids and attention masks, padded to the longest of each batch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.hints import ModelHints, read_configuration
 from ckpt_probe.data.samples import Batch
 from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import hub_switched_off, require_extra
@@ -20,6 +19,9 @@ TOKENIZER, MAX_LENGTH = "tokenizer", "max_length"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 UNSET = 10**9
 """transformers writes a number beyond this one where a tokenizer states no longest text."""
+
+POSITIONS = ("max_position_embeddings", "n_positions")
+"""What a config.json may call the longest text of a model."""
 
 POSITIONS_BEFORE = ("roberta", "camembert")
 """Families of models whose first positions stand for padding."""
@@ -96,11 +98,82 @@ def tokenization(given: Mapping[str, Any], hints: ModelHints) -> Tokenization:
     UsageError where no tokenizer is near the model or a length is none, DataError where none can be read.
     """
     directory = _directory(given.get(TOKENIZER), hints)
-    tokenizer, config = _read(directory), _config(directory)
+    tokenizer, config = _read(directory), read_configuration(directory)
     if tokenizer.pad_token is None:
         _choose_padding(tokenizer, config, directory)
     length = _length(given.get(MAX_LENGTH), tokenizer, config, directory)
     return Tokenization(tokenizer, length, {TOKENIZER: str(directory), MAX_LENGTH: length})
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A language model's tokenizer: `size` tokens, and what a model that was trained with it can take.
+
+    positions: the longest text of the model, None where it states none. padding, mask: numbers of tokens.
+    """
+
+    directory: Path
+    tokenizer: Any
+    size: int
+    padding: int
+    mask: int | None
+    positions: int | None
+
+    @property
+    def special(self) -> set[int]:
+        """Numbers of tokens that stand for no text."""
+        return set(self.tokenizer.all_special_ids)
+
+    def encode(self, documents: list[str]) -> list[list[int]]:
+        """The tokens of each document, whole, with the special ones that its tokenizer puts around a text.
+
+        Raises DataError where one of them is none that the model knows.
+        """
+        found = self.tokenizer(documents, truncation=False, padding=False, verbose=False)["input_ids"]
+        _require_own(self.directory, 1 + max((max(ids, default=0) for ids in found), default=0), self.size)
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """The tokens as the tokenizer spells them."""
+        found = self.tokenizer.convert_ids_to_tokens(list(range(self.size)))
+        return tuple(token or f"token {number}" for number, token in enumerate(found))
+
+
+def vocabulary(given: Mapping[str, Any], hints: ModelHints) -> Vocabulary:
+    """The tokenizer of the model's directory, or of the one that `tokenizer` names, for a language model.
+
+    Errors as `tokenization`; DataError too where it has more tokens than the model.
+    """
+    directory = _directory(given.get(TOKENIZER), hints)
+    tokenizer = _read(directory)
+    config = hints.configuration() or read_configuration(directory)
+    known, size = config.get("vocab_size"), len(tokenizer)
+    if isinstance(known, int):
+        _require_own(directory, tokenizer.vocab_size, known)
+        # A token that was added to the tokenizer alone, such as one for padding, is none that the model knows.
+        size = min(size, known)
+    padding = tokenizer.pad_token_id
+    return Vocabulary(
+        directory,
+        tokenizer,
+        size,
+        padding if padding is not None and padding < size else 0,
+        tokenizer.mask_token_id,
+        _positions(config, tokenizer),
+    )
+
+
+def _require_own(directory: Path, size: int, known: int) -> None:
+    if size > known:
+        raise DataError(f"{directory}: its tokenizer has {size:,} tokens, the model {known:,}: it is another model's")
+
+
+def _positions(config: Mapping[str, Any], tokenizer: Any) -> int | None:
+    stated = next((config[name] for name in POSITIONS if isinstance(config.get(name), int)), None)
+    if stated is None or stated < 1:
+        return None
+    before = any(family in str(config.get("model_type")) for family in POSITIONS_BEFORE)
+    return stated - (tokenizer.pad_token_id + 1 if before else 0)
 
 
 def _directory(named: Any, hints: ModelHints) -> Path:
@@ -126,15 +199,6 @@ def _read(directory: Path) -> Any:
             raise DataError(f"{directory}: its tokenizer cannot be read: {last_line(error)}") from error
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # A tokenizer may stand alone; whoever builds the model says what is wrong with its configuration.
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _choose_padding(tokenizer: Any, config: Mapping[str, Any], directory: Path) -> None:
     number = config.get("pad_token_id")
     if not isinstance(number, int):
@@ -152,8 +216,7 @@ def _length(given: Any, tokenizer: Any, config: Mapping[str, Any], directory: Pa
         return given
     if tokenizer.model_max_length < UNSET:
         return int(tokenizer.model_max_length)
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int) or positions < 1:
+    positions = _positions(config, tokenizer)
+    if positions is None:
         raise UsageError(f"{directory}: says no longest text; give one by --data-argument {MAX_LENGTH}=512")
-    before = any(family in str(config.get("model_type")) for family in POSITIONS_BEFORE)
-    return positions - (tokenizer.pad_token_id + 1 if before else 0)
+    return positions

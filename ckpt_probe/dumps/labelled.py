@@ -20,6 +20,8 @@ DIMENSIONS = {
     schema.FEATURES: (SAMPLE, FEATURE),
     schema.LABELS: (SAMPLE,),
     schema.LOGITS: (SAMPLE, CLASS),
+    schema.PREDICTION: (SAMPLE,),
+    schema.LOSS: (SAMPLE,),
 }
 OF_MOMENTS = {
     "counts": ("seen_class",),

@@ -130,8 +130,12 @@ class Dump:
             self._check_moments(f"{name}/{schema.MOMENTS}", width)
         if features is None:
             return
+        self._check_scored(name, features.shape[0] if features.ndim else 0)
+        if labels is None and self._file[name].attrs.get(schema.UNLABELLED, False):
+            labels = np.broadcast_to(-1, features.shape[:1])
         if labels is None:
-            raise DataError(f"{where}: features without labels; add an array {name}/labels")
+            told = f"add an array {name}/labels, or an attribute {schema.UNLABELLED} = true to {name}"
+            raise DataError(f"{where}: features without labels; {told}")
         if features.ndim != 2 or features.dtype.kind != "f":
             raise DataError(
                 f"{where}/features: expected floating-point numbers of shape (N, D), found {_described(features)}"
@@ -150,6 +154,15 @@ class Dump:
             raise DataError(
                 f"{where}: logits have {logits.shape[1]} classes but classifier weights {self.weights.shape[0]}"
             )
+
+    def _check_scored(self, name: str, rows: int) -> None:
+        for array, kinds in ((schema.PREDICTION, "iu"), (schema.LOSS, "f")):
+            found = self._array(name, array)
+            if found is not None and (found.shape != (rows,) or found.dtype.kind not in kinds):
+                what = "integers" if kinds == "iu" else "floating-point numbers"
+                raise DataError(
+                    f"{self.path}: {name}/{array}: expected {what} of shape ({rows},), found {_described(found)}"
+                )
 
     def _check_moments(self, place: str, width: int | None) -> None:
         where, size, group = f"{self.path}: {place}", self.path.stat().st_size, self._required(place, h5py.Group)

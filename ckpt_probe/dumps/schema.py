@@ -18,6 +18,11 @@ BIAS = "bias"
 FEATURES = "features"
 LABELS = "labels"
 LOGITS = "logits"
+PREDICTION = "prediction"
+LOSS = "loss"
+OF_ROWS = (FEATURES, LABELS, LOGITS, PREDICTION, LOSS)
+"""Arrays of a split that have one entry a row."""
+
 MOMENTS = "moments"
 LAYERS = "layers"
 DEPTH = "depth"
@@ -31,6 +36,11 @@ SIMILARITY = "similarity"
 INDICES = "indices"
 SIMILARITY_ROWS = "similarity_rows"
 SEED = "seed"
+
+UNLABELLED = "unlabelled"
+NOT_STORED = "not_stored"
+"""Attributes of a split: that its rows have no labels, and how many rows were seen and not stored."""
+
 SAMPLE_SCALE = "sample"
 FEATURE_SCALE = "feature"
 CLASS_SCALE = "class"
@@ -77,7 +87,7 @@ class Provenance:
     model_arguments: dict[str, Any]
     data: str
     data_arguments: dict[str, Any]
-    classifier: str
+    classifier: str | None
     forward_dtype: str
     feature_dtype: str
     splits: tuple[str, ...]
@@ -86,8 +96,10 @@ class Provenance:
     store: str
     device: str
     versions: dict[str, str]
-    layers: str | None = None
+    max_rows: int | None = None
+    rows_seed: int | None = None
     pooling: str | None = None
+    layers: str | None = None
     layer_store: str | None = None
     similarity_rows: int | None = None
     similarity_seed: int | None = None
@@ -111,7 +123,7 @@ class Provenance:
         return [f"{name} {mine!r} / {theirs[name]!r}" for name, mine in self.identity().items() if mine != theirs[name]]
 
     def to_attributes(self) -> dict[str, Any]:
-        """As HDF5 attributes; an absent step or epoch or limit is left out."""
+        """As HDF5 attributes; what is None, such as an unknown step, is left out."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: _attribute(value) for name, value in values.items() if value is not None}
 

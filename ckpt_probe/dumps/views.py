@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.stored import StoredArray
+from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import native, own_reads
+from ckpt_probe.moments.quality import Scored
 
-Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+Block = tuple[np.ndarray, np.ndarray, np.ndarray | Scored | None]
 
 
 class SplitView:
@@ -20,12 +23,16 @@ class SplitView:
         self.name = name
         self._path = path
         self._group = group
-        stored = {array: group.get(array) for array in (schema.FEATURES, schema.LABELS, schema.LOGITS)}
+        stored = {array: group.get(array) for array in schema.OF_ROWS}
         found = {array: StoredArray(path, dataset) for array, dataset in stored.items() if dataset is not None}
         # Features and labels are None where only moments were stored.
         self.features: Any = found.get(schema.FEATURES)
         self.labels: Any = found.get(schema.LABELS)
         self.logits = found.get(schema.LOGITS)
+        self.prediction = found.get(schema.PREDICTION)
+        self.loss = found.get(schema.LOSS)
+        self.labelled = not bool(group.attrs.get(schema.UNLABELLED, False))
+        self.not_stored = int(group.attrs.get(schema.NOT_STORED, 0))
         self._moments = group.get(schema.MOMENTS)
 
     @property
@@ -57,16 +64,21 @@ class SplitView:
         return (self.features if self.features is not None else self._moments["means"]).shape[1]
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """Features (n, D), labels (n,) and logits (n, C) or None, at most `rows` rows at a time, in order.
+        """Features (n, D), labels (n,) and scores, at most `rows` rows at a time, in order.
 
-        In the byte order of this machine, whatever that of the file is. Raises DataError where they cannot be read.
+        scores: logits (n, C), or prediction and loss of each row, or None; labels: −1 where there are none. In the byte
+        order of this machine, whatever that of the file is. Raises DataError where they cannot be read.
         """
         for start in range(0, self.samples, rows):
             part = slice(start, start + rows)
             with own_reads(self._path, f"{self.name}, rows {start} to {min(start + rows, self.samples) - 1}"):
-                features, labels = native(self.features.dataset[part]), native(self.labels.dataset[part])
-                logits = None if self.logits is None else native(self.logits.dataset[part])
-            yield features, labels, logits
+                found = {name: native(array.dataset[part]) for name, array in self._rows().items()}
+            features = found[schema.FEATURES]
+            labels = found.get(schema.LABELS, np.full(len(features), -1))
+            scores: np.ndarray | Scored | None = found.get(schema.LOGITS)
+            if schema.PREDICTION in found and schema.LOSS in found:
+                scores = Scored(found[schema.PREDICTION], found[schema.LOSS])
+            yield features, labels, scores
 
     def read(self, array: Any, part: Any) -> np.ndarray:
         """Part of one of the `arrays`, in the byte order of this machine. Raises DataError where it cannot be read."""
@@ -75,8 +87,7 @@ class SplitView:
 
     def arrays(self) -> dict[str, Any]:
         """Every stored array by its name below the split, unread."""
-        named = {schema.FEATURES: self.features, schema.LABELS: self.labels, schema.LOGITS: self.logits}
-        found = {name: array for name, array in named.items() if array is not None}
+        found: dict[str, Any] = {**self._rows()}
         found |= {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
         for layer in self.layers:
             held = {schema.SIMILARITY_ROWS: layer.rows} if layer.rows is not None else {}
@@ -85,6 +96,25 @@ class SplitView:
         if schema.SIMILARITY in self._group:
             found[f"{schema.SIMILARITY}/{schema.INDICES}"] = self._group[schema.SIMILARITY][schema.INDICES]
         return found
+
+    def _rows(self) -> dict[str, StoredArray]:
+        arrays = (self.features, self.labels, self.logits, self.prediction, self.loss)
+        return {name: array for name, array in zip(schema.OF_ROWS, arrays, strict=True) if array is not None}
+
+    def verify(self, rows: int = 4096) -> Iterator[tuple[bool, str | None]]:
+        """Read every stored array: whether it is under a checksum, and what is wrong with it, None where it is read."""
+        for name, array in self.arrays().items():
+            dataset: Any = getattr(array, "dataset", array)
+            # What has no chunks is kept in its header, which has a checksum from version 2 on.
+            checked = dataset.fletcher32 or dataset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
+            try:
+                for start in range(0, len(dataset) if dataset.shape else 1, rows):
+                    with own_reads(self._path, f"{self.name}/{name}"):
+                        dataset[start : start + rows] if dataset.shape else dataset[()]
+            except DataError as error:
+                yield checked, str(error)
+            else:
+                yield checked, None
 
     def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
         """Class moments as arrays by name, and the numbers beside them; None where none were stored.

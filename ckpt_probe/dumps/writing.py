@@ -15,6 +15,7 @@ from ckpt_probe.dumps.sink import Sink
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
 from ckpt_probe.hdf5 import CLASS_NAMES
+from ckpt_probe.moments.quality import Scored
 
 CHUNK_BYTES = 2**20
 
@@ -110,21 +111,44 @@ class DumpWriter:
             self._announced[name] = announced - count
             _resize(group, announced - count)
 
-    def start_split(self, name: str, samples: int | None = None, *, logits: bool = True) -> None:
+    def start_split(
+        self,
+        name: str,
+        samples: int | None = None,
+        *,
+        logits: bool = True,
+        scored: bool = False,
+        labelled: bool = True,
+    ) -> None:
         """Announce a split and the number of rows that will be appended to it; None where that is not known yet.
 
-        Raises DataError where a split cannot be called so (`require_split_name`).
+        What comes with each row: logits, or prediction and loss in their place (`scored`), or neither; a label unless
+        not `labelled`. Raises DataError where a split cannot be called so (`require_split_name`).
         """
         schema.require_split_name(name)
         group = self._file.require_group(name)
-        features = self._start_rows(group, samples, self._features)
+        features = self._start_rows(group, samples, self._features, labelled=labelled)
         self._label(features, None, schema.FEATURE_SCALE)
-        if logits:
+        if logits and not scored:
             scores = self._rows(group, schema.LOGITS, samples, self._classes, "float32")
             scores.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
             self._label(scores, None, schema.CLASS_SCALE)
+        if scored:
+            for array, kind in ((schema.PREDICTION, np.int32), *(((schema.LOSS, np.float32),) if labelled else ())):
+                self._single(group, array, samples, kind)
+        if not labelled:
+            group.attrs[schema.UNLABELLED] = True
 
-    def start_layer(self, split: str, layer: str, *, depth: float, pooling: str, width: int | None = None) -> str:
+    def start_layer(
+        self,
+        split: str,
+        layer: str,
+        *,
+        depth: float,
+        pooling: str,
+        width: int | None = None,
+        labelled: bool = True,
+    ) -> str:
         """Announce a layer of a split, of `width` features where its rows are to be appended; the place to do so.
 
         The place takes what a split's name takes, in `append`, and in `write_moments`. Raises DataError where a layer
@@ -136,8 +160,10 @@ class DumpWriter:
         group = self._file.create_group(place)
         group.attrs[schema.DEPTH] = float(depth)
         self._attribute(schema.POOLING, pooling, group)
+        if not labelled:
+            group.attrs[schema.UNLABELLED] = True
         if width is not None:
-            features = self._start_rows(group, None, width)
+            features = self._start_rows(group, None, width, labelled=labelled)
             scale = _kept(group, schema.FEATURE_SCALE, np.arange(width, dtype=np.int64))
             scale.make_scale(schema.FEATURE_SCALE)
             features.dims[1].attach_scale(scale)
@@ -155,16 +181,28 @@ class DumpWriter:
             place = schema.layer_place(split, layer)
             _kept(self._file[place], schema.SIMILARITY_ROWS, as_stored(values, self._dtype, f"{self.path}: {place}"))
 
-    def write_moments(self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
-        """Class moments of a split, or of a layer, arrays by name, and single numbers beside them as attributes."""
+    def count_not_stored(self, name: str, count: int) -> None:
+        """Put down how many rows of a split were seen and are not in it."""
+        self._file[name].attrs[schema.NOT_STORED] = count
+
+    def write_moments(
+        self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float], *, labelled: bool = True
+    ) -> None:
+        """Class moments of a split, or of a layer, arrays by name, and single numbers beside them as attributes.
+
+        Without labels they are those of one class.
+        """
         schema.require_split_name(name.partition("/")[0])
-        group = self._file.require_group(name).create_group(schema.MOMENTS)
+        split = self._file.require_group(name)
+        if not labelled:
+            split.attrs[schema.UNLABELLED] = True
+        group = split.create_group(schema.MOMENTS)
         for part, values in state.items():
             _kept(group, part, _numpy(values))
         group.attrs.update(numbers)
 
-    def append(self, name: str, features: Any, labels: Any, logits: Any = None) -> None:
-        """Add a block of rows to a split: features (n, D), labels (n,), logits (n, C) where they were announced.
+    def append(self, name: str, features: Any, labels: Any, scores: Any = None) -> None:
+        """Add a block of rows to a split: features (n, D), labels (n,), and the scores that were announced.
 
         Raises DataError where features are too large for the precision in which they are stored.
         """
@@ -178,9 +216,11 @@ class DumpWriter:
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
         group[schema.FEATURES][start:stop] = as_stored(features, self._dtype, f"{self.path}: {name}")
-        group[schema.LABELS][start:stop] = _numpy(labels)
-        if schema.LOGITS in group:
-            group[schema.LOGITS][start:stop] = _numpy(logits)
+        found = {schema.LABELS: labels, schema.LOGITS: scores}
+        if isinstance(scores, Scored):
+            found |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss}
+        for array in (array for array in schema.OF_ROWS if array in group and array != schema.FEATURES):
+            group[array][start:stop] = _numpy(found[array])
         self._written[name] = stop
         self._sink.require_written(self.path)
 
@@ -197,19 +237,29 @@ class DumpWriter:
         kind = h5py.string_dtype("utf-8", max(1, len(stored))) if isinstance(stored, bytes) else None
         (self._file if group is None else group).attrs.create(name, stored, dtype=kind)
 
-    def _start_rows(self, group: Any, samples: int | None, width: int) -> Any:
-        """Features (N, D) and labels (N,) to come, with their scale; the features."""
-        count, checked = samples or 0, {"chunks": _chunks(samples, 8), "maxshape": _most(samples)}
-        checked["fletcher32"] = samples != 0
-        scale = group.create_dataset(schema.SAMPLE_SCALE, data=np.arange(count, dtype=np.int64), **checked)
+    def _start_rows(self, group: Any, samples: int | None, width: int, *, labelled: bool = True) -> Any:
+        """Features (N, D) and, where there are some, labels (N,) to come, with their scale; the features."""
+        scale = group.create_dataset(
+            schema.SAMPLE_SCALE,
+            data=np.arange(samples or 0, dtype=np.int64),
+            chunks=_chunks(samples, 8),
+            maxshape=_most(samples),
+            fletcher32=samples != 0,
+        )
         scale.make_scale(schema.SAMPLE_SCALE)
         features = self._rows(group, schema.FEATURES, samples, width, self._dtype)
-        labels = group.create_dataset(schema.LABELS, shape=(count,), dtype=np.int64, **checked)
         features.dims[0].attach_scale(scale)
-        labels.dims[0].attach_scale(scale)
+        if labelled:
+            self._single(group, schema.LABELS, samples, np.int64)
         place = group.name.removeprefix("/")
         self._announced[place], self._written[place] = samples, 0
         return features
+
+    def _single(self, group: Any, name: str, samples: int | None, kind: Any) -> None:
+        """One number of each row to come, (N,)."""
+        rows = {"chunks": _chunks(samples, np.dtype(kind).itemsize), "maxshape": _most(samples)}
+        held = group.create_dataset(name, shape=(samples or 0,), dtype=kind, fletcher32=samples != 0, **rows)
+        held.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
 
     def _rows(self, group: Any, name: str, samples: int | None, width: int, dtype: str) -> Any:
         rows = _chunks(samples, width * np.dtype(dtype).itemsize)
@@ -273,7 +323,7 @@ def _kept(group: Any, name: str, values: np.ndarray) -> Any:
 
 
 def _resize(group: Any, rows: int) -> None:
-    for name in (schema.SAMPLE_SCALE, schema.FEATURES, schema.LABELS, schema.LOGITS):
+    for name in (schema.SAMPLE_SCALE, *schema.OF_ROWS):
         if name in group:
             group[name].resize(rows, axis=0)
 

@@ -1,6 +1,7 @@
 """Checkpoint and data → dump."""
 
 from ckpt_probe.extraction.extract import ExtractionSummary, extract, extract_series
+from ckpt_probe.extraction.following import follow_series
 from ckpt_probe.extraction.forward import Block, forward_blocks
 from ckpt_probe.extraction.inspection import inspect_model
 from ckpt_probe.extraction.setup import Setup, Storage
@@ -14,6 +15,7 @@ __all__ = [
     "Subject",
     "extract",
     "extract_series",
+    "follow_series",
     "forward_blocks",
     "inspect_model",
     "open_subject",

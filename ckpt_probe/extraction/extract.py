@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import open_series
+from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.background import BackgroundWriter
-from ckpt_probe.extraction.forward import LEFT_OUT, Block, forward_batches, lent
+from ckpt_probe.extraction.forward import Block, forward_batches, lent
+from ckpt_probe.extraction.scoring import is_scored
 from ckpt_probe.extraction.setup import Setup, Storage
-from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.extraction.storing import SplitPlan, StoreWriter, choose_rows
 from ckpt_probe.extraction.subject import SAMPLE, Subject, head_parameters, open_subject
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
-from ckpt_probe.models import Batch, Taps, choose_device, choose_taps, find_head, on_device, part_of
+from ckpt_probe.models import Backbone, Batch, Taps, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.scheduling import ALONE, Busy, Workers, claimed, made_once, results
 from ckpt_probe.series import Member
 
 
@@ -39,35 +43,65 @@ def extract_series(
     out: Path | str,
     *,
     overwrite: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> ExtractionSummary:
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
     options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
-    batch_size, device, data_workers, layers, pooling), which take the place of what the checkpoints say, and those of
-    `Storage` (limit, dtype, feature_dtype, with_logits, store, memory, layer_store, similarity_rows, similarity_seed).
-    A dump that is complete and of the same provenance is skipped; of another provenance, it is an error unless
-    `overwrite`. Raises UsageError and DataError as the parts do; a dump has
-    its name only once it is whole.
+    batch_size, device, data_workers, unlabelled, layers, pooling), which take the place of what the checkpoints say,
+    and those of `Storage` (limit, dtype, feature_dtype, with_logits, store, memory, max_rows, rows_seed, layer_store,
+    similarity_rows, similarity_seed). A dump that is complete and of the same provenance is skipped; of another
+    provenance, it is an error unless `overwrite`. Processes that extract into the same directory at the same time share
+    the checkpoints between them. workers: so many checkpoints at a time, each in a process of its own; scheduler: the
+    address of a Dask cluster that does them instead. Raises UsageError and DataError as the parts do; a dump has its
+    name only once it is whole.
     """
+    staff = Workers(workers, scheduler)
     progress, setup = progress or Silent(), Setup.taken_from(options)
     storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
-    subject = open_subject(members[0].path, setup)
-    _require_storable(subject, storage)
-    written: list[str] = []
-    skipped: list[str] = []
-    with progress.task("checkpoints", len(members), "checkpoints") as bar:
-        for member in members:
-            path = Path(out) / f"{member.name}.h5"
-            done = _extract(member, path, subject, storage, overwrite=overwrite, progress=progress)
-            (written if done else skipped).append(member.name)
+    order = _Order(members[0].path, setup, storage, Path(out), overwrite)
+    subject = open_subject(order.first, setup)
+    told = _require_storable(subject, storage)
+    done: dict[str, bool] = {}
+    notes = dict.fromkeys([told] if told else [])
+    notes |= dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
+    work = partial(_extract, subject=subject, order=order, progress=progress) if staff.alone else order.run
+    tasks = results(work, members, names=[m.name for m in members], workers=staff, say=progress.message)
+    with progress.task("checkpoints", len(members), "checkpoints") as bar, closing(tasks):
+        for number, found in tasks:
+            done[members[number].name] = found.written
+            notes |= dict.fromkeys(found.notes)
             bar.advance()
-    for note in (*subject.notes, *(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)):
+    for note in (*dict.fromkeys(subject.notes), *notes):
         progress.message(note)
-    return ExtractionSummary(tuple(written), tuple(skipped))
+    return ExtractionSummary(*(tuple(m.name for m in members if done[m.name] is written) for written in (True, False)))
+
+
+def extract_members(
+    members: Iterable[Member], out: Path | str, setup: Setup, storage: Storage, *, overwrite: bool, progress: Progress
+) -> Iterator[tuple[str, bool]]:
+    """Write `out`/NAME.h5 for each member as it comes; yields its name, and whether it was written or there already.
+
+    The model is built, and the data are opened, for the first. What another process extracts at that moment is waited
+    for. Raises as `extract_series`.
+    """
+    order, subject, told = None, None, None
+    for member in members:
+        if order is None or subject is None:
+            order = _Order(member.path, setup, storage, Path(out), overwrite)
+            subject = open_subject(member.path, setup)
+            told = _require_storable(subject, storage)
+        work = partial(_extract, subject=subject, order=order, progress=progress)
+        # Where another call is at it, that is waited for.
+        for _, found in results(work, [member], names=[member.name], workers=ALONE, say=progress.message):
+            yield member.name, found.written
+    for note in () if subject is None else (*subject.notes, *([told] if told else [])):
+        progress.message(note)
 
 
 def extract(
@@ -107,48 +141,114 @@ def extract(
         head = find_head(model, sample, classifier)
         taps = choose_taps(model, sample, head, layers, pooling)
         weights, bias = head_parameters(model, head)
-        storage.require_fitting(*weights.shape)
+        storage.require_fitting(*weights.shape, positions=is_scored(head, len(weights)))
         known = _of_classes(chain([first], batches), weights.shape[0])
         blocks = forward_batches(model, head, known, device=place, dtype=dtype, taps=taps)
         with _writing(path, None, (weights, bias), storage, taps=taps, overwrite=overwrite) as writer:
-            _write_split(writer, split, None, blocks, storage)
+            scores = "scored" if is_scored(head, len(weights)) else "logits"
+            _write_split(writer, split, None, blocks, SplitPlan(scores))
     return path
 
 
-def _extract(
-    member: Member, path: Path, subject: Subject, storage: Storage, *, overwrite: bool, progress: Progress
-) -> bool:
-    """Open a checkpoint, load it, run it over every split and write its dump; False where that was done before."""
+@dataclass(frozen=True)
+class _Extracted:
+    """What came of one checkpoint: whether its dump was written, or there before, and what a worker has to say."""
+
+    written: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for every checkpoint of a series. first: the one by which the model and its head are known."""
+
+    first: Path
+    setup: Setup
+    storage: Storage
+    out: Path
+    overwrite: bool
+
+    def subject(self) -> Subject:
+        """Model, data and classifier. Raises UsageError where a dump cannot keep what they give."""
+        subject = open_subject(self.first, self.setup)
+        _require_storable(subject, self.storage)
+        return subject
+
+    def run(self, member: Member) -> _Extracted | Busy:
+        """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
+        subject, said = made_once(self, self.subject), _Said()
+        found = _extract(member, subject=subject, order=self, progress=said)
+        if isinstance(found, Busy):
+            return found
+        return replace(found, notes=(*(f"{member.name}: {text}" for text in said.messages), *subject.notes))
+
+
+@dataclass
+class _Said(Silent):
+    """Progress of a worker: its messages are kept for whoever asked."""
+
+    messages: list[str] = field(default_factory=list)
+
+    def message(self, text: str) -> None:
+        """Keep a line."""
+        self.messages.append(text)
+
+
+def _extract(member: Member, *, subject: Subject, order: _Order, progress: Progress) -> _Extracted | Busy:
+    """Open a checkpoint, load it, run it over every split and write its dump, unless that is done or being done."""
+    path, storage = order.out / f"{member.name}.h5", order.storage
     with subject.setup.open(member.path) as checkpoint:
         size, sha256, epoch = checkpoint.size, checkpoint.content_hash(), checkpoint.metadata.epoch
         provenance = subject.provenance(member.name, size, sha256, step=member.step, epoch=epoch, storage=storage)
-        if not overwrite and _complete(path, provenance):
-            return False
-        subject.load(checkpoint.state_dict(), str(member.path))
-    counts = {name: len(subject.data.split(name)) for name in subject.splits}
-    if storage.limit is not None:
-        counts = {name: min(count, storage.limit) for name, count in counts.items()}
-    replace = overwrite or path.exists()
+        if not order.overwrite and _complete(path, provenance):
+            return _Extracted(False)
+        with claimed(path) as claim:
+            if isinstance(claim, Busy):
+                return claim
+            # Another process may have finished it just before the claim.
+            if not order.overwrite and _complete(path, provenance):
+                return _Extracted(False)
+            subject.load(checkpoint.state_dict(), str(member.path))
+            _write(path, provenance, subject, order, progress)
+    return _Extracted(True)
+
+
+def _write(path: Path, provenance: Provenance, subject: Subject, order: _Order, progress: Progress) -> None:
+    storage = order.storage
+    counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
+    plans = {name: _plan(subject, name, count, storage) for name, count in counts.items()}
     with (
-        progress.task(path.stem, sum(counts.values()), "samples") as bar,
+        progress.task(path.stem, sum(count or 0 for count in counts.values()), "rows") as bar,
         _writing(
             path,
             provenance,
             subject.parameters(),
             storage,
             taps=subject.taps,
-            overwrite=replace,
+            overwrite=order.overwrite or path.exists(),
             names=subject.data.class_names,
+            classes=subject.data.classes,
         ) as writer,
     ):
-        for name, count in counts.items():
+        for name, plan in plans.items():
             blocks = subject.forward(name, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar)
             # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
             with closing(blocks):
-                # How many positions have a label is known when all have been seen.
-                rows = None if subject.head.positions == "every" else count
-                _write_split(writer, name, rows, blocks, storage)
-    return True
+                _write_split(writer, name, counts[name], blocks, plan)
+
+
+def _plan(subject: Subject, split: str, rows: int | None, storage: Storage) -> SplitPlan:
+    """What will come with the rows of a split. Raises UsageError where some are to be chosen of an unknown number."""
+    if rows is None and storage.max_rows is not None:
+        raise UsageError(f"--max-rows: how many rows split {split} gives is not known before it has been seen")
+    weights = subject.parameters()[0]
+    scores = "logits" if storage.with_logits else "none"
+    if is_scored(subject.head, len(weights)):
+        scores = "scored"
+    elif isinstance(subject.head, Backbone):
+        scores = "none"
+    chosen = None if rows is None else choose_rows(rows, storage.max_rows, storage.rows_seed)
+    return SplitPlan(scores, subject.data.labelled, chosen)
 
 
 def _writing(
@@ -160,27 +260,35 @@ def _writing(
     taps: Taps,
     overwrite: bool,
     names: Sequence[str] | None = None,
+    classes: int | None = None,
 ) -> BackgroundWriter:
-    """A dump to be written by a thread of its own, the classifier and the names of its classes first."""
+    """A dump to be written by a thread of its own, the classifier and the names of its classes first.
+
+    classes: those of the data, where there is no classifier.
+    """
     weights, bias = parameters
-    classes, features = weights.shape
+    features = weights.shape[1]
+    classes = len(weights) or classes or 0
     kind = storage.feature_dtype
     writer = DumpWriter(path, provenance, classes=classes, features=features, feature_dtype=kind, overwrite=overwrite)
-    background = BackgroundWriter(lambda: StoreWriter(writer, storage, taps))
-    background.call("write_classifier", weights, bias)
+    background = BackgroundWriter(lambda: StoreWriter(writer, storage, classes, taps))
+    if len(weights):
+        background.call("write_classifier", weights, bias)
     if names:
         background.call("write_class_names", names[:classes])
     return background
 
 
 def _write_split(
-    writer: BackgroundWriter, name: str, count: int | None, blocks: Iterable[Block], storage: Storage
+    writer: BackgroundWriter, name: str, count: int | None, blocks: Iterable[Block], plan: SplitPlan
 ) -> None:
-    writer.call("start_split", name, count, logits=storage.with_logits)
+    writer.call("start_split", name, count, plan)
     rows = 0
     for block in blocks:
-        writer.call("append", name, block.features, block.labels, block.logits, block.layers)
+        writer.call("append", name, block.features, block.labels, block.scores, block.layers)
         rows += len(block.labels)
+    if not rows and count is None:
+        raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
     # Only damaged samples do not come.
     writer.call("finish_split", name, left_out=0 if count is None else count - rows)
 
@@ -236,9 +344,13 @@ def _require_own_names(members: Sequence[Member]) -> None:
         )
 
 
-def _require_storable(subject: Subject, storage: Storage) -> None:
+def _require_storable(subject: Subject, storage: Storage) -> str | None:
+    """What is to be said of what is stored. Raises UsageError where it cannot be stored so."""
     for name in subject.splits:
         require_split_name(name)
     if storage.dtype == "float64" and subject.device.type == "mps":
         raise UsageError("--dtype float64: not supported by MPS; add --device cpu, or use float32")
-    storage.require_fitting(*subject.parameters()[0].shape)
+    classes, features = subject.parameters()[0].shape
+    if isinstance(subject.head, Backbone):
+        classes = max(1, subject.data.classes)
+    return storage.require_fitting(classes, features, positions=is_scored(subject.head, classes))

@@ -1,37 +1,44 @@
 """Forward passes that yield the classifier's inputs and outputs, block by block, with the next batch ready in time."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.data import Split, ready_batches
+from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.models import Batch, Head, Rows, Taps, evaluating, on_device, part_of, unknown_index
+from ckpt_probe.extraction.scoring import is_scored, parameters_of, score_logits, score_rows
+from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.models import Backbone, Batch, Head, Taps, evaluating, on_device, padding_mask, part_of, unknown_index
+from ckpt_probe.moments.quality import Scored
 from ckpt_probe.progress import Progress, Silent, Task
-
-LEFT_OUT = -100
-"""The label of a position that is no row, as frameworks mark padding."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some samples, on the CPU: features (n, D), labels (n,), logits (n, C) of the classifier.
+    """Some rows, on the CPU: features (n, D), labels (n,), −1 where there are none, logits (n, C) of the classifier.
 
-    layers: the rows (n, D) of other layers, by name.
+    scored: prediction and loss of each row where logits would be wider than the features; logits are then (n, 0), as
+    they are without a classifier. layers: the rows (n, D) of other layers, by name.
     """
 
     features: Tensor
     labels: Tensor
     logits: Tensor
+    scored: Scored | None = None
     layers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> Tensor | Scored | None:
+        """What is known of the rows: logits, or prediction and loss in their place, or nothing."""
+        return self.scored or (self.logits if self.logits.shape[1] else None)
 
 
 def forward_blocks(
     model: nn.Module,
-    head: Head,
+    head: Head | Backbone,
     split: Split,
     *,
     batch_size: int = 256,
@@ -60,7 +67,7 @@ def forward_blocks(
 
 def forward_batches(
     model: nn.Module,
-    head: Head,
+    head: Head | Backbone,
     batches: Iterable[tuple[Batch, Tensor]],
     *,
     device: torch.device,
@@ -71,9 +78,9 @@ def forward_batches(
 ) -> Iterator[Block]:
     """Run a model as it is over batches of inputs (n, …) and labels (n,); only floating inputs are cast, to `dtype`.
 
-    Where every position of a sample is a row, such as the tokens of a text, labels are (n, positions), and those of
-    −100 are left out. `device` is where the model is. What is done where it runs out of memory, and errors, as
-    `forward_blocks`.
+    Where every position of a sample is a row, such as the tokens of a text, labels are (n, positions), those of −100
+    are left out, and logits are never held all at once where they would be wider than the features (`is_scored`).
+    `device` is where the model is. What is done where it runs out of memory, and errors, as `forward_blocks`.
     """
     runner = _Runner(model, head, taps or Taps(), progress or Silent())
     waiting: list[_Copy] = []
@@ -86,21 +93,30 @@ def forward_batches(
     while waiting:
         yield _finished(waiting.pop(0), bar)
     if runner.left_out:
-        (progress or Silent()).message(f"{runner.left_out} positions are labelled {LEFT_OUT} and left out")
+        told = f"{runner.left_out:,} positions are padding, or labelled {LEFT_OUT}, and left out"
+        (progress or Silent()).message(told)
 
 
-def labels_of_rows(head: Head, rows: Rows, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+def labels_of_rows(
+    head: Head | Backbone, rows: int, labels: Tensor, inputs: Batch | None = None
+) -> tuple[Tensor, Tensor | None]:
     """The label of each row (m,), and which rows are kept (m,), None for all of them: those of −100 are not.
 
-    Raises DataError where labels are not (n,), or (n, positions) where every position of a sample is a row.
+    Samples without a label (−1) have none at any position; what the attention mask of `inputs` says is padding is not
+    kept. Raises DataError where labels are not (n,), or (n, positions) where every position of a sample is a row.
     """
     if head.positions != "every":
         if labels.ndim != 1:
             raise DataError(f"labels: expected (n,), found {tuple(labels.shape)}")
         return labels, None
+    if labels.ndim == 1 and bool((labels == UNLABELLED).all()):
+        mask = None if inputs is None else padding_mask(inputs)
+        if mask is not None and mask.numel() == rows:
+            return labels.new_full((rows,), UNLABELLED), mask.flatten().cpu() != 0
+        return labels.new_full((rows,), UNLABELLED), None
     named = labels.flatten()
-    if len(named) != len(rows.features):
-        told = f"{len(rows.features)} rows for labels of shape {tuple(labels.shape)}"
+    if len(named) != rows:
+        told = f"{rows} rows for labels of shape {tuple(labels.shape)}"
         raise DataError(f"classifier {head.name} gives {told}; a label for each position is needed")
     return named, named != LEFT_OUT
 
@@ -134,11 +150,13 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
 class _Runner:
     """Runs batches, in parts that fit the device's memory, and taps the classifier and other layers."""
 
-    def __init__(self, model: nn.Module, head: Head, taps: Taps, progress: Progress) -> None:
+    def __init__(self, model: nn.Module, head: Head | Backbone, taps: Taps, progress: Progress) -> None:
         self._model = model
         self._head = head
         self._taps = taps
         self._part: int | None = None
+        self._parameters = parameters_of(head, model)
+        self._scored = is_scored(head, len(self._parameters[0]))
         self.left_out = 0
         self._progress = progress
 
@@ -149,7 +167,7 @@ class _Runner:
             part = slice(start, stop)
             try:
                 with torch.inference_mode():
-                    rows, layers = self._taps.tapped(self._model, self._head, part_of(inputs, part))
+                    block = self._block(part_of(inputs, part), labels[part])
             except RuntimeError as error:
                 # CUDA has a kind of error for this; MPS says it in words.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -158,7 +176,7 @@ class _Runner:
                 continue
             except IndexError as error:
                 raise DataError(unknown_index(error)) from error
-            yield self._block(rows, labels[part], layers)
+            yield block
             start = stop
 
     def _halve(self, size: int) -> None:
@@ -168,14 +186,37 @@ class _Runner:
         torch.cuda.empty_cache()
         self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
-    def _block(self, rows: Rows, labels: Tensor, layers: Mapping[str, Tensor]) -> Block:
-        named, kept = labels_of_rows(self._head, rows, labels)
+    def _block(self, inputs: Batch, labels: Tensor) -> Block:
+        head = self._head
+        if self._scored and isinstance(head, Head) and head.ends:
+            with self._taps.tapping(self._model, inputs) as found:
+                features = head.entering(self._model, inputs)
+            layers = self._taps.rows_in(found, len(features))
+            named, there = self._kept(len(features), labels, inputs, features.device)
+            features = features if there is None else features[there]
+            scored = score_rows(features, named.to(features.device), self._parameters)
+            return Block(features, named, features[:, :0], scored, _chosen(layers, there))
+        rows, layers = self._taps.tapped(self._model, head, inputs)
+        features, logits = rows.features, rows.logits
+        named, there = self._kept(len(features), labels, inputs, features.device)
+        layers = _chosen(layers, there)
+        if there is not None:
+            features, logits = features[there], logits[there]
+        if not self._scored:
+            return Block(features, named, logits, None, layers)
+        return Block(features, named, logits[:, :0], score_logits(logits, named.to(features.device)), layers)
+
+    def _kept(self, rows: int, labels: Tensor, inputs: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Labels of the rows that are kept, and which those are; the others are counted."""
+        named, kept = labels_of_rows(self._head, rows, labels, inputs)
         if kept is None:
-            return Block(rows.features, named, rows.logits, layers)
+            return named, None
         self.left_out += int((~kept).sum())
-        there = kept.to(rows.features.device)
-        chosen = {layer: given[there] for layer, given in layers.items()}
-        return Block(rows.features[there], named[kept], rows.logits[there], chosen)
+        return named[kept], kept.to(device)
+
+
+def _chosen(layers: Mapping[str, Tensor], there: Tensor | None) -> dict[str, Tensor]:
+    return {layer: rows if there is None else rows[there] for layer, rows in layers.items()}
 
 
 class _Copy:
@@ -184,19 +225,24 @@ class _Copy:
     def __init__(self, block: Block) -> None:
         self._event: torch.cuda.Event | None = None
         if block.features.device.type != "cuda":
-            layers = {layer: rows.cpu() for layer, rows in block.layers.items()}
-            self._block = Block(block.features.cpu(), block.labels, block.logits.cpu(), layers)
+            self._block = _on_cpu(block, lambda tensor: tensor.cpu())
             return
-        features, logits = _pinned_copy(block.features), _pinned_copy(block.logits)
-        layers = {layer: _pinned_copy(rows) for layer, rows in block.layers.items()}
+        self._block = _on_cpu(block, _pinned_copy)
         self._event = torch.cuda.Event()
         self._event.record(torch.cuda.current_stream(block.features.device))
-        self._block = Block(features, block.labels, logits, layers)
 
     def wait(self) -> Block:
         if self._event is not None:
             self._event.synchronize()
         return self._block
+
+
+def _on_cpu(block: Block, copy: Callable[[Tensor], Tensor]) -> Block:
+    scored = block.scored
+    if scored is not None:
+        scored = Scored(copy(as_tensor(scored.prediction, "predictions")), copy(as_tensor(scored.loss, "losses")))
+    layers = {layer: copy(rows) for layer, rows in block.layers.items()}
+    return Block(copy(block.features), block.labels, copy(block.logits), scored, layers)
 
 
 def _pinned_copy(tensor: Tensor) -> Tensor:

@@ -7,15 +7,16 @@ from torch import nn
 from ckpt_probe.checkpoints import Checkpoint
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.extraction.setup import Setup
-from ckpt_probe.extraction.subject import model_of, open_subject
+from ckpt_probe.extraction.subject import find_rows, model_of, open_subject
 from ckpt_probe.models import (
+    Backbone,
     Batch,
     Head,
     build_model,
     choose_device,
+    describe_backbone,
     describe_head,
     describe_layers,
-    find_head,
     load_weights,
     made_up_inputs,
     on_device,
@@ -33,7 +34,7 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
         subject = open_subject(path, setup)
         model = {"model": subject.model_name, "model_arguments": subject.model_arguments}
         sample = on_device(subject.sample, subject.device)
-        return {**model, "shown": f"data {subject.data.name}", **_described(subject.head, subject.model, sample)}
+        return {**model, "shown": f"data {subject.data.name}", **_facts(subject.head, subject.model, sample)}
     name, arguments = model_of(checkpoint, setup)
     device = choose_device(setup.device)
     model = build_model(name, arguments)
@@ -41,12 +42,14 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
     model.to(device)
     try:
         sample = on_device(made_up_inputs(model, arguments), device)
-        head = find_head(model, sample, setup.classifier or checkpoint.metadata.classifier)
+        head = find_rows(model, sample, setup.classifier or checkpoint.metadata.classifier, setup.pooling)
     except CkptProbeError as error:
         raise type(error)(f"{path}: model {name}: {error}") from error
     told = {"model": name, "model_arguments": arguments, "shown": "random inputs"}
-    return {**told, **_described(head, model, sample)}
+    return {**told, **_facts(head, model, sample)}
 
 
-def _described(head: Head, model: nn.Module, sample: Batch) -> dict[str, Any]:
+def _facts(head: Head | Backbone, model: nn.Module, sample: Batch) -> dict[str, Any]:
+    if isinstance(head, Backbone):
+        return describe_backbone(head, model, sample)
     return {**describe_head(head, model, sample), **describe_layers(head, model, sample)}

@@ -33,7 +33,9 @@ class Setup:
     checkpoint, and what an adapter is merged onto, as `open_checkpoint`. splits: those of the data to use, all where
     None. batch_size: samples of one forward pass. device: "auto", "cpu", "cuda[:n]" or "mps".
     data_workers: processes that read images, as many as are free where None; the numbers are the same for any.
-    layers: which are tapped beside the classifier's input, and pooling how they become rows, as `choose_taps`.
+    unlabelled: whether labels of the data are not looked at. layers: which are tapped beside the classifier's input, as
+    `choose_taps`. pooling: how what they give becomes rows, and which tokens of a model without a head are a sample's
+    row: one of `POOLINGS`, the usual one where None.
     """
 
     model: str | None = None
@@ -48,6 +50,7 @@ class Setup:
     device: str = "auto"
     data_workers: int | None = None
     layers: str = "penultimate"
+    unlabelled: bool = False
     pooling: str | None = None
 
     def __post_init__(self) -> None:
@@ -77,9 +80,10 @@ class Storage:
 
     limit: only the first so many samples of each split. dtype: precision of the forward pass; feature_dtype: that of
     the stored features. with_logits: whether logits are stored. store: "features" keeps the rows, "moments" class
-    moments in their place (8·C·D² bytes at most, which must fit `memory`), "both" keeps both. layer_store: the same for
-    layers other than the classifier's input. similarity_rows, similarity_seed: how many rows are kept of every layer to
-    be compared with others, the same ones of each, and what they are drawn by.
+    moments in their place (8·C·D² bytes at most, which must fit `memory`), "both" keeps both. max_rows: so many rows
+    of a split are stored, chosen by `rows_seed`, the others only counted, and in the moments. layer_store: what is kept
+    of layers other than the classifier's input. similarity_rows, similarity_seed: how many rows are kept of every layer
+    to be compared with others, the same ones of each, and what they are drawn by.
     """
 
     limit: int | None = None
@@ -88,19 +92,22 @@ class Storage:
     with_logits: bool = True
     store: str = "features"
     memory: int = MEMORY
+    max_rows: int | None = None
+    rows_seed: int = 0
     layer_store: str = "moments"
     similarity_rows: int = ROWS
     similarity_seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, number, least in (
-            ("--similarity-rows", self.similarity_rows, LEAST_ROWS),
-            ("--similarity-seed", self.similarity_seed, 0),
+        for option, least, number in (
+            ("--limit", 1, self.limit),
+            ("--max-rows", 1, self.max_rows),
+            ("--rows-seed", 0, self.rows_seed),
+            ("--similarity-rows", LEAST_ROWS, self.similarity_rows),
+            ("--similarity-seed", 0, self.similarity_seed),
         ):
-            if number < least:
+            if number is not None and number < least:
                 raise UsageError(f"{option}: expected at least {least}, found {number}")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit: expected at least 1, found {self.limit}")
         for option, value, known in (
             ("--dtype", self.dtype, FORWARD_DTYPES),
             ("--feature-dtype", self.feature_dtype, FEATURE_DTYPES),
@@ -120,11 +127,23 @@ class Storage:
         """The precision of the forward pass, as torch names it."""
         return FORWARD_DTYPES[self.dtype]
 
-    def require_fitting(self, classes: int, features: int) -> None:
-        """Raise UsageError where moments of so many classes and features are larger than the memory they may take."""
+    def require_fitting(self, classes: int, features: int, *, positions: bool = False) -> str | None:
+        """What is to be said of moments that are larger than the memory they may take.
+
+        positions: whether rows are positions, of which each class has few: then only the total second moment is kept.
+        Raises UsageError otherwise, and where not even that fits.
+        """
         needed = 8 * classes * features**2
-        if self.store != "features" and needed > self.memory:
-            raise UsageError(
-                f"--store {self.store}: class moments of {classes} classes and {features} features take {needed:,} "
-                f"bytes, more than the memory limit of {self.memory:,}; raise --memory, or use --store features"
+        if self.store == "features" or needed <= self.memory:
+            return None
+        least = 8 * (classes + 2 * features) * features
+        if positions and least <= self.memory:
+            return (
+                f"second moments of {classes:,} classes would take {needed:,} bytes, more than --memory: only that of "
+                "all rows is kept, and within-class entropies are missing"
             )
+        raise UsageError(
+            f"--store {self.store}: class moments of {classes} classes and {features} features take "
+            f"{least if positions else needed:,} "
+            f"bytes, more than the memory limit of {self.memory:,}; raise --memory, or use --store features"
+        )

@@ -8,22 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions
-from ckpt_probe.data import LabelledData, ModelHints, first_samples, in_model_order, in_width, load_data, notes_of
+from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, likely_heads
+from ckpt_probe.data import (
+    LEFT_OUT,
+    LabelledData,
+    ModelHints,
+    first_samples,
+    in_model_order,
+    in_width,
+    load_data,
+    notes_of,
+)
 from ckpt_probe.data import functions_named as data_functions
+from ckpt_probe.data.language.windows import WindowSplit
+from ckpt_probe.data.sources import UNLABELLED
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction.forward import Block, forward_blocks
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.models import (
+    HEADLESS,
+    PENULTIMATE,
+    Backbone,
     Batch,
     Head,
     Taps,
+    arguments_taken,
+    backbone_of,
     build_model,
     choose_device,
     choose_taps,
     class_names,
     find_head,
+    is_backbone,
     load_weights,
     model_arguments,
     model_beside,
@@ -52,19 +69,19 @@ class Subject:
     model_arguments: dict[str, Any]
     data: LabelledData
     splits: tuple[str, ...]
-    head: Head
+    head: Head | Backbone
     sample: Batch
     setup: Setup
     device: torch.device
-    wrapper_note: str | None = None
-    """What was taken off the names of the checkpoint's tensors, or left out, to make them fit."""
+    said: tuple[str, ...] = ()
+    """What was taken off the names of the checkpoint's tensors to make them fit, and of its hyperparameters."""
 
     taps: Taps = field(default_factory=Taps)
     """Layers whose rows are wanted beside the classifier's input."""
 
     @property
-    def classifier(self) -> str:
-        """The name of the model's last linear layer."""
+    def classifier(self) -> str | None:
+        """The name of the model's last linear layer, None where it has no head."""
         return self.head.name
 
     def load(self, state_dict: State, source: str) -> None:
@@ -84,12 +101,15 @@ class Subject:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said: of names that were changed, of the data when loaded, and of the samples read so far."""
-        ours = () if self.wrapper_note is None else (self.wrapper_note,)
         read = {split: notes_of(self.data.split(split)) for split in self.splits}
-        return (*ours, *self.data.notes, *(f"split {split}: {note}" for split, notes in read.items() for note in notes))
+        of_splits = [f"split {split}: {note}" for split, notes in read.items() for note in notes]
+        return (*self.said, *self.data.notes, *of_splits)
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now."""
+        """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now.
+
+        Of a model without a head, weights of no class, (0, D).
+        """
         return head_parameters(self.model, self.head)
 
     def forward(
@@ -115,6 +135,16 @@ class Subject:
             bar=bar,
         )
 
+    def rows_of(self, split: str, limit: int | None) -> int | None:
+        """How many rows the first `limit` samples of a split give; None where that is known when all have been seen."""
+        held = self.data.split(split)
+        count = len(held) if limit is None else min(limit, len(held))
+        if self.head.positions != "every":
+            return count
+        if isinstance(held, WindowSplit):
+            return held.rows_of(count)
+        return int((held.labels[:count] != LEFT_OUT).sum()) if held.labels.ndim == 2 else None
+
     def provenance(
         self, checkpoint: str, size: int, sha256: str, *, step: int | None, epoch: float | None, storage: Storage
     ) -> Provenance:
@@ -136,15 +166,19 @@ class Subject:
             limit=storage.limit,
             logits=storage.with_logits,
             store=storage.store,
+            max_rows=storage.max_rows,
+            rows_seed=None if storage.max_rows is None else storage.rows_seed,
             device=str(self.device),
             versions=library_versions(),
-            **self._told_of_layers(storage),
+            pooling=self._pooling,
+            **(storage.of_layers() | {"layers": self.setup.layers} if self.taps.layers else {}),
         )
 
-    def _told_of_layers(self, storage: Storage) -> dict[str, Any]:
-        if not self.taps.layers:
-            return {}
-        return {"layers": self.setup.layers, "pooling": self.setup.pooling, **storage.of_layers()}
+    @property
+    def _pooling(self) -> str | None:
+        if isinstance(self.head, Backbone):
+            return self.head.pooling
+        return self.setup.pooling if self.taps.layers else None
 
 
 def open_subject(path: Path, setup: Setup) -> Subject:
@@ -164,21 +198,24 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         name, arguments = _model(checkpoint, setup, stated, data)
         device = choose_device(setup.device)
         model = build_model(name, arguments)
-        note = wrapper_note(checkpoint.names, set(model.state_dict()))
+        said = [_told_note(checkpoint, setup, stated), wrapper_note(checkpoint.names, set(model.state_dict()))]
         load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)
         named = setup.classifier or checkpoint.metadata.classifier
         try:
             data = in_model_order(data, class_names(model))
             sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
-            head = find_head(model, on_device(sample, device), named)
-            taps = choose_taps(model, on_device(sample, device), head, setup.layers, setup.pooling)
+            shown = on_device(sample, device)
+            head = find_rows(model, shown, named, setup.pooling, tapped=setup.layers != PENULTIMATE)
+            taps = choose_taps(model, shown, head, setup.layers, setup.pooling)
             classes = len(head_parameters(model, head)[0])
-            require_classes(classes, data.classes)
-            data = in_width(data, classes)
+            if not isinstance(head, Backbone):
+                require_classes(classes, data.classes)
+                data = in_width(data, classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
-    return Subject(model, name, arguments, data, splits, head, sample, setup, device, note, taps)
+    notes = tuple(note for note in said if note)
+    return Subject(model, name, arguments, data, splits, head, sample, setup, device, notes, taps)
 
 
 def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:
@@ -189,7 +226,23 @@ def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]
     return _model(checkpoint, setup, _stated_model(checkpoint, setup), None)
 
 
-def head_parameters(model: nn.Module, head: Head) -> tuple[Tensor, Tensor | None]:
+def find_rows(
+    model: nn.Module, sample: Batch, named: str | None, pooling: str | None, *, tapped: bool = False
+) -> Head | Backbone:
+    """A model's head, or what stands for it where the caller, or what the model returns, says that it has none.
+
+    named: the last linear layer, or "none"; pooling: of the tokens of a model without a head. tapped: whether other
+    layers are wanted too, of which it says the same. Raises UsageError where one is given for a model with a head and
+    no other layer, and as `find_head` and `backbone_of`.
+    """
+    if named == HEADLESS or (named is None and is_backbone(model, sample)):
+        return backbone_of(model, sample, pooling)
+    if pooling is not None and not tapped:
+        raise UsageError(f"--pooling {pooling}: the model has a head, and its rows are the classifier's inputs")
+    return find_head(model, sample, named)
+
+
+def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Tensor | None]:
     """The weights (C, D) and the bias (C,) of a model's head, on the CPU.
 
     They are float64, which holds every dtype's numbers exactly, so that what is analyzed is what the checkpoint says.
@@ -210,6 +263,8 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHi
         raise UsageError(f"{path}: does not name its data; use --data, such as idx:DIR or package.module:function")
     stated = {} if setup.data_arguments or name != metadata.data else metadata.data_arguments
     arguments = setup.data_arguments or stated
+    if setup.unlabelled:
+        arguments = {**arguments, UNLABELLED: True}
     functions = data_functions(name, arguments)
     nested = functions if stated else []
     if name in functions:
@@ -220,12 +275,25 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHi
 
 
 def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dict[str, Any]]:
-    """The model that the caller names, else the checkpoint, else a file beside it; what the latter two say of it."""
+    """The model that the caller names, else the checkpoint, else a file beside it; what the latter two say of it.
+
+    Where the caller names it, they say what Lightning's module was constructed with, as far as the model takes it.
+    """
     metadata = checkpoint.metadata
     if setup.model is None and metadata.model is None:
         return model_beside(checkpoint.config_directory or checkpoint.path) or (None, {})
-    same = setup.model is None or setup.model == metadata.model
-    return setup.model or metadata.model, dict(metadata.model_arguments) if same else {}
+    if setup.model is None or setup.model == metadata.model:
+        return setup.model or metadata.model, dict(metadata.model_arguments)
+    return setup.model, arguments_taken(setup.model, checkpoint.hyperparameters)
+
+
+def _told_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> str | None:
+    """Which of a model's arguments are the checkpoint's hyperparameters, as a sentence."""
+    if setup.model is None or setup.model == checkpoint.metadata.model:
+        return None
+    used = {name: value for name, value in stated[1].items() if name not in (setup.model_arguments or {})}
+    told = ", ".join(f"{name}={value}" for name, value in used.items())
+    return f"model arguments from the checkpoint's hyperparameters: {told}" if told else None
 
 
 def _model(
@@ -234,9 +302,10 @@ def _model(
     name, told = stated
     path = checkpoint.path
     if name is None:
-        raise UsageError(
-            f"{path}: does not name its model; use --model, such as timm:NAME, hf:DIR or package.module:function"
-        )
+        arch = checkpoint.facts.get("arch")
+        likely = f" ({arch!r} stands in the file: perhaps timm:{arch} or torchvision:{arch})" if arch else ""
+        kinds = "timm:NAME, hf:DIR or package.module:function"
+        raise UsageError(f"{path}: does not name its model; use --model, such as {kinds}{likely}")
     chosen = setup.model_arguments or {}
     told = {key: value for key, value in told.items() if key not in chosen}
     if functions := model_functions(name):
@@ -244,4 +313,6 @@ def _model(
         require_named(functions_within(told), setup.model, path, f"--model {name} --model-arguments …")
     shapes = {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
     shape, classes = (None, None) if data is None else (data.input_shape, data.classes)
+    if data is None and (heads := likely_heads(checkpoint.layout)):
+        classes = heads[0].classes
     return name, model_arguments(name, {**told, **chosen}, input_shape=shape, classes=classes, tensors=shapes)

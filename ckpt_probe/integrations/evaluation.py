@@ -9,6 +9,7 @@ from torch import Tensor
 from ckpt_probe.analysis import Record, Settings, in_order, read_moments
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction.forward import labels_of_rows
+from ckpt_probe.extraction.scoring import is_scored, score_logits
 from ckpt_probe.integrations.ranks import gathered, is_first, on_first
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.moments import Moments
@@ -79,7 +80,7 @@ class Evaluation:
         samples = min([len(numbers), *counted])
         if self._left is not None:
             self._left -= samples
-        named, kept = labels_of_rows(heard.head, heard.rows, numbers)
+        named, kept = labels_of_rows(heard.head, len(heard.rows.features), numbers)
         features, logits = heard.rows.features, heard.rows.logits.float()
         if kept is not None or samples < len(numbers):
             kept = torch.ones_like(named, dtype=torch.bool) if kept is None else kept
@@ -89,7 +90,9 @@ class Evaluation:
         if self._gathering is None:
             weights, _ = self._tap.parameters()
             self._gathering = Gathering(Moments(len(weights), memory=self._settings.memory))
-        self._gathering.add(features, named.to(features.device), logits)
+        named = named.to(features.device)
+        scores = score_logits(logits, named) if is_scored(heard.head, logits.shape[1]) else logits
+        self._gathering.add(features, named, scores)
 
     def _share(self) -> Any:
         """What the first process needs of this one: an error, moments and quality, or None where it saw no sample."""

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from ckpt_probe.analysis import Settings
 from ckpt_probe.analysis.lines import metric_names
+from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction.forward import LEFT_OUT
 from ckpt_probe.integrations.evaluation import Evaluation, Place
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first

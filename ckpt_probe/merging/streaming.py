@@ -20,11 +20,13 @@ from typing import Any, BinaryIO
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.contents import Shard
 from ckpt_probe.checkpoints.folders import companions
+from ckpt_probe.checkpoints.integrity import with_hashes, without_hashes
 from ckpt_probe.checkpoints.numbers import ITEM_BYTES, decode, exact_dtype
 from ckpt_probe.checkpoints.writing import BITS, header
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import replacing, replacing_directory
 from ckpt_probe.merging import blending
+from ckpt_probe.merging.digests import Digests
 from ckpt_probe.merging.matching import check_averaged, check_match
 from ckpt_probe.progress import Progress, Silent, Task
 
@@ -187,12 +189,16 @@ class _Work:
     def _write_shard(self, shard: Shard, path: Path, workers: int, bar: Task) -> None:
         layout = {name: (self._target_dtype(name), self.template.shape(name)) for name in shard.tensors}
         metadata = {name: value for name, value in shard.metadata.items() if name not in OF_A_POINT}
-        start = header(layout, {**metadata, "ckpt_probe.path": json.dumps(self.told)})
+        metadata["ckpt_probe.path"] = json.dumps(self.told)
+        start = header(layout, without_hashes(metadata, layout))
+        digests = Digests(self.sources)
         with path.open("wb", buffering=0) as target:
             target.write(start)
             blocks = self._blocks(shard, len(start))
             with _flushing(target):
-                _run(partial(self._write_block, target, bar), blocks, len(self.sources), workers)
+                _run(partial(self._write_block, target, digests, bar), blocks, len(self.sources), workers)
+            digests.require_sources()
+            _write(target, header(layout, with_hashes(metadata, digests.hashes(layout))), 0)
 
     def _blocks(self, shard: Shard, start: int) -> Iterator[_Block]:
         for name in shard.tensors:
@@ -202,12 +208,18 @@ class _Work:
                 yield _Block(name, first, count, start + first * _item(self._target_dtype(name)))
             start += self._bytes(name)
 
-    def _write_block(self, target: BinaryIO, bar: Task, buffers: blending.Buffers, block: _Block) -> None:
+    def _write_block(
+        self, target: BinaryIO, digests: Digests, bar: Task, buffers: blending.Buffers, block: _Block
+    ) -> None:
         dtype = self.template.dtype(block.name)
         mixed = dtype in ITEM_BYTES
         sources = self.sources if mixed else self.sources[:1]
         raw = [_read(source, buffer, block) for source, buffer in zip(sources, buffers.raw, strict=False)]
-        _write(target, self._mixed(buffers, raw, block, dtype) if mixed else raw[0], block.target)
+        # Before they are mixed, which may happen in place.
+        digests.read(block.name, block.first, raw)
+        done = self._mixed(buffers, raw, block, dtype) if mixed else raw[0]
+        _write(target, done, block.target)
+        digests.written(block.name, block.first, done)
         bar.advance()
 
     def _mixed(self, buffers: blending.Buffers, raw: list[Any], block: _Block, dtype: str) -> Any:

@@ -1,18 +1,23 @@
 """A model by name, its classifier, and its weights from a checkpoint."""
 
+from ckpt_probe.models.backbone import HEADLESS, Backbone, backbone_of, is_backbone
 from ckpt_probe.models.beside import class_names, model_beside
 from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_of, run_once, samples_in, unknown_index
 from ckpt_probe.models.classifier import find_classifier, find_head
-from ckpt_probe.models.description import describe_head, head_told, made_up_inputs
+from ckpt_probe.models.description import describe_backbone, describe_head, head_told, made_up_inputs
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.fitting import fitting_names, load_weights, require_classes, unwrapped, wrapper_note
 from ckpt_probe.models.head import Head, Part, Rows
-from ckpt_probe.models.layers import POOLINGS, Tap, Taps, choose_taps, describe_layers, layers_told
-from ckpt_probe.models.sources import build_model, functions_named, model_arguments
+from ckpt_probe.models.layers import PENULTIMATE, POOLINGS, Tap, Taps, choose_taps, describe_layers, layers_told
+from ckpt_probe.models.pooling import padding_mask
+from ckpt_probe.models.sources import arguments_taken, build_model, functions_named, model_arguments
 from ckpt_probe.models.two_source import TwoSource
 
 __all__ = [
+    "HEADLESS",
+    "PENULTIMATE",
     "POOLINGS",
+    "Backbone",
     "Batch",
     "Head",
     "Part",
@@ -20,11 +25,14 @@ __all__ = [
     "Tap",
     "Taps",
     "TwoSource",
+    "arguments_taken",
+    "backbone_of",
     "build_model",
     "call",
     "choose_device",
     "choose_taps",
     "class_names",
+    "describe_backbone",
     "describe_head",
     "describe_layers",
     "evaluating",
@@ -33,6 +41,7 @@ __all__ = [
     "fitting_names",
     "functions_named",
     "head_told",
+    "is_backbone",
     "layers_told",
     "load_weights",
     "logits_of",
@@ -40,6 +49,7 @@ __all__ = [
     "model_arguments",
     "model_beside",
     "on_device",
+    "padding_mask",
     "part_of",
     "require_classes",
     "run_once",

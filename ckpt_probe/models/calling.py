@@ -101,6 +101,33 @@ def tapping(layers: Mapping[str, nn.Module], *, copied: bool = False) -> Iterato
             hook.remove()
 
 
+class _Reached(Exception):
+    """A layer is about to run."""
+
+
+def stopped_at(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
+    """What a layer is given when a batch reaches it for the first time; nothing after it is computed.
+
+    Raises DataError where the layer does not run.
+    """
+    given: list[Tensor | None] = []
+
+    def reach(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given.append(first_tensor(arguments, named))
+        raise _Reached
+
+    hook = model.get_submodule(layer).register_forward_pre_hook(reach, with_kwargs=True)
+    try:
+        call(model, inputs)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    if not given or given[0] is None:
+        raise DataError(f"classifier {layer} did not run in a forward pass, or was given no tensor")
+    return given[0]
+
+
 def first_tensor(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
     """The first tensor that a module was called with."""
     return next((value for value in (*arguments, *named.values()) if isinstance(value, Tensor)), None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckpt_probe.errors import UsageError
+from ckpt_probe.models.backbone import Backbone
 from ckpt_probe.models.calling import Batch, described, forward_once, part_of, results_of
 from ckpt_probe.models.head import Head
 
@@ -59,6 +60,26 @@ def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]
     }
 
 
+def describe_backbone(rows: Backbone, model: nn.Module, inputs: Batch) -> dict[str, Any]:
+    """The same of a model without a head, whose `layer` is None."""
+    one = part_of(inputs, slice(0, 1))
+    features = rows.tapped(model, one).features
+    return {
+        "layer": None,
+        "rows": POOLED[rows.pooling],
+        "features": features.shape[1],
+        "inputs": described(one),
+        "output": list(features.shape),
+    }
+
+
+POOLED = {
+    "features": "what the model returns, one a sample",
+    "mean": "the mean over the tokens of each sample",
+    "cls": "the first token of each sample",
+    "last": "the last token of each sample",
+    "tokens": "every token of each sample",
+}
 ROWS = {
     "one": "one a sample",
     "mean": "the mean over positions of each sample",
@@ -68,7 +89,10 @@ ROWS = {
 
 
 def head_told(facts: Mapping[str, Any]) -> list[str]:
-    """The facts of `describe_head` as lines for people."""
+    """The facts of `describe_head`, or of `describe_backbone`, as lines for people."""
+    if facts["layer"] is None:
+        passed = f"forward pass: {facts['inputs']} → {' × '.join(map(str, facts['output']))}"
+        return [f"head: none; features: {facts['features']:,}, {facts['rows']}", passed]
     bias = "with bias" if facts["bias"] else "no bias"
     lines = [
         f"head: {facts['layer']} ({facts['type']}, {facts['kind']}), {facts['classes']:,} classes × "

@@ -85,7 +85,8 @@ def wrapper_note(names: Collection[str], wanted: Set[str]) -> str | None:
         return None
     outside = sorted(set(names) - set(called))
     left_out = f"; {len(outside)} tensors outside it are left out: {listed(outside)}" if outside else ""
-    prefix = f"their prefix {found[0]!r}" if found[0] else "what wrappers of single layers put within them"
+    within = sorted({part for name in called for part in name.split(".") if part in WITHIN and name not in wanted})
+    prefix = f"their prefix {found[0]!r}" if found[0] else listed([repr(part) for part in within])
     return f"tensor names lose {prefix} to fit the model{left_out}"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.models.calling import Batch, Call, call, results_of, samples_in, tapping
+from ckpt_probe.models.calling import Batch, Call, call, results_of, samples_in, stopped_at, tapping
 from ckpt_probe.models.linear_map import Kind, affine_map, as_rows, laid_out
 
 Positions = Literal["one", "mean", "chosen", "every"]
@@ -73,6 +73,19 @@ class Head:
         weights = torch.cat([_scaled(weights, scale) for scale, weights, _ in found], dim=1)
         biases = [_scaled(bias, scale) for scale, _, bias in found if bias is not None]
         return weights, torch.stack(biases).sum(dim=0) if len(biases) > 1 else (biases[0] if biases else None)
+
+    @property
+    def ends(self) -> bool:
+        """Whether logits are W z + b of the rows that enter one layer, so that a forward pass may end before it."""
+        return self.settled and not self.reading and len(self.parts) == 1 and self.parts[0].kind == "linear"
+
+    def entering(self, model: nn.Module, inputs: Batch) -> Tensor:
+        """The rows (m, D) of a forward pass that ends where they enter the head: see `ends`.
+
+        Raises DataError where the layer does not run.
+        """
+        given = stopped_at(model, self.parts[0].layer, inputs)
+        return given.reshape(-1, given.shape[-1])
 
     def tapped(self, model: nn.Module, inputs: Batch) -> Rows:
         """One forward pass of the model as it is.

@@ -8,17 +8,25 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.models.renaming import told_nothing
 from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
-from ckpt_probe.plugins import hub_switched_off, require_extra
+from ckpt_probe.plugins import hub_switched_off, require_extra, told_nothing
+
+BACKBONE = "feature-extraction"
+"""The task of models without a head."""
 
 TASKS = {
     "image-classification": "AutoModelForImageClassification",
     "audio-classification": "AutoModelForAudioClassification",
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
+    "text-generation": "AutoModelForCausalLM",
+    "fill-mask": "AutoModelForMaskedLM",
+    BACKBONE: "AutoModel",
 }
-"""transformers' class of models with a head for each task."""
+"""transformers' class of models for each task, as its pipelines are called; the last one's have no head."""
+
+BY_NAME_ALONE = ("text-generation", "fill-mask", BACKBONE)
+"""Tasks that are taken only where a configuration's `architectures`, or the caller, names them."""
 
 PROBLEMS = frozenset({"regression", "single_label_classification", "multi_label_classification"})
 """What a configuration's `problem_type` says where whole sequences are classified."""
@@ -27,9 +35,10 @@ PROBLEMS = frozenset({"regression", "single_label_classification", "multi_label_
 def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The model that `directory`/config.json describes, freshly initialised, as float32.
 
-    Its class is that of the configuration's `architectures`, else one of `TASKS` that its type has; `task` among the
-    arguments chooses. The others take the place of the configuration's entries (num_labels, pad_token_id, …). Raises
-    UsageError where there is no configuration or an argument fits it not, DataError where it describes no such model.
+    Its class is that of the configuration's `architectures` (GPT2LMHeadModel, BertForMaskedLM, …), else one with
+    classes that its type has; `task` among the arguments, one of `TASKS`, chooses. The others take the place of the
+    configuration's entries (num_labels, pad_token_id, …). Raises UsageError where there is no configuration or an
+    argument fits it not, DataError where it describes no such model.
     """
     transformers = _transformers()
     given = dict(arguments)
@@ -46,13 +55,44 @@ def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Modul
 def hugging_face_arguments(
     directory: str, arguments: Mapping[str, Any], *, classes: int | None, tensors: Shapes | None
 ) -> dict[str, Any]:
-    """Complete arguments: the number of classes that the caller does not give is the checkpoint's, else the data's."""
+    """Complete arguments: the number of classes that the caller does not give is the checkpoint's, else the data's.
+
+    Language models and models without a head have no such number. A model is one without a head where its
+    configuration names that class and the checkpoint's tensors have its names.
+    """
     given = dict(arguments)
+    if "task" not in given and tensors is not None and _is_backbone(directory, given, tensors):
+        given["task"] = BACKBONE
+    if _class_for(directory, given) not in _with_classes():
+        return given
     if tensors is None:
         return given if classes is None else {"num_labels": classes, **given}
     model: Any = outline(lambda arguments: hugging_face_model(directory, arguments), given)
     skeleton = Skeleton(shapes_of(model), model.config.num_labels)
     return {**told_sizes(skeleton, tensors, SizeNames("num_labels")), **given}
+
+
+def _is_backbone(directory: str, given: dict[str, Any], tensors: Shapes) -> bool:
+    """Whether a configuration names the model without a head, and the checkpoint's tensors are not those of a part."""
+    transformers = _transformers()
+    config = _config(transformers, directory, given)
+    plain = transformers.AutoModel
+    if type(config) not in plain._model_mapping or not set(config.architectures) & _names(plain, config):
+        return False
+    # With a head, the tensors of the rest have the names of a part of the model: bert.encoder…, vit.embeddings….
+    part = plain._model_mapping[type(config)].base_model_prefix
+    return not any(part in name.split(".") for name in tensors)
+
+
+def _class_for(directory: str, given: Mapping[str, Any]) -> Any:
+    transformers, entries = _transformers(), dict(given)
+    task = entries.pop("task", None)
+    return _class(transformers, _config(transformers, directory, entries), directory, task)
+
+
+def _with_classes() -> list[Any]:
+    transformers = _transformers()
+    return [getattr(transformers, name) for task, name in TASKS.items() if task not in BY_NAME_ALONE]
 
 
 def _transformers() -> Any:
@@ -91,18 +131,19 @@ def _class(transformers: Any, config: Any, directory: str, task: str | None) -> 
         if task not in TASKS:
             raise UsageError(f"model hf:{directory}: task {task!r}: expected one of {', '.join(TASKS)}")
         return getattr(transformers, TASKS[task])
-    classes = [getattr(transformers, name) for name in TASKS.values()]
-    fitting = [found for found in classes if type(config) in found._model_mapping]
-    for found in fitting:
+    of_tasks = {name: getattr(transformers, TASKS[name]) for name in TASKS if name != BACKBONE}
+    fitting = {name: found for name, found in of_tasks.items() if type(config) in found._model_mapping}
+    for found in fitting.values():
         if set(config.architectures) & _names(found, config):
             return found
-    sequence = getattr(transformers, TASKS["text-classification"])
-    if config.problem_type in PROBLEMS and sequence in fitting:
+    usual = [found for name, found in fitting.items() if name not in BY_NAME_ALONE]
+    sequence = of_tasks["text-classification"]
+    if config.problem_type in PROBLEMS and sequence in usual:
         return sequence
-    if not fitting:
+    if not usual:
         kinds = ", ".join(TASKS)
         raise DataError(f"model hf:{directory}: transformers has no {config.model_type} model for any of {kinds}")
-    return fitting[0]
+    return usual[0]
 
 
 def _names(auto_class: Any, config: Any) -> set[str]:

@@ -78,6 +78,12 @@ def functions_named(name: str) -> list[str]:
     return [] if known or _of_framework(name)[0] else [name]
 
 
+def arguments_taken(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that the function of anybody's called `name` takes by name; none for what comes with us."""
+    taken = _parameters(_function(name)) if functions_named(name) else set()
+    return {key: value for key, value in values.items() if key in taken}
+
+
 def _of_framework(name: str) -> tuple[Callable[[str, Mapping[str, Any]], nn.Module] | None, str]:
     kind, _, place = name.partition(":")
     return (FRAMEWORKS.get(kind) if place else None), place

@@ -35,6 +35,7 @@ FAMILIES = (
     Family("nc3", "NC3 and its uniformity", "N·D + C·D"),
     Family("nc4", "NC4 and nearest class means", "N·C·D in a second pass; twice where no predictions are known"),
     Family("centred", "sample level of features less their mean", "that of sample, in two more passes"),
+    Family("nc5", "class means against data of other classes, named by --outside", "N·D + C·D"),
 )
 GROUPS = {"nc": ("nc1", "nc2", "nc3", "nc4")}
 """Names for several families at once."""
@@ -43,7 +44,10 @@ OF_SCATTER = frozenset({"nc1"})
 OF_UNIT_ROWS = frozenset({"sample", "within"})
 """Families that need products of centred rows, and of unit rows."""
 
-DEFAULT = tuple(family.name for family in FAMILIES if family.name != "centred")
+ON_REQUEST = frozenset({"centred", "nc5"})
+"""Families that are computed only where they are asked for."""
+
+DEFAULT = tuple(family.name for family in FAMILIES if family.name not in ON_REQUEST)
 
 
 def chosen(names: Iterable[str] | None, others: Sequence[str] = ()) -> frozenset[str]:

@@ -102,6 +102,13 @@ class Quality:
         self._add(prediction, as_labels(labels).cpu().to(torch.int64), float(double(scored.loss).sum()))
         return prediction
 
+    def update_scores(self, scores: Array | Scored | None, labels: Array) -> None:
+        """The same of whatever is known of rows: logits (n, C) of any dtype, or prediction and loss; or nothing."""
+        if isinstance(scores, Scored):
+            self.update_scored(scores, labels)
+        elif scores is not None:
+            self.update(double(scores), labels)
+
     def update_head(self, head: Head, features: Array, labels: Array) -> Tensor:
         """The same for features (n, D), by their logits under a head, some rows or some classes at a time."""
         numbers, classes = as_labels(labels).cpu().to(torch.int64), len(head.weights)

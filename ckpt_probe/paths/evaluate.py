@@ -1,6 +1,7 @@
 """Every number along a path between two checkpoints: one model, built once, nothing written but the records."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from ckpt_probe.paths.positions import FIRST, evenly, refined
 from ckpt_probe.paths.shapes import path_of
 from ckpt_probe.paths.walk import Walk, barriers
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.scheduling import Busy, Workers, claimed, made_once
+
+PAUSE = 0.5
+"""Seconds until a path that another process is at is looked at again."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ def evaluate_path(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> PathResult:
@@ -54,22 +61,40 @@ def evaluate_path(
     `out`/points.jsonl point by point and `out`/path.json at the end; with `align` also `out`/aligned.safetensors, which
     is b in the order of a; for a curve also `out`/curve, the run that trains its midpoint, and
     `out`/midpoint.safetensors; with `keep_dumps` also `out`/dumps. An interrupted call continues after the last point;
-    with `resume` a finished path with the same settings is returned from its stored records. Raises UsageError and
-    DataError as extraction does, and DataError if the checkpoints have different tensors or cannot be aligned.
+    with `resume` a finished path with the same settings is returned from its stored records. workers: so many points at
+    a time, each in a process of its own; scheduler: the address of a Dask cluster that evaluates them instead. Where
+    another process is at the same path, it is waited for. Raises UsageError and DataError as extraction does, and
+    DataError if the checkpoints have different tensors or cannot be aligned.
     """
-    progress, setup = progress or Silent(), Setup.taken_from(options)
-    how, ends, place = PathOptions(**options), (Path(a), Path(b)), PathPlace(Path(out))
+    progress, setup, staff = progress or Silent(), Setup.taken_from(options), Workers(workers, scheduler)
+    order = _Order((Path(a), Path(b)), setup, PathOptions(**options), PathPlace(Path(out)))
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
+    check_ends(order.ends, setup)
+    waited = False
+    while True:
+        with claimed(order.place.path) as claim:
+            if not isinstance(claim, Busy):
+                return _evaluated(order, staff, overwrite=overwrite, resume=resume or waited, progress=progress)
+        if not waited:
+            progress.message(f"{order.place.path}: {claim.holder} is working on it; waiting")
+        waited = not overwrite
+        time.sleep(PAUSE)
+
+
+def _evaluated(order: "_Order", staff: Workers, *, overwrite: bool, resume: bool, progress: Progress) -> PathResult:
+    ends, how, place = order.ends, order.how, order.place
     alphas = evenly(FIRST if how.points is None else how.points, how.span)
-    check_ends(ends, setup)
-    evaluation = Evaluation(open_subject(ends[0], setup), how.statistics)
+    evaluation = Evaluation(open_subject(ends[0], order.setup), how.statistics)
     read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
     place.prepare(_plan(ends, evaluation, how), inputs=read, overwrite=overwrite, resume=resume)
     if place.ledger.finished:
         return _stored(place)
     route = _route(place, ends, evaluation.subject, how, overwrite=overwrite, progress=progress)
-    walk = Walk(ends, route.state_at, evaluation, place, place.ledger.points(), how.keep_dumps)
+    elsewhere = None if staff.alone else order.run
+    walk = Walk(
+        ends, route.state_at, evaluation, place, place.ledger.points(), how.keep_dumps, staff=staff, elsewhere=elsewhere
+    )
     with progress.task("points", len(alphas), "points") as bar:
         walk.visit(alphas, bar, progress)
     while how.points is None and (more := refined(*walk.curves())):
@@ -81,6 +106,25 @@ def evaluate_path(
     summary = [barriers(walk.in_order(), name, evaluation.batchnorm) for name in splits]
     place.ledger.finish({"from": ends[0].name, "to": ends[1].name, "summary": summary, **route.told})
     return _stored(place)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for every point of a path."""
+
+    ends: tuple[Path, Path]
+    setup: Setup
+    how: PathOptions
+    place: PathPlace
+
+    def run(self, alpha: float) -> list[Record]:
+        """Evaluate a position in a worker, which builds the path once, from what was aligned and trained before."""
+        return made_once(self, self._walk).evaluated(alpha, Silent())
+
+    def _walk(self) -> Walk:
+        evaluation = Evaluation(open_subject(self.ends[0], self.setup), self.how.statistics)
+        route = _route(self.place, self.ends, evaluation.subject, self.how, overwrite=False, progress=Silent())
+        return Walk(self.ends, route.state_at, evaluation, self.place, [], self.how.keep_dumps)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Subject
-from ckpt_probe.moments.quality import Quality, double
+from ckpt_probe.extraction.scoring import is_scored
+from ckpt_probe.moments.quality import Quality
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.options import Statistics
 from ckpt_probe.progress import Progress
@@ -68,8 +69,9 @@ class Evaluation:
 
         writer: a dump that gets the split as well. Raises DataError where the features have no record.
         """
-        samples = len(self.subject.data.split(split))
+        samples = self.subject.rows_of(split, None) or len(self.subject.data.split(split))
         weights, bias = self.subject.parameters()
+        scored = is_scored(self.subject.head, len(weights))
         fits = samples * sum(weights.shape) * 4 <= CACHE_BYTES
         passes = 1 if fits else 2 if writer is None else 3
         # Whatever ends this early, no thread of a forward pass is left behind.
@@ -80,14 +82,14 @@ class Evaluation:
 
             held = list(forward()) if fits else None
             if writer is not None:
-                writer.start_split(split, samples)
+                writer.start_split(split, samples, logits=not scored, scored=scored)
                 rows = 0
                 for block in held or forward():
-                    writer.append(split, block.features, block.labels, block.logits)
+                    writer.append(split, block.features, block.labels, block.scores)
                     rows += len(block.labels)
                 writer.leave_out(split, samples - rows)
             return read_blocks(
-                lambda: ((block.features, block.labels, block.logits) for block in held or forward()), weights, bias
+                lambda: ((block.features, block.labels, block.scores) for block in held or forward()), weights, bias
             ).record
 
     def explained_record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> Record:
@@ -102,7 +104,7 @@ class Evaluation:
         quality = Quality()
         with closing(self.subject.forward(split, progress=progress)) as blocks:
             for block in blocks:
-                quality.update(double(block.logits), block.labels)
+                quality.update_scores(block.scores, block.labels)
         found = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
         return _overflown(settled({**empty_record(), **found}, scored=True))
 

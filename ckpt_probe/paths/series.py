@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import write_text
 from ckpt_probe.paths.evaluate import evaluate_path
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.scheduling import Busy, Workers, claimed, in_turn, results
 from ckpt_probe.series import Member
 
 BARRIERS_FILE = "barriers.jsonl"
@@ -23,6 +26,8 @@ def evaluate_series(
     out: Path | str,
     *,
     overwrite: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> list[Record]:
@@ -31,17 +36,20 @@ def evaluate_series(
     With b, pairs are the checkpoints of both runs at equal steps (instability analysis, Frankle et al. 2020); without,
     neighbours within a. Each path is kept in a directory of its own below `out`, and the barriers in
     `out`/barriers.jsonl; another call goes on with what is missing, and takes finished paths as they are. options:
-    those of `evaluate_path`. Raises UsageError where no two steps are equal, or there is one checkpoint only.
+    those of `evaluate_path`. workers, scheduler: so many pairs at a time, or a Dask cluster; two calls on one directory
+    share the pairs. Raises UsageError where no two steps are equal, or there is one checkpoint only.
     """
     progress, place = progress or Silent(), Path(out)
     options |= {"overwrite": overwrite, "resume": options.get("resume", False) or not overwrite}
     named = {name: options.get(name) for name in ("state_key", "base")}
     pairs, alone = _pairs(a, b, named)
-    records: list[Record] = []
-    with progress.task("pairs", len(pairs), "pairs") as bar:
-        for first, second in pairs:
-            folder = place / (first.name if b is not None else f"{first.name}--{second.name}")
-            summary = evaluate_path(first.path, second.path, folder, progress=progress, **options).summary
+    names = [first.name if b is not None else f"{first.name}--{second.name}" for first, second in pairs]
+    staff, records = Workers(workers, scheduler), list[Record]()
+    work = partial(_summary, options=options, progress=progress if staff.alone else Silent())
+    items = [(first.path, second.path, place / name) for (first, second), name in zip(pairs, names, strict=True)]
+    tasks = results(work, items, names=names, workers=staff, say=progress.message)
+    with progress.task("pairs", len(pairs), "pairs") as bar, closing(tasks):
+        for (first, second), summary in zip(pairs, in_turn(tasks), strict=True):
             steps = {"step": first.step, **({"to_step": second.step} if b is None else {})}
             records += [{**steps, **one} for one in summary]
             bar.advance()
@@ -49,6 +57,15 @@ def evaluate_series(
     if alone:
         progress.message(f"{alone} checkpoints have no counterpart at the same step and were left out")
     return records
+
+
+def _summary(pair: tuple[Path, Path, Path], *, options: dict[str, Any], progress: Progress) -> list[Record] | Busy:
+    """The barriers of a pair, whose path is kept in the third place; `Busy` where another process is at it."""
+    a, b, place = pair
+    with claimed(place.with_name(f"{place.name}.pair")) as claim:
+        if isinstance(claim, Busy):
+            return claim
+        return evaluate_path(a, b, place, progress=progress, **options).summary
 
 
 def _pairs(a: Path | str, b: Path | str | None, named: dict[str, Any]) -> tuple[Sequence[tuple[Member, Member]], int]:

@@ -1,8 +1,9 @@
 """A path evaluated point by point: one model, loaded in place; nothing written but the records."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ckpt_probe.analysis import Record, in_order
@@ -13,13 +14,15 @@ from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.point_dumps import point_writer
 from ckpt_probe.paths.positions import barrier
 from ckpt_probe.progress import Progress, Task
+from ckpt_probe.scheduling import ALONE, Workers, results
 
 
 @dataclass(frozen=True)
 class Walk:
     """A path being evaluated, and the records so far.
 
-    state_at: α → the state dict there. dumps: whether each point's features are kept.
+    state_at: α → the state dict there. dumps: whether each point's features are kept. staff: who evaluates the points;
+    elsewhere: what a worker does for one position, as `evaluated` does here.
     """
 
     ends: tuple[Path, Path]
@@ -28,15 +31,23 @@ class Walk:
     place: PathPlace
     records: list[Record]
     dumps: bool = False
+    staff: Workers = ALONE
+    elsewhere: Callable[[float], list[Record]] | None = None
 
     def visit(self, alphas: Sequence[float], bar: Task, progress: Progress) -> None:
         """Evaluate the positions that have no record yet; what is evaluated is kept whatever stops it."""
+        known = {record["alpha"] for record in self.records}
+        missing = [alpha for alpha in alphas if alpha not in known]
+        bar.advance(len(alphas) - len(missing))
+        work = self.elsewhere or partial(self.evaluated, progress=progress)
+        names = [f"alpha {alpha:g}" for alpha in missing]
+        tasks = results(work, missing, names=names, workers=self.staff, say=progress.message)
         try:
-            for alpha in alphas:
-                if not any(record["alpha"] == alpha for record in self.records):
-                    self.records.extend(self._evaluate(alpha, progress))
+            with closing(tasks):
+                for _, found in tasks:
+                    self.records.extend(found)
                     self.place.ledger.keep_in_time(self.records)
-                bar.advance()
+                    bar.advance()
         finally:
             if self.records:
                 self.place.ledger.keep(self.records)
@@ -57,7 +68,8 @@ class Walk:
         """The records by position."""
         return sorted(self.records, key=lambda record: record["alpha"])
 
-    def _evaluate(self, alpha: float, progress: Progress) -> list[Record]:
+    def evaluated(self, alpha: float, progress: Progress) -> list[Record]:
+        """The records of one position, one for each split."""
         try:
             state = self.state_at(alpha)
         except DataError as error:

@@ -15,8 +15,9 @@ from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, Statistics
 from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.planes.directions import Plane, plane_through, random_plane
-from ckpt_probe.planes.survey import Survey
+from ckpt_probe.planes.survey import Point, Survey
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.scheduling import Workers, made_once
 
 MARGIN = 0.2
 RADIUS = 1.0
@@ -88,6 +89,8 @@ def evaluate_plane(
     out: Path | str,
     overwrite: bool = False,
     resume: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> PlaneResult:
@@ -95,7 +98,8 @@ def evaluate_plane(
 
     options: those of `Setup` (model and data, by default those that a names) and of `PlaneOptions`; without b and c,
     directions="random". Writes `out`/points.jsonl point by point and `out`/plane.json at the end. An interrupted call
-    continues after the last point; with `resume` a finished plane is returned from its stored records. Raises
+    continues after the last point; with `resume` a finished plane is returned from its stored records. workers: so many
+    points at a time, each in a process of its own; scheduler: the address of a Dask cluster that evaluates them. Raises
     UsageError and DataError as extraction does, and DataError if the checkpoints have different tensors, two are equal,
     or all three lie on one line.
     """
@@ -119,13 +123,33 @@ def evaluate_plane(
     ledger.follow(plan, begun=ledger.begun)
     if ledger.finished:
         return _stored(ledger)
-    survey = Survey(files, plane, evaluation, ledger, ledger.points())
+    staff, order = Workers(workers, scheduler), _Order(files, setup, how)
+    elsewhere = None if staff.alone else order.run
+    survey = Survey(files, plane, evaluation, ledger, ledger.points(), staff, elsewhere)
     _finish(survey, *_grid(plane, how), progress)
     for note in evaluation.subject.notes:
         progress.message(note)
     result = _stored(ledger)
     _tell(result, progress)
     return result
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for every point of a plane."""
+
+    files: tuple[Path, ...]
+    setup: Setup
+    how: PlaneOptions
+
+    def run(self, point: Point) -> list[Record]:
+        """Evaluate a point in a worker, which builds the plane once."""
+        return made_once(self, self._survey).evaluated(point, Silent())
+
+    def _survey(self) -> Survey:
+        evaluation = Evaluation(open_subject(self.files[0], self.setup), self.how.statistics)
+        plane = _plane(self.files, self.how, evaluation.subject)
+        return Survey(self.files, plane, evaluation, Ledger(Path(), "plane"), [])
 
 
 def _plane(files: tuple[Path, ...], how: PlaneOptions, subject: Subject) -> Plane:

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from ckpt_probe.analysis import Comparison
+from ckpt_probe.errors import printable
 from ckpt_probe.report.table import MISSING, short_number
 
 PADDING = 2
@@ -22,8 +24,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     before = None
     for one in comparisons:
         table.add_row(
-            one.metric if one.metric != before else "",
-            one.group,
+            # As plain text: names of anybody's may look like markup.
+            Text(printable(one.metric) if one.metric != before else ""),
+            Text(printable(one.group)),
             str(one.seeds),
             short_number(one.mean),
             _number(one.deviation),

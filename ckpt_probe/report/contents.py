@@ -20,6 +20,7 @@ from ckpt_probe.report.reading import read_plane as read_plane_aloud
 from ckpt_probe.report.reading import read_run
 from ckpt_probe.report.runs import ORDER, Run, common_axis, positions, run_of_readings, run_of_records
 from ckpt_probe.report.sources import DUMP, PATH, PLANE, RECORDS, FoundPath, Source, read_path, read_plane, records_of
+from ckpt_probe.scheduling import Workers
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _read(source: Source, found: _Found, wishes: Wishes, progress: Progress) -> 
                 source.path,
                 wishes.settings,
                 splits=wishes.splits or None,
-                workers=wishes.workers,
+                workers=Workers(wishes.workers),
                 cache=wishes.cache,
                 progress=progress,
             )
@@ -147,7 +148,7 @@ def _read(source: Source, found: _Found, wishes: Wishes, progress: Progress) -> 
 def _class_names(path: Path) -> tuple[str, ...]:
     # Dumps of data without named classes have none.
     with open_dump(open_dump_series(path)[0].path) as dump:
-        return tuple(str(name) for name in getattr(dump, "class_names", None) or ())
+        return dump.class_names or ()
 
 
 def _places(run: Run, axis: str) -> Iterable[float | None]:

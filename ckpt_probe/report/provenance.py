@@ -89,6 +89,10 @@ def _extract_command(source: Source, provenance: Provenance) -> str:
     for name, (option, default) in EXTRACT.items():
         words += [option, getattr(provenance, name)] if getattr(provenance, name) != default else []
     words += ["--limit", str(provenance.limit)] if provenance.limit else []
+    words += ["--classifier", "none"] if provenance.classifier is None else []
+    words += ["--pooling", provenance.pooling] if provenance.pooling not in (None, "features") else []
+    if provenance.max_rows is not None:
+        words += ["--max-rows", str(provenance.max_rows), "--rows-seed", str(provenance.rows_seed)]
     words += ["--store", provenance.store] if provenance.store != "features" else []
     words += [] if provenance.logits else ["--no-logits"]
     return shlex.join(words)

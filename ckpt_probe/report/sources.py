@@ -10,6 +10,7 @@ from ckpt_probe.analysis import ENTRIES, Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
 from ckpt_probe.analysis.lines import number, of_penultimate
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import require_regular
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
 from ckpt_probe.paths.walk import barriers
 from ckpt_probe.planes import PlaneResult
@@ -49,11 +50,11 @@ def open_sources(texts: Sequence[str]) -> list[Source]:
     Raises DataError for what is none of the kinds that a report knows, UsageError where two have the same name or the
     same place.
     """
-    named = [_named(text) for text in texts]
-    kinds = [kind_of(path) for _, path in named]
-    paths = [_place(kind, path) for kind, (_, path) in zip(kinds, named, strict=True)]
-    told = iter(told_apart([path for (name, _), path in zip(named, paths, strict=True) if name is None]))
-    names = [name or next(told) for name, _ in named]
+    given = [named(text) for text in texts]
+    kinds = [kind_of(path) for _, path in given]
+    paths = [_place(kind, path) for kind, (_, path) in zip(kinds, given, strict=True)]
+    told = iter(told_apart([path for (name, _), path in zip(given, paths, strict=True) if name is None]))
+    names = [name or next(told) for name, _ in given]
     for what, values in (("called", names), ("read from", [str(path.resolve()) for path in paths])):
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
@@ -66,6 +67,7 @@ def kind_of(path: Path) -> str:
     if path.is_dir():
         return _kind_of_directory(path)
     try:
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(4096)
     except OSError as error:
@@ -163,7 +165,8 @@ def _alpha(point: Record) -> float:
     return float(point["alpha"])
 
 
-def _named(text: str) -> tuple[str | None, Path]:
+def named(text: str) -> tuple[str | None, Path]:
+    """What NAME=PATH names, and the path; a path alone names nothing."""
     name, separator, rest = text.partition("=")
     if separator and name and not Path(text).exists():
         return name, Path(rest)

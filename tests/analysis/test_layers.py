@@ -38,7 +38,7 @@ def write(path: Path, layer_store: str, **options: Any) -> Path:
     taps = Taps(tuple(Tap(name, n / 3, "mean", (width,), width) for n, (name, width) in enumerate(WIDTHS.items())))
     storage = Storage(layer_store=layer_store, similarity_rows=30, **options)
     writer = DumpWriter(path, None, classes=CLASSES, features=FEATURES)
-    with StoreWriter(writer, storage, taps) as writer:
+    with StoreWriter(writer, storage, taps=taps) as writer:
         writer.write_classifier(weights)
         writer.start_split("test", SAMPLES)
         for part in torch.arange(SAMPLES).split(40):

@@ -30,7 +30,7 @@ def data(samples: int = 120, classes: int = 4) -> tuple[np.ndarray, np.ndarray, 
     [
         ("quality", {"accuracy", "loss"}),
         ("nc4", {"nc4.disagreement", "nearest_mean_accuracy"}),
-        ("centred", {"centred.mir", "centred.hdr"}),
+        ("centred", {"centred.mir", "centred.hdr", "centred.effective_rank"}),
         ("within", {"within.entropy_mean", "within.entropy_max"}),
         ("quality,nc3", {"accuracy", "loss", "nc3.duality", "nc3.uniformity"}),
     ],

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ckpt_probe.analysis import ENTRIES, Settings, analyze_features, in_order, read_blocks
-from ckpt_probe.analysis.entries import LAYERS_ALONE, WEIGHTS_ALONE
+from ckpt_probe.analysis.entries import LAYERS_ALONE, ON_REQUEST, WEIGHTS_ALONE
 from ckpt_probe.errors import DataError
 
 DOCUMENTED = {
@@ -19,8 +19,9 @@ DOCUMENTED = {
     "sample.mutual_information", "sample.effective_rank", "sample.mir_stderr", "within.entropy_mean",
     "within.entropy_max", "nc1.pinv", "nc1.cdnv", "nc2.equinorm_means", "nc2.equinorm_weights",
     "nc2.equiangular_means", "nc2.equiangular_weights", "nc2.etf", "nc3.duality", "nc4.disagreement", "accuracy",
-    "loss", "centred.mir", "centred.hdr", "reference.mir", "reference.hdr", "reference.entropy", "samples",
-    "features", "classes", "samples_left_out", "classes_left_out", "route", "route_reason", "missing",
+    "loss", "centred.mir", "centred.hdr", "centred.effective_rank", "reference.mir", "reference.hdr",
+    "reference.entropy", "samples", "features", "classes", "samples_left_out", "classes_left_out", "route",
+    "route_reason", "missing",
     "classes_present", "sample.entropy_normalized", "separation", "gnc2.uniformity", "gnc2.spread", "nc3.uniformity",
     "nearest_mean_accuracy", "reference.uniformity",
 }  # fmt: skip
@@ -37,7 +38,7 @@ def test_a_record_has_every_documented_name_and_every_entry() -> None:
     features, labels, weights, bias = data()
     record = analyze_features(features, labels, weights, bias, centred=True)
     assert set(record) == DOCUMENTED
-    assert {entry.name for entry in ENTRIES} - set(record) == {*WEIGHTS_ALONE, *LAYERS_ALONE}
+    assert {entry.name for entry in ENTRIES} - set(record) == {*WEIGHTS_ALONE, *LAYERS_ALONE, *ON_REQUEST}
     assert record["missing"] is None
     assert list(record) == list(in_order(dict(reversed(record.items()))))
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)

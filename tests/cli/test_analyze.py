@@ -226,13 +226,14 @@ def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Pa
     (_, [whole], _), (_, [moments], _), (_, [both], _) = (
         analyze(f"{store}.h5", *wanted) for store in ("features", "moments", "both")
     )
-    without = {"checkpoint", "missing", "nc4.disagreement", "nearest_mean_accuracy", "centred.mir", "centred.hdr"}
+    centred = {"centred.mir", "centred.hdr", "centred.effective_rank", "erank.difference"}
+    without = {"checkpoint", "missing", "nc4.disagreement", "nearest_mean_accuracy", *centred}
     for name in whole.keys() - without:
         expected = pytest.approx(whole[name], rel=1e-9) if isinstance(whole[name], float) else whole[name]
         assert moments[name] == expected, name
     assert moments["missing"] == (
-        "nc4.disagreement, nearest_mean_accuracy, centred.mir, centred.hdr: needs the features, but only moments were "
-        "stored (extract with --store both)"
+        "nc4.disagreement, nearest_mean_accuracy, centred.mir, centred.hdr, centred.effective_rank: needs the "
+        "features, but only moments were stored (extract with --store both)"
     )
     assert {**both, "checkpoint": "features"} == whole
 

@@ -69,7 +69,7 @@ def test_names_go_from_folders_to_the_table(probe: Probe, tmp_path: Path) -> Non
         0,
         [
             "split test: 1 of 120 samples cannot be read, and are left out: ant/07.png (an empty file)",
-            "dumps: 1 dumps written, 0 already complete",
+            "dumps: 1 dump written, 0 already complete",
         ],
     )
     code, shown, _ = probe("analyze", "dumps", "--per-class", "--json")

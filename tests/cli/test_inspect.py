@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
+from ckpt_probe.checkpoints.formats.headers import read_header
 from ckpt_probe.cli.app import run
+from ckpt_probe.dumps import DumpWriter
 
 STATE = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).state_dict()
 
@@ -113,6 +116,59 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         found, line = refused(capsys, tmp_path / words[0])
         assert found == code
         assert part in line
+
+
+def damage(path: Path, *names: str) -> None:
+    header, data = read_header(path), bytearray(path.read_bytes())
+    for name in names:
+        data[header.tensors[name].start] ^= 4
+    path.write_bytes(data)
+
+
+def test_verify_tells_a_line_for_each_damaged_tensor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, STATE, CheckpointMetadata(step=3))
+    assert "verified: 4 of 4 tensors are as written" in shown(capsys, path, "--verify")
+    assert facts(capsys, path, "--verify")["verified"] == {"tensors": 4, "checked": 4, "damaged": []}
+    damage(path, "0.weight", "2.bias")
+    assert run(["inspect", str(path), "--verify"]) == 1
+    out, said = capsys.readouterr()
+    lines = [line for line in out.splitlines() if line.startswith("damaged: ")]
+    assert len(lines) == 2
+    assert f"{path}: tensor '0.weight' is damaged" in lines[0]
+    assert "verified: 2 of 4 tensors are as written" in out
+    assert said == f"error: {path}: 2 of 4 tensors are damaged\n"
+    assert run(["inspect", str(path), "--verify", "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["verified"]["damaged"]) == 2
+    assert "verified" not in facts(capsys, path)
+
+
+def test_verify_says_what_carries_no_hashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(STATE, tmp_path / "step-1.safetensors")
+    told = "verified: all 4 tensors were read; there are no hashes to check them against"
+    assert told in shown(capsys, tmp_path / "step-1.safetensors", "--verify")
+    save_checkpoint(tmp_path / "step-2.safetensors", {name: tensor + 1 for name, tensor in STATE.items()})
+    assert "verified: 4 of 8 tensors; the other 4 carry no hash" in shown(capsys, tmp_path, "--verify")
+    damage(tmp_path / "step-2.safetensors", "2.bias")
+    assert run(["inspect", str(tmp_path), "--verify"]) == 1
+    assert "step-2.safetensors: tensor '2.bias' is damaged" in capsys.readouterr().out
+
+
+def test_verify_reads_a_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.h5"
+    features = torch.randn(40, 5)
+    with DumpWriter(path, None, classes=3, features=5) as writer:
+        writer.write_classifier(torch.randn(3, 5))
+        writer.start_split("test", 40, logits=False)
+        writer.append("test", features, torch.arange(40) % 3)
+    assert "verified: 2 of 2 tensors are as written" in shown(capsys, path, "--verify")
+    data = bytearray(path.read_bytes())
+    data[data.index(features.numpy().tobytes()[:64])] ^= 1
+    path.write_bytes(data)
+    assert run(["inspect", str(path), "--verify"]) == 1
+    out = capsys.readouterr().out
+    assert "damaged: " in out
+    assert "a.h5: test/features: cannot be read and may be damaged" in out
 
 
 LOADED = """

@@ -121,3 +121,14 @@ def test_debug_shows_where_a_models_function_failed(place: Path, capsys: pytest.
     shown = told(["inspect", "paper.pth", "--model", "my nets/nets.py:raising", "--debug"], capsys, 2)
     assert 'raise KeyError("no such dataset' in shown
     assert "nets.py" in shown
+
+
+def test_an_adapter_is_shown_with_the_head_of_its_base(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.BertConfig(vocab_size=30, max_position_embeddings=8, num_labels=3, **size)
+    model = transformers.BertForSequenceClassification(config)
+    model.save_pretrained("base")
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"])).save_pretrained("adapter")
+    shown = told(["inspect", "adapter", "--base", "base", "--model", "hf:base"], capsys)
+    assert "head: classifier (Linear, linear), 3 classes × 8 features" in shown

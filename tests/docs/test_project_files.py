@@ -40,7 +40,10 @@ def test_continuous_integration_runs_make_test_on_every_supported_python() -> No
     lowest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     assert matrix["python"][0] == lowest.removeprefix(">=")
     assert matrix["python"] == ["3.11", "3.12", "3.13"]
-    assert any("make test" in step.get("run", "") for step in job["steps"])
+    told = [step.get("run", "") for step in job["steps"]]
+    assert any("make test" in line for line in told)
+    # Wheel and sdist, each in an empty environment.
+    assert any("make package" in line for line in told)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.name != "config.yml"], ids=lambda form: form.stem)

@@ -27,7 +27,7 @@ def write(path: Path) -> Path:
     )
     taps = Taps((Tap("body", 0.0, "mean", (4, 2, 2), 4, 1),))
     storage = Storage(layer_store="both", similarity_rows=5)
-    with StoreWriter(DumpWriter(path, None, classes=2, features=3), storage, taps) as writer:
+    with StoreWriter(DumpWriter(path, None, classes=2, features=3), storage, taps=taps) as writer:
         writer.write_classifier(torch.eye(2, 3).double())
         writer.start_split("test", 12)
         writer.append("test", features, labels, torch.zeros(12, 2), {"body": rows})

@@ -336,3 +336,13 @@ def test_a_float64_checkpoint_on_mps_has_its_own_weights(
     for name, expected in (("step-1", state), ("step-2", double), ("step-3", state)):
         with open_dump(tmp_path / "dumps" / f"{name}.h5") as dump:
             np.testing.assert_array_equal(dump.weights, expected["3.weight"].double().numpy())
+
+
+def test_a_damaged_tensor_is_told_before_anything_is_forwarded(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    data = bytearray((run / "checkpoints" / "step-000010.safetensors").read_bytes())
+    data[-5] ^= 32
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.safetensors: tensor '.*' is damaged: its bytes are not those written"):
+        extract_series(path, tmp_path / "out", device="cpu")
+    assert list((tmp_path / "out").glob("*")) == []

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ckpt_probe as cp
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import Setup, open_subject
 from ckpt_probe.models import build_model, logits_of
+from ckpt_probe.plugins import load_function
 
 CLASSES = 5
 
@@ -212,3 +214,57 @@ def test_texts_of_a_causal_model_by_their_last_token(tmp_path: Path) -> None:
         states = model.transformer(**batch).last_hidden_state
         torch.testing.assert_close(features, states[torch.arange(6), lengths - 1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(logits, logits_of(model(**batch)), rtol=1e-4, atol=1e-5)
+
+
+LIT = """
+import lightning
+from torch import nn
+
+
+class Lit(lightning.LightningModule):
+    def __init__(self, width=3, inner=None, loss="ce"):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 5))
+
+    def forward(self, images):
+        return self.net(images)
+
+
+def network(width=3):
+    return Lit(width).net
+"""
+
+
+def lit_checkpoint(place: Path, **arguments: Any) -> Path:
+    """The file that Lightning's trainer writes of `Lit`, in lit.py beside it."""
+    lightning = pytest.importorskip("lightning")
+    (place / "lit.py").write_text(LIT)
+    module = load_function(f"{place}/lit.py:Lit")(**arguments)
+    trainer = lightning.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(place / "epoch=0-step=4.ckpt")
+    return place / "epoch=0-step=4.ckpt"
+
+
+@pytest.mark.parametrize("function", ["Lit", "network"])
+def test_arguments_are_lightnings_hyperparameters(function: str, tmp_path: Path) -> None:
+    path, data = lit_checkpoint(tmp_path, width=7), images(tmp_path, 1, 4)
+    subject = open_subject(path, Setup(model=f"{tmp_path}/lit.py:{function}", data=data, device="cpu"))
+    assert subject.model_arguments["width"] == 7
+    assert "model arguments from the checkpoint's hyperparameters: width=7" in subject.notes[0]
+    given = Setup(model=f"{tmp_path}/lit.py:{function}", model_arguments={"width": 8}, data=data, device="cpu")
+    with pytest.raises(DataError, match="of another shape"):
+        open_subject(path, given)
+
+
+def test_hyperparameters_name_no_function(tmp_path: Path) -> None:
+    path, data = lit_checkpoint(tmp_path, inner="os:system"), images(tmp_path, 1, 4)
+    with pytest.raises(UsageError, match="names the function os:system, which is not called"):
+        open_subject(path, Setup(model=f"{tmp_path}/lit.py:Lit", data=data, device="cpu"))
+
+
+def test_the_architecture_in_a_file_is_only_told(tmp_path: Path) -> None:
+    torch.save({"arch": "resnet10t", "state_dict": {"fc.weight": torch.ones(2, 2)}}, tmp_path / "last.pth.tar")
+    with pytest.raises(UsageError, match=r"'resnet10t' stands in the file: perhaps timm:resnet10t"):
+        open_subject(tmp_path / "last.pth.tar", Setup(data=images(tmp_path, 1, 4), device="cpu"))

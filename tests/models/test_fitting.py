@@ -96,3 +96,8 @@ def test_counters_of_batch_norm_and_tied_tensors_may_be_absent() -> None:
 def test_quantised_weights_are_told_before_what_does_not_fit(held: dict[str, Tensor], told: str) -> None:
     with pytest.raises(DataError, match=told):
         load_weights(nn.Linear(4, 4, bias=False), held, source="x")
+
+
+def test_what_compilation_put_before_the_names_is_said() -> None:
+    names = ["_orig_mod.0.weight", "_orig_mod.0.bias"]
+    assert wrapper_note(names, {"0.weight", "0.bias"}) == "tensor names lose '_orig_mod' to fit the model"

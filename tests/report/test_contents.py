@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.analysis import analyze_series, read_records
-from ckpt_probe.dumps import open_dump
+from ckpt_probe.dumps import DumpWriter, open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.report.contents import Contents, Wishes, gather
 from ckpt_probe.report.plots import portraits
@@ -211,3 +211,17 @@ def test_runs_that_share_no_axis_are_told(tmp_path: Path) -> None:
     [section] = found.sections
     assert section.notes == ("second: its records have no step that tells them apart; they are in no plot of metrics",)
     assert {line.condition for line in plots(found, "metrics")["metric-loss"].lines} == {"first"}
+
+
+def test_classes_have_the_names_that_the_dumps_hold(tmp_path: Path) -> None:
+    names, labels = ("ant", "bee", "cat"), np.arange(30) % 3
+    rows = np.random.default_rng(0).normal(size=(30, 4))
+    with DumpWriter(tmp_path / "run-5.h5", None, classes=3, features=4) as writer:
+        writer.write_classifier(rows[:3])
+        writer.write_class_names(names)
+        writer.start_split("test", len(labels), logits=False)
+        writer.append("test", rows, labels)
+    for wishes, expected in ((Wishes(), names), (Wishes(class_names=("x", "y", "z")), ("x", "y", "z"))):
+        found = gather(open_sources([f"run={tmp_path / 'run-5.h5'}"]), wishes)
+        assert plots(found, "cosines")["cosines-means"].labels["run"] == expected
+        assert plots(found, "classes")["classes"].labels["run"] == expected

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ckpt_probe.analysis import ENTRIES, analyze_features, in_order
-from ckpt_probe.analysis.entries import LAYERS_ALONE, WEIGHTS_ALONE
+from ckpt_probe.analysis.entries import LAYERS_ALONE, ON_REQUEST, WEIGHTS_ALONE
 from ckpt_probe.report import footnotes, records_table, short_number, to_csv, to_json_line
 
 
@@ -52,7 +52,8 @@ def test_checkpoints_of_one_step_are_told_apart_by_their_names() -> None:
 def test_wide_shows_every_entry_and_the_values_at_collapse() -> None:
     text = shown(records(), None)
     for entry in ENTRIES:
-        if not entry.name.startswith("centred.") and entry.name not in {*WEIGHTS_ALONE, *LAYERS_ALONE}:
+        apart = {*WEIGHTS_ALONE, *LAYERS_ALONE, *ON_REQUEST}
+        if not entry.name.startswith("centred.") and entry.name not in apart:
             assert entry.label in text
     assert "more columns" not in text
     reference = text.splitlines()[-1]

@@ -10,6 +10,7 @@ from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter
 from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP, is_safetensors, what_it_is
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def opened(path: Path, asked: Asked) -> Iterator[Contents]:
     Raises DataError where there is nothing, nothing that is known, or several, and as the formats do.
     """
     file = checkpoint_in(path) if path.is_dir() else path
+    require_regular(file)
     try:
         with file.open("rb") as beginning:
             head = beginning.read(HEAD)

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG as CONFIG
+from ckpt_probe.checkpoints.formats.earlier_names import names_today
 from ckpt_probe.checkpoints.formats.pickled import open_pickled
 from ckpt_probe.checkpoints.formats.safe import open_file
 from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP
 from ckpt_probe.checkpoints.tensors import filler
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +97,7 @@ def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
 
 
 def _opened(path: Path) -> AbstractContextManager[Contents]:
+    require_regular(path)
     with path.open("rb") as file:
         head = file.read(len(STREAM))
     return open_pickled(path, Asked()) if head.startswith((ZIP, STREAM)) else open_file(path, Asked())
@@ -102,6 +105,7 @@ def _opened(path: Path) -> AbstractContextManager[Contents]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
+        require_regular(path)
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
@@ -160,7 +164,8 @@ def _alpha(path: Path, config: Mapping[str, Any], module: str) -> float:
 def _called(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
     """The base's names by what the adapter calls them: equal, or one of the two has a first part that the other lacks.
 
-    A model with a head calls its backbone "bert.…", which saved by itself has no such name, and the reverse.
+    A model with a head calls its backbone "bert.…", which saved by itself has no such name, and the reverse. Where a
+    configuration lies beside the base, the adapter may also have the names of today where the base has earlier ones.
     """
     if all(name in base.layout for name in changed):
         return {name: name for name in base.layout}
@@ -172,6 +177,9 @@ def _called(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
     for start in dict.fromkeys(f"{name.partition('.')[0]}." for name in base.layout):
         if all(f"{start}{name}" in base.layout for name in changed):
             return {name.removeprefix(start): name for name in base.layout}
+    today = names_today(base)
+    if all(name in today for name in changed):
+        return today
     missing = [name for name in changed if name not in base.layout]
     raise DataError(f"{path}: does not fit its base {base.path}, which has no {listed(missing)}")
 

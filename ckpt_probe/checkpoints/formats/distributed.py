@@ -22,6 +22,7 @@ from ckpt_probe.checkpoints.formats.nesting import choose
 from ckpt_probe.checkpoints.formats.pickled import load_checked, require_sound
 from ckpt_probe.checkpoints.tensors import dtype_name, filler
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
+from ckpt_probe.files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,7 @@ class _Piece:
 
     def opened(self) -> io.BytesIO:
         """Its bytes, which no claim of theirs can make more."""
+        require_regular(self.file)
         with self.file.open("rb") as file:
             file.seek(self.offset)
             return io.BytesIO(file.read(self.length))

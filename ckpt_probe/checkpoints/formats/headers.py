@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckpt_probe.checkpoints.integrity import HASHES, stated_hashes
 from ckpt_probe.checkpoints.writing import BITS
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
 
 LONGEST_HEADER = 100_000_000
 """Bytes that safetensors itself allows a header."""
@@ -26,15 +28,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Header:
-    """One safetensors file: its tensors in the order of their bytes, and its metadata."""
+    """One safetensors file: its tensors in the order of their bytes, their hashes where stated, its other metadata."""
 
     file: Path
     tensors: Mapping[str, Place]
     metadata: Mapping[str, str]
+    hashes: Mapping[str, str]
 
 
 def read_header(path: Path) -> Header:
     """Tensors and metadata of one safetensors file; every claim of the header is checked against the file's size."""
+    require_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -58,7 +62,8 @@ def read_header(path: Path) -> Header:
     if end != size:
         what = "truncated: shorter" if size < end else "longer"
         raise DataError(f"{path}: {what} than its header says ({size:,} bytes instead of {end:,}); copy it again")
-    return Header(path, ordered, metadata)
+    hashes = stated_hashes(path, metadata, ordered)
+    return Header(path, ordered, {name: text for name, text in metadata.items() if name != HASHES}, hashes)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ckpt_probe.checkpoints.formats.scanning import Scan, scan
 from ckpt_probe.checkpoints.formats.signatures import ZIP
 from ckpt_probe.checkpoints.tensors import filler, layout_of
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
+from ckpt_probe.files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +65,7 @@ def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
 
 def load_pickled(path: Path) -> tuple[Any, str]:
     """What torch.load makes of a file whose claims have been checked, and which kind of file it is."""
+    require_regular(path)
     with path.open("rb") as file:
         archive = file.read(len(ZIP)) == ZIP
         file.seek(0)
@@ -108,6 +110,8 @@ def _check_stream(file: BinaryIO, size: int) -> Scan:
         for _ in range(PREAMBLE):
             scan(file, size)
         found = scan(file, size - file.tell())
+        # The order of the storages whose bytes follow: a pickle of its own.
+        scan(file, size - file.tell())
     except ValueError as error:
         raise ValueError(f"truncated, or not written by torch.save ({error})") from error
     claimed = sum(found.storages.values())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, below
 from ckpt_probe.checkpoints.folders import listed_shards
 from ckpt_probe.checkpoints.formats.headers import Header, Place, read_header
+from ckpt_probe.checkpoints.integrity import hash_of, require_hash
 from ckpt_probe.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def _opened(path: Path, asked: Asked, headers: list[Header], index: Path | None)
             read=_reader(homes, stack),
             fill=_filler(homes, stack),
             metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
+            hashes={name: text for header in headers for name, text in header.hashes.items()},
             shards=tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
             index=index,
         )
@@ -75,13 +77,16 @@ def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], T
     def read(name: str) -> "Tensor":
         from safetensors import SafetensorError, safe_open
 
-        file = homes[name].file
+        file, place = homes[name].file, homes[name].tensors[name]
         try:
             if file not in opened:
                 opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
-            return opened[file].get_tensor(name)
+            tensor = opened[file].get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise DataError(f"{file}: tensor {name!r} cannot be read ({error})") from error
+        if stated := homes[name].hashes.get(name):
+            require_hash(file, name, hash_of((place.dtype, place.shape), tensor), stated)
+        return tensor
 
     return read
 

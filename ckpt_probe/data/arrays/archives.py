@@ -5,13 +5,18 @@ import zlib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ckpt_probe.data.arrays.held import Held
 from ckpt_probe.data.samples import ArraySplit, stratified
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
 
+UNCHECKED_BYTES = 2**30
+"""Up to here an array may be compressed as far as it likes."""
+LARGEST_RATIO = 1000
 SPLIT_SEED = 0
 TEST_FRACTION = 0.25
 CLASS_NAMES = "class_names"
@@ -30,15 +35,17 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
 
     Raises DataError where the file is none, or its arrays do not fit each other.
     """
+    require_regular(path)
     try:
         opened = np.load(path, allow_pickle=False)
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: a single array; expected an .npz file with arrays x and y")
         with opened as arrays:
+            _require_plain(path, arrays)
             held = {name: arrays[name] for name in arrays.files if name[:1] in "xy" or name == CLASS_NAMES}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz file of plain arrays ({error})") from error
     names = _class_names(path, held.pop(CLASS_NAMES, None))
     if {"x", "y"} <= held.keys():
@@ -53,6 +60,16 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
 def _split(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> dict[str, ArraySplit]:
     train, test = stratified(labels, fraction, seed)
     return {"train": ArraySplit(inputs[train], labels[train]), "test": ArraySplit(inputs[test], labels[test])}
+
+
+def _require_plain(path: Path, arrays: Any) -> None:
+    """Raise DataError where an archive of a few bytes unpacks to gigabytes."""
+    for member in arrays.zip.infolist():
+        if member.file_size > UNCHECKED_BYTES and member.file_size > LARGEST_RATIO * member.compress_size:
+            raise DataError(
+                f"{path}: {member.filename}: unpacks to {member.file_size:,} bytes from only {member.compress_size:,}; "
+                "save it with numpy.savez, which does not compress"
+            )
 
 
 def whole_labels(path: Path, held: Mapping[str, np.ndarray], inputs: str, labels: str) -> np.ndarray:

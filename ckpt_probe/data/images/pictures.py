@@ -31,6 +31,8 @@ def read_picture(source: Path | bytes, name: str, channels: int = 3) -> "Image":
     pixels than Pillow's limit against decompression bombs (twice MAX_IMAGE_PIXELS, 179 million).
     """
     images: Any = require_extra("PIL.Image", "images")
+    if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
+        raise Unreadable(f"{name} (no file)")
     try:
         with warnings.catch_warnings():
             # Large, odd and slightly broken files that can be read are no news.

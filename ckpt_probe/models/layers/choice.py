@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.models.backbone import Backbone
 from ckpt_probe.models.calling import Batch, samples_in
 from ckpt_probe.models.head import Head
 from ckpt_probe.models.layers.blocks import blocks_of
@@ -16,7 +17,9 @@ from ckpt_probe.models.layers.pooling import POOLINGS, channel_axis, require_fit
 from ckpt_probe.models.layers.taps import PENULTIMATE, Tap, Taps
 
 
-def choose_taps(model: nn.Module, inputs: Batch, head: Head, layers: str, pooling: str | None = None) -> Taps:
+def choose_taps(
+    model: nn.Module, inputs: Batch, head: Head | Backbone, layers: str, pooling: str | None = None
+) -> Taps:
     """The layers of a model that `layers` names, found by running it on a batch of inputs, in execution order.
 
     layers: "penultimate" (none beside the classifier's input), "all", "every=K", or names joined by commas, in which *

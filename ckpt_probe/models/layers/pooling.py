@@ -1,15 +1,15 @@
 """How an activation becomes rows: as it is, the mean over places, one token of each sample, every token, or flat."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.models.calling import Batch
+from ckpt_probe.models.pooling import POOLINGS as OF_TOKENS
 
-POOLINGS = ("mean", "cls", "last", "tokens", "flatten")
+POOLINGS = (*OF_TOKENS, "flatten")
 FEATURES = "features"
 """What is neither a map nor tokens: it is rows already."""
 
@@ -68,12 +68,6 @@ def _mean(activation: Tensor, axis: int, kept: Tensor | None) -> Tensor:
         return (sums / weights.sum(dim=2).clamp(min=1)).to(activation.dtype)
     places = tuple(range(2, activation.ndim)) if axis == 1 else tuple(range(1, activation.ndim - 1))
     return activation.mean(dim=places, dtype=kind).to(activation.dtype)
-
-
-def padding_mask(inputs: Batch) -> Tensor | None:
-    """The mask (n, positions) that says which tokens of a batch are no padding, where it has one."""
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return mask if mask is not None and mask.ndim == 2 else None
 
 
 def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> int:

@@ -1,6 +1,6 @@
 """Layers of a model tapped in one forward pass: what each gives becomes rows at once, so that nothing large is kept."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.models.backbone import Backbone
 from ckpt_probe.models.calling import Batch, samples_in
 from ckpt_probe.models.head import Head, Rows
 from ckpt_probe.models.layers.passing import activation_in
-from ckpt_probe.models.layers.pooling import padding_mask, pooled
+from ckpt_probe.models.layers.pooling import pooled
+from ckpt_probe.models.pooling import padding_mask
 
 PENULTIMATE = "penultimate"
 """The name of the classifier's input among the layers: the last of them, of depth 1."""
@@ -39,22 +41,18 @@ class Taps:
 
     layers: tuple[Tap, ...] = ()
 
-    def tapped(self, model: nn.Module, head: Head, inputs: Batch) -> tuple[Rows, dict[str, Tensor]]:
-        """One forward pass: the rows of the head and, by layer, of every tap (m, D).
-
-        Raises DataError as `Head.tapped`, and where a layer does not run exactly once, gives no tensor or one of
-        another width than before, or not as many rows as the head.
-        """
-        with self._tapping(model, inputs) as found:
+    def tapped(self, model: nn.Module, head: Head | Backbone, inputs: Batch) -> tuple[Rows, dict[str, Tensor]]:
+        """One forward pass: the rows of the head and, by layer, of every tap (m, D); errors as `tapping`, `rows_in`."""
+        with self.tapping(model, inputs) as found:
             rows = head.tapped(model, inputs)
-        layers = {tap.layer: _only(tap, found[tap.layer]) for tap in self.layers}
-        for layer, given in layers.items():
-            if len(given) != len(rows.features):
-                raise DataError(f"layer {layer} gives {len(given)} rows, the classifier {len(rows.features)}")
-        return rows, layers
+        return rows, self.rows_in(found, len(rows.features))
 
     @contextmanager
-    def _tapping(self, model: nn.Module, inputs: Batch) -> Iterator[dict[str, list[Tensor]]]:
+    def tapping(self, model: nn.Module, inputs: Batch) -> Iterator[dict[str, list[Tensor]]]:
+        """Record, for one forward pass within the `with`, what each tap gives; `rows_in` makes rows of it.
+
+        Raises DataError where a layer gives no tensor, or one of another shape than at first.
+        """
         found: dict[str, list[Tensor]] = {tap.layer: [] for tap in self.layers}
         hooks = [
             model.get_submodule(tap.layer).register_forward_hook(_recorder(tap, inputs, found[tap.layer]))
@@ -65,6 +63,17 @@ class Taps:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def rows_in(self, found: Mapping[str, list[Tensor]], rows: int) -> dict[str, Tensor]:
+        """The rows (m, D) of every tap, by layer; m is `rows`, those that the head gives.
+
+        Raises DataError where a layer did not run exactly once, or gives another number of rows.
+        """
+        layers = {tap.layer: _only(tap, found[tap.layer]) for tap in self.layers}
+        for layer, given in layers.items():
+            if len(given) != rows:
+                raise DataError(f"layer {layer} gives {len(given)} rows, the classifier {rows}")
+        return layers
 
 
 def _recorder(tap: Tap, inputs: Batch, found: list[Tensor]) -> Callable[..., None]:

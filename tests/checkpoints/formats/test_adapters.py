@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from ckpt_probe.checkpoints import open_checkpoint, open_series
 from ckpt_probe.errors import DataError, UsageError
@@ -196,3 +203,32 @@ def test_an_adapter_onto_quantised_weights(simple: tuple[Path, Path, Any], tmp_p
     save_file(held | {name: torch.ones(16, 16, dtype=torch.int8)}, tmp_path / "base.safetensors")
     with pytest.raises(DataError, match=rf"tensor '{name}' is I8: an adapter cannot be merged onto quantised"):
         open_checkpoint(adapter, base=tmp_path / "base.safetensors").__enter__()
+
+
+def test_a_base_whose_file_has_earlier_names(tmp_path: Path) -> None:
+    """transformers writes a ViT by the names of its earlier versions; its adapters have those of today."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+    model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **size))
+    model.save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(
+            model, peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=["classifier"])
+        )
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                nn.init.normal_(parameter, std=0.3)
+        wrapped.save_pretrained(tmp_path / "adapter")
+        merged = wrapped.merge_and_unload().state_dict()
+    with open_checkpoint(tmp_path / "adapter", base=tmp_path / "base") as checkpoint:
+        assert checkpoint.names == sorted(merged)
+        assert checkpoint.config_directory == tmp_path / "base"
+        for name, tensor in merged.items():
+            torch.testing.assert_close(checkpoint.read(name), tensor, rtol=1e-6, atol=1e-6)
+    (tmp_path / "base" / "config.json").unlink()
+    with (
+        pytest.raises(DataError, match=r"does not fit its base .*, which has no vit"),
+        open_checkpoint(tmp_path / "adapter", base=tmp_path / "base"),
+    ):
+        pass

@@ -18,6 +18,8 @@ function cardOf(plot, tools, code) {
     root,
     plot: image,
     show(drawing, summary) {
+      // The words of the whole stand on the image; what its parts are called is the drawing library's own matter.
+      drawing.setAttribute("aria-hidden", "true");
       image.replaceChildren(drawing);
       if (summary) image.setAttribute("aria-label", summary);
     },

@@ -1,6 +1,8 @@
 // The page: built from the data, drawn where it is seen first, drawn anew where its width or what is shown changes.
 
 const parts = [];
+/** By its element; a property of the element would not do, as some names (part) are the browser's own. */
+const partAt = new Map();
 const MAKERS = { LinePlot: linePlot, MatrixPlot: matrixPlot, SpectrumPlot: spectrumPlot, ClassTable: classTable, ContourPlot: contourPlot };
 const waiting = new Set();
 // Not every browser tells when it is idle.
@@ -22,7 +24,7 @@ function sectionPart(section) {
     for (const plot of group.plots) {
       const part = MAKERS[plot.kind](plot);
       parts.push(part);
-      part.root.part = part;
+      partAt.set(part.root, part);
       grid.append(part.root);
     }
     if (group.title) made.append(element("h3", {}, shortened(group.title, 160)));
@@ -125,7 +127,7 @@ function start() {
   document.title = shortened(data.title, 200);
   const near = new IntersectionObserver((entries) => {
     for (const entry of entries) {
-      const { part } = entry.target;
+      const part = partAt.get(entry.target);
       part.near = entry.isIntersecting;
       if (part.near) bringUp(part);
     }

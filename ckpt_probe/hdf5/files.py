@@ -10,6 +10,7 @@ import numpy as np
 from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.hdf5.lookover import look_over
 
 BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 """What h5py raises where the bytes of a file are damaged; ValueError holds text that is no UTF-8."""
@@ -31,11 +32,26 @@ DEEPEST = 8
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """A file open for reading. Raises DataError where it is missing, a directory, truncated or no HDF5."""
+    """A file open for reading. Raises DataError where it is missing, a directory, truncated or no HDF5.
+
+    Where its structure is under no checksum it is opened by a child process first (`lookover`), and DataError raised
+    where that one does not survive it.
+    """
+    if path.is_file():
+        look_over(path)
+    with opened_here(path) as file:
+        yield file
+
+
+@contextmanager
+def opened_here(path: Path) -> Iterator[h5py.File]:
+    """As `opened`, whatever it may do to this process."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
         raise DataError(f"{path}: a directory; expected one file")
+    if not path.is_file():
+        raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
     try:
         file = h5py.File(path, "r")
     except BROKEN as error:

@@ -1,0 +1,166 @@
+"""Workers of a Dask cluster, on any number of machines that see the same files."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+from uuid import uuid4
+
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
+from ckpt_probe.scheduling.tasks import Failed, Lost, attempt
+
+CONNECT_SECONDS = 15
+COUNTED_SECONDS = 1.0
+"""For so long the number of workers is taken to be as it was."""
+AHEAD = 2
+"""Tasks given out for each thread of the cluster, so that none waits for the next."""
+
+
+class Cluster:
+    """The workers of a scheduler that is running already; they come and go as they like."""
+
+    def __init__(self, address: str, say: Callable[[str], None]) -> None:
+        self._address = address
+        self._client = _client(address)
+        self._futures: dict[str, Any] = {}
+        self._ended: Queue[Any] = Queue()
+        self._directory = str(Path.cwd())
+        self._numbers: dict[str, int] = {}
+        self._done = 0
+        self._threads, self._counted = 0, -COUNTED_SECONDS
+        # Names of another call's tasks would be taken for these.
+        self._prefix, self._count = f"ckpt-probe-{uuid4().hex[:8]}", count()
+        try:
+            self._require_same_version()
+            # So many workers may be lost with a task, or beside it, before the scheduler gives it up.
+            self._allowed = self._client.run_on_scheduler(_allowed_failures)
+            if not self._present():
+                say(f"{address}: no worker yet; tasks wait until one joins")
+        except BaseException:
+            self.close()
+            raise
+
+    def capacity(self) -> int:
+        """Some more tasks than there are threads; one where no worker has joined yet, to which a cluster may answer."""
+        return max(1, AHEAD * self._present())
+
+    def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
+        """Give out a task."""
+        key = f"{self._prefix}-{next(self._count)}"
+        self._numbers[key] = number
+        try:
+            future = self._client.submit(attempt, work, item, self._directory, key=key, pure=False)
+        except Exception as error:
+            raise self._gone(error) from error
+        self._futures[key] = future
+        future.add_done_callback(self._ended.put)
+
+    def finished(self) -> list[tuple[int, Any]]:
+        """What has ended; nothing where that is long in coming, as more workers may be there by then.
+
+        Raises DataError where the scheduler has ended.
+        """
+        try:
+            ended = [self._ended.get(timeout=COUNTED_SECONDS)]
+        except Empty:
+            if self._client.status != "running":
+                raise self._gone(None) from None
+            return []
+        while not self._ended.empty():
+            ended.append(self._ended.get())
+        try:
+            found = [(self._numbers.pop(future.key), self._outcome(future)) for future in ended]
+        except CkptProbeError:
+            raise
+        except Exception as error:
+            raise self._gone(error) from error
+        for future in ended:
+            # The cluster forgets a result when nobody holds its future.
+            del self._futures[future.key]
+        self._done += len(found)
+        return found
+
+    def close(self) -> None:
+        """Take back what was given out, and leave the cluster as it was."""
+        with suppress(Exception):  # the scheduler may be gone, and what ended the work is told already
+            if self._futures and self._client.status == "running":
+                self._client.cancel(list(self._futures.values()), force=True)
+        self._client.close(timeout=5)
+
+    def _outcome(self, future: Any) -> Any:
+        if future.status in {"cancelled", "lost"}:
+            raise self._gone(None)
+        if future.status == "finished":
+            return future.result()
+        error = future.exception()
+        if type(error).__name__ == "KilledWorker":
+            return Lost(self._allowed + 1)
+        return Failed(f"on a worker: {last_line(error)}")
+
+    def _present(self) -> int:
+        now = time.monotonic()
+        if now - self._counted >= COUNTED_SECONDS:
+            try:
+                self._threads = sum(self._client.nthreads().values())
+            except Exception as error:
+                raise self._gone(error) from error
+            self._counted = now
+        return self._threads
+
+    def _require_same_version(self) -> None:
+        ours = _version()
+        try:
+            found = self._client.run(_version, on_error="return")
+        except Exception as error:
+            raise self._gone(error) from error
+        try:
+            found["scheduler"] = self._client.run_on_scheduler(_version)
+        except Exception as error:
+            # It looks into what it passes on, and so needs the package too.
+            found["scheduler"] = error
+        for worker, version in found.items():
+            if version != ours:
+                told = version if isinstance(version, str) else last_line(version)
+                raise UsageError(
+                    f"{self._address}: {worker} has another ckpt-probe ({told} / here {ours}); "
+                    "install the same on the scheduler and on all workers"
+                )
+
+    def _gone(self, error: BaseException | None) -> DataError:
+        told = "" if error is None else f" ({last_line(error)})"
+        return DataError(
+            f"{self._address}: the connection to the scheduler was lost after {self._done} tasks{told}; "
+            "what is done is kept: run the same command again to go on"
+        )
+
+
+def _client(address: str) -> Any:
+    from ckpt_probe.plugins import require_extra
+
+    distributed = require_extra("distributed", "cluster")
+    named = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+    try:
+        return distributed.Client(**named, timeout=CONNECT_SECONDS, set_as_default=False, name="ckpt-probe")
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"--scheduler {address}: no scheduler answers there ({last_line(error)}); start one with: dask scheduler"
+        ) from error
+
+
+def _allowed_failures(dask_scheduler: Any) -> int:
+    return int(dask_scheduler.allowed_failures)
+
+
+def _version() -> str:
+    """The code that a worker runs: the package's version and a hash of its files."""
+    from hashlib import sha256
+    from importlib.metadata import version
+
+    package = Path(__file__).parent.parent
+    digest = sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return f"{version('ckpt-probe')} {digest.hexdigest()[:8]}"

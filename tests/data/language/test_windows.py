@@ -1,0 +1,189 @@
+"""Windows of tokens: every token but a document's first is predicted once, and none from another document."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ckpt_probe.data import LEFT_OUT, UNLABELLED, LabelledData, ModelHints, load_data
+from ckpt_probe.errors import DataError, UsageError
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = ("<pad>", "<unk>", "<mask>", "<s>", "a", "b", "c", "d", "e", "f", "g")
+DOCUMENTS = ("a b c d e f g", "g f", "a", "b c d e")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A model's directory: a tokenizer of single words, and the configuration of a causal language model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>", "bos_token": "<s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(tmp_path / "model")
+    return configured(tmp_path / "model")
+
+
+def configured(place: Path, **changes: Any) -> Path:
+    known = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": len(WORDS), "n_positions": 16}
+    (place / "config.json").write_text(json.dumps({**known, **changes}))
+    return place
+
+
+def loaded(directory: Path, name: str, arguments: dict[str, Any]) -> LabelledData:
+    return load_data(name, arguments, hints=ModelHints(f"hf:{directory}"))
+
+
+def lines(place: Path, documents: tuple[str, ...] = DOCUMENTS) -> str:
+    (place / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return f"text:{place / 'held.jsonl'}"
+
+
+def pairs(inputs: Any, labels: Tensor) -> list[tuple[tuple[int, ...], int]]:
+    """What is seen of its own document before each label that counts, with that label."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    rows, places = (labels != LEFT_OUT).nonzero().unbind(1)
+    assert bool(mask[rows, places].all())
+    return [
+        (tuple(ids[row, : place + 1].tolist()), int(labels[row, place]))
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("context", "stride"), [(16, 16), (4, 4), (4, 2), (3, 1), (2, 2), (7, 7), (6, 6)])
+def test_every_token_but_the_first_is_predicted_once(directory: Path, context: int, stride: int) -> None:
+    data = loaded(directory, lines(directory), {"context": context, "stride": stride})
+    split = data.splits["held"]
+    inputs, labels = split.batch(slice(0, len(split)))
+    found = pairs(inputs, labels)
+    wanted = [
+        (words[max(0, place - context) : place], words[place])
+        for words in ([WORDS.index(word) for word in text.split()] for text in DOCUMENTS)
+        for place in range(1, len(words))
+    ]
+    assert [label for _, label in found] == [label for _, label in wanted]
+    for (seen, _), (before, _) in zip(found, wanted, strict=True):
+        # The last of them as in the document, and at least as many as an overlap leaves.
+        assert list(seen) == list(before[len(before) - len(seen) :])
+        assert len(seen) >= min(len(before), context - stride)
+    assert (data.classes, data.input_shape) == (len(WORDS), ())
+    assert data.class_names == WORDS
+    assert split.notes == ("1 documents of fewer than 2 tokens are left out",)  # pyright: ignore[reportAttributeAccessIssue]
+    counted: Callable[[int], int] = split.rows_of  # pyright: ignore[reportAttributeAccessIssue]
+    assert counted(len(split)) == len(wanted)
+    assert counted(1) == int((labels[:1] != LEFT_OUT).sum())
+
+
+def test_masked_tokens_are_hidden_and_named(directory: Path) -> None:
+    configured(directory, model_type="bert", architectures=["BertForMaskedLM"], max_position_embeddings=16)
+    given = {"context": 4, "stride": 2, "masked_fraction": 0.5, "masked_seed": 3}
+    split = loaded(directory, lines(directory), given).splits["held"]
+    inputs, labels = split.batch(slice(0, len(split)))
+    plain, _ = loaded(directory, lines(directory), {"labels": "none", "context": 4, "stride": 2}).splits["held"].batch(
+        slice(0, len(split))
+    )  # fmt: skip
+    counted = labels != LEFT_OUT
+    assert 0 < int(counted.sum()) < 14
+    assert bool((inputs["input_ids"][counted] == WORDS.index("<mask>")).all())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert torch.equal(labels[counted], plain["input_ids"][counted])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert split.rows_of(len(split)) == int(counted.sum())  # pyright: ignore[reportAttributeAccessIssue]
+    again = loaded(directory, lines(directory), given).splits["held"].batch(slice(0, len(split)))
+    assert torch.equal(again[1], labels)
+
+
+def test_without_labels_for_a_model_that_predicts_no_token(directory: Path) -> None:
+    configured(directory, architectures=["GPT2Model"])
+    data = loaded(directory, lines(directory), {})
+    split = data.splits["held"]
+    assert (data.classes, data.labelled, len(split)) == (0, False, len(DOCUMENTS))
+    assert split.batch(slice(0, 2))[1].tolist() == [UNLABELLED, UNLABELLED]
+    unlabelled = load_data(lines(directory), {"unlabelled": True}, hints=ModelHints(f"hf:{configured(directory)}"))
+    assert (unlabelled.classes, unlabelled.arguments["unlabelled"]) == (0, True)
+
+
+def test_what_a_document_is(directory: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    (texts / "train" / "deep").mkdir(parents=True)
+    (texts / "train" / "deep" / "one.txt").write_text("a b\nc\n\nd e\n")
+    (texts / "train" / "two.txt").write_text("f g\n")
+    (texts / "test.txt").write_text("a b c\n")
+    windows = {}
+    for document in ("file", "block", "line"):
+        data = loaded(directory, f"text:{texts}", {"document": document})
+        assert list(data.splits) == ["test", "train"]
+        windows[document] = len(data.splits["train"])
+    # "c" alone has no token to predict.
+    assert windows == {"file": 2, "block": 3, "line": 3}
+    (texts / "more.jsonl").write_text('{"body": "a b c"}\n\n{"body": "d e"}\n')
+    assert len(loaded(directory, f"text:{texts / 'more.jsonl'}", {"text": "body"}).splits["more"]) == 2
+
+
+def test_a_saved_data_set_of_texts(directory: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = {"text": list(DOCUMENTS), "label": [0, 1, 0, 1]}
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict(table)}).save_to_disk(str(tmp_path / "saved"))
+    found = loaded(directory, f"hf-dataset:{tmp_path / 'saved'}", {"context": 4})
+    expected = loaded(directory, lines(tmp_path), {"context": 4})
+    ours, theirs = found.splits["test"], expected.splits["held"]
+    assert torch.equal(ours.batch(slice(0, 9))[1], theirs.batch(slice(0, 9))[1])
+    assert found.classes == len(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "documents", "arguments", "error", "told"),
+    [
+        (
+            {"vocab_size": 9},
+            DOCUMENTS,
+            {},
+            DataError,
+            "has 11 tokens, the model 9: it is another model's",
+        ),
+        ({}, ("", " ", "a"), {}, DataError, "split held: no text with a token to predict; 3 documents of fewer than 2"),
+        ({}, DOCUMENTS, {"context": 17}, UsageError, "context: 17 tokens are more than the 16 that the model takes"),
+        (
+            {},
+            DOCUMENTS,
+            {"context": 8, "stride": 9},
+            UsageError,
+            "stride: expected a whole number from 1 to 8",
+        ),
+        ({}, DOCUMENTS, {"labels": "all"}, UsageError, "labels: expected next, masked or none, found 'all'"),
+        ({}, DOCUMENTS, {"window": 3}, UsageError, "unknown argument window; text takes context"),
+        (
+            {"architectures": ["BertForMaskedLM"]},
+            ("a b",),
+            {"masked_fraction": 1e-9},
+            DataError,
+            "no token has a label; raise masked_fraction",
+        ),
+    ],
+)
+def test_what_gives_no_window(
+    directory: Path, changes: Any, documents: tuple[str, ...], arguments: Any, error: Any, told: str
+) -> None:
+    configured(directory, **changes)
+    with pytest.raises(error, match=told):
+        loaded(directory, lines(directory, documents), arguments)
+
+
+def test_files_that_are_no_text(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(DataError, match=r"bad\.txt: cannot be read as UTF-8 text"):
+        loaded(directory, f"text:{tmp_path / 'bad.txt'}", {})
+    (tmp_path / "bad.jsonl").write_text('{"body": "a b"}\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 1: no string in a field 'text'; its fields are body"):
+        loaded(directory, f"text:{tmp_path / 'bad.jsonl'}", {})
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(DataError, match=r"a\.csv: expected a file whose name ends in \.txt or \.jsonl"):
+        loaded(directory, f"text:{tmp_path / 'a.csv'}", {})
+    with pytest.raises(DataError, match="nowhere: no such file or directory"):
+        loaded(directory, f"text:{tmp_path / 'nowhere'}", {})
+    with pytest.raises(UsageError, match="text needs a tokenizer"):
+        load_data(lines(tmp_path), {})

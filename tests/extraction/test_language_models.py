@@ -1,0 +1,241 @@
+"""Language models to dumps: rows are positions, as the framework computes them one text at a time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import ckpt_probe as cp
+from ckpt_probe.data import load_data
+from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import scoring
+from ckpt_probe.progress import Silent
+
+pytest.importorskip("transformers")
+
+CAUSAL = {"gpt2": "LMHeadModel", "gpt_neox": "ForCausalLM", "llama": "ForCausalLM", "qwen2": "ForCausalLM"}
+
+
+class Listening(Silent):
+    """Progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def one_by_one(model: Any, documents: Path, context: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features before the head, logits and next tokens of each text alone, cut into windows without padding."""
+    place = model.name_or_path
+    tokens = [torch.tensor(ids) for ids in tokenized(place, documents)]
+    states, logits, labels = [], [], []
+    with torch.no_grad():
+        for ids in tokens:
+            for start in range(0, len(ids) - 1, context):
+                part, following = ids[start : start + context], ids[start + 1 : start + context + 1]
+                found = model(input_ids=part[None], output_hidden_states=True)
+                # The last of them has gone through the final norm.
+                states.append(found.hidden_states[-1][0, : len(following)])
+                logits.append(found.logits[0, : len(following)])
+                labels.append(following)
+    return torch.cat(states), torch.cat(logits), torch.cat(labels)
+
+
+def tokenized(place: str, documents: Path) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    return [tokenizer(json.loads(line)["text"])["input_ids"] for line in documents.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_positions_are_the_frameworks_one_text_at_a_time(
+    name: str, save_model: Callable[..., Any], documents: Path, tmp_path: Path
+) -> None:
+    model = save_model(name, CAUSAL[name], tmp_path / "step7")
+    model.name_or_path = str(tmp_path / "step7")
+    said = Listening()
+    cp.extract_series(
+        tmp_path / "step7",
+        tmp_path / "dumps",
+        data=f"text:{documents}",
+        data_arguments={"context": 8},
+        batch_size=5,
+        device="cpu",
+        progress=said,
+    )
+    states, logits, labels = one_by_one(model, documents, 8)
+    with cp.open_dump(tmp_path / "dumps" / "model.h5") as dump:
+        held = dump["held"]
+        assert held.logits is None
+        np.testing.assert_allclose(held.features[:], states, rtol=1e-4, atol=1e-5)
+        assert held.labels[:].tolist() == labels.tolist()
+        assert held.prediction is not None
+        assert held.loss is not None
+        assert held.prediction[:].tolist() == logits.argmax(dim=1).tolist()
+        expected = F.cross_entropy(logits, labels, reduction="none")
+        np.testing.assert_allclose(held.loss[:], expected, rtol=1e-4, atol=1e-5)
+        weights, bias = dump.weights, dump.bias
+        assert bias is None
+        assert weights is not None
+        np.testing.assert_array_equal(weights, model.get_output_embeddings().weight.detach().double())
+        assert dump.class_names is not None
+        assert dump.class_names[3:5] == ("a", "b")
+    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    assert record["samples"] == len(labels)
+    assert record["loss"] == pytest.approx(float(expected.double().mean()), rel=1e-5)
+    assert record["accuracy"] == pytest.approx(float((logits.argmax(dim=1) == labels).double().mean()))
+    assert record["nc4.disagreement"] is not None
+    assert any("positions are padding, or labelled -100, and left out" in line for line in said.said)
+
+
+def test_logits_of_all_positions_are_never_there(
+    save_model: Callable[..., Any], documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head itself does not run, and what stands in for it takes few rows at a time."""
+    save_model("gpt2", "LMHeadModel", tmp_path / "model")
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 3 * 29)
+    seen: list[int] = []
+    linear = F.linear
+
+    def counted(rows: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.extend([len(rows)] if weights.shape == (29, 12) and rows.ndim == 2 else [])
+        assert weights.shape != (29, 12) or rows.ndim == 2 or len(rows) <= 2, "the head ran"
+        return linear(rows, weights, bias)
+
+    monkeypatch.setattr(F, "linear", counted)
+    cp.extract_series(
+        tmp_path / "model", tmp_path / "dumps", data=f"text:{documents}", batch_size=4, device="cpu"
+    )  # fmt: skip
+    assert max(seen) == 3
+    with cp.open_dump(tmp_path / "dumps" / "model.h5") as dump:
+        assert sum(seen) == dump["held"].samples
+
+
+def test_a_masked_language_models_rows_are_the_masked_tokens(
+    save_model: Callable[..., Any], documents: Path, tmp_path: Path
+) -> None:
+    for name in ("bert", "distilbert"):
+        model = save_model(name, "ForMaskedLM", tmp_path / name)
+        given = {"context": 8, "masked_fraction": 0.4}
+        cp.extract_series(
+            tmp_path / name, tmp_path / "dumps" / name, data=f"text:{documents}", data_arguments=given, device="cpu"
+        )
+        hints = ModelHints(f"hf:{tmp_path / name}")
+        inputs, labels = load_data(f"text:{documents}", given, hints=hints).splits["held"].batch(slice(None))
+        with torch.no_grad():
+            logits = model(**inputs).logits[labels != -100]
+        with cp.open_dump(tmp_path / "dumps" / name / "model.h5") as dump:
+            held = dump["held"]
+            assert held.prediction is not None
+            assert held.prediction[:].tolist() == logits.argmax(dim=1).tolist()
+            assert held.labels[:].tolist() == labels[labels != -100].tolist()
+            found = torch.as_tensor(held.features[:]).double() @ torch.as_tensor(dump.weights).T
+            np.testing.assert_allclose(found + torch.as_tensor(dump.bias), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_moments_and_chosen_rows(save_model: Callable[..., Any], documents: Path, tmp_path: Path) -> None:
+    save_model("gpt2", "LMHeadModel", tmp_path / "model")
+    given: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu", "batch_size": 3}
+    cp.extract_series(tmp_path / "model", tmp_path / "all", **given)
+    cp.extract_series(tmp_path / "model", tmp_path / "moments", store="moments", **given)
+    cp.extract_series(tmp_path / "model", tmp_path / "some", max_rows=40, rows_seed=3, **given)
+    [whole], [moments] = (list(cp.analyze_series(tmp_path / place, cache=False)) for place in ("all", "moments"))
+    for name in ("accuracy", "loss", "nc1.pinv", "class.mir", "sample.entropy_features", "gnc2.uniformity"):
+        assert moments[name] == pytest.approx(whole[name], rel=1e-9), name
+    with cp.open_dump(tmp_path / "all" / "model.h5") as every, cp.open_dump(tmp_path / "some" / "model.h5") as some:
+        rows, kept = every["held"], some["held"]
+        assert (kept.samples, kept.not_stored) == (40, rows.samples - 40)
+        chosen = np.sort(np.random.default_rng(3).choice(rows.samples, 40, replace=False, shuffle=False))
+        for name in ("features", "labels", "prediction", "loss"):
+            np.testing.assert_array_equal(getattr(kept, name)[:], getattr(rows, name)[:][chosen])
+    [record] = cp.analyze_series(tmp_path / "some", cache=False)
+    assert (record["samples"], record["samples_not_stored"]) == (40, rows.samples - 40)
+    with pytest.raises(UsageError, match=r"another provenance .*max_rows None / 12"):
+        cp.extract_series(tmp_path / "model", tmp_path / "all", max_rows=12, **given)
+
+
+def test_moments_of_many_classes_keep_the_total_alone(
+    save_model: Callable[..., Any], documents: Path, tmp_path: Path
+) -> None:
+    save_model("gpt2", "LMHeadModel", tmp_path / "model")
+    # More rows than could be kept as they are.
+    (tmp_path / "long.jsonl").write_text(3 * documents.read_text())
+    given: dict[str, Any] = {"data": f"text:{tmp_path / 'long.jsonl'}", "device": "cpu", "store": "moments"}
+    said = Listening()
+    cp.extract_series(tmp_path / "model", tmp_path / "dumps", memory=6000, progress=said, **given)
+    assert any("only that of all rows is kept, and within-class entropies are missing" in line for line in said.said)
+    with cp.open_dump(tmp_path / "dumps" / "model.h5") as dump:
+        arrays = dump["long"].arrays()
+    assert "moments/total" in arrays
+    assert "moments/second" not in arrays
+    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    assert record["within.entropy_mean"] is None
+    assert record["sample.entropy_features"] is not None
+    with pytest.raises(UsageError, match="raise --memory, or use --store features"):
+        cp.extract_series(tmp_path / "model", tmp_path / "more", memory=100, **given)
+
+
+def test_a_series_of_revisions_and_its_first_one(
+    save_model: Callable[..., Any], documents: Path, tmp_path: Path
+) -> None:
+    for seed, step in enumerate((0, 20, 100)):
+        save_model("llama", "ForCausalLM", tmp_path / "run" / f"step{step}", seed=seed)
+    cp.extract_series(tmp_path / "run", tmp_path / "dumps", data=f"text:{documents}", device="cpu")
+    records = list(cp.analyze_series(tmp_path / "dumps", centred=True, cache=False))
+    assert [record["step"] for record in records] == [0, 20, 100]
+    features = []
+    for step in (0, 20, 100):
+        with cp.open_dump(tmp_path / "dumps" / f"step{step}.h5") as dump:
+            features.append(dump["held"].features[:])
+    for record, rows in zip(records, features, strict=True):
+        expected = cp.erank_difference(features[0].astype(np.float64), rows.astype(np.float64))
+        assert record["erank.difference"] == pytest.approx(expected, rel=1e-7, abs=1e-7)
+    assert records[0]["erank.difference"] == 0
+    [alone] = cp.analyze_dump(tmp_path / "dumps" / "step20.h5", centred=True)
+    assert "erank.difference" not in alone
+
+
+def test_labels_that_leave_nothing(save_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = save_model("gpt2", "LMHeadModel", tmp_path / "model")
+    inputs = {"input_ids": torch.full((2, 4), 5)}
+    with pytest.raises(DataError, match="split data: no row: every label is -100"):
+        cp.extract(model, [(inputs, torch.full((2, 4), -100))], tmp_path / "a.h5", device="cpu")
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_checkpoint_of_another_vocabulary(save_model: Callable[..., Any], documents: Path, tmp_path: Path) -> None:
+    save_model("gpt2", "LMHeadModel", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "vocab_size": 12}))
+    with pytest.raises(DataError, match="its tokenizer has 29 tokens, the model 12: it is another model's"):
+        cp.extract_series(tmp_path / "model", tmp_path / "dumps", data=f"text:{documents}", device="cpu")
+
+
+def test_a_point_between_two_revisions_is_scored_alike(
+    save_model: Callable[..., Any], documents: Path, tmp_path: Path
+) -> None:
+    ends = [tmp_path / f"step{seed}" for seed in (0, 1)]
+    for seed, place in enumerate(ends):
+        save_model("gpt2", "LMHeadModel", place, seed=seed)
+    given: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu"}
+    cp.evaluate_path(
+        *(end / "model.safetensors" for end in ends), tmp_path / "path", points=3, keep_dumps=True, **given
+    )
+    records = [json.loads(line) for line in (tmp_path / "path" / "points.jsonl").read_text().splitlines()]
+    cp.extract_series(ends[0], tmp_path / "dumps", **given)
+    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    assert records[0]["alpha"] == 0
+    for name in ("loss", "accuracy", "nc1.pinv", "samples"):
+        assert records[0][name] == pytest.approx(record[name], rel=1e-6), name
+    with cp.open_dump(next((tmp_path / "path").rglob("*.h5"))) as dump:
+        assert dump["held"].loss is not None

@@ -1,0 +1,199 @@
+"""Whole files of every format that ckpt-probe opens, and the answer that each gives, which damage may not change."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ckpt_probe.analysis import analyze_series, read_records
+from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
+from ckpt_probe.config import load_config
+from ckpt_probe.data import load_data
+from ckpt_probe.data.images.pictures import Unreadable, read_picture
+from ckpt_probe.dumps import DumpWriter, open_dump_series
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import Storage
+from ckpt_probe.extraction.storing import StoreWriter
+
+CONFIGS = Path(__file__).parents[2] / "sample_configs"
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One format. write: its files into an empty directory; read: what they say, as text; ours: under checksums, so
+    that a damaged one may give an error or the same text, and no other. share: of cases, against the others'."""
+
+    write: Callable[[Path], None]
+    read: Callable[[Path], str]
+    ours: bool = False
+    share: int = 4
+
+
+def state() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "a.weight": torch.randn(6, 4, generator=generator),
+        "a.bias": torch.randn(6, generator=generator).to(torch.bfloat16),
+        "count": torch.tensor(7),
+    }
+
+
+def checkpoint(path: Path, base: Path | None = None) -> str:
+    with open_checkpoint(path, base=base) as opened:
+        told = hashlib.sha256()
+        for name, tensor in opened.state_dict().items():
+            flat = tensor.contiguous().reshape(-1)
+            told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(errors="surrogateescape"))
+            told.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        return f"{told.hexdigest()} {opened.metadata} {opened.facts}"
+
+
+def write_shards(folder: Path) -> None:
+    parts = {"x.safetensors": ("a.weight",), "y.safetensors": ("a.bias", "count")}
+    for file, names in parts.items():
+        save_file({name: state()[name] for name in names}, folder / file)
+    where = {name: file for file, names in parts.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def write_distributed(folder: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": state(), "step": 3}, checkpoint_id=folder / "dcp", no_dist=True)
+
+
+def write_adapter(folder: Path) -> None:
+    save_file(state(), folder / "base.safetensors")
+    (folder / "adapter").mkdir()
+    low = {"a.lora_A.weight": torch.ones(2, 4), "a.lora_B.weight": torch.full((6, 2), 0.5)}
+    save_file({f"base_model.model.{name}": t for name, t in low.items()}, folder / "adapter/adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["a"], "bias": "none"}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(told))
+
+
+def write_dump(folder: Path, store: str = "features") -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, weights = torch.randn(24, 4, generator=generator), torch.randn(3, 4, generator=generator).double()
+    path = folder / "step-000003.h5"
+    with StoreWriter(DumpWriter(path, None, classes=3, features=4), Storage(store=store)) as writer:
+        writer.write_classifier(weights, torch.zeros(3).double())
+        writer.start_split("test", 24)
+        writer.append("test", features, torch.arange(24) % 3, features @ weights.float().T)
+        writer.finish_split("test")
+
+
+def write_foreign_dump(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    with h5py.File(folder / "a.h5", "w") as file:
+        rows = random.normal(size=(60, 4)).astype("f4")
+        file.create_dataset("test/features", data=rows, chunks=(10, 4), compression="gzip", shuffle=True)
+        file["test/labels"] = np.arange(60) % 3
+        file["classifier/weights"] = random.normal(size=(3, 4))
+        file.attrs["step"], file.attrs["note"] = 3, "ä" * 20
+
+
+def dumps(folder: Path) -> str:
+    steps = [member.step for member in open_dump_series(folder)]
+    return f"{steps} {list(analyze_series(folder))}"
+
+
+def write_cached(folder: Path) -> None:
+    write_dump(folder)
+    list(analyze_series(folder, cache=True))
+
+
+def cached(folder: Path) -> str:
+    return str(list(analyze_series(folder, cache=True)))
+
+
+def write_records(folder: Path) -> None:
+    write_dump(folder)
+    lines = [json.dumps(record) for record in analyze_series(folder)]
+    (folder / "step-000003.h5").unlink()
+    (folder / "records.jsonl").write_text("\n".join(lines * 3) + "\n")
+
+
+def write_table(folder: Path) -> None:
+    rows = [f"{number % 3},{number / 7:.4f},{number * 2}" for number in range(60)]
+    (folder / "table.csv").write_text("\n".join(["label,x,y", *rows]) + "\n")
+
+
+def data(name: str) -> Callable[[Path], str]:
+    def read(folder: Path) -> str:
+        kind, _, rest = name.partition(":")
+        found = load_data(f"{kind}:{folder / rest}" if rest else f"{kind}:{folder}", workers=0)
+        return str([(split, len(part.labels), part.labels.tolist()[:50]) for split, part in found.splits.items()])
+
+    return read
+
+
+def write_archive(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    held = {"x": random.normal(size=(40, 1, 4, 4)).astype(np.float32), "y": np.arange(40) % 4}
+    np.savez_compressed(folder / "data.npz", **held)
+
+
+def write_pictures(folder: Path) -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    for suffix in ("png", "jpg", "bmp", "gif", "tiff", "webp"):
+        Image.fromarray(pixels).save(folder / f"a.{suffix}")
+
+
+def pictures(folder: Path) -> str:
+    try:
+        return str([read_picture(path, path.name).size for path in sorted(folder.iterdir())])
+    except Unreadable as error:
+        # The data source counts and names such files.
+        raise DataError(str(error)) from error
+
+
+def write_config(folder: Path) -> None:
+    (folder / "a.toml").write_text((CONFIGS / "digits.toml").read_text())
+
+
+SPECIMENS = {
+    "dump": Specimen(write_dump, dumps, ours=True, share=8),
+    "moments": Specimen(lambda folder: write_dump(folder, "moments"), dumps, ours=True, share=8),
+    "foreign-dump": Specimen(write_foreign_dump, dumps, share=1),
+    "cache": Specimen(write_cached, cached, ours=True),
+    "ours": Specimen(
+        lambda folder: save_checkpoint(folder / "a.safetensors", state(), CheckpointMetadata(step=3, model="mlp")),
+        lambda folder: checkpoint(folder / "a.safetensors"),
+        ours=True,
+        share=8,
+    ),
+    "safetensors": Specimen(
+        lambda folder: save_file(state(), folder / "a.safetensors", {"note": "theirs"}),
+        lambda folder: checkpoint(folder / "a.safetensors"),
+    ),
+    "shards": Specimen(write_shards, checkpoint),
+    "zip": Specimen(
+        lambda folder: torch.save({"model": state(), "epoch": 3}, folder / "a.pt"),
+        lambda folder: checkpoint(folder / "a.pt"),
+    ),
+    "stream": Specimen(
+        lambda folder: torch.save(
+            {"model": state(), "epoch": 3}, folder / "a.pt", _use_new_zipfile_serialization=False
+        ),
+        lambda folder: checkpoint(folder / "a.pt"),
+    ),
+    "distributed": Specimen(write_distributed, lambda folder: checkpoint(folder / "dcp")),
+    "adapter": Specimen(write_adapter, lambda folder: checkpoint(folder / "adapter", folder / "base.safetensors")),
+    "config": Specimen(write_config, lambda folder: str(load_config(folder / "a.toml"))),
+    "records": Specimen(write_records, lambda folder: str(read_records(folder / "records.jsonl"))),
+    "table": Specimen(write_table, data("csv:table.csv")),
+    "archive": Specimen(write_archive, data("npz:data.npz")),
+    "pictures": Specimen(write_pictures, pictures),
+}

@@ -1,0 +1,27 @@
+"""What the fuzzer once found is judged again, and a few new cases of a seed; `make fuzz` runs ten thousand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def fuzzed(*words: object) -> str:
+    program = [sys.executable, str(HERE / "fuzzing.py"), *map(str, words)]
+    done = subprocess.run(program, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_nothing_of_the_corpus_is_found_again() -> None:
+    found = fuzzed("--replay", HERE / "corpus")
+    assert f"{len(list((HERE / 'corpus').glob('*.gz')))} cases, 0 findings" in found
+
+
+def test_a_slice_of_new_cases_ends_in_a_clear_error_or_the_right_answer() -> None:
+    found = fuzzed("--cases", 64, "--seed", 1)
+    assert "64 cases, 0 findings" in found
+    assert "told" in found

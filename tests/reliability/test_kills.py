@@ -1,0 +1,27 @@
+"""A few kills of a seed, each at an event; `make kills` does two hundred, at any moment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def killed(*words: object) -> str:
+    program = [sys.executable, str(HERE / "kills.py"), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=3600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_command_killed_once_ends_in_the_same_files() -> None:
+    assert "10 kills, 0 wrong" in killed("--kills", 10, "--seed", 1, "--events-only")
+
+
+@pytest.mark.slow
+def test_two_hundred_kills() -> None:
+    assert "200 kills, 0 wrong" in killed("--kills", 200)

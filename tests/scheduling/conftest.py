@@ -1,0 +1,124 @@
+"""Tasks that workers in other processes can import, and a real Dask cluster on loopback."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TASKS = '''
+import os
+import signal
+import time
+from pathlib import Path
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.scheduling import Busy
+
+def double(number):
+    return 2 * number
+
+def gated(item):
+    """Leaves word of its process, then waits until the gate is open."""
+    number, folder = item
+    (Path(folder) / f"{number}-{os.getpid()}.began").touch()
+    while not (Path(folder) / "open").exists():
+        time.sleep(0.02)
+    return 2 * number
+
+def deadly(number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+def failing(number):
+    if number == 1:
+        raise DataError("row 7 is NaN")
+    if number == 3:
+        raise KeyError("of the program")
+    return 2 * number
+
+def busy_at_first(item):
+    number, folder = item
+    mark = Path(folder) / f"{number}.seen"
+    if number == 0 and not mark.exists():
+        mark.touch()
+        return Busy("process 1 of elsewhere")
+    return 2 * number
+
+def relative(name):
+    return Path(name).read_text()
+'''
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The tasks above, as a module that processes started from here find too."""
+    (tmp_path / "tasks_of_a_test.py").write_text(TASKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import tasks_of_a_test
+
+    yield tasks_of_a_test
+    del sys.modules["tasks_of_a_test"]
+
+
+@dataclass
+class LoopbackCluster:
+    """A scheduler and its workers, each a process of its own."""
+
+    place: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @staticmethod
+    def until(done: Callable[[], object], seconds: float = 120) -> None:
+        """Wait for something that is sure to come; the limit is only there for when it does not."""
+        end = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.02)
+
+    @property
+    def scheduler_file(self) -> str:
+        return str(self.place / "scheduler.json")
+
+    def start(self, workers: int, **environment: str) -> None:
+        named = ["--scheduler-file", self.scheduler_file]
+        self._start("scheduler", "dask_scheduler", "--port", "0", "--host", "127.0.0.1", *named, **environment)
+        self.until(Path(self.scheduler_file).exists)
+        for number in range(workers):
+            self._start(f"worker-{number}", "dask_worker", "--nthreads", "1", "--no-nanny", *named, **environment)
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def stop(self) -> None:
+        for name in self.processes:
+            self.kill(name)
+
+    def name_of(self, process: int) -> str:
+        return next(name for name, started in self.processes.items() if started.pid == process)
+
+    def _start(self, name: str, program: str, *arguments: str, **environment: str) -> None:
+        path = os.pathsep.join([str(self.place), os.environ.get("PYTHONPATH", "")])
+        with (self.place / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.{program}", "--no-dashboard", *arguments],
+                stdout=log,
+                stderr=log,
+                cwd=self.place,
+                env={**os.environ, "PYTHONPATH": path, **environment},
+            )
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[LoopbackCluster]:
+    """A cluster that is not started yet; whatever of it runs at the end is killed."""
+    made = LoopbackCluster(tmp_path)
+    yield made
+    made.stop()

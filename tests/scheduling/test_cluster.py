@@ -1,0 +1,87 @@
+"""A real Dask cluster on loopback: workers that are killed cost nothing, a scheduler that is costs one line."""
+
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.scheduling import Workers, in_turn, results
+
+NAMES = [f"step-{number}" for number in range(8)]
+
+
+class Gate:
+    """Where gated tasks leave word of who is at them, and wait."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        place.mkdir()
+        self.items = [(number, str(place)) for number in range(len(NAMES))]
+
+    def at_work(self) -> set[int]:
+        """Processes that have begun a task."""
+        return {int(file.stem.partition("-")[2]) for file in self.place.glob("*.began")}
+
+    def open(self) -> None:
+        (self.place / "open").touch()
+
+
+def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, cluster: Any, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    cluster.start(3)
+
+    def kills() -> None:
+        try:
+            cluster.until(lambda: len(gate.at_work()) == 3)
+            first, second, _ = gate.at_work()
+            cluster.kill(cluster.name_of(first))
+            cluster.kill(cluster.name_of(second))
+        finally:
+            gate.open()
+
+    killing = threading.Thread(target=kills)
+    killing.start()
+    staff = Workers(scheduler=cluster.scheduler_file)
+    found = list(in_turn(results(tasks.gated, gate.items, names=NAMES, workers=staff, say=print)))
+    killing.join()
+    assert found == [2 * number for number in range(len(NAMES))]
+    assert [process.poll() is None for process in cluster.processes.values()].count(True) == 2
+
+    # The cluster goes on; and relative names are those of whoever asks.
+    (tmp_path / "note.txt").write_text("here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert dict(results(tasks.relative, ["note.txt"], names=["a"], workers=staff, say=print)) == {0: "here"}
+
+
+def test_a_scheduler_that_is_killed_is_one_line_and_ends_the_wait(
+    tasks: ModuleType, cluster: Any, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    cluster.start(1)
+
+    def kills() -> None:
+        cluster.until(gate.at_work)
+        cluster.kill("scheduler")
+
+    killing = threading.Thread(target=kills)
+    killing.start()
+    staff = Workers(scheduler=cluster.scheduler_file)
+    with pytest.raises(DataError, match=r"scheduler was lost after 0 tasks.*run the same command again"):
+        list(results(tasks.gated, gate.items, names=NAMES, workers=staff, say=print))
+    killing.join()
+    # The address that it has left behind leads nowhere.
+    with pytest.raises(UsageError, match="no scheduler answers there"):
+        list(results(tasks.double, [1], names=["a"], workers=staff, say=print))
+
+
+def test_a_task_that_kills_its_workers_is_set_aside(tasks: ModuleType, cluster: Any) -> None:
+    cluster.start(4, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    done: dict[int, int] = {}
+    staff = Workers(scheduler=cluster.scheduler_file)
+    with pytest.raises(DataError, match=r"^step-2: its worker process was killed 3 times"):
+        done.update(results(tasks.deadly, [0, 1, 2, 3], names=NAMES, workers=staff, say=print))
+    assert done == {0: 0, 1: 2, 3: 6}
