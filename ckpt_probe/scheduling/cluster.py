@@ -141,13 +141,21 @@ def _client(address: str) -> Any:
     from ckpt_probe.plugins import require_extra
 
     distributed = require_extra("distributed", "cluster")
-    named = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+    named = {"scheduler_file": address} if _written(address) else {"address": address}
     try:
         return distributed.Client(**named, timeout=CONNECT_SECONDS, set_as_default=False, name="ckpt-probe")
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"--scheduler {address}: no scheduler answers there ({last_line(error)}); start one with: dask scheduler"
         ) from error
+
+
+def _written(address: str) -> bool:
+    """Whether the address is the file that a scheduler has written; one that starts just now is waited for."""
+    file, end = Path(address), time.monotonic() + CONNECT_SECONDS
+    while file.suffix == ".json" and not file.is_file() and time.monotonic() < end:
+        time.sleep(0.1)
+    return file.is_file()
 
 
 def _allowed_failures(dask_scheduler: Any) -> int:

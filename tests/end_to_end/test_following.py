@@ -17,8 +17,15 @@ LIMIT = 300
 @contextmanager
 def beside(words: tuple[object, ...], where: Path) -> Iterator[subprocess.Popen[str]]:
     """A command that runs while others do, and is gone afterwards whatever comes."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command(*words), cwd=where, env=environment(), stderr=pipe, text=True) as process:
+    with subprocess.Popen(
+        command(*words),
+        cwd=where,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # What is run in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         try:
             yield process
         finally:
