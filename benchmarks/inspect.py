@@ -1,0 +1,87 @@
+"""What it costs to look at a large checkpoint: `inspect`, `inspect --statistics`, and one tensor of a pickled file.
+
+A file of random float32 tensors, 4096 × 4096 each, as safetensors and as torch.save writes it. Measured in turn:
+`inspect FILE` against starting Python; `inspect FILE --statistics` against reading the same bytes in blocks of 4 MiB;
+the resident memory of a process that opens the pickled file and reads one tensor, over one that imports the same code.
+
+Run: python benchmarks/inspect.py [--gib 1] [--repeats 5] [--folder DIR]
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SIDE = 4096
+BLOCK = 4 * 2**20
+
+READ = "import sys\nwith open(sys.argv[1], 'rb', buffering=0) as file:\n    while file.read({block}):\n        pass\n"
+OPENED = """
+import resource, sys
+from pathlib import Path
+from ckpt_probe.checkpoints import open_checkpoint
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with open_checkpoint(Path(sys.argv[1])) as checkpoint:
+    float(checkpoint.read(checkpoint.names[-1])[0, 0])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+"""
+
+
+def write_files(folder: Path, gib: float) -> tuple[Path, Path]:
+    """The same tensors as safetensors and as a pickled file."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, round(gib * 2**30 / (4 * SIDE**2)))
+    tensors = {f"layer.{k}.weight": torch.randn(SIDE, SIDE, generator=generator) for k in range(count)}
+    save_file(tensors, folder / "large.safetensors")
+    torch.save({"state_dict": tensors}, folder / "large.pth")
+    return folder / "large.safetensors", folder / "large.pth"
+
+
+def cost(command: list[str]) -> tuple[float, float]:
+    """Seconds of a command by the clock, and by the processor."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def paired(ours: list[str], theirs: list[str], repeats: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Medians of both commands, run in turn: (by the clock, by the processor) each."""
+    found = [(cost(ours), cost(theirs)) for _ in range(repeats)]
+    sides = list(zip(*found, strict=True))
+    one, other = ((statistics.median(t[0] for t in side), statistics.median(t[1] for t in side)) for side in sides)
+    return one, other
+
+
+def main() -> None:
+    """Print the three comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    python, command = [sys.executable], [sys.executable, "-m", "ckpt_probe", "inspect"]
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        safe, pickled = write_files(Path(folder), options.gib)
+        print(f"{safe.stat().st_size / 2**30:.2f} GiB")
+        for file in (safe, pickled):
+            ours, bare = paired([*command, str(file)], [*python, "-c", "pass"], options.repeats)
+            told = f"{ours[0] - bare[0]:.3f} s over starting Python ({ours[1] - bare[1]:.3f} s of the processor)"
+            print(f"inspect {file.suffix}: {told}")
+        reading = [*python, "-c", READ.format(block=BLOCK), str(safe)]
+        ours, bare = paired([*command, str(safe), "--statistics"], reading, max(2, options.repeats // 2))
+        ratio = f"{bare[0] / ours[0]:.2f} of the speed of reading"
+        print(f"--statistics: {ours[0]:.2f} s, reading alone {bare[0]:.2f} s: {ratio}")
+        done = subprocess.run([*python, "-c", OPENED, str(pickled)], check=True, capture_output=True, text=True)
+        print(f"one tensor of the pickled file: {int(done.stdout) / 1024:.0f} MiB resident more than the imports take")
+
+
+if __name__ == "__main__":
+    main()
