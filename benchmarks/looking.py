@@ -4,7 +4,7 @@ A file of random float32 tensors, 4096 × 4096 each, as safetensors and as torch
 `inspect FILE` against starting Python; `inspect FILE --statistics` against reading the same bytes in blocks of 4 MiB;
 the resident memory of a process that opens the pickled file and reads one tensor, over one that imports the same code.
 
-Run: python benchmarks/inspect.py [--gib 1] [--repeats 5] [--folder DIR]
+Run: python benchmarks/looking.py [--gib 1] [--repeats 5] [--folder DIR]
 """
 
 import argparse
