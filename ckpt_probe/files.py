@@ -2,9 +2,9 @@
 
 import hashlib
 import os
+import platform
 import re
 import shutil
-import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -137,7 +137,7 @@ def _stamp(file: Path) -> tuple[str, int, int] | None:
 
 
 def _host() -> str:
-    return re.sub(r"\W", "", socket.gethostname())[:32] or "host"
+    return re.sub(r"\W", "", platform.node())[:32] or "host"
 
 
 def _remove(left: Path) -> None:

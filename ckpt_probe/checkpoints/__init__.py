@@ -1,13 +1,18 @@
 """Files of tensors: open, write, and a run's series of them. The only place that knows safetensors and pickles."""
 
-from ckpt_probe.checkpoints.arrivals import Arrivals
-from ckpt_probe.checkpoints.heads import LikelyHead, likely_heads
-from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
-from ckpt_probe.checkpoints.quantised import quantised
-from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
-from ckpt_probe.checkpoints.series import is_series, open_series, step_of
-from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
+from typing import TYPE_CHECKING
+
+from ckpt_probe.lazy import lazy_names
 from ckpt_probe.series import Member
+
+if TYPE_CHECKING:
+    from ckpt_probe.checkpoints.arrivals import Arrivals
+    from ckpt_probe.checkpoints.heads import LikelyHead, likely_heads
+    from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
+    from ckpt_probe.checkpoints.quantisation import quantised
+    from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
+    from ckpt_probe.checkpoints.series import is_series, open_series, step_of
+    from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 
 __all__ = [
     "Arrivals",
@@ -26,3 +31,15 @@ __all__ = [
     "save_checkpoint",
     "step_of",
 ]
+
+HOMES = {
+    "arrivals": ("Arrivals",),
+    "heads": ("LikelyHead", "likely_heads"),
+    "metadata": ("CheckpointMetadata", "library_versions"),
+    "quantisation": ("quantised",),
+    "reading": ("Checkpoint", "State", "open_checkpoint"),
+    "series": ("is_series", "open_series", "step_of"),
+    "writing": ("CheckpointWriter", "save_checkpoint"),
+}
+
+__getattr__ = lazy_names(__name__, {name: home for home, names in HOMES.items() for name in names})

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from ckpt_probe.errors import DataError
@@ -55,17 +56,21 @@ class CheckpointMetadata:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide numbers."""
-    # Imported here, where they are needed: they cost as much as the rest of this package.
-    import platform
+    import platform  # here, where it is needed: it costs as much as the rest of this package
+
+    names = ("ckpt-probe", "torch", "numpy", "safetensors", "h5py")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+@cache
+def _version(name: str) -> str:
+    # Each reading parses a file of hundreds of lines.
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
-    for name in ("ckpt-probe", "torch", "numpy", "safetensors", "h5py"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _parsed(name: str, text: str) -> Any:

@@ -1,23 +1,30 @@
 """The one place that owns the terminal: output for people, live bars, and single lines for messages."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 from ckpt_probe.errors import printable
+from ckpt_probe.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Display
+    from rich.progress import TaskID
 
 PIPED_WIDTH = 120
+PRETENDING = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""Variables by which a person has rich take a pipe for a terminal."""
 
 
-def console(*, width: int | None = None) -> Console:
+def console(*, width: int | None = None) -> "Console":
     """Where results for people go: standard output; a fixed width where that is no terminal."""
+    from rich.console import Console
+
     if width is None and not sys.stdout.isatty():
         width = PIPED_WIDTH
     return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
@@ -36,8 +43,13 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def bars() -> Iterator["Bars"]:
+def bars() -> Iterator[Progress]:
     """Live bars on standard error for the time of the `with`; none where that is no terminal, or with --quiet."""
+    if quiet() or not (sys.stderr.isatty() or any(os.environ.get(name) for name in PRETENDING)):
+        yield Lines()  # rich takes longer to load than a small job takes
+        return
+
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
@@ -51,17 +63,25 @@ def bars() -> Iterator["Bars"]:
         TimeLeftColumn(),
         TextColumn("{task.fields[facts]}"),
         console=terminal,
-        disable=quiet() or not terminal.is_terminal,
+        disable=not terminal.is_terminal,
         transient=True,
         refresh_per_second=5,
     ) as progress:
         yield Bars(progress)
 
 
+class Lines(Silent):
+    """No bars, only messages."""
+
+    def message(self, text: str) -> None:
+        """One line on standard error."""
+        say(text)
+
+
 class Bars:
     """The `ckpt_probe.progress.Progress` that a person sees."""
 
-    def __init__(self, progress: "Progress") -> None:
+    def __init__(self, progress: "Display") -> None:
         self._progress = progress
 
     @contextmanager
@@ -84,7 +104,7 @@ class Bars:
 class Bar:
     """One running piece of work on the screen."""
 
-    def __init__(self, progress: "Progress", identity: "TaskID") -> None:
+    def __init__(self, progress: "Display", identity: "TaskID") -> None:
         self._progress = progress
         self._identity = identity
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -259,6 +258,8 @@ def spelled(text: str) -> Any:
         return json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         pass
+    import tomllib
+
     try:
         found = tomllib.loads(f"value = {text}")
         json.dumps(found, allow_nan=False)

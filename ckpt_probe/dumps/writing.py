@@ -52,6 +52,7 @@ class DumpWriter:
         self._overwrite = overwrite
         self._announced: dict[str, int | None] = {}
         self._written: dict[str, int] = {}
+        self._rows_of: dict[str, dict[str, Any]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> "DumpWriter":
@@ -104,12 +105,11 @@ class DumpWriter:
         """Take back so many of the rows that were announced for a split: their samples could not be read."""
         if not count:
             return
-        group: Any = self._file[name]
-        group.attrs["unreadable"] = count
+        self._file[name].attrs["unreadable"] = count
         announced = self._announced.get(name)
         if announced is not None:
             self._announced[name] = announced - count
-            _resize(group, announced - count)
+            self._resize(name, announced - count)
 
     def start_split(
         self,
@@ -209,18 +209,20 @@ class DumpWriter:
         start = self._written[name]
         stop = start + len(labels)
         announced = self._announced[name]
-        group: Any = self._file[name]
         if announced is None:
-            _resize(group, stop)
-            group[schema.SAMPLE_SCALE][start:stop] = np.arange(start, stop)
+            self._resize(name, stop)
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
-        group[schema.FEATURES][start:stop] = as_stored(features, self._dtype, f"{self.path}: {name}")
         found = {schema.LABELS: labels, schema.LOGITS: scores}
         if isinstance(scores, Scored):
             found |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss}
-        for array in (array for array in schema.OF_ROWS if array in group and array != schema.FEATURES):
-            group[array][start:stop] = _numpy(found[array])
+        for array, dataset in self._rows_of[name].items():
+            if array == schema.FEATURES:
+                dataset[start:stop] = as_stored(features, self._dtype, f"{self.path}: {name}")
+            elif array != schema.SAMPLE_SCALE:
+                dataset[start:stop] = _numpy(found[array])
+            elif announced is None:
+                dataset[start:stop] = np.arange(start, stop)
         self._written[name] = stop
         self._sink.require_written(self.path)
 
@@ -247,12 +249,13 @@ class DumpWriter:
             fletcher32=samples != 0,
         )
         scale.make_scale(schema.SAMPLE_SCALE)
+        place = group.name.removeprefix("/")
+        self._announced[place], self._written[place] = samples, 0
+        self._rows_of[place] = {schema.SAMPLE_SCALE: scale}
         features = self._rows(group, schema.FEATURES, samples, width, self._dtype)
         features.dims[0].attach_scale(scale)
         if labelled:
             self._single(group, schema.LABELS, samples, np.int64)
-        place = group.name.removeprefix("/")
-        self._announced[place], self._written[place] = samples, 0
         return features
 
     def _single(self, group: Any, name: str, samples: int | None, kind: Any) -> None:
@@ -260,10 +263,11 @@ class DumpWriter:
         rows = {"chunks": _chunks(samples, np.dtype(kind).itemsize), "maxshape": _most(samples)}
         held = group.create_dataset(name, shape=(samples or 0,), dtype=kind, fletcher32=samples != 0, **rows)
         held.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
+        self._rows_of[group.name.removeprefix("/")][name] = held
 
     def _rows(self, group: Any, name: str, samples: int | None, width: int, dtype: str) -> Any:
         rows = _chunks(samples, width * np.dtype(dtype).itemsize)
-        return group.create_dataset(
+        held = group.create_dataset(
             name,
             shape=(samples or 0, width),
             dtype=dtype,
@@ -271,6 +275,12 @@ class DumpWriter:
             maxshape=None if samples is not None else (None, width),
             fletcher32=samples != 0,
         )
+        self._rows_of[group.name.removeprefix("/")][name] = held
+        return held
+
+    def _resize(self, place: str, rows: int) -> None:
+        for dataset in self._rows_of[place].values():
+            dataset.resize(rows, axis=0)
 
     def _label(self, dataset: Any, *scales: str | None) -> None:
         for dimension, scale in enumerate(scales):
@@ -320,12 +330,6 @@ def _kept(group: Any, name: str, values: np.ndarray) -> Any:
     dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties))
     dataset[...] = values
     return dataset
-
-
-def _resize(group: Any, rows: int) -> None:
-    for name in (schema.SAMPLE_SCALE, *schema.OF_ROWS):
-        if name in group:
-            group[name].resize(rows, axis=0)
 
 
 def _chunks(samples: int | None, row_bytes: int) -> tuple[int] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
+from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5.lookover import look_over
@@ -25,6 +25,9 @@ COMPRESSING = frozenset({1, 4, 5, 6, 32000})
 LARGEST_RATIO = 1000
 UNCHECKED_BYTES = 2**30
 """Up to here a dataset may be compressed as far as it likes."""
+
+FOLLOWED = (h5l.TYPE_HARD, h5l.TYPE_SOFT)
+"""Kinds of links that stay in the file."""
 
 DEEPEST = 8
 """Groups within groups that are followed."""
@@ -99,11 +102,9 @@ def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]
             raise DataError(f"{path or file.filename}: {name}: groups nested more than {DEEPEST} deep")
         for key in sorted(item, reverse=True):
             inner = f"{name.rstrip('/')}/{key}"
-            link = item.get(key, getlink=True)
-            if not isinstance(link, h5py.HardLink | h5py.SoftLink):
-                raise DataError(
-                    f"{path or file.filename}: {inner.strip('/')}: {_described(link)}, which is not followed"
-                )
+            if item.id.links.get_info(key.encode(errors="surrogateescape")).type not in FOLLOWED:
+                link = _described(item.get(key, getlink=True))
+                raise DataError(f"{path or file.filename}: {inner.strip('/')}: {link}, which is not followed")
             found = item.get(key)
             if isinstance(found, h5py.Group | h5py.Dataset):
                 waiting.append((inner, found, depth + 1))

@@ -80,11 +80,21 @@ def test_what_reads_whole_files_says_how_far_it_is(
     command: list[str], steps: int, checkpoints: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     advanced = []
     monkeypatch.setattr("ckpt_probe.cli.console.Bar.advance", lambda bar, amount=1, **facts: advanced.append(amount))
     names = dict(zip("AB", checkpoints, strict=True))
     assert run([names.get(word, word) for word in command]) == 0
     assert sum(advanced) == steps
+
+
+def test_without_a_terminal_a_command_loads_no_bars(checkpoints: list[str], tmp_path: Path) -> None:
+    words = ["interpolate", *checkpoints, "--alpha", "0.5", "-o", str(tmp_path / "out.safetensors")]
+    program = f"import sys; from ckpt_probe.cli.app import run; run({words}); print('rich' in sys.modules)"
+    plain = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+    done = subprocess.run([sys.executable, "-c", program], env=plain, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+    assert "interpolated at alpha 0.5" in done.stderr
 
 
 def complete(words: str, shell: str = "bash") -> list[str]:
