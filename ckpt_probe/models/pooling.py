@@ -8,13 +8,14 @@ from torch import Tensor
 from ckpt_probe.models.calling import Batch
 
 HALVES = (torch.float16, torch.bfloat16)
+"""Too coarse to add up in."""
 
 
 def mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """The mean (n, D) over the tokens (n, T, D) of each sample. mask: (n, T), 0 where a token is padding."""
     if mask is None:
-        return tokens.mean(dim=1)
-    kind = torch.float32 if tokens.dtype in HALVES else tokens.dtype
+        return mean_over(tokens, (1,))
+    kind = _summing(tokens)
     weights = (mask != 0).to(kind)[:, None]
     return ((weights @ tokens.to(kind))[:, 0] / weights.sum(dim=2).clamp(min=1)).to(tokens.dtype)
 
@@ -41,6 +42,15 @@ def padding_mask(inputs: Batch) -> Tensor | None:
     """The mask (n, T) that says which tokens of a batch are no padding, where it has one."""
     found = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return found if found is not None and found.ndim == 2 else None
+
+
+def mean_over(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The mean over axes, added up in float32 at least and given in the dtype of the values."""
+    return values.mean(dim=axes, dtype=_summing(values)).to(values.dtype)
+
+
+def _summing(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.dtype in HALVES else values.dtype
 
 
 def _chosen(tokens: Tensor, mask: Tensor | None, *, first: bool) -> Tensor:

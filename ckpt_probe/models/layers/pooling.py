@@ -3,18 +3,17 @@
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import UsageError
 from ckpt_probe.models.pooling import POOLINGS as OF_TOKENS
+from ckpt_probe.models.pooling import mean_over
 
 POOLINGS = (*OF_TOKENS, "flatten")
 FEATURES = "features"
 """What is neither a map nor tokens: it is rows already."""
 
 LARGEST_FLATTENED = 65_536
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def require_fitting(name: str, shape: tuple[int, ...], pooling: str | None, axis: int, *, every: bool) -> str:
@@ -49,25 +48,11 @@ def pooled(activation: Tensor, pooling: str, axis: int, mask: Tensor | None) -> 
         return activation.flatten(1).clone()
     if pooling == "tokens":
         return activation.flatten(0, 1).clone()
-    kept = mask if mask is not None and mask.shape == activation.shape[:2] and axis != 1 else None
-    if pooling == "mean":
-        return _mean(activation, axis, kept)
-    if kept is None:
-        return activation[:, 0 if pooling == "cls" else -1].clone()
-    places = torch.arange(kept.shape[1], device=kept.device)
-    worst, best = (kept.shape[1], torch.amin) if pooling == "cls" else (-1, torch.amax)
-    chosen = best(torch.where(kept != 0, places, worst), dim=1).clamp(0, kept.shape[1] - 1)
-    return activation[torch.arange(len(kept), device=kept.device), chosen]
-
-
-def _mean(activation: Tensor, axis: int, kept: Tensor | None) -> Tensor:
-    kind = torch.float32 if activation.dtype in HALVES else activation.dtype
-    if kept is not None:
-        weights = (kept != 0).to(kind)[:, None]
-        sums = (weights @ activation.to(kind))[:, 0]
-        return (sums / weights.sum(dim=2).clamp(min=1)).to(activation.dtype)
+    if activation.ndim == 3 and axis != 1:
+        kept = mask if mask is not None and mask.shape == activation.shape[:2] else None
+        return OF_TOKENS[pooling](activation, kept).clone()
     places = tuple(range(2, activation.ndim)) if axis == 1 else tuple(range(1, activation.ndim - 1))
-    return activation.mean(dim=places, dtype=kind).to(activation.dtype)
+    return mean_over(activation, places)
 
 
 def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> int:
