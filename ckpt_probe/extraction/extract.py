@@ -65,11 +65,9 @@ def extract_series(
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
     order = _Order(members[0].path, setup, storage, Path(out), overwrite)
-    subject = open_subject(order.first, setup)
-    told = _require_storable(subject, storage)
+    subject = order.subject()
     done: dict[str, bool] = {}
-    notes = dict.fromkeys([told] if told else [])
-    notes |= dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
+    notes = dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
     work = partial(_extract, subject=subject, order=order, progress=progress) if staff.alone else order.run
     tasks = results(work, members, names=[m.name for m in members], workers=staff, say=progress.message)
     with progress.task("checkpoints", len(members), "checkpoints") as bar, closing(tasks):
@@ -90,17 +88,16 @@ def extract_members(
     The model is built, and the data are opened, for the first. What another process extracts at that moment is waited
     for. Raises as `extract_series`.
     """
-    order, subject, told = None, None, None
+    order, subject = None, None
     for member in members:
         if order is None or subject is None:
             order = _Order(member.path, setup, storage, Path(out), overwrite)
-            subject = open_subject(member.path, setup)
-            told = _require_storable(subject, storage)
+            subject = order.subject()
         work = partial(_extract, subject=subject, order=order, progress=progress)
         # Where another call is at it, that is waited for.
         for _, found in results(work, [member], names=[member.name], workers=ALONE, say=progress.message):
             yield member.name, found.written
-    for note in () if subject is None else (*subject.notes, *([told] if told else [])):
+    for note in () if subject is None else subject.notes:
         progress.message(note)
 
 
@@ -171,8 +168,12 @@ class _Order:
     def subject(self) -> Subject:
         """Model, data and classifier. Raises UsageError where a dump cannot keep what they give."""
         subject = open_subject(self.first, self.setup)
-        _require_storable(subject, self.storage)
-        return subject
+        told = _require_storable(subject, self.storage)
+        return replace(subject, said=(*subject.said, told)) if told else subject
+
+    def complete(self, path: Path, provenance: Provenance) -> bool:
+        """Whether the dump is there and need not be written again. Raises UsageError where it is another one."""
+        return not self.overwrite and _complete(path, provenance)
 
     def run(self, member: Member) -> _Extracted | Busy:
         """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
@@ -200,13 +201,13 @@ def _extract(member: Member, *, subject: Subject, order: _Order, progress: Progr
     with subject.setup.open(member.path) as checkpoint:
         size, sha256, epoch = checkpoint.size, checkpoint.content_hash(), checkpoint.metadata.epoch
         provenance = subject.provenance(member.name, size, sha256, step=member.step, epoch=epoch, storage=storage)
-        if not order.overwrite and _complete(path, provenance):
+        if order.complete(path, provenance):
             return _Extracted(False)
         with claimed(path) as claim:
             if isinstance(claim, Busy):
                 return claim
             # Another process may have finished it just before the claim.
-            if not order.overwrite and _complete(path, provenance):
+            if order.complete(path, provenance):
                 return _Extracted(False)
             subject.load(checkpoint.state_dict(), str(member.path))
             _write(path, provenance, subject, order, progress)

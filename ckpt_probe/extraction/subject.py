@@ -74,7 +74,7 @@ class Subject:
     setup: Setup
     device: torch.device
     said: tuple[str, ...] = ()
-    """What was taken off the names of the checkpoint's tensors to make them fit, and of its hyperparameters."""
+    """What was taken off the names of the checkpoint's tensors, what its hyperparameters give, and how it is stored."""
 
     taps: Taps = field(default_factory=Taps)
     """Layers whose rows are wanted beside the classifier's input."""
