@@ -1,19 +1,23 @@
 """What it costs to look at a large checkpoint: `inspect`, `inspect --statistics`, and one tensor of a pickled file.
 
 A file of random float32 tensors, 4096 × 4096 each, as safetensors and as torch.save writes it. Measured in turn:
-`inspect FILE` against starting Python; `inspect FILE --statistics` against reading the same bytes in blocks of 4 MiB;
+`inspect FILE` against starting Python; `inspect FILE --statistics` against reading the same bytes in blocks of 4 MiB,
+from memory (the page cache) and, where the system can be told to forget them, from the disk;
 the resident memory of a process that opens the pickled file and reads one tensor, over one that imports the same code.
 
 Run: python benchmarks/looking.py [--gib 1] [--repeats 5] [--folder DIR]
 """
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 SIDE = 4096
@@ -52,12 +56,26 @@ def cost(command: list[str]) -> tuple[float, float]:
     return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def paired(ours: list[str], theirs: list[str], repeats: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Medians of both commands, run in turn: (by the clock, by the processor) each."""
-    found = [(cost(ours), cost(theirs)) for _ in range(repeats)]
+def paired(
+    ours: list[str], theirs: list[str], repeats: int, before: Callable[[], None] = lambda: None
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Medians of both commands, run in turn, `before` before each: (by the clock, by the processor) each."""
+    found = []
+    for _ in range(repeats):
+        before()
+        one = cost(ours)
+        before()
+        found.append((one, cost(theirs)))
     sides = list(zip(*found, strict=True))
     one, other = ((statistics.median(t[0] for t in side), statistics.median(t[1] for t in side)) for side in sides)
     return one, other
+
+
+def forgotten(file: Path) -> None:
+    """Take a file out of the page cache."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main() -> None:
@@ -76,9 +94,13 @@ def main() -> None:
             told = f"{ours[0] - bare[0]:.3f} s over starting Python ({ours[1] - bare[1]:.3f} s of the processor)"
             print(f"inspect {file.suffix}: {told}")
         reading = [*python, "-c", READ.format(block=BLOCK), str(safe)]
-        ours, bare = paired([*command, str(safe), "--statistics"], reading, max(2, options.repeats // 2))
-        ratio = f"{bare[0] / ours[0]:.2f} of the speed of reading"
-        print(f"--statistics: {ours[0]:.2f} s, reading alone {bare[0]:.2f} s: {ratio}")
+        places = {"memory": lambda: None}
+        if hasattr(os, "posix_fadvise"):
+            places["disk"] = partial(forgotten, safe)
+        for place, before in places.items():
+            ours, bare = paired([*command, str(safe), "--statistics"], reading, options.repeats, before)
+            ratio = f"{bare[0] / ours[0]:.2f} of the speed of reading"
+            print(f"--statistics from {place}: {ours[0]:.2f} s, reading alone {bare[0]:.2f} s: {ratio}")
         done = subprocess.run([*python, "-c", OPENED, str(pickled)], check=True, capture_output=True, text=True)
         print(f"one tensor of the pickled file: {int(done.stdout) / 1024:.0f} MiB resident more than the imports take")
 
