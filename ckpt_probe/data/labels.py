@@ -41,12 +41,22 @@ def in_model_order(data: LabelledData, model_names: Sequence[str] | None) -> Lab
 
 
 def in_width(data: LabelledData, classes: int) -> LabelledData:
-    """Data for a model of so many classes; where it has more than the data name, a note says in which order."""
-    held = data.class_names
-    if held is None or len(held) >= classes:
+    """Data for a model of so many classes; where it has more than the data, a note says which labels come.
+
+    Raises DataError where the data name fewer classes than the model has without names, unless the data's argument
+    `match` is "order": the first ones of the model would be taken for them.
+    """
+    if data.classes >= classes:
         return data
-    told = f"the data name {len(held)} classes, the model has {classes} and no names"
-    return replace(data, notes=(*data.notes, f"{told}: labels are taken in the order of the data's"))
+    by_order = data.arguments.get(MATCH) == BY_ORDER
+    if data.class_names is None or by_order:
+        told = f"labels are below {data.classes}, the model has {classes:,} classes"
+        return data if by_order else replace(data, notes=(*data.notes, told))
+    raise DataError(
+        f"the data have {len(data.class_names)} classes ({listed(list(data.class_names), SHOWN)}), the model has "
+        f"{classes:,} and no names by which they could be matched; if they are the first of the model's, in this order, "
+        f"add --data-argument {MATCH}={BY_ORDER}"
+    )
 
 
 def matched_labels(data_names: Sequence[str], model_names: Sequence[str]) -> list[int]:

@@ -147,8 +147,18 @@ def test_bad_data(
     assert not list(tmp_path.glob("dumps/*"))
 
 
-def test_more_classes_than_the_data_have_are_allowed_and_said(probe: Probe, tmp_path: Path) -> None:
+def test_more_classes_than_the_data_name_are_taken_in_order_only_on_request(probe: Probe, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(CSV)
     code, _, said = probe(*TABLE, "csv:t.csv")
+    assert code == 1
+    assert "the data have 2 classes" in said
+    assert "add --data-argument match=order" in said
+    assert not list(tmp_path.glob("dumps/*"))
+    assert probe(*TABLE, "csv:t.csv", "--data-argument", "match=order")[0] == 0
+
+
+def test_numbered_classes_fewer_than_the_models_are_said(probe: Probe, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x,y,label\n1,2,0\n3,4,1\n")
+    code, _, said = probe(*TABLE, "csv:t.csv")
     assert code == 0
-    assert "the data name 2 classes, the model has 3 and no names: labels are taken in the order of the data's" in said
+    assert "labels are below 2, the model has 3 classes" in said
