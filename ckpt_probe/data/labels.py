@@ -46,7 +46,7 @@ def in_width(data: LabelledData, classes: int) -> LabelledData:
     Raises DataError where the data name fewer classes than the model has without names, unless the data's argument
     `match` is "order": the first ones of the model would be taken for them.
     """
-    if data.classes >= classes:
+    if data.classes >= classes or not data.labelled:
         return data
     by_order = data.arguments.get(MATCH) == BY_ORDER
     if data.class_names is None or by_order:

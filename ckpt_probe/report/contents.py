@@ -1,15 +1,20 @@
 """What a report says and shows, in its order: a reading, sections of plots, and where all of it comes from."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ckpt_probe.analysis import Settings, read_series
+from ckpt_probe.analysis.similarity import Similarity, kept_of_series, layer_similarities, step_similarities
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.planes import PlaneResult
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.report.plots.description import Axis, Plot
+from ckpt_probe.report.plots.layers import LayerLikeness, layer_maps, separation_plots, similarity_plots
 from ckpt_probe.report.plots.metrics import axis_along, metric_plots
 from ckpt_probe.report.plots.paths import path_plots
 from ckpt_probe.report.plots.planes import contour_plots
@@ -21,6 +26,7 @@ from ckpt_probe.report.reading import read_run
 from ckpt_probe.report.runs import ORDER, Run, common_axis, positions, run_of_readings, run_of_records
 from ckpt_probe.report.sources import DUMP, PATH, PLANE, RECORDS, FoundPath, Source, read_path, read_plane, records_of
 from ckpt_probe.scheduling import Workers
+from ckpt_probe.series import Member
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Wishes:
     @property
     def settings(self) -> Settings:
         """How dumps are analyzed: everything that a report shows of them, small enough to be kept in the cache."""
-        return Settings(per_class=True, portrait=True, memory=self.memory)
+        return Settings(per_class=True, portrait=True, memory=self.memory, layers=True)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,10 @@ class _Found:
     """What the sources held, by name."""
 
     runs: list[Run] = field(default_factory=list)
+    similar: list[LayerLikeness] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """Why similarities of layers are not there."""
+
     paths: dict[str, FoundPath] = field(default_factory=dict)
     planes: dict[str, PlaneResult] = field(default_factory=dict)
 
@@ -142,7 +152,37 @@ def _read(source: Source, found: _Found, wishes: Wishes, progress: Progress) -> 
             )
         )
         names = wishes.class_names or _class_names(source.path)
-        found.runs.append(run_of_readings(source.name, readings, names))
+        run = run_of_readings(source.name, readings, names)
+        found.runs.append(run)
+        if run.layered:
+            _compare(source, run, found, progress)
+
+
+def _compare(source: Source, run: Run, found: _Found, progress: Progress) -> None:
+    members = open_dump_series(source.path)
+    splits = list(dict.fromkeys(str(record["split"]) for record in run.layered))
+    with progress.task("similarities of layers", len(splits), "splits") as bar:
+        for split in splits:
+            try:
+                found.similar.append(_similarities(source, run, members, split))
+            except DataError as error:
+                found.missing.append(str(error))
+            bar.advance()
+
+
+def _similarities(source: Source, run: Run, members: Sequence[Member], split: str) -> LayerLikeness:
+    kept, names = kept_of_series([member.path for member in members], split)
+    layers = tuple(kept[0].layers)
+    between = [_square(layer_similarities(one, split, "cka")) for one in kept]
+    through = {}
+    if len(kept) > 1:
+        through = {layer: _square(step_similarities(kept, names, split, "cka", layer)) for layer in layers}
+    numbers = tuple(run.checkpoints.index(member.name) for member in members)
+    return LayerLikeness(source.name, split, layers, numbers, tuple(names), np.stack(between), through)
+
+
+def _square(found: Similarity) -> np.ndarray:
+    return np.array([[math.nan if value is None else value for value in row] for row in found.values], dtype=float)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -173,6 +213,13 @@ def _sections(found: _Found, axis: str) -> Iterable[Section]:
     table, notes = class_table(found.runs)
     plots = () if table is None else (table,)
     yield Section("classes", "Classes", "Class by class. A heading sorts.", (Group("", plots),), tuple(notes))
+    lead = "Every layer of every checkpoint: a number by layer and step, how alike layers are, and how classes part."
+    groups = (
+        Group("By layer and checkpoint", tuple(layer_maps(found.runs))),
+        Group("How alike layers are", tuple(similarity_plots(found.similar))),
+        Group("Separation by depth", tuple(separation_plots(found.runs))),
+    )
+    yield Section("layers", "Layers", lead, tuple(group for group in groups if group.plots), tuple(found.missing))
     lead = "Loss and error between two checkpoints, and how far they rise above the chord: the barrier."
     paths = tuple(Group(title, tuple(plots)) for title, plots in path_plots(found.paths))
     yield Section("paths", "Paths", lead, paths, tuple(_without_metrics(found.paths)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ckpt_probe.analysis import Record
-from ckpt_probe.analysis.lines import number
+from ckpt_probe.analysis.lines import number, of_penultimate
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.record import Reading
@@ -34,6 +34,8 @@ class Run:
     records: list[Record]
     pictures: list[Picture]
     class_names: tuple[str, ...] = ()
+    layered: tuple[Record, ...] = ()
+    """Records of every layer, the penultimate one's among them, where there are others."""
 
     @cached_property
     def checkpoints(self) -> list[str]:
@@ -47,30 +49,37 @@ class Run:
 
 def run_of_readings(name: str, readings: Sequence[Reading], class_names: tuple[str, ...]) -> Run:
     """A run of what analysis read from dumps."""
+    layered = _layered([dict(reading.record) for reading in readings])
+    readings = [reading for reading in readings if of_penultimate([reading.record])]
     records = [dict(reading.record) for reading in readings]
     numbers = {name: index for index, name in enumerate(dict.fromkeys(map(name_of, records)))}
     pictures = [
         Picture(numbers[name_of(record)], str(record["split"]), list(reading.per_class), reading.portrait)
         for record, reading in zip(records, readings, strict=True)
     ]
-    return Run(name, records, pictures, class_names)
+    return Run(name, records, pictures, class_names, layered)
 
 
 def run_of_records(name: str, records: Sequence[Record], class_names: tuple[str, ...]) -> Run:
     """A run of records from a file; those of single classes (`analyze --per-class`) become pictures."""
     whole = [record for record in records if record.get("class") is None]
     rows: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
+    for record in of_penultimate(records):
         if record.get("class") is not None:
             label = number(record, "class", name)
             if label is None or label < 0 or label != int(label):
                 raise DataError(f"{name}: class is {record['class']!r}, where a whole number was expected")
             rows.setdefault((name_of(record), str(record.get("split"))), []).append({**record, "class": int(label)})
     places = [{name: held[0].get(name) for name in ("checkpoint", "step", "split")} for held in rows.values()]
-    run = Run(name, whole or places, [], class_names)
+    run = Run(name, of_penultimate(whole) or places, [], class_names, _layered(whole))
     numbers = {checkpoint: index for index, checkpoint in enumerate(run.checkpoints)}
     pictures = [Picture(numbers.get(at, 0), split, held, None) for (at, split), held in rows.items()]
     return replace(run, pictures=pictures)
+
+
+def _layered(records: Sequence[Record]) -> tuple[Record, ...]:
+    named = [record for record in records if record.get("layer") is not None and record.get("depth") is not None]
+    return tuple(named) if len({record["layer"] for record in named}) > 1 else ()
 
 
 def name_of(record: Record) -> str:

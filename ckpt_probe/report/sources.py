@@ -7,7 +7,7 @@ from typing import Any
 
 from ckpt_probe.analysis import ENTRIES, Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
-from ckpt_probe.analysis.lines import number, of_penultimate
+from ckpt_probe.analysis.lines import number
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import read_object, require_regular
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
@@ -112,7 +112,7 @@ def records_of(source: Source) -> list[Record]:
     records = read_records(source.path)
     if not records:
         raise DataError(f"{source.path}: no record in it")
-    return _checked(of_penultimate(records), source.path)
+    return _checked(records, source.path)
 
 
 def read_path(source: Source) -> FoundPath:

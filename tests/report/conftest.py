@@ -58,3 +58,18 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         evaluate_path(ends[0][-1], ends[1][-1], root / "paths" / name, points=5, device="cpu", **options)
     evaluate_plane(ends[0][-1], ends[0][1], ends[1][-1], out=root / "planes" / "abc", grid=4, device="cpu")
     return Study(root)
+
+
+@pytest.fixture(scope="session")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dumps of three hidden layers at four checkpoints."""
+    root = tmp_path_factory.mktemp("layered")
+    settings = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "arguments": {"hidden": [20, 16, 12, 8]}},
+        "training": {"steps": STEPS[-1]},
+        "checkpoints": {"steps": list(STEPS[:-1])},
+    }
+    train(TrainingConfig.model_validate(settings), root / "run", device="cpu")
+    extract_series(root / "run", root / "dumps", device="cpu", layers="all")
+    return root / "dumps"

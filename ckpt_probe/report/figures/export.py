@@ -9,10 +9,10 @@ from ckpt_probe.errors import printable
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.report.contents import Contents
 from ckpt_probe.report.figures.canvas import require_drawable
-from ckpt_probe.report.figures.frame_figures import draw_matrices, draw_spectra
+from ckpt_probe.report.figures.frame_figures import draw_layer_map, draw_matrices, draw_spectra
 from ckpt_probe.report.figures.line_figure import draw_line_plots
 from ckpt_probe.report.figures.plane_figure import draw_contour_plots
-from ckpt_probe.report.plots.description import ContourPlot, Frames, LinePlot, MatrixPlot, Plot, SpectrumPlot
+from ckpt_probe.report.plots.description import ContourPlot, Frames, LayerMap, LinePlot, MatrixPlot, Plot, SpectrumPlot
 
 LONGEST_NAME = 100
 
@@ -51,6 +51,9 @@ def _drawings(plot: Plot, contents: Contents) -> Iterable[Drawing]:
     elif isinstance(plot, MatrixPlot):
         for run, frames in _by_run(plot.frames):
             yield f"{plot.key}-{run}", partial(draw_matrices, plot, frames)
+    elif isinstance(plot, LayerMap):
+        for run, frames in _by_run(plot.frames):
+            yield f"{plot.key}-{run}", partial(draw_layer_map, plot, frames)
     elif isinstance(plot, SpectrumPlot):
         tracks = {track.run: track for track in contents.tracks}
         for run, frames in _by_run(plot.frames):

@@ -9,7 +9,7 @@ import numpy as np
 from ckpt_probe.report.contents import Track
 from ckpt_probe.report.figures.canvas import save, styled
 from ckpt_probe.report.figures.line_figure import DASHES, LEVEL, scale_x, words, x_label
-from ckpt_probe.report.plots.description import COLOURS, GREY, Axis, Frames, MatrixPlot, SpectrumPlot
+from ckpt_probe.report.plots.description import COLOURS, GREY, Axis, Frames, LayerMap, MatrixPlot, SpectrumPlot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ FOLLOWED = (1, 2, 4, 8, 16, 39)
 LEAST = 1e-7
 """Share of the largest eigenvalue below which one is rounding."""
 
-MOST_WRITTEN, MOST_LABELS = 12, 30
+MOST_WRITTEN, MOST_LABELS, MOST_COLUMNS = 12, 30, 12
 
 
 def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, overwrite: bool) -> list[str]:
@@ -38,8 +38,32 @@ def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, ove
             axes.set_yticks(list(shown), names)
             _write_cosines(axes, frame.values[-1])
             axes.set_title(words(" ".join(part for part in (plot.title, frame.split) if part)))
-            figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
+            figure.colorbar(image, ax=axes, label=plot.unit, shrink=0.8)
         figure.suptitle(words(frames[0].run))
+        save(figure, path, overwrite=overwrite)
+    return said
+
+
+def draw_layer_map(plot: LayerMap, frames: Sequence[Frames], path: Path, *, overwrite: bool) -> list[str]:
+    """Draw a heat map for each of `frames`, splits of one run; returns what matplotlib warned of."""
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+
+    run = frames[0].run
+    layers, columns = plot.layers[run], plot.columns[run]
+    values = [np.ma.masked_invalid(frame.values[0]) for frame in frames]
+    ends = {"vmin": min(v.min() for v in values), "vmax": max(v.max() for v in values)}
+    with styled(axes_grid=False) as said:
+        figure = Figure(figsize=(6.8, (0.5 + 0.19 * len(layers)) * len(frames) + 0.7), layout="constrained")
+        for axes, frame, held in zip(figure.subplots(len(frames), 1, squeeze=False).flat, frames, values, strict=True):
+            norm = LogNorm(**ends) if plot.log else Normalize(**ends)
+            image = axes.imshow(held, cmap="cividis", norm=norm, aspect="auto", interpolation="nearest")
+            every = -(-len(columns) // MOST_COLUMNS)
+            axes.set_xticks(range(0, len(columns), every), [words(name, 10) for name in columns[::every]])
+            axes.set_yticks(range(len(layers)), [words(name, 20) for name in layers])
+            axes.set_ylabel(words(frame.split))
+            figure.colorbar(image, ax=axes)
+        figure.suptitle(words(f"{plot.title}, {run}"))
         save(figure, path, overwrite=overwrite)
     return said
 

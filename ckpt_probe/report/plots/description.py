@@ -147,7 +147,8 @@ class Frames:
 class MatrixPlot:
     """Cosines between rows, (T, b, b) for each run and split; `labels` (b,) name the rows of each run's matrices.
 
-    off_diagonal: the value of all cosines of different classes at collapse, by run.
+    off_diagonal: the value of all cosines of different classes at collapse, by run. unit: what else a value is, from
+    −1 to 1; rows: what the rows are. whole: whether a matrix is of a run as a whole, and not of one checkpoint.
     """
 
     key: str
@@ -156,6 +157,25 @@ class MatrixPlot:
     frames: tuple[Frames, ...]
     labels: dict[str, tuple[str, ...]]
     off_diagonal: dict[str, float]
+    unit: str = "cosine"
+    rows: str = "classes"
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """A number by layer and checkpoint, (1, L, T) for each run and split, NaN where there is none.
+
+    layers (L,) and columns (T,) name both by run. log: whether colours follow the logarithm.
+    """
+
+    key: str
+    title: str
+    meaning: str
+    frames: tuple[Frames, ...]
+    layers: dict[str, tuple[str, ...]]
+    columns: dict[str, tuple[str, ...]]
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,7 +248,7 @@ class ContourPlot:
     places: tuple[Place, ...]
 
 
-Plot = LinePlot | MatrixPlot | SpectrumPlot | ClassTable | ContourPlot
+Plot = LinePlot | MatrixPlot | LayerMap | SpectrumPlot | ClassTable | ContourPlot
 
 
 def colour_of(number: int, count: int) -> str:

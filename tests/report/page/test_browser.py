@@ -282,3 +282,36 @@ def test_a_page_without_checkpoints_has_no_slider(driver: Any, study: Any, tmp_p
     assert driver.find_elements("id", "checkpoint") == []
     assert driver.execute_script(DRAWN, card(driver, "path-plain-loss")) > 5
     assert chromium.console(driver) == []
+
+
+@pytest.fixture(scope="module")
+def page_of_layers(layered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("layers") / "report.html"
+    write_page(gather(open_sources([str(layered)])), file)
+    return file
+
+
+def test_maps_of_layers_are_drawn_and_follow_the_slider(driver: Any, page_of_layers: Path) -> None:
+    opened = look(driver, page_of_layers)
+    keys = [key for key in opened.execute_script(CARDS) if key.partition("-")[0] in ("layers", "separation")]
+    assert len(keys) > 15
+    for key in keys:
+        assert opened.execute_script(DRAWN, card(opened, key)) > 5, key
+    found = card(opened, "layers-nc1.pinv")
+    assert len(found.find_elements("css selector", "g[aria-label=cells] rect")) == 4 * 4 + 1
+    seen = []
+    for place in (0, 3):
+        slide(opened, place)
+        found = card(opened, "layers-nc1.pinv")
+        frame = found.find_elements("css selector", "g[aria-label=cells] rect")[-1]
+        image = found.find_element("css selector", ".plot")
+        seen.append((float(frame.get_attribute("x")), image.get_attribute("aria-label")))
+    assert seen[0][0] == 0 < seen[1][0]
+    assert "At 0:" in seen[0][1]
+    assert "At 60:" in seen[1][1]
+    assert "penultimate" in seen[1][1]
+    slide(opened, 0)
+    between = card(opened, "layers-cka")
+    assert "CKA of 4 layers" in between.find_element("css selector", ".plot").get_attribute("aria-label")
+    assert chromium.console(opened) == []
+    assert chromium.requests(opened) == []

@@ -1,9 +1,9 @@
-// Cosine matrices, one checkpoint at a time: drawn once, then only coloured anew as the slider moves.
+// Matrices of cosines and of CKA, one checkpoint at a time: drawn once, then only coloured anew as the slider moves.
 
 const MOST_WRITTEN = 12;
 const diverging = (value) => d3.interpolateRdBu((value + 1) / 2);
 
-/** A figure of a cosine matrix: {root, draw(width), move()}. */
+/** A figure of such a matrix: {root, draw(width), move()}. */
 function matrixPlot(plot) {
   let cells = null;
   let shownRun = null;
@@ -16,11 +16,11 @@ function matrixPlot(plot) {
     const frame = frameOf(plot);
     shownRun = frame?.run;
     if (!frame) {
-      card.show(element("p", { class: "none" }, `${state.run}: no cosines`), `${plot.title}: none`);
+      card.show(element("p", { class: "none" }, `${state.run}: none`), `${plot.title}: none`);
       cells = null;
       return;
     }
-    cells = drawMatrix(plot.labels[frame.run], Math.min(width, 460));
+    cells = drawMatrix(plot.labels[frame.run], Math.min(width, 460), plot.unit);
     card.show(cells.svg, "");
     cells.svg.addEventListener("pointermove", (event) => card.hint(cells.over(event)));
     cells.svg.addEventListener("pointerleave", () => card.hint(""));
@@ -38,18 +38,24 @@ function matrixPlot(plot) {
     const off = values.filter((value, i) => i % (size + 1) !== 0 && !Number.isNaN(value));
     const level = plot.off_diagonal[frame.run];
     card.read([
-      { name: momentTold(frame, moment), value: "" },
-      { name: "mean of different classes", value: told(off.length ? d3.mean(off) : NaN) },
+      { name: pictureTold(plot, frame, moment), value: "" },
+      { name: `mean of different ${plot.rows}`, value: told(off.length ? d3.mean(off) : NaN) },
       ...(level == null ? [] : [{ name: "at collapse", value: told(level) }]),
     ]);
-    card.describe(`${plot.title}: cosines of ${size} rows, ${momentTold(frame, moment)}; between different classes ` +
+    card.describe(`${plot.title}: ${plot.unit} of ${size} ${plot.rows}, ${pictureTold(plot, frame, moment)}; between different ones ` +
       `from ${told(d3.min(off))} to ${told(d3.max(off))}, mean ${told(d3.mean(off))}`);
     return undefined;
   }
   return { root: card.root, draw, move };
 }
 
-function drawMatrix(labels, width) {
+/** What a matrix is of: a checkpoint, or a run as a whole. */
+function pictureTold(plot, frame, moment) {
+  if (!plot.whole) return momentTold(frame, moment);
+  return [data.tracks.length > 1 ? frame.run : "", "all checkpoints", frame.split].filter(Boolean).join(" · ");
+}
+
+function drawMatrix(labels, width, unit) {
   const size = labels.length;
   const margin = Math.min(90, 10 + 6.2 * d3.max(labels, (label) => shortened(label, 13).length));
   const side = Math.max(120, width - margin - 8);
@@ -79,7 +85,7 @@ function drawMatrix(labels, width) {
     above.textContent = shortened(label, 13);
     svg.append(left, above);
   });
-  svg.append(group, ramp(margin, margin + side + 12, side));
+  svg.append(group, ramp(margin, margin + side + 12, side, unit));
   return {
     svg,
     colour(values) {
@@ -103,7 +109,7 @@ function drawMatrix(labels, width) {
 }
 
 /** The key of the colours, −1 to 1, with numbers. */
-function ramp(x, y, width) {
+function ramp(x, y, width, unit) {
   const group = svgElement("g", { transform: `translate(${x},${y})`, "aria-label": "key" });
   const steps = 21;
   for (let i = 0; i < steps; i += 1) {
@@ -111,7 +117,7 @@ function ramp(x, y, width) {
   }
   for (const [value, anchor] of [[-1, "start"], [0, "middle"], [1, "end"]]) {
     const text = svgElement("text", { x: ((value + 1) / 2) * width, y: 19, "text-anchor": anchor, class: "name" });
-    text.textContent = `${told(value)}${value === 1 ? " cosine" : ""}`;
+    text.textContent = `${told(value)}${value === 1 ? ` ${unit}` : ""}`;
     group.append(text);
   }
   return group;

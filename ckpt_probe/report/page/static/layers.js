@@ -1,0 +1,127 @@
+// Heat maps of a number by layer and checkpoint: drawn once; the slider frames its checkpoint's column.
+
+const MOST_CELLS_WRITTEN = 14;
+
+/** A figure of a heat map: {root, draw(width), move()}. */
+function layerMap(plot) {
+  let drawn = null;
+  let shownKey = null;
+  let width = 0;
+  const copied = copyButton(plot.title, () => layerRows(plot));
+  const card = cardOf(plot, [copied], plot.key.replace(/^layers-/, ""));
+
+  function draw(wide) {
+    width = wide;
+    const frame = frameOf(plot);
+    shownKey = frame && `${frame.run}/${frame.split}`;
+    if (!frame) {
+      card.show(element("p", { class: "none" }, `${state.run}: none`), `${plot.title}: none`);
+      drawn = null;
+      return;
+    }
+    drawn = drawLayers(plot, frame, Math.min(width, 620));
+    card.show(drawn.svg, "");
+    drawn.svg.addEventListener("pointermove", (event) => card.hint(drawn.over(event)));
+    drawn.svg.addEventListener("pointerleave", () => card.hint(""));
+    move();
+  }
+
+  function move() {
+    const frame = frameOf(plot);
+    if ((frame && `${frame.run}/${frame.split}`) !== shownKey) return draw(width);
+    if (!frame) return undefined;
+    const layers = plot.layers[frame.run];
+    const columns = plot.columns[frame.run];
+    const column = Math.min(Math.max(checkpointAt(frame.run), 0), columns.length - 1);
+    drawn.mark(column);
+    const at = layers.map((_, i) => drawn.values[i * columns.length + column]);
+    card.read([
+      { name: [data.tracks.length > 1 ? frame.run : "", `at ${columns[column]}`, frame.split].filter(Boolean).join(" · "), value: "" },
+      { name: layers[0], value: told(at[0]) },
+      { name: layers.at(-1), value: told(at.at(-1)) },
+    ]);
+    card.describe(`${plot.title} of ${layers.length} layers at ${columns.length} checkpoints, ${frame.split}; ` +
+      `from ${told(d3.min(drawn.values))} to ${told(d3.max(drawn.values))}. At ${columns[column]}: ` +
+      layers.map((layer, i) => `${shortened(layer, 30)} ${told(at[i])}`).join(", "));
+    return undefined;
+  }
+  return { root: card.root, draw, move };
+}
+
+function drawLayers(plot, frame, width) {
+  const layers = plot.layers[frame.run];
+  const columns = plot.columns[frame.run];
+  const values = numbers(frame.values);
+  const margin = Math.min(120, 12 + 6.2 * d3.max(layers, (label) => shortened(label, 18).length));
+  const wide = (width - margin - 8) / columns.length;
+  const high = Math.max(14, Math.min(26, 320 / layers.length));
+  const height = layers.length * high;
+  const finite = values.filter((value) => Number.isFinite(value));
+  const scale = (plot.log ? d3.scaleLog : d3.scaleLinear)().domain(d3.extent(finite)).range([0, 1]);
+  const shade = (value) => (finite.length && scale.domain()[0] < scale.domain()[1] ? scale(value) : 0.5);
+  const svg = svgElement("svg", { width, height: height + 62, viewBox: `0 0 ${width} ${height + 62}`, class: "matrix" });
+  const cells = svgElement("g", { transform: `translate(${margin},0)`, "aria-label": "cells" });
+  const written = columns.length <= MOST_CELLS_WRITTEN && wide >= 30;
+  layers.forEach((layer, i) => {
+    const name = svgElement("text", { x: margin - 6, y: (i + 0.5) * high, dy: "0.34em", "text-anchor": "end", class: "name" });
+    name.textContent = shortened(layer, 18);
+    svg.append(name);
+    columns.forEach((_, j) => {
+      const value = values[i * columns.length + j];
+      const missing = !Number.isFinite(value);
+      cells.append(svgElement("rect", {
+        x: j * wide, y: i * high, width: wide - (wide > 6 ? 1 : 0), height: high - 1,
+        fill: missing ? "none" : d3.interpolateCividis(shade(value)), stroke: missing ? "var(--rule)" : "none",
+      }));
+      if (!written) return;
+      const text = svgElement("text", { x: (j + 0.5) * wide, y: (i + 0.5) * high, dy: "0.34em", "text-anchor": "middle", "font-size": 9,
+        fill: missing ? "var(--soft)" : shade(value) < 0.55 ? "#fff" : "#1b1f24" });
+      text.textContent = missing ? "–" : tick(Number(value.toPrecision(2)));
+      cells.append(text);
+    });
+  });
+  const every = Math.ceil(26 / wide);
+  columns.forEach((column, j) => {
+    if (j % every) return;
+    const below = svgElement("text", { x: margin + (j + 0.5) * wide, y: height + 13, "text-anchor": "middle", class: "name" });
+    below.textContent = shortened(column, 10);
+    svg.append(below);
+  });
+  const frameOfColumn = svgElement("rect", { y: -0.5, width: wide, height: height + 1, fill: "none", stroke: "var(--ink)", "stroke-width": 2 });
+  cells.append(frameOfColumn);
+  svg.append(cells, layerKey(margin, height + 26, width - margin - 8, d3.extent(finite), plot.log));
+  return {
+    svg,
+    values,
+    mark(column) { frameOfColumn.setAttribute("x", column * wide); },
+    over(event) {
+      const box = svg.getBoundingClientRect();
+      const x = Math.floor((((event.clientX - box.left) / box.width) * width - margin) / wide);
+      const y = Math.floor((((event.clientY - box.top) / box.width) * width) / high);
+      if (x < 0 || y < 0 || x >= columns.length || y >= layers.length) return "";
+      return `${shortened(layers[y], 40)} at ${columns[x]}: ${told(values[y * columns.length + x])}`;
+    },
+  };
+}
+
+/** The key of the colours, from the least to the greatest number. */
+function layerKey(x, y, width, [low, high], log) {
+  const group = svgElement("g", { transform: `translate(${x},${y})`, "aria-label": "key" });
+  const steps = 24;
+  for (let i = 0; i < steps; i += 1) {
+    group.append(svgElement("rect", { x: (i * width) / steps, width: width / steps + 0.5, height: 7, fill: d3.interpolateCividis(i / (steps - 1)) }));
+  }
+  for (const [value, place, anchor] of [[low, 0, "start"], [high, width, "end"]]) {
+    const text = svgElement("text", { x: place, y: 19, "text-anchor": anchor, class: "name" });
+    text.textContent = `${told(value)}${value === high && log ? " (log)" : ""}`;
+    group.append(text);
+  }
+  return group;
+}
+
+function layerRows(plot) {
+  const frame = frameOf(plot);
+  const columns = plot.columns[frame.run];
+  const values = numbers(frame.values);
+  return [["layer", ...columns], ...plot.layers[frame.run].map((layer, i) => [layer, ...columns.map((_, j) => values[i * columns.length + j])])];
+}
