@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.files import require_regular
+from ckpt_probe.remote import whole
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 """By which a file in a directory is taken for a checkpoint; a file that is named is known by its bytes."""
@@ -73,7 +74,7 @@ def listed_shards(index: Path) -> Mapping[str, str]:
         if index.stat().st_size > LARGEST_INDEX:
             raise ValueError(f"{index.stat().st_size:,} bytes")
         require_regular(index)
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(whole(index).read_text(encoding="utf-8"))["weight_map"]
         wanted = {str(name): str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{index}: not an index of shards ({error})") from error
