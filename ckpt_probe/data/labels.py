@@ -54,7 +54,7 @@ def in_width(data: LabelledData, classes: int) -> LabelledData:
         return data if by_order else replace(data, notes=(*data.notes, told))
     raise DataError(
         f"the data have {len(data.class_names)} classes ({listed(list(data.class_names), SHOWN)}), the model has "
-        f"{classes:,} and no names by which they could be matched; if they are the first of the model's, in this order, "
+        f"{classes:,} and no names by which they could be matched; if they are the model's first ones, in this order, "
         f"add --data-argument {MATCH}={BY_ORDER}"
     )
 

@@ -1,4 +1,4 @@
-"""`hf-dataset:DIR`: what `datasets` wrote by `save_to_disk`, one split or several, of images or of texts."""
+"""`hf-dataset:DIR`: what `datasets` wrote by `save_to_disk`, one split or several, of images, of texts or of sound."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import require_known
+from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, read_sound, sound_preparation
 from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.images.folder import TOLERANCE, stacked
@@ -24,19 +25,23 @@ from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, Tokenization,
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.plugins import require_extra
 
-COLUMNS = ("label", "image", "text", "text_pair")
-ARGUMENTS = frozenset({*COLUMNS, TOKENIZER, MAX_LENGTH, TRANSFORM, *Steps.__dataclass_fields__, *OF_WINDOWS})
+SPOKEN = {"image": "images", "audio": "sound", "text": "texts", "numbers": "lists of numbers"}
+COLUMNS = ("label", "image", "text", "text_pair", "audio")
+ARGUMENTS = frozenset(
+    {*COLUMNS, TOKENIZER, MAX_LENGTH, TRANSFORM, EXTRACTOR, RATE, *Steps.__dataclass_fields__, *OF_WINDOWS}
+)
 
 
 def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
-    """Images or texts of a data set on disk, its columns found by what they hold.
+    """Images, texts or sound of a data set on disk, its columns found by what they hold.
 
     For a language model the texts are documents, as `labelled_windows` makes them; their labels are tokens.
 
     label: the column of labels, else `label` or `labels`, else the only one of class labels, whose names are kept; its
-    texts become classes sorted by name. image, or text (and text_pair): the column of inputs, else the only one. A
-    split of nothing but labels of -1 is left out, and said. Images are prepared as `image_preparation` says, texts as
-    `tokenization` does. Raises DataError where there is no such data set, or no such columns.
+    texts become classes sorted by name. image, audio, or text (and text_pair): the column of inputs, else the only
+    one. A split of nothing but labels of -1 is left out, and said. Images are prepared as `image_preparation` says,
+    texts as `tokenization`, and sound, which may be a column of lists of numbers, as `sound_preparation` do. Raises
+    DataError where there is no such data set, or no such columns.
     """
     require_known("hf-dataset", arguments, ARGUMENTS)
     tables = _opened(Path(place))
@@ -48,6 +53,8 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     kind, columns = _input_columns(place, features, arguments, label)
     if kind == "image":
         splits, kept = _of_images(place, tables, labels, columns[0], image_preparation(arguments, hints), workers)
+    elif kind == "audio":
+        splits, kept = _of_sound(place, tables, labels, columns[0], sound_preparation(arguments, hints), workers)
     else:
         splits, kept = _of_texts(tables, labels, columns, tokenization(arguments, hints))
     inputs, _ = first_samples(next(iter(splits.values())), 1)
@@ -117,6 +124,33 @@ class _Images:
 
 
 @dataclass(frozen=True)
+class _Sounds:
+    """A map-style dataset of the sounds in a column, encoded or as numbers."""
+
+    table: Any
+    column: str
+    labels: Tensor
+    preparation: SoundPreparation
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
+        held = self.table[number][self.column]
+        name = f"{self.name}, row {number}"
+        rate = None
+        if isinstance(held, dict):
+            if held["bytes"] is None and held["path"] is None:
+                raise Unreadable(f"{name} (no sound)")
+            held, rate = read_sound(Path(held["path"]) if held["bytes"] is None else held["bytes"], name)
+        wave = np.asarray([] if held is None else held, dtype=np.float32)
+        if not wave.size or not np.isfinite(wave).all():
+            raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
+        return self.preparation.prepare(wave, rate), int(self.labels[number])
+
+
+@dataclass(frozen=True)
 class _Texts:
     """A column of texts, read from the disk row by row."""
 
@@ -144,6 +178,27 @@ def _of_images(
         images = _Images(encoded, column, labels[split], how, f"{place}: {split}")
         splits[split] = DatasetSplit(
             images, labels=labels[split], collate=stacked, workers=workers, tolerance=TOLERANCE
+        )
+    return splits, how.arguments
+
+
+def _of_sound(
+    place: str,
+    tables: Mapping[str, Any],
+    labels: Mapping[str, Tensor],
+    column: str,
+    how: SoundPreparation,
+    workers: int,
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    datasets = require_extra("datasets", "datasets")
+    splits: dict[str, Split] = {}
+    for split, table in tables.items():
+        own = table.select_columns([column])
+        if type(table.features[column]).__name__ == "Audio":
+            own = own.cast_column(column, datasets.Audio(decode=False))
+        sounds = _Sounds(own, column, labels[split], how, f"{place}: {split}")
+        splits[split] = DatasetSplit(
+            sounds, labels=labels[split], collate=how.collate, workers=workers, tolerance=TOLERANCE
         )
     return splits, how.arguments
 
@@ -214,27 +269,31 @@ def _values(place: str, split: str, table: Any, label: str) -> np.ndarray:
 
 
 def _input_columns(place: str, features: Any, given: Mapping[str, Any], label: str | None) -> tuple[str, list[str]]:
-    """Whether inputs are images or texts, and in which columns."""
+    """Whether inputs are images, texts or sound, and in which columns."""
     kinds = {name: _kind(feature) for name, feature in features.items() if name != label}
-    for kind, keys in (("image", ("image",)), ("text", ("text", "text_pair"))):
+    for kind, keys in (("image", ("image",)), ("audio", ("audio",)), ("text", ("text", "text_pair"))):
         names = [str(given[key]) for key in keys if key in given]
-        wrong = [name for name in names if kinds.get(name) != kind]
+        also = "numbers" if kind == "audio" else kind
+        wrong = [name for name in names if kinds.get(name) not in (kind, also)]
         if wrong:
-            raise DataError(f"{place}: no column {wrong[0]!r} of {kind}s; there are: {_told(features)}")
+            raise DataError(f"{place}: no column {wrong[0]!r} of {SPOKEN[kind]}; there are: {_told(features)}")
         if names:
             return kind, names
-    for kind in ("image", "text"):
+    for kind in ("image", "audio", "text", "numbers"):
         found = [name for name, other in kinds.items() if other == kind]
+        key = "audio" if kind == "numbers" else kind
         if len(found) == 1:
-            return kind, found
+            return key, found
         if found:
-            raise DataError(f"{place}: several columns of {kind}s: {listed(found)}; --data-argument {kind}=NAME")
-    raise DataError(f"{place}: no column of images or texts; there are: {_told(features)}")
+            raise DataError(f"{place}: several columns of {SPOKEN[kind]}: {listed(found)}; --data-argument {key}=NAME")
+    raise DataError(f"{place}: no column of images, texts or sound; there are: {_told(features)}")
 
 
 def _kind(feature: Any) -> str | None:
-    if type(feature).__name__ == "Image":
-        return "image"
+    if type(feature).__name__ in ("Image", "Audio"):
+        return type(feature).__name__.lower()
+    if getattr(getattr(feature, "feature", None), "dtype", None) in ("float32", "float64"):
+        return "numbers"
     return "text" if getattr(feature, "dtype", None) in ("string", "large_string") else None
 
 

@@ -9,7 +9,6 @@ from urllib.parse import quote, unquote
 
 from ckpt_probe.addresses import credentials
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.plugins import require_extra
 from ckpt_probe.remote.failures import is_transient, told
 
 EXTRA = "remote"
@@ -94,7 +93,7 @@ def seconds() -> float:
 
 def _asked(address: str, ask: Callable[[], Any]) -> Any:
     """What a host answers, after more attempts where the first ones fail for a while."""
-    tenacity = require_extra("tenacity", EXTRA)
+    tenacity = _package("tenacity")
     attempts = ATTEMPTS[address.partition(":")[0]]
     again = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(attempts),
@@ -123,16 +122,23 @@ def _host(address: str) -> Any:
 def _made(scheme: str, user: str, timeout: float, process: int) -> Any:
     if scheme == "s3":
         once = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"total_max_attempts": 1}}
-        made = require_extra("s3fs", EXTRA).S3FileSystem(config_kwargs=once, use_listings_cache=False)
+        made = _package("s3fs").S3FileSystem(config_kwargs=once, use_listings_cache=False)
         made.retries = 1
         return made
     if scheme == "gs":
-        return require_extra("gcsfs", EXTRA).GCSFileSystem(use_listings_cache=False, requests_timeout=timeout)
+        return _package("gcsfs").GCSFileSystem(use_listings_cache=False, requests_timeout=timeout)
     if scheme == "hf":
-        return require_extra("huggingface_hub", EXTRA).HfFileSystem(use_listings_cache=False)
+        return _package("huggingface_hub").HfFileSystem(use_listings_cache=False)
     from ckpt_probe.remote.web import web
 
     return web(user, timeout)
+
+
+def _package(name: str) -> Any:
+    # What this needs takes longer to load than all else here, and most files are not elsewhere.
+    from ckpt_probe.plugins import require_extra
+
+    return require_extra(name, EXTRA)
 
 
 def _request(address: str) -> str:

@@ -114,9 +114,9 @@ def test_columns_that_are_not_there_or_not_one(tmp_path: Path, tokenizer: Path) 
     data = load_data(f"hf-dataset:{place}", {**named, "label": "kind", "text": "first", "text_pair": "second"})
     assert data.split("d").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 3, 6, 3]]
     Dataset.from_dict({"x": [1.5], "label": [0]}).save_to_disk(str(tmp_path / "e"))
-    with pytest.raises(DataError, match=r"no column of images or texts; there are: x \(Value float64\)"):
+    with pytest.raises(DataError, match=r"no column of images, texts or sound; there are: x \(Value float64\)"):
         load_data(f"hf-dataset:{tmp_path / 'e'}")
-    with pytest.raises(UsageError, match="unknown argument size; hf-dataset takes channels"):
+    with pytest.raises(UsageError, match="unknown argument size; hf-dataset takes audio, channels"):
         load_data(f"hf-dataset:{place}", {"size": 3})
 
 

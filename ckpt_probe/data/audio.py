@@ -1,0 +1,106 @@
+"""Sound as a model's own feature extractor sees it: decoded, at its sampling rate, padded to the longest of a batch."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckpt_probe.data.dataset import Unreadable
+from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.errors import DataError, UsageError, last_line
+from ckpt_probe.plugins import hub_switched_off, require_extra
+
+RATE, EXTRACTOR = "sampling_rate", "feature_extractor"
+"""Arguments of sound: samples a second of a column of numbers, and the directory of the feature extractor."""
+
+EXTRACTOR_FILE = "preprocessor_config.json"
+BLOCK = 2**20
+LONGEST_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class SoundPreparation:
+    """A feature extractor, and the samples a second that it wants. rate: those of sound that does not say its own."""
+
+    extractor: Any
+    wanted: int
+    rate: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def prepare(self, wave: np.ndarray, rate: int | None) -> np.ndarray:
+        """Mono sound (T,) float32 at the rate that the model wants, from (T,) or (T, channels)."""
+        mono = wave.mean(axis=1) if wave.ndim == 2 else wave
+        rate = rate or self.rate
+        if rate != self.wanted:
+            from scipy.signal import resample_poly
+
+            shared = math.gcd(rate, self.wanted)
+            mono = resample_poly(mono, self.wanted // shared, rate // shared)
+        return np.ascontiguousarray(mono, dtype=np.float32)
+
+    def collate(self, samples: Sequence[tuple[np.ndarray, int]]) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch: the tensors (n, …) that the extractor makes of the sounds, by the names of a model's arguments.
+
+        Raises DataError where it makes none of them.
+        """
+        try:
+            made = self.extractor(
+                [wave for wave, _ in samples], sampling_rate=self.wanted, padding=True, return_tensors="pt"
+            )
+        except Exception as error:
+            raise DataError(f"the model's feature extractor takes no such sound: {last_line(error)}") from error
+        return dict(made), torch.tensor([label for _, label in samples])
+
+
+def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundPreparation:
+    """The feature extractor of the model's directory, or of the one that `feature_extractor` names.
+
+    Raises UsageError where none is near the model, DataError where it cannot be read or wants no sampling rate.
+    """
+    named = arguments.get(EXTRACTOR)
+    directory = hints.holding(EXTRACTOR_FILE) if named is None else Path(str(named))
+    if directory is None or not (directory / EXTRACTOR_FILE).is_file():
+        raise UsageError(
+            f"sound needs the model's feature extractor ({EXTRACTOR_FILE}), which is not beside it; name its directory "
+            f"by --data-argument {EXTRACTOR}=DIR"
+        )
+    transformers = require_extra("transformers", "transformers")
+    with hub_switched_off():
+        try:
+            extractor = transformers.AutoFeatureExtractor.from_pretrained(directory, local_files_only=True)
+        except Exception as error:
+            raise DataError(f"{directory}: its feature extractor cannot be read: {last_line(error)}") from error
+    wanted = getattr(extractor, "sampling_rate", None)
+    if not isinstance(wanted, int) or wanted < 1:
+        raise DataError(f"{directory}: {EXTRACTOR_FILE} is of no model of sound: it has no sampling_rate")
+    rate = arguments.get(RATE, wanted)
+    if type(rate) is not int or rate < 1:
+        raise UsageError(f"{RATE}: expected a whole number of samples a second, found {rate!r}")
+    return SoundPreparation(extractor, wanted, rate, {EXTRACTOR: str(directory), RATE: rate})
+
+
+def read_sound(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
+    """The samples (T, channels) float32 of an encoded sound, and how many there are a second.
+
+    Whatever its header claims, it is read in blocks, and at most for an hour. Raises Unreadable where it is damaged.
+    """
+    soundfile = require_extra("soundfile", "audio")
+    found: list[np.ndarray] = []
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
+            rate = int(file.samplerate)
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                found.append(block)
+                if sum(map(len, found)) > rate * LONGEST_SECONDS:
+                    raise Unreadable(f"{name} (longer than an hour)")
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
+        raise Unreadable(f"{name} ({last_line(error)})") from error
+    if not found:
+        raise Unreadable(f"{name} (no sample)")
+    return np.concatenate(found), rate
