@@ -91,7 +91,10 @@ def _of_address(
 
 
 def functions_named(name: str, arguments: Mapping[str, Any] | None = None) -> list[str]:
-    """Each function that loading data called `name` would import; none for what comes with us."""
+    """Each function that loading data called `name` would import, and each address; none for what comes with us."""
+    kind, _, at = name.partition(":")
+    if kind in AT_PLACES and is_address(at):
+        return [name]
     if name == "union":
         parts = union.entries((arguments or {}).get("sources"))
         return [function for part, given in parts for function in functions_named(part, given)]

@@ -3,6 +3,8 @@
 from ckpt_probe.remote.mirror import (
     beside,
     brought,
+    by_address,
+    here,
     is_away,
     kept,
     named,
@@ -16,6 +18,8 @@ from ckpt_probe.remote.mirror import (
 __all__ = [
     "beside",
     "brought",
+    "by_address",
+    "here",
     "is_away",
     "kept",
     "named",

@@ -89,7 +89,7 @@ def told_by_address() -> Iterator[None]:
     try:
         yield
     except CkptProbeError as error:
-        text = _by_address(str(error))
+        text = by_address(str(error))
         if text == str(error):
             raise
         raise type(error)(text) from error
@@ -104,9 +104,18 @@ def named(path: Path) -> Path:
     return Address(f"{scheme}://{'/'.join(rest)}") if rest else path
 
 
-def _is_of_tree(path: Path) -> bool:
+def here(path: Path) -> Path:
+    """The place in the tree of an address that was opened before; any other path as it is."""
+    return _local(str(path)) if is_address(path) else path
+
+
+def by_address(text: str) -> str:
+    """A text in which files of the tree are called by their addresses."""
     folder = _tree()
-    return folder is not None and path.is_relative_to(folder)
+    if folder is not None and str(folder) in text:
+        for scheme in ("s3", "gs", "https", "http", "hf"):
+            text = text.replace(f"{folder}/{scheme}/", f"{scheme}://")
+    return redacted(text)
 
 
 def is_away(path: Path) -> bool:
@@ -162,12 +171,9 @@ def beside(path: Path) -> Path:
     return root() / "beside" / sha256(str(address.parent).encode()).hexdigest()[:24]
 
 
-def _by_address(text: str) -> str:
+def _is_of_tree(path: Path) -> bool:
     folder = _tree()
-    if folder is not None and str(folder) in text:
-        for scheme in ("s3", "gs", "https", "http", "hf"):
-            text = text.replace(f"{folder}/{scheme}/", f"{scheme}://")
-    return redacted(text)
+    return folder is not None and path.is_relative_to(folder)
 
 
 def _tree() -> Path | None:
