@@ -11,8 +11,8 @@ from itertools import pairwise
 import click
 
 from ckpt_probe import __version__
-from ckpt_probe.addresses import clean_words, redacted, refuse_address
-from ckpt_probe.errors import CkptProbeError, printable
+from ckpt_probe.addresses import clean_words, is_address, place, redacted, refuse_address
+from ckpt_probe.errors import CkptProbeError, UsageError, printable
 
 VERBS = (
     "demo",
@@ -32,6 +32,8 @@ VERBS = (
 )
 WRITTEN = frozenset({"-o", "--out", "--spectra", "--figure", "--figures", "--tensorboard"})
 """Options that name what is to be written."""
+OF_LOCAL_FILES = frozenset({"demo", "train", "compare", "plot", "report", "export"})
+"""Verbs that take no addresses."""
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
@@ -81,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         # Before anything can be told of them, in an error or a result.
         words = [word if " " in word else clean_words(word) for word in arguments]
-        _refuse_written(words)
+        _require_local(words)
     except CkptProbeError as error:
         return _fail(f"error: {error}", error.exit_code, debug)
     debug, quiet = "--debug" in words, "--quiet" in words
@@ -118,8 +120,8 @@ def run(arguments: Sequence[str]) -> int:
         return _internal(error, debug)
 
 
-def _refuse_written(words: Sequence[str]) -> None:
-    """Raise UsageError where an option for a result names an address."""
+def _require_local(words: Sequence[str]) -> None:
+    """Raise UsageError where an address stands in the place of a result, or of what is read from local files alone."""
     for option, value in pairwise(words):
         if option in WRITTEN:
             refuse_address(value)
@@ -129,6 +131,10 @@ def _refuse_written(words: Sequence[str]) -> None:
             refuse_address(value)
         if word.startswith("-o") and not word.startswith("--"):
             refuse_address(word[2:].lstrip("="))
+    verb = next((word for word in words if not word.startswith("-")), None)
+    away = next((word for word in words if is_address(word)), None)
+    if away is not None and (verb in OF_LOCAL_FILES or "--follow" in words):
+        raise UsageError(f"{place(away)}: {verb} reads local files here; fetch it, and name the copy")
 
 
 def _internal(error: BaseException, debug: bool) -> int:

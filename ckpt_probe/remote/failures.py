@@ -27,6 +27,10 @@ HINTS = {
 OF_HTTP = "sign the address anew, or name its user as https://user:password@host/…"
 
 
+class NoPartsError(DataError):
+    """A host that sends a file as a whole alone."""
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a little later."""
     found = list(_causes(error))

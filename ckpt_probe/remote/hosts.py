@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote
 
 from ckpt_probe.addresses import credentials
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.remote.failures import is_transient, told
+from ckpt_probe.remote.failures import NoPartsError, is_transient, told
 
 EXTRA = "remote"
 ATTEMPTS = {"s3": 5, "http": 5, "https": 5, "gs": 1, "hf": 2}
@@ -34,7 +34,7 @@ class Found:
     address: str
     size: int
     validator: str
-    ranges: bool = True
+    ranges: bool = field(default=True, compare=False)
 
 
 def look(address: str) -> Found | None:
@@ -70,7 +70,13 @@ def blocks(file: Found, start: int = 0, stop: int | None = None) -> Iterator[byt
         return
     for begin in range(start, stop, BLOCK):
         end = min(begin + BLOCK, stop)
-        data = _asked(file.address, lambda begin=begin, end=end: _range(file, begin, end))
+        try:
+            data = _asked(file.address, lambda begin=begin, end=end: _range(file, begin, end))
+        except NoPartsError:
+            if (begin, stop) != (0, file.size):
+                raise
+            yield from _streamed(file, stop)
+            return
         if len(data) != end - begin:
             raise DataError(f"{file.address}: {len(data):,} bytes came instead of {end - begin:,}; {CHANGED}")
         yield data

@@ -9,12 +9,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from ckpt_probe.addresses import Address, is_address, place, redacted
 from ckpt_probe.errors import CkptProbeError, DataError
+from ckpt_probe.remote.failures import NoPartsError
 from ckpt_probe.remote.hosts import Found, blocks, listing, look
 from ckpt_probe.remote.store import fetch, own_folder, root
 
@@ -106,7 +107,7 @@ def named(path: Path) -> Path:
 
 def here(path: Path) -> Path:
     """The place in the tree of an address that was opened before; any other path as it is."""
-    return _local(str(path)) if is_address(path) else path
+    return _local(str(place(path))) if is_address(path) else path
 
 
 def by_address(text: str) -> str:
@@ -127,21 +128,25 @@ def is_away(path: Path) -> bool:
 def read_at(path: Path, start: int, length: int) -> bytes:
     """Bytes of a file, from where they are; fewer only where it ends. Raises DataError where its host gives others."""
     away = _files.get(path)
-    if away is not None and not away.found.ranges:
+    if away is None or away.here or not away.found.ranges:
         whole(path)
-    if away is None or away.here:
         with path.open("rb") as file:
             file.seek(start)
             return file.read(length)
     found = away.found
     stop = min(start + length, found.size)
-    if away.beginning is None and start < BEGINNING:
-        away.beginning = b"".join(blocks(found, 0, min(BEGINNING, found.size)))
-    if away.beginning is not None and stop <= len(away.beginning):
-        return away.beginning[start:stop]
-    data = bytearray()
-    for block in blocks(found, start, stop):
-        data += block
+    try:
+        if away.beginning is None and start < BEGINNING:
+            away.beginning = b"".join(blocks(found, 0, min(BEGINNING, found.size)))
+        if away.beginning is not None and stop <= len(away.beginning):
+            return away.beginning[start:stop]
+        data = bytearray()
+        for block in blocks(found, start, stop):
+            data += block
+    except NoPartsError:
+        # Many a host does not say so before.
+        away.found = replace(found, ranges=False)
+        return read_at(path, start, length)
     return bytes(data)
 
 

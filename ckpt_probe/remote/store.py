@@ -51,7 +51,8 @@ def _own_folder(where: Path, process: int) -> Path:
     every = where / "open"
     mine = every / f"{host_name()}-{process}"
     try:
-        every.mkdir(parents=True, exist_ok=True)
+        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+        every.mkdir(exist_ok=True)
         for left in every.iterdir():
             host, _, number = left.name.rpartition("-")
             if host == host_name() and number.isdigit() and (left == mine or not is_alive(int(number))):

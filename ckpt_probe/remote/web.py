@@ -6,6 +6,7 @@ from typing import Any
 from ckpt_probe.addresses import without_secrets
 from ckpt_probe.errors import DataError
 from ckpt_probe.plugins import require_extra
+from ckpt_probe.remote.failures import NoPartsError
 
 CHUNK = 2**20
 
@@ -61,9 +62,7 @@ async def _part_of(host: Any, request: str, start: int, stop: int, size: int) ->
                 f"{told[:60] or 'others'}; it may have changed while it was read: try again"
             )
         if answer.status != 206 and not whole:
-            raise DataError(
-                f"{without_secrets(request)}: the host does not send parts of it; fetch it and name the file"
-            )
+            raise NoPartsError(f"{without_secrets(request)}: the host sends no parts of it; fetch it and name the file")
         found = bytearray()
         while len(found) <= stop - start:
             data = await answer.content.read(CHUNK)

@@ -89,6 +89,7 @@ class Web:
     folder: Path
     port: int = 0
     ranges: bool = True
+    says: str = "bytes"
     failing: list[int] = field(default_factory=list)
     moved: dict[str, str] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
@@ -144,7 +145,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def _send_file(self, file: Path, path: str, *, body: bool) -> None:
         data = file.read_bytes()
-        told = {"ETag": f'"{file.stat().st_mtime_ns:x}"', "Accept_Ranges": "bytes" if self.web.ranges else "none"}
+        told = {"ETag": f'"{file.stat().st_mtime_ns:x}"', "Accept_Ranges": self.web.says}
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         size = self.web.claims.get(path, len(data))
         if asked and self.web.ranges:

@@ -266,6 +266,44 @@ def test_a_result_at_an_address_is_refused_before_anything_is_done(probe: Probe,
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("report", "s3://b/dumps", "-o", "page.html"), "s3://b/dumps: report reads local files here"),
+        (("extract", "s3://b/run", "-o", "dumps", "--follow"), "s3://b/run: extract reads local files here"),
+        (
+            ("train", "https://u:pw@h/run.toml", "-o", "run"),
+            "https://h/run.toml: train reads local files here",
+        ),
+    ],
+)
+def test_what_reads_local_files_alone_says_so(probe: Probe, words: tuple[str, ...], told: str) -> None:
+    assert probe(*words) == (2, "", f"error: {told}; fetch it, and name the copy")
+
+
+def test_other_data_are_local(probe: Probe, dumps: Path) -> None:
+    code, _, said = probe("analyze", "dumps", "--outside", "s3://b/others")
+    assert (code, said) == (2, "error: s3://b/others: dumps of other data are local ones; fetch them first")
+
+
+def test_paths_averages_and_similarities_take_addresses(probe: Probe, s3: Any, dumps: Path) -> None:
+    s3.put_all("commands", "verbs", dumps.parent / "run")
+    s3.put_all("commands", "verb-dumps", dumps)
+    data = ("--data", f"npz:{dumps.parent / 'data.npz'}", "--device", "cpu")
+    for where, dumped in (("s3://commands/verbs", "s3://commands/verb-dumps"), ("run", "dumps")):
+        ends, name = [f"{where}/step-{step}.safetensors" for step in (1, 2)], where.partition(":")[0]
+        told = [
+            probe("interpolate", *ends, "-o", f"path-{name}", "--points", 3, *data),
+            probe("average", *ends, "-o", f"mean-{name}.safetensors"),
+            probe("prune", ends[0], "-o", f"pruned-{name}", "--sparsity", "0.5"),
+            probe("analyze", dumped, "-o", f"{name}.jsonl"),
+        ]
+        assert [code for code, _, _ in told] == [0, 0, 0, 0], told
+    for file in ("path-{}/points.jsonl", "mean-{}.safetensors", "{}.jsonl"):
+        one, other = ((dumps.parent / file.format(name)) for name in ("s3", "run"))
+        assert one.read_bytes() == other.read_bytes(), file
+
+
+@pytest.mark.parametrize(
     ("package", "address"),
     [
         ("s3fs", "s3://b/a.pt"),
@@ -288,7 +326,8 @@ def test_a_missing_package_is_one_line_that_names_the_extra(package: str, addres
 def test_without_an_address_no_client_is_loaded_and_no_socket_made(dumps: Path) -> None:
     program = """
 import sys
-sys.addaudithook(lambda event, _: event in {"socket.connect", "socket.getaddrinfo"} and sys.exit(f"{event} of a local file"))
+asked = {"socket.connect", "socket.getaddrinfo"}
+sys.addaudithook(lambda event, _: event in asked and sys.exit(f"{event} of a local file"))
 from ckpt_probe.cli.app import run
 assert run(["inspect", sys.argv[1]]) == 0
 found = {"fsspec", "aiohttp", "s3fs", "tenacity", "huggingface_hub"} & set(sys.modules)

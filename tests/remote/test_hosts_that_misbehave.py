@@ -157,9 +157,14 @@ def test_a_key_that_is_file_and_directory_is_told(s3: Any) -> None:
         open_series("s3://both/run")
 
 
-def test_a_host_without_ranges_gives_the_whole_file(web: Any, file: Path) -> None:
-    web.ranges = False
-    assert torch.equal(read(web.at("step-1.safetensors")), torch.arange(50_000.0))
+@pytest.mark.parametrize("says", ["none", "bytes"])
+@pytest.mark.parametrize("numbers", [50, 50_000, 3_000_000])
+def test_a_host_without_ranges_gives_the_whole_file_whatever_it_says(web: Any, says: str, numbers: int) -> None:
+    web.ranges, web.says = False, says
+    save_file({"w": torch.arange(float(numbers))}, web.folder / "whole.safetensors")
+    torch.save({"w": torch.arange(float(numbers))}, web.folder / "whole.pt")
+    for name in ("whole.safetensors", "whole.pt"):
+        assert torch.equal(read(web.at(name)), torch.arange(float(numbers)))
 
 
 def test_a_size_that_is_a_lie_is_found_before_memory_is_taken_for_it(
@@ -168,13 +173,14 @@ def test_a_size_that_is_a_lie_is_found_before_memory_is_taken_for_it(
     web.claims = {"/step-1.safetensors": 10**13}
     told = refused(web.at("step-1.safetensors"))
     assert "longer than its header says (10,000,000,000,000 bytes instead of" in told
-    web.claims, web.ranges = {"/step-1.safetensors": 10**13}, False
-    assert "more than the cache may hold" in refused(web.at("step-1.safetensors"))
+    file.rename(web.folder / "other.safetensors")
+    web.claims, web.ranges, web.says = {"/other.safetensors": 10**13}, False, "none"
+    assert "more than the cache may hold" in refused(web.at("other.safetensors"))
     monkeypatch.setenv("CKPT_PROBE_CACHE_LIMIT", "1PB")
     with pytest.raises(UsageError, match="CKPT_PROBE_CACHE_LIMIT: expected a size such as 20GiB"):
-        read(web.at("step-1.safetensors"))
+        read(web.at("other.safetensors"))
     monkeypatch.setenv("CKPT_PROBE_CACHE_LIMIT", "9999TiB")
-    assert "are free in" in refused(web.at("step-1.safetensors"))
+    assert "are free in" in refused(web.at("other.safetensors"))
 
 
 def test_credentials_in_an_s3_address_are_refused_without_being_told(s3: Any) -> None:
