@@ -1,6 +1,7 @@
 """Writing files so that a kill at any moment leaves the old file or the new one, never half of one."""
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -9,9 +10,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ckpt_probe.addresses import refuse_address
 from ckpt_probe.errors import DataError, UsageError
+
+LARGEST_OBJECT = 256 * 2**20
+"""Bytes of a JSON file that are read at once."""
 
 
 @contextmanager
@@ -100,6 +105,22 @@ def require_regular(path: Path | str) -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file of anybody's. Raises DataError, saying that it is not `what`, for anything else."""
+    try:
+        require_regular(path)
+        if path.stat().st_size > LARGEST_OBJECT:
+            raise ValueError(f"{path.stat().st_size:,} bytes are too many")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a JSON object, found {type(found).__name__}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not {what} ({error})") from error
+    return found
 
 
 def content_hash(path: Path | str) -> str:

@@ -1,6 +1,5 @@
 """B's neurons put in A's order: weight matching over the permutation groups of the model (Ainsworth et al. 2022)."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.func import functional_call
 from ckpt_probe.alignment.symmetry import Segment, Symmetry
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import read_object
 from ckpt_probe.models import logits_of
 from ckpt_probe.progress import Progress, Silent
 
@@ -135,9 +135,9 @@ def read_spec(path: Path, state: State) -> Symmetry:
     that many neighbours. Raises DataError for anything that is no such file, or does not fit the tensors.
     """
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))
+        groups = read_object(path, "a file of permutation groups")
         places = [[(str(name), int(axis)) for name, axis in members] for members in groups.values()]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: not a file of permutation groups ({error})") from error
     sizes: dict[int, int] = {}
     axes: dict[tuple[str, int], tuple[Segment, ...]] = {}

@@ -1,12 +1,11 @@
 """Which files of a directory are checkpoints, and which are what trainers write beside them."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ckpt_probe.errors import DataError, listed
-from ckpt_probe.files import require_regular
+from ckpt_probe.files import read_object
 from ckpt_probe.remote import whole
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
@@ -25,7 +24,6 @@ CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 INDICES = (".safetensors.index.json", ".bin.index.json")
-LARGEST_INDEX = 256 * 2**20
 
 
 def checkpoint_in(folder: Path) -> Path:
@@ -70,16 +68,10 @@ def listed_shards(index: Path) -> Mapping[str, str]:
     Raises DataError for what is no index, and where a file is absent or anywhere else than beside the index, also by a
     link.
     """
-    try:
-        if index.stat().st_size > LARGEST_INDEX:
-            raise ValueError(f"{index.stat().st_size:,} bytes")
-        require_regular(index)
-        weight_map = json.loads(whole(index).read_text(encoding="utf-8"))["weight_map"]
-        wanted = {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{index}: not an index of shards ({error})") from error
-    if not wanted:
+    weight_map = read_object(whole(index), "an index of shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise DataError(f"{index}: not an index of shards (it lists no tensor)")
+    wanted = {str(name): str(file) for name, file in weight_map.items()}
     for file in dict.fromkeys(wanted.values()):
         shard = index.parent / file
         if Path(file).name != file or file in {"", ".", ".."} or "\\" in file:

@@ -1,6 +1,5 @@
 """What a trainer says of a checkpoint: step, epoch and metrics, in the file itself or in the file beside it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from ckpt_probe.checkpoints.contents import Contents
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import read_object
 
 STEPS = (
     "global_step", "global_steps", "step", "steps", "iteration", "iter", "num_updates", "n_iter", "current_iter",
@@ -22,7 +22,6 @@ META = "meta"
 TRAINER_STATE = "trainer_state.json"
 OF_HUGGING_FACE = frozenset({"model", "pytorch_model", "adapter_model"})
 """What the weights are called, up to the first dot, for which a `trainer_state.json` beside them speaks."""
-LARGEST_STATE = 256 * 2**20
 SHOWN = ("best_metric", "best_model_checkpoint", "max_steps", "num_train_epochs", "train_batch_size")
 OF_SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
@@ -60,14 +59,12 @@ def told_by_trainer(contents: Contents) -> Told:
 
 
 def _of_state(file: Path, contents: Contents) -> Told:
-    try:
-        if file.stat().st_size > LARGEST_STATE:
-            raise ValueError(f"{file.stat().st_size:,} bytes")
-        state = json.loads(file.read_text(encoding="utf-8"))
-        step, epoch = state.get("global_step"), state.get("epoch")
-        history = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise DataError(f"{file}: not a Trainer's state ({error})") from error
+    state = read_object(file, "a Trainer's state")
+    step: Any = state.get("global_step")
+    epoch, logged = state.get("epoch"), state.get("log_history") or []
+    if not isinstance(logged, list):
+        raise DataError(f"{file}: not a Trainer's state (log_history is no list)")
+    history = [entry for entry in logged if isinstance(entry, dict)]
     evaluated = {}
     for entry in history:
         if entry.get("step") == step:

@@ -1,10 +1,13 @@
 """What data may ask about the model that will see them: how images are prepared, and how text becomes tokens."""
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.files import read_object
 
 CONFIG = "config.json"
 
@@ -48,8 +51,6 @@ class ModelHints:
 
 def read_configuration(directory: Path) -> Mapping[str, Any]:
     """What a directory's config.json says; nothing where it cannot be read: whoever builds the model says why."""
-    try:
-        found = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with suppress(DataError):
+        return read_object(directory / CONFIG, "a model's configuration")
+    return {}

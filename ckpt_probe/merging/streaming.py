@@ -24,7 +24,7 @@ from ckpt_probe.checkpoints.integrity import with_hashes, without_hashes
 from ckpt_probe.checkpoints.numbers import ITEM_BYTES, decode, exact_dtype
 from ckpt_probe.checkpoints.writing import BITS, header
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
-from ckpt_probe.files import replacing, replacing_directory
+from ckpt_probe.files import read_object, replacing, replacing_directory
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.digests import Digests
 from ckpt_probe.merging.matching import check_averaged, check_match
@@ -180,7 +180,7 @@ class _Work:
         for shard in self.template.shards:
             self._write_shard(shard, folder / shard.name, workers, bar)
             total += sum(map(self._bytes, shard.tensors))
-        index = json.loads(told.read_text(encoding="utf-8"))
+        index = read_object(told, "an index of shards")
         index.setdefault("metadata", {})["total_size"] = total
         (folder / told.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         for file in companions(told.parent):

@@ -1,13 +1,13 @@
 """A model by name, its classifier, and its weights from a checkpoint."""
 
-from ckpt_probe.models.backbone import HEADLESS, Backbone, backbone_of, is_backbone
-from ckpt_probe.models.beside import class_names, model_beside
 from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_of, run_once, samples_in, unknown_index
-from ckpt_probe.models.classifier import find_classifier, find_head
 from ckpt_probe.models.description import describe_backbone, describe_head, head_told, made_up_inputs
 from ckpt_probe.models.device import choose_device, on_device
+from ckpt_probe.models.external.beside import class_names, model_beside
 from ckpt_probe.models.fitting import fitting_names, load_weights, require_classes, unwrapped, wrapper_note
-from ckpt_probe.models.head import Head, Part, Rows
+from ckpt_probe.models.heads.backbone import HEADLESS, Backbone, backbone_of, is_backbone
+from ckpt_probe.models.heads.classifier import find_classifier, find_head
+from ckpt_probe.models.heads.head import Head, Part, Rows
 from ckpt_probe.models.layers import PENULTIMATE, POOLINGS, Tap, Taps, choose_taps, describe_layers, layers_told
 from ckpt_probe.models.pooling import padding_mask
 from ckpt_probe.models.sources import arguments_taken, build_model, functions_named, model_arguments

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.models.backbone import Backbone
 from ckpt_probe.models.calling import Batch, described, forward_once, part_of, results_of
-from ckpt_probe.models.head import Head
+from ckpt_probe.models.heads.backbone import Backbone
+from ckpt_probe.models.heads.head import Head
 
 SIDE = 224
 """The side of images of a model that says nothing of it, as ImageNet's."""

@@ -8,9 +8,9 @@ from torch import nn
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.models.builtin import BUILTIN
-from ckpt_probe.models.external import timm_arguments, timm_model, torchvision_arguments, torchvision_model
-from ckpt_probe.models.hugging_face import hugging_face_arguments, hugging_face_model
-from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
+from ckpt_probe.models.external.hugging_face import hugging_face_arguments, hugging_face_model
+from ckpt_probe.models.external.image_models import timm_arguments, timm_model, torchvision_arguments, torchvision_model
+from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.models"

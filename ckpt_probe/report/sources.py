@@ -1,6 +1,5 @@
 """What a report is made of: dumps, records, paths and planes, told by what is in them, whatever they are called."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from ckpt_probe.analysis import ENTRIES, Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
 from ckpt_probe.analysis.lines import number, of_penultimate
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.files import require_regular
+from ckpt_probe.files import read_object, require_regular
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
 from ckpt_probe.paths.walk import barriers
 from ckpt_probe.planes import PlaneResult
@@ -23,6 +22,8 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = frozenset({".h5", ".hdf5"})
 RECORD_FILES = ("metrics.jsonl", "records.jsonl", "barriers.jsonl")
 """Files of records that name their directory: of a run, of what runs inside training, of a series of paths."""
+
+OF_OURS = "the plan or summary of a path or a plane"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def read_path(source: Source) -> FoundPath:
     points = sorted(({"loss": None, "accuracy": None, **record} for record in points), key=_alpha)
     whole = source.path / "path.json"
     if source.path.is_dir() and whole.exists():
-        told = _object(whole)
+        told = read_object(whole, OF_OURS)
         return FoundPath(points, _checked(_list_of_objects(told, "summary", whole), whole), told, plan_of(source))
     summary = []
     for split in dict.fromkeys(str(record["split"]) for record in points):
@@ -139,7 +140,7 @@ def read_path(source: Source) -> FoundPath:
 def read_plane(source: Source) -> PlaneResult:
     """A finished plane from its directory. Raises DataError where a file in it is not what a plane's is."""
     whole = source.path / "plane.json"
-    told = _object(whole)
+    told = read_object(whole, OF_OURS)
     points = _checked(read_records(source.path / POINTS_FILE), source.path / POINTS_FILE)
     found = {name: _checked(_list_of_objects(told, name, whole), whole) for name in ("marks", "summary")}
     grid = {name: _numbers(told, name, whole) for name in ("xs", "ys")}
@@ -158,7 +159,7 @@ def read_plane(source: Source) -> PlaneResult:
 def plan_of(source: Source) -> Record:
     """What a path or a plane was asked to be; empty where that is not known. Raises DataError where it is no JSON."""
     plan = source.path / PLAN_FILE
-    return _object(plan) if source.path.is_dir() and plan.exists() else {}
+    return read_object(plan, OF_OURS) if source.path.is_dir() and plan.exists() else {}
 
 
 def _alpha(point: Record) -> float:
@@ -192,7 +193,7 @@ def _kind_of_directory(path: Path) -> str:
     if any(Path(name).suffix in SUFFIXES for name in names):
         return DUMP
     if {POINTS_FILE, PLAN_FILE} <= names:
-        if "directions" in _object(path / PLAN_FILE):
+        if "directions" in read_object(path / PLAN_FILE, OF_OURS):
             raise DataError(f"{path}: a plane that is not finished; give its command again to go on")
         return PATH
     if _records_in(path):
@@ -223,18 +224,6 @@ def _checked(records: Sequence[Record], path: Path) -> list[Record]:
         texts = [name for name in ("checkpoint", "split") if record.get(name) is not None]
         checked.append({**record, **{name: str(record[name]) for name in texts}})
     return checked
-
-
-def _object(path: Path) -> Record:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a JSON object")
-    return found
 
 
 def _list_of_objects(told: Record, name: str, path: Path) -> list[Record]:

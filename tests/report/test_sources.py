@@ -103,8 +103,8 @@ def test_what_is_no_source_is_refused(name: str, content: str | None, kind: Any,
 def test_what_is_damaged_in_a_path_or_a_plane_is_told_with_its_file(study: Any, tmp_path: Path) -> None:
     for name, file, change, told in (
         ("paths/plain", "path.json", {"summary": 3}, "path.json: summary: expected a list of JSON objects"),
-        ("paths/plain", "path.json", None, "path.json: is no JSON"),
-        ("paths/plain", "plan.json", None, "plan.json: is no JSON"),
+        ("paths/plain", "path.json", None, "path.json: not the plan or summary of a path"),
+        ("paths/plain", "plan.json", None, "plan.json: not the plan or summary of a path"),
         ("planes/abc", "plane.json", {"xs": [1]}, "plane.json: xs: expected a list of at least two numbers"),
         ("planes/abc", "plane.json", {"marks": [{"name": "A"}]}, "marks: a record without x and y"),
         ("planes/abc", "plane.json", {"xs": [0, "x"]}, "xs is 'x', expected a number"),

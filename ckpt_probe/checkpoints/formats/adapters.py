@@ -5,7 +5,6 @@ magnitude m (Liu et al. 2024) W' = m · (W + s·B·A) / ‖W + s·B·A‖, norms
 `merge_and_unload` does; tested against it.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from ckpt_probe.checkpoints.formats.safe import open_file
 from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP
 from ckpt_probe.checkpoints.tensors import filler
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.files import require_regular
+from ckpt_probe.files import read_object, require_regular
 from ckpt_probe.remote import read_at
 
 if TYPE_CHECKING:
@@ -104,14 +103,7 @@ def _opened(path: Path) -> AbstractContextManager[Contents]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        require_regular(path)
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path}: not an adapter's configuration")
-    return config
+    return read_object(path, "an adapter's configuration")
 
 
 def _roles(path: Path, config: Mapping[str, Any], adapter: Contents) -> tuple[dict[str, Change], dict[str, str]]:

@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.models.backbone import Backbone
 from ckpt_probe.models.calling import Batch, samples_in
-from ckpt_probe.models.head import Head
+from ckpt_probe.models.heads.backbone import Backbone
+from ckpt_probe.models.heads.head import Head
 from ckpt_probe.models.layers.blocks import blocks_of
 from ckpt_probe.models.layers.passing import Seen, watched
 from ckpt_probe.models.layers.pooling import POOLINGS, channel_axis, require_fitting

@@ -7,7 +7,7 @@ from torch import nn
 
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.models.calling import Batch
-from ckpt_probe.models.head import Head
+from ckpt_probe.models.heads.head import Head
 from ckpt_probe.models.layers.choice import choose_taps
 from ckpt_probe.models.layers.taps import PENULTIMATE
 

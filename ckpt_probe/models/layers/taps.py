@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.models.backbone import Backbone
 from ckpt_probe.models.calling import Batch, samples_in
-from ckpt_probe.models.head import Head, Rows
+from ckpt_probe.models.heads.backbone import Backbone
+from ckpt_probe.models.heads.head import Head, Rows
 from ckpt_probe.models.layers.passing import activation_in
 from ckpt_probe.models.layers.pooling import pooled
 from ckpt_probe.models.pooling import padding_mask

@@ -192,7 +192,7 @@ def test_adapters_that_are_not_merged(simple: tuple[Path, Path, Any], tmp_path: 
         with pytest.raises(DataError, match=told):
             open_checkpoint(path, base=base).__enter__()
     (tmp_path / "half" / "adapter_config.json").write_text("{")
-    with pytest.raises(DataError, match=r"adapter_config\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"adapter_config\.json: not an adapter's configuration"):
         open_checkpoint(tmp_path / "half", base=base).__enter__()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.models.calling import Batch, Call, call, results_of, samples_in, stopped_at, tapping
-from ckpt_probe.models.linear_map import Kind, affine_map, as_rows, laid_out
+from ckpt_probe.models.heads.linear_map import Kind, affine_map, as_rows, laid_out
 
 Positions = Literal["one", "mean", "chosen", "every"]
 """Which of a layer's rows are a sample's: its only one, their mean, the one that the model picks, or all of them."""

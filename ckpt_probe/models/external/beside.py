@@ -1,14 +1,12 @@
 """What the files beside a checkpoint say of its model: a config.json of transformers or of timm; names of classes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ckpt_probe.errors import DataError
+from ckpt_probe.files import read_object
 
-LARGEST_CONFIG = 64 * 2**20
 """Bytes of a config.json that is read."""
 
 TIMM_SHOWN = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "label_names", "fixed_input_size")
@@ -25,7 +23,7 @@ def model_beside(path: Path) -> tuple[str, dict[str, Any]] | None:
     file = directory / "config.json"
     if not file.is_file():
         return None
-    found = _read(file)
+    found = read_object(file, "a model's configuration")
     if "architectures" in found or "model_type" in found:
         return f"hf:{directory}", {}
     if isinstance(found.get("architecture"), str):
@@ -43,18 +41,6 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
     if not names or names == [f"LABEL_{number}" for number in range(len(names))]:
         return None
     return tuple(str(name) for name in names)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > LARGEST_CONFIG:
-        raise DataError(f"{file}: {file.stat().st_size:,} bytes, too many for a configuration")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{file}: expected a JSON object, found {type(found).__name__}")
-    return found
 
 
 def _timm_arguments(found: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
+from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
 from ckpt_probe.plugins import hub_switched_off, require_extra, told_nothing
 
 BACKBONE = "feature-extraction"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.models.calling import Batch, first_tensor, forward_once, results_of, samples_in
-from ckpt_probe.models.head import Positions
-from ckpt_probe.models.linear_map import CONVOLUTIONS
+from ckpt_probe.models.heads.head import Positions
+from ckpt_probe.models.heads.linear_map import CONVOLUTIONS
 
 EQUATIONS = 64
 """Numbers of the model's output that are compared, at least; one pass gives samples · classes of them."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ckpt_probe.errors import UsageError, last_line
-from ckpt_probe.models.sizing import Shapes, SizeNames, Skeleton, fits, outline, shapes_of, told_sizes
+from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, fits, outline, shapes_of, told_sizes
 from ckpt_probe.plugins import hub_switched_off, require_extra
 
 TIMM_SIZES = SizeNames("num_classes", "in_chans", "img_size")

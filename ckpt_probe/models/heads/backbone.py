@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models.calling import Batch, call, forward_once
-from ckpt_probe.models.head import Positions, Rows
+from ckpt_probe.models.heads.head import Positions, Rows
 from ckpt_probe.models.pooling import POOLINGS, padding_mask
 
 STATE = "last_hidden_state"
