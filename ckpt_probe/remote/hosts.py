@@ -162,7 +162,9 @@ def _range(file: Found, start: int, stop: int) -> bytes:
         from ckpt_probe.remote.web import part_of
 
         return part_of(host, _request(file.address), start, stop, file.size)
-    return host.cat_file(file.address, start=start, end=stop)
+    # Of these, the hub's alone reads by a file object, which would read ahead.
+    ahead = {"cache_type": "none"} if file.address.startswith("hf:") else {}
+    return host.cat_file(file.address, start=start, end=stop, **ahead)
 
 
 def _streamed(file: Found, stop: int) -> Iterator[bytes]:
