@@ -132,7 +132,9 @@ def _made(scheme: str, user: str, timeout: float, process: int) -> Any:
         made.retries = 1
         return made
     if scheme == "gs":
-        return _package("gcsfs").GCSFileSystem(use_listings_cache=False, requests_timeout=timeout)
+        _package("gcsfs")
+        # Its other class asks over gRPC what kind of bucket it is, and waits for minutes where nobody answers that.
+        return _package("gcsfs.core").GCSFileSystem(use_listings_cache=False, requests_timeout=timeout)
     if scheme == "hf":
         return _package("huggingface_hub").HfFileSystem(use_listings_cache=False)
     from ckpt_probe.remote.web import web
