@@ -2,8 +2,10 @@
 
 import os
 import re
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -80,6 +82,38 @@ def s3(_s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
         monkeypatch.setenv(name, value)
     _s3_server.forget()
     return _s3_server
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """Serves a handler's class on loopback until the test ends; gives the address."""
+    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def start(handler: Any) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def probe_apart() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in a process of its own, with this environment."""
+
+    def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+        program = "from ckpt_probe.cli.app import main; main()"
+        start = [sys.executable, "-c", program, *words]
+        return subprocess.run(start, env=environment, capture_output=True, text=True, check=False)
+
+    return run
 
 
 @dataclass
@@ -168,19 +202,12 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
+def web(tmp_path: Path, serve: Callable[[Any], str]) -> Web:
     """A web server of the folder `web` of this test's directory."""
     (tmp_path / "web").mkdir()
     server = Web(tmp_path / "web")
-    running = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, server))
-    running.daemon_threads = True
-    server.port = running.server_port
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    server.port = int(serve(partial(_Handler, server)).rpartition(":")[2])
+    return server
 
 
 @pytest.fixture(autouse=True)

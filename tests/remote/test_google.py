@@ -4,16 +4,16 @@ import json
 import os
 import re
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlparse
 
 import pytest
 import torch
 from safetensors.torch import save
+
+Probe = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Google(BaseHTTPRequestHandler):
@@ -60,37 +60,26 @@ class Google(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+Served = tuple[type[Google], dict[str, str]]
+
+
 @pytest.fixture
-def google() -> Iterator[tuple[type[Google], dict[str, str]]]:
+def google(serve: Callable[[Any], str]) -> Served:
     """The server's state, and the environment that leads a command to it."""
     tensors = {"large": torch.zeros(500_000), "head.weight": torch.ones(3, 4)}
     files = {f"run/step-{step}.safetensors": save(tensors) for step in (1, 2)}
     state = type("State", (Google,), {"files": files, "sent": 0})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), state)
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{running.server_port}"
-    yield state, {**os.environ, "STORAGE_EMULATOR_HOST": endpoint, "FSSPEC_GS_TOKEN": "anon"}
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    return state, {**os.environ, "STORAGE_EMULATOR_HOST": serve(state), "FSSPEC_GS_TOKEN": "anon"}
 
 
-def probe(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    program = "from ckpt_probe.cli.app import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def test_a_run_in_a_bucket_is_read_by_ranges(google: tuple[type[Google], dict[str, str]]) -> None:
+def test_a_run_in_a_bucket_is_read_by_ranges(google: Served, probe_apart: Probe) -> None:
     state, environment = google
-    done = probe(environment, "analyze", "--weights-only", "gs://bucket/run", "--classifier", "head", "--json")
+    done = probe_apart(environment, "analyze", "--weights-only", "gs://bucket/run", "--classifier", "head", "--json")
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["checkpoint"] for line in done.stdout.splitlines()] == ["step-1", "step-2"]
     assert state.sent < 0.1 * sum(map(len, state.files.values()))
 
 
-def test_what_is_not_in_the_bucket_is_one_line(google: tuple[type[Google], dict[str, str]]) -> None:
-    done = probe(google[1], "inspect", "gs://bucket/none.pt")
+def test_what_is_not_in_the_bucket_is_one_line(google: Served, probe_apart: Probe) -> None:
+    done = probe_apart(google[1], "inspect", "gs://bucket/none.pt")
     assert (done.returncode, done.stderr) == (1, "error: gs://bucket/none.pt: no such file or directory there\n")

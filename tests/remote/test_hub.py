@@ -4,10 +4,8 @@ import json
 import os
 import re
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,9 @@ from safetensors.torch import save_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_loopbacktokenloopbacktoken"
+
+
+Probe = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -72,52 +73,43 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+Served = tuple[type[Hub], dict[str, str]]
+
+
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[type[Hub], dict[str, str]]]:
+def hub(tmp_path: Path, serve: Callable[[Any], str]) -> Served:
     """The server's state, and the environment that leads a command to it."""
     save_file({"large": torch.zeros(2_000_000), "head.weight": torch.ones(3, 4)}, tmp_path / "model.safetensors")
     files = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes(), "config.json": b"{}"}
     state = type("State", (Hub,), {"files": files, "sent": 0, "asked": []})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), state)
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{running.server_port}"
-    yield state, {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    return state, {**os.environ, "HF_ENDPOINT": serve(state), "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
 
 
-def probe(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    program = "from ckpt_probe.cli.app import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def test_a_model_of_the_hub_is_inspected_by_its_header(hub: tuple[type[Hub], dict[str, str]]) -> None:
+def test_a_model_of_the_hub_is_inspected_by_its_header(hub: Served, probe_apart: Probe) -> None:
     state, environment = hub
-    done = probe(environment, "inspect", "hf://org/model/model.safetensors", "--json")
+    done = probe_apart(environment, "inspect", "hf://org/model/model.safetensors", "--json")
     assert done.returncode == 0, (done.stderr, state.asked)
     facts = json.loads(done.stdout)
     assert [entry["name"] for entry in facts["tensors"]] == ["head.weight", "large"]
     assert facts["config_directory"] == "hf://org/model"
     assert state.sent < 0.02 * len(state.files["model.safetensors"])
-    weights = probe(environment, "analyze", "--weights-only", "hf://org/model@main", "--classifier", "head", "--json")
+    weights = probe_apart(
+        environment, "analyze", "--weights-only", "hf://org/model@main", "--classifier", "head", "--json"
+    )
     assert weights.returncode == 0, (weights.stderr, state.asked)
     assert json.loads(weights.stdout)["classifier"] == "head.weight"
     assert state.sent < 0.04 * len(state.files["model.safetensors"])
 
 
-def test_a_missing_file_and_a_wrong_token_are_one_line(hub: tuple[type[Hub], dict[str, str]]) -> None:
+def test_a_missing_file_and_a_wrong_token_are_one_line(hub: Served, probe_apart: Probe) -> None:
     _, environment = hub
-    done = probe(environment, "inspect", "hf://org/model/none.safetensors")
+    done = probe_apart(environment, "inspect", "hf://org/model/none.safetensors")
     assert (done.returncode, done.stderr) == (
         1,
         "error: hf://org/model/none.safetensors: no such file or directory there\n",
     )
     wrong = {**environment, "HF_TOKEN": "hf_anothertokenanothertoken"}
-    done = probe(wrong, "inspect", "hf://org/model/model.safetensors", "--debug")
+    done = probe_apart(wrong, "inspect", "hf://org/model/model.safetensors", "--debug")
     assert done.returncode == 1
     assert "hf_another" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: hf://org/model/model.safetensors: ")
