@@ -36,3 +36,21 @@ class Silent:
 
     def message(self, text: str) -> None:
         """Nothing to say."""
+
+
+class Once:
+    """Another's progress that says each message once: what holds for every checkpoint is said for the first."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._said: set[str] = set()
+
+    def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
+        """A task of the other's."""
+        return self._progress.task(name, total, unit)
+
+    def message(self, text: str) -> None:
+        """Show one line, unless it was shown before."""
+        if text not in self._said:
+            self._said.add(text)
+            self._progress.message(text)

@@ -140,13 +140,16 @@ def _explain(records: list[dict], barriers: list[dict]) -> None:
 
 
 def _report(out: Path) -> None:
+    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.report.contents import Wishes, gather
     from ckpt_probe.report.page import write_page
     from ckpt_probe.report.sources import open_sources
 
     sources = [str(out / "dumps" / "a"), str(out / "paths" / "ab")]
     command = shlex.join(["ckpt-probe", "report", *sources, "-o", str(out / PAGE), "--title", TITLE])
-    contents = gather(open_sources(sources), Wishes(title=TITLE))
+    say(f"Drawing the page → {out / PAGE}")
+    with bars() as progress:
+        contents = gather(open_sources(sources), Wishes(title=TITLE), progress)
     write_page(contents, out / PAGE, command=command, overwrite=True)
 
 

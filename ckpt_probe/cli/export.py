@@ -41,12 +41,13 @@ def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | 
     if tensorboard is None and parquet is None:
         raise UsageError("export: say into what: --tensorboard DIR, --parquet FILE, or both")
 
-    from ckpt_probe.cli.console import say
+    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.report import write_event_files, write_parquet
 
     series = _named(read_files(sources(records)))
     if tensorboard is not None:
-        values, notes = write_event_files(series, tensorboard, overwrite=overwrite)
+        with bars() as progress:
+            values, notes = write_event_files(series, tensorboard, overwrite=overwrite, progress=progress)
         for note in notes:
             say(note)
         say(f"{tensorboard}: {values} values; look at them with: tensorboard --logdir {tensorboard}")

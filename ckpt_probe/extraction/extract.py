@@ -25,7 +25,7 @@ from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Backbone, Batch, Taps, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import Once, Progress, Silent
 from ckpt_probe.scheduling import ALONE, Busy, Workers, claimed, made_once, results
 from ckpt_probe.series import Member
 
@@ -60,7 +60,7 @@ def extract_series(
     name only once it is whole.
     """
     staff = Workers(workers, scheduler)
-    progress, setup = progress or Silent(), Setup.taken_from(options)
+    progress, setup = Once(progress or Silent()), Setup.taken_from(options)
     storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)

@@ -12,6 +12,7 @@ from ckpt_probe.analysis.lines import metric_names, number
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import refuse_existing, replacing_directory
 from ckpt_probe.plugins import require_extra
+from ckpt_probe.progress import Progress, Silent
 
 Record = Mapping[str, Any]
 Points = dict[tuple[str, int], float]
@@ -22,7 +23,11 @@ AT_COLLAPSE = "at-collapse"
 
 
 def write_event_files(
-    series: Mapping[str, Sequence[Record]], directory: Path | str, *, overwrite: bool = False
+    series: Mapping[str, Sequence[Record]],
+    directory: Path | str,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[int, list[str]]:
     """Write records into event files below `directory`, whole or not at all: how many values, and what was left out.
 
@@ -37,11 +42,15 @@ def write_event_files(
     runs, notes = _runs(series)
     from torch.utils.tensorboard import SummaryWriter
 
-    with replacing_directory(directory, overwrite=overwrite) as temporary:
+    with (
+        replacing_directory(directory, overwrite=overwrite) as temporary,
+        (progress or Silent()).task("event files", sum(map(len, runs.values())), "values") as bar,
+    ):
         for run, points in runs.items():
             with closing(SummaryWriter(temporary / run)) as writer:
                 for (name, step), value in points.items():
                     writer.add_scalar(name.replace(".", "/"), value, step)
+                    bar.advance()
     return sum(len(points) for run, points in runs.items() if not run.endswith(AT_COLLAPSE)), notes
 
 
