@@ -5,10 +5,11 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ckpt_probe.addresses import clean_words
 from ckpt_probe.errors import UsageError
 
 SEED = "{seed}"
@@ -22,7 +23,8 @@ class _Section(BaseModel):
 class DataSettings(_Section):
     """`[data]`: which labelled samples."""
 
-    name: str
+    # What is told of a run is told of its data too, so that no password stays in an address.
+    name: Annotated[str, AfterValidator(clean_words)]
     arguments: dict[str, Any] = {}
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ckpt_probe.addresses import refuse_address
 from ckpt_probe.errors import DataError, UsageError
 
 LARGEST_OBJECT = 256 * 2**20
@@ -27,7 +28,7 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path)
     _require_name(path)
     refuse_existing(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
@@ -53,8 +54,8 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
     """
     path = Path(path)
     _require_name(path)
-    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
-    old = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.old")
+    temporary = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.part")
+    old = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.old")
     try:
         _recover(path, temporary, old)
         refuse_existing(path, overwrite=overwrite)
@@ -79,7 +80,8 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise `UsageError` where `path` exists and may not be overwritten."""
+    """Raise `UsageError` where `path` exists and may not be overwritten, or is no local one."""
+    refuse_address(path)
     if not overwrite and os.path.lexists(path):
         raise UsageError(f"{path}: exists already; pass --overwrite to replace it, or choose another name")
 
@@ -157,7 +159,8 @@ def _stamp(file: Path) -> tuple[str, int, int] | None:
     return (str(file), told.st_size, told.st_mtime_ns) if not file.is_dir() else None
 
 
-def _host() -> str:
+def host_name() -> str:
+    """This machine's name, in letters and digits."""
     return re.sub(r"\W", "", platform.node())[:32] or "host"
 
 
@@ -202,12 +205,13 @@ def _remove_abandoned(path: Path) -> None:
 
 def _abandoned(path: Path, kind: str) -> list[Path]:
     # A process killed with -9 leaves what is temporary; its number in the name tells that nobody writes it now.
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}-(\d+)\.{kind}")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(host_name())}-(\d+)\.{kind}")
     matches = [(entry, pattern.fullmatch(entry.name)) for entry in path.parent.iterdir()]
-    return [entry for entry, match in matches if match and not _alive(int(match[1]))]
+    return [entry for entry, match in matches if match and not is_alive(int(match[1]))]
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ckpt_probe.addresses import is_address
 from ckpt_probe.errors import UsageError, last_line
 
 
@@ -27,9 +28,15 @@ def is_function_name(name: str) -> bool:
 def require_named(functions: Sequence[str], by_caller: str | None, file: Path, option: str) -> None:
     """Raise UsageError where a file, but not the caller, names one of these functions to be called.
 
-    A file can name any function of any module, so that calling one on its word would run whatever it likes.
+    A file can name any function of any module, so that calling one on its word would run whatever it likes. The same
+    holds of data at an address, `npz:https://…`, from which it would have this machine fetch something.
     """
     for name in functions:
+        if name != by_caller and is_address(name.partition(":")[2]):
+            raise UsageError(
+                f"{file}: names data at {name}, which are not fetched because any file could name any address; "
+                f"if you trust it, name it yourself: {option}"
+            )
         if name != by_caller:
             raise UsageError(
                 f"{file}: names the function {name}, which is not called because any file could name any function; "

@@ -161,16 +161,16 @@ def test_a_directory_moved_aside_is_put_back_at_once_where_the_new_one_does_not_
 
 def test_only_what_dead_processes_have_left_is_touched(tmp_path: Path) -> None:
     out, dead = tmp_path / "folder", 2**22 + 1  # no process has a number that high
-    mine = [f".folder.{files._host()}-{os.getppid()}.{kind}" for kind in ("old", "part")]
-    theirs = [f".folder.elsewhere-{dead}.old", f".folder2.{files._host()}-{dead}.old"]
-    left = [f".folder.{files._host()}-{dead}.{kind}" for kind in ("old", "part")]
+    mine = [f".folder.{files.host_name()}-{os.getppid()}.{kind}" for kind in ("old", "part")]
+    theirs = [f".folder.elsewhere-{dead}.old", f".folder2.{files.host_name()}-{dead}.old"]
+    left = [f".folder.{files.host_name()}-{dead}.{kind}" for kind in ("old", "part")]
     for name in (*mine, *theirs, *left):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     with replacing_directory(out, overwrite=True) as folder:
         (folder / "file").write_text("new")
     assert {path.name for path in tmp_path.iterdir()} == {"folder", *mine, *theirs}
-    (tmp_path / f".a.txt.{files._host()}-{dead}.part").mkdir()
+    (tmp_path / f".a.txt.{files.host_name()}-{dead}.part").mkdir()
     write_text(tmp_path / "a.txt", "new")
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "folder", *mine, *theirs}
 

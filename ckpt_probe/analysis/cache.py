@@ -14,6 +14,7 @@ from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import content_hash, write_text
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.record import Reading
+from ckpt_probe.remote import beside
 
 FOLDER = ".ckpt-probe-cache"
 
@@ -42,7 +43,7 @@ class Cache:
     def entry_of(self, file: Path, content: str) -> "Entry":
         """The same for any file, of which `content` is the hash of all that matters."""
         key = sha256(self.asked.encode()).hexdigest()[:12]
-        return Entry(file.parent / FOLDER / f"{file.name}.{key}.json", self.asked, content)
+        return Entry(beside(file) / FOLDER / f"{file.name}.{key}.json", self.asked, content)
 
 
 class Entry:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ckpt_probe.addresses import is_address, place
 from ckpt_probe.analysis.records import Record, in_order
 from ckpt_probe.dumps import Dump, SplitView, open_dump
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.quality import double
 from ckpt_probe.moments.record import Reading
@@ -40,8 +41,10 @@ def against_first(reading: Reading, first: MutableMapping[Any, Record]) -> Readi
 def outside_of(dump: Dump, outside: Path | str | None) -> Path | None:
     """The dump of other data for one dump: the file that was named, or that of the same name in the directory.
 
-    Raises DataError where the directory has none.
+    Raises DataError where the directory has none, UsageError for an address.
     """
+    if outside is not None and is_address(outside):
+        raise UsageError(f"{place(outside)}: dumps of other data are local ones; fetch them first")
     if outside is None or Path(outside).is_file():
         return None if outside is None else Path(outside)
     found = Path(outside) / dump.path.name

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.files import read_object
+from ckpt_probe.remote import whole
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 """By which a file in a directory is taken for a checkpoint; a file that is named is known by its bytes."""
@@ -67,7 +68,7 @@ def listed_shards(index: Path) -> Mapping[str, str]:
     Raises DataError for what is no index, and where a file is absent or anywhere else than beside the index, also by a
     link.
     """
-    weight_map = read_object(index, "an index of shards").get("weight_map")
+    weight_map = read_object(whole(index), "an index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataError(f"{index}: not an index of shards (it lists no tensor)")
     wanted = {str(name): str(file) for name, file in weight_map.items()}

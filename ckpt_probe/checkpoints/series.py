@@ -10,6 +10,7 @@ from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, WITHIN_ACCELER
 from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.writing import BITS
 from ckpt_probe.errors import DataError
+from ckpt_probe.remote import named, shown
 from ckpt_probe.series import Member, in_order, named_step
 
 OF_A_RUN = re.compile(r"(checkpoint|ckpt|(global_?)?step|iter|epoch)[-_=.]?(\d+|final|last|best)", re.IGNORECASE)
@@ -26,16 +27,9 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
     weights count too. One whose name has no step, such as `last.ckpt`, and whose weights are those of another is told
     by that one as `also`. state_key, base: as `open_checkpoint`. Raises DataError where there is none, and as that.
     """
-    path = Path(path)
-    if path.is_file():
-        return [member_of(path, _stem(path), state_key, base)]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or directory")
-    found = places_in(path)
-    if not found:
-        raise DataError(_nothing(path))
-    members = in_order(member_of(file, name, state_key, base) for file, name in found)
-    return _without_twins(members, state_key, base)
+    with shown(path) as local:
+        found = _series(local, state_key, base)
+        return [replace(member, path=named(member.path)) for member in found]
 
 
 def places_in(path: Path) -> list[tuple[Path, str]]:
@@ -54,8 +48,8 @@ def is_series(path: Path | str) -> bool:
 
     Raises DataError for shards whose index is missing, and parts of one model.
     """
-    path = Path(path)
-    return path.is_dir() and (len(checkpoints_in(path)) != 1 or bool(_runs(path)))
+    with shown(path) as local:
+        return local.is_dir() and (len(checkpoints_in(local)) != 1 or bool(_runs(local)))
 
 
 def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None, str | None]:
@@ -82,6 +76,18 @@ def member_of(path: Path, name: str, state_key: str | None, base: Path | str | N
     with open_checkpoint(path, state_key=state_key, base=base) as checkpoint:
         step, source = step_of(checkpoint, name)
     return Member(path.parent if path.name == DISTRIBUTED else path, name, step, source)
+
+
+def _series(path: Path, state_key: str | None, base: Path | str | None) -> list[Member]:
+    if path.is_file():
+        return [member_of(path, _stem(path), state_key, base)]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or directory")
+    found = places_in(path)
+    if not found:
+        raise DataError(_nothing(path))
+    members = in_order(member_of(file, name, state_key, base) for file, name in found)
+    return _without_twins(members, state_key, base)
 
 
 def _nested(folders: Iterable[Path]) -> list[tuple[Path, str]]:

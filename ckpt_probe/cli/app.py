@@ -6,11 +6,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 
 import click
 
 from ckpt_probe import __version__
-from ckpt_probe.errors import CkptProbeError, printable
+from ckpt_probe.addresses import clean_words, is_address, place, redacted, refuse_address
+from ckpt_probe.errors import CkptProbeError, UsageError, printable
 
 VERBS = (
     "demo",
@@ -28,6 +30,10 @@ VERBS = (
     "average",
     "inspect",
 )
+WRITTEN = frozenset({"-o", "--out", "--spectra", "--figure", "--figures", "--tensorboard"})
+"""Options that name what is to be written."""
+OF_LOCAL_FILES = frozenset({"demo", "train", "compare", "plot", "report", "export"})
+"""Verbs that take no addresses."""
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
@@ -73,7 +79,13 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit code: 0, 1 bad data, 2 wrong use, 130 interrupted."""
-    words = list(arguments)
+    debug = "--debug" in arguments
+    try:
+        # Before anything can be told of them, in an error or a result.
+        words = [word if " " in word else clean_words(word) for word in arguments]
+        _require_local(words)
+    except CkptProbeError as error:
+        return _fail(f"error: {error}", error.exit_code, debug)
     debug, quiet = "--debug" in words, "--quiet" in words
     words = [word for word in words if word not in {"--debug", "--quiet"}]
     try:
@@ -108,15 +120,32 @@ def run(arguments: Sequence[str]) -> int:
         return _internal(error, debug)
 
 
+def _require_local(words: Sequence[str]) -> None:
+    """Raise UsageError where an address stands in the place of a result, or of what is read from local files alone."""
+    for option, value in pairwise(words):
+        if option in WRITTEN:
+            refuse_address(value)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if equals and option in WRITTEN:
+            refuse_address(value)
+        if word.startswith("-o") and not word.startswith("--"):
+            refuse_address(word[2:].lstrip("="))
+    verb = next((word for word in words if not word.startswith("-")), None)
+    away = next((word for word in words if is_address(word)), None)
+    if away is not None and (verb in OF_LOCAL_FILES or "--follow" in words):
+        raise UsageError(f"{place(away)}: {verb} reads local files here; fetch it, and name the copy")
+
+
 def _internal(error: BaseException, debug: bool) -> int:
-    summary = str(error).splitlines()[0] if str(error) else ""
+    summary = redacted(str(error).splitlines()[0]) if str(error) else ""
     hint = "a bug in ckpt-probe, or in a function that you passed to it; --debug shows the traceback"
     return _fail(f"internal error: {type(error).__name__}: {summary} ({hint})", INTERNAL_ERROR, debug)
 
 
 def _fail(line: str, code: int, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr, end="")
     print(printable(line), file=sys.stderr)
     return code
 

@@ -60,8 +60,11 @@ def _dump(file: Path) -> Iterator[tuple[bool, str | None]]:
 
 
 def _error_of(read: Callable[[str], Any], name: str) -> str | None:
+    from ckpt_probe.remote import told_by_address
+
     try:
-        read(name)
+        with told_by_address():
+            read(name)
     except DataError as error:
         return str(error)
     return None

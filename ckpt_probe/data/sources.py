@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ckpt_probe.addresses import is_address, place
 from ckpt_probe.data.arguments import require_known
 from ckpt_probe.data.arrays import archives, idx, modular, union
 from ckpt_probe.data.arrays.held import CHOICES, Held, chosen
@@ -17,8 +18,11 @@ from ckpt_probe.data.returned import labelled, of_splits
 from ckpt_probe.data.samples import LabelledData, Split
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.plugins import is_function_name, load_function, registered
+from ckpt_probe.remote import kept
 
 ENTRY_POINTS = "ckpt_probe.data"
+AT_PLACES = frozenset({"idx", "npz", "h5", "text", "imagefolder", "hf-dataset", "csv", "parquet"})
+"""Kinds whose files may also lie at an address, `npz:s3://bucket/digits.npz`."""
 WORKERS = "workers"
 
 FILES = {
@@ -59,10 +63,14 @@ def load_data(
     says of its inputs is in `hints`. `package.module:function` or `file.py:function` is called with `arguments`; what
     it may return: see `labelled`. An argument `unlabelled` that is true drops the labels of any of them.
 
+    Of a kind with files, these may be elsewhere (`npz:s3://bucket/digits.npz`): they are fetched whole first.
     workers: processes that read images and datasets, and an argument of those sources; the data are the same for any
     number, none where 0. Raises UsageError for an unknown name or argument, DataError for a file or a function's result
     that is no such data.
     """
+    kind, _, at = name.partition(":")
+    if kind in AT_PLACES and is_address(at):
+        return _of_address(kind, str(place(at)), arguments, hints, workers)
     given = dict(arguments or {})
     match = _match(name, given.pop(MATCH, None))
     unlabelled = _unlabelled(name, given.pop(UNLABELLED, False))
@@ -73,8 +81,20 @@ def load_data(
     return replace(data, arguments={**data.arguments, MATCH: match}) if match else data
 
 
+def _of_address(
+    kind: str, address: str, arguments: Mapping[str, Any] | None, hints: ModelHints | None, workers: int | None
+) -> LabelledData:
+    """Data whose files are fetched first, and which are called by their address."""
+    with kept(address) as local:
+        data = load_data(f"{kind}:{local}", arguments, hints=hints, workers=workers)
+    return replace(data, name=f"{kind}:{address}")
+
+
 def functions_named(name: str, arguments: Mapping[str, Any] | None = None) -> list[str]:
-    """Each function that loading data called `name` would import; none for what comes with us."""
+    """Each function that loading data called `name` would import, and each address; none for what comes with us."""
+    kind, _, at = name.partition(":")
+    if kind in AT_PLACES and is_address(at):
+        return [name]
     if name == "union":
         parts = union.entries((arguments or {}).get("sources"))
         return [function for part, given in parts for function in functions_named(part, given)]

@@ -16,7 +16,8 @@ from ckpt_probe.dumps.summary import to_html
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import CLASS_NAMES, opened, own_reads, read_names, require_own
-from ckpt_probe.series import Member, in_order, step_from_name
+from ckpt_probe.remote import brought, is_away, named, shown, whole
+from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -181,10 +182,17 @@ class Dump:
 def open_dump(path: Path | str) -> Iterator[Dump]:
     """Open a dump for reading, within a `with` block.
 
+    One at an address (`s3://bucket/dumps/step-000100.h5`) is fetched whole; its `path` is then that of the copy.
+
     Raises DataError if the file is missing, not HDF5, truncated, of a newer format, incomplete (our format without the
     completion mark) or damaged, if the shapes of its arrays do not match, or if it changes while it is open.
     """
-    path = Path(path)
+    with brought(path) as local, _unchanged(whole(local)) as dump:
+        yield dump
+
+
+@contextmanager
+def _unchanged(path: Path) -> Iterator[Dump]:
     before = _signature(path)
     try:
         with opened(path) as file:
@@ -212,21 +220,29 @@ def open_dump_series(path: Path | str) -> list[Member]:
     The step is that of the attribute `step`, else the number in the name. Raises DataError where there is none, or one
     of them cannot be read.
     """
-    path = Path(path)
+    with shown(path) as local:
+        return in_order(_member(file) for file in _files(local))
+
+
+def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return [_member(path)]
+        return [path]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
     files = [p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".") and p.is_file()]
     if not files:
         raise DataError(f"{path}: no dump found (looked for *.h5 and *.hdf5); create dumps with ckpt-probe extract")
-    return in_order(_member(file) for file in files)
+    return files
 
 
 def _member(path: Path) -> Member:
-    with opened(path) as file, own_reads(path):
+    spelled = named_step(path.stem)
+    if is_away(path) and spelled is not None and spelled[1] == "name":
+        # Not fetched only to be put in order: `extract` spells the step in the name.
+        return Member(named(path), path.stem, spelled[0])
+    with brought(path), opened(whole(path)) as file, own_reads(path):
         _require_sound(path, file)
-        return Member(path, path.stem, _step(path, file))
+        return Member(named(path), path.stem, _step(path, file))
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:

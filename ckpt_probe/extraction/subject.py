@@ -52,6 +52,7 @@ from ckpt_probe.models import (
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import functions_within, require_named
 from ckpt_probe.progress import Progress, Task
+from ckpt_probe.remote import by_address, here
 
 SAMPLE = 2
 """Samples that a model is run on to find its head."""
@@ -215,7 +216,8 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
     notes = tuple(note for note in said if note)
-    return Subject(model, name, arguments, data, splits, head, sample, setup, device, notes, taps)
+    # A model's directory at an address is in this process's own folder only.
+    return Subject(model, by_address(name), arguments, data, splits, head, sample, setup, device, notes, taps)
 
 
 def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:
@@ -254,7 +256,8 @@ def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Te
 
 def _hints(path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
     name, told = stated
-    return ModelHints(name, {**told, **(setup.model_arguments or {})}, path if path.is_dir() else path.parent)
+    place = here(path)
+    return ModelHints(name, {**told, **(setup.model_arguments or {})}, place if place.is_dir() else place.parent)
 
 
 def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHints) -> LabelledData:

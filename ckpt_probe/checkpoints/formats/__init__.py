@@ -11,6 +11,7 @@ from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, 
 from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP, is_safetensors, what_it_is
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
+from ckpt_probe.remote import read_at, settle
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def opened(path: Path, asked: Asked) -> Iterator[Contents]:
     """
     file = checkpoint_in(path) if path.is_dir() else path
     require_regular(file)
+    settle(file.parent)
     try:
-        with file.open("rb") as beginning:
-            head = beginning.read(HEAD)
+        head = read_at(file, 0, HEAD)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:

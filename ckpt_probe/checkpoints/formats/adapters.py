@@ -22,6 +22,7 @@ from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP
 from ckpt_probe.checkpoints.tensors import filler
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object, require_regular
+from ckpt_probe.remote import read_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,8 +98,7 @@ def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
 
 def _opened(path: Path) -> AbstractContextManager[Contents]:
     require_regular(path)
-    with path.open("rb") as file:
-        head = file.read(len(STREAM))
+    head = read_at(path, 0, len(STREAM))
     return open_pickled(path, Asked()) if head.startswith((ZIP, STREAM)) else open_file(path, Asked())
 
 

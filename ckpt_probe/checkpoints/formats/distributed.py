@@ -23,6 +23,7 @@ from ckpt_probe.checkpoints.formats.pickled import load_checked, require_sound
 from ckpt_probe.checkpoints.tensors import dtype_name, filler
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
+from ckpt_probe.remote import read_at, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,9 +95,8 @@ class _Piece:
     def opened(self) -> io.BytesIO:
         """Its bytes, which no claim of theirs can make more."""
         require_regular(self.file)
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            return io.BytesIO(file.read(self.length))
+        # torch itself reads the file in the end.
+        return io.BytesIO(read_at(whole(self.file), self.offset, self.length))
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class _Restricted(pickle.Unpickler):
 def _read_metadata(path: Path) -> Any:
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path}: {path.stat().st_size:,} bytes, more than the metadata of any checkpoint")
-    data = path.read_bytes()
+    data = read_at(path, 0, path.stat().st_size)
     try:
         _check_opcodes(data)
         metadata: Any = _Restricted(io.BytesIO(data)).load()

@@ -19,6 +19,7 @@ from ckpt_probe.checkpoints.formats.signatures import ZIP
 from ckpt_probe.checkpoints.tensors import filler, layout_of
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
+from ckpt_probe.remote import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
 def load_pickled(path: Path) -> tuple[Any, str]:
     """What torch.load makes of a file whose claims have been checked, and which kind of file it is."""
     require_regular(path)
-    with path.open("rb") as file:
+    with whole(path).open("rb") as file:
         archive = file.read(len(ZIP)) == ZIP
         file.seek(0)
         # torch takes this suffix for its word; such a file is read whole.

@@ -11,6 +11,7 @@ from ckpt_probe.checkpoints.folders import listed_shards
 from ckpt_probe.checkpoints.formats.headers import Header, Place, read_header
 from ckpt_probe.checkpoints.integrity import hash_of, require_hash
 from ckpt_probe.errors import DataError
+from ckpt_probe.remote import is_away, read_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,9 +80,12 @@ def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], T
 
         file, place = homes[name].file, homes[name].tensors[name]
         try:
-            if file not in opened:
-                opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
-            tensor = opened[file].get_tensor(name)
+            if is_away(file):
+                tensor = _of_bytes(place, read_at(file, place.start, place.stop - place.start))
+            else:
+                if file not in opened:
+                    opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
+                tensor = opened[file].get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise DataError(f"{file}: tensor {name!r} cannot be read ({error})") from error
         if stated := homes[name].hashes.get(name):
@@ -96,11 +100,28 @@ def _filler(homes: Mapping[str, Header], stack: ExitStack) -> Callable[[str, int
 
     def fill(name: str, offset: int, into: memoryview) -> None:
         file, place = homes[name].file, homes[name].tensors[name]
+        if is_away(file):
+            data = read_at(file, place.start + offset, len(into))
+            if len(data) != len(into):
+                raise DataError(f"{file}: became shorter while it was read, at tensor {name!r}")
+            into[:] = data
+            return
         if file not in opened:
             opened[file] = stack.enter_context(file.open("rb", buffering=0))
         _read_at(opened[file], file, name, place, offset, into)
 
     return fill
+
+
+def _of_bytes(place: Place, data: bytes) -> "Tensor":
+    """A tensor of the bytes of a file elsewhere, as safetensors makes it of a file that holds it alone."""
+    import json
+
+    from safetensors.torch import load
+
+    entry = {"dtype": place.dtype, "shape": list(place.shape), "data_offsets": [0, len(data)]}
+    header = json.dumps({"tensor": entry}).encode()
+    return load(len(header).to_bytes(8, "little") + header + data)["tensor"]
 
 
 def _read_at(opened: BinaryIO, file: Path, name: str, place: Place, offset: int, into: memoryview) -> None:

@@ -1,0 +1,106 @@
+"""What goes wrong between here and a host: what is worth another try, and the one line that tells the rest."""
+
+import errno
+from collections.abc import Iterator
+
+from ckpt_probe.addresses import redacted
+from ckpt_probe.errors import CkptProbeError, DataError, last_line
+
+TRANSIENT_NAMES = frozenset(
+    {
+        *("TimeoutError", "FSTimeoutError", "ConnectionError", "ServerDisconnectedError", "ClientPayloadError"),
+        *("ClientConnectionError", "HTTPClientError", "IncompleteRead", "TransportError", "IncompleteReadError"),
+        "ResponseStreamingError",
+    }
+)
+"""Classes of the clients' errors, by name, as none of them is loaded for it."""
+FINAL_NAMES = frozenset({"ClientConnectorCertificateError", "ClientSSLError", "ClientConnectorDNSError", "SSLError"})
+TRANSIENT_NUMBERS = frozenset({errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT})
+TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
+DENIED = frozenset({401, 403})
+
+HINTS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or FSSPEC_S3_ANON=true for a public bucket",
+    "gs": "run gcloud auth application-default login, or set FSSPEC_GS_TOKEN=anon for a public bucket",
+    "hf": "run hf auth login, or set HF_TOKEN",
+}
+OF_HTTP = "sign the address anew, or name its user as https://user:password@host/…"
+
+
+class NoPartsError(DataError):
+    """A host that sends a file as a whole alone."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may well succeed a little later."""
+    found = list(_causes(error))
+    if any(isinstance(cause, CkptProbeError | PermissionError) or _names(cause) & FINAL_NAMES for cause in found):
+        return False
+    statuses = [status for cause in found if (status := _status(cause)) is not None]
+    if statuses:
+        return bool(TRANSIENT_STATUSES & set(statuses))
+    if any(_names(cause) & TRANSIENT_NAMES for cause in found):
+        return True
+    return any(isinstance(cause, OSError) and cause.errno in TRANSIENT_NUMBERS for cause in found)
+
+
+def told(address: str, error: BaseException, attempts: int) -> CkptProbeError:
+    """The error to raise in the place of a client's: one line, without credentials."""
+    found = list(_causes(error))
+    ours = next((cause for cause in found if isinstance(cause, CkptProbeError)), None)
+    if ours is not None:
+        return ours
+    return DataError(f"{address}: {_sentence(address, found, attempts)}")
+
+
+def _sentence(address: str, found: list[BaseException], attempts: int) -> str:
+    scheme = address.partition(":")[0]
+    statuses = [status for cause in found if (status := _status(cause)) is not None]
+    names = set().union(*map(_names, found))
+    tried = f" ({attempts} attempts)" if attempts > 1 and is_transient(found[0]) else ""
+    if names & {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}:
+        return "the host's certificate cannot be verified; add its authority to the system's, or set SSL_CERT_FILE"
+    if names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}:
+        return f"no credentials found; {HINTS.get(scheme, OF_HTTP)}"
+    if DENIED & set(statuses) or names & {"PermissionError", "GatedRepoError"}:
+        return f"access denied; {HINTS.get(scheme, OF_HTTP)}"
+    unreached = names & {"ClientConnectionError", "EndpointConnectionError", "ConnectError", "ConnectionError"}
+    late = any("timeout" in name.lower() for name in names)
+    missing = names & {"FileNotFoundError", "RepositoryNotFoundError"} and not (statuses or unreached or late)
+    if 404 in statuses or missing:
+        return "no such file or directory there"
+    if statuses:
+        return f"the host answers with HTTP status {statuses[-1]}{tried}; try again later"
+    if late:
+        return f"the host does not answer in time{tried}; try again later, or raise CKPT_PROBE_TIMEOUT (seconds)"
+    if unreached:
+        return f"the host cannot be reached{tried}; check its name and the network"
+    return f"cannot be fetched{tried}: {redacted(last_line(found[-1]))[:300]}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, the first cause last."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        response = response.get("ResponseMetadata", {})
+        status = response.get("HTTPStatusCode") if isinstance(response, dict) else None
+    else:
+        status = (
+            getattr(error, "status", None) or getattr(response, "status_code", None) or getattr(error, "code", None)
+        )
+    try:
+        return int(status) if status else None
+    except (TypeError, ValueError):
+        return None

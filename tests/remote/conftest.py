@@ -1,0 +1,220 @@
+"""Hosts on loopback: moto's server, which speaks S3, and a web server with ranges that can be told to misbehave."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SECRETS = {"AWS_ACCESS_KEY_ID": "AKIDLOOPBACK", "AWS_SECRET_ACCESS_KEY": "s3cr3t-of-loopback-s3cr3t"}
+
+
+@dataclass
+class S3:
+    """A server that speaks S3: where it is, what it was asked for, and how many bytes of bodies it has sent."""
+
+    endpoint: str
+    client: Any
+    sent: int = 0
+    asked: list[str] = field(default_factory=list)
+
+    def put(self, bucket: str, key: str, file: Path | bytes) -> None:
+        """Store an object."""
+        self.client.create_bucket(Bucket=bucket)
+        body = file.read_bytes() if isinstance(file, Path) else file
+        self.client.put_object(Bucket=bucket, Key=key, Body=body)
+
+    def put_all(self, bucket: str, prefix: str, folder: Path) -> None:
+        """Store every file below a folder."""
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                self.put(bucket, f"{prefix}/{file.relative_to(folder).as_posix()}", file)
+
+    def forget(self) -> None:
+        """Count from here."""
+        self.sent = 0
+        self.asked.clear()
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[S3]:
+    boto3 = pytest.importorskip("boto3")
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    application = DomainDispatcherApplication(create_backend_app)
+
+    def counted(environ: Any, start_response: Any) -> Any:
+        body = b"".join(application(environ, start_response))
+        server.asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        server.sent += len(body)
+        return [body]
+
+    running = make_server("127.0.0.1", 0, counted, threaded=True)
+    endpoint = f"http://127.0.0.1:{running.server_port}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=SECRETS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=SECRETS["AWS_SECRET_ACCESS_KEY"],
+    )
+    server = S3(endpoint, client)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    running.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def s3(_s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The server, to which this process's environment leads."""
+    for name, value in {**SECRETS, "AWS_ENDPOINT_URL": _s3_server.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    _s3_server.forget()
+    return _s3_server
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """Serves a handler's class on loopback until the test ends; gives the address."""
+    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def start(handler: Any) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def probe_apart() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in a process of its own, with this environment."""
+
+    def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+        program = "from ckpt_probe.cli.app import main; main()"
+        start = [sys.executable, "-c", program, *words]
+        return subprocess.run(start, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@dataclass
+class Web:
+    """A web server of a folder. failing: the status that it answers with so many times; moved: path → where to."""
+
+    folder: Path
+    port: int = 0
+    ranges: bool = True
+    says: str = "bytes"
+    failing: list[int] = field(default_factory=list)
+    moved: dict[str, str] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
+    claims: dict[str, int] = field(default_factory=dict)
+    needs: str = ""
+    asked: list[str] = field(default_factory=list)
+    sent: int = 0
+
+    def at(self, path: str, user: str = "") -> str:
+        """The address of a path."""
+        return f"http://{user}{'@' if user else ''}127.0.0.1:{self.port}/{path}"
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, web: Web, *arguments: Any) -> None:
+        self.web = web
+        super().__init__(*arguments, directory=str(web.folder))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        """Headers alone."""
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        """A file, a part of it, or a page of links."""
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        web, path = self.web, self.path.partition("?")[0]
+        web.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
+        if web.failing:
+            return self._send(web.failing.pop(0), b"", body=body)
+        if web.needs and web.needs not in f"{self.headers.get('Authorization', '')} {self.path}":
+            return self._send(403, b"", body=body)
+        if path in web.moved:
+            return self._send(302, b"", body=body, Location=web.moved[path])
+        if path in web.pages:
+            return self._send(200, web.pages[path].encode(), body=body, Content_Type="text/html")
+        file = Path(self.translate_path(path))
+        if file.is_dir():
+            if not path.endswith("/"):
+                return self._send(301, b"", body=body, Location=f"{path}/")
+            links = [f"{entry.name}{'/' * entry.is_dir()}" for entry in sorted(file.iterdir())]
+            page = "".join(f'<a href="{link}">{link}</a>' for link in links)
+            return self._send(200, page.encode(), body=body, Content_Type="text/html; charset=utf-8")
+        if not file.is_file():
+            return self._send(404, b"", body=body)
+        return self._send_file(file, path, body=body)
+
+    def _send_file(self, file: Path, path: str, *, body: bool) -> None:
+        data = file.read_bytes()
+        told = {"ETag": f'"{file.stat().st_mtime_ns:x}"', "Accept_Ranges": self.web.says}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        size = self.web.claims.get(path, len(data))
+        if asked and self.web.ranges:
+            start, stop = int(asked[1]), int(asked[2]) + 1
+            part = data[start:stop]
+            return self._send(206, part, body=body, Content_Range=f"bytes {start}-{stop - 1}/{size}", **told)
+        return self._send(200, data, body=body, size=size, **told)
+
+    def _send(self, status: int, data: bytes, *, body: bool, size: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(data) if size is None else size))
+        self.end_headers()
+        if body:
+            self.web.sent += len(data)
+            self.wfile.write(data)
+            if size is not None and size != len(data):
+                self.close_connection = True
+
+
+@pytest.fixture
+def web(tmp_path: Path, serve: Callable[[Any], str]) -> Web:
+    """A web server of the folder `web` of this test's directory."""
+    (tmp_path / "web").mkdir()
+    server = Web(tmp_path / "web")
+    server.port = int(serve(partial(_Handler, server)).rpartition(":")[2])
+    return server
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own, and no address remembered from another."""
+    monkeypatch.setenv("CKPT_PROBE_ADDRESS_SECRETS", "{}")
+    monkeypatch.setenv("CKPT_PROBE_CACHE", str(tmp_path / "cache"))
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    return tmp_path / "cache"

@@ -1,0 +1,216 @@
+"""What a host may do: fail for a while or for good, redirect, list what is elsewhere, lie about sizes, be no host."""
+
+import ssl
+import threading
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ckpt_probe.checkpoints import open_checkpoint, open_series
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.remote import hosts
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "LONGEST_WAIT", 0.02)
+
+
+@pytest.fixture
+def file(web: Any) -> Path:
+    place = web.folder / "step-1.safetensors"
+    save_file({"w": torch.arange(50_000.0)}, place)
+    return place
+
+
+def read(address: str) -> torch.Tensor:
+    with open_checkpoint(address) as checkpoint:
+        return checkpoint.read("w")
+
+
+def refused(address: str) -> str:
+    with pytest.raises(DataError) as found:
+        read(address)
+    assert "\n" not in str(found.value)
+    return str(found.value)
+
+
+def test_a_host_that_fails_for_a_while_is_asked_again(web: Any, file: Path) -> None:
+    web.failing = [503, 500]
+    assert torch.equal(read(web.at("step-1.safetensors")), torch.arange(50_000.0))
+    # fsspec asks for a file's facts twice in each attempt, by HEAD and by GET.
+    assert web.asked[:3] == ["HEAD /step-1.safetensors", "GET /step-1.safetensors", "HEAD /step-1.safetensors"]
+
+
+def test_a_host_that_fails_between_two_parts_of_a_file_is_asked_for_that_part_again(web: Any, file: Path) -> None:
+    with open_checkpoint(web.at("step-1.safetensors")) as checkpoint:
+        web.failing = [502, 429, 503]
+        assert torch.equal(checkpoint.read("w"), torch.arange(50_000.0))
+
+
+def test_a_host_that_goes_on_failing_is_one_line_after_five_attempts(web: Any, file: Path) -> None:
+    with open_checkpoint(web.at("step-1.safetensors")) as checkpoint:
+        web.failing, web.asked = [503] * 99, []
+        with pytest.raises(
+            DataError, match=r"step-1.safetensors: the host answers with HTTP status 503 \(5 attempts\)"
+        ):
+            checkpoint.read("w")
+        assert len(web.asked) == 5
+        web.failing = []
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(403, "access denied; sign the address anew"), (401, "access denied"), (404, "no such file"), (410, "status 410")],
+)
+def test_what_will_not_change_is_told_at_once(web: Any, file: Path, status: int, told: str) -> None:
+    web.failing = [status] * 2
+    assert told in refused(web.at("step-1.safetensors"))
+    assert len(web.asked) == 2
+
+
+def test_a_host_that_does_not_answer_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    monkeypatch.setenv("CKPT_PROBE_TIMEOUT", "0.05")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(16)
+        told = refused(f"http://127.0.0.1:{silent.getsockname()[1]}/a.pt")
+    assert "the host does not answer in time (5 attempts)" in told
+    assert "CKPT_PROBE_TIMEOUT" in told
+
+
+def test_a_host_that_is_not_there_is_told_as_such(web: Any, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "the host cannot be reached (5 attempts)" in refused("http://127.0.0.1:9/a.pt")
+    monkeypatch.setenv("CKPT_PROBE_TIMEOUT", "no time")
+    with pytest.raises(UsageError, match="CKPT_PROBE_TIMEOUT: expected a number of seconds, found 'no time'"):
+        read("http://127.0.0.1:9/a.pt")
+
+
+def test_a_certificate_of_nobody_s_is_one_line(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+    running = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    running.socket = context.wrap_socket(running.socket, server_side=True)
+    running.handle_error = lambda *_: None  # type: ignore[method-assign]
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    told = refused(f"https://127.0.0.1:{running.server_port}/a.pt")
+    running.shutdown()
+    running.server_close()
+    thread.join()
+    assert "the host's certificate cannot be verified" in told
+
+
+def test_a_redirect_within_the_directory_is_followed_and_one_that_leaves_is_refused(web: Any, file: Path) -> None:
+    web.moved = {"/old.safetensors": "/step-1.safetensors"}
+    assert len(read(web.at("old.safetensors"))) == 50_000
+    for target in (
+        "http://localhost:1/step-1.safetensors",
+        "https://127.0.0.1:1/x",
+        "//evil.example/x?token=verysecret",
+    ):
+        web.moved = {"/moved.safetensors": target}
+        told = refused(web.at("moved.safetensors"))
+        assert "the host redirects to" in told
+        assert "verysecret" not in told
+    web.moved = {"/run/moved.safetensors": "/elsewhere/x"}
+    assert "which is not followed" in refused(web.at("run/moved.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "link", ["../../etc/passwd.pt", "%2e%2e/%2e%2e/etc.pt", "a/../../b.pt", "sub%2f..%2f..%2fx.pt"]
+)
+def test_a_listing_that_leads_out_of_its_directory_is_refused(web: Any, link: str) -> None:
+    web.pages = {"/run/": f'<a href="{link}">x</a>', "/run": "<p>"}
+    with pytest.raises(DataError, match="a name that leads out of the directory"):
+        open_series(web.at("run"))
+
+
+def test_links_to_other_hosts_and_directories_are_no_files_of_the_listing(web: Any, file: Path) -> None:
+    (web.folder / "run").mkdir()
+    file.rename(web.folder / "run" / file.name)
+    links = ["http://evil.example/step-2.pt", "/etc/step-3.pt", "step-1.safetensors", "../", "?order=name"]
+    web.pages = {"/run/": "".join(f'<a href="{link}">x</a>' for link in links), "/run": "<p>"}
+    assert [member.name for member in open_series(web.at("run"))] == ["step-1"]
+
+
+def test_an_s3_key_with_dots_for_directories_is_refused(s3: Any) -> None:
+    s3.put("escape", "run/../../../step-1.pt", b"x")
+    with pytest.raises(DataError, match="a name that leads out of the directory"):
+        open_series("s3://escape/run")
+    with pytest.raises(DataError, match="not the address of a file or directory"):
+        open_series("s3://escape/run/../other")
+
+
+def test_a_key_that_is_file_and_directory_is_told(s3: Any) -> None:
+    s3.put("both", "run/a", b"x")
+    s3.put("both", "run/a/step-1.pt", b"x")
+    with pytest.raises(DataError, match="a file and a directory of one name"):
+        open_series("s3://both/run")
+
+
+@pytest.mark.parametrize("says", ["none", "bytes"])
+@pytest.mark.parametrize("numbers", [50, 50_000, 3_000_000])
+def test_a_host_without_ranges_gives_the_whole_file_whatever_it_says(web: Any, says: str, numbers: int) -> None:
+    web.ranges, web.says = False, says
+    save_file({"w": torch.arange(float(numbers))}, web.folder / "whole.safetensors")
+    torch.save({"w": torch.arange(float(numbers))}, web.folder / "whole.pt")
+    for name in ("whole.safetensors", "whole.pt"):
+        assert torch.equal(read(web.at(name)), torch.arange(float(numbers)))
+
+
+def test_a_size_that_is_a_lie_is_found_before_memory_is_taken_for_it(
+    web: Any, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.claims = {"/step-1.safetensors": 10**13}
+    told = refused(web.at("step-1.safetensors"))
+    assert "longer than its header says (10,000,000,000,000 bytes instead of" in told
+    file.rename(web.folder / "other.safetensors")
+    web.claims, web.ranges, web.says = {"/other.safetensors": 10**13}, False, "none"
+    assert "more than the cache may hold" in refused(web.at("other.safetensors"))
+    monkeypatch.setenv("CKPT_PROBE_CACHE_LIMIT", "1PB")
+    with pytest.raises(UsageError, match="CKPT_PROBE_CACHE_LIMIT: expected a size such as 20GiB"):
+        read(web.at("other.safetensors"))
+    monkeypatch.setenv("CKPT_PROBE_CACHE_LIMIT", "9999TiB")
+    assert "are free in" in refused(web.at("other.safetensors"))
+
+
+def test_credentials_in_an_s3_address_are_refused_without_being_told(s3: Any) -> None:
+    with pytest.raises(UsageError) as found:
+        read("s3://AKID:verysecret@bucket/a.pt")
+    assert "credentials within the address" in str(found.value)
+    assert "verysecret" not in str(found.value)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Says nothing."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+def self_signed(folder: Path) -> Path:
+    """A key and its certificate, signed by itself."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem = serialization.Encoding.PEM
+    text = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "server.pem").write_bytes(text + certificate.public_bytes(pem))
+    return folder / "server.pem"
