@@ -230,8 +230,10 @@ def _require_inside(folder: str, address: str) -> None:
 def _found(address: str, facts: Any) -> Found:
     size = facts.get("size")
     ranges = bool(facts.get("partial", True)) if address.startswith("http") else True
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
         raise DataError(f"{address}: the host does not say how large it is; fetch it yourself and name the file")
     changed = [facts.get(name) for name in ("ETag", "etag", "blob_id", "oid", "md5Hash", "generation")]
-    changed += [str(facts.get(name) or "") for name in ("LastModified", "last-modified", "mtime", "updated")]
+    if not any(changed):
+        # A listing may tell times to the millisecond, and the file itself to the second.
+        changed = [str(facts.get(name) or "") for name in ("LastModified", "last-modified", "mtime", "updated")]
     return Found(address, size, "|".join(str(part) for part in changed if part), ranges)

@@ -28,10 +28,14 @@ OF_WEB = ("http", "https")
 
 @dataclass
 class _Away:
-    """A file of the tree: what is known of it, its first bytes once they were read, and whether it is fetched."""
+    """A file of the tree: what is known of it, its first bytes once they were read, and whether it is fetched.
+
+    parted: whether it was read by parts, which are of one file only if it has not changed since.
+    """
 
     found: Found
     beginning: bytes | None = None
+    parted: bool = False
     here: bool = False
     users: int = 0
 
@@ -46,7 +50,8 @@ def brought(path: Path | str) -> Iterator[Path]:
     """A local path for the time of a `with`, and errors that name the address; a local path is given back as it is.
 
     A single file's neighbours are there too, where its host lists them. What was fetched meanwhile leaves the disk at
-    the end, but for the cache. Raises DataError where nothing is at the address or its host cannot be asked.
+    the end, but for the cache. Raises DataError where nothing is at the address or its host cannot be asked, and at
+    the end where a file that was read by parts has changed meanwhile.
     """
     with shown(path) as local:
         if not _is_of_tree(local):
@@ -55,6 +60,7 @@ def brought(path: Path | str) -> Iterator[Path]:
         _use(local, 1)
         try:
             yield local
+            _require_unchanged(local)
         finally:
             _use(local, -1)
 
@@ -140,6 +146,7 @@ def read_at(path: Path, start: int, length: int) -> bytes:
             away.beginning = b"".join(blocks(found, 0, min(BEGINNING, found.size)))
         if away.beginning is not None and stop <= len(away.beginning):
             return away.beginning[start:stop]
+        away.parted = True
         data = bytearray()
         for block in blocks(found, start, stop):
             data += block
@@ -223,6 +230,19 @@ def _put_neighbours(address: str, local: Path) -> None:
     with suppress(DataError):
         for file in listing(above, deep=False):
             _put(_local(file.address), file)
+
+
+def _require_unchanged(local: Path) -> None:
+    """Raise DataError where a file here, or beside it, was read by parts and is another now."""
+    for file, away in list(_files.items()):
+        if away.parted and (file == local or local in file.parents or local.parent == file.parent):
+            away.parted = False
+            now = look(away.found.address)
+            if now != away.found:
+                if now is not None:
+                    _put(file, now)
+                told = "changed while it was read, so that parts of two files were mixed"
+                raise DataError(f"{away.found.address}: {told}; try again when no program writes to it")
 
 
 def _put(local: Path, found: Found) -> None:

@@ -1,0 +1,65 @@
+"""A file that becomes another while parts of it are read: an error, never tensors of both."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.errors import DataError
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> tuple[Path, Path]:
+    """Two checkpoints of the same names and sizes: all zeros, all ones."""
+    for value, name in ((0.0, "zeros"), (1.0, "ones")):
+        tensors = {name: torch.full((500, 500), value) for name in ("h.weight", "z")}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    return tmp_path / "zeros.safetensors", tmp_path / "ones.safetensors"
+
+
+def mean(checkpoint: Any, name: str) -> float:
+    return float(checkpoint.read(name).mean())
+
+
+def read_around(address: str, change: Callable[[], Any]) -> None:
+    """One tensor, then the change, then the other tensor."""
+    with open_checkpoint(address) as checkpoint:
+        assert mean(checkpoint, "h.weight") == 0
+        change()
+        mean(checkpoint, "z")
+
+
+def test_an_object_that_is_replaced_between_two_tensors(s3: Any, both: tuple[Path, Path]) -> None:
+    address = "s3://bucket/x/m.safetensors"
+    s3.put("bucket", "x/m.safetensors", both[0])
+    with pytest.raises(DataError, match="changed while it was read"):
+        read_around(address, lambda: s3.put("bucket", "x/m.safetensors", both[1]))
+    with open_checkpoint(address) as checkpoint:
+        assert mean(checkpoint, "h.weight") == mean(checkpoint, "z") == 1
+
+
+def test_a_file_of_a_web_server_that_is_replaced(web: Any, both: tuple[Path, Path]) -> None:
+    served = web.folder / "m.safetensors"
+    served.write_bytes(both[0].read_bytes())
+    address = web.at("m.safetensors")
+    with pytest.raises(DataError, match="changed while it was read"):
+        read_around(address, lambda: served.write_bytes(both[1].read_bytes()))
+
+
+def test_a_shard_that_changed_is_not_read_by_its_old_header(s3: Any, both: tuple[Path, Path]) -> None:
+    table = {"weight_map": dict.fromkeys(("h.weight", "z"), "model-1.safetensors")}
+    s3.put("bucket", "sh/model-1.safetensors", both[0])
+    s3.put("bucket", "sh/model.safetensors.index.json", json.dumps(table).encode())
+    address = "s3://bucket/sh/model.safetensors.index.json"
+    with open_checkpoint(address) as checkpoint:
+        assert mean(checkpoint, "z") == 0
+    s3.put("bucket", "sh/model-1.safetensors", both[1])
+    with pytest.raises(DataError, match="changed while it was read"), open_checkpoint(address) as checkpoint:
+        mean(checkpoint, "z")
+    with open_checkpoint(address) as checkpoint:
+        assert mean(checkpoint, "z") == 1
