@@ -1,7 +1,6 @@
 """Every number along a path between two checkpoints: one model, built once, nothing written but the records."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,7 @@ from ckpt_probe.paths.positions import FIRST, evenly, refined
 from ckpt_probe.paths.shapes import path_of
 from ckpt_probe.paths.walk import Walk, barriers
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.scheduling import Busy, Workers, claimed, made_once
-
-PAUSE = 0.5
-"""Seconds until a path that another process is at is looked at again."""
+from ckpt_probe.scheduling import Workers, claimed_in_turn, made_once
 
 
 @dataclass(frozen=True)
@@ -71,15 +67,9 @@ def evaluate_path(
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
     check_ends(order.ends, setup)
-    waited = False
-    while True:
-        with claimed(order.place.path) as claim:
-            if not isinstance(claim, Busy):
-                return _evaluated(order, staff, overwrite=overwrite, resume=resume or waited, progress=progress)
-        if not waited:
-            progress.message(f"{order.place.path}: {claim.holder} is working on it; waiting")
-        waited = not overwrite
-        time.sleep(PAUSE)
+    with claimed_in_turn(order.place.path, progress.message) as waited:
+        resume = resume or (waited and not overwrite)
+        return _evaluated(order, staff, overwrite=overwrite, resume=resume, progress=progress)
 
 
 def _evaluated(order: "_Order", staff: Workers, *, overwrite: bool, resume: bool, progress: Progress) -> PathResult:

@@ -17,7 +17,7 @@ from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.planes.directions import Plane, plane_through, random_plane
 from ckpt_probe.planes.survey import Point, Survey
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.scheduling import Workers, made_once
+from ckpt_probe.scheduling import Workers, claimed_in_turn, made_once
 
 MARGIN = 0.2
 RADIUS = 1.0
@@ -98,10 +98,10 @@ def evaluate_plane(
 
     options: those of `Setup` (model and data, by default those that a names) and of `PlaneOptions`; without b and c,
     directions="random". Writes `out`/points.jsonl point by point and `out`/plane.json at the end. An interrupted call
-    continues after the last point; with `resume` a finished plane is returned from its stored records. workers: so many
-    points at a time, each in a process of its own; scheduler: the address of a Dask cluster that evaluates them. Raises
-    UsageError and DataError as extraction does, and DataError if the checkpoints have different tensors, two are equal,
-    or all three lie on one line.
+    continues after the last point, and another process at the same plane is waited for; with `resume` a finished plane
+    is returned from its stored records. workers: so many points at a time, each in a process of its own; scheduler: the
+    address of a Dask cluster that evaluates them. Raises UsageError and DataError as extraction does, and DataError if
+    the checkpoints have different tensors, two are equal, or all three lie on one line.
     """
     progress, setup = progress or Silent(), Setup.taken_from(options)
     how = PlaneOptions(**options)
@@ -112,7 +112,17 @@ def evaluate_plane(
         raise UsageError("random directions need one checkpoint A: omit B and C, or the directions")
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
-    ledger = Ledger(Path(out), "plane")
+    staff, order = Workers(workers, scheduler), _Order(files, setup, how)
+    with claimed_in_turn(Path(out), progress.message) as waited:
+        resume = resume or (waited and not overwrite)
+        return _evaluated(order, Path(out), staff, overwrite=overwrite, resume=resume, progress=progress)
+
+
+def _evaluated(
+    order: "_Order", out: Path, staff: Workers, *, overwrite: bool, resume: bool, progress: Progress
+) -> PlaneResult:
+    files, setup, how = order.files, order.setup, order.how
+    ledger = Ledger(out, "plane")
     ledger.require_free(overwrite=overwrite, resume=resume)
     evaluation = Evaluation(open_subject(files[0], setup), how.statistics)
     plane = _plane(files, how, evaluation.subject)
@@ -123,7 +133,6 @@ def evaluate_plane(
     ledger.follow(plan, begun=ledger.begun)
     if ledger.finished:
         return _stored(ledger)
-    staff, order = Workers(workers, scheduler), _Order(files, setup, how)
     elsewhere = None if staff.alone else order.run
     survey = Survey(files, plane, evaluation, ledger, ledger.points(), staff, elsewhere)
     _finish(survey, *_grid(plane, how), progress)

@@ -12,16 +12,17 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.scheduling.tasks import Busy
 
 BEAT_SECONDS = 5.0
+PAUSE_SECONDS = 0.5
 STALE_SECONDS = 60.0
 """Without a beat for so long, a claim's holder is taken for dead."""
 
@@ -66,6 +67,24 @@ def claimed(path: Path, *, stale: float = STALE_SECONDS) -> Iterator[Claim | Bus
         ended.set()
         beating.join()
         _release(path, found)
+
+
+@contextmanager
+def claimed_in_turn(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """A claim on `path` for the time of the `with`, after whoever has it now; yields whether that was waited for.
+
+    say: where it is told, once. Raises as `claimed`.
+    """
+    waited = False
+    while True:
+        with claimed(path) as claim:
+            if not isinstance(claim, Busy):
+                yield waited
+                return
+        if not waited:
+            say(f"{path}: {claim.holder} is working on it; waiting")
+            waited = True
+        sleep(PAUSE_SECONDS)
 
 
 def _taken(path: Path, stale: float) -> Claim | Busy:
