@@ -20,7 +20,7 @@ def web(user: str, timeout: float) -> Any:
     client: dict[str, Any] = {
         "trace_configs": [trace],
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout),
-        # Proxies as the environment names them; a .netrc would send a password that nobody asked for.
+        # With the environment's proxies came its .netrc, which would send a password that nobody asked for.
         "trust_env": False,
     }
     if user:
