@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_probe.checkpoints.formats.inert import Inert
+from ckpt_probe.checkpoints.formats.outlines import Named, NotOutlined, Opaque, Storage
 
 DEEPEST = 12
 MOST_ENTRIES = 64
@@ -15,7 +16,10 @@ LONGEST = 200
 
 
 def plain(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """A mapping of anything as one of texts, numbers, lists and mappings, shortened where it is long or deep."""
+    """A mapping of anything as one of texts, numbers, lists and mappings, shortened where it is long or deep.
+
+    Raises NotOutlined where an outline does not tell a value that would be kept.
+    """
     left = [MOST_VALUES]
     found = _plain(dict(values), left, 0)
     return found if isinstance(found, dict) else {}
@@ -27,6 +31,8 @@ def _plain(value: Any, left: list[int], depth: int) -> Any:
         return _plain(value.plain(), left, depth + 1) if depth < DEEPEST else type(value).__name__
     if isinstance(value, type):
         return value.__name__
+    if isinstance(value, Opaque | Named | Storage):
+        raise NotOutlined
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

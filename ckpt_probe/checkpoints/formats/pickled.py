@@ -1,11 +1,15 @@
 """State dicts that torch.save wrote: zip archives, memory-mapped, and the stream of versions before 1.6, read whole.
 
-Only `torch.load(weights_only=True)` builds anything, after `scanning` has read what it would build.
+Only `torch.load(weights_only=True)` builds anything, after `scanning` has read what it would build, and once a tensor
+is asked for: names, dtypes and shapes are those of the outline wherever that shows them all.
 """
 
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,9 +18,11 @@ from ckpt_probe.checkpoints.formats.archive import check_archive
 from ckpt_probe.checkpoints.formats.facts import plain
 from ckpt_probe.checkpoints.formats.inert import STAND_INS
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
+from ckpt_probe.checkpoints.formats.outlines import NotOutlined, OutlinedTensor
 from ckpt_probe.checkpoints.formats.scanning import Scan, scan
 from ckpt_probe.checkpoints.formats.signatures import ZIP
 from ckpt_probe.checkpoints.tensors import filler, layout_of
+from ckpt_probe.checkpoints.writing import BITS, Layout
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
 from ckpt_probe.remote import whole
@@ -44,36 +50,89 @@ def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
     Raises DataError for one that is truncated or lies about its sizes, names anything but tensors and what `inert`
     lists, or is a whole module; UsageError as `nesting.choose`.
     """
-    tree, kind = load_pickled(path)
-    try:
-        choice = choose(tree, _numbers, asked.state_key)
-        tensors = {name: _plain_tensor(name, tensor, path) for name, tensor in choice.taken.tensors.items()}
-    except CkptProbeError as error:
-        raise type(error)(f"{path}: {error}") from error
+    require_regular(path)
+    with whole(path).open("rb") as file:
+        archive = file.read(len(ZIP)) == ZIP
+        file.seek(0)
+        outline = require_sound(file, path.stat().st_size, path, archive=archive).outline
+    loaded = _Loaded(path, asked.state_key, archive)
+    listing = _listing(outline, asked.state_key, path.stat().st_size) or loaded.listing
+    choice, read = listing.choice, loaded.reader(listing.layout)
     yield Contents(
         path=path,
-        format=kind,
+        format="torch zip" if archive else "torch stream",
         files=(path,),
-        layout=layout_of(tensors),
-        read=tensors.__getitem__,
-        fill=filler(tensors.__getitem__),
-        beside=plain(_beside(tree, choice)),
+        layout=listing.layout,
+        read=read,
+        fill=filler(read),
+        beside=listing.beside,
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
         dropped=choice.taken.dropped,
     )
 
 
-def load_pickled(path: Path) -> tuple[Any, str]:
-    """What torch.load makes of a file whose claims have been checked, and which kind of file it is."""
-    require_regular(path)
-    with whole(path).open("rb") as file:
-        archive = file.read(len(ZIP)) == ZIP
-        file.seek(0)
+@dataclass(frozen=True)
+class _Listing:
+    """What is known of a file without its tensors' numbers: the mapping taken, its tensors, and what stands beside."""
+
+    choice: Choice
+    layout: Layout
+    beside: Mapping[str, Any]
+
+
+class _Loaded:
+    """What torch makes of a file, read when it is first needed."""
+
+    def __init__(self, path: Path, state_key: str | None, archive: bool) -> None:
+        self._path = path
+        self._state_key = state_key
+        self._archive = archive
+
+    @cached_property
+    def listing(self) -> _Listing:
+        """As `_listing`, of what torch made. Raises DataError and UsageError as `open_pickled`."""
+        try:
+            choice = choose(self._tree, _numbers, self._state_key)
+            tensors = {name: _plain_tensor(name, tensor, self._path) for name, tensor in choice.taken.tensors.items()}
+        except CkptProbeError as error:
+            raise type(error)(f"{self._path}: {error}") from error
+        self._tensors = tensors
+        return _Listing(choice, layout_of(tensors), plain(_beside(self._tree, choice)))
+
+    def reader(self, layout: Layout) -> "Callable[[str], Tensor]":
+        """A function that gives a tensor of the layout, which has to be torch's too."""
+
+        def read(name: str) -> "Tensor":
+            if self.listing.layout != layout:
+                raise DataError(f"{self._path}: changed while it was open, or damaged: torch reads other tensors")
+            return self._tensors[name]
+
+        return read
+
+    @cached_property
+    def _tree(self) -> Any:
+        path = self._path
         # torch takes this suffix for its word; such a file is read whole.
-        mapped = path if archive and path.suffix != ".safetensors" else None
-        tree = load_checked(file, path.stat().st_size, path, archive=archive, mapped=mapped)
-    return tree, "torch zip" if archive else "torch stream"
+        mapped = path if self._archive and path.suffix != ".safetensors" else None
+        with whole(path).open("rb") as file:
+            return load_checked(file, path.stat().st_size, path, archive=self._archive, mapped=mapped)
+
+
+def _listing(outline: Any, state_key: str | None, most: int) -> _Listing | None:
+    """What an outline shows of a file of at most so many bytes; None where torch must read it, or say why not."""
+    try:
+        choice = choose(outline, _outlined_numbers, state_key)
+        layout = {name: (tensor.dtype, tensor.shape) for name, tensor in choice.taken.tensors.items()}
+        beside = plain(_beside(outline, choice))
+    except (CkptProbeError, NotOutlined):
+        return None
+    claimed = (math.prod(shape) * BITS.get(dtype, 8) // 8 for dtype, shape in layout.values())
+    return None if max(claimed) > most else _Listing(choice, layout, beside)
+
+
+def _outlined_numbers(value: Any) -> int | None:
+    return value.numbers if isinstance(value, OutlinedTensor) else None
 
 
 def load_checked(file: BinaryIO, size: int, told: Path, *, archive: bool = True, mapped: Path | None = None) -> Any:
@@ -97,13 +156,14 @@ def load_checked(file: BinaryIO, size: int, told: Path, *, archive: bool = True,
         raise DataError(f"{told}: damaged or truncated, torch cannot read it ({last_line(error)})") from error
 
 
-def require_sound(file: BinaryIO, size: int, told: Path, *, archive: bool = True) -> None:
-    """Raise DataError naming `told` where a file claims more than it has, or names what is not read."""
+def require_sound(file: BinaryIO, size: int, told: Path, *, archive: bool = True) -> Scan:
+    """What a file asks for; DataError naming `told` where it claims more than it has, or names what is not read."""
     try:
         found = check_archive(file) if archive else _check_stream(file, size)
     except (ValueError, OSError) as error:
         raise DataError(f"{told}: {error}") from error
     _require_allowed(told, found)
+    return found
 
 
 def _check_stream(file: BinaryIO, size: int) -> Scan:

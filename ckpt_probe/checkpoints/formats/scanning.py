@@ -1,15 +1,26 @@
 """What a pickle would build, read off its opcodes: nothing is imported, called or allocated by its word.
 
 `torch.load(weights_only=True)` comes after this, and has its own list of what it may call. This pass tells beforehand
-which names a file asks for, and how large it says its storages are, since torch allocates what a file claims.
+which names a file asks for, and how large it says its storages are, since torch allocates what a file claims. It also
+outlines what will be built, so that a file can be looked at before torch, which takes seconds to import, is needed.
 """
 
 import pickletools
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from ckpt_probe.checkpoints.formats.inert import STAND_INS
+from ckpt_probe.checkpoints.formats.outlines import (
+    FROM_TYPE,
+    OPAQUE,
+    STORAGES,
+    Named,
+    NotOutlined,
+    Storage,
+    outlined_call,
+)
 
 LONGEST = 64 * 2**20
 """Bytes of a pickle, its tensors' numbers not among them, that is still taken for a checkpoint's."""
@@ -25,7 +36,6 @@ REBUILD = frozenset(
     )
 )  # fmt: skip
 """Functions of torch that make a dense tensor of a storage, whose bounds they check."""
-FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 CALLED = (
     REBUILD
     | frozenset(STAND_INS)
@@ -63,30 +73,26 @@ MODULE_FIELDS = frozenset({"_modules", "_parameters", "_buffers"})
 """Fields by which a pickled torch.nn.Module is known, whatever its class is called."""
 
 
-@dataclass(frozen=True)
-class Named:
-    """A global that a pickle names."""
-
-    name: str
-
-
 @dataclass
 class Held:
-    """Something that a pickle builds, of which nothing is known but how many entries or characters it has.
+    """Something that a pickle builds: how many entries or characters it has, and its outline.
 
-    deep: whether there is a tuple of tuples among them, whose hash may take for ever.
+    deep: whether there is a tuple of tuples among them, whose hash may take for ever. outline: a mapping or list that
+    is filled as the pickle says, a tensor's dtype and shape, or `OPAQUE`.
     """
 
     size: int = 0
     deep: bool = False
+    outline: Any = OPAQUE
 
 
 @dataclass(frozen=True)
 class Tuple:
-    """A tuple, and whether it has tuples in it."""
+    """A tuple, whether it has tuples in it, and its outline."""
 
     items: tuple[Any, ...]
     deep: bool
+    outline: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,14 @@ class Scan:
     """What a pickle asks for.
 
     forbidden: globals outside the lists of this module, in their order; storages: key → bytes that the file says the
-    storage has; whole_module: whether there are fields of a pickled `torch.nn.Module`.
+    storage has; whole_module: whether there are fields of a pickled `torch.nn.Module`; outline: of what is built, None
+    where it may hold tensors that the outline does not show.
     """
 
     forbidden: tuple[str, ...]
     storages: Mapping[str, int]
     whole_module: bool
+    outline: Any = None
 
 
 @dataclass
@@ -114,6 +122,7 @@ class _Machine:
     fields: set[str] = field(default_factory=set)
     most_copied: int = 0
     copied: int = 0
+    outlines: bool = True
 
 
 def scan(file: BinaryIO, length: int) -> Scan:
@@ -137,7 +146,8 @@ def scan(file: BinaryIO, length: int) -> Scan:
             _STEPS[opcode.name](machine, argument)
     except (IndexError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"no whole pickle ({type(error).__name__}: {error})") from error
-    return Scan(tuple(machine.forbidden), machine.storages, machine.fields >= MODULE_FIELDS)
+    outline = _outline(machine.stack[0]) if machine.outlines and machine.stack else None
+    return Scan(tuple(machine.forbidden), machine.storages, machine.fields >= MODULE_FIELDS, outline)
 
 
 class _Bounded:
@@ -202,37 +212,47 @@ def _tuple(machine: _Machine, _: Any) -> None:
 
 
 def _made(items: list[Any]) -> Tuple:
-    return Tuple(tuple(items), any(isinstance(item, Tuple) for item in items))
+    return Tuple(tuple(items), any(isinstance(item, Tuple) for item in items), tuple(map(_outline, items)))
 
 
 def _append(machine: _Machine, _: Any) -> None:
-    _extend(machine.stack, [machine.stack.pop()])
+    _extend(machine, [machine.stack.pop()])
 
 
 def _append_all(machine: _Machine, _: Any) -> None:
     items = _since_mark(machine)
-    _extend(machine.stack, items)
+    _extend(machine, items)
 
 
-def _extend(stack: list[Any], items: list[Any]) -> None:
-    stack[-1].size += len(items)
-    stack[-1].deep |= any(isinstance(item, Tuple) and item.deep for item in items)
+def _extend(machine: _Machine, items: list[Any]) -> None:
+    held = machine.stack[-1]
+    held.size += len(items)
+    held.deep |= any(isinstance(item, Tuple) and item.deep for item in items)
+    if isinstance(held.outline, list):
+        held.outline += [_outline(item) for item in items]
+    else:
+        machine.outlines = False
 
 
 def _set(machine: _Machine, _: Any) -> None:
     pair = [machine.stack.pop(), machine.stack.pop()]
-    _fill(machine.stack, pair[1:])
+    _fill(machine, pair[1:], pair[:1])
 
 
 def _set_all(machine: _Machine, _: Any) -> None:
     items = _since_mark(machine)
-    _fill(machine.stack, items[::2])
+    _fill(machine, items[::2], items[1::2])
 
 
-def _fill(stack: list[Any], keys: list[Any]) -> None:
+def _fill(machine: _Machine, keys: list[Any], values: list[Any]) -> None:
     if any(isinstance(key, Tuple) and key.deep for key in keys):
         raise ValueError("a key that is a tuple of tuples")
-    stack[-1].size += len(keys)
+    held = machine.stack[-1]
+    held.size += len(keys)
+    if isinstance(held.outline, dict) and all(isinstance(key, str | int | float | None) for key in keys):
+        held.outline.update(zip(keys, map(_outline, values), strict=False))
+    else:
+        machine.outlines = False
 
 
 def _call(machine: _Machine, _: Any) -> None:
@@ -249,7 +269,26 @@ def _call(machine: _Machine, _: Any) -> None:
     machine.copied += size
     if machine.copied > machine.most_copied:
         raise ValueError(f"its calls copy more than {machine.most_copied:,} bytes")
-    machine.stack.append(Held(size))
+    machine.stack.append(Held(size, outline=_outline_of_call(machine, name, items)))
+
+
+def _outline_of_call(machine: _Machine, name: str, items: tuple[Any, ...]) -> Any:
+    try:
+        return outlined_call(name, [_outline(item) for item in items])
+    except (NotOutlined, ValueError, IndexError, AttributeError, TypeError):
+        machine.outlines = False
+        return OPAQUE
+
+
+def _build(machine: _Machine, _: Any) -> None:
+    machine.stack.pop()
+    built = getattr(machine.stack[-1], "outline", OPAQUE)
+    # To an OrderedDict this adds attributes, to what is opaque anything.
+    machine.outlines &= isinstance(built, OrderedDict) or built is OPAQUE
+
+
+def _outline(item: Any) -> Any:
+    return item.outline if isinstance(item, Held | Tuple) else item
 
 
 def _size(value: Any) -> int:
@@ -275,7 +314,7 @@ def _storage(machine: _Machine, _: Any) -> None:
         machine.forbidden[storage.name] = None
     size = count * ITEM_BYTES.get(name, 1)
     machine.storages[str(key)] = max(size, machine.storages.get(str(key), 0))
-    machine.stack.append(Held())
+    machine.stack.append(Held(outline=Storage(STORAGES.get(name, name))))
 
 
 def _remember(machine: _Machine, argument: int) -> None:
@@ -293,7 +332,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "EMPTY_TUPLE": _push(lambda _: Tuple((), False)),
     "REDUCE": _call,
     "NEWOBJ": _call,
-    "BUILD": lambda machine, argument: machine.stack.pop(),
+    "BUILD": _build,
     "APPEND": _append,
     "APPENDS": _append_all,
     "SETITEM": _set,
@@ -304,7 +343,13 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "LONG_BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
     "BINPUT": _remember,
     "LONG_BINPUT": _remember,
-    **dict.fromkeys(("NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT"), _push(lambda _: None)),
-    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"), _push(lambda _: Held())),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINSTRING"), _push(lambda argument: argument)),
+    "NONE": _push(lambda _: None),
+    "NEWTRUE": _push(lambda _: True),
+    "NEWFALSE": _push(lambda _: False),
+    "EMPTY_DICT": _push(lambda _: Held(outline={})),
+    "EMPTY_LIST": _push(lambda _: Held(outline=[])),
+    "EMPTY_SET": _push(lambda _: Held()),
+    # Texts of Python 2, which torch takes for UTF-8.
+    "SHORT_BINSTRING": _push(lambda argument: argument.encode("latin-1").decode()),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"), _push(lambda argument: argument)),
 }

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.checkpoints.formats import pickled
 from ckpt_probe.checkpoints.formats.scanning import scan
 from ckpt_probe.errors import DataError, UsageError
 
@@ -357,6 +358,7 @@ from pathlib import Path
 def resident():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS"))) / 1024
 from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.checkpoints.formats import pickled
 before = resident()
 with open_checkpoint(sys.argv[1]) as checkpoint:
     checkpoint.read("layer.3").sum()
@@ -371,3 +373,98 @@ def test_one_tensor_of_a_large_archive_takes_no_more_memory_than_it_has(tmp_path
     done = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 60
+
+
+def shapes_and_the_rest(path: Path, state_key: str | None) -> tuple[object, ...]:
+    with open_checkpoint(path, state_key=state_key) as checkpoint:
+        return (
+            checkpoint.layout,
+            checkpoint.state_key,
+            checkpoint.others,
+            checkpoint.dropped,
+            checkpoint.facts,
+            checkpoint.metadata,
+        )
+
+
+def all_kinds() -> dict[str, Any]:
+    names = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    newer = ("complex64", "complex128", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
+    return {name: torch.zeros(2, 3, dtype=getattr(torch, name)) for name in (*names, *newer)}
+
+
+def saved_things() -> dict[str, Any]:
+    model, optimizer = trained()
+    state = model.state_dict()
+    base = torch.arange(12.0)
+    return {
+        "bare": state,
+        "dtypes": all_kinds(),
+        "views": {
+            "a": base[2:8].view(2, 3),
+            "t": base.view(3, 4).T,
+            "e": base[:1].expand(5, 1),
+            "n": torch.zeros(0, 4),
+        },
+        "parameters": dict(model.named_parameters()),
+        "own attributes": {"w": torch.nn.Parameter(torch.ones(3, 2), requires_grad=False), "n": 3, "t": "text"},
+        "trainer": {
+            "model_state_dict": state,
+            "optimizer": optimizer.state_dict(),
+            "epoch": 3,
+            "global_step": 2**40,
+            "loss": 0.5,
+            "done": False,
+            "names": ["a", "b"],
+            "shape": torch.Size([2, 3]),
+            "best": None,
+            "ema": {"shadow": [torch.zeros(1)]},
+        },
+        "two": {"net": {"a": torch.ones(4, 4)}, "params": {"b": torch.ones(5, 5)}},
+        "ordered": collections.OrderedDict(state_dict=collections.OrderedDict(state), step=7),
+        "default": collections.defaultdict(list, model=dict(state), epoch=2),
+        "a scalar beside": {"model": state, "loss": torch.tensor(0.25), "epoch": 1},
+        "arguments": {"model": state, "args": argparse.Namespace(lr=0.1, out=Path("runs/a")), "epoch": 1},
+    }
+
+
+@KINDS
+@pytest.mark.parametrize("name", sorted(saved_things()))
+def test_a_file_is_listed_as_torch_reads_it(name: str, kind: str, tmp_path: Path, monkeypatch: Any) -> None:
+    state_key, saved = "net" if name == "two" else None, saved_things()[name]
+    if kind == STREAM:
+        # In a stream torch does not read back what it writes of its newest dtypes.
+        saved = {key: value for key, value in saved.items() if not key.startswith(("uint16", "uint32", "uint64", "f"))}
+    path = save(tmp_path / "a.pt", saved, kind)
+    listed = shapes_and_the_rest(path, state_key)
+    with open_checkpoint(path, state_key=state_key) as checkpoint:
+        first = checkpoint.names[0]
+        assert tuple(checkpoint.read(first).shape) == checkpoint.shape(first)
+    monkeypatch.setattr(pickled, "_listing", lambda *_: None)
+    assert listed == shapes_and_the_rest(path, state_key)
+
+
+NO_TORCH = """
+import sys
+from ckpt_probe.checkpoints import open_checkpoint
+from ckpt_probe.checkpoints.formats import pickled
+with open_checkpoint(sys.argv[1]) as checkpoint:
+    print(len(checkpoint.layout), checkpoint.metadata.epoch, "torch" in sys.modules)
+    checkpoint.read(checkpoint.names[0])
+    print("torch" in sys.modules)
+"""
+
+
+@KINDS
+def test_torch_is_imported_for_numbers_alone(kind: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt", saved_things()["trainer"], kind)
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["9", "3", "False", "True"]
+
+
+def test_a_file_that_changes_before_its_numbers_are_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt", {"a": torch.ones(2, 3)})
+    with open_checkpoint(path) as checkpoint:
+        save(path, {"a": torch.ones(3, 3)})
+        with pytest.raises(DataError, match="changed while it was open"):
+            checkpoint.read("a")
