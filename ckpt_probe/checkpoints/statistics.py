@@ -18,8 +18,11 @@ from ckpt_probe.checkpoints.numbers import decode
 from ckpt_probe.checkpoints.reading import Checkpoint
 from ckpt_probe.checkpoints.writing import BITS, TORCH_NAMES
 
-ENTRIES = 2**17
+ENTRIES = 2**18
 """Numbers of one block."""
+UNDIVIDED = 2**13
+"""Numbers of a product that BLAS does in the thread that asks for it; its own threads, for more, are in our threads'
+way, and make the last digits depend on how many there are."""
 MOST_THREADS = 4
 NEARLY_CONSTANT = 1e-6
 """Share of a block's squares below which what is left of them without the mean would keep too few digits."""
@@ -114,7 +117,6 @@ class _Buffers:
         self.decoded = np.zeros(8 * ENTRIES, np.uint8)
         self.bits = np.empty(8 * ENTRIES, np.uint8)
         self.double = np.empty(ENTRIES, np.float64)
-        self.ones = np.ones(ENTRIES, np.float64)
 
 
 def _of_block(buffers: _Buffers, checkpoint: Checkpoint, name: str, dtype: str, first: int, count: int) -> _Part:
@@ -128,7 +130,7 @@ def _of_block(buffers: _Buffers, checkpoint: Checkpoint, name: str, dtype: str, 
         np.copyto(double, raw.view(WHOLE[dtype]), casting="unsafe")
     else:
         np.take(_eights(dtype), raw, out=double)
-    part = _summed(double, buffers.ones[:count])
+    part = _summed(double)
     zeros = count - _nonzero(raw, item, buffers.bits, signed=dtype not in WHOLE)
     return replace(part, zeros=zeros) if zeros else part
 
@@ -143,17 +145,21 @@ def _nonzero(raw: np.ndarray, item: int, bits: np.ndarray, *, signed: bool) -> i
     return int(np.count_nonzero(numbers))
 
 
-def _summed(double: np.ndarray, ones: np.ndarray) -> _Part:
+def _summed(double: np.ndarray) -> _Part:
     """Mean and squares of a block, which may be overwritten."""
     with np.errstate(over="ignore", invalid="ignore"):
-        total, squares = float(np.dot(double, ones)), float(np.dot(double, double))
+        total, squares = float(np.add.reduce(double)), _squares(double)
         mean = total / len(double)
         left = squares - mean * total
         if math.isfinite(squares) and left < NEARLY_CONSTANT * squares:
             # The difference of two sums that nearly agree: take the mean away before squaring.
             double -= mean
-            left = float(np.dot(double, double))
+            left = _squares(double)
     return _Part(len(double), mean, left) if math.isfinite(left) else _careful(double)
+
+
+def _squares(double: np.ndarray) -> float:
+    return sum(float(np.dot(piece, piece)) for piece in np.split(double, range(UNDIVIDED, len(double), UNDIVIDED)))
 
 
 def _careful(double: np.ndarray) -> _Part:
