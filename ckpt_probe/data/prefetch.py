@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ckpt_probe.data.samples import Batch, Inputs, Split, Streaming
@@ -27,6 +28,8 @@ def ready_parts(
 ) -> Generator[Iterator[Batch], None, None]:
     """A batch for each part of a split, in order, in pinned memory where asked for.
 
+    Not pinned, they are for a model on the CPU: torch then makes them ready in one thread. A second team of its threads
+    would outnumber the cores, and from then on those of the model sleep after each operator and have to be woken.
     A streaming split makes them ready itself, for any other a thread does; leaving the `with` at any time ends that.
     Raises what reading a sample raises.
     """
@@ -37,7 +40,11 @@ def ready_parts(
     ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCHED)
     stop = threading.Event()
 
+    threads = torch.get_num_threads()
+
     def prepare() -> None:
+        if not pinned:
+            torch.set_num_threads(1)
         try:
             for part in parts:
                 inputs, labels = split.batch(part)
@@ -46,6 +53,9 @@ def ready_parts(
             _offer(ready, None, stop)
         except Exception as error:  # handed to whoever asks for the next batch
             _offer(ready, error, stop)
+        finally:
+            # What a thread sets is also what threads begin with that start after it.
+            torch.set_num_threads(threads)
 
     def handed_out() -> Iterator[Batch]:
         while (item := ready.get()) is not None:

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from ckpt_probe.extraction.storing import StoreWriter
 
 WAITING_BLOCKS = 8
@@ -29,6 +31,7 @@ class BackgroundWriter:
         self._abandoned = threading.Event()
         self._ended = False
         self._error: BaseException | None = None
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="dump writer", daemon=True)
 
     def __enter__(self) -> "BackgroundWriter":
@@ -53,6 +56,8 @@ class BackgroundWriter:
             raise self._error
 
     def _run(self) -> None:
+        # Its sums may be the larger part of the work, whatever the thread has set that makes batches ready.
+        torch.set_num_threads(self._threads)
         try:
             with self._open() as writer:
                 while (item := self._next()) is not None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.extraction.allocation import keep_freed_memory
 from ckpt_probe.extraction.scoring import is_scored, parameters_of, score_logits, score_rows
 from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.models import Backbone, Batch, Head, Taps, evaluating, on_device, padding_mask, part_of, unknown_index
@@ -57,6 +58,8 @@ def forward_blocks(
     closes the generator (`contextlib.closing`), which ends the thread behind it.
     """
     device = torch.device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     # In this order float64, which MPS does not have, never gets there.
     model.to(dtype=dtype).to(device=device).eval()
     with ready_batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:

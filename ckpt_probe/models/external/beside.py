@@ -7,8 +7,6 @@ from torch import nn
 
 from ckpt_probe.files import read_object
 
-"""Bytes of a config.json that is read."""
-
 TIMM_SHOWN = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "label_names", "fixed_input_size")
 """What timm's own configuration says of images and classes; where its weights come from is left out."""
 

@@ -1,0 +1,46 @@
+"""Batches made ready beside a model: in order, and without taking its threads away."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from ckpt_probe.data import ready_batches
+
+
+class Watched:
+    """Six samples, and how many threads torch had as a batch of them was made."""
+
+    def __init__(self) -> None:
+        self.labels = torch.arange(6)
+        self.threads: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        self.threads.append(torch.get_num_threads())
+        return self.labels[indices, None].float(), self.labels[indices]
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_batch_for_the_cpu_is_made_in_one_thread_and_nothing_else_is_slowed() -> None:
+    split, elsewhere = Watched(), []
+    with ready_batches(split, 4) as batches:
+        found = [(inputs.flatten().tolist(), labels.tolist()) for inputs, labels in batches]
+        here = torch.get_num_threads()
+    after = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+    after.start()
+    after.join()
+    assert found == [([0, 1, 2, 3], [0, 1, 2, 3]), ([4, 5], [4, 5])]
+    assert (split.threads, here, elsewhere) == ([1, 1], 3, [3])
