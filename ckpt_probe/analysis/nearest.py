@@ -1,5 +1,7 @@
 """The second pass: each sample's nearest class mean, against its prediction (NC4) and against its label."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,6 +54,20 @@ class Predictions:
         return self._decision.of(as_tensor(features, "features").detach().cpu())
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Samples: how many, how many with a prediction, of those how many whose nearest mean is another's; how many of
+    classes that have a mean, of those how many nearest to it; and per class how many are nearest to which mean.
+    """
+
+    samples: int
+    scored: int
+    other: int
+    own: int
+    known: int
+    by_class: dict[int, dict[int, int]] | None
+
+
 class NearestMeans:
     """Counts samples whose prediction, or label, is not the nearest class mean's, and per class which mean is nearest.
 
@@ -79,8 +95,21 @@ class NearestMeans:
             pairs = torch.stack([labels, nearest], dim=1)
             found, counts = torch.unique(pairs, dim=0, return_counts=True)
             for (label, other), count in zip(found.tolist(), counts.tolist(), strict=True):
-                row = self._counts.setdefault(label, {})
-                row[other] = row.get(other, 0) + count
+                self._count(label, [(other, count)])
+
+    def counts(self) -> "Counts":
+        """What was counted so far."""
+        return Counts(self.samples, self._scored, self._other, self._own, self._known, self._counts)
+
+    def add(self, counts: "Counts") -> None:
+        """Add what was counted elsewhere, against the same means."""
+        self.samples += counts.samples
+        self._scored += counts.scored
+        self._other += counts.other
+        self._own += counts.own
+        self._known += counts.known
+        for label, others in (counts.by_class or {}).items():
+            self._count(label, others.items())
 
     @property
     def disagreement(self) -> float | None:
@@ -100,3 +129,9 @@ class NearestMeans:
         told = sorted(row.items(), key=lambda item: (-item[1], item[0]))
         own = row.get(label, 0) / sum(row.values())
         return {"nearest.own": own, "nearest.confusion": " ".join(f"{other}:{count}" for other, count in told)}
+
+    def _count(self, label: int, others: Iterable[tuple[int, int]]) -> None:
+        assert self._counts is not None
+        row = self._counts.setdefault(label, {})
+        for other, count in others:
+            row[other] = row.get(other, 0) + count

@@ -1,8 +1,9 @@
 """Blocks of features, or moments of them → one record: the numbers of one checkpoint and one split."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,31 +21,24 @@ from ckpt_probe.analysis.entries import (
     WEIGHTS_ALONE,
 )
 from ckpt_probe.analysis.nearest import NearestMeans, Predictions
+from ckpt_probe.analysis.passes import Blocks, SecondPass, first_pass, second_pass
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.metrics.arrays import as_labels
 from ckpt_probe.metrics.collapse import nc5
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import rows_at_once
 from ckpt_probe.moments.families import FAMILIES
-from ckpt_probe.moments.quality import Head, Quality, Scored, double
+from ckpt_probe.moments.quality import Head, Quality, double
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.plugins import registered
 
 Record = dict[str, Any]
-Blocks = Callable[[], Iterable[tuple[Array, Array, Array | Scored | None]]]
-"""Gives a fresh pass over (features (n, D), labels (n,), scores), in the same order each time.
-
-scores: logits (n, C), or what is known in their place, or None.
-"""
 
 ROWS_AT_ONCE = 8192
 MANY_CLASSES = 1000
 """Classes of which a block of that size would have few rows each."""
-
-PREDICTED_SHARE = 8
-"""The part of the memory budget, an eighth, that predictions of the first pass may take."""
 
 CENTRED = {
     "centred.mir": "sample.mir",
@@ -106,15 +100,7 @@ def read_blocks(
     `analyze_features`.
     """
     settings = settings or Settings()
-    head = Head.of(weights, bias, settings.dtype)
-    moments = settings.moments(None if head is None else head.weights.shape[0])
-    quality, predictions = Quality(), Predictions(Head.of(weights, bias), settings.memory // PREDICTED_SHARE)
-    for features, labels, logits in blocks():
-        _require_labels(features, labels, logits, moments)
-        moments.update(features, labels)
-        predictions.any = predictions.any or logits is not None
-        if "quality" in settings.families:
-            _score(quality, predictions, (features, labels, logits), head)
+    moments, quality, predictions = first_pass(blocks, weights, bias, settings)
     return read_moments(
         moments, quality, weights, bias, blocks=blocks, predictions=predictions, settings=settings, outside=outside
     )
@@ -130,10 +116,12 @@ def read_moments(
     predictions: Predictions | None = None,
     settings: Settings | None = None,
     outside: Tensor | None = None,
+    second: SecondPass | None = None,
 ) -> Reading:
     """The reading of moments; what needs the features themselves is None, with that reason, where `blocks` is None.
 
-    predictions: those of the first pass over `blocks`. outside: the mean feature (D,) of data of other classes.
+    predictions: those of the first pass over `blocks`. outside: the mean feature (D,) of data of other classes. second:
+    what makes the second pass, where it is not to be made over `blocks` here.
     """
     settings = settings or Settings()
     families, head = settings.families, Head.of(weights, bias)
@@ -147,7 +135,9 @@ def read_moments(
     nearest = None
     if "nc4" in families:
         predictions = predictions or Predictions(head, 0)
-        nearest, found = _nearest(blocks, moments, predictions, settings)
+        if second is None and blocks is not None:
+            second = partial(second_pass, blocks, predictions)
+        nearest, found = _nearest(second, moments, settings, predicted=predictions.any)
         reasons.append(found.pop("missing"))
         record |= found
     if "centred" in families:
@@ -222,56 +212,21 @@ def in_order(record: Mapping[str, Any]) -> Record:
     return {**ordered, **others, **extra}
 
 
-def _require_labels(features: Array, labels: Array, logits: Array | Scored | None, moments: Moments) -> None:
-    numbers = as_labels(labels)
-    if features.ndim != 2 or numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point():
-        # The moments say what is wrong with these.
-        return
-    numbers = numbers.to(torch.int64)
-    row = int(numbers.argmax())
-    highest, where = int(numbers[row]), f"labels: row {moments.samples + row} is"
-    if logits is not None and not isinstance(logits, Scored):
-        if logits.ndim != 2 or highest >= logits.shape[1]:
-            raise DataError(f"{where} {highest}, but logits have shape {tuple(logits.shape)}")
-        return
-    needed = 8 * (highest + 1) * features.shape[1]
-    if moments.classes is None and needed > moments.memory:
-        raise DataError(
-            f"{where} {highest}: the means of so many classes would take {needed:,} bytes, more than the memory budget "
-            f"of {moments.memory:,}; number the classes 0 … C−1, or raise the budget"
-        )
-
-
-def _score(
-    quality: Quality, predictions: Predictions, block: tuple[Array, Array, Array | Scored | None], head: Head | None
-) -> None:
-    features, labels, logits = block
-    if isinstance(logits, Scored):
-        quality.update_scored(logits, labels)
-    elif logits is not None:
-        quality.update(double(logits), labels)
-    elif head is not None:
-        predictions.keep(quality.update_head(head, features, labels))
-
-
 def _nearest(
-    blocks: Blocks | None, moments: Moments, predictions: Predictions, settings: Settings
+    second: SecondPass | None, moments: Moments, settings: Settings, *, predicted: bool
 ) -> tuple[NearestMeans | None, Record]:
     """The second pass over the rows, and its part of the record with the reasons for what is missing."""
     values: Record = dict.fromkeys(NEAREST)
-    if blocks is None:
+    if second is None:
         return None, {**values, "missing": None}
     # Without predictions and without rows a class there is nothing to compare, unless it was asked for.
-    if not (predictions.any or settings.per_class or settings.only is not None):
+    if not (predicted or settings.per_class or settings.only is not None):
         reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
         return None, {**values, "missing": reason}
     means = double(moments.means_of_classes(settings.min_samples))
     if bool(means[:, 0].isnan().all()):
         return None, {**values, "missing": f"{', '.join(NEAREST)}: {FEW_SAMPLES}"}
-    nearest = NearestMeans(means, confusion=settings.per_class)
-    for features, labels, logits in blocks():
-        prediction = predictions.of(features, logits)
-        nearest.update(as_tensor(features, "features").detach().cpu(), as_labels(labels), prediction)
+    nearest = second(means, settings.per_class)
     if nearest.samples != moments.samples:
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {nearest.samples}")
     values = dict(zip(NEAREST, (nearest.disagreement, nearest.accuracy), strict=True))

@@ -1,8 +1,9 @@
 """Dumps → readings: one for each checkpoint and split, streamed, by several processes where asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ckpt_probe.analysis.entries import NOT_STORED
 from ckpt_probe.analysis.layers import layer_reading, with_depths
 from ckpt_probe.analysis.naming import named_rows
 from ckpt_probe.analysis.others import against_first, mean_outside, outside_of
+from ckpt_probe.analysis.ranges import Ranges
 from ckpt_probe.analysis.records import Record, in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.analysis.unlabelled import read_unlabelled
@@ -23,7 +25,8 @@ from ckpt_probe.files import content_hash
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.scheduling import Busy, UnclaimedError, Workers, claimed, in_turn, results
+from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, results
+from ckpt_probe.series import Member
 
 BLOCK_BYTES = 2**20, 16 * 2**20
 """Fewest and most bytes of a block of rows, as float64; between them a sixteenth of the memory budget."""
@@ -35,6 +38,7 @@ def analyze_series(
     splits: Sequence[str] | None = None,
     workers: int = 1,
     scheduler: str | None = None,
+    rows_per_task: int | None = None,
     cache: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -43,12 +47,15 @@ def analyze_series(
 
     Each is computed when it is first needed. options: those of `Settings`. workers: number of processes, each of which
     analyzes one dump at a time; the records are bit for bit the same for any number. scheduler: the address of a Dask
-    cluster that does it instead. cache: keep the records in a hidden folder beside the dumps, and read them from there
-    if neither dump nor options have changed; processes that analyze the same dumps at the same time then share the
-    work. Raises DataError, naming file, split and row, if a dump cannot be read or contains invalid values.
+    cluster that does it instead. rows_per_task: a split of more rows is worked at in ranges of so many, one task each,
+    so that several workers share one dump; its numbers are those of the whole up to rounding. cache: keep the records
+    in a hidden folder beside the dumps, and read them from there if neither dump nor options have changed; processes
+    that analyze the same dumps at the same time then share the work. Raises DataError, naming file, split and row, if a
+    dump cannot be read or contains invalid values.
     """
     settings, staff = Settings(**options), Workers(workers, scheduler)
-    found = read_series(path, settings, splits=splits, workers=staff, cache=cache, progress=progress)
+    how: dict[str, Any] = {"rows_per_task": rows_per_task, "cache": cache, "progress": progress}
+    found = read_series(path, settings, splits=splits, workers=staff, **how)
     return Records(reading.record for reading in found)
 
 
@@ -65,6 +72,7 @@ def read_series(
     *,
     splits: Sequence[str] | None = None,
     workers: Workers | None = None,
+    rows_per_task: int | None = None,
     cache: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Reading]:
@@ -78,15 +86,7 @@ def read_series(
     found, notes = 0, []
     with (
         progress.task("dumps", len(members), "dumps") as bar,
-        closing(
-            results(
-                task.run,
-                [member.path for member in members],
-                names=[member.name for member in members],
-                workers=workers or Workers(),
-                say=progress.message,
-            )
-        ) as found_so_far,
+        closing(_results(task, members, workers or Workers(), rows_per_task, progress)) as found_so_far,
     ):
         first: dict[Any, Record] = {}
         for done in in_turn(found_so_far):
@@ -101,6 +101,33 @@ def read_series(
         progress.message(f"{found} of {len(members)} dumps were read from the cache; --no-cache recomputes them")
     for note in notes:
         progress.message(note)
+
+
+def _results(
+    task: "_Task", members: Sequence[Member], workers: Workers, rows: int | None, progress: Progress
+) -> Generator[tuple[int, "_Done"], None, None]:
+    """What each dump gives, by its place: first those that all workers share, then the others, one to a worker."""
+    large = [] if rows is None else [place for place, member in enumerate(members) if _rows_of(member) > rows]
+    with Team(workers, progress.message) as team:
+        shared = task if rows is None else replace(task, ranges=Ranges(rows, team, progress))
+        yield from _worked(shared, members, large, Workers(), progress)
+    small = [place for place in range(len(members)) if place not in set(large)]
+    if small:
+        yield from _worked(task, members, small, workers, progress)
+
+
+def _rows_of(member: Member) -> int:
+    with open_dump(member.path) as dump:
+        return max((dump[split].samples for split in dump.splits), default=0)
+
+
+def _worked(
+    task: "_Task", members: Sequence[Member], places: Sequence[int], workers: Workers, progress: Progress
+) -> Generator[tuple[int, "_Done"], None, None]:
+    paths, names = [members[place].path for place in places], [members[place].name for place in places]
+    with closing(results(task.run, paths, names=names, workers=workers, say=progress.message)) as found:
+        for number, done in found:
+            yield places[number], done
 
 
 @dataclass(frozen=True)
@@ -119,6 +146,7 @@ class _Task:
     cache: Cache | None
     splits: Sequence[str] | None
     settings: Settings
+    ranges: Ranges | None = None
 
     def run(self, path: Path) -> _Done | Busy:
         with open_dump(path) as dump:
@@ -147,16 +175,18 @@ class _Task:
     def readings(self, dump: Dump) -> list[Reading]:
         """Those of a dump's splits, and of their layers."""
         splits = dict.fromkeys(self.splits or dump.splits)
-        return [reading for split in splits for reading in _readings(dump, split, self.settings)]
+        return [reading for split in splits for reading in _readings(dump, split, self.settings, self.ranges)]
 
 
-def _readings(dump: Dump, split: str, settings: Settings) -> list[Reading]:
+def _readings(dump: Dump, split: str, settings: Settings, ranges: Ranges | None) -> list[Reading]:
     """One reading, or one of each layer where they are asked for and there are some."""
     view = dump[split]
     outside = mean_outside(outside_of(dump, settings.outside), view)
     try:
-        of_split = _of_features if view.features is not None else _of_moments
-        last = of_split(dump, view, settings, outside) if view.labelled else _of_unlabelled(view, settings)
+        if ranges is not None and ranges.divides(view):
+            last = _of_ranges(dump, view, settings, outside, ranges)
+        else:
+            last = _whole(dump, view, settings, outside)
         others = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
         if not others:
             return [_placed(last, dump, view, settings)]
@@ -164,6 +194,12 @@ def _readings(dump: Dump, split: str, settings: Settings) -> list[Reading]:
     except DataError as error:
         raise DataError(f"{dump.path}: {split}: {error}") from error
     return [_placed(reading, dump, view, settings) for reading in with_depths(found, last, settings)]
+
+
+def _whole(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
+    if not view.labelled:
+        return _of_unlabelled(view, settings)
+    return (_of_moments if view.features is None else _of_features)(dump, view, settings, outside)
 
 
 def _placed(reading: Reading, dump: Dump, view: SplitView, settings: Settings) -> Reading:
@@ -194,6 +230,19 @@ def _of_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled: boo
 def _of_features(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
     rows = _rows_at_once(view, settings)
     return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings, outside)
+
+
+def _of_ranges(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None, ranges: Ranges) -> Reading:
+    rows = _rows_at_once(view, settings)
+    moments, quality, predictions = ranges.first_pass(dump, view, settings, rows)
+    return read_moments(
+        *(moments, quality, dump.weights, dump.bias),
+        blocks=lambda: view.blocks(rows),
+        predictions=predictions,
+        settings=settings,
+        outside=outside,
+        second=partial(ranges.second_pass, dump, view, rows),
+    )
 
 
 def _of_unlabelled(view: SplitView, settings: Settings) -> Reading:

@@ -13,7 +13,7 @@ from ckpt_probe.errors import UsageError
 OF_DUMPS = frozenset(
     {
         *("splits", "centred", "outside", "per_class", "spectra", "memory", "tolerance", "budget", "seed"),
-        *("workers", "scheduler", "layers", "layer_metric"),
+        *("workers", "scheduler", "rows_per_task", "layers", "layer_metric"),
     }
 )
 OF_CHECKPOINTS = frozenset({"classifier", "state_key", "base"})
@@ -110,6 +110,12 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
 @click.option("--budget", type=float, metavar="SECONDS", help="Stop sampling after this time, even above --tolerance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
 @worker_options
+@click.option(
+    "--rows-per-task",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Let several workers share a split of more rows than this, each with ranges of N rows.",
+)
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the cache beside the dumps.")
 @click.option(
     "-o",
@@ -132,6 +138,7 @@ def command(
     memory: str,
     workers: int,
     scheduler: str | None,
+    rows_per_task: int | None,
     no_cache: bool,
     out: Path | None,
     overwrite: bool,
@@ -177,7 +184,8 @@ def command(
         if weights_only:
             found = read_weights(dumps, Heads(classifier, state_key, base), settings, **how)
         else:
-            found = read_series(dumps, settings, splits=splits or None, workers=Workers(workers, scheduler), **how)
+            who = {"workers": Workers(workers, scheduler), "rows_per_task": rows_per_task}
+            found = read_series(dumps, settings, splits=splits or None, **who, **how)
         rows = _rows(found, readings, settings)
         if layer_metric is None:
             shown = print_records(rows, json=json, csv=csv, wide=wide)

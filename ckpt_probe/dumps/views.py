@@ -63,15 +63,16 @@ class SplitView:
         """D, the number of features."""
         return (self.features if self.features is not None else self._moments["means"]).shape[1]
 
-    def blocks(self, rows: int) -> Iterator[Block]:
-        """Features (n, D), labels (n,) and scores, at most `rows` rows at a time, in order.
+    def blocks(self, rows: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """Features (n, D), labels (n,) and scores, at most `rows` rows at a time, in order, from `start` up to `stop`.
 
         scores: logits (n, C), or prediction and loss of each row, or None; labels: −1 where there are none. In the byte
         order of this machine, whatever that of the file is. Raises DataError where they cannot be read.
         """
-        for start in range(0, self.samples, rows):
-            part = slice(start, start + rows)
-            with own_reads(self._path, f"{self.name}, rows {start} to {min(start + rows, self.samples) - 1}"):
+        end = self.samples if stop is None else min(stop, self.samples)
+        for first in range(start, end, rows):
+            part = slice(first, min(first + rows, end))
+            with own_reads(self._path, f"{self.name}, rows {first} to {part.stop - 1}"):
                 found = {name: native(array.dataset[part]) for name, array in self._rows().items()}
             features = found[schema.FEATURES]
             labels = found.get(schema.LABELS, np.full(len(features), -1))

@@ -1,13 +1,14 @@
 """Independent tasks: in this process, in processes of this machine, or on a Dask cluster; and who does which."""
 
 from ckpt_probe.scheduling.claims import Claim, UnclaimedError, claimed, claimed_in_turn
-from ckpt_probe.scheduling.dispatch import in_turn, results
+from ckpt_probe.scheduling.dispatch import Team, in_turn, results
 from ckpt_probe.scheduling.tasks import ALONE, Busy, Workers, made_once
 
 __all__ = [
     "ALONE",
     "Busy",
     "Claim",
+    "Team",
     "UnclaimedError",
     "Workers",
     "claimed",

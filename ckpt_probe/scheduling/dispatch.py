@@ -4,7 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.scheduling.tasks import Busy, Failed, Lost, Workers
@@ -61,13 +61,14 @@ def results(
     items: Sequence[T],
     *,
     names: Sequence[str],
-    workers: Workers,
+    workers: "Workers | Team",
     say: Callable[[str], None],
 ) -> Generator[tuple[int, R], None, None]:
     """What `work` makes of each item, as (its place among the items, result), in the order in which they are ready.
 
     work: a function that other processes can be sent; it answers `Busy` where another process is at the item, which is
-    then tried again later. names: what the items are called in messages; say: where those go. In this process an error
+    then tried again later. names: what the items are called in messages; say: where those go. workers: hired for this
+    call alone, or a team that outlasts it. In this process an error
     ends the work at once; elsewhere the other items are worked through first. An item whose worker ends three times is
     set aside. Raises UsageError where a cluster cannot be used, DataError where items have failed, naming each.
     """
@@ -82,6 +83,31 @@ def results(
                 yield number, outcome
     if failed:
         raise _error({names[number]: failed[number] for number in sorted(failed)}, len(items))
+
+
+class Team:
+    """Workers that are kept from one call of `results` to the next, which spares starting them anew."""
+
+    def __init__(self, workers: Workers, say: Callable[[str], None]) -> None:
+        self._workers, self._say = workers, say
+        self._backend: Backend | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def backend(self) -> Backend:
+        """Whoever runs the tasks, started when the first is at hand."""
+        self._backend = self._backend or _backend(self._workers, self._workers.count, self._say)
+        return self._backend
+
+    def close(self) -> None:
+        """Let them go; the next call hires others."""
+        if self._backend is not None:
+            self._backend.close()
+        self._backend = None
 
 
 def in_turn(found: Iterable[tuple[int, R]]) -> Iterator[R]:
@@ -105,11 +131,15 @@ class _Rounds:
         work: Callable[[Any], Any],
         items: Sequence[Any],
         names: Sequence[str],
-        workers: Workers,
+        workers: "Workers | Team",
         say: Callable[[str], None],
     ) -> None:
         self._work, self._items, self._names, self._say = work, items, names, say
-        self._backend = _backend(workers, min(workers.count, max(1, len(items))), say)
+        self._team = workers if isinstance(workers, Team) else None
+        if isinstance(workers, Team):
+            self._backend = workers.backend()
+        else:
+            self._backend = _backend(workers, min(workers.count, max(1, len(items))), say)
         self._waiting = deque(range(len(items)))
         self._busy: deque[int] = deque()
         self._suspects: deque[int] = deque()
@@ -135,7 +165,11 @@ class _Rounds:
                     yield number, Failed(f"{told}, so it was set aside")
 
     def close(self) -> None:
-        self._backend.close()
+        if self._team is None:
+            self._backend.close()
+        elif self._running:
+            # What still runs would be taken for an item of the next call.
+            self._team.close()
 
     def _give_out(self) -> None:
         if self._suspects:

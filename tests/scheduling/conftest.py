@@ -23,6 +23,9 @@ from ckpt_probe.scheduling import Busy
 def double(number):
     return 2 * number
 
+def process(number):
+    return os.getpid()
+
 def gated(item):
     """Leaves word of its process, then waits until the gate is open."""
     number, folder = item

@@ -5,8 +5,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
+from ckpt_probe.analysis import analyze_series
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.scheduling import Workers, in_turn, results
 
@@ -55,6 +58,13 @@ def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         assert dict(results(tasks.relative, ["note.txt"], names=["a"], workers=staff, say=print)) == {0: "here"}
+        # Ranges of rows of one dump, whose records are those that this process alone gives.
+        with h5py.File("step-1.h5", "w") as file:
+            generator = np.random.default_rng(0)
+            file["train/features"], file["train/labels"] = generator.normal(size=(60, 5)), np.arange(60) % 3
+            file["classifier/weights"] = generator.normal(size=(3, 5))
+        shared = analyze_series("step-1.h5", rows_per_task=25, scheduler=cluster.scheduler_file)
+        assert list(shared) == list(analyze_series("step-1.h5", rows_per_task=25))
 
 
 def test_a_scheduler_that_is_killed_is_one_line_and_ends_the_wait(

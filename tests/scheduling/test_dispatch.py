@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.scheduling import Workers, in_turn, results
+from ckpt_probe.scheduling import Team, Workers, in_turn, results
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -78,3 +78,18 @@ def test_workers_that_have_no_meaning() -> None:
         Workers(0)
     with pytest.raises(UsageError, match="--workers and --scheduler exclude each other"):
         Workers(2, "tcp://127.0.0.1:1")
+
+
+def test_a_team_keeps_its_processes_from_one_call_to_the_next(tasks: ModuleType) -> None:
+    with Team(Workers(2), print) as team:
+        seen = [set(dict(results(tasks.process, range(8), names=list("abcdefgh"), workers=team, say=print)).values())]
+        seen.append(
+            set(dict(results(tasks.process, range(8), names=list("abcdefgh"), workers=team, say=print)).values())
+        )
+    assert len(seen[0] | seen[1]) <= 2
+    # What is cut short leaves nothing behind that the next call could take for its own.
+    with Team(Workers(2), print) as team:
+        found = results(tasks.double, [5, 6, 7, 8], names=NAMES, workers=team, say=print)
+        next(found)
+        found.close()
+        assert list(in_turn(results(tasks.double, [1, 2], names=NAMES, workers=team, say=print))) == [2, 4]

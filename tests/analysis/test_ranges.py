@@ -1,0 +1,82 @@
+"""A split in ranges of rows: the numbers of the whole, the same from any workers, and errors that name the row."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from ckpt_probe.analysis import analyze_dump, analyze_series
+from ckpt_probe.errors import DataError
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.permutation(np.arange(95) % 5)
+WEIGHTS = RNG.normal(size=(5, 8))
+FEATURES = WEIGHTS[LABELS] + RNG.normal(size=(95, 8))
+LOGITS = FEATURES @ WEIGHTS.T + RNG.normal(size=5)
+
+
+def dump(path: Path, **changes: np.ndarray | None) -> Path:
+    held = {"train/features": FEATURES, "train/labels": LABELS, "classifier/weights": WEIGHTS} | changes
+    with h5py.File(path, "w") as file:
+        for name, value in held.items():
+            if value is not None:
+                file[name] = value
+    return path
+
+
+def assert_the_same(found: Any, expected: Any, relative: float = 1e-11) -> None:
+    for record, whole in zip(found, expected, strict=True):
+        assert list(record) == list(whole)
+        for name, value in whole.items():
+            assert record[name] == (
+                pytest.approx(value, rel=relative, abs=1e-12) if isinstance(value, float) else value
+            )
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {}),
+        ({"train/logits": LOGITS}, {}),
+        ({"train/prediction": LOGITS.argmax(axis=1), "train/loss": RNG.random(95)}, {}),
+        ({"classifier/weights": None}, {}),
+        ({"classifier/weights": None}, {"only": ("nc",)}),
+        ({}, {"centred": True, "per_class": True, "orders": (2.0,)}),
+        ({}, {"only": ("nc",), "min_samples": 19, "precision": "float32"}),
+        # Few rows of many numbers: the rows themselves are what the moments keep.
+        ({"train/features": np.hstack([FEATURES] * 30), "classifier/weights": np.hstack([WEIGHTS] * 30)}, {}),
+    ],
+)
+@pytest.mark.parametrize("rows", [7, 60, 94])
+def test_ranges_give_the_numbers_of_the_whole(tmp_path: Path, changes: Any, options: Any, rows: int) -> None:
+    path = dump(tmp_path / "step-1.h5", **changes)
+    # Products in single precision are rounded in another order.
+    relative = 1e-5 if options.get("precision") == "float32" else 1e-11
+    assert_the_same(analyze_series(path, rows_per_task=rows, **options), analyze_dump(path, **options), relative)
+
+
+def test_any_number_of_workers_gives_the_same_and_dumps_keep_their_order(tmp_path: Path) -> None:
+    for step in (3, 1, 2):
+        dump(tmp_path / f"step-{step}.h5", **{"test/features": FEATURES[:20], "test/labels": LABELS[:20]})
+    # This one has no range to be given away.
+    dump(tmp_path / "step-4.h5", **{"train/features": FEATURES[:30], "train/labels": LABELS[:30]})
+    alone = list(analyze_series(tmp_path, rows_per_task=30))
+    assert [(record["step"], record["split"]) for record in alone] == [
+        *((step, split) for step in (1, 2, 3) for split in ("train", "test")),
+        (4, "train"),
+    ]
+    assert list(analyze_series(tmp_path, rows_per_task=30, workers=2, cache=True)) == alone
+    # What the ranges gave was kept, and is not computed again for another number of rows.
+    assert list(analyze_series(tmp_path, rows_per_task=11, cache=True)) == alone
+
+
+@pytest.mark.parametrize(("row", "told"), [(7, "row 7"), (70, r"row 10 \(counted from row 60\)")])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wrong_row_is_named(tmp_path: Path, row: int, told: str, workers: int) -> None:
+    features = FEATURES.copy()
+    features[row] = np.nan
+    path = dump(tmp_path / "step-1.h5", **{"train/features": features})
+    with pytest.raises(DataError, match=rf"step-1\.h5: train: features: 1 row .*{told}$"):
+        list(analyze_series(path, rows_per_task=30, workers=workers))
