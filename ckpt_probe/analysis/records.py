@@ -180,6 +180,7 @@ def reading_of(
             label_rows=label_rows,
             only=[family.name for family in FAMILIES if family.name in settings.families],
             min_samples=settings.min_samples,
+            exact_limit=settings.exact_limit,
         )
     except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error

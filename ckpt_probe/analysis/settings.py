@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.metrics.stochastic import Sampling
+from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
 from ckpt_probe.moments.families import chosen
@@ -26,11 +26,13 @@ class Settings:
     the record; the usual ones where None. centred: also MIR and HDR of features less their mean. orders: Rényi's,
     beside 1. tolerance: relative standard error of MIR at which sampling stops, budget: seconds after which it does
     (None: never), seed: where its signs come from; all three matter only where no exact route fits `memory` bytes.
-    min_samples: a class of fewer is left out of what is read from class means. precision: "float64", or "float32" for
-    products of rows in single precision: less time, about six digits. outside: dumps of data of classes that were not
-    trained on, one of the same name for each dump that is read, or a single one, for NC5. per_class: one record a class
-    as well. spectra: the eigenvalues behind every entropy as well. portrait: what a page draws beside the record.
-    layers: one record of each layer of a dump that has several, in execution order, the penultimate one last.
+    exact_limit: largest side of a joint matrix that is solved exactly, a larger one being sampled (None: 12,000, or as
+    `memory` allows). probes: how many sampling takes at most, even if it is then short of the tolerance. min_samples: a
+    class of fewer is left out of what is read from class means. precision: "float64", or "float32" for products of rows
+    in single precision: less time, about six digits. outside: dumps of data of classes that were not trained on, one of
+    the same name for each dump that is read, or a single one, for NC5. per_class: one record a class as well. spectra:
+    the eigenvalues behind every entropy as well. portrait: what a page draws beside the record. layers: one record of
+    each layer of a dump that has several, in execution order, the penultimate one last.
     """
 
     centred: bool = False
@@ -47,11 +49,13 @@ class Settings:
     precision: str = "float64"
     layers: bool = False
     outside: Path | str | None = None
+    exact_limit: int | None = None
+    probes: int = MOST
 
     @property
     def sampling(self) -> Sampling:
-        """Tolerance, budget and seed. Raises UsageError where one has no meaning."""
-        return Sampling(self.tolerance, self.budget, self.seed)
+        """Tolerance, budget, seed and probes. Raises UsageError where one has no meaning."""
+        return Sampling(self.tolerance, self.budget, self.seed, self.probes)
 
     @cached_property
     def families(self) -> frozenset[str]:
@@ -74,6 +78,8 @@ class Settings:
     def check(self) -> None:
         """Raise UsageError for a setting that has no meaning."""
         _ = self.sampling, self.families, self.dtype
+        if self.exact_limit is not None and self.exact_limit < 1:
+            raise UsageError(f"exact_limit: expected at least 1, found {self.exact_limit}")
         if self.min_samples < 1:
             raise UsageError(f"min_samples: expected at least 1, found {self.min_samples}")
 

@@ -12,7 +12,18 @@ from ckpt_probe.errors import UsageError
 
 OF_DUMPS = frozenset(
     {
-        *("splits", "centred", "outside", "per_class", "spectra", "memory", "tolerance", "budget", "seed"),
+        *(
+            "splits",
+            "centred",
+            "outside",
+            "per_class",
+            "spectra",
+            "memory",
+            "exact_limit",
+            "tolerance",
+            "budget",
+            "seed",
+        ),
         *("workers", "scheduler", "rows_per_task", "layers", "layer_metric"),
     }
 )
@@ -106,6 +117,12 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
     default=1e-3,
     show_default=True,
     help="Relative standard error of MIR at which sampling stops, where an exact result does not fit in memory.",
+)
+@click.option(
+    "--exact-limit",
+    type=click.IntRange(min=1),
+    show_default="12000, or what --memory allows",
+    help="Largest side of a joint matrix that is solved exactly; a larger one is sampled.",
 )
 @click.option("--budget", type=float, metavar="SECONDS", help="Stop sampling after this time, even above --tolerance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")

@@ -12,7 +12,6 @@ from ckpt_probe.extraction.forward import labels_of_rows
 from ckpt_probe.extraction.scoring import is_scored, score_logits
 from ckpt_probe.integrations.ranks import gathered, is_first, on_first
 from ckpt_probe.integrations.tap import Tap
-from ckpt_probe.moments import Moments
 from ckpt_probe.moments.gathering import Gathering
 from ckpt_probe.moments.quality import Quality
 
@@ -30,6 +29,10 @@ class Place:
         """A record with its place, names in the order of `analyze`."""
         epoch = {} if self.epoch is None else {"epoch": self.epoch}
         return in_order({"checkpoint": self.checkpoint, "step": self.step, "split": self.split, **epoch, **record})
+
+
+DURING_TRAINING = Settings(exact_limit=1024, tolerance=1e-2, probes=32)
+"""What probes compute where nothing else is asked for: an eigensolve of minutes would keep the training waiting."""
 
 
 class Evaluation:
@@ -89,7 +92,7 @@ class Evaluation:
             features, logits, named = features[there], logits[there], named[kept]
         if self._gathering is None:
             weights, _ = self._tap.parameters()
-            self._gathering = Gathering(Moments(len(weights), memory=self._settings.memory))
+            self._gathering = Gathering(self._settings.moments(len(weights)))
         named = named.to(features.device)
         scores = score_logits(logits, named) if is_scored(heard.head, logits.shape[1]) else logits
         self._gathering.add(features, named, scores)
@@ -106,10 +109,9 @@ class Evaluation:
             if isinstance(error, CkptProbeError):
                 raise type(error)(f"rank {rank}: {error}") if others else error
         weights, bias = self._tap.parameters()
-        memory = self._settings.memory
-        whole = self._gathering or Gathering(Moments(len(weights), memory=memory))
+        whole = self._gathering or Gathering(self._settings.moments(len(weights)))
         for state, numbers in filter(None, others):
-            part = Moments(len(weights), memory=memory)
+            part = self._settings.moments(len(weights))
             part.load(state)
             whole.moments.merge(part)
             whole.quality.merge(Quality.from_numbers(numbers))

@@ -12,7 +12,7 @@ from ckpt_probe.analysis import Settings
 from ckpt_probe.analysis.lines import metric_names
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.integrations.evaluation import Evaluation, Place
+from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Place
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
 from ckpt_probe.integrations.tap import Tap
@@ -54,7 +54,7 @@ class TrainerProbe(TrainerCallback):
         if trainer.args.n_gpu > 1:
             raise UsageError(f"{trainer.args.n_gpu} GPUs in one process (DataParallel): start with torchrun, one each")
         self._trainer = trainer
-        self._settings = settings or Settings()
+        self._settings = settings or DURING_TRAINING
         self._journal = Journal(records or Path(str(trainer.args.output_dir)) / "records.jsonl")
         self._wanted, self._split, self._every, self._overwrite = classifier, split, every, overwrite
         self._tap: Tap | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 from ckpt_probe.analysis import Settings
 from ckpt_probe.analysis.lines import metric_names
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.integrations.evaluation import Evaluation, Place
+from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Place
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first, own_rows
 from ckpt_probe.integrations.tap import Tap
@@ -63,7 +63,7 @@ class LightningProbe(Callback):
     ) -> None:
         self._journal = Journal(records)
         self._labels, self._wanted, self._every, self._overwrite = labels, classifier, every, overwrite
-        self._settings = settings or Settings()
+        self._settings = settings or DURING_TRAINING
         self._tap: Tap | None = None
         self._running: dict[str, Evaluation] = {}
         self._last: dict[str, int] = {}

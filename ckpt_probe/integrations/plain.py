@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ckpt_probe.analysis import Settings
-from ckpt_probe.integrations.evaluation import Evaluation, Place
+from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Place
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
 from ckpt_probe.integrations.tap import Tap
@@ -40,7 +40,7 @@ class Probe:
         settings: Settings | None = None,
     ) -> None:
         self._tap = Tap(model, classifier)
-        self._settings = settings or Settings()
+        self._settings = settings or DURING_TRAINING
         self._journal = Journal(records)
         on_first(lambda: self._journal.begin(start, overwrite=overwrite))
 

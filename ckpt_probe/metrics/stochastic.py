@@ -25,7 +25,7 @@ FEWEST = 16
 """Probes before an error bar is believed."""
 
 MOST = 20_000
-"""Probes after which sampling gives up: the tolerance is then out of reach, as where MIR is nearly zero."""
+"""Probes after which sampling gives up, where a caller names no other number."""
 
 STEPS = (10, 14, 20, 28, 40, 56, 80)
 """Lengths of the recurrence, tried in turn until the quadrature's own error is small beside the error bar."""
@@ -36,15 +36,21 @@ Operator = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """When to stop: at a relative standard error of MIR of `tolerance`, or after `budget` seconds (None: never)."""
+    """When to stop: at a relative standard error of MIR of `tolerance`, or after `budget` seconds (None: never).
+
+    probes: how many are taken at most, as a tolerance is out of reach where MIR is nearly zero.
+    """
 
     tolerance: float = 1e-3
     budget: float | None = None
     seed: int = 0
+    probes: int = MOST
 
     def __post_init__(self) -> None:
         if not (self.tolerance > 0 and math.isfinite(self.tolerance)):
             raise UsageError(f"tolerance: expected a positive number, found {self.tolerance}")
+        if self.probes < FEWEST:
+            raise UsageError(f"probes: expected at least {FEWEST}, found {self.probes}")
         if self.budget is not None and not self.budget > 0:
             raise UsageError(f"budget: expected a positive number of seconds, found {self.budget}")
 
@@ -103,7 +109,7 @@ def estimate_entropies(
                 f"the time budget of {sampling.budget:g} s ran out after {samples.count} probes ({spent:.1f} s); "
                 f"a standard error needs {FEWEST}: raise the budget"
             )
-        if reached or over or samples.count >= MOST:
+        if reached or over or samples.count >= sampling.probes:
             return samples.estimate(steps, rank, sampling.seed, reached)
         probes = next(signs)
         samples.add(lanczos(operator, probes - basis @ (basis.T @ probes), steps))

@@ -165,13 +165,15 @@ class Moments:
         only: Iterable[str] | None = None,
         min_samples: int = 1,
         label_rows: Array | None = None,
+        exact_limit: int | None = None,
     ) -> Reading:
         """The record with what is behind it: eigenvalues and per-class numbers, where `details` asks for them.
 
         orders: Rényi's, whose entropies join the record as `renyi_2.class.mir` and so on. sampling: tolerance, budget
         and seed of the stochastic route. only: some of the families that were accumulated. min_samples: rows that a
         class needs, to be part of what is read from class means. label_rows: (C, E), of any width, what stands for the
-        labels at sample level in place of weights. Values and errors as `compute`.
+        labels at sample level in place of weights. exact_limit: largest side of a joint matrix that is solved and
+        not sampled (None: 12,000, or as memory allows). Values and errors as `compute`.
         """
         scatter, unit = self._seen()
         for order in orders:
@@ -180,7 +182,7 @@ class Moments:
         classes = self.classes or (heads.shape[0] if heads is not None else len(scatter.counts))
         names = None if only is None else tuple(only)
         families = self.families if names is None else self.families & (chosen(names) if names else frozenset())
-        options = Options(tuple(orders), self.memory, sampling or Sampling(), families, min_samples)
+        options = Options(tuple(orders), self.memory, sampling or Sampling(), families, min_samples, exact_limit)
         again = None if rows is None else _as_tensors(rows)
         named = None if label_rows is None else _checked_rows(label_rows, self, None)
         return read_out(classes, scatter, unit, heads, label_rows=named, rows=again, options=options, details=details)

@@ -9,11 +9,11 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import entropy_of_spectrum, smallest_present
 from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
-from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
+from ckpt_probe.metrics.stochastic import Estimate, Operator, Sampling, estimate_entropies
 from ckpt_probe.moments import routes, spectra
 from ckpt_probe.moments.families import DEFAULT
 from ckpt_probe.moments.grouping import Grouped, Rows
-from ckpt_probe.moments.joint_operator import JointOperator
+from ckpt_probe.moments.joint_operator import JointOperator, MomentsOperator
 from ckpt_probe.moments.outer_products import add_outer
 from ckpt_probe.moments.unit_moments import UnitMoments
 
@@ -22,7 +22,8 @@ from ckpt_probe.moments.unit_moments import UnitMoments
 class Options:
     """What is read: Rényi's orders beside 1, bytes of memory, when sampling stops, which families of metrics.
 
-    min_samples: rows that a class needs to count as present.
+    min_samples: rows that a class needs to count as present. exact_limit: largest side of a joint matrix that is
+    solved, in place of the one that memory sets.
     """
 
     orders: tuple[float, ...] = ()
@@ -30,6 +31,12 @@ class Options:
     sampling: Sampling = field(default_factory=Sampling)
     families: frozenset[str] = frozenset(DEFAULT)
     min_samples: int = 1
+    exact_limit: int | None = None
+
+    @property
+    def limit(self) -> int:
+        """Largest side of a joint matrix that is solved and not sampled."""
+        return routes.dense_limit(self.memory, self.exact_limit)
 
     @property
     def all_orders(self) -> tuple[float, ...]:
@@ -73,22 +80,43 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, o
     V = spectra.factor(heads)
     side = unit.second.shape[1] * V.shape[1]
     route = routes.choose(
-        samples, side, kind=unit.kind, memory=options.memory, needed=unit.needed(), rows=rows is not None
+        samples, side, kind=unit.kind, limit=options.limit, needed=unit.needed(), rows=rows is not None
     )
     if route.name == routes.GRAM:
         found["joint"] = spectra.of_joint_gram(spectra.held_rows(unit, kept), heads)
     elif route.name == routes.MOMENTS:
         found["joint"] = spectra.of_joint_moments(unit, kept.nonzero().squeeze(1), V)
-    elif route.name == routes.STOCHASTIC and rows is not None:
-        fitted = _in_width(heads, V, unit.second.shape[2])
-        if fitted is None:
-            reason = "sampling needs classifier rows that are no wider than the features, or fewer"
-            return _level(found, options, routes.Route(None, reason), left_out=left_out)
-        source = _with_directions(rows, kept)
-        renumbered = kept.cumsum(0) - 1
-        estimate = _estimated(_relabelled(source, renumbered), fitted, counts[kept], found, options)
-        return _level(found, options, route, estimate, left_out)
+    elif route.name == routes.STOCHASTIC:
+        return _sampled(unit, kept, (heads, V), rows, found, options, route, left_out)
     return _level(found, options, route, left_out=left_out)
+
+
+def _sampled(
+    unit: UnitMoments,
+    kept: Tensor,
+    factors: tuple[Tensor, Tensor],
+    rows: Rows | None,
+    found: dict[str, Tensor],
+    options: Options,
+    route: routes.Route,
+    left_out: int,
+) -> Level:
+    """Sample level with its joint entropy from the stochastic route, by the form that costs less a product."""
+    heads, V = factors
+    counts, features = unit.counts[kept], unit.second.shape[1]
+    if unit.kind == "rows":
+        held = spectra.held_rows(unit, kept)
+        rows = lambda: [(held.rows, held.labels[held.each()])]  # noqa: E731
+    if unit.kind == "classes" and (rows is None or len(heads) * features <= int(counts.sum())):
+        operator = MomentsOperator(unit, kept.nonzero().squeeze(1), V)
+        return _level(found, options, route, _estimated(operator, operator.size, found, options), left_out)
+    fitted = _in_width(heads, V, features)
+    if fitted is None or rows is None:
+        reason = "sampling needs classifier rows that are no wider than the features, or fewer"
+        return _level(found, options, routes.Route(None, reason), left_out=left_out)
+    source = _relabelled(_with_directions(rows, kept), kept.cumsum(0) - 1)
+    operator = JointOperator(source, fitted, counts, memory=options.memory)
+    return _level(found, options, route, _estimated(operator, int(counts.sum()), found, options), left_out)
 
 
 def class_level(M: Tensor, heads: Tensor | None, rounding: float, options: Options) -> Level:
@@ -107,14 +135,15 @@ def class_level(M: Tensor, heads: Tensor | None, rounding: float, options: Optio
     unit_heads, _ = directions(heads[directed])
     found["weights"] = spectra.of_label_rows(unit_heads, ones)
     V = spectra.factor(unit_heads)
-    route = routes.choose(used, M.shape[1] * V.shape[1], kind="rows", memory=options.memory, rows=True)
+    route = routes.choose(used, M.shape[1] * V.shape[1], kind="rows", limit=options.limit)
     estimate = None
     if route.name == routes.GRAM:
         found["joint"] = spectra.of_joint_gram(Grouped(means, labels, ones), unit_heads)
     elif route.name == routes.MOMENTS:
         found["joint"] = _of_products(means, V, options.memory)
     else:
-        estimate = _estimated(lambda: [(means, labels)], unit_heads, ones, found, options)
+        operator = JointOperator(lambda: [(means, labels)], unit_heads, ones, memory=options.memory)
+        estimate = _estimated(operator, used, found, options)
     return _level(found, options, route, estimate, len(M) - used)
 
 
@@ -169,11 +198,11 @@ def _level(
     return Level(entropies, found, route, estimate, left_out)
 
 
-def _estimated(rows: Rows, heads: Tensor, counts: Tensor, found: dict[str, Tensor], options: Options) -> Estimate:
+def _estimated(operator: Operator, size: int, found: dict[str, Tensor], options: Options) -> Estimate:
     known = sum(float(entropy_of_spectrum(values)) for values in found.values())
-    operator = JointOperator(rows, heads, counts, memory=options.memory)
+    device = next(iter(found.values())).device
     return estimate_entropies(
-        operator, int(counts.sum()), known=known, orders=options.orders, sampling=options.sampling, device=heads.device
+        operator, size, known=known, orders=options.orders, sampling=options.sampling, device=device
     )
 
 

@@ -1,4 +1,4 @@
-"""The joint matrix as a linear map: K1 ⊙ K2 / N applied to vectors by sums over classes, never formed."""
+"""The joint matrix as a linear map, applied to vectors by sums over classes and never formed: from rows or moments."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.gram import directions, where_float64_is
 from ckpt_probe.moments.grouping import Rows, Run, by_size, runs
+from ckpt_probe.moments.outer_products import symmetric
+from ckpt_probe.moments.unit_moments import UnitMoments
 
 GROUP = 1024
 """Classes whose sums meet the heads in one product."""
@@ -175,3 +177,31 @@ class JointOperator:
     def _require(self, same: bool, rows: int) -> None:
         if not same:
             raise DataError(f"the data changed between two passes: {self._samples} rows, then {rows}, or other labels")
+
+
+class MomentsOperator:
+    """x ↦ Σ_c (S_c ⊗ v_c v_cᵀ) x / N, (D·r, D·r), which has the eigenvalues of K1 ⊙ K2 / N other than zero.
+
+    unit: second moments S_c of unit rows by class; labels: the classes (k,) that count; V (k, r): V Vᵀ = Ŵ Ŵᵀ. Held are
+    the moments in float32, k·D² numbers; an application takes 2·k·D·(D + 2·r) operations a vector, whatever N is.
+    """
+
+    def __init__(self, unit: UnitMoments, labels: Tensor, V: Tensor) -> None:
+        self._samples = int(unit.counts[labels].sum())
+        self._V = V.to(torch.float32)
+        self._second = self._V.new_empty(len(labels), *unit.second.shape[1:])
+        for place, label in enumerate(labels.tolist()):
+            self._second[place] = symmetric(unit.second[label])
+
+    @property
+    def size(self) -> int:
+        """D·r."""
+        return self._second.shape[1] * self._V.shape[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (D·r, b) float64 → (D·r, b) float64."""
+        classes, features, _ = self._second.shape
+        given = x.to(torch.float32).reshape(self._V.shape[1], -1)
+        of_classes = torch.bmm(self._second, (self._V @ given).reshape(classes, features, -1))
+        image = self._V.T @ of_classes.reshape(classes, -1)
+        return image.reshape(x.shape).to(torch.float64).div_(self._samples)

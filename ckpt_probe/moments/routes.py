@@ -20,26 +20,28 @@ class Route:
     reason: str
 
 
-def dense_limit(memory: int) -> int:
-    """The largest side of a matrix that fits `memory` bytes twice (the eigensolver works on a copy); at least 256."""
-    return min(DENSE_LIMIT, max(LEAST_LIMIT, math.isqrt(memory // 16)))
+def dense_limit(memory: int, most: int | None = None) -> int:
+    """The largest side of a matrix that fits `memory` bytes twice (the eigensolver works on a copy); at least 256.
+
+    most: a caller's own limit.
+    """
+    return min(DENSE_LIMIT if most is None else most, max(LEAST_LIMIT, math.isqrt(memory // 16)))
 
 
-def choose(n: int, side: int, *, kind: str, memory: int, needed: int = 0, rows: bool = False) -> Route:
-    """The route for n rows whose moment form has `side` = D·r: the smaller matrix where it is small enough.
+def choose(n: int, side: int, *, kind: str, limit: int, needed: int = 0, rows: bool = False) -> Route:
+    """The route for n rows whose moment form has `side` = D·r: the smaller matrix where it is at most `limit`.
 
     kind: what is held of the rows, as `UnitMoments` names it; needed: bytes that second moments by class would take;
-    rows: whether the rows can be read again, which the stochastic route needs.
+    rows: whether the rows can be read again, which the stochastic route needs where they are not held either by class.
     """
-    limit = dense_limit(memory)
     if kind == "rows" and n <= min(side, limit):
         return Route(GRAM, f"N = {n} is at most D·r = {side}")
     if kind in {"rows", "classes"} and side <= limit:
         return Route(MOMENTS, f"D·r = {side} is less than N = {n}")
-    if kind == "total":
-        why = f"the classes' second moments would take {needed / 2**30:.2f} GiB, over the memory budget"
-    else:
+    if kind != "total":
         why = f"N = {n} and D·r = {side} are both over {limit}, the largest side for a dense eigensolver"
+        return Route(STOCHASTIC, why)
+    why = f"the classes' second moments would take {needed / 2**30:.2f} GiB, over the memory budget"
     if rows:
         return Route(STOCHASTIC, why)
-    return Route(None, f"{why}, and the stochastic route needs the rows themselves")
+    return Route(None, f"{why}, and the stochastic route needs them, or the rows themselves")

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.metrics.theory import reference_values
-from ckpt_probe.moments import Moments, routes
+from ckpt_probe.moments import Moments
 
 
 def data(samples: int, features: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -162,13 +163,24 @@ def test_memory_decides_between_class_moments_and_the_total_and_says_so() -> Non
     assert less["nc1.pinv"] == pytest.approx(full["nc1.pinv"], rel=1e-12)
 
 
-def test_both_sides_over_the_dense_limit_leave_the_joint_entropy_out_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "DENSE_LIMIT", 20)
-    X, labels, weights = data(200, 6, 4)
-    record = record_of(X, labels, weights)
-    assert record["sample.mir"] is None
-    assert record["sample.entropy_features"] is not None
-    assert "the largest side for a dense eigensolver" in record["missing"]
+@pytest.mark.parametrize("samples", [200, 21])
+def test_both_sides_over_the_dense_limit_are_sampled_from_what_is_held(samples: int) -> None:
+    # 200 rows are held as second moments of the classes, 21 as rows.
+    X, labels, weights = data(samples, 6, 4)
+    X[3], weights[2] = 0, 0
+    exact = record_of(X, labels, weights)
+    moments = Moments(4)
+    moments.update(X, labels)
+    for seed in range(5):
+        record = moments.compute(weights, exact_limit=10, sampling=Sampling(1e-2, seed=seed), orders=(2.0,))
+        assert record["route"] == "stochastic"
+        assert "the largest side for a dense eigensolver" in record["route_reason"]
+        assert record["samples_left_out"] == exact["samples_left_out"] > 0
+        assert 0 < record["sample.mir_stderr"] <= 1e-2 * record["sample.mir"]
+        assert abs(record["sample.mir"] - exact["sample.mir"]) <= 4 * record["sample.mir_stderr"]
+    few = moments.compute(weights, exact_limit=10, sampling=Sampling(1e-9, probes=16))
+    assert "sampling stopped before the tolerance was reached" in few["route_reason"]
+    assert few["sample.probes"] == 16
 
 
 def test_zero_rows_are_left_out_and_counted() -> None:
