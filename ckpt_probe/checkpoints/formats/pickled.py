@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 PREAMBLE = 3
 """Pickles before the one with the tensors: that number, the protocol, and the machine's sizes."""
 
+COUNT = 8
+"""Bytes before each storage of a stream: how many numbers it has."""
+
 OTHER_TENSORS = {
     "torch._utils._rebuild_qtensor": "quantised tensors",
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
@@ -175,7 +178,7 @@ def _check_stream(file: BinaryIO, size: int) -> Scan:
         scan(file, size - file.tell())
     except ValueError as error:
         raise ValueError(f"truncated, or not written by torch.save ({error})") from error
-    claimed = sum(found.storages.values())
+    claimed = sum(COUNT + number for number in found.storages.values())
     if claimed > size - file.tell():
         raise ValueError(f"truncated: claims {claimed:,} bytes of tensors, but only {size - file.tell():,} follow")
     return found

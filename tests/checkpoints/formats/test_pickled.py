@@ -297,7 +297,7 @@ def test_a_stream_that_claims_more_than_it_has(tmp_path: Path) -> None:
     # The count of the storage's numbers, a two-byte integer in the pickle, becomes one of four bytes.
     at = data.index(b"M" + struct.pack("<H", 2**10))
     path.write_bytes(data[:at] + b"J" + struct.pack("<i", 2**30) + data[at + 3 :])
-    with pytest.raises(DataError, match="truncated: claims 4,294,967,296 bytes of tensors, but only 4,"):
+    with pytest.raises(DataError, match="truncated: claims 4,294,967,304 bytes of tensors, but only 4,"):
         open_checkpoint(path).__enter__()
 
 
@@ -468,3 +468,11 @@ def test_a_file_that_changes_before_its_numbers_are_read(tmp_path: Path) -> None
         save(path, {"a": torch.ones(3, 3)})
         with pytest.raises(DataError, match="changed while it was open"):
             checkpoint.read("a")
+
+
+@pytest.mark.parametrize("less", [1, 8, 40])
+def test_a_stream_whose_end_is_missing(tmp_path: Path, less: int) -> None:
+    path = save(tmp_path / "a.pth", {"v": torch.ones(16), "w": torch.ones(2**10), "x": torch.ones(0)}, STREAM)
+    path.write_bytes(path.read_bytes()[:-less])
+    with pytest.raises(DataError, match=r"a\.pth: truncated: claims 4,184 bytes of tensors, but only 4,1"):
+        open_checkpoint(path).__enter__()
