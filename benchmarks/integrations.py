@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from ckpt_probe.integrations import TrainerProbe
 
 BATCH, WANTED = 32, 0.03
-SHAPES = ((128, 4), (128, 10), (256, 2), (256, 10))
+SHAPES = ((128, 4), (128, 10), (256, 2), (256, 10), (384, 10))
 """Features and classes."""
 
 
@@ -80,6 +80,9 @@ def measure(features: int, classes: int, batches: int, repeats: int, seconds: fl
         Trainer(network, TrainingArguments(str(where / name), **options), eval_dataset=data)  # pyright: ignore[reportArgumentType]
         for name in "ab"
     )
+    for trainer in (plain, probed):
+        # What it prints would hide what is printed here.
+        trainer.remove_callback(PrinterCallback)
     probe = Timed(probed, where / f"{features}-{classes}.jsonl")
     probed.add_callback(probe)
     for trainer in (plain, probed):

@@ -162,30 +162,40 @@ class Lanczos:
     def __init__(self, operator: Operator, probes: Tensor) -> None:
         self._operator = operator
         self._lengths = probes.square().sum(dim=0)
-        self._basis = [probes / self._lengths.sqrt()]
+        # (b, m, N) each, so that a product takes many earlier vectors of a probe; what is filled of the last one.
+        self._basis: list[Tensor] = []
+        self._filled = 0
+        self._last = probes / self._lengths.sqrt()
         self._alphas: list[Tensor] = []
         self._betas: list[Tensor] = []
         self._alive = torch.ones_like(self._lengths, dtype=torch.bool)
 
     def after(self, steps: int) -> Recurrence:
         """The recurrence after `steps` steps, at most N."""
-        while len(self._alphas) < min(steps, len(self._basis[0])):
+        steps = min(steps, len(self._last))
+        if more := max(0, steps - len(self._alphas)):
+            self._basis.append(self._last.new_empty(self._last.shape[1], more, len(self._last)))
+            self._filled = 0
+        while len(self._alphas) < steps:
             if self._alphas:
                 self._extend()
-            self._image = self._operator(self._basis[-1])
-            self._alphas.append(torch.where(self._alive, (self._basis[-1] * self._image).sum(dim=0), 0.0))
+            self._basis[-1][:, self._filled] = self._last.T
+            self._filled += 1
+            self._image = self._operator(self._last)
+            self._alphas.append(torch.where(self._alive, (self._last * self._image).sum(dim=0), 0.0))
         alphas = torch.stack(self._alphas, dim=1)
         return Recurrence(alphas, torch.stack(self._betas, dim=1) if self._betas else alphas[:, :0], self._lengths)
 
     def _extend(self) -> None:
-        image = self._image
+        image = self._image.T.contiguous()[:, :, None]
         for _ in range(2):
-            for earlier in self._basis:
-                image = image - earlier * (earlier * image).sum(dim=0)
+            for earlier in (*self._basis[:-1], self._basis[-1][:, : self._filled]):
+                image = torch.baddbmm(image, earlier.mT, torch.bmm(earlier, image), alpha=-1)
+        image = image[:, :, 0].T
         beta = torch.linalg.vector_norm(image, dim=0)
         self._alive = self._alive & (beta > 1e-10 * self._alphas[0].abs().max())
         self._betas.append(torch.where(self._alive, beta, 0.0))
-        self._basis.append(torch.where(self._alive, image / beta.clamp_min(torch.finfo(beta.dtype).tiny), 0.0))
+        self._last = torch.where(self._alive, image / beta.clamp_min(torch.finfo(beta.dtype).tiny), 0.0).contiguous()
 
 
 def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor]:

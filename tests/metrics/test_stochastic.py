@@ -129,7 +129,8 @@ def test_a_recurrence_goes_on_where_it_was_left() -> None:
     first = growing.after(4).quadratures()
     assert torch.equal(first.nodes, lanczos(matrix.matmul, probes, 4).nodes)
     later = growing.after(9)
-    assert torch.equal(later.quadratures().nodes, lanczos(matrix.matmul, probes, 9).nodes)
+    # Earlier vectors are taken off block by block, and blocks end where a recurrence was left: sums round otherwise.
+    torch.testing.assert_close(later.quadratures().nodes, lanczos(matrix.matmul, probes, 9).nodes, rtol=1e-12, atol=0)
     assert torch.equal(later.quadratures(4).nodes, first.nodes)
     assert len(products) == 9
 
@@ -273,8 +274,8 @@ def test_the_record_of_the_stochastic_route(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_tolerance_out_of_reach_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stochastic, "MOST", 24)
-    record = record_of(monkeypatch, tolerance=1e-9)
+    record = record_of(monkeypatch, tolerance=1e-9, probes=24)
+    assert record["sample.probes"] == 24
     assert "sampling stopped before the tolerance was reached" in record["route_reason"]
     assert record["sample.mir_stderr"] > 1e-9 * record["sample.mir"]
 
