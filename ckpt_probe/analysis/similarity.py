@@ -59,6 +59,15 @@ class Kept:
     samples: int
     labels: np.ndarray | None
 
+    def thinned(self, most: int) -> "Kept":
+        """At most so many of the rows, evenly from all of them."""
+        if len(self.indices) <= most:
+            return self
+        places = np.linspace(0, len(self.indices) - 1, most).round().astype(int)
+        layers = {name: rows[places] for name, rows in self.layers.items()}
+        labels = None if self.labels is None else self.labels[places]
+        return Kept(self.source, layers, self.indices[places], self.samples, labels)
+
     def require_same(self, other: "Kept") -> None:
         """Raise DataError where another's rows are those of other samples."""
         both = f"{self.source} and {other.source}"

@@ -45,6 +45,13 @@ FORMATS = ("svg", "pdf", "png")
 )
 @click.option("--split", "splits", multiple=True, help="A split of the dumps to analyze, all where none is named.")
 @click.option("--memory", default="2GiB", show_default=True, help="What moments and matrices of one dump may take.")
+@click.option(
+    "--mir-rows",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    help="Of how many kept rows MIR between layers is computed; 0 leaves it out.",
+)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Dumps at a time.")
 @click.option("--no-cache", is_flag=True, help="Analyze every dump anew, and keep nothing beside them.")
 @click.option("--overwrite", is_flag=True, help="Replace the page and the figures where they exist.")
@@ -64,6 +71,7 @@ def command(
     kind: str,
     labels: Path | None,
     memory: str,
+    mir_rows: int,
     no_cache: bool,
     overwrite: bool,
     splits: tuple[str, ...],
@@ -90,7 +98,7 @@ def command(
     from ckpt_probe.report.sources import class_names
 
     names = class_names(labels) if labels is not None else ()
-    wishes = Wishes(title, names, splits, size, workers, not no_cache)
+    wishes = Wishes(title, names, splits, size, workers, not no_cache, mir_rows)
     write = partial(_write, sources, wishes, out, figures, kind)
     if not follow:
         write(overwrite=overwrite)

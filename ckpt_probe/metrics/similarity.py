@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import as_given
-from ckpt_probe.metrics.gram import Array, to_rows
-from ckpt_probe.metrics.information import hdr, joint_entropies, mir, mutual_information
+from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
+from ckpt_probe.metrics.gram import Array, directions, smaller_gram, to_rows
+from ckpt_probe.metrics.information import Entropies, hdr, joint_entropies, joint_gram, mir, mutual_information
 
 __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]
 
@@ -68,16 +68,42 @@ def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
 def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
     """MIR of each of L representations and each of M others of the same rows, as `cka_between`."""
     sides = [_all_rows(layers) for layers in (first, first if second is None else second)]
+    # Where every row of a layer has a direction, its own entropy is the same beside whatever other layer.
+    whole = [[_Directed.of(rows) for rows in side] for side in sides]
 
     def pair(a: int, b: int) -> float:
+        one, other = whole[0][a], whole[1][b]
         try:
-            ratio = joint_entropies(sides[0][a], sides[1][b]).mir
+            if one is None or other is None:
+                ratio = joint_entropies(sides[0][a], sides[1][b]).mir
+            else:
+                ratio = one.beside(other).mir
         except DataError:
             # No row has a direction in both.
             ratio = None
         return math.nan if ratio is None else float(ratio)
 
     return _matrix(len(sides[0]), len(sides[1]), pair, symmetric=second is None)
+
+
+@dataclass(frozen=True)
+class _Directed:
+    """Unit rows (n, d), and the entropy of their Gram matrix."""
+
+    rows: Tensor
+    entropy: Tensor
+
+    @staticmethod
+    def of(rows: Tensor) -> "_Directed | None":
+        """None where a row has no direction."""
+        if not bool((rows.abs().amax(dim=1) > 0).all()):
+            return None
+        unit, _ = directions(rows)
+        return _Directed(unit, entropy_of_gram(smaller_gram(unit), n=len(unit)))
+
+    def beside(self, other: "_Directed") -> Entropies:
+        joint = entropy_of_gram(joint_gram(self.rows, other.rows), n=len(self.rows))
+        return Entropies(self.entropy, other.entropy, joint)
 
 
 def hsic(X: Array, Y: Array) -> float | Tensor:

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from ckpt_probe.analysis import Settings, read_series
-from ckpt_probe.analysis.similarity import read_similarities
+from ckpt_probe.analysis.similarity import kept_of, read_similarities
+from ckpt_probe.cli.app import run
+from ckpt_probe.dumps import open_dump
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.similarity import mir
 from ckpt_probe.report import to_json_line
-from ckpt_probe.report.contents import Contents, Section, gather
+from ckpt_probe.report.contents import Contents, Section, Wishes, gather
 from ckpt_probe.report.figures.export import draw_contents
 from ckpt_probe.report.plots.description import LayerMap, LinePlot, MatrixPlot
 from ckpt_probe.report.sources import open_sources
@@ -69,6 +73,35 @@ def test_matrices_are_those_of_similarity(contents: Contents, layered: Path) -> 
         np.testing.assert_array_equal(frame.values[0], np.array(found.values, dtype=float))
 
 
+def mir_or_nan(one: np.ndarray, other: np.ndarray) -> float:
+    try:
+        return mir(one, other)
+    except DataError:
+        return np.nan
+
+
+def test_information_between_layers_is_that_of_evenly_chosen_rows(layered: Path) -> None:
+    contents = gather(open_sources([str(layered)]), Wishes(mir_rows=50))
+    plot = next(plot for plot in section(contents).plots if plot.key == "layers-mir")
+    assert isinstance(plot, MatrixPlot)
+    assert "on 50 of these rows" in plot.meaning
+    names = next(track for track in contents.tracks if track.run == "dumps").checkpoints
+    for frame in plot.frames:
+        assert frame.checkpoints == (0, 1, 2, 3)
+        with open_dump(layered / f"{names[2]}.h5") as dump:
+            kept = kept_of(dump, frame.split)
+        places = np.linspace(0, len(kept.indices) - 1, 50).round().astype(int)
+        rows = [values[places].astype(float) for values in kept.layers.values()]
+        expected = np.array([[mir_or_nan(one, other) for other in rows] for one in rows])
+        assert np.isfinite(expected).mean() > 0.5
+        np.testing.assert_allclose(frame.values[2], expected, rtol=1e-9)
+
+
+def test_no_rows_no_information_between_layers(layered: Path) -> None:
+    contents = gather(open_sources([str(layered)]), Wishes(mir_rows=0))
+    assert {"layers-cka"} == {p.key for p in section(contents).plots} & {"layers-cka", "layers-mir"}
+
+
 def test_separation_falls_along_the_line_that_analysis_fits(contents: Contents, records: list[dict]) -> None:
     plots = [plot for plot in section(contents).plots if isinstance(plot, LinePlot)]
     assert [plot.lines[0].split for plot in plots] == ["train", "test"]
@@ -102,5 +135,12 @@ def test_records_of_layers_have_maps_without_similarities(records: list[dict], t
 
 def test_the_same_plots_as_figures(contents: Contents, tmp_path: Path) -> None:
     files = {file.name for file in draw_contents(contents, tmp_path, "svg")}
+    assert "layers-mir-dumps.svg" in files
     assert {"layers-nc1.pinv-dumps.svg", "layers-cka-dumps.svg", "layers-cka-penultimate-dumps.svg"} <= files
     assert {"separation-dumps-train.svg", "separation-dumps-test.svg"} <= files
+
+
+def test_the_command_takes_a_number_of_rows_or_none(layered: Path, tmp_path: Path) -> None:
+    for rows, expected in (("20", True), ("0", False)):
+        assert run(["report", str(layered), "-o", str(tmp_path / f"{rows}.html"), "--mir-rows", rows]) == 0
+        assert ("layers-mir" in (tmp_path / f"{rows}.html").read_text()) == expected

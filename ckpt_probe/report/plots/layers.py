@@ -24,9 +24,10 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class LayerLikeness:
-    """Similarities of one run and split: CKA between layers at each checkpoint, and between checkpoints of each layer.
+    """Similarities of one run and split: between layers at each checkpoint, and between checkpoints of each layer.
 
-    layers (L,), between (T, L, L) at `checkpoints`, by their numbers in the run; through: (T, T) by layer.
+    layers (L,); cka (T, L, L) and mir, or None, at `checkpoints`, by their numbers in the run; through: CKA (T, T) by
+    layer. rows and mir_rows: of how many rows.
     """
 
     run: str
@@ -34,7 +35,10 @@ class LayerLikeness:
     layers: tuple[str, ...]
     checkpoints: tuple[int, ...]
     names: tuple[str, ...]
-    between: np.ndarray
+    cka: np.ndarray
+    mir: np.ndarray | None
+    rows: int
+    mir_rows: int
     through: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -55,13 +59,26 @@ def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
 
 
 def similarity_plots(found: Sequence[LayerLikeness]) -> list[MatrixPlot]:
-    """CKA between the layers of a checkpoint, moved by the slider, and between the checkpoints of each layer."""
+    """CKA and MIR between the layers of a checkpoint, moved by the slider, and CKA of each layer over checkpoints."""
     if not found:
         return []
-    meaning = "linear CKA between layers on the rows that were kept of each; 1 where they agree but for a rotation"
-    between = tuple(Frames(one.run, one.split, one.checkpoints, one.between) for one in found)
+    meaning = (
+        f"linear CKA between layers, on {_counts(one.rows for one in found)} rows that were kept of each; 1 where they "
+        "agree but for a rotation"
+    )
+    frames = tuple(Frames(one.run, one.split, one.checkpoints, one.cka) for one in found)
     labels = {one.run: one.layers for one in found}
-    plots = [MatrixPlot("layers-cka", "Layers with each other", meaning, between, labels, {}, "CKA", "layers")]
+    plots = [MatrixPlot("layers-cka", "Layers with each other", meaning, frames, labels, {}, "CKA", "layers")]
+    frames = tuple(Frames(one.run, one.split, one.checkpoints, one.mir) for one in found if one.mir is not None)
+    if frames:
+        rows = _counts(one.mir_rows for one in found if one.mir is not None)
+        meaning = (
+            f"matrix mutual information ratio between layers, on {rows} of these rows; it depends on their number, and "
+            "is not 1 of a layer with itself"
+        )
+        plots.append(
+            MatrixPlot("layers-mir", "Information between layers", meaning, frames, labels, {}, "MIR", "layers")
+        )
     for layer in dict.fromkeys(layer for one in found for layer in one.through):
         mine = [one for one in found if layer in one.through]
         frames = tuple(Frames(one.run, one.split, (0,), one.through[layer][None]) for one in mine)
@@ -107,6 +124,10 @@ def _separation(run: Run, split: str) -> LinePlot | None:
         meaning=f"log tr(Σ_W Σ_B⁺) by depth, falling on a line where the law of separation holds; {'; '.join(fits)}",
         chords=tuple(chords),
     )
+
+
+def _counts(numbers: Iterable[int]) -> str:
+    return " or ".join(f"{number:,}" for number in sorted(set(numbers)))
 
 
 def _metrics(runs: Iterable[Run]) -> list[str]:
