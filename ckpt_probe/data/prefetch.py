@@ -38,8 +38,7 @@ def ready_parts(
             yield batches
         return
     ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCHED)
-    stop = threading.Event()
-
+    stop, ended = threading.Event(), threading.Event()
     threads = torch.get_num_threads()
 
     def prepare() -> None:
@@ -56,6 +55,7 @@ def ready_parts(
         finally:
             # What a thread sets is also what threads begin with that start after it.
             torch.set_num_threads(threads)
+            ended.set()
 
     def handed_out() -> Iterator[Batch]:
         while (item := ready.get()) is not None:
@@ -69,6 +69,12 @@ def ready_parts(
         yield handed_out()
     finally:
         stop.set()
+        try:
+            ended.wait()
+        except KeyboardInterrupt:
+            # Its source may be an HDF5 file, which must not be read when the process ends.
+            ended.wait()
+            raise
         thread.join()
 
 

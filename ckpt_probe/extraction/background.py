@@ -30,6 +30,7 @@ class BackgroundWriter:
         self._calls: queue.Queue[Call | None] = queue.Queue(maxsize=WAITING_BLOCKS)
         self._abandoned = threading.Event()
         self._ended = False
+        self._done = threading.Event()
         self._error: BaseException | None = None
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="dump writer", daemon=True)
@@ -46,16 +47,33 @@ class BackgroundWriter:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._abandoned.set()
-        self._calls.put(None)
-        self._thread.join()
+        try:
+            self._end()
+        except KeyboardInterrupt:
+            # HDF5 must not be at work when the process ends, or that ends in a crash. A second Ctrl-C ends the waiting.
+            self._abandoned.set()
+            self._end()
+            raise
         if error is None:
             self._raise_error()
+
+    def _end(self) -> None:
+        self._calls.put(None)
+        # A join that Ctrl-C ends takes the thread for ended (CPython issue 90882), and a second one would not wait.
+        self._done.wait()
+        self._thread.join()
 
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
+        try:
+            self._write()
+        finally:
+            self._done.set()
+
+    def _write(self) -> None:
         # Its sums may be the larger part of the work, whatever the thread has set that makes batches ready.
         torch.set_num_threads(self._threads)
         try:

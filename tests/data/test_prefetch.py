@@ -1,6 +1,9 @@
 """Batches made ready beside a model: in order, and without taking its threads away."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -44,3 +47,34 @@ def test_a_batch_for_the_cpu_is_made_in_one_thread_and_nothing_else_is_slowed() 
     after.join()
     assert found == [([0, 1, 2, 3], [0, 1, 2, 3]), ([4, 5], [4, 5])]
     assert (split.threads, here, elsewhere) == ([1, 1], 3, [3])
+
+
+class Interrupted(Watched):
+    """Ctrl-C comes while its second batch is read, which takes a moment more."""
+
+    def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        found = super().batch(indices)
+        if len(self.threads) == 2:
+            self.reading.set()
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            self.read = True
+        return found
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading, self.read = threading.Event(), False
+
+
+def test_ctrl_c_waits_for_the_batch_that_is_read() -> None:
+    split = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        left_while_reading(split)
+    assert split.read
+
+
+def left_while_reading(split: Interrupted) -> None:
+    with ready_batches(split, 2) as batches:
+        next(batches)
+        split.reading.wait()

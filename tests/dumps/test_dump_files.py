@@ -288,6 +288,8 @@ from ckpt_probe.errors import DataError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+# A module compiled now would leave a part of its cached bytecode to whoever imports it next.
+sys.dont_write_bytecode = True
 try:
     with DumpWriter(sys.argv[1], None, classes=3, features=64) as writer:
         writer.write_classifier(np.zeros((3, 64)), np.zeros(3))

@@ -21,6 +21,8 @@ kind, most = getattr(resource, sys.argv[1]), int(sys.argv[2])
 if kind == resource.RLIMIT_FSIZE:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+# A module compiled now would leave a part of its cached bytecode to whoever imports it next.
+sys.dont_write_bytecode = True
 sys.exit(run(sys.argv[3:]))
 """
 

@@ -117,6 +117,8 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+# A module compiled now would leave a part of its cached bytecode to whoever imports it next.
+sys.dont_write_bytecode = True
 from ckpt_probe.cli.app import run
 sys.exit(run(sys.argv[1:]))
 """
