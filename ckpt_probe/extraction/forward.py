@@ -198,11 +198,11 @@ class _Runner:
             named, there = self._kept(len(features), labels, inputs, features.device)
             features = features if there is None else features[there]
             scored = score_rows(features, named.to(features.device), self._parameters)
-            return Block(features, named, features[:, :0], scored, _chosen(layers, there))
+            return Block(features, named, features[:, :0], scored, self._taps.of_samples(layers, named, there))
         rows, layers = self._taps.tapped(self._model, head, inputs)
         features, logits = rows.features, rows.logits
         named, there = self._kept(len(features), labels, inputs, features.device)
-        layers = _chosen(layers, there)
+        layers = self._taps.of_samples(layers, named, there)
         if there is not None:
             features, logits = features[there], logits[there]
         if not self._scored:
@@ -216,10 +216,6 @@ class _Runner:
             return named, None
         self.left_out += int((~kept).sum())
         return named[kept], kept.to(device)
-
-
-def _chosen(layers: Mapping[str, Tensor], there: Tensor | None) -> dict[str, Tensor]:
-    return {layer: rows if there is None else rows[there] for layer, rows in layers.items()}
 
 
 class _Copy:

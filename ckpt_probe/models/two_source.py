@@ -36,6 +36,15 @@ class TwoSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Describing(Protocol):
+    """A part of a model that works on descriptions of classes: what its layers give has a row a description."""
+
+    def owners(self) -> Tensor:
+        """The class of each row, (rows,)."""
+        ...
+
+
 def two_source(
     input_shape: Sequence[int],
     classes: int,
@@ -143,11 +152,13 @@ class CaptionEncoder(nn.Module):
 
     def anchors(self) -> Tensor:
         """The normalised mean of each class's captions, (classes, features)."""
-        present = self._present()
-        encoded = self._encoded(self.tokens[present])
-        owner = present.nonzero()[:, 0]
-        sums = encoded.new_zeros(len(self.tokens), self.features).index_add(0, owner, encoded)
+        encoded = self._encoded(self.tokens[self._present()])
+        sums = encoded.new_zeros(len(self.tokens), self.features).index_add(0, self.owners(), encoded)
         return F.normalize(sums, dim=1)
+
+    def owners(self) -> Tensor:
+        """The class of each caption, in the order in which `anchors` encodes them."""
+        return self._present().nonzero()[:, 0]
 
     def counts(self) -> Tensor:
         """The number of captions of each class, (classes,) int64."""

@@ -5,18 +5,29 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ckpt_probe.analysis import analyze_features
+from ckpt_probe.analysis import analyze_features, analyze_series
+from ckpt_probe.analysis.similarity import read_similarities
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
-from ckpt_probe.models import TwoSource, build_model, find_classifier, load_weights, model_arguments
+from ckpt_probe.metrics.similarity import cka
+from ckpt_probe.models import (
+    TwoSource,
+    build_model,
+    choose_taps,
+    find_classifier,
+    find_head,
+    load_weights,
+    model_arguments,
+)
 from ckpt_probe.models.two_source import tokenise
 
 CAPTIONS = [
@@ -204,3 +215,60 @@ def test_captions_and_shapes_that_do_not_fit(arguments: dict[str, Any], message:
 def test_captions_are_asked_for() -> None:
     with pytest.raises(UsageError, match="missing 1 required positional argument: 'captions'"):
         build_model("two_source", **SHAPE)
+
+
+TEXT_LAYERS = ("classifier.text.words", "classifier.text.hidden", "classifier.text.projection")
+
+
+def test_layers_of_descriptions_give_a_sample_the_mean_row_of_its_class(tmp_path: Path) -> None:
+    model, labels = build().eval(), np.array([2, 0, 1, 1, 2, 0, 2])
+    save_checkpoint(tmp_path / "a.safetensors", model.state_dict())
+    np.savez(tmp_path / "data.npz", x_test=images().numpy(), y_test=labels)
+    extract_series(
+        tmp_path / "a.safetensors",
+        tmp_path / "out",
+        model="two_source",
+        model_arguments={**SMALL, **SHAPE},
+        data=f"npz:{tmp_path / 'data.npz'}",
+        layers="image.1, image.4, classifier.text.*",
+        layer_store="both",
+        batch_size=3,
+        device="cpu",
+    )
+    text = model.classifier.text
+    with torch.no_grad():
+        words = [
+            [text.words(caption[caption > 0][None])[0] for caption in group if caption.any()] for group in text.tokens
+        ]
+        hidden = [[text.hidden(one) for one in group] for group in words]
+        projected = [[text.projection(one.relu()) for one in group] for group in hidden]
+    with open_dump(tmp_path / "out" / "a.h5") as dump:
+        layers = {layer.name: layer for layer in dump["test"].layers}
+        assert list(layers) == ["image.1", "image.4", *TEXT_LAYERS, "penultimate"]
+        for name, rows in zip(TEXT_LAYERS, (words, hidden, projected), strict=True):
+            expected = torch.stack([torch.stack(group).mean(dim=0) for group in rows])[labels]
+            np.testing.assert_allclose(layers[name].features[()], expected.numpy(), rtol=1e-5, atol=1e-6)
+    for record in analyze_series(tmp_path / "out", layers=True):
+        assert record["within.entropy_mean"] >= 0
+        if record["layer"] in TEXT_LAYERS:
+            assert record["nc1.cdnv"] == pytest.approx(0, abs=1e-9)
+            assert (record["separation"], record["nc1.pinv"]) == (None, 0)
+    (found,) = read_similarities(tmp_path / "out" / "a.h5", measures=["cka"])
+    image, words_row = found.rows.index("image.4"), found.rows.index("classifier.text.words")
+    expected = cka(*(layers_of(tmp_path, name) for name in ("image.4", "classifier.text.words")))
+    assert found.values[image][words_row] == pytest.approx(expected, rel=1e-9)
+
+
+def layers_of(place: Path, name: str) -> np.ndarray:
+    with open_dump(place / "out" / "a.h5") as dump:
+        return next(layer for layer in dump["test"].layers if layer.name == name).features[()].astype(float)
+
+
+def test_a_sample_without_a_label_has_no_description(tmp_path: Path) -> None:
+    model, inputs = build().eval(), images(4)
+    taps = choose_taps(model, inputs, find_head(model, inputs), "classifier.text.hidden")
+    rows = {"classifier.text.hidden": torch.zeros(6, 6)}
+    with pytest.raises(
+        DataError, match=r"layer classifier\.text\.hidden describes classes: every sample needs a label"
+    ):
+        taps.of_samples(rows, torch.tensor([0, -1]), None)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from torch import nn
+from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.models.calling import Batch, samples_in
@@ -15,6 +15,7 @@ from ckpt_probe.models.layers.blocks import blocks_of
 from ckpt_probe.models.layers.passing import Seen, watched
 from ckpt_probe.models.layers.pooling import POOLINGS, channel_axis, require_fitting
 from ckpt_probe.models.layers.taps import PENULTIMATE, Tap, Taps
+from ckpt_probe.models.two_source import Describing
 
 
 def choose_taps(
@@ -23,7 +24,8 @@ def choose_taps(
     """The layers of a model that `layers` names, found by running it on a batch of inputs, in execution order.
 
     layers: "penultimate" (none beside the classifier's input), "all", "every=K", or names joined by commas, in which *
-    stands for any text without a dot. pooling: one of `POOLINGS`, the usual one for the shape where None. Raises
+    stands for any text without a dot. Those of a part that is `Describing` give each sample the mean row of its class.
+    pooling: one of `POOLINGS`, the usual one for the shape where None. Raises
     UsageError where a name matches no layer (with the closest ones), or the pooling does not fit a shape; DataError
     where a layer runs twice in a pass, or gives no tensor with the samples first.
     """
@@ -36,7 +38,14 @@ def choose_taps(
     chosen = _named(layers, model, seen) if step is None else blocks_of(model, seen, head.layers)[::step]
     return Taps(
         tuple(
-            _tap(one, number / len(chosen), samples_in(inputs), pooling, every=head.positions == "every")
+            _tap(
+                one,
+                number / len(chosen),
+                _owners(model, one.name),
+                samples_in(inputs),
+                pooling,
+                every=head.positions == "every",
+            )
             for number, one in enumerate(chosen)
         )
     )
@@ -76,17 +85,27 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if wanted.fullmatch(name)]
 
 
-def _tap(one: Seen, depth: float, samples: int, pooling: str | None, *, every: bool) -> Tap:
+def _owners(model: nn.Module, name: str) -> Tensor | None:
+    """The class of each row that a module gives, where it is in a part of the model that describes classes."""
+    parts = name.split(".")
+    outer = (model.get_submodule(".".join(parts[:length])) for length in range(len(parts)))
+    return next((module.owners() for module in outer if isinstance(module, Describing)), None)
+
+
+def _tap(one: Seen, depth: float, owners: Tensor | None, samples: int, pooling: str | None, *, every: bool) -> Tap:
     if one.name == PENULTIMATE or "/" in one.name:
         raise DataError(f"layer {one.name!r}: a dump cannot hold a layer of that name")
     if one.calls > 1:
         raise DataError(f"layer {one.name} runs {one.calls} times in one forward pass; name other layers by --layers")
     if one.shape is None:
         raise DataError(f"layer {one.name} gives no tensor; name other layers by --layers")
-    if len(one.shape) < 2 or one.shape[0] != samples:
+    if owners is not None and (every or len(one.shape) != 2 or one.shape[0] != len(owners)):
+        told = f"{one.shape} for {len(owners)} descriptions of classes"
+        raise DataError(f"layer {one.name} gives {told}; (descriptions, D) is needed, and one label a sample")
+    if owners is None and (len(one.shape) < 2 or one.shape[0] != samples):
         raise DataError(f"layer {one.name} gives {one.shape} for {samples} samples; (n, …) is needed")
     axis = channel_axis(one.module, one.shape)
     how = require_fitting(one.name, one.shape, pooling, axis, every=every)
     shape = one.shape[1:]
     width = math.prod(shape) if how == "flatten" else shape[0 if axis == 1 else -1]
-    return Tap(one.name, depth, how, shape, width, axis)
+    return Tap(one.name, depth, how, shape, width, axis, owners)
