@@ -67,6 +67,14 @@ def _nothing_left() -> Iterator[None]:
     assert {name: value for name, value in after.items() if value != before[name]} == {}
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where whoever runs the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _surroundings() -> dict[str, object]:
     threads = {thread.name for thread in threading.enumerate()} & {"batches", "dump writer"}
     return {

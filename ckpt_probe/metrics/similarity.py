@@ -22,6 +22,8 @@ from ckpt_probe.metrics.information import Entropies, hdr, joint_entropies, join
 __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]
 
 LEAST_ROWS = 4
+GRAM_BYTES = 2**28
+"""What blocks of Gram matrices may take when many representations are compared."""
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
 
@@ -53,16 +55,18 @@ def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
 
     Of the first ones among themselves where `second` is None. Errors as `cka`, but not for what does not vary.
     """
-    sides = [_all_rows(layers) for layers in (first, first if second is None else second)]
-    centred = [[_centred(rows) for rows in side] for side in sides]
-    own = [[_hsic(rows, rows) for rows in side] for side in centred]
-
-    def pair(a: int, b: int) -> float:
-        if not (own[0][a] > 0 and own[1][b] > 0):
-            return math.nan
-        return float(_ratio(_hsic(centred[0][a], centred[1][b]), own[0][a], own[1][b]))
-
-    return _matrix(len(sides[0]), len(sides[1]), pair, symmetric=second is None)
+    one = [_centred(rows) for rows in _all_rows(first)]
+    other = one if second is None else [_centred(rows) for rows in _all_rows(second)]
+    if one and other:
+        _require_rows(one[0], other[0], f"the first ones have {len(one[0])} rows and the others {len(other[0])}")
+    shared = _hsic_between(one, other)
+    own = [torch.stack([_hsic(rows, rows) for rows in side]) if side else torch.empty(0) for side in (one, other)]
+    # Negative and zero ones have no root: they do not vary over the rows, or too few rows were given.
+    roots = [torch.where(values > 0, values, math.nan).sqrt() for values in own]
+    found = shared / (roots[0][:, None] * roots[1][None, :])
+    if second is None:
+        found.diagonal().copy_(torch.where(own[0] > 0, 1.0, math.nan))
+    return found
 
 
 def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
@@ -240,6 +244,44 @@ def _hsic(X: Tensor, Y: Tensor) -> Tensor:
     few = len(X) ** 2 < X.shape[1] * Y.shape[1]
     product = ((X @ X.T) * (Y @ Y.T)).sum() if few else (X.T @ Y).square().sum()
     return _unbiased(len(X), product, k.sum(), m.sum(), k @ m)
+
+
+def _hsic_between(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """HSIC₁ of each of the centred rows (n, d) with each of the others, (L, M)."""
+    n = len(first[0]) if first else 0
+    sizes = [_stacked([rows.square().sum(dim=1) for rows in side], n) for side in (first, second)]
+    both = sizes[0] @ sizes[1].T
+    k, m = sizes[0].sum(dim=1)[:, None], sizes[1].sum(dim=1)[None, :]
+    return _unbiased(n, _squared_products(first, second), k, m, both)
+
+
+def _squared_products(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """‖Xᵀ Y‖_F² of every pair, (L, M): one product each, or by Gram matrices where that is less work."""
+    n = len(first[0]) if first else 0
+    widths = [sum(rows.shape[1] for rows in side) for side in (first, second)]
+    same = first is second
+    by_pairs = n * widths[0] * widths[1] / (2 if same else 1)
+    by_grams = n * n * (widths[0] + (0 if same else widths[1]) + len(first) * len(second))
+    if by_grams < by_pairs:
+        return _by_grams(first, second)
+    return _matrix(len(first), len(second), lambda a, b: float((first[a].T @ second[b]).square().sum()), symmetric=same)
+
+
+def _by_grams(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """⟨X Xᵀ, Y Yᵀ⟩ of every pair: n² d once for each, and only n² for each pair, some rows of all Grams at a time."""
+    n = len(first[0])
+    found = torch.zeros(len(first), len(second), dtype=torch.float64)
+    block = max(1, GRAM_BYTES // (8 * n * (len(first) + len(second))))
+    for start in range(0, n, block):
+        part = slice(start, start + block)
+        one = torch.stack([(rows[part] @ rows.T).flatten() for rows in first])
+        other = one if first is second else torch.stack([(rows[part] @ rows.T).flatten() for rows in second])
+        found += one @ other.T
+    return found
+
+
+def _stacked(rows: list[Tensor], width: int) -> Tensor:
+    return torch.stack(rows) if rows else torch.empty(0, width, dtype=torch.float64)
 
 
 def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class Interrupted(Watched):
         self.reading, self.read = threading.Event(), False
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_batch_that_is_read() -> None:
     split = Interrupted()
     with pytest.raises(KeyboardInterrupt):

@@ -46,6 +46,7 @@ def written(writer: Any, error: type[BaseException] | None = None) -> None:
             raise error
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_the_last_rows_are_written_waits_for_the_file() -> None:
     writer = Writer(interrupts=True)
     with pytest.raises(KeyboardInterrupt):

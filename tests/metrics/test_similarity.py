@@ -8,6 +8,7 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError
+from ckpt_probe.metrics import similarity
 from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
 
 RNG = np.random.default_rng(0)
@@ -192,3 +193,27 @@ def test_layers_of_one_rank_of_a_linear_network_share_their_entropy() -> None:
     assert [cp.matrix_entropy(layer) for layer in layers] == pytest.approx([0, 0, 0], abs=1e-12)
     turned, _ = np.linalg.qr(draw.normal(size=(6, 6)))
     assert cp.matrix_entropy(inputs @ turned) == pytest.approx(cp.matrix_entropy(inputs), rel=1e-12)
+
+
+@pytest.mark.parametrize("memory", [1, 10**9])
+def test_many_wide_layers_by_gram_matrices_have_the_same_similarities(
+    monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    monkeypatch.setattr(similarity, "GRAM_BYTES", memory)
+    draw = np.random.default_rng(3)
+    shared = draw.normal(size=(30, 4))
+    layers = [shared @ draw.normal(size=(4, width)) + draw.normal(size=(30, width)) + 5 for width in (90, 70, 80, 60)]
+    layers.append(np.ones((30, 50)))
+    called = []
+    by_grams = similarity._by_grams
+    monkeypatch.setattr(similarity, "_by_grams", lambda *sides: called.append(1) or by_grams(*sides))
+    for first, second in ((layers, None), (layers[:3], layers[1:])):
+        found = cka_between(first, second)
+        assert called
+        called.clear()
+        for a, X in enumerate(first):
+            for b, Y in enumerate(first if second is None else second):
+                if X.std() == 0 or Y.std() == 0:
+                    assert found[a, b].isnan()
+                else:
+                    assert float(found[a, b]) == pytest.approx(cka(X, Y), rel=1e-11)
