@@ -75,8 +75,9 @@ def _collapse(train: list[Record]) -> str:
         _moved(train, "nc1.pinv", "the spread within classes against that between them (NC1) {verb} {first} → {last}"),
         _moved(train, "within.entropy_mean", "the entropy within a class {verb} {first} → {last} nats"),
     ]
-    told = ", and ".join(part for part in parts if part)
-    return f"On the training split {told} (both are 0 at full collapse)." if told else ""
+    known = [part for part in parts if part]
+    they = "both are" if len(known) > 1 else "it is"
+    return f"On the training split {', and '.join(known)} ({they} 0 at full collapse)." if known else ""
 
 
 def _alignment(train: list[Record]) -> str:

@@ -26,7 +26,7 @@ def test_collapse_is_told_with_its_own_numbers() -> None:
     assert "first seen at step 10" in told
     assert "test accuracy ended at 0.970" in told
     assert "fell 5 → 0.05" in told
-    assert "fell 1.5 → 0.5" in told
+    assert "fell 1.5 → 0.5 nats (both are 0 at full collapse)" in told
     assert "4 times that on training data" in told
 
 
@@ -34,7 +34,7 @@ def test_the_opposite_run_is_told_the_other_way_round() -> None:
     first = record(0, "train", nc1__pinv=1.0, class__mir=0.9, reference__mir=0.95)
     last = record(9, "train", nc1__pinv=2.0, class__mir=0.5, reference__mir=0.95)
     told = " ".join(read_run([first, last, record(9, "test", nc1__pinv=1.0)]))
-    assert "rose 1 → 2" in told
+    assert "(NC1) rose 1 → 2 (it is 0 at full collapse)" in told
     assert "MIR 0.900 → 0.500, no nearer to its value at collapse, 0.950" in told
     assert "only 0.5 times" in told
 

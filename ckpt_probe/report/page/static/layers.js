@@ -80,7 +80,7 @@ function drawLayers(plot, frame, width) {
       cells.append(text);
     });
   });
-  const every = Math.ceil(26 / wide);
+  const every = Math.ceil((8 + 6.2 * d3.max(columns, (column) => shortened(column, 10).length)) / wide);
   columns.forEach((column, j) => {
     if (j % every) return;
     const below = svgElement("text", { x: margin + (j + 0.5) * wide, y: height + 13, "text-anchor": "middle", class: "name" });
