@@ -1,0 +1,196 @@
+"""What many workers cost and gain: overhead a task, two workers against one, and where a scheduler saturates.
+
+overhead: tasks that do nothing, one after another here, in two processes, and through a Dask scheduler on loopback.
+speedup: extraction of 8 checkpoints, analysis of 8 dumps (D 384), with --workers 1 and 2, one thread each.
+saturation: 10,000 tasks that sleep, as stand-ins, on the real scheduler with 64 threads; what the ideal takes over what
+it takes, by the length of a task.
+many: extraction and analysis of 250, 500 and 1,000 small checkpoints: seconds each, and the largest memory.
+
+Run: python benchmarks/cluster.py [overhead] [speedup] [saturation] [many]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from cost import write
+
+if TYPE_CHECKING:
+    from ckpt_probe.scheduling import Workers
+
+PARTS = ("overhead", "speedup", "saturation", "many")
+THREADS = 64
+LENGTHS = (1.0, 0.3, 0.1, 0.03)
+STAND_INS = 10_000
+MANY = (250, 500, 1000)
+RUNNER = """
+import sys
+from pathlib import Path
+from ckpt_probe.cli.app import run
+code = run(sys.argv[1:])
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(int(peak.split()[1]) // 1024)
+sys.exit(code)
+"""
+
+
+@contextmanager
+def cluster(folder: Path, *, threads: int, processes: int = 1) -> Iterator[str]:
+    """A Dask scheduler and worker processes on loopback, as `dask scheduler` and `dask worker` start them."""
+    written = folder / "scheduler.json"
+    named = ["--scheduler-file", str(written), "--no-dashboard"]
+    started = [_program("dask_scheduler", "--port", "0", "--host", "127.0.0.1", *named)]
+    while not written.exists():
+        time.sleep(0.05)
+    worker = ("dask_worker", "--nthreads", str(threads), "--no-nanny", *named)
+    started += [_program(*worker) for _ in range(processes)]
+    try:
+        yield str(written)
+    finally:
+        for process in reversed(started):
+            process.kill()
+            process.wait()
+
+
+def _program(name: str, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", f"distributed.cli.{name}", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def seconds_of(lengths: Sequence[float], workers: "Workers") -> float:
+    """How long so many sleeps take, the start of the workers not counted."""
+    from ckpt_probe.scheduling import Team, results
+
+    def quiet(_told: str) -> None: ...
+
+    with Team(workers, quiet) as team:
+        warm = [0.0] * 2 * THREADS
+        for _ in results(time.sleep, warm, names=["warm"] * len(warm), workers=team, say=quiet):
+            pass
+        started = time.perf_counter()
+        for _ in results(time.sleep, lengths, names=["task"] * len(lengths), workers=team, say=quiet):
+            pass
+        return time.perf_counter() - started
+
+
+def overhead(folder: Path) -> None:
+    """Milliseconds a task that does nothing."""
+    from ckpt_probe.scheduling import Workers
+
+    nothing = [0.0] * 2000
+    print(f"overhead here: {seconds_of(nothing, Workers()) / 2:.3f} ms a task")
+    print(f"overhead in 2 processes: {seconds_of(nothing, Workers(2)) / 2:.3f} ms a task")
+    with cluster(folder, threads=1, processes=2) as address:
+        print(f"overhead on Dask, 2 workers: {seconds_of(nothing, Workers(1, address)) / 2:.3f} ms a task (limit 20)")
+
+
+def saturation(folder: Path) -> None:
+    """Stand-in tasks of several lengths on the scheduler."""
+    from ckpt_probe.scheduling import Workers
+
+    with cluster(folder, threads=THREADS) as address:
+        for length in LENGTHS:
+            taken = seconds_of([length] * STAND_INS, Workers(1, address))
+            ideal = STAND_INS * length / THREADS
+            print(
+                f"saturation: {STAND_INS:,} tasks of {length:g} s on {THREADS} threads: {taken:.1f} s, "
+                f"ideal {ideal:.1f} s, {ideal / taken:.2f}; {STAND_INS / taken:.0f} tasks a second",
+                flush=True,
+            )
+
+
+def ours(*words: object, threads: int = 1) -> tuple[float, int]:
+    """Seconds and MiB of a ckpt-probe command, as a process of its own."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, *map(str, words)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    return time.perf_counter() - started, int(done.stdout.splitlines()[-1])
+
+
+def checkpoints(folder: Path, count: int, name: str, **arguments: object) -> Path:
+    """Untrained checkpoints of a built-in model."""
+    import torch
+    from safetensors.torch import save_file
+
+    from ckpt_probe.models import build_model
+
+    folder.mkdir()
+    for number in range(count):
+        torch.manual_seed(number)
+        save_file(build_model(name, dict(arguments)).state_dict(), folder / f"step-{number:06d}.safetensors")
+    return folder
+
+
+def data(folder: Path, samples: int, side: int) -> str:
+    """Random images of ten classes."""
+    draw = np.random.default_rng(0)
+    images = draw.random((samples, 1, side, side), dtype=np.float32)
+    np.savez(folder / f"{side}.npz", x_test=images, y_test=np.arange(samples) % 10)
+    return f"npz:{folder / f'{side}.npz'}"
+
+
+def speedup(folder: Path) -> None:
+    """Two workers of one thread each against one."""
+    shape = {"input_shape": [1, 28, 28], "classes": 10}
+    run = checkpoints(folder / "eight", 8, "resnet", **shape)
+    source = data(folder, 12_000, 28)
+    model = ["--model", "resnet", "--model-arguments", '{"input_shape": [1, 28, 28], "classes": 10}', "--data", source]
+    model += ["--device", "cpu"]
+    rows = folder / "rows"
+    rows.mkdir()
+    for number in range(8):
+        write(rows / f"step-{number:06d}.h5", 20_000, 384, 10)
+    taken: dict[str, list[float]] = {"extract": [], "analyze": []}
+    for workers in (1, 2):
+        staff = ("--workers", workers)
+        taken["extract"].append(ours("extract", run, "-o", folder / f"dumps-{workers}", *model, *staff)[0])
+        taken["analyze"].append(ours("analyze", rows, "--no-cache", *staff, "-o", folder / f"{workers}.jsonl")[0])
+    same = (folder / "1.jsonl").read_bytes() == (folder / "2.jsonl").read_bytes()
+    for command, (one, two) in taken.items():
+        print(f"speedup of {command}, 8 checkpoints: {one:.1f} s with 1 worker, {two:.1f} s with 2: {one / two:.2f} ×")
+    print(f"records of both are the same bytes: {same}")
+
+
+def many(folder: Path) -> None:
+    """A growing number of small checkpoints."""
+    shape = {"input_shape": [1, 8, 8], "classes": 10}
+    source = data(folder, 200, 8)
+    model = ["--model", "mlp", "--model-arguments", '{"input_shape": [1, 8, 8], "classes": 10}', "--data", source]
+    for count in MANY:
+        run = checkpoints(folder / f"many-{count}", count, "mlp", **shape)
+        out = folder / f"many-dumps-{count}"
+        extracted, first = ours("extract", run, "-o", out, *model, "--device", "cpu")
+        analyzed, second = ours("analyze", out, "-o", folder / f"many-{count}.jsonl", "--no-cache")
+        told = [f"{taken:.1f} s ({1e3 * taken / count:.0f} ms each" for taken in (extracted, analyzed)]
+        print(
+            f"many: {count:5,} checkpoints: extract {told[0]}, {first} MiB), analyze {told[1]}, {second} MiB)",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Run the parts that are asked for, all where none is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    asked = parser.parse_args().parts or PARTS
+    print(f"{os.cpu_count()} cores")
+    for part in asked:
+        with tempfile.TemporaryDirectory() as folder:
+            {"overhead": overhead, "speedup": speedup, "saturation": saturation, "many": many}[part](Path(folder))
+
+
+if __name__ == "__main__":
+    main()
