@@ -10,6 +10,7 @@ Run: python benchmarks/cluster.py [overhead] [speedup] [saturation] [many]
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from cost import write
+from scaling import write
 
 if TYPE_CHECKING:
     from ckpt_probe.scheduling import Workers
@@ -107,21 +108,21 @@ def saturation(folder: Path) -> None:
             )
 
 
-def ours(*words: object, threads: int = 1) -> tuple[float, int]:
-    """Seconds and MiB of a ckpt-probe command, as a process of its own."""
+def ours(*words: object) -> tuple[float, int]:
+    """Seconds and MiB of a ckpt-probe command, as a process of its own with one thread."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", RUNNER, *map(str, words)],
         check=True,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return time.perf_counter() - started, int(done.stdout.splitlines()[-1])
 
 
-def checkpoints(folder: Path, count: int, name: str, **arguments: object) -> Path:
-    """Untrained checkpoints of a built-in model."""
+def checkpoints(folder: Path, count: int, name: str, side: int) -> Path:
+    """Untrained checkpoints of a built-in model for images of that side."""
     import torch
     from safetensors.torch import save_file
 
@@ -130,25 +131,28 @@ def checkpoints(folder: Path, count: int, name: str, **arguments: object) -> Pat
     folder.mkdir()
     for number in range(count):
         torch.manual_seed(number)
-        save_file(build_model(name, dict(arguments)).state_dict(), folder / f"step-{number:06d}.safetensors")
+        weights = build_model(name, shape(side)).state_dict()
+        save_file(weights, folder / f"step-{number:06d}.safetensors")
     return folder
 
 
-def data(folder: Path, samples: int, side: int) -> str:
-    """Random images of ten classes."""
-    draw = np.random.default_rng(0)
+def shape(side: int) -> dict[str, object]:
+    """Arguments of a built-in model for such images."""
+    return {"input_shape": [1, side, side], "classes": 10}
+
+
+def subject(folder: Path, name: str, samples: int, side: int) -> list[str]:
+    """Words that name a built-in model and random images of ten classes."""
+    draw, file = np.random.default_rng(0), folder / f"{side}.npz"
     images = draw.random((samples, 1, side, side), dtype=np.float32)
-    np.savez(folder / f"{side}.npz", x_test=images, y_test=np.arange(samples) % 10)
-    return f"npz:{folder / f'{side}.npz'}"
+    np.savez(file, x_test=images, y_test=np.arange(samples) % 10)
+    model = ["--model", name, "--model-arguments", json.dumps(shape(side))]
+    return [*model, "--data", f"npz:{file}", "--device", "cpu"]
 
 
 def speedup(folder: Path) -> None:
     """Two workers of one thread each against one."""
-    shape = {"input_shape": [1, 28, 28], "classes": 10}
-    run = checkpoints(folder / "eight", 8, "resnet", **shape)
-    source = data(folder, 12_000, 28)
-    model = ["--model", "resnet", "--model-arguments", '{"input_shape": [1, 28, 28], "classes": 10}', "--data", source]
-    model += ["--device", "cpu"]
+    run, model = checkpoints(folder / "eight", 8, "resnet", 28), subject(folder, "resnet", 12_000, 28)
     rows = folder / "rows"
     rows.mkdir()
     for number in range(8):
@@ -166,13 +170,11 @@ def speedup(folder: Path) -> None:
 
 def many(folder: Path) -> None:
     """A growing number of small checkpoints."""
-    shape = {"input_shape": [1, 8, 8], "classes": 10}
-    source = data(folder, 200, 8)
-    model = ["--model", "mlp", "--model-arguments", '{"input_shape": [1, 8, 8], "classes": 10}', "--data", source]
+    model = subject(folder, "mlp", 200, 8)
     for count in MANY:
-        run = checkpoints(folder / f"many-{count}", count, "mlp", **shape)
+        run = checkpoints(folder / f"many-{count}", count, "mlp", 8)
         out = folder / f"many-dumps-{count}"
-        extracted, first = ours("extract", run, "-o", out, *model, "--device", "cpu")
+        extracted, first = ours("extract", run, "-o", out, *model)
         analyzed, second = ours("analyze", out, "-o", folder / f"many-{count}.jsonl", "--no-cache")
         told = [f"{taken:.1f} s ({1e3 * taken / count:.0f} ms each" for taken in (extracted, analyzed)]
         print(

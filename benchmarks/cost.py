@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scaling import memory, write
 from scipy.optimize import nnls
 
 Point = tuple[int, int, int]
@@ -68,21 +69,6 @@ def terms(family: str, n: float, d: float, c: float) -> dict[str, float]:
     return shared if family == "sample" else shared | {"N·C·D": n * c * d, "C²·D": c * c * d}
 
 
-def write(path: Path, samples: int, features: int, classes: int) -> None:
-    """A dump of features around the weights of their labels."""
-    from ckpt_probe.dumps import DumpWriter
-
-    generator = np.random.default_rng(0)
-    weights = generator.normal(size=(classes, features))
-    with DumpWriter(path, None, classes=classes, features=features) as writer:
-        writer.write_classifier(weights)
-        writer.start_split("train", samples, logits=False)
-        for start in range(0, samples, 4096):
-            labels = np.arange(start, min(start + 4096, samples)) % classes
-            rows = weights[labels] + generator.normal(size=(len(labels), features))
-            writer.append("train", rows.astype(np.float32), labels)
-
-
 def analyze(path: Path, family: str) -> None:
     """One analysis in this process: its seconds, and the peak of memory above the imports, MiB."""
     from ckpt_probe.analysis import analyze_dump
@@ -93,13 +79,6 @@ def analyze(path: Path, family: str) -> None:
     started = time.perf_counter()
     [record] = analyze_dump(path, only=family.split(","), exact_limit=EXACT)
     print(time.perf_counter() - started, memory() - imported, record.get("route"))
-
-
-def memory() -> float:
-    """Largest memory of this process so far, MiB."""
-    # Not ru_maxrss: it begins with that of the process that started this one.
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 1024
 
 
 def measured(folder: Path, point: Point) -> dict[str, tuple[float, float]]:
@@ -171,9 +150,7 @@ def forward(samples: int) -> Fit:
     return Fit.of(rows, values)
 
 
-def fitted(
-    points: dict[tuple[int, int, int], dict[str, tuple[float, float]]], unseen: tuple[int, int, int]
-) -> Callable:
+def fitted(points: dict[Point, dict[str, tuple[float, float]]], unseen: Point) -> Callable[[str, str, Case], float]:
     """Fits of seconds and MiB by family, told with what they say of a point that they have not seen."""
     fits = {}
     for family in FAMILIES:
@@ -224,7 +201,8 @@ def main() -> None:
     unseen = (UNSEEN[0] // shrink, UNSEEN[1] // shrink, UNSEEN[2] // shrink)
     points = [(size // shrink, d, c) for size in SAMPLES]
     points += [(n, max(2, size // shrink), c) for size in WIDTHS] + [(n, d, max(2, size // shrink)) for size in CLASSES]
-    points.append((LARGE[0] // shrink, LARGE[1] // shrink, LARGE[2] // shrink))
+    if not asked.quick:
+        points.append(LARGE)
     print(f"{os.cpu_count()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}")
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         found = {point: measured(Path(folder), point) for point in [*dict.fromkeys(points), unseen]}

@@ -7,7 +7,6 @@ Run: python benchmarks/scaling.py [--samples 15000 ...] [--folder DIR]
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,18 +18,18 @@ import numpy as np
 SAMPLES, FEATURES, CLASSES = (15_000, 30_000, 60_000, 120_000), 512, 10
 
 
-def write(path: Path, samples: int) -> None:
+def write(path: Path, samples: int, features: int = FEATURES, classes: int = CLASSES) -> None:
     """A dump of features around the weights of their labels."""
     from ckpt_probe.dumps import DumpWriter
 
     generator = np.random.default_rng(0)
-    weights = generator.normal(size=(CLASSES, FEATURES))
-    with DumpWriter(path, None, classes=CLASSES, features=FEATURES) as writer:
+    weights = generator.normal(size=(classes, features))
+    with DumpWriter(path, None, classes=classes, features=features) as writer:
         writer.write_classifier(weights)
         writer.start_split("train", samples, logits=False)
         for start in range(0, samples, 4096):
-            labels = np.arange(start, min(start + 4096, samples)) % CLASSES
-            rows = weights[labels] + generator.normal(size=(len(labels), FEATURES))
+            labels = np.arange(start, min(start + 4096, samples)) % classes
+            rows = weights[labels] + generator.normal(size=(len(labels), features))
             writer.append("train", rows.astype(np.float32), labels)
 
 
@@ -56,7 +55,9 @@ def measure(path: Path) -> None:
 
 def memory() -> float:
     """Largest memory of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss: it begins with that of the process that started this one.
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 1024
 
 
 def main() -> None:

@@ -70,6 +70,7 @@ def ready_parts(
     finally:
         stop.set()
         try:
+            # Not a join, which takes the thread for ended where Ctrl-C ends it (CPython issue 90882).
             ended.wait()
         except KeyboardInterrupt:
             # Its source may be an HDF5 file, which must not be read when the process ends.

@@ -78,13 +78,26 @@ def joint_entropies(X: Array, Y: Array) -> Entropies:
     directed = (first.detach().abs().amax(dim=1) > 0) & (second.detach().abs().amax(dim=1) > 0)
     n = int(directed.sum())
     require_directions(first.shape[0] - n, first.shape[0], "X and Y")
-    first, _ = directions(first[directed])
-    second, _ = directions(second[directed])
-    return Entropies(
-        entropy_of_gram(smaller_gram(first), n=n),
-        entropy_of_gram(smaller_gram(second), n=n),
-        entropy_of_gram(joint_gram(first, second), n=n),
-    )
+    return Directed.of(first[directed]).beside(Directed.of(second[directed]))
+
+
+@dataclass(frozen=True)
+class Directed:
+    """Unit rows (n, d), and the entropy of their Gram matrix, a 0-d tensor."""
+
+    rows: Tensor
+    entropy: Tensor
+
+    @staticmethod
+    def of(rows: Tensor) -> "Directed":
+        """Those of rows (n, d) that all have a direction."""
+        unit, _ = directions(rows)
+        return Directed(unit, entropy_of_gram(smaller_gram(unit), n=len(unit)))
+
+    def beside(self, other: "Directed") -> Entropies:
+        """The three entropies of these rows and others of the same samples."""
+        joint = entropy_of_gram(joint_gram(self.rows, other.rows), n=len(self.rows))
+        return Entropies(self.entropy, other.entropy, joint)
 
 
 def joint_gram(first: Tensor, second: Tensor) -> Tensor:

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
-from ckpt_probe.metrics.gram import Array, directions, smaller_gram, to_rows
-from ckpt_probe.metrics.information import Entropies, hdr, joint_entropies, joint_gram, mir, mutual_information
+from ckpt_probe.metrics.entropy import as_given
+from ckpt_probe.metrics.gram import Array, to_rows
+from ckpt_probe.metrics.information import Directed, hdr, joint_entropies, mir, mutual_information
 
 __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]
 
 LEAST_ROWS = 4
 GRAM_BYTES = 2**28
 """What blocks of Gram matrices may take when many representations are compared."""
+UNDEFINED = "cka: undefined, since one representation does not vary over the rows, or too few were given"
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
 
@@ -41,12 +42,9 @@ def cka(X: Array, Y: Array) -> float | Tensor:
 
 def cka_matrix(layers: Sequence[Array]) -> Tensor:
     """CKA of every two of L representations of the same rows, (L, L) float64 1 on the diagonal. Errors as `cka`."""
-    rows = [_centred(layer) for layer in _all_rows(layers)]
-    own = [_hsic(layer, layer) for layer in rows]
-    found = torch.stack([_ratio(of_one, of_one, of_one) for of_one in own]).diag()
-    for a in range(len(rows)):
-        for b in range(a):
-            found[a, b] = found[b, a] = _ratio(_hsic(rows[a], rows[b]), own[a], own[b])
+    found = cka_between(layers)
+    if bool(found.isnan().any()):
+        raise DataError(UNDEFINED)
     return found
 
 
@@ -57,15 +55,17 @@ def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
     """
     one = [_centred(rows) for rows in _all_rows(first)]
     other = one if second is None else [_centred(rows) for rows in _all_rows(second)]
-    if one and other:
-        _require_rows(one[0], other[0], f"the first ones have {len(one[0])} rows and the others {len(other[0])}")
+    if not (one and other):
+        return torch.empty(len(one), len(other), dtype=torch.float64)
+    _require_rows(one[0], other[0], f"the first ones have {len(one[0])} rows and the others {len(other[0])}")
     shared = _hsic_between(one, other)
-    own = [torch.stack([_hsic(rows, rows) for rows in side]) if side else torch.empty(0) for side in (one, other)]
-    # Negative and zero ones have no root: they do not vary over the rows, or too few rows were given.
-    roots = [torch.where(values > 0, values, math.nan).sqrt() for values in own]
+    if second is None:
+        roots = [_roots(shared.diagonal())] * 2
+    else:
+        roots = [_roots(torch.stack([_hsic(rows, rows) for rows in side])) for side in (one, other)]
     found = shared / (roots[0][:, None] * roots[1][None, :])
     if second is None:
-        found.diagonal().copy_(torch.where(own[0] > 0, 1.0, math.nan))
+        found.diagonal().copy_(roots[0] / roots[0])
     return found
 
 
@@ -73,7 +73,7 @@ def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
     """MIR of each of L representations and each of M others of the same rows, as `cka_between`."""
     sides = [_all_rows(layers) for layers in (first, first if second is None else second)]
     # Where every row of a layer has a direction, its own entropy is the same beside whatever other layer.
-    whole = [[_Directed.of(rows) for rows in side] for side in sides]
+    whole = [[_whole(rows) for rows in side] for side in sides]
 
     def pair(a: int, b: int) -> float:
         one, other = whole[0][a], whole[1][b]
@@ -90,24 +90,9 @@ def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
     return _matrix(len(sides[0]), len(sides[1]), pair, symmetric=second is None)
 
 
-@dataclass(frozen=True)
-class _Directed:
-    """Unit rows (n, d), and the entropy of their Gram matrix."""
-
-    rows: Tensor
-    entropy: Tensor
-
-    @staticmethod
-    def of(rows: Tensor) -> "_Directed | None":
-        """None where a row has no direction."""
-        if not bool((rows.abs().amax(dim=1) > 0).all()):
-            return None
-        unit, _ = directions(rows)
-        return _Directed(unit, entropy_of_gram(smaller_gram(unit), n=len(unit)))
-
-    def beside(self, other: "_Directed") -> Entropies:
-        joint = entropy_of_gram(joint_gram(self.rows, other.rows), n=len(self.rows))
-        return Entropies(self.entropy, other.entropy, joint)
+def _whole(rows: Tensor) -> Directed | None:
+    """None where a row has no direction."""
+    return Directed.of(rows) if bool((rows.abs().amax(dim=1) > 0).all()) else None
 
 
 def hsic(X: Array, Y: Array) -> float | Tensor:
@@ -248,16 +233,14 @@ def _hsic(X: Tensor, Y: Tensor) -> Tensor:
 
 def _hsic_between(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """HSIC₁ of each of the centred rows (n, d) with each of the others, (L, M)."""
-    n = len(first[0]) if first else 0
-    sizes = [_stacked([rows.square().sum(dim=1) for rows in side], n) for side in (first, second)]
-    both = sizes[0] @ sizes[1].T
+    sizes = [torch.stack([rows.square().sum(dim=1) for rows in side]) for side in (first, second)]
     k, m = sizes[0].sum(dim=1)[:, None], sizes[1].sum(dim=1)[None, :]
-    return _unbiased(n, _squared_products(first, second), k, m, both)
+    return _unbiased(len(first[0]), _squared_products(first, second), k, m, sizes[0] @ sizes[1].T)
 
 
 def _squared_products(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """‖Xᵀ Y‖_F² of every pair, (L, M): one product each, or by Gram matrices where that is less work."""
-    n = len(first[0]) if first else 0
+    n = len(first[0])
     widths = [sum(rows.shape[1] for rows in side) for side in (first, second)]
     same = first is second
     by_pairs = n * widths[0] * widths[1] / (2 if same else 1)
@@ -280,13 +263,14 @@ def _by_grams(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def _stacked(rows: list[Tensor], width: int) -> Tensor:
-    return torch.stack(rows) if rows else torch.empty(0, width, dtype=torch.float64)
+def _roots(own: Tensor) -> Tensor:
+    """√HSIC(X, X), NaN where X does not vary over the rows, or there are too few of them."""
+    return torch.where(own > 0, own, math.nan).sqrt()
 
 
 def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
     if not (bool(first > 0) and bool(second > 0)):
-        raise DataError("cka: undefined, since one representation does not vary over the rows, or too few were given")
+        raise DataError(UNDEFINED)
     return shared / (first.sqrt() * second.sqrt())
 
 

@@ -30,6 +30,9 @@ MOST = 20_000
 STEPS = (10, 14, 20, 28, 40, 56, 80)
 """Lengths of the recurrence, tried in turn until the quadrature's own error is small beside the error bar."""
 
+BLOCK = 16
+"""Vectors of a probe's basis that are kept together; fixed, so that no sum depends on where a recurrence was left."""
+
 Operator = Callable[[Tensor], Tensor]
 """x (N, b) float64 → A x."""
 
@@ -162,9 +165,8 @@ class Lanczos:
     def __init__(self, operator: Operator, probes: Tensor) -> None:
         self._operator = operator
         self._lengths = probes.square().sum(dim=0)
-        # (b, m, N) each, so that a product takes many earlier vectors of a probe; what is filled of the last one.
+        # (b, BLOCK, N) each, so that a product takes many earlier vectors of a probe.
         self._basis: list[Tensor] = []
-        self._filled = 0
         self._last = probes / self._lengths.sqrt()
         self._alphas: list[Tensor] = []
         self._betas: list[Tensor] = []
@@ -172,15 +174,13 @@ class Lanczos:
 
     def after(self, steps: int) -> Recurrence:
         """The recurrence after `steps` steps, at most N."""
-        steps = min(steps, len(self._last))
-        if more := max(0, steps - len(self._alphas)):
-            self._basis.append(self._last.new_empty(self._last.shape[1], more, len(self._last)))
-            self._filled = 0
-        while len(self._alphas) < steps:
+        while len(self._alphas) < min(steps, len(self._last)):
             if self._alphas:
                 self._extend()
-            self._basis[-1][:, self._filled] = self._last.T
-            self._filled += 1
+            place = len(self._alphas) % BLOCK
+            if place == 0:
+                self._basis.append(self._last.new_empty(self._last.shape[1], BLOCK, len(self._last)))
+            self._basis[-1][:, place] = self._last.T
             self._image = self._operator(self._last)
             self._alphas.append(torch.where(self._alive, (self._last * self._image).sum(dim=0), 0.0))
         alphas = torch.stack(self._alphas, dim=1)
@@ -188,8 +188,9 @@ class Lanczos:
 
     def _extend(self) -> None:
         image = self._image.T.contiguous()[:, :, None]
+        filled = (len(self._alphas) - 1) % BLOCK + 1
         for _ in range(2):
-            for earlier in (*self._basis[:-1], self._basis[-1][:, : self._filled]):
+            for earlier in (*self._basis[:-1], self._basis[-1][:, :filled]):
                 image = torch.baddbmm(image, earlier.mT, torch.bmm(earlier, image), alpha=-1)
         image = image[:, :, 0].T
         beta = torch.linalg.vector_norm(image, dim=0)

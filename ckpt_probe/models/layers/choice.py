@@ -25,9 +25,9 @@ def choose_taps(
 
     layers: "penultimate" (none beside the classifier's input), "all", "every=K", or names joined by commas, in which *
     stands for any text without a dot. Those of a part that is `Describing` give each sample the mean row of its class.
-    pooling: one of `POOLINGS`, the usual one for the shape where None. Raises
-    UsageError where a name matches no layer (with the closest ones), or the pooling does not fit a shape; DataError
-    where a layer runs twice in a pass, or gives no tensor with the samples first.
+    pooling: one of `POOLINGS`, the usual one for the shape where None. Raises UsageError where a name matches no layer
+    (with the closest ones), or the pooling does not fit a shape; DataError where a layer runs twice in a pass, or gives
+    no tensor with the samples first.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise UsageError(f"--pooling {pooling}: expected one of {', '.join(POOLINGS)}")
