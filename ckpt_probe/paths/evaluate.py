@@ -82,9 +82,8 @@ def _evaluated(order: "_Order", staff: Workers, *, overwrite: bool, resume: bool
         return _stored(place)
     route = _route(place, ends, evaluation.subject, how, overwrite=overwrite, progress=progress)
     elsewhere = None if staff.alone else order.run
-    walk = Walk(
-        ends, route.state_at, evaluation, place, place.ledger.points(), how.keep_dumps, staff=staff, elsewhere=elsewhere
-    )
+    known = place.ledger.points(evaluation.subject.splits)
+    walk = Walk(ends, route.state_at, evaluation, place, known, how.keep_dumps, staff=staff, elsewhere=elsewhere)
     with progress.task("points", len(alphas), "points") as bar:
         walk.visit(alphas, bar, progress)
     while how.points is None and (more := refined(*walk.curves())):

@@ -2,16 +2,24 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ckpt_probe.analysis import Record
-from ckpt_probe.errors import UsageError
-from ckpt_probe.files import write_text
+from ckpt_probe.analysis.lines import number, read_lines
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import read_object, write_text
 
 PLAN_FILE = "plan.json"
 POINTS_FILE = "points.jsonl"
-KINDS = ("path", "plane")
+POSITIONS = {"path": ("alpha",), "plane": ("x", "y")}
+"""What places a point, by kind."""
+WHOLES: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "path": {"summary": list, "distance": (int, float), "length": (int, float)},
+    "plane": {"marks": list, "summary": list, "axes": dict, "xs": list, "ys": list},
+}
+"""What the file of a finished one holds, by kind."""
+DAMAGED = "--overwrite computes all of it again"
 PAUSE = 20
 """Records are written again after so many times as long as the last writing took, which so never costs much."""
 
@@ -43,7 +51,7 @@ class Ledger:
         """Raise UsageError where what the directory holds may be neither replaced nor gone on with."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path}: a file; expected a directory for the {self.kind}")
-        other = next((kind for kind in KINDS if kind != self.kind and self._whole(kind).exists()), None)
+        other = next((kind for kind in POSITIONS if kind != self.kind and self._whole(kind).exists()), None)
         if other is not None:
             raise UsageError(f"{self.path}: contains a {other}; choose another name")
         if self.finished and not overwrite and not resume:
@@ -69,14 +77,29 @@ class Ledger:
         write_text(self._whole(self.kind), text, overwrite=True)
 
     def found(self) -> Record:
-        """What `finish` has kept."""
-        return json.loads(self._whole(self.kind).read_text(encoding="utf-8"))
+        """What `finish` has kept. Raises DataError where the file cannot be read or is not one of ours."""
+        file = self._whole(self.kind)
+        found = _object(file, f"what a {self.kind} gave")
+        for name, kind in WHOLES[self.kind].items():
+            if not isinstance(found.get(name), kind):
+                raise DataError(f"{file}: {name} is missing or damaged; {DAMAGED}")
+        return found
 
-    def points(self) -> list[Record]:
-        """The records that an earlier call has left."""
+    def points(self, splits: Collection[str] | None = None) -> list[Record]:
+        """The records that an earlier call has left, of these splits or of any.
+
+        Raises DataError, naming the line, where one is no point.
+        """
         if not self.begun:
             return []
-        return [json.loads(line) for line in (self.path / POINTS_FILE).read_text(encoding="utf-8").splitlines()]
+        file = self.path / POINTS_FILE
+        try:
+            records = read_lines(file)
+            for line, record in enumerate(records, 1):
+                self._require_point(record, f"{file}: record {line}", splits)
+        except DataError as error:
+            raise DataError(f"{error}; {DAMAGED}") from error
+        return records
 
     def keep(self, records: Sequence[Record]) -> None:
         """Write the records so far."""
@@ -95,7 +118,18 @@ class Ledger:
         return self.path / f"{kind}.json"
 
     def _plan(self) -> Record:
-        return json.loads((self.path / PLAN_FILE).read_text(encoding="utf-8"))
+        return _object(self.path / PLAN_FILE, f"the plan of a {self.kind}")
+
+    def _require_point(self, record: Record, where: str, splits: Collection[str] | None) -> None:
+        if any(number(record, name, where) is None for name in POSITIONS[self.kind]):
+            raise DataError(f"{where}: no {' and '.join(POSITIONS[self.kind])}, which a point of a {self.kind} has")
+        absent = [name for name in ("split", "loss", "accuracy") if name not in record]
+        if absent:
+            raise DataError(f"{where}: no {absent[0]}, which every point has")
+        if splits is not None and record["split"] not in splits:
+            raise DataError(f"{where}: split {record['split']!r}, where only {', '.join(splits)} is evaluated")
+        for name in ("loss", "accuracy"):
+            number(record, name, where)
 
     def _require_same(self, plan: Record) -> None:
         # As it would be read back: a tuple is a list there.
@@ -104,3 +138,10 @@ class Ledger:
         if changed:
             told = f"(stored / now): {'; '.join(changed)}; --overwrite replaces them"
             raise UsageError(f"{self.path}: contains points of another {self.kind} {told}")
+
+
+def _object(file: Path, what: str) -> Record:
+    try:
+        return read_object(file, what)
+    except DataError as error:
+        raise DataError(f"{error}; {DAMAGED}") from error

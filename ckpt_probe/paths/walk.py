@@ -36,7 +36,11 @@ class Walk:
 
     def visit(self, alphas: Sequence[float], bar: Task, progress: Progress) -> None:
         """Evaluate the positions that have no record yet; what is evaluated is kept whatever stops it."""
-        known = {record["alpha"] for record in self.records}
+        there = {(record["alpha"], record["split"]) for record in self.records}
+        splits = self.evaluation.subject.splits
+        known = {alpha for alpha, _ in there if all((alpha, split) in there for split in splits)}
+        # A position is kept with all its splits: one without some is of a damaged file, and is evaluated again.
+        self.records[:] = [record for record in self.records if record["alpha"] in known]
         missing = [alpha for alpha in alphas if alpha not in known]
         bar.advance(len(alphas) - len(missing))
         work = self.elsewhere or partial(self.evaluated, progress=progress)

@@ -134,7 +134,8 @@ def _evaluated(
     if ledger.finished:
         return _stored(ledger)
     elsewhere = None if staff.alone else order.run
-    survey = Survey(files, plane, evaluation, ledger, ledger.points(), staff, elsewhere)
+    known = ledger.points(evaluation.subject.splits)
+    survey = Survey(files, plane, evaluation, ledger, known, staff, elsewhere)
     _finish(survey, *_grid(plane, how), progress)
     for note in evaluation.subject.notes:
         progress.message(note)
@@ -238,7 +239,8 @@ def _stored(ledger: Ledger) -> PlaneResult:
 def _tell(result: PlaneResult, progress: Progress) -> None:
     for summary in result.summary:
         if summary["without_loss"]:
-            reason = next(p["missing"] for p in result.points if p["split"] == summary["split"] and p["loss"] is None)
+            of_split = [point for point in result.points if point["split"] == summary["split"]]
+            reason = next(point.get("missing") for point in of_split if point["loss"] is None)
             progress.message(
                 f"{summary['split']}: {summary['without_loss']} of {summary['points']} points have no loss ({reason})"
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.files import write_text
+from ckpt_probe.files import read_object, write_text
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def forget_after(run: RunDirectory, step: int) -> None:
     """Drop the lines of metrics.jsonl after `step`, and a last one that was cut off: they will be written again."""
     if not run.metrics.exists():
         return
-    lines = run.metrics.read_text().splitlines(keepends=True)
     try:
+        lines = run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{run.metrics}: a damaged or foreign line ({error}); train again with --overwrite") from error
     write_text(run.metrics, "".join(kept), overwrite=True)
 
@@ -90,12 +90,9 @@ def forget_after(run: RunDirectory, step: int) -> None:
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a run's configuration file. Raises DataError where it cannot be read or is none."""
     try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); train again with --overwrite") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{path}: not the configuration of a run; train again with --overwrite")
-    return settings
+        return read_object(path, "the configuration of a run")
+    except DataError as error:
+        raise DataError(f"{error}; train again with --overwrite") from error
 
 
 def _require_same(path: Path, settings: dict[str, Any]) -> None:

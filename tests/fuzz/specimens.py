@@ -1,5 +1,6 @@
 """Whole files of every format that ckpt-probe opens, and the answer that each gives, which damage may not change."""
 
+import gzip
 import hashlib
 import json
 import warnings
@@ -22,6 +23,9 @@ from ckpt_probe.dumps import DumpWriter, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Storage
 from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.paths import evaluate_path
+from ckpt_probe.planes import evaluate_plane
+from ckpt_probe.training import train
 
 CONFIGS = Path(__file__).parents[2] / "sample_configs"
 
@@ -159,6 +163,83 @@ def pictures(folder: Path) -> str:
         raise DataError(str(error)) from error
 
 
+def write_idx(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    for prefix, samples in (("train", 24), ("t10k", 12)):
+        pixels = random.integers(0, 256, (samples, 5, 4), dtype=np.uint8)
+        sizes = b"".join(size.to_bytes(4, "big") for size in pixels.shape)
+        plain, packed = folder / f"{prefix}-images-idx3-ubyte", folder / f"{prefix}-labels-idx1-ubyte.gz"
+        plain.write_bytes(bytes([0, 0, 8, 3]) + sizes + pixels.tobytes())
+        labels = bytes(number % 3 for number in range(samples))
+        packed.write_bytes(gzip.compress(bytes([0, 0, 8, 1]) + samples.to_bytes(4, "big") + labels, mtime=0))
+
+
+def write_parquet(folder: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"label": [f"class {number % 3}" for number in range(60)], "x": [number / 7 for number in range(60)]}
+    parquet.write_table(pyarrow.table(columns), folder / "table.parquet")
+
+
+def write_h5(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    with h5py.File(folder / "data.h5", "w") as file:
+        file["train/inputs"] = random.normal(size=(24, 1, 4, 4)).astype(np.float32)
+        file.create_dataset("train/labels", data=np.arange(24) % 3, chunks=(8,), compression="gzip")
+
+
+RUN = """\
+[data]
+name = "digits"
+[model]
+name = "mlp"
+arguments = { hidden = [4] }
+[training]
+steps = 2
+[optimizer]
+name = "sgd"
+learning_rate = 0.01
+[checkpoints]
+every_steps = 2
+"""
+
+
+def write_run(folder: Path) -> None:
+    (folder / "a.toml").write_text(RUN)
+    train(load_config(folder / "a.toml"), folder / "run")
+
+
+def run(folder: Path) -> str:
+    train(load_config(folder / "a.toml"), folder / "run", resume=True)
+    lines = [{**line, "seconds": 0} for line in read_records(folder / "run" / "metrics.jsonl")]
+    return f"{lines} {[checkpoint(file) for file in ends(folder)]}"
+
+
+def ends(folder: Path) -> list[Path]:
+    return sorted((folder / "run" / "checkpoints").glob("*.safetensors"))
+
+
+def write_path(folder: Path) -> None:
+    write_run(folder)
+    path(folder)
+
+
+def path(folder: Path) -> str:
+    first, last = ends(folder)
+    return str(evaluate_path(first, last, folder / "path", points=3, splits=("test",), resume=True))
+
+
+def write_plane(folder: Path) -> None:
+    write_run(folder)
+    plane(folder)
+
+
+def plane(folder: Path) -> str:
+    told = {"directions": "random", "grid": 2, "splits": ("test",), "resume": True}
+    return str(evaluate_plane(ends(folder)[0], out=folder / "plane", **told))
+
+
 def write_config(folder: Path) -> None:
     (folder / "a.toml").write_text((CONFIGS / "digits.toml").read_text())
 
@@ -196,4 +277,10 @@ SPECIMENS = {
     "table": Specimen(write_table, data("csv:table.csv")),
     "archive": Specimen(write_archive, data("npz:data.npz")),
     "pictures": Specimen(write_pictures, pictures),
+    "idx": Specimen(write_idx, data("idx:"), share=2),
+    "parquet": Specimen(write_parquet, data("parquet:table.parquet"), share=2),
+    "h5-data": Specimen(write_h5, data("h5:data.h5"), share=2),
+    "run": Specimen(write_run, run, share=2),
+    "path": Specimen(write_path, path, share=2),
+    "plane": Specimen(write_plane, plane, share=2),
 }
