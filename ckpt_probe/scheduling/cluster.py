@@ -10,29 +10,28 @@ from typing import Any
 from uuid import uuid4
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
-from ckpt_probe.scheduling.tasks import Failed, Lost, attempt
+from ckpt_probe.scheduling.tasks import Caller, Failed, Lost, attempt
 
 CONNECT_SECONDS = 15
 COUNTED_SECONDS = 1.0
 """For so long the number of workers is taken to be as it was."""
 AHEAD = 2
-"""Tasks given out for each thread of the cluster, so that none waits for the next."""
+"""Tasks given out for each worker of the cluster, so that none waits for the next."""
 
 
 class Cluster:
     """The workers of a scheduler that is running already; they come and go as they like."""
 
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
-        self._address = address
+        self._address, self._say = address, say
         self._client = _client(address)
         self._futures: dict[str, Any] = {}
         self._ended: Queue[Any] = Queue()
-        self._directory = str(Path.cwd())
         self._numbers: dict[str, int] = {}
-        self._done = 0
-        self._threads, self._counted = 0, -COUNTED_SECONDS
+        self._done, self._told = 0, False
+        self._workers, self._counted = 0, -COUNTED_SECONDS
         # Names of another call's tasks would be taken for these.
-        self._prefix, self._count = f"ckpt-probe-{uuid4().hex[:8]}", count()
+        self._caller, self._count = Caller(str(Path.cwd()), f"ckpt-probe-{uuid4().hex[:8]}"), count()
         try:
             self._require_same_version()
             # So many workers may be lost with a task, or beside it, before the scheduler gives it up.
@@ -44,15 +43,15 @@ class Cluster:
             raise
 
     def capacity(self) -> int:
-        """Some more tasks than there are threads; one where no worker has joined yet, to which a cluster may answer."""
+        """Some more tasks than there are workers; one where no worker has joined yet, to which a cluster may answer."""
         return max(1, AHEAD * self._present())
 
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
         """Give out a task."""
-        key = f"{self._prefix}-{next(self._count)}"
+        key = f"{self._caller.name}-{next(self._count)}"
         self._numbers[key] = number
         try:
-            future = self._client.submit(attempt, work, item, self._directory, key=key, pure=False)
+            future = self._client.submit(attempt, work, item, self._caller, key=key, pure=False)
         except Exception as error:
             raise self._gone(error) from error
         self._futures[key] = future
@@ -104,11 +103,15 @@ class Cluster:
         now = time.monotonic()
         if now - self._counted >= COUNTED_SECONDS:
             try:
-                self._threads = sum(self._client.nthreads().values())
+                threads = self._client.nthreads().values()
             except Exception as error:
                 raise self._gone(error) from error
-            self._counted = now
-        return self._threads
+            self._workers, self._counted = len(threads), now
+            if max(threads, default=1) > 1 and not self._told:
+                self._told = True
+                told = "it runs one task at a time all the same; more workers with --nthreads 1 run more"
+                self._say(f"{self._address}: a worker has {max(threads)} threads; {told}")
+        return self._workers
 
     def _require_same_version(self) -> None:
         ours = _version()

@@ -1,10 +1,10 @@
 """What a task is, wherever it runs: work on one item, and what came of it."""
 
 import os
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
@@ -12,6 +12,8 @@ from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 T = TypeVar("T")
 
 _kept: list[tuple[Any, Any]] = []
+_callers: list["Caller"] = []
+_alone = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,18 @@ class Lost:
     times: int = 1
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who gives tasks to a worker that serves many: where relative names of files are looked for, and a name."""
+
+    directory: str
+    name: str
+
+
 def made_once(key: Any, make: Callable[[], T]) -> T:
     """What `make` gives, kept in this process until another key is asked for.
 
-    So a worker opens a model and its data once for all the checkpoints that it is given.
+    So a worker opens a model and its data once for all the checkpoints that one caller gives it.
     """
     if not _kept or _kept[0][0] != key:
         _kept.clear()
@@ -78,14 +88,24 @@ def made_once(key: Any, make: Callable[[], T]) -> T:
     return _kept[0][1]
 
 
-def attempt(work: Callable[[Any], Any], item: Any, directory: str | None = None) -> Any:
-    """What `work` makes of an item, or how it failed; this is what a worker runs.
+def attempt(work: Callable[[Any], Any], item: Any, caller: Caller | None = None) -> Any:
+    """What `work` makes of an item, or how it failed; this is what a worker runs, one at a time in a process.
 
-    directory: where relative names of files are looked for, as whoever gives the work out means them.
+    A model that is kept for the next task takes one checkpoint's weights after another, so that a worker of several
+    threads would give one task the other's weights.
     """
+    with _alone:
+        return _attempted(work, item, caller)
+
+
+def _attempted(work: Callable[[Any], Any], item: Any, caller: Caller | None) -> Any:
     try:
-        if directory is not None and str(Path.cwd()) != directory:
-            os.chdir(directory)
+        if caller is not None:
+            # What has the same name may be something else by now: the directory, and all that was opened in it.
+            os.chdir(caller.directory)
+            if _callers != [caller]:
+                _kept.clear()
+                _callers[:] = [caller]
         return work(item)
     except CkptProbeError as error:
         return Failed(str(error), ours=True, wrong_use=isinstance(error, UsageError))

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.scheduling import Busy
+from ckpt_probe.scheduling import Busy, made_once
 
 def double(number):
     return 2 * number
@@ -56,6 +56,20 @@ def busy_at_first(item):
 
 def relative(name):
     return Path(name).read_text()
+
+def opened(name):
+    """What a file held when this process first opened anything for its caller."""
+    return made_once("opened", Path(name).read_text)
+
+at_work = []
+
+def overlapping(number):
+    """How many of these this process runs at once."""
+    at_work.append(number)
+    time.sleep(0.05)
+    count = len(at_work)
+    at_work.remove(number)
+    return count
 '''
 
 
@@ -89,12 +103,13 @@ class LoopbackCluster:
     def scheduler_file(self) -> str:
         return str(self.place / "scheduler.json")
 
-    def start(self, workers: int, **environment: str) -> None:
+    def start(self, workers: int, threads: int = 1, **environment: str) -> None:
         named = ["--scheduler-file", self.scheduler_file]
         self._start("scheduler", "dask_scheduler", "--port", "0", "--host", "127.0.0.1", *named, **environment)
         self.until(Path(self.scheduler_file).exists)
         for number in range(workers):
-            self._start(f"worker-{number}", "dask_worker", "--nthreads", "1", "--no-nanny", *named, **environment)
+            alone = ["--nthreads", str(threads), "--no-nanny"]
+            self._start(f"worker-{number}", "dask_worker", *alone, *named, **environment)
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()

@@ -1,5 +1,6 @@
 """A real Dask cluster on loopback: workers that are killed cost nothing, a scheduler that is costs one line."""
 
+import shutil
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -95,3 +96,29 @@ def test_a_task_that_kills_its_workers_is_set_aside(tasks: ModuleType, cluster: 
     with pytest.raises(DataError, match=r"^step-2: its worker process was killed 3 times"):
         done.update(results(tasks.deadly, [0, 1, 2, 3], names=NAMES, workers=staff, say=print))
     assert done == {0: 0, 1: 2, 3: 6}
+
+
+def test_a_worker_of_many_threads_runs_one_task_at_a_time(tasks: ModuleType, cluster: Any) -> None:
+    cluster.start(1, threads=4)
+    said: list[str] = []
+    staff = Workers(scheduler=cluster.scheduler_file)
+    found = dict(results(tasks.overlapping, list(range(8)), names=list("abcdefgh"), workers=staff, say=said.append))
+    assert set(found.values()) == {1}
+    assert any("a worker has 4 threads" in told for told in said)
+
+
+def test_what_a_worker_has_opened_for_one_call_is_not_taken_for_the_next(
+    tasks: ModuleType, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.start(1)
+    staff, found = Workers(scheduler=cluster.scheduler_file), []
+    place = tmp_path / "here"
+    for text in ("first", "second", "third"):
+        # The directory of the same name is another one, too: a worker may still stand in the one that is gone.
+        place.mkdir()
+        (place / "note.txt").write_text(text)
+        monkeypatch.chdir(place)
+        found += list(results(tasks.opened, ["note.txt"], names=["a"], workers=staff, say=print))
+        monkeypatch.chdir(tmp_path)
+        shutil.rmtree(place)
+    assert found == [(0, "first"), (0, "second"), (0, "third")]
