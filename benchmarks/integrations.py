@@ -1,18 +1,22 @@
 """What a probe adds to an evaluation of Hugging Face's Trainer, whose model takes 10 ms a batch to forward.
 
 A BERT of one layer and D features classifies texts in batches of 32, its texts being as long as makes a batch take the
-time asked for. Evaluations without and with the probe take turns; both hold all that the Trainer does (gathering
-logits, its own metrics and log). The cost has two parts: a share of each batch, and the reading of the record once at
-the end, whose time depends on D and C alone and so counts less the longer the evaluation. All times are this process's
-own processor time, which a busy machine distorts less.
+time asked for. In each evaluation batches without and with the probe take turns, the order within a pair changing from
+pair to pair, so that a machine whose speed drifts does not distort their difference. The cost has two parts: what is
+added to a batch, against all that the Trainer does for one (loading, forward pass, gathering logits); and the reading
+of the record once at the end, whose time depends on D and C alone and so counts less the longer the evaluation. The
+first is the median of the pairs' differences, with its 95 % interval, and the mean of what the moments take, which are
+summed once in a few hundred batches. All times are this process's own processor time.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/integrations.py [--batches 500] [--repeats 5] [--milliseconds 10]
+Run: OMP_NUM_THREADS=1 python benchmarks/integrations.py [--batches 200] [--evaluations 5] [--milliseconds 10]
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +25,33 @@ from transformers import BertConfig, BertForSequenceClassification, PrinterCallb
 from transformers.utils import logging
 
 from ckpt_probe.integrations import TrainerProbe
+from ckpt_probe.moments.gathering import Gathering
 
 BATCH, WANTED = 32, 0.03
-SHAPES = ((128, 4), (128, 10), (256, 2), (256, 10), (384, 10))
+SHAPES = ((64, 4), (64, 10), (128, 4), (128, 10), (256, 2), (256, 10))
 """Features and classes."""
 
 
 class Timed(TrainerProbe):
-    """A probe that knows how long the record took."""
+    """A probe that knows how long the moments and the record took."""
 
-    seconds = 0.0
+    seconds = summing = 0.0
 
     def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        started = time.process_time()
+        started, before = time.process_time(), self.summing
         super().on_evaluate(*args, **kwargs)
-        self.seconds = time.process_time() - started
+        self.seconds = time.process_time() - started - (self.summing - before)
+
+    def watch_sums(self) -> None:
+        """Add up the seconds of every update of moments from now on."""
+        finish = Gathering.finish
+
+        def timed(gathering: Gathering) -> None:
+            started = time.process_time()
+            finish(gathering)
+            self.summing += time.process_time() - started
+
+        Gathering.finish = timed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def model(features: int, classes: int) -> BertForSequenceClassification:
@@ -62,42 +78,69 @@ def fitting_length(network: BertForSequenceClassification, seconds: float) -> in
     return next(length for length in range(4, 512, 2) if forward_seconds(network, length) >= seconds)
 
 
-def evaluate(trainer: Trainer) -> float:
-    """Seconds of one whole evaluation."""
-    started = time.process_time()
-    trainer.evaluate()
-    return time.process_time() - started
+class Alternating:
+    """Batches without and with a probe in turn, in pairs whose order changes, and the seconds of each."""
+
+    def __init__(self, bare: Callable[..., Any], probed: Callable[..., Any]) -> None:
+        self._steps = bare, probed
+        self._number = 0
+        self.spent: tuple[list[float], list[float]] = ([], [])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        pair, second = divmod(self._number, 2)
+        which = (pair + second) % 2
+        self._number += 1
+        started = time.process_time()
+        found = self._steps[which](*args, **kwargs)
+        self.spent[which].append(time.process_time() - started)
+        return found
 
 
-def measure(features: int, classes: int, batches: int, repeats: int, seconds: float, where: Path) -> None:
-    """Evaluations without and with a probe in turn, and their ratio."""
+def median_with_interval(values: list[float]) -> tuple[float, float, float]:
+    """The median of some numbers, and the two of them between which the true one lies with 95 % (sign test)."""
+    ordered, count = sorted(values), len(values)
+    below = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    return statistics.median(ordered), ordered[below], ordered[-1 - below]
+
+
+def measure(features: int, classes: int, asked: argparse.Namespace, where: Path) -> None:
+    """What the probe adds to a batch, and what it takes at the end."""
     network = model(features, classes)
-    length = fitting_length(network, seconds)
-    words = torch.randint(1000, (batches * BATCH, length))
+    length = fitting_length(network, asked.milliseconds / 1e3)
+    words = torch.randint(1000, (asked.batches * BATCH, length))
     data = [{"input_ids": text, "labels": number % classes} for number, text in enumerate(words)]
     options = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "per_device_eval_batch_size": BATCH}
-    plain, probed = (
-        Trainer(network, TrainingArguments(str(where / name), **options), eval_dataset=data)  # pyright: ignore[reportArgumentType]
-        for name in "ab"
-    )
-    for trainer in (plain, probed):
-        # What it prints would hide what is printed here.
-        trainer.remove_callback(PrinterCallback)
-    probe = Timed(probed, where / f"{features}-{classes}.jsonl")
-    probed.add_callback(probe)
-    for trainer in (plain, probed):
-        evaluate(trainer)
-    without, with_probe, reading = [], [], []
-    for _ in range(repeats):
-        without.append(evaluate(plain))
-        with_probe.append(evaluate(probed))
+    trainer = Trainer(network, TrainingArguments(str(where), **options), eval_dataset=data)  # pyright: ignore[reportArgumentType]
+    trainer.remove_callback(PrinterCallback)  # what it prints would hide what is printed here
+    bare = trainer.prediction_step
+    probe = Timed(trainer, where / "records.jsonl", overwrite=True)
+    trainer.add_callback(probe)
+    probe.watch_sums()
+    turns = Alternating(bare, trainer.prediction_step)
+    trainer.prediction_step = turns
+    whole, reading, summing = [], [], []
+    for _ in range(asked.evaluations + 1):
+        started, before = time.process_time(), probe.summing
+        trainer.evaluate()
         reading.append(probe.seconds)
-    before, read = statistics.median(without), statistics.median(reading)
-    streaming = statistics.median((a - r) / b - 1 for a, b, r in zip(with_probe, without, reading, strict=True))
-    verdict = "" if streaming < WANTED else f"   MORE THAN {WANTED:.0%}"
+        summing.append(probe.summing - before)
+        whole.append(time.process_time() - started - reading[-1] - summing[-1])
+    # The first evaluation warms up.
+    without, probed = (spent[asked.batches // 2 :] for spent in turns.spent)
+    found = median_with_interval([b - a for a, b in zip(without, probed, strict=True)])
+    # Half of the batches of an evaluation have no probe.
+    batch = statistics.median(whole[1:]) / asked.batches - found[0] / 2
+    sums = statistics.median(summing[1:]) / (asked.batches / 2)
+    added, low, high = (value + sums for value in found)
+    read = statistics.median(reading[1:])
+    share = added / batch
+    verdict = "" if share < WANTED else f"   MORE THAN {WANTED:.0%}"
+    enough = f"{read / batch / (WANTED - share):.0f} batches and more" if share < WANTED else "no number of batches"
     print(
-        f"D {features}  C {classes:2}  {length} words, {1e3 * before / batches:.1f} ms a batch, {before:.2f} s in all: "
-        f"the probe adds {streaming:+.1%} to the batches{verdict}, and {read:.2f} s at the end ({read / before:+.1%})",
+        f"D {features}  C {classes:2}  {length} words, {1e3 * batch:.1f} ms a batch: the probe adds {1e3 * added:.2f} "
+        f"[{1e3 * low:.2f}, {1e3 * high:.2f}] ms to it, {share:.1%} [{low / batch:.1%}, {high / batch:.1%}]{verdict} "
+        f"({1e3 * sums:.2f} ms of it moments), and {1e3 * read:.0f} ms at the end: together {WANTED:.0%} or less of "
+        f"{enough}",
         flush=True,
     )
 
@@ -105,15 +148,15 @@ def measure(features: int, classes: int, batches: int, repeats: int, seconds: fl
 def main() -> None:
     """Measure each shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=200)
+    parser.add_argument("--evaluations", type=int, default=5)
     parser.add_argument("--milliseconds", type=float, default=10)
     asked = parser.parse_args()
     logging.set_verbosity_error()
-    print(f"{torch.get_num_threads()} threads; evaluations of {asked.batches} batches of {BATCH}")
-    with tempfile.TemporaryDirectory() as where:
-        for features, classes in SHAPES:
-            measure(features, classes, asked.batches, asked.repeats, asked.milliseconds / 1e3, Path(where))
+    print(f"{torch.get_num_threads()} threads; {asked.evaluations} evaluations of {asked.batches} batches of {BATCH}")
+    for features, classes in SHAPES:
+        with tempfile.TemporaryDirectory() as where:
+            measure(features, classes, asked, Path(where))
 
 
 if __name__ == "__main__":

@@ -74,20 +74,20 @@ class Evaluation:
         return self.record
 
     def _add(self, labels: Tensor, own: int | None) -> None:
-        numbers = torch.as_tensor(labels)
+        numbers = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+        count = numbers.shape[0] if numbers.ndim else 0  # len() of a tensor takes longer than a small product
         if numbers.ndim not in (1, 2) or numbers.is_floating_point():
             kind = str(numbers.dtype).removeprefix("torch.")
             raise UsageError(f"labels: expected whole numbers (n,), found {tuple(numbers.shape)} of {kind}")
-        heard = self._tap.take(len(numbers), positions=self._tap.named and numbers.ndim == 2)
-        counted = [count for count in (own, self._left) if count is not None]
-        samples = min([len(numbers), *counted])
+        heard = self._tap.take(count, positions=self._tap.named and numbers.ndim == 2)
+        samples = min(least for least in (count, own, self._left) if least is not None)
         if self._left is not None:
             self._left -= samples
-        named, kept = labels_of_rows(heard.head, len(heard.rows.features), numbers)
+        named, kept = labels_of_rows(heard.head, heard.rows.features.shape[0], numbers)
         features, logits = heard.rows.features, heard.rows.logits.float()
-        if kept is not None or samples < len(numbers):
+        if kept is not None or samples < count:
             kept = torch.ones_like(named, dtype=torch.bool) if kept is None else kept
-            kept[samples * (len(named) // len(numbers)) :] = False
+            kept[samples * (len(named) // count) :] = False
             there = kept.to(features.device)
             features, logits, named = features[there], logits[there], named[kept]
         if self._gathering is None:

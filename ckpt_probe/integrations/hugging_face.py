@@ -64,6 +64,8 @@ class TrainerProbe(TrainerCallback):
         self._shifts = _predicts_the_next_token(trainer.model)
         # No event of a callback has the labels, and a Trainer that smooths labels takes them out of the inputs.
         trainer.prediction_step = self._watched(trainer.prediction_step)  # pyright: ignore[reportAttributeAccessIssue]
+        # Nor does any event tell that an evaluation begins, or ends in an error.
+        trainer.evaluation_loop = self._by_itself(trainer.evaluation_loop)
 
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
@@ -80,7 +82,7 @@ class TrainerProbe(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Log and keep the record of the evaluation that has just ended."""
-        evaluation, self._evaluation = self._evaluation, None
+        evaluation = self._ended()
         metrics = {} if metrics is None else metrics
         prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
         split = prefix.removeprefix("eval_") if prefix != "eval" else self._split
@@ -112,7 +114,13 @@ class TrainerProbe(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Forget the passes of `predict`, which are no evaluation."""
-        self._evaluation = None
+        self._ended()
+
+    def _ended(self) -> Evaluation | None:
+        if self._tap is not None:
+            self._tap.stop()
+        evaluation, self._evaluation = self._evaluation, None
+        return evaluation
 
     def _watched(self, prediction_step: Any) -> Any:
         @functools.wraps(prediction_step)
@@ -124,14 +132,27 @@ class TrainerProbe(TrainerCallback):
                 if labels is not None and self._evaluation is not None:
                     self._evaluation.update(labels, own=self._own(len(labels)))
             finally:
-                tap.stop()
+                tap.pause()
             return result
 
         return watched
 
+    def _by_itself(self, evaluation_loop: Any) -> Any:
+        @functools.wraps(evaluation_loop)
+        def loop(*args: Any, **kwargs: Any) -> Any:
+            self._ended()
+            try:
+                return evaluation_loop(*args, **kwargs)
+            except BaseException:
+                self._ended()
+                raise
+
+        return loop
+
     def _started(self) -> Tap:
         if self._tap is None or self._tap.model is not self._trainer.model:
-            self._tap, self._evaluation = Tap(self._trainer.model, self._wanted), None  # pyright: ignore[reportArgumentType]
+            self._ended()
+            self._tap = Tap(self._trainer.model, self._wanted)  # pyright: ignore[reportArgumentType]
         if self._evaluation is None:
             self._evaluation = Evaluation(self._tap, self._settings)
         return self._tap

@@ -126,6 +126,9 @@ class LightningProbe(Callback):
 
     def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
         """Listen no more."""
+        self._stop()
+
+    def _stop(self) -> None:
         if self._tap is not None:
             self._tap.stop()
 
@@ -133,6 +136,7 @@ class LightningProbe(Callback):
         if trainer.sanity_checking:
             return
         if self._tap is None or self._tap.model is not module:
+            self._stop()
             self._tap = Tap(module, self._wanted)
         self._tap.start()
 
@@ -146,9 +150,10 @@ class LightningProbe(Callback):
         if name not in self._running:
             self._running[name] = Evaluation(self._tap, self._settings, own_rows(parts[number]))
         self._running[name].update(self._labels(batch))
-        self._tap.stop()
+        self._tap.pause()
 
     def _finish(self, trainer: "Trainer", module: "LightningModule") -> None:
+        self._stop()
         running, self._running = self._running, {}
         step, epoch = trainer.global_step, trainer.current_epoch
         for split, evaluation in running.items():

@@ -28,7 +28,8 @@ class Tap:
     """The head's rows in every forward pass between `start` and `stop`, and its weights.
 
     Where no classifier is named it is found in the first pass, by running two of its samples again. Hooks are set by
-    `start` and removed by `stop`, so that training runs without any. Raises UsageError where the name is of no linear
+    `start` and removed by `stop`, so that training runs without any; between two batches `pause` only has them pass
+    over what runs, which costs less than setting them anew. Raises UsageError where the name is of no linear
     layer.
     """
 
@@ -44,15 +45,22 @@ class Tap:
         self._outermost: list[str] = []
         self._depth = 0
         self._error: CkptProbeError | None = None
+        self._listens = self._hooked = False
 
     def renew(self) -> None:
         """Before a new evaluation: a head that was read off the weights, such as a scale, is found anew."""
         if self._head is not None and not self._head.settled:
+            self.stop()
             self._head = None
 
     def start(self) -> None:
         """Listen."""
+        if self._hooked and self._head is not None:
+            self._forget()
+            self._listens = True
+            return
         self.stop()
+        self._listens = True
         if self._head is None:
             self._search()
         else:
@@ -61,7 +69,20 @@ class Tap:
     def stop(self) -> None:
         """Listen no more, and forget what was heard."""
         self._hooks.close()
-        self._calls, self._output, self._outermost, self._depth, self._error = {}, None, [], 0, None
+        self._forget()
+        self._calls, self._listens, self._hooked = {}, False, False
+
+    def pause(self) -> None:
+        """Forget what was heard, and listen to nothing until `start`."""
+        if not self._hooked:
+            self.stop()
+        self._forget()
+        self._listens = False
+
+    def _forget(self) -> None:
+        for seen in self._calls.values():
+            seen.clear()
+        self._output, self._outermost, self._depth, self._error = None, [], 0, None
 
     def take(self, samples: int, *, positions: bool = False) -> Pass:
         """The pass over `samples` samples since the last call; its rows are copies.
@@ -136,13 +157,16 @@ class Tap:
 
     def _listen(self) -> None:
         assert self._head is not None
-        self._calls = self._hooks.enter_context(self._head.tapping(self._root))
+        self._calls = self._hooks.enter_context(self._head.tapping(self._root, lambda: self._listens))
+        # Where it was searched for, the hooks of the search are still there, and `take` sets these anew.
+        self._hooked = not self._outermost
         if not self._named:
             whole = self._root.model if isinstance(self._root, _Called) else self._root
             self._hooks.callback(whole.register_forward_hook(self._returned).remove)
 
     def _returned(self, _model: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        self._output = output
+        if self._listens:
+            self._output = output
 
 
 class _Called(nn.Module):

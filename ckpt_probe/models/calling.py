@@ -85,14 +85,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def tapping(layers: Mapping[str, nn.Module], *, copied: bool = False) -> Iterator[dict[str, list[Call]]]:
+def tapping(
+    layers: Mapping[str, nn.Module], *, copied: bool = False, heard: Callable[[], bool] = lambda: True
+) -> Iterator[dict[str, list[Call]]]:
     """While entered, the calls of some layers by the names given: the first tensor each takes, and what it gives.
 
-    copied: whether what it gives is kept as a copy, since what follows may change it in place.
+    copied: whether what it gives is kept as a copy, since what follows may change it in place. heard: whether a call
+    is kept.
     """
     calls: dict[str, list[Call]] = {name: [] for name in layers}
     hooks = [
-        layer.register_forward_hook(_recorder(calls[name], copied), with_kwargs=True) for name, layer in layers.items()
+        layer.register_forward_hook(_recorder(calls[name], copied, heard), with_kwargs=True)
+        for name, layer in layers.items()
     ]
     try:
         yield calls
@@ -160,8 +164,10 @@ def results_of(output: Any) -> list[Tensor]:
     return found
 
 
-def _recorder(calls: list[Call], copied: bool) -> Callable[..., None]:
+def _recorder(calls: list[Call], copied: bool, heard: Callable[[], bool]) -> Callable[..., None]:
     def record(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        if not heard():
+            return
         given = first_tensor(arguments, named)
         if given is not None and isinstance(output, Tensor):
             calls.append((given, output.clone() if copied else output))

@@ -67,7 +67,8 @@ def group(rows: Tensor, labels: Tensor) -> Grouped:
     """Rows (n, D) sorted by their labels (n,), rows of one class in the order in which they came."""
     if len(labels) > 1 and bool((labels[1:] < labels[:-1]).any()):
         order = torch.argsort(labels, stable=True)
-        rows, labels = rows[order], labels[order]
+        # Several times as fast as rows[order] on the CPU.
+        rows, labels = rows.index_select(0, order), labels.index_select(0, order)
     present, sizes = torch.unique_consecutive(labels, return_counts=True)
     return Grouped(rows, present, sizes)
 

@@ -131,7 +131,8 @@ class JointOperator:
             order, found = by_size(labels)
             first += len(labels)
             self._require(first <= self._samples, first)
-            yield _Block(rows[order], scales[order], order + (first - len(labels)), found)
+            sorted_rows = rows.index_select(0, order)
+            yield _Block(sorted_rows, scales.index_select(0, order), order + (first - len(labels)), found)
         self._require(first == self._samples, first)
 
     def _gathered(self, features: int, *, halves: bool = True) -> _Block | None:
@@ -156,7 +157,8 @@ class JointOperator:
             self._require(bool((free <= ends).all()), first + len(labels))
             within = torch.arange(len(order), device=device) - torch.repeat_interleave(found.cumsum(0) - found, found)
             targets = torch.repeat_interleave(starts, found) + within
-            rows[targets], scales[targets], places[targets] = block[order], lengths[order], order + first
+            rows[targets] = block.index_select(0, order)
+            scales[targets], places[targets] = lengths.index_select(0, order), order + first
             first += len(labels)
         self._require(first == self._samples, first)
         return _Block(rows, scales, places, runs(self._sizes))

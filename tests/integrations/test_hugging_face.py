@@ -271,3 +271,26 @@ def test_what_cannot_be_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptu
     assert "step 0, eval: not measured: features: 75 rows hold NaN or infinity" in caplog.text
     assert "eval_class.mir" not in found
     assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_between_evaluations_no_hook_stays_and_a_broken_one_adds_nothing_to_the_next(tmp_path: Path) -> None:
+    trainer = Trainer(network(), arguments(tmp_path), train_dataset=TEST, eval_dataset=TEST)
+    trainer.add_callback(TrainerProbe(trainer))
+
+    def hooks() -> int:
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in trainer.model.modules())
+
+    before = hooks()
+    whole = trainer.evaluate()["eval_class.mir"]
+    assert hooks() == before
+
+    class Broken(Images):
+        def __getitem__(self, index: int) -> dict[str, Tensor]:
+            if index == 40:
+                raise OSError("the disk is gone")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        trainer.evaluate(Broken(75, seed=1))
+    assert hooks() == before
+    assert trainer.evaluate(metric_key_prefix="eval_again")["eval_again_class.mir"] == whole

@@ -1,6 +1,8 @@
 """A probe in a loop of one's own: the record of an extraction, its file, what it refuses, two processes."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations import Probe
+from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.moments import gathering
 
 torch.manual_seed(0)
@@ -171,3 +174,28 @@ def test_a_model_in_training_mode_is_refused_and_an_exception_records_nothing(tm
     assert not (tmp_path / "records.jsonl").exists()
     with pytest.raises(DataError, match="ran no batch"), probe.evaluation("test", 0):
         pass
+
+
+def test_a_tap_that_pauses_keeps_nothing_of_what_runs() -> None:
+    model = network()
+    tap = Tap(model)
+    inputs, labels = batches()[0]
+    with torch.no_grad():
+        tap.start()
+        model(inputs)
+        heard = tap.take(len(labels))
+        tap.pause()
+    # With gradients, as in training, what is kept would keep a whole graph.
+    entered: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    noted = model[-1].register_forward_hook(lambda _module, given, _output: entered.add(given[0]))
+    model(inputs)
+    noted.remove()
+    gc.collect()
+    assert not list(entered)
+    with torch.no_grad():
+        tap.start()
+        model(inputs)
+        again = tap.take(len(labels))
+        tap.stop()
+    assert torch.equal(again.rows.features, heard.rows.features)
+    assert not any(module._forward_hooks for module in model.modules())

@@ -1,6 +1,6 @@
 """A model's head: the linear map that gives its logits, tapped for the rows that enter it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,10 +96,15 @@ class Head:
             output = call(model, inputs)
         return self.rows(model, calls, output, samples_in(inputs))
 
-    def tapping(self, model: nn.Module) -> AbstractContextManager[dict[str, list[Call]]]:
-        """While entered, the calls of its layers in forward passes that somebody else runs: see `rows`."""
+    def tapping(
+        self, model: nn.Module, heard: Callable[[], bool] = lambda: True
+    ) -> AbstractContextManager[dict[str, list[Call]]]:
+        """While entered, the calls of its layers in forward passes that somebody else runs: see `rows`.
+
+        heard: whether a call is kept.
+        """
         layers = {part.layer: model.get_submodule(part.layer) for part in self.parts}
-        return tapping(layers, copied=not self.settled)
+        return tapping(layers, copied=not self.settled, heard=heard)
 
     def rows(self, model: nn.Module, calls: Mapping[str, Sequence[Call]], output: Any, samples: int) -> Rows:
         """The rows of one forward pass, from the calls of its layers and what the model returned; errors as `tapped`.
@@ -118,6 +123,9 @@ class Head:
 
     def _rows(self, model: nn.Module, part: Part, calls: Sequence[Call], samples: int, result: Tensor | None) -> Rows:
         given, output = only_call(part.layer, calls)
+        flat = given.ndim == output.ndim == 2 and given.shape[0] == output.shape[0] == samples
+        if flat and part.kind == "linear" and part.positions == "one":
+            return Rows(given, output)
         layer = model.get_submodule(part.layer)
         features, logits = laid_out(layer, part.kind, given, output, samples)
         features = as_rows(part.kind, features)
