@@ -3,7 +3,8 @@
     python tests/reliability/kills.py --kills 200 --seed 0
 
 A moment is either an audit event of Python's (a file opened, renamed, removed, a directory made) or a share of the time
-that the command takes: the first is the same on every machine, the second also falls between such events.
+that the command takes: the first is the same on every machine, the second also falls between such events. The cluster's
+scheduler and its two workers outlive the command that is killed, and serve the one that is run again.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -53,6 +55,7 @@ COMMANDS = {
     "plane": f"plane {A} {B} {C} -o out --grid 3 --split test",
     "prune": f"prune {B} --sparsity 0.5,0.9 -o out",
     "report": "report dumps -o out.html",
+    "cluster": "extract run -o out --split test --scheduler SCHEDULER",
 }
 EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"})
 
@@ -152,6 +155,23 @@ class Harness:
         for words in ("train a.toml -o run", "extract run -o dumps --split test"):
             self._must(self.start, words.split())
         self._whole: dict[str, tuple[dict[str, object], int, float]] = {}
+        self._cluster: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Harness":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._cluster:
+            process.kill()
+            process.wait()
+
+    def words(self, name: str) -> list[str]:
+        """The command; where it needs a cluster, that is started with the first of them."""
+        if "SCHEDULER" in COMMANDS[name] and not self._cluster:
+            self._start("dask_scheduler", "--port", "0", "--host", "127.0.0.1")
+            for _ in range(2):
+                self._start("dask_worker", "--nthreads", "1", "--no-nanny")
+        return COMMANDS[name].replace("SCHEDULER", str(self._folder / "scheduler.json")).split()
 
     def whole(self, name: str) -> tuple[dict[str, object], int, float]:
         """What is there after a command that nothing interrupted, its events, and its seconds."""
@@ -159,7 +179,7 @@ class Harness:
             # Of the same name as later: some files name others by their whole path.
             where = shutil.copytree(self.start, self._folder / "work")
             began = time.monotonic()
-            self._must(where, COMMANDS[name].split(), counting(self._folder / f"{name}.events"))
+            self._must(where, self.words(name), counting(self._folder / f"{name}.events"))
             taken = time.monotonic() - began
             events = int((self._folder / f"{name}.events").read_text())
             self._whole[name] = contents(where), events, taken
@@ -172,7 +192,7 @@ class Harness:
         where = shutil.copytree(self.start, self._folder / "work")
         try:
             when = killed_after(random.uniform(0, seconds)) if by_time else killed_at_event(random.integers(events) + 1)
-            words = COMMANDS[name].split()
+            words = self.words(name)
             code = in_a_copy(where, words, when)
             if code not in {0, -signal.SIGKILL}:
                 return f"ended with {code}: {(where / '.said').read_text()[-300:]}"
@@ -191,6 +211,12 @@ class Harness:
         return (
             code if code != 2 or "exists already" in said else in_a_copy(where, [w for w in words if w != "--resume"])
         )
+
+    def _start(self, program: str, *arguments: str) -> None:
+        named = ["--scheduler-file", str(self._folder / "scheduler.json"), "--no-dashboard"]
+        with (self._folder / f"cluster-{len(self._cluster)}.log").open("wb") as log:
+            command = [sys.executable, "-m", f"distributed.cli.{program}", *arguments, *named]
+            self._cluster.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder))
 
     def _must(self, where: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> None:
         if in_a_copy(where, words, prepare):
@@ -217,8 +243,7 @@ def main() -> int:
     torch.set_num_threads(1)
     ends: Counter = Counter()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        harness = Harness(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, Harness(Path(folder)) as harness:
         for number in range(asked.first, asked.first + asked.kills):
             name = list(COMMANDS)[number % len(COMMANDS)]
             random = np.random.default_rng([asked.seed, number])
