@@ -79,6 +79,26 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
         _remove(temporary)
 
 
+@contextmanager
+def parts_of(path: Path) -> Iterator[Path]:
+    """A directory beside `path` for what it is put together from, of this process alone, and gone at the end.
+
+    What a process left that was killed is removed first. Raises DataError where it cannot be made.
+    """
+    folder = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.parts")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in (folder, *_abandoned(path, "parts")):
+            _remove(left)
+        folder.mkdir()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise `UsageError` where `path` exists and may not be overwritten, or is no local one."""
     refuse_address(path)

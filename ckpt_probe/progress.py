@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -36,6 +37,17 @@ class Silent:
 
     def message(self, text: str) -> None:
         """Nothing to say."""
+
+
+@dataclass
+class Said(Silent):
+    """Progress of a worker elsewhere: its messages are kept for whoever asked."""
+
+    messages: list[str] = field(default_factory=list)
+
+    def message(self, text: str) -> None:
+        """Keep a line."""
+        self.messages.append(text)
 
 
 class Once:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count, entropy_orders, given_options, source_options, worker_options
+from ckpt_probe.cli.options import (
+    byte_count,
+    entropy_orders,
+    given_options,
+    range_option,
+    source_options,
+    worker_options,
+)
 from ckpt_probe.cli.output import file_format, require_writable
 from ckpt_probe.errors import UsageError
 
@@ -127,12 +134,7 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
 @click.option("--budget", type=float, metavar="SECONDS", help="Stop sampling after this time, even above --tolerance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
 @worker_options
-@click.option(
-    "--rows-per-task",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Let several workers share a split of more rows than this, each with ranges of N rows.",
-)
+@range_option("Let several workers share a split of more rows than this, each with ranges of N rows.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the cache beside the dumps.")
 @click.option(
     "-o",

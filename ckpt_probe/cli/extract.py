@@ -9,6 +9,7 @@ from ckpt_probe.cli.options import (
     byte_count,
     given_options,
     layer_options,
+    range_option,
     subject_options,
     take_arguments,
     worker_options,
@@ -84,6 +85,7 @@ from ckpt_probe.errors import UsageError
     "--memory", default="2GiB", show_default=True, help="Memory limit for class moments, which take 8·C·D² bytes."
 )
 @worker_options
+@range_option("Where a split has more samples, let the workers share each checkpoint, in ranges of N samples.")
 @click.option("--overwrite", is_flag=True, help="Replace existing dumps.")
 @click.option("--follow", is_flag=True, help="Keep up with a run that is still writing checkpoints; ends with Ctrl-C.")
 @click.option("--until", type=click.IntRange(min=0), metavar="STEP", help="With --follow: end after this step.")
@@ -111,10 +113,11 @@ def command(
         raise UsageError(f"--{'until' if until is not None else 'every'} needs --follow")
     options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     if follow:
-        together = {"workers", "scheduler"} & given_options().keys()
+        together = {"workers", "scheduler", "rows_per_task"} & given_options().keys()
         if together:
-            raise UsageError(f"--follow extracts one checkpoint at a time: leave out --{min(together)}")
-        for name in ("workers", "scheduler"):
+            spelled = min(given_options()[name] for name in together)
+            raise UsageError(f"--follow extracts one checkpoint at a time: leave out {spelled}")
+        for name in ("workers", "scheduler", "rows_per_task"):
             options.pop(name)
         _follow(checkpoints, out, {**options, "until": until, **({} if every is None else {"every": every})})
         return

@@ -133,6 +133,11 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def range_option(told: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the option by which several workers share one split. told: its help."""
+    return click.option("--rows-per-task", type=click.IntRange(min=1), metavar="N", help=told)
+
+
 def given_options() -> dict[str, str]:
     """The options that the command line itself gives: how each is spelled, by the name of its parameter."""
     context = click.get_current_context()

@@ -109,14 +109,17 @@ class DatasetSplit:
         numbers = list(range(len(self))[indices]) if isinstance(indices, slice) else indices.tolist()
         return self._accepted(_Collating(self._collate)([_Numbered(self._dataset)[number] for number in numbers]))
 
-    def batches(self, parts: Sequence[slice], *, pinned: bool = False) -> Generator[Batch, None, None]:
+    def batches(
+        self, parts: Sequence[slice], *, of: int | None = None, pinned: bool = False
+    ) -> Generator[Batch, None, None]:
         """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged.
 
-        Raises DataError where more samples than the tolerated share are damaged, where a sample cannot be read for
-        another reason, or samples of one batch do not have one shape.
+        of: how many samples the parts are some of, where they are not all that is read. Raises DataError where more
+        samples than the tolerated share are damaged, where a sample cannot be read for another reason, or samples of
+        one batch do not have one shape.
         """
         numbers = [range(len(self))[part] for part in parts]
-        count = sum(map(len, numbers))
+        count = sum(map(len, numbers)) if of is None else of
         loader = DataLoader(
             _Numbered(self._dataset),  # pyright: ignore[reportArgumentType]
             batch_sampler=numbers,  # pyright: ignore[reportArgumentType]
@@ -136,6 +139,11 @@ class DatasetSplit:
                 raise
             told = "a process that reads samples was killed, perhaps for want of memory or of room in /dev/shm"
             raise DataError(f"{told}; take fewer by --data-workers, or 0") from error
+
+    def leave_out(self, found: Mapping[int, str], of: int) -> None:
+        """Count samples that another process could not read, of so many that are read. Errors as `batches`."""
+        self._left_out |= found
+        self._require_few(of)
 
     def _accepted(self, found: Any) -> Batch:
         if isinstance(found, _Failed):

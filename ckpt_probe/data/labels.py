@@ -147,10 +147,17 @@ class RelabelledSplit:
         """Inputs and labels of the samples named."""
         return self._relabelled(self._split.batch(indices))
 
-    def batches(self, parts: Sequence[slice], *, pinned: bool = False) -> Generator[Batch, None, None]:
+    def batches(
+        self, parts: Sequence[slice], *, of: int | None = None, pinned: bool = False
+    ) -> Generator[Batch, None, None]:
         """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged."""
-        with ready_parts(self._split, parts, pinned=pinned) as found:
+        with ready_parts(self._split, parts, of=of, pinned=pinned) as found:
             yield from map(self._relabelled, found)
+
+    def leave_out(self, found: Mapping[int, str], of: int) -> None:
+        """Count samples that another process could not read, of so many that are read."""
+        if isinstance(self._split, Streaming):
+            self._split.leave_out(found, of)
 
     def _relabelled(self, batch: Batch) -> Batch:
         inputs, labels = batch

@@ -15,18 +15,31 @@ PREFETCHED = 3
 
 
 def ready_batches(
-    split: Split, size: int, limit: int | None = None, *, pinned: bool = False
+    split: Split,
+    size: int,
+    limit: int | None = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    pinned: bool = False,
 ) -> AbstractContextManager[Iterator[Batch]]:
-    """Batches of `size` of the first `limit` samples of a split, as `ready_parts` makes them ready."""
+    """Batches of `size` of the first `limit` samples of a split, as `ready_parts` makes them ready.
+
+    start, stop: of these samples, only those from the first up to the second.
+    """
     count = len(split) if limit is None else min(limit, len(split))
-    return ready_parts(split, [slice(s, min(s + size, count)) for s in range(0, count, size)], pinned=pinned)
+    last = count if stop is None else min(stop, count)
+    parts = [slice(first, min(first + size, last)) for first in range(start, last, size)]
+    return ready_parts(split, parts, of=count, pinned=pinned)
 
 
 @contextmanager
 def ready_parts(
-    split: Split, parts: Sequence[slice], *, pinned: bool = False
+    split: Split, parts: Sequence[slice], *, of: int | None = None, pinned: bool = False
 ) -> Generator[Iterator[Batch], None, None]:
     """A batch for each part of a split, in order, in pinned memory where asked for.
+
+    of: how many samples the parts are some of, where they are not all that is read.
 
     Not pinned, they are for a model on the CPU: torch then makes them ready in one thread. A second team of its threads
     would outnumber the cores, and from then on those of the model sleep after each operator and have to be woken.
@@ -34,7 +47,7 @@ def ready_parts(
     Raises what reading a sample raises.
     """
     if isinstance(split, Streaming):
-        with closing(split.batches(parts, pinned=pinned)) as batches:
+        with closing(split.batches(parts, of=of, pinned=pinned)) as batches:
             yield batches
         return
     ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCHED)

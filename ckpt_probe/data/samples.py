@@ -52,8 +52,17 @@ class Streaming(Protocol):
         """Samples that could not be read so far, by number: which, and why."""
         ...
 
-    def batches(self, parts: Sequence[slice], *, pinned: bool = False) -> Generator[Batch, None, None]:
-        """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged."""
+    def batches(
+        self, parts: Sequence[slice], *, of: int | None = None, pinned: bool = False
+    ) -> Generator[Batch, None, None]:
+        """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged.
+
+        of: how many samples the parts are some of, where they are not all that is read.
+        """
+        ...
+
+    def leave_out(self, found: Mapping[int, str], of: int) -> None:
+        """Count samples that another process could not read, of so many that are read. Errors as `batches`."""
         ...
 
 

@@ -1,8 +1,8 @@
 """From checkpoints and data to dumps: one forward pass a sample, the classifier tapped, resumable."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_sp
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.background import BackgroundWriter
 from ckpt_probe.extraction.forward import Block, forward_batches, lent
+from ckpt_probe.extraction.ranges import Ranges
 from ckpt_probe.extraction.scoring import is_scored
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.extraction.storing import SplitPlan, StoreWriter, choose_rows
@@ -25,8 +26,8 @@ from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Backbone, Batch, Taps, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
-from ckpt_probe.progress import Once, Progress, Silent
-from ckpt_probe.scheduling import ALONE, Busy, Workers, claimed, made_once, results
+from ckpt_probe.progress import Once, Progress, Said, Silent, Task
+from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, results
 from ckpt_probe.series import Member
 
 
@@ -45,6 +46,7 @@ def extract_series(
     overwrite: bool = False,
     workers: int = 1,
     scheduler: str | None = None,
+    rows_per_task: int | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> ExtractionSummary:
@@ -56,8 +58,9 @@ def extract_series(
     similarity_rows, similarity_seed). A dump that is complete and of the same provenance is skipped; of another
     provenance, it is an error unless `overwrite`. Processes that extract into the same directory at the same time share
     the checkpoints between them. workers: so many checkpoints at a time, each in a process of its own; scheduler: the
-    address of a Dask cluster that does them instead. Raises UsageError and DataError as the parts do; a dump has its
-    name only once it is whole.
+    address of a Dask cluster that does them instead. rows_per_task: where a split has more samples, the workers share
+    each checkpoint, and a task is a range of so many samples, or a few more; the dumps are the same. Raises UsageError
+    and DataError as the parts do; a dump has its name only once it is whole.
     """
     staff = Workers(workers, scheduler)
     progress, setup = Once(progress or Silent()), Setup.taken_from(options)
@@ -68,9 +71,12 @@ def extract_series(
     subject = order.subject()
     done: dict[str, bool] = {}
     notes = dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
-    work = partial(_extract, subject=subject, order=order, progress=progress) if staff.alone else order.run
-    tasks = results(work, members, names=[m.name for m in members], workers=staff, say=progress.message)
-    with progress.task("checkpoints", len(members), "checkpoints") as bar, closing(tasks):
+    names = [member.name for member in members]
+    with (
+        Team(staff, progress.message) as team,
+        progress.task("checkpoints", len(members), "checkpoints") as bar,
+        closing(_worked(order, subject, members, names, team, rows_per_task, progress)) as tasks,
+    ):
         for number, found in tasks:
             done[members[number].name] = found.written
             notes |= dict.fromkeys(found.notes)
@@ -78,6 +84,25 @@ def extract_series(
     for note in (*dict.fromkeys(subject.notes), *notes):
         progress.message(note)
     return ExtractionSummary(*(tuple(m.name for m in members if done[m.name] is written) for written in (True, False)))
+
+
+def _worked(
+    order: "_Order",
+    subject: Subject,
+    members: Sequence[Member],
+    names: Sequence[str],
+    team: Team,
+    rows: int | None,
+    progress: Progress,
+) -> Generator[tuple[int, "_Extracted"], None, None]:
+    """What comes of each checkpoint, by its place: one a worker, or all workers at one after the other."""
+    here = partial(_extract, subject=subject, order=order, progress=progress)
+    shared = None if rows is None or team.alone else Ranges(rows, team, progress)
+    if shared is not None and any(shared.divides(subject, split, order.storage.limit) for split in subject.splits):
+        return results(partial(here, ranges=shared), members, names=names, workers=ALONE, say=progress.message)
+    if team.alone:
+        return results(here, members, names=names, workers=ALONE, say=progress.message)
+    return results(order.run, members, names=names, workers=team, say=progress.message)
 
 
 def extract_members(
@@ -177,25 +202,16 @@ class _Order:
 
     def run(self, member: Member) -> _Extracted | Busy:
         """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
-        subject, said = made_once(self, self.subject), _Said()
+        subject, said = made_once(self, self.subject), Said()
         found = _extract(member, subject=subject, order=self, progress=said)
         if isinstance(found, Busy):
             return found
         return replace(found, notes=(*(f"{member.name}: {text}" for text in said.messages), *subject.notes))
 
 
-@dataclass
-class _Said(Silent):
-    """Progress of a worker: its messages are kept for whoever asked."""
-
-    messages: list[str] = field(default_factory=list)
-
-    def message(self, text: str) -> None:
-        """Keep a line."""
-        self.messages.append(text)
-
-
-def _extract(member: Member, *, subject: Subject, order: _Order, progress: Progress) -> _Extracted | Busy:
+def _extract(
+    member: Member, *, subject: Subject, order: _Order, progress: Progress, ranges: Ranges | None = None
+) -> _Extracted | Busy:
     """Open a checkpoint, load it, run it over every split and write its dump, unless that is done or being done."""
     path, storage = order.out / f"{member.name}.h5", order.storage
     with subject.setup.open(member.path) as checkpoint:
@@ -210,11 +226,36 @@ def _extract(member: Member, *, subject: Subject, order: _Order, progress: Progr
             if order.complete(path, provenance):
                 return _Extracted(False)
             subject.load(checkpoint.state_dict(), str(member.path))
-            _write(path, provenance, subject, order, progress)
+            source = partial(_blocks, member, subject, order, path, ranges, progress)
+            _write(path, provenance, subject, order, source, progress)
     return _Extracted(True)
 
 
-def _write(path: Path, provenance: Provenance, subject: Subject, order: _Order, progress: Progress) -> None:
+def _blocks(
+    member: Member,
+    subject: Subject,
+    order: _Order,
+    path: Path,
+    ranges: Ranges | None,
+    progress: Progress,
+    split: str,
+    bar: Task,
+) -> Generator[Block, None, None]:
+    """The blocks of one split, forwarded here, or by all workers."""
+    storage = order.storage
+    if ranges is not None and ranges.divides(subject, split, storage.limit):
+        return ranges.blocks(order, subject, member, split, path, bar)
+    return subject.forward(split, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar)
+
+
+def _write(
+    path: Path,
+    provenance: Provenance,
+    subject: Subject,
+    order: _Order,
+    source: Callable[[str, Task], Generator[Block, None, None]],
+    progress: Progress,
+) -> None:
     storage = order.storage
     counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
     plans = {name: _plan(subject, name, count, storage) for name, count in counts.items()}
@@ -232,9 +273,8 @@ def _write(path: Path, provenance: Provenance, subject: Subject, order: _Order, 
         ) as writer,
     ):
         for name, plan in plans.items():
-            blocks = subject.forward(name, dtype=storage.forward_dtype, limit=storage.limit, progress=progress, bar=bar)
             # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
-            with closing(blocks):
+            with closing(source(name, bar)) as blocks:
                 _write_split(writer, name, counts[name], blocks, plan)
 
 

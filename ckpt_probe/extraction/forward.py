@@ -46,23 +46,27 @@ def forward_blocks(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     limit: int | None = None,
+    start: int = 0,
+    stop: int | None = None,
     taps: Taps | None = None,
     progress: Progress | None = None,
     bar: Task | None = None,
 ) -> Generator[Block, None, None]:
     """Run a model in evaluation mode over the first `limit` samples of a split, once each, in order.
 
-    taps: layers whose rows are wanted beside the classifier's. The model is moved to `device` and `dtype` and left
-    there. Where the device runs out of memory the batch is halved for the rest of the split, said through `progress`.
-    Raises DataError where the classifier's input is not one row a sample, and as `Taps.tapped`. Whoever leaves early
-    closes the generator (`contextlib.closing`), which ends the thread behind it.
+    start, stop: of these, only those from the first up to the second. taps: layers whose rows are wanted beside the
+    classifier's. The model is moved to `device` and `dtype` and left there. Where the device runs out of memory the
+    batch is halved for the rest of the split, said through `progress`. Raises DataError where the classifier's input is
+    not one row a sample, and as `Taps.tapped`. Whoever leaves early closes the generator (`contextlib.closing`), which
+    ends the thread behind it.
     """
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
     # In this order float64, which MPS does not have, never gets there.
     model.to(dtype=dtype).to(device=device).eval()
-    with ready_batches(split, batch_size, limit, pinned=device.type == "cuda") as batches:
+    within = {"start": start, "stop": stop}
+    with ready_batches(split, batch_size, limit, **within, pinned=device.type == "cuda") as batches:
         yield from forward_batches(
             model, head, batches, device=device, dtype=dtype, taps=taps, progress=progress or Silent(), bar=bar
         )

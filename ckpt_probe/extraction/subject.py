@@ -80,6 +80,9 @@ class Subject:
     taps: Taps = field(default_factory=Taps)
     """Layers whose rows are wanted beside the classifier's input."""
 
+    holds: str | None = None
+    """The checkpoint whose weights the model has."""
+
     @property
     def classifier(self) -> str | None:
         """The name of the model's last linear layer, None where it has no head."""
@@ -87,6 +90,7 @@ class Subject:
 
     def load(self, state_dict: State, source: str) -> None:
         """Put a checkpoint's weights into the model in place. Raises DataError naming `source` where they don't fit."""
+        self.holds = None
         # The last forward pass left the model in its own dtype, into which these weights might not fit.
         double = any(tensor.dtype == torch.float64 for tensor in state_dict.values())
         place = torch.device("cpu") if double and self.device.type == "mps" else self.device
@@ -98,6 +102,7 @@ class Subject:
                 self.head = find_head(self.model, on_device(self.sample, place, kind), self.head.name)
             except CkptProbeError as error:
                 raise type(error)(f"{source}: {error}") from error
+        self.holds = source
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -119,6 +124,8 @@ class Subject:
         *,
         dtype: torch.dtype = torch.float32,
         limit: int | None = None,
+        start: int = 0,
+        stop: int | None = None,
         progress: Progress | None = None,
         bar: Task | None = None,
     ) -> Generator[Block, None, None]:
@@ -131,6 +138,8 @@ class Subject:
             device=self.device,
             dtype=dtype,
             limit=limit,
+            start=start,
+            stop=stop,
             taps=self.taps,
             progress=progress,
             bar=bar,

@@ -55,6 +55,7 @@ COMMANDS = {
     "plane": f"plane {A} {B} {C} -o out --grid 3 --split test",
     "prune": f"prune {B} --sparsity 0.5,0.9 -o out",
     "report": "report dumps -o out.html",
+    "ranges": "extract run -o out --split test --workers 2 --rows-per-task 128 --batch-size 64",
     "cluster": "extract run -o out --split test --scheduler SCHEDULER",
 }
 EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"})
