@@ -88,6 +88,7 @@ def ready_parts(
         except KeyboardInterrupt:
             # Its source may be an HDF5 file, which must not be read when the process ends.
             ended.wait()
+            thread.join()
             raise
         thread.join()
 
