@@ -188,21 +188,22 @@ class Moments:
         return read_out(classes, scatter, unit, heads, label_rows=named, rows=again, options=options, details=details)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that was accumulated, as tensors by name; `load` takes it back, on any device."""
+        """Everything that was accumulated so far, as tensors by name; `load` takes it back, on any device."""
         scatter, unit = self._seen()
-        state = {"counts": scatter.counts, "means": scatter.means, "squares": scatter.squares}
+        # Copies: what is kept is updated in place.
+        state = {name: tensor.clone() for name, tensor in scatter.by_class().items()}
         if scatter.within is not None:
             state["within"] = symmetric(scatter.within)
         if unit is None:
             return state
-        state |= {"unit_counts": unit.counts, "left_out": torch.tensor(unit.left_out)}
+        state |= {"unit_counts": unit.counts.clone(), "left_out": torch.tensor(unit.left_out)}
         if unit.kind == "rows":
             held = unit.all_rows() if unit.rows else Grouped(scatter.means[:0], scatter.counts[:0], scatter.counts[:0])
             return {**state, "rows": held.rows, "row_labels": held.labels[held.each()]}
         return {**state, "second" if unit.kind == "classes" else "total": symmetric(unit.second)}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Replace what was accumulated by what `state_dict` gave.
+        """Replace what was accumulated by what `state_dict` gave, whose tensors then are this accumulator's own.
 
         Raises DataError where a part is missing, or of another dtype or shape than it has to be, naming both.
         """

@@ -28,6 +28,10 @@ class Scatter:
         """Labels of the classes that have a sample, in increasing order."""
         return self.counts.nonzero().squeeze(1)
 
+    def by_class(self) -> dict[str, Tensor]:
+        """What is kept of each class."""
+        return {"counts": self.counts, "means": self.means, "squares": self.squares}
+
     def covariance(self) -> Tensor:
         """Σ_W, the within-class covariance over all samples, (D, D)."""
         assert self.within is not None

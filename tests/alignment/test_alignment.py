@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ckpt_probe.alignment.by_activations import match_activations
-from ckpt_probe.alignment.by_weights import align, output_change, permuted, proved, read_spec
+from ckpt_probe.alignment.by_activations import _Sums, match_activations
+from ckpt_probe.alignment.by_weights import align, match_weights, output_change, permuted, proved, read_spec
 from ckpt_probe.alignment.symmetry import trace_symmetry
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
@@ -217,3 +217,45 @@ def test_groups_from_a_file_prove_themselves(tmp_path: Path) -> None:
         spec.write_text(text)
         with pytest.raises(DataError, match=told):
             read_spec(spec, a)
+
+
+def test_what_is_asked_of_the_search_reaches_it_and_the_error_is_that_of_the_outputs() -> None:
+    build, shape = MODELS["mlp"]
+    model, inputs = build().eval(), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    a, b, symmetry = randomised(model, 1), randomised(model, 2), trace_symmetry(model, inputs)
+    with pytest.raises(DataError, match="expected at least one restart, found 0"):
+        align(a, b, symmetry, model, inputs, restarts=0)
+    found = align(a, b, symmetry, model, inputs, restarts=2, seed=3)
+    assert found.error == output_change(model, b, found.state, inputs)
+    assert 0 <= found.error < 1e-4
+    best = match_weights(a, b, symmetry, restarts=2, seed=3)
+    assert all(torch.equal(found.permutations[group], order) for group, order in best.items())
+    assert found.after < found.before == pytest.approx(distance(a, b))
+    assert found.after == pytest.approx(distance(a, found.state))
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return sum(float((a[n].double() - b[n].double()).square().sum()) for n in a) ** 0.5
+
+
+def test_no_swap_of_two_channels_brings_the_weights_nearer() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 5)).eval()
+    inputs = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    a, b, symmetry = randomised(model, 1), randomised(model, 2), trace_symmetry(model, inputs)
+    [group] = symmetry.sizes
+    found = match_weights(a, b, symmetry)[group]
+    best = distance(a, permuted(b, symmetry, {group: found}))
+    for i, j in itertools.combinations(range(7), 2):
+        other = found.clone()
+        other[[i, j]] = found[[j, i]]
+        assert distance(a, permuted(b, symmetry, {group: other})) >= best
+
+
+def test_correlations_keep_their_digits_where_activations_are_far_from_zero() -> None:
+    random = torch.Generator().manual_seed(0)
+    mine, theirs = (1e4 + torch.randn(3, 500, generator=random, dtype=torch.float64) for _ in range(2))
+    sums = _Sums.of(3)
+    for part in torch.arange(500).split(64):
+        sums.update(mine[:, part], theirs[:, part])
+    expected = np.corrcoef(mine.numpy(), theirs.numpy())[:3, 3:]
+    np.testing.assert_allclose(sums.correlation("x").numpy(), expected, atol=1e-6)

@@ -257,6 +257,14 @@ def test_metadata_stays_and_says_where_the_point_lies(ends: tuple[Path, Path], t
     assert metadata["mine"] == "kept"
     told = json.loads(metadata["ckpt_probe.path"])
     assert told == {"average": ["a.safetensors", "b.safetensors"], "weights": [0.5, 0.5]}
+    interpolate(*ends, alpha=0.3, out=tmp_path / "line")
+    with open_checkpoint(tmp_path / "line") as written:
+        told = json.loads(written.raw_metadata["ckpt_probe.path"])
+    assert told == {"a": "a.safetensors", "b": "b.safetensors", "alpha": 0.3, "path": "linear"}
+    average(ends, tmp_path / "half", dtype="float16")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half").values() if tensor.is_floating_point()} == {
+        torch.float16
+    }
 
 
 def raw(path: Path, header: str, data: bytes = b"\0" * 8) -> Path:

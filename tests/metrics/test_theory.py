@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from ckpt_probe.analysis import analyze_features
 from ckpt_probe.errors import DataError
@@ -75,3 +76,11 @@ def test_noise_leads_away_from_collapse_step_by_step(counts: list[int]) -> None:
         assert values[-1] > values[0] + 1e-2, name
     values = [record["sample.mir"] for record in records]
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize(("classes", "features"), [(2, 1), (4, 3), (4, 9)])
+def test_a_simplex_has_unit_rows_at_equal_angles_in_as_many_dimensions_as_asked(classes: int, features: int) -> None:
+    rows = simplex_etf(classes, features)
+    assert rows.shape == (classes, features)
+    expected = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
+    torch.testing.assert_close(rows @ rows.T, expected)

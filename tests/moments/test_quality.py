@@ -1,0 +1,104 @@
+"""Accuracy and cross-entropy against torch's own, in blocks, by class in parts, and gathered."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ckpt_probe.moments import Moments, gathering
+from ckpt_probe.moments.gathering import Gathering
+from ckpt_probe.moments.quality import Head, Quality, Scored
+
+torch.manual_seed(0)
+FEATURES, LABELS = torch.randn(90, 6), torch.randint(0, 5000, (90,))
+WEIGHTS, BIAS = 3 * torch.randn(5000, 6), torch.randn(5000)
+LOGITS = F.linear(FEATURES.double(), WEIGHTS.double(), BIAS.double())
+RIGHT = int((LOGITS.argmax(dim=1) == LABELS).sum())
+LOSS = float(F.cross_entropy(LOGITS, LABELS))
+
+
+@pytest.fixture(autouse=True)
+def some_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = LABELS.clone()
+    labels[::3] = LOGITS.argmax(dim=1)[::3]
+    monkeypatch.setitem(globals(), "LABELS", labels)
+    monkeypatch.setitem(globals(), "RIGHT", int((LOGITS.argmax(dim=1) == labels).sum()))
+    monkeypatch.setitem(globals(), "LOSS", float(F.cross_entropy(LOGITS, labels)))
+
+
+def require_right(found: Quality) -> None:
+    assert (found.samples, found.right) == (90, RIGHT)
+    assert found.accuracy == pytest.approx(RIGHT / 90)
+    assert found.loss == pytest.approx(LOSS, rel=1e-12)
+
+
+def test_blocks_add_up_and_merge() -> None:
+    quality, other = Quality(), Quality()
+    for part in (slice(0, 7), slice(7, 40)):
+        prediction = quality.update(LOGITS[part], LABELS[part])
+        assert torch.equal(prediction, LOGITS[part].argmax(dim=1))
+    other.update(LOGITS[40:], LABELS[40:])
+    quality.merge(other)
+    require_right(quality)
+    require_right(Quality.from_numbers(quality.to_numbers()))
+
+
+@pytest.mark.parametrize("classes", [1000, 5000], ids=["logits at once", "in parts"])
+def test_a_head_gives_the_same_without_stored_logits(classes: int) -> None:
+    head, labels = Head.of(WEIGHTS[:classes], BIAS[:classes]), LABELS % classes
+    assert head is not None
+    quality = Quality()
+    assert torch.equal(quality.update_head(head, FEATURES, labels), LOGITS[:, :classes].argmax(dim=1))
+    assert quality.loss == pytest.approx(float(F.cross_entropy(LOGITS[:, :classes], labels)), rel=1e-12)
+    assert (quality.samples, quality.right) == (90, int((LOGITS[:, :classes].argmax(dim=1) == labels).sum()))
+
+
+def test_large_logits_do_not_overflow() -> None:
+    head = Head.of(1000 * WEIGHTS, None)
+    assert head is not None
+    found = head.scored(FEATURES, LABELS)
+    expected = F.cross_entropy(F.linear(FEATURES.double(), (1000 * WEIGHTS).double()), LABELS, reduction="none")
+    torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=1e-9)
+
+
+def test_what_is_known_in_place_of_logits_counts_the_same() -> None:
+    losses = F.cross_entropy(LOGITS, LABELS, reduction="none")
+    scored, quality, of_logits = Scored(LOGITS.argmax(dim=1), losses), Quality(), Quality()
+    assert torch.equal(quality.update_scored(scored, LABELS), LOGITS.argmax(dim=1))
+    of_logits.update_scores(LOGITS.numpy(), LABELS)
+    of_logits.update_scores(None, LABELS)
+    require_right(quality)
+    require_right(of_logits)
+
+
+def test_nothing_scored_has_no_accuracy_and_an_infinite_loss_is_none() -> None:
+    assert (Quality().accuracy, Quality().loss) == (None, None)
+    assert Quality().update(None, LABELS) is None
+    quality = Quality()
+    quality.update(torch.tensor([[0.0, -torch.inf], [1.0, 0.0]]), torch.tensor([1, 0]))
+    assert (quality.accuracy, quality.loss) == (0.5, None)
+
+
+@pytest.mark.parametrize("how", ["logits", "scored", "head"])
+@pytest.mark.parametrize("rows", [1, 16, 1000])
+def test_gathered_blocks_are_those_of_one(how: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "ROWS_AT_ONCE", rows)
+    labels = LABELS % 10
+    logits = LOGITS[:, :10]
+    gathered = Gathering(Moments(10), Head.of(WEIGHTS[:10], BIAS[:10]) if how == "head" else None)
+    for part in torch.arange(90).split(8):
+        known: Tensor | Scored | None = {
+            "logits": logits[part],
+            "scored": Scored(logits[part].argmax(dim=1), F.cross_entropy(logits[part], labels[part], reduction="none")),
+            "head": None,
+        }[how]
+        gathered.add(FEATURES[part], labels[part], known)
+    gathered.finish()
+    gathered.finish()
+    whole = Moments(10)
+    whole.update(FEATURES, labels)
+    assert gathered.moments.samples == 90
+    torch.testing.assert_close(gathered.moments.class_means, whole.class_means, rtol=1e-12, atol=1e-12)
+    assert gathered.quality.samples == 90
+    assert gathered.quality.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-12)
+    assert gathered.quality.right == int((logits.argmax(dim=1) == labels).sum())
