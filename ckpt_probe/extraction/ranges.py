@@ -7,16 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Streaming
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction.forward import Block
 from ckpt_probe.extraction.setup import Storage
 from ckpt_probe.extraction.subject import Subject
-from ckpt_probe.files import parts_of, replacing
+from ckpt_probe.files import parts_of
 from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.moments.quality import Scored
 from ckpt_probe.progress import Progress, Said, Task
@@ -147,18 +146,19 @@ def _write(file: Path, blocks: Iterator[Block]) -> None:
         tensors |= {f"{number}/{name}": tensor.contiguous().clone() for name, tensor in found.items()}
     if not file.parent.is_dir():
         raise DataError(f"{file.parent}: whoever asked for these samples has ended")
-    with replacing(file) as temporary:
-        save_file(tensors, temporary)
+    # A worker that was lost may have written it just before.
+    save_checkpoint(file, tensors, CheckpointMetadata(), overwrite=True)
 
 
 def _read(file: Path) -> Iterator[Block]:
-    with safe_open(file, framework="pt") as held:
-        numbers: dict[int, dict[str, str]] = {}
-        for key in held.keys():  # noqa: SIM118 (it is no mapping)
-            number, _, name = key.partition("/")
-            numbers.setdefault(int(number), {})[name] = key
-        for number in sorted(numbers):
-            found = {name: held.get_tensor(key) for name, key in numbers[number].items()}
-            scored = Scored(found[PREDICTION], found[LOSS]) if PREDICTION in found else None
-            layers = {name.removeprefix(LAYER): rows for name, rows in found.items() if name.startswith(LAYER)}
-            yield Block(found[FEATURES], found[LABELS], found[LOGITS], scored, layers)
+    with open_checkpoint(file) as held:
+        state = held.state_dict()
+    blocks: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        number, _, name = key.partition("/")
+        blocks.setdefault(int(number), {})[name] = tensor
+    for number in sorted(blocks):
+        found = blocks[number]
+        scored = Scored(found[PREDICTION], found[LOSS]) if PREDICTION in found else None
+        layers = {name.removeprefix(LAYER): rows for name, rows in found.items() if name.startswith(LAYER)}
+        yield Block(found[FEATURES], found[LABELS], found[LOGITS], scored, layers)

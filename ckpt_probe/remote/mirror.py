@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from ckpt_probe.addresses import Address, is_address, place, redacted
+from ckpt_probe.addresses import SCHEMES, Address, is_address, place, redacted
 from ckpt_probe.errors import CkptProbeError, DataError
 from ckpt_probe.remote.failures import NoPartsError
 from ckpt_probe.remote.hosts import Found, blocks, listing, look
@@ -120,7 +120,7 @@ def by_address(text: str) -> str:
     """A text in which files of the tree are called by their addresses."""
     folder = _tree()
     if folder is not None and str(folder) in text:
-        for scheme in ("s3", "gs", "https", "http", "hf"):
+        for scheme in SCHEMES:
             text = text.replace(f"{folder}/{scheme}/", f"{scheme}://")
     return redacted(text)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import is_alive
 from ckpt_probe.scheduling.tasks import Busy
 
 BEAT_SECONDS = 5.0
@@ -119,7 +120,7 @@ def _holder(file: Path, stale: float) -> str | None:
     except (ValueError, KeyError, TypeError):
         # Made, but not yet written; or by a process that died in between.
         host, process, token = "", 0, text
-    if host == socket.gethostname() and not _runs(process):
+    if host == socket.gethostname() and not is_alive(process):
         return None
     found, now = (state.st_mtime_ns, state.st_size, token), monotonic()
     before, since = _seen.get(file, (found, now))
@@ -143,16 +144,6 @@ def _release(path: Path, claim: Claim) -> None:
 def _beat(claim: Claim, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
         claim.beat()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _numbers(path: Path) -> list[int]:

@@ -58,7 +58,7 @@ def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
     The base that the configuration names is told, never opened by itself. Raises UsageError where no base is given;
     DataError where the adapter is of a kind that is not merged, or does not fit the base.
     """
-    config = _config(path.parent / CONFIG)
+    config = read_object(path.parent / CONFIG, "an adapter's configuration")
     if asked.base is None:
         named = config.get("base_model_name_or_path") or "not named in its configuration"
         raise UsageError(
@@ -100,10 +100,6 @@ def _opened(path: Path) -> AbstractContextManager[Contents]:
     require_regular(path)
     head = read_at(path, 0, len(STREAM))
     return open_pickled(path, Asked()) if head.startswith((ZIP, STREAM)) else open_file(path, Asked())
-
-
-def _config(path: Path) -> dict[str, Any]:
-    return read_object(path, "an adapter's configuration")
 
 
 def _roles(path: Path, config: Mapping[str, Any], adapter: Contents) -> tuple[dict[str, Change], dict[str, str]]:
