@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from ckpt_probe.analysis import analyze_series
+from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import extract_series
 from ckpt_probe.scheduling import Workers, in_turn, results
+from ckpt_probe.training import train
 
 NAMES = [f"step-{number}" for number in range(8)]
 
@@ -122,3 +125,33 @@ def test_what_a_worker_has_opened_for_one_call_is_not_taken_for_the_next(
         monkeypatch.chdir(tmp_path)
         shutil.rmtree(place)
     assert found == [(0, "first"), (0, "second"), (0, "third")]
+
+
+def test_ranges_of_samples_on_a_cluster_whose_worker_is_killed_give_the_same_dump(cluster: Any, tmp_path: Path) -> None:
+    settings = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "arguments": {"hidden": [8]}},
+        "training": {"steps": 2},
+        "checkpoints": {"steps": [2]},
+    }
+    train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
+    cluster.start(2)
+    how = {"batch_size": 16, "device": "cpu", "splits": ["train"]}
+    parts = tmp_path / "shared"
+
+    def kills() -> None:
+        cluster.until(lambda: any(parts.glob(".*.parts/*.safetensors")))
+        cluster.kill("worker-0")
+
+    killing = threading.Thread(target=kills)
+    killing.start()
+    scheduler = cluster.scheduler_file
+    extract_series(tmp_path / "run", parts, rows_per_task=16, scheduler=scheduler, **how)
+    killing.join()
+    extract_series(tmp_path / "run", tmp_path / "whole", **how)
+    names = sorted(file.name for file in (tmp_path / "whole").iterdir())
+    assert sorted(file.name for file in parts.iterdir()) == names
+    for name in names:
+        with h5py.File(parts / name) as shared, h5py.File(tmp_path / "whole" / name) as whole:
+            for array in ("features", "labels", "logits"):
+                assert np.array_equal(shared[f"train/{array}"], whole[f"train/{array}"])
