@@ -43,7 +43,12 @@ class Cache:
     def entry_of(self, file: Path, content: str) -> "Entry":
         """The same for any file, of which `content` is the hash of all that matters."""
         key = sha256(self.asked.encode()).hexdigest()[:12]
-        return Entry(beside(file) / FOLDER / f"{file.name}.{key}.json", self.asked, content)
+        return Entry(folder_of(file) / f"{file.name}.{key}.json", self.asked, content)
+
+
+def folder_of(file: Path) -> Path:
+    """The directory in which the records of a dump are kept."""
+    return beside(file) / FOLDER
 
 
 class Entry:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ckpt_probe.analysis.cache import Cache, Entry
+from ckpt_probe.analysis.cache import Cache, Entry, folder_of
 from ckpt_probe.analysis.collection import Records
 from ckpt_probe.analysis.entries import NOT_STORED
 from ckpt_probe.analysis.layers import layer_reading, with_depths
@@ -25,7 +25,7 @@ from ckpt_probe.files import content_hash
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, results
+from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
 
 BLOCK_BYTES = 2**20, 16 * 2**20
@@ -97,6 +97,8 @@ def read_series(
                 last = one.record.get("layer", PENULTIMATE) == PENULTIMATE
                 yield against_first(one, first) if compared and last else one
             bar.advance()
+    for folder in {folder_of(member.path) for member in members} if cache else ():
+        remove_abandoned(folder)
     if found:
         progress.message(f"{found} of {len(members)} dumps were read from the cache; --no-cache recomputes them")
     for note in notes:

@@ -27,7 +27,7 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Backbone, Batch, Taps, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Once, Progress, Said, Silent, Task
-from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, results
+from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, remove_abandoned, results
 from ckpt_probe.series import Member
 
 
@@ -81,6 +81,7 @@ def extract_series(
             done[members[number].name] = found.written
             notes |= dict.fromkeys(found.notes)
             bar.advance()
+    remove_abandoned(Path(out))
     for note in (*dict.fromkeys(subject.notes), *notes):
         progress.message(note)
     return ExtractionSummary(*(tuple(m.name for m in members if done[m.name] is written) for written in (True, False)))

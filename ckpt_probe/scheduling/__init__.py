@@ -1,6 +1,6 @@
 """Independent tasks: in this process, in processes of this machine, or on a Dask cluster; and who does which."""
 
-from ckpt_probe.scheduling.claims import Claim, UnclaimedError, claimed, claimed_in_turn
+from ckpt_probe.scheduling.claims import Claim, UnclaimedError, claimed, claimed_in_turn, remove_abandoned
 from ckpt_probe.scheduling.dispatch import Team, in_turn, results
 from ckpt_probe.scheduling.tasks import ALONE, Busy, Workers, made_once
 
@@ -15,5 +15,6 @@ __all__ = [
     "claimed_in_turn",
     "in_turn",
     "made_once",
+    "remove_abandoned",
     "results",
 ]

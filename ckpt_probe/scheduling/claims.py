@@ -27,6 +27,7 @@ PAUSE_SECONDS = 0.5
 STALE_SECONDS = 60.0
 """Without a beat for so long, a claim's holder is taken for dead."""
 
+_CLAIM = re.compile(r"\.(.+)\.claim-(\d{1,9})")
 _seen: dict[Path, tuple[tuple[int, int, str], float]] = {}
 """Claims of others as they were last found, and since when on this process's clock they have looked so."""
 
@@ -88,6 +89,19 @@ def claimed_in_turn(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
         sleep(PAUSE_SECONDS)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove claims on files of a directory that are there, where their holder, of this machine, is dead.
+
+    Such a one has ended after its file had its name, and nobody will ask for that again.
+    """
+    for name in _names(folder):
+        if (found := _CLAIM.fullmatch(name)) and (folder / found[1]).exists():
+            told = _told(folder / name)
+            if told is not None and told[0] == socket.gethostname() and not is_alive(told[1]):
+                with suppress(OSError):
+                    (folder / name).unlink()
+
+
 def _taken(path: Path, stale: float) -> Claim | Busy:
     numbers = _numbers(path)
     if numbers:
@@ -114,12 +128,8 @@ def _holder(file: Path, stale: float) -> str | None:
             state, text = os.fstat(opened.fileno()), opened.read(4096).decode(errors="replace")
     except OSError:
         return None if not file.exists() else "another process"
-    try:
-        told = json.loads(text)
-        host, process, token = str(told["host"]), int(told["process"]), str(told["token"])
-    except (ValueError, KeyError, TypeError):
-        # Made, but not yet written; or by a process that died in between.
-        host, process, token = "", 0, text
+    # Where nothing is told it is made, but not yet written; or by a process that died in between.
+    host, process, token = _parsed(text) or ("", 0, text)
     if host == socket.gethostname() and not is_alive(process):
         return None
     found, now = (state.st_mtime_ns, state.st_size, token), monotonic()
@@ -130,6 +140,22 @@ def _holder(file: Path, stale: float) -> str | None:
     if now - since >= stale:
         return None
     return f"process {process} of {host}" if host else "another process"
+
+
+def _told(file: Path) -> tuple[str, int, str] | None:
+    """Host, process and token of a claim; None where they cannot be read."""
+    try:
+        return _parsed(file.read_bytes()[:4096].decode(errors="replace"))
+    except OSError:
+        return None
+
+
+def _parsed(text: str) -> tuple[str, int, str] | None:
+    try:
+        told = json.loads(text)
+        return str(told["host"]), int(told["process"]), str(told["token"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _release(path: Path, claim: Claim) -> None:
@@ -147,12 +173,15 @@ def _beat(claim: Claim, ended: threading.Event) -> None:
 
 
 def _numbers(path: Path) -> list[int]:
-    start = f".{path.name}.claim-"
+    found = [_CLAIM.fullmatch(name) for name in _names(path.parent)]
+    return sorted(int(match[2]) for match in found if match and match[1] == path.name)
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        names = [entry.name for entry in os.scandir(path.parent) if entry.name.startswith(start)]
+        return [entry.name for entry in os.scandir(folder) if ".claim-" in entry.name]
     except OSError:
         return []
-    return sorted(int(end) for name in names if re.fullmatch(r"\d{1,9}", end := name.removeprefix(start)))
 
 
 def _file(path: Path, number: int) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_probe.scheduling import Busy, Claim, UnclaimedError, claimed
+from ckpt_probe.scheduling import Busy, Claim, UnclaimedError, claimed, remove_abandoned
 
 HELD = """
 import sys
@@ -110,3 +110,25 @@ def test_where_nothing_can_be_written_the_error_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnclaimedError, match=r"file/a\.h5: cannot be written"), claimed(tmp_path / "file" / "a.h5"):
         pass
+
+
+def test_a_claim_of_a_dead_process_on_what_is_there_is_removed_and_no_other(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    claims = {
+        "done.claim-1": (host, dead.pid),
+        "done.claim-2": (host, dead.pid),
+        "missing.claim-1": (host, dead.pid),
+        "mine.claim-1": (host, os.getpid()),
+        "theirs.claim-1": ("elsewhere", dead.pid),
+    }
+    for name, (where, process) in claims.items():
+        (tmp_path / f".{name}").write_text(json.dumps({"host": where, "process": process, "token": "t"}))
+    (tmp_path / ".torn.claim-1").write_text("{")
+    for name in ("done", "mine", "theirs", "torn"):
+        (tmp_path / name).touch()
+    remove_abandoned(tmp_path)
+    left = {file.name for file in tmp_path.iterdir() if ".claim-" in file.name}
+    assert left == {".missing.claim-1", ".mine.claim-1", ".theirs.claim-1", ".torn.claim-1"}
+    remove_abandoned(tmp_path / "nowhere")
