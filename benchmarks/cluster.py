@@ -1,7 +1,7 @@
 """What many workers cost and gain: overhead a task, two workers against one, and where a scheduler saturates.
 
 overhead: tasks that do nothing, one after another here, in two processes, and through a Dask scheduler on loopback.
-speedup: extraction of 8 checkpoints, analysis of 8 dumps (D 384), with --workers 1 and 2, one thread each.
+speedup: extraction of 8 checkpoints, analysis of 16 dumps (D 384), with --workers 1 and 2, one thread each.
 saturation: 10,000 tasks that sleep, as stand-ins, on the real scheduler with 64 threads; what the ideal takes over what
 it takes, by the length of a task.
 many: extraction and analysis of 250, 500 and 1,000 small checkpoints: seconds each, and the largest memory.
@@ -31,6 +31,7 @@ PARTS = ("overhead", "speedup", "saturation", "many")
 THREADS = 64
 LENGTHS = (1.0, 0.3, 0.1, 0.03)
 STAND_INS = 10_000
+EIGHT = 8
 MANY = (250, 500, 1000)
 RUNNER = """
 import sys
@@ -152,10 +153,10 @@ def subject(folder: Path, name: str, samples: int, side: int) -> list[str]:
 
 def speedup(folder: Path) -> None:
     """Two workers of one thread each against one."""
-    run, model = checkpoints(folder / "eight", 8, "resnet", 28), subject(folder, "resnet", 12_000, 28)
+    run, model = checkpoints(folder / "eight", EIGHT, "resnet", 28), subject(folder, "resnet", 12_000, 28)
     rows = folder / "rows"
     rows.mkdir()
-    for number in range(8):
+    for number in range(2 * EIGHT):
         write(rows / f"step-{number:06d}.h5", 20_000, 384, 10)
     taken: dict[str, list[float]] = {"extract": [], "analyze": []}
     for workers in (1, 2):
@@ -164,7 +165,7 @@ def speedup(folder: Path) -> None:
         taken["analyze"].append(ours("analyze", rows, "--no-cache", *staff, "-o", folder / f"{workers}.jsonl")[0])
     same = (folder / "1.jsonl").read_bytes() == (folder / "2.jsonl").read_bytes()
     for command, (one, two) in taken.items():
-        print(f"speedup of {command}, 8 checkpoints: {one:.1f} s with 1 worker, {two:.1f} s with 2: {one / two:.2f} ×")
+        print(f"speedup of {command}: {one:.1f} s with 1 worker, {two:.1f} s with 2: {one / two:.2f} ×")
     print(f"records of both are the same bytes: {same}")
 
 
