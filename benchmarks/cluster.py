@@ -31,7 +31,7 @@ PARTS = ("overhead", "speedup", "saturation", "many")
 THREADS = 64
 LENGTHS = (1.0, 0.3, 0.1, 0.03)
 STAND_INS = 10_000
-EIGHT = 8
+CHECKPOINTS, DUMPS = 8, 16
 MANY = (250, 500, 1000)
 RUNNER = """
 import sys
@@ -153,10 +153,10 @@ def subject(folder: Path, name: str, samples: int, side: int) -> list[str]:
 
 def speedup(folder: Path) -> None:
     """Two workers of one thread each against one."""
-    run, model = checkpoints(folder / "eight", EIGHT, "resnet", 28), subject(folder, "resnet", 12_000, 28)
+    run, model = checkpoints(folder / "series", CHECKPOINTS, "resnet", 28), subject(folder, "resnet", 12_000, 28)
     rows = folder / "rows"
     rows.mkdir()
-    for number in range(2 * EIGHT):
+    for number in range(DUMPS):
         write(rows / f"step-{number:06d}.h5", 20_000, 384, 10)
     taken: dict[str, list[float]] = {"extract": [], "analyze": []}
     for workers in (1, 2):

@@ -71,12 +71,8 @@ def extract_series(
     subject = order.subject()
     done: dict[str, bool] = {}
     notes = dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
-    names = [member.name for member in members]
-    with (
-        Team(staff, progress.message) as team,
-        progress.task("checkpoints", len(members), "checkpoints") as bar,
-        closing(_worked(order, subject, members, names, team, rows_per_task, progress)) as tasks,
-    ):
+    tasks = _worked(order, subject, members, staff, rows_per_task, progress)
+    with progress.task("checkpoints", len(members), "checkpoints") as bar, closing(tasks):
         for number, found in tasks:
             done[members[number].name] = found.written
             notes |= dict.fromkeys(found.notes)
@@ -91,19 +87,20 @@ def _worked(
     order: "_Order",
     subject: Subject,
     members: Sequence[Member],
-    names: Sequence[str],
-    team: Team,
+    staff: Workers,
     rows: int | None,
     progress: Progress,
 ) -> Generator[tuple[int, "_Extracted"], None, None]:
     """What comes of each checkpoint, by its place: one a worker, or all workers at one after the other."""
     here = partial(_extract, subject=subject, order=order, progress=progress)
-    shared = None if rows is None or team.alone else Ranges(rows, team, progress)
-    if shared is not None and any(shared.divides(subject, split, order.storage.limit) for split in subject.splits):
-        return results(partial(here, ranges=shared), members, names=names, workers=ALONE, say=progress.message)
-    if team.alone:
-        return results(here, members, names=names, workers=ALONE, say=progress.message)
-    return results(order.run, members, names=names, workers=team, say=progress.message)
+    names, say = [member.name for member in members], progress.message
+    if rows is not None and not staff.alone:
+        with Team(staff, say) as team:
+            shared = Ranges(rows, team, progress)
+            if any(shared.divides(subject, split, order.storage.limit) for split in subject.splits):
+                yield from results(partial(here, ranges=shared), members, names=names, workers=ALONE, say=say)
+                return
+    yield from results(here if staff.alone else order.run, members, names=names, workers=staff, say=say)
 
 
 def extract_members(

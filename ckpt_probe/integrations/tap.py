@@ -76,6 +76,7 @@ class Tap:
         """Forget what was heard, and listen to nothing until `start`."""
         if not self._hooked:
             self.stop()
+            return
         self._forget()
         self._listens = False
 

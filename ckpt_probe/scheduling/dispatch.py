@@ -98,11 +98,6 @@ class Team:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    @property
-    def alone(self) -> bool:
-        """Whether this process does it all."""
-        return self._workers.alone
-
     def backend(self) -> Backend:
         """Whoever runs the tasks, started when the first is at hand."""
         self._backend = self._backend or _backend(self._workers, self._workers.count, self._say)
