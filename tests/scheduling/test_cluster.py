@@ -105,6 +105,8 @@ def test_a_worker_of_many_threads_runs_one_task_at_a_time(tasks: ModuleType, clu
     cluster.start(1, threads=4)
     said: list[str] = []
     staff = Workers(scheduler=cluster.scheduler_file)
+    # Once it has answered it has joined, and is counted from the beginning of the next call.
+    assert dict(results(tasks.double, [1], names=["a"], workers=staff, say=print)) == {0: 2}
     found = dict(results(tasks.overlapping, list(range(8)), names=list("abcdefgh"), workers=staff, say=said.append))
     assert set(found.values()) == {1}
     assert any("a worker has 4 threads" in told for told in said)
