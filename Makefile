@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+# Modules are compiled when they are first imported: to compile all of them now costs half a gigabyte and a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 # Each worker takes tests from the other once it has none of its own; each uses one thread (tests/conftest.py).
 TESTS := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal
 BUSY := $(BIN)/python -c 'while True: pass'
@@ -72,15 +74,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(INSTALL) -e .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	touch $@ $(VENV)/.installed
 
 clean:  ## Remove .venv, the demo, caches and builds.

@@ -29,6 +29,11 @@ class Predictions:
         self._all: Tensor | None = None
         self._place = 0
 
+    @property
+    def kept(self) -> bool:
+        """Whether those of the first pass are at hand."""
+        return bool(self._kept) or self._all is not None
+
     def keep(self, prediction: Tensor) -> None:
         """Keep those of the next block for the second pass; where they do not fit, none are."""
         self._room -= len(prediction)
@@ -39,19 +44,26 @@ class Predictions:
 
     def of(self, features: Array, logits: Array | Scored | None) -> Tensor | None:
         """Those of the next block of the second pass, (n,); None where nothing predicts."""
-        if isinstance(logits, Scored):
-            return as_tensor(logits.prediction, "predictions").cpu().to(torch.int64)
-        if logits is not None:
-            return as_tensor(logits, "logits").cpu().argmax(dim=1)
-        if self._head is None:
-            return None
         if self._kept:
             self._all, self._kept = torch.cat(self._kept), None
         if self._all is not None:
             self._place += len(features)
             return self._all[self._place - len(features) : self._place].to(torch.int64)
+        if logits is not None:
+            return predicted(logits)
+        if self._head is None:
+            return None
         self._decision = self._decision or self._head.decision()
         return self._decision.of(as_tensor(features, "features").detach().cpu())
+
+
+def predicted(scores: Array | Scored | None) -> Tensor | None:
+    """The classes that scores of rows predict, (n,); None where there are none."""
+    if scores is None:
+        return None
+    if isinstance(scores, Scored):
+        return as_tensor(scores.prediction, "predictions").cpu().to(torch.int64)
+    return as_tensor(scores, "logits").cpu().argmax(dim=1)
 
 
 @dataclass(frozen=True)

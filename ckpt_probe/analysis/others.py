@@ -76,6 +76,6 @@ def mean_outside(path: Path | None, view: SplitView) -> Tensor | None:
 def mean_of(view: SplitView) -> Tensor:
     """The mean (D,) of a split's rows, float64."""
     moments = Moments(None, only=["nc2"])
-    for features, _, _ in view.blocks(ROWS_AT_ONCE):
+    for features, _, _ in view.blocks(ROWS_AT_ONCE, scores=False):
         moments.update(features, torch.zeros(len(features), dtype=torch.int64))
     return moments.mean

@@ -1,13 +1,14 @@
 """The two passes over rows that a record needs: for moments and quality, and for the nearest class means."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis.nearest import NearestMeans, Predictions
+from ckpt_probe.analysis.nearest import NearestMeans, Predictions, predicted
 from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.dumps import Pass
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.gram import Array
@@ -27,6 +28,10 @@ PREDICTED_SHARE = 8
 """The part of the memory budget, an eighth, that predictions of the first pass may take."""
 
 
+SCORED = frozenset({"quality", "nc4"})
+"""Families of metrics that need to know what is predicted."""
+
+
 class Seen(NamedTuple):
     """What the first pass leaves."""
 
@@ -40,19 +45,27 @@ def first_pass(blocks: Blocks, weights: Array | None, bias: Array | None, settin
     head = Head.of(weights, bias, settings.dtype)
     moments = settings.moments(None if head is None else head.weights.shape[0])
     seen = Seen(moments, Quality(), Predictions(Head.of(weights, bias), settings.memory // PREDICTED_SHARE))
+    if weights is not None and not SCORED & settings.families:
+        blocks = without_scores(blocks)
     for block in blocks():
         features, labels, logits = block
         _require_labels(features, labels, logits, moments)
         moments.update(features, labels)
         seen.predictions.any = seen.predictions.any or logits is not None
-        if "quality" in settings.families:
-            _score(seen, block, head)
+        _score(seen, block, head, settings.families)
     return seen
+
+
+def without_scores(blocks: Blocks) -> Blocks:
+    """The same blocks, of which only features and labels are of interest."""
+    return blocks.without_scores() if isinstance(blocks, Pass) else blocks
 
 
 def second_pass(blocks: Blocks, predictions: Predictions, class_means: Tensor, confusion: bool) -> NearestMeans:
     """How the rows lie to the class means; arguments as `NearestMeans`."""
     nearest = NearestMeans(class_means, confusion=confusion)
+    if predictions.kept:
+        blocks = without_scores(blocks)
     for features, labels, logits in blocks():
         prediction = predictions.of(features, logits)
         nearest.update(as_tensor(features, "features").detach().cpu(), as_labels(labels), prediction)
@@ -79,11 +92,16 @@ def _require_labels(features: Array, labels: Array, logits: Array | Scored | Non
         )
 
 
-def _score(seen: Seen, block: Block, head: Head | None) -> None:
-    features, labels, logits = block
-    if isinstance(logits, Scored):
-        seen.quality.update_scored(logits, labels)
-    elif logits is not None:
-        seen.quality.update(double(logits), labels)
-    elif head is not None:
-        seen.predictions.keep(seen.quality.update_head(head, features, labels))
+def _score(seen: Seen, block: Block, head: Head | None, families: Collection[str]) -> None:
+    """Add a block to the quality, where it is asked for, and keep what is known of its predictions for NC4."""
+    features, labels, scores = block
+    if "quality" not in families:
+        found = predicted(scores)
+    elif isinstance(scores, Scored):
+        found = seen.quality.update_scored(scores, labels)
+    elif scores is not None:
+        found = seen.quality.update(double(scores), labels)
+    else:
+        found = None if head is None else seen.quality.update_head(head, features, labels)
+    if found is not None and "nc4" in families:
+        seen.predictions.keep(found)

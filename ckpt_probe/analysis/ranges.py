@@ -12,7 +12,7 @@ from torch import Tensor
 from ckpt_probe.analysis.nearest import Counts, NearestMeans, Predictions
 from ckpt_probe.analysis.passes import Blocks, Seen, first_pass, second_pass
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.dumps import Dump, SplitView, open_dump
+from ckpt_probe.dumps import Dump, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.quality import Head, Quality
 from ckpt_probe.progress import Progress
@@ -108,7 +108,7 @@ def _second(class_means: Tensor, confusion: bool, at_once: int, part: Range) -> 
 
 
 def _blocks(dump: Dump, part: Range, at_once: int) -> Blocks:
-    return lambda: dump[part.split].blocks(at_once, part.start, part.stop)
+    return Pass(dump[part.split], at_once, part.start, part.stop)
 
 
 def _told(part: Range, work: Callable[[], R]) -> R:

@@ -21,7 +21,7 @@ from ckpt_probe.analysis.entries import (
     WEIGHTS_ALONE,
 )
 from ckpt_probe.analysis.nearest import NearestMeans, Predictions
-from ckpt_probe.analysis.passes import Blocks, SecondPass, first_pass, second_pass
+from ckpt_probe.analysis.passes import Blocks, SecondPass, first_pass, second_pass, without_scores
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.arrays import as_labels
@@ -169,11 +169,12 @@ def reading_of(
     label_rows: Array | None = None,
 ) -> Reading:
     """What `Moments.read` reads, as the settings ask for it; label_rows: as there. Errors as `analyze_features`."""
+    rows = None if blocks is None else without_scores(blocks)
     try:
         return moments.read(
             weights,
             bias,
-            rows=None if blocks is None else lambda: ((features, labels) for features, labels, _ in blocks()),
+            rows=None if rows is None else lambda: ((features, labels) for features, labels, _ in rows()),
             orders=settings.orders,
             sampling=settings.sampling,
             details=settings.per_class or settings.spectra or settings.portrait,
@@ -251,10 +252,10 @@ def _outside(moments: Moments, outside: Tensor | None, settings: Settings) -> Re
 def _centred(blocks: Blocks | None, moments: Moments, weights: Array | None, settings: Settings) -> Record:
     if blocks is None:
         return {**dict.fromkeys(CENTRED), "missing": None}
-    mean = moments.mean.cpu()
+    mean, rows = moments.mean.cpu(), without_scores(blocks)
 
     def centred() -> Iterable[tuple[Tensor, Tensor]]:
-        for features, labels, _ in blocks():
+        for features, labels, _ in rows():
             yield double(features, "features") - mean, as_labels(labels).cpu()
 
     shifted = Moments(moments.classes, memory=settings.memory, only=["sample"], precision=settings.precision)

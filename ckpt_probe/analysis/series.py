@@ -19,7 +19,7 @@ from ckpt_probe.analysis.ranges import Ranges
 from ckpt_probe.analysis.records import Record, in_order, read_blocks, read_moments
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.analysis.unlabelled import read_unlabelled
-from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, SplitView, open_dump, open_dump_series
+from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
 from ckpt_probe.moments.quality import Quality
@@ -231,7 +231,7 @@ def _of_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled: boo
 
 def _of_features(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
     rows = _rows_at_once(view, settings)
-    return read_blocks(lambda: view.blocks(rows), dump.weights, dump.bias, settings, outside)
+    return read_blocks(Pass(view, rows), dump.weights, dump.bias, settings, outside)
 
 
 def _of_ranges(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None, ranges: Ranges) -> Reading:
@@ -239,7 +239,7 @@ def _of_ranges(dump: Dump, view: SplitView, settings: Settings, outside: Tensor 
     moments, quality, predictions = ranges.first_pass(dump, view, settings, rows)
     return read_moments(
         *(moments, quality, dump.weights, dump.bias),
-        blocks=lambda: view.blocks(rows),
+        blocks=Pass(view, rows),
         predictions=predictions,
         settings=settings,
         outside=outside,
@@ -252,8 +252,8 @@ def _of_unlabelled(view: SplitView, settings: Settings) -> Reading:
         stored = view.read_moments()
         assert stored is not None
         return read_unlabelled(None, settings, state=stored[0])
-    rows = _rows_at_once(view, settings)
-    return read_unlabelled(lambda: (features for features, _, _ in view.blocks(rows)), settings)
+    rows = Pass(view, _rows_at_once(view, settings), scores=False)
+    return read_unlabelled(lambda: (features for features, _, _ in rows()), settings)
 
 
 def _rows_at_once(view: SplitView, settings: Settings) -> int:

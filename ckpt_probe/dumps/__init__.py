@@ -2,7 +2,7 @@
 
 from ckpt_probe.dumps.reading import Dump, open_dump, open_dump_series, read_provenance
 from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, PENULTIMATE, STORES, Provenance, require_split_name
-from ckpt_probe.dumps.views import LayerView, SplitView
+from ckpt_probe.dumps.views import LayerView, Pass, SplitView
 from ckpt_probe.dumps.writing import DumpWriter, as_stored
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Dump",
     "DumpWriter",
     "LayerView",
+    "Pass",
     "Provenance",
     "SplitView",
     "as_stored",

@@ -20,7 +20,8 @@ LABELS = "labels"
 LOGITS = "logits"
 PREDICTION = "prediction"
 LOSS = "loss"
-OF_ROWS = (FEATURES, LABELS, LOGITS, PREDICTION, LOSS)
+SCORES = (LOGITS, PREDICTION, LOSS)
+OF_ROWS = (FEATURES, LABELS, *SCORES)
 """Arrays of a split that have one entry a row."""
 
 MOMENTS = "moments"

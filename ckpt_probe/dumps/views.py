@@ -1,6 +1,7 @@
 """One split of an open dump, and one layer of a split: arrays that stay on disk until they are sliced."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +64,25 @@ class SplitView:
         """D, the number of features."""
         return (self.features if self.features is not None else self._moments["means"]).shape[1]
 
-    def blocks(self, rows: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+    def blocks(self, rows: int, start: int = 0, stop: int | None = None, *, scores: bool = True) -> Iterator[Block]:
         """Features (n, D), labels (n,) and scores, at most `rows` rows at a time, in order, from `start` up to `stop`.
 
-        scores: logits (n, C), or prediction and loss of each row, or None; labels: −1 where there are none. In the byte
-        order of this machine, whatever that of the file is. Raises DataError where they cannot be read.
+        scores: logits (n, C), or prediction and loss of each row, or None, as where they are not asked for; labels: −1
+        where there are none. In the byte order of this machine, whatever that of the file is. Raises DataError where
+        they cannot be read.
         """
+        stored = self._rows() if scores else {k: v for k, v in self._rows().items() if k not in schema.SCORES}
         end = self.samples if stop is None else min(stop, self.samples)
         for first in range(start, end, rows):
             part = slice(first, min(first + rows, end))
             with own_reads(self._path, f"{self.name}, rows {first} to {part.stop - 1}"):
-                found = {name: native(array.dataset[part]) for name, array in self._rows().items()}
+                found = {name: native(array.dataset[part]) for name, array in stored.items()}
             features = found[schema.FEATURES]
             labels = found.get(schema.LABELS, np.full(len(features), -1))
-            scores: np.ndarray | Scored | None = found.get(schema.LOGITS)
+            known: np.ndarray | Scored | None = found.get(schema.LOGITS)
             if schema.PREDICTION in found and schema.LOSS in found:
-                scores = Scored(found[schema.PREDICTION], found[schema.LOSS])
-            yield features, labels, scores
+                known = Scored(found[schema.PREDICTION], found[schema.LOSS])
+            yield features, labels, known
 
     def read(self, array: Any, part: Any) -> np.ndarray:
         """Part of one of the `arrays`, in the byte order of this machine. Raises DataError where it cannot be read."""
@@ -127,6 +130,24 @@ class SplitView:
         with own_reads(self._path, f"{self.name}/{schema.MOMENTS}"):
             arrays = {name: native(np.asarray(dataset)) for name, dataset in self._moments.items()}
             return arrays, {name: _number(value) for name, value in self._moments.attrs.items()}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over a split's rows from `start` up to `stop`, made anew whenever it is called; arguments as `blocks`."""
+
+    view: SplitView
+    rows: int
+    start: int = 0
+    stop: int | None = None
+    scores: bool = True
+
+    def __call__(self) -> Iterator[Block]:
+        return self.view.blocks(self.rows, self.start, self.stop, scores=self.scores)
+
+    def without_scores(self) -> "Pass":
+        """The same pass, in which logits, which may be far larger than the features, are not read."""
+        return replace(self, scores=False)
 
 
 class LayerView(SplitView):

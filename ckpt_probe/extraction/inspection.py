@@ -37,7 +37,7 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
         return {**model, "shown": f"data {subject.data.name}", **_facts(subject.head, subject.model, sample)}
     name, arguments = model_of(checkpoint, setup)
     device = choose_device(setup.device)
-    model = build_model(name, arguments)
+    model = build_model(name, arguments, initialised=False)
     load_weights(model, checkpoint.state_dict(), source=str(path))
     model.to(device)
     try:

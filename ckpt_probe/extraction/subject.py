@@ -207,7 +207,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
             data.split(split)
         name, arguments = _model(checkpoint, setup, stated, data)
         device = choose_device(setup.device)
-        model = build_model(name, arguments)
+        model = build_model(name, arguments, initialised=False)
         said = [_told_note(checkpoint, setup, stated), wrapper_note(checkpoint.names, set(model.state_dict()))]
         load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)

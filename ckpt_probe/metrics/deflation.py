@@ -13,12 +13,13 @@ WORTHWHILE = 0.7
 """Deflation is taken up where it is foreseen to cost less than this share of the work without it."""
 
 
-def worthwhile_rank(nodes: Tensor, counts: Tensor, wanted: float, steps: int, fewest: int) -> int:
+def worthwhile_rank(nodes: Tensor, counts: Tensor, wanted: float, *, steps: tuple[int, int], fewest: int) -> int:
     """How many leading directions to deflate so that a standard error of `wanted` costs the fewest products, or 0.
 
     nodes, counts: (b, m), where b pilot probes place the eigenvalues and how many of them, each probe for itself;
-    steps: products that one probe or one deflated direction takes; fewest: probes that are taken in any case.
+    steps: products that one probe, and one deflated direction, takes; fewest: probes that are taken in any case.
     """
+    of_probe, of_direction = steps
     order = torch.argsort(nodes.flatten(), descending=True)
     values = nodes.flatten()[order].clamp_min(0)
     counts = counts.flatten()[order] / nodes.shape[0]
@@ -28,7 +29,7 @@ def worthwhile_rank(nodes: Tensor, counts: Tensor, wanted: float, steps: int, fe
         # A probe of signs varies by 2 ‖f(A) − s A − c I‖_F²: its length is fixed, and s A is its control.
         rest = torch.where(before >= rank, counts, 0.0) if rank else counts
         variance = 2 * _misfit(values, -torch.xlogy(values, values), rest)
-        costs[rank] = rank * (PASSES + steps) + steps * max(fewest, variance / max(wanted**2, 1e-300))
+        costs[rank] = rank * (PASSES + of_direction) + of_probe * max(fewest, variance / max(wanted**2, 1e-300))
     best = min(costs, key=costs.__getitem__)
     return best if costs[best] < WORTHWHILE * costs[0] and best < int(counts.sum()) // 4 else 0
 

@@ -2,21 +2,24 @@
 
 For a symmetric A ⪰ 0 of trace 1 and a probe x of independent signs, E[xᵀ f(A) x] = tr f(A); xᵀ f(A) x is a Gauss
 quadrature of the Lanczos recurrence from x (Ubaru, Chen and Saad 2017). tr A = 1 is known exactly, so that every
-probe's own xᵀ A x is a control variate: its regression, fitted on the other probes, is taken off. Where a few
-directions Q dominate, tr f(A) = tr Qᵀ f(A) Q + tr P f(A) P with P = I − Q Qᵀ: the first is computed from Q's columns,
-only the second is sampled (as Hutch++, Meyer et al. 2021, does for the trace).
+probe's own xᵀ A x is a control variate: its regression, fitted on the other probes, is taken off. What many
+steps add to few is nearly the same for every probe, so that few probes say it and all others stop early (Hallman and
+Troester 2022: multilevel estimates of traces). Where a few directions Q dominate, tr f(A) = tr Qᵀ f(A) Q + tr P f(A) P
+with P = I − Q Qᵀ: the first is computed from Q's columns, only the second is sampled (as Hutch++, Meyer et al. 2021,
+does for the trace).
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.deflation import leading_subspace, worthwhile_rank
+from ckpt_probe.metrics.lanczos import Lanczos, Operator, Quadratures, Recurrence, lanczos
 
 PROBES = 8
 """Probes that run together, one Lanczos recurrence each."""
@@ -24,17 +27,23 @@ PROBES = 8
 FEWEST = 16
 """Probes before an error bar is believed."""
 
+CERTAIN = 2
+"""How far below what is wanted the error bar of the first eight probes has to lie: one in 25 is so much too small."""
+
 MOST = 20_000
 """Probes after which sampling gives up, where a caller names no other number."""
 
-STEPS = (10, 14, 20, 28, 40, 56, 80)
-"""Lengths of the recurrence, tried in turn until the quadrature's own error is small beside the error bar."""
+DEEP = 2
+"""Probes whose recurrences at first go on until the quadrature has settled."""
 
-BLOCK = 16
-"""Vectors of a probe's basis that are kept together; fixed, so that no sum depends on where a recurrence was left."""
+STEPS = (4, 6, 8, 10, 14, 20, 24, 28, 34, 40, 48, 56, 64, 72, 80, 96, 112, 136, 160)
+"""Lengths of the recurrence that are tried in turn."""
 
-Operator = Callable[[Tensor], Tensor]
-"""x (N, b) float64 → A x."""
+CUT = 0.71
+"""A length is judged beside this share of it, and beside this share of that: half of it."""
+
+AGREED, SETTLED = 0.35, 0.8
+"""Shares of the wanted error bar: of what the probes differ in, at which most of them stop, and of what is missing."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +68,26 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Depths:
+    """Steps of most recurrences, and of those that correct them."""
+
+    short: int
+    long: int
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Entropies (nats) by Rényi order, their standard errors, and what they cost.
 
-    probes of `steps` Lanczos steps each; `deflated`: dimension of the leading subspace whose part is not sampled.
+    probes took the few steps of `depths`, `deep` of them the many; `deflated`: dimension of the leading subspace whose
+    part is not sampled.
     """
 
     entropies: dict[float, float]
     stderrs: dict[float, float]
     probes: int
-    steps: int
+    depths: Depths
+    deep: int
     deflated: int
     seed: int
     reached: bool
@@ -92,19 +111,13 @@ def estimate_entropies(
     began = time.monotonic()
     signs = _signs(size, sampling.seed, device)
     first = next(signs)
-    chosen = (1.0, *(order for order in orders if order != 1))
-    steps, pilot, unsure = _deep_enough(operator, first, chosen, known, sampling)
-    wanted = sampling.tolerance * abs(known - float(pilot.integrate(1.0).mean()))
-    rank = worthwhile_rank(pilot.nodes, size * pilot.weights, wanted, steps, FEWEST)
-    samples = _Samples(unsure)
-    basis = leading_subspace(operator, first, rank) if rank else first[:, :0]
-    for columns in basis.split(PROBES, dim=1) if rank else ():
-        samples.add_exact(lanczos(operator, columns, steps))
-    if not rank:
-        samples.add(pilot)
+    pilot = _Pilot(Lanczos(operator, first), (1.0, *(order for order in orders if order != 1)), known, sampling)
+    samples, basis = _begun(operator, size, first, pilot)
+    del pilot
     while True:
-        entropy, stderr = samples.entropy(1.0)
-        reached = samples.count >= FEWEST and stderr <= sampling.tolerance * abs(known - entropy)
+        entropy, stderr = samples.entropy(1.0, 1 if samples.count >= FEWEST else CERTAIN)
+        wanted = sampling.tolerance * abs(known - entropy)
+        reached = stderr <= wanted
         spent = time.monotonic() - began
         over = sampling.budget is not None and spent > sampling.budget
         if over and samples.count < FEWEST:
@@ -112,91 +125,34 @@ def estimate_entropies(
                 f"the time budget of {sampling.budget:g} s ran out after {samples.count} probes ({spent:.1f} s); "
                 f"a standard error needs {FEWEST}: raise the budget"
             )
-        if reached or over or samples.count >= sampling.probes:
-            return samples.estimate(steps, rank, sampling.seed, reached)
+        # More probes do not help where the recurrences are too short.
+        stuck = abs(samples.missing(1.0)) / 2 > SETTLED * wanted and not samples.lengthen(size)
+        if reached or over or (stuck and samples.count >= FEWEST) or samples.count >= sampling.probes:
+            return samples.estimate(basis.shape[1], sampling.seed, reached)
         probes = next(signs)
-        samples.add(lanczos(operator, probes - basis @ (basis.T @ probes), steps))
+        run = Lanczos(operator, probes - basis @ (basis.T @ probes))
+        samples.add(run.after(samples.depths.short))
+        if not samples.deep or samples.disagreement(1.0) > 2 * AGREED * max(wanted, stderr):
+            run.keep(DEEP)
+            samples.add_deep(run.after(samples.depths.long))
 
 
-@dataclass(frozen=True)
-class Quadratures:
-    """For each of b probes: nodes (b, m) and weights (b, m) that sum to 1, its squared length, and xᵀ A x, (b,)."""
+def _begun(operator: Operator, size: int, first: Tensor, pilot: "_Pilot") -> tuple["_Samples", Tensor]:
+    """What the pilot found, or where deflation is worthwhile its part alone; and a basis (N, rank) of what is deflated.
 
-    nodes: Tensor
-    weights: Tensor
-    lengths: Tensor
-    traces: Tensor
-
-    def integrate(self, order: float) -> Tensor:
-        """xᵀ f(A) x of each probe, (b,): f(λ) = −λ log λ for order 1, else λ^order."""
-        nodes = self.nodes.clamp_min(0)
-        values = -torch.xlogy(nodes, nodes) if order == 1 else nodes.pow(order)
-        return self.lengths * (self.weights * values).sum(dim=1)
-
-
-@dataclass(frozen=True)
-class Recurrence:
-    """A Lanczos recurrence from each of b vectors: diagonals (b, m), offdiagonals (b, m − 1), squared lengths (b,)."""
-
-    alphas: Tensor
-    betas: Tensor
-    lengths: Tensor
-
-    def quadratures(self, steps: int | None = None) -> Quadratures:
-        """What its first `steps` give, all where None."""
-        steps = steps or self.alphas.shape[1]
-        alphas, betas = self.alphas[:, :steps], self.betas[:, : steps - 1]
-        tridiagonal = torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
-        nodes, vectors = torch.linalg.eigh(tridiagonal)
-        return Quadratures(nodes, vectors[:, 0].square(), self.lengths, self.lengths * alphas[:, 0])
-
-
-def lanczos(operator: Operator, probes: Tensor, steps: int) -> Quadratures:
-    """Gauss quadratures of A from each column of probes (N, b), after `steps` steps of the Lanczos recurrence."""
-    return Lanczos(operator, probes).after(steps).quadratures()
-
-
-class Lanczos:
-    """The Lanczos recurrence of A from each column of probes (N, b), which goes on from where it was left.
-
-    Reorthogonalised against the whole basis, twice; a recurrence that ends early is padded with weight zero.
+    first: the pilot's probes (N, b).
     """
-
-    def __init__(self, operator: Operator, probes: Tensor) -> None:
-        self._operator = operator
-        self._lengths = probes.square().sum(dim=0)
-        # (b, BLOCK, N) each, so that a product takes many earlier vectors of a probe.
-        self._basis: list[Tensor] = []
-        self._last = probes / self._lengths.sqrt()
-        self._alphas: list[Tensor] = []
-        self._betas: list[Tensor] = []
-        self._alive = torch.ones_like(self._lengths, dtype=torch.bool)
-
-    def after(self, steps: int) -> Recurrence:
-        """The recurrence after `steps` steps, at most N."""
-        while len(self._alphas) < min(steps, len(self._last)):
-            if self._alphas:
-                self._extend()
-            place = len(self._alphas) % BLOCK
-            if place == 0:
-                self._basis.append(self._last.new_empty(self._last.shape[1], BLOCK, len(self._last)))
-            self._basis[-1][:, place] = self._last.T
-            self._image = self._operator(self._last)
-            self._alphas.append(torch.where(self._alive, (self._last * self._image).sum(dim=0), 0.0))
-        alphas = torch.stack(self._alphas, dim=1)
-        return Recurrence(alphas, torch.stack(self._betas, dim=1) if self._betas else alphas[:, :0], self._lengths)
-
-    def _extend(self) -> None:
-        image = self._image.T.contiguous()[:, :, None]
-        filled = (len(self._alphas) - 1) % BLOCK + 1
-        for _ in range(2):
-            for earlier in (*self._basis[:-1], self._basis[-1][:, :filled]):
-                image = torch.baddbmm(image, earlier.mT, torch.bmm(earlier, image), alpha=-1)
-        image = image[:, :, 0].T
-        beta = torch.linalg.vector_norm(image, dim=0)
-        self._alive = self._alive & (beta > 1e-10 * self._alphas[0].abs().max())
-        self._betas.append(torch.where(self._alive, beta, 0.0))
-        self._last = torch.where(self._alive, image / beta.clamp_min(torch.finfo(beta.dtype).tiny), 0.0).contiguous()
+    samples, leading, depths = _Samples(pilot.orders, pilot.depths), pilot.long.quadratures(), pilot.depths
+    lengths = (depths.short, depths.long)
+    rank = worthwhile_rank(leading.nodes, size * leading.weights, pilot.wanted, steps=lengths, fewest=FEWEST)
+    if not rank:
+        samples.add(pilot.short)
+        samples.add_deep(pilot.long)
+        return samples, first[:, :0]
+    basis = leading_subspace(operator, first, rank)
+    for columns in basis.split(PROBES, dim=1):
+        samples.add_exact(lanczos(operator, columns, depths.long))
+    return samples, basis
 
 
 def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor]:
@@ -205,69 +161,145 @@ def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor
         yield torch.randint(0, 2, (size, PROBES), generator=generator).double().mul_(2).sub_(1).to(device)
 
 
-def _deep_enough(
-    operator: Operator, probes: Tensor, orders: Sequence[float], known: float, sampling: Sampling
-) -> tuple[int, Quadratures, dict[float, float]]:
-    """How many steps leave errors of the quadrature far below the error bar, their result, and those errors by order.
+class _Pilot:
+    """The first probes: all of them for as long as they differ, then a few until their quadrature has settled.
 
-    Seen by taking two steps fewer; of orders other than 1, whose powers converge slowly at zero, by taking half.
+    short, long: the recurrences of all, and of the few; wanted: the error bar (nats) that the entropy is to have.
     """
-    growing = Lanczos(operator, probes)
-    for steps in STEPS:
-        run = growing.after(steps)
-        whole = {order: float(run.quadratures().integrate(order).mean()) for order in orders}
-        cuts = {order: max(1, steps - 2 if order == 1 else steps // 2) for order in orders}
-        errors = {o: abs(whole[o] - float(run.quadratures(cuts[o]).integrate(o).mean())) for o in orders}
-        small = {o: abs(known - value) if o == 1 else value * abs(1 - o) for o, value in whole.items()}
-        if steps in (STEPS[-1], probes.shape[0]) or all(
-            errors[o] <= 0.1 * sampling.tolerance * small[o] for o in orders
-        ):
-            break
-    return steps, run.quadratures(), errors
+
+    def __init__(self, growing: Lanczos, orders: Sequence[float], known: float, sampling: Sampling) -> None:
+        self.orders = orders
+        short, offsets = None, dict.fromkeys(orders, 0.0)
+        for steps in STEPS:
+            run = growing.after(steps)
+            ends = {order: _ends(run, run.steps, order) for order in orders}
+            means = {order: float(values[0].mean()) + offsets[order] for order, values in ends.items()}
+            if short is None:
+                control = run.quadratures().traces - 1
+                means = {order: controlled(values[0], control)[0] for order, values in ends.items()}
+            whole = {order: mean + missing_of(ends[order].mean(dim=1)) / 2 for order, mean in means.items()}
+            small = {o: abs(known - mean) if o == 1 else mean * abs(1 - o) for o, mean in whole.items()}
+            wanted = {order: sampling.tolerance * value for order, value in small.items()}
+            if short is None and self.agreed(ends, wanted):
+                short = run
+                growing.keep(DEEP)
+                ends = {order: values[:, :DEEP] for order, values in ends.items()}
+                offsets = {order: means[order] - float(values[0].mean()) for order, values in ends.items()}
+            if run.steps < steps or self.settled(ends, wanted):
+                break
+        self.long, self.wanted = growing.after(run.steps), wanted[1.0]
+        self.short = short or run
+        self.depths = Depths(self.short.steps, self.long.steps)
+
+    @staticmethod
+    def settled(ends: Mapping[float, Tensor], wanted: Mapping[float, float]) -> bool:
+        """Whether more steps would add little beside the error bar, by order."""
+        return all(abs(missing_of(ends[o].mean(dim=1))) <= SETTLED * wanted[o] for o in ends)
+
+    @staticmethod
+    def agreed(ends: Mapping[float, Tensor], wanted: Mapping[float, float]) -> bool:
+        """Whether a few probes are enough to say what more steps add, by order."""
+        return all(_spread(ends[o]) / math.sqrt(DEEP) <= AGREED * wanted[o] for o in ends)
+
+
+def _ends(run: Recurrence, steps: int, order: float) -> Tensor:
+    """Quadratures (3, b) of `steps` steps, of a share of them, and of a share of these."""
+    lengths = (steps, max(1, round(CUT * steps)), max(1, round(CUT**2 * steps)))
+    return torch.stack([run.quadratures(length).integrate(order) for length in lengths])
+
+
+def _spread(ends: Tensor) -> float:
+    """How much probes differ in what the last steps add, and so at most in what more of them would."""
+    return float((ends[0] - ends[1]).std(correction=1))
+
+
+def missing_of(ends: Tensor) -> float:
+    """What the quadratures (3,) of lengths that grow by one factor lack of their limit.
+
+    What each adds falls by a factor as well, where the quadrature converges like a power of its length; it is taken to
+    be a half at least, as later ones fall faster.
+    """
+    last, before = float(ends[0] - ends[1]), float(ends[1] - ends[2])
+    factor = min(max(last / before if before else 0.0, 0.5), 0.9)
+    return last * factor / (1 - factor)
 
 
 class _Samples:
-    """What the probes said: xᵀ f(A) x for each f, and xᵀ A x beside it, whose mean is known.
+    """What the probes said: xᵀ f(A) x for each f after few steps, and xᵀ A x beside it, whose mean is known.
 
-    Of a deflated part the traces are known (`add_exact`); the probes are those of the rest. unsure: by order, the error
-    of a quadrature of xᵀ f(A) x itself, which the error bars of orders other than 1 include.
+    What more steps add is the mean over those probes that took them (`add_deep`), and half of what they still miss: the
+    other half is unsure. Of a deflated part the traces are known (`add_exact`); the probes are those of the rest.
     """
 
-    def __init__(self, unsure: Mapping[float, float]) -> None:
-        self._values: dict[float, list[Tensor]] = {order: [] for order in unsure}
+    def __init__(self, orders: Sequence[float], depths: Depths) -> None:
+        self.depths = depths
+        self._values: dict[float, list[Tensor]] = {order: [] for order in orders}
+        self._last: dict[float, list[Tensor]] = {order: [] for order in orders}
+        self._deep: dict[float, list[Tensor]] = {order: [] for order in orders}
         self._traces: list[Tensor] = []
-        self._exact = dict.fromkeys(unsure, 0.0)
-        self._unsure = unsure
+        self._exact = dict.fromkeys(orders, 0.0)
         self._rest = 1.0
 
     @property
     def count(self) -> int:
         return sum(len(traces) for traces in self._traces)
 
-    def add(self, quadratures: Quadratures) -> None:
-        self._traces.append(quadratures.traces)
+    @property
+    def deep(self) -> int:
+        return sum(values.shape[1] for values in self._deep[1.0])
+
+    def add(self, run: Recurrence) -> None:
+        self._traces.append(run.quadratures().traces)
         for order, values in self._values.items():
-            values.append(quadratures.integrate(order))
+            ends = _ends(run, run.steps, order)
+            values.append(ends[0])
+            self._last[order].append(ends[:2])
+
+    def add_deep(self, run: Recurrence) -> None:
+        """Probes that were added before, after more steps."""
+        few = run.quadratures(min(self.depths.short, run.steps))
+        for order, values in self._deep.items():
+            values.append(_ends(run, run.steps, order) - few.integrate(order))
+
+    def lengthen(self, size: int) -> bool:
+        """Have the next probes take more steps than any before; whether they can, for a matrix of that side."""
+        longer = next((steps for steps in STEPS if self.depths.long < steps), None)
+        if longer is None or self.depths.long >= size:
+            return False
+        self.depths = replace(self.depths, long=min(longer, size))
+        for values in self._deep.values():
+            values.clear()
+        return True
 
     def add_exact(self, quadratures: Quadratures) -> None:
         self._rest -= float(quadratures.traces.sum())
         for order in self._exact:
             self._exact[order] += float(quadratures.integrate(order).sum())
 
-    def entropy(self, order: float) -> tuple[float, float]:
-        """The entropy of an order and its standard error."""
-        if not self._traces:
+    def disagreement(self, order: float) -> float:
+        """The standard error of what more steps add."""
+        if not self.deep:
+            return math.inf
+        return _spread(torch.cat(self._last[order], dim=1)) / math.sqrt(self.deep)
+
+    def missing(self, order: float) -> float:
+        """What even the most steps lack, with its sign."""
+        return missing_of(torch.cat(self._deep[order], dim=1).mean(dim=1)) if self.deep else 0.0
+
+    def entropy(self, order: float, factor: float = 1) -> tuple[float, float]:
+        """The entropy of an order and its standard error, with what comes from sampling `factor` times as large."""
+        if not self.deep:
             return 0.0, math.inf
         mean, stderr = controlled(torch.cat(self._values[order]), torch.cat(self._traces) - self._rest)
-        mean += self._exact[order]
-        if order == 1:
-            return mean, stderr
-        return math.log(mean) / (1 - order), math.hypot(stderr, self._unsure[order]) / mean / abs(1 - order)
+        half = self.missing(order) / 2
+        mean += float(torch.cat(self._deep[order], dim=1)[0].mean()) + half + self._exact[order]
+        stderr = math.hypot(factor * stderr, self.disagreement(order), half)
+        return (mean, stderr) if order == 1 else (math.log(mean) / (1 - order), stderr / mean / abs(1 - order))
 
-    def estimate(self, steps: int, rank: int, seed: int, reached: bool) -> Estimate:
+    def estimate(self, rank: int, seed: int, reached: bool) -> Estimate:
         both = {order: self.entropy(order) for order in self._values}
         values, errors = ({order: pair[i] for order, pair in both.items()} for i in (0, 1))
-        return Estimate(values, errors, self.count, steps, rank, seed, reached)
+        return Estimate(values, errors, self.count, self.depths, self.deep, rank, seed, reached)
 
 
 def controlled(values: Tensor, control: Tensor) -> tuple[float, float]:

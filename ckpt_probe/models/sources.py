@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.models.builtin import BUILTIN
+from ckpt_probe.models.external.filling import Unfilled
 from ckpt_probe.models.external.hugging_face import hugging_face_arguments, hugging_face_model
 from ckpt_probe.models.external.image_models import timm_arguments, timm_model, torchvision_arguments, torchvision_model
 from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
@@ -27,15 +29,21 @@ def build_model(
     *,
     input_shape: Sequence[int] | None = None,
     classes: int | None = None,
+    initialised: bool = True,
 ) -> nn.Module:
     """The network that `name` and `arguments` describe, freshly initialised.
 
     `input_shape` (of one sample) and `classes` are passed on to functions that take them and were not given them.
+    initialised: False where a checkpoint is about to replace all parameters: those of a framework's model are then left
+    as they were allocated.
     Raises UsageError for an unknown name, arguments that do not fit, or a function that raises or returns no module.
     """
     given = model_arguments(name, arguments, input_shape=input_shape, classes=classes)
     framework, place = _of_framework(name)
-    return framework(place, given) if framework else _called(name, _function(name), given)
+    if framework is None:
+        return _called(name, _function(name), given)
+    with nullcontext() if initialised else Unfilled():
+        return framework(place, given)
 
 
 def model_arguments(

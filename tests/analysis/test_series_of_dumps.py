@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.analysis import analyze_dump, analyze_features, analyze_series
+from ckpt_probe.dumps import SplitView
 from ckpt_probe.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -82,3 +83,28 @@ def test_sizes_that_no_number_holds_are_kept_as_missing(tmp_path: Path) -> None:
     assert first[0]["nc1.cdnv"] is None
     assert "nc1.cdnv" in first[0]["missing"]
     assert json.loads(json.dumps(first[0], allow_nan=False)) == first[0]
+
+
+@pytest.mark.parametrize(
+    ("only", "read"),
+    [(("nc",), [True, False]), (("nc1", "class"), [False]), (None, [True, False]), (("nc4",), [True, False])],
+)
+def test_logits_are_read_once_and_only_where_they_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: tuple[str, ...] | None, read: list[bool]
+) -> None:
+    logits = (FEATURES @ WEIGHTS.T).astype(np.float32)
+    path = dump(tmp_path / "a.h5", **{"test/logits": logits})
+    passes, blocks = [], SplitView.blocks
+    monkeypatch.setattr(SplitView, "blocks", lambda *a, scores=True: passes.append(scores) or blocks(*a, scores=scores))
+    [record] = analyze_dump(path, only=only)
+    assert passes == read
+    expected = analyze_features(FEATURES, LABELS, WEIGHTS, logits=logits, only=only)
+    assert {name: record[name] for name in expected} == expected
+
+
+def test_logits_that_predict_otherwise_than_the_head_are_what_counts(tmp_path: Path) -> None:
+    logits = -(FEATURES @ WEIGHTS.T).astype(np.float32)
+    [record] = analyze_dump(dump(tmp_path / "a.h5", **{"test/logits": logits}), only=("nc4",))
+    means = np.stack([FEATURES[c == LABELS].mean(axis=0) for c in range(3)])
+    nearest = ((FEATURES[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    assert record["nc4.disagreement"] == (nearest != logits.argmax(axis=1)).mean()

@@ -10,7 +10,8 @@ from torch import Tensor
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics import stochastic
 from ckpt_probe.metrics.deflation import leading_subspace, worthwhile_rank
-from ckpt_probe.metrics.stochastic import Lanczos, Sampling, controlled, estimate_entropies, lanczos
+from ckpt_probe.metrics.lanczos import Lanczos, lanczos
+from ckpt_probe.metrics.stochastic import Sampling, controlled, estimate_entropies
 from ckpt_probe.moments import Moments, grouping, joint_operator, routes
 from ckpt_probe.moments.joint_operator import JointOperator
 
@@ -121,6 +122,25 @@ def test_rows_that_are_not_those_that_were_counted(memory: int) -> None:
             JointOperator(lambda pairs=pairs: pairs, heads, counts, memory=memory)(torch.ones(150, 1).double())
 
 
+def test_earlier_vectors_in_single_precision_leave_the_quadrature_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    product, _ = slow_to_settle(300)
+    probes = torch.randn(300, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).sign()
+    expected = lanczos(product, probes, 40).integrate(1.0)
+    monkeypatch.setattr("ckpt_probe.metrics.lanczos.SINGLE", 300)
+    growing = Lanczos(product, probes)
+    assert torch.allclose(growing.after(40).quadratures().integrate(1.0), expected, rtol=1e-6)
+    assert growing._basis[0].dtype == torch.float32
+
+
+def test_some_vectors_go_on_alone() -> None:
+    product, _ = slow_to_settle(100)
+    probes = torch.randn(100, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    growing = Lanczos(product, probes)
+    growing.after(11)
+    growing.keep(2)
+    assert torch.allclose(growing.after(20).alphas, Lanczos(product, probes[:, :2]).after(20).alphas, rtol=1e-12)
+
+
 def test_a_recurrence_goes_on_where_it_was_left() -> None:
     matrix = joint_matrix(*data(60, 8, 4))
     probes = torch.randn(60, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -206,9 +226,14 @@ def test_renyi_orders_are_sampled_beside() -> None:
 
 def test_a_dominating_subspace_is_deflated_and_a_flat_spectrum_is_not() -> None:
     flat = torch.full((8, 6), 1e-3, dtype=torch.float64)
-    assert worthwhile_rank(flat, torch.full((8, 6), 150.0, dtype=torch.float64), 1e-4, 10, 16) == 0
+    assert worthwhile_rank(flat, torch.full((8, 6), 150.0, dtype=torch.float64), 1e-4, steps=(10, 10), fewest=16) == 0
     steep = torch.tensor([[0.3, 1e-4, 9e-5]] * 8, dtype=torch.float64)
-    assert worthwhile_rank(steep, torch.tensor([[4.0, 400.0, 400.0]] * 8, dtype=torch.float64), 1e-4, 10, 16) > 0
+    assert (
+        worthwhile_rank(
+            steep, torch.tensor([[4.0, 400.0, 400.0]] * 8, dtype=torch.float64), 1e-4, steps=(10, 10), fewest=16
+        )
+        > 0
+    )
 
 
 def test_a_leading_subspace_is_orthonormal_and_leads() -> None:
@@ -227,10 +252,100 @@ def test_deflation_changes_the_cost_not_the_value(monkeypatch: pytest.MonkeyPatc
     exact = entropy(joint_matrix(features, labels, weights))
     operator = operator_of(features, labels, weights)
     for rank in (0, 16):
-        monkeypatch.setattr(stochastic, "worthwhile_rank", lambda *_, rank=rank: rank)
+        monkeypatch.setattr(stochastic, "worthwhile_rank", lambda *_, rank=rank, **__: rank)
         found = estimate_entropies(operator, 300, known=exact + 1, sampling=Sampling(3e-3))
         assert found.deflated == rank
         assert abs(found.entropies[1.0] - exact) <= 4 * found.stderrs[1.0]
+
+
+def slow_to_settle(samples: int = 1500):
+    """A matrix with eigenvalues over six decades, whose entropy takes a recurrence many steps."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, _ = torch.linalg.qr(torch.randn(samples, samples, generator=generator, dtype=torch.float64))
+    values = torch.logspace(0, -6, samples, dtype=torch.float64)
+    values /= values.sum()
+    return (vectors * values @ vectors.T).matmul, float(-(values * values.log()).sum())
+
+
+def test_most_probes_stop_early_and_a_few_say_what_more_steps_add() -> None:
+    product, exact = slow_to_settle()
+    vectors = []
+
+    def operator(x: Tensor) -> Tensor:
+        vectors.append(x.shape[1])
+        return product(x)
+
+    found = estimate_entropies(operator, 1500, known=exact + 2, sampling=Sampling(3e-3))
+    assert 2 * found.depths.short <= found.depths.long
+    assert found.deep < found.probes / 2
+    assert sum(vectors) == found.deep * found.depths.long + (found.probes - found.deep) * found.depths.short
+    assert abs(found.entropies[1.0] - exact) <= 4 * found.stderrs[1.0]
+    assert found.stderrs[1.0] <= 3e-3 * (exact + 2 - found.entropies[1.0])
+
+
+def test_error_bars_are_honest_where_the_first_steps_say_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    product, exact = slow_to_settle(100)
+    monkeypatch.setattr(stochastic, "worthwhile_rank", lambda *_, **__: 0)
+    monkeypatch.setattr(stochastic, "STEPS", (2, *(steps for steps in stochastic.STEPS if steps > 10)))
+    # All but a few of the first probes stop there.
+    monkeypatch.setattr(stochastic._Pilot, "agreed", lambda *_: True)
+    found = [
+        estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(2e-2, seed=seed)) for seed in range(12)
+    ]
+    errors = np.array([one.entropies[1.0] - exact for one in found])
+    bars = np.array([one.stderrs[1.0] for one in found])
+    # Of 12 with a chance of 0.95, fewer than 8 are within two error bars once in a few thousand times.
+    assert (abs(errors) <= 2 * bars).sum() >= 8
+    assert all(one.depths.short == 2 for one in found)
+    # As these do not agree on the addition, more of them go on.
+    assert max(one.deep for one in found) > stochastic.DEEP
+
+
+def test_a_recurrence_that_is_too_short_is_lengthened_or_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    product, exact = slow_to_settle(100)
+    monkeypatch.setattr(stochastic._Pilot, "settled", lambda *_: True)
+    found = estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(2e-2))
+    assert found.reached
+    assert found.depths.long > stochastic.STEPS[0]
+    assert abs(found.entropies[1.0] - exact) <= 3 * found.stderrs[1.0]
+    monkeypatch.setattr(stochastic, "STEPS", (4, 6))
+    found = estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(1e-3))
+    assert not found.reached
+    assert found.depths.long == 6
+    assert abs(found.entropies[1.0] - exact) <= 3 * found.stderrs[1.0]
+
+
+def test_what_a_quadrature_lacks_is_foreseen() -> None:
+    product, _ = slow_to_settle(200)
+    probes = torch.randn(200, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sign()
+    run = Lanczos(product, probes).after(150)
+    whole = float(run.quadratures().integrate(1.0).mean())
+    for steps in (14, 20, 28, 40):
+        ends = stochastic._ends(run, steps, 1.0).mean(dim=1)
+        lacks, foreseen = whole - float(ends[0]), stochastic.missing_of(ends)
+        assert lacks / foreseen == pytest.approx(0.5, abs=0.5)
+    # An error like a power of the length is foreseen exactly, and overestimated where it falls faster.
+    lengths = torch.tensor([1.0, stochastic.CUT, stochastic.CUT**2], dtype=torch.float64)
+    assert stochastic.missing_of(5 + lengths.pow(-1.5)) == pytest.approx(-1, rel=1e-9)
+    assert -2 < stochastic.missing_of(5 + lengths.pow(-3.0)) < -1
+    assert stochastic.missing_of(torch.ones(3)) == 0
+
+
+@pytest.mark.parametrize(("times", "probes"), [(1.01, 8), (0.99, 16)])
+def test_the_first_eight_probes_are_enough_where_their_error_bar_is_far_below(
+    monkeypatch: pytest.MonkeyPatch, times: float, probes: int
+) -> None:
+    monkeypatch.setattr(stochastic, "STEPS", (20,))
+    monkeypatch.setattr(stochastic, "worthwhile_rank", lambda *_, **__: 0)
+    features, labels, weights = data(1000)
+    exact = entropy(joint_matrix(features, labels, weights))
+    operator, known = operator_of(features, labels, weights), exact + 2
+    eight = estimate_entropies(operator, 1000, known=known, sampling=Sampling(0.9))
+    assert eight.probes == 8
+    relative = eight.stderrs[1.0] / (known - eight.entropies[1.0])
+    found = estimate_entropies(operator, 1000, known=known, sampling=Sampling(2 * times * relative))
+    assert (found.probes, found.reached) == (probes, True)
+    assert abs(found.entropies[1.0] - exact) <= 4 * found.stderrs[1.0]
 
 
 def test_sampling_that_makes_no_sense_is_refused() -> None:

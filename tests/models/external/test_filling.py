@@ -1,0 +1,87 @@
+"""Models built for a checkpoint: nothing is drawn for what it replaces, and what it does not replace is as ever."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ckpt_probe.models import build_model, load_weights
+
+SMALL = {"num_classes": 5}
+MODELS: dict[str, tuple[dict[str, Any], int]] = {
+    "timm:resnet10t": (SMALL, 64),
+    "timm:vit_tiny_patch16_224": ({**SMALL, "img_size": 32}, 32),
+    "timm:swin_tiny_patch4_window7_224": ({**SMALL, "img_size": 32, "depths": (1, 1, 1, 1)}, 32),
+    "timm:xcit_nano_12_p16_224": (SMALL, 32),
+    "timm:levit_128s": (SMALL, 224),
+    "torchvision:mobilenet_v3_small": (SMALL, 64),
+    "torchvision:swin_t": (SMALL, 64),
+}
+
+
+@pytest.fixture
+def unknown_memory() -> Iterator[None]:
+    """torch fills what it allocates with NaN, so that a number nobody sets is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("unknown_memory")
+def test_a_checkpoint_makes_it_the_model_that_was_saved(name: str) -> None:
+    pytest.importorskip(name.partition(":")[0])
+    arguments, side = MODELS[name]
+    torch.manual_seed(0)
+    saved = build_model(name, arguments).eval()
+    model = build_model(name, arguments, initialised=False).eval()
+    assert any(bool(weights.isnan().any()) for weights in model.parameters())
+    load_weights(model, saved.state_dict(), source="saved")
+    shown = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        assert torch.equal(model(shown), saved(shown))
+
+
+@pytest.mark.usefixtures("unknown_memory")
+def test_so_it_does_with_a_model_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8, 8),
+        conv_stride=(5, 4),
+        conv_kernel=(10, 8),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    config.save_pretrained(tmp_path)
+    arguments = {"task": "audio-classification"}
+    saved = build_model(f"hf:{tmp_path}", arguments).eval()
+    model = build_model(f"hf:{tmp_path}", arguments, initialised=False).eval()
+    load_weights(model, saved.state_dict(), source="saved")
+    shown = torch.randn(2, 400)
+    with torch.no_grad():
+        assert torch.equal(model(shown).logits, saved(shown).logits)
+
+
+def test_no_random_number_is_drawn() -> None:
+    pytest.importorskip("timm")
+    before = torch.get_rng_state()
+    build_model("timm:resnet10t", SMALL, initialised=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    build_model("timm:resnet10t", SMALL)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_function_of_anybodys_is_called_as_it_is() -> None:
+    torch.manual_seed(0)
+    expected = torch.nn.Linear(3, 2)
+    torch.manual_seed(0)
+    found = build_model("torch.nn:Linear", {"in_features": 3, "out_features": 2}, initialised=False)
+    assert torch.equal(found.weight, expected.weight)
