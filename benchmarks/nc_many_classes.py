@@ -6,13 +6,16 @@ rows, where its source is given: class means, within-class covariance, variances
 rows), then NC1 by pseudo-inverse, CDNV, the distance from the simplex ETF, duality and agreement. At many classes its
 CDNV holds C × C × D numbers, 51 GB; it is measured without, and with `--cdnv` by tiles of 64.
 
-Run: python benchmarks/nc_many_classes.py [--neural-collapse DIR] [--case few|many] [--repeats 3] [--whole]
+With `--dump` also from a dump of the same rows with their logits, as `extract` writes it, which NC4 need not compute.
+
+Run: python benchmarks/nc_many_classes.py [--neural-collapse DIR] [--case few|many] [--repeats 3] [--whole] [--dump]
 """
 
 import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,8 @@ import torch
 from torch import Tensor
 
 from ckpt_probe import analyze_features
+from ckpt_probe.analysis import analyze_dump
+from ckpt_probe.dumps import DumpWriter
 
 CASES = {"few": (60_000, 512, 10), "many": (100_000, 512, 5_000)}
 ROWS = 8192
@@ -36,6 +41,16 @@ def labelled_features(samples: int, features: int, classes: int) -> tuple[Tensor
     for start in range(0, samples, ROWS):
         rows[start : start + ROWS] += weights[labels[start : start + ROWS]]
     return rows, labels, weights
+
+
+def written(path: Path, rows: Tensor, labels: Tensor, weights: Tensor) -> Path:
+    """A dump of the rows, their labels and logits, and the classifier."""
+    with DumpWriter(path, None, classes=len(weights), features=weights.shape[1]) as writer:
+        writer.write_classifier(weights)
+        writer.start_split("test", len(rows))
+        for block, numbers in zip(rows.split(ROWS), labels.split(ROWS), strict=True):
+            writer.append("test", block, numbers, block @ weights.T)
+    return path
 
 
 def theirs(source: Path, rows: Tensor, labels: Tensor, weights: Tensor, *, tiles: int | None) -> dict[str, float]:
@@ -79,7 +94,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, value
 
 
-def measure_case(case: str, asked: argparse.Namespace) -> None:
+def measure_case(case: str, asked: argparse.Namespace, folder: Path) -> None:
     """Time all of one case in turn, and print each with its ratio to the other package's."""
     rows, labels, weights = labelled_features(*CASES[case])
     functions: dict[str, Callable[[], Any]] = {
@@ -88,6 +103,11 @@ def measure_case(case: str, asked: argparse.Namespace) -> None:
     }
     if asked.whole:
         functions["whole record"] = lambda: analyze_features(rows, labels, weights)
+    if asked.dump:
+        path = written(folder / f"{case}.h5", rows, labels, weights)
+        functions["only nc, of a dump"] = lambda: analyze_dump(path, only=("nc",))[0]
+        if asked.whole:
+            functions["whole, of a dump"] = lambda: analyze_dump(path)[0]
     if asked.neural_collapse:
         tiles = 64 if asked.cdnv else None
         functions["neural-collapse"] = lambda: theirs(asked.neural_collapse, rows, labels, weights, tiles=tiles)
@@ -121,12 +141,14 @@ def main() -> None:
     parser.add_argument("--case", choices=list(CASES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--whole", action="store_true", help="the whole record too")
+    parser.add_argument("--dump", action="store_true", help="from a dump with logits too")
     parser.add_argument("--neural-collapse", type=Path, metavar="DIR", help="source of rhubarbwu/neural-collapse")
     parser.add_argument("--cdnv", action="store_true", help="its CDNV too")
     asked = parser.parse_args()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    for case in [asked.case] if asked.case else CASES:
-        measure_case(case, asked)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in [asked.case] if asked.case else CASES:
+            measure_case(case, asked, Path(folder))
 
 
 if __name__ == "__main__":
