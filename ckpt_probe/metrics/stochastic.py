@@ -125,9 +125,11 @@ def estimate_entropies(
                 f"the time budget of {sampling.budget:g} s ran out after {samples.count} probes ({spent:.1f} s); "
                 f"a standard error needs {FEWEST}: raise the budget"
             )
-        # More probes do not help where the recurrences are too short.
-        stuck = abs(samples.missing(1.0)) / 2 > SETTLED * wanted and not samples.lengthen(size)
-        if reached or over or (stuck and samples.count >= FEWEST) or samples.count >= sampling.probes:
+        # More probes do not help where what the recurrences lack is most of the error bar.
+        unsure = abs(samples.missing(1.0)) / 2
+        stuck = unsure > max(SETTLED * wanted, stderr / 2)
+        done = reached or over or samples.count >= sampling.probes
+        if done or (stuck and not samples.lengthen(size) and samples.count >= FEWEST):
             return samples.estimate(basis.shape[1], sampling.seed, reached)
         probes = next(signs)
         run = Lanczos(operator, probes - basis @ (basis.T @ probes))

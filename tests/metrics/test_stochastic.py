@@ -290,12 +290,12 @@ def test_error_bars_are_honest_where_the_first_steps_say_little(monkeypatch: pyt
     # All but a few of the first probes stop there.
     monkeypatch.setattr(stochastic._Pilot, "agreed", lambda *_: True)
     found = [
-        estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(2e-2, seed=seed)) for seed in range(12)
+        estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(2e-2, seed=seed)) for seed in range(8)
     ]
     errors = np.array([one.entropies[1.0] - exact for one in found])
     bars = np.array([one.stderrs[1.0] for one in found])
-    # Of 12 with a chance of 0.95, fewer than 8 are within two error bars once in a few thousand times.
-    assert (abs(errors) <= 2 * bars).sum() >= 8
+    # Of 8 with a chance of 0.95, fewer than 5 are within two error bars once in a few thousand times.
+    assert (abs(errors) <= 2 * bars).sum() >= 5
     assert all(one.depths.short == 2 for one in found)
     # As these do not agree on the addition, more of them go on.
     assert max(one.deep for one in found) > stochastic.DEEP
@@ -313,6 +313,19 @@ def test_a_recurrence_that_is_too_short_is_lengthened_or_said_to_be(monkeypatch:
     assert not found.reached
     assert found.depths.long == 6
     assert abs(found.entropies[1.0] - exact) <= 3 * found.stderrs[1.0]
+
+
+def test_what_is_reached_is_not_thrown_away_for_longer_recurrences(monkeypatch: pytest.MonkeyPatch) -> None:
+    product, exact = slow_to_settle(100)
+    monkeypatch.setattr(stochastic._Pilot, "settled", lambda *_: True)
+    # As if what is missing were most of the error bar.
+    monkeypatch.setattr(stochastic._Samples, "missing", lambda *_: 1e-3)
+    monkeypatch.setattr(stochastic._Samples, "disagreement", lambda *_: 0.0)
+    monkeypatch.setattr(stochastic, "controlled", lambda values, _: (float(values.mean()), 1e-9))
+    monkeypatch.setattr(stochastic, "SETTLED", 1e-9)
+    found = estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(0.9))
+    assert (found.reached, found.depths.long, found.deep > 0) == (True, stochastic.STEPS[0], True)
+    assert abs(found.entropies[1.0] - exact) < 0.9
 
 
 def test_what_a_quadrature_lacks_is_foreseen() -> None:
@@ -335,7 +348,8 @@ def test_what_a_quadrature_lacks_is_foreseen() -> None:
 def test_the_first_eight_probes_are_enough_where_their_error_bar_is_far_below(
     monkeypatch: pytest.MonkeyPatch, times: float, probes: int
 ) -> None:
-    monkeypatch.setattr(stochastic, "STEPS", (20,))
+    # So many steps that the error bar is that of sampling alone.
+    monkeypatch.setattr(stochastic, "STEPS", (120,))
     monkeypatch.setattr(stochastic, "worthwhile_rank", lambda *_, **__: 0)
     features, labels, weights = data(1000)
     exact = entropy(joint_matrix(features, labels, weights))
