@@ -302,8 +302,8 @@ def test_a_dump_that_changes_while_it_is_read(
     path = write(tmp_path / "step-2.h5", arrays(4000, features=64))
     original = SplitView.blocks
 
-    def shrinking(view: SplitView, rows: int):
-        for block in original(view, 500):
+    def shrinking(view: SplitView, rows: int, *places: Any, **chosen: Any):
+        for block in original(view, 500, *places, **chosen):
             yield block
             if path.stat().st_size > 10**6:
                 os.truncate(path, 10**6)
