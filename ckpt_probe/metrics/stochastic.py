@@ -39,10 +39,13 @@ DEEP = 2
 STEPS = (4, 6, 8, 10, 14, 20, 24, 28, 34, 40, 48, 56, 64, 72, 80, 96, 112, 136, 160)
 """Lengths of the recurrence that are tried in turn."""
 
+LEAST = 14
+"""Steps below which how the additions fall tells nothing yet."""
+
 CUT = 0.71
 """A length is judged beside this share of it, and beside this share of that: half of it."""
 
-AGREED, SETTLED = 0.35, 0.8
+AGREED, SETTLED = 0.35, 0.5
 """Shares of the wanted error bar: of what the probes differ in, at which most of them stop, and of what is missing."""
 
 
@@ -187,7 +190,7 @@ class _Pilot:
                 growing.keep(DEEP)
                 ends = {order: values[:, :DEEP] for order, values in ends.items()}
                 offsets = {order: means[order] - float(values[0].mean()) for order, values in ends.items()}
-            if run.steps < steps or self.settled(ends, wanted):
+            if run.steps < steps or (steps >= LEAST and self.settled(ends, wanted)):
                 break
         self.long, self.wanted = growing.after(run.steps), wanted[1.0]
         self.short = short or run

@@ -302,11 +302,12 @@ def test_error_bars_are_honest_where_the_first_steps_say_little(monkeypatch: pyt
 def test_a_recurrence_that_is_too_short_is_lengthened_or_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     product, exact = slow_to_settle(100)
     monkeypatch.setattr(stochastic._Pilot, "settled", lambda *_: True)
-    found = estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(2e-2))
+    found = estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(3e-3))
     assert found.reached
-    assert found.depths.long > stochastic.STEPS[0]
+    assert found.depths.long > stochastic.LEAST
     assert abs(found.entropies[1.0] - exact) <= 3 * found.stderrs[1.0]
     monkeypatch.setattr(stochastic, "STEPS", (4, 6))
+    monkeypatch.setattr(stochastic, "LEAST", 4)
     found = estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(1e-3))
     assert not found.reached
     assert found.depths.long == 6
@@ -322,7 +323,7 @@ def test_what_is_reached_is_not_thrown_away_for_longer_recurrences(monkeypatch: 
     monkeypatch.setattr(stochastic, "controlled", lambda values, _: (float(values.mean()), 1e-9))
     monkeypatch.setattr(stochastic, "SETTLED", 1e-9)
     found = estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(0.9))
-    assert (found.reached, found.depths.long, found.deep > 0) == (True, stochastic.STEPS[0], True)
+    assert (found.reached, found.depths.long, found.deep > 0) == (True, stochastic.LEAST, True)
     assert abs(found.entropies[1.0] - exact) < 0.9
 
 
