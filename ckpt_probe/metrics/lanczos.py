@@ -49,13 +49,18 @@ class Recurrence:
         """m."""
         return self.alphas.shape[1]
 
+    @property
+    def traces(self) -> Tensor:
+        """xᵀ A x of each vector, (b,)."""
+        return self.lengths * self.alphas[:, 0]
+
     def quadratures(self, steps: int | None = None) -> Quadratures:
         """What its first `steps` give, all where None."""
         steps = steps or self.steps
         alphas, betas = self.alphas[:, :steps], self.betas[:, : steps - 1]
         tridiagonal = torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
         nodes, vectors = torch.linalg.eigh(tridiagonal)
-        return Quadratures(nodes, vectors[:, 0].square(), self.lengths, self.lengths * alphas[:, 0])
+        return Quadratures(nodes, vectors[:, 0].square(), self.lengths, self.traces)
 
 
 def lanczos(operator: Operator, probes: Tensor, steps: int) -> Quadratures:

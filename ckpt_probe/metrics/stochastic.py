@@ -177,11 +177,10 @@ class _Pilot:
         short, offsets = None, dict.fromkeys(orders, 0.0)
         for steps in STEPS:
             run = growing.after(steps)
-            ends = {order: _ends(run, run.steps, order) for order in orders}
+            ends = _ends(run, orders)
             means = {order: float(values[0].mean()) + offsets[order] for order, values in ends.items()}
             if short is None:
-                control = run.quadratures().traces - 1
-                means = {order: controlled(values[0], control)[0] for order, values in ends.items()}
+                means = {order: controlled(values[0], run.traces - 1)[0] for order, values in ends.items()}
             whole = {order: mean + missing_of(ends[order].mean(dim=1)) / 2 for order, mean in means.items()}
             small = {o: abs(known - mean) if o == 1 else mean * abs(1 - o) for o, mean in whole.items()}
             wanted = {order: sampling.tolerance * value for order, value in small.items()}
@@ -207,10 +206,12 @@ class _Pilot:
         return all(_spread(ends[o]) / math.sqrt(DEEP) <= AGREED * wanted[o] for o in ends)
 
 
-def _ends(run: Recurrence, steps: int, order: float) -> Tensor:
-    """Quadratures (3, b) of `steps` steps, of a share of them, and of a share of these."""
+def _ends(run: Recurrence, orders: Sequence[float], steps: int | None = None) -> dict[float, Tensor]:
+    """By order, quadratures (3, b) of all or `steps` steps, of a share of them, and of a share of these."""
+    steps = steps or run.steps
     lengths = (steps, max(1, round(CUT * steps)), max(1, round(CUT**2 * steps)))
-    return torch.stack([run.quadratures(length).integrate(order) for length in lengths])
+    found = [run.quadratures(length) for length in lengths]
+    return {order: torch.stack([one.integrate(order) for one in found]) for order in orders}
 
 
 def _spread(ends: Tensor) -> float:
@@ -254,17 +255,16 @@ class _Samples:
         return sum(values.shape[1] for values in self._deep[1.0])
 
     def add(self, run: Recurrence) -> None:
-        self._traces.append(run.quadratures().traces)
-        for order, values in self._values.items():
-            ends = _ends(run, run.steps, order)
-            values.append(ends[0])
+        self._traces.append(run.traces)
+        for order, ends in _ends(run, list(self._values)).items():
+            self._values[order].append(ends[0])
             self._last[order].append(ends[:2])
 
     def add_deep(self, run: Recurrence) -> None:
         """Probes that were added before, after more steps."""
         few = run.quadratures(min(self.depths.short, run.steps))
-        for order, values in self._deep.items():
-            values.append(_ends(run, run.steps, order) - few.integrate(order))
+        for order, ends in _ends(run, list(self._deep)).items():
+            self._deep[order].append(ends - few.integrate(order))
 
     def lengthen(self, size: int) -> bool:
         """Have the next probes take more steps than any before; whether they can, for a matrix of that side."""

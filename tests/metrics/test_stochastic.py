@@ -333,7 +333,7 @@ def test_what_a_quadrature_lacks_is_foreseen() -> None:
     run = Lanczos(product, probes).after(150)
     whole = float(run.quadratures().integrate(1.0).mean())
     for steps in (14, 20, 28, 40):
-        ends = stochastic._ends(run, steps, 1.0).mean(dim=1)
+        ends = stochastic._ends(run, [1.0], steps)[1.0].mean(dim=1)
         lacks, foreseen = whole - float(ends[0]), stochastic.missing_of(ends)
         assert lacks / foreseen == pytest.approx(0.5, abs=0.5)
     # An error like a power of the length is foreseen exactly, and overestimated where it falls faster.

@@ -14,7 +14,7 @@ DRAWN = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erf
 class Unfilled(TorchFunctionMode):
     """Within it, what would fill a parameter leaves it as it was allocated: faster, and of no use without a checkpoint.
 
-    Everything else runs: constants, buffers, and parameters computed from others.
+    All else is done as ever: buffers, and parameters that are computed from others.
     """
 
     def __torch_function__(
