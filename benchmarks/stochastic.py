@@ -104,7 +104,7 @@ def small(shape: str, runs: int, tolerances: list[float]) -> None:
     for tolerance in tolerances:
         started = time.perf_counter()
         found = [
-            estimate_entropies(operator, len(rows), known=known, sampling=Sampling(tolerance, seed=seed))
+            estimate_entropies(operator, operator.size, known=known, sampling=Sampling(tolerance, seed=seed))
             for seed in range(runs)
         ]
         spent = (time.perf_counter() - started) / runs

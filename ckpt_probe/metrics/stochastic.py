@@ -9,12 +9,14 @@ with P = I − Q Qᵀ: the first is computed from Q's columns, only the second i
 does for the trace).
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.special import chdtri
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
@@ -24,11 +26,14 @@ from ckpt_probe.metrics.lanczos import Lanczos, Operator, Quadratures, Recurrenc
 PROBES = 8
 """Probes that run together, one Lanczos recurrence each."""
 
-FEWEST = 16
-"""Probes before an error bar is believed."""
+LARGE, FIRST = 2**17, 4
+"""Length of a probe from which the first are so few: what they differ in falls with their length."""
 
-CERTAIN = 2
-"""How far below what is wanted the error bar of the first eight probes has to lie: one in 25 is so much too small."""
+FEWEST = 16
+"""Probes before an error bar is believed as it is."""
+
+DOUBTED = 0.04
+"""Share of the error bars of fewer probes that are too small even as `doubt` enlarges them."""
 
 MOST = 20_000
 """Probes after which sampling gives up, where a caller names no other number."""
@@ -112,13 +117,13 @@ def estimate_entropies(
     """
     sampling = sampling or Sampling()
     began = time.monotonic()
-    signs = _signs(size, sampling.seed, device)
+    signs = _signs(size, sampling.seed, FIRST if size >= LARGE else PROBES, device)
     first = next(signs)
     pilot = _Pilot(Lanczos(operator, first), (1.0, *(order for order in orders if order != 1)), known, sampling)
     samples, basis = _begun(operator, size, first, pilot)
     del pilot
     while True:
-        entropy, stderr = samples.entropy(1.0, 1 if samples.count >= FEWEST else CERTAIN)
+        entropy, stderr = samples.entropy(1.0, doubt(samples.count))
         wanted = sampling.tolerance * abs(known - entropy)
         reached = stderr <= wanted
         spent = time.monotonic() - began
@@ -160,10 +165,21 @@ def _begun(operator: Operator, size: int, first: Tensor, pilot: "_Pilot") -> tup
     return samples, basis
 
 
-def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor]:
+def _signs(size: int, seed: int, first: int, device: torch.device | None) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield torch.randint(0, 2, (size, PROBES), generator=generator).double().mul_(2).sub_(1).to(device)
+    for count in itertools.chain([first], itertools.repeat(PROBES)):
+        yield torch.randint(0, 2, (size, count), generator=generator).double().mul_(2).sub_(1).to(device)
+
+
+def doubt(probes: int) -> float:
+    """What the error bar of so few probes is multiplied by, so that only a share of DOUBTED of them is too small.
+
+    Twice for 8, five times for 4: their mean and their regression leave two degrees of freedom less.
+    """
+    freedom = probes - 2
+    if probes >= FEWEST or freedom < 1:
+        return 1.0
+    return math.sqrt(freedom / float(chdtri(freedom, 1 - DOUBTED)))
 
 
 class _Pilot:

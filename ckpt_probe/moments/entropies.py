@@ -9,7 +9,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import entropy_of_spectrum, smallest_present
 from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
-from ckpt_probe.metrics.stochastic import Estimate, Operator, Sampling, estimate_entropies
+from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import routes, spectra
 from ckpt_probe.moments.families import DEFAULT
 from ckpt_probe.moments.grouping import Grouped, Rows
@@ -109,14 +109,14 @@ def _sampled(
         rows = lambda: [(held.rows, held.labels[held.each()])]  # noqa: E731
     if unit.kind == "classes" and (rows is None or len(heads) * features <= int(counts.sum())):
         operator = MomentsOperator(unit, kept.nonzero().squeeze(1), V)
-        return _level(found, options, route, _estimated(operator, operator.size, found, options), left_out)
+        return _level(found, options, route, _estimated(operator, found, options), left_out)
     fitted = _in_width(heads, V, features)
     if fitted is None or rows is None:
         reason = "sampling needs classifier rows that are no wider than the features, or fewer"
         return _level(found, options, routes.Route(None, reason), left_out=left_out)
     source = _relabelled(_with_directions(rows, kept), kept.cumsum(0) - 1)
     operator = JointOperator(source, fitted, counts, memory=options.memory)
-    return _level(found, options, route, _estimated(operator, int(counts.sum()), found, options), left_out)
+    return _level(found, options, route, _estimated(operator, found, options), left_out)
 
 
 def class_level(M: Tensor, heads: Tensor | None, rounding: float, options: Options) -> Level:
@@ -143,7 +143,7 @@ def class_level(M: Tensor, heads: Tensor | None, rounding: float, options: Optio
         found["joint"] = _of_products(means, V, options.memory)
     else:
         operator = JointOperator(lambda: [(means, labels)], unit_heads, ones, memory=options.memory)
-        estimate = _estimated(operator, used, found, options)
+        estimate = _estimated(operator, found, options)
     return _level(found, options, route, estimate, len(M) - used)
 
 
@@ -198,11 +198,11 @@ def _level(
     return Level(entropies, found, route, estimate, left_out)
 
 
-def _estimated(operator: Operator, size: int, found: dict[str, Tensor], options: Options) -> Estimate:
+def _estimated(operator: JointOperator | MomentsOperator, found: dict[str, Tensor], options: Options) -> Estimate:
     known = sum(float(entropy_of_spectrum(values)) for values in found.values())
     device = next(iter(found.values())).device
     return estimate_entropies(
-        operator, size, known=known, orders=options.orders, sampling=options.sampling, device=device
+        operator, operator.size, known=known, orders=options.orders, sampling=options.sampling, device=device
     )
 
 

@@ -127,17 +127,26 @@ class Run:
 
     def add_sums(self, sums: Tensor, rows: Tensor, x: Tensor) -> None:
         """Add Σ_i x_i z_i over the rows of each class to its (b, D) of `sums` (C, b, D); rows (n, D), x (n, b)."""
-        given, of_rows = self._of(x).mT, self._of(rows).float()
+        self._add(sums, self._of(x).mT, self._of(rows).float())
+
+    def put_products(self, image: Tensor, rows: Tensor, of_classes: Tensor) -> None:
+        """Put z_i · (b, D) of the row's class from `of_classes` (C, b, D) into `image` (n, b)."""
+        self._of(image).copy_(torch.bmm(self._of(rows).float(), of_classes[self.classes].mT))
+
+    def add_second(self, sums: Tensor, rows: Tensor, a: Tensor, of_classes: Tensor) -> None:
+        """Add Σ_i a_i (u · z_i) z_i for each u of a class's (b, D) in `of_classes` to its own in `sums`; a (n, 1)."""
+        of_rows = self._of(rows).float()
+        inner = torch.bmm(of_rows, of_classes[self.classes].mT).mul_(self._of(a))
+        self._add(sums, inner.mT, of_rows)
+
+    def _add(self, sums: Tensor, given: Tensor, of_rows: Tensor) -> None:
+        """Add given (k, b, n) @ of_rows (k, n, D) to the sums of the classes."""
         if isinstance(self.classes, Tensor):
             sums.index_add_(0, self.classes, torch.bmm(given, of_rows))
         elif self.whole:
             torch.bmm(given, of_rows, out=sums[self.classes])
         else:
             sums[self.classes].add_(torch.bmm(given, of_rows))
-
-    def put_products(self, image: Tensor, rows: Tensor, of_classes: Tensor) -> None:
-        """Put z_i · (b, D) of the row's class from `of_classes` (C, b, D) into `image` (n, b)."""
-        self._of(image).copy_(torch.bmm(self._of(rows).float(), of_classes[self.classes].mT))
 
     def _of(self, values: Tensor) -> Tensor:
         return values[self.start : self.start + self.count * self.size].unflatten(0, (self.count, self.size))

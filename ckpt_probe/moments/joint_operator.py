@@ -40,12 +40,14 @@ class _Block:
 
 
 class JointOperator:
-    """x ↦ (K1 ⊙ K2) x / N, since its row i is ẑ_i · Σ_c G[y_i, c] (Σ_{j in c} ẑ_j x_j), G = Ŵ Ŵᵀ.
+    """x ↦ (K1 ⊙ K2) x / N, since its row i is ẑ_i · Σ_c G[y_i, c] (Σ_{j in c} ẑ_j x_j), G = Ŵ Ŵᵀ; or a smaller one.
 
     rows: the features again; heads: unit classifier rows (C, D); counts: how many rows with a direction each class has,
     (C,). The rows are held, half precision as such and all else in float32, where they fit half of `memory` bytes; if
     not, they are read twice for each product. For C > 2·D the product with G is Ŵ (Ŵᵀ ·), 4·C·D² operations a vector,
-    group by group of classes; else C²·D. Products are in float32, what is summed over steps and probes in float64.
+    group by group of classes; else C²·D. Where besides D² < N and the rows are held, the map is that of
+    `MomentsOperator`: it has the same eigenvalues other than zero, takes each row once, and its vectors D² numbers.
+    `size`: the length of x. Products are in float32, what is summed over steps and probes in float64.
     Raises DataError where the rows are not those that were counted.
     """
 
@@ -60,28 +62,53 @@ class JointOperator:
         if self._held is not None:
             heads = heads[self._order]
         self._heads = heads.to(torch.float32)
+        self._groups = self._grouped() if self._factored and self._held is not None else []
+        self._squared = bool(self._groups) and heads.shape[1] ** 2 < self._samples
         self._gram = None if self._factored else (heads @ heads.T).to(torch.float32)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (N, b) float64 → (N, b) float64."""
-        classes, features = self._heads.shape
-        by_groups = self._factored and self._held is not None
-        columns = max(1, self._memory // 8 // (4 * features * (GROUP + features if by_groups else 2 * classes)))
-        parts = []
-        for part in x.to(torch.float32).split(columns, dim=1):
-            image = self._of_groups(part) if by_groups else self._of_sums(part)
-            parts.append(image.to(torch.float64).div_(self._samples))
-        return torch.cat(parts, dim=1)
+    @property
+    def size(self) -> int:
+        """N, or D²."""
+        return self._heads.shape[1] ** 2 if self._squared else self._samples
 
-    def _of_groups(self, x: Tensor) -> Tensor:
-        """Held rows, factored: no more than a group of classes has its sums at hand."""
-        held = self._held
-        assert held is not None
-        features, columns = self._heads.shape[1], x.shape[1]
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (size, b) float64 → (size, b) float64."""
+        classes, features = self._heads.shape
+        at_once = 2 * (GROUP + features) if self._groups else 2 * classes
+        columns = max(1, self._memory // 8 // (4 * features * at_once))
+        by_groups = self._of_squares if self._squared else self._of_groups
+        product = by_groups if self._groups else self._of_sums
+        parts = [product(part) for part in x.to(torch.float32).split(columns, dim=1)]
+        return torch.cat([part.to(torch.float64).div_(self._samples) for part in parts], dim=1)
+
+    def _grouped(self) -> list[tuple[list[Run], Tensor]]:
+        """Of each group of classes the runs of held rows, and the heads."""
         groups, first = [], 0
         for sizes, heads in zip(self._sizes.split(GROUP), self._heads.split(GROUP), strict=True):
             groups.append((runs(sizes, first=first), heads))
             first += int(sizes.sum())
+        return groups
+
+    def _of_squares(self, x: Tensor) -> Tensor:
+        """Σ_c (S_c ⊗ ŵ_c ŵ_cᵀ) x: as each class's sums are made of its products, every row is taken once."""
+        held, groups = self._held, self._groups
+        assert held is not None
+        features, columns = self._heads.shape[1], x.shape[1]
+        given, squares = x.unflatten(0, (features, features)).mT.flatten(1), held.scales.square()
+        mixed = torch.zeros_like(given)
+        for group, heads in groups:
+            of_classes = (heads @ given).reshape(-1, columns, features)
+            sums = torch.zeros_like(of_classes)
+            for run in group:
+                run.add_second(sums, held.rows, squares, of_classes)
+            mixed.addmm_(heads.T, sums.flatten(1))
+        return mixed.unflatten(1, (columns, features)).mT.flatten(0, 1)
+
+    def _of_groups(self, x: Tensor) -> Tensor:
+        """Held rows, factored: no more than a group of classes has its sums at hand."""
+        held, groups = self._held, self._groups
+        assert held is not None
+        features, columns = self._heads.shape[1], x.shape[1]
         mixed, arranged = x.new_zeros(features, features * columns), held.arranged(x)
         for group, heads in groups:
             sums = x.new_zeros(len(heads), columns, features)

@@ -66,7 +66,7 @@ def test_a_recurrence_that_ends_early_is_padded() -> None:
 @pytest.mark.parametrize(("blocks", "memory"), [(1, GIB), (7, GIB), (7, 1000)])
 @pytest.mark.parametrize("classes", [3, 12, 60])
 def test_the_operator_is_the_joint_matrix(blocks: int, memory: int, classes: int) -> None:
-    features, labels, weights = data(150, 8, classes)
+    features, labels, weights = data(150, 16, classes)
     shuffled = torch.randperm(150, generator=torch.Generator().manual_seed(2))
     features, labels = features[shuffled], labels[shuffled]
     x = torch.randn(150, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_the_operator_is_the_joint_matrix(blocks: int, memory: int, classes: int
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("classes", [3, 60])
 def test_rows_of_half_precision_are_held_as_such(dtype: torch.dtype, classes: int) -> None:
-    features, labels, weights = data(150, 8, classes)
+    features, labels, weights = data(150, 16, classes)
     features = features.to(dtype)
     operator = operator_of(features, labels, weights, blocks=3)
     x = torch.randn(150, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_rows_of_half_precision_are_held_as_such(dtype: torch.dtype, classes: in
 
 
 def test_blocks_of_two_precisions_lose_no_digits() -> None:
-    features, labels, weights = data(150, 8, 60)
+    features, labels, weights = data(150, 16, 60)
     pairs = [(features[:50].half(), labels[:50]), (features[50:], labels[50:])]
     heads = torch.nn.functional.normalize(weights)
     operator = JointOperator(lambda: pairs, heads, torch.bincount(labels), memory=GIB)
@@ -106,16 +106,43 @@ def test_classes_of_any_size_cut_where_they_are_long(memory: int, monkeypatch: p
     generator = torch.Generator().manual_seed(0)
     # Sizes by Zipf's law: some classes of one row, one of nearly half of all.
     labels = torch.cat([torch.arange(40), (40 * torch.rand(200, generator=generator) ** 6).long()])
-    features, weights = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (240, 40))
+    features, weights = (torch.randn(n, 16, generator=generator, dtype=torch.float64) for n in (240, 40))
     x = torch.randn(240, 3, generator=generator, dtype=torch.float64)
     found = operator_of(features, labels, weights, memory, blocks=3)(x)
     expected = joint_matrix(features, labels, weights) @ x
     assert float((found - expected).norm() / expected.norm()) < 1e-6
 
 
+@pytest.mark.parametrize(("dtype", "at_once"), [(torch.float64, 4096), (torch.float16, 4096), (torch.float64, 16)])
+def test_many_rows_of_many_classes_take_vectors_of_the_squared_width(
+    dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(joint_operator, "GROUP", 7)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.arange(40), (40 * torch.rand(200, generator=generator) ** 6).long()])
+    features, weights = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (240, 40))
+    features = features.to(dtype)
+    features[7] = 0
+    operator = JointOperator(
+        lambda: [(features, labels)],
+        torch.nn.functional.normalize(weights),
+        torch.bincount(labels[features.abs().amax(dim=1) > 0], minlength=40),
+        memory=GIB,
+    )
+    assert operator.size == 64
+    found = operator(torch.eye(64, dtype=torch.float64))
+    unit, kept = torch.nn.functional.normalize(features.double()), torch.arange(240) != 7
+    of_labels = torch.nn.functional.normalize(weights)[labels]
+    rows = (of_labels[:, :, None] * unit[:, None, :]).flatten(1)[kept]
+    assert torch.allclose(found, rows.T @ rows / 239, atol=1e-7)
+    expected = torch.linalg.eigvalsh(joint_matrix(features[kept], labels[kept], weights))
+    assert torch.allclose(torch.linalg.eigvalsh(found), expected[-64:], atol=1e-6)
+
+
 @pytest.mark.parametrize("memory", [GIB, 1000])
 def test_rows_that_are_not_those_that_were_counted(memory: int) -> None:
-    features, labels, weights = data(150, 8, 60)
+    features, labels, weights = data(150, 16, 60)
     heads, counts = torch.nn.functional.normalize(weights), torch.bincount(labels)
     for pairs in ([(features[:99], labels[:99])], [(features, labels), (features[:3], labels[:3])]):
         with pytest.raises(DataError, match="changed between two passes: 150 rows, then"):
