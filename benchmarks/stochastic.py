@@ -115,7 +115,7 @@ def small(shape: str, runs: int, tolerances: list[float]) -> None:
             f"{shape:9} tolerance {tolerance:.0e}: within 2 s.e. {covered:.1%} of {runs}; relative error of MIR: "
             f"rms {float(errors.square().mean().sqrt()):.1e}, mean {float(errors.mean()):+.1e} "
             f"± {float(errors.std() / math.sqrt(runs)):.1e}; probes {sum(e.probes for e in found) / runs:.0f} of "
-            f"{found[0].depths.short} and {found[0].depths.long} steps, deflated {found[0].deflated}, {spent:.2f} s",
+            f"{found[0].depths.short} and {found[0].depths.long} steps ({found[0].deep} of these), {spent:.2f} s",
             flush=True,
         )
 

@@ -30,10 +30,21 @@ class Quadratures:
     traces: Tensor
 
     def integrate(self, order: float) -> Tensor:
-        """xᵀ f(A) x of each probe, (b,): f(λ) = −λ log λ for order 1, else λ^order."""
-        nodes = self.nodes.clamp_min(0)
-        values = -torch.xlogy(nodes, nodes) if order == 1 else nodes.pow(order)
-        return self.lengths * (self.weights * values).sum(dim=1)
+        """xᵀ f(A) x of each probe, (b,), f as in `spectral`."""
+        return self.lengths * (self.weights * spectral(self.nodes, order)).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Estimates of the largest eigenvalues (k,) of A, and of their eigenvectors, the columns of (N, k)."""
+
+    values: Tensor
+    vectors: Tensor
+
+    def chance(self, probes: Tensor) -> Tensor:
+        """(qᵀx)² − |q|² for each vector q and each probe x of independent signs, (k, b): zero on average."""
+        squares = (self.vectors.T @ probes.to(self.vectors.dtype)).square()
+        return (squares - self.vectors.square().sum(dim=0)[:, None]).to(probes.dtype)
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,27 @@ class Recurrence:
 
     def quadratures(self, steps: int | None = None) -> Quadratures:
         """What its first `steps` give, all where None."""
+        nodes, vectors = self.solved(steps)
+        return Quadratures(nodes, vectors[:, 0].square(), self.lengths, self.traces)
+
+    def solved(self, steps: int | None = None) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (b, m), rising, and eigenvectors (b, m, m) of the tridiagonal matrices of its first steps."""
         steps = steps or self.steps
         alphas, betas = self.alphas[:, :steps], self.betas[:, : steps - 1]
-        tridiagonal = torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
-        nodes, vectors = torch.linalg.eigh(tridiagonal)
-        return Quadratures(nodes, vectors[:, 0].square(), self.lengths, self.traces)
+        nodes, vectors = torch.linalg.eigh(
+            torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
+        )
+        return nodes, vectors
+
+    def without_first(self) -> "Recurrence":
+        """Those of all vectors but the first."""
+        return Recurrence(self.alphas[1:], self.betas[1:], self.lengths[1:])
+
+
+def spectral(values: Tensor, order: float) -> Tensor:
+    """f of eigenvalues: −λ log λ for order 1, else λ^order."""
+    values = values.clamp_min(0)
+    return -torch.xlogy(values, values) if order == 1 else values.pow(order)
 
 
 def lanczos(operator: Operator, probes: Tensor, steps: int) -> Quadratures:
@@ -96,6 +123,20 @@ class Lanczos:
             self._basis[-1][:, place] = self._last.T
             self._image = self._operator(self._last)
             self._alphas.append(torch.where(self._alive, (self._last * self._image).sum(dim=0), 0.0))
+        return self._recurrence()
+
+    def leading(self, count: int) -> Eigenpairs:
+        """At most `count` of the largest eigenvalues, and their eigenvectors, as the first recurrence has them."""
+        nodes, vectors = self._recurrence().solved()
+        values, inside = nodes[0, -count:].flip(0), vectors[0, :, -count:].flip(1).to(self._dtype)
+        found, start = inside.new_zeros(len(self._last), inside.shape[1]), 0
+        for part in self._basis:
+            rows = part[0, : len(inside) - start]
+            found.addmm_(rows.T, inside[start : start + len(rows)])
+            start += len(rows)
+        return Eigenpairs(values, found)
+
+    def _recurrence(self) -> Recurrence:
         alphas = torch.stack(self._alphas, dim=1)
         return Recurrence(alphas, torch.stack(self._betas, dim=1) if self._betas else alphas[:, :0], self._lengths)
 

@@ -4,36 +4,33 @@ For a symmetric A ⪰ 0 of trace 1 and a probe x of independent signs, E[xᵀ f(
 quadrature of the Lanczos recurrence from x (Ubaru, Chen and Saad 2017). tr A = 1 is known exactly, so that every
 probe's own xᵀ A x is a control variate: its regression, fitted on the other probes, is taken off. What many
 steps add to few is nearly the same for every probe, so that few probes say it and all others stop early (Hallman and
-Troester 2022: multilevel estimates of traces). Where a few directions Q dominate, tr f(A) = tr Qᵀ f(A) Q + tr P f(A) P
-with P = I − Q Qᵀ: the first is computed from Q's columns, only the second is sampled (as Hutch++, Meyer et al. 2021,
-does for the trace).
+Troester 2022: multilevel estimates of traces). What one probe's recurrence finds of A's leading eigenvectors q is of
+use to all others: E[(qᵀx)²] = |q|² is known too, and f(λ) ((qᵀx)² − |q|²) is what x lays on q by chance (the deflation
+of Hutch++, Meyer et al. 2021, by control variates).
 """
 
-import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.special import chdtri
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.metrics.deflation import leading_subspace, worthwhile_rank
-from ckpt_probe.metrics.lanczos import Lanczos, Operator, Quadratures, Recurrence, lanczos
+from ckpt_probe.metrics.lanczos import Eigenpairs, Lanczos, Operator, Recurrence, spectral
 
 PROBES = 8
 """Probes that run together, one Lanczos recurrence each."""
 
-LARGE, FIRST = 2**17, 4
-"""Length of a probe from which the first are so few: what they differ in falls with their length."""
-
 FEWEST = 16
-"""Probes before an error bar is believed as it is."""
+"""Probes before an error bar is believed."""
 
-DOUBTED = 0.04
-"""Share of the error bars of fewer probes that are too small even as `doubt` enlarges them."""
+CERTAIN = 2.2
+"""How far below what is wanted the error bar of the first probes has to lie: one in 25 is so much too small."""
+
+LEADING = 64
+"""Eigenvectors at most of which the other probes' shares are taken off."""
 
 MOST = 20_000
 """Probes after which sampling gives up, where a caller names no other number."""
@@ -87,8 +84,8 @@ class Depths:
 class Estimate:
     """Entropies (nats) by Rényi order, their standard errors, and what they cost.
 
-    probes took the few steps of `depths`, `deep` of them the many; `deflated`: dimension of the leading subspace whose
-    part is not sampled.
+    probes took the few steps of `depths`, `deep` of them the many. The first one is not among those that are averaged:
+    its recurrence gives the directions that the others are corrected by.
     """
 
     entropies: dict[float, float]
@@ -96,7 +93,6 @@ class Estimate:
     probes: int
     depths: Depths
     deep: int
-    deflated: int
     seed: int
     reached: bool
 
@@ -117,13 +113,16 @@ def estimate_entropies(
     """
     sampling = sampling or Sampling()
     began = time.monotonic()
-    signs = _signs(size, sampling.seed, FIRST if size >= LARGE else PROBES, device)
+    signs = _signs(size, sampling.seed, device)
     first = next(signs)
-    pilot = _Pilot(Lanczos(operator, first), (1.0, *(order for order in orders if order != 1)), known, sampling)
-    samples, basis = _begun(operator, size, first, pilot)
-    del pilot
+    growing = Lanczos(operator, first)
+    pilot = _Pilot(growing, (1.0, *(order for order in orders if order != 1)), known, sampling)
+    samples = _Samples(pilot.orders, pilot.depths, growing.leading(LEADING))
+    samples.add(pilot.short.without_first(), first[:, 1:])
+    samples.add_deep(pilot.long)
+    del growing, pilot, first
     while True:
-        entropy, stderr = samples.entropy(1.0, doubt(samples.count))
+        entropy, stderr = samples.entropy(1.0, 1 if samples.count >= FEWEST else CERTAIN)
         wanted = sampling.tolerance * abs(known - entropy)
         reached = stderr <= wanted
         spent = time.monotonic() - began
@@ -138,48 +137,19 @@ def estimate_entropies(
         stuck = unsure > max(SETTLED * wanted, stderr / 2)
         done = reached or over or samples.count >= sampling.probes
         if done or (stuck and not samples.lengthen(size) and samples.count >= FEWEST):
-            return samples.estimate(basis.shape[1], sampling.seed, reached)
+            return samples.estimate(sampling.seed, reached)
         probes = next(signs)
-        run = Lanczos(operator, probes - basis @ (basis.T @ probes))
-        samples.add(run.after(samples.depths.short))
+        run = Lanczos(operator, probes)
+        samples.add(run.after(samples.depths.short), probes)
         if not samples.deep or samples.disagreement(1.0) > 2 * AGREED * max(wanted, stderr):
             run.keep(DEEP)
             samples.add_deep(run.after(samples.depths.long))
 
 
-def _begun(operator: Operator, size: int, first: Tensor, pilot: "_Pilot") -> tuple["_Samples", Tensor]:
-    """What the pilot found, or where deflation is worthwhile its part alone; and a basis (N, rank) of what is deflated.
-
-    first: the pilot's probes (N, b).
-    """
-    samples, leading, depths = _Samples(pilot.orders, pilot.depths), pilot.long.quadratures(), pilot.depths
-    lengths = (depths.short, depths.long)
-    rank = worthwhile_rank(leading.nodes, size * leading.weights, pilot.wanted, steps=lengths, fewest=FEWEST)
-    if not rank:
-        samples.add(pilot.short)
-        samples.add_deep(pilot.long)
-        return samples, first[:, :0]
-    basis = leading_subspace(operator, first, rank)
-    for columns in basis.split(PROBES, dim=1):
-        samples.add_exact(lanczos(operator, columns, depths.long))
-    return samples, basis
-
-
-def _signs(size: int, seed: int, first: int, device: torch.device | None) -> Iterator[Tensor]:
+def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    for count in itertools.chain([first], itertools.repeat(PROBES)):
-        yield torch.randint(0, 2, (size, count), generator=generator).double().mul_(2).sub_(1).to(device)
-
-
-def doubt(probes: int) -> float:
-    """What the error bar of so few probes is multiplied by, so that only a share of DOUBTED of them is too small.
-
-    Twice for 8, five times for 4: their mean and their regression leave two degrees of freedom less.
-    """
-    freedom = probes - 2
-    if probes >= FEWEST or freedom < 1:
-        return 1.0
-    return math.sqrt(freedom / float(chdtri(freedom, 1 - DOUBTED)))
+    while True:
+        yield torch.randint(0, 2, (size, PROBES), generator=generator).double().mul_(2).sub_(1).to(device)
 
 
 class _Pilot:
@@ -249,31 +219,32 @@ def missing_of(ends: Tensor) -> float:
 class _Samples:
     """What the probes said: xᵀ f(A) x for each f after few steps, and xᵀ A x beside it, whose mean is known.
 
-    What more steps add is the mean over those probes that took them (`add_deep`), and half of what they still miss: the
-    other half is unsure. Of a deflated part the traces are known (`add_exact`); the probes are those of the rest.
+    From both is taken off what a probe lays on the leading eigenvectors by chance. What more steps add is the mean over
+    those probes that took them (`add_deep`), and half of what they still miss: the other half is unsure.
     """
 
-    def __init__(self, orders: Sequence[float], depths: Depths) -> None:
+    def __init__(self, orders: Sequence[float], depths: Depths, leading: Eigenpairs) -> None:
         self.depths = depths
+        self._leading = leading
         self._values: dict[float, list[Tensor]] = {order: [] for order in orders}
         self._last: dict[float, list[Tensor]] = {order: [] for order in orders}
         self._deep: dict[float, list[Tensor]] = {order: [] for order in orders}
         self._traces: list[Tensor] = []
-        self._exact = dict.fromkeys(orders, 0.0)
-        self._rest = 1.0
 
     @property
     def count(self) -> int:
-        return sum(len(traces) for traces in self._traces)
+        return 1 + sum(len(traces) for traces in self._traces)
 
     @property
     def deep(self) -> int:
         return sum(values.shape[1] for values in self._deep[1.0])
 
-    def add(self, run: Recurrence) -> None:
-        self._traces.append(run.traces)
+    def add(self, run: Recurrence, probes: Tensor) -> None:
+        values = self._leading.values
+        chance = self._leading.chance(probes)
+        self._traces.append(run.traces - values @ chance)
         for order, ends in _ends(run, list(self._values)).items():
-            self._values[order].append(ends[0])
+            self._values[order].append(ends[0] - spectral(values, order) @ chance)
             self._last[order].append(ends[:2])
 
     def add_deep(self, run: Recurrence) -> None:
@@ -292,11 +263,6 @@ class _Samples:
             values.clear()
         return True
 
-    def add_exact(self, quadratures: Quadratures) -> None:
-        self._rest -= float(quadratures.traces.sum())
-        for order in self._exact:
-            self._exact[order] += float(quadratures.integrate(order).sum())
-
     def disagreement(self, order: float) -> float:
         """The standard error of what more steps add."""
         if not self.deep:
@@ -311,16 +277,16 @@ class _Samples:
         """The entropy of an order and its standard error, with what comes from sampling `factor` times as large."""
         if not self.deep:
             return 0.0, math.inf
-        mean, stderr = controlled(torch.cat(self._values[order]), torch.cat(self._traces) - self._rest)
+        mean, stderr = controlled(torch.cat(self._values[order]), torch.cat(self._traces) - 1)
         half = self.missing(order) / 2
-        mean += float(torch.cat(self._deep[order], dim=1)[0].mean()) + half + self._exact[order]
+        mean += float(torch.cat(self._deep[order], dim=1)[0].mean()) + half
         stderr = math.hypot(factor * stderr, self.disagreement(order), half)
         return (mean, stderr) if order == 1 else (math.log(mean) / (1 - order), stderr / mean / abs(1 - order))
 
-    def estimate(self, rank: int, seed: int, reached: bool) -> Estimate:
+    def estimate(self, seed: int, reached: bool) -> Estimate:
         both = {order: self.entropy(order) for order in self._values}
         values, errors = ({order: pair[i] for order, pair in both.items()} for i in (0, 1))
-        return Estimate(values, errors, self.count, self.depths, self.deep, rank, seed, reached)
+        return Estimate(values, errors, self.count, self.depths, self.deep, seed, reached)
 
 
 def controlled(values: Tensor, control: Tensor) -> tuple[float, float]:
