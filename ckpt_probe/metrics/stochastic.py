@@ -35,7 +35,7 @@ LEADING = 64
 MOST = 20_000
 """Probes after which sampling gives up, where a caller names no other number."""
 
-DEEP = 2
+DEEP = 1
 """Probes whose recurrences at first go on until the quadrature has settled."""
 
 STEPS = (4, 6, 8, 10, 14, 20, 24, 28, 34, 40, 48, 56, 64, 72, 80, 96, 112, 136, 160)
@@ -47,8 +47,11 @@ LEAST = 14
 CUT = 0.71
 """A length is judged beside this share of it, and beside this share of that: half of it."""
 
-AGREED, SETTLED = 0.35, 0.5
+AGREED, SETTLED = 0.45, 0.5
 """Shares of the wanted error bar: of what the probes differ in, at which most of them stop, and of what is missing."""
+
+LARGEST_PART = 0.7
+"""Share of the error bar from which on what the probes differ in is made smaller, and not what is sampled."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def estimate_entropies(
         probes = next(signs)
         run = Lanczos(operator, probes)
         samples.add(run.after(samples.depths.short), probes)
-        if not samples.deep or samples.disagreement(1.0) > 2 * AGREED * max(wanted, stderr):
+        if not samples.deep or samples.disagreement(1.0) > LARGEST_PART * max(wanted, stderr):
             run.keep(DEEP)
             samples.add_deep(run.after(samples.depths.long))
 
