@@ -158,7 +158,7 @@ def _signs(size: int, seed: int, device: torch.device | None) -> Iterator[Tensor
 class _Pilot:
     """The first probes: all of them for as long as they differ, then a few until their quadrature has settled.
 
-    short, long: the recurrences of all, and of the few; wanted: the error bar (nats) that the entropy is to have.
+    short, long: the recurrences of all, and of the few.
     """
 
     def __init__(self, growing: Lanczos, orders: Sequence[float], known: float, sampling: Sampling) -> None:
@@ -180,7 +180,7 @@ class _Pilot:
                 offsets = {order: means[order] - float(values[0].mean()) for order, values in ends.items()}
             if run.steps < steps or (steps >= LEAST and self.settled(ends, wanted)):
                 break
-        self.long, self.wanted = growing.after(run.steps), wanted[1.0]
+        self.long = growing.after(run.steps)
         self.short = short or run
         self.depths = Depths(self.short.steps, self.long.steps)
 
