@@ -62,7 +62,7 @@ def predicted(scores: Array | Scored | None) -> Tensor | None:
     if scores is None:
         return None
     if isinstance(scores, Scored):
-        return as_tensor(scores.prediction, "predictions").cpu().to(torch.int64)
+        return scores.predicted
     return as_tensor(scores, "logits").cpu().argmax(dim=1)
 
 

@@ -28,6 +28,11 @@ class Scored:
     prediction: Array
     loss: Array
 
+    @property
+    def predicted(self) -> Tensor:
+        """The predicted classes as whole numbers on the CPU, (n,)."""
+        return as_tensor(self.prediction, "predictions").cpu().to(torch.int64)
+
 
 @dataclass(frozen=True)
 class Head:
@@ -98,7 +103,7 @@ class Quality:
 
     def update_scored(self, scored: Scored, labels: Array) -> Tensor:
         """The same where prediction and loss are known in place of the logits."""
-        prediction = as_tensor(scored.prediction, "predictions").cpu().to(torch.int64)
+        prediction = scored.predicted
         self._add(prediction, as_labels(labels).cpu().to(torch.int64), float(double(scored.loss).sum()))
         return prediction
 

@@ -56,8 +56,7 @@ def timm_arguments(
     side = _side_of(input_shape) if cfg is not None and cfg.fixed_input_size else None
     if tensors is None:
         channels = input_shape[0] if input_shape is not None and len(input_shape) == 3 else None
-        stated = {"num_classes": classes, "in_chans": channels, "img_size": side}
-        return {**{key: value for key, value in stated.items() if value is not None}, **arguments}
+        return _stated(arguments, num_classes=classes, in_chans=channels, img_size=side)
 
     def skeleton(given: dict[str, Any]) -> Skeleton:
         model: Any = outline(lambda arguments: timm_model(name, arguments), given)
@@ -79,8 +78,7 @@ def torchvision_arguments(
     """Complete arguments of torchvision's model, as `timm_arguments`; second heads that the checkpoint lacks go."""
     side = _side_of(input_shape) if name.startswith("vit_") else None
     if tensors is None:
-        stated = {"num_classes": classes, "image_size": side}
-        return {**{key: value for key, value in stated.items() if value is not None}, **arguments}
+        return _stated(arguments, num_classes=classes, image_size=side)
     given = dict(arguments)
     if name in ("googlenet", "inception_v3") and not any(_auxiliary(tensor) for tensor in tensors):
         given.setdefault("aux_logits", False)
@@ -91,6 +89,11 @@ def torchvision_arguments(
         return Skeleton(shapes_of(model), given.get("num_classes", 1000), image, patch)
 
     return _fitted(skeleton, given, TORCHVISION_SIZES, tensors, side)
+
+
+def _stated(arguments: Mapping[str, Any], **sizes: Any) -> dict[str, Any]:
+    """The caller's arguments, and sizes that are known beside them."""
+    return {**{key: value for key, value in sizes.items() if value is not None}, **arguments}
 
 
 def _fitted(
