@@ -22,12 +22,11 @@ Operator = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Quadratures:
-    """For each of b probes: nodes (b, m) and weights (b, m) that sum to 1, its squared length, and xᵀ A x, (b,)."""
+    """For each of b probes: nodes (b, m) and weights (b, m) that sum to 1, and its squared length, (b,)."""
 
     nodes: Tensor
     weights: Tensor
     lengths: Tensor
-    traces: Tensor
 
     def integrate(self, order: float) -> Tensor:
         """xᵀ f(A) x of each probe, (b,), f as in `spectral`."""
@@ -68,7 +67,7 @@ class Recurrence:
     def quadratures(self, steps: int | None = None) -> Quadratures:
         """What its first `steps` give, all where None."""
         nodes, vectors = self.solved(steps)
-        return Quadratures(nodes, vectors[:, 0].square(), self.lengths, self.traces)
+        return Quadratures(nodes, vectors[:, 0].square(), self.lengths)
 
     def solved(self, steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Eigenvalues (b, m), rising, and eigenvectors (b, m, m) of the tridiagonal matrices of its first steps."""
@@ -79,20 +78,15 @@ class Recurrence:
         )
         return nodes, vectors
 
-    def without_first(self) -> "Recurrence":
-        """Those of all vectors but the first."""
-        return Recurrence(self.alphas[1:], self.betas[1:], self.lengths[1:])
+    def part(self, vectors: slice) -> "Recurrence":
+        """Those of some vectors alone."""
+        return Recurrence(self.alphas[vectors], self.betas[vectors], self.lengths[vectors])
 
 
 def spectral(values: Tensor, order: float) -> Tensor:
     """f of eigenvalues: −λ log λ for order 1, else λ^order."""
     values = values.clamp_min(0)
     return -torch.xlogy(values, values) if order == 1 else values.pow(order)
-
-
-def lanczos(operator: Operator, probes: Tensor, steps: int) -> Quadratures:
-    """Gauss quadratures of A from each column of probes (N, b), after `steps` steps of the Lanczos recurrence."""
-    return Lanczos(operator, probes).after(steps).quadratures()
 
 
 class Lanczos:
@@ -127,7 +121,7 @@ class Lanczos:
 
     def leading(self, count: int) -> Eigenpairs:
         """At most `count` of the largest eigenvalues, and their eigenvectors, as the first recurrence has them."""
-        nodes, vectors = self._recurrence().solved()
+        nodes, vectors = self._recurrence().part(slice(1)).solved()
         values, inside = nodes[0, -count:].flip(0), vectors[0, :, -count:].flip(1).to(self._dtype)
         found, start = inside.new_zeros(len(self._last), inside.shape[1]), 0
         for part in self._basis:

@@ -121,7 +121,7 @@ def estimate_entropies(
     growing = Lanczos(operator, first)
     pilot = _Pilot(growing, (1.0, *(order for order in orders if order != 1)), known, sampling)
     samples = _Samples(pilot.orders, pilot.depths, growing.leading(LEADING))
-    samples.add(pilot.short.without_first(), first[:, 1:])
+    samples.add(pilot.short.part(slice(1, None)), first[:, 1:])
     samples.add_deep(pilot.long)
     del growing, pilot, first
     while True:

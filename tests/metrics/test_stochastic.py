@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics import stochastic
-from ckpt_probe.metrics.lanczos import Lanczos, lanczos
+from ckpt_probe.metrics.lanczos import Lanczos, Operator, Quadratures
 from ckpt_probe.metrics.stochastic import Sampling, controlled, estimate_entropies
 from ckpt_probe.moments import Moments, grouping, joint_operator, routes
 from ckpt_probe.moments.joint_operator import JointOperator
@@ -44,16 +44,21 @@ def operator_of(features: Tensor, labels: Tensor, weights: Tensor, memory: int =
     return JointOperator(lambda: pairs, heads, torch.bincount(labels), memory=memory)
 
 
+def lanczos(operator: Operator, probes: Tensor, steps: int) -> Quadratures:
+    return Lanczos(operator, probes).after(steps).quadratures()
+
+
 def test_a_whole_recurrence_is_the_quadratic_form_itself() -> None:
     matrix = joint_matrix(*data(20, 8, 4))
     probes = torch.randn(20, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = lanczos(matrix.matmul, probes, 20)
+    run = Lanczos(matrix.matmul, probes).after(20)
+    found = run.quadratures()
     values, vectors = torch.linalg.eigh(matrix)
     inside = (vectors.T @ probes).square()
     expected = (inside * -torch.xlogy(values, values)[:, None]).sum(dim=0)
     assert torch.allclose(found.integrate(1.0), expected, rtol=1e-9)
     assert torch.allclose(found.integrate(2.0), (inside * values.square()[:, None]).sum(dim=0), rtol=1e-9)
-    assert torch.allclose(found.traces, (probes * (matrix @ probes)).sum(dim=0), rtol=1e-12)
+    assert torch.allclose(run.traces, (probes * (matrix @ probes)).sum(dim=0), rtol=1e-12)
 
 
 def test_a_recurrence_that_ends_early_is_padded() -> None:
