@@ -1,7 +1,7 @@
 """Accuracy and mean cross-entropy of logits that come block by block, or of a classifier that gives them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,10 @@ FEW_CLASSES = 2048
 """Classes up to which logits of a row are taken at once; beyond, class by class in parts of this size."""
 
 LOGITS_AT_ONCE = 2**21
+"""Logits of a block: what a processor's cache holds."""
+
+CLASSES_OF_DEVICE = 2**14
+"""Classes of a block off the CPU, where few large products cost less than many small ones."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,44 @@ class Scored:
     def predicted(self) -> Tensor:
         """The predicted classes as whole numbers on the CPU, (n,)."""
         return as_tensor(self.prediction, "predictions").cpu().to(torch.int64)
+
+    @staticmethod
+    def of_rows(rows: Tensor, labels: Tensor, weights: Tensor, bias: Tensor | None) -> "Scored":
+        """Of rows (n, D) with labels (n,) under weights (C, D) and a bias (C,) where there is one, all on one device.
+
+        Logits are at hand for some rows and some classes at a time, so that each of them is used while in the cache.
+        """
+        at_once, classes = max(1, LOGITS_AT_ONCE // FEW_CLASSES), classes_at_once(rows.device)
+        starts = range(0, len(weights), classes)
+        heads = [(weights[s : s + classes], None if bias is None else bias[s : s + classes]) for s in starts]
+        parts = zip(rows.split(at_once), labels.split(at_once), strict=True)
+        found = [Scored.of_logits((F.linear(part, *head) for head in heads), numbers) for part, numbers in parts]
+        predictions = torch.cat([as_tensor(each.prediction) for each in found])
+        return Scored(predictions, torch.cat([as_tensor(each.loss) for each in found]))
+
+    @staticmethod
+    def of_logits(blocks: Iterable[Tensor], labels: Tensor) -> "Scored":
+        """Of rows with labels (n,) whose logits (n, c) come some classes at a time, in order; half precision as single.
+
+        Of equal logits the first is predicted. What a label outside the classes gets for a loss means nothing.
+        """
+        prediction, start = torch.zeros_like(labels), 0
+        highest = total = own = torch.empty(0)
+        for logits in blocks:
+            logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            if not start:
+                highest = logits.new_full((len(labels),), torch.finfo(logits.dtype).min)
+                total, own = torch.zeros_like(highest), torch.zeros_like(highest)
+            place = (labels - start).clamp(0, logits.shape[1] - 1)
+            mine = (labels >= start) & (labels < start + logits.shape[1])
+            own = torch.where(mine, logits.gather(1, place[:, None])[:, 0], own)
+            best, place = logits.max(dim=1)
+            prediction = torch.where(best > highest, place + start, prediction)
+            before, highest = highest, torch.maximum(highest, best)
+            # Sums are relative to the highest logit so far, as exponentials of large ones overflow.
+            total = total * (before - highest).exp() + (logits - highest[:, None]).exp_().sum(dim=1)
+            start += logits.shape[1]
+        return Scored(prediction, highest + total.log() - own)
 
 
 @dataclass(frozen=True)
@@ -59,29 +101,7 @@ class Head:
 
     def scored(self, features: Array, labels: Tensor) -> Scored:
         """Prediction and loss of features (n, D) with labels (n,), never with the logits of all classes at hand."""
-        rows = double(features, "features").to(self.weights.dtype)
-        parts = zip(rows.split(self._at_once(FEW_CLASSES)), labels.split(self._at_once(FEW_CLASSES)), strict=True)
-        found = [self._streamed(part, numbers) for part, numbers in parts]
-        return Scored(*(torch.cat(both) for both in zip(*found, strict=True)))
-
-    def _streamed(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        highest = rows.new_full((len(rows),), -math.inf)
-        prediction, total, own = torch.zeros_like(labels), torch.zeros_like(highest), torch.zeros_like(highest)
-        for start in range(0, len(self.weights), FEW_CLASSES):
-            part = slice(start, start + FEW_CLASSES)
-            logits = F.linear(rows, self.weights[part], None if self.bias is None else self.bias[part])
-            mine = (labels >= start) & (labels < start + logits.shape[1])
-            own[mine] = logits[mine, labels[mine] - start]
-            best, place = logits.max(dim=1)
-            prediction = torch.where(best > highest, place + start, prediction)
-            before, highest = highest, torch.maximum(highest, best)
-            # Sums are relative to the highest logit so far, as exponentials of large ones overflow.
-            total = total * (before - highest).exp() + logits.sub_(highest[:, None]).exp_().sum(dim=1)
-        return prediction, highest + total.log() - own
-
-    @staticmethod
-    def _at_once(classes: int) -> int:
-        return max(1, LOGITS_AT_ONCE // classes)
+        return Scored.of_rows(double(features, "features").to(self.weights.dtype), labels, self.weights, self.bias)
 
 
 class Quality:
@@ -119,7 +139,7 @@ class Quality:
         numbers, classes = as_labels(labels).cpu().to(torch.int64), len(head.weights)
         if classes > FEW_CLASSES:
             return self.update_scored(head.scored(features, numbers), numbers)
-        rows, at_once = as_tensor(features, "features"), Head._at_once(classes)
+        rows, at_once = as_tensor(features, "features"), max(1, LOGITS_AT_ONCE // classes)
         parts = zip(rows.split(at_once), numbers.split(at_once), strict=True)
         found = [self.update(head.logits(part), of_part) for part, of_part in parts if len(part)]
         return torch.cat([part for part in found if part is not None]) if found else numbers
@@ -154,6 +174,11 @@ class Quality:
         self.samples += len(labels)
         self.right += int((prediction == labels).sum())
         self.summed_loss += loss
+
+
+def classes_at_once(device: torch.device) -> int:
+    """Classes of which a block of logits on a device has those of its rows."""
+    return FEW_CLASSES if device.type == "cpu" else CLASSES_OF_DEVICE
 
 
 def double(values: Array, name: str = "logits") -> Tensor:

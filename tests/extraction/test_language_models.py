@@ -15,7 +15,7 @@ import ckpt_probe as cp
 from ckpt_probe.data import load_data
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import scoring
+from ckpt_probe.moments import quality
 from ckpt_probe.progress import Silent
 
 pytest.importorskip("transformers")
@@ -101,15 +101,16 @@ def test_positions_are_the_frameworks_one_text_at_a_time(
 def test_logits_of_all_positions_are_never_there(
     save_model: Callable[..., Any], documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head itself does not run, and what stands in for it takes few rows at a time."""
+    """The head itself does not run, and what stands in for it takes few rows and few classes at a time."""
     save_model("gpt2", "LMHeadModel", tmp_path / "model")
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 3 * 29)
+    monkeypatch.setattr(quality, "FEW_CLASSES", 7)
+    monkeypatch.setattr(quality, "LOGITS_AT_ONCE", 3 * 7)
     seen: list[int] = []
     linear = F.linear
 
     def counted(rows: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-        seen.extend([len(rows)] if weights.shape == (29, 12) and rows.ndim == 2 else [])
-        assert weights.shape != (29, 12) or rows.ndim == 2 or len(rows) <= 2, "the head ran"
+        seen.extend([len(rows)] if weights.shape == (7, 12) else [])
+        assert weights.shape != (29, 12) or len(rows) <= 2, "the head ran"
         return linear(rows, weights, bias)
 
     monkeypatch.setattr(F, "linear", counted)
@@ -118,7 +119,7 @@ def test_logits_of_all_positions_are_never_there(
     )  # fmt: skip
     assert max(seen) == 3
     with cp.open_dump(tmp_path / "dumps" / "model.h5") as dump:
-        assert sum(seen) == dump["held"].samples
+        assert sum(seen) == 4 * dump["held"].samples  # 29 classes are four parts of 7, and one
 
 
 def test_a_masked_language_models_rows_are_the_masked_tokens(

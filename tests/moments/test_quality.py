@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ckpt_probe.moments import Moments, gathering
+from ckpt_probe.moments import quality as quality_module
 from ckpt_probe.moments.gathering import Gathering
 from ckpt_probe.moments.quality import Head, Quality, Scored
 
@@ -102,3 +103,30 @@ def test_gathered_blocks_are_those_of_one(how: str, rows: int, monkeypatch: pyte
     assert gathered.quality.samples == 90
     assert gathered.quality.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-12)
     assert gathered.quality.right == int((logits.argmax(dim=1) == labels).sum())
+
+
+def test_rows_are_scored_class_by_class_whatever_their_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the whole logits say: with the first of equal ones, half precision, and classes that can never be chosen."""
+    monkeypatch.setattr(quality_module, "FEW_CLASSES", 7)
+    monkeypatch.setattr(quality_module, "LOGITS_AT_ONCE", 21)
+    weights, bias, labels = WEIGHTS[:30].clone(), BIAS[:30].clone(), LABELS % 30
+    weights[20], bias[20] = weights[10], bias[10]
+    bias[:8] = -torch.inf
+    for dtype, digits in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        rows = FEATURES.to(dtype)
+        logits = F.linear(rows, weights.to(dtype), bias.to(dtype))
+        scored = Scored.of_rows(rows, labels, weights.to(dtype), bias.to(dtype))
+        given = logits.clone()
+        of_logits = Scored.of_logits(given.split(9, dim=1), labels)
+        assert torch.equal(given, logits), dtype
+        assert torch.equal(of_logits.predicted, logits.argmax(dim=1)), dtype
+        expected = F.cross_entropy(logits.double(), labels, reduction="none")
+        assert int((logits.argmax(dim=1) == 10).sum()) > 0
+        for found in (scored, of_logits):
+            finite = expected.isfinite()
+            assert torch.equal(torch.as_tensor(found.loss).isfinite(), finite), dtype
+            assert 0 < finite.sum() < 90
+            torch.testing.assert_close(
+                torch.as_tensor(found.loss).double()[finite], expected[finite], rtol=digits, atol=digits
+            )
+    assert torch.equal(Scored.of_logits([torch.zeros(90, 4)] * 3, LABELS).predicted, torch.zeros(90, dtype=torch.int64))
