@@ -116,7 +116,7 @@ def nearest(folder: Path, view, rows: int) -> str:
     """NC4's pass over the first rows against the bare product, one after the other."""
     import torch
 
-    from ckpt_probe.analysis.nearest import NearestMeans
+    from ckpt_probe.analysis.readings.nearest import NearestMeans
     from ckpt_probe.moments import Moments
 
     predictions = torch.from_numpy(np.load(folder / "predictions.npy")).long()

@@ -23,8 +23,8 @@ from torch import Tensor
 from ckpt_probe.metrics.stochastic import Sampling, estimate_entropies
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.grouping import group
-from ckpt_probe.moments.joint_operator import JointOperator
-from ckpt_probe.moments.spectra import of_joint_gram
+from ckpt_probe.moments.levels.joint_operator import JointOperator
+from ckpt_probe.moments.levels.spectra import of_joint_gram
 
 LARGE, SMALL = (50_000, 2_048, 1_000), (4_000, 256, 100)
 TOLERANCES = (1e-2, 1e-3, 1e-4)

@@ -3,7 +3,7 @@
 from ckpt_probe.analysis.collection import Records, read_records
 from ckpt_probe.analysis.comparison import Comparison, compare
 from ckpt_probe.analysis.entries import ENTRIES, Entry, entries_in
-from ckpt_probe.analysis.records import (
+from ckpt_probe.analysis.readings.records import (
     Blocks,
     Record,
     analyze_features,

@@ -12,13 +12,13 @@ from torch import Tensor
 from ckpt_probe.analysis.cache import Cache, Entry, folder_of
 from ckpt_probe.analysis.collection import Records
 from ckpt_probe.analysis.entries import NOT_STORED
-from ckpt_probe.analysis.layers import layer_reading, with_depths
 from ckpt_probe.analysis.naming import named_rows
-from ckpt_probe.analysis.others import against_first, mean_outside, outside_of
-from ckpt_probe.analysis.ranges import Ranges
-from ckpt_probe.analysis.records import Record, in_order, read_blocks, read_moments
+from ckpt_probe.analysis.readings.layers import layer_reading, with_depths
+from ckpt_probe.analysis.readings.others import against_first, mean_outside, outside_of
+from ckpt_probe.analysis.readings.ranges import Ranges
+from ckpt_probe.analysis.readings.records import Record, in_order, read_blocks, read_moments
+from ckpt_probe.analysis.readings.unlabelled import read_unlabelled
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.analysis.unlabelled import read_unlabelled
 from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash

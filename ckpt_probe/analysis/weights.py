@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.analysis.cache import Cache
-from ckpt_probe.analysis.records import Record, in_order
+from ckpt_probe.analysis.readings.records import Record, in_order
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint, open_series
 from ckpt_probe.errors import DataError, UsageError, listed

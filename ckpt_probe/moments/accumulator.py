@@ -11,9 +11,9 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.families import OF_SCATTER, OF_UNIT_ROWS, chosen
 from ckpt_probe.moments.grouping import Grouped, Rows, cached_rows, group
+from ckpt_probe.moments.levels.entropies import Options
 from ckpt_probe.moments.outer_products import symmetric
 from ckpt_probe.moments.record import Reading, Value, read_out
 from ckpt_probe.moments.scatter import MANY, Scatter

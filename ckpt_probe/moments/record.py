@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ckpt_probe.metrics import collapse, pairs
 from ckpt_probe.metrics.theory import reference_values, uniformity_reference
-from ckpt_probe.moments.entropies import Level, Options, Within, class_level, sample_level, within_level
 from ckpt_probe.moments.grouping import Rows
+from ckpt_probe.moments.levels.entropies import Level, Options, Within, class_level, sample_level, within_level
 from ckpt_probe.moments.portrait import Portrait, portrait_of
 from ckpt_probe.moments.scatter import Scatter
 from ckpt_probe.moments.unit_moments import UnitMoments

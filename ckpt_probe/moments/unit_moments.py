@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ckpt_probe.metrics.gram import directions
 from ckpt_probe.moments.grouping import Grouped, group
+from ckpt_probe.moments.levels.routes import dense_limit
 from ckpt_probe.moments.outer_products import add_outer, symmetric
-from ckpt_probe.moments.routes import dense_limit
 
 
 class UnitMoments:

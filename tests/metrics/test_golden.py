@@ -10,8 +10,9 @@ import pytest
 from ckpt_probe.metrics import hdr, mir, mutual_information
 from ckpt_probe.metrics.information import joint_entropies
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments import Moments, routes
+from ckpt_probe.moments import Moments
 from ckpt_probe.moments import unit_moments as unit_moments_module
+from ckpt_probe.moments.levels import routes
 
 CASES = json.loads((Path(__file__).parent / "golden.json").read_text())["cases"]
 TOLERANCE = 1e-9

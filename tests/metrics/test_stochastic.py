@@ -11,8 +11,9 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics import stochastic
 from ckpt_probe.metrics.lanczos import Lanczos, Operator, Quadratures
 from ckpt_probe.metrics.stochastic import Sampling, controlled, estimate_entropies
-from ckpt_probe.moments import Moments, grouping, joint_operator, routes
-from ckpt_probe.moments.joint_operator import JointOperator
+from ckpt_probe.moments import Moments, grouping
+from ckpt_probe.moments.levels import joint_operator, routes
+from ckpt_probe.moments.levels.joint_operator import JointOperator
 
 GIB = 2**30
 

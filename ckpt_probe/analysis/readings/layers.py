@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis.nearest import NearestMeans
-from ckpt_probe.analysis.records import FEW_SAMPLES, Record, in_order, reading_of, settled
+from ckpt_probe.analysis.readings.nearest import NearestMeans
+from ckpt_probe.analysis.readings.records import FEW_SAMPLES, Record, in_order, reading_of, settled
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, LayerView
 from ckpt_probe.errors import DataError

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ckpt_probe.analysis.nearest import Counts, NearestMeans, Predictions
-from ckpt_probe.analysis.passes import Blocks, Seen, first_pass, second_pass
+from ckpt_probe.analysis.readings.nearest import Counts, NearestMeans, Predictions
+from ckpt_probe.analysis.readings.passes import Blocks, Seen, first_pass, second_pass
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Dump, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError

@@ -10,10 +10,10 @@ from ckpt_probe.metrics.entropy import entropy_of_spectrum, smallest_present
 from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
-from ckpt_probe.moments import routes, spectra
 from ckpt_probe.moments.families import DEFAULT
 from ckpt_probe.moments.grouping import Grouped, Rows
-from ckpt_probe.moments.joint_operator import JointOperator, MomentsOperator
+from ckpt_probe.moments.levels import routes, spectra
+from ckpt_probe.moments.levels.joint_operator import JointOperator, MomentsOperator
 from ckpt_probe.moments.outer_products import add_outer
 from ckpt_probe.moments.unit_moments import UnitMoments
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.addresses import is_address, place
-from ckpt_probe.analysis.records import Record, in_order
+from ckpt_probe.analysis.readings.records import Record, in_order
 from ckpt_probe.dumps import Dump, SplitView, open_dump
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import Moments

@@ -5,8 +5,8 @@ import torch
 
 from ckpt_probe.metrics.gram import directions
 from ckpt_probe.moments.grouping import group
-from ckpt_probe.moments.joint_operator import MomentsOperator
-from ckpt_probe.moments.spectra import factor
+from ckpt_probe.moments.levels.joint_operator import MomentsOperator
+from ckpt_probe.moments.levels.spectra import factor
 from ckpt_probe.moments.unit_moments import UnitMoments
 
 

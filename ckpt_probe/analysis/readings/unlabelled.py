@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from ckpt_probe.analysis.entries import COUNTS, ENTRIES, REFERENCES, WEIGHTS_ALONE
-from ckpt_probe.analysis.records import NEEDS_FEATURES, Record, in_order, settled
+from ckpt_probe.analysis.readings.records import NEEDS_FEATURES, Record, in_order, settled
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments

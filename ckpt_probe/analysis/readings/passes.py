@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis.nearest import NearestMeans, Predictions, predicted
+from ckpt_probe.analysis.readings.nearest import NearestMeans, Predictions, predicted
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Pass
 from ckpt_probe.errors import DataError

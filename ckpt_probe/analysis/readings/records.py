@@ -20,8 +20,8 @@ from ckpt_probe.analysis.entries import (
     REFERENCES,
     WEIGHTS_ALONE,
 )
-from ckpt_probe.analysis.nearest import NearestMeans, Predictions
-from ckpt_probe.analysis.passes import Blocks, SecondPass, first_pass, second_pass, without_scores
+from ckpt_probe.analysis.readings.nearest import NearestMeans, Predictions
+from ckpt_probe.analysis.readings.passes import Blocks, SecondPass, first_pass, second_pass, without_scores
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.arrays import as_labels
