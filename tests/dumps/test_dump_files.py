@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -304,9 +305,9 @@ except DataError as error:
 
 
 @pytest.mark.parametrize("limit", [1_000, 20_000, 140_000, 200_000, 280_000])
-def test_a_disk_that_is_full_is_one_line_and_no_crash(tmp_path: Path, limit: int) -> None:
+def test_a_disk_that_is_full_is_one_line_and_no_crash(tmp_path: Path, limit: int, commands: Any) -> None:
     path = tmp_path / "dump.h5"
-    words = [sys.executable, "-c", FULL, str(path), str(limit)]
+    words = commands.python(FULL, path, limit)
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (1, f"told: {path}: cannot be written: File too large\n")
     assert list(tmp_path.iterdir()) == []

@@ -3,13 +3,19 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import ckpt_probe
+
+MODULE = Path(ckpt_probe.__file__).parent / "extraction" / "allocation.py"
 FAULTS = """
 import ctypes
 import resource
-from ckpt_probe.extraction.allocation import keep_freed_memory
+import runpy
+# By its file: the package would bring torch, and what that frees.
+keep_freed_memory = runpy.run_path(MODULE)["keep_freed_memory"]
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
@@ -35,7 +41,7 @@ print(passes())
 
 
 def faults(said: str, **environment: str) -> str:
-    code = FAULTS.replace("KEEP", said)
+    code = FAULTS.replace("KEEP", said).replace("MODULE", repr(str(MODULE)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

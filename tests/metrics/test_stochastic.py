@@ -333,7 +333,7 @@ def test_error_bars_are_honest_where_the_first_steps_say_little(monkeypatch: pyt
     monkeypatch.setattr(stochastic, "STEPS", (2, *(steps for steps in stochastic.STEPS if steps > 10)))
     # All but a few of the first probes stop there.
     monkeypatch.setattr(stochastic._Pilot, "agreed", lambda *_: True)
-    found = [estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(2e-2, seed=seed)) for seed in range(8)]
+    found = [estimate_entropies(product, 100, known=exact + 1, sampling=Sampling(4e-2, seed=seed)) for seed in range(8)]
     errors = np.array([one.entropies[1.0] - exact for one in found])
     bars = np.array([one.stderrs[1.0] for one in found])
     # Of 8 with a chance of 0.95, fewer than 5 are within two error bars once in a few thousand times.

@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,11 +124,11 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_a_disk_that_is_full_midway_leaves_no_half_file(ends: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_disk_that_is_full_midway_leaves_no_half_file(ends: tuple[Path, Path], tmp_path: Path, commands: Any) -> None:
     out = tmp_path / "out"
     words = ["interpolate", *map(str, ends), "-o", str(out), "--device", "cpu", "--split", "test", "--points", "3"]
     words += ["--align", "permutation", "--keep-dumps"]
-    done = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(commands.python(LIMITED, *words), capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (1, f"error: {out / 'aligned.safetensors'}: {FULL}\n")
     assert [found.name for found in out.rglob("*")] == ["plan.json"]
     assert run(words) == 0

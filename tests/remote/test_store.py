@@ -103,7 +103,9 @@ def test_a_file_in_use_outlives_its_place_in_the_cache(web: Any, file: Path, cac
         assert torch.equal(checkpoint.read("w"), torch.arange(20_000.0))
 
 
-def test_processes_that_fetch_the_same_file_at_once_all_have_it(web: Any, file: Path, cache: Path) -> None:
+def test_processes_that_fetch_the_same_file_at_once_all_have_it(
+    web: Any, file: Path, cache: Path, commands: Any
+) -> None:
     program = textwrap.dedent("""
         import sys
         from ckpt_probe.checkpoints import open_checkpoint
@@ -112,8 +114,7 @@ def test_processes_that_fetch_the_same_file_at_once_all_have_it(web: Any, file: 
                 print(float(checkpoint.read("w").sum()))
     """)
     started = [
-        subprocess.Popen([sys.executable, "-c", program, web.at("a.pt")], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen(commands.python(program, web.at("a.pt")), stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     told = [process.communicate(timeout=120)[0].split() for process in started]
     assert told == [[str(float(torch.arange(20_000.0).sum()))] * 5] * 2
