@@ -1,5 +1,7 @@
 """Opening a dump: ours, or an HDF5 file of another program with arrays of the documented names."""
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 SUFFIXES = frozenset({".h5", ".hdf5"})
+
+SETTLED_NS = 2 * 10**9
+"""Since a file was last written; sooner, another write may leave it with the same time."""
+
+_sound: set[tuple[int, ...]] = set()
+"""Device, number, size and time of the files that were checked: a report opens each of a series several times."""
 
 
 class Dump:
@@ -247,9 +255,12 @@ def _member(path: Path) -> Member:
 
 def _signature(path: Path) -> tuple[int, ...] | None:
     try:
-        found = path.stat()
+        return _signed(path.stat())
     except OSError:
         return None
+
+
+def _signed(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
@@ -259,6 +270,20 @@ def _require_same(path: Path, before: tuple[int, ...] | None, error: Exception |
 
 
 def _require_sound(path: Path, file: h5py.File) -> None:
+    """Raise DataError where a dump is not what was written, or not to be opened; once for a file that stays the same.
+
+    Every number of it is under HDF5's own checksums whenever it is read.
+    """
+    # That of the open file: another may have taken its name meanwhile.
+    found = _signed(os.fstat(file.id.get_vfd_handle()))
+    if found in _sound:
+        return
+    _check_whole(path, file)
+    if time.time_ns() - found[-1] > SETTLED_NS:
+        _sound.add(found)
+
+
+def _check_whole(path: Path, file: h5py.File) -> None:
     require_own(path, file)
     if schema.text(file.attrs.get("format")) != schema.FORMAT:
         return

@@ -14,7 +14,7 @@ import torch
 import xarray
 
 from ckpt_probe.analysis import analyze_series
-from ckpt_probe.dumps import DumpWriter, Provenance, open_dump, open_dump_series, read_provenance
+from ckpt_probe.dumps import DumpWriter, Provenance, open_dump, open_dump_series, read_provenance, reading
 from ckpt_probe.errors import DataError, UsageError
 
 
@@ -386,3 +386,37 @@ def test_features_beyond_their_precision_leave_no_file(tmp_path: Path, dtype: st
     assert f"as large as {size:.6g}" in str(error.value)
     assert list(tmp_path.iterdir()) == []
     fill(features[:1])
+
+
+def test_a_file_that_stays_the_same_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    check = reading._check_whole
+    monkeypatch.setattr(reading, "_check_whole", lambda path, file: checked.append(path.name) or check(path, file))
+    path = write(tmp_path / "step-000007.h5", provenance())
+    for _ in range(2):
+        open_dump_series(tmp_path)
+    assert len(checked) == 2, "a file that was just written may be written again within the same tick of the clock"
+    os.utime(path, ns=(0, 10**18))
+    for _ in range(3):
+        open_dump_series(tmp_path)
+        read_provenance(path)
+    assert len(checked) == 3
+    with h5py.File(path, "a") as file:
+        file["test/labels"].attrs["note"] = "not what was written"
+    os.utime(path, ns=(0, 10**18 + 1))
+    with pytest.raises(DataError, match="damaged: names or attributes differ"):
+        open_dump_series(tmp_path)
+
+
+def test_another_file_of_the_same_name_is_checked(tmp_path: Path) -> None:
+    path = write(tmp_path / "step-000007.h5", provenance())
+    other = write(tmp_path / "elsewhere.h5", provenance())
+    with h5py.File(other, "a") as file:
+        file["test/labels"].attrs["note"] = "not what was written"
+    for each in (path, other):
+        os.utime(each, ns=(0, 10**18))
+    with open_dump(path) as dump:
+        assert dump.step == 7
+    other.replace(path)
+    with pytest.raises(DataError, match="damaged"), open_dump(path):
+        pass
