@@ -1,0 +1,41 @@
+"""Predictions and losses in place of logits, on the device where the rows are."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ckpt_probe.extraction.scoring import score_logits, score_rows
+from ckpt_probe.metrics.arrays import as_tensor
+
+ROWS, WEIGHTS, BIAS = torch.randn(70, 5), torch.randn(40, 5), torch.randn(40)
+LABELS = torch.arange(70) % 40
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "cuda:0"])
+def test_rows_are_scored_where_they_are(pretended: Callable[[str], Any], device: str) -> None:
+    """A pretended device, whose tensors meet no other; losses are of single precision, as every device has it."""
+    logits = F.linear(ROWS, WEIGHTS, BIAS)
+    with pretended(device):
+        rows, labels, weights, bias, scores = (x.to(device) for x in (ROWS, LABELS, WEIGHTS, BIAS, logits))
+        found = [score_rows(rows, labels, (weights, bias)), score_logits(scores, labels)]
+        assert all(as_tensor(one.loss).device == as_tensor(one.prediction).device == rows.device for one in found)
+        found = [(as_tensor(one.prediction).cpu(), as_tensor(one.loss).cpu()) for one in found]
+    for prediction, loss in found:
+        assert torch.equal(prediction, logits.argmax(dim=1))
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, F.cross_entropy(logits, LABELS, reduction="none"), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_without_a_label_has_a_prediction_and_no_loss() -> None:
+    labels = LABELS.masked_fill(LABELS % 3 == 0, -1)
+    for scored in (score_rows(ROWS, labels, (WEIGHTS, None)), score_logits(F.linear(ROWS, WEIGHTS), labels)):
+        assert torch.equal(scored.predicted, F.linear(ROWS, WEIGHTS).argmax(dim=1))
+        assert torch.equal(as_tensor(scored.loss).isnan(), labels == -1)
+
+
+def test_no_row_is_no_score() -> None:
+    scored = score_rows(ROWS[:0], LABELS[:0], (WEIGHTS, BIAS))
+    assert (len(scored.prediction), len(scored.loss)) == (0, 0)
