@@ -43,7 +43,7 @@ class Scored:
 
         Logits are at hand for some rows and some classes at a time, so that each of them is used while in the cache.
         """
-        at_once, classes = max(1, LOGITS_AT_ONCE // FEW_CLASSES), classes_at_once(rows.device)
+        at_once, classes = _rows_at_once(FEW_CLASSES), classes_at_once(rows.device)
         starts = range(0, len(weights), classes)
         heads = [(weights[s : s + classes], None if bias is None else bias[s : s + classes]) for s in starts]
         parts = zip(rows.split(at_once), labels.split(at_once), strict=True)
@@ -64,9 +64,9 @@ class Scored:
             if not start:
                 highest = logits.new_full((len(labels),), torch.finfo(logits.dtype).min)
                 total, own = torch.zeros_like(highest), torch.zeros_like(highest)
-            place = (labels - start).clamp(0, logits.shape[1] - 1)
+            inside = (labels - start).clamp(0, logits.shape[1] - 1)
             mine = (labels >= start) & (labels < start + logits.shape[1])
-            own = torch.where(mine, logits.gather(1, place[:, None])[:, 0], own)
+            own = torch.where(mine, logits.gather(1, inside[:, None])[:, 0], own)
             best, place = logits.max(dim=1)
             prediction = torch.where(best > highest, place + start, prediction)
             before, highest = highest, torch.maximum(highest, best)
@@ -139,7 +139,7 @@ class Quality:
         numbers, classes = as_labels(labels).cpu().to(torch.int64), len(head.weights)
         if classes > FEW_CLASSES:
             return self.update_scored(head.scored(features, numbers), numbers)
-        rows, at_once = as_tensor(features, "features"), max(1, LOGITS_AT_ONCE // classes)
+        rows, at_once = as_tensor(features, "features"), _rows_at_once(classes)
         parts = zip(rows.split(at_once), numbers.split(at_once), strict=True)
         found = [self.update(head.logits(part), of_part) for part, of_part in parts if len(part)]
         return torch.cat([part for part in found if part is not None]) if found else numbers
@@ -179,6 +179,10 @@ class Quality:
 def classes_at_once(device: torch.device) -> int:
     """Classes of which a block of logits on a device has those of its rows."""
     return FEW_CLASSES if device.type == "cpu" else CLASSES_OF_DEVICE
+
+
+def _rows_at_once(classes: int) -> int:
+    return max(1, LOGITS_AT_ONCE // classes)
 
 
 def double(values: Array, name: str = "logits") -> Tensor:
