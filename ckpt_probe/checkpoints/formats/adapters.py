@@ -1,25 +1,26 @@
 """PEFT adapters: low-rank changes of some weights, merged onto the checkpoint that they were trained on.
 
-W' = W + s·B·A with s = α/r, or α/√r where the configuration says so (Hu et al. 2021; Kalajdzievski 2023); with a
-magnitude m (Liu et al. 2024) W' = m · (W + s·B·A) / ‖W + s·B·A‖, norms over the inputs of each output. As peft's own
-`merge_and_unload` does; tested against it.
+The weights are those of peft's `merge_and_unload`, or the adapter is refused. peft itself is not called: it needs the
+whole model in memory and code that builds it, where here any file is read one tensor at a time.
 """
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints.contents import Asked, Contents
-from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG as CONFIG
+from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG, CONFIG, config_beside
+from ckpt_probe.checkpoints.formats.adapter_changes import Change, merge, read_changes
+from ckpt_probe.checkpoints.formats.adapter_settings import NOT_MERGED, read_settings
 from ckpt_probe.checkpoints.formats.earlier_names import names_today
 from ckpt_probe.checkpoints.formats.pickled import open_pickled
 from ckpt_probe.checkpoints.formats.safe import open_file
 from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP
 from ckpt_probe.checkpoints.tensors import filler
+from ckpt_probe.checkpoints.writing import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object, require_regular
 from ckpt_probe.remote import read_at
@@ -27,69 +28,60 @@ from ckpt_probe.remote import read_at
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREFIX = "base_model.model."
-ROLES = {
-    "lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b",
-    "lora_B.bias": "bias", "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
-}  # fmt: skip
-"""Ends of an adapter's names, and the role of the tensor."""
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
-ELSEWHERE = "merged here; merge it with peft's merge_and_unload() and save the result"
-OF_ANOTHER_KIND = re.compile(r"\.(lora_|ia3_|vera_|hada_|lokr_|oft_|boft_|randlora_|token_adapter\.|trainable_tokens)")
-
-
-@dataclass(frozen=True)
-class Change:
-    """What an adapter does to one module: names of its tensors by their role, rank r, scale s.
-
-    transposed: the weight has its inputs along the first axis, as embeddings and GPT-2's layers have.
-    """
-
-    parts: Mapping[str, str]
-    rank: int
-    scale: float
-    transposed: bool
+MOST_TIED = 4
+"""Weights of one shape that are compared, as embeddings and heads are; of the layers of a network there are more."""
 
 
 @contextmanager
 def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
     """Open an adapter's weights merged onto `asked.base`, which is any checkpoint.
 
-    The base that the configuration names is told, never opened by itself. Raises UsageError where no base is given;
-    DataError where the adapter is of a kind that is not merged, or does not fit the base.
+    The base that the configuration names is only mentioned, never opened by itself.
+
+    Raises:
+        UsageError: If there is no base.
+        DataError: If the adapter has a setting or a tensor that is not merged, or does not fit the base.
     """
-    config = read_object(path.parent / CONFIG, "an adapter's configuration")
+    settings = read_settings(path.parent / ADAPTER_CONFIG)
     if asked.base is None:
-        named = config.get("base_model_name_or_path") or "not named in its configuration"
+        named = settings.get("base_model_name_or_path") or "not named in its configuration"
         raise UsageError(
             f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with --base PATH"
         )
-    if config.get("peft_type") != "LORA":
-        raise DataError(f"{path}: an adapter of kind {config.get('peft_type')!r}, only LORA is {ELSEWHERE}")
     base = asked.base
     with _opened(path) as adapter:
-        changes, replaced = _roles(path, config, adapter)
-        changed = {f"{module}.{kind}": module for module, change in changes.items() for kind in _kinds(change)}
-        own = _called(path, base, list(changed))
-        for name, module in changed.items():
-            _require_fit(path, base, name, own[name], adapter, changes[module])
-        layout = {name: base.layout[its] for name, its in own.items()}
-        layout |= {name: adapter.layout[its] for name, its in replaced.items()}
+        changes, replaced = read_changes(path, settings, adapter)
+        changed = {f"{module}.{kind}": module for module, change in changes.items() for kind in change.kinds}
+        names = _names(path, base, list(changed))
+        names |= _no_longer_tied(base, names, set(replaced) - set(changed))
+        layout = _layout(base, names, adapter, replaced)
+
+        def unchanged(name: str) -> "Tensor":
+            import torch
+
+            if name not in replaced:
+                return base.read(names[name])
+            # As into the parameter of a model, which keeps its type.
+            dtype = layout[name][0]
+            return adapter.read(replaced[name]).to(getattr(torch, TORCH_NAMES.get(dtype, dtype)))
 
         def read(name: str) -> "Tensor":
-            if name in replaced:
-                return adapter.read(replaced[name])
-            tensor = base.read(own[name])
-            return _merged(name, tensor, adapter, changes[changed[name]]) if name in changed else tensor
+            tensor = unchanged(name)
+            return merge(name, tensor, adapter, changes[changed[name]]) if name in changed else tensor
 
+        for name, module in changed.items():
+            _require_fit(path, base, name, layout[name], adapter, changes[module])
+        _require_untied(path, layout, names, changed, unchanged)
+        changes = _oriented(path, settings, layout, adapter, changes)
         yield Contents(
             path=path,
             format=f"PEFT adapter merged onto {base.format}",
-            files=(path.parent / CONFIG, *adapter.files, *base.files),
+            files=(path.parent / ADAPTER_CONFIG, *adapter.files, *base.files),
             layout=layout,
             read=read,
             fill=filler(read),
-            beside={"adapter": _told(config, changes, replaced, base)},
+            beside={"adapter": _summary(settings, changes, replaced, base)},
             state_key=base.state_key,
             others=base.others,
             dropped=base.dropped,
@@ -102,55 +94,8 @@ def _opened(path: Path) -> AbstractContextManager[Contents]:
     return open_pickled(path, Asked()) if head.startswith((ZIP, STREAM)) else open_file(path, Asked())
 
 
-def _roles(path: Path, config: Mapping[str, Any], adapter: Contents) -> tuple[dict[str, Change], dict[str, str]]:
-    """What happens to each module by its name, and the names of tensors that take the place of the base's own."""
-    parts: dict[str, dict[str, str]] = {}
-    replaced: dict[str, str] = {}
-    for name in adapter.layout:
-        bare = name.removeprefix(PREFIX)
-        end = next((end for end in ROLES if bare.endswith(f".{end}")), None)
-        if end is not None:
-            parts.setdefault(bare.removesuffix(f".{end}"), {})[ROLES[end]] = name
-        elif OF_ANOTHER_KIND.search(f".{bare}"):
-            raise DataError(f"{path}: tensor {name!r} is of a kind that is not {ELSEWHERE}")
-        else:
-            replaced[bare.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = name
-    return {module: _change(path, config, adapter, module, found) for module, found in parts.items()}, replaced
-
-
-def _change(path: Path, config: Mapping[str, Any], adapter: Contents, module: str, parts: Mapping[str, str]) -> Change:
-    if not {"a", "b"} <= set(parts) or not all(adapter.layout[name][1] for name in parts.values()):
-        raise DataError(f"{path}: one of the two matrices for {module!r} is missing")
-    rank = adapter.layout[parts["a"]][1][0]
-    embedding = "lora_embedding" in parts["a"]
-    if "magnitude" in parts and (embedding or len(adapter.layout[parts["a"]][1]) != 2):
-        raise DataError(
-            f"{path}: {module!r} has a magnitude (DoRA), which for other than linear layers is not {ELSEWHERE}"
-        )
-    scale = _alpha(path, config, module) / (math.sqrt(rank or 1) if config.get("use_rslora") else rank or 1)
-    return Change(parts, rank, scale, embedding or bool(config.get("fan_in_fan_out")))
-
-
-def _kinds(change: Change) -> tuple[str, ...]:
-    return ("weight", "bias") if "bias" in change.parts else ("weight",)
-
-
-def _alpha(path: Path, config: Mapping[str, Any], module: str) -> float:
-    """α of a module: the configuration's own, or that of a pattern that its name ends in."""
-    alpha = config.get("lora_alpha")
-    patterns = config.get("alpha_pattern") or {}
-    try:
-        found = (value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
-        alpha = next(found, alpha)
-    except (re.error, AttributeError, TypeError) as error:
-        raise DataError(f"{path.parent / CONFIG}: alpha_pattern cannot be read ({error})") from error
-    if not isinstance(alpha, int | float):
-        raise DataError(f"{path.parent / CONFIG}: lora_alpha is {alpha!r}, expected a number")
-    return float(alpha)
-
-
-def _called(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
-    """The base's names by what the adapter calls them: equal, or one of the two has a first part that the other lacks.
+def _names(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
+    """Return the base's names by those of the adapter's model: equal, or one has a first part that the other lacks.
 
     A model with a head calls its backbone "bert.…", which saved by itself has no such name, and the reverse. Where a
     configuration lies beside the base, the adapter may also have the names of today where the base has earlier ones.
@@ -172,48 +117,111 @@ def _called(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
     raise DataError(f"{path}: does not fit its base {base.path}, which has no {listed(missing)}")
 
 
-def _require_fit(path: Path, base: Contents, name: str, own: str, adapter: Contents, change: Change) -> None:
-    dtype, shape = base.layout[own]
+def _no_longer_tied(base: Contents, names: Mapping[str, str], replaced: set[str]) -> dict[str, str]:
+    """Return other names of the base's embeddings that an adapter replaces, as transformers ties them.
+
+    peft replaces the module of one name; the others keep the base's weights, which one name in its file stands for.
+    """
+    directory = config_beside(base.path)
+    files = {names[name] for name in replaced if name in names and len(base.layout[names[name]][1]) == 2}
+    if directory is None or not files:
+        return {}
+    rows = read_object(directory / CONFIG, "a model's configuration").get("vocab_size")
+    files = {file for file in files if base.layout[file][1][0] == rows}
+    return {name: file for name, file in names_today(base).items() if file in files} if files else {}
+
+
+def _layout(base: Contents, names: Mapping[str, str], adapter: Contents, replaced: Mapping[str, str]) -> Layout:
+    layout = {name: base.layout[file] for name, file in names.items()}
+    for name, file in replaced.items():
+        dtype, shape = adapter.layout[file]
+        layout[name] = (layout[name][0] if name in layout else dtype, shape)
+    return layout
+
+
+def _require_fit(
+    path: Path, base: Contents, name: str, entry: tuple[str, tuple[int, ...]], adapter: Contents, change: Change
+) -> None:
+    dtype, shape = entry
     if dtype not in FLOATING:
-        raise DataError(f"{base.path}: tensor {own!r} is {dtype}: an adapter cannot be merged onto quantised weights")
-    a, b = (adapter.layout[change.parts[role]][1] for role in "ab")
-    if name.endswith(".bias"):
-        wanted = adapter.layout[change.parts["bias"]][1]
-    elif len(a) == 2:
-        wanted = (b[0], a[1]) if not change.transposed else (a[1], b[0])
-    else:
-        wanted = (b[0], *a[1:])
-    if wanted != shape or len(a) != len(b) or len(b) < 2 or b[1] != change.rank:
-        raise DataError(f"{path}: changes {name!r} by {wanted}, which in its base {base.path} has shape {shape}")
+        raise DataError(f"{base.path}: tensor {name!r} is {dtype}: an adapter cannot be merged onto quantised weights")
+    sides = {role: adapter.layout[part][1] for role, part in change.parts.items()}
+    a, b = sides["a"], sides["b"]
+    fit = len(a) == len(b) >= 2 and b[1] == change.rank > 0 and set(b[2:]) <= {1}
+    wanted = [sides["bias"]] if name.endswith(".bias") else [(*b[:1], *a[1:])]
+    if len(a) == 2 and not name.endswith(".bias"):
+        wanted = [(a[1], b[0])] if change.embedding else [*wanted, (a[1], b[0])]
+    if not fit or shape not in wanted or math.prod(sides.get("magnitude", b[:1])) != b[0]:
+        raise DataError(f"{path}: changes {name!r} by {wanted[0]}, which in its base {base.path} has shape {shape}")
 
 
-def _merged(name: str, tensor: "Tensor", adapter: Contents, change: Change) -> "Tensor":
+def _require_untied(
+    path: Path, layout: Layout, names: Mapping[str, str], changed: Mapping[str, str], read: "Callable[[str], Tensor]"
+) -> None:
+    """Raise DataError where an adapter changes a weight that the base has under another name too.
+
+    peft adds the changes of all names to the one tensor that its model has.
+    """
     import torch
 
-    parts = {role: adapter.read(own) for role, own in change.parts.items()}
-    # As peft does: half precision is multiplied in single, and its product rounded before the sum.
-    kind = parts["b"].dtype
-    exact = torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
-    if name.endswith(".bias"):
-        return (tensor + parts["bias"] * change.scale).to(tensor.dtype)
-    a, b = parts["a"].to(exact), parts["b"].to(exact)
-    product = (b.reshape(b.shape[0], -1) @ a.reshape(a.shape[0], -1)).reshape(b.shape[0], *a.shape[1:])
-    delta = ((product.T if change.transposed else product) * change.scale).to(kind)
-    summed = tensor + delta
-    if "magnitude" in parts:
-        norms = torch.linalg.vector_norm(summed, dim=0 if change.transposed else 1, keepdim=True)
-        summed = summed * (parts["magnitude"].reshape(norms.shape) / norms)
-    return summed.to(tensor.dtype)
+    alike: dict[object, list[str]] = {}
+    for name, entry in layout.items():
+        alike.setdefault(entry, []).append(name)
+    for name in changed:
+        others = [other for other in alike[layout[name]] if _module(other) != _module(name)]
+        tied = next((other for other in others if names.get(other) == names[name]), None)
+        if tied is None and len(layout[name][1]) == 2 and len(others) < MOST_TIED:
+            tied = next((other for other in others if torch.equal(read(other), read(name))), None)
+        if tied is not None:
+            raise DataError(f"{path}: changes {name!r}, in its base the same tensor as {tied!r}, which {NOT_MERGED}")
 
 
-def _told(
-    config: Mapping[str, Any], changes: Mapping[str, Change], replaced: Mapping[str, str], base: Contents
+def _module(name: str) -> str:
+    return name.rpartition(".")[0].rpartition(".")[2]
+
+
+def _oriented(
+    path: Path, settings: Mapping[str, Any], layout: Layout, adapter: Contents, changes: Mapping[str, Change]
+) -> dict[str, Change]:
+    """Return changes with the axis of the inputs: as shapes show it; of square weights, as the configuration does.
+
+    Raises:
+        DataError: If the model has linear layers of both kinds and a square one is changed. peft saves fan_in_fan_out
+            of the last layer only, and tells the kinds apart by the classes of the modules.
+    """
+    oriented: dict[str, Change] = {}
+    kinds = {bool(settings.get("fan_in_fan_out"))}
+    for name, (_, shape) in layout.items():
+        biases = layout.get(f"{name.removesuffix('weight')}bias", ("", ()))[1]
+        if len(shape) == 2 and shape[0] != shape[1] and biases in {shape[:1], shape[1:]}:
+            kinds.add(biases == shape[1:])
+    for module, change in changes.items():
+        shape = layout[f"{module}.weight"][1]
+        a, b = (adapter.layout[change.parts[role]][1] for role in "ab")
+        transposed = change.embedding or (len(a) == 2 and shape != (b[0], a[1]))
+        oriented[module] = replace(change, transposed=transposed)
+        if len(a) == 2 and not change.embedding and len(set(shape)) == 2:
+            kinds.add(transposed)
+    for module, change in changes.items():
+        shape = layout[f"{module}.weight"][1]
+        if len(shape) == 2 and len(set(shape)) == 1 and not change.embedding:
+            if len(kinds) > 1:
+                raise DataError(
+                    f"{path}: changes the square weight {module!r} of a model that has both kinds of linear layers, "
+                    f"transposed (Conv1D) and not, which {NOT_MERGED}"
+                )
+            oriented[module] = replace(change, transposed=kinds == {True})
+    return oriented
+
+
+def _summary(
+    settings: Mapping[str, Any], changes: Mapping[str, Change], replaced: Mapping[str, str], base: Contents
 ) -> dict[str, Any]:
     ranks = sorted({change.rank for change in changes.values()})
     return {
         "kind": "LoRA",
         "rank": ranks[0] if len(ranks) == 1 else ranks,
-        "alpha": config.get("lora_alpha"),
+        "alpha": settings["lora_alpha"],
         "changed": len(changes),
         "replaced": sorted(replaced),
         "base": str(base.path),
