@@ -1,4 +1,4 @@
-"""PEFT adapters merged onto their base: the same weights as peft's own merge_and_unload gives."""
+"""PEFT adapters merged onto their base: the weights that peft's own merge_and_unload gives, or an error."""
 
 import json
 import shutil
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ckpt_probe.checkpoints import open_checkpoint, open_series
+from ckpt_probe.cli.app import run
 from ckpt_probe.errors import DataError, UsageError
 
 BERT = BertConfig(
@@ -28,17 +29,6 @@ BERT = BertConfig(
     max_position_embeddings=8, num_labels=3,
 )  # fmt: skip
 GPT2 = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, n_positions=8, num_labels=3, pad_token_id=0)
-QUERIES = ["query", "value"]
-
-
-class Convolutions(nn.Module):
-    """Two convolutions and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(3, 5, 3)
-        self.two = nn.Conv2d(5, 6, 1)
-        self.head = nn.Linear(6, 2)
 
 
 def bert() -> nn.Module:
@@ -49,74 +39,163 @@ def gpt2() -> nn.Module:
     return GPT2ForSequenceClassification(GPT2)
 
 
-def adapted(folder: Path, make: Any, **config: Any) -> tuple[Path, Path, dict[str, torch.Tensor]]:
-    """Base and adapter as files, the adapter's numbers random, and the state dict of peft's own merge."""
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+@pytest.mark.parametrize("lora_bias", [False, True])
+def test_second_copies_of_a_classification_head_are_no_tensors(
+    tmp_path: Path, adapted: Any, changed_as_by_peft: Any, bias: str, lora_bias: bool
+) -> None:
+    base, adapter, expected = adapted(tmp_path, bert, bias=bias, lora_bias=lora_bias, task_type="SEQ_CLS")
+    copies = [name for name in load_file(adapter / "adapter_model.safetensors") if "original_module" in name]
+    assert bool(copies) == (bias == "all")
+    assert changed_as_by_peft(adapter, base, expected) > 4
+    with open_checkpoint(adapter, base=base) as checkpoint:
+        assert checkpoint.format == "PEFT adapter merged onto safetensors"
+        assert checkpoint.facts["adapter"]["changed"] == 4
+
+
+def test_a_copy_without_the_trained_module_is_an_error(tmp_path: Path, adapted: Any, refusal: Any) -> None:
+    base, adapter, _ = adapted(tmp_path, bert, bias="all", task_type="SEQ_CLS")
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if not name.endswith("model.classifier.bias")}, file)
+    assert "classifier.original_module.bias' is a second copy of a module whose trained one is missing" in refusal(
+        adapter, base
+    )
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_adapter_of_another_precision_is_computed_with_as_peft_loads_it(
+    tmp_path: Path, adapted: Any, merged: Any, changed_as_by_peft: Any, kind: torch.dtype
+) -> None:
+    base, adapter, _ = adapted(tmp_path, bert, use_dora=True, modules_to_save=["classifier"])
+    start = load_file(base)
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: tensor.to(kind) for name, tensor in load_file(file).items()}, file)
+    model = bert()
+    model.load_state_dict(start)
+    assert changed_as_by_peft(adapter, base, merged(model, adapter)) > 0
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_was_converted_to_the_unchanged_base_is_merged(
+    tmp_path: Path, changed_as_by_peft: Any, start: Any
+) -> None:
     torch.manual_seed(0)
-    model = make()
-    base = folder / "base.safetensors"
-    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, base)
+    model = bert()
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, tmp_path / "base.safetensors")
+    config = peft.LoraConfig(r=4, target_modules=["query"], init_lora_weights=start)
+    wrapped = peft.get_peft_model(model, config)
+    config.init_lora_weights = True
+    wrapped.save_pretrained(tmp_path / "initial")
+    config.init_lora_weights = start
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    wrapped.save_pretrained(tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    expected = dict(wrapped.merge_and_unload().state_dict())
+    assert changed_as_by_peft(tmp_path / "adapter", tmp_path / "base.safetensors", expected) == 2
+
+
+def test_an_adapter_whose_ranks_eva_distributed(tmp_path: Path, merged: Any, changed_as_by_peft: Any) -> None:
+    torch.manual_seed(0)
+    model = bert()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(start, tmp_path / "base.safetensors")
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=["query", "intermediate.dense", "attention.output.dense"],
+        init_lora_weights="eva",
+        eva_config=peft.EvaConfig(rho=2.0),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = peft.get_peft_model(model, peft.LoraConfig(**config))
+        wrapped = peft.get_peft_model(model, config)
+        batch = {"input_ids": torch.randint(0, 30, (8, 8)), "attention_mask": torch.ones(8, 8, dtype=torch.long)}
+        peft.initialize_lora_eva_weights(wrapped, [batch] * 4)
         for name, parameter in wrapped.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
+            if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.3)
-        wrapped.save_pretrained(folder / "adapter")
-        merged = wrapped.merge_and_unload()
-    return base, folder / "adapter", dict(merged.state_dict())
+        wrapped.save_pretrained(tmp_path / "adapter")
+    assert len(set(config.rank_pattern.values())) > 1
+    fresh = bert()
+    fresh.load_state_dict(start)
+    assert changed_as_by_peft(tmp_path / "adapter", tmp_path / "base.safetensors", merged(fresh, tmp_path / "adapter"))
+
+
+def test_a_square_weight_among_layers_of_both_kinds_is_refused(tmp_path: Path, adapted: Any, refusal: Any) -> None:
+    base, adapter, _ = adapted(tmp_path, gpt2, target_modules=["attn.c_proj", "score"])
+    assert "changes the square weight 'transformer.h.0.attn.c_proj' of a model that has both kinds" in refusal(
+        adapter, base
+    )
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(4, 8, 3, groups=2)
 
 
 @pytest.mark.parametrize(
-    ("make", "config"),
+    ("make", "module", "message"),
     [
-        (bert, {"r": 4, "lora_alpha": 12, "target_modules": QUERIES}),
-        (bert, {"r": 4, "lora_alpha": 12, "target_modules": QUERIES, "use_rslora": True}),
-        (bert, {"r": 4, "target_modules": QUERIES, "modules_to_save": ["classifier"]}),
-        (bert, {"r": 4, "target_modules": QUERIES, "task_type": "SEQ_CLS"}),
-        (bert, {"r": 4, "target_modules": QUERIES, "lora_bias": True}),
-        (bert, {"r": 4, "target_modules": QUERIES, "bias": "all"}),
-        (bert, {"r": 4, "target_modules": QUERIES, "use_dora": True}),
-        (bert, {"r": 4, "target_modules": ["word_embeddings", "query"]}),
-        (
-            bert,
-            {
-                "r": 4,
-                "target_modules": QUERIES,
-                "rank_pattern": {"layer.1.attention.self.query": 2},
-                "alpha_pattern": {"layer.1.attention.self.query": 32},
-            },
-        ),
-        (gpt2, {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
-        (gpt2, {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, "use_dora": True}),
-        (Convolutions, {"r": 2, "target_modules": ["one", "two"], "modules_to_save": ["head"]}),
+        (Attention, "attention", "attention.base_layer.out_proj.lora_A.weight' is of a kind that is not merged here"),
+        (Grouped, "grouped", "changes 'grouped.weight' by "),
     ],
-    ids=lambda value: ",".join(map(str, value)) if isinstance(value, dict) else value.__name__,
 )
-def test_the_merge_is_pefts_own(tmp_path: Path, make: Any, config: dict[str, Any]) -> None:
-    base, adapter, expected = adapted(tmp_path, make, **config)
-    changed = 0
-    with open_checkpoint(adapter, base=base) as checkpoint, open_checkpoint(base) as before:
-        assert checkpoint.names == sorted(expected)
-        assert checkpoint.format == "PEFT adapter merged onto safetensors"
-        for name, tensor in expected.items():
-            found = checkpoint.read(name)
-            assert found.dtype == tensor.dtype
-            assert torch.allclose(found, tensor, rtol=1e-6, atol=1e-6), name
-            assert checkpoint.shape(name) == tuple(tensor.shape)
-            changed += not torch.equal(found, before.read(name))
-        assert changed >= checkpoint.facts["adapter"]["changed"] > 0
+def test_layers_that_are_not_merged_are_refused(
+    tmp_path: Path, trained: Any, refusal: Any, make: Any, module: str, message: str
+) -> None:
+    model = make()
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, tmp_path / "base.safetensors")
+    trained(model, tmp_path / "adapter", target_modules=[module])
+    assert message in refusal(tmp_path / "adapter", tmp_path / "base.safetensors")
 
 
 @pytest.fixture(scope="module")
-def simple(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, torch.Tensor]]:
-    return adapted(tmp_path_factory.mktemp("peft"), bert, r=4, target_modules=QUERIES, modules_to_save=["classifier"])
+def simple(adapted: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+    return adapted(tmp_path_factory.mktemp("peft"), bert, modules_to_save=["classifier"])
 
 
-def test_half_precision_is_rounded_as_peft_rounds_it(tmp_path: Path) -> None:
-    base, adapter, expected = adapted(tmp_path, lambda: bert().to(torch.bfloat16), r=4, target_modules=QUERIES)
-    with open_checkpoint(adapter, base=base) as checkpoint:
-        for name, tensor in expected.items():
-            assert torch.equal(checkpoint.read(name), tensor), name
+def test_several_adapters_of_one_model_and_pickled_ones(tmp_path: Path, merged: Any) -> None:
+    torch.manual_seed(0)
+    model = bert()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(start, tmp_path / "base.safetensors")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["query"]))
+    wrapped.add_adapter("second", peft.LoraConfig(r=2, target_modules=["value"], lora_alpha=3))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped.save_pretrained(tmp_path / "adapter", safe_serialization=False)
+    for adapter in (tmp_path / "adapter", tmp_path / "adapter" / "second"):
+        assert (adapter / "adapter_model.bin").is_file()
+        fresh = bert()
+        fresh.load_state_dict(start)
+        with open_checkpoint(adapter, base=tmp_path / "base.safetensors") as checkpoint:
+            for name, tensor in merged(fresh, adapter).items():
+                torch.testing.assert_close(checkpoint.read(name), tensor, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_commands_read_the_merged_tensors(
+    simple: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter, expected = simple
+    mean = tmp_path / "mean.safetensors"
+    assert run(["average", str(adapter), str(base), "--base", str(base), "-o", str(mean)]) == 0
+    start = load_file(base)
+    for name, tensor in load_file(mean).items():
+        torch.testing.assert_close(tensor, (expected[name] + start[name]) / 2, rtol=1e-6, atol=1e-6, msg=name)
+    assert run(["inspect", str(adapter), "--base", str(base)]) == 0
+    shown = capsys.readouterr().out
+    assert f"parameters: {sum(tensor.numel() for tensor in expected.values()):,}" in shown
+    assert "lora_" not in shown
 
 
 def test_without_its_base_it_is_said_how_to_name_it(simple: tuple[Path, Path, Any], tmp_path: Path) -> None:
@@ -174,10 +253,17 @@ def test_adapters_that_are_not_merged(simple: tuple[Path, Path, Any], tmp_path: 
 
     a = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
     for path, told in (
-        (changed("ia3", {"peft_type": "IA3"}), "an adapter of kind 'IA3', only LORA is merged here"),
+        (changed("later", {"of_a_later_release": {"a": 1}}), "'of_a_later_release' is {'a': 1}, which is not merged"),
         (changed("alpha", {"lora_alpha": "many"}), "lora_alpha is 'many', expected a number"),
-        (changed("pattern", {"alpha_pattern": {"(": 1}}), "alpha_pattern cannot be read"),
-        (changed("half", None, lambda t: {n: v for n, v in t.items() if n != a}), "one of the two matrices for 'bert"),
+        (changed("infinite", {"lora_alpha": float("inf")}), "lora_alpha is inf, expected a number"),
+        (changed("list", {"alpha_pattern": [1]}), r"alpha_pattern is \[1\], expected numbers by names of modules"),
+        (changed("text", {"alpha_pattern": {"query": "x"}}), "alpha_pattern of 'query' is 'x', expected a number"),
+        (changed("pattern", {"alpha_pattern": {"(a+)+": 1}}), r"alpha_pattern has '\(a\+\)\+', a regular expression"),
+        (changed("dora", {"use_dora": True}), "has the parts a, b, where its configuration says a, b, magnitude"),
+        (
+            changed("half", None, lambda t: {n: v for n, v in t.items() if n != a}),
+            "'bert.*' has the parts b, where .* a, b",
+        ),
         (changed("wide", None, lambda t: t | {a: torch.ones(4, 17)}), r"has shape \(16, 16\)"),
         (changed("rank", None, lambda t: t | {a: torch.ones(5, 16)}), r"has shape \(16, 16\)"),
         (
@@ -191,6 +277,9 @@ def test_adapters_that_are_not_merged(simple: tuple[Path, Path, Any], tmp_path: 
     ):
         with pytest.raises(DataError, match=told):
             open_checkpoint(path, base=base).__enter__()
+    unused = {"of_a_later_release": None, "and_another": False, "and_a_third": [], "and_a_fourth": {}}
+    with open_checkpoint(changed("unused", unused), base=base):
+        pass
     (tmp_path / "half" / "adapter_config.json").write_text("{")
     with pytest.raises(DataError, match=r"adapter_config\.json: not an adapter's configuration"):
         open_checkpoint(tmp_path / "half", base=base).__enter__()
