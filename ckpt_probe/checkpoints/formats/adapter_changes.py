@@ -1,7 +1,7 @@
 """Changes that a PEFT adapter makes to its base's tensors, and their sum with a tensor.
 
-W' = W + s·B·A with s = α/r, or α/√r where the configuration says so (Hu et al. 2021; Kalajdzievski 2023); with a
-magnitude m (Liu et al. 2024) W' = m · (W + s·B·A) / ‖W + s·B·A‖, norms over the inputs of each output.
+W' = W + s·B·A with s = α/r (Hu et al. 2021), or α/√r with use_rslora (Kalajdzievski 2023); with a magnitude m (Liu et
+al. 2024) W' = m · (W + s·B·A) / ‖W + s·B·A‖, norms over the inputs of each output.
 """
 
 import math

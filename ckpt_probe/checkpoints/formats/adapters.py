@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
-MOST_TIED = 4
-"""Weights of one shape that are compared, as embeddings and heads are; of the layers of a network there are more."""
+MOST_ALIKE = 8
+"""Weights of one shape up to which they are compared: embeddings and heads are few, layers of a network are many."""
 
 
 @contextmanager
@@ -164,13 +164,16 @@ def _require_untied(
     """
     import torch
 
+    of_a_file: dict[str, list[str]] = {}
     alike: dict[object, list[str]] = {}
-    for name, entry in layout.items():
-        alike.setdefault(entry, []).append(name)
+    for name, file in names.items():
+        of_a_file.setdefault(file, []).append(name)
+        alike.setdefault(layout[name], []).append(name)
     for name in changed:
-        others = [other for other in alike[layout[name]] if _module(other) != _module(name)]
-        tied = next((other for other in others if names.get(other) == names[name]), None)
-        if tied is None and len(layout[name][1]) == 2 and len(others) < MOST_TIED:
+        tied = next((other for other in of_a_file[names[name]] if other != name), None)
+        candidates = alike[layout[name]] if len(layout[name][1]) == 2 else []
+        if tied is None and len(candidates) <= MOST_ALIKE:
+            others = (other for other in candidates if _module(other) != _module(name))
             tied = next((other for other in others if torch.equal(read(other), read(name))), None)
         if tied is not None:
             raise DataError(f"{path}: changes {name!r}, in its base the same tensor as {tied!r}, which {NOT_MERGED}")
