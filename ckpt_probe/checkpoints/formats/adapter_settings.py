@@ -21,6 +21,8 @@ WITHOUT_EFFECT = frozenset({
 """Settings of training, and those whose effect the tensors of the file show: modules, ranks, biases."""
 INITIALISATIONS = (None, True, False, "eva", "gaussian", "mica", "orthogonal")
 """Values of init_lora_weights with which peft leaves the weights of the base unchanged."""
+DEFAULT_ALPHA = 8
+"""α where a configuration has none, as peft sets it."""
 PLAIN = re.compile(r"\^?[\w.-]+")
 NOT_MERGED = "is not merged here; merge it with peft's merge_and_unload() and save the result"
 
@@ -38,7 +40,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         DataError: If the adapter is of another kind than LoRA, a setting beyond HANDLED and WITHOUT_EFFECT is on, or a
             number is not one.
     """
-    settings = read_object(path, "an adapter's configuration")
+    settings = {"lora_alpha": DEFAULT_ALPHA} | read_object(path, "an adapter's configuration")
     kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
     if kind != "LORA":
         raise DataError(f"{path}: an adapter of kind {_short(kind)}, which {NOT_MERGED}, if peft can merge it")
@@ -47,7 +49,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: {name[:80]!r} is {_short(value)}, which {NOT_MERGED}")
     if start not in INITIALISATIONS:
         raise DataError(f"{path}: init_lora_weights is {_short(start)}, which {NOT_MERGED}")
-    _require_number(path, "lora_alpha", settings.get("lora_alpha"))
+    _require_number(path, "lora_alpha", settings["lora_alpha"])
     patterns = settings.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise DataError(f"{path}: alpha_pattern is {_short(patterns)}, expected numbers by names of modules")

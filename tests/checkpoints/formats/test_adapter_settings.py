@@ -149,6 +149,16 @@ def test_settings_without_effect_are_merged_as_peft_does(
     assert changed_as_by_peft(adapter, base, expected) > 0
 
 
+def test_settings_that_a_configuration_lacks_are_those_of_peft(
+    tmp_path: Path, adapted: Any, merged: Any, changed_as_by_peft: Any
+) -> None:
+    base, adapter, _ = adapted(tmp_path, bert, lora_alpha=5)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": ["query", "value"]}')
+    model = bert()
+    model.load_state_dict(load_file(base))
+    assert changed_as_by_peft(adapter, base, merged(model, adapter)) == 4
+
+
 @pytest.mark.parametrize("start", STARTS_MERGED)
 def test_initialisations_that_leave_the_base_are_merged_as_peft_does(
     tmp_path: Path, adapted: Any, changed_as_by_peft: Any, start: Any
