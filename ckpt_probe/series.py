@@ -1,15 +1,39 @@
 """The order of a run's files: by training step, the same for checkpoints and dumps."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 
-STEP = re.compile(r"(?:step|iter(?:ation)?s?|ckpt|checkpoint)[-_=.]?(\d+)", re.IGNORECASE)
-"""What frameworks write before a step: step, global_step, iter, ckpt, checkpoint."""
-EPOCH = re.compile(r"(?:epoch|(?<![a-z])ep)[-_=.]?(\d+)", re.IGNORECASE)
-NUMBER = re.compile(r"(?<![a-z0-9])(?<!\d\.)(\d+)(?![a-z0-9]|\.\d)", re.IGNORECASE)
-"""A number by itself: not that of `resnet50`, nor one with a fraction."""
+from ckpt_probe.errors import listed
+
+KEYWORDS = (
+    (re.compile(r"(?:step|(?<![a-z])iter(?:ation)?)s?([-_=. ]?)(?=\d)", re.IGNORECASE), "name"),
+    (re.compile(r"(?:ckpt|checkpoint)([-_=. ]?)(?=\d)", re.IGNORECASE), "name"),
+    (re.compile(r"(?:epoch|(?<![a-z])ep)s?([-_=. ]?)(?=\d)", re.IGNORECASE), "epoch in the name"),
+)
+"""Words before a step, and the source of a step that follows them; the first that is in a name decides."""
+STEPS, CHECKPOINTS = KEYWORDS[0][0], KEYWORDS[1][0]
+GROUPED = re.compile(r"\d{1,3}([_,'. ])\d{3}(?:\1\d{3})*(?![\da-z])", re.IGNORECASE)
+"""A number in groups of thousands."""
+VALUE = re.compile(
+    r"(\d+)(\.\d+)?(?:e\+?(\d{1,2})|([km]))?(?:steps?|iters?)?"
+    r"(?=$|[^\da-z]|(?:epoch|ep|step|iter)s?[-_=. ]?\d)(?![.,']\d)(?!_\d+[km](?![a-z]))",
+    re.IGNORECASE,
+)
+"""A number with at most a fraction, an exponent or a suffix, and nothing after it that might belong to it."""
+ANOTHER_NUMBER = re.compile(r"[-_]\d+(?![.\d])")
+BARE = re.compile(r"(?<![a-z\d])\d+(?![a-z\d])", re.IGNORECASE)
+NO_STEP = re.compile(
+    r"(?<![a-z])(seed|fold|rank|part|shard|split|run|trial|exp|experiment|version|ver|rev|task|client|worker|node|gpu|"
+    r"layer|head|class|classes|consolidated|cifar|dim|width|depth|size|res|bs)s?[-_=. ]?$",
+    re.IGNORECASE,
+)
+"""Words before numbers that count something else."""
+DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])|\d{10,}")
+"""A day, or a time in seconds or as digits of day and hour."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +52,43 @@ class Member:
 
 
 def step_from_name(name: str) -> int | None:
-    """The training step that a name spells, its epoch where it spells no step, else its last number.
+    """Return the training step that a name spells, its epoch if it spells no step, else its only number.
 
-    `step-000500` → 500, `checkpoint-1500` → 1500, `epoch=3-step=1000` → 1000, `epoch_12` → 12, `final` → None.
+    `step-000500` → 500, `step_1.5k` → 1500, `epoch=3-step=1000` → 1000, `epoch_12` → 12, `final` → None.
     """
     found = named_step(name)
     return None if found is None else found[0]
 
 
 def named_step(name: str) -> tuple[int, str] | None:
-    """The step that a name spells and by what: "name", "epoch in the name" or "number in the name"."""
-    for pattern, source in ((STEP, "name"), (EPOCH, "epoch in the name"), (NUMBER, "number in the name")):
-        numbers = pattern.findall(name)
-        if numbers:
-            return int(numbers[-1]), source
-    return None
+    """Return the step that a name spells and its source: "name", "epoch in the name" or "number in the name".
+
+    None if a number is ambiguous (`step_1.000`, `checkpoint_1_500`) or counts something else (a date, a size, a seed).
+    """
+    for pattern, source in KEYWORDS:
+        found = list(pattern.finditer(name))
+        if found:
+            step = _numeral(name[found[-1].end() :], pattern, separator=found[-1][1])
+            return None if step is None else (step, source)
+    bare = BARE.search(name)
+    # Beside other numbers it may be an image size (vit_patch16_224) or part of a date.
+    if bare is None or len(re.findall(r"\d+", name)) > 1 or NO_STEP.search(name[: bare.start()]) or _is_date(bare[0]):
+        return None
+    return int(bare[0]), "number in the name"
+
+
+def step_warnings(members: Sequence["Member"]) -> list[str]:
+    """Return a warning for each step that several members of a series have, and if some steps are epochs."""
+    with_steps = sorted((m for m in members if m.step is not None), key=lambda m: m.step or 0)
+    warnings = []
+    for step, group in groupby(with_steps, key=lambda m: m.step):
+        names = [f"{m.name} ({m.step_source})" if m.step_source else m.name for m in group]
+        if len(names) > 1:
+            warnings.append(f"step {step:,} is the step of {len(names)} checkpoints: {listed(names)}")
+    epochs = [m.name for m in with_steps if (m.step_source or "").startswith("epoch")]
+    if 0 < len(epochs) < len(with_steps):
+        warnings.append(f"the steps of {listed(epochs)} are epochs, those of the other checkpoints are not")
+    return warnings
 
 
 def in_order(members: Iterable[Member]) -> list[Member]:
@@ -54,3 +100,28 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     """A key by which names are ordered, numbers in them as numbers."""
     parts = re.split(r"(\d+)", name)
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+
+
+def _numeral(text: str, keyword: re.Pattern[str], *, separator: str) -> int | None:
+    """Return the whole number at the start of a text, None if it may be read in more than one way."""
+    grouped = GROUPED.match(text)
+    if grouped is not None:
+        # A sign that also separates fields of names may do so here: epoch 1, batch 500.
+        certain = grouped[1] in ",'" or (grouped[1] == "_" and keyword is STEPS and separator in set("-=. "))
+        return int(re.sub(r"\D", "", grouped[0])) if certain else None
+    found = VALUE.match(text)
+    if found is None:
+        return None
+    whole, fraction, exponent, suffix = found.groups()
+    suffix = (suffix or "").lower()
+    # fairseq writes checkpoint_EPOCH_STEP; 350M is a size of models.
+    other = ANOTHER_NUMBER.match(text, found.end()) or _is_date(whole) or suffix == "m"
+    if (other and keyword is CHECKPOINTS) or (fraction and not exponent and not suffix):
+        return None
+    power = int(exponent or {"": 0, "k": 3, "m": 6}[suffix])
+    value = Decimal(f"{whole}{fraction or ''}e{power}")
+    return int(value) if value < 2**63 and value == value.to_integral_value() else None
+
+
+def _is_date(digits: str) -> bool:
+    return DATE.fullmatch(digits) is not None

@@ -13,7 +13,9 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.remote import named, shown
 from ckpt_probe.series import Member, in_order, named_step
 
-OF_A_RUN = re.compile(r"(checkpoint|ckpt|(global_?)?step|iter|epoch)[-_=.]?(\d+|final|last|best)", re.IGNORECASE)
+OF_A_RUN = re.compile(
+    r"(checkpoint|ckpt|(global_?)?steps?|iter(ation)?s?|epochs?|ep)[-_=. ]?(\d.*|final|last|best)", re.IGNORECASE
+)
 """Directories that are a run's checkpoints, beside which the run's own last weights may lie."""
 BLOCK = 2**22
 """Bytes of two checkpoints that are compared at a time."""
