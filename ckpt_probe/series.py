@@ -84,10 +84,10 @@ def step_warnings(members: Sequence["Member"]) -> list[str]:
     for step, group in groupby(with_steps, key=lambda m: m.step):
         names = [f"{m.name} ({m.step_source})" if m.step_source else m.name for m in group]
         if len(names) > 1:
-            warnings.append(f"step {step:,} is the step of {len(names)} checkpoints: {listed(names)}")
+            warnings.append(f"warning: step {step:,} is the step of {len(names)} checkpoints: {listed(names)}")
     epochs = [m.name for m in with_steps if (m.step_source or "").startswith("epoch")]
     if 0 < len(epochs) < len(with_steps):
-        warnings.append(f"the steps of {listed(epochs)} are epochs, those of the other checkpoints are not")
+        warnings.append(f"warning: the steps of {listed(epochs)} are epochs, those of the other checkpoints are not")
     return warnings
 
 

@@ -60,9 +60,9 @@ def test_a_name_whose_number_is_ambiguous_or_counts_something_else_has_no_step(n
 def test_members_of_equal_steps_and_steps_that_are_epochs_are_reported() -> None:
     steps = {"a": (5, "metadata"), "step-5": (5, "name"), "b": (None, None), "c": (None, None), "step-6": (6, "name")}
     members = [Member(Path(name), name, step, source) for name, (step, source) in steps.items()]
-    assert step_warnings(members) == ["step 5 is the step of 2 checkpoints: a (metadata), step-5 (name)"]
+    assert step_warnings(members) == ["warning: step 5 is the step of 2 checkpoints: a (metadata), step-5 (name)"]
     mixed = [Member(Path("epoch_3"), "epoch_3", 3, "epoch in the name"), members[-1]]
-    assert step_warnings(mixed) == ["the steps of epoch_3 are epochs, those of the other checkpoints are not"]
+    assert step_warnings(mixed) == ["warning: the steps of epoch_3 are epochs, those of the other checkpoints are not"]
     assert step_warnings(mixed[:1]) == step_warnings(members[1:]) == []
 
 

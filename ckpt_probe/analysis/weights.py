@@ -17,6 +17,7 @@ from ckpt_probe.metrics import collapse, effective_rank, matrix_entropy, referen
 from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.moments import Reading
 from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.series import step_warnings
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_weights(
     members = open_series(path, state_key=heads.state_key, base=heads.base)
     kept = Cache.of(settings, ["weights"]) if cache else None
     chosen: str | None = None
-    notes: list[str] = []
+    notes = step_warnings(members)
     with progress.task("checkpoints", len(members), "checkpoints") as bar:
         for member in members:
             with open_checkpoint(member.path, state_key=heads.state_key, base=heads.base) as checkpoint:

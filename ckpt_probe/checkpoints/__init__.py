@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
     from ckpt_probe.checkpoints.quantisation import quantised
     from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
+    from ckpt_probe.checkpoints.repeats import RepeatedWeights
     from ckpt_probe.checkpoints.series import is_series, open_series, step_of
     from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointWriter",
     "LikelyHead",
     "Member",
+    "RepeatedWeights",
     "State",
     "is_series",
     "library_versions",
@@ -38,6 +40,7 @@ HOMES = {
     "metadata": ("CheckpointMetadata", "library_versions"),
     "quantisation": ("quantised",),
     "reading": ("Checkpoint", "State", "open_checkpoint"),
+    "repeats": ("RepeatedWeights",),
     "series": ("is_series", "open_series", "step_of"),
     "writing": ("CheckpointWriter", "save_checkpoint"),
 }

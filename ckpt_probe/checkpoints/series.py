@@ -1,6 +1,5 @@
 """A series: the checkpoints of a run, in the order of their training steps."""
 
-import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, WITHIN_ACCELERATE, checkpoints_in
 from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
-from ckpt_probe.checkpoints.writing import BITS
+from ckpt_probe.checkpoints.repeats import have_same_weights
 from ckpt_probe.errors import DataError
 from ckpt_probe.remote import named, shown
 from ckpt_probe.series import Member, in_order, named_step
@@ -17,8 +16,6 @@ OF_A_RUN = re.compile(
     r"(checkpoint|ckpt|(global_?)?steps?|iter(ation)?s?|epochs?|ep)[-_=. ]?(\d.*|final|last|best)", re.IGNORECASE
 )
 """Directories that are a run's checkpoints, beside which the run's own last weights may lie."""
-BLOCK = 2**22
-"""Bytes of two checkpoints that are compared at a time."""
 
 
 def open_series(path: Path | str, *, state_key: str | None = None, base: Path | str | None = None) -> list[Member]:
@@ -113,37 +110,12 @@ def _without_twins(members: list[Member], state_key: str | None, base: Path | st
             continue
         # Where its step is not known, it can only be the end of the run.
         likely = [k for k in kept if k.step == member.step] if member.step is not None else [kept[-1]]
-        twin = next((k for k in likely if _same(k, member, state_key, base)), None)
+        twin = next((k for k in likely if have_same_weights(k, member, state_key, base)), None)
         if twin is None:
             kept = in_order([*kept, member])
         else:
             kept[kept.index(twin)] = replace(twin, also=(*twin.also, member.name))
     return kept
-
-
-def _same(a: Member, b: Member, state_key: str | None, base: Path | str | None) -> bool:
-    """Whether two checkpoints hold the same weights: what differs is found after a few bytes, what does not is read."""
-    if a.path.resolve() == b.path.resolve():
-        return True
-    with (
-        open_checkpoint(a.path, state_key=state_key, base=base) as one,
-        open_checkpoint(b.path, state_key=state_key, base=base) as other,
-    ):
-        return dict(one.layout) == dict(other.layout) and all(_same_bytes(one, other, name) for name in one.names)
-
-
-def _same_bytes(one: Checkpoint, other: Checkpoint, name: str) -> bool:
-    if one.dtype(name) not in BITS:
-        return False
-    size = math.prod(one.shape(name)) * BITS[one.dtype(name)] // 8
-    a, b = bytearray(min(size, BLOCK)), bytearray(min(size, BLOCK))
-    for start in range(0, size, BLOCK):
-        count = min(BLOCK, size - start)
-        one.fill(name, start, memoryview(a)[:count])
-        other.fill(name, start, memoryview(b)[:count])
-        if a[:count] != b[:count]:
-            return False
-    return True
 
 
 def _stem(file: Path) -> str:

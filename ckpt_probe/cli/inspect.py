@@ -129,8 +129,9 @@ def inspect_checkpoint(
 def inspect_series(
     path: Path, members: "Sequence[Member]", state_key: str | None = None, base: Path | None = None
 ) -> dict[str, Any]:
-    """A few facts about each checkpoint of a directory, in their order."""
-    from ckpt_probe.checkpoints import open_checkpoint
+    """Return a few facts about each checkpoint of a directory, in their order, and what to be wary of in the series."""
+    from ckpt_probe.checkpoints import RepeatedWeights, open_checkpoint
+    from ckpt_probe.series import step_warnings
 
     found = []
     for member in members:
@@ -149,7 +150,9 @@ def inspect_series(
                     "file": str(member.path),
                 }
             )
-    return {"file": str(path), "kind": "series", "checkpoints": found}
+    repeated = RepeatedWeights(state_key, base)
+    warnings = [*step_warnings(members), *(text for member in members for text in repeated.warnings(member))]
+    return {"file": str(path), "kind": "series", "checkpoints": found, "warnings": warnings}
 
 
 def inspect_dump(file: Path) -> dict[str, Any]:
@@ -299,6 +302,8 @@ def _print_series(facts: dict[str, Any]) -> None:
     columns = ["checkpoint", "step", "from", "epoch", "format", "bytes", "tensors", "parameters", "also"]
     names = ["checkpoint", "step", "step_source", "epoch", "format", "bytes", "tensors", "parameters", "same_weights"]
     _print_table(columns, [[_cell(found[name]) for name in names] for found in facts["checkpoints"]])
+    for warning in facts["warnings"]:
+        click.echo(printable(warning))
     _print_verified(facts)
 
 

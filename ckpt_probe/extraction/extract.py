@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import open_series
+from ckpt_probe.checkpoints import RepeatedWeights, open_series
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError, listed
@@ -28,7 +28,7 @@ from ckpt_probe.models import Backbone, Batch, Taps, choose_device, choose_taps,
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Once, Progress, Said, Silent, Task
 from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, remove_abandoned, results
-from ckpt_probe.series import Member
+from ckpt_probe.series import Member, step_warnings
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def extract_series(
     subject = order.subject()
     done: dict[str, bool] = {}
     notes = dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
+    repeated = RepeatedWeights(setup.state_key, setup.base)
+    notes |= dict.fromkeys([*step_warnings(members), *chain.from_iterable(map(repeated.warnings, members))])
     tasks = _worked(order, subject, members, staff, rows_per_task, progress)
     with progress.task("checkpoints", len(members), "checkpoints") as bar, closing(tasks):
         for number, found in tasks:
@@ -112,6 +114,7 @@ def extract_members(
     for. Raises as `extract_series`.
     """
     order, subject = None, None
+    progress, so_far, repeated = Once(progress), [], RepeatedWeights(setup.state_key, setup.base)
     for member in members:
         if order is None or subject is None:
             order = _Order(member.path, setup, storage, Path(out), overwrite)
@@ -120,6 +123,9 @@ def extract_members(
         # Where another call is at it, that is waited for.
         for _, found in results(work, [member], names=[member.name], workers=ALONE, say=progress.message):
             yield member.name, found.written
+        so_far.append(member)
+        for warning in (*step_warnings(so_far), *repeated.warnings(member)):
+            progress.message(warning)
     for note in () if subject is None else subject.notes:
         progress.message(note)
 

@@ -91,6 +91,19 @@ def test_a_directory_has_a_line_for_each(tmp_path: Path, capsys: pytest.CaptureF
     assert (code, "--statistics takes one" in line) == (2, True)
 
 
+def test_repeated_steps_and_weights_in_a_directory_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, step in (("a", 5), ("step-5", 5), ("step-6", 6)):
+        torch.save({"model": {"w": torch.full((2, 2), float(name != "a"))}, "step": step}, tmp_path / f"{name}.pt")
+    expected = [
+        "warning: step 5 is the step of 2 checkpoints: a (step in the file), step-5 (step in the file)",
+        "warning: the weights of step-6 (step 6) are identical to those of step-5 (step 5)",
+    ]
+    assert shown(capsys, tmp_path).splitlines()[-2:] == expected
+    assert facts(capsys, tmp_path)["warnings"] == expected
+
+
 def test_two_state_dicts_and_quantised_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": STATE, "ema": {name: tensor + 1 for name, tensor in STATE.items()}}, tmp_path / "a.pth")
     code, line = refused(capsys, tmp_path / "a.pth")

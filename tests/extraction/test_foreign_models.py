@@ -15,6 +15,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup, open_subject
 from ckpt_probe.models import build_model, logits_of
 from ckpt_probe.plugins import load_function
+from ckpt_probe.progress import Said
 
 CLASSES = 5
 
@@ -268,3 +269,20 @@ def test_the_architecture_in_a_file_is_only_told(tmp_path: Path) -> None:
     torch.save({"arch": "resnet10t", "state_dict": {"fc.weight": torch.ones(2, 2)}}, tmp_path / "last.pth.tar")
     with pytest.raises(UsageError, match=r"'resnet10t' stands in the file: perhaps timm:resnet10t"):
         open_subject(tmp_path / "last.pth.tar", Setup(data=images(tmp_path, 1, 4), device="cpu"))
+
+
+def test_repeated_steps_and_weights_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("from torch import nn\n\n\ndef network():\n    return nn.Linear(4, 5)\n")
+    torch.manual_seed(0)
+    state = nn.Linear(4, 5).state_dict()
+    for name, step in (("a", 1), ("b", 2), ("c", 2)):
+        weights = {key: value + (name == "c") for key, value in state.items()}
+        torch.save({"model": weights, "step": step}, tmp_path / f"{name}.pt")
+    np.savez(tmp_path / "x.npz", x_test=np.eye(5, 4, dtype="f4"), y_test=np.arange(5))
+    options = {"model": f"{tmp_path}/plain.py:network", "data": f"npz:{tmp_path}/x.npz", "device": "cpu"}
+    progress = Said()
+    cp.extract_series(tmp_path, tmp_path / "dumps", progress=progress, **options)
+    assert progress.messages[-2:] == [
+        "warning: step 2 is the step of 2 checkpoints: b (step in the file), c (step in the file)",
+        "warning: the weights of b (step 2) are identical to those of a (step 1)",
+    ]
