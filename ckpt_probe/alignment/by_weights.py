@@ -125,7 +125,7 @@ def output_change(model: nn.Module, before: State, after: State, inputs: Tensor)
 
 def placed(model: nn.Module, state: State) -> dict[str, Tensor]:
     """A state dict in the dtypes and on the device of a model's own tensors."""
-    return {name: state[name].to(own) for name, own in model.state_dict().items()}
+    return {name: state[name].to(own) for name, own in model.state_dict().items() if isinstance(own, Tensor)}
 
 
 def read_spec(path: Path, state: State) -> Symmetry:

@@ -36,6 +36,7 @@ class Shard:
 class Contents:
     """The tensors of a checkpoint by name, how to read one, and what else stands there.
 
+    extra: values of modules' `get_extra_state` that are no tensors, by name, read when first called for.
     path: the file that was opened, of several the one that names the others; files: all of them. read: a tensor, on
     the CPU. fill: bytes of a tensor in C order, from an offset on, into the whole of a buffer.
     metadata: the strings of a safetensors header. hashes: of tensors by name, where the file states them; `read` has
@@ -53,6 +54,7 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, Any] = field(default_factory=dict)
+    extra: Callable[[], Mapping[str, Any]] = dict
     state_key: str | None = None
     others: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -77,6 +79,7 @@ def below(contents: Contents, prefix: str) -> Contents:
         layout=layout,
         read=lambda name: contents.read(start + name),
         fill=lambda name, offset, into: contents.fill(start + name, offset, into),
+        extra=lambda: {name.removeprefix(start): v for name, v in contents.extra().items() if name.startswith(start)},
         hashes={name.removeprefix(start): text for name, text in contents.hashes.items() if name.startswith(start)},
         state_key=prefix,
         # As files of their own they would hold what was left out too.

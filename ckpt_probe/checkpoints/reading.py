@@ -149,6 +149,10 @@ class Checkpoint:
         """All tensors by name."""
         return {name: self.read(name) for name in self.names}
 
+    def extra_state(self) -> Mapping[str, Any]:
+        """Return the values of modules' `get_extra_state` that are no tensors, by name."""
+        return self._contents.extra()
+
     def is_hashed(self, name: str) -> bool:
         """Whether the file states a hash of this tensor, against which every `read` checks it."""
         return name in self._contents.hashes

@@ -229,7 +229,7 @@ def _extract(
             # Another process may have finished it just before the claim.
             if order.complete(path, provenance):
                 return _Extracted(False)
-            subject.load(checkpoint.state_dict(), str(member.path))
+            subject.load(checkpoint.state_dict(), str(member.path), checkpoint.extra_state())
             source = partial(_blocks, member, subject, order, path, ranges, progress)
             _write(path, provenance, subject, order, source, progress)
     return _Extracted(True)

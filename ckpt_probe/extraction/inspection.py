@@ -7,7 +7,7 @@ from torch import nn
 from ckpt_probe.checkpoints import Checkpoint
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.extraction.setup import Setup
-from ckpt_probe.extraction.subject import find_rows, model_of, open_subject
+from ckpt_probe.extraction.subject import fill, find_rows, model_of, open_subject
 from ckpt_probe.models import (
     Backbone,
     Batch,
@@ -17,7 +17,6 @@ from ckpt_probe.models import (
     describe_backbone,
     describe_head,
     describe_layers,
-    load_weights,
     made_up_inputs,
     on_device,
 )
@@ -38,7 +37,7 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
     name, arguments = model_of(checkpoint, setup)
     device = choose_device(setup.device)
     model = build_model(name, arguments, initialised=False)
-    load_weights(model, checkpoint.state_dict(), source=str(path))
+    fill(model, checkpoint)
     model.to(device)
     try:
         sample = on_device(made_up_inputs(model, arguments), device)

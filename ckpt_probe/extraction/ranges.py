@@ -123,7 +123,7 @@ def _forward(order: Order, part: Range) -> Forwarded:
     subject, said = made_once(order, order.subject), Said()
     if subject.holds != str(part.member.path):
         with subject.setup.open(part.member.path) as checkpoint:
-            subject.load(checkpoint.state_dict(), str(part.member.path))
+            subject.load(checkpoint.state_dict(), str(part.member.path), checkpoint.extra_state())
     storage, (start, stop) = order.storage, (part.start, part.stop)
     within = {"limit": storage.limit, "start": start, "stop": stop}
     with closing(subject.forward(part.split, dtype=storage.forward_dtype, progress=said, **within)) as blocks:

@@ -1,6 +1,6 @@
 """What is forwarded: a model built once, its classifier, and the data it is shown."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.data.language.windows import WindowSplit
 from ckpt_probe.data.sources import UNLABELLED
 from ckpt_probe.dumps import Provenance
-from ckpt_probe.errors import CkptProbeError, UsageError
+from ckpt_probe.errors import CkptProbeError, UsageError, listed
 from ckpt_probe.extraction.forward import Block, forward_blocks
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.models import (
@@ -41,6 +41,8 @@ from ckpt_probe.models import (
     class_names,
     find_head,
     is_backbone,
+    is_extra_state,
+    is_opaque,
     load_weights,
     model_arguments,
     model_beside,
@@ -88,15 +90,18 @@ class Subject:
         """The name of the model's last linear layer, None where it has no head."""
         return self.head.name
 
-    def load(self, state_dict: State, source: str) -> None:
-        """Put a checkpoint's weights into the model in place. Raises DataError naming `source` where they don't fit."""
+    def load(self, state_dict: State, source: str, extra: Mapping[str, Any] | None = None) -> None:
+        """Put a checkpoint's weights, and its extra state of modules, into the model in place.
+
+        Raises DataError naming `source` if they do not fit.
+        """
         self.holds = None
         # The last forward pass left the model in its own dtype, into which these weights might not fit.
         double = any(tensor.dtype == torch.float64 for tensor in state_dict.values())
         place = torch.device("cpu") if double and self.device.type == "mps" else self.device
         kind = torch.float64 if double else torch.float32
         self.model.to(place).to(kind)
-        load_weights(self.model, state_dict, source=source)
+        load_weights(self.model, state_dict, source=source, extra=extra)
         if not self.head.settled:
             try:
                 self.head = find_head(self.model, on_device(self.sample, place, kind), self.head.name)
@@ -208,8 +213,12 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         name, arguments = _model(checkpoint, setup, stated, data)
         device = choose_device(setup.device)
         model = build_model(name, arguments, initialised=False)
-        said = [_told_note(checkpoint, setup, stated), wrapper_note(checkpoint.names, set(model.state_dict()))]
-        load_weights(model, checkpoint.state_dict(), source=str(path))
+        said = [
+            _told_note(checkpoint, setup, stated),
+            wrapper_note(checkpoint.names, set(model.state_dict())),
+            _opaque_note(checkpoint),
+        ]
+        fill(model, checkpoint)
         model.to(device)
         named = setup.classifier or checkpoint.metadata.classifier
         try:
@@ -235,6 +244,12 @@ def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]
     Raises UsageError as `open_subject`.
     """
     return _model(checkpoint, setup, _stated_model(checkpoint, setup), None)
+
+
+def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put all that a checkpoint holds of a model into it. Raises DataError if it does not fit."""
+    state, extra = checkpoint.state_dict(), checkpoint.extra_state()
+    load_weights(model, state, source=str(checkpoint.path), extra=extra, state_key=checkpoint.state_key)
 
 
 def find_rows(
@@ -306,6 +321,15 @@ def _told_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, d
     used = {name: value for name, value in stated[1].items() if name not in (setup.model_arguments or {})}
     told = ", ".join(f"{name}={value}" for name, value in used.items())
     return f"model arguments from the checkpoint's hyperparameters: {told}" if told else None
+
+
+def _opaque_note(checkpoint: Checkpoint) -> str | None:
+    """Return a sentence about extra state of modules that is not handed to them."""
+    extra = {name: checkpoint.read(name) for name in checkpoint.names if is_extra_state(name)}
+    names = [name for name, value in {**extra, **checkpoint.extra_state()}.items() if is_opaque(value)]
+    if not names:
+        return None
+    return f"extra state that is bytes, which a module may unpickle, is left out: {listed(names)}"
 
 
 def _model(

@@ -4,7 +4,15 @@ from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_o
 from ckpt_probe.models.description import describe_backbone, describe_head, head_told, made_up_inputs
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.external.beside import class_names, model_beside
-from ckpt_probe.models.fitting import fitting_names, load_weights, require_classes, unwrapped, wrapper_note
+from ckpt_probe.models.fitting import (
+    fitting_names,
+    is_extra_state,
+    is_opaque,
+    load_weights,
+    require_classes,
+    unwrapped,
+    wrapper_note,
+)
 from ckpt_probe.models.heads.backbone import HEADLESS, Backbone, backbone_of, is_backbone
 from ckpt_probe.models.heads.classifier import find_classifier, find_head
 from ckpt_probe.models.heads.head import Head, Part, Rows
@@ -42,6 +50,8 @@ __all__ = [
     "functions_named",
     "head_told",
     "is_backbone",
+    "is_extra_state",
+    "is_opaque",
     "layers_told",
     "load_weights",
     "logits_of",

@@ -1,56 +1,93 @@
 """Putting a checkpoint's tensors into a model, or saying exactly why they do not fit."""
 
 from collections.abc import Collection, Mapping, Set
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ckpt_probe.errors import DataError, listed
+from ckpt_probe.copies import trained_first
+from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.models.renaming import renamed
 
 WITHIN = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What compilation and sharding of single layers put within names."""
 COUNTER = "num_batches_tracked"
 """A buffer of batch norm that files older than torch 0.4.1 lack, and that does not count in evaluation."""
+EXTRA_STATE = "_extra_state"
+"""Last part of the name under which torch keeps the value of a module's `get_extra_state`."""
+WEIGHT_NORM = {"_g": "original0", "_v": "original1"}
+"""Ends of names in torch.nn.utils.weight_norm, and the tensors of the parametrization that torch loads them into."""
 QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_scale_inv")
 """Ends of names that only quantised checkpoints have."""
 
 Value = TypeVar("Value")
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy a state dict into a model in place, strictly: same names, same shapes.
+def load_weights(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str,
+    extra: Mapping[str, Any] | None = None,
+    state_key: str | None = None,
+) -> None:
+    """Copy a state dict into a model in place, strictly, as torch does: same names, same shapes.
 
-    What wrappers (data-parallel, compilation, a training framework's module) put before the names is taken off where
-    the names then fit, as `unwrapped` does, and names of earlier versions of transformers are translated. Counters of
-    batch norm may be absent, and tensors that the model ties to others. Raises DataError naming `source` and listing
-    missing names, unexpected names, other shapes, and whole numbers where the model has floats, which are quantised:
-    what they stand for is not in them; or where the names fit after several prefixes, listing these.
+    Prefixes of wrappers (data-parallel, compilation, a training framework's module) are removed if the names then fit,
+    as `unwrapped` does; names of earlier versions of transformers and of weight norm are translated. Counters of batch
+    norm may be absent, and tensors that the model ties to others.
+
+    Args:
+        model: The model to be filled.
+        state_dict: Tensors by name.
+        source: The file, for messages.
+        extra: Values for modules' `set_extra_state` by name; if None, the model keeps those it has.
+        state_key: Where in the file the state dict was found, for messages.
+
+    Raises:
+        DataError: For names that are missing or unexpected, other shapes, quantised weights, values that a module
+            refuses, or if the names fit after several prefixes. The message lists them.
     """
-    wanted = model.state_dict()
-    prefixes = _prefixes(state_dict, set(wanted))
+    state = model.state_dict()
+    wanted = {name: tensor for name, tensor in state.items() if not is_extra_state(name)}
+    prefixes = _prefixes(state_dict, set(state))
     if len(prefixes) > 1:
-        told = ", ".join(prefixes)
+        keys = trained_first(".".join(filter(None, [state_key, prefix.rstrip(".")])) for prefix in prefixes)
         raise DataError(
-            f"{source}: contains weights for the whole model under several prefixes: {told}; choose one with "
-            f"--state-key {prefixes[0].rstrip('.')}"
+            f"{source}: contains weights for the whole model under several prefixes: {', '.join(keys)}; choose one "
+            f"with --state-key {keys[0]}"
         )
-    given = renamed(model, unwrapped(state_dict, set(wanted)))
+    entries = unwrapped({**state_dict, **(extra or {})}, set(state))
+    settings, opaque = _extra_states(entries)
+    given = renamed(model, {name: tensor for name, tensor in entries.items() if not is_extra_state(name)})
     _require_floats(wanted, given, source)
     given = {**_absent(wanted, given), **given}
-    missing = sorted(set(wanted) - set(given))
-    unexpected = sorted(set(given) - set(wanted))
     misshapen = [
         f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
         for name in sorted(set(wanted) & set(given))
         if not is_lazy(wanted[name]) and given[name].shape != wanted[name].shape
     ]
+    if misshapen:
+        missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    else:
+        missing, unexpected = _load(model, {**given, **settings}, source)
+        missing = [name for name in missing if not is_extra_state(name) or (extra is not None and name not in opaque)]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
-    told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults if names]
-    if told:
-        raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(told)}")
-    model.load_state_dict(given)
+    listings = [f"{len(names)} {fault}: {listed(sorted(names))}" for fault, names in faults if names]
+    if listings:
+        raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(listings)}")
+
+
+def is_extra_state(name: str) -> bool:
+    """Return whether an entry of a state dict is the value of a module's `get_extra_state`, which may be anything."""
+    return name.rpartition(".")[2] == EXTRA_STATE
+
+
+def is_opaque(value: Any) -> bool:
+    """Return whether a module's extra state is bytes; Transformer Engine would unpickle them, which may run code."""
+    return isinstance(value, bytes) or (isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 1)
 
 
 def require_classes(logits: int, classes: int) -> None:
@@ -91,7 +128,12 @@ def wrapper_note(names: Collection[str], wanted: Set[str]) -> str | None:
 
 
 def _prefixes(names: Collection[str], wanted: Set[str]) -> list[str]:
-    """Every text, perhaps empty, after which the names that begin with it are exactly the wanted ones."""
+    """Return every text, perhaps empty, after which the names that begin with it are exactly the wanted ones.
+
+    Extra state of modules does not count.
+    """
+    names = [name for name in names if not is_extra_state(name)]
+    wanted = {name for name in wanted if not is_extra_state(name)}
     if not wanted:
         return []
     if set(names) == wanted:
@@ -105,8 +147,33 @@ def _prefixes(names: Collection[str], wanted: Set[str]) -> list[str]:
 
 
 def _without(name: str, wanted: Set[str]) -> str:
-    """A name without what wrappers of single layers put within it, unless the model has it so."""
-    return name if name in wanted else ".".join(part for part in name.split(".") if part not in WITHIN)
+    """Return a name without the parts of wrappers of single layers and in today's form, unless the model has it so."""
+    if name in wanted:
+        return name
+    bare = ".".join(part for part in name.split(".") if part not in WITHIN)
+    layer, _, tensor = bare.rpartition(".")
+    if tensor[-2:] in WEIGHT_NORM:
+        today = ".".join(filter(None, [layer, "parametrizations", tensor[:-2], WEIGHT_NORM[tensor[-2:]]]))
+        if any(f".{today}".endswith(f".{name}") for name in wanted):
+            return today
+    return bare
+
+
+def _load(model: nn.Module, state: Mapping[str, Any], source: str) -> tuple[list[str], list[str]]:
+    """Load a state dict through the model's own hooks; return names that it misses and names that it does not know."""
+    try:
+        found = model.load_state_dict(state, strict=False)
+    except Exception as error:
+        # Hooks and extra state of a model are code of its own, which may raise anything.
+        raise DataError(f"{source}: the model refuses the checkpoint ({last_line(error)})") from error
+    return list(found.missing_keys), list(found.unexpected_keys)
+
+
+def _extra_states(entries: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return the extra state of modules by name, and the names of that which is not handed to them."""
+    extra = {name: value for name, value in entries.items() if is_extra_state(name)}
+    opaque = {name for name, value in extra.items() if is_opaque(value)}
+    return {name: value for name, value in extra.items() if name not in opaque}, opaque
 
 
 def _absent(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:

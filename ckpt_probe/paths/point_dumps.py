@@ -19,7 +19,7 @@ def point_writer(path: Path, name: str, alpha: float, subject: Subject) -> Itera
     The point is no file: size and hash are those of its tensors. A dump's name has a number, which would be read as its
     step; the step is therefore given, α in millionths, so that a folder of dumps is in the order of the path.
     """
-    tensors = subject.model.state_dict()
+    tensors = {name: entry for name, entry in subject.model.state_dict().items() if isinstance(entry, Tensor)}
     size, sha256 = sum(tensor.nbytes for tensor in tensors.values()), _content(tensors)
     provenance = subject.provenance(name, size, sha256, step=round(alpha * 1e6), epoch=None, storage=Storage())
     weights, bias = subject.parameters()

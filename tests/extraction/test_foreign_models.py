@@ -286,3 +286,44 @@ def test_repeated_steps_and_weights_are_reported(tmp_path: Path) -> None:
         "warning: step 2 is the step of 2 checkpoints: b (step in the file), c (step in the file)",
         "warning: the weights of b (step 2) are identical to those of a (step 1)",
     ]
+
+
+SCALED = """
+from torch import nn
+
+
+class Scaled(nn.Linear):
+    scale = 1.0
+
+    def get_extra_state(self):
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+    def forward(self, inputs):
+        return self.scale * super().forward(inputs)
+
+
+def network():
+    return nn.Sequential(Scaled(4, 6), nn.ReLU(), nn.Linear(6, 5))
+"""
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_extra_state_of_each_checkpoint_reaches_the_model(nested: bool, tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED)
+    (tmp_path / "run").mkdir()
+    np.savez(tmp_path / "x.npz", x_test=np.eye(5, 4, dtype="f4"), y_test=np.arange(5))
+    model = load_function(f"{tmp_path}/scaled.py:network")()
+    for step in (1, 2):
+        model[0].scale = 10.0**step
+        state = {f"module.{name}": entry for name, entry in model.state_dict().items()}
+        torch.save({"state_dict": state} if nested else state, tmp_path / "run" / f"step-{step}.pt")
+    options = {"model": f"{tmp_path}/scaled.py:network", "data": f"npz:{tmp_path}/x.npz", "device": "cpu"}
+    cp.extract_series(tmp_path / "run", tmp_path / "dumps", **options)
+    for step in (1, 2):
+        model[0].scale = 10.0**step
+        with torch.no_grad():
+            expected = model(torch.eye(5, 4))
+        torch.testing.assert_close(rows(tmp_path / "dumps" / f"step-{step}.h5")[1], expected)

@@ -1,10 +1,13 @@
 """Names of checkpoints brought to a model's: wrappers taken off only where the rest then fits, and said."""
 
 import copy
+import re
+import warnings
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import fitting_names, load_weights, wrapper_note
@@ -66,7 +69,7 @@ def test_wrappers_within_names() -> None:
 def test_two_networks_that_fit_are_an_error_that_names_both() -> None:
     model = network()
     held = under("query.", network(1).state_dict()) | under("key.", network(2).state_dict())
-    with pytest.raises(DataError, match=r"under several prefixes: key\., query\.; choose one with --state-key key"):
+    with pytest.raises(DataError, match=r"under several prefixes: query, key; choose one with --state-key query$"):
         load_weights(model, held, source="x")
 
 
@@ -101,3 +104,119 @@ def test_quantised_weights_are_told_before_what_does_not_fit(held: dict[str, Ten
 def test_what_compilation_put_before_the_names_is_said() -> None:
     names = ["_orig_mod.0.weight", "_orig_mod.0.bias"]
     assert wrapper_note(names, {"0.weight", "0.bias"}) == "tensor names lose '_orig_mod' to fit the model"
+
+
+class Scaled(nn.Linear):
+    """A linear layer whose scale is extra state, and part of its forward pass."""
+
+    scale: object = 1.0
+
+    def get_extra_state(self) -> object:
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.scale = state["scale"]
+
+
+def scaled() -> nn.Module:
+    return nn.Sequential(Scaled(3, 4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_extra_state_reaches_the_modules(prefix: str) -> None:
+    model, saved = scaled(), scaled()
+    saved[0].scale = 2.5
+    entries = under(prefix, saved.state_dict())
+    extra = {f"{prefix}0._extra_state": entries.pop(f"{prefix}0._extra_state")}
+    load_weights(model, entries, source="x", extra=extra)
+    assert model[0].scale == 2.5
+    assert torch.equal(model[0].weight, saved[0].weight)
+    # A path between two checkpoints has weights alone: the model keeps what it has.
+    load_weights(model, entries, source="x")
+    assert model[0].scale == 2.5
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "expected"),
+    [
+        (scaled(), {}, "1 missing: 0._extra_state"),
+        (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), {"0._extra_state": {}}, "1 unexpected: 0._extra_state"),
+        (scaled(), {"0._extra_state": {}}, "the model refuses the checkpoint (KeyError: 'scale')"),
+    ],
+)
+def test_extra_state_that_torch_would_refuse_is_an_error(model: nn.Module, extra: dict, expected: str) -> None:
+    state = {name: tensor for name, tensor in scaled().state_dict().items() if isinstance(tensor, Tensor)}
+    with pytest.raises(DataError, match=re.escape(expected)):
+        load_weights(model, state, source="x", extra=extra)
+
+
+def test_extra_state_that_is_bytes_is_never_handed_over() -> None:
+    model = scaled()
+    state = {**scaled().state_dict(), "0._extra_state": torch.tensor([128, 4, 46], dtype=torch.uint8)}
+    load_weights(model, state, source="x", extra={})
+    assert model[0].scale == 1.0
+
+
+def old_weight_norm(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_earlier_names_of_weight_norm_are_loaded_as_torch_loads_them(prefix: str) -> None:
+    torch.manual_seed(1)
+    saved = nn.Sequential(old_weight_norm(nn.Linear(3, 4)), nn.Sequential(old_weight_norm(nn.Conv1d(4, 2, 1))))
+    assert "0.weight_g" in saved.state_dict()
+    model, expected = (
+        nn.Sequential(weight_norm(nn.Linear(3, 4)), nn.Sequential(weight_norm(nn.Conv1d(4, 2, 1)))) for _ in range(2)
+    )
+    expected.load_state_dict(saved.state_dict())
+    load_weights(model, under(prefix, saved.state_dict()), source="x")
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
+    # A model that still has these names keeps them, as does another one's bias_g.
+    again = nn.Sequential(old_weight_norm(nn.Linear(3, 4)), nn.Sequential(old_weight_norm(nn.Conv1d(4, 2, 1))))
+    load_weights(again, saved.state_dict(), source="x")
+    assert torch.equal(again[0].weight_v, saved[0].weight_v)
+
+
+class Renaming(nn.Linear):
+    """A layer that takes the names of its earlier versions, by a hook of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.register_load_state_dict_pre_hook(self.rename)
+
+    @staticmethod
+    def rename(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+        if f"{prefix}kernel" in state:
+            state[f"{prefix}weight"] = state.pop(f"{prefix}kernel")
+
+
+def test_names_that_a_models_own_hooks_translate_are_loaded() -> None:
+    model = Renaming()
+    load_weights(model, {"kernel": torch.ones(2, 3), "bias": torch.zeros(2)}, source="x")
+    assert torch.equal(model.weight, torch.ones(2, 3))
+    with pytest.raises(DataError, match="1 unexpected: other"):
+        load_weights(model, {"kernel": torch.ones(2, 3), "bias": torch.zeros(2), "other": torch.ones(1)}, source="x")
+    with pytest.raises(DataError, match="the model refuses the checkpoint"):
+        load_weights(model, {"kernel": torch.ones(2, 9), "bias": torch.zeros(2)}, source="x")
+
+
+@pytest.mark.parametrize(
+    ("trained", "copy"),
+    [
+        ("module.encoder_q", "module.encoder_k"),
+        ("student", "ema_teacher"),
+        ("online_network", "momentum_network"),
+        ("online", "target_net"),
+        ("net", "ema"),
+        ("model", "avg_model"),
+    ],
+)
+def test_of_several_networks_the_trained_one_is_named_first(trained: str, copy: str) -> None:
+    state = network().state_dict()
+    both = under(f"{copy}.", state) | under(f"{trained}.", state)
+    keys = f"state_dict.{trained}, state_dict.{copy}; choose one with --state-key state_dict.{trained}"
+    with pytest.raises(DataError, match=f"{re.escape(keys)}$"):
+        load_weights(network(), both, source="x", state_key="state_dict")

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ckpt_probe.copies import trained_first
 from ckpt_probe.errors import DataError, UsageError, listed
 
 DEEPEST = 12
@@ -20,20 +21,24 @@ OF_MODEL = frozenset(
 SMALL = 0.01
 """A mapping with a smaller share of the numbers than that of the model's is no second model."""
 
+EXTRA_STATE = "_extra_state"
+"""Last part of the name under which torch keeps the value of a module's `get_extra_state`."""
+
 Size = Callable[[Any], int | None]
 """Numbers that a value holds where it is a tensor, None where it is none."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mapping of tensors: its keys from the top, joined by dots ("" for the whole), and what is in it.
+    """A mapping of tensors: its keys from the top, joined by dots ("" for the whole), and its entries.
 
-    dropped: names of entries that are no tensors.
+    extra: values of modules' `get_extra_state` that are no tensors. dropped: names of other entries that are none.
     """
 
     key: str
     tensors: Mapping[str, Any]
     numbers: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -61,7 +66,7 @@ def choose(tree: Any, size: Size, state_key: str | None = None) -> Choice:
         return Choice(taken, tuple(other for other in found if other.key != taken.key))
     if not found:
         raise DataError(f"holds no state dict; it has: {_entries(tree)}")
-    kept = _without_small(found)
+    kept = trained_first(_without_small(found), lambda candidate: candidate.key)
     if len(kept) > 1:
         keys = [str(candidate) for candidate in kept]
         raise UsageError(f"holds several state dicts: {listed(keys)}; choose one with --state-key {kept[0].key}")
@@ -98,7 +103,9 @@ def _own(tree: Mapping[Any, Any], size: Size, key: str) -> Candidate | None:
     numbers = sum(count for count in sizes.values() if count is not None)
     if numbers <= len(tensors):
         return None
-    return Candidate(key, tensors, numbers, tuple(str(name) for name in tree if name not in tensors))
+    others = {name: value for name, value in tree.items() if name not in tensors}
+    extra = {name: value for name, value in others.items() if str(name).rpartition(".")[2] == EXTRA_STATE}
+    return Candidate(key, tensors, numbers, extra, tuple(str(name) for name in others if name not in extra))
 
 
 def _without_small(found: list[Candidate]) -> list[Candidate]:

@@ -69,6 +69,7 @@ def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
         read=read,
         fill=filler(read),
         beside=listing.beside,
+        extra=lambda: loaded.listing.choice.taken.extra if choice.taken.extra else {},
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
         dropped=choice.taken.dropped,

@@ -47,7 +47,7 @@ def outline(build: Build, arguments: dict[str, Any]) -> nn.Module:
 
 def shapes_of(model: nn.Module) -> Shapes:
     """The shape of each of a model's tensors."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(entry.shape) for name, entry in model.state_dict().items() if isinstance(entry, torch.Tensor)}
 
 
 def told_sizes(skeleton: Skeleton, tensors: Shapes, names: SizeNames) -> dict[str, int]:
