@@ -56,8 +56,8 @@ def step_from_name(name: str) -> int | None:
 
     `step-000500` → 500, `step_1.5k` → 1500, `epoch=3-step=1000` → 1000, `epoch_12` → 12, `final` → None.
     """
-    found = named_step(name)
-    return None if found is None else found[0]
+    spelled = named_step(name)
+    return None if spelled is None else spelled[0]
 
 
 def named_step(name: str) -> tuple[int, str] | None:
@@ -66,9 +66,9 @@ def named_step(name: str) -> tuple[int, str] | None:
     None if a number is ambiguous (`step_1.000`, `checkpoint_1_500`) or counts something else (a date, a size, a seed).
     """
     for pattern, source in KEYWORDS:
-        found = list(pattern.finditer(name))
-        if found:
-            step = _numeral(name[found[-1].end() :], pattern, separator=found[-1][1])
+        matches = list(pattern.finditer(name))
+        if matches:
+            step = _numeral(name[matches[-1].end() :], pattern, separator=matches[-1][1])
             return None if step is None else (step, source)
     bare = BARE.search(name)
     # Beside other numbers it may be an image size (vit_patch16_224) or part of a date.
@@ -103,23 +103,23 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def _numeral(text: str, keyword: re.Pattern[str], *, separator: str) -> int | None:
-    """Return the whole number at the start of a text, None if it may be read in more than one way."""
+    """Return the digits number at the start of a text, None if it may be read in more than one way."""
     grouped = GROUPED.match(text)
     if grouped is not None:
         # A sign that also separates fields of names may do so here: epoch 1, batch 500.
         certain = grouped[1] in ",'" or (grouped[1] == "_" and keyword is STEPS and separator in set("-=. "))
         return int(re.sub(r"\D", "", grouped[0])) if certain else None
-    found = VALUE.match(text)
-    if found is None:
+    match = VALUE.match(text)
+    if match is None:
         return None
-    whole, fraction, exponent, suffix = found.groups()
+    digits, fraction, exponent, suffix = match.groups()
     suffix = (suffix or "").lower()
     # fairseq writes checkpoint_EPOCH_STEP; 350M is a size of models.
-    other = ANOTHER_NUMBER.match(text, found.end()) or _is_date(whole) or suffix == "m"
+    other = ANOTHER_NUMBER.match(text, match.end()) or _is_date(digits) or suffix == "m"
     if (other and keyword is CHECKPOINTS) or (fraction and not exponent and not suffix):
         return None
     power = int(exponent or {"": 0, "k": 3, "m": 6}[suffix])
-    value = Decimal(f"{whole}{fraction or ''}e{power}")
+    value = Decimal(f"{digits}{fraction or ''}e{power}")
     return int(value) if value < 2**63 and value == value.to_integral_value() else None
 
 

@@ -1,25 +1,32 @@
 """Which files of a directory are checkpoints, and which are what trainers write beside them."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ckpt_probe.checkpoints.parts import FOLDER, is_part, require_whole, shard_name, shards_beside
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.files import read_object
-from ckpt_probe.remote import whole
+from ckpt_probe.remote import read_at, whole
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 """By which a file in a directory is taken for a checkpoint; a file that is named is known by its bytes."""
 OF_TRAINERS = re.compile(
     r"state\.safetensors|training_args\.bin|(optimi[sz]er|scheduler|scaler|sampler|rng_state|random_states|dl_state_dict|"
-    r"custom_checkpoint|quantizer|ema_optimizer)s?([-_.]?\d+)*\.\w+|.*_optim_states\.pt",
+    r"custom_checkpoint|quantizer|ema_optimizer|optim|distrib_optim|lr_scheduler|"
+    r"(recipe|train|trainer|training)_state)s?([-_.]?\d+)*\.\w+|(opt|train)\.pt|.*_optim_states\.pt",
 )
 """State that is resumed from (ours, and what Trainer, accelerate and DeepSpeed keep), and no weights of a model."""
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")
-PART = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
-"""DeepSpeed's: one file a process, of which a single one holds a whole model unless it is of ZeRO stage 3."""
+OF_HUGGING_FACE = re.compile(r"(\w+_)?model(\.safetensors|\.bin)(\.index\.json)?")
+CONSOLIDATED = re.compile(r"consolidated(\.\d+)?\.(safetensors|pth)")
+"""Weights in the layout of Meta or Mistral, which repositories have beside those of Hugging Face's."""
+VARIANT = re.compile(r"\.(fp16|bf16|fp32|float16|bfloat16|float32)(?=[.-])")
+"""Part of the name of a copy in another dtype."""
 DISTRIBUTED = ".metadata"
-WITHIN_ACCELERATE = "pytorch_model_fsdp_0"
+DISTCP = ".distcp"
+PIPELINE = "model_index.json"
+"""File of diffusers' pipelines, in whose folders lie several models."""
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -27,39 +34,93 @@ INDICES = (".safetensors.index.json", ".bin.index.json")
 
 
 def checkpoint_in(folder: Path) -> Path:
-    """The file by which the one checkpoint in a directory is opened: weights, an index of shards, or `.metadata`.
+    """Return the file by which the only checkpoint in a directory is opened: weights, an index, or `.metadata`.
 
-    Raises DataError where there are none or several, listing them.
+    Raises:
+        DataError: If no checkpoint or several are in it, and as `checkpoints_in`.
     """
-    found = checkpoints_in(folder)
-    if len(found) == 1:
-        return found[0]
-    inside = folder / WITHIN_ACCELERATE / DISTRIBUTED
-    if not found and inside.is_file():
-        return inside
-    if not found:
-        raise DataError(f"{folder}: no checkpoint found in this directory; name the file")
-    names = listed([file.name for file in found])
-    raise DataError(f"{folder}: a directory with {len(found)} checkpoints; name one: {names}")
+    folder = snapshot_in(folder)
+    files = checkpoints_in(folder)
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise DataError(f"{folder}: no checkpoint files in this directory; name the file")
+    names = listed([file.name for file in files])
+    raise DataError(f"{folder}: a directory with {len(files)} checkpoints; name one: {names}")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Files that lie in a directory and by which its checkpoints are opened, in the order of their names.
+    """Return the files in a directory by which its checkpoints are opened, in the order of their names.
 
-    Shards count as one, by their index; where the same weights lie in both formats of Hugging Face's libraries, only
-    safetensors does. Raises DataError for shards whose index is absent, and for parts of a model that DeepSpeed has not
-    put together.
+    Shards count as one, by their index or else by the first; so does a model in several formats, dtypes or layouts.
+    Where there is no file, a folder counts in which accelerate or Megatron keeps the model.
+
+    Raises:
+        DataError: For a shard that is missing, for parts of a model that only another program can put together, for
+            an adapter beside a whole model, and for a pipeline of several models.
     """
     if (folder / DISTRIBUTED).is_file():
         return [folder / DISTRIBUTED]
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
-    indices = [name for name in names if name.endswith(INDICES)]
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    files = [name for name in names if (folder / name).is_file()]
+    indices = [name for name in files if name.endswith(INDICES)]
     shards = {file for index in indices for file in listed_shards(folder / index).values()}
-    weights = [name for name in names if name.endswith(SUFFIXES) and not OF_TRAINERS.fullmatch(name)]
+    weights = [name for name in files if (name.endswith(SUFFIXES) or is_part(name)) and not OF_TRAINERS.fullmatch(name)]
     # Shards that an index does not list are left from an earlier save, and no loader reads them.
     weights = [name for name in weights if name not in shards and _index_of(name) not in indices]
-    _require_whole(folder, weights)
-    return [folder / name for name in sorted(_once([*indices, *weights]))]
+    weights = sorted(_once([*indices, *weights]))
+    require_whole(folder, weights)
+    _require_one_kind(folder, weights)
+    if weights:
+        return list(dict.fromkeys((shards_beside(folder / name) or [folder / name])[0] for name in weights))
+    if PIPELINE in files:
+        raise DataError(f"{folder}: a pipeline of several models ({PIPELINE}); name the folder of one of them")
+    inside = [name for name in names if FOLDER.fullmatch(name) and (folder / name).is_dir()]
+    if len(inside) > 1:
+        raise DataError(
+            f"{folder / inside[0]}: one of {len(inside)} parts of a model, or one of several models, in folders of "
+            f"their own ({listed(inside, 4)}); convert it with the program that wrote it, or name one if it is whole"
+        )
+    return checkpoints_in(folder / inside[0]) if inside else []
+
+
+def whole_of(file: Path) -> Path:
+    """Return the file by which the model is opened that a file belongs to: of shards their index, or the first.
+
+    Raises:
+        DataError: If a shard is missing, or if the file is a part that only another program can put together.
+    """
+    if file.suffix == DISTCP and (file.parent / DISTRIBUTED).is_file():
+        return file.parent / DISTRIBUTED
+    if not (is_part(file.name) or shard_name(file.name)) or not file.is_file():
+        return file
+    index = file.parent / (_index_of(file.name) or "")
+    if index.is_file():
+        return index if file.name in listed_shards(index).values() else file
+    shards = shards_beside(file)
+    if shards is None:
+        require_whole(file.parent, (entry.name for entry in file.parent.iterdir() if is_part(entry.name)))
+    return file if shards is None else shards[0]
+
+
+def snapshot_in(folder: Path) -> Path:
+    """Return the snapshot of a model in Hugging Face's cache, if its folder models--OWNER--NAME is this one.
+
+    Raises:
+        DataError: If there are several snapshots and `refs/main` names none of them.
+    """
+    snapshots = folder / "snapshots"
+    if not folder.name.startswith("models--") or not snapshots.is_dir():
+        return folder
+    commits = sorted(entry for entry in snapshots.iterdir() if entry.is_dir())
+    reference = folder / "refs" / "main"
+    # No more than a commit's hash is read.
+    main = read_at(reference, 0, 64).decode(errors="replace").strip() if reference.is_file() else None
+    chosen = [entry for entry in commits if entry.name == main] or commits
+    if len(chosen) == 1:
+        return chosen[0]
+    names = listed([entry.name for entry in commits]) or "none"
+    raise DataError(f"{folder}: a folder of Hugging Face's cache; name one of its snapshots in {snapshots}: {names}")
 
 
 def listed_shards(index: Path) -> Mapping[str, str]:
@@ -80,6 +141,25 @@ def listed_shards(index: Path) -> Mapping[str, str]:
             raise DataError(f"{index}: names the shard {file[:200]}, which is missing")
         _require_inside(index, shard)
     return wanted
+
+
+def shards_of(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
+    """Return the shards by an index or by the first of them, and for an index the shard's name of each tensor.
+
+    Raises DataError as `listed_shards` and `shards_beside`.
+    """
+    if not path.name.endswith(INDICES):
+        return shards_beside(path) or [path], None
+    homes = listed_shards(path)
+    return [path.parent / file for file in dict.fromkeys(homes.values())], homes
+
+
+def present_twice(path: Path, name: str, first: str, second: str) -> DataError:
+    """Return the error for a tensor that two shards hold: each has a part of its rows, or they are different models."""
+    return DataError(
+        f"{path}: tensor {name!r} is present twice, in {first} and {second}: no shards of one model, or each has a "
+        "slice of it; put it together with the program that wrote it"
+    )
 
 
 def config_beside(file: Path) -> Path | None:
@@ -122,21 +202,28 @@ def is_adapter(file: Path) -> bool:
     return file.name in ADAPTER_WEIGHTS and (file.parent / ADAPTER_CONFIG).is_file()
 
 
-def _once(names: list[str]) -> Iterable[str]:
-    """Without Hugging Face's pickled weights where the same ones lie there as safetensors."""
+def _once(names: list[str]) -> Iterator[str]:
+    """Yield names but those of copies: pickled beside safetensors, in another dtype, in Meta's or Mistral's layout."""
     twins = {"pytorch_model.bin": "model.safetensors", "adapter_model.bin": "adapter_model.safetensors"}
     twins |= {f"{name}.index.json": f"{twin}.index.json" for name, twin in twins.items()}
-    return (name for name in names if twins.get(name) not in names)
+    stems = {_stem(name) for name in names if not VARIANT.search(name)}
+    hugging_face = any(OF_HUGGING_FACE.fullmatch(name) or SHARD.fullmatch(name) for name in names)
+    for name in names:
+        copy = twins.get(name) in names or (VARIANT.search(name) and _stem(name) in stems)
+        if not copy and not (hugging_face and CONSOLIDATED.fullmatch(name)):
+            yield name
 
 
-def _require_whole(folder: Path, names: list[str]) -> None:
-    """Raise DataError where a file is a part of a model: a shard without its index, or one of DeepSpeed's."""
-    alone = next((found for name in names if (found := SHARD.fullmatch(name))), None)
-    if alone is not None:
-        raise DataError(f"{folder / alone[0]}: a shard, whose index {alone[1]}.{alone[2]}.index.json is missing")
-    parts = [found for name in names if (found := PART.fullmatch(name))]
-    if len(parts) > 1 or any(part[1] for part in parts):
+def _stem(name: str) -> str:
+    return re.split(r"\.|-\d+-of-", name)[0]
+
+
+def _require_one_kind(folder: Path, names: list[str]) -> None:
+    """Raise DataError if an adapter lies beside other weights: it may be merged into them already, or not."""
+    adapter = next((name for name in names if is_adapter(folder / name)), None)
+    others = [name for name in names if name != adapter]
+    if adapter is not None and others:
         raise DataError(
-            f"{folder / parts[0][0]}: one part of a model sharded by DeepSpeed; consolidate it with "
-            "DeepSpeed's zero_to_fp32.py and use its output"
+            f"{folder}: an adapter ({adapter}) beside the weights {listed(others, 4)}, which may contain it already; "
+            "name the one that you mean"
         )

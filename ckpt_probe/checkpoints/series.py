@@ -1,11 +1,12 @@
 """A series: the checkpoints of a run, in the order of their training steps."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, WITHIN_ACCELERATE, checkpoints_in
+from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, checkpoints_in, snapshot_in
+from ckpt_probe.checkpoints.parts import shard_name
 from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.repeats import have_same_weights
 from ckpt_probe.errors import DataError
@@ -33,22 +34,23 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
 
 def places_in(path: Path) -> list[tuple[Path, str]]:
     """The files by which the checkpoints of a directory are opened, and what each is called; none is opened."""
-    found = [(file, _stem(file)) for file in checkpoints_in(path)]
-    runs = _runs(path)
-    if not found or runs:
-        found += _nested(runs)
+    found = [(file, _stem(file) if file.parent == path else path.name) for file in checkpoints_in(path)]
+    found += _nested(_runs(path, found))
     if not found and (path / "checkpoints").is_dir():
         return places_in(path / "checkpoints")
     return found or _nested(_folders(path))
 
 
 def is_series(path: Path | str) -> bool:
-    """Whether `path` is a directory of checkpoints, and not one checkpoint: a file, or a directory that holds one.
+    """Return whether `path` is a directory of checkpoints, and not a file or a directory that holds one checkpoint.
 
-    Raises DataError for shards whose index is missing, and parts of one model.
+    Raises:
+        DataError: For parts of a model, as `checkpoints_in`.
     """
     with shown(path) as local:
-        return local.is_dir() and (len(checkpoints_in(local)) != 1 or bool(_runs(local)))
+        folder = snapshot_in(local)
+        files = checkpoints_in(folder) if folder.is_dir() else []
+        return folder.is_dir() and (len(files) != 1 or bool(_runs(folder, files)))
 
 
 def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None, str | None]:
@@ -82,7 +84,7 @@ def _series(path: Path, state_key: str | None, base: Path | str | None) -> list[
         return [member_of(path, _stem(path), state_key, base)]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or directory")
-    found = places_in(path)
+    found = places_in(snapshot_in(path))
     if not found:
         raise DataError(_nothing(path))
     members = in_order(member_of(file, name, state_key, base) for file, name in found)
@@ -94,8 +96,6 @@ def _nested(folders: Iterable[Path]) -> list[tuple[Path, str]]:
     found = []
     for folder in folders:
         inside = checkpoints_in(folder)
-        if not inside and (folder / WITHIN_ACCELERATE).is_dir():
-            inside = checkpoints_in(folder / WITHIN_ACCELERATE)
         found += [(file, folder.name if len(inside) == 1 else f"{folder.name}-{_stem(file)}") for file in inside]
     return found
 
@@ -123,11 +123,16 @@ def _stem(file: Path) -> str:
         return file.parent.name
     if file.name.endswith(".index.json"):
         return file.name.partition(".")[0]
+    if shard := shard_name(file.name):
+        return shard[1]
     suffix = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(suffix)), None)
     return file.stem if suffix is None else file.name.removesuffix(suffix)
 
 
-def _runs(path: Path) -> list[Path]:
+def _runs(path: Path, files: Sized) -> list[Path]:
+    """Return the folders of a run's checkpoints; in a checkpoint's own, DeepSpeed resumes from global_step500."""
+    if files and OF_A_RUN.fullmatch(path.name):
+        return []
     return [folder for folder in _folders(path) if OF_A_RUN.fullmatch(folder.name)]
 
 

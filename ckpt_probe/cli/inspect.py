@@ -34,9 +34,9 @@ def command(
     """Say what PATH holds: a checkpoint of any format, a directory of them, or a dump.
 
     Of a checkpoint: tensors, step, what its trainer tells, likely heads, quantised tensors; only --statistics and
-    --verify read the numbers themselves. Of a directory with several: a line for each, in order. With --model or
-    --data, the model is built and run on one sample: which layer is its head, why, what it gives, and the layers of
-    extract --layers all.
+    --verify read the numbers themselves. Of a directory with several: a line for each, in order, and a warning if two
+    have the same step or identical weights. With --model or --data, the model is built and run on one sample: which
+    layer is its head, why, what it gives, and the layers of extract --layers all.
     """
     from json import dumps
 

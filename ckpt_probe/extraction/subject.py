@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, likely_heads
+from ckpt_probe.checkpoints.folders import snapshot_in
 from ckpt_probe.data import (
     LEFT_OUT,
     LabelledData,
@@ -281,7 +282,9 @@ def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Te
 def _hints(path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
     name, told = stated
     place = here(path)
-    return ModelHints(name, {**told, **(setup.model_arguments or {})}, place if place.is_dir() else place.parent)
+    return ModelHints(
+        name, {**told, **(setup.model_arguments or {})}, snapshot_in(place) if place.is_dir() else place.parent
+    )
 
 
 def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHints) -> LabelledData:

@@ -162,15 +162,15 @@ def _without(name: str, wanted: Set[str]) -> str:
 def _load(model: nn.Module, state: Mapping[str, Any], source: str) -> tuple[list[str], list[str]]:
     """Load a state dict through the model's own hooks; return names that it misses and names that it does not know."""
     try:
-        found = model.load_state_dict(state, strict=False)
+        result = model.load_state_dict(state, strict=False)
     except Exception as error:
         # Hooks and extra state of a model are code of its own, which may raise anything.
         raise DataError(f"{source}: the model refuses the checkpoint ({last_line(error)})") from error
-    return list(found.missing_keys), list(found.unexpected_keys)
+    return list(result.missing_keys), list(result.unexpected_keys)
 
 
 def _extra_states(entries: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return the extra state of modules by name, and the names of that which is not handed to them."""
+    """Return the extra state that modules receive, and the names of entries that they do not."""
     extra = {name: value for name, value in entries.items() if is_extra_state(name)}
     opaque = {name for name, value in extra.items() if is_opaque(value)}
     return {name: value for name, value in extra.items() if name not in opaque}, opaque

@@ -7,8 +7,9 @@ from importlib import import_module
 from pathlib import Path
 
 from ckpt_probe.checkpoints.contents import Asked, Contents
-from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter
+from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter, whole_of
 from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP, is_safetensors, what_it_is
+from ckpt_probe.checkpoints.parts import shard_name
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 from ckpt_probe.remote import read_at, settle
@@ -33,8 +34,14 @@ class Format:
 FORMATS = (
     Format(lambda path, head: is_adapter(path), "adapters:open_adapter"),
     Format(lambda path, head: path.name == DISTRIBUTED, "distributed:open_distributed"),
-    Format(lambda path, head: path.name.endswith(INDICES[0]), "safe:open_shards"),
-    Format(lambda path, head: path.name.endswith(INDICES[1]), "shards:open_pickled_shards"),
+    Format(
+        lambda path, head: path.name.endswith(INDICES[0]) or (is_safetensors(head) and bool(shard_name(path.name))),
+        "safe:open_shards",
+    ),
+    Format(
+        lambda path, head: path.name.endswith(INDICES[1]) or (head.startswith(ZIP) and bool(shard_name(path.name))),
+        "shards:open_pickled_shards",
+    ),
     Format(lambda path, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
     # What is called so is taken for it, to say what is wrong with it.
     Format(lambda path, head: is_safetensors(head) or path.suffix == ".safetensors", "safe:open_file"),
@@ -50,7 +57,7 @@ def opened(path: Path, asked: Asked) -> Iterator[Contents]:
 
     Raises DataError where there is nothing, nothing that is known, or several, and as the formats do.
     """
-    file = checkpoint_in(path) if path.is_dir() else path
+    file = checkpoint_in(path) if path.is_dir() else whole_of(path)
     require_regular(file)
     settle(file.parent)
     try:

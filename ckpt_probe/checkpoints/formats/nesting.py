@@ -32,7 +32,7 @@ Size = Callable[[Any], int | None]
 class Candidate:
     """A mapping of tensors: its keys from the top, joined by dots ("" for the whole), and its entries.
 
-    extra: values of modules' `get_extra_state` that are no tensors. dropped: names of other entries that are none.
+    extra: values of modules' `get_extra_state` that are no tensors. dropped: names of other entries.
     """
 
     key: str

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, below
-from ckpt_probe.checkpoints.folders import listed_shards
+from ckpt_probe.checkpoints.folders import present_twice, shards_of
 from ckpt_probe.checkpoints.formats.headers import Header, Place, read_header
 from ckpt_probe.checkpoints.integrity import hash_of, require_hash
 from ckpt_probe.errors import DataError
@@ -26,14 +26,14 @@ def open_file(path: Path, asked: Asked) -> Iterator[Contents]:
 
 @contextmanager
 def open_shards(path: Path, asked: Asked) -> Iterator[Contents]:
-    """Open the shards that an index names.
+    """Open the shards that an index names, or of which this is one that no index names.
 
     Raises DataError where a shard is absent, holds another tensor than the index says, or one that it does not list.
     """
-    wanted = listed_shards(path)
-    headers = [read_header(path.parent / file) for file in dict.fromkeys(wanted.values())]
+    files, wanted = shards_of(path)
+    headers = [read_header(file) for file in files]
     _require_listed(path, wanted, headers)
-    with _opened(path, asked, headers, path) as contents:
+    with _opened(path, asked, headers, None if wanted is None else path) as contents:
         yield contents
 
 
@@ -44,26 +44,31 @@ def _opened(path: Path, asked: Asked, headers: list[Header], index: Path | None)
     with ExitStack() as stack:
         contents = Contents(
             path=path,
-            format="safetensors" if index is None else f"safetensors, {len(files)} shards",
+            format="safetensors" if len(files) == 1 and index is None else f"safetensors, {len(files)} shards",
             files=files if index is None else (index, *files),
             layout={name: (header.tensors[name].dtype, header.tensors[name].shape) for name, header in homes.items()},
             read=_reader(homes, stack),
             fill=_filler(homes, stack),
             metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
             hashes={name: text for header in headers for name, text in header.hashes.items()},
-            shards=tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
+            # Without an index, copies of them are written as a single file.
+            shards=()
+            if index is None and len(files) > 1
+            else tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
             index=index,
         )
         yield contents if asked.state_key is None else below(contents, asked.state_key)
 
 
-def _require_listed(index: Path, wanted: Mapping[str, str], headers: list[Header]) -> None:
+def _require_listed(index: Path, wanted: Mapping[str, str] | None, headers: list[Header]) -> None:
     homes: dict[str, str] = {}
     for header in headers:
         for name in header.tensors:
             if name in homes:
-                raise DataError(f"{index}: tensor {name!r} is present twice, in {homes[name]} and {header.file.name}")
+                raise present_twice(index, name, homes[name], header.file.name)
             homes[name] = header.file.name
+    if wanted is None:
+        return
     for name, file in wanted.items():
         if homes.get(name) != file:
             raise DataError(f"{index}: says that tensor {name!r} is in {file}, but it is not")
