@@ -26,6 +26,11 @@ def write(*names: str, within: Path, apart: bool = False) -> None:
             torch.save(state, file)
 
 
+def open_checkpoint_of(path: Path) -> None:
+    with open_checkpoint(path):
+        pass
+
+
 REFUSED = {
     "Meta's layout": ["consolidated.00.pth", "consolidated.01.pth", "params.json"],
     "folders of their own": ["mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt"],
@@ -61,7 +66,7 @@ def test_parts_of_a_model_are_refused_by_what_they_are(
     message: str, names: list[str], folder: str, tmp_path: Path
 ) -> None:
     write(*names, within=tmp_path / folder)
-    for opens in (open_series, is_series):
+    for opens in (open_series,) if folder else (open_series, open_checkpoint_of, is_series):
         with pytest.raises(DataError, match=re.escape(message)):
             opens(tmp_path / folder.partition("/")[0])
 
