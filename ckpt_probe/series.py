@@ -103,7 +103,7 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def _numeral(text: str, keyword: re.Pattern[str], *, separator: str) -> int | None:
-    """Return the digits number at the start of a text, None if it may be read in more than one way."""
+    """Return the integer at the start of a text, None if it may be read in more than one way."""
     grouped = GROUPED.match(text)
     if grouped is not None:
         # A sign that also separates fields of names may do so here: epoch 1, batch 500.

@@ -44,7 +44,7 @@ def checkpoint_in(folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     if not files:
-        raise DataError(f"{folder}: no checkpoint files in this directory; name the file")
+        raise DataError(f"{folder}: no checkpoint found in this directory; name the file")
     names = listed([file.name for file in files])
     raise DataError(f"{folder}: a directory with {len(files)} checkpoints; name one: {names}")
 

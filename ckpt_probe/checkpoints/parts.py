@@ -130,5 +130,4 @@ def shards_beside(file: Path) -> list[Path] | None:
 
 
 def _refuse(folder: Path, parts: list[str], what: str, remedy: str) -> None:
-    number = "the only part here" if len(parts) == 1 else f"one of {len(parts)} parts"
-    raise DataError(f"{folder / parts[0]}: {number} of a model {what} ({listed(parts, 4)}); {remedy}")
+    raise DataError(f"{folder / parts[0]}: one part of a model {what} (here are {listed(parts, 4)}); {remedy}")
