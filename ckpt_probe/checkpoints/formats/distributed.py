@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.formats.facts import plain
 from ckpt_probe.checkpoints.formats.inert import STAND_INS
-from ckpt_probe.checkpoints.formats.nesting import choose
+from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickled import load_checked, require_sound
 from ckpt_probe.checkpoints.tensors import dtype_name, filler
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
@@ -71,6 +71,12 @@ def open_distributed(path: Path, asked: Asked) -> Iterator[Contents]:
     def read(name: str) -> "Tensor":
         return _read(path.parent, metadata, leaves[name])
 
+    def extra() -> dict[str, Any]:
+        try:
+            return _extra_states(path.parent, metadata, pieces, choice.taken.key)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: {NO_METADATA} ({error})") from error
+
     yield Contents(
         path=path,
         format="torch distributed",
@@ -79,6 +85,7 @@ def open_distributed(path: Path, asked: Asked) -> Iterator[Contents]:
         read=read,
         fill=filler(read),
         beside=plain(_beside(metadata, pieces)),
+        extra=extra,
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
     )
@@ -231,6 +238,32 @@ def _read(folder: Path, metadata: Any, leaf: _Leaf) -> "Tensor":
         first = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise DataError(f"{folder}: tensor {leaf.name!r} cannot be read ({first})") from error
     return state[leaf.name]
+
+
+def _extra_states(folder: Path, metadata: Any, pieces: Mapping[Any, list[_Piece]], state_key: str) -> dict[str, Any]:
+    """Return modules' extra state beside the tensors at a key; torch stores each entry of its mappings by itself."""
+    extra: dict[str, Any] = {}
+    planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
+    for name, entry in metadata.state_dict_metadata.items():
+        steps = [str(step) for step in planned.get(name, (name,))]
+        level = next((i for i, step in enumerate(steps) if step.rpartition(".")[2] == EXTRA_STATE), None)
+        stored = pieces.get(name, [])
+        is_tensor = hasattr(entry, "chunks")
+        if (
+            level is None
+            or ".".join(steps[:level]) != state_key
+            or not stored
+            or (is_tensor and steps[level + 1 :] == [])
+        ):
+            continue
+        mapping = extra
+        for step in steps[level:-1]:
+            mapping = mapping.setdefault(step, {})
+        if is_tensor:
+            mapping[steps[-1]] = _read(folder, metadata, _leaf(name, entry, stored))
+        else:
+            mapping[steps[-1]] = load_checked(stored[0].opened(), stored[0].length, stored[0].file)
+    return extra
 
 
 def _beside(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:

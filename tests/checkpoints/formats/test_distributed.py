@@ -170,3 +170,25 @@ def test_parts_that_are_damaged_or_not_what_the_metadata_say(copied: Path) -> No
     (copied / "__0_0.distcp").unlink()
     with pytest.raises(DataError, match="which is missing"):
         open_checkpoint(copied).__enter__()
+
+
+class Scaled(nn.Linear):
+    """A layer whose extra state is a mapping of a number and a tensor."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"scale": 2.5, "history": {"amax": torch.arange(3.0)}}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("key", [None, "model"])
+def test_extra_state_of_modules_is_read_as_torch_reads_it(key: str | None, tmp_path: Path) -> None:
+    state = nn.Sequential(Scaled(4, 3)).state_dict()
+    write(tmp_path / "run", state if key is None else {key: state, **EXTRA})
+    with open_checkpoint(tmp_path / "run") as checkpoint:
+        assert checkpoint.state_key == key
+        assert checkpoint.names == ["0.bias", "0.weight"]
+        [(name, extra)] = checkpoint.extra_state().items()
+    assert (name, extra["scale"]) == ("0._extra_state", 2.5)
+    assert torch.equal(extra["history"]["amax"], torch.arange(3.0))
