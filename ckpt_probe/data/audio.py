@@ -14,7 +14,7 @@ from torch import Tensor
 from ckpt_probe.data.dataset import Unreadable
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.plugins import hub_switched_off, require_extra
+from ckpt_probe.plugins import load_pretrained, require_extra
 
 RATE, EXTRACTOR = "sampling_rate", "feature_extractor"
 """Arguments of sound: samples a second of a column of numbers, and the directory of the feature extractor."""
@@ -71,11 +71,10 @@ def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundP
             f"by --data-argument {EXTRACTOR}=DIR"
         )
     transformers = require_extra("transformers", "transformers")
-    with hub_switched_off():
-        try:
-            extractor = transformers.AutoFeatureExtractor.from_pretrained(directory, local_files_only=True)
-        except Exception as error:
-            raise DataError(f"{directory}: its feature extractor cannot be read: {last_line(error)}") from error
+    try:
+        extractor = load_pretrained(transformers.AutoFeatureExtractor, directory)
+    except Exception as error:
+        raise DataError(f"{directory}: its feature extractor cannot be read: {last_line(error)}") from error
     wanted = getattr(extractor, "sampling_rate", None)
     if not isinstance(wanted, int) or wanted < 1:
         raise DataError(f"{directory}: {EXTRACTOR_FILE} is of no model of sound: it has no sampling_rate")

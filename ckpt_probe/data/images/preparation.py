@@ -13,7 +13,7 @@ from torch import Tensor
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.images.steps import PILLOWS, Steps, require_sensible
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.plugins import hub_switched_off, require_extra
+from ckpt_probe.plugins import load_pretrained, require_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -153,15 +153,12 @@ def _steps_of_torchvision(name: str) -> dict[str, Any]:
 
 def _settings_of_processor(directory: Path) -> dict[str, Any]:
     transformers = require_extra("transformers", "transformers")
-    with hub_switched_off():
-        try:
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            raise DataError(
-                f"{directory / PROCESSOR_FILE}: no image processor of transformers': {last_line(error)}"
-            ) from error
+    try:
+        processor = load_pretrained(transformers.AutoImageProcessor, directory)
+    except Exception as error:
+        raise DataError(
+            f"{directory / PROCESSOR_FILE}: no image processor of transformers': {last_line(error)}"
+        ) from error
     return json.loads(processor.to_json_string())
 
 
