@@ -33,15 +33,18 @@ class SoundPreparation:
     rate: int
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def prepare(self, wave: np.ndarray, rate: int | None) -> np.ndarray:
-        """Mono sound (T,) float32 at the rate that the model wants, from (T,) or (T, channels)."""
+    def prepare(self, wave: np.ndarray, rate: int | None, declared: int | None = None) -> np.ndarray:
+        """Return mono sound (T,) float32 at the rate that the model wants.
+
+        Args:
+            wave: Sound, (T,) or (T, channels), whose mean counts.
+            rate: Samples a second; those of the arguments if None.
+            declared: Samples a second to which the data set has its sounds brought first, as `datasets.Audio` does.
+        """
         mono = wave.mean(axis=1) if wave.ndim == 2 else wave
         rate = rate or self.rate
-        if rate != self.wanted:
-            from scipy.signal import resample_poly
-
-            shared = math.gcd(rate, self.wanted)
-            mono = resample_poly(mono, self.wanted // shared, rate // shared)
+        for wanted in (declared or rate, self.wanted):
+            mono, rate = _resampled(mono, rate, wanted), wanted
         return np.ascontiguousarray(mono, dtype=np.float32)
 
     def collate(self, samples: Sequence[tuple[np.ndarray, int]]) -> tuple[dict[str, Tensor], Tensor]:
@@ -56,6 +59,15 @@ class SoundPreparation:
         except Exception as error:
             raise DataError(f"the model's feature extractor takes no such sound: {last_line(error)}") from error
         return dict(made), torch.tensor([label for _, label in samples])
+
+
+def _resampled(mono: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    if rate == wanted:
+        return mono
+    from scipy.signal import resample_poly
+
+    shared = math.gcd(rate, wanted)
+    return resample_poly(mono, wanted // shared, rate // shared)
 
 
 def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundPreparation:

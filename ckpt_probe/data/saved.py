@@ -14,7 +14,7 @@ from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, read_sound,
 from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.images.folder import TOLERANCE, stacked
-from ckpt_probe.data.images.pictures import read_picture
+from ckpt_probe.data.images.pictures import Decoding, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
 from ckpt_probe.data.images.steps import Steps
 from ckpt_probe.data.labels import class_labels
@@ -79,8 +79,24 @@ def _labels(
     label = _label_column(place, features, arguments.get("label"))
     values, notes = _labelled(place, tables, label)
     labels, names = class_labels(values)
-    given_names = getattr(features[label], "names", None)
-    return label, labels, tuple(given_names) if given_names else names, notes
+    return label, labels, _class_names(place, tables, label) or names, notes
+
+
+def _class_names(place: str, tables: Mapping[str, Any], label: str) -> tuple[str, ...] | None:
+    """Return the names of a column of class labels, None if it has none.
+
+    Raises:
+        DataError: If two splits name their classes differently, so that one number means two classes.
+    """
+    found = {split: tuple(getattr(table.features[label], "names", None) or ()) for split, table in tables.items()}
+    first = next(iter(found))
+    other = next((split for split in found if found[split] != found[first]), None)
+    if other is not None:
+        raise DataError(
+            f"{place}: column {label!r} has the classes {listed(found[first])} in split {first}, but "
+            f"{listed(found[other])} in split {other}; give both the same names in the same order, or load one split"
+        )
+    return found[first] or None
 
 
 def _of_documents(
@@ -108,6 +124,7 @@ class _Images:
     column: str
     labels: Tensor
     preparation: Preparation
+    decoding: Decoding
     name: str
 
     def __len__(self) -> int:
@@ -119,7 +136,7 @@ class _Images:
         if held is None or (held["bytes"] is None and held["path"] is None):
             raise Unreadable(f"{name} (no image)")
         source = Path(held["path"]) if held["bytes"] is None else held["bytes"]
-        picture = read_picture(source, name, self.preparation.channels)
+        picture = read_picture(source, name, self.preparation.channels, self.decoding)
         return self.preparation.prepare(picture), int(self.labels[number])
 
 
@@ -131,6 +148,7 @@ class _Sounds:
     column: str
     labels: Tensor
     preparation: SoundPreparation
+    feature: Any
     name: str
 
     def __len__(self) -> int:
@@ -144,10 +162,12 @@ class _Sounds:
             if held["bytes"] is None and held["path"] is None:
                 raise Unreadable(f"{name} (no sound)")
             held, rate = read_sound(Path(held["path"]) if held["bytes"] is None else held["bytes"], name)
+            _require_channels(self.feature, held.shape[1], name)
         wave = np.asarray([] if held is None else held, dtype=np.float32)
         if not wave.size or not np.isfinite(wave).all():
             raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
-        return self.preparation.prepare(wave, rate), int(self.labels[number])
+        declared = getattr(self.feature, "sampling_rate", None)
+        return self.preparation.prepare(wave, rate, declared), int(self.labels[number])
 
 
 @dataclass(frozen=True)
@@ -167,6 +187,16 @@ class _Texts:
         return text
 
 
+def _require_channels(feature: Any, channels: int, name: str) -> None:
+    """Raise DataError if `datasets.Audio` has ffmpeg choose a stream of a file, or mix its channels into others."""
+    wanted, stream = (getattr(feature, name, None) for name in ("num_channels", "stream_index"))
+    if wanted not in (None, channels) or stream not in (None, 0):
+        raise DataError(
+            f"{name}: {channels} channels, of which its column takes num_channels={wanted}, stream_index={stream}: "
+            "datasets does so by ffmpeg, which is not done here; cast the column to datasets.Audio(), and save again"
+        )
+
+
 def _of_images(
     place: str, tables: Mapping[str, Any], labels: Mapping[str, Tensor], column: str, how: Preparation, workers: int
 ) -> tuple[dict[str, Split], dict[str, Any]]:
@@ -175,7 +205,10 @@ def _of_images(
     for split, table in tables.items():
         # Its own decoding would raise in the middle of a batch, and let any format in.
         encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        images = _Images(encoded, column, labels[split], how, f"{place}: {split}")
+        feature = table.features[column]
+        # What is saved to be decoded elsewhere is not turned or converted by datasets.
+        decoding = Decoding(upright=True, mode=feature.mode) if feature.decode else Decoding()
+        images = _Images(encoded, column, labels[split], how, decoding, f"{place}: {split}")
         splits[split] = DatasetSplit(
             images, labels=labels[split], collate=stacked, workers=workers, tolerance=TOLERANCE
         )
@@ -193,10 +226,10 @@ def _of_sound(
     datasets = require_extra("datasets", "datasets")
     splits: dict[str, Split] = {}
     for split, table in tables.items():
-        own = table.select_columns([column])
-        if type(table.features[column]).__name__ == "Audio":
-            own = own.cast_column(column, datasets.Audio(decode=False))
-        sounds = _Sounds(own, column, labels[split], how, f"{place}: {split}")
+        held, feature = table.select_columns([column]), table.features[column]
+        if type(feature).__name__ == "Audio":
+            held = held.cast_column(column, datasets.Audio(decode=False))
+        sounds = _Sounds(held, column, labels[split], how, feature, f"{place}: {split}")
         splits[split] = DatasetSplit(
             sounds, labels=labels[split], collate=how.collate, workers=workers, tolerance=TOLERANCE
         )
