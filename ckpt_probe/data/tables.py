@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ckpt_probe.data.arguments import as_list, require_known
 from ckpt_probe.data.dataset import LABEL_NAMES
+from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, first_samples, sample_shape, stratified
@@ -92,7 +93,11 @@ def _load(
 def _files(place: Path, kind: str) -> list[Path]:
     if not place.is_dir():
         return [place]
-    files = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES[kind] and path.is_file())
+    files = sorted(
+        path
+        for path in place.iterdir()
+        if path.suffix.lower() in SUFFIXES[kind] and not is_system_name(path.name) and path.is_file()
+    )
     if not files:
         raise DataError(f"{place}: no file {' or '.join(SUFFIXES[kind])} in it")
     return files

@@ -220,7 +220,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
             taps = choose_taps(model, shown, head, setup.layers, setup.pooling)
             classes = len(head_parameters(model, head)[0])
             if not isinstance(head, Backbone):
-                require_classes(classes, data.classes)
+                require_classes(classes, data.classes, data.class_names)
                 data = in_width(data, classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
