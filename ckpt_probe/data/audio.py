@@ -61,6 +61,49 @@ class SoundPreparation:
         return dict(made), torch.tensor([label for _, label in samples])
 
 
+@dataclass(frozen=True)
+class Sounds:
+    """A map-style dataset of the sounds in a column of `datasets`, encoded or as numbers.
+
+    feature: the column's, which may declare a rate to bring the sounds to.
+    """
+
+    table: Any
+    column: str
+    labels: Tensor
+    preparation: SoundPreparation
+    feature: Any
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
+        held = self.table[number][self.column]
+        name = f"{self.name}, row {number}"
+        rate = None
+        if isinstance(held, dict):
+            if held["bytes"] is None and held["path"] is None:
+                raise Unreadable(f"{name} (no sound)")
+            held, rate = read_sound(Path(held["path"]) if held["bytes"] is None else held["bytes"], name)
+            _require_channels(self.feature, held.shape[1], name)
+        wave = np.asarray([] if held is None else held, dtype=np.float32)
+        if not wave.size or not np.isfinite(wave).all():
+            raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
+        declared = getattr(self.feature, "sampling_rate", None)
+        return self.preparation.prepare(wave, rate, declared), int(self.labels[number])
+
+
+def _require_channels(feature: Any, channels: int, name: str) -> None:
+    """Raise DataError if `datasets.Audio` has ffmpeg choose a stream of a file, or mix its channels into others."""
+    wanted, stream = (getattr(feature, name, None) for name in ("num_channels", "stream_index"))
+    if wanted not in (None, channels) or stream not in (None, 0):
+        raise DataError(
+            f"{name}: {channels} channels, of which its column takes num_channels={wanted}, stream_index={stream}: "
+            "datasets does so by ffmpeg, which is not done here; cast the column to datasets.Audio(), and save again"
+        )
+
+
 def _resampled(mono: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     if rate == wanted:
         return mono

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import require_known
-from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, read_sound, sound_preparation
+from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, Sounds, sound_preparation
 from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.images.folder import TOLERANCE, stacked
@@ -51,8 +51,9 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     label, labels, names, notes = _labels(place, tables, arguments)
     tables = {split: tables[split] for split in labels}
     kind, columns = _input_columns(place, features, arguments, label)
-    if kind == "image":
-        splits, kept = _of_images(place, tables, labels, columns[0], image_preparation(arguments, hints), workers)
+    preparation = image_preparation(arguments, hints) if kind == "image" else None
+    if preparation is not None:
+        splits, kept = _of_images(place, tables, labels, columns[0], preparation, workers)
     elif kind == "audio":
         splits, kept = _of_sound(place, tables, labels, columns[0], sound_preparation(arguments, hints), workers)
     else:
@@ -60,8 +61,10 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     inputs, _ = first_samples(next(iter(splits.values())), 1)
     classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
     chosen = {key: value for key, value in arguments.items() if key in COLUMNS}
+    shape = sample_shape(inputs)
+    described = "" if preparation is None else preparation.described(shape)
     return LabelledData(
-        f"hf-dataset:{place}", splits, classes, sample_shape(inputs), {**chosen, **kept}, names, tuple(notes)
+        f"hf-dataset:{place}", splits, classes, shape, {**chosen, **kept}, names, tuple(notes), described
     )
 
 
@@ -141,36 +144,6 @@ class _Images:
 
 
 @dataclass(frozen=True)
-class _Sounds:
-    """A map-style dataset of the sounds in a column, encoded or as numbers."""
-
-    table: Any
-    column: str
-    labels: Tensor
-    preparation: SoundPreparation
-    feature: Any
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
-        held = self.table[number][self.column]
-        name = f"{self.name}, row {number}"
-        rate = None
-        if isinstance(held, dict):
-            if held["bytes"] is None and held["path"] is None:
-                raise Unreadable(f"{name} (no sound)")
-            held, rate = read_sound(Path(held["path"]) if held["bytes"] is None else held["bytes"], name)
-            _require_channels(self.feature, held.shape[1], name)
-        wave = np.asarray([] if held is None else held, dtype=np.float32)
-        if not wave.size or not np.isfinite(wave).all():
-            raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
-        declared = getattr(self.feature, "sampling_rate", None)
-        return self.preparation.prepare(wave, rate, declared), int(self.labels[number])
-
-
-@dataclass(frozen=True)
 class _Texts:
     """A column of texts, read from the disk row by row."""
 
@@ -185,16 +158,6 @@ class _Texts:
         if text is None:
             raise DataError(f"row {number}: column {self.column!r} is empty")
         return text
-
-
-def _require_channels(feature: Any, channels: int, name: str) -> None:
-    """Raise DataError if `datasets.Audio` has ffmpeg choose a stream of a file, or mix its channels into others."""
-    wanted, stream = (getattr(feature, name, None) for name in ("num_channels", "stream_index"))
-    if wanted not in (None, channels) or stream not in (None, 0):
-        raise DataError(
-            f"{name}: {channels} channels, of which its column takes num_channels={wanted}, stream_index={stream}: "
-            "datasets does so by ffmpeg, which is not done here; cast the column to datasets.Audio(), and save again"
-        )
 
 
 def _of_images(
@@ -229,7 +192,7 @@ def _of_sound(
         held, feature = table.select_columns([column]), table.features[column]
         if type(feature).__name__ == "Audio":
             held = held.cast_column(column, datasets.Audio(decode=False))
-        sounds = _Sounds(held, column, labels[split], how, feature, f"{place}: {split}")
+        sounds = Sounds(held, column, labels[split], how, feature, f"{place}: {split}")
         splits[split] = DatasetSplit(
             sounds, labels=labels[split], collate=how.collate, workers=workers, tolerance=TOLERANCE
         )

@@ -61,9 +61,17 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
         _require_images(split, folders, names, allow_empty)
     splits = {split: _split(folders, preparation, workers) for split, folders in found.items()}
     inputs, _ = first_samples(next(iter(splits.values())), 1)
+    shape = sample_shape(inputs)
     kept = {**preparation.arguments, **({"allow_empty": True} if allow_empty else {})}
     return LabelledData(
-        f"imagefolder:{place}", dict(splits), len(names), sample_shape(inputs), kept, tuple(names), _notes(found)
+        f"imagefolder:{place}",
+        dict(splits),
+        len(names),
+        shape,
+        kept,
+        tuple(names),
+        _notes(found),
+        preparation.described(shape),
     )
 
 
