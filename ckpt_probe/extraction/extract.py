@@ -70,7 +70,6 @@ def extract_series(
     _require_own_names(members)
     order = _Order(members[0].path, setup, storage, Path(out), overwrite)
     subject = order.subject()
-    progress.message(subject.inputs)
     done: dict[str, bool] = {}
     outcomes: list[Outcome] = []
     notes = dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
@@ -82,7 +81,8 @@ def extract_series(
             outcomes += found.outcomes
             bar.advance()
     remove_abandoned(Path(out))
-    for note in (*dict.fromkeys(subject.notes), *notes, *warnings_of(outcomes)):
+    prepared = [subject.inputs] if any(done.values()) else []
+    for note in (*prepared, *dict.fromkeys(subject.notes), *notes, *warnings_of(outcomes)):
         progress.message(note)
     return ExtractionSummary(*(tuple(m.name for m in members if done[m.name] is written) for written in (True, False)))
 
@@ -120,13 +120,12 @@ def extract_members(
         if order is None or subject is None:
             order = _Order(member.path, setup, storage, Path(out), overwrite)
             subject = order.subject()
-            progress.message(subject.inputs)
         work = partial(_extract, subject=subject, order=order, progress=progress)
         # Where another call is at it, that is waited for.
         for _, found in results(work, [member], names=[member.name], workers=ALONE, say=progress.message):
             outcomes += found.outcomes
             yield member.name, found.written
-    for note in (*(() if subject is None else subject.notes), *warnings_of(outcomes)):
+    for note in () if subject is None else (subject.inputs, *subject.notes, *warnings_of(outcomes)):
         progress.message(note)
 
 
