@@ -20,14 +20,14 @@ class Columns:
     encoding: str = DEFAULT_ENCODING
 
     def named(self, name: str, option: str) -> Any:
-        """One column. Raises DataError where there is none, which says how to name another."""
+        """Return one column. Raises DataError, which names the others and how to choose one, if it is missing."""
         if name not in self.table.column_names:
-            there = listed(self.table.column_names, 12)
-            raise DataError(f"{self.place}: no column {name!r}; there are: {there}; --data-argument {option}=NAME")
+            names = listed(self.table.column_names, 12)
+            raise DataError(f"{self.place}: no column {name!r}; there are: {names}; --data-argument {option}=NAME")
         return self.table.column(name)
 
     def texts(self, name: str, option: str) -> Any:
-        """Return one column as `named`, bytes as texts. Raises DataError, with the row, if they are none."""
+        """Return one column as `named`, bytes as texts. Raises DataError, with the row, if they cannot be decoded."""
         import pyarrow as pa
 
         column = self.named(name, option)
@@ -40,8 +40,8 @@ class Columns:
             try:
                 values[row] = None if value is None else value.decode(self.encoding)
             except UnicodeDecodeError as error:
-                told = no_text(value, error)
-                raise DataError(f"{self.place}: row {row + 1}: column {name!r}: {told}") from error
+                reason = no_text(value, error)
+                raise DataError(f"{self.place}: row {row + 1}: column {name!r}: {reason}") from error
         return pa.chunked_array([values], pa.string())
 
     @property

@@ -67,8 +67,8 @@ def separator_hint(path: Path, delimiter: str, encoding: str) -> str:
     likely = max(SEPARATORS, key=header.count)
     if header.count(likely) <= header.count(delimiter):
         return ""
-    shown = "'delimiter=\"\\t\"'" if likely == "\t" else f"'delimiter={likely}'"
-    return f"its first line seems to be separated by {likely!r}, not by {delimiter!r}: --data-argument {shown}"
+    argument = "'delimiter=\"\\t\"'" if likely == "\t" else f"'delimiter={likely}'"
+    return f"its first line seems to be separated by {likely!r}, not by {delimiter!r}: --data-argument {argument}"
 
 
 def require_distinct(path: Path, names: Sequence[str]) -> None:

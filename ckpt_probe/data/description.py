@@ -1,4 +1,4 @@
-"""One line about how the inputs of labelled data are prepared, and what says so."""
+"""One line about how the inputs of labelled data are prepared, with the source of each step."""
 
 from typing import Any
 

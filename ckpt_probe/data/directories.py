@@ -58,5 +58,5 @@ def require_utf8(directory: Path, names: list[str]) -> None:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            found = os.fsencode(name)
-            raise DataError(f"{directory}: the name {found!r} of a class folder is not UTF-8; rename it") from error
+            content = os.fsencode(name)
+            raise DataError(f"{directory}: the name {content!r} of a class folder is not UTF-8; rename it") from error

@@ -72,7 +72,7 @@ class LabelledData:
 
     class_names: names of the first classes, where they have any. notes: what was left out while loading, one sentence
     each. `arguments` build the same data again, whatever model they were first loaded for. preparation: how images
-    become inputs, and what says so.
+    become inputs, with the source of each step.
     """
 
     name: str

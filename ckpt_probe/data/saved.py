@@ -63,9 +63,9 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     chosen = {key: value for key, value in arguments.items() if key in COLUMNS}
     shape = sample_shape(inputs)
     described = "" if preparation is None else preparation.described(shape)
-    return LabelledData(
-        f"hf-dataset:{place}", splits, classes, shape, {**chosen, **kept}, names, tuple(notes), described
-    )
+    stated = {**chosen, **kept}
+    name = f"hf-dataset:{place}"
+    return LabelledData(name, splits, classes, shape, stated, names, tuple(notes), preparation=described)
 
 
 def _labels(
@@ -85,21 +85,21 @@ def _labels(
     return label, labels, _class_names(place, tables, label) or names, notes
 
 
-def _class_names(place: str, tables: Mapping[str, Any], label: str) -> tuple[str, ...] | None:
+def _class_names(path: str, tables: Mapping[str, Any], label: str) -> tuple[str, ...] | None:
     """Return the names of a column of class labels, None if it has none.
 
     Raises:
         DataError: If two splits name their classes differently, so that one number means two classes.
     """
-    found = {split: tuple(getattr(table.features[label], "names", None) or ()) for split, table in tables.items()}
-    first = next(iter(found))
-    other = next((split for split in found if found[split] != found[first]), None)
+    names = {split: tuple(getattr(table.features[label], "names", None) or ()) for split, table in tables.items()}
+    first = next(iter(names))
+    other = next((split for split in names if names[split] != names[first]), None)
     if other is not None:
         raise DataError(
-            f"{place}: column {label!r} has the classes {listed(found[first])} in split {first}, but "
-            f"{listed(found[other])} in split {other}; give both the same names in the same order, or load one split"
+            f"{path}: column {label!r} has the classes {listed(names[first])} in split {first}, but "
+            f"{listed(names[other])} in split {other}; give both the same names in the same order, or load one split"
         )
-    return found[first] or None
+    return names[first] or None
 
 
 def _of_documents(
@@ -169,7 +169,7 @@ def _of_images(
         # Its own decoding would raise in the middle of a batch, and let any format in.
         encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         feature = table.features[column]
-        # What is saved to be decoded elsewhere is not turned or converted by datasets.
+        # datasets neither turns nor converts images that it does not decode.
         decoding = Decoding(upright=True, mode=feature.mode) if feature.decode else Decoding()
         images = _Images(encoded, column, labels[split], how, decoding, f"{place}: {split}")
         splits[split] = DatasetSplit(
@@ -189,10 +189,10 @@ def _of_sound(
     datasets = require_extra("datasets", "datasets")
     splits: dict[str, Split] = {}
     for split, table in tables.items():
-        held, feature = table.select_columns([column]), table.features[column]
+        encoded, feature = table.select_columns([column]), table.features[column]
         if type(feature).__name__ == "Audio":
-            held = held.cast_column(column, datasets.Audio(decode=False))
-        sounds = Sounds(held, column, labels[split], how, feature, f"{place}: {split}")
+            encoded = encoded.cast_column(column, datasets.Audio(decode=False))
+        sounds = Sounds(encoded, column, labels[split], how, feature, f"{place}: {split}")
         splits[split] = DatasetSplit(
             sounds, labels=labels[split], collate=how.collate, workers=workers, tolerance=TOLERANCE
         )

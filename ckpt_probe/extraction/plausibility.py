@@ -118,13 +118,13 @@ def warnings_of(outcomes: Sequence[Outcome]) -> list[str]:
             f"accuracy stays near chance at every checkpoint: at most {tally.accuracy:.3f} (split {split}, whose most "
             f"frequent class has {tally.chance:.3f} of the rows); if the model is trained, {ADVICE}"
         )
-    found = [(outcome.name, *miss) for outcome in judged if (miss := outcome.contradiction())]
+    misses = [(outcome.name, *miss) for outcome in judged if (miss := outcome.contradiction())]
     # A checkpoint may well be worse than the best one before it, but not all of them.
-    if len(found) < sum(bool(outcome.stated) for outcome in judged):
-        found = [miss for miss in found if not miss[1].best]
-    if found:
-        name, _, words = found[0]
-        more = f" (and {len(found) - 1} more checkpoints)" if len(found) > 1 else ""
+    if len(misses) < sum(bool(outcome.stated) for outcome in judged):
+        misses = [miss for miss in misses if not miss[1].best]
+    if misses:
+        name, _, words = misses[0]
+        more = f" (and {len(misses) - 1} more checkpoints)" if len(misses) > 1 else ""
         warnings.append(f"accuracy contradicts what the checkpoint states: {name}: {words}{more}; {ADVICE}")
     return warnings
 
@@ -136,17 +136,17 @@ def stated_accuracies(checkpoint: Checkpoint, setup: Setup) -> list[Stated]:
     Lightning monitors, and of plain entries beside the weights, as fractions or in percent.
     """
     metadata = checkpoint.metadata
-    own = metadata.data is not None
+    named = metadata.data is not None
     arguments = setup.data_arguments or metadata.data_arguments
-    if own and (setup.data or metadata.data, arguments) != (metadata.data, metadata.data_arguments):
+    if named and (setup.data or metadata.data, arguments) != (metadata.data, metadata.data_arguments):
         return []
-    found = [
-        Stated(value, f"the {name} of {split} that it states", split if own else None)
+    evaluated = [
+        Stated(value, f"the {name} of {split} that it states", split if named else None)
         for split, values in metadata.metrics.items()
         for name, value in _accuracies(values)
     ]
-    if found:
-        return found
+    if evaluated:
+        return evaluated
     beside = [*_accuracies(checkpoint.facts), *_accuracies(checkpoint.facts.get(MONITORED))]
     return [Stated(value, name, best="best" in name.lower()) for name, value in beside]
 

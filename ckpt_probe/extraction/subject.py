@@ -109,7 +109,7 @@ class Subject:
 
     @property
     def inputs(self) -> str:
-        """One line about how inputs are prepared, and what says so."""
+        """One line about how inputs are prepared, with the source of each step."""
         return f"inputs: {self.data.name}: {described_inputs(self.data)}"
 
     @property
@@ -277,14 +277,16 @@ def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -
     """Return how to give a model images of as many channels as it takes, "" if it fails for another reason."""
     if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, 3):
         return ""
-    held, wanted = inputs.shape[1], 4 - inputs.shape[1]
+    channels, wanted = inputs.shape[1], 4 - inputs.shape[1]
     try:
         run_once(model, inputs)
     except CkptProbeError:
         with suppress(CkptProbeError):
             run_once(model, inputs[:, :1].expand(-1, wanted, -1, -1))
             how = f"; add --data-argument channels={wanted}" if data.preparation else ""
-            return f"; the model takes images of {wanted} {'channel' if wanted == 1 else 'channels'}, not {held}{how}"
+            return (
+                f"; the model takes images of {wanted} {'channel' if wanted == 1 else 'channels'}, not {channels}{how}"
+            )
     return ""
 
 

@@ -225,13 +225,13 @@ def _beside(tree: Any, choice: Choice) -> Mapping[Any, Any]:
     if not isinstance(tree, Mapping) or not choice.taken.key:
         return {}
     holding = {key.partition(".")[0] for key in (choice.taken.key, *(other.key for other in choice.others))}
-    kept = {
+    entries = {
         name: value
         for name, value in tree.items()
         if str(name) not in holding and not (OF_TRAINING.search(str(name)) and isinstance(value, Mapping | list))
     }
     scores = _monitored(tree.get("callbacks"))
-    return {**kept, MONITORED: scores} if scores else kept
+    return {**entries, MONITORED: scores} if scores else entries
 
 
 def _monitored(callbacks: Any) -> dict[str, Any]:
@@ -240,6 +240,6 @@ def _monitored(callbacks: Any) -> dict[str, Any]:
     for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
         if isinstance(state, Mapping) and isinstance(state.get("monitor"), str):
             keys = {f"best_{state['monitor']}": "best_model_score", state["monitor"]: "current_score"}
-            found = {name: state[key] for name, key in keys.items() if state.get(key) is not None}
-            scores |= dict(list(found.items())[-1:])
+            present = {name: state[key] for name, key in keys.items() if state.get(key) is not None}
+            scores |= dict(list(present.items())[-1:])
     return scores

@@ -71,7 +71,7 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
         kept,
         tuple(names),
         _notes(found),
-        preparation.described(shape),
+        preparation=preparation.described(shape),
     )
 
 

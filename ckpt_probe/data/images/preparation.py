@@ -102,8 +102,8 @@ def image_preparation(given: Mapping[str, Any], hints: ModelHints) -> Preparatio
 def _configured(hints: ModelHints) -> tuple[str, dict[str, Any], str]:
     """Return whose transform a model's configuration describes, its settings and their source; without one, no step."""
     if hints.source == "timm":
-        own = "config.json, else " if TIMM_OVERLAY in hints.arguments else ""
-        return "timm", _settings_of_timm(hints), f"{own}timm's default for {hints.place}"
+        overlay = "config.json, else " if TIMM_OVERLAY in hints.arguments else ""
+        return "timm", _settings_of_timm(hints), f"{overlay}timm's default for {hints.place}"
     if hints.source == "torchvision":
         return OURS, _steps_of_torchvision(hints.place), f"torchvision's default for {hints.place}"
     directory = hints.holding(PROCESSOR_FILE)
