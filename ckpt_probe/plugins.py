@@ -120,19 +120,40 @@ def told_nothing(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def load_pretrained(loader: Any, source: Any, **options: Any) -> Any:
+    """Call `from_pretrained` of a class of transformers: offline, in silence, and without code that comes with files.
+
+    Every call in the package goes through here. Code that a directory names (`auto_map`) is refused, and transformers
+    cannot ask on standard input whether to run it: neither here nor in calls that it makes without the refusal.
+
+    Args:
+        loader: A class of transformers, such as `AutoTokenizer`.
+        source: A local directory, or None where `options` hold all that is needed.
+        options: Further arguments of `from_pretrained`.
+    """
+    transformers = require_extra("transformers", "transformers")
+    dynamic: Any = importlib.import_module("transformers.dynamic_module_utils")
+    seconds = getattr(dynamic, "TIME_OUT_REMOTE_CODE", None)
+    with hub_switched_off(), told_nothing(transformers):
+        try:
+            dynamic.TIME_OUT_REMOTE_CODE = 0  # transformers waits for no answer, and raises an error instead
+            return loader.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
+        finally:
+            dynamic.TIME_OUT_REMOTE_CODE = seconds
+
+
 def loaded_by_transformers(
-    transformers: Any, model_class: Any, config: Any, tensors: Mapping[str, Any]
+    model_class: Any, config: Any, tensors: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Tensors as its own loader puts them into a model, by the names of today; and what it says of the others."""
-    with hub_switched_off(), told_nothing(transformers):
-        loaded, found = model_class.from_pretrained(
-            None,
-            config=copy.deepcopy(config),
-            state_dict=dict(tensors),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-        )
+    loaded, found = load_pretrained(
+        model_class,
+        None,
+        config=copy.deepcopy(config),
+        state_dict=dict(tensors),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
     return {name: tensor for name, tensor in loaded.state_dict().items() if name not in found["missing_keys"]}, found
 
 

@@ -1,12 +1,24 @@
-"""Functions by name, from the working directory and from installed packages."""
+"""Functions by name, from the working directory and from installed packages; files for transformers to read."""
 
+import ast
+import io
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import ckpt_probe
 from ckpt_probe.errors import UsageError
-from ckpt_probe.plugins import functions_within, is_function_name, load_function, registered, require_named
+from ckpt_probe.plugins import (
+    functions_within,
+    is_function_name,
+    load_function,
+    load_pretrained,
+    registered,
+    require_named,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +70,62 @@ def test_entry_points_of_an_installed_package_are_found(tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert registered("ckpt_probe.models")["tiny"]() == "tiny"
     assert "tiny" not in registered("ckpt_probe.data")
+
+
+FILES = {
+    "AutoConfig": ("config.json", {"model_type": "evil"}),
+    "AutoTokenizer": ("tokenizer_config.json", {"tokenizer_class": "Evil"}),
+    "AutoImageProcessor": ("preprocessor_config.json", {"image_processor_type": "Evil"}),
+    "AutoFeatureExtractor": ("preprocessor_config.json", {"feature_extractor_type": "Evil"}),
+}
+
+
+class Careless:
+    """A loader that calls another without saying what becomes of code that comes with the files."""
+
+    @staticmethod
+    def from_pretrained(source: Path, **options: Any) -> Any:
+        import transformers
+
+        return transformers.AutoFeatureExtractor.from_pretrained(source, local_files_only=True)
+
+
+@pytest.mark.parametrize("loader", [*FILES, "Careless"])
+def test_code_of_a_directory_is_not_run_and_nobody_is_asked(
+    loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import transformers
+    from transformers import dynamic_module_utils
+
+    name = loader if loader in FILES else "AutoFeatureExtractor"
+    file, content = FILES[name]
+    mapped: Any = "evil.Evil" if name != "AutoTokenizer" else ["evil.Evil", None]
+    (tmp_path / file).write_text(json.dumps({**content, "auto_map": {name: mapped}}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    with pytest.raises(ValueError):
+        load_pretrained(Careless if loader == "Careless" else getattr(transformers, loader), tmp_path)
+    assert sys.stdin.read() == "y\n" * 9
+    assert not (tmp_path / "ran").exists()
+    assert before == dynamic_module_utils.TIME_OUT_REMOTE_CODE > 0
+    assert "Do you wish" not in capsys.readouterr().out
+
+
+def test_all_that_transformers_reads_goes_through_one_function() -> None:
+    root = Path(ckpt_probe.__file__).parent
+    trees = {path: ast.parse(path.read_text()) for path in root.rglob("*.py")}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    (only,) = [(path, node) for path, node in nodes if _names(node, "from_pretrained")]
+    gate = next(part for part in trees[only[0]].body if getattr(part, "name", None) == "load_pretrained")
+    assert only[1] in ast.walk(gate)
+    for path, node in nodes:
+        if isinstance(node, ast.Call) and (_names(node.func, "from_pretrained") or _names(node.func, "from_config")):
+            values = [word.value for word in node.keywords if word.arg == "trust_remote_code"]
+            assert [ast.unparse(value) for value in values] == ["False"], f"{path}:{node.lineno}"
+
+
+def _names(node: ast.AST, name: str) -> bool:
+    return (isinstance(node, ast.Attribute) and node.attr == name) or (
+        isinstance(node, ast.Constant) and node.value == name
+    )

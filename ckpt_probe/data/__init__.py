@@ -1,6 +1,7 @@
 """Labelled samples by name, in named splits."""
 
 from ckpt_probe.data.dataset import DatasetSplit, Unreadable
+from ckpt_probe.data.description import described_inputs
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import in_model_order, in_width, matched_labels
 from ckpt_probe.data.prefetch import ready_batches, ready_parts
@@ -31,6 +32,7 @@ __all__ = [
     "Split",
     "Streaming",
     "Unreadable",
+    "described_inputs",
     "first_samples",
     "functions_named",
     "in_model_order",

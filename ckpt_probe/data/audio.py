@@ -14,7 +14,7 @@ from torch import Tensor
 from ckpt_probe.data.dataset import Unreadable
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.plugins import hub_switched_off, require_extra
+from ckpt_probe.plugins import load_pretrained, require_extra
 
 RATE, EXTRACTOR = "sampling_rate", "feature_extractor"
 """Arguments of sound: samples a second of a column of numbers, and the directory of the feature extractor."""
@@ -33,15 +33,18 @@ class SoundPreparation:
     rate: int
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def prepare(self, wave: np.ndarray, rate: int | None) -> np.ndarray:
-        """Mono sound (T,) float32 at the rate that the model wants, from (T,) or (T, channels)."""
+    def prepare(self, wave: np.ndarray, rate: int | None, declared: int | None = None) -> np.ndarray:
+        """Return mono sound (T,) float32 at the rate that the model wants.
+
+        Args:
+            wave: Sound, (T,) or (T, channels), whose mean counts.
+            rate: Samples a second; those of the arguments if None.
+            declared: Samples a second to which the data set has its sounds brought first, as `datasets.Audio` does.
+        """
         mono = wave.mean(axis=1) if wave.ndim == 2 else wave
         rate = rate or self.rate
-        if rate != self.wanted:
-            from scipy.signal import resample_poly
-
-            shared = math.gcd(rate, self.wanted)
-            mono = resample_poly(mono, self.wanted // shared, rate // shared)
+        for wanted in (declared or rate, self.wanted):
+            mono, rate = _resampled(mono, rate, wanted), wanted
         return np.ascontiguousarray(mono, dtype=np.float32)
 
     def collate(self, samples: Sequence[tuple[np.ndarray, int]]) -> tuple[dict[str, Tensor], Tensor]:
@@ -58,6 +61,58 @@ class SoundPreparation:
         return dict(made), torch.tensor([label for _, label in samples])
 
 
+@dataclass(frozen=True)
+class Sounds:
+    """A map-style dataset of the sounds in a column of `datasets`, encoded or as numbers.
+
+    feature: the column's, which may declare a rate to bring the sounds to.
+    """
+
+    table: Any
+    column: str
+    labels: Tensor
+    preparation: SoundPreparation
+    feature: Any
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
+        held = self.table[number][self.column]
+        name = f"{self.name}, row {number}"
+        rate = None
+        if isinstance(held, dict):
+            if held["bytes"] is None and held["path"] is None:
+                raise Unreadable(f"{name} (no sound)")
+            held, rate = read_sound(Path(held["path"]) if held["bytes"] is None else held["bytes"], name)
+            _require_channels(self.feature, held.shape[1], name)
+        wave = np.asarray([] if held is None else held, dtype=np.float32)
+        if not wave.size or not np.isfinite(wave).all():
+            raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
+        declared = getattr(self.feature, "sampling_rate", None)
+        return self.preparation.prepare(wave, rate, declared), int(self.labels[number])
+
+
+def _require_channels(feature: Any, channels: int, name: str) -> None:
+    """Raise DataError if `datasets.Audio` has ffmpeg choose a stream of a file, or mix its channels into others."""
+    wanted, stream = (getattr(feature, name, None) for name in ("num_channels", "stream_index"))
+    if wanted not in (None, channels) or stream not in (None, 0):
+        raise DataError(
+            f"{name}: {channels} channels, of which its column takes num_channels={wanted}, stream_index={stream}: "
+            "datasets does so by ffmpeg, which is not done here; cast the column to datasets.Audio(), and save again"
+        )
+
+
+def _resampled(mono: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    if rate == wanted:
+        return mono
+    from scipy.signal import resample_poly
+
+    shared = math.gcd(rate, wanted)
+    return resample_poly(mono, wanted // shared, rate // shared)
+
+
 def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundPreparation:
     """The feature extractor of the model's directory, or of the one that `feature_extractor` names.
 
@@ -71,11 +126,10 @@ def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundP
             f"by --data-argument {EXTRACTOR}=DIR"
         )
     transformers = require_extra("transformers", "transformers")
-    with hub_switched_off():
-        try:
-            extractor = transformers.AutoFeatureExtractor.from_pretrained(directory, local_files_only=True)
-        except Exception as error:
-            raise DataError(f"{directory}: its feature extractor cannot be read: {last_line(error)}") from error
+    try:
+        extractor = load_pretrained(transformers.AutoFeatureExtractor, directory)
+    except Exception as error:
+        raise DataError(f"{directory}: its feature extractor cannot be read: {last_line(error)}") from error
     wanted = getattr(extractor, "sampling_rate", None)
     if not isinstance(wanted, int) or wanted < 1:
         raise DataError(f"{directory}: {EXTRACTOR_FILE} is of no model of sound: it has no sampling_rate")

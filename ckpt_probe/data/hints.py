@@ -17,11 +17,13 @@ class ModelHints:
     """A model by its name, as `--model` has it (`timm:resnet18`, `hf:DIR`, …), its arguments, and where it lies.
 
     directory: that of the checkpoint, where its configuration, image processor and tokenizer may be, or one above.
+    arguments_source: who names the arguments of the data, for descriptions.
     """
 
     name: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
+    arguments_source: str = "argument"
 
     @property
     def source(self) -> str:

@@ -99,5 +99,13 @@ def _class_names(given: Mapping[Any, Any]) -> tuple[str, ...] | None:
             dataset = dataset.dataset
         names = getattr(dataset, "classes", None)
         if isinstance(names, list | tuple) and names:
-            return tuple(str(name) for name in names)
+            return tuple(map(_text, names))
     return None
+
+
+def _text(name: Any) -> str:
+    """Return the name of a class as text. Raises DataError for bytes that are no UTF-8."""
+    try:
+        return name.decode() if isinstance(name, bytes) else str(name)
+    except UnicodeDecodeError as error:
+        raise DataError(f"classes: {name!r} is not UTF-8; return the names of classes as texts") from error

@@ -71,7 +71,8 @@ class LabelledData:
     """Splits by name, the number of classes (0 without labels), and the shape of one sample (that of tokens, ()).
 
     class_names: names of the first classes, where they have any. notes: what was left out while loading, one sentence
-    each. `arguments` build the same data again, whatever model they were first loaded for.
+    each. `arguments` build the same data again, whatever model they were first loaded for. preparation: how images
+    become inputs, with the source of each step.
     """
 
     name: str
@@ -81,6 +82,7 @@ class LabelledData:
     arguments: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    preparation: str = ""
 
     @property
     def labelled(self) -> bool:

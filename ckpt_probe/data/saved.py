@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import require_known
-from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, read_sound, sound_preparation
+from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, Sounds, sound_preparation
 from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.images.folder import TOLERANCE, stacked
-from ckpt_probe.data.images.pictures import read_picture
+from ckpt_probe.data.images.pictures import Decoding, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
 from ckpt_probe.data.images.steps import Steps
 from ckpt_probe.data.labels import class_labels
@@ -51,8 +51,9 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     label, labels, names, notes = _labels(place, tables, arguments)
     tables = {split: tables[split] for split in labels}
     kind, columns = _input_columns(place, features, arguments, label)
-    if kind == "image":
-        splits, kept = _of_images(place, tables, labels, columns[0], image_preparation(arguments, hints), workers)
+    preparation = image_preparation(arguments, hints) if kind == "image" else None
+    if preparation is not None:
+        splits, kept = _of_images(place, tables, labels, columns[0], preparation, workers)
     elif kind == "audio":
         splits, kept = _of_sound(place, tables, labels, columns[0], sound_preparation(arguments, hints), workers)
     else:
@@ -60,9 +61,11 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     inputs, _ = first_samples(next(iter(splits.values())), 1)
     classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
     chosen = {key: value for key, value in arguments.items() if key in COLUMNS}
-    return LabelledData(
-        f"hf-dataset:{place}", splits, classes, sample_shape(inputs), {**chosen, **kept}, names, tuple(notes)
-    )
+    shape = sample_shape(inputs)
+    described = "" if preparation is None else preparation.described(shape)
+    stated = {**chosen, **kept}
+    name = f"hf-dataset:{place}"
+    return LabelledData(name, splits, classes, shape, stated, names, tuple(notes), preparation=described)
 
 
 def _labels(
@@ -79,8 +82,24 @@ def _labels(
     label = _label_column(place, features, arguments.get("label"))
     values, notes = _labelled(place, tables, label)
     labels, names = class_labels(values)
-    given_names = getattr(features[label], "names", None)
-    return label, labels, tuple(given_names) if given_names else names, notes
+    return label, labels, _class_names(place, tables, label) or names, notes
+
+
+def _class_names(path: str, tables: Mapping[str, Any], label: str) -> tuple[str, ...] | None:
+    """Return the names of a column of class labels, None if it has none.
+
+    Raises:
+        DataError: If two splits name their classes differently, so that one number means two classes.
+    """
+    names = {split: tuple(getattr(table.features[label], "names", None) or ()) for split, table in tables.items()}
+    first = next(iter(names))
+    other = next((split for split in names if names[split] != names[first]), None)
+    if other is not None:
+        raise DataError(
+            f"{path}: column {label!r} has the classes {listed(names[first])} in split {first}, but "
+            f"{listed(names[other])} in split {other}; give both the same names in the same order, or load one split"
+        )
+    return names[first] or None
 
 
 def _of_documents(
@@ -108,6 +127,7 @@ class _Images:
     column: str
     labels: Tensor
     preparation: Preparation
+    decoding: Decoding
     name: str
 
     def __len__(self) -> int:
@@ -119,35 +139,8 @@ class _Images:
         if held is None or (held["bytes"] is None and held["path"] is None):
             raise Unreadable(f"{name} (no image)")
         source = Path(held["path"]) if held["bytes"] is None else held["bytes"]
-        picture = read_picture(source, name, self.preparation.channels)
+        picture = read_picture(source, name, self.preparation.channels, self.decoding)
         return self.preparation.prepare(picture), int(self.labels[number])
-
-
-@dataclass(frozen=True)
-class _Sounds:
-    """A map-style dataset of the sounds in a column, encoded or as numbers."""
-
-    table: Any
-    column: str
-    labels: Tensor
-    preparation: SoundPreparation
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
-        held = self.table[number][self.column]
-        name = f"{self.name}, row {number}"
-        rate = None
-        if isinstance(held, dict):
-            if held["bytes"] is None and held["path"] is None:
-                raise Unreadable(f"{name} (no sound)")
-            held, rate = read_sound(Path(held["path"]) if held["bytes"] is None else held["bytes"], name)
-        wave = np.asarray([] if held is None else held, dtype=np.float32)
-        if not wave.size or not np.isfinite(wave).all():
-            raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
-        return self.preparation.prepare(wave, rate), int(self.labels[number])
 
 
 @dataclass(frozen=True)
@@ -175,7 +168,10 @@ def _of_images(
     for split, table in tables.items():
         # Its own decoding would raise in the middle of a batch, and let any format in.
         encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        images = _Images(encoded, column, labels[split], how, f"{place}: {split}")
+        feature = table.features[column]
+        # datasets neither turns nor converts images that it does not decode.
+        decoding = Decoding(upright=True, mode=feature.mode) if feature.decode else Decoding()
+        images = _Images(encoded, column, labels[split], how, decoding, f"{place}: {split}")
         splits[split] = DatasetSplit(
             images, labels=labels[split], collate=stacked, workers=workers, tolerance=TOLERANCE
         )
@@ -193,10 +189,10 @@ def _of_sound(
     datasets = require_extra("datasets", "datasets")
     splits: dict[str, Split] = {}
     for split, table in tables.items():
-        own = table.select_columns([column])
-        if type(table.features[column]).__name__ == "Audio":
-            own = own.cast_column(column, datasets.Audio(decode=False))
-        sounds = _Sounds(own, column, labels[split], how, f"{place}: {split}")
+        encoded, feature = table.select_columns([column]), table.features[column]
+        if type(feature).__name__ == "Audio":
+            encoded = encoded.cast_column(column, datasets.Audio(decode=False))
+        sounds = Sounds(encoded, column, labels[split], how, feature, f"{place}: {split}")
         splits[split] = DatasetSplit(
             sounds, labels=labels[split], collate=how.collate, workers=workers, tolerance=TOLERANCE
         )

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import as_list, require_known
+from ckpt_probe.data.columns import Columns, is_text, without_gaps
 from ckpt_probe.data.dataset import LABEL_NAMES
+from ckpt_probe.data.delimited import ENCODING, checked_encoding, require_distinct, separator_hint, undecodable
+from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, first_samples, sample_shape, stratified
@@ -32,21 +35,6 @@ CHANCE = ("test_fraction", "split_seed")
 ARGUMENTS = frozenset({"label", "inputs", "shape", "text", "text_pair", "split", *CHANCE, TOKENIZER, MAX_LENGTH})
 
 
-@dataclass(frozen=True)
-class Columns:
-    """A table in memory (pyarrow's), and the place it was read from."""
-
-    place: Path
-    table: Any
-
-    def named(self, name: str, option: str) -> Any:
-        """One column. Raises DataError where there is none, which says how to name another."""
-        if name not in self.table.column_names:
-            there = listed(self.table.column_names, 12)
-            raise DataError(f"{self.place}: no column {name!r}; there are: {there}; --data-argument {option}=NAME")
-        return self.table.column(name)
-
-
 def load_csv(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
     """Rows of comma-separated values with a line of names above them (.tsv: tabs, or `delimiter`); see `_load`."""
     given = dict(arguments)
@@ -54,7 +42,8 @@ def load_csv(place: str, arguments: Mapping[str, Any], hints: ModelHints, worker
     if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1):
         raise UsageError(f"delimiter: expected one character, found {delimiter!r}")
     texts = [given[name] for name in ("text", "text_pair") if isinstance(given.get(name), str)]
-    data = _load("csv", Path(place), given, hints, lambda path: _read_csv(path, delimiter, texts))
+    encoding = checked_encoding(given.get(ENCODING))
+    data = _load("csv", Path(place), given, hints, lambda path: _read_csv(path, delimiter, texts, encoding))
     return data if delimiter is None else replace(data, arguments={**data.arguments, "delimiter": delimiter})
 
 
@@ -69,12 +58,16 @@ def _load(
     """Samples of a table's rows.
 
     label: the column of labels, `label` or `labels` where not given; numbers from 0, or texts, which become classes
-    sorted by name. text (and text_pair): the column of texts. inputs: columns of numbers, all others where not given;
-    shape: that of a sample, such as [1, 28, 28]. A file is one split, named as it is, unless `split` names a column
-    that says which, or `test_fraction` (and `split_seed`) part it as the digits are.
+    sorted by name. text (and text_pair): the column of texts. inputs: columns of numbers, all others but an index where
+    not given; shape: that of a sample, such as [1, 28, 28]. encoding: of texts, UTF-8 where not given. A file is one
+    split, named as it is, unless `split` names a column that says which, or `test_fraction` (and `split_seed`) part it
+    as the digits are.
     """
-    require_known(kind, given, ARGUMENTS)
-    tables = {path.stem: Columns(path, read(path)) for path in _files(place, kind)}
+    require_known(kind, {name: value for name, value in given.items() if name != ENCODING}, ARGUMENTS)
+    encoding = checked_encoding(given.get(ENCODING))
+    tables = {path.stem: Columns(path, read(path), encoding) for path in _files(place, kind)}
+    for columns in tables.values():
+        require_distinct(columns.place, columns.table.column_names)
     first = next(iter(tables.values()))
     if "split" in given:
         tables = _by_column(tables, given["split"])
@@ -82,42 +75,67 @@ def _load(
     labels, names = class_labels({split: _labels(columns, label) for split, columns in tables.items()})
     if "test_fraction" in given or "split_seed" in given:
         tables, labels = _by_chance(tables, labels, **{key: given[key] for key in CHANCE if key in given})
-    others = [name for name in first.table.column_names if name not in {label, given.get("split")}]
+    index = sorted(first.index - {label, given.get("split")})
+    others = [name for name in first.table.column_names if name not in {label, given.get("split"), *index}]
+    notes = [f"columns without a name, or of an index, are no inputs: {listed([repr(name) for name in index])}"]
     splits, kept = _splits(tables, labels, given, hints, others)
     inputs, _ = first_samples(next(iter(splits.values())), 1)
     classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
-    return LabelledData(f"{kind}:{place}", splits, classes, sample_shape(inputs), {**given, **kept}, names)
+    return LabelledData(
+        f"{kind}:{place}",
+        splits,
+        classes,
+        sample_shape(inputs),
+        {**given, **kept},
+        names,
+        tuple(notes if index else ()),
+    )
 
 
 def _files(place: Path, kind: str) -> list[Path]:
     if not place.is_dir():
         return [place]
-    files = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES[kind] and path.is_file())
+    files = sorted(
+        path
+        for path in place.iterdir()
+        if path.suffix.lower() in SUFFIXES[kind] and not is_system_name(path.name) and path.is_file()
+    )
     if not files:
         raise DataError(f"{place}: no file {' or '.join(SUFFIXES[kind])} in it")
     return files
 
 
-def _read_csv(path: Path, delimiter: str | None, texts: list[str]) -> Any:
+def _read_csv(path: Path, delimiter: str | None, texts: list[str], encoding: str) -> Any:
     csv = require_extra("pyarrow.csv", "frames")
     import pyarrow
 
     require_regular(path)
+    delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     try:
-        return csv.read_csv(
+        table = csv.read_csv(
             path,
             # One thread, so that an error has the number of its row.
-            read_options=csv.ReadOptions(use_threads=False, block_size=LONGEST_LINE),
-            parse_options=csv.ParseOptions(
-                delimiter=delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","), newlines_in_values=True
-            ),
+            read_options=csv.ReadOptions(use_threads=False, block_size=LONGEST_LINE, encoding=encoding),
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.string())),
         )
-    except (OSError, pyarrow.ArrowException) as error:
-        told = last_line(error)[:MESSAGE]
-        if "straddling" in told:
-            told = f"a row of more than {LONGEST_LINE >> 20} MiB, or a quote that is never closed"
-        raise DataError(f"{path}: cannot be read as CSV: {told}") from error
+        names = table.column_names
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as CSV: {last_line(error)[:MESSAGE]}") from error
+    except (pyarrow.ArrowException, UnicodeError) as error:
+        reason = last_line(error)[:MESSAGE]
+        if "straddling" in reason:
+            reason = f"a row of more than {LONGEST_LINE >> 20} MiB, or a quote that is never closed"
+        elif row := undecodable(path, encoding, LONGEST_LINE):
+            reason = row
+        elif hint := separator_hint(path, delimiter, encoding):
+            reason += f"; {hint}"
+        raise DataError(f"{path}: cannot be read as CSV: {reason}") from error
+    if any(map(pyarrow.types.is_binary, table.schema.types)) and (row := undecodable(path, encoding, LONGEST_LINE)):
+        raise DataError(f"{path}: cannot be read as CSV: {row}")
+    if len(names) == 1 and (hint := separator_hint(path, delimiter, encoding)):
+        raise DataError(f"{path}: only one column, {names[0]!r}; {hint}")
+    return table
 
 
 def _read_parquet(path: Path) -> Any:
@@ -145,10 +163,10 @@ def _require_memory(path: Path, metadata: Any) -> None:
 def _by_column(tables: Mapping[str, Columns], name: Any) -> dict[str, Columns]:
     parts: dict[str, Any] = {}
     for columns in tables.values():
-        found = _without_gaps(columns, str(name), columns.named(str(name), "split"))
+        found = without_gaps(columns, str(name), columns.texts(str(name), "split"))
         for value in found.unique().to_pylist():
             mask = np.array([one == value for one in found.to_pylist()])
-            parts.setdefault(str(value), []).append(Columns(columns.place, columns.table.filter(mask)))
+            parts.setdefault(str(value), []).append(replace(columns, table=columns.table.filter(mask)))
     twice = [split for split, found in parts.items() if len(found) > 1]
     if twice:
         raise DataError(f"split {twice[0]}: in more than one file; name one file")
@@ -162,7 +180,7 @@ def _by_chance(
         raise UsageError(f"test_fraction: there are splits already: {', '.join(tables)}")
     columns, numbers = next(iter(tables.values())), next(iter(labels.values()))
     chosen = dict(zip(("train", "test"), stratified(numbers.numpy(), test_fraction, split_seed), strict=True))
-    parts = {split: Columns(columns.place, columns.table.take(rows)) for split, rows in chosen.items()}
+    parts = {split: replace(columns, table=columns.table.take(rows)) for split, rows in chosen.items()}
     return parts, {split: numbers[torch.from_numpy(rows)] for split, rows in chosen.items()}
 
 
@@ -180,12 +198,15 @@ def _label_column(columns: Columns, given: Any) -> str:
 
 
 def _labels(columns: Columns, name: str) -> np.ndarray:
-    column = _without_gaps(columns, name, columns.named(name, "label"))
+    column = without_gaps(columns, name, columns.texts(name, "label"))
     if not len(column):
         raise DataError(f"{columns.place}: no row")
+    if is_text(column):
+        return np.array(column.to_pylist())
     values = column.to_numpy()
-    # Texts come as objects, and so do categories of them.
-    return np.array([str(value) for value in values]) if values.dtype.kind == "O" else values
+    if values.dtype.kind == "O":
+        raise DataError(f"{columns.place}: column {name!r} holds {column.type}; labels are whole numbers or texts")
+    return values
 
 
 def _splits(
@@ -199,7 +220,7 @@ def _splits(
     first = next(iter(tables.values()))
     names = [given[key] for key in ("text", "text_pair") if key in given]
     if not names and "inputs" not in given:
-        names = [name for name in others if _is_text(first.table.column(name))]
+        names = [name for name in others if is_text(first.table.column(name))]
         if names and len(others) > 1:
             raise DataError(
                 f"{first.place}: column {names[0]!r} holds text beside others: say --data-argument text={names[0]}, or "
@@ -218,9 +239,9 @@ def _splits(
 
 
 def _texts(columns: Columns, name: str) -> list[str]:
-    column = _without_gaps(columns, name, columns.named(name, "text"))
-    if not _is_text(column):
-        raise DataError(f"{columns.place}: column {name!r} holds {column.type}, no text in UTF-8")
+    column = without_gaps(columns, name, columns.texts(name, "text"))
+    if not is_text(column):
+        raise DataError(f"{columns.place}: column {name!r} holds {column.type}, no text")
     return column.to_pylist()
 
 
@@ -244,7 +265,7 @@ def _numbers(columns: Columns, labels: Tensor, names: list[str], given: Mapping[
 def _matrix(columns: Columns, name: str) -> np.ndarray:
     import pyarrow.types as kinds
 
-    column = _without_gaps(columns, name, columns.named(name, "inputs"))
+    column = without_gaps(columns, name, columns.named(name, "inputs"))
     try:
         if kinds.is_list(column.type) or kinds.is_large_list(column.type) or kinds.is_fixed_size_list(column.type):
             return np.stack(column.to_numpy(zero_copy_only=False)).astype(np.float32)
@@ -255,16 +276,3 @@ def _matrix(columns: Columns, name: str) -> np.ndarray:
     raise DataError(
         f"{columns.place}: column {name!r} holds {column.type}, no numbers; --data-argument inputs=A,B chooses"
     )
-
-
-def _without_gaps(columns: Columns, name: str, column: Any) -> Any:
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) + 1
-        raise DataError(f"{columns.place}: row {row}: column {name!r} is empty ({column.null_count} such)")
-    return column
-
-
-def _is_text(column: Any) -> bool:
-    import pyarrow.types as kinds
-
-    return kinds.is_string(column.type) or kinds.is_large_string(column.type)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ckpt_probe.data.hints import ModelHints, read_configuration
 from ckpt_probe.data.samples import Batch
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.plugins import hub_switched_off, require_extra
+from ckpt_probe.plugins import load_pretrained, require_extra
 
 TOKENIZER, MAX_LENGTH = "tokenizer", "max_length"
 """Arguments of text: the tokenizer's directory, and the tokens at which a text is cut."""
@@ -192,11 +192,10 @@ def _directory(named: Any, hints: ModelHints) -> Path:
 
 def _read(directory: Path) -> Any:
     transformers = require_extra("transformers", "transformers")
-    with hub_switched_off():
-        try:
-            return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise DataError(f"{directory}: its tokenizer cannot be read: {last_line(error)}") from error
+    try:
+        return load_pretrained(transformers.AutoTokenizer, directory)
+    except Exception as error:
+        raise DataError(f"{directory}: its tokenizer cannot be read: {last_line(error)}") from error
 
 
 def _choose_padding(tokenizer: Any, config: Mapping[str, Any], directory: Path) -> None:

@@ -17,6 +17,7 @@ from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_sp
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.background import BackgroundWriter
 from ckpt_probe.extraction.forward import Block, forward_batches, lent
+from ckpt_probe.extraction.plausibility import Outcome, Tally, stated_accuracies, warnings_of
 from ckpt_probe.extraction.ranges import Ranges
 from ckpt_probe.extraction.scoring import is_scored
 from ckpt_probe.extraction.setup import Setup, Storage
@@ -70,6 +71,7 @@ def extract_series(
     order = _Order(members[0].path, setup, storage, Path(out), overwrite)
     subject = order.subject()
     done: dict[str, bool] = {}
+    outcomes: list[Outcome] = []
     notes = dict.fromkeys(f"{m.name}: {listed(m.also)} has the same weights" for m in members if m.also)
     repeated = RepeatedWeights(setup.state_key, setup.base)
     notes |= dict.fromkeys([*step_warnings(members), *chain.from_iterable(map(repeated.warnings, members))])
@@ -78,9 +80,11 @@ def extract_series(
         for number, found in tasks:
             done[members[number].name] = found.written
             notes |= dict.fromkeys(found.notes)
+            outcomes += found.outcomes
             bar.advance()
     remove_abandoned(Path(out))
-    for note in (*dict.fromkeys(subject.notes), *notes):
+    prepared = [subject.inputs] if any(done.values()) else []
+    for note in (*prepared, *dict.fromkeys(subject.notes), *notes, *warnings_of(outcomes)):
         progress.message(note)
     return ExtractionSummary(*(tuple(m.name for m in members if done[m.name] is written) for written in (True, False)))
 
@@ -113,7 +117,7 @@ def extract_members(
     The model is built, and the data are opened, for the first. What another process extracts at that moment is waited
     for. Raises as `extract_series`.
     """
-    order, subject = None, None
+    order, subject, outcomes = None, None, []
     progress, so_far, repeated = Once(progress), [], RepeatedWeights(setup.state_key, setup.base)
     for member in members:
         if order is None or subject is None:
@@ -122,11 +126,12 @@ def extract_members(
         work = partial(_extract, subject=subject, order=order, progress=progress)
         # Where another call is at it, that is waited for.
         for _, found in results(work, [member], names=[member.name], workers=ALONE, say=progress.message):
+            outcomes += found.outcomes
             yield member.name, found.written
         so_far.append(member)
         for warning in (*step_warnings(so_far), *repeated.warnings(member)):
             progress.message(warning)
-    for note in () if subject is None else subject.notes:
+    for note in () if subject is None else (subject.inputs, *subject.notes, *warnings_of(outcomes)):
         progress.message(note)
 
 
@@ -178,10 +183,14 @@ def extract(
 
 @dataclass(frozen=True)
 class _Extracted:
-    """What came of one checkpoint: whether its dump was written, or there before, and what a worker has to say."""
+    """What came of one checkpoint: whether its dump was written, or there before, and what a worker has to say.
+
+    outcomes: its predictions, of a checkpoint whose dump was written.
+    """
 
     written: bool
     notes: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -231,8 +240,9 @@ def _extract(
                 return _Extracted(False)
             subject.load(checkpoint.state_dict(), str(member.path), checkpoint.extra_state())
             source = partial(_blocks, member, subject, order, path, ranges, progress)
-            _write(path, provenance, subject, order, source, progress)
-    return _Extracted(True)
+            tallies = _write(path, provenance, subject, order, source, progress)
+            stated = stated_accuracies(checkpoint, subject.setup)
+    return _Extracted(True, outcomes=(Outcome(member.name, tallies, stated),))
 
 
 def _blocks(
@@ -259,8 +269,10 @@ def _write(
     order: _Order,
     source: Callable[[str, Task], Generator[Block, None, None]],
     progress: Progress,
-) -> None:
+) -> dict[str, Tally]:
+    """Write the dump of a checkpoint whose weights the subject has; returns the predictions of each split, counted."""
     storage = order.storage
+    tallies = {name: Tally() for name in subject.splits}
     counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
     plans = {name: _plan(subject, name, count, storage) for name, count in counts.items()}
     with (
@@ -279,7 +291,8 @@ def _write(
         for name, plan in plans.items():
             # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
             with closing(source(name, bar)) as blocks:
-                _write_split(writer, name, counts[name], blocks, plan)
+                _write_split(writer, name, counts[name], tallies[name].counted(blocks), plan)
+    return tallies
 
 
 def _plan(subject: Subject, split: str, rows: int | None, storage: Storage) -> SplitPlan:

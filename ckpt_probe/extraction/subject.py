@@ -1,7 +1,8 @@
 """What is forwarded: a model built once, its classifier, and the data it is shown."""
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ckpt_probe.data import (
     LEFT_OUT,
     LabelledData,
     ModelHints,
+    described_inputs,
     first_samples,
     in_model_order,
     in_width,
@@ -50,6 +52,7 @@ from ckpt_probe.models import (
     on_device,
     part_of,
     require_classes,
+    run_once,
     wrapper_note,
 )
 from ckpt_probe.models import functions_named as model_functions
@@ -109,6 +112,11 @@ class Subject:
             except CkptProbeError as error:
                 raise type(error)(f"{source}: {error}") from error
         self.holds = source
+
+    @property
+    def inputs(self) -> str:
+        """One line about how inputs are prepared, with the source of each step."""
+        return f"inputs: {self.data.name}: {described_inputs(self.data)}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -222,6 +230,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         fill(model, checkpoint)
         model.to(device)
         named = setup.classifier or checkpoint.metadata.classifier
+        shown = None
         try:
             data = in_model_order(data, class_names(model))
             sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
@@ -230,10 +239,11 @@ def open_subject(path: Path, setup: Setup) -> Subject:
             taps = choose_taps(model, shown, head, setup.layers, setup.pooling)
             classes = len(head_parameters(model, head)[0])
             if not isinstance(head, Backbone):
-                require_classes(classes, data.classes)
+                require_classes(classes, data.classes, data.class_names)
                 data = in_width(data, classes)
         except CkptProbeError as error:
-            raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
+            hint = _channels_hint(model, shown, data)
+            raise type(error)(f"{path}: model {name}, data {data.name}: {error}{hint}") from error
     notes = tuple(note for note in said if note)
     # A model's directory at an address is in this process's own folder only.
     return Subject(model, by_address(name), arguments, data, splits, head, sample, setup, device, notes, taps)
@@ -279,6 +289,23 @@ def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Te
     return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
 
 
+def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -> str:
+    """Return how to give a model images of as many channels as it takes, "" if it fails for another reason."""
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, 3):
+        return ""
+    channels, wanted = inputs.shape[1], 4 - inputs.shape[1]
+    try:
+        run_once(model, inputs)
+    except CkptProbeError:
+        with suppress(CkptProbeError):
+            run_once(model, inputs[:, :1].expand(-1, wanted, -1, -1))
+            how = f"; add --data-argument channels={wanted}" if data.preparation else ""
+            return (
+                f"; the model takes images of {wanted} {'channel' if wanted == 1 else 'channels'}, not {channels}{how}"
+            )
+    return ""
+
+
 def _hints(path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
     name, told = stated
     place = here(path)
@@ -293,6 +320,7 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHi
         raise UsageError(f"{path}: does not name its data; use --data, such as idx:DIR or package.module:function")
     stated = {} if setup.data_arguments or name != metadata.data else metadata.data_arguments
     arguments = setup.data_arguments or stated
+    hints = replace(hints, arguments_source="the checkpoint's metadata" if stated else "argument")
     if setup.unlabelled:
         arguments = {**arguments, UNLABELLED: True}
     functions = data_functions(name, arguments)

@@ -1,6 +1,6 @@
 """Putting a checkpoint's tensors into a model, or saying exactly why they do not fit."""
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 import torch
@@ -90,10 +90,11 @@ def is_opaque(value: Any) -> bool:
     return isinstance(value, bytes) or (isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 1)
 
 
-def require_classes(logits: int, classes: int) -> None:
-    """Raise DataError where a model gives fewer logits than its data have classes."""
+def require_classes(logits: int, classes: int, names: Sequence[str] | None = None) -> None:
+    """Raise DataError, with the names of the classes, if a model gives fewer logits than its data have classes."""
     if logits < classes:
-        raise DataError(f"the model gives {logits} logits, fewer than the data's {classes} classes")
+        which = f" ({listed(names)})" if names else ""
+        raise DataError(f"the model gives {logits} logits, fewer than the data's {classes} classes{which}")
 
 
 def unwrapped(state_dict: Mapping[str, Value], wanted: Set[str]) -> Mapping[str, Value]:

@@ -22,6 +22,6 @@ def renamed(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, 
         return state_dict
     if set(state_dict) == set(model.state_dict()):
         return state_dict
-    told, found = loaded_by_transformers(transformers, type(model), model.config, state_dict)
+    told, found = loaded_by_transformers(type(model), model.config, state_dict)
     told |= {name: state_dict[name] for name in found["unexpected_keys"] if name in state_dict}
     return told | {name: torch.empty(shape, device="meta") for name, shape, _ in found["mismatched_keys"]}

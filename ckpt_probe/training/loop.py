@@ -155,7 +155,7 @@ def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, s
             raise DataError(
                 f"logits of shape {tuple(logits.shape)} for {len(sample)} samples; expected one row per sample"
             )
-        require_classes(logits.shape[1], data.classes)
+        require_classes(logits.shape[1], data.classes, data.class_names)
     except DataError as error:
         raise DataError(f"{names}: {error}") from error
 

@@ -37,13 +37,13 @@ def encoded(number: int, rate: int, kind: str = "WAV", channels: int = 1) -> byt
     return file.getvalue()
 
 
-def of_sounds(sounds: list[bytes]) -> Dataset:
+def of_sounds(sounds: list[bytes], **declared: int) -> Dataset:
     # To write such a column itself, datasets wants another library.
     held = {"bytes": Value("binary"), "path": Value("string")}
     features = Features({"audio": held, "label": ClassLabel(names=NAMES)})
     rows = [{"bytes": sound, "path": None} for sound in sounds]
     found = Dataset.from_dict({"audio": rows, "label": [n % 2 for n in range(len(sounds))]}, features=features)
-    return found.cast_column("audio", Audio(decode=False))
+    return found.cast_column("audio", Audio(decode=False, **declared))
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,22 @@ def test_numbers_are_sound_at_the_rate_that_is_said(model: tuple[Any, Path], tmp
     torch.testing.assert_close(inputs["input_values"], expected(model[1], waves)["input_values"])
     twice = load_data(source, {"sampling_rate": 2 * RATE}, hints=hints(model[1])).split("set").batch(slice(0, 1))[0]
     assert twice["input_values"].shape[1] == math.ceil(len(waves[0]) / 2)
+
+
+def test_sound_goes_through_the_rate_that_its_column_declares(model: tuple[Any, Path], tmp_path: Path) -> None:
+    of_sounds([encoded(0, RATE)], sampling_rate=RATE // 2).save_to_disk(tmp_path / "set")
+    inputs, _ = load_data(f"hf-dataset:{tmp_path / 'set'}", {}, hints=hints(model[1])).split("set").batch(slice(0, 1))
+    wave = resample_poly(resample_poly(tone(0, RATE)[:, 0], 1, 2), 2, 1).astype(np.float32)
+    torch.testing.assert_close(inputs["input_values"], expected(model[1], [wave])["input_values"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("declared", [{"num_channels": 1}, {"stream_index": 1}])
+def test_sound_that_ffmpeg_would_mix_or_choose_is_refused(
+    declared: dict[str, int], model: tuple[Any, Path], tmp_path: Path
+) -> None:
+    of_sounds([encoded(0, RATE, channels=2)], **declared).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match="set, row 0: 2 channels, of which its column takes num_channels="):
+        load_data(f"hf-dataset:{tmp_path / 'set'}", {}, hints=hints(model[1]))
 
 
 def test_damaged_sound_is_left_out_and_named(model: tuple[Any, Path], tmp_path: Path) -> None:

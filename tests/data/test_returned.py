@@ -21,6 +21,12 @@ class Named(Dataset):
     def __len__(self): return 12
     def __getitem__(self, i): return X[i], int(Y[i])
 
+class InBytes(Named):
+    classes = ["ant", "b\u00e9e".encode(), "cat".encode()]
+
+class InLatin(Named):
+    classes = ["b\u00e9e".encode("latin-1")]
+
 class Mapped(Dataset):
     def __len__(self): return 12
     def __getitem__(self, i):
@@ -37,6 +43,8 @@ class Endless(IterableDataset):
 def halved(samples):
     return torch.stack([x for x, _ in samples]) / 2, torch.tensor([y for _, y in samples])
 
+def in_bytes(): return InBytes()
+def in_latin(): return InLatin()
 def pair(): return np.zeros((4, 2)), [0, 1, 1, 0]
 def dataset(): return Named()
 def subset(): return {"test": Subset(Named(), [5, 1])}
@@ -84,6 +92,12 @@ def test_one_split_needs_no_name(own: Path) -> None:
     assert (list(data.splits), data.class_names) == (["data"], ("ant", "bee", "cat"))
     data = load_data(f"{own}:subset")
     assert (data.class_names, data.classes, data.split("test").labels.tolist()) == (("ant", "bee", "cat"), 3, [2, 1])
+
+
+def test_names_of_classes_in_bytes_are_decoded(own: Path) -> None:
+    assert load_data(f"{own}:in_bytes").class_names == ("ant", "bée", "cat")
+    with pytest.raises(DataError, match=r"classes: b'b\\xe9e' is not UTF-8"):
+        load_data(f"{own}:in_latin")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

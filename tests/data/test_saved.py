@@ -55,6 +55,53 @@ def test_images_with_the_names_of_their_labels(tmp_path: Path, workers: int) -> 
     assert torch.cat([labels for _, labels in found]).tolist() == [0, 1, 0, 1, 0]
 
 
+MODES = ("RGB", "RGBA", "P", "L", "LA", "1", "CMYK")
+
+
+@pytest.mark.parametrize("declared", [None, "RGB", "L", "CMYK"])
+def test_images_are_decoded_as_datasets_decodes_them(declared: str | None, tmp_path: Path) -> None:
+    held = []
+    for orientation in range(1, 9):
+        for mode in MODES:
+            image, file = picture(len(held)).convert(mode), io.BytesIO()
+            exif = image.getexif()
+            exif[0x112] = orientation
+            image.save(file, "JPEG" if mode == "CMYK" else "PNG", exif=exif)
+            held.append({"bytes": file.getvalue(), "path": None})
+    (tmp_path / "one.jpg").write_bytes(held[-1]["bytes"])
+    held.append({"bytes": None, "path": str(tmp_path / "one.jpg")})
+    columns = {"image": held, "label": [0] * len(held)}
+    features = Features({"image": Image(mode=declared), "label": PETS})
+    Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "d"))
+    split = load_data(f"hf-dataset:{tmp_path / 'd'}").split("d")
+    own = Dataset.load_from_disk(str(tmp_path / "d"))
+    sideways = 0
+    for row in range(len(held)):
+        expected = np.array(own[row]["image"].convert("RGB"))
+        sideways += expected.shape == (40, 30, 3)
+        found = split.batch(torch.tensor([row]))[0]
+        torch.testing.assert_close(found, torch.from_numpy(expected).permute(2, 0, 1)[None] / 255)
+    assert sideways == len(held) // 2 + 1
+
+
+def test_images_that_datasets_does_not_decode_are_not_turned(tmp_path: Path) -> None:
+    image, file = picture(0), io.BytesIO()
+    exif = image.getexif()
+    exif[0x112] = 6
+    image.save(file, "PNG", exif=exif)
+    columns = {"image": [{"bytes": file.getvalue(), "path": None}], "label": [0]}
+    features = Features({"image": Image(decode=False), "label": PETS})
+    Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "d"))
+    assert load_data(f"hf-dataset:{tmp_path / 'd'}").input_shape == (3, 30, 40)
+
+
+def test_splits_that_name_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    other = images(3).cast_column("label", ClassLabel(names=["cat", "dog"]))
+    DatasetDict({"train": images(5), "test": other}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(DataError, match="'label' has the classes dog, cat in split train, but cat, dog in split test"):
+        load_data(f"hf-dataset:{tmp_path / 'd'}")
+
+
 def test_files_that_a_dataset_names_are_read(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "zero.png")
     columns = {"photo": [str(tmp_path / "zero.png")], "label": [1]}

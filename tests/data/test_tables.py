@@ -1,5 +1,6 @@
 """CSV and Parquet: numbers, texts and labels by column, splits, and every file that is none."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,82 @@ def test_csv_of_no_utf8_and_files_that_are_not_there(tmp_path: Path, tokenizer: 
         load_data(f"csv:{tmp_path / 'test.csv'}", {"width": 3})
 
 
+FRENCH = "été,label,y\n1,nuit,2\n3,jour,4\n5,été,6\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32"])
+def test_texts_and_names_of_any_encoding_that_is_named(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_bytes(FRENCH.encode(encoding))
+    given = {} if encoding.startswith("utf-8") else {"encoding": encoding}
+    data = load_data(f"csv:{tmp_path / 'test.csv'}", given)
+    assert (data.class_names, data.arguments) == (("jour", "nuit", "été"), given)
+    inputs, labels = (
+        load_data(f"csv:{tmp_path / 'test.csv'}", {**given, "inputs": "été"}).split("test").batch(slice(0, 3))
+    )
+    assert (inputs.tolist(), labels.tolist()) == ([[1], [3], [5]], [1, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "given", "message"),
+    [
+        (
+            FRENCH.replace("été,l", "x,l").encode("latin-1"),
+            {},
+            r"row 3 \(line 4 of the file\): byte 0xe9 is .* utf-8;.*=cp",
+        ),
+        (
+            FRENCH.encode("latin-1"),
+            {},
+            r"row 0 \(line 1 of the file\): byte 0xe9 is no text in utf-8; .*encoding=cp1252",
+        ),
+        (FRENCH.encode("utf-16"), {}, r"byte 0xff is no text in utf-8; name .* --data-argument encoding=utf-16"),
+        (FRENCH.encode("latin-1"), {"encoding": "shift_jis"}, "byte 0xe9 is no text in shift_jis"),
+        (FRENCH.encode("latin-1"), {"encoding": "utf-16"}, "cannot be read as CSV: UnicodeError"),
+        (b"x,label\n1,0\n", {"encoding": "base64"}, "encoding: expected one such as utf-8, cp1252 or utf-16"),
+        (b"x,label\n1,0\n", {"encoding": 8}, "encoding: expected one such as"),
+        (
+            b"x;y;label\n1;2;0\n",
+            {},
+            r"only one column, 'x;y;label'; .* separated by ';', .* --data-argument 'delimiter=;'",
+        ),
+        (b"x;y;label\n1,5;2,5;0\n", {}, r"Expected 1 columns, got 3: .* by ';', not by ',': .*'delimiter=;'"),
+        (b"x\ty\tlabel\n1\t2\t0\n", {"label": "label"}, r"""--data-argument 'delimiter="\\t"'"""),
+        (b"x,y,label\n1,2,0\n", {"delimiter": "|"}, "separated by ',', not by '|'"),
+        (b"a,b,a,b,label\n1,2,3,4,0\n", {}, "two columns have one name: 'a', 'b'; rename one"),
+    ],
+)
+def test_encodings_separators_and_names_that_are_wrong(
+    content: bytes, given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "test.csv").write_bytes(content)
+    with pytest.raises((DataError, UsageError), match=message) as caught:
+        load_data(f"csv:{tmp_path / 'test.csv'}", given)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_is_no_input(tmp_path: Path) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0], "label": [0, 1]}, index=[5, 7])
+    frame.to_csv(tmp_path / "plain.csv")
+    pd.read_csv(tmp_path / "plain.csv").to_csv(tmp_path / "twice.csv")
+    frame.to_parquet(tmp_path / "plain.parquet")
+    frame.rename_axis("number").to_parquet(tmp_path / "named.parquet")
+    for name, index in (
+        ("csv:plain.csv", "''"),
+        ("csv:twice.csv", "'', 'Unnamed: 0'"),
+        ("parquet:plain.parquet", "'__index_level_0__'"),
+        ("parquet:named.parquet", "'number'"),
+    ):
+        kind, _, file = name.partition(":")
+        data = load_data(f"{kind}:{tmp_path / file}")
+        (split,) = data.splits.values()
+        assert split.batch(slice(None))[0].tolist() == [[1, 3], [2, 4]]
+        assert data.notes == (f"columns without a name, or of an index, are no inputs: {index}",)
+    data = load_data(f"parquet:{tmp_path / 'named.parquet'}", {"inputs": "x,number"})
+    assert data.split("named").batch(slice(None))[0].tolist() == [[1, 5], [2, 7]]
+
+
 def parquet(where: Path, columns: dict[str, Any], **how: Any) -> str:
     pq.write_table(pa.table(columns), where / "data.parquet", **how)
     return f"parquet:{where / 'data.parquet'}"
@@ -172,6 +249,30 @@ def test_parquet_holds_numbers_lists_and_categories(tmp_path: Path) -> None:
 def test_parquet_of_texts(tmp_path: Path, tokenizer: Path) -> None:
     data = load_data(parquet(tmp_path, {"text": ["good film", "bad"], "label": [1, 0]}), {"tokenizer": str(tokenizer)})
     assert data.split("data").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 7, 3], [2, 6, 3, 0]]
+
+
+def test_bytes_in_parquet_are_decoded(tmp_path: Path, tokenizer: Path) -> None:
+    names = pa.array([b"nuit", "été".encode(), b"nuit"])
+    for column in (names, names.cast(pa.large_binary()), names.dictionary_encode()):
+        data = load_data(parquet(tmp_path, {"x": [1, 2, 3], "label": column}))
+        assert (data.class_names, data.split("data").labels.tolist()) == (("nuit", "été"), [0, 1, 0])
+    name = parquet(tmp_path, {"x": [1, 2], "label": [b"nuit", "été".encode("latin-1")]})
+    with pytest.raises(DataError, match=r"row 2: column 'label': byte 0xe9 is no text in utf-8; .*encoding=cp1252"):
+        load_data(name)
+    assert load_data(name, {"encoding": "latin-1"}).class_names == ("nuit", "été")
+    for column in ([[1], [2]], [Decimal(1), Decimal(2)]):
+        with pytest.raises(DataError, match=r"column 'label' holds .*; labels are whole numbers or texts"):
+            load_data(parquet(tmp_path, {"x": [1, 2], "label": column}))
+    data = load_data(
+        parquet(tmp_path, {"text": [b"good"], "label": [0]}), {"text": "text", "tokenizer": str(tokenizer)}
+    )
+    assert data.split("data").batch(slice(None))[0]["input_ids"].tolist() == [[2, 5, 3]]
+
+
+def test_files_of_a_system_are_no_splits(tmp_path: Path) -> None:
+    for name in ("train.csv", "._train.csv"):
+        (tmp_path / name).write_bytes(b"x,label\n1,0\n")
+    assert list(load_data(f"csv:{tmp_path}").splits) == ["train"]
 
 
 def test_parquet_that_is_none(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from ckpt_probe.checkpoints.contents import Contents
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.errors import UsageError
-from ckpt_probe.plugins import hub_switched_off, loaded_by_transformers, require_extra, told_nothing
+from ckpt_probe.plugins import load_pretrained, loaded_by_transformers, require_extra
 
 
 def names_today(contents: Contents) -> dict[str, str]:
@@ -18,22 +18,21 @@ def names_today(contents: Contents) -> dict[str, str]:
         return {}
     try:
         transformers = require_extra("transformers", "transformers")
-        with hub_switched_off(), told_nothing(transformers):
-            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = load_pretrained(transformers.AutoConfig, directory)
         model_class = getattr(transformers, (config.architectures or [""])[0])
     except (UsageError, OSError, ValueError, KeyError, AttributeError):
         return {}
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         return {}
-    return _told_by_loading(transformers, model_class, config, contents)
+    return _told_by_loading(model_class, config, contents)
 
 
-def _told_by_loading(transformers: Any, model_class: Any, config: Any, contents: Contents) -> dict[str, str]:
+def _told_by_loading(model_class: Any, config: Any, contents: Contents) -> dict[str, str]:
     """Each tensor is loaded as its own number, repeated without taking memory: the one that arrives says the name."""
     import torch
 
     names = list(contents.layout)
     numbered = {name: torch.tensor(float(number)).expand(contents.layout[name][1]) for number, name in enumerate(names)}
-    loaded, _ = loaded_by_transformers(transformers, model_class, config, numbered)
+    loaded, _ = loaded_by_transformers(model_class, config, numbered)
     whole = {name: tensor.aminmax() for name, tensor in loaded.items() if tensor.numel()}
     return {name: names[int(low)] for name, (low, high) in whole.items() if low == high}

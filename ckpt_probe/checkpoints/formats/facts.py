@@ -7,6 +7,9 @@ from typing import Any
 from ckpt_probe.checkpoints.formats.inert import Inert
 from ckpt_probe.checkpoints.formats.outlines import Named, NotOutlined, Opaque, Storage
 
+MONITORED = "monitored"
+"""The entry of scores by which a trainer chooses checkpoints."""
+
 DEEPEST = 12
 MOST_ENTRIES = 64
 """Entries of one mapping or list that are kept."""

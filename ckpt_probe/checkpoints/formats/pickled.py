@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.formats.archive import check_archive
-from ckpt_probe.checkpoints.formats.facts import plain
+from ckpt_probe.checkpoints.formats.facts import MONITORED, plain
 from ckpt_probe.checkpoints.formats.inert import STAND_INS
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.outlines import NotOutlined, OutlinedTensor
@@ -226,8 +226,21 @@ def _beside(tree: Any, choice: Choice) -> Mapping[Any, Any]:
     if not isinstance(tree, Mapping) or not choice.taken.key:
         return {}
     holding = {key.partition(".")[0] for key in (choice.taken.key, *(other.key for other in choice.others))}
-    return {
+    entries = {
         name: value
         for name, value in tree.items()
         if str(name) not in holding and not (OF_TRAINING.search(str(name)) and isinstance(value, Mapping | list))
     }
+    scores = _monitored(tree.get("callbacks"))
+    return {**entries, MONITORED: scores} if scores else entries
+
+
+def _monitored(callbacks: Any) -> dict[str, Any]:
+    """Return the scores that Lightning's ModelCheckpoint keeps: of this checkpoint, else the best of the run so far."""
+    scores = {}
+    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        if isinstance(state, Mapping) and isinstance(state.get("monitor"), str):
+            keys = {f"best_{state['monitor']}": "best_model_score", state["monitor"]: "current_score"}
+            present = {name: state[key] for name, key in keys.items() if state.get(key) is not None}
+            scores |= dict(list(present.items())[-1:])
+    return scores

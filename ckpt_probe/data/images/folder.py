@@ -1,7 +1,7 @@
 """`imagefolder:DIR`: splits with a folder of images for each class, in the order of torchvision's ImageFolder."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ckpt_probe.data.arguments import require_known
 from ckpt_probe.data.dataset import DatasetSplit
+from ckpt_probe.data.directories import files_below, is_system_name, require_utf8, subfolders
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.images.pictures import SUFFIXES, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
@@ -29,12 +30,16 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Folders:
-    """The images of one split: paths below `place`, labels (N,), and how many other files were passed over."""
+    """The images of one split: paths below `place`, labels (N,), and the files that are no samples.
+
+    others: files that are no images by their names. system: images that a system or an editor left there.
+    """
 
     place: Path
     files: list[str]
     labels: np.ndarray
     others: list[str]
+    system: list[str]
 
 
 def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
@@ -49,15 +54,24 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     allow_empty = bool(given.pop("allow_empty", False))
     preparation = image_preparation(given, hints)
     directories = _splits(Path(place))
-    names = sorted({name for directory in directories.values() for name in _folders(directory)})
+    names = sorted({name for directory in directories.values() for name in subfolders(directory)})
+    require_utf8(Path(place), names)
     found = {split: _scanned(directory, names) for split, directory in directories.items()}
     for split, folders in found.items():
         _require_images(split, folders, names, allow_empty)
     splits = {split: _split(folders, preparation, workers) for split, folders in found.items()}
     inputs, _ = first_samples(next(iter(splits.values())), 1)
+    shape = sample_shape(inputs)
     kept = {**preparation.arguments, **({"allow_empty": True} if allow_empty else {})}
     return LabelledData(
-        f"imagefolder:{place}", dict(splits), len(names), sample_shape(inputs), kept, tuple(names), _notes(found)
+        f"imagefolder:{place}",
+        dict(splits),
+        len(names),
+        shape,
+        kept,
+        tuple(names),
+        _notes(found),
+        preparation=preparation.described(shape),
     )
 
 
@@ -96,76 +110,67 @@ def _split(folders: Folders, preparation: Preparation, workers: int) -> DatasetS
 def _splits(place: Path) -> dict[str, Path]:
     """Directories of class folders by the names of their splits."""
     if not place.is_dir():
-        raise DataError(f"{place}: no such directory")
-    inner = [place / name for name in _folders(place)]
+        why = "a file; unpack an archive, and name its directory" if place.exists() else "no such directory"
+        raise DataError(f"{place}: {why}")
+    inner = [place / name for name in subfolders(place)]
     if not inner:
         raise DataError(f"{place}: no folders in it: expected SPLIT/CLASS/… or CLASS/… with images")
     name = place.resolve().name
     if not any(directory.name.lower() in SPLIT_NAMES for directory in inner) and (
-        name.lower() in SPLIT_NAMES or any(map(_has_images, inner)) or not any(map(_folders, inner))
+        name.lower() in SPLIT_NAMES or any(map(_has_images, inner)) or not any(map(subfolders, inner))
     ):
         return {name: place}
-    flat = [directory.name for directory in inner if not _folders(directory)]
+    flat = [directory.name for directory in inner if not subfolders(directory)]
     if flat:
         raise DataError(f"{place}: {listed(flat)}: no class folders in it, as others here have; expected SPLIT/CLASS/…")
     return {directory.name: directory for directory in inner}
 
 
-def _folders(directory: str | Path) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{directory}: cannot be read: {error.strerror}") from error
-
-
 def _has_images(directory: Path) -> bool:
-    return any(entry.suffix.lower() in SUFFIXES and entry.is_file() for entry in directory.iterdir())
+    return any(
+        entry.suffix.lower() in SUFFIXES and not is_system_name(entry.name) and entry.is_file()
+        for entry in directory.iterdir()
+    )
 
 
 def _scanned(directory: Path, names: list[str]) -> Folders:
     files: list[str] = []
     labels: list[int] = []
     others: list[str] = []
-    for label, name in enumerate(names):
-        for file in _walked(directory / name):
-            if Path(file).suffix.lower() in SUFFIXES:
-                files.append(os.path.relpath(file, directory))
+    system: list[str] = []
+    folders = [*enumerate(names), *((None, name) for name in subfolders(directory, of_system=True))]
+    for label, name in folders:
+        for file, of_system in files_below(directory / name):
+            path = os.path.relpath(file, directory)
+            if Path(file).suffix.lower() not in SUFFIXES:
+                others += [] if of_system or label is None else [path]
+            elif of_system or label is None:
+                system.append(path)
+            else:
+                files.append(path)
                 labels.append(label)
-            elif not Path(file).name.startswith("."):
-                others.append(os.path.relpath(file, directory))
-    return Folders(directory, files, np.array(labels, dtype=np.int64), others)
-
-
-def _walked(folder: Path) -> Iterator[str]:
-    """Every file below a folder, links followed, in the order in which torchvision's ImageFolder takes them."""
-    seen: set[str] = set()
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        # A link to a folder above would be followed for ever.
-        seen.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if os.path.realpath(f"{place}/{name}") not in seen]
-        found.append((place, sorted(files)))
-    for place, files in sorted(found):
-        yield from (f"{place}/{name}" for name in files)
+    return Folders(directory, files, np.array(labels, dtype=np.int64), others, system)
 
 
 def _require_images(split: str, folders: Folders, names: list[str], allow_empty: bool) -> None:
+    classes = f"its classes are {listed(names)}"
     if not folders.files:
-        raise DataError(f"{folders.place}: split {split} has no image ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{folders.place}: split {split} has no image ({', '.join(sorted(SUFFIXES))}); {classes}")
     held = set(folders.labels.tolist())
     empty = [name for label, name in enumerate(names) if label not in held and (folders.place / name).is_dir()]
     if empty and not allow_empty:
         raise DataError(
             f"{folders.place}: no image in {listed(empty)}: put some there, remove the folder, or keep it as a class "
-            "without samples by --data-argument allow_empty=true"
+            f"without samples by --data-argument allow_empty=true; {classes}"
         )
 
 
 def _notes(found: Mapping[str, Folders]) -> tuple[str, ...]:
-    told = "files are no images by their names, and left out"
-    return tuple(
-        f"split {split}: {len(folders.others)} {told}: {listed(folders.others, 3)}"
-        for split, folders in found.items()
-        if folders.others
-    )
+    notes = []
+    for split, folders in found.items():
+        for files, why in (
+            (folders.others, "files are no images by their names, and left out"),
+            (folders.system, "images are hidden, or of a system or an editor by their names, and left out"),
+        ):
+            notes += [f"split {split}: {len(files)} {why}: {listed(files, 3)}"] if files else []
+    return tuple(notes)

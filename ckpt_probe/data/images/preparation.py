@@ -3,17 +3,19 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ckpt_probe.data.arguments import as_list
+from ckpt_probe.data.description import described_size
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.images.steps import PILLOWS, Steps, require_sensible
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.plugins import hub_switched_off, require_extra
+from ckpt_probe.plugins import load_pretrained, require_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,17 +34,45 @@ TIMM_OVERLAY = "pretrained_cfg_overlay"
 TIMM_SETTINGS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
+NOTHING = "nothing asks for it"
+"""The source of a step that nobody names."""
+
+PARTS = {
+    "size": (("resize", "crop"), "as stored"),
+    "channels": (("channels",), "default"),
+    "normalisation": (("mean", "std"), NOTHING),
+}
+"""Parts of a description: the fields of `Steps` that they come from, and the source where none is set."""
+
+
 @dataclass(frozen=True)
 class Preparation:
-    """A function image → (channels, height, width), the channels it wants, and the arguments that give it again."""
+    """A function image → (channels, height, width), the channels it wants, and the arguments that give it again.
+
+    sources: what says the "size", the "channels" and the "normalisation".
+    """
 
     prepare: Prepare
     channels: int
     arguments: dict[str, Any]
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def described(self, shape: tuple[int, ...]) -> str:
+        """Return how an image becomes an input of this shape (C, H, W), step by step, with the source of each."""
+        library, settings = next(iter(self.arguments[TRANSFORM].items()))
+        steps, sources = STEPS_OF[library](settings), self.sources
+        scaling = "scaling to [0, 1] (default)"
+        if library == "transformers":
+            factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1
+            scaling = f"scaling by {factor:.4g} ({sources['library']})"
+        mean, std = (", ".join(f"{value:.4g}" for value in as_list(steps.get(name))) for name in ("mean", "std"))
+        stated = [f"{name} {values}" for name, values in (("mean", mean), ("std", std)) if values]
+        normalisation = f"normalisation {', '.join(stated) or 'none'} ({sources['normalisation']})"
+        return f"{described_size(shape, sources['size'], sources['channels'])}, {scaling}, {normalisation}"
 
 
 def image_preparation(given: Mapping[str, Any], hints: ModelHints) -> Preparation:
-    """How images are prepared for a model.
+    """Return how images are prepared for a model.
 
     As the model's own configuration has it: `timm:NAME` by timm's for that name, `torchvision:NAME` by that of its
     default weights, another by the image processor in its directory. Of the fields of `Steps` those `given` count, and
@@ -51,23 +81,35 @@ def image_preparation(given: Mapping[str, Any], hints: ModelHints) -> Preparatio
     DataError for an image processor that cannot be read.
     """
     chosen = {name: value for name, value in given.items() if name in Steps.__dataclass_fields__}
-    library, settings = _stated(given[TRANSFORM]) if TRANSFORM in given else _configured(hints)
-    if chosen:
-        library, settings = OURS, {**STEPS_OF[library](settings), **chosen}
+    if TRANSFORM in given:
+        library, settings = _stated(given[TRANSFORM])
+        source = f"{TRANSFORM}, {hints.arguments_source}"
+    else:
+        library, settings, source = _configured(hints)
     try:
-        return Preparation(*TRANSFORMS[library](settings), {TRANSFORM: {library: settings}})
+        steps = STEPS_OF[library](settings)
+        sources = {"library": source}
+        for part, (names, default) in PARTS.items():
+            stated = source if any(steps.get(name) is not None for name in names) else default
+            sources[part] = hints.arguments_source if any(name in chosen for name in names) else stated
+        if chosen:
+            library, settings = OURS, {**steps, **chosen}
+        return Preparation(*TRANSFORMS[library](settings), {TRANSFORM: {library: settings}}, sources)
     except (KeyError, TypeError, AttributeError, AssertionError, IndexError) as error:
         raise UsageError(f"transform: {library} has no such settings ({last_line(error)})") from error
 
 
-def _configured(hints: ModelHints) -> tuple[str, dict[str, Any]]:
-    """Whose transform a model's configuration describes, and its settings; ours, with no step, where it does not."""
+def _configured(hints: ModelHints) -> tuple[str, dict[str, Any], str]:
+    """Return whose transform a model's configuration describes, its settings and their source; without one, no step."""
     if hints.source == "timm":
-        return "timm", _settings_of_timm(hints)
+        overlay = "config.json, else " if TIMM_OVERLAY in hints.arguments else ""
+        return "timm", _settings_of_timm(hints), f"{overlay}timm's default for {hints.place}"
     if hints.source == "torchvision":
-        return OURS, _steps_of_torchvision(hints.place)
+        return OURS, _steps_of_torchvision(hints.place), f"torchvision's default for {hints.place}"
     directory = hints.holding(PROCESSOR_FILE)
-    return (OURS, {}) if directory is None else ("transformers", _settings_of_processor(directory))
+    if directory is None:
+        return OURS, {}, NOTHING
+    return "transformers", _settings_of_processor(directory), str(directory / PROCESSOR_FILE)
 
 
 def _stated(transform: Any) -> tuple[str, dict[str, Any]]:
@@ -153,15 +195,12 @@ def _steps_of_torchvision(name: str) -> dict[str, Any]:
 
 def _settings_of_processor(directory: Path) -> dict[str, Any]:
     transformers = require_extra("transformers", "transformers")
-    with hub_switched_off():
-        try:
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            raise DataError(
-                f"{directory / PROCESSOR_FILE}: no image processor of transformers': {last_line(error)}"
-            ) from error
+    try:
+        processor = load_pretrained(transformers.AutoImageProcessor, directory)
+    except Exception as error:
+        raise DataError(
+            f"{directory / PROCESSOR_FILE}: no image processor of transformers': {last_line(error)}"
+        ) from error
     return json.loads(processor.to_json_string())
 
 

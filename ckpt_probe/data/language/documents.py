@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.data.arguments import require_known
+from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.language.windows import ARGUMENTS, labelled_windows
 from ckpt_probe.data.samples import LabelledData
@@ -48,10 +49,16 @@ def _splits(place: Path) -> dict[str, list[Path]]:
         return {place.stem: [place]}
     if not place.is_dir():
         raise DataError(f"{place}: no such file or directory")
-    entries = [entry for entry in sorted(place.iterdir()) if not entry.name.startswith(".")]
+    entries = [entry for entry in sorted(place.iterdir()) if not is_system_name(entry.name)]
     found = {entry.stem: [entry] for entry in entries if entry.is_file() and entry.suffix in SUFFIXES}
     for folder in (entry for entry in entries if entry.is_dir()):
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix in SUFFIXES]
+        files = [
+            file
+            for file in sorted(folder.rglob("*"))
+            if file.suffix in SUFFIXES
+            and not any(map(is_system_name, file.relative_to(folder).parts))
+            and file.is_file()
+        ]
         if files:
             found[folder.name] = [*found.get(folder.name, []), *files]
     if not found:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
-from ckpt_probe.plugins import hub_switched_off, require_extra, told_nothing
+from ckpt_probe.plugins import hub_switched_off, load_pretrained, require_extra, told_nothing
 
 BACKBONE = "feature-extraction"
 """The task of models without a head."""
@@ -104,11 +104,10 @@ def _config(transformers: Any, directory: str, entries: Mapping[str, Any]) -> An
     file = Path(directory) / "config.json"
     if not file.is_file():
         raise UsageError(f"model hf:{directory}: no such file: {file}; hf:DIR is a local directory with a config.json")
-    with hub_switched_off(), told_nothing(transformers):
-        try:
-            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise DataError(f"{file}: {_why(error)}") from error
+    try:
+        config = load_pretrained(transformers.AutoConfig, directory)
+    except Exception as error:
+        raise DataError(f"{file}: {_why(error)}") from error
     if "/" in str(getattr(config, "_attn_implementation", None)):
         raise DataError(f"{file}: names kernels for attention that would be downloaded; remove attn_implementation")
     # Where it is None, transformers fails to choose among several classes of one task.

@@ -1,5 +1,6 @@
 """Folders of images: order, splits, transform, workers, damaged files, and what is refused."""
 
+import os
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
@@ -141,6 +142,44 @@ def test_other_files_are_passed_over_and_counted(tmp_path: Path, make_folder: Ma
     assert data.notes == ("split train: 1 files are no images by their names, and left out: a/labels.txt",)
 
 
+SYSTEM = (
+    "a/._0.png",
+    "a/.x/0.png",
+    "a/deep/.ipynb_checkpoints/0.png",
+    "b/@eaDir/0.png/thumb.jpg",
+    "__MACOSX/a/._0.png",
+)
+"""Images that are no samples, though ImageFolder takes each of them for one."""
+
+NO_IMAGES = ("a/desktop.ini", "b/Thumbs.db", "b/.DS_Store", "Thumbs.db", "a/lost+found/log")
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_files_of_a_system_or_an_editor_are_no_samples(split: bool, tmp_path: Path, make_folder: MakeFolder) -> None:
+    place = tmp_path / "train" if split else tmp_path
+    make_folder(place, {"a": 2, "b": 1}, varied=False)
+    expected = everything(load_data(f"imagefolder:{tmp_path}").split(place.name))
+    for name in (*SYSTEM, *NO_IMAGES):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes((place / "a/000.png").read_bytes())
+    (tmp_path / "._train.png").write_bytes(b"")
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True, exist_ok=True)
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert (list(data.splits), data.class_names) == ([place.name], ("a", "b"))
+    for found, wanted in zip(everything(data.split(place.name)), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert len(ImageFolder(str(place))) == 3 + len(SYSTEM)
+    why = "images are hidden, or of a system or an editor by their names, and left out"
+    named = ", ".join(SYSTEM[number] for number in (0, 1, 2))
+    assert data.notes == (f"split {place.name}: 5 {why}: {named} and 2 more",)
+
+
+def test_a_name_of_a_class_that_is_no_utf8_is_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path, {os.fsdecode(b"\xe9t\xe9"): 1})
+    with pytest.raises(DataError, match=r"the name b'\\xe9t\\xe9' of a class folder is not UTF-8; rename it"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
 def test_links_are_followed_but_not_round_and_round(tmp_path: Path, make_folder: MakeFolder) -> None:
     make_folder(tmp_path / "real", {"a": 2})
     make_folder(tmp_path / "data", {"b": 1})
@@ -152,7 +191,10 @@ def test_links_are_followed_but_not_round_and_round(tmp_path: Path, make_folder:
 
 def test_an_empty_class_folder_is_refused_or_kept_on_request(tmp_path: Path, make_folder: MakeFolder) -> None:
     make_folder(tmp_path, {"a": 2, "b": 0, "c": 1})
-    with pytest.raises(DataError, match=r"no image in b: put some there, remove the folder, or .*allow_empty=true"):
+    with pytest.raises(
+        DataError,
+        match=r"no image in b: put some there, remove the folder, or .*allow_empty=true; its classes are a, b, c",
+    ):
         load_data(f"imagefolder:{tmp_path}", PLAIN)
     data = load_data(f"imagefolder:{tmp_path}", {**PLAIN, "allow_empty": True})
     assert (data.classes, next(iter(data.splits.values())).labels.tolist()) == (3, [0, 0, 2])
@@ -164,9 +206,12 @@ def test_directories_that_are_none(tmp_path: Path, make_folder: MakeFolder) -> N
         ("missing", "missing: no such directory"),
         ("empty", r"empty: no folders in it: expected SPLIT/CLASS/"),
         ("flat", r"flat: test: no class folders in it, as others here have"),
-        ("bare", r"split train has no image"),
+        ("bare", r"split train has no image .*; its classes are a, b"),
+        ("file.zip", r"file\.zip: a file; unpack an archive"),
     ):
-        if name != "missing":
+        if name.endswith(".zip"):
+            (tmp_path / name).write_bytes(b"")
+        elif name != "missing":
             (tmp_path / name).mkdir()
         if name == "flat":
             make_folder(tmp_path / name / "train", {"a": 1})

@@ -113,6 +113,9 @@ def test_what_a_document_is(directory: Path, tmp_path: Path) -> None:
     (texts / "train" / "deep" / "one.txt").write_text("a b\nc\n\nd e\n")
     (texts / "train" / "two.txt").write_text("f g\n")
     (texts / "test.txt").write_text("a b c\n")
+    for name in ("._test.txt", "train/._two.txt", "train/.ipynb_checkpoints/two.txt", "__MACOSX/train/two.txt"):
+        (texts / name).parent.mkdir(parents=True, exist_ok=True)
+        (texts / name).write_bytes(b"f g\xff")
     windows = {}
     for document in ("file", "block", "line"):
         data = loaded(directory, f"text:{texts}", {"document": document})

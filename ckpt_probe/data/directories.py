@@ -1,0 +1,62 @@
+"""Directories of samples: their folders and files, apart from those that a system or an editor left there."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckpt_probe.errors import DataError
+
+SYSTEM_NAMES = frozenset(
+    {
+        *("__macosx", "icon\r"),  # macOS, in archives and in folders
+        *("desktop.ini", "thumbs.db", "ehthumbs.db", "$recycle.bin", "system volume information"),  # Windows
+        *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "lost+found"),  # network drives and file systems
+    }
+)
+"""Names in lower case of files and folders that hold no sample, beside all hidden ones."""
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether a file or folder holds no sample by its name: hidden (`._x.png`, `.git`), or of a system's own."""
+    return name.startswith(".") or name.casefold() in SYSTEM_NAMES
+
+
+def subfolders(directory: str | Path, *, of_system: bool = False) -> list[str]:
+    """Return the names of a directory's folders, sorted, links followed, without those of a system, or these alone.
+
+    Raises:
+        DataError: If the directory cannot be read.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and is_system_name(entry.name) is of_system)
+    except OSError as error:
+        raise DataError(f"{directory}: cannot be read: {error.strerror}") from error
+
+
+def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
+    """Yield every file below a folder, links followed, in the order in which torchvision's ImageFolder takes them.
+
+    Yields:
+        The path of a file, and whether it, or a folder between, has a system's name.
+    """
+    seen: set[str] = set()
+    visited = []
+    for path, folders, files in os.walk(folder, followlinks=True):
+        # A link to a folder above would be followed for ever.
+        seen.add(os.path.realpath(path))
+        folders[:] = [name for name in folders if os.path.realpath(f"{path}/{name}") not in seen]
+        visited.append((path, sorted(files)))
+    for path, files in sorted(visited):
+        system = any(map(is_system_name, path.removeprefix(str(folder)).split("/")[1:]))
+        yield from ((f"{path}/{name}", system or is_system_name(name)) for name in files)
+
+
+def require_utf8(directory: Path, names: list[str]) -> None:
+    """Raise DataError if the name of a class folder is not text in UTF-8, as which it would be stored."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            content = os.fsencode(name)
+            raise DataError(f"{directory}: the name {content!r} of a class folder is not UTF-8; rename it") from error

@@ -1,0 +1,266 @@
+"""Inputs that contradict a checkpoint: their preparation is printed, and an accuracy that cannot be is warned of."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import extract_series, follow_series
+from ckpt_probe.extraction.plausibility import Outcome, Stated, Tally, stated_accuracies, warnings_of
+from ckpt_probe.extraction.setup import Setup
+from ckpt_probe.models import build_model
+from ckpt_probe.progress import Said
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMALISED = {"mean": list(MEAN), "std": list(STD)}
+NETS = """
+from torch import nn
+def cnn(classes=4, channels=3):
+    layers = [nn.Conv2d(channels, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    """A directory with images of four kinds of stripes, and a network that knows them when they are normalised."""
+    place = tmp_path_factory.mktemp("trained")
+    (place / "nets.py").write_text(NETS)
+    generator, (y, x) = np.random.default_rng(0), np.mgrid[0:16, 0:16] / 16
+    for number in range(120):
+        wave = np.sin(12 * (x, y, x + y, x - y)[number % 4])[..., None] * generator.uniform(0.3, 1)
+        pixels = 128 + 60 * wave + generator.normal(0, 12, (16, 16, 3))
+        folder = place / "stripes" / f"{number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03}.png")
+    chain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    images = ImageFolder(str(place / "stripes"), chain)
+    inputs, labels = torch.stack([image for image, _ in images]), torch.tensor(images.targets)
+    names: dict[str, Any] = {}
+    exec(NETS, names)
+    torch.manual_seed(0)
+    model = names["cnn"]()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    assert float((model(inputs).argmax(1) == labels).float().mean()) > 0.99
+    return place, model
+
+
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories of functions by their files are put on a path of the test's own."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+
+@pytest.fixture
+def run(trained: tuple[Path, nn.Module], tmp_path: Path) -> Run:
+    """Extracts the trained network, saved by `save` with the content, over the images; gives what is printed."""
+
+    def extracted(
+        arguments: dict[str, Any], beside: dict[str, Any] | None = None, *, source: Path | None = None, **options: Any
+    ) -> list[str]:
+        place, model = trained
+        if source is None:
+            source = tmp_path / "run"
+            source.mkdir(exist_ok=True)
+            for step in (1, 2):
+                torch.save({"state_dict": model.state_dict(), **(beside or {})}, source / f"step-{step}.pt")
+        said, named = Said(), {"model": f"{place / 'nets.py'}:cnn", "data": f"imagefolder:{place / 'stripes'}"}
+        extract_series(source, tmp_path / "dumps", progress=said, data_arguments=arguments, **named, **options)
+        return said.messages
+
+    return extracted
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_missing_normalisation_is_seen_and_warned_of(run: Run, workers: int) -> None:
+    inputs, warning = run({}, workers=workers)
+    assert inputs.startswith("inputs: imagefolder:")
+    assert inputs.endswith(
+        "size 16×16 (as stored), channels 3 (default), scaling to [0, 1] (default), "
+        "normalisation none (nothing asks for it)"
+    )
+    assert warning.startswith("accuracy stays near chance at every checkpoint: at most 0.2")
+
+
+def test_the_preparation_of_the_training_gives_no_warning(run: Run) -> None:
+    (inputs,) = run(NORMALISED, {"acc": 100.0})
+    assert inputs.endswith("normalisation mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225 (argument)")
+
+
+@pytest.mark.parametrize(
+    ("beside", "stated"),
+    [
+        ({"acc": 99.5}, "acc is 0.995"),
+        ({"val_accuracy": 0.97}, "val_accuracy is 0.970"),
+        ({"best_acc1": torch.tensor(98.0)}, "best_acc1 is 0.980"),
+        (
+            {"callbacks": {"ModelCheckpoint{}": {"monitor": "val/acc", "current_score": torch.tensor(0.9)}}},
+            "val/acc is 0.9",
+        ),
+        (
+            {"callbacks": {"ModelCheckpoint{}": {"monitor": "val_acc", "best_model_score": torch.tensor(0.9)}}},
+            "best_val_acc is 0.900",
+        ),
+    ],
+)
+def test_an_accuracy_in_the_file_is_compared(run: Run, beside: dict[str, Any], stated: str) -> None:
+    told = run({}, beside)[-1]
+    assert told.startswith("accuracy contradicts what the checkpoint states: step-1: 0.2")
+    assert stated in told
+    assert "(and 1 more checkpoints)" in told
+
+
+def test_the_score_that_lightning_monitors_is_read(tmp_path: Path) -> None:
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    class Lit(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 2)
+
+        def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+            return self.net(batch[0]).square().sum()
+
+        def validation_step(self, batch: list[torch.Tensor], _: int) -> None:
+            self.log("val_acc", 0.25 * (1 + self.current_epoch))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    saving = ModelCheckpoint(tmp_path, monitor="val_acc", mode="max", save_top_k=-1)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    loader = DataLoader(TensorDataset(torch.randn(8, 4)), batch_size=4)
+    pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=[saving], **quiet).fit(Lit(), loader, loader)
+    found = {}
+    for path in sorted(tmp_path.glob("*.ckpt")):
+        with open_checkpoint(path) as checkpoint:
+            found[path.stem] = stated_accuracies(checkpoint, Setup())
+    assert found == {"epoch=0-step=2": [Stated(0.25, "val_acc")], "epoch=1-step=4": [Stated(0.5, "val_acc")]}
+
+
+@pytest.mark.parametrize("beside", [{"acc": 27.0}, {"val_loss": 0.9}, {"epoch": 90, "accumulate": 4}])
+def test_what_is_no_accuracy_or_agrees_is_no_contradiction(run: Run, beside: dict[str, Any]) -> None:
+    assert not any("contradicts" in line for line in run({}, beside))
+
+
+def test_the_evaluation_in_a_trainers_log_is_compared(
+    run: Run, trained: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    source = tmp_path / "checkpoint-7"
+    source.mkdir()
+    torch.save(trained[1].state_dict(), source / "pytorch_model.bin")
+    log = [{"step": 3, "eval_accuracy": 0.2}, {"step": 7, "eval_accuracy": 0.96, "eval_loss": 0.1}]
+    (source / "trainer_state.json").write_text(json.dumps({"global_step": 7, "log_history": log}))
+    told = run({}, source=source)[-1]
+    assert "where the accuracy of eval that it states is 0.960" in told
+    assert len(run(NORMALISED, source=source, overwrite=True)) == 1
+
+
+def test_a_followed_run_is_judged_too(run: Run, trained: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    run(NORMALISED)
+    said, place = Said(), trained[0]
+    named: dict[str, Any] = {"model": f"{place / 'nets.py'}:cnn", "data": f"imagefolder:{place / 'stripes'}"}
+    assert (
+        len(list(follow_series(tmp_path / "run", tmp_path / "other", until=2, every=0.01, progress=said, **named))) == 2
+    )
+    assert [line.partition(":")[0] for line in said.messages] == [
+        "inputs",
+        "accuracy stays near chance at every checkpoint",
+    ]
+
+
+def test_own_checkpoints_are_compared_split_by_split_and_on_their_own_data(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    arguments = {"input_shape": [1, 8, 8], "classes": 10, "hidden": [16]}
+    state = build_model("mlp", arguments).state_dict()
+    metrics = {"train": {"accuracy": 0.9}, "test": {"accuracy": 0.1}}
+    metadata = CheckpointMetadata(model="mlp", model_arguments=arguments, data="digits", step=3, metrics=metrics)
+    save_checkpoint(tmp_path / "step-3.safetensors", state, metadata)
+    said = Said()
+    extract_series(tmp_path / "step-3.safetensors", tmp_path / "a", progress=said)
+    assert "on train, where the accuracy of train that it states is 0.900" in said.messages[-1]
+    said = Said()
+    extract_series(tmp_path / "step-3.safetensors", tmp_path / "b", data_arguments={"shift": "invert"}, progress=said)
+    assert said.messages[0].startswith("inputs: digits: size 8×8 (as stored), channels 1 (as stored), scaling none")
+    assert not any("contradicts" in line for line in said.messages)
+
+
+@pytest.mark.parametrize(("held", "taken"), [(1, 3), (3, 1)])
+def test_a_mismatch_of_channels_names_the_argument(
+    held: int, taken: int, trained: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    place = trained[0]
+    names: dict[str, Any] = {}
+    exec(NETS, names)
+    torch.save(names["cnn"](channels=taken).state_dict(), tmp_path / "m.pt")
+    plural = "channel" if taken == 1 else "channels"
+    message = rf"images of {taken} {plural}, not {held}; add --data-argument channels={taken}$"
+    options: dict[str, Any] = {
+        "model": f"{place / 'nets.py'}:cnn",
+        "model_arguments": {"channels": taken},
+        "data": f"imagefolder:{place / 'stripes'}",
+    }
+    with pytest.raises(DataError, match=message):
+        extract_series(tmp_path / "m.pt", tmp_path / "d", data_arguments={"channels": held}, **options)
+    assert extract_series(tmp_path / "m.pt", tmp_path / "d", data_arguments={"channels": taken}, **options).written
+
+
+def tally(right: int, *per_class: int) -> Tally:
+    return Tally(right, per_class)
+
+
+@pytest.mark.parametrize(
+    ("found", "warned"),
+    [
+        (tally(23, *[10] * 10), True),
+        (tally(25, *[10] * 10), False),
+        (tally(92, 90, 10), False),
+        (tally(91, 90, 10), True),
+        (tally(57, 50, 50), True),
+        (tally(60, 50, 50), False),
+        (tally(30, *[10] * 1000), False),
+        (tally(24, *[1] * 1000), False),
+        (tally(2, *[1] * 1000), True),
+        (tally(2, 5, 5), False),
+    ],
+)
+def test_near_chance_is_by_the_most_frequent_class(found: Tally, warned: bool) -> None:
+    assert bool(warnings_of([Outcome("a", {"test": found})])) is warned
+
+
+def test_one_split_or_checkpoint_above_chance_is_enough() -> None:
+    low, high = tally(10, *[10] * 10), tally(90, *[10] * 10)
+    assert warnings_of([Outcome("a", {"test": low}), Outcome("b", {"test": low})])
+    assert not warnings_of([Outcome("a", {"test": low}), Outcome("b", {"test": high})])
+    assert not warnings_of([Outcome("a", {"train": high, "test": low})])
+    assert warnings_of([]) == []
+
+
+def test_the_best_of_a_run_may_be_above_some_of_its_checkpoints() -> None:
+    best = (Stated(0.9, "best_acc", best=True),)
+    low, high = (
+        Outcome("a", {"test": tally(50, 50, 50, 50)}, best),
+        Outcome("b", {"test": tally(135, 50, 50, 50)}, best),
+    )
+    assert warnings_of([low, high]) == []
+    assert "a: 0.333 on test, where best_acc is 0.900" in warnings_of([low])[-1]
