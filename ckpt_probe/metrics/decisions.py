@@ -1,7 +1,11 @@
 """Which of C linear scores is the highest, for many rows and many classes: fast products, exact decisions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from ckpt_probe.metrics.rounding import rounding, row_lengths
 
 FEW = 128
 """Classes up to which float64 products cost less than looking for near ties."""
@@ -22,12 +26,20 @@ class LinearDecision:
     Scores come from float32 products. Where the two highest of a row are closer than rounding can take them apart
     (|fl(x·y) − x·y| ≤ γ_D |x|·|y|, Higham 2002, section 3.1), that row's scores are computed again in float64, so that
     speed costs no digit. weights: (C, D), finite; bias: (C,) or None; origin: (D,), from which rows are taken, or None.
+    settle: decides rows (n, D) that even float64 scores leave open, where there is another way to.
     """
 
-    def __init__(self, weights: Tensor, bias: Tensor | None = None, origin: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weights: Tensor,
+        bias: Tensor | None = None,
+        origin: Tensor | None = None,
+        settle: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._weights = weights.to(torch.float64)
         self._bias = None if bias is None else bias.to(torch.float64)
         self._origin = origin
+        self._settle = settle
         if len(weights) > FEW:
             self._prepare()
 
@@ -91,9 +103,24 @@ class LinearDecision:
         found = []
         for part in rows.split(at_once):
             part = part.to(torch.float64)
-            scores = (part if self._origin is None else part - self._origin) @ self._weights.T
-            found.append((scores if self._bias is None else scores + self._bias).argmax(dim=1))
+            away = part if self._origin is None else part - self._origin
+            scores = away @ self._weights.T
+            scores = scores if self._bias is None else scores + self._bias
+            best = scores.argmax(dim=1)
+            if self._settle is not None and scores.shape[1] > 1:
+                open_ones = self._open(scores, away)
+                if bool(open_ones.any()):
+                    best[open_ones] = self._settle(part[open_ones])
+            found.append(best)
         return torch.cat(found)
+
+    def _open(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """Return which rows (n, D) have two scores (n, C) that rounding does not tell apart, (n,)."""
+        highest = scores.topk(2, dim=1).values
+        sizes = row_lengths(rows) * row_lengths(self._weights).max()
+        if self._bias is not None:
+            sizes = sizes + self._bias.abs().max()
+        return ~(highest[:, 0] - highest[:, 1] > 2 * rounding(rows.shape[1] + 2, sizes))
 
 
 def _two_highest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
