@@ -13,6 +13,7 @@ from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.rounding import rounding, without_rounding
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.moments.families import OF_SCATTER, OF_UNIT_ROWS, chosen
+from ckpt_probe.moments.geometry import Geometry
 from ckpt_probe.moments.grouping import Grouped, Rows, cached_rows, group
 from ckpt_probe.moments.levels.entropies import Options
 from ckpt_probe.moments.outer_products import symmetric
@@ -99,6 +100,12 @@ class Moments:
         means = torch.nn.functional.pad(scatter.means * scatter.unit, (0, 0, 0, more), value=torch.nan)
         means[: len(scatter.counts)][scatter.counts < least] = torch.nan
         return means
+
+    def coincide(self, least: int) -> bool:
+        """Return whether all means of the classes of at least `least` samples are the same but for rounding."""
+        scatter, _ = self._seen()
+        present = (scatter.counts >= least).nonzero().squeeze(1)
+        return len(present) > 1 and not bool(Geometry.of(scatter, present, None).M.any())
 
     @property
     def mean(self) -> Tensor:

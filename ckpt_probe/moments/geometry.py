@@ -11,7 +11,8 @@ from ckpt_probe.metrics.rounding import near_one, rounding, row_lengths, without
 from ckpt_probe.moments.grouping import Rows
 from ckpt_probe.moments.scatter import Scatter
 
-SIX_DIGITS = 1e-6
+DIGITS = 1e-5
+"""Share of NC1 that rounding of Σ_W may be before NC1 is read from the rows."""
 COINCIDE = "class means coincide"
 HIDDEN = "along the class means the spread is below the rounding of Σ_W, and the features are not at hand"
 
@@ -74,8 +75,9 @@ class Geometry:
             return 0.0, ""
         within = self.scatter.covariance()
         found = float(((axes @ within) * axes).sum())
-        hidden = rounding(len(within), float(within.trace() * axes.square().sum()))
-        if hidden > SIX_DIGITS * found:
+        # Products of entries, the largest on the diagonal, were each rounded once, up or down.
+        hidden = rounding(1, float((axes.square() @ within.diagonal()).sum()), self.scatter.dtype)
+        if hidden > DIGITS * found:
             if rows is None:
                 return None, HIDDEN
             found = _spread_of_rows(axes, self.scatter, rows)

@@ -35,7 +35,7 @@ class Scatter:
         self.within = torch.zeros(features, features, dtype=torch.float64, device=device) if products else None
         self.size = 0.0
         self.unit = 1.0
-        self._dtype = dtype
+        self.dtype = dtype
 
     @property
     def present(self) -> Tensor:
@@ -73,7 +73,7 @@ class Scatter:
     def fit(self, size: float) -> None:
         """Choose the unit for rows whose largest entry is `size`, beside those seen."""
         self.size = max(self.size, size)
-        unit = power_of_two(self.size, SAFE[self._dtype])
+        unit = power_of_two(self.size, SAFE[self.dtype])
         if unit != self.unit:
             change, self.unit = self.unit / unit, unit
             # Not by the square of the change, which may overflow where the result does not.
@@ -109,7 +109,7 @@ class Scatter:
         for part, mean, target in zip(parts, means, moved, strict=True):
             torch.sub(part, mean, out=target)
         if self.within is not None:
-            add_outer(self.within, centred.to(self._dtype))
+            add_outer(self.within, centred.to(self.dtype))
         return means, torch.stack([torch.linalg.vector_norm(part).square() for part in moved])
 
     def _by_pieces(self, block: Grouped) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class Scatter:
             centred = block.rows[piece].to(torch.float64) - means[each[piece]]
             squares.index_add_(0, each[piece], centred.square().sum(dim=1))
             if self.within is not None:
-                add_outer(self.within, centred.to(self._dtype))
+                add_outer(self.within, centred.to(self.dtype))
         return means, squares
 
     def _merge(self, labels: Tensor, counts: Tensor, means: Tensor, squares: Tensor) -> None:

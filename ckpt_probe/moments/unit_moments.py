@@ -8,8 +8,8 @@ from ckpt_probe.moments.grouping import Grouped, group
 from ckpt_probe.moments.levels.routes import dense_limit
 from ckpt_probe.moments.outer_products import add_outer, symmetric
 
-FEW = 8
-"""Rows up to which a product in double precision costs no more than their mean and one in single precision."""
+FEW = 32
+"""Rows below which their mean would add much to the work of their product, which is then in double precision."""
 
 
 class UnitMoments:
@@ -101,8 +101,8 @@ class UnitMoments:
                 self._add_outer(self.second[label], rows)
 
     def _add_outer(self, total: Tensor, rows: Tensor) -> None:
-        """Add rowsᵀ rows; in single precision only those of rows less their mean, so that close rows lose no digit."""
-        if self._dtype == rows.dtype or len(rows) < FEW:
+        """Add rowsᵀ rows as those of rows less their mean and that of the mean, so that close rows lose no digit."""
+        if len(rows) < FEW:
             add_outer(total, rows)
             return
         mean = rows.mean(dim=0)

@@ -30,6 +30,7 @@ from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import rows_at_once
 from ckpt_probe.moments.families import FAMILIES
+from ckpt_probe.moments.geometry import COINCIDE
 from ckpt_probe.moments.quality import Head, Quality, double
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.plugins import registered
@@ -226,8 +227,9 @@ def _nearest(
         reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
         return None, {**values, "missing": reason}
     means = double(moments.means_of_classes(settings.min_samples))
-    if bool(means[:, 0].isnan().all()):
-        return None, {**values, "missing": f"{', '.join(NEAREST)}: {FEW_SAMPLES}"}
+    none_present = bool(means[:, 0].isnan().all())
+    if none_present or moments.coincide(settings.min_samples):
+        return None, {**values, "missing": f"{', '.join(NEAREST)}: {FEW_SAMPLES if none_present else COINCIDE}"}
     nearest = second(means, settings.per_class)
     if nearest.samples != moments.samples:
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {nearest.samples}")
