@@ -183,9 +183,9 @@ class NearestMean:
         self._means = means if self._unit == 1 else means / self._unit
         centre = self._means.mean(dim=0)
         away = self._means - centre
-        # ‖z − μ‖² differs from −2 z·μ + ‖μ‖² by a term that is the same for every class.
-        sizes = away.square().sum(dim=1)
-        self._decision = LinearDecision(away.mul_(2), -sizes, centre, self._by_distance)
+        # −‖z − μ‖² differs from 2 z·a − ‖a‖² − 2 c·a, where μ = c + a, by a term that is the same for every class.
+        sizes = away.square().sum(dim=1) + 2 * (away @ centre)
+        self._decision = LinearDecision(away.mul_(2), -sizes, self._by_distance)
 
     def of(self, features: Tensor) -> Tensor:
         """Return the class of each of (n, D) features, (n,)."""
