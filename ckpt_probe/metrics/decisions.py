@@ -25,7 +25,8 @@ class LinearDecision:
 
     Scores come from float32 products. Where the two highest of a row are closer than rounding can take them apart
     (|fl(x·y) − x·y| ≤ γ_D |x|·|y|, Higham 2002, section 3.1), that row's scores are computed again in float64, so that
-    speed costs no digit. weights: (C, D), finite; bias: (C,) or None. settle: decides rows (n, D) that even float64 scores leave open, where there is another way to.
+    speed costs no digit. weights: (C, D), finite; bias: (C,) or None. settle: decides rows (n, D) that even float64
+    scores leave open, where there is another way to.
     """
 
     def __init__(

@@ -58,6 +58,7 @@ def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> T
     K = K / (n or K.shape[0])
     if alpha == 2:
         # The sum of squared eigenvalues is that of squared entries.
+        K = K / K.detach().trace()
         return _not_rounding(-torch.log((K * K).sum()), len(K))
     return entropy_of_spectrum(spectrum(K), alpha=alpha)
 

@@ -107,5 +107,15 @@ def require_directions(left_out: int, total: int, name: str) -> None:
 
 
 def smaller_gram(rows: Tensor) -> Tensor:
-    """Whichever of X Xᵀ (n × n) and Xᵀ X (d × d) is smaller: their non-zero eigenvalues are the same."""
-    return rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    """Return X Xᵀ (n × n) or Xᵀ X (d × d), whichever is smaller: their non-zero eigenvalues are the same."""
+    return rows @ rows.T if rows.shape[0] <= rows.shape[1] else second_moment(rows)
+
+
+def second_moment(rows: Tensor) -> Tensor:
+    """Return Xᵀ X of rows (n, d), (d, d), as that of rows less their mean and that of the mean.
+
+    A sum over many rows that hardly differ would hide in its rounding how they do.
+    """
+    mean = rows.mean(dim=0)
+    away = rows - mean
+    return away.T @ away + len(rows) * mean.outer(mean)

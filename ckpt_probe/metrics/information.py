@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
-from ckpt_probe.metrics.gram import Array, directions, require_directions, smaller_gram, to_rows
+from ckpt_probe.metrics.gram import Array, directions, require_directions, second_moment, smaller_gram, to_rows
 from ckpt_probe.metrics.rounding import rounding
 
 SIX_DIGITS = 1e6
@@ -124,4 +124,4 @@ def joint_gram(first: Tensor, second: Tensor) -> Tensor:
     if n <= d * e:
         return (first @ first.T) * (second @ second.T)
     products = (first[:, :, None] * second[:, None, :]).reshape(n, d * e)
-    return products.T @ products
+    return second_moment(products)

@@ -172,28 +172,26 @@ class _Sums:
         k, m = X.square().sum(dim=1), Y.square().sum(dim=1)
         return _Sums(len(X), means, X.T @ Y, (k.sum(), m.sum()), k @ m, (m @ X, k @ Y))
 
-    def about(self, means: tuple[Tensor, Tensor]) -> "_Sums":
-        """The same sums about another origin; only those about the rows' mean have a `plus` and an `hsic`."""
-        n, (s, t) = self.count, (self._shift(*both) for both in zip(self.means, means, strict=True))
+    def about(self, means: tuple[Tensor, Tensor], shifts: tuple[Tensor, Tensor]) -> "_Sums":
+        """Return the same sums about other means, from which their own ones lie at these shifts.
+
+        Only sums about the rows' own mean have a `plus` and an `hsic`.
+        """
+        n, (s, t) = self.count, shifts
         (k, m), (mx, ky) = self.sizes, self.crossed
         ss, tt, across = s @ s, t @ t, self.products @ t
         both = self.both + 2 * (ky @ t + mx @ s) + 4 * s @ across + tt * k + ss * m + n * ss * tt
         crossed = mx + 2 * across + s * (m + n * tt), ky + 2 * (s @ self.products) + t * (k + n * ss)
         return _Sums(n, means, self.products + n * s.outer(t), (k + n * ss, m + n * tt), both, crossed)
 
-    def _shift(self, mean: Tensor, other: Tensor) -> Tensor:
-        """Return mean − other, zero where it is no more than the rounding of a mean."""
-        shift = mean - other
-        return torch.where(shift.abs() > rounding(self.count, torch.maximum(mean.abs(), other.abs())), shift, 0.0)
-
     def plus(self, other: "_Sums") -> "_Sums":
+        """Return the sums over the rows of both."""
         count = self.count + other.count
         share = other.count / count
-        means = (
-            self.means[0] + (other.means[0] - self.means[0]) * share,
-            self.means[1] + (other.means[1] - self.means[1]) * share,
-        )
-        a, b = self.about(means), other.about(means)
+        x, y = (_apart(*both, count) for both in zip(self.means, other.means, strict=True))
+        means = self.means[0] + x * share, self.means[1] + y * share
+        a = self.about(means, (-x * share, -y * share))
+        b = other.about(means, (x * (1 - share), y * (1 - share)))
         return _Sums(
             count,
             means,
@@ -280,6 +278,12 @@ def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
     if not bool(torch.isfinite(first * second)):
         raise DataError("cka: the rows are so large that products of them overflow; divide them by a power of two")
     return shared / (first.sqrt() * second.sqrt())
+
+
+def _apart(mean: Tensor, other: Tensor, count: int) -> Tensor:
+    """Return other − mean (d,), entries zero that are no more than the rounding of means of `count` rows."""
+    apart = other - mean
+    return torch.where(apart.abs() > rounding(count, torch.maximum(mean.abs(), other.abs())), apart, 0.0)
 
 
 def _pairings(X: Tensor, Y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
