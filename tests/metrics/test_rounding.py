@@ -1,5 +1,7 @@
 """What counts as zero, against numbers of higher precision; and functions of plain matrices that depend on it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -87,7 +89,7 @@ def test_a_constant_representation_has_no_direction_once_centred(count: int) -> 
 def test_streamed_cka_of_a_constant_layer_is_undefined_however_it_is_cut(edges: tuple[int, ...]) -> None:
     X, Y = np.tile(RNG.normal(size=8), (500, 1)), RNG.normal(size=(500, 5))
     parts = [similarity.CKA() for _ in range(2)]
-    for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (start, stop) in enumerate(pairwise(edges)):
         parts[number % 2].update(X[start:stop], Y[start:stop])
     parts[0].merge(parts[1])
     with pytest.raises(DataError, match="does not vary"):
