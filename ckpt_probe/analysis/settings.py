@@ -7,8 +7,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ckpt_probe.errors import UsageError
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
@@ -70,14 +68,9 @@ class Settings:
         """Names of the metrics that installed packages register."""
         return tuple(entry_points(group=ENTRY_POINTS).names)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of products of rows. Raises UsageError for an unknown precision."""
-        return checked_precision(self.precision)
-
     def check(self) -> None:
         """Raise UsageError for a setting that has no meaning."""
-        _ = self.sampling, self.families, self.dtype
+        _ = self.sampling, self.families, checked_precision(self.precision)
         if self.exact_limit is not None and self.exact_limit < 1:
             raise UsageError(f"exact_limit: expected at least 1, found {self.exact_limit}")
         if self.min_samples < 1:

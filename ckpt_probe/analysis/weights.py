@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ckpt_probe.analysis.cache import Cache
@@ -14,6 +13,7 @@ from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint, open_series
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.metrics import collapse, effective_rank, matrix_entropy, reference_values
+from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.moments import Reading
 from ckpt_probe.progress import Progress, Silent
@@ -41,13 +41,14 @@ def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
     than two rows of non-zero length.
     """
     rows = to_rows(weights).double()
-    heads = rows[torch.linalg.vector_norm(rows, dim=1) > 0]
+    heads = rows[rows.any(dim=1)]
     if len(heads) < 2:
         raise DataError(f"{len(heads)} of {len(rows)} rows have a length other than zero, where two are needed")
     record: Record = {"features": rows.shape[1], "classes": len(rows), "classes_left_out": len(rows) - len(heads)}
     record["class.entropy_weights"] = float(matrix_entropy(heads))
     record["class.effective_rank_weights"] = float(effective_rank(heads))
-    record |= {f"renyi_{order:g}.class.entropy_weights": float(matrix_entropy(heads, alpha=order)) for order in orders}
+    for order in orders:
+        record[f"{renyi_name(order)}.class.entropy_weights"] = float(matrix_entropy(heads, alpha=order))
     record["nc2.equinorm_weights"] = collapse.equinorm(heads)
     record["nc2.equiangular_weights"] = collapse.equiangular(heads)
     record["nc2.etf_weights"] = collapse.etf_distance(heads)

@@ -28,6 +28,7 @@ OF_MOMENTS = {
     "means": ("seen_class", FEATURE),
     "squares": ("seen_class",),
     "within": (FEATURE, "other_feature"),
+    "unit": (),
     "unit_counts": ("counted_class",),
     "left_out": (),
     "rows": ("kept_row", FEATURE),

@@ -14,28 +14,45 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import pairs
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows
+from ckpt_probe.metrics.rounding import (
+    largest,
+    near_one,
+    power_of_two,
+    rounding,
+    row_lengths,
+    without_rounding,
+)
 
 MANY_ENTRIES = 2**21
 """Entries of (C, D) from which work that would need another matrix of that size, or C × C, is done another way."""
 
 
-def nc1_pinv(within: Tensor, M: Tensor, *, magnitude: float = 0.0) -> float | None:
-    """tr(Σ_W Σ_B⁺)/C: spread within classes against that between their means; 0 at collapse. None where M = 0.
+def nc1_pinv(within: Tensor, M: Tensor, *, size: float = 0.0) -> float | None:
+    """Return tr(Σ_W Σ_B⁺)/C: spread within classes against that between their means; 0 at collapse. None where M = 0.
 
-    within: Σ_W (D, D), the within-class covariance over all samples; M: (C, D). magnitude: the largest entry of the
-    means before they were centred, to which M's rounding is relative; directions below that count as absent.
+    Args:
+        within: Σ_W, the within-class covariance over all samples, (D, D).
+        M: (C, D).
+        size: Rounding of the rows of M; see `between_axes`.
+    """
+    axes = between_axes(M, size)
+    return None if axes is None else float(((axes @ within) * axes).sum() / len(M))
+
+
+def between_axes(M: Tensor, size: float = 0.0) -> Tensor | None:
+    """Return rows a_j (r, D) such that Σ_B⁺ = Σ a_j a_jᵀ, None where M (C, D) is zero.
+
+    Args:
+        M: (C, D).
+        size: Rounding of the rows of M, a root mean square of lengths. Directions along which the means are no farther
+            apart than that, or than the rounding of the farthest, count as absent.
     """
     classes, features = M.shape
     singular, directions = _right_singular(M / classes**0.5)
     # Centred rows sum to zero, so that they span at most C − 1 directions; the last one is rounding and nothing else.
     singular, directions = singular[: classes - 1], directions[: classes - 1]
-    largest = max(float(singular.max()), magnitude)
-    present = singular > max(classes, features) * torch.finfo(M.dtype).eps * largest
-    if not bool(present.any()):
-        return None
-    along = directions[present]
-    spread = ((along @ within) * along).sum(dim=1)
-    return float((spread / singular[present] ** 2).sum() / classes)
+    present = singular > max(size, rounding(max(classes, features), float(singular.max())))
+    return directions[present] / singular[present, None] if bool(present.any()) else None
 
 
 def separation(nc1: float | None, classes: int) -> float | None:
@@ -52,14 +69,14 @@ def cdnv(variances: Tensor, means: Tensor) -> float | None:
     variances: v_c = mean ‖z − μ_c‖² (Galanti et al. 2021), (C,); means: (C, D). None where two class means coincide.
     """
     M = means - means.mean(dim=0)
-    found = pairs.Cdnv(variances, means, torch.linalg.vector_norm(M, dim=1))
+    found = pairs.Cdnv(variances, means, row_lengths(M), rounding(len(means), row_lengths(means)))
     pairs.visit(pairs.unit_or_zero(M), [found])
     return found.value
 
 
 def equinorm(rows: Tensor) -> float | None:
     """NC2: standard deviation over mean of the lengths of (C, D) rows; 0 at collapse. None where all are zero."""
-    lengths = torch.linalg.vector_norm(rows, dim=1)
+    lengths = row_lengths(near_one(rows))
     mean = lengths.mean()
     return float(lengths.std(correction=0) / mean) if mean > 0 else None
 
@@ -79,14 +96,14 @@ def uniformity(rows: Tensor) -> tuple[float | None, float | None]:
     where C > D + 1 leaves no room for a simplex. (None, None) where a row has no direction or two have the same.
     """
     unit = pairs.unit_or_zero(rows)
-    found = pairs.Uniformity(unit)
+    found = pairs.Uniformity(unit, torch.zeros_like(unit[:, 0]))
     pairs.visit(unit, [found])
     return found.mean, found.spread
 
 
 def etf_distance(M: Tensor) -> float | None:
     """NC2: ‖M Mᵀ/‖M Mᵀ‖_F − E/‖E‖_F‖_F, E the Gram matrix of the simplex ETF; 0 at collapse. None where M = 0."""
-    classes = M.shape[0]
+    classes, M = len(M), near_one(M)
     # ‖M Mᵀ‖_F from the smaller of its two sides.
     gram = smaller_gram(M)
     size = torch.linalg.matrix_norm(gram)
@@ -107,6 +124,7 @@ def etf_distance(M: Tensor) -> float | None:
 
 def duality(weights: Tensor, M: Tensor) -> float | None:
     """NC3: ‖W/‖W‖_F − M/‖M‖_F‖_F for W and M of (C, D); 0 at collapse. None where either is zero."""
+    weights, M = near_one(weights), near_one(M)
     sizes = torch.linalg.matrix_norm(weights), torch.linalg.matrix_norm(M)
     if not bool(torch.stack(sizes).min() > 0):
         return None
@@ -121,31 +139,36 @@ def duality_uniformity(weights: Tensor, M: Tensor) -> float | None:
     """
     cosines = []
     for rows in _parts(M):
-        first, second = weights[rows], M[rows]
-        lengths = torch.linalg.vector_norm(first, dim=1) * torch.linalg.vector_norm(second, dim=1)
-        if not bool((lengths > 0).all()):
+        first, second = pairs.unit_or_zero(weights[rows]), pairs.unit_or_zero(M[rows])
+        if not bool((first.any(dim=1) & second.any(dim=1)).all()):
             return None
-        cosines.append((first * second).sum(dim=1) / lengths)
+        cosines.append((first * second).sum(dim=1))
     return float(torch.cat(cosines).std(correction=0))
 
 
-def nc5(class_means: Array, outside_mean: Array) -> float:
-    """NC5: mean over classes of |cos(μ_c − μ_G, μ_out − μ_G)|; 0 where data of other classes lie orthogonal to them.
+def nc5(class_means: Array, outside_mean: Array, *, samples: int = 4096) -> float:
+    """Return NC5: mean over classes of |cos(μ_c − μ_G, μ_out − μ_G)|; 0 where data of other classes lie orthogonal.
 
-    class_means: (C, D), the means of the classes that were trained on; outside_mean: (D,), the mean feature of data of
-    classes that were not (Ammar et al. 2024, arXiv 2310.06823). Raises DataError where shapes do not fit, values are
-    not finite, or a class mean or the outside mean coincides with μ_G, so that a cosine is undefined.
+    Args:
+        class_means: Means of the classes that were trained on, (C, D).
+        outside_mean: Mean feature of data of classes that were not, (D,) (Ammar et al. 2024, arXiv 2310.06823).
+        samples: Rows behind the means, to which their rounding is proportional.
+
+    Raises:
+        DataError: If shapes do not fit, values are not finite, or a class mean or the outside mean coincides with μ_G,
+            so that a cosine is undefined.
     """
     means = to_rows(class_means, "class means")
     outside = to_rows(torch.as_tensor(outside_mean)[None], "outside mean")
     if outside.shape[1] != means.shape[1]:
         raise DataError(f"nc5: class means have {means.shape[1]} features and the outside mean {outside.shape[1]}")
-    centre = means.mean(dim=0)
-    M, away = means - centre, outside[0] - centre
-    lengths, length = torch.linalg.vector_norm(M, dim=1), torch.linalg.vector_norm(away)
-    if float(torch.minimum(lengths.min(), length)) <= 1e-12 * float(torch.cat([means, outside]).abs().max()):
+    both = near_one(torch.cat([means, outside]))
+    lengths = row_lengths(both)
+    size = rounding(max(samples, len(means)), float(lengths.max()))
+    away = pairs.unit_or_zero(without_rounding(both - both[:-1].mean(dim=0), size))
+    if not bool(away.any(dim=1).all()):
         raise DataError("nc5: undefined, because a class mean or the outside mean equals the mean of the class means")
-    return float((M @ away / (lengths * length)).abs().mean())
+    return float((away[:-1] @ away[-1]).abs().mean())
 
 
 class NearestMean:
@@ -154,16 +177,25 @@ class NearestMean:
     def __init__(self, class_means: Tensor) -> None:
         present = ~class_means.isnan().any(dim=1)
         self._numbers = present.nonzero().squeeze(1)
-        means = class_means[present]
-        centre = means.mean(dim=0)
-        means -= centre
-        # ‖z − μ‖² differs from −2 z·μ + ‖μ‖² by a term that is the same for every class.
-        sizes = means.square().sum(dim=1)
-        self._decision = LinearDecision(means.mul_(2), -sizes, centre)
+        # Where all are present there may be many, and a copy is as large as all else.
+        means = class_means if bool(present.all()) else class_means[present]
+        self._unit = power_of_two(largest(means))
+        self._means = means if self._unit == 1 else means / self._unit
+        centre = self._means.mean(dim=0)
+        away = self._means - centre
+        # −‖z − μ‖² differs from 2 z·a − ‖a‖² − 2 c·a, where μ = c + a, by a term that is the same for every class.
+        sizes = away.square().sum(dim=1) + 2 * (away @ centre)
+        self._decision = LinearDecision(away.mul_(2), -sizes, self._by_distance)
 
     def of(self, features: Tensor) -> Tensor:
-        """The class of each of (n, D) features, (n,)."""
-        return self._numbers[self._decision.of(features)]
+        """Return the class of each of (n, D) features, (n,)."""
+        rows = features if self._unit == 1 else features.to(torch.float64) / self._unit
+        return self._numbers[self._decision.of(rows)]
+
+    def _by_distance(self, rows: Tensor) -> Tensor:
+        """Return the position of the mean nearest to each of (n, D) rows, (n,): slower, whatever the scales are."""
+        unit = power_of_two(largest(rows))
+        return torch.cdist(rows / unit, self._means / unit, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
 
 
 def nearest_means(features: Tensor, class_means: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
 """Which of C linear scores is the highest, for many rows and many classes: fast products, exact decisions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from ckpt_probe.metrics.rounding import largest, rounding, row_lengths
 
 FEW = 128
 """Classes up to which float64 products cost less than looking for near ties."""
@@ -21,13 +25,19 @@ class LinearDecision:
 
     Scores come from float32 products. Where the two highest of a row are closer than rounding can take them apart
     (|fl(x·y) − x·y| ≤ γ_D |x|·|y|, Higham 2002, section 3.1), that row's scores are computed again in float64, so that
-    speed costs no digit. weights: (C, D), finite; bias: (C,) or None; origin: (D,), from which rows are taken, or None.
+    speed costs no digit. weights: (C, D), finite; bias: (C,) or None. settle: decides rows (n, D) that even float64
+    scores leave open, where there is another way to.
     """
 
-    def __init__(self, weights: Tensor, bias: Tensor | None = None, origin: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weights: Tensor,
+        bias: Tensor | None = None,
+        settle: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._weights = weights.to(torch.float64)
         self._bias = None if bias is None else bias.to(torch.float64)
-        self._origin = origin
+        self._settle = settle
         if len(weights) > FEW:
             self._prepare()
 
@@ -72,9 +82,7 @@ class LinearDecision:
 
     def _scaled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of unit length in float32 with the bias's factor beside them, and what rounding may do to a score."""
-        if self._origin is not None:
-            rows = rows.to(torch.float64) - self._origin
-        elif rows.dtype != torch.float64:
+        if rows.dtype != torch.float64:
             rows = rows.to(torch.float32)
         lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         scaled = rows.new_empty(len(rows), rows.shape[1] + 1, dtype=torch.float32)
@@ -91,9 +99,27 @@ class LinearDecision:
         found = []
         for part in rows.split(at_once):
             part = part.to(torch.float64)
-            scores = (part if self._origin is None else part - self._origin) @ self._weights.T
-            found.append((scores if self._bias is None else scores + self._bias).argmax(dim=1))
+            scores = part @ self._weights.T
+            scores = scores if self._bias is None else scores.add_(self._bias)
+            best = scores.argmax(dim=1)
+            if self._settle is not None and scores.shape[1] > 1:
+                close = self._close(scores, part)
+                if len(close):
+                    best[close] = self._settle(part[close])
+            found.append(best)
         return torch.cat(found)
+
+    def _close(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """Return which rows (n, D) have two scores (n, C) that rounding does not tell apart, their positions."""
+        highest, features = scores.topk(2, dim=1).values, rows.shape[1]
+        longest, bias = row_lengths(self._weights).max(), 0.0 if self._bias is None else self._bias.abs().max()
+        apart = highest[:, 0] - highest[:, 1]
+        # No row is longer than √D times the largest entry: lengths are only needed of rows that this leaves open.
+        most = longest * (features**0.5 * largest(rows)) + bias
+        close = (~(apart > 2 * rounding(features + 2, most))).nonzero().squeeze(1)
+        if not len(close):
+            return close
+        return close[~(apart[close] > 2 * rounding(features + 2, row_lengths(rows[close]) * longest + bias))]
 
 
 def _two_highest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,10 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows, unit_rows
+from ckpt_probe.metrics.rounding import centred, rounding
+
+NEAR_ONE = 1e-2
+"""Distance from 1 up to which a Rényi order would lose digits to the difference of its sum from 1."""
 
 
 def matrix_entropy(X: Array, *, alpha: float = 1.0, normalized: bool = False) -> float | Tensor:
@@ -32,14 +36,18 @@ def effective_rank(X: Array) -> float | Tensor:
 
 
 def erank_difference(first: Array, rows: Array) -> float | Tensor:
-    """How many fewer directions `rows` use than `first`: effective rank of first − that of rows, each less its mean.
+    """Return the effective rank of `first` minus that of `rows`, each less its mean.
 
-    first: (n, d), features of the untrained (or first) checkpoint; rows: (m, e), those of another one on the same
-    inputs. Their means are removed and the rows scaled to unit length (Wei et al. 2024, arXiv 2401.17139). Above 0
-    where training has concentrated the features. Result and errors as `effective_rank`.
+    Wei et al. 2024, arXiv 2401.17139. Above 0 where training has concentrated the features. Entries that differ from
+    the mean by rounding only are zero, so that a constant representation has no direction. Result and errors as
+    `effective_rank`.
+
+    Args:
+        first: Features of the untrained (or first) checkpoint, (n, d).
+        rows: Features of another one on the same inputs, (m, e).
     """
-    before, after = (X - X.mean(dim=0) for X in (to_rows(first, "first"), to_rows(rows, "rows")))
-    return as_given(torch.exp(matrix_entropy(before)) - torch.exp(matrix_entropy(after)), first, rows)  # pyright: ignore[reportArgumentType]
+    before, after = (matrix_entropy(centred(to_rows(*named))) for named in ((first, "first"), (rows, "rows")))
+    return as_given(torch.exp(before) - torch.exp(after), first, rows)  # pyright: ignore[reportArgumentType]
 
 
 def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> Tensor:
@@ -50,34 +58,54 @@ def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> T
     K = K / (n or K.shape[0])
     if alpha == 2:
         # The sum of squared eigenvalues is that of squared entries.
-        return -torch.log((K * K).sum())
+        K = K / K.detach().trace()
+        return _not_rounding(-torch.log((K * K).sum()), len(K))
     return entropy_of_spectrum(spectrum(K), alpha=alpha)
 
 
 def spectrum(matrix: Tensor) -> Tensor:
-    """Eigenvalues (k,) of a symmetric matrix (m, m) without negative ones; those below m · ε · the largest left out.
+    """Return the eigenvalues (k,) of a symmetric matrix (m, m) that are more than the rounding of the largest one.
 
     Only the lower triangle is read. With gradient.
     """
-    eigenvalues = torch.linalg.eigvalsh(matrix)
-    return eigenvalues[eigenvalues > smallest_present(eigenvalues.detach())]
+    eigenvalues = without_small(torch.linalg.eigvalsh(matrix))
+    return eigenvalues[eigenvalues > 0]
 
 
-def smallest_present(eigenvalues: Tensor) -> Tensor:
-    """The size under which an eigenvalue of (…, m) is rounding, m · ε · the largest, (…, 1)."""
-    m, eps = eigenvalues.shape[-1], torch.finfo(eigenvalues.dtype).eps
-    return m * eps * eigenvalues.amax(dim=-1, keepdim=True)
+def without_small(eigenvalues: Tensor) -> Tensor:
+    """Return eigenvalues (…, m) of m × m matrices of which those up to m · ε · the largest are zero, with gradient."""
+    size = rounding(eigenvalues.shape[-1], eigenvalues.detach().amax(dim=-1, keepdim=True), eigenvalues.dtype)
+    return eigenvalues.where(eigenvalues > size, 0.0)
 
 
 def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Entropy (nats) of positive eigenvalues (k,) that sum to 1. 0-d tensor.
+    """Return the entropy (nats) of eigenvalues (…, k) of trace 1, (…,), zeros not counted; 0 where it is rounding.
 
-    Raises DataError for an alpha that is not positive and finite.
+    Raises:
+        DataError: If alpha is not positive and finite.
     """
     require_order(alpha)
+    # Their sum is 1 but for rounding, which must not show in an entropy near 0.
+    shares = eigenvalues / eigenvalues.detach().sum(dim=-1, keepdim=True)
+    present = shares > 0
+    # 1 log 1 is 0 as well, and unlike 0 log 0 has a gradient that can be masked.
+    logs = shares.where(present, 1.0).log()
     if alpha == 1:
-        return -(eigenvalues * eigenvalues.log()).sum()
-    return eigenvalues.pow(alpha).sum().log() / (1 - alpha)
+        entropy = -(shares * logs).sum(dim=-1)
+    elif abs(alpha - 1) < NEAR_ONE:
+        entropy = torch.log1p((shares * torch.expm1((alpha - 1) * logs)).sum(dim=-1)) / (1 - alpha)
+    else:
+        entropy = torch.logsumexp((alpha * logs).where(present, -torch.inf), dim=-1) / (1 - alpha)
+    return _not_rounding(entropy, eigenvalues.shape[-1])
+
+
+def renyi_name(order: float) -> str:
+    """Return the prefix of the names of a Rényi order in a record, such as renyi_2; orders that differ differ in it."""
+    return f"renyi_{order:g}" if float(f"{order:g}") == order else f"renyi_{order!r}"
+
+
+def _not_rounding(entropy: Tensor, side: int) -> Tensor:
+    return torch.where(entropy.detach() > rounding(side, 1.0), entropy, 0.0)
 
 
 def require_order(alpha: float) -> None:

@@ -1,5 +1,6 @@
 """Rows, unit rows and their Gram matrix: where every matrix entropy begins."""
 
+import math
 from typing import TypeVar
 
 import numpy as np
@@ -8,12 +9,9 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.metrics.rounding import LONG, SHORT, largest
 
 Array = np.ndarray | Tensor
-SHORT, LONG = 1e-140, 1e140
-"""Between these lengths the squares of a row's entries neither underflow nor overflow."""
-STEEPEST = 64
-"""The gradient of an entropy by a unit row is shorter than this: 2/n · (|log λ| + 1), λ no smaller than rounding."""
 AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
 
 
@@ -30,26 +28,31 @@ def gram(X: AnyArray) -> AnyArray:
 
 
 def to_rows(X: Array, name: str = "X") -> Tensor:
-    """X as a finite float64 tensor of rows, (n, d), on its device where that has float64.
+    """Return X as a finite float64 tensor of rows, (n, d), on its device where that has float64; with gradient.
 
-    Rows too short for the gradient of their direction to be finite count as they are, and have none. Raises DataError
-    where it is not two-dimensional, has no row or column, or holds NaN, infinity or complex numbers.
+    Denormal rows have no gradient, and a gradient that is larger than the dtype of X allows is cut to its largest
+    number: that of a direction grows as 1/length.
+
+    Raises:
+        DataError: If X is not two-dimensional, has no row or column, or holds NaN, infinity or complex numbers.
     """
     rows = as_tensor(X, name)
     if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] == 0:
         raise DataError(f"{name}: expected one vector per row, shape (n, d), found shape {tuple(rows.shape)}")
-    lasting = has_gradient(rows) if rows.requires_grad else None
-    rows = where_float64_is(rows).to(torch.float64)
-    require_finite(rows, name)
-    return rows if lasting is None else torch.where(lasting.to(rows.device)[:, None], rows, rows.detach())
+    require_finite(rows.detach(), name)
+    if not rows.requires_grad:
+        return where_float64_is(rows).to(torch.float64)
+    lasting, most = has_gradient(rows)[:, None], torch.finfo(rows.dtype).max
+    rows = where_float64_is(torch.where(lasting, rows, rows.detach())).to(torch.float64)
+    # On a view, so that the hook is not on a tensor of the caller.
+    rows = rows.view_as(rows)
+    rows.register_hook(lambda gradient: None if gradient is None else gradient.clamp(-most, most))
+    return rows
 
 
 def has_gradient(rows: Tensor) -> Tensor:
-    """Which rows of (n, d) are long enough for the gradient of their direction to be a number of their dtype, (n,).
-
-    It grows as 1/length: of denormal rows it would be infinite.
-    """
-    return rows.detach().abs().amax(dim=1) >= STEEPEST / torch.finfo(rows.dtype).max
+    """Return which rows of (n, d) are neither zero nor denormal in their dtype, (n,)."""
+    return rows.detach().abs().amax(dim=1) >= torch.finfo(rows.dtype).tiny
 
 
 def where_float64_is(X: Tensor) -> Tensor:
@@ -57,17 +60,19 @@ def where_float64_is(X: Tensor) -> Tensor:
     return X.cpu() if X.device.type == "mps" else X
 
 
-def require_finite(rows: Tensor, name: str, first_row: int = 0) -> None:
-    """Raise DataError where a row of (n, d) holds NaN or infinity: how many rows, and the number of the first one."""
-    # One reduction over the whole block settles the usual case: NaN and infinity both survive a sum.
-    if not rows.is_floating_point() or torch.isfinite(rows.detach().sum()):
-        return
+def require_finite(rows: Tensor, name: str, first_row: int = 0) -> float:
+    """Return the largest absolute value of (n, d) rows, 0 where there are none.
+
+    Raises:
+        DataError: If a row holds NaN or infinity: how many rows, and the number of the first one.
+    """
+    size = largest(rows.detach())
+    if math.isfinite(size):
+        return size
     bad = ~torch.isfinite(rows).all(dim=1)
-    count = int(bad.sum())
-    if count:
-        first = int(bad.nonzero()[0]) + first_row
-        noun = "row holds" if count == 1 else "rows hold"
-        raise DataError(f"{name}: {count} {noun} NaN or infinity, the first is row {first}")
+    count, first = int(bad.sum()), int(bad.nonzero()[0]) + first_row
+    noun = "row holds" if count == 1 else "rows hold"
+    raise DataError(f"{name}: {count} {noun} NaN or infinity, the first is row {first}")
 
 
 def unit_rows(rows: Tensor, name: str = "X") -> tuple[Tensor, Tensor]:
@@ -102,5 +107,15 @@ def require_directions(left_out: int, total: int, name: str) -> None:
 
 
 def smaller_gram(rows: Tensor) -> Tensor:
-    """Whichever of X Xᵀ (n × n) and Xᵀ X (d × d) is smaller: their non-zero eigenvalues are the same."""
-    return rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    """Return X Xᵀ (n × n) or Xᵀ X (d × d), whichever is smaller: their non-zero eigenvalues are the same."""
+    return rows @ rows.T if rows.shape[0] <= rows.shape[1] else second_moment(rows)
+
+
+def second_moment(rows: Tensor) -> Tensor:
+    """Return Xᵀ X of rows (n, d), (d, d), as that of rows less their mean and that of the mean.
+
+    A sum over many rows that hardly differ would hide in its rounding how they do.
+    """
+    mean = rows.mean(dim=0)
+    away = rows - mean
+    return away.T @ away + len(rows) * mean.outer(mean)

@@ -7,36 +7,50 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import as_given, entropy_of_gram
-from ckpt_probe.metrics.gram import Array, directions, require_directions, smaller_gram, to_rows
+from ckpt_probe.metrics.gram import Array, directions, require_directions, second_moment, smaller_gram, to_rows
+from ckpt_probe.metrics.rounding import rounding
 
-ZERO_ENTROPY = 1e-12
-"""Entropies (nats) below this are zero up to rounding: ratios over them are undefined."""
+SIX_DIGITS = 1e6
+"""Times the rounding of an entropy that it has to be for a ratio over it to have as many digits; else there is none."""
 
 
 @dataclass(frozen=True)
 class Entropies:
-    """Entropies (nats) of two Gram matrices and of their elementwise product."""
+    """Entropies (nats) of two Gram matrices and of their elementwise product.
+
+    Attributes:
+        first: Of the first Gram matrix, a 0-d tensor.
+        second: Of the second one.
+        joint: Of their product.
+        side: Side of the matrices whose eigenvalues these come from, the largest.
+    """
 
     first: Tensor
     second: Tensor
     joint: Tensor
+    side: int
 
     @property
     def mutual_information(self) -> Tensor:
-        """H(K1) + H(K2) − H(K1 ⊙ K2), in nats."""
-        return self.first + self.second - self.joint
+        """H(K1) + H(K2) − H(K1 ⊙ K2), in nats; 0 where it is rounding."""
+        shared = self.first + self.second - self.joint
+        return torch.where(shared.detach().abs() > self._rounding, shared, 0.0)
 
     @property
     def mir(self) -> Tensor | None:
-        """Mutual information over the smaller entropy; None where that is zero."""
+        """Mutual information over the smaller entropy; None where that is zero or too near to rounding."""
         smaller = torch.minimum(self.first, self.second)
-        return self.mutual_information / smaller if smaller > ZERO_ENTROPY else None
+        return self.mutual_information / smaller if smaller > SIX_DIGITS * self._rounding else None
 
     @property
     def hdr(self) -> Tensor | None:
-        """|H(K1) − H(K2)| over the larger entropy; None where that is zero."""
+        """|H(K1) − H(K2)| over the larger entropy; None where that is zero or too near to rounding."""
         larger = torch.maximum(self.first, self.second)
-        return (self.first - self.second).abs() / larger if larger > ZERO_ENTROPY else None
+        return (self.first - self.second).abs() / larger if larger > SIX_DIGITS * self._rounding else None
+
+    @property
+    def _rounding(self) -> float:
+        return rounding(self.side, 1.0)
 
 
 def mutual_information(X: Array, Y: Array) -> float | Tensor:
@@ -96,8 +110,9 @@ class Directed:
 
     def beside(self, other: "Directed") -> Entropies:
         """The three entropies of these rows and others of the same samples."""
-        joint = entropy_of_gram(joint_gram(self.rows, other.rows), n=len(self.rows))
-        return Entropies(self.entropy, other.entropy, joint)
+        product = joint_gram(self.rows, other.rows)
+        joint = entropy_of_gram(product, n=len(self.rows))
+        return Entropies(self.entropy, other.entropy, joint, len(product))
 
 
 def joint_gram(first: Tensor, second: Tensor) -> Tensor:
@@ -109,4 +124,4 @@ def joint_gram(first: Tensor, second: Tensor) -> Tensor:
     if n <= d * e:
         return (first @ first.T) * (second @ second.T)
     products = (first[:, :, None] * second[:, None, :]).reshape(n, d * e)
-    return products.T @ products
+    return second_moment(products)

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ckpt_probe.metrics.rounding import rounding, row_lengths
+
 TILE = 512
 """Rows and columns of a tile: the 2 MB of its cosines stay in the processor's cache while they are read."""
 
@@ -65,8 +67,8 @@ def visit(unit: Tensor, quantities: Sequence[Quantity]) -> None:
 
 
 def unit_or_zero(rows: Tensor) -> Tensor:
-    """Rows (C, D) divided by their lengths; those of length zero stay."""
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    """Return rows (C, D) divided by their lengths; those of length zero stay."""
+    lengths = row_lengths(rows)[:, None]
     return rows / torch.where(lengths > 0, lengths, 1.0)
 
 
@@ -89,15 +91,20 @@ class Equiangular:
 
 
 class Cdnv:
-    """Mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²). variances: (C,); means: (C, D).
+    """Mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²), from tiles of the means less their mean.
 
-    Tiles are of the means less their mean, whose lengths are `lengths` (C,).
+    Args:
+        variances: v_c, (C,).
+        means: μ_c, (C, D).
+        lengths: Lengths of the means less their mean, (C,).
+        sizes: Rounding of each mean, (C,): two that are no farther apart than both of theirs coincide.
     """
 
-    def __init__(self, variances: Tensor, means: Tensor, lengths: Tensor) -> None:
+    def __init__(self, variances: Tensor, means: Tensor, lengths: Tensor, sizes: Tensor) -> None:
         self._variances = variances
         self._means = means
         self._lengths = lengths
+        self._sizes = sizes
         self._few = len(means) ** 2 * means.shape[1] <= FEW_PAIRS and len(means) <= TILE
         self._apart = True
         self._total = 0.0
@@ -105,7 +112,8 @@ class Cdnv:
     def add(self, tile: Tile) -> None:
         """Take in a tile."""
         squares = self._squared_distances(tile)
-        self._apart = self._apart and bool((tile.pairs(squares) > 0).all())
+        limits = (self._sizes[tile.rows, None] + self._sizes[tile.columns]).square_()
+        self._apart = self._apart and bool(tile.pairs(squares > limits).all())
         sums = self._variances[tile.rows, None] + self._variances[tile.columns]
         self._total += tile.sum(sums.div_(2 * squares))
 
@@ -128,10 +136,17 @@ class Cdnv:
 
 
 class Uniformity:
-    """Mean and standard deviation over pairs of log(1/‖u_c − u_c'‖) (Liu et al. 2023). unit: (C, D)."""
+    """Mean and standard deviation over pairs of log(1/‖u_c − u_c'‖) (Liu et al. 2023).
 
-    def __init__(self, unit: Tensor) -> None:
+    Args:
+        unit: Rows u_c of unit length, (C, D).
+        sizes: Rounding of each of them, (C,), beside that of the scaling itself: two that are no farther apart than
+            both of theirs have the same direction.
+    """
+
+    def __init__(self, unit: Tensor, sizes: Tensor) -> None:
         self._unit = unit
+        self._sizes = sizes + rounding(unit.shape[1], 1.0)
         self._pairs = _ordered_pairs(len(unit))
         # Sums are of what the simplex ETF does not explain, so that a spread of zero is not lost in rounding.
         self._etf = len(unit) / (len(unit) - 1)
@@ -143,7 +158,8 @@ class Uniformity:
         apart = 1 - tile.cosines
         close = tile.where(apart < CLOSE / 2)
         apart[close] = _squared_differences(self._unit[tile.rows], self._unit[tile.columns], close) / 2
-        self._defined = self._defined and bool((tile.pairs(apart) > 0).all())
+        limits = (self._sizes[tile.rows, None] + self._sizes[tile.columns]).square_() / 2
+        self._defined = self._defined and bool(tile.pairs(apart > limits).all())
         excess = apart.div_(self._etf).log_().mul_(-0.5)
         self._sum += tile.sum(excess)
         self._squares += tile.sum(excess.square())

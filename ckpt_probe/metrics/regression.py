@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ckpt_probe.metrics.rounding import rounding
+
 FEWEST = 3
 """Points below which every line fits perfectly."""
 
@@ -19,12 +21,15 @@ class Line:
 
 
 def line_through(points: Sequence[tuple[float, float]]) -> Line | None:
-    """The line of least squares through points (x, y); None for fewer than three, or where x or y are all the same."""
+    """Return the line of least squares through points (x, y).
+
+    None for fewer than three points, or where x or y are all the same but for rounding.
+    """
     if len(points) < FEWEST:
         return None
     x, y = (np.asarray(values, dtype=np.float64) for values in zip(*points, strict=True))
-    away, up = x - x.mean(), y - y.mean()
-    if not away.any() or not up.any():
+    away, up = (values - values.mean() for values in (x, y))
+    if any(np.abs(moved).max() <= rounding(len(x), np.abs(v).max()) for moved, v in ((away, x), (up, y))):
         return None
     slope = float(away @ up / (away @ away))
     rest = up - slope * away

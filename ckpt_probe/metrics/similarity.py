@@ -18,6 +18,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import as_given
 from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.metrics.information import Directed, hdr, joint_entropies, mir, mutual_information
+from ckpt_probe.metrics.rounding import centred, near_one, rounding
 
 __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir_between", "mutual_information"]
 
@@ -36,8 +37,8 @@ def cka(X: Array, Y: Array) -> float | Tensor:
     tensor with gradient for torch. Raises DataError where the numbers of rows differ, there are fewer than 4, values
     are not finite, or one representation does not vary over the rows, so that it is undefined.
     """
-    rows = _same_rows(X, Y)
-    return as_given(_ratio(*(_hsic(first, second) for first, second in _pairings(*map(_centred, rows)))), X, Y)
+    rows = (centred(near_one(rows)) for rows in _same_rows(X, Y))
+    return as_given(_ratio(*(_hsic(first, second) for first, second in _pairings(*rows))), X, Y)
 
 
 def cka_matrix(layers: Sequence[Array]) -> Tensor:
@@ -53,8 +54,8 @@ def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
 
     Of the first ones among themselves where `second` is None. Errors as `cka`, but not for what does not vary.
     """
-    one = [_centred(rows) for rows in _all_rows(first)]
-    other = one if second is None else [_centred(rows) for rows in _all_rows(second)]
+    one = [centred(near_one(rows)) for rows in _all_rows(first)]
+    other = one if second is None else [centred(near_one(rows)) for rows in _all_rows(second)]
     if not (one and other):
         return torch.empty(len(one), len(other), dtype=torch.float64)
     _require_rows(one[0], other[0], f"the first ones have {len(one[0])} rows and the others {len(other[0])}")
@@ -97,7 +98,7 @@ def _whole(rows: Tensor) -> Directed | None:
 
 def hsic(X: Array, Y: Array) -> float | Tensor:
     """Unbiased HSIC₁ of the linear kernels of X (n, d) and Y (n, e), n ≥ 4; may be negative. Errors as `cka`."""
-    return as_given(_hsic(*map(_centred, _same_rows(X, Y))), X, Y)
+    return as_given(_hsic(*map(centred, _same_rows(X, Y))), X, Y)
 
 
 class CKA:
@@ -119,7 +120,7 @@ class CKA:
         """Add a block of the same rows, X (n, d) and Y (n, e). Raises DataError as `cka`."""
         first, second = (rows.detach().cpu() for rows in _same_rows(X, Y, LEAST_ROWS if self._minibatches else 1))
         if self._minibatches:
-            self._averaged += torch.stack([_hsic(a, b) for a, b in _pairings(_centred(first), _centred(second))])
+            self._averaged += torch.stack([_hsic(a, b) for a, b in _pairings(centred(first), centred(second))])
             self._blocks += 1
         else:
             self._add([_Sums.of(a, b) for a, b in _pairings(first, second)])
@@ -167,13 +168,16 @@ class _Sums:
     @staticmethod
     def of(X: Tensor, Y: Tensor) -> "_Sums":
         means = X.mean(dim=0), Y.mean(dim=0)
-        X, Y = _centred(X), _centred(Y)
+        X, Y = centred(X), centred(Y)
         k, m = X.square().sum(dim=1), Y.square().sum(dim=1)
         return _Sums(len(X), means, X.T @ Y, (k.sum(), m.sum()), k @ m, (m @ X, k @ Y))
 
-    def about(self, means: tuple[Tensor, Tensor]) -> "_Sums":
-        """The same sums about another origin; only those about the rows' mean have a `plus` and an `hsic`."""
-        n, (s, t) = self.count, (self.means[0] - means[0], self.means[1] - means[1])
+    def about(self, means: tuple[Tensor, Tensor], shifts: tuple[Tensor, Tensor]) -> "_Sums":
+        """Return the same sums about other means, from which their own ones lie at these shifts.
+
+        Only sums about the rows' own mean have a `plus` and an `hsic`.
+        """
+        n, (s, t) = self.count, shifts
         (k, m), (mx, ky) = self.sizes, self.crossed
         ss, tt, across = s @ s, t @ t, self.products @ t
         both = self.both + 2 * (ky @ t + mx @ s) + 4 * s @ across + tt * k + ss * m + n * ss * tt
@@ -181,13 +185,13 @@ class _Sums:
         return _Sums(n, means, self.products + n * s.outer(t), (k + n * ss, m + n * tt), both, crossed)
 
     def plus(self, other: "_Sums") -> "_Sums":
+        """Return the sums over the rows of both."""
         count = self.count + other.count
         share = other.count / count
-        means = (
-            self.means[0] + (other.means[0] - self.means[0]) * share,
-            self.means[1] + (other.means[1] - self.means[1]) * share,
-        )
-        a, b = self.about(means), other.about(means)
+        x, y = (_apart(*both, count) for both in zip(self.means, other.means, strict=True))
+        means = self.means[0] + x * share, self.means[1] + y * share
+        a = self.about(means, (-x * share, -y * share))
+        b = other.about(means, (x * (1 - share), y * (1 - share)))
         return _Sums(
             count,
             means,
@@ -271,20 +275,21 @@ def _roots(own: Tensor) -> Tensor:
 def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
     if not (bool(first > 0) and bool(second > 0)):
         raise DataError(UNDEFINED)
+    if not bool(torch.isfinite(first * second)):
+        raise DataError("cka: the rows are so large that products of them overflow; divide them by a power of two")
     return shared / (first.sqrt() * second.sqrt())
+
+
+def _apart(mean: Tensor, other: Tensor, count: int) -> Tensor:
+    """Return other − mean (d,), entries zero that are no more than the rounding of means of `count` rows."""
+    apart = other - mean
+    return torch.where(apart.abs() > rounding(count, torch.maximum(mean.abs(), other.abs())), apart, 0.0)
 
 
 def _pairings(X: Tensor, Y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     yield X, Y
     yield X, X
     yield Y, Y
-
-
-def _centred(rows: Tensor) -> Tensor:
-    """Rows less their mean; all zero where they differ by rounding only."""
-    centred = rows - rows.mean(dim=0)
-    rounding = 4 * torch.finfo(rows.dtype).eps * rows.detach().abs().amax(dim=0)
-    return torch.where(centred.detach().abs().amax(dim=0) > rounding, centred, 0.0)
 
 
 def _same_rows(X: Array, Y: Array, least: int = LEAST_ROWS) -> tuple[Tensor, Tensor]:

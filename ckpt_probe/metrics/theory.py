@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import entropy_of_spectrum, spectrum
-from ckpt_probe.metrics.information import ZERO_ENTROPY
 
 
 def reference_values(classes: int) -> dict[str, float | None]:
@@ -88,7 +87,7 @@ def collapse_values(counts: Sequence[int]) -> dict[str, float | None]:
     samples: dict[str, float | None] = dict.fromkeys(("sample.entropy_features", "sample.entropy_weights"), single)
     samples |= {"sample.entropy_joint": joint, "sample.mutual_information": 2 * single - joint}
     samples |= {"sample.effective_rank": math.exp(single)}
-    samples["sample.mir"] = (2 * single - joint) / single if single > ZERO_ENTROPY else None
+    samples["sample.mir"] = (2 * single - joint) / single if single > 0 else None
     zeros: dict[str, float | None] = dict.fromkeys(ZERO_AT_COLLAPSE, 0.0)
     if classes == 2:
         zeros |= {"class.hdr": None, "sample.hdr": None}

@@ -10,8 +10,10 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
+from ckpt_probe.metrics.rounding import rounding, without_rounding
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.moments.families import OF_SCATTER, OF_UNIT_ROWS, chosen
+from ckpt_probe.moments.geometry import Geometry
 from ckpt_probe.moments.grouping import Grouped, Rows, cached_rows, group
 from ckpt_probe.moments.levels.entropies import Options
 from ckpt_probe.moments.outer_products import symmetric
@@ -95,15 +97,32 @@ class Moments:
         """As `class_means`, with rows of NaN for classes of fewer than `least` samples too."""
         scatter, _ = self._seen()
         more = (self.classes or len(scatter.counts)) - len(scatter.counts)
-        means = torch.nn.functional.pad(scatter.means, (0, 0, 0, more), value=torch.nan)
+        means = torch.nn.functional.pad(scatter.means * scatter.unit, (0, 0, 0, more), value=torch.nan)
         means[: len(scatter.counts)][scatter.counts < least] = torch.nan
         return means
+
+    def coincide(self, least: int) -> bool:
+        """Return whether all means of the classes of at least `least` samples are the same but for rounding."""
+        scatter, _ = self._seen()
+        present = (scatter.counts >= least).nonzero().squeeze(1)
+        return len(present) > 1 and not bool(Geometry.of(scatter, present, None).M.any())
 
     @property
     def mean(self) -> Tensor:
         """Mean feature over all rows, (D,) float64."""
         scatter, _ = self._seen()
-        return scatter.counts.to(torch.float64) @ scatter.means / scatter.counts.sum()
+        return scatter.counts.to(torch.float64) @ scatter.means / scatter.counts.sum() * scatter.unit
+
+    def centred(self, features: Array) -> Tensor:
+        """Return rows (n, D) less the mean over all rows, in the unit of the moments, float64 on their device.
+
+        Rows that are no longer than the rounding of that mean are zero.
+        """
+        scatter, _ = self._seen()
+        rows = where_float64_is(as_tensor(features, "features").detach()).to(self.device, torch.float64)
+        shares = scatter.counts.to(torch.float64) / scatter.counts.sum()
+        length = float((shares * scatter.lengths.square()).sum().sqrt())
+        return without_rounding(rows / scatter.unit - shares @ scatter.means, rounding(self.samples, length))
 
     def update(self, features: Array, labels: Array | Sequence[int]) -> None:
         """Add a block: features (n, D) of any floating dtype, labels (n,) whole numbers.
@@ -111,18 +130,19 @@ class Moments:
         Raises DataError for NaN or infinity (how many rows, the first one), for labels outside 0 … C−1 (the first
         one), and where shapes do not fit; the accumulator is then unchanged. Row numbers count from the first block.
         """
-        rows, numbers = self._checked(features, labels)
+        rows, numbers, size = self._checked(features, labels)
         if not rows.shape[0]:
             return
         scatter, unit = self._started(rows.shape[1], rows.device)
+        scatter.fit(size)
         at_once = rows_at_once(rows.shape[1], max(len(scatter.counts), self.classes or 0))
         for part, labels in zip(rows.split(at_once), numbers.split(at_once), strict=True):
             block = group(part, labels)
             if len(block.rows) <= cached_rows(rows.shape[1]):
-                block = block.to(self._dtype)
-            scatter.update(block, self._dtype)
+                block = block.to(torch.float64)
+            scatter.update(block)
             if unit is not None:
-                unit.update(block, self._dtype)
+                unit.update(block)
 
     def merge(self, other: "Moments") -> None:
         """Add what another accumulator has seen. Raises DataError where D or C differ, naming both."""
@@ -190,10 +210,7 @@ class Moments:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that was accumulated so far, as tensors by name; `load` takes it back, on any device."""
         scatter, unit = self._seen()
-        # Copies: what is kept is updated in place.
-        state = {name: tensor.clone() for name, tensor in scatter.by_class().items()}
-        if scatter.within is not None:
-            state["within"] = symmetric(scatter.within)
+        state = scatter.state()
         if unit is None:
             return state
         state |= {"unit_counts": unit.counts.clone(), "left_out": torch.tensor(unit.left_out)}
@@ -212,10 +229,7 @@ class Moments:
         self._scatter = self._unit = None
         self.device = self.device or tensors["means"].device
         scatter, unit = self._started(tensors["means"].shape[1], self.device)
-        scatter.counts, scatter.means = tensors["counts"], tensors["means"]
-        scatter.squares = tensors["squares"]
-        if scatter.within is not None:
-            scatter.within = tensors["within"].contiguous()
+        scatter.load(tensors)
         if unit is None:
             return
         unit.counts, unit.left_out = tensors["unit_counts"], int(tensors["left_out"])
@@ -228,9 +242,10 @@ class Moments:
     def _started(self, features: int, device: torch.device) -> tuple[Scatter, UnitMoments | None]:
         self.device = self.device or device
         if self._scatter is None:
-            self._scatter = Scatter(features, self.device, products=bool(self.families & OF_SCATTER))
+            products = bool(self.families & OF_SCATTER)
+            self._scatter = Scatter(features, self.device, products=products, dtype=self._dtype)
             if self.families & OF_UNIT_ROWS:
-                self._unit = UnitMoments(features, self.classes, self.memory, self.device)
+                self._unit = UnitMoments(features, self.classes, self.memory, self.device, self._dtype)
         return self._scatter, self._unit
 
     def _seen(self) -> tuple[Scatter, UnitMoments | None]:
@@ -238,7 +253,8 @@ class Moments:
             raise DataError("no samples were added, so there is nothing to compute; call update first")
         return self._scatter, self._unit
 
-    def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor, float]:
+        """Return rows, labels, and the largest absolute entry of the rows."""
         rows, numbers = as_tensor(features, "features"), as_labels(labels)
         if rows.ndim != 2 or numbers.ndim != 1 or rows.shape[0] != numbers.shape[0]:
             shapes = f"{tuple(rows.shape)} and {tuple(numbers.shape)}"
@@ -250,9 +266,9 @@ class Moments:
         rows = where_float64_is(rows.detach())
         self.device = self.device or rows.device
         rows, numbers = rows.to(self.device), numbers.to(self.device, torch.int64)
-        require_finite(rows, "features", self.samples)
+        size = require_finite(rows, "features", self.samples)
         self._require_range(numbers)
-        return rows, numbers
+        return rows, numbers, size
 
     def _require_range(self, numbers: Tensor) -> None:
         highest = self.classes - 1 if self.classes is not None else None

@@ -84,16 +84,15 @@ class Head:
     bias: Tensor | None
 
     @staticmethod
-    def of(weights: Array | None, bias: Array | None, dtype: torch.dtype = torch.float64) -> "Head | None":
-        """The head of these arrays, None where there are no weights; logits are then in `dtype`."""
+    def of(weights: Array | None, bias: Array | None) -> "Head | None":
+        """Return the head of these arrays, None where there are no weights."""
         if weights is None:
             return None
-        rows = double(weights, "classifier weights").to(dtype)
-        return Head(rows, None if bias is None else double(bias, "classifier bias").to(dtype))
+        return Head(double(weights, "classifier weights"), None if bias is None else double(bias, "classifier bias"))
 
     def logits(self, features: Array) -> Tensor:
-        """W z + b of features (n, D), (n, C)."""
-        return F.linear(double(features, "features").to(self.weights.dtype), self.weights, self.bias)
+        """Return W z + b of features (n, D), (n, C)."""
+        return F.linear(double(features, "features"), self.weights, self.bias)
 
     def decision(self) -> LinearDecision:
         """Predictions without the logits."""
@@ -101,7 +100,7 @@ class Head:
 
     def scored(self, features: Array, labels: Tensor) -> Scored:
         """Prediction and loss of features (n, D) with labels (n,), never with the logits of all classes at hand."""
-        return Scored.of_rows(double(features, "features").to(self.weights.dtype), labels, self.weights, self.bias)
+        return Scored.of_rows(double(features, "features"), labels, self.weights, self.bias)
 
 
 class Quality:

@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ckpt_probe.metrics import collapse, pairs
+from ckpt_probe.metrics.entropy import renyi_name
+from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, uniformity_reference
+from ckpt_probe.moments.geometry import COINCIDE, Geometry, spreads
 from ckpt_probe.moments.grouping import Rows
 from ckpt_probe.moments.levels.entropies import Level, Options, Within, class_level, sample_level, within_level
 from ckpt_probe.moments.portrait import Portrait, portrait_of
@@ -18,9 +20,8 @@ from ckpt_probe.moments.unit_moments import UnitMoments
 Value = float | int | str | None
 
 NO_WEIGHTS = "no classifier weights"
-ZERO_ENTROPY = "the entropy in its denominator is zero"
+ZERO_ENTROPY = "the entropy in its denominator is zero up to rounding"
 ZERO_WEIGHTS = "a row of classifier weights has zero length"
-COINCIDE = "class means coincide"
 ONE_CLASS = "only one class has samples"
 FEW_CLASSES = "fewer than two classes have as many samples as a class needs"
 RATIOS = ("mutual_information", "mir", "hdr")
@@ -110,12 +111,12 @@ def read_out(
         geometry = Geometry.of(scatter, present, weights, compared=label_rows is None)
         sides = {"means": geometry.M} | ({} if geometry.heads is None else {"weights": geometry.heads})
         if "class" in options.families:
-            levels["class"] = class_level(geometry.M, geometry.heads, geometry.rounding, options)
+            levels["class"] = class_level(geometry.M, geometry.heads, options)
             left_out += levels["class"].left_out
             _put_level(record, "class", levels["class"], options)
             for name, value in reference_values(len(present)).items():
                 record.put(name, value, "with two classes the entropies are zero")
-        _put_collapse(record, geometry, options.families)
+        _put_collapse(record, geometry, options.families, rows)
     record.put("classes_left_out", left_out)
     if not details:
         return Reading(record.finished(), {}, [])
@@ -123,37 +124,6 @@ def read_out(
     found |= {f"within.{label}": values for label, values in (within.eigenvalues.items() if within else ())}
     per_class = _per_class(scatter, present, within, options)
     return Reading(record.finished(), found, per_class, portrait_of(present.tolist(), sides, found))
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Means (k, D) of the classes that count, the same less their mean as M, and their classifier rows or None.
-
-    rounding: what counts as zero in M; variances: mean ‖z − μ_c‖² (k,); scatter: what they come from.
-    """
-
-    means: Tensor
-    M: Tensor
-    heads: Tensor | None
-    rounding: float
-    variances: Tensor
-    scatter: Scatter
-    compared: bool = True
-    """Whether it is asked how means and classifier rows agree."""
-
-    @staticmethod
-    def of(scatter: Scatter, present: Tensor, weights: Tensor | None, *, compared: bool = True) -> "Geometry":
-        """That of the classes `present` (k,)."""
-        means = _at(scatter.means, present)
-        heads = None if weights is None else _at(weights, present)
-        variances = scatter.squares[present] / scatter.counts[present]
-        rounding = 1e-12 * float(means.abs().max())
-        return Geometry(means, means - means.mean(dim=0), heads, rounding, variances, scatter, compared)
-
-
-def _at(rows: Tensor, present: Tensor) -> Tensor:
-    # Where all are present there may be many, and a copy is as large as all else.
-    return rows if len(present) == len(rows) else rows[present]
 
 
 def _put_sample(record: Record, level: Level, options: Options) -> None:
@@ -170,7 +140,7 @@ def _put_sample(record: Record, level: Level, options: Options) -> None:
 
 def _put_level(record: Record, name: str, level: Level, options: Options) -> None:
     for order in options.all_orders:
-        prefix = name if order == 1 else f"renyi_{order:g}.{name}"
+        prefix = name if order == 1 else f"{renyi_name(order)}.{name}"
         _put_order(record, prefix, name, level, order)
     if level.estimate is not None:
         record.put(f"{name}.entropy_joint_stderr", level.estimate.stderrs[1.0])
@@ -219,7 +189,7 @@ def _told(level: Level) -> str:
 
 def _put_within(record: Record, within: Within | None, options: Options) -> None:
     for order in options.all_orders:
-        prefix = "within" if order == 1 else f"renyi_{order:g}.within"
+        prefix = "within" if order == 1 else f"{renyi_name(order)}.within"
         if within is not None and not len(within.labels):
             record.miss((f"{prefix}.{name}" for name in WITHIN), FEW_CLASSES)
             continue
@@ -230,28 +200,26 @@ def _put_within(record: Record, within: Within | None, options: Options) -> None
         record.put(f"{prefix}.entropy_max", within.entropies[order].max())
 
 
-def _put_collapse(record: Record, classes: Geometry, families: frozenset[str]) -> None:
+def _put_collapse(record: Record, classes: Geometry, families: frozenset[str], rows: Rows | None) -> None:
     unit = pairs.unit_or_zero(classes.M)
-    distances = pairs.Cdnv(classes.variances, classes.means, torch.linalg.vector_norm(classes.M, dim=1))
-    angles, evenness = pairs.Equiangular(unit), pairs.Uniformity(unit)
+    distances, angles, evenness = classes.distances(), pairs.Equiangular(unit), classes.evenness(unit)
     wanted = [*([distances] if "nc1" in families else []), *([angles, evenness] if "nc2" in families else [])]
     if wanted:
         # Each pair of classes is visited once for all that is read from it.
         pairs.visit(unit, wanted)
     if "nc1" in families:
-        _put_nc1(record, classes, distances)
+        _put_nc1(record, classes, distances, rows)
     if "nc2" in families:
         _put_nc2(record, classes, angles, evenness)
     if "nc3" in families:
         _put_nc3(record, classes)
 
 
-def _put_nc1(record: Record, classes: Geometry, distances: pairs.Cdnv) -> None:
-    magnitude = float(classes.means.abs().max())
-    nc1 = collapse.nc1_pinv(classes.scatter.covariance(), classes.M, magnitude=magnitude)
-    record.put("nc1.pinv", nc1, COINCIDE)
+def _put_nc1(record: Record, classes: Geometry, distances: pairs.Cdnv, rows: Rows | None) -> None:
+    nc1, reason = classes.nc1(rows)
+    record.put("nc1.pinv", nc1, reason)
     record.put("nc1.cdnv", distances.value, COINCIDE)
-    reason = COINCIDE if nc1 is None else "samples do not differ within their classes"
+    reason = reason or "samples do not differ within their classes"
     record.put("separation", collapse.separation(nc1, len(classes.M)), reason)
 
 
@@ -275,13 +243,14 @@ def _put_nc3(record: Record, classes: Geometry) -> None:
     if classes.heads is None:
         record.miss(COLLAPSE["nc3"], NO_WEIGHTS)
         return
-    record.put("nc3.duality", collapse.duality(classes.heads, classes.M), ZERO_WEIGHTS)
+    reason = ZERO_WEIGHTS if bool(classes.M.any()) else COINCIDE
+    record.put("nc3.duality", collapse.duality(classes.heads, classes.M), reason)
     uniformity = collapse.duality_uniformity(classes.heads, classes.M)
     record.put("nc3.uniformity", uniformity, "a class mean or a row of classifier weights has zero length")
 
 
 def _names_of_classes(options: Options, *, compared: bool) -> list[str]:
-    prefixes = ["class" if order == 1 else f"renyi_{order:g}.class" for order in options.all_orders]
+    prefixes = ["class" if order == 1 else f"{renyi_name(order)}.class" for order in options.all_orders]
     level = [f"{prefix}.{name}" for prefix in prefixes for name in (*ENTROPIES["class"], *RATIOS)]
     found = [*level, *REFERENCES] if "class" in options.families else []
     asked = {group: names for group, names in COLLAPSE.items() if compared or group != "nc2 of weights"}
@@ -291,8 +260,8 @@ def _names_of_classes(options: Options, *, compared: bool) -> list[str]:
 
 def _per_class(scatter: Scatter, present: Tensor, within: Within | None, options: Options) -> list[dict[str, Value]]:
     entropies = {} if within is None else dict(zip(within.labels.tolist(), within.entropies[1.0].tolist(), strict=True))
-    lengths = torch.linalg.vector_norm(scatter.means[present], dim=1)
-    variances = scatter.squares[present] / scatter.counts[present]
+    lengths = row_lengths(scatter.means[present]) * scatter.unit
+    variances = spreads(scatter)[present] * scatter.unit * scatter.unit
     columns = zip(present.tolist(), scatter.counts[present].tolist(), lengths.tolist(), variances.tolist(), strict=True)
     rows: list[dict[str, Value]] = [
         {"class": label, "samples": count, "mean_norm": length, "variance": variance}

@@ -8,15 +8,26 @@ from ckpt_probe.moments.grouping import Grouped, group
 from ckpt_probe.moments.levels.routes import dense_limit
 from ckpt_probe.moments.outer_products import add_outer, symmetric
 
+FEW = 32
+"""Rows below which their mean would add much to the work of their product, which is then in double precision."""
+
 
 class UnitMoments:
     """Unit rows ẑ by class: kept as rows, as Σ ẑẑᵀ of each class, or only as the total Σ ẑẑᵀ.
 
     `kind` is "rows" while there are at most min(D·min(C, D), the dense limit) of them, then "classes" while C·D²
-    doubles fit `memory` bytes, else "total". counts: rows with a direction in each class; left_out: those without.
+    doubles fit `memory` bytes, else "total". counts: rows with a direction in each class; left_out: those without. Rows
+    are float64, their products in `dtype`.
     """
 
-    def __init__(self, features: int, classes: int | None, memory: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        features: int,
+        classes: int | None,
+        memory: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         self.kind = "rows"
         self.counts = torch.zeros(classes or 0, dtype=torch.int64, device=device)
         self.left_out = 0
@@ -25,12 +36,12 @@ class UnitMoments:
         self._features = features
         self._classes = classes
         self._memory = memory
+        self._dtype = dtype
 
-    def update(self, block: Grouped, dtype: torch.dtype = torch.float64) -> None:
-        """Add the rows of a block, in `dtype`; those of zero length are counted and left out."""
+    def update(self, block: Grouped) -> None:
+        """Add the rows of a block; those of zero length are counted and left out."""
         for piece in block.split():
             unit, kept = directions(piece.rows.to(torch.float64))
-            unit = unit.to(dtype)
             self.left_out += len(kept) - len(unit)
             self._add(Grouped(unit, piece.labels, piece.sizes) if len(unit) == len(kept) else _kept(piece, unit, kept))
             self._settle()
@@ -40,7 +51,7 @@ class UnitMoments:
         self.left_out += other.left_out
         device = self.counts.device
         if other.kind == "rows":
-            for block in other.rows:
+            for block in list(other.rows):
                 self._add(Grouped(block.rows.to(device), block.labels.to(device), block.sizes.to(device)))
         else:
             self._become("total" if "total" in (self.kind, other.kind) else "classes")
@@ -82,12 +93,21 @@ class UnitMoments:
         self._grow(int(block.labels[-1]) + 1)
         self.counts[block.labels] += block.sizes
         if self.kind == "rows":
-            self.rows.append(block.to(torch.float64))
+            self.rows.append(block)
         elif self.kind == "total":
-            add_outer(self.second[0], block.rows)
+            self._add_outer(self.second[0], block.rows)
         else:
             for label, rows in zip(block.labels.tolist(), block.by_class(), strict=True):
-                add_outer(self.second[label], rows)
+                self._add_outer(self.second[label], rows)
+
+    def _add_outer(self, total: Tensor, rows: Tensor) -> None:
+        """Add rowsᵀ rows as those of rows less their mean and that of the mean, so that close rows lose no digit."""
+        if len(rows) < FEW:
+            add_outer(total, rows)
+            return
+        mean = rows.mean(dim=0)
+        add_outer(total, (rows - mean).to(self._dtype))
+        add_outer(total, mean[None] * len(rows) ** 0.5)
 
     def _settle(self) -> None:
         if self.kind == "rows":

@@ -32,6 +32,7 @@ def require_state(state: Mapping[str, Tensor], classes: int | None, families: Se
         "counts": (seen,),
         "means": (seen, features),
         "squares": (seen,),
+        "unit": (),
         "within": (features, features),
         "left_out": (),
         "rows": (None, features),
@@ -52,6 +53,8 @@ def require_state(state: Mapping[str, Tensor], classes: int | None, families: Se
             raise DataError(f"stored moments: {name} contains NaN or infinity")
         if name in WHOLE and bool((tensor < 0).any()):
             raise DataError(f"stored moments: {name} contains negative numbers")
+    if "unit" in state and not float(state["unit"]) > 0:
+        raise DataError(f"stored moments: unit is {float(state['unit']):g}, expected a positive number")
     if "unit_counts" in state:
         _require_labels(state)
 

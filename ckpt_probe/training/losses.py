@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import matrix_entropy
-from ckpt_probe.metrics.entropy import entropy_of_gram, entropy_of_spectrum, smallest_present
-from ckpt_probe.metrics.gram import directions, has_gradient, require_finite, smaller_gram, to_rows, where_float64_is
+from ckpt_probe.metrics.entropy import entropy_of_gram, entropy_of_spectrum, without_small
+from ckpt_probe.metrics.gram import directions, has_gradient, smaller_gram, to_rows, where_float64_is
 from ckpt_probe.metrics.information import Entropies, joint_gram
 from ckpt_probe.moments.grouping import stacks
 from ckpt_probe.moments.levels.spectra import of_label_rows, of_stack
@@ -40,8 +40,9 @@ def cma(features: Tensor, labels: Tensor, other_features: Tensor, other_labels: 
     for stack in stacks(unit, both[kept]):
         # Classes of one row are in a stack of their own; their entropy is 0 and log n is too.
         if stack.rows.shape[1] > 1:
-            total = total + (_entropies(of_stack(stack)) / stack.sizes.double().log()).sum()
-    return _given(total.clamp_min(0) / len(both.unique()), features)
+            entropies = entropy_of_spectrum(without_small(of_stack(stack)))
+            total = total + (entropies / stack.sizes.double().log()).sum()
+    return _given(total / len(both.unique()), features)
 
 
 def mir_loss(features: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -73,19 +74,20 @@ def hdr_loss(features: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 def _of_batch(features: Tensor, labels: Tensor, weights: Tensor) -> Entropies | None:
     """Entropies of the features, of their labels' weight rows, and the joint one; None where no sample is left."""
     rows, labels, kept = _labelled(features, labels, "")
-    weights = where_float64_is(weights)
-    _require_heads(weights, labels, rows.shape[1])
-    kept = kept & has_gradient(weights)[labels]
+    heads = _heads(weights, labels, rows.shape[1])
+    kept = kept & has_gradient(weights).to(kept.device)[labels]
     n = int(kept.sum())
     if not n:
         return None
     unit, _ = directions(rows[kept])
     present, position, counts = labels[kept].unique(return_inverse=True, return_counts=True)
-    heads, _ = directions(weights[present].double())
+    heads, _ = directions(heads[present])
+    joint = _joint(unit, heads, position)
     return Entropies(
         entropy_of_gram(smaller_gram(unit), n=n),
         entropy_of_spectrum(of_label_rows(heads, counts)),
-        entropy_of_gram(_joint(unit, heads, position), n=n),
+        entropy_of_gram(joint, n=n),
+        len(joint),
     )
 
 
@@ -95,13 +97,6 @@ def _joint(unit: Tensor, heads: Tensor, position: Tensor) -> Tensor:
     # the same: a head that leaves the span changes its products with heads inside it by second order only.
     basis = torch.linalg.qr(heads.detach().T).Q
     return joint_gram(unit, (heads @ basis)[position])
-
-
-def _entropies(eigenvalues: Tensor) -> Tensor:
-    """Entropy (nats) of each row of (k, m) eigenvalues that sum to 1, (k,); what is rounding counts as zero."""
-    # 1 log 1 is 0 as well, and unlike 0 log 0 has a gradient that can be masked.
-    present = eigenvalues.where(eigenvalues > smallest_present(eigenvalues.detach()), 1.0)
-    return -(present * present.log()).sum(dim=1)
 
 
 def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,16 +111,18 @@ def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Te
     return rows, labels.to(rows.device, torch.int64), has_gradient(features).to(rows.device)
 
 
-def _require_heads(weights: Tensor, labels: Tensor, columns: int) -> None:
+def _heads(weights: Tensor, labels: Tensor, columns: int) -> Tensor:
+    """Return the weight rows (C, D) as float64. Raises DataError where they do not fit the labels or the features."""
     if not weights.is_floating_point():
         raise DataError(f"weights: expected floating-point numbers, found {weights.dtype}")
     if weights.ndim != 2 or weights.shape[1] != columns:
         raise DataError(f"weights: expected shape (classes, {columns}), found {tuple(weights.shape)}")
-    require_finite(weights.detach(), "weights")
+    heads = to_rows(weights, "weights")
     outside = (labels < 0) | (labels >= len(weights))
     if bool(outside.any()):
         first = int(outside.nonzero()[0])
         raise DataError(f"labels: row {first} is {int(labels[first])}, labels must be between 0 and {len(weights) - 1}")
+    return heads
 
 
 def _zero(*inputs: Tensor) -> Tensor:

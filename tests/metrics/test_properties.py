@@ -131,7 +131,7 @@ def classes(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def collapse_of(means: torch.Tensor, within: torch.Tensor, weights: torch.Tensor) -> dict[str, float | None]:
     M = means - means.mean(dim=0)
     variances = torch.full((len(means),), float(within.trace()), dtype=torch.float64)
-    nc1 = nc1_pinv(within, M, magnitude=float(means.abs().max()))
+    nc1 = nc1_pinv(within, M, size=1e-13 * float(means.abs().max()))
     even = uniformity(M)
     return {
         "nc1": nc1,

@@ -256,6 +256,27 @@ def test_half_precision_and_autocast(half: torch.dtype) -> None:
     assert value.item() == pytest.approx(plain[0].item(), rel=2e-2)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [2.0**-7, 2.0**-12, 2.0**-13])
+@pytest.mark.parametrize("loss", [mir_loss, hdr_loss, lambda Z, y, W: cma(Z, y, W, torch.arange(len(W)))])
+def test_small_rows_of_half_precision_count_as_large_ones(loss: Callable, scale: float, half: torch.dtype) -> None:
+    features, labels, weights = (tensor.detach() for tensor in batch(40, 12, 6, torch.float32))
+    # Whole eighths, which no power of two rounds, though it may leave rows of denormal entries beside others.
+    features, weights = ((2 * tensor).round().clamp(-7, 7) / 2 + torch.eye(6, 12)[0] for tensor in (features, weights))
+    large, small = (
+        [(factor * tensor).to(half).requires_grad_() for tensor in (features, weights)] for factor in (1.0, scale)
+    )
+    values = [loss(rows, labels, heads) for rows, heads in (large, small)]
+    assert values[1].item() == pytest.approx(values[0].item(), rel=1e-6)
+    for value in values:
+        value.backward()
+    for first, second in zip(large, small, strict=True):
+        assert first.grad is not None
+        assert second.grad is not None
+        expected = (first.grad.double() / scale).clamp(-torch.finfo(half).max, torch.finfo(half).max)
+        assert torch.allclose(second.grad.double(), expected, rtol=0.02, atol=1e-4 / scale)
+
+
 def descend(loss: Callable[[], Tensor], parameters: list[Tensor], steps: int, rate: float) -> tuple[float, float]:
     optimizer = torch.optim.Adam(parameters, lr=rate)
     first = loss().item()

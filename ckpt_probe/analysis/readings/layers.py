@@ -14,6 +14,7 @@ from ckpt_probe.dumps import PENULTIMATE, LayerView
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments import Moments
+from ckpt_probe.moments.geometry import COINCIDE
 from ckpt_probe.moments.quality import double
 from ckpt_probe.moments.record import Reading
 
@@ -49,7 +50,8 @@ def layer_reading(layer: LayerView, weights: np.ndarray | None, settings: Settin
         nearest = None if again is None else _nearest(layer, moments, settings, rows)
         record[NEAREST] = None if nearest is None else nearest.accuracy
         if record[NEAREST] is None:
-            reasons.append(f"{NEAREST}: {NEEDS_FEATURES if again is None else FEW_SAMPLES}")
+            same = COINCIDE if moments.coincide(settings.min_samples) else FEW_SAMPLES
+            reasons.append(f"{NEAREST}: {NEEDS_FEATURES if again is None else same}")
     record["missing"] = "; ".join(reason for reason in reasons if reason) or None
     place = {"layer": layer.name, "depth": layer.depth}
     per_class = [{**place, **row, **(nearest.of_class(row["class"]) if nearest else {})} for row in reading.per_class]
@@ -89,7 +91,7 @@ def _moments(layer: LayerView, classes: int | None, settings: Settings, rows: in
 
 def _nearest(layer: LayerView, moments: Moments, settings: Settings, rows: int) -> NearestMeans | None:
     means: Tensor = double(moments.means_of_classes(settings.min_samples))
-    if bool(means[:, 0].isnan().all()):
+    if bool(means[:, 0].isnan().all()) or moments.coincide(settings.min_samples):
         return None
     nearest = NearestMeans(means, confusion=settings.per_class)
     for features, labels, _ in layer.blocks(rows):

@@ -42,9 +42,9 @@ class Seen(NamedTuple):
 
 def first_pass(blocks: Blocks, weights: Array | None, bias: Array | None, settings: Settings) -> Seen:
     """Moments and quality of blocks, with what their rows are predicted to be. Raises DataError for a wrong row."""
-    head = Head.of(weights, bias, settings.dtype)
+    head = Head.of(weights, bias)
     moments = settings.moments(None if head is None else head.weights.shape[0])
-    seen = Seen(moments, Quality(), Predictions(Head.of(weights, bias), settings.memory // PREDICTED_SHARE))
+    seen = Seen(moments, Quality(), Predictions(head, settings.memory // PREDICTED_SHARE))
     if weights is not None and not SCORED & settings.families:
         blocks = without_scores(blocks)
     for block in blocks():

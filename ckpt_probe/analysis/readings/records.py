@@ -30,6 +30,7 @@ from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import rows_at_once
 from ckpt_probe.moments.families import FAMILIES
+from ckpt_probe.moments.geometry import COINCIDE
 from ckpt_probe.moments.quality import Head, Quality, double
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.plugins import registered
@@ -226,8 +227,9 @@ def _nearest(
         reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
         return None, {**values, "missing": reason}
     means = double(moments.means_of_classes(settings.min_samples))
-    if bool(means[:, 0].isnan().all()):
-        return None, {**values, "missing": f"{', '.join(NEAREST)}: {FEW_SAMPLES}"}
+    none_present = bool(means[:, 0].isnan().all())
+    if none_present or moments.coincide(settings.min_samples):
+        return None, {**values, "missing": f"{', '.join(NEAREST)}: {FEW_SAMPLES if none_present else COINCIDE}"}
     nearest = second(means, settings.per_class)
     if nearest.samples != moments.samples:
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {nearest.samples}")
@@ -244,24 +246,32 @@ def _outside(moments: Moments, outside: Tensor | None, settings: Settings) -> Re
     if outside is None or not len(means):
         return {OUTSIDE: None, "missing": f"{OUTSIDE}: {NO_OUTSIDE if outside is None else FEW_SAMPLES}"}
     try:
-        return {OUTSIDE: nc5(means, outside), "missing": None}
+        return {OUTSIDE: nc5(means, outside, samples=moments.samples), "missing": None}
     except DataError as error:
         return {OUTSIDE: None, "missing": f"{OUTSIDE}: {str(error).removeprefix('nc5: ')}"}
 
 
 def _centred(blocks: Blocks | None, moments: Moments, weights: Array | None, settings: Settings) -> Record:
+    """Return the sample level of the features less their mean, and why a part of it is missing."""
     if blocks is None:
         return {**dict.fromkeys(CENTRED), "missing": None}
-    mean, rows = moments.mean.cpu(), without_scores(blocks)
+    rows = without_scores(blocks)
 
     def centred() -> Iterable[tuple[Tensor, Tensor]]:
         for features, labels, _ in rows():
-            yield double(features, "features") - mean, as_labels(labels).cpu()
+            yield moments.centred(features), as_labels(labels)
 
     shifted = Moments(moments.classes, memory=settings.memory, only=["sample"], precision=settings.precision)
     for features, labels in centred():
         shifted.update(features, labels)
-    record = shifted.compute(weights, rows=centred, sampling=settings.sampling)
+    try:
+        record = shifted.compute(weights, rows=centred, sampling=settings.sampling)
+    except DataError as error:
+        return {**dict.fromkeys(CENTRED), "missing": f"{', '.join(CENTRED)}: less their mean, {error}"}
     values = {name: record[source] for name, source in CENTRED.items()}
-    missing = [name for name, value in values.items() if value is None]
-    return {**values, "missing": f"{', '.join(missing)}: as for the features themselves" if missing else None}
+    reasons = []
+    for part in str(record["missing"] or "").split("; "):
+        sources, _, reason = part.partition(": ")
+        names = [name for name, source in CENTRED.items() if source in sources.split(", ")]
+        reasons += [f"{', '.join(names)}: {reason}"] if names else []
+    return {**values, "missing": "; ".join(reasons) or None}

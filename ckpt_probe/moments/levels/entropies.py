@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import entropy_of_spectrum, smallest_present
+from ckpt_probe.metrics.entropy import entropy_of_spectrum, without_small
 from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
@@ -57,7 +57,8 @@ class Level:
     def information(self, order: float) -> Entropies | None:
         """The three entropies of an order, None where one is not to be had."""
         first, second, joint = self.entropies[order]
-        return None if second is None or joint is None else Entropies(first, second, joint)
+        side = max(len(values) for values in self.eigenvalues.values())
+        return None if second is None or joint is None else Entropies(first, second, joint, side)
 
 
 def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, options: Options) -> Level:
@@ -119,9 +120,9 @@ def _sampled(
     return _level(found, options, route, _estimated(operator, found, options), left_out)
 
 
-def class_level(M: Tensor, heads: Tensor | None, rounding: float, options: Options) -> Level:
-    """Centred class means (k, D) and classifier rows (k, D), one row a class; `rounding`: what counts as zero in M."""
-    directed = _directed(M, rounding)
+def class_level(M: Tensor, heads: Tensor | None, options: Options) -> Level:
+    """Return the entropies of centred class means (k, D) and classifier rows (k, D), one row a class."""
+    directed = _directed(M)
     if heads is not None:
         directed &= _directed(heads)
     used = int(directed.sum())
@@ -169,11 +170,10 @@ def within_level(unit: UnitMoments, rows: Rows | None, options: Options, *, keep
         return None
     labels, entropies, kept = [], {order: [] for order in options.all_orders}, {}
     for numbers, values in spectra.within_classes(unit, rows, options.memory):
-        present = torch.where(values > smallest_present(values), values, 0.0)
+        present = without_small(values)
         labels.append(numbers)
         for order, found in entropies.items():
-            powers = -torch.xlogy(present, present).sum(1) if order == 1 else present.pow(order).sum(1).log()
-            found.append(powers if order == 1 else powers / (1 - order))
+            found.append(entropy_of_spectrum(present, alpha=order))
         if keep:
             kept |= {int(n): v[v > 0] for n, v in zip(numbers, present, strict=True)}
     order = torch.argsort(torch.cat(labels))
@@ -241,5 +241,5 @@ def _of_products(means: Tensor, V: Tensor, memory: int) -> Tensor:
     return spectra.spectrum(total.div_(len(means)))
 
 
-def _directed(rows: Tensor, smallest: float = 0.0) -> Tensor:
-    return rows.abs().amax(dim=1) > smallest
+def _directed(rows: Tensor) -> Tensor:
+    return rows.any(dim=1)

@@ -164,7 +164,8 @@ def test_labels_that_no_memory_holds_and_values_that_no_number_does() -> None:
     with pytest.raises(DataError, match=r"labels: row 5 is 1099511627776: the means of so many classes would take"):
         analyze_features(features, labels)
     labels[5] = 2
-    record = analyze_features(1e160 * features.double(), labels)
+    weights = torch.full((3, 4), 1e200, dtype=torch.float64)
+    record = analyze_features(1e160 * features.double(), labels, weights)
     assert all(value is None or not isinstance(value, float) or np.isfinite(value) for value in record.values())
     assert "not finite" in record["missing"]
 

@@ -1,0 +1,70 @@
+"""The rule for what counts as zero: what is no larger than the rounding of the numbers that it was computed from."""
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+SHORT, LONG = 1e-140, 1e140
+"""Between these lengths the squares of a row's entries neither underflow nor overflow."""
+
+Size = TypeVar("Size", float, Tensor)
+
+
+def rounding(terms: int | Tensor, magnitude: Size, dtype: torch.dtype = torch.float64) -> Size:
+    """Return the size up to which a computed number counts as zero: n · ε · m.
+
+    It bounds the error of a mean of n numbers of magnitude m in any order of summation (Higham 2002, section 4.2), and
+    of an eigenvalue of an n × n matrix whose largest is m.
+
+    Args:
+        terms: Number n of terms, or side n of a matrix.
+        magnitude: Size m of the terms, such as the root mean square of their lengths, or the largest eigenvalue.
+        dtype: Precision of the computation.
+    """
+    return terms * torch.finfo(dtype).eps * magnitude  # pyright: ignore[reportReturnType]
+
+
+def without_rounding(rows: Tensor, sizes: float | Tensor) -> Tensor:
+    """Return rows (n, D) of which those no longer than `sizes`, one number or (n,), are zero."""
+    present = row_lengths(rows) > sizes
+    return rows if bool(present.all()) else torch.where(present[:, None], rows, 0.0)
+
+
+def centred(rows: Tensor) -> Tensor:
+    """Return rows (n, D) less their mean; entries that are no more than the rounding of that mean are zero."""
+    moved = rows - rows.mean(dim=0)
+    sizes = rounding(len(rows), rows.detach().abs().amax(dim=0))
+    return torch.where(moved.detach().abs() > sizes, moved, 0.0)
+
+
+def row_lengths(rows: Tensor) -> Tensor:
+    """Return the lengths (n,) of rows (n, D), also where their squares overflow or underflow."""
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    if bool(((lengths > SHORT) & (lengths < LONG)).all()):
+        return lengths
+    scale = rows.abs().amax(dim=1)
+    return torch.linalg.vector_norm(rows / torch.where(scale > 0, scale, 1.0)[:, None], dim=1) * scale
+
+
+def largest(values: Tensor) -> float:
+    """Return the largest absolute value, NaN where one is NaN; 0 where there are no values."""
+    # Several times as fast as abs().max(), and as aminmax().
+    return max(float(values.max()), -float(values.min())) if values.numel() else 0.0
+
+
+def power_of_two(size: float, widest: int = 200) -> float:
+    """Return the power of two just above a number, or 1 for zero and for numbers within 2^±widest.
+
+    Dividing by it changes no digit, and leaves fourth powers that neither overflow nor underflow.
+    """
+    exponent = math.frexp(size)[1]
+    # No further than 2^±1000, whose reciprocals are numbers too.
+    return 1.0 if abs(exponent) <= widest else 2.0 ** max(-1000, min(exponent, 1000))
+
+
+def near_one(rows: Tensor) -> Tensor:
+    """Return rows divided by a power of two, for results that no scale changes; themselves where that is 1."""
+    unit = power_of_two(largest(rows.detach()))
+    return rows if unit == 1 else rows / unit
