@@ -72,14 +72,16 @@ def below(contents: Contents, prefix: str) -> Contents:
         raise UsageError(
             f"{contents.path}: --state-key {prefix}: no tensor name starts with it; names start with {listed(there)}"
         )
+    # As files of their own the shards would hold what was left out too.
+    return replace(renamed(contents, {name: start + name for name in layout}), state_key=prefix, shards=(), index=None)
+
+
+def renamed(contents: Contents, names: Mapping[str, str]) -> Contents:
+    """Return contents whose tensors are called by other names: new name → name in the file; others are left out."""
     return replace(
         contents,
-        layout=layout,
-        read=lambda name: contents.read(start + name),
-        fill=lambda name, offset, into: contents.fill(start + name, offset, into),
-        hashes={name.removeprefix(start): text for name, text in contents.hashes.items() if name.startswith(start)},
-        state_key=prefix,
-        # As files of their own they would hold what was left out too.
-        shards=(),
-        index=None,
+        layout={new: contents.layout[old] for new, old in names.items()},
+        read=lambda name: contents.read(names[name]),
+        fill=lambda name, offset, into: contents.fill(names[name], offset, into),
+        hashes={new: contents.hashes[old] for new, old in names.items() if old in contents.hashes},
     )
