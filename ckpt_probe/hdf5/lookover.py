@@ -88,7 +88,7 @@ def _how(code: int) -> str:
 def _running() -> subprocess.Popen[bytes]:
     global _child
     if _child is None or _child[0] != os.getpid() or _child[1].poll() is not None:
-        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+        threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         child = start_module("ckpt_probe.hdf5.child", str(PROCESSOR_SECONDS), variables=threads)
         _child = os.getpid(), child
         atexit.register(_end)
