@@ -3,15 +3,19 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from ckpt_probe.errors import UsageError
 
 SCHEMES = ("s3", "gs", "https", "http", "hf")
 _START = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?=[^/])", re.IGNORECASE)
-_WITHIN = re.compile(rf"(?<![\w/])(?:{'|'.join(SCHEMES)})://[^\s\"'<>]+", re.IGNORECASE)
+_NO_END = r"[^\s\"'<>\\]"
+_WITHIN = re.compile(rf"(?<![\w/])(?:{'|'.join(SCHEMES)})://(?:(?!,\w+://){_NO_END})+", re.IGNORECASE)
+_USER = re.compile(r"(?<!\bhf)(://)[^/\s@\"'<>\\]+@", re.IGNORECASE)
+_ENCODED_USER = re.compile(r"(%3A%2F%2F)(?:(?!%2F)[^/\s@\"'<>\\])+?%40", re.IGNORECASE)
 
 KEPT = frozenset({"versionid", "generation", "revision", "ref", "download", "raw", "dl"})
 """Parameters of an address that are no secrets, and say which file it is."""
@@ -47,27 +51,24 @@ def place(path: Path | str) -> Path:
 
 
 def without_secrets(text: str) -> str:
-    """An address without user, password and signature, which are kept for `credentials`.
+    """Return an address without user, password and signature, which are kept for `credentials`.
 
     Raises UsageError as `place`.
     """
-    address = _START.sub(lambda found: f"{found[1].lower()}://", text, count=1)
-    scheme, _, rest = address.partition("://")
-    host, slash, behind = rest.partition("/")
-    user, _, host = host.rpartition("@") if scheme != "hf" else ("", "", host)
-    query = ""
-    if scheme in {"http", "https"}:
-        behind, query = _parted(behind)
-        behind, _, _ = behind.partition("#")
-    clean = f"{scheme}://{host}{slash}{behind}".rstrip("/")
+    clean, user, query = _split(text)
     if user or query:
         _keep(clean, user, query)
     return clean
 
 
-def clean_words(text: str) -> str:
-    """Any text with each address in it as `without_secrets`: a word of a command line, such as `npz:https://…`."""
-    return _WITHIN.sub(lambda found: without_secrets(found[0]) + "/" * found[0].endswith("/"), text)
+def clean_words(value: Any) -> Any:
+    """Return text, or mappings and lists of texts, with each address in it as by `without_secrets`."""
+    return _cleaned(value, without_secrets)
+
+
+def without_credentials(value: Any) -> Any:
+    """Return text, or mappings and lists of texts, with no credentials in any address; nothing is kept of them."""
+    return _cleaned(value, lambda address: _split(address)[0])
 
 
 def credentials(address: str) -> tuple[str, str]:
@@ -87,17 +88,54 @@ def redacted(text: str) -> str:
     secrets = {os.environ.get(name, "") for name in OF_ENVIRONMENT}
     for user, query in _kept().values():
         secrets |= {user, user.partition(":")[2], query, *(value for _, value in parse_qsl(query))}
+        secrets |= {unquote(user), unquote(user.partition(":")[2])}
         secrets |= {part.partition("=")[2] for part in query.split("&")}
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) > 3:
             text = text.replace(secret, HIDDEN)
-    return re.sub(r"(://)[^/\s@:]+:[^/\s@]+@", rf"\1{HIDDEN}@", text)
+    return _without_users(text)
 
 
 def refuse_address(path: Path | str) -> None:
     """Raise UsageError where results were to be written to an address."""
     if is_address(path):
         raise UsageError(f"{place(path)}: results are written to local files alone; write there, then copy them")
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """Return an address without credentials, its user and password, and the parameters that sign it."""
+    address = _START.sub(lambda found: f"{found[1].lower()}://", text, count=1)
+    scheme, _, rest = address.partition("://")
+    host, slash, behind = rest.partition("/")
+    user, query = "", ""
+    if scheme != "hf":
+        if "@" not in host and "@" in behind and re.search(r":(?!\d*$)", host):
+            # A password with a slash in it, as those of S3 often are.
+            user, _, rest = rest.partition("@")
+            host, slash, behind = rest.partition("/")
+        else:
+            user, _, host = host.rpartition("@")
+    if scheme in {"http", "https"}:
+        behind, query = _parted(behind)
+        behind, _, _ = behind.partition("#")
+    return f"{scheme}://{host}{slash}{behind}".rstrip("/"), user, query
+
+
+def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:
+    if isinstance(value, Mapping):
+        return {_cleaned(name, clean): _cleaned(part, clean) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(part, clean) for part in value]
+    if not isinstance(value, str):
+        return value
+    # JSON may write a slash with another before it.
+    text = value.replace("\\/", "/") if ":\\/\\/" in value else value
+    return _without_users(_WITHIN.sub(lambda found: clean(found[0]) + "/" * found[0].endswith("/"), text))
+
+
+def _without_users(text: str) -> str:
+    """Return text with user and password hidden in addresses of any scheme."""
+    return _ENCODED_USER.sub(rf"\1{HIDDEN}%40", _USER.sub(rf"\1{HIDDEN}@", text))
 
 
 def _parted(behind: str) -> tuple[str, str]:

@@ -23,16 +23,15 @@ class _Section(BaseModel):
 class DataSettings(_Section):
     """`[data]`: which labelled samples."""
 
-    # What is told of a run is told of its data too, so that no password stays in an address.
     name: Annotated[str, AfterValidator(clean_words)]
-    arguments: dict[str, Any] = {}
+    arguments: Annotated[dict[str, Any], AfterValidator(clean_words)] = {}
 
 
 class ModelSettings(_Section):
     """`[model]`: which network."""
 
     name: str
-    arguments: dict[str, Any] = {}
+    arguments: Annotated[dict[str, Any], AfterValidator(clean_words)] = {}
 
 
 class TrainingSettings(_Section):

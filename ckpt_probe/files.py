@@ -18,6 +18,10 @@ from ckpt_probe.errors import DataError, UsageError
 LARGEST_OBJECT = 256 * 2**20
 """Bytes of a JSON file that are read at once."""
 
+PACKAGE = Path(__file__).parent
+SHOWING = frozenset({"cli", "report"})
+"""Parts of the package that show numbers and compute none that is stored."""
+
 
 @contextmanager
 def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
@@ -141,6 +145,17 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not {what} ({error})") from error
     return found
+
+
+def code_hash(package: Path = PACKAGE) -> str:
+    """Return the SHA-256 of the names and contents of all modules of a package that numbers may depend on."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package)
+        if name.parts[0] not in SHOWING:
+            code = file.read_bytes()
+            digest.update(f"{name.as_posix()} {len(code)}\n".encode() + code)
+    return digest.hexdigest()
 
 
 def content_hash(path: Path | str) -> str:

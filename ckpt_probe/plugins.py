@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -166,7 +167,8 @@ def _hub_constants() -> Any:
 
 def _of_package(name: str) -> ModuleType:
     here = str(Path.cwd())
-    if here not in sys.path:
+    # For another module's sake any file there could stand in for a library.
+    if here not in sys.path and PathFinder.find_spec(name.partition(".")[0], [here]) is not None:
         sys.path.insert(0, here)
     return importlib.import_module(name)
 

@@ -15,6 +15,7 @@ from ckpt_probe.addresses import (
     place,
     redacted,
     refuse_address,
+    without_credentials,
 )
 from ckpt_probe.errors import UsageError
 
@@ -85,3 +86,46 @@ def test_results_are_not_written_to_an_address() -> None:
     refuse_address("dumps")
     with pytest.raises(UsageError, match="s3://b/out: results are written to local files alone"):
         refuse_address(Path("s3://b/out"))
+
+
+PARTS = ("hunter22", "sig-nature", "ann:")
+"""Parts of the credentials in the words below."""
+
+
+@pytest.mark.parametrize(
+    ("word", "clean"),
+    [
+        ('{"url": "https://ann:hunter22@h/a.npz?sig=sig-nature", "n": 1}', '{"url": "https://h/a.npz", "n": 1}'),
+        ('{"a": ["https://ann:hunter22@h/a", "s3://ann:hunter22@b/x"]}', '{"a": ["https://h/a", "s3://b/x"]}'),
+        ("{'a': 'https://h/a?X-Amz-Signature=sig-nature&versionId=7'}", "{'a': 'https://h/a?versionId=7'}"),
+        ("run from https://ann:hunter22@h/a of Monday", "run from https://h/a of Monday"),
+        ("NAME=https://ann:hunter22@h/a", "NAME=https://h/a"),
+        ("My run=npz:https://ann:hunter22@h/a?sig=sig-nature", "My run=npz:https://h/a"),
+        ("https://ann:hunter22@h/a,https://ann:hunter22@g/b?sig=sig-nature", "https://h/a,https://g/b"),
+        ("https://h/a?sig=sig-nature https://g/b?sig=sig-nature", "https://h/a https://g/b"),
+        ("https://ann:hunter%4022@h/a", "https://h/a"),
+        ("HTTPS://ann:hunter22@h/a", "https://h/a"),
+        (r'{"url": "https:\/\/ann:hunter22@h\/a?sig=sig-nature"}', '{"url": "https://h/a"}'),
+        ("s3://ann:hunter22/with+slash@bucket/x y", "s3://bucket/x y"),
+        ("https://hunter22@h/a", "https://h/a"),
+        ("https://h:8080/a@b/c", "https://h:8080/a@b/c"),
+        ("ftp://ann:hunter22@h/a", "ftp://[redacted]@h/a"),
+        ("read https%3A%2F%2Fann%3Ahunter22%40h%2Fa", "read https%3A%2F%2F[redacted]%40h%2Fa"),
+        ("xhttps://ann:hunter22@h/a;https://ann:hunter22@g/b", "xhttps://[redacted]@h/a;https://g/b"),
+        ("https://h/https://ann:hunter22@g/b", "https://h/https://[redacted]@g/b"),
+        ("hf://org/model@main/a.bin and a@b.org", "hf://org/model@main/a.bin and a@b.org"),
+    ],
+)
+def test_no_credentials_stay_in_a_word_of_any_form(word: str, clean: str) -> None:
+    assert without_credentials(word) == clean
+    assert os.environ[ASIDE] == "{}"
+    assert clean_words(word) == clean
+    assert without_credentials({word: [word, 3, None]}) == {clean: [clean, 3, None]}
+    # A second time changes nothing, and what was put aside is in no text of a library either.
+    assert clean_words(clean) == clean
+    assert not [part for part in PARTS if part in redacted(clean_words(word))]
+
+
+def test_a_password_is_redacted_also_as_it_reads_without_percent_signs() -> None:
+    place("https://ann:hunter%4022@h/a")
+    assert redacted("wrong password hunter@22 or hunter%4022") == "wrong password [redacted] or [redacted]"

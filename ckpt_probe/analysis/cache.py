@@ -11,12 +11,14 @@ from typing import Any
 
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import CkptProbeError
-from ckpt_probe.files import content_hash, write_text
+from ckpt_probe.files import code_hash, content_hash, write_text
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.record import Reading
 from ckpt_probe.remote import beside
 
 FOLDER = ".ckpt-probe-cache"
+LIBRARIES = ("h5py", "numpy", "scipy", "torch")
+"""Libraries that compute, or read what is computed with."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Cache:
         """
         if settings.spectra or entry_points(group=ENTRY_POINTS):
             return None
-        asked = {**settings.to_json(), "splits": splits and list(splits), "code": _code(), "torch": version("torch")}
+        asked = {**settings.to_json(), "splits": splits and list(splits), **_code()}
         return Cache(json.dumps(asked, sort_keys=True))
 
     def entry(self, dump: Path) -> "Entry":
@@ -101,10 +103,6 @@ def _hash(readings: list[dict[str, Any]]) -> str:
 
 
 @cache
-def _code() -> str:
-    package = Path(__file__).parent.parent
-    digest = sha256()
-    rooms = ("metrics", "moments", "analysis", "dumps")
-    for file in sorted(file for room in rooms for file in package.glob(f"{room}/*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _code() -> dict[str, str]:
+    """Return everything but the options that decides a number: our modules, and the versions of libraries."""
+    return {"code": code_hash(), **{name: version(name) for name in LIBRARIES}}

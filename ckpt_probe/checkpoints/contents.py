@@ -74,15 +74,21 @@ def below(contents: Contents, prefix: str) -> Contents:
         raise UsageError(
             f"{contents.path}: --state-key {prefix}: no tensor name starts with it; names start with {listed(there)}"
         )
+
+    def extra() -> dict[str, Any]:
+        return {name.removeprefix(start): v for name, v in contents.extra().items() if name.startswith(start)}
+
+    inner = renamed(contents, {name: start + name for name in layout})
+    # The shards, written as files of their own, would contain the other tensors too.
+    return replace(inner, extra=extra, state_key=prefix, shards=(), index=None)
+
+
+def renamed(contents: Contents, names: Mapping[str, str]) -> Contents:
+    """Return contents whose tensors are called by other names: new name → name in the file; others are left out."""
     return replace(
         contents,
-        layout=layout,
-        read=lambda name: contents.read(start + name),
-        fill=lambda name, offset, into: contents.fill(start + name, offset, into),
-        extra=lambda: {name.removeprefix(start): v for name, v in contents.extra().items() if name.startswith(start)},
-        hashes={name.removeprefix(start): text for name, text in contents.hashes.items() if name.startswith(start)},
-        state_key=prefix,
-        # As files of their own they would hold what was left out too.
-        shards=(),
-        index=None,
+        layout={new: contents.layout[old] for new, old in names.items()},
+        read=lambda name: contents.read(names[name]),
+        fill=lambda name, offset, into: contents.fill(names[name], offset, into),
+        hashes={new: contents.hashes[old] for new, old in names.items() if old in contents.hashes},
     )

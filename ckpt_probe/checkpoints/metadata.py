@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
+from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import DataError
 
 FORMAT_VERSION = 1
@@ -34,7 +35,9 @@ class CheckpointMetadata:
     def to_strings(self) -> dict[str, str]:
         """As safetensors keeps it: strings only, each of ours a JSON value under a name that starts with our own."""
         ours = {f"{PREFIX}{f.name}": getattr(self, f.name) for f in fields(self)}
-        stated = {name: json.dumps(value) for name, value in ours.items() if value not in (None, {}, [])}
+        stated = {
+            name: json.dumps(without_credentials(value)) for name, value in ours.items() if value not in (None, {}, [])
+        }
         return {"format": "pt", f"{PREFIX}format": str(FORMAT_VERSION), **stated}
 
     @staticmethod

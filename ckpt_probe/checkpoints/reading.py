@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.addresses import place
-from ckpt_probe.checkpoints.contents import Asked, Contents, Shard
+from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, renamed
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import opened
 from ckpt_probe.checkpoints.integrity import require_hash, tensor_hash
@@ -152,6 +152,10 @@ class Checkpoint:
     def extra_state(self) -> Mapping[str, Any]:
         """Return the values of modules' `get_extra_state` that are no tensors, by name."""
         return self._contents.extra()
+
+    def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
+        """Return this checkpoint with other names for its tensors: new name → present name; others are left out."""
+        return Checkpoint(self.path, renamed(self._contents, names))
 
     def is_hashed(self, name: str) -> bool:
         """Whether the file states a hash of this tensor, against which every `read` checks it."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 import click
 
 from ckpt_probe import __version__
-from ckpt_probe.addresses import clean_words, is_address, place, redacted, refuse_address
+from ckpt_probe.addresses import clean_words, is_address, place, redacted, refuse_address, without_credentials
 from ckpt_probe.errors import CkptProbeError, UsageError, printable
 
 VERBS = (
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         # Before anything can be told of them, in an error or a result.
-        words = [word if " " in word else clean_words(word) for word in arguments]
+        words = [clean_words(word) for word in arguments]
         _require_local(words)
     except CkptProbeError as error:
         return _fail(f"error: {error}", error.exit_code, debug)
@@ -146,7 +146,7 @@ def _internal(error: BaseException, debug: bool) -> int:
 def _fail(line: str, code: int, debug: bool) -> int:
     if debug:
         print(redacted(traceback.format_exc()), file=sys.stderr, end="")
-    print(printable(line), file=sys.stderr)
+    print(printable(without_credentials(line)), file=sys.stderr)
     return code
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import printable
 from ckpt_probe.progress import Progress, Silent
 
@@ -39,7 +40,7 @@ def quiet() -> bool:
 def say(text: str) -> None:
     """One line on standard error, so that results on standard output stay clean; none with --quiet."""
     if not quiet():
-        print(printable(text), file=sys.stderr, flush=True)
+        print(printable(without_credentials(text)), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 
+from ckpt_probe.children import safe_path
 from ckpt_probe.data.samples import Batch, Inputs
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.metrics.arrays import as_labels
@@ -129,7 +130,9 @@ class DatasetSplit:
             pin_memory=pinned,
         )
         try:
-            for found in loader:
+            with safe_path():
+                batches = iter(loader)
+            for found in batches:
                 inputs, labels = self._accepted(found)
                 self._require_few(count)
                 if len(labels):

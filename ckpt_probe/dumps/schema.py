@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import DataError, UsageError
 
 FORMAT = "ckpt-probe-dump"
@@ -112,7 +113,9 @@ class Provenance:
             except (TypeError, ValueError) as error:
                 told = "numbers, text, true and false, lists and mappings of them"
                 raise UsageError(f"{name}: a dump keeps {told}: {error}") from error
-            object.__setattr__(self, name, kept)
+            object.__setattr__(self, name, without_credentials(kept))
+        for name in ("model", "data"):
+            object.__setattr__(self, name, without_credentials(getattr(self, name)))
 
     def identity(self) -> dict[str, Any]:
         """What decides the content: everything but the device and the versions of libraries."""

@@ -5,11 +5,11 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
+from ckpt_probe.children import start_module
 from ckpt_probe.errors import DataError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -88,13 +88,8 @@ def _how(code: int) -> str:
 def _running() -> subprocess.Popen[bytes]:
     global _child
     if _child is None or _child[0] != os.getpid() or _child[1].poll() is not None:
-        words = [sys.executable, "-m", "ckpt_probe.hdf5.child", str(PROCESSOR_SECONDS)]
-        found = Path(__file__).parents[2]
-        here = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        here["PYTHONPATH"] = os.pathsep.join(filter(None, [str(found), os.environ.get("PYTHONPATH")]))
-        child = subprocess.Popen(
-            words, env=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        child = start_module("ckpt_probe.hdf5.child", str(PROCESSOR_SECONDS), variables=threads)
         _child = os.getpid(), child
         atexit.register(_end)
     return _child[1]

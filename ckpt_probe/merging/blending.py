@@ -1,15 +1,28 @@
 """Weighted sums of blocks of numbers as files hold them: bytes in, bytes out, in buffers that are used again."""
 
+import math
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 
+from ckpt_probe.checkpoints.writing import TORCH_NAMES
 from ckpt_probe.errors import DataError
 
 ENTRIES = 2**18
 """Numbers of one block: fewer, and threads wait for each other's turns; more, and buffers leave the cache."""
 
 HIGH = np.uint32(0xFFFF0000)
+
+OVERFLOW = {"F64": math.inf, "F32": 2.0**128 - 2.0**103, "F16": 2.0**16 - 2.0**4, "BF16": 2.0**128 - 2.0**119}
+"""Smallest magnitude that is infinite once it is rounded to a dtype."""
+
+LARGEST = {"F64": 2.0**1023 * (2 - 2**-52), "F32": 2.0**128 - 2.0**104, "F16": 65504.0, "BF16": 2.0**128 - 2.0**120}
+"""Largest number of a dtype."""
+
+HEADROOM = 2.0**-64
+"""Factor by which numbers are scaled where their sum overflows; exact, as it is a power of two."""
 
 Blend = Callable[["Buffers", Sequence[np.ndarray]], np.ndarray]
 """Decoded blocks of every source → their mix, in one of the buffers."""
@@ -27,9 +40,15 @@ class Buffers:
 
 
 def encode(numbers: np.ndarray, dtype: str, into: np.ndarray) -> np.ndarray:
-    """Numbers rounded to nearest, ties to even, as bytes (uint8); bfloat16 overwrites `numbers`, which are float32."""
+    """Return numbers as bytes of a dtype, rounded once to nearest, ties to even.
+
+    Args:
+        numbers: Numbers that `settle_range` has passed, float32 or float64; bfloat16 overwrites them if float32.
+        dtype: Name of the dtype in safetensors.
+        into: Buffer for the result, uint8.
+    """
     if dtype == "BF16":
-        bits = numbers.astype(np.float32, copy=False).view(np.uint32)
+        bits = (numbers if numbers.dtype == np.float32 else _round_to_odd(numbers)).view(np.uint32)
         halves = into[: 2 * len(bits)].view(np.uint16)
         odd = (bits >> 16) & 1
         bits += odd
@@ -40,9 +59,18 @@ def encode(numbers: np.ndarray, dtype: str, into: np.ndarray) -> np.ndarray:
     if numbers.dtype == kind:
         return numbers.view(np.uint8)
     target = into[: np.dtype(kind).itemsize * len(numbers)]
-    with np.errstate(over="ignore"):
-        target.view(kind)[:] = numbers
+    target.view(kind)[:] = numbers
     return target
+
+
+def _round_to_odd(numbers: np.ndarray) -> np.ndarray:
+    """Return float64 numbers as float32 whose last bit is set if any was lost, so that rounding on rounds only once."""
+    single = numbers.astype(np.float32)
+    inexact, away = single != numbers, np.abs(single) > np.abs(numbers)
+    bits = single.view(np.uint32)
+    bits -= away
+    bits |= inexact
+    return single
 
 
 def split_pairs(raw: np.ndarray, into: np.ndarray) -> np.ndarray:
@@ -107,16 +135,35 @@ def weighted(weights: Sequence[float]) -> Blend:
     return blend
 
 
-def require_finite(numbers: np.ndarray, name: str) -> None:
-    """Raise DataError where a mix holds NaN or infinity, which it does where a source does."""
-    # A sum is one pass; only where it is not finite does each number have to be looked at.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = np.add.reduce(numbers)
-    if not np.isfinite(total) and not np.isfinite(numbers).all():
-        raise DataError(f"tensor {name!r} contains NaN or infinity and cannot be interpolated")
+def settle_range(
+    mix: np.ndarray, dtype: str, name: str, blend: Blend | None, sources: Sequence[np.ndarray], files: Sequence[Path]
+) -> None:
+    """Make sure that a mix is finite once it is written; sums that overflow on the way are computed anew, in place.
 
+    Args:
+        mix: Mix of the sources, float32 or float64.
+        dtype: Name of the dtype that is written, in safetensors.
+        name: Name of the tensor, for messages.
+        blend: How the mix was computed; None if it is the only source.
+        sources: Blocks that were mixed, in the dtype of the mix.
+        files: Files of the sources, for messages.
 
-def require_range(encoded: np.ndarray, dtype: str, name: str) -> None:
-    """Raise DataError where numbers became infinite in a smaller dtype."""
-    if dtype == "F16" and np.isinf(encoded.view(np.float16)).any():
-        raise DataError(f"tensor {name!r} contains numbers over 65504, the largest in float16; choose another --dtype")
+    Raises:
+        DataError: If a source holds NaN or infinity, or the mix a number too large for `dtype`.
+    """
+    bound = OVERFLOW[dtype]
+    # NaN is neither above nor below a bound.
+    if -bound < mix.min() and mix.max() < bound:
+        return
+    places = np.flatnonzero(~(np.abs(mix) < bound))
+    parts = [source[places] * np.float64(HEADROOM) for source in sources]
+    for part, file in zip(parts, files, strict=True):
+        if not np.isfinite(part).all():
+            raise DataError(f"{file}: tensor {name!r} contains NaN or infinity and cannot be interpolated")
+    exact = parts[0] if blend is None else blend(Buffers(len(parts)), parts)
+    mix[places] = exact / HEADROOM
+    over = np.flatnonzero(~(np.abs(mix[places]) < bound))
+    if len(over):
+        value = f"{Decimal(float(exact[over[0]])) / Decimal(HEADROOM):.6g}"
+        limit = f"{LARGEST[dtype]:.6g}, the largest in {TORCH_NAMES[dtype]}"
+        raise DataError(f"tensor {name!r} contains numbers over {limit}, such as {value}; choose another --dtype")

@@ -1,56 +1,73 @@
 """Whether two checkpoints have the same tensors, so that a path between them has a meaning."""
 
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping
 
+from ckpt_probe.checkpoints import Checkpoint, quantised
 from ckpt_probe.checkpoints.numbers import ITEM_BYTES
 from ckpt_probe.errors import DataError, listed
+from ckpt_probe.wrappers import matching_names
 
 WHOLE = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
 """Dtypes of whole numbers, which are copied."""
 
 
-class Tensors(Protocol):
-    """What is known of a checkpoint's tensors before any is read."""
+def check_match(a: Checkpoint, b: Checkpoint, *, converted: bool | None = None) -> dict[str, str]:
+    """Match the tensors of two checkpoints by name, without the prefixes that wrappers put before the names of either.
 
-    @property
-    def path(self) -> Path:
-        """Where it is."""
-        ...
+    Args:
+        a: First checkpoint, of which every tensor is needed.
+        b: Second checkpoint, of which tensors outside its wrapper are left out.
+        converted: Whether floating numbers become one dtype, so that theirs may differ; None if they cannot.
 
-    @property
-    def names(self) -> list[str]:
-        """Names of all tensors, sorted."""
-        ...
+    Returns:
+        Name in a → name in b. `match_note` describes how they differ.
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        ...
-
-    def dtype(self, name: str) -> str:
-        """safetensors' name of one tensor's dtype."""
-        ...
-
-
-def check_match(a: Tensors, b: Tensors) -> None:
-    """Raise one DataError that lists what differs: names missing or extra in b, other shapes, other dtypes."""
-    both = sorted(set(a.names) & set(b.names))
+    Raises:
+        DataError: If names are missing or extra in b, or shapes or dtypes differ; all of these are listed.
+    """
+    names = matching_names(a.names, b.names)
+    renamed = any(first != second for first, second in names.items())
+    kinds = [
+        f"{m} {a.dtype(m)} / {b.dtype(n)}"
+        for m, n in names.items()
+        if not _same_kind(a.dtype(m), b.dtype(n), converted)
+    ]
+    hint = " (--dtype converts floating numbers)" if converted is False else ""
     faults = {
-        f"missing from {b.path.name}": sorted(set(a.names) - set(b.names)),
-        f"extra in {b.path.name}": sorted(set(b.names) - set(a.names)),
-        "of another shape": [f"{n} {a.shape(n)} / {b.shape(n)}" for n in both if a.shape(n) != b.shape(n)],
-        "of another dtype": [f"{n} {a.dtype(n)} / {b.dtype(n)}" for n in both if a.dtype(n) != b.dtype(n)],
+        f"missing from {b.path.name}": sorted(set(a.names) - set(names)),
+        f"extra in {b.path.name}": [] if renamed else sorted(set(b.names) - set(names)),
+        "of another shape": [f"{m} {a.shape(m)} / {b.shape(n)}" for m, n in names.items() if a.shape(m) != b.shape(n)],
+        f"of another dtype{hint}": kinds,
     }
-    told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names]
-    if told:
-        raise DataError(f"{a.path} and {b.path} do not have the same tensors; {'; '.join(told)}")
+    listing = [f"{len(faulty)} {what}: {listed(faulty)}" for what, faulty in faults.items() if faulty]
+    if listing:
+        raise DataError(f"{a.path} and {b.path} do not have the same tensors; {'; '.join(listing)}")
+    return names
 
 
-def check_averaged(a: Tensors) -> None:
-    """Raise DataError where a checkpoint has tensors of a dtype in which no sum can be taken, naming the first."""
-    unfit = [name for name in a.names if a.dtype(name) not in WHOLE and a.dtype(name) not in ITEM_BYTES]
+def match_note(a: Checkpoint, b: Checkpoint, names: Mapping[str, str]) -> str | None:
+    """Return a sentence about tensors that `check_match` matched by other names or left out; None if there are none."""
+    renamed = [(first, second) for first, second in names.items() if first != second]
+    if not renamed:
+        return None
+    first, second = renamed[0]
+    outside = sorted(set(b.names) - set(names.values()))
+    left_out = f"; {len(outside)} tensors outside it are left out: {listed(outside)}" if outside else ""
+    wrapper = f"tensor names differ from those of {a.path.name} by the prefix of a wrapper ({second} for {first})"
+    return f"{b.path.name}: {wrapper}{left_out}"
+
+
+def _same_kind(a: str, b: str, converted: bool | None) -> bool:
+    return a == b or (bool(converted) and {a, b} <= set(ITEM_BYTES))
+
+
+def check_averaged(a: Checkpoint) -> None:
+    """Raise DataError where no sum can be taken of a checkpoint's tensors, for their dtype or as they are quantised."""
+    unfit = {name: a.dtype(name) for name in a.names if a.dtype(name) not in WHOLE and a.dtype(name) not in ITEM_BYTES}
+    unfit |= {name: f"quantised ({how})" for name, how in quantised(a.layout).items() if name not in unfit}
     if unfit:
+        name, kind = next(iter(unfit.items()))
         raise DataError(
-            f"{a.path}: tensor {unfit[0]!r} is {a.dtype(unfit[0])}, which cannot be averaged ({len(unfit)} such); "
+            f"{a.path}: tensor {name!r} is {kind}, which cannot be averaged ({len(unfit)} such); "
             "convert to float32, float16 or bfloat16 first"
         )

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.contents import Shard
 from ckpt_probe.checkpoints.folders import companions
@@ -27,7 +29,7 @@ from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import read_object, replacing, replacing_directory
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.digests import Digests
-from ckpt_probe.merging.matching import check_averaged, check_match
+from ckpt_probe.merging.matching import check_averaged, check_match, match_note
 from ckpt_probe.progress import Progress, Silent, Task
 
 DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
@@ -72,16 +74,17 @@ def interpolate(
     listed), are not finite, or have a dtype that cannot be averaged; UsageError if `alpha` is not finite, or if `out`
     exists and `overwrite` is false, is or contains a or b, or is a directory with more than a sharded checkpoint.
     """
+    progress = progress or Silent()
     if not math.isfinite(alpha):
         raise UsageError(f"alpha must be a finite number, found {alpha}")
     told = {"a": Path(a).name, "b": Path(b).name, "alpha": alpha, "path": "linear"}
     with ExitStack() as stack:
         ends = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in (a, b)]
-        check_match(*ends)
+        ends = _matched(ends, dtype, progress)
         # At an end there is nothing to compute, and the bits stay.
         end = {0.0: ends[:1], 1.0: ends[1:]}.get(alpha)
         work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), told)
-        return work.write(Path(out), [Path(a), Path(b)], threads, overwrite, progress or Silent())
+        return work.write(Path(out), [Path(a), Path(b)], threads, overwrite, progress)
 
 
 def average(
@@ -100,6 +103,7 @@ def average(
 
     weights: one per checkpoint, used as given, not scaled to sum to 1. Files, dtypes and errors as in `interpolate`.
     """
+    progress = progress or Silent()
     if len(checkpoints) < 2:
         raise UsageError("an average needs at least two checkpoints")
     chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]
@@ -108,10 +112,9 @@ def average(
     told = {"average": [Path(path).name for path in checkpoints], "weights": chosen}
     with ExitStack() as stack:
         sources = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in checkpoints]
-        for other in sources[1:]:
-            check_match(sources[0], other)
+        sources = _matched(sources, dtype, progress)
         work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), told)
-        return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite, progress or Silent())
+        return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite, progress)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class _Work:
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, found {threads}")
         template = self.template
-        if self.blend is not None:
+        if self.blend is not None or self.dtype is not None:
             check_averaged(template)
         workers = threads or min(MOST_THREADS, os.cpu_count() or 1)
         blocks = sum(-(-math.prod(template.shape(name)) // blending.ENTRIES) for name in template.names)
@@ -211,37 +214,40 @@ class _Work:
     def _write_block(
         self, target: BinaryIO, digests: Digests, bar: Task, buffers: blending.Buffers, block: _Block
     ) -> None:
-        dtype = self.template.dtype(block.name)
-        mixed = dtype in ITEM_BYTES
+        mixed = self.template.dtype(block.name) in ITEM_BYTES
         sources = self.sources if mixed else self.sources[:1]
         raw = [_read(source, buffer, block) for source, buffer in zip(sources, buffers.raw, strict=False)]
         # Before they are mixed, which may happen in place.
         digests.read(block.name, block.first, raw)
-        done = self._mixed(buffers, raw, block, dtype) if mixed else raw[0]
+        done = self._mixed(buffers, raw, block) if mixed else raw[0]
         _write(target, done, block.target)
         digests.written(block.name, block.first, done)
         bar.advance()
 
-    def _mixed(self, buffers: blending.Buffers, raw: list[Any], block: _Block, dtype: str) -> Any:
+    def _mixed(self, buffers: blending.Buffers, raw: list[Any], block: _Block) -> Any:
+        """Return the bytes to write for a block of floating numbers, from those of every source."""
         kind = self._target_dtype(block.name)
-        if dtype == kind == "BF16":
+        dtypes = [source.dtype(block.name) for source in self.sources]
+        pairs = {kind, *dtypes} == {"BF16"}
+        if pairs:
             size = 2 * (block.count + block.count % 2)
             for buffer in buffers.raw if block.count % 2 else ():
                 buffer[size - 2 : size] = 0
-            pairs = zip(buffers.raw[: len(raw)], buffers.decoded, strict=False)
-            decoded = [blending.split_pairs(buffer[:size], into) for buffer, into in pairs]
+            halves = zip(buffers.raw[: len(raw)], buffers.decoded, strict=False)
+            decoded = [blending.split_pairs(buffer[:size], into) for buffer, into in halves]
         else:
-            exact = exact_dtype("F64" if "F64" in (dtype, kind) else dtype)
-            decoded = [decode(bytes_, dtype, into, exact) for bytes_, into in zip(raw, buffers.decoded, strict=False)]
-        mix = decoded[0] if self.blend is None else self.blend(buffers, decoded)
-        blending.require_finite(mix, block.name)
-        if self.blend is None and kind == dtype:
+            exact = exact_dtype("F64" if "F64" in (kind, *dtypes) else kind)
+            parts = zip(raw, dtypes, buffers.decoded, strict=False)
+            decoded = [decode(bytes_, dtype, into, exact) for bytes_, dtype, into in parts]
+        with np.errstate(over="ignore", invalid="ignore"):
+            mix = decoded[0] if self.blend is None else self.blend(buffers, decoded)
+            files = [source.path for source in self.sources]
+            blending.settle_range(mix, kind, block.name, self.blend, decoded, files)
+        if self.blend is None and dtypes == [kind]:
             return raw[0]
-        if dtype == kind == "BF16":
+        if pairs:
             return blending.join_pairs(mix, buffers.out, buffers.spare)[: 2 * block.count]
-        encoded = blending.encode(mix, kind, buffers.out)
-        blending.require_range(encoded, kind, block.name)
-        return encoded
+        return blending.encode(mix, kind, buffers.out)
 
     def _target_dtype(self, name: str) -> str:
         dtype = self.template.dtype(name)
@@ -249,6 +255,18 @@ class _Work:
 
     def _bytes(self, name: str) -> int:
         return math.prod(self.template.shape(name)) * _item(self._target_dtype(name))
+
+
+def _matched(sources: Sequence[Checkpoint], dtype: str | None, progress: Progress) -> list[Checkpoint]:
+    """Return sources that call their tensors as the first does, with a note where that changes names."""
+    first, *others = sources
+    matched = [first]
+    for other in others:
+        names = check_match(first, other, converted=dtype is not None)
+        if note := match_note(first, other, names):
+            progress.message(note)
+        matched.append(other.renamed(names))
+    return matched
 
 
 def _whole(checkpoint: Checkpoint) -> Shard:

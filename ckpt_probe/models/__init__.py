@@ -4,15 +4,7 @@ from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_o
 from ckpt_probe.models.description import describe_backbone, describe_head, head_told, made_up_inputs
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.external.beside import class_names, model_beside
-from ckpt_probe.models.fitting import (
-    fitting_names,
-    is_extra_state,
-    is_opaque,
-    load_weights,
-    require_classes,
-    unwrapped,
-    wrapper_note,
-)
+from ckpt_probe.models.fitting import is_opaque, load_weights, require_classes
 from ckpt_probe.models.heads.backbone import HEADLESS, Backbone, backbone_of, is_backbone
 from ckpt_probe.models.heads.classifier import find_classifier, find_head
 from ckpt_probe.models.heads.head import Head, Part, Rows
@@ -20,6 +12,7 @@ from ckpt_probe.models.layers import PENULTIMATE, POOLINGS, Tap, Taps, choose_ta
 from ckpt_probe.models.pooling import padding_mask
 from ckpt_probe.models.sources import arguments_taken, build_model, functions_named, model_arguments
 from ckpt_probe.models.two_source import TwoSource
+from ckpt_probe.wrappers import fitting_names, is_extra_state, unwrapped, wrapper_note
 
 __all__ = [
     "HEADLESS",

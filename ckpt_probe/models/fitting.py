@@ -1,7 +1,7 @@
 """Putting a checkpoint's tensors into a model, or saying exactly why they do not fit."""
 
-from collections.abc import Collection, Mapping, Sequence, Set
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,10 @@ from torch.nn.parameter import is_lazy
 from ckpt_probe.copies import trained_first
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.models.renaming import renamed
+from ckpt_probe.wrappers import COUNTER, fitting_prefixes, is_extra_state, unwrapped
 
-WITHIN = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What compilation and sharding of single layers put within names."""
-COUNTER = "num_batches_tracked"
-"""A buffer of batch norm that files older than torch 0.4.1 lack, and that does not count in evaluation."""
-EXTRA_STATE = "_extra_state"
-"""Last part of the name under which torch keeps the value of a module's `get_extra_state`."""
-WEIGHT_NORM = {"_g": "original0", "_v": "original1"}
-"""Ends of names in torch.nn.utils.weight_norm, and the tensors of the parametrization that torch loads them into."""
 QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_scale_inv")
 """Ends of names that only quantised checkpoints have."""
-
-Value = TypeVar("Value")
 
 
 def load_weights(
@@ -52,7 +43,7 @@ def load_weights(
     """
     state = model.state_dict()
     wanted = {name: tensor for name, tensor in state.items() if not is_extra_state(name)}
-    prefixes = _prefixes(state_dict, set(state))
+    prefixes = fitting_prefixes(state_dict, set(state))
     if len(prefixes) > 1:
         keys = trained_first(".".join(filter(None, [state_key, prefix.rstrip(".")])) for prefix in prefixes)
         raise DataError(
@@ -80,11 +71,6 @@ def load_weights(
         raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(listings)}")
 
 
-def is_extra_state(name: str) -> bool:
-    """Return whether an entry of a state dict is the value of a module's `get_extra_state`, which may be anything."""
-    return name.rpartition(".")[2] == EXTRA_STATE
-
-
 def is_opaque(value: Any) -> bool:
     """Return whether a module's extra state is bytes; Transformer Engine would unpickle them, which may run code."""
     return isinstance(value, bytes) or (isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 1)
@@ -95,69 +81,6 @@ def require_classes(logits: int, classes: int, names: Sequence[str] | None = Non
     if logits < classes:
         which = f" ({listed(names)})" if names else ""
         raise DataError(f"the model gives {logits} logits, fewer than the data's {classes} classes{which}")
-
-
-def unwrapped(state_dict: Mapping[str, Value], wanted: Set[str]) -> Mapping[str, Value]:
-    """A state dict without what a wrapper put before the names, and without tensors that lie outside the wrapper.
-
-    Only where the names are then exactly the `wanted` ones, but for counters of batch norm; else the state dict as it
-    is. `wrapper_note` says so.
-    """
-    return {new: state_dict[old] for old, new in fitting_names(state_dict, wanted).items()}
-
-
-def fitting_names(names: Collection[str], wanted: Set[str]) -> Mapping[str, str]:
-    """Name in the checkpoint → name in the model, of those that `unwrapped` takes."""
-    found = _prefixes(names, wanted)
-    if len(found) != 1:
-        return {name: name for name in names}
-    bare = {name: _without(name, wanted) for name in names}
-    return {name: inner.removeprefix(found[0]) for name, inner in bare.items() if inner.startswith(found[0])}
-
-
-def wrapper_note(names: Collection[str], wanted: Set[str]) -> str | None:
-    """What `unwrapped` takes off and leaves out, as a sentence; None where it does nothing."""
-    found = _prefixes(names, wanted)
-    called = fitting_names(names, wanted)
-    if all(old == new for old, new in called.items()):
-        return None
-    outside = sorted(set(names) - set(called))
-    left_out = f"; {len(outside)} tensors outside it are left out: {listed(outside)}" if outside else ""
-    within = sorted({part for name in called for part in name.split(".") if part in WITHIN and name not in wanted})
-    prefix = f"their prefix {found[0]!r}" if found[0] else listed([repr(part) for part in within])
-    return f"tensor names lose {prefix} to fit the model{left_out}"
-
-
-def _prefixes(names: Collection[str], wanted: Set[str]) -> list[str]:
-    """Return every text, perhaps empty, after which the names that begin with it are exactly the wanted ones.
-
-    Extra state of modules does not count.
-    """
-    names = [name for name in names if not is_extra_state(name)]
-    wanted = {name for name in wanted if not is_extra_state(name)}
-    if not wanted:
-        return []
-    if set(names) == wanted:
-        return [""]
-    needed = {name for name in wanted if not name.endswith(COUNTER)} or wanted
-    bare = [_without(name, wanted) for name in names]
-    shortest = min(needed, key=len)
-    likely = {name[: -len(shortest)] for name in bare if name == shortest or name.endswith(f".{shortest}")}
-    below = {prefix: {name.removeprefix(prefix) for name in bare if name.startswith(prefix)} for prefix in likely}
-    return sorted(prefix for prefix, rest in below.items() if needed <= rest <= wanted)
-
-
-def _without(name: str, wanted: Set[str]) -> str:
-    """Return a name without the parts of wrappers of single layers and in today's form, unless the model has it so."""
-    if name in wanted:
-        return name
-    bare = ".".join(part for part in name.split(".") if part not in WITHIN)
-    layer, _, tensor = bare.rpartition(".")
-    if tensor[-2:] in WEIGHT_NORM:
-        today = ".".join(filter(None, [layer, "parametrizations", tensor[:-2], WEIGHT_NORM[tensor[-2:]]]))
-        if any(f".{today}".endswith(f".{name}") for name in wanted):
-            return today
-    return bare
 
 
 def _load(model: nn.Module, state: Mapping[str, Any], source: str) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ckpt_probe.addresses import without_credentials
 from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.lines import number, read_lines
 from ckpt_probe.errors import DataError, UsageError
@@ -63,6 +64,7 @@ class Ledger:
 
         Raises UsageError where it was begun by another plan, naming what differs, or by one that is not known.
         """
+        plan = without_credentials(plan)
         planned = (self.path / PLAN_FILE).exists()
         if begun and planned:
             self._require_same(plan)

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
+from ckpt_probe.files import code_hash
 from ckpt_probe.scheduling.tasks import Caller, Failed, Lost, attempt
 
 CONNECT_SECONDS = 15
@@ -166,12 +167,7 @@ def _allowed_failures(dask_scheduler: Any) -> int:
 
 
 def _version() -> str:
-    """The code that a worker runs: the package's version and a hash of its files."""
-    from hashlib import sha256
+    """Return the code that a worker runs: the package's version and a hash of its modules."""
     from importlib.metadata import version
 
-    package = Path(__file__).parent.parent
-    digest = sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return f"{version('ckpt-probe')} {digest.hexdigest()[:8]}"
+    return f"{version('ckpt-probe')} {code_hash()[:8]}"

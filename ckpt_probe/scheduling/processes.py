@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
+from ckpt_probe.children import safe_path
 from ckpt_probe.scheduling.tasks import Lost, attempt
 
 WATCH_SECONDS = 0.5
@@ -33,7 +34,8 @@ class Processes:
 
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
         """Give out a task."""
-        self._futures[self._pool.submit(attempt, work, item)] = number
+        with safe_path():
+            self._futures[self._pool.submit(attempt, work, item)] = number
 
     def finished(self) -> list[tuple[int, Any]]:
         """Wait until a task has ended; where a process was killed, all tasks that were at work are lost."""
@@ -52,9 +54,10 @@ class Processes:
     def _made(self) -> ProcessPoolExecutor:
         torch = sys.modules.get("torch")
         threads = None if torch is None else torch.get_num_threads()
-        return ProcessPoolExecutor(
-            self._count, get_context("spawn"), initializer=_begin, initargs=(threads, os.getpid())
-        )
+        with safe_path():  # its locks start multiprocessing's tracker of resources
+            return ProcessPoolExecutor(
+                self._count, get_context("spawn"), initializer=_begin, initargs=(threads, os.getpid())
+            )
 
 
 def _begin(threads: int | None, parent: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ckpt_probe.models.fitting import unwrapped
+from ckpt_probe.wrappers import unwrapped
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a checkpoint's tensors, by name."""

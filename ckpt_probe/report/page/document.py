@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import printable
 from ckpt_probe.files import write_text
 from ckpt_probe.report.contents import Contents
@@ -81,7 +82,7 @@ def page_of(contents: Contents, command: str = "") -> str:
     return PAGE.format(
         policy=_policy([*libraries, program], [style, PLOT_STYLE]),
         version=html.escape(found["ckpt-probe"]),
-        title=html.escape(printable(contents.title)[:200]),
+        title=html.escape(printable(without_credentials(contents.title))[:200]),
         style=style,
         data=data,
         scripts=scripts,

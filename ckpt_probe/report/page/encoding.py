@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import printable
 from ckpt_probe.report.contents import Contents
 from ckpt_probe.report.plots.description import Frames, Line, LinePlot
@@ -75,4 +76,5 @@ class _Arrays:
 
 
 def _text(text: str) -> str:
+    text = without_credentials(text)
     return printable(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…")
