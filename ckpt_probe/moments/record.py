@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.metrics import collapse, pairs
-from ckpt_probe.metrics.theory import reference_values, uniformity_reference
+from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.moments.grouping import Rows
 from ckpt_probe.moments.levels.entropies import Level, Options, Within, class_level, sample_level, within_level
 from ckpt_probe.moments.portrait import Portrait, portrait_of
@@ -94,6 +94,8 @@ def read_out(
     record.put("features", scatter.means.shape[1])
     record.put("classes", classes)
     record.put("classes_present", len(scatter.present))
+    record.put("classes_below_min_samples", len(scatter.present) - len(present))
+    record.put("classes_of_one_sample", int((scatter.counts[present] == 1).sum()))
     levels, within, sides = {}, None, {}
     if unit is not None and "sample" in options.families:
         levels["sample"] = sample_level(unit, weights if label_rows is None else label_rows, rows, options)
@@ -113,8 +115,10 @@ def read_out(
             levels["class"] = class_level(geometry.M, geometry.heads, geometry.rounding, options)
             left_out += levels["class"].left_out
             _put_level(record, "class", levels["class"], options)
-            for name, value in reference_values(len(present)).items():
-                record.put(name, value, "with two classes the entropies are zero")
+            shape = geometry.M.shape
+            reason = "with two classes the entropies are zero" if simplex_exists(*shape) else without_simplex(*shape)
+            for name, value in reference_values(*shape).items():
+                record.put(name, value, reason)
         _put_collapse(record, geometry, options.families)
     record.put("classes_left_out", left_out)
     if not details:
@@ -262,8 +266,9 @@ def _put_nc2(record: Record, classes: Geometry, angles: pairs.Equiangular, evenn
     same = "two class means have the same direction"
     record.put("gnc2.uniformity", evenness.mean, same)
     record.put("gnc2.spread", evenness.spread, same)
-    reference = uniformity_reference(*classes.M.shape)
-    record.put("reference.uniformity", reference, "more than two classes in one dimension")
+    shape = classes.M.shape
+    record.put("reference.uniformity", uniformity_reference(*shape), "more than two classes in one dimension")
+    record.put("reference.etf", 0.0 if simplex_exists(*shape) else None, without_simplex(*shape))
     if classes.heads is None:
         record.miss(COLLAPSE["nc2 of weights"] if classes.compared else (), NO_WEIGHTS)
         return
@@ -286,7 +291,7 @@ def _names_of_classes(options: Options, *, compared: bool) -> list[str]:
     found = [*level, *REFERENCES] if "class" in options.families else []
     asked = {group: names for group, names in COLLAPSE.items() if compared or group != "nc2 of weights"}
     found += [name for group, names in asked.items() if group.split()[0] in options.families for name in names]
-    return [*found, *(["reference.uniformity"] if "nc2" in options.families else [])]
+    return [*found, *(["reference.uniformity", "reference.etf"] if "nc2" in options.families else [])]
 
 
 def _per_class(scatter: Scatter, present: Tensor, within: Within | None, options: Options) -> list[dict[str, Value]]:
