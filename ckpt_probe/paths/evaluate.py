@@ -10,7 +10,7 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
-from ckpt_probe.files import content_hash
+from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.distance import distances, length
 from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
@@ -93,7 +93,8 @@ def _evaluated(order: "_Order", staff: Workers, *, overwrite: bool, resume: bool
     for note in evaluation.subject.notes:
         progress.message(note)
     summary = [barriers(walk.in_order(), name, evaluation.batchnorm) for name in splits]
-    place.ledger.finish({"from": ends[0].name, "to": ends[1].name, "summary": summary, **route.told})
+    between = dict(zip(("from", "to"), distinct_names(ends), strict=True))
+    place.ledger.finish({**between, "summary": summary, **route.told})
     return _stored(place)
 
 

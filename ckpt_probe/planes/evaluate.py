@@ -9,6 +9,7 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.files import distinct_names
 from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.ledger import Ledger
@@ -221,7 +222,7 @@ def _finish(survey: Survey, xs: list[float], ys: list[float], progress: Progress
     survey.ledger.keep(points)
     survey.ledger.finish(
         {
-            "checkpoints": {name: file.name for name, file in zip("ABC", survey.files, strict=False)},
+            "checkpoints": dict(zip("ABC", distinct_names(survey.files), strict=False)),
             "axes": survey.plane.axes,
             "xs": xs,
             "ys": ys,

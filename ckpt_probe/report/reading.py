@@ -74,9 +74,7 @@ def _fit(train: list[Record], test: list[Record]) -> str:
         return ""
     text = f"Training accuracy is {last['accuracy']:.3f}{_at(last)}"
     if len(train) > 1:
-        text = (
-            f"Training accuracy went from {first['accuracy']:.3f}{_at(first)} to {last['accuracy']:.3f}{_at(last)}"
-        )
+        text = f"Training accuracy went from {first['accuracy']:.3f}{_at(first)} to {last['accuracy']:.3f}{_at(last)}"
         reached = next((record for record in train if (record.get("accuracy") or 0) >= 0.99), None)
         text += f" (0.99 or more first seen{_at(reached)})" if reached is not None and _at(reached) else ""
     if test and test[-1].get("accuracy") is not None:
