@@ -10,6 +10,7 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.distance import distances, length
@@ -77,7 +78,9 @@ def _evaluated(order: "_Order", staff: Workers, *, overwrite: bool, resume: bool
     alphas = evenly(FIRST if how.points is None else how.points, how.span)
     evaluation = Evaluation(open_subject(ends[0], order.setup), how.statistics)
     read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
-    place.prepare(_plan(ends, evaluation, how), inputs=read, overwrite=overwrite, resume=resume)
+    request = request_of(ends, place.path, order.setup, how)
+    plan = _plan(ends, evaluation, how)
+    place.prepare(plan, request=request, inputs=read, overwrite=overwrite, resume=resume)
     if place.ledger.finished:
         return _stored(place)
     route = _route(place, ends, evaluation.subject, how, overwrite=overwrite, progress=progress)

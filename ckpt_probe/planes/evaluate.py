@@ -9,6 +9,7 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import distinct_names
 from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
@@ -131,7 +132,7 @@ def _evaluated(
     if overwrite:
         for file in ledger.files:
             file.unlink(missing_ok=True)
-    ledger.follow(plan, begun=ledger.begun)
+    ledger.follow(plan, begun=ledger.begun, request=request_of(files, out, setup, how))
     if ledger.finished:
         return _stored(ledger)
     elsewhere = None if staff.alone else order.run
