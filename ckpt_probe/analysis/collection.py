@@ -117,7 +117,7 @@ def _row(name: str, entry: Entry | None, records: Sequence[Record], splits: Sequ
 
 def _reference(entry: Entry | None, records: Sequence[Record]) -> str:
     values = [] if entry is None else references_of(entry, records)
-    return _shown(values[0]) if len(values) == 1 and (entry is None or entry.reference is not None) else ""
+    return f"{values[0]:.4g}" if len(values) == 1 and values[0] is not None else ""
 
 
 def _told(records: Sequence[Record]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ckpt_probe.metrics.theory import simplex_exists
+
 SONG = "Song et al., arXiv 2409.16767"
 PAPYAN = "Papyan, Han and Donoho 2020"
 GALANTI = "Galanti et al. 2021"
@@ -48,9 +50,7 @@ ENTRIES = (
     Entry("within.entropy_mean", "H within", "nats", "down", 0.0, SONG, "within-class entropy, mean", 8, "within"),
     Entry("sample.mir", "sample MIR", "", "", None, SONG, "features and their labels' weight rows: MIR", 9, "sample"),
     Entry("sample.hdr", "sample HDR", "", "", None, SONG, "features and their labels' weight rows: HDR", 10, "sample"),
-    Entry(
-        "nc2.etf", "NC2", "", "down", "reference.etf", PAPYAN, "distance of class means from the simplex ETF", 11, "nc2"
-    ),
+    Entry("nc2.etf", "NC2", "", "down", 0.0, PAPYAN, "distance of class means from the simplex ETF", 11, "nc2"),
     Entry("nc3.duality", "NC3", "", "down", 0.0, PAPYAN, "distance of class means from weights", 12, "nc3"),
     Entry("nc4.disagreement", "NC4", "", "down", 0.0, PAPYAN, "prediction is not the nearest mean's class", 13, "nc4"),
     Entry("class.mutual_information", "MI", "nats", "", None, SONG, "class means and weights", 14, "class"),
@@ -70,56 +70,16 @@ ENTRIES = (
     Entry("separation", "log sep.", "", "down", None, HE_SU, "log tr(Σ_W Σ_B⁺), separation fuzziness", 30, "nc1"),
     Entry("nc2.equinorm_means", "equinorm μ", "", "down", 0.0, PAPYAN, "std/mean of class mean norms", 22, "nc2"),
     Entry("nc2.equinorm_weights", "equinorm w", "", "down", 0.0, PAPYAN, "std/mean of weight norms", 23, "nc2"),
-    Entry(
-        "nc2.equiangular_means",
-        "equiang. μ",
-        "",
-        "down",
-        "reference.etf",
-        PAPYAN,
-        "mean |cos + 1/(C−1)|, means",
-        24,
-        "nc2",
-    ),
-    Entry(
-        "nc2.equiangular_weights",
-        "equiang. w",
-        "",
-        "down",
-        "reference.etf",
-        PAPYAN,
-        "mean |cos + 1/(C−1)|, weights",
-        25,
-        "nc2",
-    ),
+    Entry("nc2.equiangular_means", "equiang. μ", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)|, means", 24, "nc2"),
+    Entry("nc2.equiangular_weights", "equiang. w", "", "down", 0.0, PAPYAN, "mean |cos + 1/(C−1)|, weights", 25, "nc2"),
     Entry("gnc2.uniformity", "GNC2", "", TOWARD, "reference.uniformity", LIU, "mean log(1/‖m̂ − m̂'‖)", 31, "nc2"),
-    Entry(
-        "gnc2.spread",
-        "GNC2 s.d.",
-        "",
-        "down",
-        "reference.etf",
-        WU,
-        "standard deviation of the same over pairs",
-        32,
-        "nc2",
-    ),
+    Entry("gnc2.spread", "GNC2 s.d.", "", "down", 0.0, WU, "standard deviation of the same over pairs", 32, "nc2"),
     Entry("nc3.uniformity", "NC3 s.d.", "", "down", 0.0, WU, "standard deviation of cos(w, m) over classes", 33, "nc3"),
     Entry(
         "nearest_mean_accuracy", "NCM acc", "", "up", 1.0, PAPYAN, "share nearest to their own class mean", 34, "nc4"
     ),
     Entry("class.effective_rank_weights", "eff. rank w", "", "", None, ROY, "of the weights alone", 35, "class"),
-    Entry(
-        "nc2.etf_weights",
-        "NC2 w",
-        "",
-        "down",
-        "reference.etf",
-        PAPYAN,
-        "distance of weights from the simplex ETF",
-        36,
-        "nc2",
-    ),
+    Entry("nc2.etf_weights", "NC2 w", "", "down", 0.0, PAPYAN, "distance of weights from the simplex ETF", 36, "nc2"),
     Entry("separation.slope", "sep. slope", "", "down", None, HE_SU, "slope of separation over depth", 40, "nc1"),
     Entry("separation.r2", "sep. R²", "", "up", 1.0, HE_SU, "how well a line fits separation over depth", 41, "nc1"),
     Entry("centred.mir", "centred MIR", "", "", None, SONG, "sample.mir of features less their mean", 26, "centred"),
@@ -128,6 +88,14 @@ ENTRIES = (
     Entry("erank.difference", "Δ rank", "", "", None, WEI, "that of the first checkpoint less this one", 38, "centred"),
     Entry("nc5.cosine", "NC5", "", "down", 0.0, AMMAR, "mean |cos(μ_c − μ_G, μ_out − μ_G)|", 39, "nc5"),
 )
+
+OF_SIMPLEX = frozenset(
+    {
+        *("nc2.etf", "nc2.etf_weights", "nc2.equiangular_means", "nc2.equiangular_weights", "gnc2.spread"),
+        *("reference.mir", "reference.entropy"),
+    }
+)
+"""Metrics that reach 0 in a simplex alone, and values of a simplex, which C > D + 1 classes cannot form."""
 
 WEIGHTS_ALONE = ("class.effective_rank_weights", "nc2.etf_weights")
 """Of `ENTRIES`, those that only records of classifier weights alone have."""
@@ -151,24 +119,27 @@ CLASS_ENTRIES = (
 """Columns of `--per-class`, one row a class."""
 
 POSITION = ("checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
-COUNTS = (
-    *("samples", "features", "classes", "classes_present", "classes_of_one_sample"),
-    *("samples_left_out", "classes_left_out", "classes_below_min_samples"),
-)
+COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
 NOT_STORED = "samples_not_stored"
-REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity", "reference.etf")
+COUNTS_IF_ANY = (NOT_STORED, "classes_below_min_samples", "classes_of_one_sample")
+"""Counts that are absent from a record where they are 0."""
+REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity")
 EXTRA = ("route", "route_reason", "missing")
 """Names of a record beside the metrics: where it belongs, counts, values at collapse, how and why not."""
 
 
 def references_of(entry: Entry, records: Iterable[Mapping[str, Any]]) -> list[float | None]:
     """Return the distinct values at collapse of a metric in those records that have it; None where one has none."""
-    values = [
-        record.get(entry.reference) if isinstance(entry.reference, str) else entry.reference
-        for record in records
-        if record.get(entry.name) is not None
-    ]
-    return list(dict.fromkeys(values))
+    return list(dict.fromkeys(_reference(entry, record) for record in records if record.get(entry.name) is not None))
+
+
+def _reference(entry: Entry, record: Mapping[str, Any]) -> float | None:
+    classes, features = record.get("classes"), record.get("features")
+    # Records of earlier versions name the values of a simplex that does not exist.
+    if (entry.name in OF_SIMPLEX or entry.reference in OF_SIMPLEX) and classes is not None:
+        if not simplex_exists(classes - (record.get("classes_left_out") or 0), features):
+            return None
+    return record.get(entry.reference) if isinstance(entry.reference, str) else entry.reference
 
 
 def entries_in(records: Iterable[Mapping[str, Any]]) -> list[Entry]:

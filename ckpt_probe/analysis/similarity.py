@@ -141,7 +141,7 @@ def kept_of(dump: Dump, split: str) -> Kept:
         indices = chosen_rows(view.samples, ROWS).numpy()
         layers = {PENULTIMATE: view.features[indices]}
     else:
-        raise DataError(f"{source}: keeps no rows to be compared; extract it with --layers, or with --store features")
+        raise DataError(f"{source}: no rows to be compared are stored; extract again with --layers all --overwrite")
     if not layers or (len(indices) and (indices.min() < 0 or indices.max() >= view.samples)):
         raise DataError(f"{source}: the rows kept to be compared are missing or damaged; extract again")
     return Kept(source, layers, indices, view.samples, _labels(view, indices))

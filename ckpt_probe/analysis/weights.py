@@ -53,9 +53,7 @@ def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
     record["nc2.etf_weights"] = collapse.etf_distance(heads)
     record["reference.entropy"] = reference_values(*heads.shape)["reference.entropy"]
     exists = simplex_exists(*heads.shape)
-    record["reference.etf"] = 0.0 if exists else None
-    reason = f"reference.entropy, reference.etf: {without_simplex(*heads.shape)}"
-    return {**record, "missing": None if exists else reason}
+    return {**record, "missing": None if exists else f"reference.entropy: {without_simplex(*heads.shape)}"}
 
 
 def read_weights(

@@ -65,8 +65,9 @@ def _require_single_values(command: click.Command, context: click.Context, words
     # click itself takes the last of several values without a word.
     _, _, given = command.make_parser(context).parse_args(list(words))
     for option in given:
-        repeatable = not isinstance(option, click.Option) or option.multiple or option.count
-        if not repeatable and given.count(option) > 1 and (not option.is_flag or option.secondary_opts):
+        if not isinstance(option, click.Option) or option.multiple or option.count:
+            continue
+        if given.count(option) > 1 and (not option.is_flag or option.secondary_opts):
             spelled = " or ".join([*option.opts, *option.secondary_opts])
             raise click.UsageError(f"{spelled} takes one value, and is given {given.count(option)} times", context)
 

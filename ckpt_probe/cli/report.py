@@ -158,6 +158,5 @@ def _stamps(sources: tuple[str, ...], made: list[Path]) -> list[tuple[str, int, 
 
 
 def _own_words() -> str:
-    # The line as it was given, which the application hands down; the page exists when somebody reads it.
-    words = [word for word in click.get_current_context().obj or [] if word != "--overwrite"]
-    return shlex.join(["ckpt-probe", *words, "--overwrite"])
+    # The line as it was given, which the application hands down.
+    return shlex.join(["ckpt-probe", *(click.get_current_context().obj or [])])

@@ -94,8 +94,9 @@ def read_out(
     record.put("features", scatter.means.shape[1])
     record.put("classes", classes)
     record.put("classes_present", len(scatter.present))
-    record.put("classes_below_min_samples", len(scatter.present) - len(present))
-    record.put("classes_of_one_sample", int((scatter.counts[present] == 1).sum()))
+    below, single = len(scatter.present) - len(present), int((scatter.counts[present] == 1).sum())
+    record.values |= {"classes_below_min_samples": below} if below else {}
+    record.values |= {"classes_of_one_sample": single} if single else {}
     levels, within, sides = {}, None, {}
     if unit is not None and "sample" in options.families:
         levels["sample"] = sample_level(unit, weights if label_rows is None else label_rows, rows, options)
@@ -266,9 +267,8 @@ def _put_nc2(record: Record, classes: Geometry, angles: pairs.Equiangular, evenn
     same = "two class means have the same direction"
     record.put("gnc2.uniformity", evenness.mean, same)
     record.put("gnc2.spread", evenness.spread, same)
-    shape = classes.M.shape
-    record.put("reference.uniformity", uniformity_reference(*shape), "more than two classes in one dimension")
-    record.put("reference.etf", 0.0 if simplex_exists(*shape) else None, without_simplex(*shape))
+    reference = uniformity_reference(*classes.M.shape)
+    record.put("reference.uniformity", reference, "more than two classes in one dimension")
     if classes.heads is None:
         record.miss(COLLAPSE["nc2 of weights"] if classes.compared else (), NO_WEIGHTS)
         return
@@ -291,7 +291,7 @@ def _names_of_classes(options: Options, *, compared: bool) -> list[str]:
     found = [*level, *REFERENCES] if "class" in options.families else []
     asked = {group: names for group, names in COLLAPSE.items() if compared or group != "nc2 of weights"}
     found += [name for group, names in asked.items() if group.split()[0] in options.families for name in names]
-    return [*found, *(["reference.uniformity", "reference.etf"] if "nc2" in options.families else [])]
+    return [*found, *(["reference.uniformity"] if "nc2" in options.families else [])]
 
 
 def _per_class(scatter: Scatter, present: Tensor, within: Within | None, options: Options) -> list[dict[str, Value]]:

@@ -35,7 +35,7 @@ def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
     """
     layered = [record for record in records if record.get("layer") is not None]
     if not layered:
-        raise DataError("no layers in these dumps; extract them with --layers all")
+        raise DataError("no layers in these dumps; extract them again with --layers all --overwrite")
     known = [name for record in layered for name, value in record.items() if isinstance(value, float)]
     if metric not in known:
         names = listed(sorted(set(known) - {"depth"}), 40)

@@ -122,7 +122,9 @@ def _reference(records: Sequence[Record], entry: Entry) -> str:
     values = references_of(entry, records)
     if entry.reference is None or len(values) != 1:
         return "" if len(values) < 2 else "varies"
-    return f"{values[0]:g}" if values[0] == 0 or isinstance(entry.reference, float) else _cell(values[0])
+    value = values[0]
+    plain = value is not None and (value == 0 or isinstance(entry.reference, float))
+    return f"{value:g}" if plain else _cell(value)
 
 
 def _value(record: Record, entry: Entry) -> Any:

@@ -97,8 +97,9 @@ def described(series: Mapping[str, Runs], name: str) -> Metric:
     if entry is None:
         return Metric(name, name, "", ())
     meaning = f"{entry.meaning} ({entry.source})" if entry.source else entry.meaning
-    for record in records if isinstance(entry.reference, str) else ():
-        number(record, entry.reference, name)
+    if isinstance(entry.reference, str):
+        for record in records:
+            number(record, entry.reference, name)
     references = tuple(sorted(value for value in references_of(entry, records) if value is not None))
     return Metric(name, entry.label, entry.unit, references, meaning)
 
