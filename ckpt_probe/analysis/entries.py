@@ -136,9 +136,10 @@ def references_of(entry: Entry, records: Iterable[Mapping[str, Any]]) -> list[fl
 def _reference(entry: Entry, record: Mapping[str, Any]) -> float | None:
     classes, features = record.get("classes"), record.get("features")
     # Records of earlier versions name the values of a simplex that does not exist.
-    if (entry.name in OF_SIMPLEX or entry.reference in OF_SIMPLEX) and classes is not None:
-        if not simplex_exists(classes - (record.get("classes_left_out") or 0), features):
-            return None
+    left = None if classes is None else classes - (record.get("classes_left_out") or 0)
+    of_simplex = entry.name in OF_SIMPLEX or entry.reference in OF_SIMPLEX
+    if of_simplex and left is not None and not simplex_exists(left, features):
+        return None
     return record.get(entry.reference) if isinstance(entry.reference, str) else entry.reference
 
 
