@@ -116,7 +116,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return a short name for each path: the fewest of its last parts that tell all of them apart."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=0)):
-        names = ["/".join(one[-depth:]) for one in parts]
+        names = ["/".join(of_path[-depth:]) for of_path in parts]
         if len(set(names)) == len(names):
             return names
     return [path.as_posix() for path in paths]

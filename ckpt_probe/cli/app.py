@@ -63,13 +63,13 @@ class Verbs(click.Group):
 
 def _require_single_values(command: click.Command, context: click.Context, words: Sequence[str]) -> None:
     # click itself takes the last of several values without a word.
-    _, _, given = command.make_parser(context).parse_args(list(words))
-    for option in given:
+    _, _, parsed = command.make_parser(context).parse_args(list(words))
+    for option in parsed:
         if not isinstance(option, click.Option) or option.multiple or option.count:
             continue
-        if given.count(option) > 1 and (not option.is_flag or option.secondary_opts):
+        if parsed.count(option) > 1 and (not option.is_flag or option.secondary_opts):
             spelled = " or ".join([*option.opts, *option.secondary_opts])
-            raise click.UsageError(f"{spelled} takes one value, and is given {given.count(option)} times", context)
+            raise click.UsageError(f"{spelled} takes one value, and is given {parsed.count(option)} times", context)
 
 
 @click.command(

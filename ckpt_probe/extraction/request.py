@@ -18,7 +18,7 @@ BETWEEN = {"span": ":", "grid": "x"}
 
 
 def request_of(inputs: Sequence[Path], out: Path, *settings: Any) -> dict[str, Any]:
-    """Return what was asked for, as JSON keeps it.
+    """Return a call in values that JSON has.
 
     Args:
         inputs: Checkpoints or runs, as they were named.
@@ -34,8 +34,8 @@ def request_of(inputs: Sequence[Path], out: Path, *settings: Any) -> dict[str, A
         for field in fields(part)
         if getattr(part, field.name) != field.default
     }
-    found = {"inputs": list(inputs), "directory": os.path.relpath(Path.cwd(), out), "options": options}
-    return json.loads(redacted(json.dumps(found, default=str)))
+    request = {"inputs": list(inputs), "directory": os.path.relpath(Path.cwd(), out), "options": options}
+    return json.loads(redacted(json.dumps(request, default=str)))
 
 
 def command_of(verb: str, request: Mapping[str, Any], out: Path, *more: str) -> str:
@@ -65,5 +65,5 @@ def _words(name: str, value: Any) -> list[str]:
         return [f"--{option}", json.dumps(value)]
     if isinstance(value, list):
         return [f"--{option}", BETWEEN[name].join(map(str, value))]
-    # Only the number of points has a meaning where it is None.
+    # None has a meaning for the number of points alone: chosen automatically.
     return [f"--{option}", "auto" if value is None else str(value)]

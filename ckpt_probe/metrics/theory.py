@@ -23,7 +23,7 @@ def reference_values(classes: int, features: int | None = None) -> dict[str, flo
         features: Their dimension D; None where it is large enough for a simplex.
 
     Returns:
-        Values by their names in a record, None where there is none.
+        Values by their names in a record; None for a value that does not exist.
 
     Raises:
         DataError: If there are fewer than two classes.

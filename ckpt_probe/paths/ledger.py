@@ -71,8 +71,8 @@ class Ledger:
         elif self.begun:
             raise UsageError(f"{self.path}: contains points of an unknown {self.kind}; --overwrite replaces them")
         else:
-            kept = plan if request is None else {**plan, REQUEST: request}
-            write_text(self.path / PLAN_FILE, json.dumps(kept, indent=2) + "\n", overwrite=True)
+            content = plan if request is None else {**plan, REQUEST: request}
+            write_text(self.path / PLAN_FILE, json.dumps(content, indent=2) + "\n", overwrite=True)
 
     def finish(self, found: Record) -> None:
         """Write what the whole gave."""

@@ -69,11 +69,11 @@ def _interval(one: Comparison) -> str:
     return MISSING if one.low is None or one.high is None else f"[{_signed(one.low)}, {_signed(one.high)}]"
 
 
-def _confidence(one: Comparison) -> str:
-    if one.low is None:
+def _confidence(comparison: Comparison) -> str:
+    if comparison.low is None:
         return MISSING
-    most = one.coverage_at_most
-    return _percent(one.confidence) if most is None else f"at most {_percent(most)}"
+    most = comparison.coverage_at_most
+    return _percent(comparison.confidence) if most is None else f"at most {_percent(most)}"
 
 
 def _signed(value: float | None) -> str:

@@ -132,9 +132,10 @@ def _barrier(path: Record, shape: str | None) -> str:
         if error <= ONE_BASIN
         else f"above the {ONE_BASIN:.0%} under which two networks count as {connected}: a barrier parts them"
     )
+    of_loss = f" and the loss {loss:.4f}" if loss is not None else ""
     return (
         f"{ON_A.get(shape or '', 'On the path')} between the two ends ({path['split']}) the error rises at most "
-        f"{error:.4f} above the chord{'' if loss is None else f' and the loss {loss:.4f}'}: {verdict}."
+        f"{error:.4f} above the chord{of_loss}: {verdict}."
     )
 
 

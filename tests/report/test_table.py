@@ -10,7 +10,10 @@ from rich.console import Console
 
 from ckpt_probe.analysis import ENTRIES, analyze_features, in_order
 from ckpt_probe.analysis.entries import LAYERS_ALONE, ON_REQUEST, WEIGHTS_ALONE
+from ckpt_probe.analysis.similarity import Similarity
 from ckpt_probe.report import footnotes, records_table, short_number, to_csv, to_json_line
+from ckpt_probe.report.layers_table import Grid, blocks_of_columns, grid_table
+from ckpt_probe.report.similarity_table import similarity_table
 
 
 def records(classes: int = 4) -> list[dict]:
@@ -148,3 +151,34 @@ def test_csv_returns_every_number_exactly() -> None:
     assert [float(row["class.mir"]) for row in rows[:2]] == [record["class.mir"] for record in held]
     assert rows[2]["class.mir"] == ""
     assert rows[2]["extra"] == "1"
+
+
+@pytest.mark.parametrize("width", [None, 20, 33, 40, 60, 120])
+def test_a_matrix_keeps_every_column_in_blocks_that_fit(width: int | None) -> None:
+    columns = [f"blocks.{place}" for place in range(6)]
+    rows = [[name, *(f"{i}.{j:03d}" for j in range(6))] for i, name in enumerate(columns)]
+    console = Console(width=width or 10_000, file=io.StringIO())
+    console.print(blocks_of_columns(("layer",), columns, rows, width))
+    lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    blocks = [block.split() for block in lines if block.startswith("layer")]
+    assert [name for block in blocks for name in block if name != "layer"] == columns
+    assert [word for line in lines for word in line.split() if word.startswith("4.")] == rows[4][1:]
+    assert all(line.split()[0] in {"layer", *columns} for line in lines)
+    if width is None:
+        assert len(blocks) == 1
+    else:
+        assert max(len(line.rstrip()) for line in lines) <= width
+
+
+def test_a_grid_of_layers_and_a_similarity_are_shown_whole() -> None:
+    names = tuple(f"layer{place}" for place in range(6))
+    values = tuple(tuple(i + j / 8 for j in range(6)) for i in range(6))
+    grid = Grid("test", "separation", names, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), names, values)
+    matrix = Similarity("layers", "cka", "test", names, names, values, 9)
+    for table in (grid_table(grid, 40), similarity_table(matrix, 40)):
+        console = Console(width=40, file=io.StringIO())
+        console.print(table)
+        text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "more columns" not in text
+        for name in names:
+            assert text.count(name) >= 2
