@@ -174,7 +174,11 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
         raise UsageError(f"{path}: not a text file in UTF-8") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
-    given = dict(_override(text) for text in overrides)
+    pairs = [_override(text) for text in overrides]
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise UsageError(f"--set {next(key for key in keys if keys.count(key) > 1)}: given twice; give each key once")
     if seed is not None and "seed" in given:
         raise UsageError("--set seed=… and --seed or --seeds exclude each other: give the seed once")
     for key, value in given.items():

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,16 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
     """Write `text` (UTF-8) to `path` as a whole or not at all."""
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return a short name for each path: the fewest of its last parts that tell all of them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=0)):
+        names = ["/".join(of_path[-depth:]) for of_path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [path.as_posix() for path in paths]
 
 
 def require_regular(path: Path | str) -> None:

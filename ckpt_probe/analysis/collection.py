@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from ckpt_probe.analysis.entries import Entry, entries_in
+from ckpt_probe.analysis.entries import Entry, entries_in, references_of
 from ckpt_probe.analysis.lines import metric_names, read_lines
 from ckpt_probe.errors import DataError
 from ckpt_probe.notebook import sparkline, table, text
@@ -116,13 +116,8 @@ def _row(name: str, entry: Entry | None, records: Sequence[Record], splits: Sequ
 
 
 def _reference(entry: Entry | None, records: Sequence[Record]) -> str:
-    if entry is None or entry.reference is None:
-        return ""
-    if not isinstance(entry.reference, str):
-        return f"{entry.reference:.4g}"
-    at_collapse = entry.reference
-    values = {_number(record.get(at_collapse)) for record in records} - {None}
-    return _shown(values.pop()) if len(values) == 1 else ""
+    values = [] if entry is None else references_of(entry, records)
+    return f"{values[0]:.4g}" if len(values) == 1 and values[0] is not None else ""
 
 
 def _told(records: Sequence[Record]) -> str:

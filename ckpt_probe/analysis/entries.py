@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ckpt_probe.metrics.theory import simplex_exists
+
 SONG = "Song et al., arXiv 2409.16767"
 PAPYAN = "Papyan, Han and Donoho 2020"
 GALANTI = "Galanti et al. 2021"
@@ -87,6 +89,14 @@ ENTRIES = (
     Entry("nc5.cosine", "NC5", "", "down", 0.0, AMMAR, "mean |cos(μ_c − μ_G, μ_out − μ_G)|", 39, "nc5"),
 )
 
+OF_SIMPLEX = frozenset(
+    {
+        *("nc2.etf", "nc2.etf_weights", "nc2.equiangular_means", "nc2.equiangular_weights", "gnc2.spread"),
+        *("reference.mir", "reference.entropy"),
+    }
+)
+"""Metrics that reach 0 in a simplex alone, and values of a simplex, which C > D + 1 classes cannot form."""
+
 WEIGHTS_ALONE = ("class.effective_rank_weights", "nc2.etf_weights")
 """Of `ENTRIES`, those that only records of classifier weights alone have."""
 
@@ -111,9 +121,26 @@ CLASS_ENTRIES = (
 POSITION = ("checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
 COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
 NOT_STORED = "samples_not_stored"
+COUNTS_IF_ANY = (NOT_STORED, "classes_below_min_samples", "classes_of_one_sample")
+"""Counts that are absent from a record where they are 0."""
 REFERENCES = ("reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity")
 EXTRA = ("route", "route_reason", "missing")
 """Names of a record beside the metrics: where it belongs, counts, values at collapse, how and why not."""
+
+
+def references_of(entry: Entry, records: Iterable[Mapping[str, Any]]) -> list[float | None]:
+    """Return the distinct values at collapse of a metric in those records that have it; None where one has none."""
+    return list(dict.fromkeys(_reference(entry, record) for record in records if record.get(entry.name) is not None))
+
+
+def _reference(entry: Entry, record: Mapping[str, Any]) -> float | None:
+    classes, features = record.get("classes"), record.get("features")
+    # Records of earlier versions name the values of a simplex that does not exist.
+    left = None if classes is None else classes - (record.get("classes_left_out") or 0)
+    of_simplex = entry.name in OF_SIMPLEX or entry.reference in OF_SIMPLEX
+    if of_simplex and left is not None and not simplex_exists(left, features):
+        return None
+    return record.get(entry.reference) if isinstance(entry.reference, str) else entry.reference
 
 
 def entries_in(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
@@ -126,5 +153,8 @@ def entries_in(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
         if order and order[2] in known:
             entry = known[order[2]]
             label = f"{entry.label} α={order[1]}"
-            found.append(replace(entry, name=name, label=label, priority=len(ENTRIES) + len(found)))
+            # At collapse the entropies of the simplex are equal at every order, that of the joint matrix is not.
+            reference = None if entry.reference == "reference.mir" else entry.reference
+            priority = len(ENTRIES) + len(found)
+            found.append(replace(entry, name=name, label=label, reference=reference, priority=priority))
     return found

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis.entries import COUNTS, POSITION, REFERENCES
+from ckpt_probe.analysis.entries import COUNTS, COUNTS_IF_ANY, POSITION, REFERENCES
 from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 
-_NO_METRIC = frozenset({*POSITION, *COUNTS, *REFERENCES, "epoch", "seconds", "to_step"})
+_NO_METRIC = frozenset({*POSITION, *COUNTS, *COUNTS_IF_ANY, *REFERENCES, "epoch", "seconds", "to_step"})
 
 
 def read_lines(path: Path | str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.files import distinct_names
 from ckpt_probe.metrics.similarity import cka_between, mir_between
 from ckpt_probe.moments.subset import ROWS, chosen_rows
 from ckpt_probe.progress import Progress, Silent
@@ -140,7 +141,7 @@ def kept_of(dump: Dump, split: str) -> Kept:
         indices = chosen_rows(view.samples, ROWS).numpy()
         layers = {PENULTIMATE: view.features[indices]}
     else:
-        raise DataError(f"{source}: keeps no rows to be compared; extract it with --layers, or with --store features")
+        raise DataError(f"{source}: no rows to be compared are stored; extract again with --layers all --overwrite")
     if not layers or (len(indices) and (indices.min() < 0 or indices.max() >= view.samples)):
         raise DataError(f"{source}: the rows kept to be compared are missing or damaged; extract again")
     return Kept(source, layers, indices, view.samples, _labels(view, indices))
@@ -186,6 +187,9 @@ def _of_two(
     progress: Progress,
 ) -> Iterator[Similarity]:
     with open_dump(path) as one, open_dump(other) as two:
+        names = dict(
+            zip(("checkpoint", "other"), distinct_names([path.with_suffix(""), other.with_suffix("")]), strict=True)
+        )
         shared = splits or [split for split in one.splits if split in two.splits]
         if not shared:
             raise DataError(f"{path} and {other}: no split in common ({listed(one.splits)}; {listed(two.splits)})")
@@ -198,9 +202,7 @@ def _of_two(
             ]
             with progress.task(f"{split}", len(measures), "matrices") as bar:
                 for measure in measures:
-                    yield _similarity(
-                        "models", first, split, measure, sides[0], sides[1], checkpoint=one.name, other=two.name
-                    )
+                    yield _similarity("models", first, split, measure, sides[0], sides[1], **names)
                     bar.advance()
 
 

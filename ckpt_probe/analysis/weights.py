@@ -15,6 +15,7 @@ from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.metrics import collapse, effective_rank, matrix_entropy, reference_values
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.gram import Array, to_rows
+from ckpt_probe.metrics.theory import simplex_exists, without_simplex
 from ckpt_probe.moments import Reading
 from ckpt_probe.progress import Progress, Silent
 from ckpt_probe.series import step_warnings
@@ -52,7 +53,9 @@ def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
     record["nc2.equinorm_weights"] = collapse.equinorm(heads)
     record["nc2.equiangular_weights"] = collapse.equiangular(heads)
     record["nc2.etf_weights"] = collapse.etf_distance(heads)
-    return {**record, "reference.entropy": reference_values(len(heads))["reference.entropy"], "missing": None}
+    record["reference.entropy"] = reference_values(*heads.shape)["reference.entropy"]
+    exists = simplex_exists(*heads.shape)
+    return {**record, "missing": None if exists else f"reference.entropy: {without_simplex(*heads.shape)}"}
 
 
 def read_weights(

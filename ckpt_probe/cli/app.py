@@ -51,6 +51,26 @@ class Verbs(click.Group):
             return None
         return import_module(f"ckpt_probe.cli.{cmd_name}").command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb with its own words; raise UsageError for an option that takes one value and is given more."""
+        name, command, words = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            _require_single_values(command, click.Context(command, ctx, name), words)
+        return name, command, words
+
+
+def _require_single_values(command: click.Command, context: click.Context, words: Sequence[str]) -> None:
+    # click itself takes the last of several values without a word.
+    _, _, parsed = command.make_parser(context).parse_args(list(words))
+    for option in parsed:
+        if not isinstance(option, click.Option) or option.multiple or option.count:
+            continue
+        if parsed.count(option) > 1 and (not option.is_flag or option.secondary_opts):
+            spelled = " or ".join([*option.opts, *option.secondary_opts])
+            raise click.UsageError(f"{spelled} takes one value, and is given {parsed.count(option)} times", context)
+
 
 @click.command(
     cls=Verbs,

@@ -159,10 +159,10 @@ def _next_commands(out: Path, seconds: float) -> None:
     click.echo(f"\nDone in {seconds:.0f} s; all files are in {out}/. To see it, open this page in a browser:")
     click.echo(f"  {out / PAGE}")
     click.echo("To continue:")
-    for line in (
-        f"ckpt-probe analyze {out / 'dumps' / 'a'} --wide",
-        f"ckpt-probe analyze {out / 'dumps' / 'a'} --split test --json",
-        f"ckpt-probe inspect {last}",
-        f"ckpt-probe interpolate {last} {other} --alpha 0.5 --out {out / 'middle.safetensors'}",
+    for words in (
+        ("analyze", out / "dumps" / "a", "--wide"),
+        ("analyze", out / "dumps" / "a", "--split", "test", "--json"),
+        ("inspect", last),
+        ("interpolate", last, other, "--alpha", "0.5", "--out", out / "middle.safetensors"),
     ):
-        click.echo(f"  {line}")
+        click.echo(f"  {shlex.join(['ckpt-probe', *map(str, words)])}")

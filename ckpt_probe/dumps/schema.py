@@ -105,6 +105,7 @@ class Provenance:
     layer_store: str | None = None
     similarity_rows: int | None = None
     similarity_seed: int | None = None
+    request: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("model_arguments", "data_arguments"):
@@ -118,8 +119,8 @@ class Provenance:
             object.__setattr__(self, name, without_credentials(getattr(self, name)))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the content: everything but the device and the versions of libraries."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"device", "versions"}}
+        """Return what decides the content: everything but the device, the versions of libraries and the request."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OF_THE_CALL}
 
     def differences(self, other: "Provenance") -> list[str]:
         """Each field of the identity that differs, with this one's value and the other's."""
@@ -145,7 +146,8 @@ class Provenance:
         return Provenance(**values)
 
 
-_JSON = frozenset({"model_arguments", "data_arguments", "versions", "splits"})
+OF_THE_CALL = frozenset({"device", "versions", "request"})
+_JSON = frozenset({"model_arguments", "data_arguments", "versions", "splits", "request"})
 
 
 def _attribute(value: Any) -> Any:

@@ -19,6 +19,7 @@ from ckpt_probe.extraction.background import BackgroundWriter
 from ckpt_probe.extraction.forward import Block, forward_batches, lent
 from ckpt_probe.extraction.plausibility import Outcome, Tally, stated_accuracies, warnings_of
 from ckpt_probe.extraction.ranges import Ranges
+from ckpt_probe.extraction.request import request_of
 from ckpt_probe.extraction.scoring import is_scored
 from ckpt_probe.extraction.setup import Setup, Storage
 from ckpt_probe.extraction.storing import SplitPlan, StoreWriter, choose_rows
@@ -68,7 +69,8 @@ def extract_series(
     storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
-    order = _Order(members[0].path, setup, storage, Path(out), overwrite)
+    request = request_of([Path(source)], Path(out), setup, storage)
+    order = _Order(members[0].path, setup, storage, Path(out), overwrite, request)
     subject = order.subject()
     done: dict[str, bool] = {}
     outcomes: list[Outcome] = []
@@ -110,18 +112,26 @@ def _worked(
 
 
 def extract_members(
-    members: Iterable[Member], out: Path | str, setup: Setup, storage: Storage, *, overwrite: bool, progress: Progress
+    members: Iterable[Member],
+    source: Path | str,
+    out: Path | str,
+    setup: Setup,
+    storage: Storage,
+    *,
+    overwrite: bool,
+    progress: Progress,
 ) -> Iterator[tuple[str, bool]]:
-    """Write `out`/NAME.h5 for each member as it comes; yields its name, and whether it was written or there already.
+    """Write `out`/NAME.h5 for each member of `source` as it comes; yield its name, and whether it was written.
 
     The model is built, and the data are opened, for the first. What another process extracts at that moment is waited
     for. Raises as `extract_series`.
     """
     order, subject, outcomes = None, None, []
+    request = request_of([Path(source)], Path(out), setup, storage)
     progress, so_far, repeated = Once(progress), [], RepeatedWeights(setup.state_key, setup.base)
     for member in members:
         if order is None or subject is None:
-            order = _Order(member.path, setup, storage, Path(out), overwrite)
+            order = _Order(member.path, setup, storage, Path(out), overwrite, request)
             subject = order.subject()
         work = partial(_extract, subject=subject, order=order, progress=progress)
         # Where another call is at it, that is waited for.
@@ -202,6 +212,7 @@ class _Order:
     storage: Storage
     out: Path
     overwrite: bool
+    request: Mapping[str, Any]
 
     def subject(self) -> Subject:
         """Model, data and classifier. Raises UsageError where a dump cannot keep what they give."""
@@ -230,6 +241,7 @@ def _extract(
     with subject.setup.open(member.path) as checkpoint:
         size, sha256, epoch = checkpoint.size, checkpoint.content_hash(), checkpoint.metadata.epoch
         provenance = subject.provenance(member.name, size, sha256, step=member.step, epoch=epoch, storage=storage)
+        provenance = replace(provenance, request=dict(order.request))
         if order.complete(path, provenance):
             return _Extracted(False)
         with claimed(path) as claim:

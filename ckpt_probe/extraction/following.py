@@ -39,7 +39,7 @@ def follow_series(
     storage = Storage(**options)
     arrivals = Arrivals(source, state_key=setup.state_key, base=setup.base)
     members = _arriving(arrivals, until, every, progress, str(source))
-    yield from extract_members(members, out, setup, storage, overwrite=overwrite, progress=progress)
+    yield from extract_members(members, source, out, setup, storage, overwrite=overwrite, progress=progress)
 
 
 def _arriving(arrivals: Arrivals, until: int | None, every: float, progress: Progress, source: str) -> Iterator[Member]:

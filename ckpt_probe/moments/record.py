@@ -9,7 +9,7 @@ from torch import Tensor
 from ckpt_probe.metrics import collapse, pairs
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rounding import row_lengths
-from ckpt_probe.metrics.theory import reference_values, uniformity_reference
+from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.moments.geometry import COINCIDE, Geometry, spreads
 from ckpt_probe.moments.grouping import Rows
 from ckpt_probe.moments.levels.entropies import Level, Options, Within, class_level, sample_level, within_level
@@ -95,6 +95,9 @@ def read_out(
     record.put("features", scatter.means.shape[1])
     record.put("classes", classes)
     record.put("classes_present", len(scatter.present))
+    below, single = len(scatter.present) - len(present), int((scatter.counts[present] == 1).sum())
+    record.values |= {"classes_below_min_samples": below} if below else {}
+    record.values |= {"classes_of_one_sample": single} if single else {}
     levels, within, sides = {}, None, {}
     if unit is not None and "sample" in options.families:
         levels["sample"] = sample_level(unit, weights if label_rows is None else label_rows, rows, options)
@@ -114,8 +117,10 @@ def read_out(
             levels["class"] = class_level(geometry.M, geometry.heads, options)
             left_out += levels["class"].left_out
             _put_level(record, "class", levels["class"], options)
-            for name, value in reference_values(len(present)).items():
-                record.put(name, value, "with two classes the entropies are zero")
+            shape = geometry.M.shape
+            reason = "with two classes the entropies are zero" if simplex_exists(*shape) else without_simplex(*shape)
+            for name, value in reference_values(*shape).items():
+                record.put(name, value, reason)
         _put_collapse(record, geometry, options.families, rows)
     record.put("classes_left_out", left_out)
     if not details:

@@ -22,6 +22,7 @@ from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, s
 from ckpt_probe.data import Split, one_tensor
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Setup, Subject
+from ckpt_probe.files import distinct_names
 from ckpt_probe.merging import check_averaged, check_match
 from ckpt_probe.merging.streaming import OF_A_POINT
 from ckpt_probe.paths.place import PathPlace
@@ -85,7 +86,7 @@ def aligned(
         found = _alignment(tensors, subject, how, progress)
     except DataError as error:
         raise DataError(f"{ends[0]}, {ends[1]}: {error}") from error
-    told: Record = {"to": ends[0].name, "method": how.method, "before": found.before, "after": found.after}
+    told: Record = {"to": distinct_names(ends)[0], "method": how.method, "before": found.before, "after": found.after}
     told["output_change"] = found.error
     with subject.setup.open(ends[1]) as checkpoint:
         metadata = {**checkpoint.raw_metadata, **_missing(checkpoint.metadata, subject), ALIGNMENT: json.dumps(told)}

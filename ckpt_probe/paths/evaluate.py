@@ -10,7 +10,8 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
-from ckpt_probe.files import content_hash
+from ckpt_probe.extraction.request import request_of
+from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.distance import distances, length
 from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
@@ -77,7 +78,9 @@ def _evaluated(order: "_Order", staff: Workers, *, overwrite: bool, resume: bool
     alphas = evenly(FIRST if how.points is None else how.points, how.span)
     evaluation = Evaluation(open_subject(ends[0], order.setup), how.statistics)
     read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
-    place.prepare(_plan(ends, evaluation, how), inputs=read, overwrite=overwrite, resume=resume)
+    request = request_of(ends, place.path, order.setup, how)
+    plan = _plan(ends, evaluation, how)
+    place.prepare(plan, request=request, inputs=read, overwrite=overwrite, resume=resume)
     if place.ledger.finished:
         return _stored(place)
     route = _route(place, ends, evaluation.subject, how, overwrite=overwrite, progress=progress)
@@ -93,7 +96,8 @@ def _evaluated(order: "_Order", staff: Workers, *, overwrite: bool, resume: bool
     for note in evaluation.subject.notes:
         progress.message(note)
     summary = [barriers(walk.in_order(), name, evaluation.batchnorm) for name in splits]
-    place.ledger.finish({"from": ends[0].name, "to": ends[1].name, "summary": summary, **route.told})
+    between = dict(zip(("from", "to"), distinct_names(ends), strict=True))
+    place.ledger.finish({**between, "summary": summary, **route.told})
     return _stored(place)
 
 

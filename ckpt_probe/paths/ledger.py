@@ -13,6 +13,8 @@ from ckpt_probe.files import read_object, write_text
 
 PLAN_FILE = "plan.json"
 POINTS_FILE = "points.jsonl"
+REQUEST = "request"
+"""Entry of the plan's file that holds the call, which may be given in other words for the same plan."""
 POSITIONS = {"path": ("alpha",), "plane": ("x", "y")}
 """What places a point, by kind."""
 WHOLES: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -59,8 +61,8 @@ class Ledger:
             told = "--overwrite replaces it, --resume shows it, or choose another name"
             raise UsageError(f"{self.path}: contains a finished {self.kind}; {told}")
 
-    def follow(self, plan: Record, *, begun: bool) -> None:
-        """Go on with what is there where anything was `begun`, else start with this plan.
+    def follow(self, plan: Record, *, begun: bool, request: Record | None = None) -> None:
+        """Go on with what is there where anything was `begun`, else start with this plan, and keep the request.
 
         Raises UsageError where it was begun by another plan, naming what differs, or by one that is not known.
         """
@@ -71,7 +73,8 @@ class Ledger:
         elif self.begun:
             raise UsageError(f"{self.path}: contains points of an unknown {self.kind}; --overwrite replaces them")
         else:
-            write_text(self.path / PLAN_FILE, json.dumps(plan, indent=2) + "\n", overwrite=True)
+            content = plan if request is None else {**plan, REQUEST: request}
+            write_text(self.path / PLAN_FILE, json.dumps(content, indent=2) + "\n", overwrite=True)
 
     def finish(self, found: Record) -> None:
         """Write what the whole gave."""

@@ -11,6 +11,7 @@ from ckpt_probe.checkpoints import State, open_checkpoint, open_series, save_che
 from ckpt_probe.config import OptimizerSettings, TrainingConfig
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Subject
+from ckpt_probe.files import distinct_names
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.curve import MIDDLE
@@ -72,7 +73,7 @@ def trained_midpoint(
     if has_batchnorm(subject.model):
         recompute(subject.model, subject.data.split("train"))
     state = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
-    told = {"a": ends[0].name, "b": ends[1].name, "path": how.curve, "midpoint": True}
+    told = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": how.curve, "midpoint": True}
     save_checkpoint(place.midpoint, state, point_metadata(raw, subject, told))
     return state
 

@@ -46,7 +46,15 @@ class PathPlace:
         """The dump of one point."""
         return self.path / DUMPS / f"alpha-{alpha:.6f}.h5"
 
-    def prepare(self, plan: Record, *, overwrite: bool, resume: bool = False, inputs: Sequence[Path] = ()) -> None:
+    def prepare(
+        self,
+        plan: Record,
+        *,
+        request: Record,
+        overwrite: bool,
+        resume: bool = False,
+        inputs: Sequence[Path] = (),
+    ) -> None:
         """Make it ready for this plan, which reads `inputs`; a finished path is left as it is where `resume` is set.
 
         Raises UsageError where it holds a finished path and neither is set, or points of another path, or a plane.
@@ -55,7 +63,7 @@ class PathPlace:
         if overwrite:
             self._clear(inputs)
         begun = self.ledger.begun or any(found.exists() for found in (self.aligned, self.midpoint, self.training))
-        self.ledger.follow(plan, begun=begun)
+        self.ledger.follow(plan, begun=begun, request=request)
 
     def _clear(self, inputs: Sequence[Path]) -> None:
         # Only what a path or its training writes: anything else in the directory is its owner's.

@@ -9,6 +9,8 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.extraction.request import request_of
+from ckpt_probe.files import distinct_names
 from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.ledger import Ledger
@@ -130,7 +132,7 @@ def _evaluated(
     if overwrite:
         for file in ledger.files:
             file.unlink(missing_ok=True)
-    ledger.follow(plan, begun=ledger.begun)
+    ledger.follow(plan, begun=ledger.begun, request=request_of(files, out, setup, how))
     if ledger.finished:
         return _stored(ledger)
     elsewhere = None if staff.alone else order.run
@@ -221,7 +223,7 @@ def _finish(survey: Survey, xs: list[float], ys: list[float], progress: Progress
     survey.ledger.keep(points)
     survey.ledger.finish(
         {
-            "checkpoints": {name: file.name for name, file in zip("ABC", survey.files, strict=False)},
+            "checkpoints": dict(zip("ABC", distinct_names(survey.files), strict=False)),
             "axes": survey.plane.axes,
             "xs": xs,
             "ys": ys,

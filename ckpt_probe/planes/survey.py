@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckpt_probe.analysis import Record
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import distinct_names
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.planes.directions import Plane
@@ -34,10 +35,11 @@ class Survey:
     def marks(self, progress: Progress) -> list[Record]:
         """The checkpoints' own records with their own statistics, one for each checkpoint and split."""
         found: list[Record] = []
-        for file, (name, x, y) in zip(self.files, self.plane.marks, strict=True):
+        labels = distinct_names(self.files)
+        for file, label, (name, x, y) in zip(self.files, labels, self.plane.marks, strict=True):
             with self.evaluation.subject.setup.open(file) as checkpoint:
                 batchnorm = self.evaluation.load(checkpoint.state_dict(), str(file), own=True)
-            where: Record = {"name": name, "checkpoint": file.name, "x": x, "y": y}
+            where: Record = {"name": name, "checkpoint": label, "x": x, "y": y}
             for split in self.evaluation.subject.splits:
                 try:
                     record = self.evaluation.record(split, progress)

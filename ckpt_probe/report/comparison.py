@@ -13,12 +13,11 @@ PADDING = 2
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """One row a metric and group; the baseline's has no difference."""
-    confidence = comparisons[0].confidence if comparisons else 0.95
+    """Return a table of one row a metric and group, each interval with the confidence that it can reach."""
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in ("metric", "group"):
         table.add_column(name, no_wrap=True)
-    for name in ("seeds", "mean", "std", "difference", f"{_percent(confidence)} interval"):
+    for name in ("seeds", "mean", "std", "difference", "interval", "confidence"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     before = None
@@ -30,7 +29,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             str(one.seeds),
             short_number(one.mean),
             _number(one.deviation),
-            *(("", "") if one.pairs is None else (_signed(one.difference), _interval(one))),
+            *(("", "", "") if one.pairs is None else (_signed(one.difference), _interval(one), _confidence(one))),
             one.verdict,
             style="dim" if one.pairs is None else None,
         )
@@ -68,6 +67,13 @@ def _percent(share: float) -> str:
 
 def _interval(one: Comparison) -> str:
     return MISSING if one.low is None or one.high is None else f"[{_signed(one.low)}, {_signed(one.high)}]"
+
+
+def _confidence(comparison: Comparison) -> str:
+    if comparison.low is None:
+        return MISSING
+    most = comparison.coverage_at_most
+    return _percent(comparison.confidence) if most is None else f"at most {_percent(most)}"
 
 
 def _signed(value: float | None) -> str:

@@ -263,6 +263,6 @@ def _reading(found: _Found) -> Iterable[tuple[str, list[str]]]:
     for run in found.runs:
         yield run.name, read_run(run.records)
     for name, path in found.paths.items():
-        yield name, read_path_aloud(path.summary)
+        yield name, read_path_aloud(path.summary, path.plan.get("path"))
     for name, plane in found.planes.items():
         yield name, read_plane_aloud(plane.summary, plane.marks)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import entries_in
-from ckpt_probe.analysis.entries import POSITION
+from ckpt_probe.analysis.entries import POSITION, references_of
 from ckpt_probe.analysis.lines import metric_names, number
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import refuse_existing, replacing_directory
@@ -97,10 +97,9 @@ def _put(points: Points, place: tuple[str, int], value: float, run: str) -> None
 def _at_collapse(records: Sequence[Record]) -> Iterator[tuple[tuple[str, int], float]]:
     for entry in entries_in(records):
         for record in records:
-            known = entry.reference
-            value = number(record, known, entry.name) if isinstance(known, str) else known
-            if value is not None and record.get(entry.name) is not None:
-                yield (entry.name, int(record["step"])), value
+            for value in references_of(entry, [record]):
+                if value is not None:
+                    yield (entry.name, int(record["step"])), value
 
 
 def _path(parts: Sequence[str]) -> str:

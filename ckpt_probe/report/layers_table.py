@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -11,8 +13,6 @@ from ckpt_probe.errors import DataError, listed, printable
 from ckpt_probe.report.table import MISSING, PADDING, short_number
 
 Record = Mapping[str, Any]
-CELL = 9
-"""Characters of the longest number that is shown."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
     """
     layered = [record for record in records if record.get("layer") is not None]
     if not layered:
-        raise DataError("no layers in these dumps; extract them with --layers all")
+        raise DataError("no layers in these dumps; extract them again with --layers all --overwrite")
     known = [name for record in layered for name, value in record.items() if isinstance(value, float)]
     if metric not in known:
         names = listed(sorted(set(known) - {"depth"}), 40)
@@ -46,23 +46,46 @@ def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
     return [_grid(layered, split, metric, named) for split in dict.fromkeys(record["split"] for record in layered)]
 
 
-def grid_table(grid: Grid, width: int | None = None) -> Table:
-    """A grid for a terminal of `width` characters; where not all columns fit, evenly chosen ones, and how many more."""
-    longest = max(len(layer) for layer in grid.layers)
-    cell = max(CELL, *(len(column) for column in grid.columns)) + PADDING
-    most = len(grid.columns) if width is None else max(1, (width - longest - len("depth") - 2 * PADDING) // cell)
-    chosen = evenly(len(grid.columns), most)
+def grid_table(grid: Grid, width: int | None = None) -> Group:
+    """Return a grid as a table for a terminal of `width` characters, in blocks where not all columns fit."""
+    rows = [
+        [printable(layer), f"{depth:.2f}", *(MISSING if value is None else short_number(float(value)) for value in row)]
+        for layer, depth, row in zip(grid.layers, grid.depths, grid.values, strict=True)
+    ]
+    return blocks_of_columns(("layer", "depth"), [printable(column) for column in grid.columns], rows, width)
+
+
+def blocks_of_columns(
+    heads: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None
+) -> Group:
+    """Return tables one below the other, which together have every column and each of which fits `width` characters.
+
+    Args:
+        heads: Titles of the columns that every block repeats; those after the first are aligned to the right.
+        columns: Titles of the other columns.
+        rows: Texts of the cells, those of `heads` and `columns` in this order.
+        width: Characters of a line, or None for one block of any width.
+    """
+    texts = [[*heads, *columns], *rows]
+    widths = [max(map(cell_len, cells)) + PADDING for cells in zip(*texts, strict=True)]
+    blocks: list[list[int]] = []
+    room = 0
+    for place in range(len(heads), len(widths)):
+        if not blocks or (width is not None and widths[place] > room + PADDING):
+            blocks.append([])
+            room = (width or 0) - sum(widths[: len(heads)])
+        blocks[-1].append(place)
+        room -= widths[place]
+    return Group(*(_block([*range(len(heads)), *block], texts) for block in blocks))
+
+
+def _block(places: Sequence[int], texts: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    table.add_column("layer", no_wrap=True)
-    table.add_column("depth", justify="right", no_wrap=True)
-    for place in chosen:
-        table.add_column(Text(printable(grid.columns[place])), justify="right", no_wrap=True)
-    for layer, depth, row in zip(grid.layers, grid.depths, grid.values, strict=True):
-        cells = [MISSING if row[place] is None else short_number(float(row[place] or 0)) for place in chosen]
-        table.add_row(*map(Text, [printable(layer), f"{depth:.2f}", *cells]))
-    hidden = len(grid.columns) - len(chosen)
-    if hidden:
-        table.caption, table.caption_justify = Text(f"{hidden} more columns with --wide or --csv", style="dim"), "left"
+    for place in places:
+        table.add_column(Text(texts[0][place]), justify="right" if place else "left", no_wrap=True)
+    for row in texts[1:]:
+        # As plain text: names in a file may look like markup.
+        table.add_row(*(Text(row[place]) for place in places))
     return table
 
 
@@ -83,12 +106,3 @@ def _grid(records: Sequence[Record], split: str, metric: str, named: str) -> Gri
     held = {(record["layer"], str(record[named])): record.get(metric) for record in mine}
     values = tuple(tuple(held.get((layer, column)) for column in columns) for layer in layers)
     return Grid(split, metric, tuple(layers), tuple(depths[layer] for layer in layers), tuple(columns), values)
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """Places of at most so many of `count` columns, the first and the last among them."""
-    if count <= most:
-        return list(range(count))
-    if most == 1:
-        return [count - 1]
-    return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})

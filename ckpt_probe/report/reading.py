@@ -27,9 +27,23 @@ def read_run(records: Sequence[Record]) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def read_path(barriers: Sequence[Record]) -> list[str]:
-    """One sentence a split about the straight line between two checkpoints, from the path's summary."""
-    return [_barrier(barrier) for barrier in barriers if barrier.get("barrier.error") is not None]
+ON_A = {
+    "linear": "On the straight line",
+    "slerp": "On the arc",
+    "bezier": "On the Bézier curve",
+    "polychain": "On the bent line",
+}
+"""How a sentence about a path opens, by the path's shape."""
+
+
+def read_path(barriers: Sequence[Record], shape: str | None = None) -> list[str]:
+    """Return one sentence a split about the path between two checkpoints.
+
+    Args:
+        barriers: Summary of the path, one record a split.
+        shape: Shape of the path as `interpolate --path` names it; None where it is unknown.
+    """
+    return [_barrier(barrier, shape) for barrier in barriers if barrier.get("barrier.error") is not None]
 
 
 def read_plane(summary: Sequence[Record], marks: Sequence[Record]) -> list[str]:
@@ -58,16 +72,20 @@ def _fit(train: list[Record], test: list[Record]) -> str:
     first, last = train[0], train[-1]
     if first.get("accuracy") is None or last.get("accuracy") is None:
         return ""
-    text = (
-        f"Training accuracy went from {first['accuracy']:.3f} at step {first.get('step')} "
-        f"to {last['accuracy']:.3f} at step {last.get('step')}"
-    )
-    reached = next((r.get("step") for r in train if (r.get("accuracy") or 0) >= 0.99), None)
-    if reached is not None:
-        text += f" (0.99 or more first seen at step {reached})"
+    text = f"Training accuracy is {last['accuracy']:.3f}{_at(last)}"
+    if len(train) > 1:
+        text = f"Training accuracy went from {first['accuracy']:.3f}{_at(first)} to {last['accuracy']:.3f}{_at(last)}"
+        reached = next((record for record in train if (record.get("accuracy") or 0) >= 0.99), None)
+        text += f" (0.99 or more first seen{_at(reached)})" if reached is not None and _at(reached) else ""
     if test and test[-1].get("accuracy") is not None:
-        text += f"; test accuracy ended at {test[-1]['accuracy']:.3f}"
+        text += f"; test accuracy {'ended at' if len(train) > 1 else 'is'} {test[-1]['accuracy']:.3f}"
     return text + "."
+
+
+def _at(record: Record) -> str:
+    if record.get("step") is not None:
+        return f" at step {record['step']}"
+    return f" at {record['checkpoint']}" if record.get("checkpoint") else ""
 
 
 def _collapse(train: list[Record]) -> str:
@@ -77,7 +95,9 @@ def _collapse(train: list[Record]) -> str:
     ]
     known = [part for part in parts if part]
     they = "both are" if len(known) > 1 else "it is"
-    return f"On the training split {', and '.join(known)} ({they} 0 at full collapse)." if known else ""
+    single, classes = train[-1].get("classes_of_one_sample"), train[-1].get("classes_present")
+    caution = f"; {single} of {classes} classes have one sample, and so no spread" if single else ""
+    return f"On the training split {', and '.join(known)} ({they} 0 at full collapse{caution})." if known else ""
 
 
 def _alignment(train: list[Record]) -> str:
@@ -104,16 +124,18 @@ def _generalisation(train: Record, test: Record) -> str:
     return "At the end NC1 is the same on test and training data."
 
 
-def _barrier(path: Record) -> str:
+def _barrier(path: Record, shape: str | None) -> str:
     error, loss = path["barrier.error"], path.get("barrier.loss")
+    connected = "linearly connected" if shape == "linear" else "connected by this path"
     verdict = (
-        f"within the {ONE_BASIN:.0%} under which two networks count as linearly connected"
+        f"within the {ONE_BASIN:.0%} under which two networks count as {connected}"
         if error <= ONE_BASIN
-        else f"above the {ONE_BASIN:.0%} under which two networks count as linearly connected: a barrier parts them"
+        else f"above the {ONE_BASIN:.0%} under which two networks count as {connected}: a barrier parts them"
     )
+    of_loss = f" and the loss {loss:.4f}" if loss is not None else ""
     return (
-        f"On the line between the two ends ({path['split']}) the error rises at most {error:.4f} above the chord"
-        f"{'' if loss is None else f' and the loss {loss:.4f}'}: {verdict}."
+        f"{ON_A.get(shape or '', 'On the path')} between the two ends ({path['split']}) the error rises at most "
+        f"{error:.4f} above the chord{of_loss}: {verdict}."
     )
 
 
@@ -121,6 +143,8 @@ def _moved(records: list[Record], name: str, text: str) -> str:
     first, last = records[0].get(name), records[-1].get(name)
     if first is None or last is None:
         return ""
+    if len(records) == 1:
+        return text.replace("{first} → {last}", "{last}").format(verb="is", last=f"{last:.3g}")
     return text.format(verb=_verb(first, last), first=f"{first:.3g}", last=f"{last:.3g}")
 
 
@@ -131,12 +155,31 @@ def _verb(first: float, last: float) -> str:
 
 
 def _against_reference(records: list[Record], metric: str, label: str) -> str:
-    first, last = records[0].get(f"class.{metric}"), records[-1].get(f"class.{metric}")
-    reference = records[-1].get(f"reference.{metric}")
-    if first is None or last is None or reference is None:
+    name = f"class.{metric}"
+    first, last = records[0].get(name), records[-1].get(name)
+    if first is None or last is None or f"reference.{metric}" not in records[-1]:
         return ""
-    nearer = abs(last - reference) < abs(first - reference)
-    return (
-        f"{label} {first:.3f} → {last:.3f}, {'nearer to' if nearer else 'no nearer to'} "
-        f"its value at collapse, {reference:.3f}"
-    )
+    reference = records[-1][f"reference.{metric}"]
+    values = f"{label} {last:.3f}" if len(records) == 1 else f"{label} {first:.3f} → {last:.3f}"
+    if reference is None:
+        return f"{values}, without a value at collapse to compare with"
+    if len(records) == 1:
+        return f"{values}; its value at collapse is {reference:.3f}"
+    return f"{values}, {_course([record for record in records if record.get(name) is not None], name, reference)}"
+
+
+def _course(records: list[Record], name: str, reference: float) -> str:
+    """Return how a number moved relative to its value at collapse: nearer, past it, or away from it again."""
+    distances = [record[name] - reference for record in records]
+    sizes = [abs(distance) for distance in distances]
+    nearest, slack = min(sizes), UNCHANGED * max(sizes)
+    target = f"its value at collapse, {reference:.3f}"
+    ended_nearest = sizes[-1] <= nearest + slack
+    if distances[0] * distances[-1] < 0 and sizes[-1] > slack:
+        return f"passed {target}, and {'ended beyond it' if ended_nearest else 'moved away from it'}"
+    if sizes[-1] >= sizes[0]:
+        return f"no nearer to {target}"
+    if ended_nearest:
+        return f"nearer to {target}"
+    closest = records[sizes.index(nearest)]
+    return f"nearest to {target},{_at(closest)} ({closest[name]:.3f}), and away from it since"

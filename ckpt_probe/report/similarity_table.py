@@ -2,35 +2,23 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-from rich.text import Text
+from rich.console import Group
 
 from ckpt_probe.analysis import Similarity
 from ckpt_probe.errors import printable
-from ckpt_probe.report.layers_table import evenly
+from ckpt_probe.report.layers_table import blocks_of_columns
 from ckpt_probe.report.lines import to_csv, to_json_line
-from ckpt_probe.report.table import MISSING, PADDING
-
-CELL = len("-0.000")
+from ckpt_probe.report.table import MISSING
 
 
-def similarity_table(matrix: Similarity, width: int | None = None) -> Table:
-    """A matrix for a terminal of `width` characters; where not all columns fit, some of them, and how many more."""
-    longest = max(len(name) for name in matrix.rows)
-    cell = max(CELL, *(len(name) for name in matrix.columns)) + PADDING
-    most = len(matrix.columns) if width is None else max(1, (width - longest - PADDING) // cell)
-    chosen = evenly(len(matrix.columns), most)
-    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    table.add_column("step" if matrix.kind == "steps" else "layer", no_wrap=True)
-    for place in chosen:
-        table.add_column(Text(printable(matrix.columns[place])), justify="right", no_wrap=True)
-    for name, row in zip(matrix.rows, matrix.values, strict=True):
-        values = [row[place] for place in chosen]
-        table.add_row(*map(Text, [printable(name), *(MISSING if v is None else f"{v:.3f}" for v in values)]))
-    hidden = len(matrix.columns) - len(chosen)
-    if hidden:
-        table.caption, table.caption_justify = Text(f"{hidden} more columns with --wide or --csv", style="dim"), "left"
-    return table
+def similarity_table(matrix: Similarity, width: int | None = None) -> Group:
+    """Return a matrix as a table for a terminal of `width` characters, in blocks where not all columns fit."""
+    rows = [
+        [printable(name), *(MISSING if value is None else f"{value:.3f}" for value in row)]
+        for name, row in zip(matrix.rows, matrix.values, strict=True)
+    ]
+    head = "step" if matrix.kind == "steps" else "layer"
+    return blocks_of_columns((head,), [printable(name) for name in matrix.columns], rows, width)
 
 
 def similarity_title(matrix: Similarity) -> str:

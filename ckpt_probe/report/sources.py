@@ -9,7 +9,7 @@ from ckpt_probe.analysis import ENTRIES, Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
 from ckpt_probe.analysis.lines import number
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.files import read_object, require_regular
+from ckpt_probe.files import distinct_names, read_object, require_regular
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
 from ckpt_probe.paths.walk import barriers
 from ckpt_probe.planes import PlaneResult
@@ -54,7 +54,9 @@ def open_sources(texts: Sequence[str]) -> list[Source]:
     given = [named(text) for text in texts]
     kinds = [kind_of(path) for _, path in given]
     paths = [_place(kind, path) for kind, (_, path) in zip(kinds, given, strict=True)]
-    told = iter(told_apart([path for (name, _), path in zip(given, paths, strict=True) if name is None]))
+    told = iter(
+        distinct_names([_naming_part(path) for (name, _), path in zip(given, paths, strict=True) if name is None])
+    )
     names = [name or next(told) for name, _ in given]
     for what, values in (("called", names), ("read from", [str(path.resolve()) for path in paths])):
         twice = next((value for value in values if values.count(value) > 1), None)
@@ -95,16 +97,6 @@ def class_names(path: Path) -> tuple[str, ...]:
     if not any(names):
         raise DataError(f"{path}: holds no name; expected one a line, that of class 0 first")
     return names
-
-
-def told_apart(paths: Sequence[Path]) -> list[str]:
-    """A short name for each path: as many of its last parts as tell all of them apart."""
-    parts = [_telling_parts(path) for path in paths]
-    for depth in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(one[-depth:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [path.as_posix() for path in paths]
 
 
 def records_of(source: Source) -> list[Record]:
@@ -207,11 +199,11 @@ def _records_in(path: Path) -> list[Path]:
     return known[:1] or (others if len(others) == 1 else [])
 
 
-def _telling_parts(path: Path) -> list[str]:
-    parts = list(path.resolve().parts[1:])
-    if path.suffix == ".jsonl":
-        parts[-1] = path.stem
-    return parts[:-1] if path.name in RECORD_FILES and len(parts) > 1 else parts
+def _naming_part(path: Path) -> Path:
+    """Return the part of a path by which a person knows it: a run's directory for its file of records."""
+    if path.name in RECORD_FILES:
+        return path.resolve().parent
+    return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
 def _checked(records: Sequence[Record], path: Path) -> list[Record]:

@@ -1,13 +1,13 @@
 """Records as a table that a person can read, fitted to the width of the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from ckpt_probe.analysis import Entry, entries_in
-from ckpt_probe.analysis.entries import POSITION
+from ckpt_probe.analysis.entries import POSITION, references_of
 from ckpt_probe.analysis.naming import CONFUSION, NAMED_CONFUSION
 from ckpt_probe.errors import printable
 
@@ -16,6 +16,8 @@ Record = Mapping[str, Any]
 MISSING = "–"
 PADDING = 2
 MOST_WORDS = 3
+SPREAD = frozenset({"nc1.pinv", "nc1.cdnv", "within.entropy_mean"})
+"""Numbers that a class of one sample lowers, since its samples cannot differ."""
 
 
 def records_table(records: Sequence[Record], *, width: int | None = None) -> Table:
@@ -53,20 +55,39 @@ def footnotes(records: Sequence[Record]) -> list[str]:
     """What a table cannot say: samples and classes left out, and why values are missing; each said once."""
     notes: dict[str, list[str]] = {}
     for record in records:
-        for what in ("samples", "classes"):
-            left_out = record.get(f"{what}_left_out")
-            if left_out:
-                note = f"{left_out} of {record[what]} {what} left out ({_WHY[what]})"
-                notes.setdefault(note, []).append(_where(record))
-        if record.get("missing"):
-            notes.setdefault(f"{MISSING} missing: {record['missing']}", []).append(_where(record))
+        for note in _notes(record):
+            notes.setdefault(note, []).append(_where(record))
     return [f"{note} [{_listed(places)}]" for note, places in notes.items()]
 
 
-_WHY = {
-    "samples": "zero-length features or classifier weights, which have no direction",
-    "classes": "no sample, or a class mean or classifier weights of zero length",
-}
+def _notes(record: Record) -> Iterator[str]:
+    if record.get("samples_left_out"):
+        reason = "zero-length features or classifier weights, which have no direction"
+        yield f"{record['samples_left_out']} of {record['samples']} samples left out ({reason})"
+    if record.get("classes_left_out"):
+        yield f"{record['classes_left_out']} of {record['classes']} classes left out ({_reasons_of_classes(record)})"
+    single = record.get("classes_of_one_sample")
+    if single and SPREAD & record.keys():
+        classes = record["classes_present"] - (record.get("classes_below_min_samples") or 0)
+        yield (
+            f"{single} of {classes} classes have one sample and so no spread, which lowers NC1, CDNV and H within; "
+            "--min-samples 2 leaves these classes out of the class means"
+        )
+    if record.get("missing"):
+        yield f"{MISSING} missing: {record['missing']}"
+
+
+def _reasons_of_classes(record: Record) -> str:
+    """Return why classes are left out, with the number of each reason that is known."""
+    present, below = record.get("classes_present"), record.get("classes_below_min_samples") or 0
+    absent = 0 if present is None else record["classes"] - present
+    directionless = record["classes_left_out"] - absent - below
+    reasons = {
+        "no sample": absent,
+        "fewer samples than --min-samples": below,
+        "a class mean or classifier weights of zero length": directionless,
+    }
+    return ", ".join(f"{count}: {reason}" for reason, count in reasons.items() if count > 0)
 
 
 def short_number(value: float) -> str:
@@ -98,13 +119,12 @@ def _reference_row(records: Sequence[Record], places: list[str], shown: list[Ent
 
 
 def _reference(records: Sequence[Record], entry: Entry) -> str:
-    if entry.reference is None:
-        return ""
-    if isinstance(entry.reference, float):
-        return f"{entry.reference:.0f}"
-    values = {record.get(str(entry.reference)) for record in records}
-    value = values.pop() if len(values) == 1 else None
-    return "" if value is None else "0" if value == 0 else _cell(value)
+    values = references_of(entry, records)
+    if entry.reference is None or len(values) != 1:
+        return "" if len(values) < 2 else "varies"
+    value = values[0]
+    plain = value is not None and (value == 0 or isinstance(entry.reference, float))
+    return f"{value:g}" if plain else _cell(value)
 
 
 def _value(record: Record, entry: Entry) -> Any:

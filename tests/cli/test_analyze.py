@@ -234,7 +234,7 @@ def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Pa
         assert moments[name] == expected, name
     assert moments["missing"] == (
         "nc4.disagreement, nearest_mean_accuracy, centred.mir, centred.hdr, centred.effective_rank: needs the "
-        "features, but only moments were stored (extract with --store both)"
+        "features, but only moments were stored (extract again with --store both --overwrite)"
     )
     assert {**both, "checkpoint": "features"} == whole
 

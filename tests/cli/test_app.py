@@ -33,6 +33,29 @@ def test_every_option_has_a_sentence_and_every_verb_an_example(verb: str) -> Non
             assert parameter.help.endswith("."), f"{verb} {parameter.name}: not a sentence"
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_option_of_one_value_is_refused_when_given_twice(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = group.get_command(click.Context(group), verb)
+    assert command is not None
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.multiple or (option.is_flag and not option.secondary_opts):
+            continue
+        once = [option.opts[-1], *([] if option.is_flag else ["1"])]
+        assert run([verb, *once, *once]) == 2, option.name
+        assert f"{option.opts[-1]}" in (line := lines_of_error(capsys)[0])
+        assert "takes one value, and is given 2 times" in line
+        for other in option.secondary_opts:
+            assert run([verb, *once, other]) == 2, option.name
+            assert "takes one value" in lines_of_error(capsys)[0]
+
+
+def test_a_key_of_a_configuration_is_set_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.toml").write_text("")
+    words = ["train", str(tmp_path / "c.toml"), "-o", str(tmp_path / "run"), "--set", "seed=1", "--set", "seed=2"]
+    assert run(words) == 2
+    assert lines_of_error(capsys) == ["error: --set seed: given twice; give each key once"]
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

@@ -29,18 +29,9 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_table_says_values_verdicts_and_how(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", *groups, "--metric", "accuracy,loss"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == [
-        "metric",
-        "group",
-        "seeds",
-        "mean",
-        "std",
-        "difference",
-        "95",
-        "%",
-        "interval",
-        "verdict",
-    ]
+    columns = ["metric", "group", "seeds", "mean", "std", "difference", "interval", "confidence", "verdict"]
+    assert shown[0].split() == columns
+    assert "at most 87.5 %" in shown[2]
     assert shown[1].split() == ["accuracy", "plain", "4", "0.9015", "0.0013", "baseline"]
     assert shown[2].split()[:5] == ["other", "4", "0.9365", "0.0140", "+0.0350"]
     assert shown[2].rstrip().endswith("higher")
@@ -68,6 +59,7 @@ def test_students_interval_is_wider_and_says_so(groups: list[str], capsys: pytes
     shown = capsys.readouterr().out
     assert "Student’s t" in shown
     assert "resampling" not in shown
+    assert "  95 %  " in shown
     assert compare(groups, method="t")[1].resamples is None
 
 

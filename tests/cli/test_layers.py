@@ -81,7 +81,11 @@ def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (["plain", "--layer-metric", "separation"], 1, "no layers in these dumps; extract them with --layers all"),
+        (
+            ["plain", "--layer-metric", "separation"],
+            1,
+            "no layers in these dumps; extract them again with --layers all --overwrite",
+        ),
         (["dumps", "--layer-metric", "accurracy"], 1, "no layer has a number 'accurracy'; there are: "),
         (
             ["dumps", "--layer-metric", "loss", "--json"],

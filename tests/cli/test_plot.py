@@ -89,12 +89,12 @@ def test_files_are_called_after_what_tells_them_apart(where: Path) -> None:
             2,
             "gives a value of step, but the x axis is alpha",
         ),
-        (["points.jsonl", "--metric", "loss", "-o", "a.jpg"], 2, "a.jpg: expected a name that ends in .svg"),
-        (["points.jsonl", "--metric", "loss", "-o", "points.jsonl"], 2, "points.jsonl: expected a name"),
+        (["points.jsonl", "--metric", "loss", "--out", "a.jpg"], 2, "a.jpg: expected a name that ends in .svg"),
+        (["points.jsonl", "--metric", "loss", "--out", "points.jsonl"], 2, "points.jsonl: expected a name"),
     ],
 )
 def test_refused(where: Path, words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["plot", "-o", "a.svg", *words]) == code
+    assert run(["plot", *([] if "--out" in words else ["--out", "a.svg"]), *words]) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert told in line

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ckpt_probe.analysis import analyze_features
+from ckpt_probe.analysis import analyze_features, entries_in
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import collapse_values, reference_values, simplex_etf
 
@@ -52,6 +52,40 @@ def test_equal_shares_give_the_class_level_values_in_closed_form(classes: int) -
         assert values[f"{level}.mir"] == pytest.approx(mir, rel=1e-12)
         assert values[f"{level}.entropy_weights"] == pytest.approx(math.log(C - 1), rel=1e-12)
     assert reference["reference.mir"] == pytest.approx(mir, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("classes", "features", "exists"), [(6, 5, True), (7, 5, False), (300, 64, False), (3, 1, False)]
+)
+def test_a_reference_exists_where_a_simplex_does(classes: int, features: int, exists: bool) -> None:
+    found = reference_values(classes, features)
+    if exists:
+        assert found == reference_values(classes)
+        return
+    assert (found["reference.mir"], found["reference.entropy"]) == (None, None)
+    assert found["reference.hdr"] == (None if features == 1 else 0.0)
+
+
+@pytest.mark.parametrize(("classes", "features"), [(4, 2), (7, 2), (12, 3)])
+def test_collapse_without_a_simplex_keeps_entropies_below_log_d_and_hdr_at_zero(classes: int, features: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(classes, features))
+    rows -= rows.mean(axis=0)
+    labels = np.repeat(np.arange(classes), 3)
+    record = analyze_features(rows[labels], labels, rows)
+    assert record["class.entropy_means"] <= math.log(features)
+    assert record["class.hdr"] == pytest.approx(record["reference.hdr"], abs=1e-12)
+    assert f"no simplex of {classes} classes exists in {features}-dimensional space" in str(record["missing"])
+    assert (record["reference.mir"], record["reference.entropy"]) == (None, None)
+
+
+@pytest.mark.parametrize("order", [0.5, 2.0])
+def test_entropies_of_every_order_share_their_value_at_collapse_and_mir_does_not(order: float) -> None:
+    record = analyze_features(*collapsed([4] * 5, 6), orders=(order,))
+    assert record[f"renyi_{order:g}.class.entropy_means"] == pytest.approx(record["reference.entropy"])
+    assert record[f"renyi_{order:g}.class.mir"] != pytest.approx(record["reference.mir"], rel=1e-3)
+    references = {entry.name: entry.reference for entry in entries_in([record])}
+    assert references[f"renyi_{order:g}.class.entropy_means"] == "reference.entropy"
+    assert references[f"renyi_{order:g}.class.mir"] is None
 
 
 def test_what_has_no_collapse_is_an_error() -> None:

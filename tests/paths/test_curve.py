@@ -327,5 +327,5 @@ def test_the_command_shows_a_finished_curve_again(
     assert run([*words, "--resume"]) == 0
     assert capsys.readouterr().out == first
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == stamps
-    assert run([*words, "--resume", "--align-samples", "300"]) == 2
+    assert run([*words[:-1], "300", "--resume"]) == 2
     assert "align_samples 200 / 300" in capsys.readouterr().err

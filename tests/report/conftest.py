@@ -45,7 +45,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         settings = {
             "seed": seed,
             "data": {"name": "digits"},
-            "model": {"name": "mlp", "arguments": {"hidden": [8]}},
+            "model": {"name": "mlp", "arguments": {"hidden": [10]}},
             "training": {"steps": STEPS[-1]},
             "checkpoints": {"steps": list(STEPS[:-1])},
         }

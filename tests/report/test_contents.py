@@ -134,7 +134,7 @@ def test_the_reading_and_where_it_comes_from(contents: Contents, study: Any) -> 
         assert dump.provenance is not None
         assert origin.files[-1].sha256 == dump.provenance.checkpoint_sha256
     assert (origin.facts["model"], origin.facts["dumps"]) == ("mlp", "4")
-    assert origin.command.startswith("ckpt-probe extract CHECKPOINTS -o ")
+    assert origin.command.startswith(f"ckpt-probe extract {study.root / 'runs' / 'a'} -o {study.dumps}")
     path = contents.origins[3]
     assert "--align permutation" in path.command
     assert [file.name for file in path.files] == ["plan.json", "points.jsonl", "path.json"]

@@ -1,5 +1,7 @@
 """The plain-language reading says what the numbers say, in either direction."""
 
+import pytest
+
 from ckpt_probe.report.reading import read_path, read_run
 
 
@@ -37,6 +39,53 @@ def test_the_opposite_run_is_told_the_other_way_round() -> None:
     assert "(NC1) rose 1 → 2 (it is 0 at full collapse)" in told
     assert "MIR 0.900 → 0.500, no nearer to its value at collapse, 0.950" in told
     assert "only 0.5 times" in told
+
+
+def course(*values: float, reference: float | None = 0.95, **more: float) -> str:
+    """Return the sentence about MIR of a run that has these values."""
+    records = [record(s, "train", class__mir=v, reference__mir=reference, **more) for s, v in enumerate(values)]
+    [sentence] = read_run(records)
+    return sentence
+
+
+def test_the_course_of_a_number_is_read_against_its_value_at_collapse() -> None:
+    assert "passed its value at collapse, 0.950, and ended beyond it" in course(0.5, 1.2)
+    assert "passed its value at collapse, 0.950, and moved away from it" in course(0.5, 1.0, 1.2)
+    assert "passed its value at collapse, 0.950, and moved away from it" in course(1.2, 0.94, 0.5)
+    assert ", nearer to its value at collapse" in course(0.5, 0.951)
+    assert "0.500 → 0.700, nearest to its value at collapse, 0.950, at step 1 (0.940)" in course(0.5, 0.94, 0.7)
+    assert "no nearer to its value at collapse" in course(0.9, 0.5)
+    assert course(0.9) == "Class means and classifier rows: MIR 0.900; its value at collapse is 0.950."
+    assert "0.500 → 0.700, without a value at collapse" in course(0.5, 0.7, reference=None)
+
+
+def test_classes_of_one_sample_are_named_beside_nc1() -> None:
+    records = [record(s, "train", nc1__pinv=0.256, classes_of_one_sample=40, classes_present=90) for s in (0, 9)]
+    assert "40 of 90 classes have one sample, and so no spread" in read_run(records)[0]
+
+
+def test_one_checkpoint_is_not_read_as_a_course() -> None:
+    told = " ".join(read_run([{"checkpoint": "last", "split": "train", "accuracy": 0.5, "nc1.pinv": 2.0}]))
+    assert "Training accuracy is 0.500 at last." in told
+    assert "(NC1) is 2 (" in told
+    assert "None" not in told
+
+
+@pytest.mark.parametrize(
+    ("shape", "opening", "verdict"),
+    [
+        ("linear", "On the straight line", "linearly connected"),
+        ("bezier", "On the Bézier curve", "connected by this path"),
+        ("polychain", "On the bent line", "connected by this path"),
+        ("slerp", "On the arc", "connected by this path"),
+        (None, "On the path", "connected by this path"),
+    ],
+)
+def test_a_path_is_described_by_its_shape(shape: str | None, opening: str, verdict: str) -> None:
+    [sentence] = read_path([{"split": "test", "barrier.error": 0.001}], shape)
+    assert sentence.startswith(f"{opening} between the two ends (test)")
+    assert verdict in sentence
+    assert ("linearly" in sentence) == (shape == "linear")
 
 
 def test_missing_numbers_leave_their_sentences_out() -> None:

@@ -23,7 +23,7 @@ OF_LAYERS = frozenset({"sample", "within", "nc1", "nc2", "nc4"})
 
 SLOPE, FIT = "separation.slope", "separation.r2"
 NEAREST = "nearest_mean_accuracy"
-NEEDS_FEATURES = "needs the layer's features, but only moments were stored (extract with --layer-store both)"
+NEEDS_FEATURES = "needs the layer's features, not only moments (extract again with --layer-store both --overwrite)"
 FEW_LAYERS = "separation is known of fewer than three layers"
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ckpt_probe.analysis.entries import (
     COUNTS,
+    COUNTS_IF_ANY,
     ENTRIES,
     EXTRA,
     LAYERS_ALONE,
-    NOT_STORED,
     ON_REQUEST,
     POSITION,
     REFERENCES,
@@ -51,7 +51,7 @@ OUTSIDE = "nc5.cosine"
 NO_OUTSIDE = "no data of other classes (--outside)"
 FEW_SAMPLES = "no class has as many samples as a class needs"
 NO_SCORES = "neither logits nor classifier weights"
-NEEDS_FEATURES = "needs the features, but only moments were stored (extract with --store both)"
+NEEDS_FEATURES = "needs the features, but only moments were stored (extract again with --store both --overwrite)"
 
 
 def analyze_features(
@@ -208,7 +208,7 @@ def settled(record: Record, *, scored: bool = False) -> Record:
 
 def in_order(record: Mapping[str, Any]) -> Record:
     """A record with its names in the order in which they are documented, others at the end."""
-    known = [*POSITION, *COUNTS, NOT_STORED, *(entry.name for entry in ENTRIES), *REFERENCES]
+    known = [*POSITION, *COUNTS, *COUNTS_IF_ANY, *(entry.name for entry in ENTRIES), *REFERENCES]
     ordered = {name: record[name] for name in known if name in record}
     others = {name: value for name, value in record.items() if name not in ordered and name not in EXTRA}
     extra = {name: record.get(name) for name in EXTRA if name in record or name == "missing"}

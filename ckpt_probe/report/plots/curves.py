@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_probe.analysis import entries_in
+from ckpt_probe.analysis.entries import references_of
 from ckpt_probe.analysis.lines import metric_names, number
 from ckpt_probe.errors import DataError, UsageError, listed
 
@@ -91,16 +92,15 @@ def position(record: Record, x: str, where: str) -> float | None:
 
 def described(series: Mapping[str, Runs], name: str) -> Metric:
     """Label, unit and values at collapse of a metric; its name and none where it is not one of ours."""
-    records = [record for record in _all(series) if record.get(name) is not None]
+    records = _all(series)
     entry = next((entry for entry in entries_in(records) if entry.name == name), None)
     if entry is None:
         return Metric(name, name, "", ())
     meaning = f"{entry.meaning} ({entry.source})" if entry.source else entry.meaning
-    if not isinstance(entry.reference, str):
-        references = () if entry.reference is None else (entry.reference,)
-        return Metric(name, entry.label, entry.unit, references, meaning)
-    values = {number(record, entry.reference, name) for record in records}
-    references = tuple(sorted(value for value in values if value is not None))
+    if isinstance(entry.reference, str):
+        for record in records:
+            number(record, entry.reference, name)
+    references = tuple(sorted(value for value in references_of(entry, records) if value is not None))
     return Metric(name, entry.label, entry.unit, references, meaning)
 
 

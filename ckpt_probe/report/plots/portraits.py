@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.analysis.entries import CLASS_ENTRIES
+from ckpt_probe.metrics.theory import simplex_exists
 from ckpt_probe.report.plots.description import ClassTable, Column, Frames, MatrixPlot, SpectrumPlot
 from ckpt_probe.report.runs import Picture, Run
 
@@ -16,8 +17,14 @@ MOST_NEAREST = 4
 """Class means that are named as the nearest to a class's samples."""
 
 MATRICES = {
-    "means": ("Class means", "cosines between class means, less their common centre; at collapse all are equal"),
-    "weights": ("Classifier rows", "cosines between the rows of the classifier's weights; at collapse all are equal"),
+    "means": (
+        "Class means",
+        "cosines between class means, less their common centre; at collapse all of a simplex are equal",
+    ),
+    "weights": (
+        "Classifier rows",
+        "cosines between the rows of the classifier's weights; at collapse all of a simplex are equal",
+    ),
 }
 SPECTRA = {
     "class.means": ("Class means", "eigenvalues of the Gram matrix of class means"),
@@ -29,7 +36,7 @@ SPECTRA = {
     "within": ("Within a class", "eigenvalues of the Gram matrix of a class's own features, mean over classes"),
 }
 AT_COLLAPSE = {"class.means", "class.weights"}
-"""Grams whose C − 1 eigenvalues are equal at collapse."""
+"""Grams whose C − 1 eigenvalues are equal at collapse, if C classes can form a simplex."""
 
 NEAREST = "nearest.confusion"
 
@@ -51,8 +58,8 @@ def matrix_plots(runs: Sequence[Run]) -> tuple[list[MatrixPlot], list[str]]:
         if frames:
             present = {frame.run for frame in frames}
             labels = {run.name: _block_labels(run, sizes[run.name]) for run in runs if run.name in present}
-            counts = {run.name: sum(map(len, sizes[run.name])) for run in runs if run.name in present}
-            level = {name: -1 / (count - 1) for name, count in counts.items() if count > 1}
+            counts = {run.name: _simplex(run) for run in runs if run.name in present}
+            level = {name: -1 / (count - 1) for name, count in counts.items() if count}
             plots.append(MatrixPlot(f"cosines-{name}", title, meaning, frames, labels, level))
     return plots, notes
 
@@ -70,7 +77,7 @@ def spectrum_plots(runs: Sequence[Run]) -> tuple[list[SpectrumPlot], list[str]]:
     for name in names:
         title, meaning = SPECTRA[name]
         frames = _frames(entries[name], kept)
-        collapse = {run.name: _classes(run) - 1 for run in runs if name in AT_COLLAPSE and _classes(run) > 1}
+        collapse = {run.name: count - 1 for run in runs if name in AT_COLLAPSE and (count := _simplex(run))}
         plots.append(SpectrumPlot(f"spectrum-{name}", title, meaning, tuple(ranks[name]), frames, collapse))
     return plots, notes
 
@@ -189,8 +196,11 @@ def _block_labels(run: Run, blocks: Sequence[Sequence[int]]) -> tuple[str, ...]:
     )
 
 
-def _classes(run: Run) -> int:
-    return sum(map(len, _blocks(run)))
+def _simplex(run: Run) -> int:
+    """Return the number of classes that form a simplex at collapse, 0 where none exists."""
+    classes = sum(map(len, _blocks(run)))
+    dimensions = {record.get("features") for record in run.records} - {None}
+    return classes if classes > 1 and all(simplex_exists(classes, features) for features in dimensions) else 0
 
 
 def _spectra(run: Run) -> Iterable[Mapping[str, Any]]:

@@ -1,0 +1,163 @@
+"""Commands and options that pages and messages name: each is executed as it is printed."""
+
+import json
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import pytest
+
+from ckpt_probe.cli.app import group, run
+from ckpt_probe.cli.options import byte_count
+from ckpt_probe.extraction import Setup, Storage
+from ckpt_probe.extraction.request import SPELLED
+from ckpt_probe.paths.options import PathOptions
+from ckpt_probe.planes.evaluate import PlaneOptions
+
+CONFIG = """
+[data]
+name = "digits"
+[model]
+name = "mlp"
+arguments = { hidden = [12, 8] }
+[training]
+steps = 2
+[checkpoints]
+steps = [0]
+"""
+ONE, LAST = "runs/s 0/checkpoints/step-000000.safetensors", "runs/s 0/checkpoints/step-000002.safetensors"
+OTHER = "runs/s1/checkpoints/step-000002.safetensors"
+COMMANDS = {
+    "dumps": (
+        'extract "runs/s 0" -o dumps --layers all --similarity-rows 50 --feature-dtype float64 --split test --limit 60 '
+        "--no-logits --device cpu --classifier 5 --model-arguments '{\"hidden\": [12, 8]}' --model mlp"
+    ),
+    "line": f'interpolate "{ONE}" {OTHER} -o line --points 3 --range -0.5:1.5 --split test',
+    "curve": f'interpolate "{LAST}" {OTHER} -o curve --path bezier --points auto --curve-epochs 0.1 --device cpu',
+    "plane": f'plane "{ONE}" "{LAST}" {OTHER} -o plane --grid 3x2 --margin 0.1 --split test',
+    "around": f"plane {OTHER} -o around --directions random --radius 0.5 --seed 3 --grid 2 --split test",
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("a study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        Path("c.toml").write_text(CONFIG)
+        for seed, name in enumerate(("s 0", "s1")):
+            assert run(["train", "c.toml", "-o", f"runs/{name}", "--seed", str(seed), "--device", "cpu"]) == 0
+        for line in COMMANDS.values():
+            assert run(shlex.split(line.replace("", ""))) == 0
+        assert run(["report", *COMMANDS, "-o", "page.html"]) == 0
+    return root
+
+
+def origins(page: Path) -> dict[str, dict[str, Any]]:
+    """Return what a page says of its sources, by their names."""
+    [text] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    return {origin["name"]: origin for origin in json.loads(text)["origins"]}
+
+
+def content(name: str) -> Any:
+    """Return what a result holds, apart from times."""
+    folder = Path(name)
+    if name == "dumps":
+        return {file.name: sorted(h5py.File(file)["test"]) for file in folder.glob("*.h5")}
+    return (folder / "points.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_of_a_page_makes_its_source_again(
+    name: str, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(study)
+    command = origins(Path("page.html"))[name]["command"]
+    words = shlex.split(command)
+    assert words[0] == "ckpt-probe"
+    before = content(name)
+    # As the page stands, what it names is there, and made by the same options.
+    assert run(words[1:]) == 0, capsys.readouterr().err
+    assert "0 dumps written" in capsys.readouterr().err or name != "dumps"
+    Path(name).rename(f"{name} aside")
+    assert run(words[1:]) == 0, capsys.readouterr().err
+    assert content(name) == before
+
+
+def test_a_page_made_elsewhere_names_the_directory_of_its_commands(
+    study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["report", str(study / "dumps"), str(study / "dumps" / "step-000002.h5"), "-o", "page.html"]) == 0
+    for origin in origins(Path("page.html")).values():
+        place, command = origin["command"].split(" && ")
+        monkeypatch.chdir(shlex.split(place)[1])
+        assert Path.cwd() == study
+        assert run(shlex.split(command)[1:]) == 0
+
+
+def test_checkpoints_of_one_name_are_told_apart(study: Path) -> None:
+    marks = json.loads((study / "plane" / "plane.json").read_text())["marks"]
+    expected = [name.removeprefix("runs/") for name in (ONE, LAST, OTHER)]
+    assert [mark["checkpoint"] for mark in marks] == expected
+    path = json.loads((study / "curve" / "path.json").read_text())
+    assert (path["from"], path["to"]) == tuple(expected[1:])
+
+
+def test_dumps_of_one_name_are_told_apart(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(study)
+    assert run(["extract", "runs/s1", "-o", "other", "--layers", "all", "--similarity-rows", "50", "--split", "test",
+                "--limit", "60"]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert run(["similarity", "dumps/step-000002.h5", "other/step-000002.h5", "--measure", "cka"]) == 0
+    assert "layers of dumps/step-000002 (rows) and other/step-000002 (columns)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        ([], ["analyze", "thin", "--layer-metric", "separation"]),
+        (["--store", "moments"], ["similarity", "thin/step-000002.h5"]),
+        (["--store", "moments"], ["analyze", "thin"]),
+        (["--layers", "all"], ["analyze", "thin", "--wide"]),
+    ],
+)
+def test_the_options_that_a_message_names_are_enough(
+    store: list[str], words: list[str], study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(study)
+    extract = ["extract", "runs/s1", "-o", "thin", "--limit", "80", "--device", "cpu"]
+    assert run([*extract, *store, "--overwrite"]) == 0
+    capsys.readouterr()
+    run(words)
+    shown = capsys.readouterr()
+    [hint, *_] = re.findall(r"extract (?:them )?again with (--[^);]*--overwrite)", shown.out + shown.err)
+    kept = [] if "--store" in hint or "--layers" in hint else store
+    assert run([*extract, *kept, *hint.split()]) == 0
+    capsys.readouterr()
+    assert run(words) == 0
+    shown = capsys.readouterr()
+    assert hint not in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"),
+    [("extract", (Setup, Storage)), ("interpolate", (Setup, PathOptions)), ("plane", (PlaneOptions,))],
+)
+def test_every_setting_is_an_option_with_the_same_default(verb: str, settings: tuple[Any, ...]) -> None:
+    command = group.get_command(click.Context(group), verb)
+    assert command is not None
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    defaults = command.make_context(verb, ["A", "-o", "B"]).params
+    read = {"memory": byte_count, "points": int, "grid": int, "span": lambda text: tuple(map(float, text.split(":")))}
+    for field in (field for part in settings for field in fields(part)):
+        if field.name in {"layers", "pooling", "unlabelled"} and verb != "extract":
+            continue
+        assert f"--{SPELLED.get(field.name, field.name).replace('_', '-')}" in options
+        assert (read.get(field.name, lambda value: value)(defaults[field.name]) or None) == (field.default or None)
