@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.models.renaming import renamed
+from ckpt_probe.models.tying import shared_names, untie
 
 WITHIN = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What compilation and sharding of single layers put within names."""
@@ -19,14 +20,24 @@ QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_sc
 Value = TypeVar("Value")
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> tuple[str, ...]:
     """Copy a state dict into a model in place, strictly: same names, same shapes.
 
     What wrappers (data-parallel, compilation, a training framework's module) put before the names is taken off where
     the names then fit, as `unwrapped` does, and names of earlier versions of transformers are translated. Counters of
-    batch norm may be absent, and tensors that the model ties to others. Raises DataError naming `source` and listing
-    missing names, unexpected names, other shapes, and whole numbers where the model has floats, which are quantised:
-    what they stand for is not in them; or where the names fit after several prefixes, listing these.
+    batch norm may be absent, and tensors that the model ties to others.
+
+    Args:
+        model: The model, changed in place; tensors that it ties are treated as `untie` says where their values differ.
+        state_dict: Tensors by name.
+        source: The file, for messages.
+
+    Returns:
+        Notes for the user, one sentence each.
+
+    Raises:
+        DataError: If names are missing or unexpected, a shape differs, the model has floats where the file has whole
+            numbers (quantised weights), or the names fit after several prefixes; the message lists them.
     """
     wanted = model.state_dict()
     prefixes = _prefixes(state_dict, set(wanted))
@@ -50,7 +61,9 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     told = [f"{len(names)} {what}: {listed(names)}" for what, names in faults if names]
     if told:
         raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(told)}")
+    notes = untie(model, given)
     model.load_state_dict(given)
+    return notes
 
 
 def require_classes(logits: int, classes: int) -> None:
@@ -111,11 +124,9 @@ def _without(name: str, wanted: Set[str]) -> str:
 
 def _absent(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the model that a checkpoint may lack: counters of batch norm, and twins of what it has."""
-    known = [name for name, tensor in wanted.items() if name in given and not is_lazy(tensor)]
-    twins = {wanted[name].data_ptr(): given[name] for name in known if wanted[name].data_ptr()}
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(COUNTER)}
-    others = [name for name, tensor in wanted.items() if name not in given and not is_lazy(tensor)]
-    return counters | {name: twins[wanted[name].data_ptr()] for name in others if wanted[name].data_ptr() in twins}
+    known = [(names, [name for name in names if name in given]) for names in shared_names(wanted)]
+    return counters | {name: given[present[-1]] for names, present in known if present for name in names}
 
 
 def _require_floats(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ckpt_probe.models.tying import is_of_transformers
 from ckpt_probe.plugins import loaded_by_transformers
 
 
@@ -16,12 +17,9 @@ def renamed(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, 
     What the model lacks stays under its old name, what the file lacks is absent, and a tensor of another shape is one
     without memory, so that whoever puts them into the model sees what does not fit.
     """
-    # No import: a model of transformers exists only where it has been imported.
-    transformers: Any = sys.modules.get("transformers")
-    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
+    if not is_of_transformers(model) or set(state_dict) == set(model.state_dict()):
         return state_dict
-    if set(state_dict) == set(model.state_dict()):
-        return state_dict
+    transformers: Any = sys.modules["transformers"]
     told, found = loaded_by_transformers(transformers, type(model), model.config, state_dict)
     told |= {name: state_dict[name] for name in found["unexpected_keys"] if name in state_dict}
     return told | {name: torch.empty(shape, device="meta") for name, shape, _ in found["mismatched_keys"]}
