@@ -1,7 +1,8 @@
 """What is forwarded: a model built once, its classifier, and the data it is shown."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from ckpt_probe.models import (
     Head,
     Taps,
     arguments_taken,
+    assumed_arguments,
     backbone_of,
     build_model,
     choose_device,
@@ -96,7 +98,8 @@ class Subject:
         place = torch.device("cpu") if double and self.device.type == "mps" else self.device
         kind = torch.float64 if double else torch.float32
         self.model.to(place).to(kind)
-        load_weights(self.model, state_dict, source=source)
+        notes = load_weights(self.model, state_dict, source=source)
+        self.said = tuple(dict.fromkeys((*self.said, *notes)))
         if not self.head.settled:
             try:
                 self.head = find_head(self.model, on_device(self.sample, place, kind), self.head.name)
@@ -201,15 +204,19 @@ def open_subject(path: Path, setup: Setup) -> Subject:
     """
     with setup.open(path) as checkpoint:
         stated = _stated_model(checkpoint, setup)
-        data = _data(path, setup, checkpoint.metadata, _hints(path, setup, stated))
+        data = _data(path, setup, checkpoint.metadata, _hints(checkpoint, setup, stated))
         splits = tuple(dict.fromkeys(setup.splits or data.splits))
         for split in splits:
             data.split(split)
         name, arguments = _model(checkpoint, setup, stated, data)
         device = choose_device(setup.device)
         model = build_model(name, arguments, initialised=False)
-        said = [_told_note(checkpoint, setup, stated), wrapper_note(checkpoint.names, set(model.state_dict()))]
-        load_weights(model, checkpoint.state_dict(), source=str(path))
+        said = [
+            _told_note(checkpoint, setup, stated),
+            _assumption_note(checkpoint, setup, stated),
+            wrapper_note(checkpoint.names, set(model.state_dict())),
+        ]
+        said += load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)
         named = setup.classifier or checkpoint.metadata.classifier
         try:
@@ -263,10 +270,19 @@ def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Te
     return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
 
 
-def _hints(path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
+def _hints(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
+    """Return the model as data may know it; with the sizes of the checkpoint's own tensors if the data ask for them."""
     name, told = stated
-    place = here(path)
-    return ModelHints(name, {**told, **(setup.model_arguments or {})}, place if place.is_dir() else place.parent)
+    local = here(checkpoint.path)
+    arguments = {**told, **(setup.model_arguments or {})}
+    complete = None
+    if name is not None and not model_functions(name):
+        complete = partial(model_arguments, name, arguments, tensors=_shapes(checkpoint))
+    return ModelHints(name, arguments, local if local.is_dir() else local.parent, complete)
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
 
 
 def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHints) -> LabelledData:
@@ -308,6 +324,25 @@ def _told_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, d
     return f"model arguments from the checkpoint's hyperparameters: {told}" if told else None
 
 
+def _assumed(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    """Return arguments that a framework sets for a file like this one; metadata that name the model lack none."""
+    return {} if name == checkpoint.metadata.model else assumed_arguments(name)
+
+
+def _assumption_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> str | None:
+    """Return a sentence about arguments that are assumed, since neither the file nor the caller states them."""
+    name, stated_arguments = stated
+    stated_arguments = {**stated_arguments, **(setup.model_arguments or {})}
+    assumed = {} if name is None else _assumed(checkpoint, name)
+    values = ", ".join(f"{key}={value}" for key, value in assumed.items() if key not in stated_arguments)
+    if not values:
+        return None
+    return (
+        f"model {name}: {values} is assumed, as its library sets it for pretrained weights; no file records it: state "
+        "it among the model's arguments if the network was trained otherwise"
+    )
+
+
 def _model(
     checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]], data: LabelledData | None
 ) -> tuple[str, dict[str, Any]]:
@@ -323,8 +358,10 @@ def _model(
     if functions := model_functions(name):
         require_named(functions, setup.model, path, f"--model {name}")
         require_named(functions_within(told), setup.model, path, f"--model {name} --model-arguments …")
-    shapes = {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
     shape, classes = (None, None) if data is None else (data.input_shape, data.classes)
     if data is None and (heads := likely_heads(checkpoint.layout)):
         classes = heads[0].classes
-    return name, model_arguments(name, {**told, **chosen}, input_shape=shape, classes=classes, tensors=shapes)
+    assumed = _assumed(checkpoint, name)
+    complete = {**assumed, **told, **chosen}
+    tensors = _shapes(checkpoint)
+    return name, model_arguments(name, complete, input_shape=shape, classes=classes, tensors=tensors)

@@ -11,7 +11,13 @@ from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.models.builtin import BUILTIN
 from ckpt_probe.models.external.filling import Unfilled
 from ckpt_probe.models.external.hugging_face import hugging_face_arguments, hugging_face_model
-from ckpt_probe.models.external.image_models import timm_arguments, timm_model, torchvision_arguments, torchvision_model
+from ckpt_probe.models.external.image_models import (
+    OF_WEIGHTS,
+    timm_arguments,
+    timm_model,
+    torchvision_arguments,
+    torchvision_model,
+)
 from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
@@ -78,6 +84,12 @@ def model_arguments(
         model = outline(lambda arguments: _called(name, function, arguments), {**given, called: classes})
         told = told_sizes(Skeleton(shapes_of(model), classes), tensors, SizeNames(called))
     return {**given, called: classes, **told}
+
+
+def assumed_arguments(name: str) -> Mapping[str, Any]:
+    """Return the arguments with which a framework builds a model for its own weights, and which no file records."""
+    kind, _, model = name.partition(":")
+    return OF_WEIGHTS.get(model, {}) if kind == "torchvision" else {}
 
 
 def functions_named(name: str) -> list[str]:

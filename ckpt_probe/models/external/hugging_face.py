@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
+from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, square_side, told_sizes
 from ckpt_probe.plugins import hub_switched_off, require_extra, told_nothing
 
 BACKBONE = "feature-extraction"
@@ -68,8 +68,9 @@ def hugging_face_arguments(
     if tensors is None:
         return given if classes is None else {"num_labels": classes, **given}
     model: Any = outline(lambda arguments: hugging_face_model(directory, arguments), given)
-    skeleton = Skeleton(shapes_of(model), model.config.num_labels)
-    return {**told_sizes(skeleton, tensors, SizeNames("num_labels")), **given}
+    image, patch = (square_side(getattr(model.config, name, None)) for name in ("image_size", "patch_size"))
+    skeleton = Skeleton(shapes_of(model), model.config.num_labels, image, patch)
+    return {**told_sizes(skeleton, tensors, SizeNames("num_labels", None, "image_size")), **given}
 
 
 def _is_backbone(directory: str, given: dict[str, Any], tensors: Shapes) -> bool:
