@@ -16,7 +16,7 @@ from ckpt_probe.data.dataset import LABEL_NAMES
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, first_samples, sample_shape, stratified
-from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, tokenization
+from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
 from ckpt_probe.errors import DataError, UsageError, last_line, listed
 from ckpt_probe.files import require_regular
 from ckpt_probe.plugins import require_extra
@@ -86,7 +86,9 @@ def _load(
     splits, kept = _splits(tables, labels, given, hints, others)
     inputs, _ = first_samples(next(iter(splits.values())), 1)
     classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
-    return LabelledData(f"{kind}:{place}", splits, classes, sample_shape(inputs), {**given, **kept}, names)
+    stated = {**given, **kept}
+    shape, padding = sample_shape(inputs), padding_of(splits)
+    return LabelledData(f"{kind}:{place}", splits, classes, shape, stated, names, padding=padding)
 
 
 def _files(place: Path, kind: str) -> list[Path]:

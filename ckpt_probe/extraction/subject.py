@@ -358,10 +358,11 @@ def _model(
     if functions := model_functions(name):
         require_named(functions, setup.model, path, f"--model {name}")
         require_named(functions_within(told), setup.model, path, f"--model {name} --model-arguments …")
-    shape, classes = (None, None) if data is None else (data.input_shape, data.classes)
+    shape, classes, padding = (None, None, None) if data is None else (data.input_shape, data.classes, data.padding)
     if data is None and (heads := likely_heads(checkpoint.layout)):
         classes = heads[0].classes
     assumed = _assumed(checkpoint, name)
     complete = {**assumed, **told, **chosen}
     tensors = _shapes(checkpoint)
-    return name, model_arguments(name, complete, input_shape=shape, classes=classes, tensors=tensors)
+    known = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": tensors}
+    return name, model_arguments(name, complete, **known)

@@ -58,11 +58,21 @@ def model_arguments(
     *,
     input_shape: Sequence[int] | None = None,
     classes: int | None = None,
+    padding: int | None = None,
     tensors: Shapes | None = None,
 ) -> dict[str, Any]:
-    """The complete arguments, with which `build_model` alone builds the same network again.
+    """Return the complete arguments, with which `build_model` alone builds the same network again.
 
-    Sizes that are not among them are those of the checkpoint whose `tensors` are given, else those of the data.
+    Args:
+        name: The model, as `build_model` takes it.
+        arguments: Arguments that the caller states; they take precedence.
+        input_shape: The shape of one sample of the data.
+        classes: The number of classes of the data.
+        padding: The number of the token that pads the texts of the data.
+        tensors: Shapes of the checkpoint's tensors, whose sizes take precedence over those of the data.
+
+    Raises:
+        UsageError: If there is no such model, or it does not take such arguments.
     """
     given = dict(arguments or {})
     kind, _, place = name.partition(":")
@@ -71,7 +81,7 @@ def model_arguments(
     if kind == "torchvision" and place:
         return torchvision_arguments(place, given, input_shape=input_shape, classes=classes, tensors=tensors)
     if kind == "hf" and place:
-        return hugging_face_arguments(place, given, classes=classes, tensors=tensors)
+        return hugging_face_arguments(place, given, classes=classes, padding=padding, tensors=tensors)
     function = _function(name)
     parameters = _parameters(function)
     if input_shape is not None and "input_shape" in parameters:
