@@ -195,10 +195,10 @@ class _Runner:
         blocks: list[Block] = []
         numbers: list[Tensor] = []
         for samples, part, named in equal_lengths(inputs, labels, lengths):
-            found = list(self._in_parts(part, named))
-            counts = rows_of_samples(named, sum(len(block.labels) for block in found))
+            forwarded = list(self._in_parts(part, named))
+            counts = rows_of_samples(named, sum(len(block.labels) for block in forwarded))
             numbers.append(samples.repeat_interleave(counts))
-            blocks += found
+            blocks += forwarded
         if self._head.positions == "every":
             self.left_out += int((lengths.max() - lengths).sum())
         yield Block.joined(blocks, torch.cat(numbers).argsort(stable=True))

@@ -211,12 +211,12 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         name, arguments = _model(checkpoint, setup, stated, data)
         device = choose_device(setup.device)
         model = build_model(name, arguments, initialised=False)
-        said = [
+        remarks = [
             _told_note(checkpoint, setup, stated),
             _assumption_note(checkpoint, setup, stated),
             wrapper_note(checkpoint.names, set(model.state_dict())),
         ]
-        said += load_weights(model, checkpoint.state_dict(), source=str(path))
+        remarks += load_weights(model, checkpoint.state_dict(), source=str(path))
         model.to(device)
         named = setup.classifier or checkpoint.metadata.classifier
         try:
@@ -231,7 +231,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
                 data = in_width(data, classes)
         except CkptProbeError as error:
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}") from error
-    notes = tuple(note for note in said if note)
+    notes = tuple(note for note in remarks if note)
     # A model's directory at an address is in this process's own folder only.
     return Subject(model, by_address(name), arguments, data, splits, head, sample, setup, device, notes, taps)
 

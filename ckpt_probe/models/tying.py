@@ -17,11 +17,11 @@ def is_of_transformers(model: nn.Module) -> bool:
 
 def shared_names(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     """Return the names of each tensor that a state dict has under several, in the order in which torch loads them."""
-    found: dict[tuple[int, torch.Size], list[str]] = {}
+    names_of: dict[tuple[int, torch.Size], list[str]] = {}
     for name, tensor in tensors.items():
         if not is_lazy(tensor) and tensor.data_ptr():
-            found.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
-    return [names for names in found.values() if len(names) > 1]
+            names_of.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
+    return [names for names in names_of.values() if len(names) > 1]
 
 
 def untie(model: nn.Module, values: Mapping[str, Tensor]) -> tuple[str, ...]:

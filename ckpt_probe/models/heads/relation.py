@@ -78,12 +78,12 @@ def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], place: in
     return _fitted(passes, cap) if passes[0][0] else None
 
 
-def _cap_of(model: nn.Module, inputs: Batch, names: Sequence[str], place: int, result: Tensor) -> float | None:
+def _cap_of(model: nn.Module, inputs: Batch, names: Sequence[str], number: int, result: Tensor) -> float | None:
     """Return c if the model's output is c · tanh(logits / c), None if large logits give large numbers."""
     with _replaced(model, names, _widths(result), 0, SATURATING):
-        found = results_of(forward_once(model, inputs))[place].abs()
-    cap = float(found.max())
-    return cap if cap > 0 and bool(((found - cap).abs() <= 1e-3 * cap).all()) else None
+        largest = results_of(forward_once(model, inputs))[number].abs()
+    cap = float(largest.max())
+    return cap if cap > 0 and bool(((largest - cap).abs() <= 1e-3 * cap).all()) else None
 
 
 @contextmanager
