@@ -17,6 +17,7 @@ from ckpt_probe.data.samples import (
     first_samples,
     notes_of,
     one_tensor,
+    taken_apart,
 )
 from ckpt_probe.data.sources import functions_named, load_data
 
@@ -43,4 +44,5 @@ __all__ = [
     "one_tensor",
     "ready_batches",
     "ready_parts",
+    "taken_apart",
 ]

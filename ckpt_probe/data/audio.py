@@ -1,4 +1,4 @@
-"""Sound as a model's own feature extractor sees it: decoded, at its sampling rate, padded to the longest of a batch."""
+"""Sound as a model's own feature extractor sees it: decoded, at its sampling rate, each for itself."""
 
 import io
 import math
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ckpt_probe.data.dataset import Unreadable
 from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.samples import LENGTHS
 from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import load_pretrained, require_extra
 
@@ -48,17 +50,20 @@ class SoundPreparation:
         return np.ascontiguousarray(mono, dtype=np.float32)
 
     def collate(self, samples: Sequence[tuple[np.ndarray, int]]) -> tuple[dict[str, Tensor], Tensor]:
-        """A batch: the tensors (n, …) that the extractor makes of the sounds, by the names of a model's arguments.
+        """Return the tensors that the extractor makes of each sound, by the names of a model's arguments, as a batch.
 
-        Raises DataError where it makes none of them.
+        Sounds of different lengths are padded with zeros at the end, and come with their lengths.
+
+        Raises:
+            DataError: If the extractor makes no tensors of them.
         """
         try:
-            made = self.extractor(
-                [wave for wave, _ in samples], sampling_rate=self.wanted, padding=True, return_tensors="pt"
-            )
+            made = [dict(self.extractor(wave, sampling_rate=self.wanted, return_tensors="pt")) for wave, _ in samples]
         except Exception as error:
             raise DataError(f"the model's feature extractor takes no such sound: {last_line(error)}") from error
-        return dict(made), torch.tensor([label for _, label in samples])
+        inputs = {name: pad_sequence([each[name][0] for each in made], batch_first=True) for name in made[0]}
+        inputs[LENGTHS] = torch.tensor([next(iter(each.values())).shape[1] for each in made])
+        return inputs, torch.tensor([label for _, label in samples])
 
 
 @dataclass(frozen=True)

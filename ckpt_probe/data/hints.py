@@ -1,6 +1,6 @@
 """What data may ask about the model that will see them: how images are prepared, and how text becomes tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,18 @@ class ModelHints:
 
     directory: that of the checkpoint, where its configuration, image processor and tokenizer may be, or one above.
     arguments_source: who names the arguments of the data, for descriptions.
+    complete: adds the sizes that the checkpoint's tensors show to the arguments, which takes a while.
     """
 
     name: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
     arguments_source: str = "argument"
+    complete: Callable[[], Mapping[str, Any]] | None = None
+
+    def sized_arguments(self) -> Mapping[str, Any]:
+        """Return the model's arguments with its image size and channels, wherever the checkpoint shows them."""
+        return self.arguments if self.complete is None else self.complete()
 
     @property
     def source(self) -> str:

@@ -20,6 +20,9 @@ Batch = tuple[Inputs, Tensor]
 LEFT_OUT = -100
 """The label of a position that is no row, as frameworks mark padding."""
 
+LENGTHS = "lengths before padding"
+"""The name, among the inputs of a batch, of the lengths (n,) of its samples, padded to the longest."""
+
 UNLABELLED = -1
 """The label of a sample that has none."""
 
@@ -71,8 +74,8 @@ class LabelledData:
     """Splits by name, the number of classes (0 without labels), and the shape of one sample (that of tokens, ()).
 
     class_names: names of the first classes, where they have any. notes: what was left out while loading, one sentence
-    each. `arguments` build the same data again, whatever model they were first loaded for. preparation: how images
-    become inputs, with the source of each step.
+    each. padding: the number of the token with which texts are padded. `arguments` build the same data again, whatever
+    model they were first loaded for. preparation: how images become inputs, with the source of each step.
     """
 
     name: str
@@ -83,6 +86,7 @@ class LabelledData:
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     preparation: str = ""
+    padding: int | None = None
 
     @property
     def labelled(self) -> bool:
@@ -141,10 +145,20 @@ def as_handed_out(inputs: Tensor) -> Tensor:
     return inputs.to(torch.float32 if inputs.is_floating_point() else torch.int64)
 
 
-def first_samples(split: Split, count: int) -> Batch:
-    """A batch of at least `count` samples from the start of a split, or all where it has fewer.
+def taken_apart(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
+    """Return the inputs that a model takes, and the lengths (n,) of samples that are padded, None if none is."""
+    if isinstance(inputs, Tensor) or LENGTHS not in inputs:
+        return inputs, None
+    return {name: tensor for name, tensor in inputs.items() if name != LENGTHS}, inputs[LENGTHS]
 
-    More than those are read only where some of them cannot be. Raises DataError where of the first 4,096 none can.
+
+def first_samples(split: Split, count: int) -> Batch:
+    """Read at least `count` samples from the start of a split, or all if it has fewer, as a model takes them.
+
+    More than those are read only if some of them cannot be.
+
+    Raises:
+        DataError: If none of the first 4,096 can be read.
     """
     for size in (count, *LOOKED_THROUGH):
         inputs, labels = split.batch(slice(0, size))
@@ -154,7 +168,7 @@ def first_samples(split: Split, count: int) -> Batch:
         reasons = list(split.left_out.values()) if isinstance(split, Streaming) else []
         told = f"none of the first {min(size, len(split))} samples can be read"
         raise DataError(f"{told}: {listed(reasons, 3)}")
-    return inputs, labels
+    return taken_apart(inputs)[0], labels
 
 
 def notes_of(split: Split) -> tuple[str, ...]:

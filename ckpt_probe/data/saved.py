@@ -21,7 +21,7 @@ from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.language.windows import ARGUMENTS as OF_WINDOWS
 from ckpt_probe.data.language.windows import MASKED, NEXT, labelled_windows, wanted_labels
 from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_samples, sample_shape
-from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, Tokenization, tokenization
+from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, Tokenization, padding_of, tokenization
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.plugins import require_extra
 
@@ -61,11 +61,18 @@ def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: i
     inputs, _ = first_samples(next(iter(splits.values())), 1)
     classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
     chosen = {key: value for key, value in arguments.items() if key in COLUMNS}
-    shape = sample_shape(inputs)
-    described = "" if preparation is None else preparation.described(shape)
-    stated = {**chosen, **kept}
-    name = f"hf-dataset:{place}"
-    return LabelledData(name, splits, classes, shape, stated, names, tuple(notes), preparation=described)
+    stated, shape = {**chosen, **kept}, sample_shape(inputs)
+    return LabelledData(
+        f"hf-dataset:{place}",
+        splits,
+        classes,
+        shape,
+        stated,
+        names,
+        tuple(notes),
+        preparation="" if preparation is None else preparation.described(shape),
+        padding=padding_of(splits),
+    )
 
 
 def _labels(

@@ -19,7 +19,7 @@ from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, first_samples, sample_shape, stratified
-from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, tokenization
+from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
 from ckpt_probe.errors import DataError, UsageError, last_line, listed
 from ckpt_probe.files import require_regular
 from ckpt_probe.plugins import require_extra
@@ -89,6 +89,7 @@ def _load(
         {**given, **kept},
         names,
         tuple(notes if index else ()),
+        padding=padding_of(splits),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.hints import ModelHints, read_configuration
-from ckpt_probe.data.samples import Batch
+from ckpt_probe.data.samples import LENGTHS, Batch
 from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import load_pretrained, require_extra
 
@@ -36,17 +36,19 @@ class Tokenization:
     arguments: dict[str, Any]
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[dict[str, Tensor], list[int]]:
-        """Tensors (n, T) by the names of a model's arguments, and the numbers of the texts that were cut."""
+        """Return tensors (n, T) by the names of a model's arguments, with their lengths, and numbers of cut texts."""
         encoded = self.tokenizer(
             list(texts),
             None if pairs is None else list(pairs),
             padding=True,
             truncation=True,
             max_length=self.max_length,
+            return_attention_mask=True,
             return_tensors="pt",
         )
         cut = [number for number, one in enumerate(encoded.encodings or []) if one.overflowing]
-        return dict(encoded), cut
+        taken = {name: tensor for name, tensor in encoded.items() if name in self.tokenizer.model_input_names}
+        return {**taken, LENGTHS: encoded["attention_mask"].sum(dim=1)}, cut
 
 
 class Texts(Protocol):
@@ -73,6 +75,11 @@ class TextSplit:
         return self._labels
 
     @property
+    def padding(self) -> int:
+        """The number of the token that pads texts."""
+        return self._tokenize.tokenizer.pad_token_id
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """How many of the texts read so far were cut, where some were."""
         if not self._cut:
@@ -91,6 +98,11 @@ class TextSplit:
         return inputs, self._labels[torch.tensor(list(numbers), dtype=torch.int64)]
 
 
+def padding_of(splits: Mapping[str, Any]) -> int | None:
+    """Return the number of the token that pads the texts of some splits, None if they hold no texts."""
+    return next((split.padding for split in splits.values() if isinstance(split, TextSplit)), None)
+
+
 def tokenization(given: Mapping[str, Any], hints: ModelHints) -> Tokenization:
     """The tokenizer of the model's directory, or of the one that `tokenizer` names, and its length.
 
@@ -99,6 +111,8 @@ def tokenization(given: Mapping[str, Any], hints: ModelHints) -> Tokenization:
     """
     directory = _directory(given.get(TOKENIZER), hints)
     tokenizer, config = _read(directory), read_configuration(directory)
+    # The end is where `LENGTHS` say that samples are padded; models see none of it.
+    tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         _choose_padding(tokenizer, config, directory)
     length = _length(given.get(MAX_LENGTH), tokenizer, config, directory)

@@ -423,4 +423,9 @@ def _require_storable(subject: Subject, storage: Storage) -> str | None:
     classes, features = subject.parameters()[0].shape
     if isinstance(subject.head, Backbone):
         classes = max(1, subject.data.classes)
+    elif subject.head.shows_logits and not storage.with_logits and not is_scored(subject.head, classes):
+        raise UsageError(
+            f"the model's logits are {subject.head.reading}, so that features and weights do not give its loss: they "
+            "have to be stored"
+        )
     return storage.require_fitting(classes, features, positions=is_scored(subject.head, classes))

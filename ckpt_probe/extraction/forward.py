@@ -1,15 +1,16 @@
 """Forward passes that yield the classifier's inputs and outputs, block by block, with the next batch ready in time."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches
+from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, taken_apart
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.allocation import keep_freed_memory
+from ckpt_probe.extraction.lengths import equal_lengths, rows_of_samples
 from ckpt_probe.extraction.scoring import is_scored, parameters_of, score_logits, score_rows
 from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.models import Backbone, Batch, Head, Taps, evaluating, on_device, padding_mask, part_of, unknown_index
@@ -30,6 +31,24 @@ class Block:
     logits: Tensor
     scored: Scored | None = None
     layers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, blocks: Sequence["Block"], order: Tensor) -> "Block":
+        """Return the rows of several blocks as one, row i of it row order[i] of all of theirs."""
+
+        def join(parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(parts))[order.to(parts[0].device)]
+
+        scored = None
+        if all(block.scored is not None for block in blocks):
+            pairs = [(block.scored.prediction, block.scored.loss) for block in blocks if block.scored is not None]
+            predictions, losses = zip(*pairs, strict=True)
+            scored = Scored(join([as_tensor(part, "predictions") for part in predictions]), join(losses))
+        layers = {layer: join([block.layers[layer] for block in blocks]) for layer in blocks[0].layers}
+        features, labels, logits = (
+            join([getattr(block, name) for block in blocks]) for name in ("features", "labels", "logits")
+        )
+        return cls(features, labels, logits, scored, layers)
 
     @property
     def scores(self) -> Tensor | Scored | None:
@@ -87,12 +106,14 @@ def forward_batches(
 
     Where every position of a sample is a row, such as the tokens of a text, labels are (n, positions), those of −100
     are left out, and logits are never held all at once where they would be wider than the features (`is_scored`).
+    Samples that come with their lengths before padding are forwarded without it, so that none depends on the others.
     `device` is where the model is. What is done where it runs out of memory, and errors, as `forward_blocks`.
     """
     runner = _Runner(model, head, taps or Taps(), progress or Silent())
     waiting: list[_Copy] = []
-    for inputs, labels in batches:
-        for block in runner.run(on_device(inputs, device, dtype), labels):
+    for batch, labels in batches:
+        inputs, lengths = taken_apart(batch)
+        for block in runner.run(on_device(inputs, device, dtype), labels, lengths):
             # One block stays behind, so that its copy from the device overlaps the next forward pass.
             waiting.append(_Copy(block))
             if len(waiting) > 1:
@@ -167,7 +188,22 @@ class _Runner:
         self.left_out = 0
         self._progress = progress
 
-    def run(self, inputs: Batch, labels: Tensor) -> Iterator[Block]:
+    def run(self, inputs: Batch, labels: Tensor, lengths: Tensor | None = None) -> Iterator[Block]:
+        if lengths is None or isinstance(inputs, Tensor):
+            yield from self._in_parts(inputs, labels)
+            return
+        blocks: list[Block] = []
+        numbers: list[Tensor] = []
+        for samples, part, named in equal_lengths(inputs, labels, lengths):
+            forwarded = list(self._in_parts(part, named))
+            counts = rows_of_samples(named, sum(len(block.labels) for block in forwarded))
+            numbers.append(samples.repeat_interleave(counts))
+            blocks += forwarded
+        if self._head.positions == "every":
+            self.left_out += int((lengths.max() - lengths).sum())
+        yield Block.joined(blocks, torch.cat(numbers).argsort(stable=True))
+
+    def _in_parts(self, inputs: Batch, labels: Tensor) -> Iterator[Block]:
         start = 0
         while start < len(labels):
             stop = len(labels) if self._part is None else min(start + self._part, len(labels))

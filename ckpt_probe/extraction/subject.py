@@ -3,6 +3,7 @@
 from collections.abc import Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from ckpt_probe.models import (
     Head,
     Taps,
     arguments_taken,
+    assumed_arguments,
     backbone_of,
     build_model,
     choose_device,
@@ -105,7 +107,8 @@ class Subject:
         place = torch.device("cpu") if double and self.device.type == "mps" else self.device
         kind = torch.float64 if double else torch.float32
         self.model.to(place).to(kind)
-        load_weights(self.model, state_dict, source=source, extra=extra)
+        notes = load_weights(self.model, state_dict, source=source, extra=extra)
+        self.said = tuple(dict.fromkeys((*self.said, *notes)))
         if not self.head.settled:
             try:
                 self.head = find_head(self.model, on_device(self.sample, place, kind), self.head.name)
@@ -215,19 +218,20 @@ def open_subject(path: Path, setup: Setup) -> Subject:
     """
     with setup.open(path) as checkpoint:
         stated = _stated_model(checkpoint, setup)
-        data = _data(path, setup, checkpoint.metadata, _hints(path, setup, stated))
+        data = _data(path, setup, checkpoint.metadata, _hints(checkpoint, setup, stated))
         splits = tuple(dict.fromkeys(setup.splits or data.splits))
         for split in splits:
             data.split(split)
         name, arguments = _model(checkpoint, setup, stated, data)
         device = choose_device(setup.device)
         model = build_model(name, arguments, initialised=False)
-        said = [
+        remarks = [
             _told_note(checkpoint, setup, stated),
+            _assumption_note(checkpoint, setup, stated),
             wrapper_note(checkpoint.names, set(model.state_dict())),
             _opaque_note(checkpoint),
         ]
-        fill(model, checkpoint)
+        remarks += fill(model, checkpoint)
         model.to(device)
         named = setup.classifier or checkpoint.metadata.classifier
         shown = None
@@ -244,7 +248,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         except CkptProbeError as error:
             hint = _channels_hint(model, shown, data)
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}{hint}") from error
-    notes = tuple(note for note in said if note)
+    notes = tuple(note for note in remarks if note)
     # A model's directory at an address is in this process's own folder only.
     return Subject(model, by_address(name), arguments, data, splits, head, sample, setup, device, notes, taps)
 
@@ -257,10 +261,10 @@ def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]
     return _model(checkpoint, setup, _stated_model(checkpoint, setup), None)
 
 
-def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put all that a checkpoint holds of a model into it. Raises DataError if it does not fit."""
+def fill(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Load a checkpoint's weights and extra state into a model, and return notes. Raises DataError if they don't fit."""
     state, extra = checkpoint.state_dict(), checkpoint.extra_state()
-    load_weights(model, state, source=str(checkpoint.path), extra=extra, state_key=checkpoint.state_key)
+    return load_weights(model, state, source=str(checkpoint.path), extra=extra, state_key=checkpoint.state_key)
 
 
 def find_rows(
@@ -306,12 +310,20 @@ def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -
     return ""
 
 
-def _hints(path: Path, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
+def _hints(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
+    """Return the model as data may know it; with the sizes of the checkpoint's own tensors if the data ask for them."""
     name, told = stated
-    place = here(path)
-    return ModelHints(
-        name, {**told, **(setup.model_arguments or {})}, snapshot_in(place) if place.is_dir() else place.parent
-    )
+    local = here(checkpoint.path)
+    arguments = {**told, **(setup.model_arguments or {})}
+    complete = None
+    if name is not None and not model_functions(name):
+        complete = partial(model_arguments, name, arguments, tensors=_shapes(checkpoint))
+    directory = snapshot_in(local) if local.is_dir() else local.parent
+    return ModelHints(name, arguments, directory, complete=complete)
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
 
 
 def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHints) -> LabelledData:
@@ -363,6 +375,25 @@ def _opaque_note(checkpoint: Checkpoint) -> str | None:
     return f"extra state that is bytes, which a module may unpickle, is left out: {listed(names)}"
 
 
+def _assumed(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    """Return arguments that a framework sets for a file like this one; metadata that name the model lack none."""
+    return {} if name == checkpoint.metadata.model else assumed_arguments(name)
+
+
+def _assumption_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> str | None:
+    """Return a sentence about arguments that are assumed, since neither the file nor the caller states them."""
+    name, stated_arguments = stated
+    stated_arguments = {**stated_arguments, **(setup.model_arguments or {})}
+    assumed = {} if name is None else _assumed(checkpoint, name)
+    values = ", ".join(f"{key}={value}" for key, value in assumed.items() if key not in stated_arguments)
+    if not values:
+        return None
+    return (
+        f"model {name}: {values} is assumed, as its library sets it for pretrained weights; no file records it: state "
+        "it among the model's arguments if the network was trained otherwise"
+    )
+
+
 def _model(
     checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]], data: LabelledData | None
 ) -> tuple[str, dict[str, Any]]:
@@ -378,8 +409,11 @@ def _model(
     if functions := model_functions(name):
         require_named(functions, setup.model, path, f"--model {name}")
         require_named(functions_within(told), setup.model, path, f"--model {name} --model-arguments …")
-    shapes = {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
-    shape, classes = (None, None) if data is None else (data.input_shape, data.classes)
+    shape, classes, padding = (None, None, None) if data is None else (data.input_shape, data.classes, data.padding)
     if data is None and (heads := likely_heads(checkpoint.layout)):
         classes = heads[0].classes
-    return name, model_arguments(name, {**told, **chosen}, input_shape=shape, classes=classes, tensors=shapes)
+    assumed = _assumed(checkpoint, name)
+    complete = {**assumed, **told, **chosen}
+    tensors = _shapes(checkpoint)
+    known = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": tensors}
+    return name, model_arguments(name, complete, **known)

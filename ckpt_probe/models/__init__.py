@@ -10,7 +10,13 @@ from ckpt_probe.models.heads.classifier import find_classifier, find_head
 from ckpt_probe.models.heads.head import Head, Part, Rows
 from ckpt_probe.models.layers import PENULTIMATE, POOLINGS, Tap, Taps, choose_taps, describe_layers, layers_told
 from ckpt_probe.models.pooling import padding_mask
-from ckpt_probe.models.sources import arguments_taken, build_model, functions_named, model_arguments
+from ckpt_probe.models.sources import (
+    arguments_taken,
+    assumed_arguments,
+    build_model,
+    functions_named,
+    model_arguments,
+)
 from ckpt_probe.models.two_source import TwoSource
 from ckpt_probe.wrappers import fitting_names, is_extra_state, unwrapped, wrapper_note
 
@@ -27,6 +33,7 @@ __all__ = [
     "Taps",
     "TwoSource",
     "arguments_taken",
+    "assumed_arguments",
     "backbone_of",
     "build_model",
     "call",

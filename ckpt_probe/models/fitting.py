@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from ckpt_probe.copies import trained_first
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.models.renaming import renamed
+from ckpt_probe.models.tying import shared_names, untie
 from ckpt_probe.wrappers import COUNTER, fitting_prefixes, is_extra_state, unwrapped
 
 QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_scale_inv")
@@ -23,7 +24,7 @@ def load_weights(
     source: str,
     extra: Mapping[str, Any] | None = None,
     state_key: str | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Copy a state dict into a model in place, strictly, as torch does: same names, same shapes.
 
     Prefixes of wrappers (data-parallel, compilation, a training framework's module) are removed if the names then fit,
@@ -31,11 +32,14 @@ def load_weights(
     norm may be absent, and tensors that the model ties to others.
 
     Args:
-        model: The model to be filled.
+        model: The model, changed in place; tensors that it ties are treated as `untie` says where their values differ.
         state_dict: Tensors by name.
         source: The file, for messages.
         extra: Values for modules' `set_extra_state` by name; if None, the model keeps those it has.
         state_key: Where in the file the state dict was found, for messages.
+
+    Returns:
+        Notes for the user, one sentence each.
 
     Raises:
         DataError: For names that are missing or unexpected, other shapes, quantised weights, values that a module
@@ -60,15 +64,18 @@ def load_weights(
         for name in sorted(set(wanted) & set(given))
         if not is_lazy(wanted[name]) and given[name].shape != wanted[name].shape
     ]
+    notes: tuple[str, ...] = ()
     if misshapen:
         missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
     else:
+        notes = untie(model, given)
         missing, unexpected = _load(model, {**given, **settings}, source)
         missing = [name for name in missing if not is_extra_state(name) or (extra is not None and name not in opaque)]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
     listings = [f"{len(names)} {fault}: {listed(sorted(names))}" for fault, names in faults if names]
     if listings:
         raise DataError(f"{source}: the model does not fit the checkpoint; {'; '.join(listings)}")
+    return notes
 
 
 def is_opaque(value: Any) -> bool:
@@ -102,11 +109,9 @@ def _extra_states(entries: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]
 
 def _absent(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the model that a checkpoint may lack: counters of batch norm, and twins of what it has."""
-    known = [name for name, tensor in wanted.items() if name in given and not is_lazy(tensor)]
-    twins = {wanted[name].data_ptr(): given[name] for name in known if wanted[name].data_ptr()}
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(COUNTER)}
-    others = [name for name, tensor in wanted.items() if name not in given and not is_lazy(tensor)]
-    return counters | {name: twins[wanted[name].data_ptr()] for name in others if wanted[name].data_ptr() in twins}
+    known = [(names, [name for name in names if name in given]) for names in shared_names(wanted)]
+    return counters | {name: given[present[-1]] for names, present in known if present for name in names}
 
 
 def _require_floats(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:

@@ -1,12 +1,11 @@
 """Tensors by the names that transformers gives them today; what it writes to a file has those of earlier versions."""
 
-import sys
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ckpt_probe.models.tying import is_of_transformers
 from ckpt_probe.plugins import loaded_by_transformers
 
 
@@ -16,11 +15,7 @@ def renamed(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, 
     What the model lacks stays under its old name, what the file lacks is absent, and a tensor of another shape is one
     without memory, so that whoever puts them into the model sees what does not fit.
     """
-    # No import: a model of transformers exists only where it has been imported.
-    transformers: Any = sys.modules.get("transformers")
-    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
-        return state_dict
-    if set(state_dict) == set(model.state_dict()):
+    if not is_of_transformers(model) or set(state_dict) == set(model.state_dict()):
         return state_dict
     told, found = loaded_by_transformers(type(model), model.config, state_dict)
     told |= {name: state_dict[name] for name in found["unexpected_keys"] if name in state_dict}

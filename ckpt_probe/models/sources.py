@@ -11,7 +11,13 @@ from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.models.builtin import BUILTIN
 from ckpt_probe.models.external.filling import Unfilled
 from ckpt_probe.models.external.hugging_face import hugging_face_arguments, hugging_face_model
-from ckpt_probe.models.external.image_models import timm_arguments, timm_model, torchvision_arguments, torchvision_model
+from ckpt_probe.models.external.image_models import (
+    OF_WEIGHTS,
+    timm_arguments,
+    timm_model,
+    torchvision_arguments,
+    torchvision_model,
+)
 from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
@@ -52,11 +58,21 @@ def model_arguments(
     *,
     input_shape: Sequence[int] | None = None,
     classes: int | None = None,
+    padding: int | None = None,
     tensors: Shapes | None = None,
 ) -> dict[str, Any]:
-    """The complete arguments, with which `build_model` alone builds the same network again.
+    """Return the complete arguments, with which `build_model` alone builds the same network again.
 
-    Sizes that are not among them are those of the checkpoint whose `tensors` are given, else those of the data.
+    Args:
+        name: The model, as `build_model` takes it.
+        arguments: Arguments that the caller states; they take precedence.
+        input_shape: The shape of one sample of the data.
+        classes: The number of classes of the data.
+        padding: The number of the token that pads the texts of the data.
+        tensors: Shapes of the checkpoint's tensors, whose sizes take precedence over those of the data.
+
+    Raises:
+        UsageError: If there is no such model, or it does not take such arguments.
     """
     given = dict(arguments or {})
     kind, _, place = name.partition(":")
@@ -65,7 +81,7 @@ def model_arguments(
     if kind == "torchvision" and place:
         return torchvision_arguments(place, given, input_shape=input_shape, classes=classes, tensors=tensors)
     if kind == "hf" and place:
-        return hugging_face_arguments(place, given, classes=classes, tensors=tensors)
+        return hugging_face_arguments(place, given, classes=classes, padding=padding, tensors=tensors)
     function = _function(name)
     parameters = _parameters(function)
     if input_shape is not None and "input_shape" in parameters:
@@ -78,6 +94,12 @@ def model_arguments(
         model = outline(lambda arguments: _called(name, function, arguments), {**given, called: classes})
         told = told_sizes(Skeleton(shapes_of(model), classes), tensors, SizeNames(called))
     return {**given, called: classes, **told}
+
+
+def assumed_arguments(name: str) -> Mapping[str, Any]:
+    """Return the arguments with which a framework builds a model for its own weights, and which no file records."""
+    kind, _, model = name.partition(":")
+    return OF_WEIGHTS.get(model, {}) if kind == "torchvision" else {}
 
 
 def functions_named(name: str) -> list[str]:

@@ -15,6 +15,7 @@ from scipy.signal import resample_poly
 
 from ckpt_probe.data import load_data
 from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.samples import LENGTHS
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
@@ -85,7 +86,8 @@ def test_encoded_sound_of_any_rate_and_channels(kind: str, model: tuple[Any, Pat
         shared = math.gcd(rate, RATE)
         waves.append(resample_poly(mono, RATE // shared, rate // shared).astype(np.float32))
     own = expected(model[1], waves)
-    assert set(inputs) == set(own) == {"input_values", "attention_mask"}
+    assert set(inputs) - {LENGTHS} == set(own) == {"input_values", "attention_mask"}
+    assert inputs[LENGTHS].tolist() == own["attention_mask"].sum(dim=1).tolist()
     for name, value in own.items():
         torch.testing.assert_close(inputs[name], value, rtol=0, atol=2e-3 if kind == "FLAC" else 1e-6)
     assert labels.tolist() == [0, 1, 0]

@@ -13,11 +13,15 @@ TINY = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 SMALL = {"vocab_size": len(WORDS), "max_position_embeddings": 16, "pad_token_id": 0}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 GPT2 = {"vocab_size": len(WORDS), "n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16}
+CAPPED = {"final_logit_softcapping": 0.5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {**GPT2, **ENDS}),
     "gpt_neox": ("GPTNeoX", {**SMALL, **TINY, **ENDS}),
     "llama": ("Llama", {**SMALL, **TINY, **ENDS, "num_key_value_heads": 1}),
     "qwen2": ("Qwen2", {**SMALL, **TINY, **ENDS, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2", {**SMALL, **TINY, **ENDS, "num_key_value_heads": 1, "head_dim": 6, **CAPPED}),
+    "cohere": ("Cohere", {**SMALL, **TINY, **ENDS, "num_key_value_heads": 1, "logit_scale": 0.5}),
+    "granite": ("Granite", {**SMALL, **TINY, **ENDS, "num_key_value_heads": 1, "logits_scaling": 3.0}),
     "bert": ("Bert", {**SMALL, **TINY}),
     "distilbert": (
         "DistilBert",

@@ -27,6 +27,9 @@ TRANSFORM = "transform"
 
 OURS = "steps"
 
+IMAGE_SIZE = "image_size"
+"""The argument of torchvision's and transformers' models that sets the side of their images."""
+
 PROCESSOR_FILE = "preprocessor_config.json"
 TIMM_OVERLAY = "pretrained_cfg_overlay"
 """The argument of timm's models with what a checkpoint's own configuration changes."""
@@ -105,11 +108,12 @@ def _configured(hints: ModelHints) -> tuple[str, dict[str, Any], str]:
         overlay = "config.json, else " if TIMM_OVERLAY in hints.arguments else ""
         return "timm", _settings_of_timm(hints), f"{overlay}timm's default for {hints.place}"
     if hints.source == "torchvision":
-        return OURS, _steps_of_torchvision(hints.place), f"torchvision's default for {hints.place}"
+        return OURS, _steps_of_torchvision(hints), f"torchvision's default for {hints.place}"
     directory = hints.holding(PROCESSOR_FILE)
     if directory is None:
         return OURS, {}, NOTHING
-    return "transformers", _settings_of_processor(directory), str(directory / PROCESSOR_FILE)
+    settings = _settings_of_processor(directory, hints.sized_arguments().get(IMAGE_SIZE))
+    return "transformers", settings, str(directory / PROCESSOR_FILE)
 
 
 def _stated(transform: Any) -> tuple[str, dict[str, Any]]:
@@ -154,8 +158,9 @@ def _settings_of_timm(hints: ModelHints) -> dict[str, Any]:
         config = models.get_pretrained_cfg(hints.place, allow_unregistered=False)
     except RuntimeError as error:
         raise UsageError(f"model timm:{hints.place}: {last_line(error)}") from error
-    sizes = {name: hints.arguments[name] for name in ("img_size", "in_chans") if name in hints.arguments}
-    held = {**({} if config is None else config.to_dict()), **hints.arguments.get(TIMM_OVERLAY, {})}
+    arguments = hints.sized_arguments()
+    sizes = {name: arguments[name] for name in ("img_size", "in_chans") if name in arguments}
+    held = {**({} if config is None else config.to_dict()), **arguments.get(TIMM_OVERLAY, {})}
     if "in_chans" in sizes and "input_size" in held:
         # timm lets a number of channels count only beside a size; mean and std are for colour.
         sizes.setdefault("img_size", held["input_size"][1])
@@ -178,22 +183,29 @@ def _steps_of_timm(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _steps_of_torchvision(name: str) -> dict[str, Any]:
+def _steps_of_torchvision(hints: ModelHints) -> dict[str, Any]:
+    """Return the transform of the default weights, or of those for images of the model's size, else scaled to it."""
     models = require_extra("torchvision.models", "torchvision")
     try:
-        preset = models.get_model_weights(name).DEFAULT.transforms()
+        weights = models.get_model_weights(hints.place)
+        presets = [weights.DEFAULT.transforms(), *(each.transforms() for each in weights)]
     except (ValueError, AttributeError):
         return {}
+    side = hints.sized_arguments().get(IMAGE_SIZE, presets[0].crop_size[0])
+    preset = next((each for each in presets if each.crop_size == [side]), presets[0])
+    scale = side / preset.crop_size[0]
+    resize = [math.floor(scale * size) for size in preset.resize_size]
     return {
-        "resize": preset.resize_size[0] if len(preset.resize_size) == 1 else list(preset.resize_size),
-        "crop": preset.crop_size[0] if len(preset.crop_size) == 1 else list(preset.crop_size),
+        "resize": resize[0] if len(resize) == 1 else resize,
+        "crop": side,
         "mean": list(preset.mean),
         "std": list(preset.std),
         "interpolation": preset.interpolation.value,
     }
 
 
-def _settings_of_processor(directory: Path) -> dict[str, Any]:
+def _settings_of_processor(directory: Path, side: int | None) -> dict[str, Any]:
+    """Return the settings of a directory's image processor, for images of another `side` if the model states one."""
     transformers = require_extra("transformers", "transformers")
     try:
         processor = load_pretrained(transformers.AutoImageProcessor, directory)
@@ -201,7 +213,13 @@ def _settings_of_processor(directory: Path) -> dict[str, Any]:
         raise DataError(
             f"{directory / PROCESSOR_FILE}: no image processor of transformers': {last_line(error)}"
         ) from error
-    return json.loads(processor.to_json_string())
+    settings = json.loads(processor.to_json_string())
+    sizes = {name: settings[name] for name in ("crop_size", "size") if settings.get(name)}
+    if side is None or not sizes:
+        return settings
+    scale = side / min(next(iter(sizes.values())).values())
+    scaled = {name: {key: math.floor(scale * length) for key, length in size.items()} for name, size in sizes.items()}
+    return {**settings, **scaled}
 
 
 def _steps_of_processor(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.hints import ModelHints
-from ckpt_probe.data.samples import LEFT_OUT, UNLABELLED, Batch, LabelledData, Split
+from ckpt_probe.data.samples import LEFT_OUT, LENGTHS, UNLABELLED, Batch, LabelledData, Split
 from ckpt_probe.data.text import TOKENIZER, Vocabulary, vocabulary
 from ckpt_probe.errors import DataError, UsageError
 
@@ -134,7 +134,7 @@ class WindowSplit:
         return len(self._windows)
 
     def batch(self, indices: Tensor | slice) -> Batch:
-        """input_ids and attention_mask, each (n, T), and labels (n, T), or (n,) of −1 where there are none."""
+        """Return input_ids and attention_mask, each (n, T), with their lengths, and labels (n, T), else (n,) of −1."""
         tokens, known = self._tokens, self._tokens.known
         starts, stops, fresh, ends = (part[:, None] for part in self._windows[indices].unbind(1))
         places = starts + torch.arange(int((stops - starts).max()))
@@ -150,7 +150,8 @@ class WindowSplit:
             ids = ids.masked_fill(hidden, known.mask)
         ids = ids.masked_fill(~there, known.padding)
         labels = labels if labelled is None else labels.masked_fill(~labelled, LEFT_OUT)
-        return {"input_ids": ids, "attention_mask": there.to(torch.int64)}, labels
+        inputs = {"input_ids": ids, "attention_mask": there.to(torch.int64), LENGTHS: (stops - starts)[:, 0]}
+        return inputs, labels
 
 
 def _windows(lengths: list[int], context: int, stride: int, *, short: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
+from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, square_side, told_sizes
 from ckpt_probe.plugins import hub_switched_off, load_pretrained, require_extra, told_nothing
 
 BACKBONE = "feature-extraction"
@@ -53,14 +53,22 @@ def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Modul
 
 
 def hugging_face_arguments(
-    directory: str, arguments: Mapping[str, Any], *, classes: int | None, tensors: Shapes | None
+    directory: str,
+    arguments: Mapping[str, Any],
+    *,
+    classes: int | None,
+    tensors: Shapes | None,
+    padding: int | None = None,
 ) -> dict[str, Any]:
-    """Complete arguments: the number of classes that the caller does not give is the checkpoint's, else the data's.
+    """Return complete arguments: sizes that the caller does not state are the checkpoint's, else the data's.
 
-    Language models and models without a head have no such number. A model is one without a head where its
-    configuration names that class and the checkpoint's tensors have its names.
+    Language models and models without a head have no number of classes. A model is one without a head if its
+    configuration names that class and the checkpoint's tensors have its names. A model without a padding token, which
+    decoders need to find the last token of a text, gets that of the data.
     """
     given = dict(arguments)
+    if padding is not None and "pad_token_id" not in given and _pads_nothing(directory, given):
+        given["pad_token_id"] = padding
     if "task" not in given and tensors is not None and _is_backbone(directory, given, tensors):
         given["task"] = BACKBONE
     if _class_for(directory, given) not in _with_classes():
@@ -68,8 +76,14 @@ def hugging_face_arguments(
     if tensors is None:
         return given if classes is None else {"num_labels": classes, **given}
     model: Any = outline(lambda arguments: hugging_face_model(directory, arguments), given)
-    skeleton = Skeleton(shapes_of(model), model.config.num_labels)
-    return {**told_sizes(skeleton, tensors, SizeNames("num_labels")), **given}
+    image, patch = (square_side(getattr(model.config, name, None)) for name in ("image_size", "patch_size"))
+    skeleton = Skeleton(shapes_of(model), model.config.num_labels, image, patch)
+    return {**told_sizes(skeleton, tensors, SizeNames("num_labels", None, "image_size")), **given}
+
+
+def _pads_nothing(directory: str, arguments: dict[str, Any]) -> bool:
+    entries = {name: value for name, value in arguments.items() if name != "task"}
+    return getattr(_config(_transformers(), directory, entries).get_text_config(), "pad_token_id", None) is None
 
 
 def _is_backbone(directory: str, given: dict[str, Any], tensors: Shapes) -> bool:

@@ -7,7 +7,16 @@ from typing import Any
 from torch import nn
 
 from ckpt_probe.errors import UsageError, last_line
-from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, fits, outline, shapes_of, told_sizes
+from ckpt_probe.models.external.sizing import (
+    Shapes,
+    SizeNames,
+    Skeleton,
+    fits,
+    outline,
+    shapes_of,
+    square_side,
+    told_sizes,
+)
 from ckpt_probe.plugins import hub_switched_off, require_extra
 
 TIMM_SIZES = SizeNames("num_classes", "in_chans", "img_size")
@@ -15,6 +24,12 @@ TORCHVISION_SIZES = SizeNames("num_classes", None, "image_size")
 
 WEIGHTS = frozenset({"pretrained", "weights", "weights_backbone", "checkpoint_path", "cache_dir"})
 """Arguments by which these libraries would read or download weights."""
+
+OF_WEIGHTS: Mapping[str, Mapping[str, Any]] = {
+    "googlenet": {"transform_input": True},
+    "inception_v3": {"transform_input": True},
+}
+"""Arguments that torchvision sets for a model with weights of its own, and that no tensor shows."""
 
 AUXILIARY = ("aux", "AuxLogits")
 """How torchvision's second heads begin, which serve in training alone and may be absent from a checkpoint."""
@@ -61,7 +76,7 @@ def timm_arguments(
     def skeleton(given: dict[str, Any]) -> Skeleton:
         model: Any = outline(lambda arguments: timm_model(name, arguments), given)
         embedding = getattr(model, "patch_embed", None)
-        image, patch = (_square(getattr(embedding, what, None)) for what in ("img_size", "patch_size"))
+        image, patch = (square_side(getattr(embedding, what, None)) for what in ("img_size", "patch_size"))
         return Skeleton(shapes_of(model), model.num_classes, image, patch)
 
     return _fitted(skeleton, dict(arguments), TIMM_SIZES, tensors, side)
@@ -85,7 +100,7 @@ def torchvision_arguments(
 
     def skeleton(given: dict[str, Any]) -> Skeleton:
         model: Any = outline(lambda arguments: torchvision_model(name, arguments), given)
-        image, patch = (_square(getattr(model, what, None)) for what in ("image_size", "patch_size"))
+        image, patch = (square_side(getattr(model, what, None)) for what in ("image_size", "patch_size"))
         return Skeleton(shapes_of(model), given.get("num_classes", 1000), image, patch)
 
     return _fitted(skeleton, given, TORCHVISION_SIZES, tensors, side)
@@ -102,7 +117,7 @@ def _fitted(
     """Arguments with the sizes that the checkpoint's tensors tell, and the side of the data's images where they fit."""
     told = told_sizes(skeleton(given), tensors, names)
     complete = {**told, **given}
-    if side is None or names.side is None or names.side in given:
+    if side is None or names.side is None or names.side in given or complete.get(names.side) == side:
         return complete
     sized = {**complete, names.side: side}
     try:
@@ -144,9 +159,3 @@ def _side_of(input_shape: Sequence[int] | None) -> int | list[int] | None:
         return None
     height, width = input_shape[1:]
     return height if height == width else [height, width]
-
-
-def _square(size: Any) -> int | None:
-    if isinstance(size, tuple | list):
-        return int(size[0]) if len(set(size)) == 1 else None
-    return size if isinstance(size, int) else None

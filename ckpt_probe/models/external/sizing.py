@@ -77,6 +77,13 @@ def fits(skeleton: Skeleton, tensors: Shapes) -> bool:
     return not _pairs(skeleton.shapes, tensors)
 
 
+def square_side(size: Any) -> int | None:
+    """Return the side of a square from a number or a pair of equal numbers, None for anything else."""
+    if isinstance(size, tuple | list):
+        return int(size[0]) if len(set(size)) == 1 else None
+    return size if isinstance(size, int) else None
+
+
 def _pairs(here: Shapes, there: Shapes) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Shapes of the same name and number of dimensions that differ."""
     given: Mapping[str, Any] = unwrapped(there, set(here))  # pyright: ignore[reportArgumentType]

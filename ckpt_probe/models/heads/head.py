@@ -12,6 +12,9 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.models.calling import Batch, Call, call, results_of, samples_in, stopped_at, tapping
 from ckpt_probe.models.heads.linear_map import Kind, affine_map, as_rows, laid_out
 
+FINAL_LOGITS = ("rectified", "softcapped")
+"""Readings whose results are the model's final logits, from which loss and prediction come."""
+
 Positions = Literal["one", "mean", "chosen", "every"]
 """Which of a layer's rows are a sample's: its only one, their mean, the one that the model picks, or all of them."""
 
@@ -75,6 +78,11 @@ class Head:
         return weights, torch.stack(biases).sum(dim=0) if len(biases) > 1 else (biases[0] if biases else None)
 
     @property
+    def shows_logits(self) -> bool:
+        """Whether the model's results are its final logits, though they are not W z + b."""
+        return self.reading in FINAL_LOGITS
+
+    @property
     def ends(self) -> bool:
         """Whether logits are W z + b of the rows that enter one layer, so that a forward pass may end before it."""
         return self.settled and not self.reading and len(self.parts) == 1 and self.parts[0].kind == "linear"
@@ -111,11 +119,13 @@ class Head:
 
         They may share memory with what the model has computed.
         """
-        result = results_of(output)[self.result] if self.reading == "rectified" or self.positions == "chosen" else None
+        final = self.shows_logits
+        result = results_of(output)[self.result] if final or self.positions == "chosen" else None
         rows = [self._rows(model, part, calls[part.layer], samples, result) for part in self.parts]
-        if self.reading == "rectified":
+        if final:
             assert result is not None
-            return Rows(rows[0].features, result.reshape(samples, -1))
+            features = torch.cat([each.features for each in rows], dim=1)
+            return Rows(features, result.reshape(len(features), -1))
         if len(rows) == 1:
             return Rows(rows[0].features, _scaled(rows[0].logits, self.parts[0].scale))
         logits = torch.stack([_scaled(each.logits, part.scale) for each, part in zip(rows, self.parts, strict=True)])

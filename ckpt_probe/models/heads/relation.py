@@ -16,6 +16,9 @@ from ckpt_probe.models.heads.linear_map import CONVOLUTIONS
 EQUATIONS = 64
 """Numbers of the model's output that are compared, at least; one pass gives samples · classes of them."""
 
+SATURATING = 1e6
+"""What drawn numbers are multiplied by, so that a cap on logits gives nothing but its own value."""
+
 Drawn = dict[str, list[tuple[nn.Module, Tensor]]]
 """For each call of some layers, by their names: the layer and the numbers that took the place of its output."""
 
@@ -57,26 +60,41 @@ def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], place: in
     """
     samples = samples_in(inputs)
     passes: list[tuple[list[_Column], Tensor]] = []
+    try:
+        cap = _cap_of(model, inputs, names, place, result)
+    except (CkptProbeError, IndexError):
+        return None  # the model does not run on numbers that are not its own
+    size = 1.0 if cap is None else min(1.0, cap)
     for number in range(max(1, min(EQUATIONS, -(-EQUATIONS // max(1, result.numel()))))):
-        with _replaced(model, names, _widths(result), number) as drawn:
+        with _replaced(model, names, _widths(result), number, size) as drawn:
             try:
                 found = results_of(forward_once(model, inputs))[place]
             except (CkptProbeError, IndexError):
-                return None  # the model does not run on numbers that are not its own
+                return None
         picked = _picked(drawn, found, samples)
         if picked is not None:
             return picked
         passes.append(_columns(drawn, found, samples))
-    return _fitted(passes) if passes[0][0] else None
+    return _fitted(passes, cap) if passes[0][0] else None
+
+
+def _cap_of(model: nn.Module, inputs: Batch, names: Sequence[str], number: int, result: Tensor) -> float | None:
+    """Return c if the model's output is c · tanh(logits / c), None if large logits give large numbers."""
+    with _replaced(model, names, _widths(result), 0, SATURATING):
+        largest = results_of(forward_once(model, inputs))[number].abs()
+    cap = float(largest.max())
+    return cap if cap > 0 and bool(((largest - cap).abs() <= 1e-3 * cap).all()) else None
 
 
 @contextmanager
-def _replaced(model: nn.Module, names: Sequence[str], widths: set[int], seed: int) -> Iterator[Drawn]:
+def _replaced(
+    model: nn.Module, names: Sequence[str], widths: set[int], seed: int, size: float = 1.0
+) -> Iterator[Drawn]:
     """While entered, drawn numbers in place of what these layers give; yields, for each call, the layer and those."""
     drawn: Drawn = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
     hooks = [
-        model.get_submodule(name).register_forward_hook(_drawer(drawn[name], widths, generator), with_kwargs=True)
+        model.get_submodule(name).register_forward_hook(_drawer(drawn[name], widths, generator, size), with_kwargs=True)
         for name in names
     ]
     try:
@@ -87,7 +105,7 @@ def _replaced(model: nn.Module, names: Sequence[str], widths: set[int], seed: in
 
 
 def _drawer(
-    drawn: list[tuple[nn.Module, Tensor]], widths: set[int], generator: torch.Generator
+    drawn: list[tuple[nn.Module, Tensor]], widths: set[int], generator: torch.Generator, size: float
 ) -> Callable[..., Tensor | None]:
     def draw(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor | None:
         if first_tensor(arguments, named) is None or not isinstance(output, Tensor) or output.ndim < 2:
@@ -95,7 +113,7 @@ def _drawer(
         width = output.shape[1] if isinstance(module, CONVOLUTIONS) else output.shape[-1]
         if width not in widths or not output.is_floating_point():
             return None
-        values = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
+        values = (size * torch.randn(output.shape, generator=generator)).to(output.device, output.dtype)
         drawn.append((module, values))
         # What follows may change its input in place.
         return values.clone()
@@ -151,7 +169,7 @@ def _columns(drawn: Drawn, result: Tensor, samples: int) -> tuple[list[_Column],
     return columns, result.reshape(samples, -1)
 
 
-def _fitted(passes: Sequence[tuple[list[_Column], Tensor]]) -> Relation | None:
+def _fitted(passes: Sequence[tuple[list[_Column], Tensor]], cap: float | None) -> Relation | None:
     columns = passes[0][0]
     names = [column.layer for column in columns]
     if any([column.layer for column in found] != names for found, _ in passes):
@@ -162,7 +180,7 @@ def _fitted(passes: Sequence[tuple[list[_Column], Tensor]]) -> Relation | None:
     # Those that ran last are the likelier ones; more columns than half the numbers would fit anything.
     first = max(0, len(columns) - result.numel() // 2)
     columns, values = columns[first:], values[first:]
-    for reading, undone, centred in _undone(result, tolerance):
+    for reading, undone, centred in _undone(result, tolerance, cap):
         wanted = _centred(undone) if centred else undone
         stacked = torch.stack([(_centred(each) if centred else each).flatten() for each in values], dim=1)
         scales = _scales(stacked, wanted.flatten(), tolerance)
@@ -171,8 +189,14 @@ def _fitted(passes: Sequence[tuple[list[_Column], Tensor]]) -> Relation | None:
     return None
 
 
-def _undone(result: Tensor, tolerance: float) -> Iterator[tuple[str, Tensor, bool]]:
-    """What the result (m, C) may be a reading of: its name, the logits, and whether they are known up to a constant."""
+def _undone(result: Tensor, tolerance: float, cap: float | None) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield what the result (m, C) may be a reading of: its name, logits, and whether these lack a constant.
+
+    cap: the largest result that there is, as `_cap_of` finds it; the only reading is then "softcapped".
+    """
+    if cap is not None:
+        yield "softcapped", cap * (result / cap).atanh(), False
+        return
     yield "", result, False
     if result.shape[1] > 1 and bool((result.logsumexp(dim=1).abs() < 10 * tolerance).all()):
         yield "log-softmax", result, True

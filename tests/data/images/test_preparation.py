@@ -143,3 +143,27 @@ def test_values_that_are_none(given: dict[str, Any], message: str) -> None:
 def test_a_model_that_timm_does_not_have() -> None:
     with pytest.raises(UsageError, match="model timm:resnet18000"):
         image_preparation({}, ModelHints("timm:resnet18000"))
+
+
+def test_images_have_the_size_of_the_checkpoints_model() -> None:
+    from torchvision.models import ViT_B_16_Weights
+
+    def sized(side: int) -> ModelHints:
+        return ModelHints("torchvision:vit_b_16", complete=lambda: {"image_size": side})
+
+    # One of torchvision's own sets of weights is for images of this size, with a transform of its own.
+    theirs = ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.transforms()
+    found = image_preparation({}, sized(384))
+    torch.testing.assert_close(found.prepare(images()[3]), theirs(images()[3]), rtol=1e-6, atol=1e-6)
+    steps = image_preparation({}, sized(96)).arguments["transform"]["steps"]
+    assert (steps["resize"], steps["crop"]) == (109, 96)
+
+
+def test_an_image_processor_follows_the_size_of_the_checkpoints_model(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.CLIPImageProcessor(size={"shortest_edge": 256}).save_pretrained(tmp_path)
+    wanted = transformers.CLIPImageProcessor(size={"shortest_edge": 128}, crop_size=112)
+    found = image_preparation({}, ModelHints(f"hf:{tmp_path}", complete=lambda: {"image_size": 112}))
+    expected = wanted(images=images()[3], return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(found.prepare(images()[3]), expected)

@@ -1,0 +1,122 @@
+"""Images as a network of a library was trained on them: at the size of its file, and with what its builder switches."""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import models
+from torchvision.datasets import ImageFolder
+
+from ckpt_probe.dumps import open_dump
+from ckpt_probe.extraction import extract_series
+from ckpt_probe.models.external.image_models import OF_WEIGHTS
+from ckpt_probe.progress import Said
+
+CLASSES = 3
+VIT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos of each of three classes."""
+    folder, draw = tmp_path_factory.mktemp("images") / "photos", np.random.default_rng(0)
+    for name in "abc":
+        (folder / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = draw.integers(0, 256, (120, 100 + 9 * number, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def of_timm(_: Path) -> tuple[str, nn.Module, Any]:
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=CLASSES)
+    config = timm.data.resolve_data_config({"img_size": 96}, model=model)
+    return "timm:vit_tiny_patch16_224", model, timm.data.create_transform(**config, is_training=False)
+
+
+def of_timm_grey(_: Path) -> tuple[str, nn.Module, Any]:
+    import timm
+
+    model = timm.create_model("test_resnet", in_chans=1, num_classes=CLASSES)
+    config = timm.data.resolve_model_data_config(model)
+    grey = {"mean": (sum(config["mean"]) / 3,), "std": (sum(config["std"]) / 3,)}
+    transform = timm.data.create_transform(**{**config, **grey}, is_training=False)
+    return "timm:test_resnet", model, lambda image: transform(image.convert("L"))
+
+
+def of_torchvision(_: Path) -> tuple[str, nn.Module, Any]:
+    weights = models.GoogLeNet_Weights.DEFAULT
+    model = models.googlenet(num_classes=CLASSES, aux_logits=False, init_weights=False, transform_input=True)
+    return "torchvision:googlenet", model, weights.transforms()
+
+
+def of_transformers(directory: Path) -> tuple[str, nn.Module, Any]:
+    import transformers
+
+    configured = transformers.ViTConfig(**VIT, image_size=64, patch_size=16, num_labels=CLASSES)
+    configured.save_pretrained(directory)
+    transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(directory)
+    config = transformers.ViTConfig(**VIT, image_size=96, patch_size=16, num_labels=CLASSES)
+    processor = transformers.ViTImageProcessor(size={"height": 96, "width": 96})
+    model = transformers.ViTForImageClassification(config)
+    return f"hf:{directory}", model, lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+
+@pytest.mark.parametrize("library", [of_timm, of_timm_grey, of_torchvision, of_transformers])
+def test_logits_are_those_of_the_network_with_its_own_inputs(
+    library: Callable[[Path], tuple[str, nn.Module, Any]], photos: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    name, model, transform = library(tmp_path)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(0.05 * torch.randn_like(weights))
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    heard = Said()
+    data = f"imagefolder:{photos}"
+    extract_series(tmp_path / "a.pth", tmp_path / "dumps", model=name, data=data, device="cpu", progress=heard)
+    inputs = next(iter(DataLoader(ImageFolder(str(photos), transform), batch_size=6)))[0]
+    with torch.inference_mode():
+        wanted: Any = model.eval()(inputs)
+    with open_dump(tmp_path / "dumps" / "a.h5") as dump:
+        logits = dump["photos"].logits
+        assert logits is not None
+        np.testing.assert_allclose(logits[:], getattr(wanted, "logits", wanted), rtol=1e-4, atol=1e-4)
+    assumed = [message for message in heard.messages if "transform_input=True is assumed" in message]
+    assert len(assumed) == (library is of_torchvision)
+
+
+def test_arguments_that_are_stated_are_not_assumed(photos: Path, tmp_path: Path) -> None:
+    name, model, _ = of_torchvision(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    heard = Said()
+    stated = {"model": name, "model_arguments": {"transform_input": False}, "data": f"imagefolder:{photos}"}
+    extract_series(tmp_path / "a.pth", tmp_path / "dumps", **stated, device="cpu", progress=heard)
+    with open_dump(tmp_path / "dumps" / "a.h5") as dump:
+        assert dump.provenance is not None
+        assert dump.provenance.model_arguments["transform_input"] is False
+    assert heard.messages == []
+
+
+def test_everything_that_torchvisions_builders_switch_with_weights_is_known() -> None:
+    # The file shows some; weights are replaced; maxvit's own weights are for images of its default size.
+    known = {"num_classes", "aux_logits", "image_size", "init_weights", "input_size", "groups", "width_per_group"}
+    found: dict[str, set[str]] = {}
+    for name in models.list_models(module=models):
+        builder = inspect.unwrap(models.get_model_builder(name))
+        inner = re.findall(r"return (_\w+)\(", inspect.getsource(builder))
+        sources = map(inspect.getsource, (builder, *(builder.__globals__[each] for each in set(inner))))
+        switched = {key for text in sources for key in re.findall(r'_ovewrite_named_param\(kwargs, "(\w+)"', text)}
+        if switched - known:
+            found[name] = switched - known
+    assert {name: set(arguments) for name, arguments in OF_WEIGHTS.items()} == found
