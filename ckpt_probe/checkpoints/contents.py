@@ -72,7 +72,7 @@ def below(contents: Contents, prefix: str) -> Contents:
         raise UsageError(
             f"{contents.path}: --state-key {prefix}: no tensor name starts with it; names start with {listed(there)}"
         )
-    # As files of their own the shards would hold what was left out too.
+    # The files of the shards have the other network's tensors too.
     return replace(renamed(contents, {name: start + name for name in layout}), state_key=prefix, shards=(), index=None)
 
 
