@@ -1,7 +1,7 @@
 """Processes that this one starts: none imports a module only because it lies in the working directory.
 
 Python puts that directory first on `sys.path` of `python -m` and `python -c`, and so of every process that
-multiprocessing spawns: a file `h5py.py` beside a stranger's data would run there.
+multiprocessing spawns: a file `h5py.py` beside downloaded data would run there.
 """
 
 import os

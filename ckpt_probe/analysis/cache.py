@@ -18,7 +18,7 @@ from ckpt_probe.remote import beside
 
 FOLDER = ".ckpt-probe-cache"
 LIBRARIES = ("h5py", "numpy", "scipy", "torch")
-"""Libraries that compute, or read what is computed with."""
+"""Libraries that read dumps and compute with their numbers."""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ def command(
 ) -> None:
     """Write the weighted average of two or more CHECKPOINTS (a "model soup"); needs neither model nor data.
 
-    Checkpoints may be of any format, and must all have the same tensors; the result is safetensors. Integer and boolean
-    tensors are copied from the first one.
+    Checkpoints may be of any format, and must all have the same tensors, whose names may differ by the prefix of a
+    wrapper (`module.`). The result is safetensors and has the names of the first one, from which integer and boolean
+    tensors are copied.
     """
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.merging import average

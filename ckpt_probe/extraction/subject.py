@@ -262,7 +262,7 @@ def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]
 
 
 def fill(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Load a checkpoint's weights and extra state into a model, and return notes. Raises DataError if they don't fit."""
+    """Load weights and extra state into a model; return notes. Raises DataError if they do not fit."""
     state, extra = checkpoint.state_dict(), checkpoint.extra_state()
     return load_weights(model, state, source=str(checkpoint.path), extra=extra, state_key=checkpoint.state_key)
 

@@ -46,7 +46,7 @@ def check_match(a: Checkpoint, b: Checkpoint, *, converted: bool | None = None) 
 
 
 def match_note(a: Checkpoint, b: Checkpoint, names: Mapping[str, str]) -> str | None:
-    """Return a sentence about tensors that `check_match` matched by other names or left out; None if there are none."""
+    """Return a sentence about tensors that `check_match` matched by other names or left out; else None."""
     renamed = [(first, second) for first, second in names.items() if first != second]
     if not renamed:
         return None

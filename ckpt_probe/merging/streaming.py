@@ -66,13 +66,31 @@ def interpolate(
 ) -> InterpolationSummary:
     """Write the checkpoint at `alpha` on the line from a to b, block by block; needs neither model nor data.
 
-    a, b: checkpoints of any format, with `state_key` and `base` as in `open_checkpoint`; `out` is safetensors, where a
-    is a directory of safetensors shards with their index one of the same shards. Computed in float32 (float64 for
-    float64), rounded to nearest even. dtype: precision of the output ("float32", "float64", "float16", "bfloat16");
-    that of a if None. Integer and boolean tensors are copied from a. The output keeps the metadata of a except step and
-    metrics, and names both ends. Raises DataError if the tensors of a and b differ in name, shape or dtype (all are
-    listed), are not finite, or have a dtype that cannot be averaged; UsageError if `alpha` is not finite, or if `out`
-    exists and `overwrite` is false, is or contains a or b, or is a directory with more than a sharded checkpoint.
+    Computed in float32 (float64 if the tensor or the result is float64) and rounded once to nearest, ties to even.
+    Integer and boolean tensors are copied from a. The output has the tensor names of a and its metadata except step and
+    metrics, and names both ends.
+
+    Args:
+        a: First checkpoint, of any format; if it is sharded safetensors, so is the output.
+        b: Second checkpoint. Its tensor names may differ by the prefix of a wrapper, of which `progress` gets a note.
+        alpha: Position on the line: 0 is a, 1 is b; any finite number.
+        out: File to write, safetensors, or directory if a is sharded.
+        dtype: Precision of the output ("float32", "float64", "float16", "bfloat16"), that of a if None. If it is set,
+            a and b may differ in theirs.
+        threads: Number of threads; at most four if None.
+        overwrite: Whether `out` may exist.
+        state_key: As in `open_checkpoint`, for both.
+        base: As in `open_checkpoint`, for both.
+        progress: Where progress and notes go.
+
+    Returns:
+        Number of interpolated tensors, and names of those that were copied.
+
+    Raises:
+        DataError: If names, shapes or dtypes differ (all are listed), a number is not finite, the result is too large
+            for its dtype, or tensors are quantised or of a dtype without sums.
+        UsageError: If `alpha` is not finite, or `out` exists and `overwrite` is false, is or contains a or b, or is a
+            directory with more than a sharded checkpoint.
     """
     progress = progress or Silent()
     if not math.isfinite(alpha):
