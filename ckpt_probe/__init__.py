@@ -41,8 +41,7 @@ if TYPE_CHECKING:
         similarity,
     )
     from ckpt_probe.moments import Moments
-    from ckpt_probe.paths import evaluate_path
-    from ckpt_probe.planes import evaluate_plane
+    from ckpt_probe.paths import evaluate_path, evaluate_plane
     from ckpt_probe.report import to_dataframe
     from ckpt_probe.training import losses, prune, train
 

@@ -1,4 +1,4 @@
-"""B's hidden channels put in A's order: symmetries traced from the model, matched by weights or by activations."""
+"""Alignment of network B to A: permutation symmetries traced from the model, matched by weights or activations."""
 
 from ckpt_probe.alignment.by_activations import match_activations
 from ckpt_probe.alignment.by_weights import Alignment, match_weights, proved, read_spec

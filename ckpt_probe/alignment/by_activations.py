@@ -1,4 +1,4 @@
-"""B's neurons put in A's order by what they do on data: those whose activations go together are matched."""
+"""Permutations of B's channels that maximise the correlation of their activations with A's."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,38 +15,51 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.gram import where_float64_is
 
 CONSTANT = 1e-12
-"""Variance, relative to the mean square, below which a channel does not vary, and correlates with none."""
+"""Variance relative to the mean square below which a channel counts as constant; its correlations are 0."""
 
 
 def match_activations(
     a: State, b: State, symmetry: Symmetry, model: nn.Module, batches: Iterable[Tensor]
 ) -> Permutations:
-    """For each group the permutation of B's channels whose activations correlate most with A's (Li et al. 2015).
+    """Match B's channels to A's by the correlation of their activations (Li et al. 2015).
 
-    symmetry: as traced, since the groups are looked for among the activations; every activation that a group orders
-    counts alike. Positions of an image count as samples. Raises DataError where an activation is NaN or infinite.
+    All activations whose channels a group orders have the same weight. Positions of an image count as samples.
+
+    Args:
+        a: State dict of A.
+        b: State dict of B.
+        symmetry: Groups traced from the model, with the activations that they order.
+        model: The network.
+        batches: Inputs (n, …).
+
+    Returns:
+        For each group, the permutation of B's channels.
+
+    Raises:
+        DataError: If an activation is NaN or infinite.
     """
-    watched = _watching(model, symmetry)
+    traced = _with_activations(model, symmetry)
     states = [placed(model, state) for state in (a, b)]
-    found: dict[tuple[str, int], _Sums] = {}
+    sums: dict[tuple[str, int], _Sums] = {}
     with torch.no_grad():
         for inputs in batches:
-            first, second = (functional_call(watched, state, (inputs,)) for state in states)
+            first, second = (functional_call(traced, state, (inputs,)) for state in states)
             for name, layout in symmetry.activations.items():
-                for place, (mine, theirs) in enumerate(zip(*_channels(layout, first[name], second[name]), strict=True)):
-                    found.setdefault((name, place), _Sums.of(len(mine))).update(mine, theirs)
+                pairs = zip(*_channels(layout, first[name], second[name]), strict=True)
+                for index, (of_a, of_b) in enumerate(pairs):
+                    sums.setdefault((name, index), _Sums.of(len(of_a))).update(of_a, of_b)
     permutations = {}
     for group, size in symmetry.sizes.items():
-        alike = torch.zeros(size, size, dtype=torch.float64)
-        for (name, place), sums in found.items():
-            if _grouped(symmetry.activations[name])[place].group == group:
-                alike += sums.correlation(name)
-        permutations[group] = torch.from_numpy(linear_sum_assignment(alike.numpy(), maximize=True)[1])
+        correlation = torch.zeros(size, size, dtype=torch.float64)
+        for (name, index), segment_sums in sums.items():
+            if _grouped(symmetry.activations[name])[index].group == group:
+                correlation += segment_sums.correlation(name)
+        permutations[group] = torch.from_numpy(linear_sum_assignment(correlation.numpy(), maximize=True)[1])
     return permutations
 
 
-def _watching(model: nn.Module, symmetry: Symmetry) -> fx.GraphModule:
-    """The model as traced, with the activations that groups order for its output, by the names of their nodes."""
+def _with_activations(model: nn.Module, symmetry: Symmetry) -> fx.GraphModule:
+    """Return the traced model with a dict of the activations that groups order as its output."""
     traced = fx.symbolic_trace(model)
     *_, output = traced.graph.nodes
     output.args = ({node.name: node for node in traced.graph.nodes if node.name in symmetry.activations},)
@@ -55,8 +68,8 @@ def _watching(model: nn.Module, symmetry: Symmetry) -> fx.GraphModule:
 
 
 def _channels(layout: Layout, *values: Tensor) -> list[list[Tensor]]:
-    """Of each tensor the channels (size, samples) of every segment that has a group, float64."""
-    found = []
+    """Return, for each tensor, the channels (size, samples) in float64 of every segment with a group."""
+    channels = []
     for value in values:
         rows, start, parts = where_float64_is(value).movedim(layout.axis, 0), 0, []
         for part in layout.segments:
@@ -64,8 +77,8 @@ def _channels(layout: Layout, *values: Tensor) -> list[list[Tensor]]:
             if part.group is not None:
                 parts.append(rows[start : start + width].reshape(part.size, -1).to(torch.float64))
             start += width
-        found.append(parts)
-    return found
+        channels.append(parts)
+    return channels
 
 
 def _grouped(layout: Layout) -> list[Segment]:
@@ -74,7 +87,7 @@ def _grouped(layout: Layout) -> list[Segment]:
 
 @dataclass
 class _Sums:
-    """What the correlation of each of A's channels with each of B's is made of, over the samples so far."""
+    """Sums over samples from which the correlations of A's channels with B's are computed."""
 
     count: int
     first: Tensor
@@ -88,16 +101,16 @@ class _Sums:
         a, b, a_squares, b_squares = torch.zeros(4, size, dtype=torch.float64)
         return _Sums(0, a, b, a_squares, b_squares, torch.zeros(size, size, dtype=torch.float64))
 
-    def update(self, mine: Tensor, theirs: Tensor) -> None:
-        self.count += mine.shape[1]
-        self.first += mine.sum(dim=1).cpu()
-        self.second += theirs.sum(dim=1).cpu()
-        self.first_squares += mine.square().sum(dim=1).cpu()
-        self.second_squares += theirs.square().sum(dim=1).cpu()
-        self.products += (mine @ theirs.T).cpu()
+    def update(self, of_a: Tensor, of_b: Tensor) -> None:
+        self.count += of_a.shape[1]
+        self.first += of_a.sum(dim=1).cpu()
+        self.second += of_b.sum(dim=1).cpu()
+        self.first_squares += of_a.square().sum(dim=1).cpu()
+        self.second_squares += of_b.square().sum(dim=1).cpu()
+        self.products += (of_a @ of_b.T).cpu()
 
     def correlation(self, name: str) -> Tensor:
-        """(size, size), A's channels in rows; 0 for a channel that does not vary."""
+        """Return correlations (size, size), A's channels in rows; 0 for a constant channel."""
         if not bool(torch.isfinite(self.products).all()):
             raise DataError(f"alignment: activations at {name} are NaN or infinite")
         means = self.first / self.count, self.second / self.count

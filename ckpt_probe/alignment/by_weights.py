@@ -1,4 +1,4 @@
-"""B's neurons put in A's order: weight matching over the permutation groups of the model (Ainsworth et al. 2022)."""
+"""Permutations of B's channels that minimise its distance to A: weight matching (Ainsworth et al. 2022)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from ckpt_probe.models import logits_of
 from ckpt_probe.progress import Progress, Silent
 
 Permutations = dict[int, Tensor]
-"""For each group which of B's channels stands at each of A's places, (n,)."""
+"""For each group, the index of B's channel at each position of A, (n,)."""
 
 RESTARTS = 3
 SWEEPS = 100
-"""Rounds over all groups after which the search stops even if it still gains."""
+"""Largest number of sweeps over all groups."""
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SAME_OUTPUT = 1e-4
@@ -28,7 +28,15 @@ SAME_OUTPUT = 1e-4
 
 @dataclass(frozen=True)
 class Alignment:
-    """B in A's order, the permutations, ‖A − B‖ before and after, and how far outputs moved, relative to their size."""
+    """B with its channels in A's order.
+
+    Attributes:
+        state: State dict of aligned B.
+        permutations: Permutation of each group.
+        before: ‖A − B‖ before alignment.
+        after: ‖A − B‖ after alignment.
+        error: Largest change of an output of B, relative to the largest output.
+    """
 
     state: dict[str, Tensor]
     permutations: Permutations
@@ -48,7 +56,7 @@ def align(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Alignment:
-    """B with its hidden channels permuted to lie as near to A as `match_weights` finds, `proved`."""
+    """Permute B's hidden channels by `match_weights` and check the result by `proved`."""
     permutations = match_weights(a, b, symmetry, restarts=restarts, seed=seed, progress=progress)
     return proved(a, b, symmetry, permutations, model, inputs)
 
@@ -62,24 +70,33 @@ def match_weights(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Permutations:
-    """The permutations under which B lies nearest to A, by coordinate descent over the groups, best of several starts.
+    """Minimise ‖A − B‖ over permutations of B's channels, by coordinate descent over the groups from several starts.
 
-    The first start is the order as it is, the others random ones from `seed`.
+    Args:
+        a: State dict of A.
+        b: State dict of B.
+        symmetry: The groups.
+        restarts: Number of starts: the present order, then random orders.
+        seed: Seed of the random orders.
+        progress: Receives a bar.
+
+    Returns:
+        The best permutation of each group.
     """
     if restarts < 1:
         raise DataError(f"alignment: expected at least one restart, found {restarts}")
-    axes = {place: parts for place, parts in symmetry.axes.items() if place[0] in a}
+    axes = {axis: parts for axis, parts in symmetry.axes.items() if axis[0] in a}
     symmetry = Symmetry(symmetry.sizes, axes)
-    weights = {place[0] for place in axes if not place[0].endswith(STATISTICS)}
+    weights = {name for name, _ in axes if not name.endswith(STATISTICS)}
     first, second = ({name: state[name].double() for name in weights} for state in (a, b))
     generator = torch.Generator().manual_seed(seed)
     best: tuple[float, Permutations] | None = None
     with (progress or Silent()).task("alignment", restarts, "starts") as bar:
         for start in range(restarts):
-            found = _matched(first, second, symmetry, generator, shuffled=start > 0)
-            apart = _distance(first, permuted(second, symmetry, found))
-            if best is None or apart < best[0]:
-                best = apart, found
+            permutations = _matched(first, second, symmetry, generator, shuffled=start > 0)
+            distance = _distance(first, permuted(second, symmetry, permutations))
+            if best is None or distance < best[0]:
+                best = distance, permutations
             bar.advance(distance=best[0])
     assert best is not None
     return best[1]
@@ -88,9 +105,10 @@ def match_weights(
 def proved(
     a: State, b: State, symmetry: Symmetry, permutations: Permutations, model: nn.Module, inputs: Tensor
 ) -> Alignment:
-    """B permuted, once its outputs are shown to be its own.
+    """Permute B and check that its outputs do not change.
 
-    Raises DataError where they differ on `inputs` by more than 1e-4 relative: the groups are no symmetries then.
+    Raises:
+        DataError: If they change on `inputs` by more than 1e-4 relative, so that the groups are not symmetries.
     """
     state = permuted(b, symmetry, permutations)
     error = output_change(model, b, state, inputs)
@@ -105,17 +123,17 @@ def proved(
 def permuted(
     state: State, symmetry: Symmetry, permutations: Permutations, *, but: int | None = None
 ) -> dict[str, Tensor]:
-    """A state dict with every axis in its groups' new order; the group `but` is left as it is."""
-    found = dict(state)
+    """Return a state dict with every axis in its groups' new order, except that of the group `but`."""
+    result = dict(state)
     for (name, axis), parts in symmetry.axes.items():
-        if name in found and any(part.group is not None and part.group != but for part in parts):
+        if name in result and any(part.group is not None and part.group != but for part in parts):
             index = _index(parts, permutations, but)
-            found[name] = found[name].index_select(axis, index.to(found[name].device))
-    return found
+            result[name] = result[name].index_select(axis, index.to(result[name].device))
+    return result
 
 
 def output_change(model: nn.Module, before: State, after: State, inputs: Tensor) -> float:
-    """Largest change of an output over the largest output, between two sets of weights; the model keeps its own."""
+    """Return the largest change of an output between two sets of weights, relative to the largest output."""
     model.eval()
     with torch.no_grad():
         runs = [functional_call(model, placed(model, state), (inputs,)) for state in (before, after)]
@@ -124,24 +142,27 @@ def output_change(model: nn.Module, before: State, after: State, inputs: Tensor)
 
 
 def placed(model: nn.Module, state: State) -> dict[str, Tensor]:
-    """A state dict in the dtypes and on the device of a model's own tensors."""
-    return {name: state[name].to(own) for name, own in model.state_dict().items() if isinstance(own, Tensor)}
+    """Return a state dict in the dtypes and on the device of a model's tensors."""
+    return {name: state[name].to(entry) for name, entry in model.state_dict().items() if isinstance(entry, Tensor)}
 
 
 def read_spec(path: Path, state: State) -> Symmetry:
-    """Groups from a JSON file: {"name": [["layer1.weight", 0], ["layer1.bias", 0], ["layer2.weight", 1]], …}.
+    """Read groups from a JSON file: {"name": [["layer1.weight", 0], ["layer1.bias", 0], ["layer2.weight", 1]], …}.
 
-    The first axis of a group says how many channels there are; an axis that is a multiple of it has each channel as
-    that many neighbours. Raises DataError for anything that is no such file, or does not fit the tensors.
+    The first axis of a group has its number of channels. On a k times longer axis, each channel has k neighbouring
+    entries.
+
+    Raises:
+        DataError: If the file has another form or does not fit the tensors.
     """
     try:
         groups = read_object(path, "a file of permutation groups")
-        places = [[(str(name), int(axis)) for name, axis in members] for members in groups.values()]
+        groups_of_axes = [[(str(name), int(axis)) for name, axis in members] for members in groups.values()]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: not a file of permutation groups ({error})") from error
     sizes: dict[int, int] = {}
     axes: dict[tuple[str, int], tuple[Segment, ...]] = {}
-    for number, members in enumerate(places):
+    for number, members in enumerate(groups_of_axes):
         for name, axis in members:
             if name not in state or not 0 <= axis < state[name].ndim:
                 raise DataError(f"{path}: the model has no tensor {name!r} with an axis {axis}")
@@ -156,41 +177,41 @@ def read_spec(path: Path, state: State) -> Symmetry:
 
 
 def _matched(a: State, b: State, symmetry: Symmetry, generator: torch.Generator, *, shuffled: bool) -> Permutations:
-    found = {
+    permutations = {
         group: torch.randperm(size, generator=generator) if shuffled else torch.arange(size)
         for group, size in symmetry.sizes.items()
     }
-    groups = list(found)
+    groups = list(permutations)
     for _ in range(SWEEPS):
         gained = False
         for i in torch.randperm(len(groups), generator=generator).tolist():
-            similarity = _similarity(a, b, symmetry, found, groups[i])
+            similarity = _similarity(a, b, symmetry, permutations, groups[i])
             _, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
             better = torch.from_numpy(columns)
             rows = torch.arange(len(better))
-            gain = similarity[rows, better].sum() - similarity[rows, found[groups[i]]].sum()
+            gain = similarity[rows, better].sum() - similarity[rows, permutations[groups[i]]].sum()
             if gain > 1e-9 * similarity.abs().sum():
-                found[groups[i]], gained = better, True
+                permutations[groups[i]], gained = better, True
         if not gained:
-            return found
-    return found
+            return permutations
+    return permutations
 
 
 def _similarity(a: State, b: State, symmetry: Symmetry, permutations: Permutations, group: int) -> Tensor:
-    """How alike each channel of A and each of B is, (n, n), over all axes on which a group acts."""
+    """Return inner products of A's channels with B's, (n, n), over all axes on which a group acts."""
     size = symmetry.sizes[group]
-    places = [place for place in symmetry.of_group(group) if place[0] in a]
-    others = permuted({name: b[name] for name, _ in places}, symmetry, permutations, but=group)
+    axes = [(name, axis) for name, axis in symmetry.of_group(group) if name in a]
+    others = permuted({name: b[name] for name, _ in axes}, symmetry, permutations, but=group)
     total = torch.zeros(size, size, dtype=torch.float64)
-    for name, axis in places:
+    for name, axis in axes:
         start = 0
         for part in symmetry.axes[(name, axis)]:
             width = part.size * part.repeat
             if part.group == group:
-                mine, theirs = (
+                of_a, of_b = (
                     s[name].narrow(axis, start, width).movedim(axis, 0).reshape(size, -1) for s in (a, others)
                 )
-                total += mine @ theirs.T
+                total += of_a @ of_b.T
             start += width
     return total
 

@@ -1,8 +1,8 @@
-"""Which neurons of a network may change places: permutation groups, derived from the model by tracing it.
+"""Permutation groups of a network's channels, derived from a trace of the model.
 
-Every tensor on the way carries a layout of its channel axis: segments of channels, each of one group or of none. A
-layer gives its output's channels a group of their own and ties its weights' axes to what comes in; an addition makes
-the groups of both sides one; what reasons about single places pins the groups down.
+Every tensor in the trace has a layout of its channel axis: segments of channels, each of one group or fixed. A layer
+gives its output channels a new group and ties the axes of its weights to the layouts of input and output. An addition
+unites the groups of both sides. An operation on single channels fixes their groups.
 """
 
 import operator
@@ -34,7 +34,7 @@ CHANNEL_NAMES = frozenset({
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "contiguous", "clone", "detach", "float",
     "abs", "exp", "sqrt", "clamp", "neg",
 })  # fmt: skip
-"""Functions and methods that treat every channel alike and keep the channel axis."""
+"""Functions and methods that act on every channel in the same way and keep the channel axis."""
 
 SUMS = frozenset({operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.truediv})
 SUM_NAMES = frozenset({"add", "add_", "mul", "mul_", "sub", "div"})
@@ -42,7 +42,7 @@ SUM_NAMES = frozenset({"add", "add_", "mul", "mul_", "sub", "div"})
 
 @dataclass(frozen=True)
 class Segment:
-    """Some channels in order: `size` of them, of one group (None: fixed), each standing `repeat` times in a row."""
+    """A run of `size` channels of one group (None: fixed), each with `repeat` neighbouring entries."""
 
     group: int | None
     size: int
@@ -51,23 +51,26 @@ class Segment:
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands along an axis of a tensor."""
+    """Segments along one axis of a tensor."""
 
     axis: int
     segments: tuple[Segment, ...]
 
     @property
     def length(self) -> int:
-        """Entries along the axis."""
+        """Number of entries along the axis."""
         return sum(segment.size * segment.repeat for segment in self.segments)
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Permutation groups and where they act: sizes by group, and for each (tensor name, axis) its segments.
+    """Permutation groups and the axes on which they act.
 
-    activations: the layout of every activation that a group orders, by the name of its node in the trace; none where
-    the groups do not come from one.
+    Attributes:
+        sizes: Number of channels of each group.
+        axes: Segments of each (tensor name, axis).
+        activations: Layout of every activation that a group orders, by the name of its node in the trace; empty for
+            groups that were not traced.
     """
 
     sizes: Mapping[int, int]
@@ -75,14 +78,15 @@ class Symmetry:
     activations: Mapping[str, Layout] = field(default_factory=dict)
 
     def of_group(self, group: int) -> list[tuple[str, int]]:
-        """The axes on which a group acts."""
-        return [place for place, parts in self.axes.items() if any(part.group == group for part in parts)]
+        """Return the axes on which a group acts."""
+        return [axis for axis, parts in self.axes.items() if any(part.group == group for part in parts)]
 
 
 def trace_symmetry(model: nn.Module, inputs: Tensor) -> Symmetry:
-    """The permutation groups of a model, from its trace and the shapes that a batch of inputs takes on the way.
+    """Derive the permutation groups of a model from its trace and the shapes of activations for a batch of inputs.
 
-    Raises DataError naming the module or function about which nothing is known, or where the model cannot be traced.
+    Raises:
+        DataError: If the model cannot be traced, or has an unknown module or function, naming it.
     """
     try:
         traced = fx.symbolic_trace(model)
@@ -97,7 +101,7 @@ def trace_symmetry(model: nn.Module, inputs: Tensor) -> Symmetry:
 
 
 class _Walk:
-    """Follows the channel axis from node to node; groups that turn out to be one are joined."""
+    """Follows the channel axis from node to node and unites groups that must be permuted together."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self._modules = dict(traced.named_modules())
@@ -123,13 +127,13 @@ class _Walk:
             raise self._unknown(node, f"the parameter {node.target} used by itself")
 
     def symmetry(self) -> Symmetry:
-        axes = {place: self._settled(parts) for place, parts in self._axes.items()}
+        axes = {axis: self._resolved(parts) for axis, parts in self._axes.items()}
         used = {part.group for parts in axes.values() for part in parts if part.group is not None}
-        settled = {
-            node.name: Layout(layout.axis, self._settled(layout.segments)) for node, layout in self._layouts.items()
+        layouts = {
+            node.name: Layout(layout.axis, self._resolved(layout.segments)) for node, layout in self._layouts.items()
         }
         activations = {
-            name: layout for name, layout in settled.items() if any(part.group in used for part in layout.segments)
+            name: layout for name, layout in layouts.items() if any(part.group in used for part in layout.segments)
         }
         return Symmetry({group: self._sizes[group] for group in sorted(used)}, axes, activations)
 
@@ -139,43 +143,43 @@ class _Walk:
             out = self._fresh(len(shape) - 1, module.embedding_dim)
             self._tie(f"{name}.weight", 1, out)
             return out
-        given = self._layout(node.all_input_nodes[0])
+        source = self._layout(node.all_input_nodes[0])
         if isinstance(module, nn.Linear):
-            if given.axis != len(shape) - 1:
+            if source.axis != len(shape) - 1:
                 raise self._unknown(node, "a linear layer over an axis that is not the channels'")
-            self._tie(f"{name}.weight", 1, given)
-            return self._tied(self._fresh(given.axis, module.out_features), f"{name}.weight", f"{name}.bias")
+            self._tie(f"{name}.weight", 1, source)
+            return self._tied(self._fresh(source.axis, module.out_features), f"{name}.weight", f"{name}.bias")
         if isinstance(module, CONVOLUTIONS):
-            return self._through_convolution(name, module, given)
+            return self._through_convolution(name, module, source)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return self._tied(given, *(f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")))
+            return self._tied(source, *(f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")))
         if isinstance(module, nn.LayerNorm):
-            if module.normalized_shape != (given.length,) or given.axis != len(shape) - 1:
-                self._pin(given)
-                return given
-            return self._tied(given, f"{name}.weight", f"{name}.bias")
+            if module.normalized_shape != (source.length,) or source.axis != len(shape) - 1:
+                self._pin(source)
+                return source
+            return self._tied(source, f"{name}.weight", f"{name}.bias")
         if isinstance(module, nn.GroupNorm):
             if module.num_groups not in {1, module.num_channels}:
-                self._pin(given)
-            return self._tied(given, f"{name}.weight", f"{name}.bias")
+                self._pin(source)
+            return self._tied(source, f"{name}.weight", f"{name}.bias")
         if isinstance(module, nn.PReLU):
-            return self._tied(given, f"{name}.weight") if module.num_parameters > 1 else given
+            return self._tied(source, f"{name}.weight") if module.num_parameters > 1 else source
         if isinstance(module, nn.Flatten) and module.start_dim == 1:
-            return self._flattened(node, given)
+            return self._flattened(node, source)
         if isinstance(module, ELEMENTWISE + POOLING):
-            return given
+            return source
         raise self._unknown(node, f"module {name}, a {type(module).__name__}")
 
-    def _through_convolution(self, name: str, module: Any, given: Layout) -> Layout:
+    def _through_convolution(self, name: str, module: Any, source: Layout) -> Layout:
         if module.groups == 1:
-            self._tie(f"{name}.weight", 1, given)
+            self._tie(f"{name}.weight", 1, source)
             return self._tied(self._fresh(1, module.out_channels), f"{name}.weight", f"{name}.bias")
         if module.groups == module.in_channels:
             times = module.out_channels // module.in_channels
-            parts = tuple(Segment(part.group, part.size, part.repeat * times) for part in given.segments)
+            parts = tuple(Segment(part.group, part.size, part.repeat * times) for part in source.segments)
             return self._tied(Layout(1, parts), f"{name}.weight", f"{name}.bias")
-        # Channels may only change places within their group of the convolution: none do.
-        self._pin(given)
+        # Channels could only be permuted within each group of the convolution; they are left fixed.
+        self._pin(source)
         return Layout(1, (Segment(None, module.out_channels),))
 
     def _through_function(self, node: fx.Node) -> Layout:
@@ -192,23 +196,23 @@ class _Walk:
         if name in {"cat", "concat"} and node.kwargs.get("dim", (*node.args, 0)[1]) in {1, -len(self._shape(node)) + 1}:
             return Layout(1, tuple(part for source in sources for part in source.segments))
         if name == "mean" and len(sources) == 1:
-            kept = sources[0].axis
+            axis = sources[0].axis
             dims = node.kwargs.get("dim", (*node.args, None)[1])
             before = len(self._shape(node.all_input_nodes[0]))
             gone = {d % before for d in ((dims,) if isinstance(dims, int) else dims or range(before))}  # pyright: ignore
-            if kept not in gone:
+            if axis not in gone:
                 keep = node.kwargs.get("keepdim", len(node.args) > 2 and bool(node.args[2]))
-                return Layout(kept if keep else kept - sum(d < kept for d in gone), sources[0].segments)
+                return Layout(axis if keep else axis - sum(d < axis for d in gone), sources[0].segments)
         raise self._unknown(node, f"function {name}")
 
-    def _flattened(self, node: fx.Node, given: Layout) -> Layout:
+    def _flattened(self, node: fx.Node, source: Layout) -> Layout:
         before, after = self._shape(node.all_input_nodes[0]), self._shape(node)
         if before == after:
-            return given
-        if given.axis != 1 or len(after) != 2 or after[0] != before[0]:
+            return source
+        if source.axis != 1 or len(after) != 2 or after[0] != before[0]:
             raise self._unknown(node, f"a change of shape from {tuple(before)} to {tuple(after)}")
-        places = after[1] // before[1]
-        return Layout(1, tuple(Segment(part.group, part.size, part.repeat * places) for part in given.segments))
+        positions = after[1] // before[1]
+        return Layout(1, tuple(Segment(part.group, part.size, part.repeat * positions) for part in source.segments))
 
     def _joined(self, node: fx.Node, first: Layout, second: Layout) -> Layout:
         if first.axis != second.axis:
@@ -248,7 +252,7 @@ class _Walk:
         if earlier is None:
             self._axes[(name, axis)] = layout.segments
             return
-        # A layer that is used twice has one set of weights, and so one order of channels.
+        # A layer that is used twice has one set of weights, hence one order of channels.
         same = [(p.size, p.repeat) for p in earlier] == [(p.size, p.repeat) for p in layout.segments]
         for i, part in enumerate(earlier):
             self._unite(part, layout.segments[i] if same else Segment(None, 0))
@@ -265,22 +269,22 @@ class _Walk:
             group = self._parents[group]
         return group
 
-    def _settled(self, parts: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    def _resolved(self, parts: tuple[Segment, ...]) -> tuple[Segment, ...]:
         pinned = {self._root(group) for group in self._pinned}
-        found = []
+        segments = []
         for part in parts:
             root = None if part.group is None else self._root(part.group)
-            found.append(Segment(None if root in pinned else root, part.size, part.repeat))
-        return tuple(found)
+            segments.append(Segment(None if root in pinned else root, part.size, part.repeat))
+        return tuple(segments)
 
     def _layout(self, node: fx.Node) -> Layout:
         return self._layouts[node]
 
     def _shape(self, node: fx.Node) -> torch.Size:
-        found = node.meta.get("tensor_meta")
-        if found is None or not hasattr(found, "shape"):
+        meta = node.meta.get("tensor_meta")
+        if meta is None or not hasattr(meta, "shape"):
             raise self._unknown(node, "something that gives no single tensor")
-        return found.shape
+        return meta.shape
 
     def _unknown(self, node: fx.Node, what: str) -> DataError:
         return DataError(f"alignment: unknown operation, {what} (at {node.name}); {HINT}")

@@ -16,7 +16,7 @@ from ckpt_probe.cli.options import (
 from ckpt_probe.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from ckpt_probe.planes import PlaneResult
+    from ckpt_probe.paths import PlaneResult
 
 EXAMPLE = """\b
 Examples: ckpt-probe plane A.safetensors B.safetensors C.safetensors -o planes/abc --grid 15
@@ -29,7 +29,7 @@ STATISTICS = {
     "interpolate": "; batch-norm statistics interpolated in the plane",
 }
 SIDE = 14
-"""Cells beside a map that its y axis takes."""
+"""Width of the y axis beside a map, in cells."""
 
 
 @click.command("plane", epilog=EXAMPLE)
@@ -91,7 +91,7 @@ def command(
     options |= {"grid": _grid(grid), **take_arguments(options)}
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
-    from ckpt_probe.planes import evaluate_plane
+    from ckpt_probe.paths import evaluate_plane
     from ckpt_probe.report.figures.canvas import require_drawable
     from ckpt_probe.report.figures.plane_figure import draw_plane
 
@@ -116,17 +116,17 @@ def command(
 
 
 def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> None:
-    """The loss of one split as shades, rows from the highest y; where the checkpoints and the lowest loss lie."""
+    """Print the loss of one split as shades, rows from the highest y, with the checkpoints and the lowest loss."""
     from ckpt_probe.report.plots.planes import loss_levels
 
     split = summary["split"]
     marks = [mark for mark in result.marks if mark["split"] == split]
-    found = {(p["x"], p["y"]): p["loss"] for p in result.points if p["split"] == split}
-    known = [loss for loss in found.values() if loss is not None]
+    losses = {(p["x"], p["y"]): p["loss"] for p in result.points if p["split"] == split}
+    known = [loss for loss in losses.values() if loss is not None]
     levels = loss_levels(known, len(SHADES))
     cell = 2 if 2 * len(result.xs) + SIDE <= width else 1
     letters = _letters(marks, result.xs, result.ys)
-    click.echo(printable(f"{split}: {_told(summary)}"))
+    click.echo(printable(f"{split}: {_lowest(summary)}"))
     for mark in marks:
         click.echo(
             printable(f"  {mark['name']} {mark['checkpoint']}: {_loss(mark['loss'])} at {_at(mark['x'], mark['y'])}")
@@ -135,7 +135,7 @@ def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> Non
         cells = [
             letters[column, row][:cell].center(cell)
             if (column, row) in letters
-            else cell * shade(found[x, result.ys[row]], levels)
+            else cell * shade(losses[x, result.ys[row]], levels)
             for column, x in enumerate(result.xs)
         ]
         edge = f"{result.ys[row]:.4g}" if row in {0, len(result.ys) - 1} else ""
@@ -148,25 +148,25 @@ def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> Non
 
 
 def shade(loss: float | None, levels: Sequence[float]) -> str:
-    """The shade of the first level that a loss does not exceed; a question mark where there is none."""
+    """Return the shade of the first level that a loss does not exceed; a question mark for a missing loss."""
     if loss is None:
         return WITHOUT
     return SHADES[next((i for i, level in enumerate(levels) if loss <= level), len(SHADES) - 1)]
 
 
 def _letters(marks: Sequence[dict[str, Any]], xs: Sequence[float], ys: Sequence[float]) -> dict[tuple[int, int], str]:
-    found: dict[tuple[int, int], str] = {}
+    letters: dict[tuple[int, int], str] = {}
     for mark in marks:
-        place = _nearest(mark["x"], xs), _nearest(mark["y"], ys)
-        found[place] = found.get(place, "") + mark["name"]
-    return found
+        cell = _nearest(mark["x"], xs), _nearest(mark["y"], ys)
+        letters[cell] = letters.get(cell, "") + mark["name"]
+    return letters
 
 
 def _nearest(value: float, grid: Sequence[float]) -> int:
     return min(range(len(grid)), key=lambda i: abs(grid[i] - value))
 
 
-def _told(summary: dict[str, Any]) -> str:
+def _lowest(summary: dict[str, Any]) -> str:
     where = f" at {_at(summary['lowest.x'], summary['lowest.y'])}" if summary["lowest.loss"] is not None else ""
     without = summary["without_loss"]
     absent = f"; {without} of {summary['points']} points have no loss ({WITHOUT})" if without else ""

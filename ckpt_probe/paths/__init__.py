@@ -1,4 +1,4 @@
-"""Two checkpoints → the path between them, evaluated point by point. Names load when used: options need no torch."""
+"""Paths between two checkpoints and planes through three, evaluated position by position; names load when used."""
 
 from typing import TYPE_CHECKING
 
@@ -6,9 +6,19 @@ from ckpt_probe.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ckpt_probe.paths.evaluate import PathResult, evaluate_path
+    from ckpt_probe.paths.plane import PlaneOptions, PlaneResult, evaluate_plane
     from ckpt_probe.paths.series import evaluate_series
 
-__all__ = ["PathResult", "evaluate_path", "evaluate_series"]
+__all__ = ["PathResult", "PlaneOptions", "PlaneResult", "evaluate_path", "evaluate_plane", "evaluate_series"]
 
-
-__getattr__ = lazy_names(__name__, {"PathResult": "evaluate", "evaluate_path": "evaluate", "evaluate_series": "series"})
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "PathResult": "evaluate",
+        "evaluate_path": "evaluate",
+        "PlaneOptions": "plane",
+        "PlaneResult": "plane",
+        "evaluate_plane": "plane",
+        "evaluate_series": "series",
+    },
+)

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a point on a path: an average of two networks' is not that of the network between them."""
+"""Batch-norm statistics of a point on a path, which are not the average of the statistics at both ends."""
 
 import math
 from itertools import pairwise
@@ -15,15 +15,23 @@ BATCH = 256
 
 
 def has_batchnorm(model: nn.Module) -> bool:
-    """Whether a model keeps running statistics."""
+    """Return whether a model has running statistics."""
     return bool(_layers(model))
 
 
 def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None:
-    """Estimate all running statistics anew, in place, as averages over batches of the first training samples.
+    """Estimate all running statistics in place, as averages over batches of the first training samples.
 
-    Batches are of nearly one size, and count by it. Everything but the batch-norm layers runs in evaluation mode
-    (Izmailov et al. 2018; no dropout). Raises UsageError where there is but one sample, which has no variance.
+    Batches have nearly equal sizes, which weight them. All other layers run in evaluation mode, without dropout
+    (Izmailov et al. 2018).
+
+    Args:
+        model: The network.
+        split: Training split.
+        samples: Largest number of samples.
+
+    Raises:
+        UsageError: If there is only one sample, which has no variance.
     """
     count = min(samples, len(split))
     if count < 2:
@@ -41,8 +49,8 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
     ends = [count * number // batches for number in range(batches + 1)]
     with torch.no_grad():
         seen = 0
-        with ready_parts(split, [slice(start, end) for start, end in pairwise(ends)]) as found:
-            for inputs, labels in found:
+        with ready_parts(split, [slice(start, end) for start, end in pairwise(ends)]) as parts:
+            for inputs, labels in parts:
                 seen += len(labels)
                 for layer in layers:
                     layer.momentum = len(labels) / seen
@@ -53,12 +61,12 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
 
 
 def drop_statistics(model: nn.Module) -> None:
-    """Have a model's batch-norm layers take the statistics of each batch at all times, and keep none."""
+    """Make a model's batch-norm layers use the statistics of each batch, also in evaluation mode."""
     for layer in _layers(model):
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
 
 def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    found = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return [module for module in found if module.track_running_stats]
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in layers if layer.track_running_stats]

@@ -1,4 +1,4 @@
-"""The network whose training finds the third point M over which a curve bends (Garipov et al. 2018)."""
+"""The network whose training computes the third point M of a curve (Garipov et al. 2018)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,27 +14,27 @@ from ckpt_probe.paths.batchnorm import drop_statistics
 from ckpt_probe.paths.shapes import CURVES, linear
 
 MIDDLE = "middle."
-"""What stands before the names of M's tensors in a `CurveNet`."""
+"""Prefix of the names of M's tensors in a `CurveNet`."""
 
 
 class CurveNet(nn.Module):
-    """The network on the curve from A to B over M, whose parameters are M's alone.
+    """The network on the curve from A to B over M, with the parameters of M.
 
-    In training every batch is shown to the network at one α ~ U(0, 1), drawn from torch's generator, so that training
-    minimises the mean loss along the curve (eq. 2 there, uniform in α); else to the one at α = 1/2.
+    In training mode each batch goes through the network at one α ~ U(0, 1), drawn from torch's generator, so that
+    training minimises the mean loss along the curve (eq. 2 there, uniform in α); in evaluation mode, at α = 1/2.
     """
 
     def __init__(self, middle: nn.Module, ends: tuple[State, State], curve: str) -> None:
         super().__init__()
         self.middle = middle
         self._curve = CURVES[curve]
-        # Not parameters, and not kept: of the ends it is enough that they follow the module to its device.
+        # Buffers that are not saved: the ends only have to follow the module to its device.
         for number, (name, parameter) in enumerate(middle.named_parameters()):
             for end, state in zip("ab", ends, strict=True):
                 self.register_buffer(f"{end}{number}", state[name].to(parameter.dtype), persistent=False)
 
     def forward(self, inputs: Tensor) -> Any:
-        """The base network's own output."""
+        """Return the output of the base network at α."""
         alpha = torch.rand(()).item() if self.training else 0.5
         state = {
             name: self._curve(self.get_buffer(f"a{number}"), parameter, self.get_buffer(f"b{number}"), alpha)
@@ -52,10 +52,18 @@ def curve_net(
     state_keys: Sequence[str | None] = (None, None),
     base: str | None = None,
 ) -> nn.Module:
-    """A `CurveNet` for `build_model`: M begins in the middle of the line between the checkpoints a and b.
+    """Build a `CurveNet` in which M starts at the middle of the line between the checkpoints a and b.
 
-    state_keys (of a and of b) and base are as `open_checkpoint` takes them. Batch-norm layers take the statistics of
-    each batch; those of M are estimated once it is found.
+    Batch-norm layers use the statistics of each batch; those of M are estimated after training.
+
+    Args:
+        model: Name of the base network.
+        model_arguments: Its arguments.
+        a: Checkpoint at α = 0.
+        b: Checkpoint at α = 1.
+        curve: Shape of the curve.
+        state_keys: `state_key` of `open_checkpoint` for a and for b.
+        base: `base` of `open_checkpoint`.
     """
     middle = build_model(model, model_arguments)
     names = set(middle.state_dict())

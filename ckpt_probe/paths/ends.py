@@ -1,4 +1,4 @@
-"""The two ends of a path: their tensors, B in A's order where that is asked for, and what is kept of it."""
+"""The two ends of a path: their tensors, and B with its channels in A's order."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -25,25 +25,31 @@ from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.files import distinct_names
 from ckpt_probe.merging import check_averaged, check_match
 from ckpt_probe.merging.streaming import OF_A_POINT
-from ckpt_probe.paths.place import PathPlace
+from ckpt_probe.paths.directory import PathDirectory
 from ckpt_probe.paths.shapes import require_finite
 from ckpt_probe.progress import Progress, Task
 
 Ends = tuple[State, State]
-"""State dicts of both ends."""
+"""State dicts of A and B."""
 
 PROVED_ON = 64
-"""Samples on which an alignment has to leave the outputs as they are."""
+"""Number of samples on which an alignment must leave the outputs unchanged."""
 
 BATCH = 32
-"""Samples whose activations, all of both networks, are held at once."""
+"""Number of samples whose activations, all of both networks, are in memory together."""
 
 ALIGNMENT = "ckpt_probe.alignment"
 
 
 @dataclass(frozen=True)
 class Aligning:
-    """How B is put in A's order: "permutation" by weights, "activations" by those on so many training samples."""
+    """Settings of an alignment.
+
+    Attributes:
+        method: "permutation" to match channels by weights, "activations" to match them by activations.
+        samples: Number of training samples whose activations are compared.
+        spec: File with groups of channels; None to derive them from the model.
+    """
 
     method: str
     samples: int
@@ -51,14 +57,14 @@ class Aligning:
 
 
 def check_ends(ends: tuple[Path, Path], setup: Setup) -> None:
-    """Raise DataError where the tensors of both differ in name, shape or dtype, or have a dtype that has no line."""
+    """Raise DataError if the tensors of both differ in name, shape or dtype, or have a dtype without a line."""
     with setup.open(ends[0]) as first, setup.open(ends[1]) as second:
         check_match(first, second)
         check_averaged(first)
 
 
 def read_ends(ends: tuple[Path, Path], setup: Setup) -> Ends:
-    """Both state dicts. Raises DataError naming the file and the tensor where a number is NaN or infinite."""
+    """Read both state dicts. Raises DataError naming file and tensor if a number is NaN or infinite."""
     states = []
     for path in ends:
         with setup.open(path) as checkpoint:
@@ -72,37 +78,52 @@ def read_ends(ends: tuple[Path, Path], setup: Setup) -> Ends:
 
 
 def aligned(
-    place: PathPlace, ends: tuple[Path, Path], tensors: Ends, subject: Subject, how: Aligning, progress: Progress
+    directory: PathDirectory,
+    ends: tuple[Path, Path],
+    tensors: Ends,
+    subject: Subject,
+    how: Aligning,
+    progress: Progress,
 ) -> tuple[Ends, Record]:
-    """A, B in A's order, and how much nearer that is; B is kept as `place`/aligned.safetensors with its metadata.
+    """Put B's channels in A's order and write the result to `directory`/aligned.safetensors, unless it exists.
 
-    What an earlier call has kept is taken as it is. Raises DataError as the matching does, naming both files.
+    Returns:
+        The state dicts of A and of aligned B, and a record with both distances and the change of B's outputs.
+
+    Raises:
+        DataError: If B cannot be aligned, naming both files.
     """
-    if place.aligned.exists():
-        with open_checkpoint(place.aligned) as checkpoint:
+    if directory.aligned.exists():
+        with open_checkpoint(directory.aligned) as checkpoint:
             if ALIGNMENT in checkpoint.raw_metadata:
                 return (tensors[0], checkpoint.state_dict()), json.loads(checkpoint.raw_metadata[ALIGNMENT])
     try:
-        found = _alignment(tensors, subject, how, progress)
+        alignment = _alignment(tensors, subject, how, progress)
     except DataError as error:
         raise DataError(f"{ends[0]}, {ends[1]}: {error}") from error
-    told: Record = {"to": distinct_names(ends)[0], "method": how.method, "before": found.before, "after": found.after}
-    told["output_change"] = found.error
+    description: Record = {
+        "to": distinct_names(ends)[0],
+        "method": how.method,
+        "before": alignment.before,
+        "after": alignment.after,
+        "output_change": alignment.error,
+    }
     with subject.setup.open(ends[1]) as checkpoint:
-        metadata = {**checkpoint.raw_metadata, **_missing(checkpoint.metadata, subject), ALIGNMENT: json.dumps(told)}
-    save_checkpoint(place.aligned, found.state, metadata, overwrite=True)
-    return (tensors[0], found.state), told
+        added = {**_missing_metadata(checkpoint.metadata, subject), ALIGNMENT: json.dumps(description)}
+        metadata = {**checkpoint.raw_metadata, **added}
+    save_checkpoint(directory.aligned, alignment.state, metadata, overwrite=True)
+    return (tensors[0], alignment.state), description
 
 
-def point_metadata(raw: Mapping[str, str], subject: Subject, told: Record) -> dict[str, str]:
-    """The metadata of a point on a path: those of A, less what holds for A alone; model and data where A has none."""
-    kept = {name: value for name, value in raw.items() if name not in OF_A_POINT}
-    stated = _missing(CheckpointMetadata.from_strings(kept), subject)
-    return {**kept, **stated, "ckpt_probe.path": json.dumps(told)}
+def point_metadata(raw: Mapping[str, str], subject: Subject, description: Record) -> dict[str, str]:
+    """Return the metadata of a point on a path: those of A that hold for other points, model, data and description."""
+    shared = {name: value for name, value in raw.items() if name not in OF_A_POINT}
+    added = _missing_metadata(CheckpointMetadata.from_strings(shared), subject)
+    return {**shared, **added, "ckpt_probe.path": json.dumps(description)}
 
 
-def _missing(metadata: CheckpointMetadata, subject: Subject) -> dict[str, str]:
-    """Model and data as strings where the metadata name none, so that every other command can open the file."""
+def _missing_metadata(metadata: CheckpointMetadata, subject: Subject) -> dict[str, str]:
+    """Return model and data if the metadata name none, so that every other command can open the file."""
     stated: dict[str, Any] = {}
     if metadata.model is None:
         stated |= {"model": subject.model_name, "model_arguments": subject.model_arguments}

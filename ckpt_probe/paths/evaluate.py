@@ -1,8 +1,9 @@
-"""Every number along a path between two checkpoints: one model, built once, nothing written but the records."""
+"""Every metric along a path between two checkpoints: one model, built once; only records are written."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,31 @@ from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.distance import distances, length
+from ckpt_probe.paths.directory import PathDirectory
 from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import PathOptions
-from ckpt_probe.paths.place import PathPlace
 from ckpt_probe.paths.point import Evaluation
-from ckpt_probe.paths.positions import FIRST, evenly, refined
-from ckpt_probe.paths.shapes import path_of
-from ckpt_probe.paths.walk import Walk, barriers
+from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
+from ckpt_probe.paths.shapes import distances, length, path_of
+from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import Progress, Silent
-from ckpt_probe.scheduling import Workers, claimed_in_turn, made_once
+from ckpt_probe.scheduling import Workers, claimed_in_turn
+
+TRAINED = ((0.0,), (1.0,))
+"""Positions of the two checkpoints."""
 
 
 @dataclass(frozen=True)
 class PathResult:
-    """Records, one for each α and split; barriers, one for each split; ‖θ_B − θ_A‖; the path's length.
+    """Results of a path.
 
-    alignment: where B was aligned, to what and how, ‖θ_B − θ_A‖ before and after, and how far B's outputs moved.
+    Attributes:
+        points: Records, one for each position and split.
+        summary: Barriers, one record for each split.
+        distance: ‖θ_B − θ_A‖.
+        length: Length of the path in weight space.
+        alignment: If B was aligned: to what and how, ‖θ_B − θ_A‖ before and after, and the change of B's outputs.
     """
 
     points: list[Record]
@@ -52,132 +60,138 @@ def evaluate_path(
     progress: Progress | None = None,
     **options: Any,
 ) -> PathResult:
-    """Loss, accuracy and every metric at positions on a path from checkpoint a to b, on every split.
+    """Compute loss, accuracy and every metric at positions on a path from checkpoint a to b, on every split.
 
-    options: those of `Setup` (model and data, by default those that a names) and of `PathOptions`. Writes
-    `out`/points.jsonl point by point and `out`/path.json at the end; with `align` also `out`/aligned.safetensors, which
-    is b in the order of a; for a curve also `out`/curve, the run that trains its midpoint, and
-    `out`/midpoint.safetensors; with `keep_dumps` also `out`/dumps. An interrupted call continues after the last point;
-    with `resume` a finished path with the same settings is returned from its stored records. workers: so many points at
-    a time, each in a process of its own; scheduler: the address of a Dask cluster that evaluates them instead. Where
-    another process is at the same path, it is waited for. Raises UsageError and DataError as extraction does, and
-    DataError if the checkpoints have different tensors or cannot be aligned.
+    Writes `out`/points.jsonl position by position and `out`/path.json at the end; with `align` also
+    `out`/aligned.safetensors, b in the order of a; for a curve also `out`/curve, the run that trains its midpoint, and
+    `out`/midpoint.safetensors; with `keep_dumps` also `out`/dumps. An interrupted call continues after the last
+    position. If another process evaluates the same path, this one waits for it.
+
+    Args:
+        a: Checkpoint at α = 0, which names model and data unless `options` do.
+        b: Checkpoint at α = 1.
+        out: Directory of the results.
+        overwrite: Replace earlier results.
+        resume: Return a finished path with the same settings from its records.
+        workers: Number of processes, each of which evaluates one position at a time.
+        scheduler: Address of a Dask cluster that evaluates the positions instead.
+        progress: Receives messages and bars.
+        **options: Fields of `Setup` and of `PathOptions`.
+
+    Raises:
+        UsageError: As extraction does, and if the directory contains other results.
+        DataError: As extraction does, and if the checkpoints have different tensors or cannot be aligned.
     """
     progress, setup, staff = progress or Silent(), Setup.taken_from(options), Workers(workers, scheduler)
-    order = _Order((Path(a), Path(b)), setup, PathOptions(**options), PathPlace(Path(out)))
+    job = PathJob((Path(a), Path(b)), setup, PathOptions(**options), PathDirectory(Path(out)))
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
-    check_ends(order.ends, setup)
-    with claimed_in_turn(order.place.path, progress.message) as waited:
-        resume = resume or (waited and not overwrite)
-        return _evaluated(order, staff, overwrite=overwrite, resume=resume, progress=progress)
-
-
-def _evaluated(order: "_Order", staff: Workers, *, overwrite: bool, resume: bool, progress: Progress) -> PathResult:
-    ends, how, place = order.ends, order.how, order.place
-    alphas = evenly(FIRST if how.points is None else how.points, how.span)
-    evaluation = Evaluation(open_subject(ends[0], order.setup), how.statistics)
-    read = [*ends, *(Path(file) for file in (how.midpoint, how.align_spec) if file is not None)]
-    request = request_of(ends, place.path, order.setup, how)
-    plan = _plan(ends, evaluation, how)
-    place.prepare(plan, request=request, inputs=read, overwrite=overwrite, resume=resume)
-    if place.ledger.finished:
-        return _stored(place)
-    route = _route(place, ends, evaluation.subject, how, overwrite=overwrite, progress=progress)
-    elsewhere = None if staff.alone else order.run
-    known = place.ledger.points(evaluation.subject.splits)
-    walk = Walk(ends, route.state_at, evaluation, place, known, how.keep_dumps, staff=staff, elsewhere=elsewhere)
-    with progress.task("points", len(alphas), "points") as bar:
-        walk.visit(alphas, bar, progress)
-    while how.points is None and (more := refined(*walk.curves())):
-        with progress.task("points between", len(more), "points") as bar:
-            walk.visit(more, bar, progress)
-    splits = evaluation.subject.splits
-    for note in evaluation.subject.notes:
-        progress.message(note)
-    summary = [barriers(walk.in_order(), name, evaluation.batchnorm) for name in splits]
-    between = dict(zip(("from", "to"), distinct_names(ends), strict=True))
-    place.ledger.finish({**between, "summary": summary, **route.told})
-    return _stored(place)
+    check_ends(job.ends, setup)
+    with claimed_in_turn(job.directory.path, progress.message) as waited:
+        job.directory.ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
+        return _evaluate(job, staff, overwrite=overwrite, progress=progress)
 
 
 @dataclass(frozen=True)
-class _Order:
-    """What is asked for every point of a path."""
+class PathJob:
+    """Settings of a path; a worker process opens the survey from them."""
 
     ends: tuple[Path, Path]
     setup: Setup
-    how: PathOptions
-    place: PathPlace
+    options: PathOptions
+    directory: PathDirectory
 
-    def run(self, alpha: float) -> list[Record]:
-        """Evaluate a position in a worker, which builds the path once, from what was aligned and trained before."""
-        return made_once(self, self._walk).evaluated(alpha, Silent())
+    def survey(self) -> Survey:
+        """Build the path from files that were aligned and trained before."""
+        evaluation = Evaluation(open_subject(self.ends[0], self.setup), self.options.statistics)
+        state_at, _ = _route(self, evaluation.subject, overwrite=False, progress=Silent())
+        return self.survey_of(state_at, evaluation)
 
-    def _walk(self) -> Walk:
-        evaluation = Evaluation(open_subject(self.ends[0], self.setup), self.how.statistics)
-        route = _route(self.place, self.ends, evaluation.subject, self.how, overwrite=False, progress=Silent())
-        return Walk(self.ends, route.state_at, evaluation, self.place, [], self.how.keep_dumps)
+    def survey_of(self, state_at: Callable[[float], State], evaluation: Evaluation) -> Survey:
+        """Return the survey of a path that is built."""
+        dump_at = self.directory.dump if self.options.keep_dumps else None
+        return Survey("path", self.ends, state_at, evaluation, TRAINED, dump_at)
 
 
-@dataclass(frozen=True)
-class _Route:
-    """A path as a function α → state dict, and what is said of it as a whole."""
-
-    state_at: Callable[[float], State]
-    told: Record
+def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progress) -> PathResult:
+    options, ledger = job.options, job.directory.ledger
+    alphas = evenly(FIRST if options.points is None else options.points, options.span)
+    evaluation = Evaluation(open_subject(job.ends[0], job.setup), options.statistics)
+    inputs = [*job.ends, *(Path(file) for file in (options.midpoint, options.align_spec) if file is not None)]
+    request = request_of(job.ends, job.directory.path, job.setup, options)
+    job.directory.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
+    if ledger.finished:
+        return _stored(job.directory)
+    state_at, description = _route(job, evaluation.subject, overwrite=overwrite, progress=progress)
+    splits = evaluation.subject.splits
+    survey, records = job.survey_of(state_at, evaluation), ledger.points(splits)
+    visit_more = partial(
+        visit, records=records, survey=survey, ledger=ledger, job=job, workers=staff, progress=progress
+    )
+    with progress.task("points", len(alphas), "points") as bar:
+        visit_more([(alpha,) for alpha in alphas], bar=bar)
+    while options.points is None and (more := refined(*curves(ledger.sorted(records), splits))):
+        with progress.task("points between", len(more), "points") as bar:
+            visit_more([(alpha,) for alpha in more], bar=bar)
+    for note in evaluation.subject.notes:
+        progress.message(note)
+    summary = [barriers(ledger.sorted(records), name, evaluation.batchnorm) for name in splits]
+    between = dict(zip(("from", "to"), distinct_names(job.ends), strict=True))
+    ledger.finish(records, {**between, "summary": summary, **description})
+    return _stored(job.directory)
 
 
 def _route(
-    place: PathPlace,
-    ends: tuple[Path, Path],
-    subject: Subject,
-    how: PathOptions,
-    *,
-    overwrite: bool,
-    progress: Progress,
-) -> _Route:
-    names, told = set(subject.model.state_dict()), {}
+    job: PathJob, subject: Subject, *, overwrite: bool, progress: Progress
+) -> tuple[Callable[[float], State], Record]:
+    """Build the path.
+
+    Returns:
+        The function α → state dict, and length, distances and alignment of the path.
+    """
+    options, directory, ends = job.options, job.directory, job.ends
+    names, description = set(subject.model.state_dict()), {}
     first, second = (unwrapped(state, names) for state in read_ends(ends, subject.setup))
     tensors: Ends = first, second
-    if how.align is not None:
-        spec = None if how.align_spec is None else Path(how.align_spec)
-        aligning = Aligning(how.align, how.align_samples, spec)
-        tensors, told["alignment"] = aligned(place, ends, tensors, subject, aligning, progress)
-        ends = ends[0], place.aligned
+    if options.align is not None:
+        spec = None if options.align_spec is None else Path(options.align_spec)
+        aligning = Aligning(options.align, options.align_samples, spec)
+        tensors, description["alignment"] = aligned(directory, ends, tensors, subject, aligning, progress)
+        ends = ends[0], directory.aligned
     middle = None
-    if how.midpoint is not None:
-        middle = read_midpoint(Path(how.midpoint), subject)
-    elif how.curved:
-        training = CurveTraining(how.path, how.curve_epochs, how.curve_learning_rate)
-        middle = trained_midpoint(place, ends, tensors, subject, training, overwrite=overwrite, progress=progress)
-    state_at = path_of(how.path, *tensors, middle)
+    if options.midpoint is not None:
+        middle = read_midpoint(Path(options.midpoint), subject)
+    elif options.curved:
+        training = CurveTraining(options.path, options.curve_epochs, options.curve_learning_rate)
+        middle = trained_midpoint(directory, ends, tensors, subject, training, overwrite=overwrite, progress=progress)
+    state_at = path_of(options.path, *tensors, middle)
     apart = distances(*tensors)
     distance = math.sqrt(sum(tensor["distance"] ** 2 for tensor in apart))
-    # A line is as long as its ends are apart; only a curve has to be measured piece by piece.
-    measured = distance if how.path == "linear" else length(state_at)
-    return _Route(state_at, {"length": measured, "distances": apart, "distance": distance, **told})
+    # A line is as long as the distance of its ends; only a curve has to be measured piece by piece.
+    measured = distance if options.path == "linear" else length(state_at)
+    return state_at, {"length": measured, "distances": apart, "distance": distance, **description}
 
 
-def _stored(place: PathPlace) -> PathResult:
-    told, points = place.ledger.found(), sorted(place.ledger.points(), key=lambda point: point["alpha"])
-    return PathResult(points, told["summary"], told["distance"], told["length"], told.get("alignment"))
+def _stored(directory: PathDirectory) -> PathResult:
+    summary, points = directory.ledger.summary(), directory.ledger.sorted(directory.ledger.points())
+    return PathResult(points, summary["summary"], summary["distance"], summary["length"], summary.get("alignment"))
 
 
-def _plan(ends: tuple[Path, Path], evaluation: Evaluation, how: PathOptions) -> Record:
-    trained = how.curved and how.midpoint is None
+def _plan(job: PathJob, evaluation: Evaluation) -> Record:
+    options = job.options
+    trained = options.curved and options.midpoint is None
     return {
-        "a": evaluation.subject.setup.content_hash(ends[0]),
-        "b": evaluation.subject.setup.content_hash(ends[1]),
-        "path": how.path,
-        "points": how.points or "auto",
-        "range": list(how.span),
-        "align": how.align,
-        "align_spec": None if how.align_spec is None else content_hash(how.align_spec),
-        "align_samples": how.align_samples if how.align == "activations" else None,
-        "midpoint": None if how.midpoint is None else content_hash(how.midpoint),
-        "curve_epochs": how.curve_epochs if trained else None,
-        "curve_learning_rate": how.curve_learning_rate if trained else None,
+        "a": evaluation.subject.setup.content_hash(job.ends[0]),
+        "b": evaluation.subject.setup.content_hash(job.ends[1]),
+        "path": options.path,
+        "points": options.points or "auto",
+        "range": list(options.span),
+        "align": options.align,
+        "align_spec": None if options.align_spec is None else content_hash(options.align_spec),
+        "align_samples": options.align_samples if options.align == "activations" else None,
+        "midpoint": None if options.midpoint is None else content_hash(options.midpoint),
+        "curve_epochs": options.curve_epochs if trained else None,
+        "curve_learning_rate": options.curve_learning_rate if trained else None,
         **evaluation.plan(),
-        "dumps": how.keep_dumps or None,
+        "dumps": options.keep_dumps or None,
     }

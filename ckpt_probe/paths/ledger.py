@@ -1,4 +1,4 @@
-"""The directory of evaluated points: the plan that they follow, their records so far, and what the whole gave."""
+"""The directory of evaluated positions: their plan, their records so far, and the summary once all are evaluated."""
 
 import json
 import time
@@ -9,26 +9,31 @@ from ckpt_probe.addresses import without_credentials
 from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.lines import number, read_lines
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.files import read_object, write_text
+from ckpt_probe.files import code_hash, read_object, write_text
 
 PLAN_FILE = "plan.json"
 POINTS_FILE = "points.jsonl"
-REQUEST = "request"
-"""Entry of the plan's file that holds the call, which may be given in other words for the same plan."""
-POSITIONS = {"path": ("alpha",), "plane": ("x", "y")}
-"""What places a point, by kind."""
-WHOLES: dict[str, dict[str, type | tuple[type, ...]]] = {
+REQUEST, CODE = "request", "code"
+"""Entries of the plan's file beside the plan: the call, which may differ for one plan, and a hash of the code."""
+AXES = {"path": ("alpha",), "plane": ("x", "y")}
+"""Names of a position's coordinates, by kind."""
+SUMMARIES: dict[str, dict[str, type | tuple[type, ...]]] = {
     "path": {"summary": list, "distance": (int, float), "length": (int, float)},
     "plane": {"marks": list, "summary": list, "axes": dict, "xs": list, "ys": list},
 }
-"""What the file of a finished one holds, by kind."""
+"""Entries of the file that is written when all positions are evaluated, and their types, by kind."""
 DAMAGED = "--overwrite computes all of it again"
 PAUSE = 20
-"""Records are written again after so many times as long as the last writing took, which so never costs much."""
+"""Factor between the time that writing the records took and the least time until they are written again."""
 
 
 class Ledger:
-    """plan.json and points.jsonl of a directory, and the file of its kind, path.json or plane.json, once finished."""
+    """Reads and writes plan.json, points.jsonl and, once finished, path.json or plane.json of a directory.
+
+    Args:
+        path: The directory.
+        kind: "path" or "plane".
+    """
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
@@ -37,34 +42,41 @@ class Ledger:
 
     @property
     def files(self) -> list[Path]:
-        """All that it writes, the plan last: while anything is left, that says of which points."""
-        return [self._whole(self.kind), self.path / POINTS_FILE, self.path / PLAN_FILE]
+        """All files that it writes. The plan is last, so that files left by a kill still have their plan."""
+        return [self._summary_file(self.kind), self.path / POINTS_FILE, self.path / PLAN_FILE]
 
     @property
     def finished(self) -> bool:
-        """Whether the whole is there."""
-        return self._whole(self.kind).exists()
+        """Whether all positions are evaluated."""
+        return self._summary_file(self.kind).exists()
 
     @property
     def begun(self) -> bool:
-        """Whether there are points."""
+        """Whether it contains records."""
         return (self.path / POINTS_FILE).exists()
 
     def require_free(self, *, overwrite: bool, resume: bool) -> None:
-        """Raise UsageError where what the directory holds may be neither replaced nor gone on with."""
+        """Raise UsageError if the directory contains results that may be neither replaced nor continued."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path}: a file; expected a directory for the {self.kind}")
-        other = next((kind for kind in POSITIONS if kind != self.kind and self._whole(kind).exists()), None)
+        other = next((kind for kind in AXES if kind != self.kind and self._summary_file(kind).exists()), None)
         if other is not None:
             raise UsageError(f"{self.path}: contains a {other}; choose another name")
         if self.finished and not overwrite and not resume:
-            told = "--overwrite replaces it, --resume shows it, or choose another name"
-            raise UsageError(f"{self.path}: contains a finished {self.kind}; {told}")
+            advice = "--overwrite replaces it, --resume shows it, or choose another name"
+            raise UsageError(f"{self.path}: contains a finished {self.kind}; {advice}")
 
     def follow(self, plan: Record, *, begun: bool, request: Record | None = None) -> None:
-        """Go on with what is there where anything was `begun`, else start with this plan, and keep the request.
+        """Continue an earlier call if one has `begun`, else write this plan.
 
-        Raises UsageError where it was begun by another plan, naming what differs, or by one that is not known.
+        Args:
+            plan: Settings of the path or plane.
+            begun: Whether an earlier call has left files.
+            request: The call, for the command that makes the results again.
+
+        Raises:
+            UsageError: If the earlier call had another plan, naming the settings that differ, or an unknown one; or if
+                it is not finished and other code computed its records.
         """
         plan = without_credentials(plan)
         planned = (self.path / PLAN_FILE).exists()
@@ -73,27 +85,37 @@ class Ledger:
         elif self.begun:
             raise UsageError(f"{self.path}: contains points of an unknown {self.kind}; --overwrite replaces them")
         else:
-            content = plan if request is None else {**plan, REQUEST: request}
+            content = {**plan, CODE: code_hash(), **({} if request is None else {REQUEST: request})}
             write_text(self.path / PLAN_FILE, json.dumps(content, indent=2) + "\n", overwrite=True)
 
-    def finish(self, found: Record) -> None:
-        """Write what the whole gave."""
-        text = json.dumps({"plan": self._plan(), **found}, indent=2, allow_nan=False) + "\n"
-        write_text(self._whole(self.kind), text, overwrite=True)
+    def finish(self, records: Sequence[Record], summary: Record) -> None:
+        """Write all records, and the summary, which marks the directory as finished."""
+        self.keep(self.sorted(records))
+        text = json.dumps({"plan": self._plan(), **summary}, indent=2, allow_nan=False) + "\n"
+        write_text(self._summary_file(self.kind), text, overwrite=True)
 
-    def found(self) -> Record:
-        """What `finish` has kept. Raises DataError where the file cannot be read or is not one of ours."""
-        file = self._whole(self.kind)
-        found = _object(file, f"what a {self.kind} gave")
-        for name, kind in WHOLES[self.kind].items():
-            if not isinstance(found.get(name), kind):
+    def summary(self) -> Record:
+        """Read the summary. Raises DataError if the file cannot be read or lacks an entry."""
+        file = self._summary_file(self.kind)
+        summary = _object(file, f"the summary of a {self.kind}")
+        for name, kind in SUMMARIES[self.kind].items():
+            if not isinstance(summary.get(name), kind):
                 raise DataError(f"{file}: {name} is missing or damaged; {DAMAGED}")
-        return found
+        return summary
+
+    def sorted(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records by position: along a path, or row by row from the lowest of a plane."""
+        axes = AXES[self.kind][::-1]
+        return sorted(records, key=lambda record: tuple(record[axis] for axis in axes))
 
     def points(self, splits: Collection[str] | None = None) -> list[Record]:
-        """The records that an earlier call has left, of these splits or of any.
+        """Read the records, in the order in which they were written.
 
-        Raises DataError, naming the line, where one is no point.
+        Args:
+            splits: The only splits that a record may have; None allows any.
+
+        Raises:
+            DataError: If a line is not the record of a position, naming the line.
         """
         if not self.begun:
             return []
@@ -115,19 +137,19 @@ class Ledger:
         self._due = now + PAUSE * (now - started)
 
     def keep_in_time(self, records: Sequence[Record]) -> None:
-        """Write the records so far, unless that was done a moment ago."""
+        """Write the records so far, unless they were written a moment ago."""
         if time.monotonic() >= self._due:
             self.keep(records)
 
-    def _whole(self, kind: str) -> Path:
+    def _summary_file(self, kind: str) -> Path:
         return self.path / f"{kind}.json"
 
     def _plan(self) -> Record:
         return _object(self.path / PLAN_FILE, f"the plan of a {self.kind}")
 
     def _require_point(self, record: Record, where: str, splits: Collection[str] | None) -> None:
-        if any(number(record, name, where) is None for name in POSITIONS[self.kind]):
-            raise DataError(f"{where}: no {' and '.join(POSITIONS[self.kind])}, which a point of a {self.kind} has")
+        if any(number(record, name, where) is None for name in AXES[self.kind]):
+            raise DataError(f"{where}: no {' and '.join(AXES[self.kind])}, which a point of a {self.kind} has")
         absent = [name for name in ("split", "loss", "accuracy") if name not in record]
         if absent:
             raise DataError(f"{where}: no {absent[0]}, which every point has")
@@ -137,12 +159,17 @@ class Ledger:
             number(record, name, where)
 
     def _require_same(self, plan: Record) -> None:
-        # As it would be read back: a tuple is a list there.
+        # Written and read once, so that tuples are lists, which the stored plan has.
         earlier, plan = self._plan(), json.loads(json.dumps(plan))
         changed = [f"{key} {earlier.get(key)!r} / {plan[key]!r}" for key in plan if earlier.get(key) != plan[key]]
         if changed:
-            told = f"(stored / now): {'; '.join(changed)}; --overwrite replaces them"
-            raise UsageError(f"{self.path}: contains points of another {self.kind} {told}")
+            difference = f"(stored / now): {'; '.join(changed)}; --overwrite replaces them"
+            raise UsageError(f"{self.path}: contains points of another {self.kind} {difference}")
+        if not self.finished and earlier.get(CODE) != code_hash():
+            raise UsageError(
+                f"{self.path}: contains points of an unfinished {self.kind} from another version of ckpt-probe or of "
+                "its libraries, whose numbers may differ; --overwrite computes them again"
+            )
 
 
 def _object(file: Path, what: str) -> Record:

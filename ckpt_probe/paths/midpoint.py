@@ -1,4 +1,4 @@
-"""The middle point of a curve: trained by the project's own loop, or taken from a file."""
+"""The midpoint of a curve: trained by `ckpt_probe.training`, or read from a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,22 +15,28 @@ from ckpt_probe.files import distinct_names
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.curve import MIDDLE
+from ckpt_probe.paths.directory import PathDirectory
 from ckpt_probe.paths.ends import Ends, point_metadata
-from ckpt_probe.paths.place import PathPlace
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import Progress
 from ckpt_probe.training import train
 
 NET = "ckpt_probe.paths.curve:curve_net"
 FOREIGN_OPTIMIZER = {"name": "adamw", "learning_rate": 1e-3}
-"""For checkpoints that do not say how they were trained."""
+"""Optimizer for checkpoints without a training configuration."""
 
 FOREIGN_BATCH = 64
 
 
 @dataclass(frozen=True)
 class CurveTraining:
-    """How M is trained: the curve's shape, passes over the training data, and A's learning rate where None."""
+    """Settings for the training of the midpoint M.
+
+    Attributes:
+        curve: Shape of the curve.
+        epochs: Number of passes over the training data.
+        learning_rate: Learning rate; None for that of A's training.
+    """
 
     curve: str
     epochs: float
@@ -38,7 +44,7 @@ class CurveTraining:
 
 
 def read_midpoint(path: Path, subject: Subject) -> State:
-    """M from a file, with the model's own names. Raises DataError naming the file where it does not fit the model."""
+    """Read M from a file, with the model's names. Raises DataError naming the file if it does not fit the model."""
     with open_checkpoint(path) as checkpoint:
         state = unwrapped(checkpoint.state_dict(), set(subject.model.state_dict()))
     subject.load(state, str(path))
@@ -46,7 +52,7 @@ def read_midpoint(path: Path, subject: Subject) -> State:
 
 
 def trained_midpoint(
-    place: PathPlace,
+    directory: PathDirectory,
     ends: tuple[Path, Path],
     tensors: Ends,
     subject: Subject,
@@ -55,34 +61,49 @@ def trained_midpoint(
     overwrite: bool,
     progress: Progress,
 ) -> State:
-    """M of the curve between two files, trained in `place`/curve and kept as `place`/midpoint.safetensors.
+    """Train M in `directory`/curve and write it to `directory`/midpoint.safetensors, unless that exists.
 
-    What an earlier call has kept is taken as it is; an interrupted training goes on. M has running statistics of its
-    own, estimated on the training data.
+    An interrupted training continues. The running statistics of M are estimated on the training data.
+
+    Args:
+        directory: Directory of the path.
+        ends: The checkpoints A and B.
+        tensors: Their state dicts.
+        subject: Model and data.
+        how: Settings of the training.
+        overwrite: Whether to start an interrupted training again.
+        progress: Receives messages and bars.
+
+    Returns:
+        The state dict of M.
     """
-    if place.midpoint.exists():
-        return read_midpoint(place.midpoint, subject)
+    if directory.midpoint.exists():
+        return read_midpoint(directory.midpoint, subject)
     with subject.setup.open(ends[0]) as checkpoint:
         raw, trained_by = checkpoint.raw_metadata, checkpoint.metadata.config
-    config = _configuration(place, ends, subject, how, trained_by)
+    config = _configuration(directory, ends, subject, how, trained_by)
     device = str(subject.device)
-    train(config, place.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
-    with open_checkpoint(open_series(place.training)[-1].path) as checkpoint:
-        found = {name.removeprefix(MIDDLE): checkpoint.read(name) for name in checkpoint.names}
-    subject.load({**linear(*tensors, 0.5), **found}, str(place.training))
+    train(config, directory.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
+    with open_checkpoint(open_series(directory.training)[-1].path) as checkpoint:
+        middle = {name.removeprefix(MIDDLE): checkpoint.read(name) for name in checkpoint.names}
+    subject.load({**linear(*tensors, 0.5), **middle}, str(directory.training))
     if has_batchnorm(subject.model):
         recompute(subject.model, subject.data.split("train"))
     state = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
-    told = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": how.curve, "midpoint": True}
-    save_checkpoint(place.midpoint, state, point_metadata(raw, subject, told))
+    description = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": how.curve, "midpoint": True}
+    save_checkpoint(directory.midpoint, state, point_metadata(raw, subject, description))
     return state
 
 
 def _configuration(
-    place: PathPlace, ends: tuple[Path, Path], subject: Subject, how: CurveTraining, trained_by: Mapping[str, Any]
+    directory: PathDirectory,
+    ends: tuple[Path, Path],
+    subject: Subject,
+    how: CurveTraining,
+    trained_by: Mapping[str, Any],
 ) -> TrainingConfig:
     optimizer = dict(trained_by.get("optimizer", FOREIGN_OPTIMIZER))
-    # A stored configuration spells every default, also those that belong to the other optimizer only.
+    # A stored configuration contains every default, also those of the other optimizer.
     optimizer = {key: value for key, value in optimizer.items() if value != _default(key)}
     if how.learning_rate is not None:
         optimizer["learning_rate"] = how.learning_rate
@@ -91,8 +112,8 @@ def _configuration(
     net: dict[str, Any] = {"model": subject.model_name, "model_arguments": subject.model_arguments, "curve": how.curve}
     setup = subject.setup
     if setup.state_key is not None:
-        # B in A's order is a file of ours, which has no keys.
-        net["state_keys"] = [None if end == place.aligned else setup.state_key for end in ends]
+        # Aligned B is our own file, without keys.
+        net["state_keys"] = [None if end == directory.aligned else setup.state_key for end in ends]
     if setup.base is not None:
         net["base"] = str(Path(setup.base).resolve())
     values = {

@@ -1,4 +1,4 @@
-"""How a path is evaluated: every option, checked before anything is opened, and before torch is loaded."""
+"""Settings of a path, checked before anything is opened and before torch is loaded."""
 
 import math
 from dataclasses import dataclass
@@ -7,22 +7,24 @@ from pathlib import Path
 from ckpt_probe.errors import UsageError
 
 BENT = ("bezier", "polychain")
-"""Shapes that bend over a midpoint, which is trained first."""
+"""Curves over a midpoint, which is trained first."""
 
 SHAPES = ("linear", "slerp", *BENT)
 
 METHODS = ("permutation", "activations")
-"""How B can be put in A's order: by its weights, or by what its channels do on data."""
+"""Methods that put B's channels in A's order: by weights, or by activations on data."""
 
 SAMPLES = 4096
-"""Training samples from which batch-norm statistics are estimated anew."""
+"""Number of training samples from which batch-norm statistics are estimated."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Where batch-norm statistics between checkpoints come from.
+    """Source of the batch-norm statistics between checkpoints.
 
-    batchnorm: "recompute" estimates them anew from so many training `samples`, "interpolate" takes those in between.
+    Attributes:
+        batchnorm: "recompute" to estimate them from training samples, "interpolate" to interpolate them.
+        samples: Number of training samples.
     """
 
     batchnorm: str = "recompute"
@@ -38,17 +40,24 @@ class Statistics:
 
 @dataclass(frozen=True)
 class PathOptions:
-    """How a path is evaluated.
+    """Settings of a path.
 
-    path: "linear" or "slerp", or a curve over a trained midpoint, "bezier" or "polychain". points: spaced evenly over
-    `span`, 0 and 1 always among them; None adds positions where the curves of loss and error bend until their barriers
-    are known to 1 %. batchnorm: "recompute" estimates running statistics anew at each point
-    between or beyond the ends, from `batchnorm_samples` training samples, "interpolate" takes those on the path.
-
-    align: first puts b's hidden channels in a's order, "permutation" by weights, over groups derived from the model or
-    those of the file `align_spec`, "activations" by the correlation of activations on `align_samples` training samples.
-    curve_epochs: passes over the training data that find the midpoint; curve_learning_rate: that of a's own training
-    where None; midpoint: a file with one found before. keep_dumps: also write a dump of every point.
+    Attributes:
+        path: "linear", "slerp", or a curve over a trained midpoint, "bezier" or "polychain".
+        points: Number of positions, evenly spaced over `span`, and always 0 and 1; None to add positions where the
+            curves of loss and error bend until their barriers are known to 1 %.
+        span: First and last position.
+        batchnorm: "recompute" to estimate running statistics at each position between or beyond the ends,
+            "interpolate" to interpolate them.
+        batchnorm_samples: Number of training samples for the estimates.
+        align: Method that first puts b's hidden channels in a's order: "permutation" by weights, "activations" by the
+            correlation of activations; None for none.
+        align_spec: File with the groups of channels for "permutation"; None to derive them from the model.
+        align_samples: Number of training samples for "activations".
+        curve_epochs: Number of passes over the training data to train the midpoint.
+        curve_learning_rate: Learning rate of that training; None for that of a's own training.
+        midpoint: File with a midpoint trained before.
+        keep_dumps: Whether to write a dump of every position.
     """
 
     path: str = "linear"
@@ -73,12 +82,12 @@ class PathOptions:
 
     @property
     def curved(self) -> bool:
-        """Whether the path bends over a midpoint."""
+        """Whether the path is a curve over a midpoint."""
         return self.path in BENT
 
     @property
     def statistics(self) -> Statistics:
-        """Where batch-norm statistics come from. Raises UsageError where they can't be had so."""
+        """Source of the batch-norm statistics. Raises UsageError if the settings are not valid."""
         return Statistics(self.batchnorm, self.batchnorm_samples)
 
     def _check_alignment(self) -> None:

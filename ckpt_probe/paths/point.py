@@ -1,14 +1,19 @@
-"""One point of a path or a plane: the record of the weights that a model has now, with a reason for what it lacks."""
+"""One position of a path or a plane: the record of the weights that a model has now, and its dump."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ckpt_probe.analysis import Record, empty_record, read_blocks, settled
 from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Block, Subject
+from ckpt_probe.extraction import Block, Storage, Subject
 from ckpt_probe.extraction.scoring import is_scored
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
@@ -17,14 +22,16 @@ from ckpt_probe.progress import Progress
 
 CACHE_BYTES = 2**30
 OF_LOGITS = ("accuracy", "nc4.disagreement")
-"""What says nothing where logits overflow."""
+"""Metrics without a value if logits overflow."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A subject evaluated at one set of weights after another.
+    """Evaluates one set of weights after another with the same model and data.
 
-    statistics: where batch-norm statistics between checkpoints come from.
+    Attributes:
+        subject: Model and data.
+        statistics: Source of the batch-norm statistics between checkpoints.
     """
 
     subject: Subject
@@ -32,11 +39,11 @@ class Evaluation:
 
     @property
     def batchnorm(self) -> str:
-        """As records tell it: "recompute", "interpolate", or "none" where the model keeps no running statistics."""
+        """ "recompute", "interpolate", or "none" for a model without running statistics."""
         return self.statistics.batchnorm if has_batchnorm(self.subject.model) else "none"
 
     def plan(self) -> Record:
-        """What is the same at every point, as the plan of a path or a plane tells it."""
+        """Return the settings that all positions share."""
         subject = self.subject
         return {
             "splits": list(subject.splits),
@@ -50,10 +57,18 @@ class Evaluation:
         }
 
     def load(self, state: State, source: str, *, own: bool = False) -> str:
-        """Put the weights of a point into the model, in place; returns what their batch-norm statistics are called.
+        """Load weights into the model, in place.
 
-        own: the weights are those of a trained network, whose own statistics stay. Raises DataError naming `source`
-        where the weights don't fit.
+        Args:
+            state: The weights.
+            source: Name of the weights in messages.
+            own: Whether to keep the batch-norm statistics in `state`, which are those of a trained network.
+
+        Returns:
+            The source of the batch-norm statistics: "own", "recompute", "interpolate" or "none".
+
+        Raises:
+            DataError: If the weights do not fit the model.
         """
         self.subject.load(state, source)
         if own and self.batchnorm != "none":
@@ -65,52 +80,93 @@ class Evaluation:
         return self.batchnorm
 
     def record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> Record:
-        """The record of the model's present weights on one split; features and logits are held where they fit.
+        """Compute the record of the model's present weights on one split.
 
-        writer: a dump that gets the split as well. Raises DataError where the features have no record.
+        Features and logits are kept in memory between passes if they fit into 1 GiB, else computed again.
+
+        Args:
+            split: Name of the split.
+            progress: Receives messages and a bar.
+            writer: Writer of a dump to which the split is added.
+
+        Raises:
+            DataError: If the features have no record.
         """
         samples = self.subject.rows_of(split, None) or len(self.subject.data.split(split))
         weights, bias = self.subject.parameters()
         scored = is_scored(self.subject.head, len(weights))
         fits = samples * sum(weights.shape) * 4 <= CACHE_BYTES
         passes = 1 if fits else 2 if writer is None else 3
-        # Whatever ends this early, no thread of a forward pass is left behind.
-        with progress.task(split, samples * passes, "samples") as bar, ExitStack() as opened:
+        # Every forward pass is closed on leaving, which ends the thread behind it.
+        with progress.task(split, samples * passes, "samples") as bar, ExitStack() as stack:
 
             def forward() -> Iterable[Block]:
-                return opened.enter_context(closing(self.subject.forward(split, progress=progress, bar=bar)))
+                return stack.enter_context(closing(self.subject.forward(split, progress=progress, bar=bar)))
 
-            held = list(forward()) if fits else None
+            blocks = list(forward()) if fits else None
             if writer is not None:
                 writer.start_split(split, samples, logits=not scored, scored=scored)
                 rows = 0
-                for block in held or forward():
+                for block in blocks or forward():
                     writer.append(split, block.features, block.labels, block.scores)
                     rows += len(block.labels)
                 writer.leave_out(split, samples - rows)
             return read_blocks(
-                lambda: ((block.features, block.labels, block.scores) for block in held or forward()), weights, bias
+                lambda: ((block.features, block.labels, block.scores) for block in blocks or forward()), weights, bias
             ).record
 
     def explained_record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> Record:
-        """As `record`, but between or beyond trained networks a dead or exploding one is no error.
+        """Compute `record` for weights that nobody trained, where dead or exploding features are no error.
 
-        Where the features have no record, loss and accuracy alone, and `missing` says why; every name is there.
+        Returns:
+            The record; if the features have none, loss and accuracy alone, with the reason in `missing`.
         """
         try:
-            return _overflown(self.record(split, progress, writer=writer))
+            return _without_overflow(self.record(split, progress, writer=writer))
         except DataError as error:
             reason = str(error)
         quality = Quality()
         with closing(self.subject.forward(split, progress=progress)) as blocks:
             for block in blocks:
                 quality.update_scores(block.scores, block.labels)
-        found = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
-        return _overflown(settled({**empty_record(), **found}, scored=True))
+        values = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
+        return _without_overflow(settled({**empty_record(), **values}, scored=True))
 
 
-def _overflown(record: Record) -> Record:
-    # Of a network that nobody trained, logits that are not finite are no deliberate ones: what they say is nothing.
+@contextmanager
+def point_writer(path: Path, name: str, coordinate: float, subject: Subject) -> Iterator[DumpWriter]:
+    """Open a writer of the dump of the weights that a model has now, and write its classifier.
+
+    The weights are in no file, so the provenance has the size and the hash of the tensors. The number in a dump's name
+    would be taken for its step, so the step is stored: the coordinate in millionths, which sorts dumps along the path.
+
+    Args:
+        path: The dump.
+        name: Name of the position, for the provenance.
+        coordinate: Position on the path.
+        subject: Model and data.
+    """
+    tensors = {key: entry for key, entry in subject.model.state_dict().items() if isinstance(entry, Tensor)}
+    size, digest = 0, hashlib.sha256()
+    for key, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        size += tensor.nbytes
+        digest.update(key.encode())
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    step = round(coordinate * 1e6)
+    provenance = subject.provenance(name, size, digest.hexdigest(), step=step, epoch=None, storage=Storage())
+    weights, bias = subject.parameters()
+    classes, features = weights.shape
+    # A position with a dump but no record is evaluated again.
+    with DumpWriter(path, provenance, classes=classes, features=features, overwrite=True) as writer:
+        writer.write_classifier(weights, bias)
+        if subject.data.class_names:
+            writer.write_class_names(subject.data.class_names[:classes])
+        yield writer
+
+
+def _without_overflow(record: Record) -> Record:
+    # Logits of an untrained network that are not finite say nothing about its predictions.
     if record["loss"] is not None:
         return record
     reason = f"{', '.join(OF_LOGITS)}: the logits overflow to infinity or NaN"

@@ -1,27 +1,34 @@
-"""Which positions on a path are evaluated, and how far a quantity rises between its two ends."""
+"""Positions on a path, and barriers: the rise of loss and error between the two ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ckpt_probe.analysis import Record
 from ckpt_probe.errors import DataError, UsageError
 
 FIRST = 5
-"""Positions that `auto` begins with."""
+"""Number of positions with which automatic refinement begins."""
 
 MOST = 65
-"""Positions that `auto` stops at."""
+"""Largest number of positions of automatic refinement."""
 
 KNOWN = 0.01
-"""Share of the barrier to which `auto` has to know it."""
+"""Relative precision of the barrier at which automatic refinement stops."""
 
 FLAT = 1e-3
-"""Share of the curve's own size below which a bump is not pursued."""
+"""Share of the curve's largest value below which a rise is not refined."""
 
 
 @dataclass(frozen=True)
 class Barrier:
-    """The largest excess over the chord, the alpha at which it occurs, and the mean excess over the points."""
+    """Excess of a quantity over the chord between both ends.
+
+    Attributes:
+        value: Largest excess.
+        alpha: Position of the largest excess.
+        mean: Mean excess over the positions.
+    """
 
     value: float
     alpha: float
@@ -29,9 +36,10 @@ class Barrier:
 
 
 def evenly(points: int, span: tuple[float, float] = (0.0, 1.0)) -> list[float]:
-    """`points` positions over `span`, in order, and both ends 0 and 1 among them, since barriers are measured there.
+    """Return `points` evenly spaced positions over `span`, and 0 and 1, between which barriers are measured.
 
-    Raises UsageError for fewer than three points, or a span that is not increasing.
+    Raises:
+        UsageError: If there are fewer than three points, or the span is not increasing.
     """
     low, high = span
     if points < 3:
@@ -39,14 +47,20 @@ def evenly(points: int, span: tuple[float, float] = (0.0, 1.0)) -> list[float]:
     if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
         raise UsageError(f"range: expected two increasing numbers such as -0.5:1.5, found {low}:{high}")
     spaced = {low + (high - low) * number / (points - 1) for number in range(points)}
-    return sorted({*(_settled(alpha) for alpha in spaced), 0.0, 1.0})
+    return sorted({*(_rounded(alpha) for alpha in spaced), 0.0, 1.0})
 
 
 def refined(alphas: Sequence[float], curves: Sequence[Sequence[float]]) -> list[float]:
-    """Midpoints of the intervals in which a curve may rise above its highest excess over the chord; none when known.
+    """Return midpoints of the intervals in which a curve may rise above its largest excess over the chord.
 
-    alphas: increasing positions from 0 to 1; curves: values at each. How far a curve may rise inside an interval is
-    told by its bend there, |second difference| · h² / 8.
+    The possible rise inside an interval of width h is estimated by its bend, |second difference| · h² / 8.
+
+    Args:
+        alphas: Increasing positions from 0 to 1.
+        curves: Lists of values at each position.
+
+    Returns:
+        New positions; an empty list if the barriers are known to 1 %.
     """
     if len(alphas) >= MOST:
         return []
@@ -65,27 +79,71 @@ def refined(alphas: Sequence[float], curves: Sequence[Sequence[float]]) -> list[
 
 
 def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
-    """max over α of L(α) − [(1−α) L(A) + α L(B)] (Frankle et al. 2020), never below 0, since the ends lie on the chord.
+    """Compute max over α of L(α) − [(1−α) L(A) + α L(B)] (Entezari et al. 2022), at least 0.
 
-    alphas: positions in increasing order, the first 0 and the last 1; values: L at each. Raises DataError otherwise.
+    Args:
+        alphas: Increasing positions from 0 to 1.
+        values: L at each position.
+
+    Raises:
+        DataError: If there is not one value for each of at least two increasing positions from 0 to 1.
     """
     if len(alphas) != len(values) or len(alphas) < 2:
         raise DataError(f"a barrier needs a value at each of at least two positions, found {len(values)}")
     if alphas[0] != 0 or alphas[-1] != 1 or any(a >= b for a, b in pairwise(alphas)):
         raise DataError("a barrier needs increasing positions from 0 to 1")
     excess = [value - (1 - a) * values[0] - a * values[-1] for a, value in zip(alphas, values, strict=True)]
-    # Rounding may leave the ends a hair off the chord, where they lie by definition.
+    # By definition, the ends lie on the chord; rounding may move them off it.
     excess[0] = excess[-1] = 0.0
     highest = max(range(len(excess)), key=excess.__getitem__)
     return Barrier(excess[highest], alphas[highest], sum(excess) / len(excess))
 
 
+def curves(records: Sequence[Record], splits: Sequence[str]) -> tuple[list[float], list[list[float]]]:
+    """Return the positions from 0 to 1, and loss and error of every split at each, if all of them are known.
+
+    Args:
+        records: Records in the order of their positions.
+        splits: Names of the splits.
+    """
+    inside = [record for record in records if 0 <= record["alpha"] <= 1]
+    alphas = sorted({record["alpha"] for record in inside})
+    values = []
+    for split in splits:
+        of_split = [record for record in inside if record["split"] == split]
+        losses, accuracies = [r["loss"] for r in of_split], [r["accuracy"] for r in of_split]
+        values += [losses] if None not in losses else []
+        values += [[1 - accuracy for accuracy in accuracies]] if None not in accuracies else []
+    return alphas, values
+
+
+def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
+    """Compute the barriers of loss and error of a split between 0 and 1, the α of each, and the mean excess.
+
+    Args:
+        records: Records in the order of their positions.
+        split: Name of the split.
+        batchnorm: Source of the batch-norm statistics, which the result repeats.
+    """
+    of_split = [r for r in records if r["split"] == split and 0 <= r["alpha"] <= 1]
+    alphas = [record["alpha"] for record in of_split]
+    summary: Record = {"split": split, "points": len(alphas), "batchnorm": batchnorm}
+    errors = [None if r["accuracy"] is None else 1 - r["accuracy"] for r in of_split]
+    quantities = {"loss": [r["loss"] for r in of_split], "error": errors}
+    for quantity, values in quantities.items():
+        excess = None if any(value is None for value in values) else barrier(alphas, values)
+        summary[f"barrier.{quantity}"] = excess.value if excess else None
+        summary[f"barrier.{quantity}_alpha"] = excess.alpha if excess else None
+        summary[f"barrier.{quantity}_mean"] = excess.mean if excess else None
+    return summary
+
+
 def _bend(x: Sequence[float], y: Sequence[float], i: int) -> float:
-    """How strongly a curve bends downward at its i-th point."""
+    """Return the downward second difference of a curve at its i-th point, or 0."""
     before, after = (y[i] - y[i - 1]) / (x[i] - x[i - 1]), (y[i + 1] - y[i]) / (x[i + 1] - x[i])
     return max(0.0, 2 * (before - after) / (x[i + 1] - x[i - 1]))
 
 
-def _settled(alpha: float) -> float:
-    # Sums such as −0.5 + 2 · 0.75 leave a hair beside 1, which would be a position of its own.
+def _rounded(alpha: float) -> float:
+    # Sums such as −0.5 + 2 · 0.75 may differ from 1 by rounding and would be another position.
     return float(round(alpha)) if abs(alpha - round(alpha)) < 1e-12 else alpha

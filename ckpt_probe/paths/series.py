@@ -31,41 +31,56 @@ def evaluate_series(
     progress: Progress | None = None,
     **options: Any,
 ) -> list[Record]:
-    """Barrier records of every pair of checkpoints, one for each pair and split, in the order of their steps.
+    """Compute barriers of every pair of checkpoints, by training step.
 
     With b, pairs are the checkpoints of both runs at equal steps (instability analysis, Frankle et al. 2020); without,
-    neighbours within a. Each path is kept in a directory of its own below `out`, and the barriers in
-    `out`/barriers.jsonl; another call goes on with what is missing, and takes finished paths as they are. options:
-    those of `evaluate_path`. workers, scheduler: so many pairs at a time, or a Dask cluster; two calls on one directory
-    share the pairs. Raises UsageError where no two steps are equal, or there is one checkpoint only.
+    neighbours within a. Each path has a directory below `out`, and the barriers are in `out`/barriers.jsonl. Another
+    call computes missing pairs and reads finished ones; two calls at the same time share the pairs.
+
+    Args:
+        a: First run.
+        b: Second run; None for neighbours within a.
+        out: Directory of the results.
+        overwrite: Replace earlier results.
+        workers: Number of processes, each of which evaluates one pair at a time.
+        scheduler: Address of a Dask cluster that evaluates the pairs instead.
+        progress: Receives messages and bars.
+        **options: Those of `evaluate_path`.
+
+    Returns:
+        One record for each pair and split, in the order of their steps.
+
+    Raises:
+        UsageError: If no two steps are equal, or a has only one checkpoint.
+        DataError: As `evaluate_path`, and if a run has a step twice.
     """
-    progress, place = progress or Silent(), Path(out)
+    progress, directory = progress or Silent(), Path(out)
     options |= {"overwrite": overwrite, "resume": options.get("resume", False) or not overwrite}
     named = {name: options.get(name) for name in ("state_key", "base")}
     pairs, alone = _pairs(a, b, named)
     names = [first.name if b is not None else f"{first.name}--{second.name}" for first, second in pairs]
     staff, records = Workers(workers, scheduler), list[Record]()
     work = partial(_summary, options=options, progress=progress if staff.alone else Silent())
-    items = [(first.path, second.path, place / name) for (first, second), name in zip(pairs, names, strict=True)]
+    items = [(first.path, second.path, directory / name) for (first, second), name in zip(pairs, names, strict=True)]
     tasks = results(work, items, names=names, workers=staff, say=progress.message)
     with progress.task("pairs", len(pairs), "pairs") as bar, closing(tasks):
         for (first, second), summary in zip(pairs, in_turn(tasks), strict=True):
             steps = {"step": first.step, **({"to_step": second.step} if b is None else {})}
-            records += [{**steps, **one} for one in summary]
+            records += [{**steps, **record} for record in summary]
             bar.advance()
-    write_text(place / BARRIERS_FILE, "".join(json.dumps(record) + "\n" for record in records), overwrite=True)
+    write_text(directory / BARRIERS_FILE, "".join(json.dumps(record) + "\n" for record in records), overwrite=True)
     if alone:
         progress.message(f"{alone} checkpoints have no counterpart at the same step and were left out")
     return records
 
 
 def _summary(pair: tuple[Path, Path, Path], *, options: dict[str, Any], progress: Progress) -> list[Record] | Busy:
-    """The barriers of a pair, whose path is kept in the third place; `Busy` where another process is at it."""
-    a, b, place = pair
-    with claimed(place.with_name(f"{place.name}.pair")) as claim:
+    """Compute the barriers of (a, b, directory of the path); return `Busy` if another process evaluates the pair."""
+    a, b, directory = pair
+    with claimed(directory.with_name(f"{directory.name}.pair")) as claim:
         if isinstance(claim, Busy):
             return claim
-        return evaluate_path(a, b, place, progress=progress, **options).summary
+        return evaluate_path(a, b, directory, progress=progress, **options).summary
 
 
 def _pairs(a: Path | str, b: Path | str | None, named: dict[str, Any]) -> tuple[Sequence[tuple[Member, Member]], int]:

@@ -1,7 +1,9 @@
-"""The shapes of a path, each a function α → state dict: the line, the arc, and curves over a third point M."""
+"""Shapes of a path as functions α → state dict: line, arc, curves over a third point M; and their lengths."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,68 +14,77 @@ from ckpt_probe.errors import DataError
 Path = Callable[[float], State]
 
 Curve = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""One tensor of A, of M and of B, and α → the tensor there."""
+"""Function of one tensor of A, of M and of B, and α, that returns the tensor at α."""
 
 COLINEAR = 1e-6
-"""Sine of the angle under which two tensors point the same or the opposite way, and the arc is a line."""
+"""Sine of the angle below which two tensors count as parallel, so that the arc is a line."""
+
+PIECES = 32
+"""Number of straight pieces by which the length of a curve is measured."""
 
 
 def path_of(shape: str, a: State, b: State, middle: State | None = None) -> Path:
-    """The path of that shape from a (α = 0) to b (α = 1); a curve bends over `middle`."""
+    """Return the path of that shape from a (α = 0) to b (α = 1); a curve bends over `middle`."""
     if middle is None:
         return partial(ARCS[shape], a, b)
     return partial(on_curve, shape, a, middle, b)
 
 
 def linear(a: State, b: State, alpha: float) -> dict[str, Tensor]:
-    """The point at `alpha` between state dicts a (α = 0) and b (α = 1); both ends are exact, bit for bit.
+    """Compute the point at `alpha` between state dicts a (α = 0) and b (α = 1), both of which are exact.
 
-    Computed in float32 (float64 for float64 tensors) and rounded to the tensor's dtype; tensors of whole numbers or
-    booleans are a's, but at α = 1. Raises DataError where a number is NaN or infinite, naming the tensor.
+    Tensors are blended in float32 (float64 for float64) and rounded to their dtype. Integer and boolean tensors are
+    those of a, except at α = 1.
+
+    Raises:
+        DataError: If a number is NaN or infinite, naming the tensor.
     """
     return {name: between(name, tensor, b[name], alpha) for name, tensor in a.items()}
 
 
 def between(name: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """One tensor of `linear`."""
+    """Compute one tensor of `linear`."""
     require_finite(name, a, b)
     if alpha == 0 or alpha == 1:
         return b if alpha == 1 else a
     if not a.is_floating_point():
         return a
     exact = exact_dtype(a)
-    # torch.lerp starts at the nearer end, so that it is exact where both agree; as the streaming writer does.
+    # torch.lerp starts at the nearer end, so it is exact where both agree, like the streaming writer.
     return torch.lerp(a.to(exact), b.to(exact), alpha).to(a.dtype)
 
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:
-    """What a tensor's numbers are blended in: float64 for float64, else float32."""
+    """Return the dtype in which a tensor is blended: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def require_finite(name: str, *tensors: Tensor) -> None:
-    """Raise DataError where one of a name's tensors holds NaN or infinity."""
+    """Raise DataError if one of the tensors contains NaN or infinity."""
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(f"tensor {name!r} contains NaN or infinity and cannot be interpolated")
 
 
 def slerp(a: State, b: State, alpha: float) -> dict[str, Tensor]:
-    """sin((1−α)Ω)/sin Ω · a + sin(αΩ)/sin Ω · b for each tensor, Ω the angle between the two (Shoemake 1985).
+    """Compute sin((1−α)Ω)/sin Ω · a + sin(αΩ)/sin Ω · b for each tensor, Ω the angle between the two (Shoemake 1985).
 
-    Both ends are exact; tensors that point the same or the opposite way lie on the line; whole numbers and booleans are
-    a's, but at α = 1. Computed in float64, rounded to the tensor's dtype. Errors as `linear`.
+    Both ends are exact. Parallel tensors follow the line; integer and boolean tensors are those of a, except at α = 1.
+    Computed in float64 and rounded to the tensor's dtype.
+
+    Raises:
+        DataError: If a number is NaN or infinite, naming the tensor.
     """
     return {name: _arc(name, tensor, b[name], alpha) for name, tensor in a.items()}
 
 
 def bezier(a: Tensor, middle: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """(1−α)² A + 2α(1−α) M + α² B, by de Casteljau's lines, which are exact where all three agree."""
+    """Compute (1−α)² A + 2α(1−α) M + α² B by de Casteljau's lines, which are exact where all three agree."""
     return torch.lerp(torch.lerp(a, middle, alpha), torch.lerp(middle, b, alpha), alpha)
 
 
 def polychain(a: Tensor, middle: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """The line from A to M up to α = 1/2, that from M to B after it."""
+    """Compute the line from A to M up to α = 1/2, and the line from M to B after it."""
     return torch.lerp(a, middle, 2 * alpha) if alpha <= 0.5 else torch.lerp(middle, b, 2 * alpha - 1)
 
 
@@ -81,16 +92,41 @@ CURVES: dict[str, Curve] = {"bezier": bezier, "polychain": polychain}
 
 
 def on_curve(curve: str, a: State, middle: State, b: State, alpha: float) -> dict[str, Tensor]:
-    """The point at `alpha` of 0 … 1 between state dicts a and b, over that of M; both ends are exact, bit for bit.
+    """Compute the point at `alpha` in [0, 1] on the curve from a to b over M, with the precision of `linear`.
 
-    Computed and rounded as `linear`; tensors of whole numbers or booleans are a's, but at α = 1. Raises DataError where
-    a number is NaN or infinite, naming the tensor.
+    Raises:
+        DataError: If a number is NaN or infinite, naming the tensor.
     """
     return {name: _bent(name, CURVES[curve], tensor, middle[name], b[name], alpha) for name, tensor in a.items()}
 
 
 ARCS = {"linear": linear, "slerp": slerp}
-"""Shapes that follow from both ends: (state dict a, state dict b, α) → the state dict there."""
+"""Shapes without a third point: functions (state dict a, state dict b, α) → state dict."""
+
+
+def distances(a: State, b: State) -> list[dict[str, Any]]:
+    """Return name, ‖b − a‖ and cosine of a and b for each floating-point tensor; no cosine if one is zero."""
+    records = []
+    for name, first, second in _flat_pairs(a, b):
+        lengths = float(torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second))
+        cosine = float((first * second).sum()) / lengths if lengths > 0 else None
+        records.append({"name": name, "distance": float(torch.linalg.vector_norm(second - first)), "cosine": cosine})
+    return records
+
+
+def length(path: Path) -> float:
+    """Measure a path from α = 0 to 1 by straight pieces, over all floating-point tensors."""
+    total = 0.0
+    before = path(0.0)
+    for piece in range(1, PIECES + 1):
+        after = path(piece / PIECES)
+        total += math.sqrt(sum(float((y - x).square().sum()) for _, x, y in _flat_pairs(before, after)))
+        before = after
+    return total
+
+
+def _flat_pairs(a: State, b: State) -> list[tuple[str, Tensor, Tensor]]:
+    return [(name, t.double().flatten(), b[name].double().flatten()) for name, t in a.items() if t.is_floating_point()]
 
 
 def _arc(name: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:

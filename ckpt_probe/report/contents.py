@@ -11,7 +11,7 @@ from ckpt_probe.analysis import Settings, read_series
 from ckpt_probe.analysis.similarity import Similarity, kept_of_series, layer_similarities, step_similarities
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
-from ckpt_probe.planes import PlaneResult
+from ckpt_probe.paths import PlaneResult
 from ckpt_probe.progress import Progress, Silent, Task
 from ckpt_probe.report.plots.description import Axis, Plot
 from ckpt_probe.report.plots.layers import LayerLikeness, layer_maps, separation_plots, similarity_plots

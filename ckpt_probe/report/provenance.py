@@ -9,7 +9,7 @@ from ckpt_probe.checkpoints.metadata import library_versions
 from ckpt_probe.dumps import open_dump_series, read_provenance
 from ckpt_probe.extraction.request import command_of
 from ckpt_probe.files import content_hash
-from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE, REQUEST
+from ckpt_probe.paths.ledger import CODE, PLAN_FILE, POINTS_FILE, REQUEST
 from ckpt_probe.report.sources import DUMP, PATH, PLANE, Source, plan_of
 
 
@@ -42,7 +42,11 @@ def origin_of(source: Source) -> Origin:
     plan = plan_of(source) if source.kind in {PATH, PLANE} else {}
     names = (PLAN_FILE, POINTS_FILE, f"{source.kind}.json")
     files = [source.path / name for name in names] if source.path.is_dir() else [source.path]
-    facts = {name: _told(value) for name, value in plan.items() if value not in (None, [], {}) and name != REQUEST}
+    facts = {
+        name: _told(value)
+        for name, value in plan.items()
+        if value not in (None, [], {}) and name not in {CODE, REQUEST}
+    }
     present = tuple(_file(file) for file in files if file.exists())
     verb = "interpolate" if source.kind == PATH else "plane"
     # The path or plane is there already: --resume shows it again, and computes it where it is not.

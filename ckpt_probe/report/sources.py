@@ -10,9 +10,9 @@ from ckpt_probe.analysis.entries import REFERENCES
 from ckpt_probe.analysis.lines import number
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import distinct_names, read_object, require_regular
+from ckpt_probe.paths import PlaneResult
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
-from ckpt_probe.paths.walk import barriers
-from ckpt_probe.planes import PlaneResult
+from ckpt_probe.paths.positions import barriers
 
 DUMP, RECORDS, PATH, PLANE = "dumps", "records", "path", "plane"
 KINDS = (

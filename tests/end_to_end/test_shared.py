@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from ckpt_probe.config import TrainingConfig
-from ckpt_probe.paths import evaluate_path
-from ckpt_probe.planes import evaluate_plane
+from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.progress import Silent
 from ckpt_probe.scheduling import claimed
 from ckpt_probe.training import train

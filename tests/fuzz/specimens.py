@@ -23,8 +23,7 @@ from ckpt_probe.dumps import DumpWriter, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Storage
 from ckpt_probe.extraction.storing import StoreWriter
-from ckpt_probe.paths import evaluate_path
-from ckpt_probe.planes import evaluate_plane
+from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.training import train
 
 CONFIGS = Path(__file__).parents[2] / "sample_configs"

@@ -66,7 +66,7 @@ def test_a_point_of_a_plane_has_two_coordinates(tmp_path: Path) -> None:
 def test_a_damaged_end_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "path.json").write_text(text)
     with pytest.raises(DataError, match=r"path\.json: .*--overwrite computes all of it again"):
-        Ledger(tmp_path, "path").found()
+        Ledger(tmp_path, "path").summary()
 
 
 def test_a_damaged_plan_is_told(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.paths.distance import distances, length
-from ckpt_probe.paths.shapes import linear, slerp
+from ckpt_probe.paths.shapes import distances, length, linear, slerp
 
 A = {"w": torch.tensor([3.0, 0.0]), "n": torch.tensor(4), "same": torch.tensor([1.0, 2.0]), "zero": torch.zeros(2)}
 B = {"w": torch.tensor([0.0, 3.0]), "n": torch.tensor(9), "same": torch.tensor([2.0, 4.0]), "zero": torch.ones(2)}

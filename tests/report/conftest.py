@@ -8,8 +8,7 @@ import pytest
 from ckpt_probe.analysis import analyze_series
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.extraction import extract_series
-from ckpt_probe.paths import evaluate_path
-from ckpt_probe.planes import evaluate_plane
+from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.report import to_json_line
 from ckpt_probe.training import train
 

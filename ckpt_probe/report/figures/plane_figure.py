@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ckpt_probe.planes import PlaneResult
+    from ckpt_probe.paths import PlaneResult
 
 NARROW = 4
 """Ratio of the axes' lengths beyond which they are drawn to different scales."""

@@ -9,7 +9,7 @@ import numpy as np
 from ckpt_probe.report.plots.description import Axis, ContourPlot, Place
 
 if TYPE_CHECKING:
-    from ckpt_probe.planes import PlaneResult
+    from ckpt_probe.paths import PlaneResult
 
 CONTOURS = 14
 LEAST = 1e-6

@@ -10,7 +10,7 @@ import pytest
 
 from ckpt_probe.cli.plane import shade
 from ckpt_probe.errors import UsageError
-from ckpt_probe.planes import PlaneResult
+from ckpt_probe.paths import PlaneResult
 from ckpt_probe.report.figures.plane_figure import draw_plane
 from ckpt_probe.report.plots.planes import loss_levels
 

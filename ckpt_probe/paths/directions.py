@@ -14,10 +14,15 @@ from ckpt_probe.paths.shapes import exact_dtype, require_finite
 
 @dataclass(frozen=True)
 class Plane:
-    """θ(x, y) = θ_A + s·first + t·second with s = slopes[0]·x + slopes[1]·y and t = slopes[2]·y.
+    """The weights θ(x, y) = θ_A + s·first + t·second with s = slopes[0]·x + slopes[1]·y and t = slopes[2]·y.
 
-    origin: A's state dict; first, second: displacements of those of its tensors that move, float32 or float64; marks:
-    name and (x, y) of each checkpoint, A's first; axes: how long the axes are and how they lie to each other.
+    Attributes:
+        origin: State dict of A.
+        first: Displacements of the tensors that move, float32 or float64.
+        second: Displacements of the same tensors, in the other direction.
+        slopes: Factors between coordinates and displacements.
+        marks: Name, x and y of each checkpoint, A first.
+        axes: Lengths of the axes, and their angle or cosine.
     """
 
     origin: State
@@ -28,7 +33,7 @@ class Plane:
     axes: dict[str, Any]
 
     def at(self, x: float, y: float) -> dict[str, Tensor]:
-        """The state dict at (x, y), computed and left in float32 (float64 for float64); what does not move is A's."""
+        """Compute the state dict at (x, y): in float32 (float64 for float64) the tensors that move, others from A."""
         s, t = self.slopes[0] * x + self.slopes[1] * y, self.slopes[2] * y
         moved = {
             name: (self.origin[name].to(step.dtype) + s * step).add_(t * self.second[name])
@@ -38,19 +43,29 @@ class Plane:
 
 
 def plane_through(a: State, b: State, c: State) -> Plane:
-    """The plane through three checkpoints (Garipov et al. 2018, section 3), coordinates in weight-space distance.
+    """Build the plane through three checkpoints (Garipov et al. 2018, section 3), with distances as coordinates.
 
-    x runs along u = B − A, y along v = C − A − ⟨C − A, û⟩û, over all tensors of floating-point numbers; others are A's.
-    A is at (0, 0), B at (‖u‖, 0), C at (⟨C − A, û⟩, ‖v‖). axes: the three distances, and the angle at A in degrees.
-    Raises DataError where two are equal, all lie on one line but for rounding, or a number is NaN or infinite.
+    x runs along u = B − A, y along v = C − A − ⟨C − A, û⟩û, over all floating-point tensors; others are those of A.
+    A is at (0, 0), B at (‖u‖, 0), C at (⟨C − A, û⟩, ‖v‖).
+
+    Args:
+        a: State dict of A.
+        b: State dict of B.
+        c: State dict of C.
+
+    Returns:
+        The plane; `axes` has the three distances and the angle at A in degrees.
+
+    Raises:
+        DataError: If two are equal, all lie on one line within rounding, or a number is NaN or infinite.
     """
     names = [name for name, tensor in a.items() if tensor.is_floating_point()]
     for name in names:
         require_finite(name, a[name], b[name], c[name])
     u, w, other = (_difference(*pair, names) for pair in ((b, a), (c, a), (c, b)))
-    for told, step in (("A and B", u), ("A and C", w), ("B and C", other)):
+    for pair, step in (("A and B", u), ("A and C", w), ("B and C", other)):
         if _dot(step, step) == 0:
-            raise DataError(f"{told} have the same weights; a plane needs three different checkpoints")
+            raise DataError(f"{pair} have the same weights; a plane needs three different checkpoints")
     length = math.sqrt(_dot(u, u))
     along = _dot(w, u) / length
     height = math.sqrt(sum(float((w[n].double() - along / length * u[n].double()).square().sum()) for n in names))
@@ -70,10 +85,20 @@ def plane_through(a: State, b: State, c: State) -> Plane:
 
 
 def random_plane(a: State, model: nn.Module, seed: int) -> Plane:
-    """The plane along two filter-normalised random directions from a checkpoint (Li et al. 2018, section 4).
+    """Build the plane along two filter-normalised random directions from a checkpoint (Li et al. 2018, section 4).
 
-    A is at (0, 0); one unit of x or y moves each filter by its own norm. The directions are not made orthogonal: axes
-    has their cosine and lengths. Raises DataError where no parameter of the model has two or more axes.
+    A is at (0, 0); one unit of x or y moves each filter by its own norm. The directions are not orthogonal.
+
+    Args:
+        a: State dict of the checkpoint.
+        model: The network.
+        seed: Seed of the directions.
+
+    Returns:
+        The plane; `axes` has the lengths and the cosine of the directions.
+
+    Raises:
+        DataError: If no parameter of the model has two or more axes.
     """
     generator = torch.Generator().manual_seed(seed)
     first, second = (random_direction(a, model, generator) for _ in range(2))
@@ -89,12 +114,12 @@ def random_plane(a: State, model: nn.Module, seed: int) -> Plane:
 
 
 def random_direction(state: State, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """Gaussian directions for the model's parameters of two or more axes, each filter as long as the checkpoint's.
+    """Draw Gaussian directions for parameters of two or more axes, with the filter norms of the checkpoint.
 
-    What is missing does not move: biases, the parameters of normalisation layers, buffers.
+    Biases, parameters of normalisation layers and buffers have no direction and do not move.
     """
     drawn: dict[int, Tensor] = {}
-    found = {}
+    directions = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.ndim < 2 or not state[name].is_floating_point():
             continue
@@ -102,15 +127,15 @@ def random_direction(state: State, model: nn.Module, generator: torch.Generator)
         if id(parameter) not in drawn:
             require_finite(name, state[name])
             drawn[id(parameter)] = filter_normalised(torch.randn(parameter.shape, generator=generator), state[name])
-        found[name] = drawn[id(parameter)]
-    return found
+        directions[name] = drawn[id(parameter)]
+    return directions
 
 
 def filter_normalised(direction: Tensor, weights: Tensor) -> Tensor:
-    """A direction whose every slice along the first axis has the norm of that slice of the weights (both n × …)."""
+    """Scale each slice of a direction along the first axis to the norm of that slice of the weights (both n × …)."""
     exact = exact_dtype(weights)
-    wanted, given = (tensor.to(exact).flatten(1).norm(dim=1) for tensor in (weights, direction))
-    scale = wanted / given.clamp_min(torch.finfo(exact).tiny)
+    wanted, norms = (tensor.to(exact).flatten(1).norm(dim=1) for tensor in (weights, direction))
+    scale = wanted / norms.clamp_min(torch.finfo(exact).tiny)
     return direction.to(exact) * scale.view(-1, *[1] * (direction.ndim - 1))
 
 
@@ -123,6 +148,6 @@ def _dot(first: State, second: State) -> float:
 
 
 def _rounding(state: State, names: list[str]) -> float:
-    """How far rounding to nearest may have moved a state dict."""
+    """Return the distance by which rounding to nearest may have moved a state dict."""
     squares = [(torch.finfo(state[n].dtype).eps / 2) ** 2 * float(state[n].double().square().sum()) for n in names]
     return math.sqrt(sum(squares))

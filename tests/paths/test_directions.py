@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.planes.directions import filter_normalised, plane_through, random_direction, random_plane
+from ckpt_probe.paths.directions import filter_normalised, plane_through, random_direction, random_plane
 
 
 def state(seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:

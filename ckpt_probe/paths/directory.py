@@ -1,4 +1,4 @@
-"""The directory of a path: its ledger, and what else is kept of it."""
+"""The directory of a path: its ledger, B in A's order, the midpoint of a curve and its training, and dumps."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,14 +17,14 @@ DUMPS = "dumps"
 
 
 @dataclass(frozen=True)
-class PathPlace:
-    """The directory of a path: its ledger, and what else is kept of it."""
+class PathDirectory:
+    """Names the files of a path."""
 
     path: Path
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Its plan, its points, and the summary once it is finished."""
+        """Plan, records, and the summary of a finished path."""
         return Ledger(self.path, "path")
 
     @property
@@ -34,39 +34,37 @@ class PathPlace:
 
     @property
     def midpoint(self) -> Path:
-        """The point over which a curve bends."""
+        """The midpoint of a curve."""
         return self.path / MIDPOINT_FILE
 
     @property
     def training(self) -> Path:
-        """The run that found it."""
+        """The run that trains the midpoint."""
         return self.path / TRAINING
 
     def dump(self, alpha: float) -> Path:
-        """The dump of one point."""
+        """Return the name of the dump of one point."""
         return self.path / DUMPS / f"alpha-{alpha:.6f}.h5"
 
-    def prepare(
-        self,
-        plan: Record,
-        *,
-        request: Record,
-        overwrite: bool,
-        resume: bool = False,
-        inputs: Sequence[Path] = (),
-    ) -> None:
-        """Make it ready for this plan, which reads `inputs`; a finished path is left as it is where `resume` is set.
+    def prepare(self, plan: Record, *, request: Record, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+        """Make the directory ready for a plan, after `Ledger.require_free`.
 
-        Raises UsageError where it holds a finished path and neither is set, or points of another path, or a plane.
+        Args:
+            plan: Settings of the path.
+            request: The call, for the command that makes the path again.
+            overwrite: Whether to remove the files of an earlier path.
+            inputs: Files that the path reads.
+
+        Raises:
+            UsageError: If the directory contains points of another plan, or an input would be removed.
         """
-        self.ledger.require_free(overwrite=overwrite, resume=resume)
         if overwrite:
             self._clear(inputs)
-        begun = self.ledger.begun or any(found.exists() for found in (self.aligned, self.midpoint, self.training))
+        begun = self.ledger.begun or any(file.exists() for file in (self.aligned, self.midpoint, self.training))
         self.ledger.follow(plan, begun=begun, request=request)
 
     def _clear(self, inputs: Sequence[Path]) -> None:
-        # Only what a path or its training writes: anything else in the directory is its owner's.
+        # Only files that a path or its training writes; the user may keep others in the directory.
         run, dumps = self.training, self.path / DUMPS
         checkpoints = run / "checkpoints"
         ours = [self.aligned, self.midpoint, *dumps.glob("alpha-*.h5"), run / "state.safetensors"]
@@ -78,5 +76,5 @@ class PathPlace:
         for file in ours:
             file.unlink(missing_ok=True)
         for folder in (dumps, checkpoints, run):
-            with suppress(OSError):  # it is not there, or holds what is not ours
+            with suppress(OSError):  # absent, or it contains the user's files
                 folder.rmdir()

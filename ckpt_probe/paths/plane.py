@@ -1,0 +1,267 @@
+"""Every metric on a grid in a plane of weights: through three checkpoints, or around one along random directions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.analysis import Record
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.extraction.request import request_of
+from ckpt_probe.files import distinct_names
+from ckpt_probe.merging.matching import check_match
+from ckpt_probe.models import unwrapped
+from ckpt_probe.paths.directions import Plane, plane_through, random_plane
+from ckpt_probe.paths.ledger import Ledger
+from ckpt_probe.paths.options import SAMPLES, Statistics
+from ckpt_probe.paths.point import Evaluation
+from ckpt_probe.paths.survey import Survey, visit
+from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.scheduling import Workers, claimed_in_turn
+
+MARGIN = 0.2
+RADIUS = 1.0
+
+
+@dataclass(frozen=True)
+class PlaneOptions:
+    """Settings of a plane.
+
+    Attributes:
+        grid: Number of positions along each axis, or (along x, along y).
+        margin: Extent of the grid beyond the three checkpoints, as a share of their own extent.
+        directions: "random" for filter-normalised directions around one checkpoint; None for three checkpoints.
+        seed: Seed of the random directions.
+        radius: Largest coordinate along random directions.
+        batchnorm: "recompute" to estimate running statistics at each position, "interpolate" to interpolate them.
+        batchnorm_samples: Number of training samples for the estimates.
+    """
+
+    grid: int | tuple[int, int] = 15
+    margin: float = MARGIN
+    directions: str | None = None
+    seed: int = 0
+    radius: float = RADIUS
+    batchnorm: str = "recompute"
+    batchnorm_samples: int = SAMPLES
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 2:
+            raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
+        _ = self.statistics
+        if self.directions not in {None, "random"}:
+            raise UsageError(f"directions: expected random or None, found {self.directions}")
+        if self.directions is None and (self.seed, self.radius) != (0, RADIUS):
+            raise UsageError("seed and radius need directions random")
+        if self.directions is not None and self.margin != MARGIN:
+            raise UsageError("margin needs three checkpoints; use radius for random directions")
+        if not (0 <= self.margin < math.inf and 0 < self.radius < math.inf and 0 <= self.seed < 2**63):
+            raise UsageError("expected a margin of at least 0, a radius above 0, and an integer seed of at least 0")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of positions along x and along y."""
+        return (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
+
+    @property
+    def statistics(self) -> Statistics:
+        """Source of the batch-norm statistics. Raises UsageError if the settings are not valid."""
+        return Statistics(self.batchnorm, self.batchnorm_samples)
+
+
+@dataclass(frozen=True)
+class PlaneResult:
+    """Results of a plane.
+
+    Attributes:
+        points: Records of the grid, with x, y and split.
+        marks: Records of the checkpoints, with name, x, y and split.
+        summary: For each split the lowest loss on the grid, its position, and the number of positions without a loss.
+        axes: Distances and angle of three checkpoints, or lengths and cosine of random directions.
+        xs: Coordinates of the grid along x.
+        ys: Coordinates of the grid along y.
+    """
+
+    points: list[Record]
+    marks: list[Record]
+    summary: list[Record]
+    axes: Record
+    xs: list[float]
+    ys: list[float]
+
+
+def evaluate_plane(
+    a: Path | str,
+    b: Path | str | None = None,
+    c: Path | str | None = None,
+    *,
+    out: Path | str,
+    overwrite: bool = False,
+    resume: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> PlaneResult:
+    """Compute loss, accuracy and every metric on a grid in the plane through checkpoints a, b, c, or around a alone.
+
+    Writes `out`/points.jsonl position by position and `out`/plane.json at the end. An interrupted call continues after
+    the last position. If another process evaluates the same plane, this one waits for it.
+
+    Args:
+        a: First checkpoint, which names model and data unless `options` do.
+        b: Second checkpoint; None with random directions.
+        c: Third checkpoint; None with random directions.
+        out: Directory of the results.
+        overwrite: Replace earlier results.
+        resume: Return a finished plane with the same settings from its records.
+        workers: Number of processes, each of which evaluates one position at a time.
+        scheduler: Address of a Dask cluster that evaluates the positions instead.
+        progress: Receives messages and bars.
+        **options: Fields of `Setup` and of `PlaneOptions`.
+
+    Raises:
+        UsageError: As extraction does, and if the directory contains other results.
+        DataError: As extraction does, and if the checkpoints have different tensors, two are equal, or all three lie
+            on one line.
+    """
+    progress, setup, staff = progress or Silent(), Setup.taken_from(options), Workers(workers, scheduler)
+    settings = PlaneOptions(**options)
+    files = tuple(Path(file) for file in (a, b, c) if file is not None)
+    if settings.directions is None and len(files) != 3:
+        raise UsageError("a plane needs three checkpoints A, B and C, or one checkpoint A with directions random")
+    if settings.directions is not None and len(files) != 1:
+        raise UsageError("random directions need one checkpoint A: omit B and C, or the directions")
+    if overwrite and resume:
+        raise UsageError("overwrite and resume exclude each other")
+    job, ledger = PlaneJob(files, setup, settings), Ledger(Path(out), "plane")
+    with claimed_in_turn(ledger.path, progress.message) as waited:
+        ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
+        return _evaluate(job, ledger, staff, overwrite=overwrite, progress=progress)
+
+
+@dataclass(frozen=True)
+class PlaneJob:
+    """Settings of a plane; a worker process opens the survey from them."""
+
+    files: tuple[Path, ...]
+    setup: Setup
+    options: PlaneOptions
+
+    def survey(self) -> Survey:
+        """Open model and data, and read the checkpoints."""
+        evaluation = Evaluation(open_subject(self.files[0], self.setup), self.options.statistics)
+        plane = _plane(self.files, self.options, evaluation.subject)
+        return Survey("plane", self.files, plane.at, evaluation)
+
+
+def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool, progress: Progress) -> PlaneResult:
+    evaluation = Evaluation(open_subject(job.files[0], job.setup), job.options.statistics)
+    plane = _plane(job.files, job.options, evaluation.subject)
+    plan = _plan(job.files, evaluation, job.options)
+    if overwrite:
+        for file in ledger.files:
+            file.unlink(missing_ok=True)
+    ledger.follow(plan, begun=ledger.begun, request=request_of(job.files, ledger.path, job.setup, job.options))
+    if ledger.finished:
+        return _stored(ledger)
+    splits = evaluation.subject.splits
+    survey, records = Survey("plane", job.files, plane.at, evaluation), ledger.points(splits)
+    xs, ys = _grid(plane, job.options)
+    marks = _marks(job.files, plane, evaluation, progress)
+    positions = [(x, y) for y in ys for x in xs]
+    with progress.task("points", len(positions), "points") as bar:
+        visit(positions, records, survey, ledger, job=job, workers=staff, bar=bar, progress=progress)
+    checkpoints = dict(zip("ABC", distinct_names(job.files), strict=False))
+    summary = [_lowest(ledger.sorted(records), name) for name in splits]
+    axes = {"axes": plane.axes, "xs": xs, "ys": ys}
+    ledger.finish(records, {"checkpoints": checkpoints, **axes, "marks": marks, "summary": summary})
+    for note in (*evaluation.subject.notes, *_positions_without_loss(summary, records)):
+        progress.message(note)
+    return _stored(ledger)
+
+
+def _marks(files: tuple[Path, ...], plane: Plane, evaluation: Evaluation, progress: Progress) -> list[Record]:
+    """Compute the checkpoints' own records with their own statistics, one for each checkpoint and split."""
+    records: list[Record] = []
+    for file, label, (name, x, y) in zip(files, distinct_names(files), plane.marks, strict=True):
+        with evaluation.subject.setup.open(file) as checkpoint:
+            batchnorm = evaluation.load(checkpoint.state_dict(), str(file), own=True)
+        for split in evaluation.subject.splits:
+            try:
+                record = evaluation.record(split, progress)
+            except DataError as error:
+                raise DataError(f"{file}: {split}: {error}") from error
+            position = {"name": name, "checkpoint": label, "x": x, "y": y}
+            records.append({**position, "split": split, "batchnorm": batchnorm, **record})
+    return records
+
+
+def _plane(files: tuple[Path, ...], options: PlaneOptions, subject: Subject) -> Plane:
+    names = set(subject.model.state_dict())
+    states: list[Any] = []
+    with subject.setup.open(files[0]) as first:
+        for file in files:
+            with subject.setup.open(file) as checkpoint:
+                check_match(first, checkpoint)
+                states.append(unwrapped(checkpoint.state_dict(), names))
+    try:
+        return random_plane(states[0], subject.model, options.seed) if options.directions else plane_through(*states)
+    except DataError as error:
+        raise DataError(f"{', '.join(str(file) for file in files)}: {error}") from error
+
+
+def _grid(plane: Plane, options: PlaneOptions) -> tuple[list[float], list[float]]:
+    if options.directions is not None:
+        ends = [(-options.radius, options.radius)] * 2
+    else:
+        spans = [x for _, x, _ in plane.marks], [y for _, _, y in plane.marks]
+        ends = [(min(span), max(span)) for span in spans]
+        ends = [(low - options.margin * (high - low), high + options.margin * (high - low)) for low, high in ends]
+    xs, ys = (
+        # The ends and the middle are exact, so that a checkpoint there is a position of the grid.
+        [low * (1 - i / (count - 1)) + high * (i / (count - 1)) for i in range(count)]
+        for (low, high), count in zip(ends, options.shape, strict=True)
+    )
+    return xs, ys
+
+
+def _plan(files: tuple[Path, ...], evaluation: Evaluation, options: PlaneOptions) -> Record:
+    random = options.directions is not None
+    hashes = {name: evaluation.subject.setup.content_hash(file) for name, file in zip("abc", files, strict=False)}
+    return {
+        "directions": options.directions or "checkpoints",
+        **{name: hashes.get(name) for name in "abc"},
+        "grid": list(options.shape),
+        "margin": None if random else options.margin,
+        "radius": options.radius if random else None,
+        "seed": options.seed if random else None,
+        **evaluation.plan(),
+    }
+
+
+def _lowest(points: Sequence[Record], split: str) -> Record:
+    of_split = [point for point in points if point["split"] == split]
+    known = [point for point in of_split if point["loss"] is not None]
+    lowest = min(known, key=lambda point: point["loss"], default={"loss": None, "x": None, "y": None})
+    where = {f"lowest.{name}": lowest[name] for name in ("loss", "x", "y")}
+    counts = {"points": len(of_split), "without_loss": len(of_split) - len(known)}
+    return {"split": split, **counts, "batchnorm": of_split[0]["batchnorm"], **where}
+
+
+def _stored(ledger: Ledger) -> PlaneResult:
+    summary = ledger.summary()
+    return PlaneResult(ledger.points(), *(summary[name] for name in ("marks", "summary", "axes", "xs", "ys")))
+
+
+def _positions_without_loss(summaries: Sequence[Record], records: Sequence[Record]) -> list[str]:
+    notes = []
+    for summary in summaries:
+        if summary["without_loss"]:
+            of_split = [record for record in records if record["split"] == summary["split"]]
+            reason = next(record.get("missing") for record in of_split if record["loss"] is None)
+            count = f"{summary['without_loss']} of {summary['points']}"
+            notes.append(f"{summary['split']}: {count} points have no loss ({reason})")
+    return notes
