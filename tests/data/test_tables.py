@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ckpt_probe.data import ModelHints, load_data, notes_of, ready_batches
+from ckpt_probe.data.samples import LENGTHS
 from ckpt_probe.errors import DataError, UsageError
 
 ROWS = "x,label,y\n1,dog,2.5\n-3,cat,4\n5,dog,1e-3\n"
@@ -63,7 +64,7 @@ def test_splits_by_file_by_column_and_by_chance(tmp_path: Path) -> None:
         load_data(f"csv:{tmp_path / 'parts.csv'}", {"split": "part", "test_fraction": 0.2})
 
 
-def test_texts_become_padded_batches_of_tokens(tmp_path: Path, tokenizer: Path) -> None:
+def test_texts_become_padded_batches_of_tokens_with_their_lengths(tmp_path: Path, tokenizer: Path) -> None:
     from transformers import AutoTokenizer
 
     texts = ["a very good film", "bad plot", "good " * 30]
@@ -77,7 +78,8 @@ def test_texts_become_padded_batches_of_tokens(tmp_path: Path, tokenizer: Path) 
     theirs = AutoTokenizer.from_pretrained(tokenizer)
     for (inputs, labels), part in zip(found, (texts[:2], texts[2:]), strict=True):
         expected = theirs(part, padding=True, truncation=True, max_length=16, return_tensors="pt")
-        assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+        assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids", LENGTHS}
+        assert torch.equal(inputs[LENGTHS], expected["attention_mask"].sum(dim=1))
         assert all(torch.equal(inputs[key], expected[key]) for key in expected)
         assert labels.tolist() == [texts.index(text) for text in part]
     assert notes_of(split) == ("1 of 3 texts were cut at 16 tokens",)
