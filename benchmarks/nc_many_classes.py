@@ -6,7 +6,8 @@ rows, where its source is given: class means, within-class covariance, variances
 rows), then NC1 by pseudo-inverse, CDNV, the distance from the simplex ETF, duality and agreement. At many classes its
 CDNV holds C × C × D numbers, 51 GB; it is measured without, and with `--cdnv` by tiles of 64.
 
-With `--dump` also from a dump of the same rows with their logits, as `extract` writes it, which NC4 need not compute.
+Three plain passes in float32 are measured beside them. With `--dump` also from a dump of the same rows with their
+logits, as `extract` writes it, which NC4 need not compute.
 
 Run: python benchmarks/nc_many_classes.py [--neural-collapse DIR] [--case few|many] [--repeats 3] [--whole] [--dump]
 """
@@ -87,6 +88,23 @@ def theirs(source: Path, rows: Tensor, labels: Tensor, weights: Tensor, *, tiles
     return found
 
 
+def plain(rows: Tensor, labels: Tensor, weights: Tensor) -> dict[str, float]:
+    """Make three float32 passes without safeguards: class means, the within-class covariance, the nearest means."""
+    classes, features = weights.shape
+    blocks = list(zip(rows.split(ROWS), labels.split(ROWS), strict=True))
+    means, within = torch.zeros(classes, features), torch.zeros(features, features)
+    for block, numbers in blocks:
+        means.index_add_(0, numbers, block)
+    means /= torch.bincount(labels, minlength=classes)[:, None]
+    for block, numbers in blocks:
+        centred = block - means[numbers]
+        within.addmm_(centred.T, centred)
+    sizes = means.square().sum(dim=1)
+    for block, _ in blocks:
+        (2 * (block @ means.T) - sizes).argmax(dim=1)
+    return {}
+
+
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds that a call takes, and what it gives."""
     started = time.perf_counter()
@@ -98,6 +116,7 @@ def measure_case(case: str, asked: argparse.Namespace, folder: Path) -> None:
     """Time all of one case in turn, and print each with its ratio to the other package's."""
     rows, labels, weights = labelled_features(*CASES[case])
     functions: dict[str, Callable[[], Any]] = {
+        "three float32 passes": lambda: plain(rows, labels, weights),
         "only nc": lambda: analyze_features(rows, labels, weights, only=("nc",)),
         "only nc, float32": lambda: analyze_features(rows, labels, weights, only=("nc",), precision="float32"),
     }

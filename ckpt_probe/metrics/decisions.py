@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.rounding import largest, rounding, row_lengths
+from ckpt_probe.metrics.rounding import rounding, row_lengths
 
 FEW = 128
 """Classes up to which float64 products cost less than looking for near ties."""
@@ -114,8 +114,8 @@ class LinearDecision:
         highest, features = scores.topk(2, dim=1).values, rows.shape[1]
         longest, bias = row_lengths(self._weights).max(), 0.0 if self._bias is None else self._bias.abs().max()
         apart = highest[:, 0] - highest[:, 1]
-        # No row is longer than √D times the largest entry: lengths are only needed of rows that this leaves open.
-        most = longest * (features**0.5 * largest(rows)) + bias
+        # No row is longer than all of them together: lengths are only needed of rows that this leaves open.
+        most = longest * torch.linalg.matrix_norm(rows) + bias
         close = (~(apart > 2 * rounding(features + 2, most))).nonzero().squeeze(1)
         if not len(close):
             return close

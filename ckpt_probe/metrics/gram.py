@@ -61,7 +61,7 @@ def where_float64_is(X: Tensor) -> Tensor:
 
 
 def require_finite(rows: Tensor, name: str, first_row: int = 0) -> float:
-    """Return the largest absolute value of (n, d) rows, 0 where there are none.
+    """Return the largest absolute value of (n, d) rows, 0 for no rows.
 
     Raises:
         DataError: If a row holds NaN or infinity: how many rows, and the number of the first one.

@@ -11,7 +11,7 @@ from ckpt_probe.metrics.gram import Array, directions, require_directions, secon
 from ckpt_probe.metrics.rounding import rounding
 
 SIX_DIGITS = 1e6
-"""Times the rounding of an entropy that it has to be for a ratio over it to have as many digits; else there is none."""
+"""Times the rounding of an entropy that it has to be for a ratio over it to have as many digits."""
 
 
 @dataclass(frozen=True)

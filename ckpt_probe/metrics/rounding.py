@@ -1,4 +1,4 @@
-"""The rule for what counts as zero: what is no larger than the rounding of the numbers that it was computed from."""
+"""The rule of zero: a number counts as zero up to the rounding of the numbers that it was computed from."""
 
 import math
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""The classes as points: means, their centred rows and classifier rows, without what is rounding; and NC1 from them."""
+"""The classes as points: means, centred means and classifier rows, those that are rounding as zero; and their NC1."""
 
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ class Geometry:
         return pairs.Uniformity(unit, self.centred_sizes / torch.where(lengths > 0, lengths, 1.0))
 
     def nc1(self, rows: Rows | None) -> tuple[float | None, str]:
-        """Return NC1, and the reason where it is None.
+        """Return NC1, and why it is missing.
 
         Where a few rows are so long that their products hide the spread along the means, it is read from the rows.
         """
@@ -74,14 +74,14 @@ class Geometry:
         if not bool(spreads(self.scatter).any()):
             return 0.0, ""
         within = self.scatter.covariance()
-        found = float(((axes @ within) * axes).sum())
+        spread = float(((axes @ within) * axes).sum())
         # Products of entries, the largest on the diagonal, were each rounded once, up or down.
         hidden = rounding(1, float((axes.square() @ within.diagonal()).sum()), self.scatter.dtype)
-        if hidden > DIGITS * found:
+        if hidden > DIGITS * spread:
             if rows is None:
                 return None, HIDDEN
-            found = _spread_of_rows(axes, self.scatter, rows)
-        return found / len(self.M), ""
+            spread = _spread_of_rows(axes, self.scatter, rows)
+        return spread / len(self.M), ""
 
 
 def spreads(scatter: Scatter) -> Tensor:

@@ -48,16 +48,16 @@ class Scatter:
         return torch.hypot((self.squares / self.counts.clamp(min=1)).sqrt(), row_lengths(self.means))
 
     def state(self) -> dict[str, Tensor]:
-        """Return copies of all that is kept, and the unit beside it where the rows' own would overflow or underflow."""
-        kept = Scatter(self.means.shape[1], self.counts.device, products=self.within is not None)
-        kept.merge(self)
-        state = {"counts": kept.counts, "means": kept.means, "squares": kept.squares}
-        if kept.within is not None:
-            state["within"] = symmetric(kept.within)
-        return state if kept.unit == 1 else {**state, "unit": kept.means.new_tensor(kept.unit)}
+        """Return copies of all sums, and the unit beside it where the rows' own would overflow or underflow."""
+        copy = Scatter(self.means.shape[1], self.counts.device, products=self.within is not None)
+        copy.merge(self)
+        state = {"counts": copy.counts, "means": copy.means, "squares": copy.squares}
+        if copy.within is not None:
+            state["within"] = symmetric(copy.within)
+        return state if copy.unit == 1 else {**state, "unit": copy.means.new_tensor(copy.unit)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Replace what is kept by what `state` gave, whose tensors then are this one's own."""
+        """Replace all sums by those of `state`, whose tensors then are this one's own."""
         self.counts, self.means, self.squares = (state[name] for name in ("counts", "means", "squares"))
         if self.within is not None:
             self.within = state["within"].contiguous()

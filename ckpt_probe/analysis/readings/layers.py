@@ -50,8 +50,8 @@ def layer_reading(layer: LayerView, weights: np.ndarray | None, settings: Settin
         nearest = None if again is None else _nearest(layer, moments, settings, rows)
         record[NEAREST] = None if nearest is None else nearest.accuracy
         if record[NEAREST] is None:
-            same = COINCIDE if moments.coincide(settings.min_samples) else FEW_SAMPLES
-            reasons.append(f"{NEAREST}: {NEEDS_FEATURES if again is None else same}")
+            reason = COINCIDE if moments.coincide(settings.min_samples) else FEW_SAMPLES
+            reasons.append(f"{NEAREST}: {reason if again else NEEDS_FEATURES}")
     record["missing"] = "; ".join(reason for reason in reasons if reason) or None
     place = {"layer": layer.name, "depth": layer.depth}
     per_class = [{**place, **row, **(nearest.of_class(row["class"]) if nearest else {})} for row in reading.per_class]

@@ -58,7 +58,7 @@ def read_unlabelled(
 def _centred_rank(
     blocks: Callable[[], Iterable[Array]], moments: Moments, settings: Settings
 ) -> tuple[float | None, str]:
-    """Return the effective rank of the features less their mean, and the reason where it is None."""
+    """Return the effective rank of the features less their mean, and why it is missing."""
     shifted = Moments(None, memory=settings.memory, only=["sample"], precision=settings.precision)
     for features in blocks():
         shifted.update(moments.centred(features), torch.zeros(len(features), dtype=torch.int64))
