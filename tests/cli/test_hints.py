@@ -15,8 +15,8 @@ from ckpt_probe.cli.app import group, run
 from ckpt_probe.cli.options import byte_count
 from ckpt_probe.extraction import Setup, Storage
 from ckpt_probe.extraction.request import SPELLED
+from ckpt_probe.paths import PlaneOptions
 from ckpt_probe.paths.options import PathOptions
-from ckpt_probe.planes.evaluate import PlaneOptions
 
 CONFIG = """
 [data]

@@ -133,7 +133,9 @@ def test_every_initialisation_of_peft_is_listed_once() -> None:
     assert sorted([*STARTS_MERGED[2:], *STARTS_REFUSED]) == sorted(literals)
 
 
-@pytest.mark.parametrize(("field", "make", "settings"), WITH_EFFECT, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("field", "make", "settings"), WITH_EFFECT, ids=lambda value: getattr(value, "__name__", str(value)[:60])
+)
 def test_settings_with_effect_are_merged_as_peft_does(
     tmp_path: Path, adapted: Any, changed_as_by_peft: Any, field: str, make: Any, settings: dict[str, Any]
 ) -> None:
