@@ -13,20 +13,19 @@ from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import RepeatedWeights, open_series
 from ckpt_probe.data import LEFT_OUT
-from ckpt_probe.dumps import DumpWriter, Provenance, read_provenance, require_split_name
+from ckpt_probe.dumps import Provenance, read_provenance, require_split_name
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.extraction.background import BackgroundWriter
 from ckpt_probe.extraction.forward import Block, forward_batches, lent
 from ckpt_probe.extraction.plausibility import Outcome, Tally, stated_accuracies, warnings_of
 from ckpt_probe.extraction.ranges import Ranges
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.extraction.scoring import is_scored
 from ckpt_probe.extraction.setup import Setup, Storage
-from ckpt_probe.extraction.storing import SplitPlan, StoreWriter, choose_rows
 from ckpt_probe.extraction.subject import SAMPLE, Subject, head_parameters, open_subject
+from ckpt_probe.extraction.writer import SplitPlan, choose_rows, open_background_writer, write_split
 from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
-from ckpt_probe.models import Backbone, Batch, Taps, choose_device, choose_taps, find_head, on_device, part_of
+from ckpt_probe.models import Backbone, Batch, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import Once, Progress, Said, Silent, Task
 from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, remove_abandoned, results
@@ -185,9 +184,9 @@ def extract(
         storage.require_fitting(*weights.shape, positions=is_scored(head, len(weights)))
         known = _of_classes(chain([first], batches), weights.shape[0])
         blocks = forward_batches(model, head, known, device=place, dtype=dtype, taps=taps)
-        with _writing(path, None, (weights, bias), storage, taps=taps, overwrite=overwrite) as writer:
+        with open_background_writer(path, None, (weights, bias), storage, taps=taps, overwrite=overwrite) as writer:
             scores = "scored" if is_scored(head, len(weights)) else "logits"
-            _write_split(writer, split, None, blocks, SplitPlan(scores))
+            write_split(writer, split, None, blocks, SplitPlan(scores))
     return path
 
 
@@ -289,7 +288,7 @@ def _write(
     plans = {name: _plan(subject, name, count, storage) for name, count in counts.items()}
     with (
         progress.task(path.stem, sum(count or 0 for count in counts.values()), "rows") as bar,
-        _writing(
+        open_background_writer(
             path,
             provenance,
             subject.parameters(),
@@ -303,7 +302,7 @@ def _write(
         for name, plan in plans.items():
             # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
             with closing(source(name, bar)) as blocks:
-                _write_split(writer, name, counts[name], tallies[name].counted(blocks), plan)
+                write_split(writer, name, counts[name], tallies[name].counted(blocks), plan)
     return tallies
 
 
@@ -319,48 +318,6 @@ def _plan(subject: Subject, split: str, rows: int | None, storage: Storage) -> S
         scores = "none"
     chosen = None if rows is None else choose_rows(rows, storage.max_rows, storage.rows_seed)
     return SplitPlan(scores, subject.data.labelled, chosen)
-
-
-def _writing(
-    path: Path,
-    provenance: Provenance | None,
-    parameters: tuple[Tensor, Tensor | None],
-    storage: Storage,
-    *,
-    taps: Taps,
-    overwrite: bool,
-    names: Sequence[str] | None = None,
-    classes: int | None = None,
-) -> BackgroundWriter:
-    """A dump to be written by a thread of its own, the classifier and the names of its classes first.
-
-    classes: those of the data, where there is no classifier.
-    """
-    weights, bias = parameters
-    features = weights.shape[1]
-    classes = len(weights) or classes or 0
-    kind = storage.feature_dtype
-    writer = DumpWriter(path, provenance, classes=classes, features=features, feature_dtype=kind, overwrite=overwrite)
-    background = BackgroundWriter(lambda: StoreWriter(writer, storage, classes, taps))
-    if len(weights):
-        background.call("write_classifier", weights, bias)
-    if names:
-        background.call("write_class_names", names[:classes])
-    return background
-
-
-def _write_split(
-    writer: BackgroundWriter, name: str, count: int | None, blocks: Iterable[Block], plan: SplitPlan
-) -> None:
-    writer.call("start_split", name, count, plan)
-    rows = 0
-    for block in blocks:
-        writer.call("append", name, block.features, block.labels, block.scores, block.layers)
-        rows += len(block.labels)
-    if not rows and count is None:
-        raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
-    # Only damaged samples do not come.
-    writer.call("finish_split", name, left_out=0 if count is None else count - rows)
 
 
 def _checked(loader: Iterable[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Tensor]]:

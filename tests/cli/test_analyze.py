@@ -15,7 +15,7 @@ from ckpt_probe.analysis.cache import FOLDER
 from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.extraction.writer import StoreWriter
 from ckpt_probe.moments.families import FAMILIES
 
 Analyze = Callable[..., tuple[int, list[dict], str]]

@@ -15,7 +15,7 @@ from ckpt_probe.analysis import analyze_series
 from ckpt_probe.dumps import DumpWriter, open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.extraction.writer import StoreWriter
 
 CASES, SECONDS = 60, 300
 

@@ -13,7 +13,7 @@ import ckpt_probe as cp
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.extraction.writer import StoreWriter
 from ckpt_probe.models import Tap, Taps
 
 

@@ -18,7 +18,7 @@ from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract, extract_series
-from ckpt_probe.extraction.background import BackgroundWriter
+from ckpt_probe.extraction.writer import BackgroundWriter
 from ckpt_probe.models import build_model
 from ckpt_probe.training import train
 
@@ -170,11 +170,13 @@ def test_an_error_midway_leaves_nothing_under_the_final_name(run: Path, tmp_path
 def test_an_error_of_the_writer_reaches_the_caller_without_a_deadlock(tmp_path: Path) -> None:
     from ckpt_probe.dumps import DumpWriter
 
+    block = (np.zeros((2, 3)), np.zeros(2, dtype=int), np.zeros((2, 2)))
+
     def fill() -> None:
         with BackgroundWriter(lambda: DumpWriter(tmp_path / "a.h5", None, classes=2, features=3)) as background:
-            background.call("start_split", "test", 4)
+            background.submit(lambda writer: writer.start_split("test", 4))
             for _ in range(100):
-                background.call("append", "test", np.zeros((2, 3)), np.zeros(2, dtype=int), np.zeros((2, 2)))
+                background.submit(lambda writer: writer.append("test", *block))
 
     worker_error: list[BaseException] = []
 

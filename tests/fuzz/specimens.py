@@ -22,7 +22,7 @@ from ckpt_probe.data.images.pictures import Unreadable, read_picture
 from ckpt_probe.dumps import DumpWriter, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.extraction.writer import StoreWriter
 from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.training import train
 

@@ -13,7 +13,7 @@ from ckpt_probe.analysis import Settings, read_series
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.storing import StoreWriter
+from ckpt_probe.extraction.writer import StoreWriter
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.models import Tap, Taps

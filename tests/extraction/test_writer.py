@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_probe.extraction.background import BackgroundWriter
+from ckpt_probe.extraction.writer import BackgroundWriter
 
 
 class Writer:
@@ -41,7 +41,7 @@ class Writer:
 
 def written(writer: Any, error: type[BaseException] | None = None) -> None:
     with BackgroundWriter(writer.opened) as background:
-        background.call("append", 7)
+        background.submit(lambda opened: opened.append(7))
         if error is not None:
             raise error
 
