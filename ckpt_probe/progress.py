@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""Progress of long work: functions report it here and do not know whether a console shows it."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -7,62 +7,76 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One running piece of work."""
+    """A unit of work that is running."""
 
     def advance(self, amount: int = 1, **facts: object) -> None:
-        """Say that `amount` more is done; `facts` (such as loss=0.3) are shown beside the bar."""
+        """Report that more of the work is done.
+
+        Args:
+            amount: Number of units finished since the last call.
+            **facts: Values to show beside the bar, such as `loss=0.3`.
+        """
 
 
 class Progress(Protocol):
-    """Whoever shows progress: the console, or nobody."""
+    """A display of progress, such as the bars of the console."""
 
     def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
-        """A context manager that gives a `Task`; tasks may be nested (a series, then a checkpoint)."""
+        """Start a task; tasks may be nested (a series, then a checkpoint).
+
+        Args:
+            name: Name of the task.
+            total: Number of units until it is finished; None if unknown.
+            unit: Name of the units, such as "batches".
+
+        Returns:
+            A context manager that yields the task and ends it.
+        """
         ...
 
     def message(self, text: str) -> None:
-        """Show one line, above the bars."""
+        """Show a line above the bars."""
 
 
-class Silent:
-    """Progress that nobody sees; the default of every function that takes one."""
+class NullProgress:
+    """Progress that shows nothing; the default of every function that takes progress."""
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "") -> Iterator[Task]:
-        """A task that shows nothing."""
+        """Yield a task that shows nothing."""
         yield self
 
     def advance(self, amount: int = 1, **facts: object) -> None:
-        """Nothing to show."""
+        """Do nothing."""
 
     def message(self, text: str) -> None:
-        """Nothing to say."""
+        """Drop the message."""
 
 
 @dataclass
-class Said(Silent):
-    """Progress of a worker elsewhere: its messages are kept for whoever asked."""
+class MessageLog(NullProgress):
+    """Progress that collects messages, for example those of a worker process."""
 
     messages: list[str] = field(default_factory=list)
 
     def message(self, text: str) -> None:
-        """Keep a line."""
+        """Append a message."""
         self.messages.append(text)
 
 
-class Once:
-    """Another's progress that says each message once: what holds for every checkpoint is said for the first."""
+class DeduplicatedProgress:
+    """Wrapper of another progress that shows each distinct message only once, such as a warning of every checkpoint."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._said: set[str] = set()
+        self._shown: set[str] = set()
 
     def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
-        """A task of the other's."""
+        """Start a task of the wrapped progress."""
         return self._progress.task(name, total, unit)
 
     def message(self, text: str) -> None:
-        """Show one line, unless it was shown before."""
-        if text not in self._said:
-            self._said.add(text)
+        """Show a line unless it was shown before."""
+        if text not in self._shown:
+            self._shown.add(text)
             self._progress.message(text)

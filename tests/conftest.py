@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ckpt_probe.progress import Silent, Task
+from ckpt_probe.progress import NullProgress, Task
 
 ENVIRONMENT = Path(__file__).parent / "environment"
 # Processes that tests start find its sitecustomize by themselves; this one has started already.
@@ -225,7 +225,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return Pretended
 
 
-class Interrupting(Silent):
+class Interrupting(NullProgress):
     """Progress that interrupts the evaluation of a split that follows `left` others; keeps what is said."""
 
     def __init__(self, left: int) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from ckpt_probe.cli.app import run
-from ckpt_probe.progress import Once, Silent
+from ckpt_probe.progress import DeduplicatedProgress, NullProgress
 
 
-class Heard(Silent):
+class Heard(NullProgress):
     """Progress that keeps what is said."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Heard(Silent):
 
 def test_a_message_is_said_once() -> None:
     heard = Heard()
-    progress = Once(heard)
+    progress = DeduplicatedProgress(heard)
     with progress.task("checkpoints", 2) as bar:
         for text in ("3 rows left out", "3 rows left out", "4 rows left out"):
             progress.message(text)

@@ -13,7 +13,7 @@ from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import read_object
 from ckpt_probe.models import logits_of
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 
 Permutations = dict[int, Tensor]
 """For each group, the index of B's channel at each position of A, (n,)."""
@@ -91,7 +91,7 @@ def match_weights(
     first, second = ({name: state[name].double() for name in weights} for state in (a, b))
     generator = torch.Generator().manual_seed(seed)
     best: tuple[float, Permutations] | None = None
-    with (progress or Silent()).task("alignment", restarts, "starts") as bar:
+    with (progress or NullProgress()).task("alignment", restarts, "starts") as bar:
         for start in range(restarts):
             permutations = _matched(first, second, symmetry, generator, shuffled=start > 0)
             distance = _distance(first, permuted(second, symmetry, permutations))

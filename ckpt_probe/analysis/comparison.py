@@ -10,7 +10,7 @@ import numpy as np
 
 from ckpt_probe.analysis.groups import Group, Measured, measure, open_group
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 
 METHODS = ("bootstrap", "t")
 FEWEST_PAIRS = 3
@@ -125,7 +125,7 @@ def compare(
     of `Interval`, such as confidence=0.99 or method="t". Raises DataError, naming the entry, if a value is missing;
     UsageError for fewer than two groups or invalid options.
     """
-    progress, interval = progress or Silent(), Interval(**options)
+    progress, interval = progress or NullProgress(), Interval(**options)
     if len(groups) < 2:
         raise UsageError(f"compare needs at least two groups of runs, found {len(groups)}")
     if not metrics:

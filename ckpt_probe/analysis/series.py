@@ -24,7 +24,7 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import Reading
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
 
@@ -80,7 +80,7 @@ def read_series(
 
     Arguments, order and errors as `analyze_series`; spectra are numpy arrays.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     members = open_dump_series(path)
     task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
     found, notes = 0, []

@@ -15,7 +15,7 @@ from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
 from ckpt_probe.metrics.similarity import cka_between, mir_between
 from ckpt_probe.moments.subset import ROWS, chosen_rows
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 
 MEASURES = {"cka": cka_between, "mir": mir_between}
 
@@ -103,7 +103,7 @@ def read_similarities(
     unknown = [name for name in asked if name not in MEASURES]
     if unknown:
         raise UsageError(f"--measure {unknown[0]}: expected {' or '.join(MEASURES)}")
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     if other is None and len(members) > 1:
         yield from _of_series([member.path for member in members], splits, asked, layers, progress)
         return

@@ -17,7 +17,7 @@ from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.metrics.theory import simplex_exists, without_simplex
 from ckpt_probe.moments import Reading
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.series import step_warnings
 
 
@@ -72,7 +72,7 @@ def read_weights(
     in a hidden folder beside the checkpoint. Raises DataError, naming the file, where a checkpoint cannot be opened,
     has no such tensor, or has none that looks like a classifier's.
     """
-    heads, settings, progress = heads or Heads(), settings or Settings(), progress or Silent()
+    heads, settings, progress = heads or Heads(), settings or Settings(), progress or NullProgress()
     members = open_series(path, state_key=heads.state_key, base=heads.base)
     kept = Cache.of(settings, ["weights"]) if cache else None
     chosen: str | None = None

@@ -10,7 +10,7 @@ import click
 
 from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import printable
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +71,7 @@ def bars() -> Iterator[Progress]:
         yield Bars(progress)
 
 
-class Lines(Silent):
+class Lines(NullProgress):
     """No bars, only messages."""
 
     def message(self, text: str) -> None:

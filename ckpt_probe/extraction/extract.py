@@ -27,7 +27,7 @@ from ckpt_probe.files import refuse_existing
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Backbone, Batch, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
-from ckpt_probe.progress import Once, Progress, Said, Silent, Task
+from ckpt_probe.progress import DeduplicatedProgress, MessageLog, NullProgress, Progress, Task
 from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, remove_abandoned, results
 from ckpt_probe.series import Member, step_warnings
 
@@ -64,7 +64,7 @@ def extract_series(
     and DataError as the parts do; a dump has its name only once it is whole.
     """
     staff = Workers(workers, scheduler)
-    progress, setup = Once(progress or Silent()), Setup.taken_from(options)
+    progress, setup = DeduplicatedProgress(progress or NullProgress()), Setup.taken_from(options)
     storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
@@ -127,7 +127,7 @@ def extract_members(
     """
     order, subject, outcomes = None, None, []
     request = request_of([Path(source)], Path(out), setup, storage)
-    progress, so_far, repeated = Once(progress), [], RepeatedWeights(setup.state_key, setup.base)
+    progress, so_far, repeated = DeduplicatedProgress(progress), [], RepeatedWeights(setup.state_key, setup.base)
     for member in members:
         if order is None or subject is None:
             order = _Order(member.path, setup, storage, Path(out), overwrite, request)
@@ -225,7 +225,7 @@ class _Order:
 
     def run(self, member: Member) -> _Extracted | Busy:
         """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
-        subject, said = made_once(self, self.subject), Said()
+        subject, said = made_once(self, self.subject), MessageLog()
         found = _extract(member, subject=subject, order=self, progress=said)
         if isinstance(found, Busy):
             return found

@@ -9,7 +9,7 @@ from ckpt_probe.checkpoints import Arrivals
 from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction.extract import extract_members
 from ckpt_probe.extraction.setup import Setup, Storage
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.series import Member
 
 EVERY = 5.0
@@ -35,7 +35,7 @@ def follow_series(
     """
     if Path(source).is_file():
         raise UsageError(f"{source}: --follow needs the directory of a run, not one checkpoint")
-    progress, setup = progress or Silent(), Setup.taken_from(options)
+    progress, setup = progress or NullProgress(), Setup.taken_from(options)
     storage = Storage(**options)
     arrivals = Arrivals(source, state_key=setup.state_key, base=setup.base)
     members = _arriving(arrivals, until, every, progress, str(source))

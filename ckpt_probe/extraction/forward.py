@@ -15,7 +15,7 @@ from ckpt_probe.extraction.scoring import is_scored, parameters_of, score_logits
 from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.models import Backbone, Batch, Head, Taps, evaluating, on_device, padding_mask, part_of, unknown_index
 from ckpt_probe.moments.quality import Scored
-from ckpt_probe.progress import Progress, Silent, Task
+from ckpt_probe.progress import NullProgress, Progress, Task
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def forward_blocks(
     within = {"start": start, "stop": stop}
     with ready_batches(split, batch_size, limit, **within, pinned=device.type == "cuda") as batches:
         yield from forward_batches(
-            model, head, batches, device=device, dtype=dtype, taps=taps, progress=progress or Silent(), bar=bar
+            model, head, batches, device=device, dtype=dtype, taps=taps, progress=progress or NullProgress(), bar=bar
         )
 
 
@@ -109,7 +109,7 @@ def forward_batches(
     Samples that come with their lengths before padding are forwarded without it, so that none depends on the others.
     `device` is where the model is. What is done where it runs out of memory, and errors, as `forward_blocks`.
     """
-    runner = _Runner(model, head, taps or Taps(), progress or Silent())
+    runner = _Runner(model, head, taps or Taps(), progress or NullProgress())
     waiting: list[_Copy] = []
     for batch, labels in batches:
         inputs, lengths = taken_apart(batch)
@@ -122,7 +122,7 @@ def forward_batches(
         yield _finished(waiting.pop(0), bar)
     if runner.left_out:
         told = f"{runner.left_out:,} positions are padding, or labelled {LEFT_OUT}, and left out"
-        (progress or Silent()).message(told)
+        (progress or NullProgress()).message(told)
 
 
 def labels_of_rows(

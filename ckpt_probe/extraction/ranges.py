@@ -18,7 +18,7 @@ from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.files import parts_of
 from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.moments.quality import Scored
-from ckpt_probe.progress import Progress, Said, Task
+from ckpt_probe.progress import MessageLog, Progress, Task
 from ckpt_probe.scheduling import Team, in_turn, made_once, results
 from ckpt_probe.series import Member
 
@@ -120,7 +120,7 @@ def _count(subject: Subject, split: str, limit: int | None) -> int:
 
 def _forward(order: Order, part: Range) -> Forwarded:
     """What a worker does: it opens model and data once, and loads a checkpoint once for all of its ranges."""
-    subject, said = made_once(order, order.subject), Said()
+    subject, said = made_once(order, order.subject), MessageLog()
     if subject.holds != str(part.member.path):
         with subject.setup.open(part.member.path) as checkpoint:
             subject.load(checkpoint.state_dict(), str(part.member.path), checkpoint.extra_state())

@@ -30,7 +30,7 @@ from ckpt_probe.files import read_object, replacing, replacing_directory
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.digests import Digests
 from ckpt_probe.merging.matching import check_averaged, check_match, match_note
-from ckpt_probe.progress import Progress, Silent, Task
+from ckpt_probe.progress import NullProgress, Progress, Task
 
 DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
 OF_A_POINT = frozenset(
@@ -92,7 +92,7 @@ def interpolate(
         UsageError: If `alpha` is not finite, or `out` exists and `overwrite` is false, is or contains a or b, or is a
             directory with more than a sharded checkpoint.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     if not math.isfinite(alpha):
         raise UsageError(f"alpha must be a finite number, found {alpha}")
     told = {"a": Path(a).name, "b": Path(b).name, "alpha": alpha, "path": "linear"}
@@ -121,7 +121,7 @@ def average(
 
     weights: one per checkpoint, used as given, not scaled to sum to 1. Files, dtypes and errors as in `interpolate`.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     if len(checkpoints) < 2:
         raise UsageError("an average needs at least two checkpoints")
     chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]

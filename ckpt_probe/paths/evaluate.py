@@ -22,7 +22,7 @@ from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
 from ckpt_probe.paths.shapes import distances, length, path_of
 from ckpt_probe.paths.survey import Survey, visit
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Workers, claimed_in_turn
 
 TRAINED = ((0.0,), (1.0,))
@@ -82,7 +82,7 @@ def evaluate_path(
         UsageError: As extraction does, and if the directory contains other results.
         DataError: As extraction does, and if the checkpoints have different tensors or cannot be aligned.
     """
-    progress, setup, staff = progress or Silent(), Setup.taken_from(options), Workers(workers, scheduler)
+    progress, setup, staff = progress or NullProgress(), Setup.taken_from(options), Workers(workers, scheduler)
     job = PathJob((Path(a), Path(b)), setup, PathOptions(**options), PathDirectory(Path(out)))
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
@@ -104,7 +104,7 @@ class PathJob:
     def survey(self) -> Survey:
         """Build the path from files that were aligned and trained before."""
         evaluation = Evaluation(open_subject(self.ends[0], self.setup), self.options.statistics)
-        state_at, _ = _route(self, evaluation.subject, overwrite=False, progress=Silent())
+        state_at, _ = _route(self, evaluation.subject, overwrite=False, progress=NullProgress())
         return self.survey_of(state_at, evaluation)
 
     def survey_of(self, state_at: Callable[[float], State], evaluation: Evaluation) -> Survey:

@@ -18,7 +18,7 @@ from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, Statistics
 from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.survey import Survey, visit
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Workers, claimed_in_turn
 
 MARGIN = 0.2
@@ -127,7 +127,7 @@ def evaluate_plane(
         DataError: As extraction does, and if the checkpoints have different tensors, two are equal, or all three lie
             on one line.
     """
-    progress, setup, staff = progress or Silent(), Setup.taken_from(options), Workers(workers, scheduler)
+    progress, setup, staff = progress or NullProgress(), Setup.taken_from(options), Workers(workers, scheduler)
     settings = PlaneOptions(**options)
     files = tuple(Path(file) for file in (a, b, c) if file is not None)
     if settings.directions is None and len(files) != 3:

@@ -13,7 +13,7 @@ from ckpt_probe.checkpoints import open_series
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import write_text
 from ckpt_probe.paths.evaluate import evaluate_path
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Busy, Workers, claimed, in_turn, results
 from ckpt_probe.series import Member
 
@@ -54,13 +54,13 @@ def evaluate_series(
         UsageError: If no two steps are equal, or a has only one checkpoint.
         DataError: As `evaluate_path`, and if a run has a step twice.
     """
-    progress, directory = progress or Silent(), Path(out)
+    progress, directory = progress or NullProgress(), Path(out)
     options |= {"overwrite": overwrite, "resume": options.get("resume", False) or not overwrite}
     named = {name: options.get(name) for name in ("state_key", "base")}
     pairs, alone = _pairs(a, b, named)
     names = [first.name if b is not None else f"{first.name}--{second.name}" for first, second in pairs]
     staff, records = Workers(workers, scheduler), list[Record]()
-    work = partial(_summary, options=options, progress=progress if staff.alone else Silent())
+    work = partial(_summary, options=options, progress=progress if staff.alone else NullProgress())
     items = [(first.path, second.path, directory / name) for (first, second), name in zip(pairs, names, strict=True)]
     tasks = results(work, items, names=names, workers=staff, say=progress.message)
     with progress.task("pairs", len(pairs), "pairs") as bar, closing(tasks):

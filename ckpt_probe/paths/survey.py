@@ -13,7 +13,7 @@ from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths.ledger import AXES, Ledger
 from ckpt_probe.paths.point import Evaluation, point_writer
-from ckpt_probe.progress import Progress, Silent, Task
+from ckpt_probe.progress import NullProgress, Progress, Task
 from ckpt_probe.scheduling import Workers, made_once, results
 
 Position = tuple[float, ...]
@@ -137,4 +137,4 @@ def label_of(kind: str, position: Position) -> str:
 
 
 def _evaluate_in_worker(job: Job, position: Position) -> list[Record]:
-    return made_once(job, job.survey).evaluate(position, Silent())
+    return made_once(job, job.survey).evaluate(position, NullProgress())

@@ -12,7 +12,7 @@ from ckpt_probe.analysis.similarity import Similarity, kept_of_series, layer_sim
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths import PlaneResult
-from ckpt_probe.progress import Progress, Silent, Task
+from ckpt_probe.progress import NullProgress, Progress, Task
 from ckpt_probe.report.plots.description import Axis, Plot
 from ckpt_probe.report.plots.layers import LayerLikeness, layer_maps, separation_plots, similarity_plots
 from ckpt_probe.report.plots.metrics import axis_along, metric_plots
@@ -118,7 +118,7 @@ def gather(sources: Sequence[Source], wishes: Wishes | None = None, progress: Pr
     Dumps are analyzed, with the cache beside them. Raises DataError, naming the file, where a source cannot be read or
     nothing in it can be shown.
     """
-    wishes, progress = wishes or Wishes(), progress or Silent()
+    wishes, progress = wishes or Wishes(), progress or NullProgress()
     found, origins = _Found(), []
     with progress.task("sources", len(sources), "sources") as bar:
         for source in sources:

@@ -12,7 +12,7 @@ from ckpt_probe.analysis.lines import metric_names, number
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import refuse_existing, replacing_directory
 from ckpt_probe.plugins import require_extra
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 
 Record = Mapping[str, Any]
 Points = dict[tuple[str, int], float]
@@ -44,7 +44,7 @@ def write_event_files(
 
     with (
         replacing_directory(directory, overwrite=overwrite) as temporary,
-        (progress or Silent()).task("event files", sum(map(len, runs.values())), "values") as bar,
+        (progress or NullProgress()).task("event files", sum(map(len, runs.values())), "values") as bar,
     ):
         for run, points in runs.items():
             with closing(SummaryWriter(temporary / run)) as writer:

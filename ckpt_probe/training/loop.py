@@ -26,7 +26,7 @@ from ckpt_probe.models import (
     run_once,
     unknown_index,
 )
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.optimizer import build_optimizer
 from ckpt_probe.training.pruning import count_zeros, hold_zeros
@@ -65,7 +65,7 @@ def train(
     bit. Raises UsageError where `out` exists and neither `resume` nor `overwrite` is set; DataError where the data or
     the start do not fit, or the loss is no longer finite.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     data = load_data(config.data.name, config.data.arguments)
     stage = _stage(config, data, choose_device(device))
     start = stage.start.step

@@ -21,7 +21,7 @@ from ckpt_probe.files import write_text
 from ckpt_probe.models import build_model, find_classifier
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import require_named
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.series import step_from_name
 from ckpt_probe.training.loop import train
 from ckpt_probe.training.pruning import count_zeros, prunable, prune_state, require_sparsity
@@ -90,7 +90,7 @@ def prune(
     given twice, and if `out` contains results of another pruning and `overwrite`, which removes them, is false;
     DataError as reading and training do.
     """
-    progress, source, place = progress or Silent(), _Source(Path(checkpoint), state_key, base), Path(out)
+    progress, source, place = progress or NullProgress(), _Source(Path(checkpoint), state_key, base), Path(out)
     names = _names(sparsities)
     weights = _weights(source, keep_classifier, classifier)
     _prepare(place, source.path, names, overwrite=overwrite)

@@ -21,10 +21,10 @@ class Listening:
     """A progress that keeps what it is told."""
 
     def __init__(self) -> None:
-        from ckpt_probe.progress import Silent
+        from ckpt_probe.progress import NullProgress
 
         self.said: list[str] = []
-        self.task = Silent().task
+        self.task = NullProgress().task
 
     def message(self, text: str) -> None:
         self.said.append(text)

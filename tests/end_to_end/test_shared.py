@@ -12,7 +12,7 @@ import pytest
 
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.paths import evaluate_path, evaluate_plane
-from ckpt_probe.progress import Silent
+from ckpt_probe.progress import NullProgress
 from ckpt_probe.scheduling import claimed
 from ckpt_probe.training import train
 
@@ -73,7 +73,7 @@ def evaluated(kind: str, ends: list[Path], out: Path, **how: Any) -> Any:
     return evaluate_plane(*ends, out=out, grid=2, **here)
 
 
-class Heard(Silent):
+class Heard(NullProgress):
     """What is said, and a word when something is."""
 
     def __init__(self) -> None:

@@ -16,12 +16,12 @@ from ckpt_probe.analysis import analyze_dump
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import extract_series
-from ckpt_probe.progress import Silent
+from ckpt_probe.progress import NullProgress
 
 CLASSES = ("ant", "bee", "cat")
 
 
-class Listening(Silent):
+class Listening(NullProgress):
     """Progress that keeps what is said."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup, open_subject
 from ckpt_probe.models import build_model, logits_of
 from ckpt_probe.plugins import load_function
-from ckpt_probe.progress import Said
+from ckpt_probe.progress import MessageLog
 
 CLASSES = 5
 
@@ -280,7 +280,7 @@ def test_repeated_steps_and_weights_are_reported(tmp_path: Path) -> None:
         torch.save({"model": weights, "step": step}, tmp_path / f"{name}.pt")
     np.savez(tmp_path / "x.npz", x_test=np.eye(5, 4, dtype="f4"), y_test=np.arange(5))
     options = {"model": f"{tmp_path}/plain.py:network", "data": f"npz:{tmp_path}/x.npz", "device": "cpu"}
-    progress = Said()
+    progress = MessageLog()
     cp.extract_series(tmp_path, tmp_path / "dumps", progress=progress, **options)
     assert progress.messages[-2:] == [
         "warning: step 2 is the step of 2 checkpoints: b (step in the file), c (step in the file)",

@@ -14,7 +14,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import forward_blocks
 from ckpt_probe.extraction.forward import forward_batches, lent
 from ckpt_probe.models import Head, Part
-from ckpt_probe.progress import Silent
+from ckpt_probe.progress import NullProgress
 
 HEAD, INNER = Head((Part("3", 8),)), Head((Part("inner.3", 8),))
 
@@ -62,7 +62,7 @@ class Hungry(nn.Module):
         return self.inner(x)
 
 
-class Heard(Silent):
+class Heard(NullProgress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 

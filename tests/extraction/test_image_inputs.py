@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.models.external.image_models import OF_WEIGHTS
-from ckpt_probe.progress import Said
+from ckpt_probe.progress import MessageLog
 
 CLASSES = 3
 VIT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -82,7 +82,7 @@ def test_logits_are_those_of_the_network_with_its_own_inputs(
         for weights in model.parameters():
             weights.add_(0.05 * torch.randn_like(weights))
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    heard = Said()
+    heard = MessageLog()
     data = f"imagefolder:{photos}"
     extract_series(tmp_path / "a.pth", tmp_path / "dumps", model=name, data=data, device="cpu", progress=heard)
     inputs = next(iter(DataLoader(ImageFolder(str(photos), transform), batch_size=6)))[0]
@@ -99,7 +99,7 @@ def test_logits_are_those_of_the_network_with_its_own_inputs(
 def test_arguments_that_are_stated_are_not_assumed(photos: Path, tmp_path: Path) -> None:
     name, model, _ = of_torchvision(tmp_path)
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    heard = Said()
+    heard = MessageLog()
     stated = {"model": name, "model_arguments": {"transform_input": False}, "data": f"imagefolder:{photos}"}
     extract_series(tmp_path / "a.pth", tmp_path / "dumps", **stated, device="cpu", progress=heard)
     with open_dump(tmp_path / "dumps" / "a.h5") as dump:

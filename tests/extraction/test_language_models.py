@@ -16,7 +16,7 @@ from ckpt_probe.data import load_data
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import quality
-from ckpt_probe.progress import Silent
+from ckpt_probe.progress import NullProgress
 
 pytest.importorskip("transformers")
 
@@ -28,7 +28,7 @@ SCALES = {"cohere": 0.5, "granite": 1 / 3}
 """What these models multiply the output of their last layer by."""
 
 
-class Listening(Silent):
+class Listening(NullProgress):
     """Progress that keeps what is said."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from ckpt_probe.extraction import extract_series, follow_series
 from ckpt_probe.extraction.plausibility import Outcome, Stated, Tally, stated_accuracies, warnings_of
 from ckpt_probe.extraction.setup import Setup
 from ckpt_probe.models import build_model
-from ckpt_probe.progress import Said
+from ckpt_probe.progress import MessageLog
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALISED = {"mean": list(MEAN), "std": list(STD)}
@@ -83,7 +83,7 @@ def run(trained: tuple[Path, nn.Module], tmp_path: Path) -> Run:
             source.mkdir(exist_ok=True)
             for step in (1, 2):
                 torch.save({"state_dict": model.state_dict(), **(beside or {})}, source / f"step-{step}.pt")
-        said, named = Said(), {"model": f"{place / 'nets.py'}:cnn", "data": f"imagefolder:{place / 'stripes'}"}
+        said, named = MessageLog(), {"model": f"{place / 'nets.py'}:cnn", "data": f"imagefolder:{place / 'stripes'}"}
         extract_series(source, tmp_path / "dumps", progress=said, data_arguments=arguments, **named, **options)
         return said.messages
 
@@ -178,7 +178,7 @@ def test_the_evaluation_in_a_trainers_log_is_compared(
 
 def test_a_followed_run_is_judged_too(run: Run, trained: tuple[Path, nn.Module], tmp_path: Path) -> None:
     run(NORMALISED)
-    said, place = Said(), trained[0]
+    said, place = MessageLog(), trained[0]
     named: dict[str, Any] = {"model": f"{place / 'nets.py'}:cnn", "data": f"imagefolder:{place / 'stripes'}"}
     assert (
         len(list(follow_series(tmp_path / "run", tmp_path / "other", until=2, every=0.01, progress=said, **named))) == 2
@@ -196,10 +196,10 @@ def test_own_checkpoints_are_compared_split_by_split_and_on_their_own_data(tmp_p
     metrics = {"train": {"accuracy": 0.9}, "test": {"accuracy": 0.1}}
     metadata = CheckpointMetadata(model="mlp", model_arguments=arguments, data="digits", step=3, metrics=metrics)
     save_checkpoint(tmp_path / "step-3.safetensors", state, metadata)
-    said = Said()
+    said = MessageLog()
     extract_series(tmp_path / "step-3.safetensors", tmp_path / "a", progress=said)
     assert "on train, where the accuracy of train that it states is 0.900" in said.messages[-1]
-    said = Said()
+    said = MessageLog()
     extract_series(tmp_path / "step-3.safetensors", tmp_path / "b", data_arguments={"shift": "invert"}, progress=said)
     assert said.messages[0].startswith("inputs: digits: size 8×8 (as stored), channels 1 (as stored), scaling none")
     assert not any("contradicts" in line for line in said.messages)

@@ -18,7 +18,7 @@ from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.models import build_model
-from ckpt_probe.progress import Said
+from ckpt_probe.progress import MessageLog
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "batch_size": 50}
@@ -141,7 +141,7 @@ def test_a_few_damaged_samples_are_left_out_and_told_once(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     said = {}
     for name, options in {"whole": {}, "shared": {"rows_per_task": 20, "workers": 2}}.items():
-        told = Said()
+        told = MessageLog()
         how = {"data": f"{tmp_path / 'tolerant.py'}:data", "batch_size": 10, "device": "cpu", "progress": told}
         extract_series(checkpoint(tmp_path), tmp_path / name, **how, **options)
         said[name] = [text for text in told.messages if "cannot be read" in text]

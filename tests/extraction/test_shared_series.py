@@ -10,12 +10,12 @@ import pytest
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
-from ckpt_probe.progress import Silent
+from ckpt_probe.progress import NullProgress
 from ckpt_probe.scheduling import Claim, claimed
 from ckpt_probe.training import train
 
 
-class Listening(Silent):
+class Listening(NullProgress):
     """Progress whose messages are kept; at each of them something is done."""
 
     def __init__(self, act: Callable[[], None]) -> None:

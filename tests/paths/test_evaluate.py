@@ -22,7 +22,7 @@ from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.shapes import linear
-from ckpt_probe.progress import Silent, Task
+from ckpt_probe.progress import NullProgress, Task
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu"}
@@ -170,7 +170,7 @@ def test_features_and_logits_are_held_where_both_fit(
     samples, totals = len(load_data("digits").split("test")), []
     monkeypatch.setattr(point_module, "CACHE_BYTES", samples * (16 + 10) * 4 - (passes - 1))
 
-    class Listening(Silent):
+    class Listening(NullProgress):
         def task(self, name: str, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
             totals.extend([total] if name == "test" else [])
             return super().task(name, total, unit)

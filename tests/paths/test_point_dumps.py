@@ -22,7 +22,7 @@ from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
 from ckpt_probe.paths.options import Statistics
 from ckpt_probe.paths.shapes import linear
-from ckpt_probe.progress import Silent
+from ckpt_probe.progress import NullProgress
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "points": 3}
@@ -151,6 +151,6 @@ def test_an_evaluation_that_breaks_midway_leaves_no_thread(
         pytest.raises(DataError, match="NaN" if breaks == "features" else "--feature-dtype float32") as told,
         DumpWriter(tmp_path / "a.h5", None, **how) as writer,
     ):
-        evaluation.record("test", Silent(), writer=writer if breaks == "writer" else None)
+        evaluation.record("test", NullProgress(), writer=writer if breaks == "writer" else None)
     assert told.tb is not None
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]

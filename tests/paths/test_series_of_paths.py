@@ -41,9 +41,9 @@ def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) ->
             said.append(text)
 
         def task(self, *words: object):
-            from ckpt_probe.progress import Silent
+            from ckpt_probe.progress import NullProgress
 
-            return Silent().task("", None)
+            return NullProgress().task("", None)
 
     records = evaluate_series(*runs, tmp_path / "out", progress=Listening(), **HERE)
     assert [record["step"] for record in records] == [0, 20, 40]

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from ckpt_probe.progress import Silent
+from ckpt_probe.progress import NullProgress
 
 
-class Interrupting(Silent):
+class Interrupting(NullProgress):
     """Progress that breaks off after some steps, as Ctrl-C would; keeps what is said."""
 
     def __init__(self, steps: int) -> None:

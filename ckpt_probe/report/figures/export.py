@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ckpt_probe.errors import printable
-from ckpt_probe.progress import Progress, Silent
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.report.contents import Contents
 from ckpt_probe.report.figures.canvas import require_drawable
 from ckpt_probe.report.figures.frame_figures import draw_layer_map, draw_matrices, draw_spectra
@@ -28,7 +28,7 @@ def draw_contents(
     Matrices and spectra are those of each run's last checkpoint, and spectra are also followed through the run. Raises
     UsageError where matplotlib is not installed, or one of the files exists and `overwrite` is not set.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     drawings = [one for section in contents.sections for plot in section.plots for one in _drawings(plot, contents)]
     files = [folder / f"{name}.{kind}" for name in _file_names([name for name, _ in drawings])]
     for file in files:
