@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.checkpoints import Checkpoint
-from ckpt_probe.checkpoints.formats.facts import MONITORED
+from ckpt_probe.checkpoints.formats.pickled import MONITORED
 from ckpt_probe.extraction.forward import Block
 from ckpt_probe.extraction.setup import Setup
 from ckpt_probe.metrics.arrays import as_tensor

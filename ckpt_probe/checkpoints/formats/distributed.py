@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.checkpoints.contents import Asked, Contents
-from ckpt_probe.checkpoints.formats.facts import plain
-from ckpt_probe.checkpoints.formats.inert import STAND_INS
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
-from ckpt_probe.checkpoints.formats.pickled import load_checked, require_sound
+from ckpt_probe.checkpoints.formats.pickle_checks import check_file
+from ckpt_probe.checkpoints.formats.pickled import load_checked
+from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
 from ckpt_probe.checkpoints.tensors import dtype_name, filler
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
@@ -224,7 +224,7 @@ def _read(folder: Path, metadata: Any, leaf: _Leaf) -> "Tensor":
 
     for piece in leaf.pieces:
         # torch's reader loads each part as the file that it is, whose own claims are checked here.
-        require_sound(piece.opened(), piece.length, piece.file)
+        check_file(piece.opened(), piece.length, piece.file)
     reader = FileSystemReader(folder)
     reader.read_metadata = lambda *_, **__: metadata
     state: dict[str, Any] = {leaf.name: torch.empty(leaf.shape, dtype=leaf.dtype)}

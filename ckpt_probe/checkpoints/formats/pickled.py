@@ -1,28 +1,22 @@
-"""State dicts that torch.save wrote: zip archives, memory-mapped, and the stream of versions before 1.6, read whole.
+"""State dicts that torch.save wrote: zip archives, and the stream of versions before 1.6.
 
-Only `torch.load(weights_only=True)` builds anything, after `scanning` has read what it would build, and once a tensor
-is asked for: names, dtypes and shapes are those of the outline wherever that shows them all.
+`torch.load(weights_only=True)` builds them, after `pickle_checks` has checked the file: on the meta device, without
+data, for names, dtypes and shapes, and again for the numbers when a tensor is read, memory-mapped if it is an archive.
 """
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.checkpoints.contents import Asked, Contents
-from ckpt_probe.checkpoints.formats.archive import check_archive
-from ckpt_probe.checkpoints.formats.facts import MONITORED, plain
-from ckpt_probe.checkpoints.formats.inert import STAND_INS
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
-from ckpt_probe.checkpoints.formats.outlines import NotOutlined, OutlinedTensor
-from ckpt_probe.checkpoints.formats.scanning import Scan, scan
+from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.signatures import ZIP
+from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, NeedsData, plain
 from ckpt_probe.checkpoints.tensors import filler, layout_of
-from ckpt_probe.checkpoints.writing import BITS, Layout
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
 from ckpt_probe.remote import whole
@@ -30,178 +24,119 @@ from ckpt_probe.remote import whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREAMBLE = 3
-"""Pickles before the one with the tensors: that number, the protocol, and the machine's sizes."""
-
-COUNT = 8
-"""Bytes before each storage of a stream: how many numbers it has."""
-
-OTHER_TENSORS = {
-    "torch._utils._rebuild_qtensor": "quantised tensors",
-    "torch._utils._rebuild_sparse_tensor": "sparse tensors",
-    "torch._utils._rebuild_nested_tensor": "nested tensors",
-    "torch._utils._rebuild_meta_tensor_no_storage": "tensors without data, on torch's meta device",
-    "torch._utils._rebuild_wrapper_subclass": "tensors of a class of their own",
-}
-"""Functions of torch that are not called, and what a file that needs them holds."""
+LISTING_DEVICE = "meta"
+"""Device on which a file is loaded for its names, dtypes and shapes."""
+MONITORED = "monitored"
+"""Entry of `beside` with the scores by which a trainer selects checkpoints."""
 
 
 @contextmanager
 def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
     """Open a file of torch.save.
 
-    Raises DataError for one that is truncated or lies about its sizes, names anything but tensors and what `inert`
-    lists, or is a whole module; UsageError as `nesting.choose`.
+    Raises:
+        DataError: If it is truncated or claims sizes that it does not have, if it needs anything but tensors and the
+            classes in `stand_ins`, or if it is a whole module.
+        UsageError: See `nesting.choose`.
     """
     require_regular(path)
-    with whole(path).open("rb") as file:
-        archive = file.read(len(ZIP)) == ZIP
-        file.seek(0)
-        outline = require_sound(file, path.stat().st_size, path, archive=archive).outline
-    loaded = _Loaded(path, asked.state_key, archive)
-    listing = _listing(outline, asked.state_key, path.stat().st_size) or loaded.listing
-    choice, read = listing.choice, loaded.reader(listing.layout)
+    pickled = _PickledFile(path, asked.state_key)
+    tree, choice, tensors = pickled.listing
+    try:
+        beside = plain(_beside(tree, choice))
+    except NeedsData:
+        tree, *_ = pickled.loaded
+        beside = plain(_beside(tree, choice))
+
+    def read(name: str) -> "Tensor":
+        return pickled.loaded[2][name]
+
     yield Contents(
         path=path,
-        format="torch zip" if archive else "torch stream",
+        format="torch zip" if pickled.archive else "torch stream",
         files=(path,),
-        layout=listing.layout,
+        layout=layout_of(tensors),
         read=read,
         fill=filler(read),
-        beside=listing.beside,
-        extra=lambda: loaded.listing.choice.taken.extra if choice.taken.extra else {},
+        beside=beside,
+        extra=lambda: pickled.loaded[1].taken.extra if choice.taken.extra else {},
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
         dropped=choice.taken.dropped,
     )
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """What is known of a file without its tensors' numbers: the mapping taken, its tensors, and what stands beside."""
+class _PickledFile:
+    """A file of torch.save, whose numbers are read once, when they are first needed."""
 
-    choice: Choice
-    layout: Layout
-    beside: Mapping[str, Any]
-
-
-class _Loaded:
-    """What torch makes of a file, read when it is first needed."""
-
-    def __init__(self, path: Path, state_key: str | None, archive: bool) -> None:
+    def __init__(self, path: Path, state_key: str | None) -> None:
         self._path = path
         self._state_key = state_key
-        self._archive = archive
-
-    @cached_property
-    def listing(self) -> _Listing:
-        """As `_listing`, of what torch made. Raises DataError and UsageError as `open_pickled`."""
-        try:
-            choice = choose(self._tree, _numbers, self._state_key)
-            tensors = {name: _plain_tensor(name, tensor, self._path) for name, tensor in choice.taken.tensors.items()}
-        except CkptProbeError as error:
-            raise type(error)(f"{self._path}: {error}") from error
-        self._tensors = tensors
-        return _Listing(choice, layout_of(tensors), plain(_beside(self._tree, choice)))
-
-    def reader(self, layout: Layout) -> "Callable[[str], Tensor]":
-        """A function that gives a tensor of the layout, which has to be torch's too."""
-
-        def read(name: str) -> "Tensor":
-            if self.listing.layout != layout:
-                raise DataError(f"{self._path}: changed while it was open, or damaged: torch reads other tensors")
-            return self._tensors[name]
-
-        return read
-
-    @cached_property
-    def _tree(self) -> Any:
-        path = self._path
-        # torch takes this suffix for its word; such a file is read whole.
-        mapped = path if self._archive and path.suffix != ".safetensors" else None
         with whole(path).open("rb") as file:
-            return load_checked(file, path.stat().st_size, path, archive=self._archive, mapped=mapped)
+            self.archive = file.read(len(ZIP)) == ZIP
+
+    @cached_property
+    def listing(self) -> "tuple[Any, Choice, dict[str, Tensor]]":
+        """The object that was saved, the mapping that was chosen in it, and its tensors; without data."""
+        return self._load(LISTING_DEVICE)
+
+    @cached_property
+    def loaded(self) -> "tuple[Any, Choice, dict[str, Tensor]]":
+        """Load them with data. Raises DataError if the layout differs from that of `listing`."""
+        loaded = self._load("cpu")
+        if layout_of(loaded[2]) != layout_of(self.listing[2]):
+            raise DataError(f"{self._path}: changed while it was open, or damaged: torch reads other tensors")
+        return loaded
+
+    def _load(self, device: str) -> "tuple[Any, Choice, dict[str, Tensor]]":
+        path = self._path
+        # torch reads a file with this suffix as safetensors if it has its path.
+        mapped = path if self.archive and device == "cpu" and path.suffix != ".safetensors" else None
+        with whole(path).open("rb") as file:
+            size = path.stat().st_size
+            tree = load_checked(file, size, path, archive=self.archive, mapped=mapped, device=device)
+        try:
+            choice = choose(tree, _numbers, self._state_key)
+            tensors = {name: _plain_tensor(name, tensor, size) for name, tensor in choice.taken.tensors.items()}
+        except CkptProbeError as error:
+            raise type(error)(f"{path}: {error}") from error
+        return tree, choice, tensors
 
 
-def _listing(outline: Any, state_key: str | None, most: int) -> _Listing | None:
-    """What an outline shows of a file of at most so many bytes; None where torch must read it, or say why not."""
-    try:
-        choice = choose(outline, _outlined_numbers, state_key)
-        layout = {name: (tensor.dtype, tensor.shape) for name, tensor in choice.taken.tensors.items()}
-        beside = plain(_beside(outline, choice))
-    except (CkptProbeError, NotOutlined):
-        return None
-    claimed = (math.prod(shape) * BITS.get(dtype, 8) // 8 for dtype, shape in layout.values())
-    return None if max(claimed) > most else _Listing(choice, layout, beside)
+def load_checked(
+    file: BinaryIO, size: int, path: Path, *, archive: bool = True, mapped: Path | None = None, device: str = "cpu"
+) -> Any:
+    """Check a file of torch.save and load it.
 
+    Args:
+        file: The open file.
+        size: Its bytes.
+        path: Its path, for messages.
+        archive: Whether it is a zip archive, else a stream.
+        mapped: Path to map into memory instead of reading `file`.
+        device: Device of the tensors; "meta" reads no numbers.
 
-def _outlined_numbers(value: Any) -> int | None:
-    return value.numbers if isinstance(value, OutlinedTensor) else None
-
-
-def load_checked(file: BinaryIO, size: int, told: Path, *, archive: bool = True, mapped: Path | None = None) -> Any:
-    """What torch.load makes of a file of `size` bytes whose claims have been checked before; `mapped`: read by mmap.
-
-    Raises DataError naming `told` where a claim does not hold, or torch cannot read it.
+    Raises:
+        DataError: See `pickle_checks.check_file`, and if torch cannot read the file.
     """
     import torch
 
-    require_sound(file, size, told, archive=archive)
+    check_file(file, size, path, archive=archive)
     file.seek(0)
     allowed: Any = [(stand_in, name) for name, stand_in in STAND_INS.items()]
     try:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(mapped or file, map_location="cpu", weights_only=True, mmap=mapped is not None)
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings(action="ignore"))
+            stack.enter_context(torch.serialization.safe_globals(allowed))
+            if device == "meta":
+                # Without this torch reads the storages of a stream although it needs none.
+                stack.enter_context(torch.serialization.skip_data())
+            return torch.load(mapped or file, map_location=device, weights_only=True, mmap=mapped is not None)
     except MemoryError:
         raise
     except Exception as error:
-        # torch raises whatever a damaged file happens to lead to, among them its own and pickle's errors.
-        raise DataError(f"{told}: damaged or truncated, torch cannot read it ({last_line(error)})") from error
-
-
-def require_sound(file: BinaryIO, size: int, told: Path, *, archive: bool = True) -> Scan:
-    """What a file asks for; DataError naming `told` where it claims more than it has, or names what is not read."""
-    try:
-        found = check_archive(file) if archive else _check_stream(file, size)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{told}: {error}") from error
-    _require_allowed(told, found)
-    return found
-
-
-def _check_stream(file: BinaryIO, size: int) -> Scan:
-    try:
-        for _ in range(PREAMBLE):
-            scan(file, size)
-        found = scan(file, size - file.tell())
-        # The order of the storages whose bytes follow: a pickle of its own.
-        scan(file, size - file.tell())
-    except ValueError as error:
-        raise ValueError(f"truncated, or not written by torch.save ({error})") from error
-    claimed = sum(COUNT + number for number in found.storages.values())
-    if claimed > size - file.tell():
-        raise ValueError(f"truncated: claims {claimed:,} bytes of tensors, but only {size - file.tell():,} follow")
-    return found
-
-
-def _require_allowed(path: Path, found: Scan) -> None:
-    if not found.forbidden:
-        return
-    first = found.forbidden[0]
-    load = f"torch.load({path.name!r}, weights_only=False)"
-    if found.whole_module:
-        raise DataError(
-            f"{path}: a whole pickled module; opening it would run code from the file. If you trust it, convert it: "
-            f"model = {load}; torch.save(model.state_dict(), '{path.stem}-weights.pt')"
-        )
-    if first in OTHER_TENSORS:
-        raise DataError(f"{path}: holds {OTHER_TENSORS[first]}; convert them to dense floating point first")
-    more = f" and {len(found.forbidden) - 1} more" if len(found.forbidden) > 1 else ""
-    raise DataError(
-        f"{path}: needs {first}{more}, not on the list of harmless classes; it is not opened, because it could run "
-        f"code. If you trust it, convert it: saved = {load}; torch.save(saved['…'], '{path.stem}-weights.pt')"
-    )
+        # A damaged file may lead to any exception, among them torch's and pickle's.
+        raise DataError(f"{path}: damaged or truncated, torch cannot read it ({last_line(error)})") from error
 
 
 def _numbers(value: Any) -> int | None:
@@ -210,33 +145,34 @@ def _numbers(value: Any) -> int | None:
     return value.numel() if isinstance(value, torch.Tensor) else None
 
 
-def _plain_tensor(name: str, tensor: "Tensor", path: Path) -> "Tensor":
+def _plain_tensor(name: str, tensor: "Tensor", size: int) -> "Tensor":
+    """Return a tensor without its class and gradient, checked against the bytes of its file."""
     import torch
 
-    # By the class's own function, as a file may set attributes of its tensors.
-    plain_one = torch.Tensor.detach(tensor)
-    claimed = plain_one.numel() * plain_one.element_size()
-    if claimed > max(plain_one.untyped_storage().nbytes(), path.stat().st_size):
+    # The class's method, since a file may set attributes of its tensors.
+    detached = torch.Tensor.detach(tensor)
+    claimed = detached.numel() * detached.element_size()
+    if claimed > size:
         raise DataError(f"tensor {name!r} claims {claimed:,} bytes, more than the whole file has")
-    return plain_one
+    return detached
 
 
 def _beside(tree: Any, choice: Choice) -> Mapping[Any, Any]:
-    """What stands at the top beside the tensors taken, and beside those of other mappings and of training."""
+    """Return the top entries besides the chosen tensors, other mappings of tensors, and the state of training."""
     if not isinstance(tree, Mapping) or not choice.taken.key:
         return {}
-    holding = {key.partition(".")[0] for key in (choice.taken.key, *(other.key for other in choice.others))}
+    with_tensors = {key.partition(".")[0] for key in (choice.taken.key, *(other.key for other in choice.others))}
     entries = {
         name: value
         for name, value in tree.items()
-        if str(name) not in holding and not (OF_TRAINING.search(str(name)) and isinstance(value, Mapping | list))
+        if str(name) not in with_tensors and not (OF_TRAINING.search(str(name)) and isinstance(value, Mapping | list))
     }
     scores = _monitored(tree.get("callbacks"))
     return {**entries, MONITORED: scores} if scores else entries
 
 
 def _monitored(callbacks: Any) -> dict[str, Any]:
-    """Return the scores that Lightning's ModelCheckpoint keeps: of this checkpoint, else the best of the run so far."""
+    """Return the scores that Lightning's ModelCheckpoint stores: of this checkpoint, else the best of the run."""
     scores = {}
     for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
         if isinstance(state, Mapping) and isinstance(state.get("monitor"), str):

@@ -1,32 +1,23 @@
-"""What a pickle would build, read off its opcodes: nothing is imported, called or allocated by its word.
+"""Check a pickle without running it: the classes and functions that it names, and the sizes that it claims.
 
-`torch.load(weights_only=True)` comes after this, and has its own list of what it may call. This pass tells beforehand
-which names a file asks for, and how large it says its storages are, since torch allocates what a file claims. It also
-outlines what will be built, so that a file can be looked at before torch, which takes seconds to import, is needed.
+`torch.load(weights_only=True)` has an allow-list of its own, which is too wide for unknown files: `bytearray(2**40)`,
+`torch.FloatTensor(2**40)` and `_codecs.encode` of one long text a thousand times are on it, and names on that list
+cannot be replaced by `safe_globals`. It also allocates the size that a stream claims, and hashes any key. So the
+opcodes are followed here first, on a stack of sizes in place of objects; nothing is imported, called or allocated.
 """
 
 import pickletools
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ckpt_probe.checkpoints.formats.inert import STAND_INS
-from ckpt_probe.checkpoints.formats.outlines import (
-    FROM_TYPE,
-    OPAQUE,
-    STORAGES,
-    Named,
-    NotOutlined,
-    Storage,
-    outlined_call,
-)
+from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS
 
 LONGEST = 64 * 2**20
-"""Bytes of a pickle, its tensors' numbers not among them, that is still taken for a checkpoint's."""
+"""Most bytes of a pickle, without the numbers of its tensors, that is accepted as a checkpoint."""
 MOST_OPCODES = 10_000_000
 COPIES = 4
-"""How many times the length of a pickle its calls may copy."""
+"""Most bytes that the calls in a pickle may copy, in multiples of its length."""
 
 REBUILD = frozenset(
     f"torch._utils.{name}"
@@ -35,8 +26,9 @@ REBUILD = frozenset(
         "_rebuild_parameter_with_state",
     )
 )  # fmt: skip
-"""Functions of torch that make a dense tensor of a storage, whose bounds they check."""
-CALLED = (
+"""Functions of torch that make a dense tensor from a storage and check its bounds."""
+FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
+CALLABLE = (
     REBUILD
     | frozenset(STAND_INS)
     | {
@@ -44,15 +36,15 @@ CALLED = (
         "builtins.set", "builtins.complex", "torch.serialization._get_layout",
     }
 )  # fmt: skip
-"""What may be called. Left out of torch's own list is what allocates by a number that it is given: tensor classes,
-bytearray, and the functions that rebuild quantised, sparse, nested and wrapped tensors."""
+"""Names that a pickle may call. Torch's list without everything that allocates by a number in its arguments: tensor
+classes, bytearray, and the functions that rebuild quantised, sparse, nested and wrapped tensors."""
 HASHING = frozenset({"builtins.set", "collections.OrderedDict", "collections.Counter"})
 ITEM_BYTES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1, "ComplexFloatStorage": 8,
     "ComplexDoubleStorage": 16, "UntypedStorage": 1,
 }  # fmt: skip
-NAMED = frozenset(
+NAMEABLE = frozenset(
     {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.strided"}
     | {f"{package}.{name}" for package in ("torch", "torch.storage", "torch.cuda") for name in ITEM_BYTES}
     | {
@@ -65,291 +57,232 @@ NAMED = frozenset(
         )
     }
 )  # fmt: skip
-"""What may be named without being called."""
-OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Names that a pickle may use as an argument, but not call."""
+MODULES_OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 NAMES_OF_PYTHON_2 = {"builtins.long": "builtins.int", "builtins.unicode": "builtins.str"}
-"""What protocol 2, which torch writes, calls modules and classes."""
+"""Names in protocol 2, which torch writes → names in Python 3."""
 MODULE_FIELDS = frozenset({"_modules", "_parameters", "_buffers"})
-"""Fields by which a pickled torch.nn.Module is known, whatever its class is called."""
-
-
-@dataclass
-class Held:
-    """Something that a pickle builds: how many entries or characters it has, and its outline.
-
-    deep: whether there is a tuple of tuples among them, whose hash may take for ever. outline: a mapping or list that
-    is filled as the pickle says, a tensor's dtype and shape, or `OPAQUE`.
-    """
-
-    size: int = 0
-    deep: bool = False
-    outline: Any = OPAQUE
-
-
-@dataclass(frozen=True)
-class Tuple:
-    """A tuple, whether it has tuples in it, and its outline."""
-
-    items: tuple[Any, ...]
-    deep: bool
-    outline: tuple[Any, ...] = ()
+"""Fields of every pickled torch.nn.Module, whatever its class."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a pickle asks for.
+    """The requests of a pickle.
 
-    forbidden: globals outside the lists of this module, in their order; storages: key → bytes that the file says the
-    storage has; whole_module: whether there are fields of a pickled `torch.nn.Module`; outline: of what is built, None
-    where it may hold tensors that the outline does not show.
+    Attributes:
+        forbidden: Names outside the lists of this module, in their order.
+        storages: Bytes that the pickle claims for each storage, by key.
+        whole_module: Whether the fields of a pickled `torch.nn.Module` occur.
     """
 
     forbidden: tuple[str, ...]
     storages: Mapping[str, int]
     whole_module: bool
-    outline: Any = None
-
-
-@dataclass
-class _Machine:
-    """The stack, the stacks that marks have put aside, the memo, and what has been found."""
-
-    stack: list[Any] = field(default_factory=list)
-    aside: list[list[Any]] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
-    forbidden: dict[str, None] = field(default_factory=dict)
-    storages: dict[str, int] = field(default_factory=dict)
-    fields: set[str] = field(default_factory=set)
-    most_copied: int = 0
-    copied: int = 0
-    outlines: bool = True
 
 
 def scan(file: BinaryIO, length: int) -> Scan:
-    """Read one pickle off a file, from where it stands up to its end, at most `length` bytes.
+    """Read one pickle from a file's position to the end of the pickle.
 
-    Raises ValueError for what is no pickle that torch writes, ends early, or is larger than any checkpoint's.
+    Args:
+        file: The open file.
+        length: Most bytes that belong to the pickle.
+
+    Raises:
+        ValueError: If torch does not write such a pickle, or if it ends early or is larger than any checkpoint.
     """
-    most = min(length, LONGEST)
-    bounded = _Bounded(file, most)
-    machine = _Machine(most_copied=COPIES * most + 2**20)
+    limit = min(length, LONGEST)
+    scanner = _Scanner(most_copied=COPIES * limit + 2**20)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):  # pyright: ignore[reportArgumentType]
+        opcodes = pickletools.genops(_BoundedFile(file, limit))  # pyright: ignore[reportArgumentType]
+        for count, (opcode, argument, _) in enumerate(opcodes):
             if opcode.name == "STOP":
-                if machine.aside or len(machine.stack) != 1:
-                    raise ValueError("no whole pickle (it ends within a list)")
+                if scanner.marked or len(scanner.stack) != 1:
+                    raise ValueError("no complete pickle (it ends within a list)")
                 break
             if count > MOST_OPCODES:
                 raise ValueError(f"more than {MOST_OPCODES:,} opcodes")
             if opcode.name not in _STEPS:
                 raise ValueError(f"opcode {opcode.name}, which torch.save does not write")
-            _STEPS[opcode.name](machine, argument)
+            _STEPS[opcode.name](scanner, argument)
     except (IndexError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"no whole pickle ({type(error).__name__}: {error})") from error
-    outline = _outline(machine.stack[0]) if machine.outlines and machine.stack else None
-    return Scan(tuple(machine.forbidden), machine.storages, machine.fields >= MODULE_FIELDS, outline)
+        raise ValueError(f"no complete pickle ({type(error).__name__}: {error})") from error
+    return Scan(tuple(scanner.forbidden), scanner.storages, scanner.fields >= MODULE_FIELDS)
 
 
-class _Bounded:
-    """A file of which no more than so many bytes are there: a claim of more is never allocated."""
+class _BoundedFile:
+    """A file that ends after a number of bytes, so that no claim of more is allocated."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
         self._file = file
-        self._left = length
+        self._remaining = length
 
     def read(self, count: int) -> bytes:
-        return self._took(self._file.read(min(count, self._left)))
+        return self._count(self._file.read(min(count, self._remaining)))
 
     def readline(self) -> bytes:
-        return self._took(self._file.readline(self._left))
+        return self._count(self._file.readline(self._remaining))
 
-    def _took(self, data: bytes) -> bytes:
-        self._left -= len(data)
+    def _count(self, data: bytes) -> bytes:
+        self._remaining -= len(data)
         return data
 
 
-def _push(make: Callable[[Any], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, argument: machine.stack.append(make(argument))
+@dataclass(frozen=True)
+class _Name:
+    """A class or function that the pickle names."""
+
+    name: str
 
 
-def _text(machine: _Machine, argument: str) -> None:
-    if argument in MODULE_FIELDS:
-        machine.fields.add(argument)
-    machine.stack.append(argument)
+@dataclass(frozen=True)
+class _Tuple:
+    """A tuple, and whether it contains another."""
+
+    items: tuple[Any, ...]
+    nested: bool
 
 
-def _global(machine: _Machine, argument: str) -> None:
-    module, _, name = argument.partition(" ")
-    named = f"{OF_PYTHON_2.get(module, module)}.{name}"
-    named = NAMES_OF_PYTHON_2.get(named, named)
-    if named not in CALLED and named not in NAMED:
-        machine.forbidden[named] = None
-    machine.stack.append(Named(named))
+@dataclass
+class _Object:
+    """Any other object: its number of entries or characters, and whether a nested tuple is among its entries.
+
+    The hash of a nested tuple visits each element again wherever it occurs, which may never end.
+    """
+
+    size: int = 0
+    nested: bool = False
 
 
-def _mark(machine: _Machine, _: Any) -> None:
-    machine.aside.append(machine.stack)
-    machine.stack = []
+class _Scanner:
+    """The unpickler's stack, the stacks below its marks and its memo; each method is the step of an opcode."""
 
+    def __init__(self, most_copied: int) -> None:
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.forbidden: dict[str, None] = {}
+        self.storages: dict[str, int] = {}
+        self.fields: set[str] = set()
+        self._copied = 0
+        self._most_copied = most_copied
 
-def _since_mark(machine: _Machine) -> list[Any]:
-    items = machine.stack
-    machine.stack = machine.aside.pop()
-    return items
+    def push_text(self, text: str) -> None:
+        if text in MODULE_FIELDS:
+            self.fields.add(text)
+        self.stack.append(text)
 
+    def push_name(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        full_name = f"{MODULES_OF_PYTHON_2.get(module, module)}.{name}"
+        full_name = NAMES_OF_PYTHON_2.get(full_name, full_name)
+        if full_name not in CALLABLE and full_name not in NAMEABLE:
+            self.forbidden[full_name] = None
+        self.stack.append(_Name(full_name))
 
-def _tuple_of(count: int) -> Callable[[_Machine, Any], None]:
-    def step(machine: _Machine, _: Any) -> None:
-        items = [machine.stack.pop() for __ in range(count)]
-        machine.stack.append(_made(items[::-1]))
+    def mark(self, _: Any) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
 
-    return step
+    def since_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.marked.pop()
+        return items
 
+    def push_tuple(self, items: list[Any]) -> None:
+        self.stack.append(_Tuple(tuple(items), any(isinstance(item, _Tuple) for item in items)))
 
-def _tuple(machine: _Machine, _: Any) -> None:
-    items = _since_mark(machine)
-    machine.stack.append(_made(items))
+    def pop(self, count: int) -> list[Any]:
+        return [self.stack.pop() for _ in range(count)][::-1]
 
+    def extend(self, items: list[Any]) -> None:
+        container = self.stack[-1]
+        container.size += len(items)
+        container.nested |= any(isinstance(item, _Tuple) and item.nested for item in items)
 
-def _made(items: list[Any]) -> Tuple:
-    return Tuple(tuple(items), any(isinstance(item, Tuple) for item in items), tuple(map(_outline, items)))
+    def set_items(self, items: list[Any]) -> None:
+        keys = items[::2]
+        if any(isinstance(key, _Tuple) and key.nested for key in keys):
+            raise ValueError("a key that is a tuple of tuples")
+        self.stack[-1].size += len(keys)
 
+    def call(self, _: Any) -> None:
+        function, arguments = self.pop(2)
+        name = function.name if isinstance(function, _Name) else "the result of a call"
+        items = arguments.items
+        if name not in CALLABLE and not (name == "torch.nn.parameter.Parameter" and not items):
+            self.forbidden[name] = None
+        if name == FROM_TYPE and not (isinstance(items[0], _Name) and items[0].name in REBUILD):
+            self.forbidden[f"{name} of {getattr(items[0], 'name', 'the result of a call')}"] = None
+        if name in HASHING and any(isinstance(item, _Object) and item.nested for item in items):
+            raise ValueError("a key that is a tuple of tuples")
+        size = len(items) + sum(map(_size, items))
+        self._copied += size
+        if self._copied > self._most_copied:
+            raise ValueError(f"its calls copy more than {self._most_copied:,} bytes")
+        self.stack.append(_Object(size))
 
-def _append(machine: _Machine, _: Any) -> None:
-    _extend(machine, [machine.stack.pop()])
+    def push_storage(self, _: Any) -> None:
+        kind, *rest = self.stack.pop().items
+        if kind == "module":
+            # A class with its source code, in a stream of torch.save(module).
+            self.fields |= MODULE_FIELDS
+            self.stack.append(rest[0])
+            return
+        storage, key, _location, count, *_view = rest
+        if kind != "storage" or not isinstance(storage, _Name) or not isinstance(count, int) or count < 0:
+            raise ValueError("a storage that torch does not write")
+        name = storage.name.rpartition(".")[2]
+        if name not in ITEM_BYTES:
+            self.forbidden[storage.name] = None
+        size = count * ITEM_BYTES.get(name, 1)
+        self.storages[str(key)] = max(size, self.storages.get(str(key), 0))
+        self.stack.append(_Object())
 
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
 
-def _append_all(machine: _Machine, _: Any) -> None:
-    items = _since_mark(machine)
-    _extend(machine, items)
-
-
-def _extend(machine: _Machine, items: list[Any]) -> None:
-    held = machine.stack[-1]
-    held.size += len(items)
-    held.deep |= any(isinstance(item, Tuple) and item.deep for item in items)
-    if isinstance(held.outline, list):
-        held.outline += [_outline(item) for item in items]
-    else:
-        machine.outlines = False
-
-
-def _set(machine: _Machine, _: Any) -> None:
-    pair = [machine.stack.pop(), machine.stack.pop()]
-    _fill(machine, pair[1:], pair[:1])
-
-
-def _set_all(machine: _Machine, _: Any) -> None:
-    items = _since_mark(machine)
-    _fill(machine, items[::2], items[1::2])
-
-
-def _fill(machine: _Machine, keys: list[Any], values: list[Any]) -> None:
-    if any(isinstance(key, Tuple) and key.deep for key in keys):
-        raise ValueError("a key that is a tuple of tuples")
-    held = machine.stack[-1]
-    held.size += len(keys)
-    if isinstance(held.outline, dict) and all(isinstance(key, str | int | float | None) for key in keys):
-        held.outline.update(zip(keys, map(_outline, values), strict=False))
-    else:
-        machine.outlines = False
-
-
-def _call(machine: _Machine, _: Any) -> None:
-    arguments, called = machine.stack.pop(), machine.stack.pop()
-    name = called.name if isinstance(called, Named) else "the result of a call"
-    items = arguments.items
-    if name not in CALLED and not (name == "torch.nn.parameter.Parameter" and not items):
-        machine.forbidden[name] = None
-    if name == FROM_TYPE and not (isinstance(items[0], Named) and items[0].name in REBUILD):
-        machine.forbidden[f"{name} of {getattr(items[0], 'name', 'the result of a call')}"] = None
-    if name in HASHING and any(isinstance(item, Held) and item.deep for item in items):
-        raise ValueError("a key that is a tuple of tuples")
-    size = len(items) + sum(map(_size, items))
-    machine.copied += size
-    if machine.copied > machine.most_copied:
-        raise ValueError(f"its calls copy more than {machine.most_copied:,} bytes")
-    machine.stack.append(Held(size, outline=_outline_of_call(machine, name, items)))
-
-
-def _outline_of_call(machine: _Machine, name: str, items: tuple[Any, ...]) -> Any:
-    try:
-        return outlined_call(name, [_outline(item) for item in items])
-    except (NotOutlined, ValueError, IndexError, AttributeError, TypeError):
-        machine.outlines = False
-        return OPAQUE
-
-
-def _build(machine: _Machine, _: Any) -> None:
-    machine.stack.pop()
-    built = getattr(machine.stack[-1], "outline", OPAQUE)
-    # To an OrderedDict this adds attributes, to what is opaque anything.
-    machine.outlines &= isinstance(built, OrderedDict) or built is OPAQUE
-
-
-def _outline(item: Any) -> Any:
-    return item.outline if isinstance(item, Held | Tuple) else item
+    def recall(self, index: int) -> None:
+        self.stack.append(self.memo[index])
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, Held):
+    if isinstance(value, _Object):
         return value.size
-    if isinstance(value, Tuple):
+    if isinstance(value, _Tuple):
         return len(value.items)
     return len(value) if isinstance(value, str | bytes) else 0
 
 
-def _storage(machine: _Machine, _: Any) -> None:
-    kind, *rest = machine.stack.pop().items
-    if kind == "module":
-        # A class with its source, as torch.save of a whole module wrote them into a stream.
-        machine.fields |= MODULE_FIELDS
-        machine.stack.append(rest[0])
-        return
-    storage, key, _location, count, *_view = rest
-    if kind != "storage" or not isinstance(storage, Named) or not isinstance(count, int) or count < 0:
-        raise ValueError("a storage that torch does not write")
-    name = storage.name.rpartition(".")[2]
-    if name not in ITEM_BYTES:
-        machine.forbidden[storage.name] = None
-    size = count * ITEM_BYTES.get(name, 1)
-    machine.storages[str(key)] = max(size, machine.storages.get(str(key), 0))
-    machine.stack.append(Held(outline=Storage(STORAGES.get(name, name))))
-
-
-def _remember(machine: _Machine, argument: int) -> None:
-    machine.memo[argument] = machine.stack[-1]
-
-
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": lambda machine, argument: None,
-    "GLOBAL": _global,
-    "MARK": _mark,
-    "TUPLE": _tuple,
-    "TUPLE1": _tuple_of(1),
-    "TUPLE2": _tuple_of(2),
-    "TUPLE3": _tuple_of(3),
-    "EMPTY_TUPLE": _push(lambda _: Tuple((), False)),
-    "REDUCE": _call,
-    "NEWOBJ": _call,
-    "BUILD": _build,
-    "APPEND": _append,
-    "APPENDS": _append_all,
-    "SETITEM": _set,
-    "SETITEMS": _set_all,
-    "BINPERSID": _storage,
-    "BINUNICODE": _text,
-    "BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
-    "LONG_BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
-    "BINPUT": _remember,
-    "LONG_BINPUT": _remember,
-    "NONE": _push(lambda _: None),
-    "NEWTRUE": _push(lambda _: True),
-    "NEWFALSE": _push(lambda _: False),
-    "EMPTY_DICT": _push(lambda _: Held(outline={})),
-    "EMPTY_LIST": _push(lambda _: Held(outline=[])),
-    "EMPTY_SET": _push(lambda _: Held()),
-    # Texts of Python 2, which torch takes for UTF-8.
-    "SHORT_BINSTRING": _push(lambda argument: argument.encode("latin-1").decode()),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"), _push(lambda argument: argument)),
+_STEPS: dict[str, Callable[[_Scanner, Any], Any]] = {
+    "PROTO": lambda scanner, _: None,
+    "GLOBAL": _Scanner.push_name,
+    "MARK": _Scanner.mark,
+    "EMPTY_TUPLE": lambda scanner, _: scanner.push_tuple([]),
+    "TUPLE": lambda scanner, _: scanner.push_tuple(scanner.since_mark()),
+    "TUPLE1": lambda scanner, _: scanner.push_tuple(scanner.pop(1)),
+    "TUPLE2": lambda scanner, _: scanner.push_tuple(scanner.pop(2)),
+    "TUPLE3": lambda scanner, _: scanner.push_tuple(scanner.pop(3)),
+    "REDUCE": _Scanner.call,
+    "NEWOBJ": _Scanner.call,
+    "BUILD": lambda scanner, _: scanner.pop(1),
+    "APPEND": lambda scanner, _: scanner.extend(scanner.pop(1)),
+    "APPENDS": lambda scanner, _: scanner.extend(scanner.since_mark()),
+    "SETITEM": lambda scanner, _: scanner.set_items(scanner.pop(2)),
+    "SETITEMS": lambda scanner, _: scanner.set_items(scanner.since_mark()),
+    "BINPERSID": _Scanner.push_storage,
+    "BINUNICODE": _Scanner.push_text,
+    "BINGET": _Scanner.recall,
+    "LONG_BINGET": _Scanner.recall,
+    "BINPUT": _Scanner.remember,
+    "LONG_BINPUT": _Scanner.remember,
+    "NONE": lambda scanner, _: scanner.stack.append(None),
+    "NEWTRUE": lambda scanner, _: scanner.stack.append(True),
+    "NEWFALSE": lambda scanner, _: scanner.stack.append(False),
+    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"), lambda scanner, _: scanner.stack.append(_Object())),
+    # Texts of Python 2, which torch decodes as UTF-8.
+    "SHORT_BINSTRING": lambda scanner, text: scanner.stack.append(text.encode("latin-1").decode()),
+    **dict.fromkeys(
+        ("BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"), lambda scanner, number: scanner.stack.append(number)
+    ),
 }
+"""The opcodes that torch.save writes."""

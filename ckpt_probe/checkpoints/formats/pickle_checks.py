@@ -1,0 +1,136 @@
+"""Check a file of torch.save before torch reads it: every size that it claims, and every name that its pickles need."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from ckpt_probe.checkpoints.formats.scanning import LONGEST, Scan, scan
+from ckpt_probe.errors import DataError
+
+LOCAL_HEADER = 30
+"""Fewest bytes in front of each member of a zip file."""
+TORCHSCRIPT = ("constants.pkl", "code/")
+NOT_TORCH = "a zip file, but not one written by torch.save"
+PREAMBLE = 3
+"""Pickles of a stream before the one with the tensors: a magic number, the protocol, and sizes of the machine."""
+COUNT = 8
+"""Bytes in front of each storage of a stream: its number of entries."""
+OTHER_TENSORS = {
+    "torch._utils._rebuild_qtensor": "quantised tensors",
+    "torch._utils._rebuild_sparse_tensor": "sparse tensors",
+    "torch._utils._rebuild_nested_tensor": "nested tensors",
+    "torch._utils._rebuild_meta_tensor_no_storage": "tensors without data, on torch's meta device",
+    "torch._utils._rebuild_wrapper_subclass": "tensors of a custom class",
+}
+"""Functions of torch that are not called → the kind of tensor that a file needs them for."""
+
+
+def check_file(file: BinaryIO, size: int, path: Path, *, archive: bool = True) -> None:
+    """Check a file of torch.save without running any of it.
+
+    Args:
+        file: The open file, at its start.
+        size: Its bytes.
+        path: Its path, for messages.
+        archive: Whether it is a zip archive, else the stream of versions of torch before 1.6.
+
+    Raises:
+        DataError: If the file claims more bytes than it has, or needs a class or function that is not allowed.
+    """
+    try:
+        found = check_archive(file) if archive else _check_stream(file, size)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: {error}") from error
+    if found.forbidden:
+        raise DataError(f"{path}: {_refusal(path, found)}")
+
+
+def check_archive(file: BinaryIO) -> Scan:
+    """Scan the pickle of an archive and check that every storage is as large as the pickle claims.
+
+    Raises:
+        ValueError: If torch.save did not write the archive, if it is TorchScript, or if a member lies outside the
+            archive's folder, is compressed, overlaps another or ends beyond the file.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if any(name.partition("/")[2].startswith(TORCHSCRIPT) for name in archive.namelist()):
+                raise ValueError(
+                    "a TorchScript archive, which holds code; if you trust it, convert it: "
+                    "state = torch.jit.load(PATH).state_dict(); torch.save(state, NEW)"
+                )
+            members = _members(archive)
+            if "data.pkl" not in members:
+                raise ValueError(NOT_TORCH)
+            pickle = members["data.pkl"]
+            if pickle.file_size > LONGEST:
+                raise ValueError(f"its pickle alone has {pickle.file_size:,} bytes, more than any checkpoint's")
+            with archive.open(pickle) as opened:
+                result = scan(opened, pickle.file_size)  # pyright: ignore[reportArgumentType]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"truncated, or no complete zip file ({error})") from error
+    except (NotImplementedError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{NOT_TORCH} ({error})") from error
+    for key, claimed in result.storages.items():
+        member = members.get(f"data/{key}")
+        if member is None:
+            raise ValueError(f"truncated: its storage data/{key} is missing")
+        if member.file_size < claimed:
+            raise ValueError(f"claims {claimed:,} bytes for data/{key}, which has {member.file_size:,}")
+    return result
+
+
+def _members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:
+    """Return the members by their names within the only folder of the archive, each checked."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    end = 0
+    for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
+        root, _, name = member.filename.partition("/")
+        if root in ("", "..") or "\\" in member.filename or ".." in name.split("/") or name.startswith("/"):
+            raise ValueError(f"its member {member.filename!r} points outside the archive")
+        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            raise ValueError(f"its member {member.filename!r} is compressed, which torch.save never does")
+        if member.header_offset < end:
+            raise ValueError(f"its member {member.filename!r} overlaps another")
+        end = member.header_offset + LOCAL_HEADER + member.file_size
+        if name in members:
+            raise ValueError(f"its member {name!r} is present twice")
+        members[name] = member
+    if len({member.filename.partition("/")[0] for member in members.values()}) > 1:
+        raise ValueError(NOT_TORCH)
+    if end > archive.start_dir:
+        raise ValueError("its members claim more bytes than the file has")
+    return members
+
+
+def _check_stream(file: BinaryIO, size: int) -> Scan:
+    try:
+        for _ in range(PREAMBLE):
+            scan(file, size)
+        result = scan(file, size - file.tell())
+        # Another pickle has the order of the storages, whose bytes follow.
+        scan(file, size - file.tell())
+    except ValueError as error:
+        raise ValueError(f"truncated, or not written by torch.save ({error})") from error
+    claimed = sum(COUNT + number for number in result.storages.values())
+    if claimed > size - file.tell():
+        raise ValueError(f"truncated: claims {claimed:,} bytes of tensors, but only {size - file.tell():,} follow")
+    return result
+
+
+def _refusal(path: Path, result: Scan) -> str:
+    first, *others = result.forbidden
+    load = f"torch.load({path.name!r}, weights_only=False)"
+    if result.whole_module:
+        return (
+            "a whole pickled module; opening it would run code from the file. If you trust it, convert it: "
+            f"model = {load}; torch.save(model.state_dict(), '{path.stem}-weights.pt')"
+        )
+    if first in OTHER_TENSORS:
+        return f"holds {OTHER_TENSORS[first]}; convert them to dense floating point first"
+    more = f" and {len(others)} more" if others else ""
+    return (
+        f"needs {first}{more}, not on the list of harmless classes; it is not opened, because it could run "
+        f"code. If you trust it, convert it: saved = {load}; torch.save(saved['…'], '{path.stem}-weights.pt')"
+    )
