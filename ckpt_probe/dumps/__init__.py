@@ -1,4 +1,4 @@
-"""The HDF5 dump of features and classifier weights. The only place that knows HDF5."""
+"""Read and write HDF5 dumps of features and classifier weights."""
 
 from ckpt_probe.dumps.reading import Dump, open_dump, open_dump_series, read_provenance
 from ckpt_probe.dumps.schema import FEATURE_DTYPES, FORMAT_VERSION, PENULTIMATE, STORES, Provenance, require_split_name

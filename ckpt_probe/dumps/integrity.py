@@ -1,4 +1,4 @@
-"""A hash of what no checksum of HDF5 covers: the names, shapes and attributes of a file."""
+"""Hash the names, shapes and attributes of a file, which HDF5's checksums do not cover."""
 
 import hashlib
 from typing import Any
@@ -9,21 +9,21 @@ import numpy as np
 from ckpt_probe.hdf5 import items
 
 UNHASHED = frozenset({"complete", "structure_sha256", "DIMENSION_LIST", "REFERENCE_LIST"})
-"""Attributes left out of the hash: what is written after it, and references to scales, which nothing here reads."""
+"""Attributes left out of the hash: those written after it, and references to scales, which ckpt-probe does not read."""
 
 
 def structure_hash(file: h5py.File) -> str:
-    """SHA-256 over every group, dataset and attribute of a file: names, shapes, dtypes and attributes' values.
+    """Compute the SHA-256 of names, shapes, dtypes and attributes of every group and dataset of a file.
 
-    The numbers in datasets are not in it: HDF5's checksums cover them.
+    The numbers in datasets are left out, because HDF5's checksums cover them.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, item in items(file):
-        told = [name, *(_attributes(item))]
+        parts = [name, *(_attributes(item))]
         if isinstance(item, h5py.Dataset):
-            told += [str(item.shape), item.dtype.str]
-        found.update("\0".join(told).encode(errors="surrogateescape") + b"\1")
-    return found.hexdigest()
+            parts += [str(item.shape), item.dtype.str]
+        digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\1")
+    return digest.hexdigest()
 
 
 def _attributes(item: Any) -> list[str]:
@@ -34,6 +34,6 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         return value
     array = np.asarray(value)
-    # An array of objects has no bytes of its own, only addresses.
+    # The bytes of an array of objects are only addresses.
     content = repr(array.tolist()) if array.dtype.kind == "O" else array.tobytes().hex()
     return f"{array.dtype.str} {array.shape} {content}"

@@ -1,4 +1,4 @@
-"""A dump as xarray's tree of data sets: named dimensions, one group a split, rows read when they are asked for."""
+"""Convert a dump to an xarray DataTree: named dimensions, one group per split, rows read when they are used."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -36,15 +36,17 @@ OF_MOMENTS = {
     "second": ("counted_class", FEATURE, "other_feature"),
     "total": ("whole", FEATURE, "other_feature"),
 }
-"""Dimensions of stored moments; classes without a sample at the end may be missing from `seen_class`."""
+"""Dimensions of stored moments; `seen_class` may lack the last classes if they have no sample."""
 OF_LAYERS = {schema.SIMILARITY_ROWS: ("kept_for_similarity", FEATURE)}
 
 
 def to_tree(dump: "Dump") -> "DataTree":
-    """The tree of an open dump: /classifier with weights and bias, /SPLIT, and /SPLIT/moments where there are some.
+    """Return the tree of an open dump: /classifier with weights and bias, /SPLIT, and /SPLIT/moments if stored.
 
-    Raises UsageError where xarray is not installed. Arrays are read where they are used, and cannot be any more once
-    the dump is closed: `.load()` reads all of them first.
+    Arrays are read when they are used, which is impossible once the dump is closed; `.load()` reads all of them.
+
+    Raises:
+        UsageError: If xarray is not installed.
     """
     xarray = require_extra("xarray", "frames")
     groups: dict[str, Any] = {"/": xarray.Dataset(attrs=_attributes(dump))}
@@ -53,7 +55,7 @@ def to_tree(dump: "Dump") -> "DataTree":
     head = {
         schema.WEIGHTS: ((CLASS, FEATURE), weights),
         schema.BIAS: ((CLASS,), dump.bias),
-        # Names of only the first classes have a dimension of their own.
+        # If not all classes have names, the names need another dimension.
         CLASS_NAMES: (
             (CLASS if names is not None and weights is not None and len(names) == len(weights) else "named_class",),
             names,
@@ -63,7 +65,7 @@ def to_tree(dump: "Dump") -> "DataTree":
     if present:
         groups[f"/{schema.CLASSIFIER}"] = xarray.Dataset(present)
     for split in dump.splits:
-        groups |= {place: xarray.Dataset(variables) for place, variables in _groups(dump[split]).items()}
+        groups |= {name: xarray.Dataset(variables) for name, variables in _groups(dump[split]).items()}
     return xarray.DataTree.from_dict(groups, name=dump.name)
 
 
@@ -74,8 +76,8 @@ def _attributes(dump: "Dump") -> dict[str, Any]:
 
 def _groups(view: "SplitView") -> dict[str, "dict[str, Variable]"]:
     groups: dict[str, dict[str, Variable]] = {f"/{view.name}": {}}
-    for place, array in view.arrays().items():
-        folder, _, name = place.rpartition("/")
+    for path, array in view.arrays().items():
+        folder, _, name = path.rpartition("/")
         dimensions = _dimensions(folder, name)
         if dimensions is not None:
             groups.setdefault(f"/{view.name}/{folder}".rstrip("/"), {})[name] = _variable(view, array, dimensions)
@@ -86,11 +88,11 @@ def _dimensions(folder: str, name: str) -> tuple[str, ...] | None:
     if folder == schema.SIMILARITY:
         return ("kept_for_similarity",)
     known = OF_MOMENTS if folder.endswith(schema.MOMENTS) else {**DIMENSIONS, **OF_LAYERS}
-    found = known.get(name)
-    if found is None or not folder.startswith(f"{schema.LAYERS}/"):
-        return found
-    # Each layer has its own width, and xarray wants one length of a name in a group and those above it.
-    return tuple("layer_feature" if dimension == FEATURE else dimension for dimension in found)
+    dimensions = known.get(name)
+    if dimensions is None or not folder.startswith(f"{schema.LAYERS}/"):
+        return dimensions
+    # Layers differ in width, and in xarray a dimension has one length in a group and its parents.
+    return tuple("layer_feature" if dimension == FEATURE else dimension for dimension in dimensions)
 
 
 def _variable(view: "SplitView", array: Any, dimensions: tuple[str, ...]) -> "Variable":
@@ -102,7 +104,7 @@ def _variable(view: "SplitView", array: Any, dimensions: tuple[str, ...]) -> "Va
         """An array that stays on disk until it is sliced."""
 
         shape = array.shape
-        # As it is read: in the byte order of this machine, and no wider than float64.
+        # The dtype after reading: in the byte order of this machine, and no wider than float64.
         dtype = view.read(array, (slice(0, 0),) * array.ndim or ()).dtype
 
         def __getitem__(self, key: Any) -> np.ndarray:

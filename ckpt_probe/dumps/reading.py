@@ -1,4 +1,4 @@
-"""Opening a dump: ours, or an HDF5 file of another program with arrays of the documented names."""
+"""Open and check a dump, or an HDF5 file of another program that has arrays with the documented names."""
 
 import os
 import time
@@ -27,16 +27,24 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".h5", ".hdf5"})
 
 SETTLED_NS = 2 * 10**9
-"""Since a file was last written; sooner, another write may leave it with the same time."""
+"""Age of a file from which on another write changes its modification time."""
 
 _sound: set[tuple[int, ...]] = set()
-"""Device, number, size and time of the files that were checked: a report opens each of a series several times."""
+"""Device, inode, size and time of files that were checked: a report opens each file of a series several times."""
 
 
 class Dump:
     """An open dump: `dump["test"].features[:100]`, `dump.weights`, `dump.provenance`.
 
-    class_names: names of the first classes, None where none were stored.
+    Attributes:
+        path: File.
+        name: Name of the file without suffix.
+        provenance: Origin of the numbers; None for a file of another program.
+        step: Training step, if it is known.
+        splits: Names of the splits.
+        weights: Weights of the classifier, shape (C, D), float64, or None.
+        bias: Bias of the classifier, shape (C,), float64, or None.
+        class_names: Names of the first classes, or None.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -61,9 +69,12 @@ class Dump:
             return SplitView(self.path, split, self._file[split])
 
     def to_xarray(self) -> "DataTree":
-        """This dump as xarray's tree, rows unread: `/test/features` with dimensions sample and feature, and so on.
+        """Return an xarray DataTree with named dimensions, such as (sample, feature) for `/test/features`.
 
-        `.load()` reads all of it, so that it outlives the dump. Raises UsageError where xarray is not installed.
+        Rows are read when they are used; `.load()` reads all of them, so that the tree outlives the open dump.
+
+        Raises:
+            UsageError: If xarray is not installed.
         """
         return to_tree(self)
 
@@ -86,20 +97,20 @@ class Dump:
         dataset = self._array(schema.CLASSIFIER, CLASS_NAMES)
         return None if dataset is None else read_names(self.path, dataset)
 
-    def _array(self, place: str, name: str) -> Any:
-        group = self._file.get(place)
+    def _array(self, parent: str, name: str) -> Any:
+        group = self._file.get(parent)
         if not isinstance(group, h5py.Group) or name not in set(group):
             return None
-        # What a group lists is not always there: a link may lead nowhere, or bytes be damaged.
-        return self._required(f"{place}/{name}", h5py.Dataset)
+        # A listed member may be unreachable: a broken link, or damaged bytes.
+        return self._required(f"{parent}/{name}", h5py.Dataset)
 
     def _required(self, name: str, kind: type) -> Any:
-        found = self._file.get(name)
-        if not isinstance(found, kind):
+        member = self._file.get(name)
+        if not isinstance(member, kind):
             raise DataError(
                 f"{self.path}: {name}: expected a {kind.__name__.lower()}; it is something else or cannot be reached"
             )
-        return found
+        return member
 
     def _check_layers(self, split: str) -> None:
         group = self._required(split, h5py.Group)
@@ -107,28 +118,27 @@ class Dump:
         if schema.SIMILARITY in set(group):
             indices = self._check_indices(f"{split}/{schema.SIMILARITY}")
         for name in self._required(f"{split}/{schema.LAYERS}", h5py.Group) if schema.LAYERS in set(group) else ():
-            place = schema.layer_place(split, name)
-            layer: Any = self._required(place, h5py.Group)
+            path = schema.layer_place(split, name)
+            layer: Any = self._required(path, h5py.Group)
             depth = layer.attrs.get(schema.DEPTH)
             if not isinstance(depth, float) or not 0 <= depth <= 1 or schema.POOLING not in layer.attrs:
-                raise DataError(f"{self.path}: {place}: depth (0 … 1) or pooling is missing; extract again")
-            self._check_split(place, None)
+                raise DataError(f"{self.path}: {path}: depth (0 … 1) or pooling is missing; extract again")
+            self._check_split(path, None)
             if schema.SIMILARITY_ROWS not in set(layer):
                 continue
-            kept = f"{place}/{schema.SIMILARITY_ROWS}"
-            rows = self._required(kept, h5py.Dataset)
+            subset = f"{path}/{schema.SIMILARITY_ROWS}"
+            rows = self._required(subset, h5py.Dataset)
             if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[0] != indices:
-                found = _described(rows)
-                raise DataError(f"{self.path}: {kept}: expected ({indices}, D), found {found}")
+                raise DataError(f"{self.path}: {subset}: expected ({indices}, D), found {_describe(rows)}")
 
-    def _check_indices(self, place: str) -> int:
-        group = self._required(place, h5py.Group)
+    def _check_indices(self, name: str) -> int:
+        group = self._required(name, h5py.Group)
         if schema.INDICES not in set(group) or schema.SEED not in group.attrs:
-            raise DataError(f"{self.path}: {place}: indices or seed are missing; extract again")
-        indices = self._required(f"{place}/{schema.INDICES}", h5py.Dataset)
+            raise DataError(f"{self.path}: {name}: indices or seed are missing; extract again")
+        path = f"{name}/{schema.INDICES}"
+        indices = self._required(path, h5py.Dataset)
         if indices.ndim != 1 or indices.dtype.kind not in "iu":
-            found = _described(indices)
-            raise DataError(f"{self.path}: {place}/{schema.INDICES}: expected integers of shape (R,), found {found}")
+            raise DataError(f"{self.path}: {path}: expected integers of shape (R,), found {_describe(indices)}")
         return indices.shape[0]
 
     def _check_split(self, name: str, width: int | None) -> None:
@@ -143,20 +153,20 @@ class Dump:
         if labels is None and self._file[name].attrs.get(schema.UNLABELLED, False):
             labels = np.broadcast_to(-1, features.shape[:1])
         if labels is None:
-            told = f"add an array {name}/labels, or an attribute {schema.UNLABELLED} = true to {name}"
-            raise DataError(f"{where}: features without labels; {told}")
+            advice = f"add an array {name}/labels, or an attribute {schema.UNLABELLED} = true to {name}"
+            raise DataError(f"{where}: features without labels; {advice}")
         if features.ndim != 2 or features.dtype.kind != "f":
             raise DataError(
-                f"{where}/features: expected floating-point numbers of shape (N, D), found {_described(features)}"
+                f"{where}/features: expected floating-point numbers of shape (N, D), found {_describe(features)}"
             )
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise DataError(f"{where}/labels: expected integers of shape (N,), found {_described(labels)}")
+            raise DataError(f"{where}/labels: expected integers of shape (N,), found {_describe(labels)}")
         if labels.shape[0] != features.shape[0]:
             raise DataError(f"{where}: {features.shape[0]} rows of features but {labels.shape[0]} labels")
         if logits is not None and (logits.ndim != 2 or logits.shape[0] != features.shape[0]):
             raise DataError(f"{where}: {features.shape[0]} rows of features but logits have shape {logits.shape}")
         if logits is not None and logits.dtype.kind not in "fiu":
-            raise DataError(f"{where}/logits: expected numbers of shape (N, C), found {_described(logits)}")
+            raise DataError(f"{where}/logits: expected numbers of shape (N, C), found {_describe(logits)}")
         if width is not None and width != features.shape[1]:
             raise DataError(f"{where}: features have {features.shape[1]} columns but classifier weights {width}")
         if self.weights is not None and logits is not None and logits.shape[1] != self.weights.shape[0]:
@@ -166,24 +176,24 @@ class Dump:
 
     def _check_scored(self, name: str, rows: int) -> None:
         for array, kinds in ((schema.PREDICTION, "iu"), (schema.LOSS, "f")):
-            found = self._array(name, array)
-            if found is not None and (found.shape != (rows,) or found.dtype.kind not in kinds):
-                what = "integers" if kinds == "iu" else "floating-point numbers"
+            scores = self._array(name, array)
+            if scores is not None and (scores.shape != (rows,) or scores.dtype.kind not in kinds):
+                numbers = "integers" if kinds == "iu" else "floating-point numbers"
                 raise DataError(
-                    f"{self.path}: {name}/{array}: expected {what} of shape ({rows},), found {_described(found)}"
+                    f"{self.path}: {name}/{array}: expected {numbers} of shape ({rows},), found {_describe(scores)}"
                 )
 
-    def _check_moments(self, place: str, width: int | None) -> None:
-        where, size, group = f"{self.path}: {place}", self.path.stat().st_size, self._required(place, h5py.Group)
+    def _check_moments(self, path: str, width: int | None) -> None:
+        where, size, group = f"{self.path}: {path}", self.path.stat().st_size, self._required(path, h5py.Group)
         for name in group:
-            claimed = self._required(f"{place}/{name}", h5py.Dataset).nbytes
+            claimed = self._required(f"{path}/{name}", h5py.Dataset).nbytes
             if claimed > size:
                 raise DataError(f"{where}/{name}: claims {claimed:,} bytes, but the file has {size:,}; extract again")
         if "counts" not in group or "means" not in group or group["means"].ndim != 2:
             raise DataError(f"{where}: counts (C,) or means (C, D) are missing; extract again")
-        found = group["means"].shape[1]
-        if width is not None and width != found:
-            raise DataError(f"{where}: moments have {found} features but classifier weights {width}")
+        features = group["means"].shape[1]
+        if width is not None and width != features:
+            raise DataError(f"{where}: moments have {features} features but classifier weights {width}")
 
 
 @contextmanager
@@ -215,7 +225,11 @@ def _unchanged(path: Path) -> Iterator[Dump]:
 
 
 def read_provenance(path: Path | str) -> Provenance | None:
-    """Where a dump comes from; None for a file of another program. Raises DataError as `open_dump` does."""
+    """Return the provenance of a dump, or None for a file of another program.
+
+    Raises:
+        DataError: As in `open_dump`.
+    """
     path = Path(path)
     with opened(path) as file, own_reads(path):
         _require_sound(path, file)
@@ -223,10 +237,12 @@ def read_provenance(path: Path | str) -> Provenance | None:
 
 
 def open_dump_series(path: Path | str) -> list[Member]:
-    """The dumps at `path`, one .h5 file or a directory of them, ordered by step.
+    """List the dumps at `path`, one .h5 file or a directory of them, ordered by step.
 
-    The step is that of the attribute `step`, else the number in the name. Raises DataError where there is none, or one
-    of them cannot be read.
+    The step is the attribute `step`, otherwise the number in the file name.
+
+    Raises:
+        DataError: If there is no dump, or one of them cannot be read.
     """
     with shown(path) as local:
         return in_order(_member(file) for file in _files(local))
@@ -270,20 +286,20 @@ def _require_same(path: Path, before: tuple[int, ...] | None, error: Exception |
 
 
 def _require_sound(path: Path, file: h5py.File) -> None:
-    """Raise DataError where a dump is not what was written, or not to be opened; once for a file that stays the same.
+    """Raise DataError if a dump is damaged or must not be opened; a file that has not changed is checked only once.
 
-    Every number of it is under HDF5's own checksums whenever it is read.
+    The numbers are covered by HDF5's checksums, which are verified whenever they are read.
     """
-    # That of the open file: another may have taken its name meanwhile.
-    found = _signed(os.fstat(file.id.get_vfd_handle()))
-    if found in _sound:
+    # The state of the open file: another file may have taken its name meanwhile.
+    state = _signed(os.fstat(file.id.get_vfd_handle()))
+    if state in _sound:
         return
-    _check_whole(path, file)
-    if time.time_ns() - found[-1] > SETTLED_NS:
-        _sound.add(found)
+    _check_file(path, file)
+    if time.time_ns() - state[-1] > SETTLED_NS:
+        _sound.add(state)
 
 
-def _check_whole(path: Path, file: h5py.File) -> None:
+def _check_file(path: Path, file: h5py.File) -> None:
     require_own(path, file)
     if schema.text(file.attrs.get("format")) != schema.FORMAT:
         return
@@ -319,13 +335,13 @@ def _step(path: Path, file: h5py.File) -> int | None:
 
 
 def _split_names(path: Path, file: h5py.File) -> list[str]:
-    kept = {schema.FEATURES, schema.MOMENTS}
-    groups = [name for name, item in file.items() if isinstance(item, h5py.Group) and kept & set(item)]
+    contents = {schema.FEATURES, schema.MOMENTS}
+    groups = [name for name, item in file.items() if isinstance(item, h5py.Group) and contents & set(item)]
     if not groups:
         raise DataError(f"{path}: no split found; expected groups with the arrays features and labels")
     order = {name: number for number, name in enumerate(schema.SPLIT_ORDER)}
     return sorted(groups, key=lambda name: (order.get(name, len(order)), name))
 
 
-def _described(dataset: Any) -> str:
+def _describe(dataset: Any) -> str:
     return f"shape {dataset.shape} of {dataset.dtype}"

@@ -1,4 +1,4 @@
-"""The names in a dump, its version and its provenance; docs/dump-format.md is the specification."""
+"""Define the names in a dump, its version and its provenance; docs/dump-format.md is the specification."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ckpt_probe.errors import DataError, UsageError
 FORMAT = "ckpt-probe-dump"
 FORMAT_VERSION = 3
 FIRST_HASHED = 3
-"""The first version with checksums of every number and a hash of everything else."""
+"""First version with checksums of all numbers and a hash of everything else."""
 
 CLASSIFIER = "classifier"
 WEIGHTS = "weights"
@@ -23,17 +23,17 @@ PREDICTION = "prediction"
 LOSS = "loss"
 SCORES = (LOGITS, PREDICTION, LOSS)
 OF_ROWS = (FEATURES, LABELS, *SCORES)
-"""Arrays of a split that have one entry a row."""
+"""Arrays of a split with one entry per row."""
 
 MOMENTS = "moments"
 LAYERS = "layers"
 DEPTH = "depth"
 POOLING = "pooling"
 PENULTIMATE = "penultimate"
-"""The classifier's input among the layers of a split, whose own arrays are those of the split itself."""
+"""Name of the classifier's input among the layers of a split; its arrays are those of the split itself."""
 
 SIMILARITY = "similarity"
-"""Of a split, which rows are kept of every layer to be compared with others."""
+"""Group of a split with the indices of the rows that are stored of every layer for comparisons."""
 
 INDICES = "indices"
 SIMILARITY_ROWS = "similarity_rows"
@@ -41,7 +41,7 @@ SEED = "seed"
 
 UNLABELLED = "unlabelled"
 NOT_STORED = "not_stored"
-"""Attributes of a split: that its rows have no labels, and how many rows were seen and not stored."""
+"""Attributes of a split: whether its rows have no labels, and how many rows were forwarded but not stored."""
 
 SAMPLE_SCALE = "sample"
 FEATURE_SCALE = "feature"
@@ -49,16 +49,16 @@ CLASS_SCALE = "class"
 
 SPLIT_ORDER = ("train", "validation", "test")
 STORES = ("features", "moments", "both")
-"""What a dump keeps of a split: its rows, class moments of them, or both."""
+"""Contents of a split: its rows, their class moments, or both."""
 
 FEATURE_DTYPES = ("float16", "float32", "float64")
 
 RESERVED = frozenset({"", ".", CLASSIFIER, FEATURE_SCALE, CLASS_SCALE})
-"""Names at the root of a dump that no split can have."""
+"""Names that a split cannot have."""
 
 
 def require_split_name(name: str) -> None:
-    """Raise DataError where a split cannot be called so in a dump."""
+    """Raise DataError if a split of a dump cannot have this name."""
     if name in RESERVED or "/" in name or "\0" in name:
         raise DataError(
             f"split {name!r}: not a valid name for a split in a dump; it must not be empty or '.', contain '/' or a "
@@ -67,17 +67,19 @@ def require_split_name(name: str) -> None:
 
 
 def layer_place(split: str, layer: str) -> str:
-    """The group of a layer of a split."""
+    """Return the name of the group of a layer of a split."""
     return f"{split}/{LAYERS}/{layer}"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a dump's numbers come from; the root attributes of the file, mappings and lists as JSON.
+    """The origin of a dump's numbers, stored as root attributes of the file, with mappings and lists as JSON.
 
-    Arguments become what JSON gives back of them, such as lists for tuples, so that a dump's provenance is equal to
-    the one that it was written with; what was asked of layers is None where there are none but the penultimate. Raises
-    UsageError for arguments that JSON does not have.
+    Arguments are converted to JSON and back (tuples become lists), so that the provenance read from a dump equals the
+    one written. The fields about layers are None if only the penultimate layer is stored.
+
+    Raises:
+        UsageError: If arguments cannot be converted to JSON.
     """
 
     checkpoint: str
@@ -110,36 +112,40 @@ class Provenance:
     def __post_init__(self) -> None:
         for name in ("model_arguments", "data_arguments"):
             try:
-                kept = json.loads(json.dumps(getattr(self, name)))
+                arguments = json.loads(json.dumps(getattr(self, name)))
             except (TypeError, ValueError) as error:
-                told = "numbers, text, true and false, lists and mappings of them"
-                raise UsageError(f"{name}: a dump keeps {told}: {error}") from error
-            object.__setattr__(self, name, without_credentials(kept))
+                storable = "numbers, text, true and false, lists and mappings of them"
+                raise UsageError(f"{name}: a dump can store only {storable}: {error}") from error
+            object.__setattr__(self, name, without_credentials(arguments))
         for name in ("model", "data"):
             object.__setattr__(self, name, without_credentials(getattr(self, name)))
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the content: everything but the device, the versions of libraries and the request."""
+        """Return the fields that determine the content: all except device, library versions and request."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OF_THE_CALL}
 
     def differences(self, other: "Provenance") -> list[str]:
-        """Each field of the identity that differs, with this one's value and the other's."""
+        """Return each field of the identity that differs, with this value and the other one."""
         theirs = other.identity()
         return [f"{name} {mine!r} / {theirs[name]!r}" for name, mine in self.identity().items() if mine != theirs[name]]
 
     def to_attributes(self) -> dict[str, Any]:
-        """As HDF5 attributes; what is None, such as an unknown step, is left out."""
+        """Return HDF5 attributes; fields that are None, such as an unknown step, are left out."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: _attribute(value) for name, value in values.items() if value is not None}
 
     @staticmethod
     def from_attributes(attributes: Mapping[str, Any]) -> "Provenance | None":
-        """From HDF5 attributes; None where the file names no checkpoint. Raises DataError where they are broken."""
+        """Return the provenance in HDF5 attributes, or None if they name no checkpoint.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
         if "checkpoint_sha256" not in attributes:
             return None
         try:
             values = {f.name: _value(f.name, attributes.get(f.name)) for f in fields(Provenance)}
-            # Format 1 had no other store.
+            # Format 1 stored features only.
             values["store"] = values["store"] or "features"
         except (ValueError, TypeError) as error:
             raise DataError(f"the provenance attributes cannot be read ({error})") from error
@@ -155,7 +161,7 @@ def _attribute(value: Any) -> Any:
 
 
 def text(stored: Any) -> Any:
-    """An attribute's text as Python's own; anything else as it is."""
+    """Convert a text attribute to str; return anything else unchanged."""
     return stored.decode("utf-8") if isinstance(stored, bytes) else stored
 
 
@@ -165,5 +171,5 @@ def _value(name: str, stored: Any) -> Any:
     value = json.loads(stored) if name in _JSON else text(stored)
     if name == "splits":
         return tuple(value)
-    # h5py hands numbers back as numpy scalars.
+    # h5py returns numbers as numpy scalars.
     return value.item() if hasattr(value, "item") else value

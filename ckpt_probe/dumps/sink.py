@@ -1,4 +1,4 @@
-"""The file beneath a dump that is being written: one that survives a full disk."""
+"""Provide h5py with a file object that survives a full disk."""
 
 import io
 from pathlib import Path
@@ -8,29 +8,29 @@ from ckpt_probe.errors import DataError
 
 
 class Sink(io.RawIOBase):
-    """A file for h5py to write into; what the disk does not take is remembered, and everything after it goes nowhere.
+    """A file object for h5py that remembers the first write error and then ignores further writes.
 
-    HDF5 writes late, when a dataset or the file is closed, tries again at the end of the process, and crashes where
-    that fails too. So it is never told: `require_written` says what went wrong, and the dump is given up.
+    HDF5 writes late, when a dataset or the file is closed, tries again at the end of the process, and crashes if that
+    fails too. So it never sees the error: `require_written` raises it, and the dump is abandoned.
     """
 
     def __init__(self, path: Path) -> None:
-        # Unbuffered: a buffer of Python's would fail late in the same way.
+        # Unbuffered: a buffer would report errors late in the same way.
         self._file = path.open("w+b", buffering=0)
         self._failure: OSError | None = None
 
     def close(self) -> None:
-        """As for any file."""
+        """Close the file."""
         self._file.close()
         super().close()
 
     def require_written(self, path: Path) -> None:
-        """Raise DataError naming `path` where something could not be written."""
+        """Raise DataError naming `path` if a write failed."""
         if self._failure is not None:
             raise DataError(f"{path}: cannot be written: {self._failure.strerror}") from self._failure
 
     def write(self, data: Any) -> int:
-        """Write all of `data`; after a failure nothing is written, and the size is returned all the same."""
+        """Write all of `data`, or nothing after a failure; return its size in both cases."""
         view = memoryview(data).cast("B")
         size = len(view)
         try:
@@ -41,7 +41,7 @@ class Sink(io.RawIOBase):
         return size
 
     def readinto(self, buffer: Any) -> int:
-        """As for any file, with zeros in place of what the disk did not take."""
+        """Fill `buffer` from the file, with zeros for bytes that could not be written."""
         view = memoryview(buffer).cast("B")
         count = self._file.readinto(view) or 0
         if self._failure is not None:
@@ -50,16 +50,16 @@ class Sink(io.RawIOBase):
         return count
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As for any file."""
+        """Set the position in the file."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """As for any file."""
+        """Return the position in the file."""
         return self._file.tell()
 
     def truncate(self, size: int | None = None) -> int:
-        """As for any file."""
+        """Set the size of the file."""
         return self._file.truncate(size)
 
     def flush(self) -> None:
-        """Nothing to do: the file is unbuffered."""
+        """Do nothing: the file is unbuffered."""

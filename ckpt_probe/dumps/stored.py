@@ -1,4 +1,4 @@
-"""An array of a dump as its reader slices it: rows come from the disk, or one line says that they cannot."""
+"""Wrap an array of a dump, so that damage found while slicing it is reported in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from ckpt_probe.errors import DataError
 
 
 class StoredArray:
-    """An array on disk: `array[:100]` reads 100 rows. `dataset` is h5py's own, for what else it can do.
+    """An array on disk: `array[:100]` reads 100 rows; `dataset` is the underlying h5py dataset.
 
-    Raises DataError, naming file and array, where the bytes cannot be read; for an index of no meaning what h5py does.
+    Slicing raises DataError, naming file and array, if the bytes cannot be read, and h5py's error for a bad index.
     """
 
     def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
@@ -21,17 +21,17 @@ class StoredArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, such as (N, D)."""
+        """Shape, such as (N, D)."""
         return self.dataset.shape
 
     @property
     def ndim(self) -> int:
-        """How many dimensions it has."""
+        """Number of dimensions."""
         return self.dataset.ndim
 
     @property
     def dtype(self) -> np.dtype:
-        """The kind of its numbers, as they are stored."""
+        """Data type as stored."""
         return self.dataset.dtype
 
     def __len__(self) -> int:
@@ -41,9 +41,9 @@ class StoredArray:
         try:
             return self.dataset[index]
         except (OSError, RuntimeError, MemoryError) as error:
-            told = (str(error).splitlines() or [type(error).__name__])[0]
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
             name = str(self.dataset.name).removeprefix("/")
-            raise DataError(f"{self._path}: {name}: cannot be read, it may be damaged: {told}") from error
+            raise DataError(f"{self._path}: {name}: cannot be read, it may be damaged: {cause}") from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[()], dtype=dtype)

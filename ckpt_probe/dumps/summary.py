@@ -1,4 +1,4 @@
-"""A dump as a notebook shows it: where it comes from, and what is stored of each split."""
+"""Render a dump for a notebook: its origin and the arrays of each split."""
 
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from ckpt_probe.dumps.reading import Dump
 
 MOST_CLASSES = 200
-"""Classifier rows that a line of 120 pixels can show."""
+"""Largest number of classifier rows in the sparkline, which is 120 pixels wide."""
 
 
 def to_html(dump: "Dump", *, closed: bool) -> str:
-    """A small table of a dump's arrays, and a line through the lengths of its classifier's rows; no row is read."""
+    """Return a table of a dump's arrays with a sparkline of the lengths of the classifier's rows; read no row."""
     rows = []
     if dump.weights is not None:
         lengths = np.linalg.norm(dump.weights[:MOST_CLASSES], axis=1)
@@ -27,10 +27,10 @@ def to_html(dump: "Dump", *, closed: bool) -> str:
     for split in () if closed else dump.splits:
         for name, array in dump[split].arrays().items():
             rows.append([text(f"{split}/{name}"), text(tuple(array.shape)), text(array.dtype), ""])
-    return table(_told(dump, closed), ["array", "shape", "dtype", "‖row‖ by class"], rows)
+    return table(_caption(dump, closed), ["array", "shape", "dtype", "‖row‖ by class"], rows)
 
 
-def _told(dump: "Dump", closed: bool) -> str:
+def _caption(dump: "Dump", closed: bool) -> str:
     step = "" if dump.step is None else f", step {dump.step}"
     source = "" if dump.provenance is None else f"; {dump.provenance.model} on {dump.provenance.data}"
     shut = f"; closed (it had {', '.join(dump.splits)})" if closed else ""

@@ -1,4 +1,4 @@
-"""One split of an open dump, and one layer of a split: arrays that stay on disk until they are sliced."""
+"""Provide access to one split of an open dump, and to one layer of a split; arrays are read when they are sliced."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,42 +18,53 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray | Scored | None]
 
 
 class SplitView:
-    """One split of an open dump; its arrays stay on disk until they are sliced. None where they were not stored."""
+    """One split of an open dump; its arrays stay on disk until they are sliced, and are None if they were not stored.
+
+    Attributes:
+        name: Name of the split.
+        features: Inputs of the classifier, shape (N, D).
+        labels: Class indices, shape (N,).
+        logits: Outputs of the classifier, shape (N, C).
+        prediction: Predicted classes, shape (N,), stored in place of logits.
+        loss: Cross-entropy of each row in nats, shape (N,), stored in place of logits.
+        labelled: Whether rows have labels.
+        not_stored: Number of rows that were forwarded but not stored.
+    """
 
     def __init__(self, path: Path, name: str, group: Any) -> None:
         self.name = name
         self._path = path
         self._group = group
         stored = {array: group.get(array) for array in schema.OF_ROWS}
-        found = {array: StoredArray(path, dataset) for array, dataset in stored.items() if dataset is not None}
-        # Features and labels are None where only moments were stored.
-        self.features: Any = found.get(schema.FEATURES)
-        self.labels: Any = found.get(schema.LABELS)
-        self.logits = found.get(schema.LOGITS)
-        self.prediction = found.get(schema.PREDICTION)
-        self.loss = found.get(schema.LOSS)
+        arrays = {array: StoredArray(path, dataset) for array, dataset in stored.items() if dataset is not None}
+        # Features and labels are None if only moments were stored.
+        self.features: Any = arrays.get(schema.FEATURES)
+        self.labels: Any = arrays.get(schema.LABELS)
+        self.logits = arrays.get(schema.LOGITS)
+        self.prediction = arrays.get(schema.PREDICTION)
+        self.loss = arrays.get(schema.LOSS)
         self.labelled = not bool(group.attrs.get(schema.UNLABELLED, False))
         self.not_stored = int(group.attrs.get(schema.NOT_STORED, 0))
         self._moments = group.get(schema.MOMENTS)
 
     @property
     def layers(self) -> "list[LayerView]":
-        """The layers that are stored beside the penultimate one, and that one, in execution order; often none."""
+        """Stored layers, including the penultimate one, in execution order; often an empty list."""
         with own_reads(self._path, self.name):
             groups = dict(self._group.get(schema.LAYERS, {}))
             return sorted((LayerView(self._path, name, group) for name, group in groups.items()), key=_by_depth)
 
     def similarity_indices(self) -> tuple[np.ndarray, int] | None:
-        """Which rows are kept of every layer to be compared, (R,), and their seed; None where none are."""
-        kept = self._group.get(schema.SIMILARITY)
-        if kept is None:
+        """Return indices of the rows stored of every layer for comparisons, shape (R,), and their seed, or None."""
+        subset = self._group.get(schema.SIMILARITY)
+        if subset is None:
             return None
         with own_reads(self._path, f"{self.name}/{schema.SIMILARITY}"):
-            return native(np.asarray(kept[schema.INDICES])), int(kept.attrs[schema.SEED])
+            return native(np.asarray(subset[schema.INDICES])), int(subset.attrs[schema.SEED])
 
     @property
     def samples(self) -> int:
-        """N, the number of rows."""
+        """Number of rows N."""
         if self.features is not None:
             return self.features.shape[0]
         with own_reads(self._path):
@@ -61,55 +72,66 @@ class SplitView:
 
     @property
     def dimension(self) -> int:
-        """D, the number of features."""
+        """Number of features D."""
         return (self.features if self.features is not None else self._moments["means"]).shape[1]
 
     def blocks(self, rows: int, start: int = 0, stop: int | None = None, *, scores: bool = True) -> Iterator[Block]:
-        """Features (n, D), labels (n,) and scores, at most `rows` rows at a time, in order, from `start` up to `stop`.
+        """Yield features (n, D), labels (n,) and scores in blocks, in order and in the byte order of this machine.
 
-        scores: logits (n, C), or prediction and loss of each row, or None, as where they are not asked for; labels: −1
-        where there are none. In the byte order of this machine, whatever that of the file is. Raises DataError where
-        they cannot be read.
+        Labels are −1 if none are stored. Scores are logits (n, C), or prediction and loss of each row, or None.
+
+        Args:
+            rows: Largest number of rows of a block.
+            start: First row.
+            stop: Row after the last one; None for the end.
+            scores: Whether to read scores.
+
+        Raises:
+            DataError: If the rows cannot be read.
         """
         stored = self._rows() if scores else {k: v for k, v in self._rows().items() if k not in schema.SCORES}
         end = self.samples if stop is None else min(stop, self.samples)
         for first in range(start, end, rows):
             part = slice(first, min(first + rows, end))
             with own_reads(self._path, f"{self.name}, rows {first} to {part.stop - 1}"):
-                found = {name: native(array.dataset[part]) for name, array in stored.items()}
-            features = found[schema.FEATURES]
-            labels = found.get(schema.LABELS, np.full(len(features), -1))
-            known: np.ndarray | Scored | None = found.get(schema.LOGITS)
-            if schema.PREDICTION in found and schema.LOSS in found:
-                known = Scored(found[schema.PREDICTION], found[schema.LOSS])
+                arrays = {name: native(array.dataset[part]) for name, array in stored.items()}
+            features = arrays[schema.FEATURES]
+            labels = arrays.get(schema.LABELS, np.full(len(features), -1))
+            known: np.ndarray | Scored | None = arrays.get(schema.LOGITS)
+            if schema.PREDICTION in arrays and schema.LOSS in arrays:
+                known = Scored(arrays[schema.PREDICTION], arrays[schema.LOSS])
             yield features, labels, known
 
     def read(self, array: Any, part: Any) -> np.ndarray:
-        """Part of one of the `arrays`, in the byte order of this machine. Raises DataError where it cannot be read."""
+        """Return part of one of the `arrays` in the byte order of this machine.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
         with own_reads(self._path, self.name):
             return native(np.asarray(array[part]))
 
     def arrays(self) -> dict[str, Any]:
-        """Every stored array by its name below the split, unread."""
-        found: dict[str, Any] = {**self._rows()}
-        found |= {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
+        """Return every stored array, unread, by its name below the split."""
+        arrays: dict[str, Any] = {**self._rows()}
+        arrays |= {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
         for layer in self.layers:
-            held = {schema.SIMILARITY_ROWS: layer.rows} if layer.rows is not None else {}
-            held |= layer.arrays() if layer.stored else {}
-            found |= {f"{schema.LAYERS}/{layer.name}/{name}": array for name, array in held.items()}
+            members = {schema.SIMILARITY_ROWS: layer.rows} if layer.rows is not None else {}
+            members |= layer.arrays() if layer.stored else {}
+            arrays |= {f"{schema.LAYERS}/{layer.name}/{name}": array for name, array in members.items()}
         if schema.SIMILARITY in self._group:
-            found[f"{schema.SIMILARITY}/{schema.INDICES}"] = self._group[schema.SIMILARITY][schema.INDICES]
-        return found
+            arrays[f"{schema.SIMILARITY}/{schema.INDICES}"] = self._group[schema.SIMILARITY][schema.INDICES]
+        return arrays
 
     def _rows(self) -> dict[str, StoredArray]:
         arrays = (self.features, self.labels, self.logits, self.prediction, self.loss)
         return {name: array for name, array in zip(schema.OF_ROWS, arrays, strict=True) if array is not None}
 
     def verify(self, rows: int = 4096) -> Iterator[tuple[bool, str | None]]:
-        """Read every stored array: whether it is under a checksum, and what is wrong with it, None where it is read."""
+        """Read every stored array; yield for each whether it has a checksum, and an error message or None."""
         for name, array in self.arrays().items():
             dataset: Any = getattr(array, "dataset", array)
-            # What has no chunks is kept in its header, which has a checksum from version 2 on.
+            # A compact dataset is stored in its header, which has a checksum from version 2 on.
             checked = dataset.fletcher32 or dataset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
             try:
                 for start in range(0, len(dataset) if dataset.shape else 1, rows):
@@ -121,9 +143,10 @@ class SplitView:
                 yield checked, None
 
     def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
-        """Class moments as arrays by name, and the numbers beside them; None where none were stored.
+        """Return class moments as arrays by name, and the numbers stored beside them, or None if there are no moments.
 
-        Raises DataError where they cannot be read.
+        Raises:
+            DataError: If they cannot be read.
         """
         if self._moments is None:
             return None
@@ -134,7 +157,7 @@ class SplitView:
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass over a split's rows from `start` up to `stop`, made anew whenever it is called; arguments as `blocks`."""
+    """A function that starts a new pass over a split; its fields are the arguments of `SplitView.blocks`."""
 
     view: SplitView
     rows: int
@@ -146,31 +169,34 @@ class Pass:
         return self.view.blocks(self.rows, self.start, self.stop, scores=self.scores)
 
     def without_scores(self) -> "Pass":
-        """The same pass, in which logits, which may be far larger than the features, are not read."""
+        """Return a pass that does not read scores, which may be far larger than the features."""
         return replace(self, scores=False)
 
 
 class LayerView(SplitView):
-    """A layer of a split: features and labels, or moments, as for the split itself, or neither.
+    """A layer of a split: features and labels, or moments, like the split itself, or neither.
 
-    depth: its place among the layers, 0 … 1. rows: those kept to be compared with other layers, (R, D), or None.
+    Attributes:
+        depth: Position among the layers, 0 … 1.
+        pooling: Name of the method by which activations become rows.
+        rows: Rows stored for comparisons with other layers, shape (R, D), or None.
     """
 
     def __init__(self, path: Path, name: str, group: Any) -> None:
         super().__init__(path, name, group)
         self.depth = float(group.attrs[schema.DEPTH])
         self.pooling = str(schema.text(group.attrs[schema.POOLING]))
-        kept = group.get(schema.SIMILARITY_ROWS)
-        self.rows = None if kept is None else StoredArray(path, kept)
+        rows = group.get(schema.SIMILARITY_ROWS)
+        self.rows = None if rows is None else StoredArray(path, rows)
 
     @property
     def stored(self) -> bool:
-        """Whether there is more of it than the rows to be compared."""
+        """Whether features or moments are stored."""
         return self.features is not None or self._moments is not None
 
     @property
     def layers(self) -> "list[LayerView]":
-        """None: layers have none of their own."""
+        """Empty list: a layer contains no layers."""
         return []
 
 

@@ -1,4 +1,4 @@
-"""Writing a dump block by block; the mark that it is complete is written last, and its name after that."""
+"""Write a dump block by block; the file is marked as complete at the end, and then renamed to its name."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,15 +21,24 @@ CHUNK_BYTES = 2**20
 
 
 class DumpWriter:
-    """Writes one HDF5 dump; the file has its name only once everything announced is in it.
+    """Write one HDF5 dump; the file gets its name when everything announced is in it.
 
         with DumpWriter(path, provenance, classes=10, features=128) as writer:
             writer.write_classifier(weights, bias)
             writer.start_split("test", samples=450)
             writer.append("test", features, labels, logits)     # blocks of rows, numpy or CPU tensors
 
-    Raises UsageError where the file exists and `overwrite` is false; DataError where it cannot be written, or holds
-    fewer or more rows than announced.
+    Args:
+        path: File to write.
+        provenance: Origin of the numbers, if it is known.
+        classes: Number of classes C.
+        features: Number of features D.
+        feature_dtype: Precision of stored features: one of `FEATURE_DTYPES`.
+        overwrite: Whether to replace an existing file.
+
+    Raises:
+        UsageError: If the file exists and `overwrite` is false.
+        DataError: If it cannot be written, or gets fewer or more rows than announced.
     """
 
     def __init__(
@@ -71,7 +80,7 @@ class DumpWriter:
             self._stack.__exit__(type(error), error, error.__traceback__)
             return
         try:
-            self._require_whole()
+            self._require_complete()
             self._attribute("structure_sha256", structure_hash(self._file))
             self._file.attrs["complete"] = True
             self._file.close()
@@ -82,27 +91,27 @@ class DumpWriter:
         self._stack.close()
 
     def write_classifier(self, weights: Any, bias: Any = None) -> None:
-        """The classifier's weights (C, D) and, where the layer has one, its bias (C,)."""
+        """Write the classifier's weights (C, D) and its bias (C,), if it has one."""
         group = self._file.create_group(schema.CLASSIFIER)
-        dataset = _kept(group, schema.WEIGHTS, _numpy(weights))
+        dataset = _create(group, schema.WEIGHTS, _numpy(weights))
         if dataset.shape != (self._classes, self._features):
             raise DataError(
                 f"{self.path}: classifier weights have shape {dataset.shape}, not the (classes, features) given"
             )
         self._label(dataset, schema.CLASS_SCALE, schema.FEATURE_SCALE)
         if bias is not None:
-            self._label(_kept(group, schema.BIAS, _numpy(bias)), schema.CLASS_SCALE)
+            self._label(_create(group, schema.BIAS, _numpy(bias)), schema.CLASS_SCALE)
 
     def write_class_names(self, names: Sequence[str]) -> None:
-        """Names of the first classes, beside the classifier."""
+        """Write names of the first classes into the group of the classifier."""
         texts = [name.encode() for name in names]
         kind = h5py.string_dtype("utf-8", max(1, *map(len, texts)))
-        dataset = _kept(self._file.require_group(schema.CLASSIFIER), CLASS_NAMES, np.array(texts, dtype=kind))
+        dataset = _create(self._file.require_group(schema.CLASSIFIER), CLASS_NAMES, np.array(texts, dtype=kind))
         if len(texts) == self._classes:
             self._label(dataset, schema.CLASS_SCALE)
 
     def leave_out(self, name: str, count: int) -> None:
-        """Take back so many of the rows that were announced for a split: their samples could not be read."""
+        """Reduce the number of rows announced for a split by `count`, whose samples could not be read."""
         if not count:
             return
         self._file[name].attrs["unreadable"] = count
@@ -120,10 +129,17 @@ class DumpWriter:
         scored: bool = False,
         labelled: bool = True,
     ) -> None:
-        """Announce a split and the number of rows that will be appended to it; None where that is not known yet.
+        """Create a split.
 
-        What comes with each row: logits, or prediction and loss in their place (`scored`), or neither; a label unless
-        not `labelled`. Raises DataError where a split cannot be called so (`require_split_name`).
+        Args:
+            name: Name of the split.
+            samples: Number of rows that will be appended; None if it is not known yet.
+            logits: Whether logits are stored, unless `scored`.
+            scored: Whether prediction and loss of each row are stored in place of logits.
+            labelled: Whether labels are stored.
+
+        Raises:
+            DataError: If a split cannot have this name (`require_split_name`).
         """
         schema.require_split_name(name)
         group = self._file.require_group(name)
@@ -149,48 +165,70 @@ class DumpWriter:
         width: int | None = None,
         labelled: bool = True,
     ) -> str:
-        """Announce a layer of a split, of `width` features where its rows are to be appended; the place to do so.
+        """Create a layer of a split.
 
-        The place takes what a split's name takes, in `append`, and in `write_moments`. Raises DataError where a layer
-        cannot be called so.
+        Args:
+            split: Name of the split.
+            layer: Name of the layer.
+            depth: Position among the layers, 0 … 1.
+            pooling: Name of the method by which activations become rows.
+            width: Number of features, if rows will be appended.
+            labelled: Whether labels are stored.
+
+        Returns:
+            The group's name, to be passed to `append` and `write_moments` like the name of a split.
+
+        Raises:
+            DataError: If a layer cannot have this name.
         """
         if layer in {"", "."} or "/" in layer or "\0" in layer:
             raise DataError(f"{self.path}: layer {layer!r}: not a name that a dump can hold")
-        place = schema.layer_place(split, layer)
-        group = self._file.create_group(place)
+        path = schema.layer_place(split, layer)
+        group = self._file.create_group(path)
         group.attrs[schema.DEPTH] = float(depth)
         self._attribute(schema.POOLING, pooling, group)
         if not labelled:
             group.attrs[schema.UNLABELLED] = True
         if width is not None:
             features = self._start_rows(group, None, width, labelled=labelled)
-            scale = _kept(group, schema.FEATURE_SCALE, np.arange(width, dtype=np.int64))
+            scale = _create(group, schema.FEATURE_SCALE, np.arange(width, dtype=np.int64))
             scale.make_scale(schema.FEATURE_SCALE)
             features.dims[1].attach_scale(scale)
-        return place
+        return path
 
     def write_similarity(self, split: str, indices: Any, seed: int, rows: Mapping[str, Any]) -> None:
-        """Which rows of a split are kept of every layer, indices (R,), and these rows by layer, (R, D) each.
+        """Write the rows that are stored of every layer for comparisons.
 
-        Raises DataError where they are too large for the precision in which features are stored.
+        Args:
+            split: Name of the split.
+            indices: Indices of the rows, shape (R,).
+            seed: Seed by which they were drawn.
+            rows: Rows of each layer by its name, shape (R, D).
+
+        Raises:
+            DataError: If a value is too large for the stored precision.
         """
         group = self._file.create_group(f"{split}/{schema.SIMILARITY}")
-        _kept(group, schema.INDICES, _numpy(indices))
+        _create(group, schema.INDICES, _numpy(indices))
         group.attrs[schema.SEED] = seed
         for layer, values in rows.items():
-            place = schema.layer_place(split, layer)
-            _kept(self._file[place], schema.SIMILARITY_ROWS, as_stored(values, self._dtype, f"{self.path}: {place}"))
+            path = schema.layer_place(split, layer)
+            _create(self._file[path], schema.SIMILARITY_ROWS, as_stored(values, self._dtype, f"{self.path}: {path}"))
 
     def count_not_stored(self, name: str, count: int) -> None:
-        """Put down how many rows of a split were seen and are not in it."""
+        """Write how many rows of a split were forwarded but not stored."""
         self._file[name].attrs[schema.NOT_STORED] = count
 
     def write_moments(
         self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float], *, labelled: bool = True
     ) -> None:
-        """Class moments of a split, or of a layer, arrays by name, and single numbers beside them as attributes.
+        """Write class moments of a split or a layer.
 
-        Without labels they are those of one class.
+        Args:
+            name: Name of the split, or of the group that `start_layer` returned.
+            state: Arrays by name.
+            numbers: Numbers stored as attributes.
+            labelled: Whether rows have labels; otherwise the moments are those of one class.
         """
         schema.require_split_name(name.partition("/")[0])
         split = self._file.require_group(name)
@@ -198,13 +236,20 @@ class DumpWriter:
             split.attrs[schema.UNLABELLED] = True
         group = split.create_group(schema.MOMENTS)
         for part, values in state.items():
-            _kept(group, part, _numpy(values))
+            _create(group, part, _numpy(values))
         group.attrs.update(numbers)
 
     def append(self, name: str, features: Any, labels: Any, scores: Any = None) -> None:
-        """Add a block of rows to a split: features (n, D), labels (n,), and the scores that were announced.
+        """Add a block of rows to a split.
 
-        Raises DataError where features are too large for the precision in which they are stored.
+        Args:
+            name: Name of the split, or of the group that `start_layer` returned.
+            features: Features, shape (n, D).
+            labels: Class indices, shape (n,).
+            scores: Logits (n, C), or prediction and loss of each row, as announced.
+
+        Raises:
+            DataError: If a feature is too large for the stored precision.
         """
         start = self._written[name]
         stop = start + len(labels)
@@ -213,14 +258,14 @@ class DumpWriter:
             self._resize(name, stop)
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
-        found = {schema.LABELS: labels, schema.LOGITS: scores}
+        arrays = {schema.LABELS: labels, schema.LOGITS: scores}
         if isinstance(scores, Scored):
-            found |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss}
+            arrays |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss}
         for array, dataset in self._rows_of[name].items():
             if array == schema.FEATURES:
                 dataset[start:stop] = as_stored(features, self._dtype, f"{self.path}: {name}")
             elif array != schema.SAMPLE_SCALE:
-                dataset[start:stop] = _numpy(found[array])
+                dataset[start:stop] = _numpy(arrays[array])
             elif announced is None:
                 dataset[start:stop] = np.arange(start, stop)
         self._written[name] = stop
@@ -231,16 +276,16 @@ class DumpWriter:
         for name, value in {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION, **stated}.items():
             self._attribute(name, value)
         for name, length in ((schema.FEATURE_SCALE, self._features), (schema.CLASS_SCALE, self._classes)):
-            _kept(self._file, name, np.arange(length, dtype=np.int64)).make_scale(name)
+            _create(self._file, name, np.arange(length, dtype=np.int64)).make_scale(name)
 
     def _attribute(self, name: str, value: Any, group: Any = None) -> None:
-        # Text of variable length would lie in a heap that has no checksum.
+        # Text of variable length would be stored in a heap without a checksum.
         stored = value.encode() if isinstance(value, str) else value
         kind = h5py.string_dtype("utf-8", max(1, len(stored))) if isinstance(stored, bytes) else None
         (self._file if group is None else group).attrs.create(name, stored, dtype=kind)
 
     def _start_rows(self, group: Any, samples: int | None, width: int, *, labelled: bool = True) -> Any:
-        """Features (N, D) and, where there are some, labels (N,) to come, with their scale; the features."""
+        """Create datasets for features (N, D) and labels (N,), with their scale; return that of the features."""
         scale = group.create_dataset(
             schema.SAMPLE_SCALE,
             data=np.arange(samples or 0, dtype=np.int64),
@@ -249,9 +294,9 @@ class DumpWriter:
             fletcher32=samples != 0,
         )
         scale.make_scale(schema.SAMPLE_SCALE)
-        place = group.name.removeprefix("/")
-        self._announced[place], self._written[place] = samples, 0
-        self._rows_of[place] = {schema.SAMPLE_SCALE: scale}
+        path = group.name.removeprefix("/")
+        self._announced[path], self._written[path] = samples, 0
+        self._rows_of[path] = {schema.SAMPLE_SCALE: scale}
         features = self._rows(group, schema.FEATURES, samples, width, self._dtype)
         features.dims[0].attach_scale(scale)
         if labelled:
@@ -259,15 +304,15 @@ class DumpWriter:
         return features
 
     def _single(self, group: Any, name: str, samples: int | None, kind: Any) -> None:
-        """One number of each row to come, (N,)."""
+        """Create a dataset with one number per row, shape (N,)."""
         rows = {"chunks": _chunks(samples, np.dtype(kind).itemsize), "maxshape": _most(samples)}
-        held = group.create_dataset(name, shape=(samples or 0,), dtype=kind, fletcher32=samples != 0, **rows)
-        held.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
-        self._rows_of[group.name.removeprefix("/")][name] = held
+        dataset = group.create_dataset(name, shape=(samples or 0,), dtype=kind, fletcher32=samples != 0, **rows)
+        dataset.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
+        self._rows_of[group.name.removeprefix("/")][name] = dataset
 
     def _rows(self, group: Any, name: str, samples: int | None, width: int, dtype: str) -> Any:
         rows = _chunks(samples, width * np.dtype(dtype).itemsize)
-        held = group.create_dataset(
+        dataset = group.create_dataset(
             name,
             shape=(samples or 0, width),
             dtype=dtype,
@@ -275,11 +320,11 @@ class DumpWriter:
             maxshape=None if samples is not None else (None, width),
             fletcher32=samples != 0,
         )
-        self._rows_of[group.name.removeprefix("/")][name] = held
-        return held
+        self._rows_of[group.name.removeprefix("/")][name] = dataset
+        return dataset
 
-    def _resize(self, place: str, rows: int) -> None:
-        for dataset in self._rows_of[place].values():
+    def _resize(self, name: str, rows: int) -> None:
+        for dataset in self._rows_of[name].values():
             dataset.resize(rows, axis=0)
 
     def _label(self, dataset: Any, *scales: str | None) -> None:
@@ -287,7 +332,7 @@ class DumpWriter:
             if scale is not None:
                 dataset.dims[dimension].attach_scale(self._file[scale])
 
-    def _require_whole(self) -> None:
+    def _require_complete(self) -> None:
         for name, announced in self._announced.items():
             if announced is not None and self._written[name] != announced:
                 raise DataError(
@@ -296,18 +341,24 @@ class DumpWriter:
 
 
 def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
-    """Features in the precision in which a dump keeps them.
+    """Round features to the precision in which they are stored.
 
-    Raises DataError, opening with `where`, where finite ones become infinite in it.
+    Args:
+        features: Numbers of any shape, numpy or torch.
+        dtype: One of `FEATURE_DTYPES`.
+        where: Beginning of the error message.
+
+    Raises:
+        DataError: If a finite number becomes infinite.
     """
-    given = _numpy(features)
-    if np.can_cast(given.dtype, dtype):
-        return given.astype(dtype, copy=False)
+    values = _numpy(features)
+    if np.can_cast(values.dtype, dtype):
+        return values.astype(dtype, copy=False)
     with np.errstate(over="ignore"):
-        stored = given.astype(dtype)
-    lost = np.isinf(stored) & np.isfinite(given)
-    if lost.any():
-        largest, most = np.abs(given[lost]).max(), np.finfo(dtype).max
+        stored = values.astype(dtype)
+    overflowed = np.isinf(stored) & np.isfinite(values)
+    if overflowed.any():
+        largest, most = np.abs(values[overflowed]).max(), np.finfo(dtype).max
         wider = schema.FEATURE_DTYPES[schema.FEATURE_DTYPES.index(dtype) + 1]
         raise DataError(
             f"{where}: features as large as {largest:.6g} overflow {dtype}, whose largest number is {most:.6g}; "
@@ -316,13 +367,13 @@ def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
     return stored
 
 
-def _kept(group: Any, name: str, values: np.ndarray) -> Any:
-    """A dataset of values that are all there, under a checksum."""
+def _create(group: Any, name: str, values: np.ndarray) -> Any:
+    """Create a dataset with its values and a checksum."""
     if values.size and values.shape:
         rows = max(1, CHUNK_BYTES // (values.nbytes // len(values)))
         chunks = (min(len(values), rows), *values.shape[1:])
         return group.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
-    # One number, or none, has no chunks: it is kept in the dataset's header, which has a checksum of its own.
+    # A single number or an empty array cannot be chunked: it is stored in the dataset's header, which has a checksum.
     space = h5py.h5s.create_simple(values.shape) if values.shape else h5py.h5s.create(h5py.h5s.SCALAR)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.COMPACT)
@@ -344,7 +395,7 @@ def _most(samples: int | None) -> tuple[int | None] | None:
 
 
 def _numpy(values: Any) -> np.ndarray:
-    # HDF5 has no bfloat16, and numpy neither: such tensors are stored as float32, which holds them exactly.
+    # Neither HDF5 nor numpy has bfloat16: such tensors are stored as float32, which is exact.
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values

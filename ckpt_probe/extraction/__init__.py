@@ -1,4 +1,4 @@
-"""Checkpoint and data → dump."""
+"""Run checkpoints on data and write dumps."""
 
 from ckpt_probe.extraction.extract import ExtractionSummary, extract, extract_series
 from ckpt_probe.extraction.following import follow_series

@@ -1,4 +1,4 @@
-"""The C library's heap, which a forward pass on the CPU fills and empties in every batch."""
+"""Keep glibc from returning memory to the system after every batch of a forward pass on the CPU."""
 
 import ctypes
 import os
@@ -6,24 +6,29 @@ import sys
 from functools import cache
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
-"""glibc's numbers of these settings of mallopt."""
+"""Numbers of two parameters of glibc's mallopt."""
 LARGEST_ON_HEAP = 32 * 2**20
-"""Bytes; the most that glibc takes, and comes to by itself once blocks of that size were freed."""
-KEPT = 512 * 2**20
-"""Bytes at the end of the heap that are kept."""
+"""Bytes; the maximum of glibc, which it also reaches by itself after blocks of that size were freed."""
+RETAINED = 512 * 2**20
+"""Free bytes at the end of the heap that are not returned to the system."""
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed at the end of its heap, for as long as the process runs; whether it does so.
+    """Have glibc keep freed memory at the end of its heap until the process ends.
 
-    Given back in between, the pages of the activations are mapped and cleared anew in every batch, which takes a tenth
-    of the time of a small network. A user's own setting stands; other C libraries are left alone.
+    Otherwise the pages of the activations are mapped and cleared again in every batch, which takes a tenth of the time
+    of a small network. Settings of the user take precedence.
+
+    Returns:
+        Whether the setting was changed; False for other C libraries.
     """
-    told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(n.startswith("MALLOC_") for n in os.environ)
-    if told or not sys.platform.startswith("linux"):
+    configured = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        n.startswith("MALLOC_") for n in os.environ
+    )
+    if configured or not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    return bool(library.mallopt(MMAP_THRESHOLD, LARGEST_ON_HEAP) and library.mallopt(TRIM_THRESHOLD, KEPT))
+    return bool(library.mallopt(MMAP_THRESHOLD, LARGEST_ON_HEAP) and library.mallopt(TRIM_THRESHOLD, RETAINED))

@@ -1,4 +1,4 @@
-"""From checkpoints and data to dumps: one forward pass a sample, the classifier tapped, resumable."""
+"""Extract features of checkpoints to dumps, with one forward pass per sample; finished dumps are skipped."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -34,7 +34,7 @@ from ckpt_probe.series import Member, step_warnings
 
 @dataclass(frozen=True)
 class ExtractionSummary:
-    """Names of the dumps written, and of those that were complete already."""
+    """Names of the dumps that were written, and of those that were complete already."""
 
     written: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -53,15 +53,26 @@ def extract_series(
 ) -> ExtractionSummary:
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
-    options: those of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
-    batch_size, device, data_workers, unlabelled, layers, pooling), which take the place of what the checkpoints say,
-    and those of `Storage` (limit, dtype, feature_dtype, with_logits, store, memory, max_rows, rows_seed, layer_store,
-    similarity_rows, similarity_seed). A dump that is complete and of the same provenance is skipped; of another
-    provenance, it is an error unless `overwrite`. Processes that extract into the same directory at the same time share
-    the checkpoints between them. workers: so many checkpoints at a time, each in a process of its own; scheduler: the
-    address of a Dask cluster that does them instead. rows_per_task: where a split has more samples, the workers share
-    each checkpoint, and a task is a range of so many samples, or a few more; the dumps are the same. Raises UsageError
-    and DataError as the parts do; a dump has its name only once it is whole.
+    A complete dump with the same provenance is skipped. Several processes may extract into the same directory at the
+    same time; they divide the checkpoints among themselves. A dump gets its name when it is complete.
+
+    Args:
+        source: Checkpoint, or directory of checkpoints.
+        out: Directory of the dumps.
+        overwrite: Whether to replace existing dumps; otherwise one with another provenance is an error.
+        workers: Number of checkpoints that are extracted at the same time, each in a process of its own.
+        scheduler: Address of a Dask scheduler whose workers extract the checkpoints instead.
+        rows_per_task: Number of samples per task, rounded up to whole batches: if a split has more, the workers divide
+            the samples of one checkpoint after another. The dumps are the same.
+        progress: Where progress and notes go.
+        options: Fields of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
+            batch_size, device, data_workers, unlabelled, layers, pooling), which replace the checkpoints' metadata, and
+            fields of `Storage` (limit, dtype, feature_dtype, with_logits, store, memory, max_rows, rows_seed,
+            layer_store, similarity_rows, similarity_seed).
+
+    Raises:
+        UsageError: If settings do not fit, or a dump of another provenance exists and `overwrite` is false.
+        DataError: If a checkpoint or the data cannot be read, or do not fit the model.
     """
     staff = Workers(workers, scheduler)
     progress, setup = DeduplicatedProgress(progress or NullProgress()), Setup.taken_from(options)
@@ -78,10 +89,10 @@ def extract_series(
     notes |= dict.fromkeys([*step_warnings(members), *chain.from_iterable(map(repeated.warnings, members))])
     tasks = _worked(order, subject, members, staff, rows_per_task, progress)
     with progress.task("checkpoints", len(members), "checkpoints") as bar, closing(tasks):
-        for number, found in tasks:
-            done[members[number].name] = found.written
-            notes |= dict.fromkeys(found.notes)
-            outcomes += found.outcomes
+        for number, result in tasks:
+            done[members[number].name] = result.written
+            notes |= dict.fromkeys(result.notes)
+            outcomes += result.outcomes
             bar.advance()
     remove_abandoned(Path(out))
     prepared = [subject.inputs] if any(done.values()) else []
@@ -98,16 +109,16 @@ def _worked(
     rows: int | None,
     progress: Progress,
 ) -> Generator[tuple[int, "_Extracted"], None, None]:
-    """What comes of each checkpoint, by its place: one a worker, or all workers at one after the other."""
-    here = partial(_extract, subject=subject, order=order, progress=progress)
+    """Yield index and outcome of each checkpoint; every worker takes one, or all workers divide one after another."""
+    extract_here = partial(_extract, subject=subject, order=order, progress=progress)
     names, say = [member.name for member in members], progress.message
     if rows is not None and not staff.alone:
         with Team(staff, say) as team:
             shared = Ranges(rows, team, progress)
             if any(shared.divides(subject, split, order.storage.limit) for split in subject.splits):
-                yield from results(partial(here, ranges=shared), members, names=names, workers=ALONE, say=say)
+                yield from results(partial(extract_here, ranges=shared), members, names=names, workers=ALONE, say=say)
                 return
-    yield from results(here if staff.alone else order.run, members, names=names, workers=staff, say=say)
+    yield from results(extract_here if staff.alone else order.run, members, names=names, workers=staff, say=say)
 
 
 def extract_members(
@@ -120,10 +131,25 @@ def extract_members(
     overwrite: bool,
     progress: Progress,
 ) -> Iterator[tuple[str, bool]]:
-    """Write `out`/NAME.h5 for each member of `source` as it comes; yield its name, and whether it was written.
+    """Write `out`/NAME.h5 for each member of `source` as it appears.
 
-    The model is built, and the data are opened, for the first. What another process extracts at that moment is waited
-    for. Raises as `extract_series`.
+    Model and data are opened for the first one. A member that another process is extracting is waited for.
+
+    Args:
+        members: Checkpoints, which may appear over time.
+        source: Directory of the checkpoints.
+        out: Directory of the dumps.
+        setup: Model and data.
+        storage: Contents of the dumps.
+        overwrite: As in `extract_series`.
+        progress: Where progress and notes go.
+
+    Yields:
+        Name of the member, and whether its dump was written; it may have existed already.
+
+    Raises:
+        UsageError: As in `extract_series`.
+        DataError: As in `extract_series`.
     """
     order, subject, outcomes = None, None, []
     request = request_of([Path(source)], Path(out), setup, storage)
@@ -133,10 +159,10 @@ def extract_members(
             order = _Order(member.path, setup, storage, Path(out), overwrite, request)
             subject = order.subject()
         work = partial(_extract, subject=subject, order=order, progress=progress)
-        # Where another call is at it, that is waited for.
-        for _, found in results(work, [member], names=[member.name], workers=ALONE, say=progress.message):
-            outcomes += found.outcomes
-            yield member.name, found.written
+        # If another process is working on it, `results` waits.
+        for _, result in results(work, [member], names=[member.name], workers=ALONE, say=progress.message):
+            outcomes += result.outcomes
+            yield member.name, result.written
         so_far.append(member)
         for warning in (*step_warnings(so_far), *repeated.warnings(member)):
             progress.message(warning)
@@ -158,32 +184,49 @@ def extract(
     layers: str = "penultimate",
     pooling: str | None = None,
 ) -> Path:
-    """Write one dump from your own model and batches of (inputs, labels); returns its path.
+    """Write one dump from your own model and data loader.
 
-    The model's classifier is found by running it, or named; `store` and `memory` as `Storage`, `layers` and `pooling`
-    as `Setup`, with moments of each layer. The model runs in evaluation mode, on `device`, in its own dtype; inputs, a
-    tensor or a mapping of the model's own arguments to tensors, are given to it as they come, whole numbers unscaled,
-    only floating ones cast to that dtype. Where every position of a sample is a row (tokens), labels are
-    (n, positions), −100 where one is left out. Features are stored as float32. Afterwards, also after an error, the
-    model is as it was: training mode of each module, dtype and device.
-    Raises UsageError where `out` exists and `overwrite` is false, where the model is on several devices, or float64 for
-    MPS; DataError where there is no batch, inputs and labels do not fit, or the model has no such classifier.
+    The model runs in evaluation mode and in its own dtype. Floating-point inputs are cast to that dtype; integers are
+    not scaled. Features are stored as float32. Afterwards, also after an error, the training mode of each module and
+    the device are restored.
+
+    Args:
+        model: Model.
+        loader: Batches of (inputs, labels). Inputs are a tensor, or a mapping from names of the model's arguments to
+            tensors. Labels have shape (n,), or (n, positions) if every position of a sample is a row (tokens); rows
+            labelled −100 are left out.
+        out: File to write.
+        classifier: Name of the last linear layer; found by running the model if None.
+        split: Name of the split in the dump.
+        device: "auto", "cpu", "cuda[:n]" or "mps".
+        overwrite: Whether to replace an existing file.
+        store: "features", "moments" or "both", as in `Storage`.
+        memory: Largest size of class moments in bytes.
+        layers: Layers of which moments are stored too, as in `Setup`.
+        pooling: Method by which activations of layers become rows, as in `Setup`.
+
+    Returns:
+        Path of the dump.
+
+    Raises:
+        UsageError: If `out` exists and `overwrite` is false, or the model is on several devices, or float64 for MPS.
+        DataError: If there is no batch, inputs and labels do not fit, or the model has no such classifier.
     """
-    path, place, storage = Path(out), choose_device(device), Storage(store=store, memory=memory)
+    path, target, storage = Path(out), choose_device(device), Storage(store=store, memory=memory)
     refuse_existing(path, overwrite=overwrite)
     require_split_name(split)
     batches = _checked(loader)
     first = next(batches, None)
     if first is None:
         raise DataError("the data loader yielded no batch")
-    with lent(model, place) as dtype:
-        sample = on_device(part_of(first[0], slice(0, SAMPLE)), place, dtype)
+    with lent(model, target) as dtype:
+        sample = on_device(part_of(first[0], slice(0, SAMPLE)), target, dtype)
         head = find_head(model, sample, classifier)
         taps = choose_taps(model, sample, head, layers, pooling)
         weights, bias = head_parameters(model, head)
         storage.require_fitting(*weights.shape, positions=is_scored(head, len(weights)))
         known = _of_classes(chain([first], batches), weights.shape[0])
-        blocks = forward_batches(model, head, known, device=place, dtype=dtype, taps=taps)
+        blocks = forward_batches(model, head, known, device=target, dtype=dtype, taps=taps)
         with open_background_writer(path, None, (weights, bias), storage, taps=taps, overwrite=overwrite) as writer:
             scores = "scored" if is_scored(head, len(weights)) else "logits"
             write_split(writer, split, None, blocks, SplitPlan(scores))
@@ -192,9 +235,12 @@ def extract(
 
 @dataclass(frozen=True)
 class _Extracted:
-    """What came of one checkpoint: whether its dump was written, or there before, and what a worker has to say.
+    """The outcome of one checkpoint.
 
-    outcomes: its predictions, of a checkpoint whose dump was written.
+    Attributes:
+        written: Whether its dump was written; it may have existed already.
+        notes: Messages of the worker.
+        outcomes: Predictions, if the dump was written.
     """
 
     written: bool
@@ -204,7 +250,16 @@ class _Extracted:
 
 @dataclass(frozen=True)
 class _Order:
-    """What is asked for every checkpoint of a series. first: the one by which the model and its head are known."""
+    """Settings that apply to every checkpoint of a series.
+
+    Attributes:
+        first: Checkpoint whose metadata name the model, and in which its head is found.
+        setup: Model and data.
+        storage: Contents of the dumps.
+        out: Directory of the dumps.
+        overwrite: Whether to replace existing dumps.
+        request: Call that is stored in the provenance.
+    """
 
     first: Path
     setup: Setup
@@ -214,28 +269,36 @@ class _Order:
     request: Mapping[str, Any]
 
     def subject(self) -> Subject:
-        """Model, data and classifier. Raises UsageError where a dump cannot keep what they give."""
+        """Open model, data and classifier.
+
+        Raises:
+            UsageError: If their results cannot be stored.
+        """
         subject = open_subject(self.first, self.setup)
-        told = _require_storable(subject, self.storage)
-        return replace(subject, said=(*subject.said, told)) if told else subject
+        warning = _require_storable(subject, self.storage)
+        return replace(subject, model_notes=(*subject.model_notes, warning)) if warning else subject
 
     def complete(self, path: Path, provenance: Provenance) -> bool:
-        """Whether the dump is there and need not be written again. Raises UsageError where it is another one."""
+        """Return whether the dump exists and need not be written again.
+
+        Raises:
+            UsageError: If it has another provenance.
+        """
         return not self.overwrite and _complete(path, provenance)
 
     def run(self, member: Member) -> _Extracted | Busy:
         """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
-        subject, said = made_once(self, self.subject), MessageLog()
-        found = _extract(member, subject=subject, order=self, progress=said)
-        if isinstance(found, Busy):
-            return found
-        return replace(found, notes=(*(f"{member.name}: {text}" for text in said.messages), *subject.notes))
+        subject, log = made_once(self, self.subject), Said()
+        result = _extract(member, subject=subject, order=self, progress=log)
+        if isinstance(result, Busy):
+            return result
+        return replace(result, notes=(*(f"{member.name}: {text}" for text in log.messages), *subject.notes))
 
 
 def _extract(
     member: Member, *, subject: Subject, order: _Order, progress: Progress, ranges: Ranges | None = None
 ) -> _Extracted | Busy:
-    """Open a checkpoint, load it, run it over every split and write its dump, unless that is done or being done."""
+    """Extract one checkpoint, unless its dump is complete or another process is writing it."""
     path, storage = order.out / f"{member.name}.h5", order.storage
     with subject.setup.open(member.path) as checkpoint:
         size, sha256, epoch = checkpoint.size, checkpoint.content_hash(), checkpoint.metadata.epoch
@@ -246,7 +309,7 @@ def _extract(
         with claimed(path) as claim:
             if isinstance(claim, Busy):
                 return claim
-            # Another process may have finished it just before the claim.
+            # Another process may have finished the dump just before the claim.
             if order.complete(path, provenance):
                 return _Extracted(False)
             subject.load(checkpoint.state_dict(), str(member.path), checkpoint.extra_state())
@@ -266,7 +329,7 @@ def _blocks(
     split: str,
     bar: Task,
 ) -> Generator[Block, None, None]:
-    """The blocks of one split, forwarded here, or by all workers."""
+    """Yield the blocks of one split, computed in this process or by all workers."""
     storage = order.storage
     if ranges is not None and ranges.divides(subject, split, storage.limit):
         return ranges.blocks(order, subject, member, split, path, bar)
@@ -281,7 +344,7 @@ def _write(
     source: Callable[[str, Task], Generator[Block, None, None]],
     progress: Progress,
 ) -> dict[str, Tally]:
-    """Write the dump of a checkpoint whose weights the subject has; returns the predictions of each split, counted."""
+    """Write the dump of the checkpoint whose weights are loaded; return the counted predictions of each split."""
     storage = order.storage
     tallies = {name: Tally() for name in subject.splits}
     counts = {name: subject.rows_of(name, storage.limit) for name in subject.splits}
@@ -300,14 +363,18 @@ def _write(
         ) as writer,
     ):
         for name, plan in plans.items():
-            # Where the writer fails, the thread that makes batches ready ends here and not when memory is tidied.
+            # If the writer fails, the thread that prepares batches ends here and not at garbage collection.
             with closing(source(name, bar)) as blocks:
                 write_split(writer, name, counts[name], tallies[name].counted(blocks), plan)
     return tallies
 
 
 def _plan(subject: Subject, split: str, rows: int | None, storage: Storage) -> SplitPlan:
-    """What will come with the rows of a split. Raises UsageError where some are to be chosen of an unknown number."""
+    """Return the contents of the rows of a split.
+
+    Raises:
+        UsageError: If rows are to be drawn and their number is unknown.
+    """
     if rows is None and storage.max_rows is not None:
         raise UsageError(f"--max-rows: how many rows split {split} gives is not known before it has been seen")
     weights = subject.parameters()[0]
@@ -321,13 +388,13 @@ def _plan(subject: Subject, split: str, rows: int | None, storage: Storage) -> S
 
 
 def _checked(loader: Iterable[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Tensor]]:
-    for number, (given, named) in enumerate(loader):
-        # Of a model of their own, inputs may also be complex.
-        if isinstance(given, Mapping):
-            inputs: Batch = {name: as_tensor(part, f"batch {number}: {name}") for name, part in given.items()}
+    for number, (raw, raw_labels) in enumerate(loader):
+        # A user's model may also take complex tensors, which `as_tensor` refuses.
+        if isinstance(raw, Mapping):
+            inputs: Batch = {name: as_tensor(part, f"batch {number}: {name}") for name, part in raw.items()}
         else:
-            inputs = given if isinstance(given, Tensor) else as_tensor(given, f"batch {number}: inputs")
-        labels = as_labels(named, f"batch {number}: labels").cpu().to(torch.int64)
+            inputs = raw if isinstance(raw, Tensor) else as_tensor(raw, f"batch {number}: inputs")
+        labels = as_labels(raw_labels, f"batch {number}: labels").cpu().to(torch.int64)
         parts = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
         if any(not part.ndim or not labels.ndim or len(part) != len(labels) for part in parts) or not parts:
             shapes = f"{', '.join(str(tuple(part.shape)) for part in parts)} and {tuple(labels.shape)}"
@@ -336,29 +403,30 @@ def _checked(loader: Iterable[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Te
 
 
 def _of_classes(batches: Iterable[tuple[Batch, Tensor]], classes: int) -> Iterator[tuple[Batch, Tensor]]:
-    """The batches, each with its labels looked at before it is forwarded: no metric knows what to do with others."""
+    """Yield the batches after checking that their labels are classes of the model, as all metrics require."""
     for number, (inputs, labels) in enumerate(batches):
-        # A label for each position may say that one is left out.
+        # Only labels of positions may be −100, which leaves the position out.
         outside = ((labels < 0) & ((labels != LEFT_OUT) | (labels.ndim == 1))) | (labels >= classes)
         if bool(outside.any()):
-            place = outside.nonzero()[0].tolist()
-            told = f"the label of sample {place[0]} is {int(labels[tuple(place)])}, outside 0 … {classes - 1}"
-            raise DataError(f"batch {number}: {told}, though the classifier gives {classes} logits")
+            index = outside.nonzero()[0].tolist()
+            problem = f"the label of sample {index[0]} is {int(labels[tuple(index)])}, outside 0 … {classes - 1}"
+            raise DataError(f"batch {number}: {problem}, though the classifier gives {classes} logits")
         yield inputs, labels
 
 
 def _complete(path: Path, provenance: Provenance) -> bool:
     if not path.exists():
         return False
-    found = None
+    stored = None
     with suppress(DataError):
-        found = read_provenance(path)
-    if found is None:
+        stored = read_provenance(path)
+    if stored is None:
         raise UsageError(f"{path}: exists, but is not a complete dump of ckpt-probe; --overwrite replaces it")
-    differences = found.differences(provenance)
+    differences = "; ".join(stored.differences(provenance))
     if differences:
-        told = "; ".join(differences)
-        raise UsageError(f"{path}: a dump with another provenance (stored / now): {told}; --overwrite replaces it")
+        raise UsageError(
+            f"{path}: a dump with another provenance (stored / now): {differences}; --overwrite replaces it"
+        )
     return True
 
 
@@ -372,7 +440,14 @@ def _require_own_names(members: Sequence[Member]) -> None:
 
 
 def _require_storable(subject: Subject, storage: Storage) -> str | None:
-    """What is to be said of what is stored. Raises UsageError where it cannot be stored so."""
+    """Check that the results of a subject can be stored.
+
+    Returns:
+        A warning if class moments were reduced to fit the memory limit, else None.
+
+    Raises:
+        UsageError: If they cannot be stored.
+    """
     for name in subject.splits:
         require_split_name(name)
     if storage.dtype == "float64" and subject.device.type == "mps":

@@ -1,4 +1,4 @@
-"""A run that is still writing checkpoints → dumps, each as soon as its checkpoint is whole."""
+"""Extract the checkpoints of a training run while it is writing them."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.series import Member
 
 EVERY = 5.0
-"""Seconds between two looks."""
+"""Seconds between two looks at the directory."""
 
 
 def follow_series(
@@ -26,12 +26,26 @@ def follow_series(
     progress: Progress | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, bool]]:
-    """Write `out`/NAME.h5 for every checkpoint that is, and that comes to be, in the directory `source`.
+    """Write `out`/NAME.h5 for every present and future checkpoint in the directory `source`.
 
-    Yields each one's name, and whether it was written or was there already. Looks every `every` seconds, and takes a
-    checkpoint when its files have not changed between two looks and its header is complete. Ends once all up to one of
-    step `until` or later is extracted, else never. What is left out is said, with the reason. options: as
-    `extract_series`, and raised is what that raises; UsageError where `source` is a file.
+    A checkpoint is extracted when its files have not changed between two looks and its header is complete. Checkpoints
+    that are left out are reported with the reason.
+
+    Args:
+        source: Directory of a run.
+        out: Directory of the dumps.
+        until: Step of the last checkpoint to wait for; None to continue forever.
+        every: Seconds between two looks.
+        overwrite: As in `extract_series`.
+        progress: Where progress and notes go.
+        options: As in `extract_series`.
+
+    Yields:
+        Name of each checkpoint, and whether its dump was written; it may have existed already.
+
+    Raises:
+        UsageError: If `source` is a file; otherwise as in `extract_series`.
+        DataError: As in `extract_series`.
     """
     if Path(source).is_file():
         raise UsageError(f"{source}: --follow needs the directory of a run, not one checkpoint")
@@ -43,7 +57,7 @@ def follow_series(
 
 
 def _arriving(arrivals: Arrivals, until: int | None, every: float, progress: Progress, source: str) -> Iterator[Member]:
-    said: dict[str, str] = {}
+    reported: dict[str, str] = {}
     last = -1
     with progress.task(f"following {source}", None, "checkpoints") as bar:
         while True:
@@ -52,9 +66,9 @@ def _arriving(arrivals: Arrivals, until: int | None, every: float, progress: Pro
                 bar.advance()
                 last = max(last, -1 if member.step is None else member.step)
             for name, why in arrivals.left_out.items():
-                if said.get(name) != why:
+                if reported.get(name) != why:
                     progress.message(f"{name}: not extracted: {why}")
-            said = dict(arrivals.left_out)
+            reported = dict(arrivals.left_out)
             if until is not None and last >= until and arrivals.settled:
                 return
             time.sleep(every)

@@ -1,4 +1,4 @@
-"""Forward passes that yield the classifier's inputs and outputs, block by block, with the next batch ready in time."""
+"""Run forward passes that yield the classifier's inputs and outputs in blocks, while the next batch is prepared."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,10 +20,14 @@ from ckpt_probe.progress import NullProgress, Progress, Task
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows, on the CPU: features (n, D), labels (n,), −1 where there are none, logits (n, C) of the classifier.
+    """A block of rows on the CPU.
 
-    scored: prediction and loss of each row where logits would be wider than the features; logits are then (n, 0), as
-    they are without a classifier. layers: the rows (n, D) of other layers, by name.
+    Attributes:
+        features: Inputs of the classifier, shape (n, D).
+        labels: Class indices, shape (n,); −1 for rows without a label.
+        logits: Outputs of the classifier, shape (n, C); (n, 0) without a classifier or with `scored`.
+        scored: Prediction and loss of each row in place of logits.
+        layers: Rows of other layers by name, shape (n, D) each.
     """
 
     features: Tensor
@@ -52,7 +56,7 @@ class Block:
 
     @property
     def scores(self) -> Tensor | Scored | None:
-        """What is known of the rows: logits, or prediction and loss in their place, or nothing."""
+        """Logits, or prediction and loss of each row, or None."""
         return self.scored or (self.logits if self.logits.shape[1] else None)
 
 
@@ -71,18 +75,33 @@ def forward_blocks(
     progress: Progress | None = None,
     bar: Task | None = None,
 ) -> Generator[Block, None, None]:
-    """Run a model in evaluation mode over the first `limit` samples of a split, once each, in order.
+    """Run a model in evaluation mode over samples of a split, once each, in order.
 
-    start, stop: of these, only those from the first up to the second. taps: layers whose rows are wanted beside the
-    classifier's. The model is moved to `device` and `dtype` and left there. Where the device runs out of memory the
-    batch is halved for the rest of the split, said through `progress`. Raises DataError where the classifier's input is
-    not one row a sample, and as `Taps.tapped`. Whoever leaves early closes the generator (`contextlib.closing`), which
-    ends the thread behind it.
+    The model is moved to `device` and `dtype` and left there. If the device runs out of memory, the batch size is
+    halved for the rest of the split, with a message to `progress`. Close the generator (`contextlib.closing`) if you
+    stop before its end; this ends its worker thread.
+
+    Args:
+        model: Model.
+        head: Classifier of the model.
+        split: Samples.
+        batch_size: Samples per forward pass.
+        device: Device of the forward pass.
+        dtype: Precision of the forward pass.
+        limit: Number of samples that are used; all if None.
+        start: First sample.
+        stop: Sample after the last one; None for `limit`.
+        taps: Layers whose rows are returned beside the classifier's input.
+        progress: Where messages go.
+        bar: Progress bar, advanced by rows.
+
+    Raises:
+        DataError: If the classifier's input is not one row per sample, or as in `Taps.tapped`.
     """
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    # In this order float64, which MPS does not have, never gets there.
+    # In this order float64 tensors, which MPS does not support, are never moved to it.
     model.to(dtype=dtype).to(device=device).eval()
     within = {"start": start, "stop": stop}
     with ready_batches(split, batch_size, limit, **within, pinned=device.type == "cuda") as batches:
@@ -102,36 +121,61 @@ def forward_batches(
     progress: Progress | None = None,
     bar: Task | None = None,
 ) -> Iterator[Block]:
-    """Run a model as it is over batches of inputs (n, …) and labels (n,); only floating inputs are cast, to `dtype`.
+    """Run an unchanged model over batches of inputs (n, …) and labels (n,).
 
-    Where every position of a sample is a row, such as the tokens of a text, labels are (n, positions), those of −100
-    are left out, and logits are never held all at once where they would be wider than the features (`is_scored`).
-    Samples that come with their lengths before padding are forwarded without it, so that none depends on the others.
-    `device` is where the model is. What is done where it runs out of memory, and errors, as `forward_blocks`.
+    Only floating-point inputs are cast, to `dtype`. If every position of a sample is a row, such as the tokens of a
+    text, labels have shape (n, positions), rows labelled −100 are left out, and with `is_scored` never all logits are
+    in memory. Samples with known lengths are forwarded without padding, so that they do not depend on each other.
+    Memory errors of the device are handled as in `forward_blocks`.
+
+    Args:
+        model: Model.
+        head: Classifier of the model.
+        batches: Batches of inputs and labels.
+        device: Device of the model.
+        dtype: Precision of the model.
+        taps: Layers whose rows are returned beside the classifier's input.
+        progress: Where messages go.
+        bar: Progress bar, advanced by rows.
+
+    Raises:
+        DataError: As in `forward_blocks`.
     """
     runner = _Runner(model, head, taps or Taps(), progress or NullProgress())
     waiting: list[_Copy] = []
     for batch, labels in batches:
         inputs, lengths = taken_apart(batch)
         for block in runner.run(on_device(inputs, device, dtype), labels, lengths):
-            # One block stays behind, so that its copy from the device overlaps the next forward pass.
+            # One block waits, so that its copy from the device overlaps the next forward pass.
             waiting.append(_Copy(block))
             if len(waiting) > 1:
                 yield _finished(waiting.pop(0), bar)
     while waiting:
         yield _finished(waiting.pop(0), bar)
     if runner.left_out:
-        told = f"{runner.left_out:,} positions are padding, or labelled {LEFT_OUT}, and left out"
-        (progress or NullProgress()).message(told)
+        message = f"{runner.left_out:,} positions are padding, or labelled {LEFT_OUT}, and left out"
+        (progress or Silent()).message(message)
 
 
 def labels_of_rows(
     head: Head | Backbone, rows: int, labels: Tensor, inputs: Batch | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The label of each row (m,), and which rows are kept (m,), None for all of them: those of −100 are not.
+    """Return labels of rows, and which rows are used.
 
-    Samples without a label (−1) have none at any position; what the attention mask of `inputs` says is padding is not
-    kept. Raises DataError where labels are not (n,), or (n, positions) where every position of a sample is a row.
+    Rows labelled −100, and padding according to the attention mask of `inputs`, are not used. If a sample has no label
+    (−1), none of its positions has one.
+
+    Args:
+        head: Classifier of the model.
+        rows: Number of rows m.
+        labels: Labels of the samples, shape (n,), or (n, positions) if every position is a row.
+        inputs: Inputs of the model.
+
+    Returns:
+        Labels of all rows, shape (m,), and a mask of the used rows, shape (m,), or None if all are used.
+
+    Raises:
+        DataError: If labels have another shape.
     """
     if head.positions != "every":
         if labels.ndim != 1:
@@ -144,18 +188,22 @@ def labels_of_rows(
         return labels.new_full((rows,), UNLABELLED), None
     named = labels.flatten()
     if len(named) != rows:
-        told = f"{rows} rows for labels of shape {tuple(labels.shape)}"
-        raise DataError(f"classifier {head.name} gives {told}; a label for each position is needed")
+        mismatch = f"{rows} rows for labels of shape {tuple(labels.shape)}"
+        raise DataError(f"classifier {head.name} gives {mismatch}; a label for each position is needed")
     return named, named != LEFT_OUT
 
 
 @contextmanager
 def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
-    """A caller's own model on a device and in evaluation mode for the time of the `with`; yields its dtype.
+    """Move a caller's model to a device and into evaluation mode for the duration of the `with`.
 
-    On leaving, also after an error, every module is in the mode it was in, and the model where it was. Its dtype, that
-    of its first floating parameter, stays. Raises UsageError where its parts are on several devices, or are float64
-    and the device is MPS.
+    At the end, also after an error, the training mode of every module and the device are restored.
+
+    Yields:
+        Dtype of the first floating-point parameter, which is not changed.
+
+    Raises:
+        UsageError: If the model is spread over several devices, or is float64 and the device is MPS.
     """
     tensors = [*model.parameters(), *model.buffers()]
     homes = list(dict.fromkeys(tensor.device for tensor in tensors))
@@ -176,7 +224,7 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
 
 
 class _Runner:
-    """Runs batches, in parts that fit the device's memory, and taps the classifier and other layers."""
+    """Run batches in parts that fit the device's memory, and record the inputs of the classifier and other layers."""
 
     def __init__(self, model: nn.Module, head: Head | Backbone, taps: Taps, progress: Progress) -> None:
         self._model = model
@@ -212,7 +260,7 @@ class _Runner:
                 with torch.inference_mode():
                     block = self._block(part_of(inputs, part), labels[part])
             except RuntimeError as error:
-                # CUDA has a kind of error for this; MPS says it in words.
+                # CUDA has an error class for this, MPS only a message.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
                     raise
                 self._halve(stop - start)
@@ -232,34 +280,36 @@ class _Runner:
     def _block(self, inputs: Batch, labels: Tensor) -> Block:
         head = self._head
         if self._scored and isinstance(head, Head) and head.ends:
-            with self._taps.tapping(self._model, inputs) as found:
+            with self._taps.tapping(self._model, inputs) as calls:
                 features = head.entering(self._model, inputs)
-            layers = self._taps.rows_in(found, len(features))
-            named, there = self._kept(len(features), labels, inputs, features.device)
-            features = features if there is None else features[there]
+            layers = self._taps.rows_in(calls, len(features))
+            named, mask = self._used_rows(len(features), labels, inputs, features.device)
+            features = features if mask is None else features[mask]
             scored = score_rows(features, named.to(features.device), self._parameters)
-            return Block(features, named, features[:, :0], scored, self._taps.of_samples(layers, named, there))
+            return Block(features, named, features[:, :0], scored, self._taps.of_samples(layers, named, mask))
         rows, layers = self._taps.tapped(self._model, head, inputs)
         features, logits = rows.features, rows.logits
-        named, there = self._kept(len(features), labels, inputs, features.device)
-        layers = self._taps.of_samples(layers, named, there)
-        if there is not None:
-            features, logits = features[there], logits[there]
+        named, mask = self._used_rows(len(features), labels, inputs, features.device)
+        layers = self._taps.of_samples(layers, named, mask)
+        if mask is not None:
+            features, logits = features[mask], logits[mask]
         if not self._scored:
             return Block(features, named, logits, None, layers)
         return Block(features, named, logits[:, :0], score_logits(logits, named.to(features.device)), layers)
 
-    def _kept(self, rows: int, labels: Tensor, inputs: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Labels of the rows that are kept, and which those are; the others are counted."""
-        named, kept = labels_of_rows(self._head, rows, labels, inputs)
-        if kept is None:
+    def _used_rows(
+        self, rows: int, labels: Tensor, inputs: Batch, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return labels of the used rows and a mask of them; count the others."""
+        named, mask = labels_of_rows(self._head, rows, labels, inputs)
+        if mask is None:
             return named, None
-        self.left_out += int((~kept).sum())
-        return named[kept], kept.to(device)
+        self.left_out += int((~mask).sum())
+        return named[mask], mask.to(device)
 
 
 class _Copy:
-    """A block on its way to the CPU."""
+    """A block that is being copied to the CPU."""
 
     def __init__(self, block: Block) -> None:
         self._event: torch.cuda.Event | None = None

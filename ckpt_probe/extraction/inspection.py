@@ -1,4 +1,4 @@
-"""A checkpoint's model looked at before anything is extracted: its head, and a forward pass of one sample."""
+"""Describe a checkpoint's model: its head, its layers, and a forward pass of one sample."""
 
 from typing import Any
 
@@ -23,10 +23,18 @@ from ckpt_probe.models import (
 
 
 def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
-    """The facts of `describe_head` and `describe_layers` for a checkpoint's model, with its name and arguments.
+    """Describe a checkpoint's model, with samples of its data or, if none are named, random inputs.
 
-    The model is shown samples of the data where the caller or the checkpoint names them, else inputs made up from its
-    own configuration. Raises UsageError and DataError as `open_subject`.
+    Args:
+        checkpoint: Open checkpoint.
+        setup: Model and data.
+
+    Returns:
+        Name and arguments of the model, with the entries of `describe_head` and `describe_layers`.
+
+    Raises:
+        UsageError: As in `open_subject`.
+        DataError: As in `open_subject`.
     """
     path = checkpoint.path
     if setup.data or (setup.model is None and checkpoint.metadata.data):
@@ -44,8 +52,8 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
         head = find_rows(model, sample, setup.classifier or checkpoint.metadata.classifier, setup.pooling)
     except CkptProbeError as error:
         raise type(error)(f"{path}: model {name}: {error}") from error
-    told = {"model": name, "model_arguments": arguments, "shown": "random inputs"}
-    return {**told, **_facts(head, model, sample)}
+    description = {"model": name, "model_arguments": arguments, "shown": "random inputs"}
+    return {**description, **_facts(head, model, sample)}
 
 
 def _facts(head: Head | Backbone, model: nn.Module, sample: Batch) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One checkpoint forwarded by several workers: ranges of samples, each a task, whose blocks come back in order."""
+"""Divide the samples of one checkpoint among several workers: each range is a task, and blocks return in order."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -27,21 +27,29 @@ LAYER = "layer/"
 
 
 class Order(Protocol):
-    """What is asked for every checkpoint."""
+    """Settings that apply to every checkpoint of a series."""
 
     @property
     def storage(self) -> Storage:
-        """What is kept, and how much is forwarded."""
+        """Contents of the dumps, and number of samples."""
         ...
 
     def subject(self) -> Subject:
-        """Model and data, opened."""
+        """Open model and data."""
         ...
 
 
 @dataclass(frozen=True)
 class Range:
-    """Samples of a split, from `start` up to `stop`, and where what a checkpoint makes of them is to be written."""
+    """A range of samples of a split for one checkpoint.
+
+    Attributes:
+        member: Checkpoint.
+        split: Name of the split.
+        start: First sample.
+        stop: Sample after the last one.
+        file: Temporary file for the blocks.
+    """
 
     member: Member
     split: str
@@ -55,7 +63,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Forwarded:
-    """What is said of a range, whose blocks are in its file; samples that could not be read, by number."""
+    """The outcome of a range, whose blocks are in its file.
+
+    Attributes:
+        part: The range.
+        notes: Messages of the worker.
+        left_out: Samples that could not be read: their indices and the reasons.
+    """
 
     part: Range
     notes: tuple[str, ...] = ()
@@ -64,10 +78,15 @@ class Forwarded:
 
 @dataclass(frozen=True)
 class Ranges:
-    """Splits of more than `samples` samples, forwarded by a team in ranges of so many, or a few more.
+    """The division of large splits into ranges, which a team of workers forwards.
 
-    A range is a whole number of batches, so that the blocks are those of one process, bit for bit. They lie on the disk
-    for as long as it takes to read them: workers are to see the directory of the dumps.
+    A range is a whole number of batches, so that blocks are identical to those of one process, bit for bit. Workers
+    write them to temporary files in the directory of the dumps, which all of them must be able to access.
+
+    Attributes:
+        samples: Number of samples per range, rounded up to whole batches; smaller splits are not divided.
+        team: Workers.
+        progress: Where messages go.
     """
 
     samples: int
@@ -75,21 +94,21 @@ class Ranges:
     progress: Progress
 
     def divides(self, subject: Subject, split: str, limit: int | None) -> bool:
-        """Whether a split is worked at in ranges."""
+        """Return whether a split has more than one range."""
         return _count(subject, split, limit) > self._size(subject)
 
     def blocks(
         self, order: Order, subject: Subject, member: Member, split: str, dump: Path, bar: Task
     ) -> Generator[Block, None, None]:
-        """As `Subject.forward` over the split, of the weights that the member has."""
+        """Yield the blocks of a split, like `Subject.forward`, for the weights of the member."""
         count = _count(subject, split, order.storage.limit)
-        with closing(self._forwarded(order, subject, member, split, dump)) as found:
-            for done in found:
+        with closing(self._forwarded(order, subject, member, split, dump)) as ranges:
+            for done in ranges:
                 for note in done.notes:
                     self.progress.message(f"{done.part}: {note}")
-                held = subject.data.split(split)
-                if done.left_out and isinstance(held, Streaming):
-                    held.leave_out(done.left_out, count)
+                samples = subject.data.split(split)
+                if done.left_out and isinstance(samples, Streaming):
+                    samples.leave_out(done.left_out, count)
                 for block in _read(done.part.file):
                     bar.advance(len(block.labels))
                     yield block
@@ -114,13 +133,13 @@ class Ranges:
 
 
 def _count(subject: Subject, split: str, limit: int | None) -> int:
-    whole = len(subject.data.split(split))
-    return whole if limit is None else min(limit, whole)
+    samples = len(subject.data.split(split))
+    return samples if limit is None else min(limit, samples)
 
 
 def _forward(order: Order, part: Range) -> Forwarded:
-    """What a worker does: it opens model and data once, and loads a checkpoint once for all of its ranges."""
-    subject, said = made_once(order, order.subject), MessageLog()
+    """Forward one range in a worker, which opens model and data once, and loads a checkpoint once for all ranges."""
+    subject, said = made_once(order, order.subject), Said()
     if subject.holds != str(part.member.path):
         with subject.setup.open(part.member.path) as checkpoint:
             subject.load(checkpoint.state_dict(), str(part.member.path), checkpoint.extra_state())
@@ -128,8 +147,8 @@ def _forward(order: Order, part: Range) -> Forwarded:
     within = {"limit": storage.limit, "start": start, "stop": stop}
     with closing(subject.forward(part.split, dtype=storage.forward_dtype, progress=said, **within)) as blocks:
         _write(part.file, blocks)
-    held = subject.data.split(part.split)
-    left_out = held.left_out if isinstance(held, Streaming) else {}
+    samples = subject.data.split(part.split)
+    left_out = samples.left_out if isinstance(samples, Streaming) else {}
     mine = {number: why for number, why in left_out.items() if start <= number < stop}
     return Forwarded(part, tuple(said.messages), mine)
 
@@ -137,28 +156,28 @@ def _forward(order: Order, part: Range) -> Forwarded:
 def _write(file: Path, blocks: Iterator[Block]) -> None:
     tensors: dict[str, Tensor] = {}
     for number, block in enumerate(blocks):
-        found = {FEATURES: block.features, LABELS: block.labels, LOGITS: block.logits}
+        arrays = {FEATURES: block.features, LABELS: block.labels, LOGITS: block.logits}
         if block.scored is not None:
-            found[PREDICTION] = as_tensor(block.scored.prediction, "predictions")
-            found[LOSS] = as_tensor(block.scored.loss, "losses")
-        found |= {f"{LAYER}{name}": rows for name, rows in block.layers.items()}
-        # Copies: what the next batch brings may take the same memory.
-        tensors |= {f"{number}/{name}": tensor.contiguous().clone() for name, tensor in found.items()}
+            arrays[PREDICTION] = as_tensor(block.scored.prediction, "predictions")
+            arrays[LOSS] = as_tensor(block.scored.loss, "losses")
+        arrays |= {f"{LAYER}{name}": rows for name, rows in block.layers.items()}
+        # Copies, because the next batch may use the same memory.
+        tensors |= {f"{number}/{name}": tensor.contiguous().clone() for name, tensor in arrays.items()}
     if not file.parent.is_dir():
-        raise DataError(f"{file.parent}: whoever asked for these samples has ended")
-    # A worker that was lost may have written it just before.
+        raise DataError(f"{file.parent}: the process that requested these samples has ended")
+    # A worker that was killed may have written it just before.
     save_checkpoint(file, tensors, CheckpointMetadata(), overwrite=True)
 
 
 def _read(file: Path) -> Iterator[Block]:
-    with open_checkpoint(file) as held:
-        state = held.state_dict()
+    with open_checkpoint(file) as opened:
+        state = opened.state_dict()
     blocks: dict[int, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         number, _, name = key.partition("/")
         blocks.setdefault(int(number), {})[name] = tensor
     for number in sorted(blocks):
-        found = blocks[number]
-        scored = Scored(found[PREDICTION], found[LOSS]) if PREDICTION in found else None
-        layers = {name.removeprefix(LAYER): rows for name, rows in found.items() if name.startswith(LAYER)}
-        yield Block(found[FEATURES], found[LABELS], found[LOGITS], scored, layers)
+        arrays = blocks[number]
+        scored = Scored(arrays[PREDICTION], arrays[LOSS]) if PREDICTION in arrays else None
+        layers = {name.removeprefix(LAYER): rows for name, rows in arrays.items() if name.startswith(LAYER)}
+        yield Block(arrays[FEATURES], arrays[LABELS], arrays[LOGITS], scored, layers)

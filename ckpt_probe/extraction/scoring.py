@@ -1,4 +1,4 @@
-"""What a classifier says of each row, block by block, where its logits would be larger than all the rest."""
+"""Reduce logits to prediction and loss of each row, if storing the logits would take more memory than the features."""
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +13,39 @@ Parameters = tuple[Tensor, Tensor | None]
 
 
 def is_scored(head: Head | Backbone, classes: int) -> bool:
-    """Whether predictions and losses are kept in place of logits.
+    """Return whether predictions and losses are stored in place of logits.
 
-    That is where every position of a sample is a row, and logits would be wider than the features that they come from.
+    That is the case if every position of a sample is a row, and there are more logits than features per row.
     """
     return head.positions == "every" and classes > sum(part.width for part in head.parts)
 
 
 def score_rows(features: Tensor, labels: Tensor, parameters: Parameters) -> Scored:
-    """Prediction and loss (nats) of rows (m, D) with labels (m,), on their device; a few logits at a time."""
+    """Compute prediction and loss of rows, a few logits at a time.
+
+    Args:
+        features: Rows, shape (m, D).
+        labels: Class indices, shape (m,).
+        parameters: Weights (C, D) and bias (C,) of the classifier.
+
+    Returns:
+        Prediction and loss in nats, on the device of the features.
+    """
     return _of_labelled(Scored.of_rows(features, labels, *parameters), labels)
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> Scored:
-    """The same of logits (m, C) that are there."""
+    """Compute prediction and loss in nats of logits (m, C) with labels (m,)."""
     return _of_labelled(Scored.of_logits(logits.split(classes_at_once(logits.device), dim=1), labels), labels)
 
 
 def parameters_of(head: Head | Backbone, model: nn.Module) -> Parameters:
-    """A head's weights and bias as the model has them, in its own dtype and on its device."""
+    """Return a head's weights and bias in the dtype and on the device of the model."""
     weights, bias = head.parameters(model)
     return weights.detach(), None if bias is None else bias.detach()
 
 
 def _of_labelled(scored: Scored, labels: Tensor) -> Scored:
-    """The same, with no loss where there is no label."""
+    """Return the scores with NaN as loss of rows without a label."""
     loss = as_tensor(scored.loss, "losses").float()
     return Scored(scored.prediction, loss.masked_fill(labels == UNLABELLED, torch.nan))

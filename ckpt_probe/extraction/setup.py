@@ -1,4 +1,4 @@
-"""What a caller asks for, checked before anything is opened: which model sees which data, what a dump keeps."""
+"""Define the settings of an extraction, which are checked before anything is opened."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,16 +26,25 @@ FORWARD_DTYPES = {
 
 @dataclass(frozen=True)
 class Setup:
-    """Which model sees which data, and where; None leaves it to what the checkpoint says.
+    """Model, data and device of an extraction.
 
-    model, data: names with their arguments; those of the caller take the place of the checkpoint's. classifier: the
-    name of the last linear layer, found by running the model where None. state_key, base: where the weights lie in a
-    checkpoint, and what an adapter is merged onto, as `open_checkpoint`. splits: those of the data to use, all where
-    None. batch_size: samples of one forward pass. device: "auto", "cpu", "cuda[:n]" or "mps".
-    data_workers: processes that read images, as many as are free where None; the numbers are the same for any.
-    unlabelled: whether labels of the data are not looked at. layers: which are tapped beside the classifier's input, as
-    `choose_taps`. pooling: how what they give becomes rows, and which tokens of a model without a head are a sample's
-    row: one of `POOLINGS`, the usual one where None.
+    Attributes:
+        model: Name of the model; that in the checkpoint's metadata if None.
+        model_arguments: Arguments of the model, which replace those in the metadata.
+        data: Name of the data; that in the checkpoint's metadata if None.
+        data_arguments: Arguments of the data, which replace those in the metadata.
+        classifier: Name of the last linear layer; found by running the model if None.
+        state_key: Key of the weights in a checkpoint, as in `open_checkpoint`.
+        base: Checkpoint onto which an adapter is merged, as in `open_checkpoint`.
+        splits: Splits of the data to use; all if None.
+        batch_size: Samples per forward pass.
+        device: "auto", "cpu", "cuda[:n]" or "mps".
+        data_workers: Number of processes that read images, which does not change the results; chosen by the number of
+            free cores if None.
+        layers: Layers that are stored beside the classifier's input, as in `choose_taps`.
+        unlabelled: Whether labels of the data are ignored.
+        pooling: Method by which activations of layers, or the tokens of a model without a head, become rows: one of
+            `POOLINGS`; the usual one of each layer if None.
     """
 
     model: str | None = None
@@ -60,30 +69,36 @@ class Setup:
             raise UsageError(f"--batch-size: expected at least 1, found {self.batch_size}")
 
     def open(self, path: Path) -> AbstractContextManager[Checkpoint]:
-        """A checkpoint, opened for the time of a `with`: see `open_checkpoint`."""
+        """Open a checkpoint, within a `with` block; see `open_checkpoint`."""
         return open_checkpoint(path, state_key=self.state_key, base=self.base)
 
     def content_hash(self, path: Path) -> str:
-        """The hash of a checkpoint's content, whatever its format."""
+        """Return the hash of a checkpoint's content, which does not depend on its format."""
         with self.open(path) as checkpoint:
             return checkpoint.content_hash()
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> "Setup":
-        """The setup that keyword options describe; they are removed from `options`, which keeps all others."""
+        """Create a setup from keyword options, and remove these from `options`."""
         return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What a dump keeps, and in which precision.
+    """Contents and precision of a dump.
 
-    limit: only the first so many samples of each split. dtype: precision of the forward pass; feature_dtype: that of
-    the stored features. with_logits: whether logits are stored. store: "features" keeps the rows, "moments" class
-    moments in their place (8·C·D² bytes at most, which must fit `memory`), "both" keeps both. max_rows: so many rows
-    of a split are stored, chosen by `rows_seed`, the others only counted, and in the moments. layer_store: what is kept
-    of layers other than the classifier's input. similarity_rows, similarity_seed: how many rows are kept of every layer
-    to be compared with others, the same ones of each, and what they are drawn by.
+    Attributes:
+        limit: Number of samples of each split that are used; all if None.
+        dtype: Precision of the forward pass.
+        feature_dtype: Precision of the stored features.
+        with_logits: Whether logits are stored.
+        store: "features" for rows, "moments" for class moments (at most 8·C·D² bytes), or "both".
+        memory: Largest size of class moments in bytes.
+        max_rows: Largest number of rows stored of each split; the other rows are only counted, and enter the moments.
+        rows_seed: Seed by which these rows are drawn.
+        layer_store: What to store of layers other than the classifier's input: moments, features or both.
+        similarity_rows: Number of rows stored of every layer for comparisons, the same rows of each.
+        similarity_seed: Seed by which these rows are drawn.
     """
 
     limit: int | None = None
@@ -118,20 +133,29 @@ class Storage:
                 raise UsageError(f"{option} {value}: expected one of {', '.join(known)}")
 
     def of_layers(self) -> dict[str, Any]:
-        """What is kept of layers, as a provenance names it."""
+        """Return the fields of a provenance that describe layers."""
         names = ("layer_store", "similarity_rows", "similarity_seed")
         return {name: getattr(self, name) for name in names}
 
     @property
     def forward_dtype(self) -> torch.dtype:
-        """The precision of the forward pass, as torch names it."""
+        """Precision of the forward pass as a torch dtype."""
         return FORWARD_DTYPES[self.dtype]
 
     def require_fitting(self, classes: int, features: int, *, positions: bool = False) -> str | None:
-        """What is to be said of moments that are larger than the memory they may take.
+        """Check that class moments fit the memory limit.
 
-        positions: whether rows are positions, of which each class has few: then only the total second moment is kept.
-        Raises UsageError otherwise, and where not even that fits.
+        Args:
+            classes: Number of classes C.
+            features: Number of features D.
+            positions: Whether rows are positions of samples; if their moments are too large, only the total second
+                moment is stored instead of one per class.
+
+        Returns:
+            A warning if only the total second moment is stored, else None.
+
+        Raises:
+            UsageError: If the moments do not fit.
         """
         needed = 8 * classes * features**2
         if self.store == "features" or needed <= self.memory:

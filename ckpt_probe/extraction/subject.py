@@ -1,4 +1,4 @@
-"""What is forwarded: a model built once, its classifier, and the data it is shown."""
+"""Build the model of a series of checkpoints once, find its classifier and open its data."""
 
 from collections.abc import Generator, Mapping
 from contextlib import suppress
@@ -63,14 +63,14 @@ from ckpt_probe.progress import Progress, Task
 from ckpt_probe.remote import by_address, here
 
 SAMPLE = 2
-"""Samples that a model is run on to find its head."""
+"""Number of samples on which a model is run to find its head."""
 
 
 @dataclass
 class Subject:
-    """A model on its device, ready to take one checkpoint's weights after another, and the splits that it is shown.
+    """A model on its device, which takes the weights of one checkpoint after another, and the splits of its data.
 
-    Where the head has a scale that depends on the weights, `load` reads it anew by running the model on `sample`.
+    If the head has a scale that depends on the weights, `load` determines it again by running the model on `sample`.
     """
 
     model: nn.Module
@@ -82,57 +82,60 @@ class Subject:
     sample: Batch
     setup: Setup
     device: torch.device
-    said: tuple[str, ...] = ()
-    """What was taken off the names of the checkpoint's tensors, what its hyperparameters give, and how it is stored."""
+    model_notes: tuple[str, ...] = ()
+    """Notes about changed tensor names, arguments from hyperparameters, and the storage of the dump."""
 
     taps: Taps = field(default_factory=Taps)
-    """Layers whose rows are wanted beside the classifier's input."""
+    """Layers whose rows are stored beside the classifier's input."""
 
     holds: str | None = None
-    """The checkpoint whose weights the model has."""
+    """Path of the checkpoint whose weights are loaded."""
 
     @property
     def classifier(self) -> str | None:
-        """The name of the model's last linear layer, None where it has no head."""
+        """Name of the model's last linear layer; None if it has no head."""
         return self.head.name
 
     def load(self, state_dict: State, source: str, extra: Mapping[str, Any] | None = None) -> None:
-        """Put a checkpoint's weights, and its extra state of modules, into the model in place.
+        """Load a checkpoint's weights into the model.
 
-        Raises DataError naming `source` if they do not fit.
+        Args:
+            state_dict: Tensors by name.
+            source: Path of the checkpoint, for messages.
+            extra: Extra state of modules.
+
+        Raises:
+            DataError: If they do not fit the model.
         """
         self.holds = None
-        # The last forward pass left the model in its own dtype, into which these weights might not fit.
+        # The last forward pass may have left the model in a narrower dtype than these weights.
         double = any(tensor.dtype == torch.float64 for tensor in state_dict.values())
-        place = torch.device("cpu") if double and self.device.type == "mps" else self.device
-        kind = torch.float64 if double else torch.float32
-        self.model.to(place).to(kind)
+        device = torch.device("cpu") if double and self.device.type == "mps" else self.device
+        dtype = torch.float64 if double else torch.float32
+        self.model.to(device).to(dtype)
         notes = load_weights(self.model, state_dict, source=source, extra=extra)
-        self.said = tuple(dict.fromkeys((*self.said, *notes)))
+        self.model_notes = tuple(dict.fromkeys((*self.model_notes, *notes)))
         if not self.head.settled:
             try:
-                self.head = find_head(self.model, on_device(self.sample, place, kind), self.head.name)
+                self.head = find_head(self.model, on_device(self.sample, device, dtype), self.head.name)
             except CkptProbeError as error:
                 raise type(error)(f"{source}: {error}") from error
         self.holds = source
 
     @property
     def inputs(self) -> str:
-        """One line about how inputs are prepared, with the source of each step."""
+        """One line that describes how inputs are prepared, with the source of each step."""
         return f"inputs: {self.data.name}: {described_inputs(self.data)}"
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said: of names that were changed, of the data when loaded, and of the samples read so far."""
+        """Notes about the model, the data, and the samples read so far."""
         read = {split: notes_of(self.data.split(split)) for split in self.splits}
         of_splits = [f"split {split}: {note}" for split, notes in read.items() for note in notes]
-        return (*self.said, *self.data.notes, *of_splits)
+        return (*self.model_notes, *self.data.notes, *of_splits)
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """The classifier's weights (C, D) and its bias (C,) where it has one, as the model has them now.
-
-        Of a model without a head, weights of no class, (0, D).
-        """
+        """Return the current weights (C, D) and bias (C,) of the classifier; C is 0 for a model without a head."""
         return head_parameters(self.model, self.head)
 
     def forward(
@@ -146,7 +149,7 @@ class Subject:
         progress: Progress | None = None,
         bar: Task | None = None,
     ) -> Generator[Block, None, None]:
-        """Features, labels, logits and layers of one split, block by block: see `forward_blocks`."""
+        """Yield features, labels, logits and layers of one split in blocks; see `forward_blocks`."""
         return forward_blocks(
             self.model,
             self.head,
@@ -163,19 +166,28 @@ class Subject:
         )
 
     def rows_of(self, split: str, limit: int | None) -> int | None:
-        """How many rows the first `limit` samples of a split give; None where that is known when all have been seen."""
-        held = self.data.split(split)
-        count = len(held) if limit is None else min(limit, len(held))
+        """Return the number of rows of the first `limit` samples of a split; None if it is known only after reading."""
+        samples = self.data.split(split)
+        count = len(samples) if limit is None else min(limit, len(samples))
         if self.head.positions != "every":
             return count
-        if isinstance(held, WindowSplit):
-            return held.rows_of(count)
-        return int((held.labels[:count] != LEFT_OUT).sum()) if held.labels.ndim == 2 else None
+        if isinstance(samples, WindowSplit):
+            return samples.rows_of(count)
+        return int((samples.labels[:count] != LEFT_OUT).sum()) if samples.labels.ndim == 2 else None
 
     def provenance(
         self, checkpoint: str, size: int, sha256: str, *, step: int | None, epoch: float | None, storage: Storage
     ) -> Provenance:
-        """Where the numbers of a dump of this subject come from, for the checkpoint of that name, size and hash."""
+        """Return the provenance of a dump.
+
+        Args:
+            checkpoint: Name of the checkpoint.
+            size: Its size in bytes.
+            sha256: Hash of its content.
+            step: Its training step, if known.
+            epoch: Its epoch, if known.
+            storage: Contents of the dump.
+        """
         return Provenance(
             checkpoint=checkpoint,
             checkpoint_size=size,
@@ -209,12 +221,20 @@ class Subject:
 
 
 def open_subject(path: Path, setup: Setup) -> Subject:
-    """Model, data and classifier for a checkpoint: as named by the caller, else by the checkpoint's metadata.
+    """Open model, data and classifier for a checkpoint.
 
-    A function of anybody's is called only where the caller names it: a file's word is not enough, as it could name any.
-    Raises UsageError where neither names them, or only the file names such a function; DataError where the checkpoint
-    does not fit the model, the model does not take the data, the data have no such split, or the model's classifier
-    cannot be found; both as `choose_taps`.
+    They are named by the setup, or else by the checkpoint's metadata. A user's function is called only if the setup
+    names it, because the metadata of an untrusted file could name any function.
+
+    Args:
+        path: Checkpoint.
+        setup: Model and data.
+
+    Raises:
+        UsageError: If neither names model and data, or only the metadata name a user's function; also as in
+            `choose_taps`.
+        DataError: If the checkpoint does not fit the model, the model does not accept the data, a split does not exist,
+            or the classifier cannot be found; also as in `choose_taps`.
     """
     with setup.open(path) as checkpoint:
         stated = _stated_model(checkpoint, setup)
@@ -226,7 +246,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         device = choose_device(setup.device)
         model = build_model(name, arguments, initialised=False)
         remarks = [
-            _told_note(checkpoint, setup, stated),
+            _hyperparameters_note(checkpoint, setup, stated),
             _assumption_note(checkpoint, setup, stated),
             wrapper_note(checkpoint.names, set(model.state_dict())),
             _opaque_note(checkpoint),
@@ -234,19 +254,19 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         remarks += fill(model, checkpoint)
         model.to(device)
         named = setup.classifier or checkpoint.metadata.classifier
-        shown = None
+        inputs = None
         try:
             data = in_model_order(data, class_names(model))
             sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
-            shown = on_device(sample, device)
-            head = find_rows(model, shown, named, setup.pooling, tapped=setup.layers != PENULTIMATE)
-            taps = choose_taps(model, shown, head, setup.layers, setup.pooling)
+            inputs = on_device(sample, device)
+            head = find_rows(model, inputs, named, setup.pooling, tapped=setup.layers != PENULTIMATE)
+            taps = choose_taps(model, inputs, head, setup.layers, setup.pooling)
             classes = len(head_parameters(model, head)[0])
             if not isinstance(head, Backbone):
                 require_classes(classes, data.classes, data.class_names)
                 data = in_width(data, classes)
         except CkptProbeError as error:
-            hint = _channels_hint(model, shown, data)
+            hint = _channels_hint(model, inputs, data)
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}{hint}") from error
     notes = tuple(note for note in remarks if note)
     # A model's directory at an address is in this process's own folder only.
@@ -254,9 +274,10 @@ def open_subject(path: Path, setup: Setup) -> Subject:
 
 
 def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:
-    """The name and the complete arguments of a checkpoint's model, where no data are known that show their sizes.
+    """Return name and complete arguments of a checkpoint's model, without the sizes that its data would give.
 
-    Raises UsageError as `open_subject`.
+    Raises:
+        UsageError: As in `open_subject`.
     """
     return _model(checkpoint, setup, _stated_model(checkpoint, setup), None)
 
@@ -270,11 +291,18 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
 def find_rows(
     model: nn.Module, sample: Batch, named: str | None, pooling: str | None, *, tapped: bool = False
 ) -> Head | Backbone:
-    """A model's head, or what stands for it where the caller, or what the model returns, says that it has none.
+    """Return a model's head, or its backbone if it has no head.
 
-    named: the last linear layer, or "none"; pooling: of the tokens of a model without a head. tapped: whether other
-    layers are wanted too, of which it says the same. Raises UsageError where one is given for a model with a head and
-    no other layer, and as `find_head` and `backbone_of`.
+    Args:
+        model: Model.
+        sample: Inputs of two samples.
+        named: Name of the last linear layer, or "none" for a model without a head; None to find it.
+        pooling: Pooling of the tokens of a model without a head, and of other layers.
+        tapped: Whether other layers are stored too.
+
+    Raises:
+        UsageError: If pooling is set for a model with a head and no other layer is stored; also as in `find_head` and
+            `backbone_of`.
     """
     if named == HEADLESS or (named is None and is_backbone(model, sample)):
         return backbone_of(model, sample, pooling)
@@ -284,10 +312,7 @@ def find_rows(
 
 
 def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Tensor | None]:
-    """The weights (C, D) and the bias (C,) of a model's head, on the CPU.
-
-    They are float64, which holds every dtype's numbers exactly, so that what is analyzed is what the checkpoint says.
-    """
+    """Return weights (C, D) and bias (C,) of a model's head on the CPU, as float64, which represents them exactly."""
     with torch.no_grad():
         weights, bias = head.parameters(model)
     return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
@@ -312,9 +337,9 @@ def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -
 
 def _hints(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
     """Return the model as data may know it; with the sizes of the checkpoint's own tensors if the data ask for them."""
-    name, told = stated
+    name, stated_arguments = stated
     local = here(checkpoint.path)
-    arguments = {**told, **(setup.model_arguments or {})}
+    arguments = {**stated_arguments, **(setup.model_arguments or {})}
     complete = None
     if name is not None and not model_functions(name):
         complete = partial(model_arguments, name, arguments, tensors=_shapes(checkpoint))
@@ -345,9 +370,10 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHi
 
 
 def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dict[str, Any]]:
-    """The model that the caller names, else the checkpoint, else a file beside it; what the latter two say of it.
+    """Return the model's name, from the setup, the metadata or a file beside the checkpoint, and stated arguments.
 
-    Where the caller names it, they say what Lightning's module was constructed with, as far as the model takes it.
+    If the setup names another model than the metadata, the arguments are those hyperparameters of a Lightning module
+    that the model accepts.
     """
     metadata = checkpoint.metadata
     if setup.model is None and metadata.model is None:
@@ -357,13 +383,15 @@ def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dic
     return setup.model, arguments_taken(setup.model, checkpoint.hyperparameters)
 
 
-def _told_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> str | None:
-    """Which of a model's arguments are the checkpoint's hyperparameters, as a sentence."""
+def _hyperparameters_note(
+    checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]
+) -> str | None:
+    """Return a sentence about model arguments that are taken from the checkpoint's hyperparameters."""
     if setup.model is None or setup.model == checkpoint.metadata.model:
         return None
     used = {name: value for name, value in stated[1].items() if name not in (setup.model_arguments or {})}
-    told = ", ".join(f"{name}={value}" for name, value in used.items())
-    return f"model arguments from the checkpoint's hyperparameters: {told}" if told else None
+    values = ", ".join(f"{name}={value}" for name, value in used.items())
+    return f"model arguments from the checkpoint's hyperparameters: {values}" if values else None
 
 
 def _opaque_note(checkpoint: Checkpoint) -> str | None:
@@ -397,7 +425,7 @@ def _assumption_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | N
 def _model(
     checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]], data: LabelledData | None
 ) -> tuple[str, dict[str, Any]]:
-    name, told = stated
+    name, stated_arguments = stated
     path = checkpoint.path
     if name is None:
         arch = checkpoint.facts.get("arch")
@@ -405,15 +433,15 @@ def _model(
         kinds = "timm:NAME, hf:DIR or package.module:function"
         raise UsageError(f"{path}: does not name its model; use --model, such as {kinds}{likely}")
     chosen = setup.model_arguments or {}
-    told = {key: value for key, value in told.items() if key not in chosen}
+    stated_arguments = {key: value for key, value in stated_arguments.items() if key not in chosen}
     if functions := model_functions(name):
         require_named(functions, setup.model, path, f"--model {name}")
-        require_named(functions_within(told), setup.model, path, f"--model {name} --model-arguments …")
+        require_named(functions_within(stated_arguments), setup.model, path, f"--model {name} --model-arguments …")
     shape, classes, padding = (None, None, None) if data is None else (data.input_shape, data.classes, data.padding)
     if data is None and (heads := likely_heads(checkpoint.layout)):
         classes = heads[0].classes
     assumed = _assumed(checkpoint, name)
-    complete = {**assumed, **told, **chosen}
+    complete = {**assumed, **stated_arguments, **chosen}
     tensors = _shapes(checkpoint)
     known = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": tensors}
     return name, model_arguments(name, complete, **known)

@@ -1,4 +1,4 @@
-"""HDF5 files of anybody: looked over by a process of their own where they could crash the library, opened, checked."""
+"""Open untrusted HDF5 files: a child process opens files that could crash the library first, then they are checked."""
 
 from ckpt_probe.hdf5.files import (
     BROKEN,

@@ -1,4 +1,4 @@
-"""The process that opens doubtful HDF5 files for `lookover`: a path a line comes in, an empty line tells it lived."""
+"""Open untrusted HDF5 files for `lookover`: read one path per line, answer each with an empty line."""
 
 import os
 import signal
@@ -12,18 +12,18 @@ from ckpt_probe.hdf5.files import items, opened_here, require_own
 
 MEMORY = 2 * 2**30
 LARGEST_CHUNK = 2**26
-"""Bytes of a chunk that are read for the sake of the filters it went through."""
+"""Largest size in bytes of a chunk that is read to test its filters."""
 
 
 def main() -> None:
-    """Look over file after file until there are no more."""
-    # Ctrl-C is for the process that asks; it closes our input when it goes.
+    """Walk through one file after another until the input ends."""
+    # Ctrl-C is handled by the parent process, which closes the input when it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit("RLIMIT_AS", MEMORY)
     _limit("RLIMIT_CORE", 0)
     for line in sys.stdin.buffer:
         _limit("RLIMIT_CPU", int(sum(os.times()[:2])) + int(sys.argv[1]))
-        # What is wrong with a file is told where it is opened in earnest.
+        # The parent process finds and reports the same error when it opens the file.
         with suppress(Exception):
             walk_through(Path(os.fsdecode(bytes.fromhex(line.decode()))))
         sys.stdout.buffer.write(b"\n")
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def walk_through(path: Path) -> None:
-    """Do once what a reader of a file does: its objects, attributes, and the first and last row of each dataset."""
+    """Read all objects and attributes of a file, and the first and last row of each dataset."""
     with opened_here(path) as file:
         require_own(path, file)
         for _, item in items(file):
@@ -55,7 +55,7 @@ def _read_ends(dataset: h5py.Dataset) -> None:
 
 def _limit(name: str, most: int) -> None:
     with suppress(ImportError, AttributeError, ValueError, OSError):
-        # Windows has none of these limits, and macOS not all.
+        # Windows has no such limits, and macOS only some of them.
         import resource
 
         kind = getattr(resource, name)

@@ -1,4 +1,4 @@
-"""HDF5 files of anybody: opened, checked to lead nowhere and to hold what they claim, their damage told in one line."""
+"""Open untrusted HDF5 files; refuse links to other files and false sizes, and report damage in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5.lookover import look_over
 
 BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
-"""What h5py raises where the bytes of a file are damaged; ValueError holds text that is no UTF-8."""
+"""Errors that h5py raises for damaged files; text that is not UTF-8 raises a ValueError."""
 
 CLASS_NAMES = "class_names"
-"""The dataset of names of classes; the only one that holds texts."""
+"""Name of the dataset of class names, the only one that contains texts."""
 
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
 """HDF5's own filters and h5py's, by number."""
@@ -24,21 +24,23 @@ FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6:
 COMPRESSING = frozenset({1, 4, 5, 6, 32000})
 LARGEST_RATIO = 1000
 UNCHECKED_BYTES = 2**30
-"""Up to here a dataset may be compressed as far as it likes."""
+"""Size in bytes up to which a dataset may have any compression ratio."""
 
 FOLLOWED = (h5l.TYPE_HARD, h5l.TYPE_SOFT)
-"""Kinds of links that stay in the file."""
+"""Kinds of links to objects of the same file."""
 
 DEEPEST = 8
-"""Groups within groups that are followed."""
+"""Largest depth of nested groups."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """A file open for reading. Raises DataError where it is missing, a directory, truncated or no HDF5.
+    """Open a file for reading, within a `with` block.
 
-    Where its structure is under no checksum it is opened by a child process first (`lookover`), and DataError raised
-    where that one does not survive it.
+    If the structure of the file has no checksums, a child process opens it first (`lookover`).
+
+    Raises:
+        DataError: If the file is missing, a directory, truncated or not HDF5, or the child process did not survive it.
     """
     if path.is_file():
         look_over(path)
@@ -48,7 +50,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def opened_here(path: Path) -> Iterator[h5py.File]:
-    """As `opened`, whatever it may do to this process."""
+    """Open a file without the check by a child process; otherwise like `opened`."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
@@ -64,21 +66,27 @@ def opened_here(path: Path) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def own_reads(path: Path, place: str | None = None) -> Iterator[None]:
-    """Only around what is read here: an error of a caller's own is not the dump's fault."""
+def own_reads(path: Path, name: str | None = None) -> Iterator[None]:
+    """Turn errors of h5py inside the `with` into DataError; it must not surround code of a caller.
+
+    Args:
+        path: File, for the message.
+        name: Name of the object that is read, for the message.
+    """
     try:
         yield
     except BROKEN as error:
-        where = f"{path}: {place}" if place else str(path)
+        where = f"{path}: {name}" if name else str(path)
         raise DataError(f"{where}: cannot be read and may be damaged: {_first_clause(error)}") from error
 
 
 def require_own(path: Path, file: h5py.File) -> None:
-    """Raise DataError, naming the place, where a file leads outside itself or claims what it cannot hold.
+    """Check that a file refers to no other file and is as large as it claims, without reading any dataset.
 
-    That is external and user-defined links, external raw storage, virtual datasets, unknown filters, types that are no
-    numbers (nor texts of one length, for names of classes), shapes beyond what is stored, and compression by more than
-    1,000 times over 1 GiB. Nothing is read for it.
+    Raises:
+        DataError: For external and user-defined links, external raw storage, virtual datasets, unknown filters,
+            datasets other than numbers (class names may be texts of one length), shapes larger than the stored bytes,
+            and datasets over 1 GiB compressed by more than 1,000 times.
     """
     for name, item in items(file, path):
         if isinstance(item, h5py.Dataset):
@@ -86,7 +94,7 @@ def require_own(path: Path, file: h5py.File) -> None:
 
 
 def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]]:
-    """Every object of a file by its name, groups before what is in them, each once; links to nowhere left out."""
+    """Yield name and object of every group and dataset once, groups before their members; skip broken links."""
     waiting: list[tuple[str, Any, int]] = [("/", file, 0)]
     seen = set()
     while waiting:
@@ -105,9 +113,9 @@ def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]
             if item.id.links.get_info(key.encode(errors="surrogateescape")).type not in FOLLOWED:
                 link = _described(item.get(key, getlink=True))
                 raise DataError(f"{path or file.filename}: {inner.strip('/')}: {link}, which is not followed")
-            found = item.get(key)
-            if isinstance(found, h5py.Group | h5py.Dataset):
-                waiting.append((inner, found, depth + 1))
+            member = item.get(key)
+            if isinstance(member, h5py.Group | h5py.Dataset):
+                waiting.append((inner, member, depth + 1))
 
 
 def _described(link: Any) -> str:
@@ -140,14 +148,18 @@ def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> None:
 
 
 def groups_with(file: h5py.File, *names: str) -> dict[str, Any]:
-    """The groups that hold all of these names, by their own; only the root, called "", where it does."""
+    """Return groups that contain all of `names`, by name; only the root, named "", if it does."""
     if set(names) <= set(file):
         return {"": file}
     return {name: item for name, item in file.items() if isinstance(item, h5py.Group) and set(names) <= set(item)}
 
 
 def read_names(path: Path, dataset: Any) -> tuple[str, ...]:
-    """Names of classes, texts of one length in UTF-8. Raises DataError where they are not."""
+    """Return class names, stored as texts of one length in UTF-8.
+
+    Raises:
+        DataError: If the dataset is something else.
+    """
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind != "S":
         raise DataError(f"{path}: {CLASS_NAMES}: expected (C,) texts of fixed length, found {dataset}")
     with own_reads(path, CLASS_NAMES):
@@ -155,8 +167,8 @@ def read_names(path: Path, dataset: Any) -> tuple[str, ...]:
 
 
 def native(values: np.ndarray) -> np.ndarray:
-    """Numbers in the byte order of this machine, and no wider than float64."""
-    # torch takes neither the other byte order nor numbers wider than float64.
+    """Convert numbers to the byte order of this machine, and to float64 if they are wider."""
+    # torch accepts neither the other byte order nor numbers wider than float64.
     kind = values.dtype.newbyteorder("=")
     return values.astype(np.float64 if kind.kind == "f" and kind.itemsize > 8 else kind, copy=False)
 

@@ -1,4 +1,4 @@
-"""Files that could crash the HDF5 library, or keep it for ever, are opened by a child process first."""
+"""Open files that could crash or hang the HDF5 library in a child process first."""
 
 import atexit
 import os
@@ -14,32 +14,34 @@ from ckpt_probe.errors import DataError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 FIRST_WITH_CHECKSUMS = 2
-"""Version of the superblock from which on everything but the numbers themselves has a checksum."""
+"""First version of the superblock with checksums for everything except the numbers themselves."""
 
 PROCESSOR_SECONDS = 8
-"""Of the child's own time for one file, after which it ends itself."""
+"""Processor time for one file after which the child ends itself."""
 WAITED_SECONDS = 180
-"""For a file that cannot be read because a disk does not answer."""
+"""Longest wait for an answer, in case a disk does not respond."""
 
 _child: tuple[int, subprocess.Popen[bytes]] | None = None
-"""The number of the process that it belongs to, which a copy of that one is not, and the child."""
+"""The child, and the id of the process that started it (a forked copy must start a child of its own)."""
 _sound: dict[Path, tuple[int, ...]] = {}
 _turn = threading.Lock()
 
 
 def look_over(path: Path) -> None:
-    """Have a file opened and walked through elsewhere, once, where its metadata is under no checksum.
+    """Have the child walk through a file, once per version of the file, if its metadata has no checksums.
 
-    What is found wrong there is not told: whoever opens it next finds the same, and says so. Raises DataError where the
-    library crashed, took more than `PROCESSOR_SECONDS` or more memory than the child may have.
+    Other errors are not reported here, because opening the file afterwards raises them again.
+
+    Raises:
+        DataError: If the library crashed, or needed more than `PROCESSOR_SECONDS` or more memory than allowed.
     """
     try:
-        found = path.stat()
+        state = path.stat()
         if _has_checksums(path):
             return
     except OSError:
         return
-    now = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    now = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
     with _turn:
         if _sound.get(path) == now:
             return
@@ -48,12 +50,12 @@ def look_over(path: Path) -> None:
 
 
 def _has_checksums(path: Path) -> bool:
-    """Whether the superblock is of a version with checksums, and the root group too."""
+    """Return whether superblock and root group are of a version with checksums."""
     with path.open("rb") as file:
         start = file.read(48)
         if start[:8] != SIGNATURE or len(start) < 48 or start[8] < FIRST_WITH_CHECKSUMS or start[9] != 8:
             return False
-        base, root = (int.from_bytes(start[place : place + 8], "little") for place in (12, 36))
+        base, root = (int.from_bytes(start[offset : offset + 8], "little") for offset in (12, 36))
         with suppress(OSError, OverflowError, ValueError):
             file.seek(base + root)
             return file.read(4) == b"OHDR"
@@ -62,7 +64,7 @@ def _has_checksums(path: Path) -> bool:
 
 def _ask(path: Path) -> None:
     child = _running()
-    told = "it is damaged, or was made for this; get it again from its source"
+    advice = "it is damaged, or was made to do this; get it again from its source"
     try:
         assert child.stdin is not None
         child.stdin.write(os.fsencode(path.absolute()).hex().encode() + b"\n")
@@ -75,10 +77,10 @@ def _ask(path: Path) -> None:
         return
     _end()
     if not answered:
-        raise DataError(f"{path}: reading its structure took longer than {WAITED_SECONDS} seconds; {told}")
+        raise DataError(f"{path}: reading its structure took longer than {WAITED_SECONDS} seconds; {advice}")
     if child.returncode == -getattr(signal, "SIGXCPU", 0):
-        raise DataError(f"{path}: the HDF5 library came to no end within {PROCESSOR_SECONDS} seconds; {told}")
-    raise DataError(f"{path}: the HDF5 library crashed on it ({_how(child.returncode)}); {told}")
+        raise DataError(f"{path}: the HDF5 library came to no end within {PROCESSOR_SECONDS} seconds; {advice}")
+    raise DataError(f"{path}: the HDF5 library crashed on it ({_how(child.returncode)}); {advice}")
 
 
 def _how(code: int) -> str:
@@ -103,7 +105,7 @@ def _end() -> None:
             with suppress(OSError):
                 if pipe:
                     pipe.close()
-        # It ends by itself when nothing more can come, but not where it hangs.
+        # It ends by itself when its input is closed, unless it hangs.
         with suppress(subprocess.TimeoutExpired):
             process.wait(1)
         process.kill()

@@ -1,4 +1,4 @@
-"""Weighted sums of blocks of numbers as files hold them: bytes in, bytes out, in buffers that are used again."""
+"""Compute weighted sums of blocks of numbers, from bytes of files to bytes of files, in reused buffers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,25 +11,25 @@ from ckpt_probe.checkpoints.writing import TORCH_NAMES
 from ckpt_probe.errors import DataError
 
 ENTRIES = 2**18
-"""Numbers of one block: fewer, and threads wait for each other's turns; more, and buffers leave the cache."""
+"""Numbers per block: with fewer, threads wait for each other; with more, buffers exceed the processor's cache."""
 
 HIGH = np.uint32(0xFFFF0000)
 
 OVERFLOW = {"F64": math.inf, "F32": 2.0**128 - 2.0**103, "F16": 2.0**16 - 2.0**4, "BF16": 2.0**128 - 2.0**119}
-"""Smallest magnitude that is infinite once it is rounded to a dtype."""
+"""Smallest magnitude that becomes infinite when it is rounded to a dtype."""
 
 LARGEST = {"F64": 2.0**1023 * (2 - 2**-52), "F32": 2.0**128 - 2.0**104, "F16": 65504.0, "BF16": 2.0**128 - 2.0**120}
 """Largest number of a dtype."""
 
 HEADROOM = 2.0**-64
-"""Factor by which numbers are scaled where their sum overflows; exact, as it is a power of two."""
+"""Factor by which numbers are scaled if their sum overflows; exact, because it is a power of two."""
 
 Blend = Callable[["Buffers", Sequence[np.ndarray]], np.ndarray]
 """Decoded blocks of every source → their mix, in one of the buffers."""
 
 
 class Buffers:
-    """What one thread works in: a raw block of each source, decoded ones, one of output."""
+    """Buffers of one thread: a raw and a decoded block of each source, and blocks for sum and output."""
 
     def __init__(self, sources: int) -> None:
         self.raw = [np.empty(8 * ENTRIES, np.uint8) for _ in range(sources)]
@@ -74,10 +74,14 @@ def _round_to_odd(numbers: np.ndarray) -> np.ndarray:
 
 
 def split_pairs(raw: np.ndarray, into: np.ndarray) -> np.ndarray:
-    """bfloat16 bytes as float32, the numbers at even places first and those at odd ones after them.
+    """Decode bfloat16 bytes to float32, first all numbers at even positions, then all at odd ones.
 
-    Two numbers share four bytes, of which either half is reached without moving single numbers; a sum of blocks asks
-    for no order, and `join_pairs` restores it. Where the count is odd, two bytes of zeros are expected after `raw`.
+    Two numbers share four bytes, so that this takes one shift and one mask. A sum of blocks does not depend on the
+    order, and `join_pairs` restores it.
+
+    Args:
+        raw: Bytes of an even count of numbers; two zero bytes are appended to an odd one.
+        into: Buffer for the result, uint8.
     """
     pairs = raw.view(np.uint32)
     split = into[: 8 * len(pairs)].view(np.uint32)
@@ -87,7 +91,10 @@ def split_pairs(raw: np.ndarray, into: np.ndarray) -> np.ndarray:
 
 
 def join_pairs(numbers: np.ndarray, into: np.ndarray, spare: np.ndarray) -> np.ndarray:
-    """The reverse of `split_pairs`, rounded to nearest, ties to even, as bytes; overwrites `numbers`."""
+    """Encode numbers in the order of `split_pairs` as bfloat16 bytes, rounded to nearest, ties to even.
+
+    `numbers` is overwritten.
+    """
     bits = numbers.view(np.uint32)
     half = len(bits) // 2
     odd = spare[: 4 * len(bits)].view(np.uint32)
@@ -103,7 +110,7 @@ def join_pairs(numbers: np.ndarray, into: np.ndarray, spare: np.ndarray) -> np.n
 
 
 def line(alpha: float) -> Blend:
-    """The point at `alpha` between two sources, exact where both agree: a + α (b − a), from the nearer end."""
+    """Return the interpolation a + α (b − a) of two sources, computed from the nearer end and exact if both agree."""
 
     def blend(buffers: Buffers, sources: Sequence[np.ndarray]) -> np.ndarray:
         a, b = sources
@@ -120,7 +127,7 @@ def line(alpha: float) -> Blend:
 
 
 def weighted(weights: Sequence[float]) -> Blend:
-    """The sum of all sources, each times its weight, in their order."""
+    """Return the weighted sum of all sources, added in their order."""
 
     def blend(buffers: Buffers, sources: Sequence[np.ndarray]) -> np.ndarray:
         first = sources[0]
@@ -152,7 +159,7 @@ def settle_range(
         DataError: If a source holds NaN or infinity, or the mix a number too large for `dtype`.
     """
     bound = OVERFLOW[dtype]
-    # NaN is neither above nor below a bound.
+    # Comparisons with NaN are false.
     if -bound < mix.min() and mix.max() < bound:
         return
     places = np.flatnonzero(~(np.abs(mix) < bound))

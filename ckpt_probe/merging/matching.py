@@ -1,4 +1,4 @@
-"""Whether two checkpoints have the same tensors, so that a path between them has a meaning."""
+"""Check that two checkpoints have the same tensors, so that they can be merged."""
 
 from collections.abc import Mapping
 
@@ -7,8 +7,8 @@ from ckpt_probe.checkpoints.numbers import ITEM_BYTES
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.wrappers import matching_names
 
-WHOLE = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
-"""Dtypes of whole numbers, which are copied."""
+INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
+"""Dtypes of integers and booleans, which are copied."""
 
 
 def check_match(a: Checkpoint, b: Checkpoint, *, converted: bool | None = None) -> dict[str, str]:
@@ -39,7 +39,7 @@ def check_match(a: Checkpoint, b: Checkpoint, *, converted: bool | None = None) 
         "of another shape": [f"{m} {a.shape(m)} / {b.shape(n)}" for m, n in names.items() if a.shape(m) != b.shape(n)],
         f"of another dtype{hint}": kinds,
     }
-    listing = [f"{len(faulty)} {what}: {listed(faulty)}" for what, faulty in faults.items() if faulty]
+    listing = [f"{len(faulty)} {fault}: {listed(faulty)}" for fault, faulty in faults.items() if faulty]
     if listing:
         raise DataError(f"{a.path} and {b.path} do not have the same tensors; {'; '.join(listing)}")
     return names
@@ -62,8 +62,10 @@ def _same_kind(a: str, b: str, converted: bool | None) -> bool:
 
 
 def check_averaged(a: Checkpoint) -> None:
-    """Raise DataError where no sum can be taken of a checkpoint's tensors, for their dtype or as they are quantised."""
-    unfit = {name: a.dtype(name) for name in a.names if a.dtype(name) not in WHOLE and a.dtype(name) not in ITEM_BYTES}
+    """Raise DataError if a tensor of a checkpoint is quantised or of a dtype that cannot be averaged."""
+    unfit = {
+        name: a.dtype(name) for name in a.names if a.dtype(name) not in INTEGERS and a.dtype(name) not in ITEM_BYTES
+    }
     unfit |= {name: f"quantised ({how})" for name, how in quantised(a.layout).items() if name not in unfit}
     if unfit:
         name, kind = next(iter(unfit.items()))

@@ -1,7 +1,7 @@
-"""Points on a line and averages written block by block: memory depends neither on the files nor on their tensors.
+"""Write interpolations and averages of checkpoints block by block, in memory independent of their size.
 
-Needs neither a model nor torch. Every block is computed by itself, so that the output is the same, bit for bit,
-whatever the number of threads.
+Neither a model nor torch is needed. Blocks are independent of each other, so that the output is identical, bit for bit,
+for any number of threads.
 """
 
 import json
@@ -36,7 +36,7 @@ DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF1
 OF_A_POINT = frozenset(
     f"ckpt_probe.{name}" for name in ("step", "epoch", "metrics", "seed", "sparsity", "pruned", "alignment")
 )
-"""Metadata that holds for one checkpoint alone, and for no point between two."""
+"""Metadata that describe a single checkpoint, and are left out of a merged one."""
 
 MOST_THREADS = 4
 FLUSH_SECONDS = 0.05
@@ -45,7 +45,12 @@ _FLUSH = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 
 @dataclass(frozen=True)
 class InterpolationSummary:
-    """How many tensors were interpolated, and which ones, being whole numbers or booleans, were copied from A."""
+    """The result of `interpolate` or `average`.
+
+    Attributes:
+        interpolated: Number of interpolated tensors.
+        copied: Names of the integer and boolean tensors, which were copied from the first checkpoint.
+    """
 
     interpolated: int
     copied: tuple[str, ...]
@@ -95,13 +100,13 @@ def interpolate(
     progress = progress or NullProgress()
     if not math.isfinite(alpha):
         raise UsageError(f"alpha must be a finite number, found {alpha}")
-    told = {"a": Path(a).name, "b": Path(b).name, "alpha": alpha, "path": "linear"}
+    origin = {"a": Path(a).name, "b": Path(b).name, "alpha": alpha, "path": "linear"}
     with ExitStack() as stack:
         ends = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in (a, b)]
         ends = _matched(ends, dtype, progress)
-        # At an end there is nothing to compute, and the bits stay.
+        # At either end the checkpoint is copied, bit for bit.
         end = {0.0: ends[:1], 1.0: ends[1:]}.get(alpha)
-        work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), told)
+        work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), origin)
         return work.write(Path(out), [Path(a), Path(b)], threads, overwrite, progress)
 
 
@@ -117,9 +122,25 @@ def average(
     base: Path | str | None = None,
     progress: Progress | None = None,
 ) -> InterpolationSummary:
-    """Write the weighted average of checkpoints ("model soup", Wortsman et al. 2022); equal weights if None.
+    """Write the weighted average of checkpoints ("model soup", Wortsman et al. 2022).
 
-    weights: one per checkpoint, used as given, not scaled to sum to 1. Files, dtypes and errors as in `interpolate`.
+    Args:
+        checkpoints: At least two checkpoints of any format.
+        out: File or directory to write, as in `interpolate`.
+        weights: One weight per checkpoint, not scaled to sum to 1; equal weights that sum to 1 if None.
+        dtype: As in `interpolate`.
+        threads: As in `interpolate`.
+        overwrite: Whether `out` may exist.
+        state_key: As in `open_checkpoint`, for all.
+        base: As in `open_checkpoint`, for all.
+        progress: Where progress and notes go.
+
+    Returns:
+        Number of averaged tensors, and names of those that were copied.
+
+    Raises:
+        DataError: As in `interpolate`.
+        UsageError: If there are fewer than two checkpoints or the weights do not fit; otherwise as in `interpolate`.
     """
     progress = progress or NullProgress()
     if len(checkpoints) < 2:
@@ -127,17 +148,24 @@ def average(
     chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]
     if len(chosen) != len(checkpoints) or not all(math.isfinite(weight) for weight in chosen):
         raise UsageError(f"weights: expected {len(checkpoints)} finite numbers, one per checkpoint, found {chosen}")
-    told = {"average": [Path(path).name for path in checkpoints], "weights": chosen}
+    origin = {"average": [Path(path).name for path in checkpoints], "weights": chosen}
     with ExitStack() as stack:
         sources = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in checkpoints]
         sources = _matched(sources, dtype, progress)
-        work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), told)
+        work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), origin)
         return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite, progress)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some numbers of a tensor, and where their mix goes."""
+    """A block of consecutive numbers of a tensor.
+
+    Attributes:
+        name: Name of the tensor.
+        first: Index of the first number.
+        count: Number of numbers.
+        target: Offset of the block in the output file, in bytes.
+    """
 
     name: str
     first: int
@@ -147,16 +175,21 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Work:
-    """Sources of the same tensors, how their blocks are mixed (None: the only source is copied), and into what.
+    """A merge of checkpoints with the same tensors.
 
-    template: whose shards and metadata the output has.
+    Attributes:
+        template: Checkpoint whose shards and metadata the output has.
+        sources: Checkpoints to merge.
+        blend: How blocks are mixed; None if the only source is copied.
+        dtype: Name of the output's dtype in safetensors; None for that of the template.
+        origin: Description of the merge, for the metadata.
     """
 
     template: Checkpoint
     sources: list[Checkpoint]
     blend: blending.Blend | None
     dtype: str | None
-    told: dict[str, Any]
+    origin: dict[str, Any]
 
     def write(
         self, out: Path, inputs: Sequence[Path], threads: int | None, overwrite: bool, progress: Progress
@@ -164,9 +197,9 @@ class _Work:
         read = [*inputs, *(file for source in self.sources for file in source.files)]
         if out.exists() and any(out.samefile(path) for path in read):
             raise UsageError(f"{out}: is one of the input checkpoints; choose another name")
-        # By either way: what a link leads to, and the link itself, which would go with its directory.
-        places = [place for path in read for place in (path.resolve(), path.parent.resolve() / path.name)]
-        if any(out.resolve() in place.parents for place in places):
+        # Both the target of a link and the link itself, which would be removed with its directory.
+        inside = [file for path in read for file in (path.resolve(), path.parent.resolve() / path.name)]
+        if any(out.resolve() in file.parents for file in inside):
             raise UsageError(f"{out}: contains one of the input checkpoints; choose another name")
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, found {threads}")
@@ -185,32 +218,32 @@ class _Work:
         template = self.template
         if template.index is None:
             with replacing(out, overwrite=overwrite) as temporary:
-                self._write_shard(_whole(template), temporary, workers, bar)
+                self._write_shard(_single_shard(template), temporary, workers, bar)
         else:
-            kept = {file.name for file in companions(template.index.parent)}
+            copied = {file.name for file in companions(template.index.parent)}
             if overwrite and out.is_dir():
-                _require_sharded(out, kept)
+                _require_sharded(out, copied)
             with replacing_directory(out, overwrite=overwrite) as folder:
                 self._write_shards(template.index, folder, workers, bar)
-                # Writing takes its time, in which more may have come there.
+                # Other files may have been added while this was written.
                 if overwrite and out.is_dir():
-                    _require_sharded(out, kept)
+                    _require_sharded(out, copied)
 
-    def _write_shards(self, told: Path, folder: Path, workers: int, bar: Task) -> None:
+    def _write_shards(self, index_file: Path, folder: Path, workers: int, bar: Task) -> None:
         total = 0
         for shard in self.template.shards:
             self._write_shard(shard, folder / shard.name, workers, bar)
             total += sum(map(self._bytes, shard.tensors))
-        index = read_object(told, "an index of shards")
+        index = read_object(index_file, "an index of shards")
         index.setdefault("metadata", {})["total_size"] = total
-        (folder / told.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        for file in companions(told.parent):
+        (folder / index_file.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        for file in companions(index_file.parent):
             shutil.copyfile(file, folder / file.name)
 
     def _write_shard(self, shard: Shard, path: Path, workers: int, bar: Task) -> None:
         layout = {name: (self._target_dtype(name), self.template.shape(name)) for name in shard.tensors}
         metadata = {name: value for name, value in shard.metadata.items() if name not in OF_A_POINT}
-        metadata["ckpt_probe.path"] = json.dumps(self.told)
+        metadata["ckpt_probe.path"] = json.dumps(self.origin)
         start = header(layout, without_hashes(metadata, layout))
         digests = Digests(self.sources)
         with path.open("wb", buffering=0) as target:
@@ -235,7 +268,7 @@ class _Work:
         mixed = self.template.dtype(block.name) in ITEM_BYTES
         sources = self.sources if mixed else self.sources[:1]
         raw = [_read(source, buffer, block) for source, buffer in zip(sources, buffers.raw, strict=False)]
-        # Before they are mixed, which may happen in place.
+        # Before they are mixed, which may overwrite them.
         digests.read(block.name, block.first, raw)
         done = self._mixed(buffers, raw, block) if mixed else raw[0]
         _write(target, done, block.target)
@@ -276,7 +309,7 @@ class _Work:
 
 
 def _matched(sources: Sequence[Checkpoint], dtype: str | None, progress: Progress) -> list[Checkpoint]:
-    """Return sources that call their tensors as the first does, with a note where that changes names."""
+    """Return the sources with the tensor names of the first one; report changed names to `progress`."""
     first, *others = sources
     matched = [first]
     for other in others:
@@ -287,8 +320,8 @@ def _matched(sources: Sequence[Checkpoint], dtype: str | None, progress: Progres
     return matched
 
 
-def _whole(checkpoint: Checkpoint) -> Shard:
-    """All tensors as those of one file; of a safetensors file in its own order, with its metadata."""
+def _single_shard(checkpoint: Checkpoint) -> Shard:
+    """Return one shard with all tensors; for a safetensors file in the order of the file, with its metadata."""
     if len(checkpoint.shards) == 1:
         return checkpoint.shards[0]
     return Shard("", tuple(checkpoint.names), checkpoint.raw_metadata)
@@ -316,7 +349,7 @@ def _write(file: BinaryIO, data: Any, offset: int) -> None:
 
 @contextmanager
 def _flushing(file: BinaryIO) -> Iterator[None]:
-    """Have what is written reach the disk while more is computed, so that little waits for the end."""
+    """Flush the file to the disk in the background, so that the flush at the end is short."""
     done = threading.Event()
 
     def flush() -> None:
@@ -329,32 +362,32 @@ def _flushing(file: BinaryIO) -> Iterator[None]:
             yield
         finally:
             done.set()
-        # A failure of the disk is told once, and may have been told to this thread.
+        # The system reports a write error to only one caller, which may have been this thread.
         flushing.result()
 
 
-def _require_sharded(out: Path, kept: Set[str]) -> None:
-    """Raise UsageError where a directory to be replaced has more than a sharded checkpoint and companions `kept`."""
+def _require_sharded(out: Path, copied: Set[str]) -> None:
+    """Raise UsageError if a directory to be replaced has more than a sharded checkpoint and the files `copied`."""
     try:
-        with open_checkpoint(out) as there:
-            files, reason = (() if there.index is None else there.files), "no index of shards"
+        with open_checkpoint(out) as existing:
+            files, reason = (() if existing.index is None else existing.files), "no index of shards"
     except CkptProbeError as error:
         files, reason = (), str(error)
     entries = sorted(out.iterdir())
     if not files:
         first = entries[0].name if entries else "nothing"
-        told = f"contains {first} and is not a sharded checkpoint ({reason})"
+        problem = f"contains {first} and is not a sharded checkpoint ({reason})"
     else:
-        ours = {*files, *(out / name for name in kept)}
+        ours = {*files, *(out / name for name in copied)}
         foreign = next((entry.name for entry in entries if entry not in ours), None)
         if foreign is None:
             return
-        told = f"also contains {foreign}"
-    raise UsageError(f"{out}: not replaced, because it {told}; choose another name, or remove it yourself")
+        problem = f"also contains {foreign}"
+    raise UsageError(f"{out}: not replaced, because it {problem}; choose another name, or remove it yourself")
 
 
 def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> None:
-    """Do every block, each worker with buffers of its own; the first error ends all."""
+    """Run `task` for every block in several threads, each with its own buffers; the first error ends all of them."""
     lock, failed = threading.Lock(), threading.Event()
 
     def work() -> None:
@@ -375,7 +408,7 @@ def _run(task: Any, blocks: Iterator[_Block], sources: int, workers: int) -> Non
             for running in [pool.submit(work) for _ in range(workers)]:
                 running.result()
         except BaseException:
-            # Ctrl-C reaches this thread alone: the others end after the block that each is at.
+            # Only this thread receives Ctrl-C: the others end after their current block.
             failed.set()
             raise
 

@@ -1,4 +1,4 @@
-"""Independent tasks: in this process, in processes of this machine, or on a Dask cluster; and who does which."""
+"""Run independent tasks in this process, in worker processes or on a Dask cluster, and claim files for them."""
 
 from ckpt_probe.scheduling.claims import Claim, UnclaimedError, claimed, claimed_in_turn, remove_abandoned
 from ckpt_probe.scheduling.dispatch import Team, in_turn, results

@@ -1,9 +1,10 @@
-"""Claims: which of several processes, on one machine or many that share a directory, is at which file.
+"""Claim output files, so that several processes that share a directory do not write the same one.
 
-A claim on NAME is a file beside it, `.NAME.claim-1`, made exclusively, which needs no locks; its holder touches it
-every few seconds. One that nobody has touched for a while, or whose process on this machine is gone, is taken over by
-making `.NAME.claim-2`, which again only one process can; the highest number counts. Time is that of the observer: a
-claim is stale where he has seen no change for so long, whatever clocks of other machines say.
+A claim on NAME is a file beside it, `.NAME.claim-1`, created exclusively, which needs no locks. Its holder touches it
+every few seconds. If it has not been touched for a while, or its process on this machine has ended, another process
+takes over by creating `.NAME.claim-2`, which again only one process can; the highest number counts. Each observer
+measures time with its own clock: a claim is stale if the observer has seen no change for `STALE_SECONDS`, whatever the
+clocks of other machines show.
 """
 
 import json
@@ -25,15 +26,15 @@ from ckpt_probe.scheduling.tasks import Busy
 BEAT_SECONDS = 5.0
 PAUSE_SECONDS = 0.5
 STALE_SECONDS = 60.0
-"""Without a beat for so long, a claim's holder is taken for dead."""
+"""Seconds without a change after which the holder of a claim is considered dead."""
 
 _CLAIM = re.compile(r"\.(.+)\.claim-(\d{1,9})")
 _seen: dict[Path, tuple[tuple[int, int, str], float]] = {}
-"""Claims of others as they were last found, and since when on this process's clock they have looked so."""
+"""State of each claim of another process when last read, and the time since when it has been in that state."""
 
 
 class UnclaimedError(DataError):
-    """A claim that cannot be made, as its directory cannot be written."""
+    """Raised if a claim cannot be created because its directory is not writable."""
 
 
 @dataclass(frozen=True)
@@ -43,39 +44,56 @@ class Claim:
     file: Path
 
     def beat(self) -> None:
-        """Show that its holder is alive."""
+        """Touch the file to show that the holder is alive."""
         with suppress(OSError):
             os.utime(self.file)
 
 
 @contextmanager
 def claimed(path: Path, *, stale: float = STALE_SECONDS) -> Iterator[Claim | Busy]:
-    """A claim on `path` for the time of the `with`, or `Busy` with who has it.
+    """Claim `path` for the duration of the `with`.
 
-    What is made under a claim may have been finished by another just before: look again once it is held. Raises
-    UnclaimedError where the directory cannot be written.
+    Another process may have finished the file just before: check for it again once the claim is yours.
+
+    Args:
+        path: File that is going to be written.
+        stale: Seconds without a change after which another process's claim is taken over.
+
+    Yields:
+        The claim, or `Busy` if another process has one.
+
+    Raises:
+        UnclaimedError: If the directory is not writable.
     """
     path = Path(path)
-    found = _taken(path, stale)
-    if isinstance(found, Busy):
-        yield found
+    claim = _claim(path, stale)
+    if isinstance(claim, Busy):
+        yield claim
         return
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(found, ended), name="claim", daemon=True)
+    beating = threading.Thread(target=_beat, args=(claim, ended), name="claim", daemon=True)
     beating.start()
     try:
-        yield found
+        yield claim
     finally:
         ended.set()
         beating.join()
-        _release(path, found)
+        _release(path, claim)
 
 
 @contextmanager
 def claimed_in_turn(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """A claim on `path` for the time of the `with`, after whoever has it now; yields whether that was waited for.
+    """Claim `path` for the duration of the `with`, waiting until the current holder releases it.
 
-    say: where it is told, once. Raises as `claimed`.
+    Args:
+        path: File that is going to be written.
+        say: Function that shows one message if there is a wait.
+
+    Yields:
+        Whether there was a wait.
+
+    Raises:
+        UnclaimedError: If the directory is not writable.
     """
     waited = False
     while True:
@@ -90,22 +108,22 @@ def claimed_in_turn(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove claims on files of a directory that are there, where their holder, of this machine, is dead.
+    """Remove claims of dead processes of this machine on files of a directory that exist.
 
-    Such a one has ended after its file had its name, and nobody will ask for that again.
+    Such a process ended after its file was complete, so that no other process will take the claim over.
     """
     for name in _names(folder):
-        if (found := _CLAIM.fullmatch(name)) and (folder / found[1]).exists():
-            told = _told(folder / name)
-            if told is not None and told[0] == socket.gethostname() and not is_alive(told[1]):
+        if (match := _CLAIM.fullmatch(name)) and (folder / match[1]).exists():
+            holder = _read_holder(folder / name)
+            if holder is not None and holder[0] == socket.gethostname() and not is_alive(holder[1]):
                 with suppress(OSError):
                     (folder / name).unlink()
 
 
-def _taken(path: Path, stale: float) -> Claim | Busy:
+def _claim(path: Path, stale: float) -> Claim | Busy:
     numbers = _numbers(path)
     if numbers:
-        holder = _holder(_file(path, numbers[-1]), stale)
+        holder = _live_holder(_file(path, numbers[-1]), stale)
         if holder is not None:
             return Busy(holder)
     file = _file(path, numbers[-1] + 1 if numbers else 1)
@@ -121,45 +139,45 @@ def _taken(path: Path, stale: float) -> Claim | Busy:
     return Claim(file)
 
 
-def _holder(file: Path, stale: float) -> str | None:
-    """Who holds a claim; None where he is dead, or has let go just now."""
+def _live_holder(file: Path, stale: float) -> str | None:
+    """Return a description of the process that holds a claim; None if it is dead or has just released it."""
     try:
         with file.open("rb") as opened:
             state, text = os.fstat(opened.fileno()), opened.read(4096).decode(errors="replace")
     except OSError:
         return None if not file.exists() else "another process"
-    # Where nothing is told it is made, but not yet written; or by a process that died in between.
-    host, process, token = _parsed(text) or ("", 0, text)
+    # An empty file was created but not written yet, perhaps by a process that died in between.
+    host, process, token = _parse(text) or ("", 0, text)
     if host == socket.gethostname() and not is_alive(process):
         return None
-    found, now = (state.st_mtime_ns, state.st_size, token), monotonic()
-    before, since = _seen.get(file, (found, now))
-    if before != found:
+    current, now = (state.st_mtime_ns, state.st_size, token), monotonic()
+    before, since = _seen.get(file, (current, now))
+    if before != current:
         since = now
-    _seen[file] = (found, since)
+    _seen[file] = (current, since)
     if now - since >= stale:
         return None
     return f"process {process} of {host}" if host else "another process"
 
 
-def _told(file: Path) -> tuple[str, int, str] | None:
-    """Host, process and token of a claim; None where they cannot be read."""
+def _read_holder(file: Path) -> tuple[str, int, str] | None:
+    """Return host, process and token of a claim; None if they cannot be read."""
     try:
-        return _parsed(file.read_bytes()[:4096].decode(errors="replace"))
+        return _parse(file.read_bytes()[:4096].decode(errors="replace"))
     except OSError:
         return None
 
 
-def _parsed(text: str) -> tuple[str, int, str] | None:
+def _parse(text: str) -> tuple[str, int, str] | None:
     try:
-        told = json.loads(text)
-        return str(told["host"]), int(told["process"]), str(told["token"])
+        holder = json.loads(text)
+        return str(holder["host"]), int(holder["process"]), str(holder["token"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _release(path: Path, claim: Claim) -> None:
-    # The own one last: as long as it is there, no lower one counts.
+    # The claim of this process last: as long as it exists, no lower number counts.
     files = [_file(path, number) for number in _numbers(path)]
     for file in [*(file for file in files if _number(file) < _number(claim.file)), claim.file]:
         with suppress(OSError):
@@ -173,8 +191,8 @@ def _beat(claim: Claim, ended: threading.Event) -> None:
 
 
 def _numbers(path: Path) -> list[int]:
-    found = [_CLAIM.fullmatch(name) for name in _names(path.parent)]
-    return sorted(int(match[2]) for match in found if match and match[1] == path.name)
+    matches = [_CLAIM.fullmatch(name) for name in _names(path.parent)]
+    return sorted(int(match[2]) for match in matches if match and match[1] == path.name)
 
 
 def _names(folder: Path) -> list[str]:

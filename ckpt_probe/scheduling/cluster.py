@@ -1,4 +1,4 @@
-"""Workers of a Dask cluster, on any number of machines that see the same files."""
+"""Run tasks on the workers of a Dask cluster, on any number of machines that share a file system."""
 
 import time
 from collections.abc import Callable
@@ -15,13 +15,18 @@ from ckpt_probe.scheduling.tasks import Caller, Failed, Lost, attempt
 
 CONNECT_SECONDS = 15
 COUNTED_SECONDS = 1.0
-"""For so long the number of workers is taken to be as it was."""
+"""Seconds for which the number of workers is cached."""
 AHEAD = 2
-"""Tasks given out for each worker of the cluster, so that none waits for the next."""
+"""Tasks submitted for each worker, so that it does not wait for the next one."""
 
 
 class Cluster:
-    """The workers of a scheduler that is running already; they come and go as they like."""
+    """A backend that submits tasks to a running Dask scheduler, whose workers may join and leave at any time.
+
+    Args:
+        address: Address of the scheduler, or the file that it has written.
+        say: Function that shows a message.
+    """
 
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
         self._address, self._say = address, say
@@ -29,13 +34,13 @@ class Cluster:
         self._futures: dict[str, Any] = {}
         self._ended: Queue[Any] = Queue()
         self._numbers: dict[str, int] = {}
-        self._done, self._told = 0, False
+        self._done, self._warned = 0, False
         self._workers, self._counted = 0, -COUNTED_SECONDS
-        # Names of another call's tasks would be taken for these.
+        # A unique prefix, because a task of the same name in another call would be mistaken for this one.
         self._caller, self._count = Caller(str(Path.cwd()), f"ckpt-probe-{uuid4().hex[:8]}"), count()
         try:
             self._require_same_version()
-            # So many workers may be lost with a task, or beside it, before the scheduler gives it up.
+            # Number of workers that may die while they hold a task before the scheduler gives it up.
             self._allowed = self._client.run_on_scheduler(_allowed_failures)
             if not self._present():
                 say(f"{address}: no worker yet; tasks wait until one joins")
@@ -44,11 +49,11 @@ class Cluster:
             raise
 
     def capacity(self) -> int:
-        """Some more tasks than there are workers; one where no worker has joined yet, to which a cluster may answer."""
+        """Return twice the number of workers; 1 if there is none yet, as a waiting task may start an adaptive one."""
         return max(1, AHEAD * self._present())
 
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
-        """Give out a task."""
+        """Submit a task."""
         key = f"{self._caller.name}-{next(self._count)}"
         self._numbers[key] = number
         try:
@@ -59,9 +64,10 @@ class Cluster:
         future.add_done_callback(self._ended.put)
 
     def finished(self) -> list[tuple[int, Any]]:
-        """What has ended; nothing where that is long in coming, as more workers may be there by then.
+        """Return numbers and outcomes of the tasks that have ended; wait a second at most, as workers may join.
 
-        Raises DataError where the scheduler has ended.
+        Raises:
+            DataError: If the scheduler has ended.
         """
         try:
             ended = [self._ended.get(timeout=COUNTED_SECONDS)]
@@ -72,20 +78,20 @@ class Cluster:
         while not self._ended.empty():
             ended.append(self._ended.get())
         try:
-            found = [(self._numbers.pop(future.key), self._outcome(future)) for future in ended]
+            outcomes = [(self._numbers.pop(future.key), self._outcome(future)) for future in ended]
         except CkptProbeError:
             raise
         except Exception as error:
             raise self._gone(error) from error
         for future in ended:
-            # The cluster forgets a result when nobody holds its future.
+            # The cluster frees a result when the last reference to its future is gone.
             del self._futures[future.key]
-        self._done += len(found)
-        return found
+        self._done += len(outcomes)
+        return outcomes
 
     def close(self) -> None:
-        """Take back what was given out, and leave the cluster as it was."""
-        with suppress(Exception):  # the scheduler may be gone, and what ended the work is told already
+        """Cancel the tasks that are still running and disconnect."""
+        with suppress(Exception):  # the scheduler may be gone, which another error reports already
             if self._futures and self._client.status == "running":
                 self._client.cancel(list(self._futures.values()), force=True)
         self._client.close(timeout=5)
@@ -108,36 +114,36 @@ class Cluster:
             except Exception as error:
                 raise self._gone(error) from error
             self._workers, self._counted = len(threads), now
-            if max(threads, default=1) > 1 and not self._told:
-                self._told = True
-                told = "it runs one task at a time all the same; more workers with --nthreads 1 run more"
-                self._say(f"{self._address}: a worker has {max(threads)} threads; {told}")
+            if max(threads, default=1) > 1 and not self._warned:
+                self._warned = True
+                advice = "it runs one task at a time all the same; more workers with --nthreads 1 run more"
+                self._say(f"{self._address}: a worker has {max(threads)} threads; {advice}")
         return self._workers
 
     def _require_same_version(self) -> None:
         ours = _version()
         try:
-            found = self._client.run(_version, on_error="return")
+            versions = self._client.run(_version, on_error="return")
         except Exception as error:
             raise self._gone(error) from error
         try:
-            found["scheduler"] = self._client.run_on_scheduler(_version)
+            versions["scheduler"] = self._client.run_on_scheduler(_version)
         except Exception as error:
-            # It looks into what it passes on, and so needs the package too.
-            found["scheduler"] = error
-        for worker, version in found.items():
+            # The scheduler unpickles the tasks that it forwards, and so needs the package too.
+            versions["scheduler"] = error
+        for worker, version in versions.items():
             if version != ours:
-                told = version if isinstance(version, str) else last_line(version)
+                theirs = version if isinstance(version, str) else last_line(version)
                 raise UsageError(
-                    f"{self._address}: {worker} has another ckpt-probe ({told} / here {ours}); "
+                    f"{self._address}: {worker} has another ckpt-probe ({theirs} / here {ours}); "
                     "install the same on the scheduler and on all workers"
                 )
 
     def _gone(self, error: BaseException | None) -> DataError:
-        told = "" if error is None else f" ({last_line(error)})"
+        cause = "" if error is None else f" ({last_line(error)})"
         return DataError(
-            f"{self._address}: the connection to the scheduler was lost after {self._done} tasks{told}; "
-            "what is done is kept: run the same command again to go on"
+            f"{self._address}: the connection to the scheduler was lost after {self._done} tasks{cause}; "
+            "finished tasks are not repeated: run the same command again to continue"
         )
 
 
@@ -145,17 +151,17 @@ def _client(address: str) -> Any:
     from ckpt_probe.plugins import require_extra
 
     distributed = require_extra("distributed", "cluster")
-    named = {"scheduler_file": address} if _written(address) else {"address": address}
+    location = {"scheduler_file": address} if _is_scheduler_file(address) else {"address": address}
     try:
-        return distributed.Client(**named, timeout=CONNECT_SECONDS, set_as_default=False, name="ckpt-probe")
+        return distributed.Client(**location, timeout=CONNECT_SECONDS, set_as_default=False, name="ckpt-probe")
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"--scheduler {address}: no scheduler answers there ({last_line(error)}); start one with: dask scheduler"
         ) from error
 
 
-def _written(address: str) -> bool:
-    """Whether the address is the file that a scheduler has written; one that starts just now is waited for."""
+def _is_scheduler_file(address: str) -> bool:
+    """Return whether the address is a file written by a scheduler; wait for it if its name ends in .json."""
     file, end = Path(address), time.monotonic() + CONNECT_SECONDS
     while file.suffix == ".json" and not file.is_file() and time.monotonic() < end:
         time.sleep(0.1)

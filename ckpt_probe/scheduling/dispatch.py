@@ -1,4 +1,4 @@
-"""Tasks given out and their results taken in: one loop for every kind of worker."""
+"""Submit tasks and collect their results, in one loop for every kind of worker."""
 
 import time
 from collections import Counter, deque
@@ -13,47 +13,47 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 STRIKES = 3
-"""Workers that a task may take with it before it is set aside."""
+"""Number of workers that may die while they run a task before the task is set aside."""
 PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""Seconds until an item that another process is at is looked at again, at first and at most."""
+"""Seconds until an item claimed by another process is tried again: the first pause and the longest one."""
 
 
 class Backend(Protocol):
-    """Who runs tasks."""
+    """A runner of tasks."""
 
     def capacity(self) -> int:
-        """How many tasks may be given out at once."""
+        """Return how many tasks may be submitted at once."""
         ...
 
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
-        """Give out a task."""
+        """Submit a task."""
 
     def finished(self) -> list[tuple[int, Any]]:
-        """Wait until a task has ended, or for a while; what came of those that have, by their numbers."""
+        """Wait until a task has ended, or for a while; return numbers and outcomes of the tasks that have."""
         ...
 
     def close(self) -> None:
-        """Give out nothing more, and end what runs."""
+        """End the running tasks and release the workers."""
 
 
-class _Here:
-    """This process: a task runs when its result is waited for, and its error is raised at once."""
+class _SameProcess:
+    """A backend that runs each task in this process when its result is requested, and raises its error at once."""
 
     def __init__(self) -> None:
-        self._given: list[tuple[int, Callable[[Any], Any], Any]] = []
+        self._tasks: list[tuple[int, Callable[[Any], Any], Any]] = []
 
     def capacity(self) -> int:
         return 1
 
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
-        self._given.append((number, work, item))
+        self._tasks.append((number, work, item))
 
     def finished(self) -> list[tuple[int, Any]]:
-        number, work, item = self._given.pop()
+        number, work, item = self._tasks.pop()
         return [(number, work(item))]
 
     def close(self) -> None:
-        self._given.clear()
+        self._tasks.clear()
 
 
 def results(
@@ -64,13 +64,22 @@ def results(
     workers: "Workers | Team",
     say: Callable[[str], None],
 ) -> Generator[tuple[int, R], None, None]:
-    """What `work` makes of each item, as (its place among the items, result), in the order in which they are ready.
+    """Yield (index of the item, result of `work`) for each item, in the order in which results are ready.
 
-    work: a function that other processes can be sent; it answers `Busy` where another process is at the item, which is
-    then tried again later. names: what the items are called in messages; say: where those go. workers: hired for this
-    call alone, or a team that outlasts it. In this process an error
-    ends the work at once; elsewhere the other items are worked through first. An item whose worker ends three times is
-    set aside. Raises UsageError where a cluster cannot be used, DataError where items have failed, naming each.
+    In this process an error ends the loop at once; with workers the other items are finished first. An item whose
+    worker dies three times is set aside.
+
+    Args:
+        work: Function of one item, picklable. It returns `Busy` if another process is working on the item, which is
+            then tried again later.
+        items: Items, picklable.
+        names: Names of the items in messages.
+        workers: Workers started for this call alone, or a team that is used again afterwards.
+        say: Function that shows a message.
+
+    Raises:
+        UsageError: If a cluster cannot be used.
+        DataError: If items have failed; each is named.
     """
     failed: dict[int, Failed] = {}
     with closing(_Rounds(work, items, names, workers, say)) as rounds:
@@ -86,7 +95,7 @@ def results(
 
 
 class Team:
-    """Workers that are kept from one call of `results` to the next, which spares starting them anew."""
+    """Workers that are reused by several calls of `results`, so that they start only once."""
 
     def __init__(self, workers: Workers, say: Callable[[str], None]) -> None:
         self._workers, self._say = workers, say
@@ -99,32 +108,32 @@ class Team:
         self.close()
 
     def backend(self) -> Backend:
-        """Whoever runs the tasks, started when the first is at hand."""
+        """Return the backend, which is started by the first call."""
         self._backend = self._backend or _backend(self._workers, self._workers.count, self._say)
         return self._backend
 
     def close(self) -> None:
-        """Let them go; the next call hires others."""
+        """Release the workers; the next call starts others."""
         if self._backend is not None:
             self._backend.close()
         self._backend = None
 
 
-def in_turn(found: Iterable[tuple[int, R]]) -> Iterator[R]:
-    """The results by the order of their items; one that is early is held until its turn."""
+def in_turn(numbered: Iterable[tuple[int, R]]) -> Iterator[R]:
+    """Yield the results of `results` in the order of their items."""
     early: dict[int, R] = {}
     turn = 0
-    for number, result in found:
+    for number, result in numbered:
         early[number] = result
         while turn in early:
             yield early.pop(turn)
             turn += 1
-    # Those that failed are missing, and their error comes after the last.
+    # Failed items have no result; `results` raises their error after the last one.
     yield from (early[number] for number in sorted(early))
 
 
 class _Rounds:
-    """Items waiting, at work, or to be tried again."""
+    """The state of all items of one call: waiting, running, or to be tried again."""
 
     def __init__(
         self,
@@ -146,34 +155,34 @@ class _Rounds:
         self._alone: set[int] = set()
         self._running: set[int] = set()
         self._strikes: Counter[int] = Counter()
-        self._told: set[int] = set()
+        self._announced: set[int] = set()
         self._pause = PAUSE
 
     def outcomes(self) -> Iterator[tuple[int, Any]]:
         while self._waiting or self._busy or self._suspects or self._running:
-            self._give_out()
+            self._submit_next()
             for number, outcome in self._backend.finished():
                 self._running.discard(number)
                 if isinstance(outcome, Busy):
-                    self._put_off(number, outcome)
+                    self._postpone(number, outcome)
                     continue
                 self._pause = PAUSE
                 if not isinstance(outcome, Lost):
                     yield number, outcome
                 elif self._struck(number, outcome.times):
-                    told = f"its worker process was killed {self._strikes[number]} times (often for lack of memory)"
-                    yield number, Failed(f"{told}, so it was set aside")
+                    cause = f"its worker process was killed {self._strikes[number]} times (often for lack of memory)"
+                    yield number, Failed(f"{cause}, so it was set aside")
 
     def close(self) -> None:
         if self._team is None:
             self._backend.close()
         elif self._running:
-            # What still runs would be taken for an item of the next call.
+            # A task that is still running would be mistaken for one of the next call.
             self._team.close()
 
-    def _give_out(self) -> None:
+    def _submit_next(self) -> None:
         if self._suspects:
-            # Alone, so that what ends a worker again is known to be this item.
+            # Alone, so that if a worker dies again, this item is known to be the cause.
             if not self._running:
                 number = self._suspects.popleft()
                 self._alone.add(number)
@@ -190,15 +199,15 @@ class _Rounds:
         self._running.add(number)
         self._backend.submit(number, self._work, self._items[number])
 
-    def _put_off(self, number: int, busy: Busy) -> None:
+    def _postpone(self, number: int, busy: Busy) -> None:
         self._busy.append(number)
-        if number not in self._told:
-            self._told.add(number)
+        if number not in self._announced:
+            self._announced.add(number)
             self._say(f"{self._names[number]}: {busy.holder} is working on it; continuing with the others")
 
     def _struck(self, number: int, times: int) -> bool:
         self._strikes[number] += times
-        # Beside others it may be one of them that is to blame.
+        # If several tasks were running, another one may be the cause.
         if self._strikes[number] >= STRIKES and number in self._alone:
             return True
         self._suspects.append(number)
@@ -211,17 +220,17 @@ def _backend(workers: Workers, count: int, say: Callable[[str], None]) -> Backen
 
         return Cluster(workers.scheduler, say)
     if count == 1:
-        return _Here()
+        return _SameProcess()
     from ckpt_probe.scheduling.processes import Processes
 
     return Processes(count)
 
 
 def _error(failed: dict[str, Failed], items: int) -> DataError | UsageError:
-    # An error that is the only one, and ours, reads as it would in this process.
-    each = [f"{name}: {found.message}" for name, found in failed.items()]
-    told = f"{len(failed)} of {items} failed, the others are done: {listed(each, most=3)}"
+    # A single CkptProbeError reads as it would without workers.
+    each = [f"{name}: {failure.message}" for name, failure in failed.items()]
+    message = f"{len(failed)} of {items} failed, the others are done: {listed(each, most=3)}"
     if len(failed) == 1:
-        name, found = next(iter(failed.items()))
-        told = found.message if found.ours else f"{name}: {found.message}"
-    return (UsageError if all(found.wrong_use for found in failed.values()) else DataError)(told)
+        name, failure = next(iter(failed.items()))
+        message = failure.message if failure.ours else f"{name}: {failure.message}"
+    return (UsageError if all(failure.wrong_use for failure in failed.values()) else DataError)(message)

@@ -1,4 +1,4 @@
-"""Processes of this machine, each at one task at a time; one that ends takes only its task with it."""
+"""Run tasks in worker processes of this machine; a process that dies loses only its own task."""
 
 import os
 import sys
@@ -17,41 +17,44 @@ WATCH_SECONDS = 0.5
 
 
 class Processes:
-    """A pool of processes that is made anew where one of them was killed.
+    """A backend with a pool of processes, which is started again if one of them was killed.
 
-    Each computes with as many threads as this process would, so that sums are taken in the same order and results are
-    bit for bit the same.
+    Each process uses the number of threads of this one, so that sums have the same order and results are identical bit
+    for bit.
+
+    Args:
+        count: Number of processes.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._pool = self._made()
+        self._pool = self._start()
         self._futures: dict[Future[Any], int] = {}
 
     def capacity(self) -> int:
-        """One task a process."""
+        """Return the number of processes."""
         return self._count
 
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
-        """Give out a task."""
+        """Submit a task."""
         with safe_path():
             self._futures[self._pool.submit(attempt, work, item)] = number
 
     def finished(self) -> list[tuple[int, Any]]:
-        """Wait until a task has ended; where a process was killed, all tasks that were at work are lost."""
+        """Wait until a task has ended; if a process was killed, all running tasks are lost."""
         done, _ = wait(self._futures, return_when=FIRST_COMPLETED)
         if not any(isinstance(future.exception(), BrokenProcessPool) for future in done):
             return [(self._futures.pop(future), future.result()) for future in done]
         futures, self._futures = self._futures, {}
         self._pool.shutdown(cancel_futures=True)
-        self._pool = self._made()
+        self._pool = self._start()
         return [(number, Lost() if future.exception() else future.result()) for future, number in futures.items()]
 
     def close(self) -> None:
-        """End the processes once what they are at is done."""
+        """End the processes after their current tasks."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _made(self) -> ProcessPoolExecutor:
+    def _start(self) -> ProcessPoolExecutor:
         torch = sys.modules.get("torch")
         threads = None if torch is None else torch.get_num_threads()
         with safe_path():  # its locks start multiprocessing's tracker of resources
@@ -62,7 +65,7 @@ class Processes:
 
 def _begin(threads: int | None, parent: int) -> None:
     if threads is not None:
-        # For torch where it is loaded later, which a task without any need of it is spared.
+        # For torch if it is imported later; a task that does not need it should not import it.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if (torch := sys.modules.get("torch")) is not None:
             torch.set_num_threads(threads)
@@ -70,7 +73,7 @@ def _begin(threads: int | None, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    # A parent that is killed cannot end its processes, which would wait for tasks for ever.
+    # A parent that is killed cannot end its worker processes, which would wait for tasks forever.
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
     os._exit(1)

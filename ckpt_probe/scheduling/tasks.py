@@ -1,4 +1,4 @@
-"""What a task is, wherever it runs: work on one item, and what came of it."""
+"""Define tasks and their outcomes: work on one item, wherever it runs."""
 
 import os
 import threading
@@ -11,16 +11,19 @@ from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 
 T = TypeVar("T")
 
-_kept: list[tuple[Any, Any]] = []
+_cache: list[tuple[Any, Any]] = []
 _callers: list["Caller"] = []
 _alone = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Who runs tasks: so many processes of this machine, this one alone where it is 1, or a Dask cluster.
+    """The workers that run tasks.
 
-    scheduler: the address of the cluster's scheduler, such as tcp://host:8786, or the file that it has written.
+    Attributes:
+        count: Number of processes of this machine; 1 for this process alone.
+        scheduler: Address of a Dask scheduler, such as tcp://host:8786, or the file that it has written; its workers
+            run the tasks instead.
     """
 
     count: int = 1
@@ -34,7 +37,7 @@ class Workers:
 
     @property
     def alone(self) -> bool:
-        """Whether this process does it all."""
+        """Whether all tasks run in this process."""
         return self.count == 1 and self.scheduler is None
 
 
@@ -43,17 +46,24 @@ ALONE = Workers()
 
 @dataclass(frozen=True)
 class Busy:
-    """What a task answers where another process is at its item: the item's turn comes again."""
+    """Outcome of a task whose item another process is working on; the item is tried again later.
+
+    Attributes:
+        holder: Description of the other process.
+    """
 
     holder: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A task that ended with an error.
+    """Outcome of a task that raised an error.
 
-    ours: the error is of our own family, so that its message says of what it is. trace: the worker's traceback where
-    it is an error of the program.
+    Attributes:
+        message: Message of the error.
+        ours: Whether it is a `CkptProbeError`, whose message names the file that it is about.
+        wrong_use: Whether it is a `UsageError`.
+        trace: Traceback of an unexpected error.
     """
 
     message: str
@@ -64,47 +74,61 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """A task whose worker process was killed while it, or another task, ran. times: how many such have been."""
+    """Outcome of a task whose worker process was killed.
+
+    Attributes:
+        times: Number of workers that were killed.
+    """
 
     times: int = 1
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who gives tasks to a worker that serves many: where relative names of files are looked for, and a name."""
+    """The process that submits tasks to a worker of a cluster, which may serve several.
+
+    Attributes:
+        directory: Directory against which relative paths are resolved.
+        name: Unique name of the call.
+    """
 
     directory: str
     name: str
 
 
 def made_once(key: Any, make: Callable[[], T]) -> T:
-    """What `make` gives, kept in this process until another key is asked for.
+    """Return the result of `make`, cached in this process until another key is requested.
 
-    So a worker opens a model and its data once for all the checkpoints that one caller gives it.
+    A worker thus opens a model and its data once for all checkpoints of one caller.
     """
-    if not _kept or _kept[0][0] != key:
-        _kept.clear()
-        _kept.append((key, make()))
-    return _kept[0][1]
+    if not _cache or _cache[0][0] != key:
+        _cache.clear()
+        _cache.append((key, make()))
+    return _cache[0][1]
 
 
 def attempt(work: Callable[[Any], Any], item: Any, caller: Caller | None = None) -> Any:
-    """What `work` makes of an item, or how it failed; this is what a worker runs, one at a time in a process.
+    """Return the result of `work` for an item, or `Failed`; workers call this.
 
-    A model that is kept for the next task takes one checkpoint's weights after another, so that a worker of several
-    threads would give one task the other's weights.
+    Only one task runs at a time in a process: the cached model holds the weights of one checkpoint, which another
+    thread would overwrite.
+
+    Args:
+        work: Function of one item.
+        item: The item.
+        caller: Process that submitted the task, if the worker may serve several.
     """
     with _alone:
-        return _attempted(work, item, caller)
+        return _attempt(work, item, caller)
 
 
-def _attempted(work: Callable[[Any], Any], item: Any, caller: Caller | None) -> Any:
+def _attempt(work: Callable[[Any], Any], item: Any, caller: Caller | None) -> Any:
     try:
         if caller is not None:
-            # What has the same name may be something else by now: the directory, and all that was opened in it.
+            # Relative names have another meaning for another caller, and so has the cache.
             os.chdir(caller.directory)
             if _callers != [caller]:
-                _kept.clear()
+                _cache.clear()
                 _callers[:] = [caller]
         return work(item)
     except CkptProbeError as error:

@@ -353,7 +353,8 @@ def test_names_that_no_split_can_have(tmp_path: Path, name: str) -> None:
 def test_arguments_are_what_json_gives_back_of_them() -> None:
     lists, tuples = (provenance(data_arguments={"classes": kind([0, 1])}) for kind in (list, tuple))
     assert tuples.differences(lists) == []
-    with pytest.raises(UsageError, match=r"model_arguments: a dump keeps numbers, text, .*: Object of type PosixPath"):
+    expected = r"model_arguments: a dump can store only numbers, text, .*: Object of type PosixPath"
+    with pytest.raises(UsageError, match=expected):
         provenance(model_arguments={"folder": Path("a")})
 
 
@@ -390,8 +391,8 @@ def test_features_beyond_their_precision_leave_no_file(tmp_path: Path, dtype: st
 
 def test_a_file_that_stays_the_same_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
-    check = reading._check_whole
-    monkeypatch.setattr(reading, "_check_whole", lambda path, file: checked.append(path.name) or check(path, file))
+    check = reading._check_file
+    monkeypatch.setattr(reading, "_check_file", lambda path, file: checked.append(path.name) or check(path, file))
     path = write(tmp_path / "step-000007.h5", provenance())
     # As if it were just written, however long the test takes.
     os.utime(path, ns=(0, 4 * 10**18))
