@@ -1,4 +1,4 @@
-"""Records from inside training: a plain loop, Hugging Face's Trainer, Lightning. Each loads when it is first used."""
+"""Record metrics during training: in a plain loop, Hugging Face's Trainer or Lightning; each is imported when used."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""One evaluation, added up batch by batch while it runs, over all processes of a run: its record."""
+"""Accumulate one evaluation batch by batch, over all processes of a run, and compute its record."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,14 @@ from ckpt_probe.moments.quality import Quality
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record belongs."""
+    """The origin of a record.
+
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        step: Training step.
+        split: Name of the split.
+        epoch: Epoch, if known.
+    """
 
     checkpoint: str
     step: int
@@ -26,20 +33,27 @@ class Place:
     epoch: float | None = None
 
     def of(self, record: Record) -> Record:
-        """A record with its place, names in the order of `analyze`."""
+        """Return the record with these fields added, in the order of `analyze`."""
         epoch = {} if self.epoch is None else {"epoch": self.epoch}
         return in_order({"checkpoint": self.checkpoint, "step": self.step, "split": self.split, **epoch, **record})
 
 
 DURING_TRAINING = Settings(exact_limit=1024, tolerance=1e-2, probes=32)
-"""What probes compute where nothing else is asked for: an eigensolve of minutes would keep the training waiting."""
+"""Default settings of probes, which avoid eigensolves that would delay the training by minutes."""
 
 
 class Evaluation:
-    """Labels beside what a tap hears: class moments, never rows. `record` once the evaluation is over, None before.
+    """Class moments of one evaluation, from the rows of a tap and their labels.
 
-    limit: rows of this process that count, where those after them are other processes' once more. An error on the way
-    is raised at the end, in every process, so that none waits for another that has gone.
+    An error is raised at the end, in every process, so that no process waits for one that has ended.
+
+    Attributes:
+        record: Record of the evaluation; None before its end.
+
+    Args:
+        tap: Tap on the model.
+        settings: Settings of the record.
+        limit: Number of rows of this process that are used; later ones repeat rows of other processes.
     """
 
     def __init__(self, tap: Tap, settings: Settings, limit: int | None = None) -> None:
@@ -52,9 +66,12 @@ class Evaluation:
         self._error: CkptProbeError | None = None
 
     def update(self, labels: Tensor, own: int | None = None) -> None:
-        """Labels (n,) of the batch that has just run; (n, positions) where every position of a sample is a row.
+        """Add the labels of the batch that has just run.
 
-        Positions of −100 are left out. own: how many of the samples count, the first ones.
+        Args:
+            labels: Class indices, shape (n,), or (n, positions) if every position of a sample is a row; rows labelled
+                −100 are left out.
+            own: Number of leading samples that are used; all if None.
         """
         if self._error is None:
             try:
@@ -63,7 +80,11 @@ class Evaluation:
                 self._error = error
 
     def finish(self, place: Place) -> Record:
-        """The record over all processes, the same in each. Raises what went wrong in any of them."""
+        """Compute the record over all processes, the same in each.
+
+        Raises:
+            CkptProbeError: If one was raised in any process.
+        """
         if self._gathering is not None and self._error is None:
             try:
                 self._gathering.finish()
@@ -83,13 +104,13 @@ class Evaluation:
         samples = min(least for least in (count, own, self._left) if least is not None)
         if self._left is not None:
             self._left -= samples
-        named, kept = labels_of_rows(heard.head, heard.rows.features.shape[0], numbers)
+        named, mask = labels_of_rows(heard.head, heard.rows.features.shape[0], numbers)
         features, logits = heard.rows.features, heard.rows.logits.float()
-        if kept is not None or samples < count:
-            kept = torch.ones_like(named, dtype=torch.bool) if kept is None else kept
-            kept[samples * (len(named) // count) :] = False
-            there = kept.to(features.device)
-            features, logits, named = features[there], logits[there], named[kept]
+        if mask is not None or samples < count:
+            mask = torch.ones_like(named, dtype=torch.bool) if mask is None else mask
+            mask[samples * (len(named) // count) :] = False
+            on_device = mask.to(features.device)
+            features, logits, named = features[on_device], logits[on_device], named[mask]
         if self._gathering is None:
             weights, _ = self._tap.parameters()
             self._gathering = Gathering(self._settings.moments(len(weights)))
@@ -98,7 +119,7 @@ class Evaluation:
         self._gathering.add(features, named, scores)
 
     def _share(self) -> Any:
-        """What the first process needs of this one: an error, moments and quality, or None where it saw no sample."""
+        """Return the contribution of this process: an error, moments and quality, or None if it saw no sample."""
         if self._error is not None or self._gathering is None or not self._gathering.moments.samples:
             return self._error
         state = {name: tensor.cpu() for name, tensor in self._gathering.moments.state_dict().items()}
@@ -109,10 +130,10 @@ class Evaluation:
             if isinstance(error, CkptProbeError):
                 raise type(error)(f"rank {rank}: {error}") if others else error
         weights, bias = self._tap.parameters()
-        whole = self._gathering or Gathering(self._settings.moments(len(weights)))
+        total = self._gathering or Gathering(self._settings.moments(len(weights)))
         for state, numbers in filter(None, others):
             part = self._settings.moments(len(weights))
             part.load(state)
-            whole.moments.merge(part)
-            whole.quality.merge(Quality.from_numbers(numbers))
-        return read_moments(whole.moments, whole.quality, weights, bias, settings=self._settings).record
+            total.moments.merge(part)
+            total.quality.merge(Quality.from_numbers(numbers))
+        return read_moments(total.moments, total.quality, weights, bias, settings=self._settings).record

@@ -1,4 +1,4 @@
-"""A probe for Hugging Face's Trainer."""
+"""Provide a probe for Hugging Face's Trainer."""
 
 import functools
 import importlib
@@ -27,17 +27,27 @@ LOG = logging.getLogger(__name__)
 
 
 class TrainerProbe(TrainerCallback):
-    """Measures the model in every evaluation of a Trainer, from the forward passes that it runs anyway.
+    """Measure the model in every evaluation of a Trainer, without additional forward passes.
 
         trainer.add_callback(TrainerProbe(trainer))
 
-    The numbers go to the Trainer's own log as `eval_class.mir` and so on, which load_best_model_at_end and early
-    stopping can use, and to `records`, records.jsonl in the output directory where not named: a line an evaluation.
-    classifier: the name of the last linear layer, where it is not to be found by running the model. split: what the
-    records call the evaluation set; sets of a dictionary have their own names. every: least number of steps between
-    two records of a set. overwrite: replace the records of an earlier run, which are otherwise an error where training
-    starts at step 0; a run that resumes keeps them up to its step. In a distributed run the samples of all processes
-    are one evaluation. An evaluation that cannot be measured, say for NaN, is told by a warning and has no record.
+    The numbers go to the Trainer's log as `eval_class.mir` and so on, which load_best_model_at_end and early stopping
+    can use, and to a file of records, one line per evaluation. In a distributed run the samples of all processes are
+    one evaluation. An evaluation that cannot be measured, for instance because of NaN, causes a warning and has no
+    record.
+
+    Args:
+        trainer: The Trainer.
+        records: File of records; records.jsonl in the output directory if None.
+        classifier: Name of the last linear layer; found by running the model if None.
+        split: Name of the evaluation set in the records; sets of a dictionary have their own names.
+        every: Smallest number of steps between two records of a set.
+        overwrite: Whether to replace the records of an earlier run, which are otherwise an error if training starts at
+            step 0; a resumed run retains them up to its step.
+        settings: Settings of the records.
+
+    Raises:
+        UsageError: If the Trainer uses several GPUs in one process.
     """
 
     def __init__(
@@ -62,15 +72,15 @@ class TrainerProbe(TrainerCallback):
         self._last: dict[str, int] = {}
         self._unlabelled: list[str] = []
         self._shifts = _predicts_the_next_token(trainer.model)
-        # No event of a callback has the labels, and a Trainer that smooths labels takes them out of the inputs.
+        # No callback event receives the labels, and a Trainer with label smoothing removes them from the inputs.
         trainer.prediction_step = self._watched(trainer.prediction_step)  # pyright: ignore[reportAttributeAccessIssue]
-        # Nor does any event tell that an evaluation begins, or ends in an error.
+        # Nor is there an event for the beginning of an evaluation, or for an error in it.
         trainer.evaluation_loop = self._by_itself(trainer.evaluation_loop)
 
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """Make the file of records ready for training from the state's step."""
+        """Prepare the file of records for training from the state's step."""
         on_first(lambda: self._journal.begin(state.global_step, overwrite=self._overwrite))
 
     def on_evaluate(
@@ -81,7 +91,7 @@ class TrainerProbe(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Log and keep the record of the evaluation that has just ended."""
+        """Log and store the record of the evaluation that has just ended."""
         evaluation = self._ended()
         metrics = {} if metrics is None else metrics
         prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
@@ -90,8 +100,8 @@ class TrainerProbe(TrainerCallback):
         if evaluation is None or (0 < step - self._last.get(split, step) < self._every):
             return
         if self._unlabelled:
-            wanted, there = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)
-            raise UsageError(f"the batches of the evaluation hold no one tensor of labels ({wanted}), only: {there}")
+            wanted, present = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)
+            raise UsageError(f"the batches of the evaluation hold no one tensor of labels ({wanted}), only: {present}")
         try:
             record = evaluation.finish(Place(f"checkpoint-{step}", step, split, state.epoch))
         except DataError as error:
@@ -113,7 +123,7 @@ class TrainerProbe(TrainerCallback):
         metrics: Any,
         **kwargs: Any,
     ) -> None:
-        """Forget the passes of `predict`, which are no evaluation."""
+        """Discard the forward passes of `predict`, which are not an evaluation."""
         self._ended()
 
     def _ended(self) -> Evaluation | None:
@@ -161,11 +171,14 @@ class TrainerProbe(TrainerCallback):
         names = self._trainer.label_names
         labels = inputs.get(names[0]) if len(names) == 1 else None
         self._unlabelled = list(inputs) if labels is None else []
-        # A model of the next token compares what it says at a position with the label of the one after.
+        # A causal language model compares its output at a position with the label of the next position.
         return labels if labels is None or not self._shifts else F.pad(labels[:, 1:], (0, 1), value=LEFT_OUT)
 
     def _own(self, samples: int) -> int | None:
-        """How many samples of this process's batch are no repetition, which fills the last round of all processes."""
+        """Return the number of leading samples of this process's batch that do not repeat others.
+
+        The last batches of a distributed evaluation are filled with repeated samples.
+        """
         state = self._trainer.accelerator.gradient_state
         if self._trainer.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return None

@@ -1,4 +1,4 @@
-"""records.jsonl: a line for each step and split of a run, whole lines only, and none twice however often it resumes."""
+"""Write records.jsonl: one complete line for each step and split of a run, none twice after any number of resumes."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Journal:
-    """The records of one run in a file of JSON Lines, as `analyze --json` prints them."""
+    """The records of one run in a file of JSON Lines, in the format of `analyze --json`."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -23,28 +23,33 @@ class Journal:
         self._own: set[Key] = set()
 
     def begin(self, step: int, *, overwrite: bool = False) -> None:
-        """Get ready for training that goes on after `step` updates: what was recorded later is recorded again.
+        """Prepare for training that continues after `step` updates: remove later records, which will come again.
 
-        Raises UsageError where training starts anew, at step 0, and the file has records already, unless `overwrite`.
+        Args:
+            step: Number of updates; 0 for a new run.
+            overwrite: Whether a new run replaces the records of another one.
+
+        Raises:
+            UsageError: If a new run finds records of another one and `overwrite` is false.
         """
         if self.path.is_dir():
             raise UsageError(f"{self.path}: a directory, where the file of records is to be")
-        found = self._records()
-        # An evaluation before training is of this run.
-        mine = [record for record in found if record["step"] <= step and (step > 0 or _key(record) in self._own)]
-        if step == 0 and len(mine) < len(found) and not overwrite:
+        records = self._records()
+        # An evaluation before training belongs to this run.
+        mine = [record for record in records if record["step"] <= step and (step > 0 or _key(record) in self._own)]
+        if step == 0 and len(mine) < len(records) and not overwrite:
             raise UsageError(
                 f"{self.path}: has records of another run; pass overwrite=True to replace them, resume that run, or "
                 "choose another name"
             )
-        if len(mine) < len(found):
+        if len(mine) < len(records):
             write_text(self.path, "".join(map(_line, mine)), overwrite=True)
         self._known = {_key(record) for record in mine}
 
     def append(self, record: Record) -> None:
-        """Write one more line, at once; a step and split that the file has already is left as it is, and said."""
+        """Write one line immediately; if the file has this step and split already, leave it unchanged and warn."""
         if self._known is None:
-            self._known = {_key(found) for found in self._records()}
+            self._known = {_key(existing) for existing in self._records()}
         if _key(record) in self._known:
             where = f"step {record['step']}, split {record['split']}"
             LOG.warning("%s: %s is there already, and stays as it is", self.path, where)
@@ -53,7 +58,7 @@ class Journal:
         line = _line(record).encode("utf-8")
         try:
             with self.path.open("ab", buffering=0) as file:
-                # One call: a process that is killed has written all of the line or nothing.
+                # One call, so that a killed process has written the complete line or nothing.
                 if file.write(line) != len(line):
                     raise DataError(f"{self.path}: the disk took only part of a record; free some space")
                 os.fsync(file.fileno())
@@ -63,13 +68,13 @@ class Journal:
         self._own.add(_key(record))
 
     def _mend(self) -> None:
-        """Drop a last line that was cut off."""
+        """Remove an incomplete last line."""
         if not self.path.exists():
             return
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            write_text(self.path, whole, overwrite=True)
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:
+            write_text(self.path, complete, overwrite=True)
 
     def _records(self) -> list[Record]:
         if not self.path.exists():

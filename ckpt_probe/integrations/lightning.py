@@ -1,4 +1,4 @@
-"""A probe for Lightning's Trainer."""
+"""Provide a probe for Lightning's Trainer."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -26,9 +26,10 @@ LABELS = ("labels", "label", "targets", "target", "y")
 
 
 def labels_of(batch: Any) -> Tensor:
-    """The labels (n,) of a batch: the second of a tuple or list, or under one of the usual names of a mapping.
+    """Return the labels (n,) of a batch: the second item of a sequence, or an entry of a mapping with a usual name.
 
-    Raises UsageError where there are none.
+    Raises:
+        UsageError: If there are no labels.
     """
     if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
         return batch[1]
@@ -38,17 +39,23 @@ def labels_of(batch: Any) -> Tensor:
 
 
 class LightningProbe(Callback):
-    """Measures the model in every validation and test of a Lightning Trainer, from the passes that it runs anyway.
+    """Measure the model in every validation and test of a Lightning Trainer, without additional forward passes.
 
         Trainer(callbacks=[LightningProbe("runs/mine/records.jsonl")])
 
     The numbers go to the Trainer's logger and callback metrics as `validation/class.mir` and so on, which
-    ModelCheckpoint and EarlyStopping can use, and to `records`, a line an evaluation. labels: takes a batch, returns
-    its labels (n,); `labels_of` where not given. classifier: the name of the last linear layer, where it is not to be
-    found by running the module. every: least number of steps between two records of a split. overwrite: replace the
-    records of an earlier run, which are otherwise an error where training starts at step 0; a run that resumes keeps
-    them up to its step. In a distributed run the samples of all processes are one evaluation. An evaluation that cannot
-    be measured, say for NaN, is told by a warning and has no record. Several loaders are splits `validation-0` and on.
+    ModelCheckpoint and EarlyStopping can use, and to a file of records, one line per evaluation. In a distributed run
+    the samples of all processes are one evaluation. An evaluation that cannot be measured, for instance because of NaN,
+    causes a warning and has no record. Several loaders are splits `validation-0`, `validation-1` and so on.
+
+    Args:
+        records: File of records.
+        labels: Function that returns the labels (n,) of a batch.
+        classifier: Name of the last linear layer; found by running the module if None.
+        every: Smallest number of steps between two records of a split.
+        overwrite: Whether to replace the records of an earlier run, which are otherwise an error if training starts at
+            step 0; a resumed run retains them up to its step.
+        settings: Settings of the records.
     """
 
     def __init__(
@@ -69,15 +76,15 @@ class LightningProbe(Callback):
         self._last: dict[str, int] = {}
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Make the file of records ready for training from the trainer's step."""
+        """Prepare the file of records for training from the trainer's step."""
         on_first(lambda: self._journal.begin(trainer.global_step, overwrite=self._overwrite))
 
     def on_validation_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Begin anew."""
+        """Start a new evaluation."""
         self._running = {}
 
     def on_test_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Begin anew."""
+        """Start a new evaluation."""
         self._running = {}
 
     def on_validation_batch_start(
@@ -117,15 +124,15 @@ class LightningProbe(Callback):
         self._end(trainer, "test", trainer.test_dataloaders, batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Log and keep the records."""
+        """Log and store the records."""
         self._finish(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Log and keep the records."""
+        """Log and store the records."""
         self._finish(trainer, pl_module)
 
     def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
-        """Listen no more."""
+        """Remove the hooks."""
         self._stop()
 
     def _stop(self) -> None:

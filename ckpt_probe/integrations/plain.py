@@ -1,4 +1,4 @@
-"""A probe for a training loop of one's own."""
+"""Provide a probe for a training loop written by the user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from ckpt_probe.integrations.tap import Tap
 
 
 class Probe:
-    """Measures a model in the evaluations that a training loop runs anyway, and keeps the records in a file.
+    """Measure a model in the evaluations of a training loop, and store the records in a file.
 
         probe = cp.Probe(model, "runs/mine/records.jsonl")
         with probe.evaluation("test", step) as evaluation:
@@ -23,10 +23,19 @@ class Probe:
                 evaluation.update(labels)
         evaluation.record["class.mir"]
 
-    classifier: the name of the last linear layer, where it is not to be found by running the model. start: the step
-    that a resumed run goes on from; later records in the file are then dropped, as they come again. Raises UsageError
-    where the file has records and the run starts at 0, unless `overwrite`. In a distributed run (torch.distributed)
-    every process does all of this; the records are those of all samples together, and the first process writes them.
+    In a distributed run (torch.distributed) every process does all of this; the records are those of all samples
+    together, and the first process writes them.
+
+    Args:
+        model: Model.
+        records: File of records.
+        classifier: Name of the last linear layer; found by running the model if None.
+        start: Step from which a resumed run continues; later records in the file are removed, as they will come again.
+        overwrite: Whether a run that starts at step 0 replaces the records of an earlier one.
+        settings: Settings of the records.
+
+    Raises:
+        UsageError: If the run starts at step 0, the file has records and `overwrite` is false.
     """
 
     def __init__(
@@ -48,11 +57,19 @@ class Probe:
     def evaluation(
         self, split: str, step: int, *, epoch: float | None = None, limit: int | None = None
     ) -> Iterator[Evaluation]:
-        """One evaluation: call `update(labels)` after each forward pass; at the end it has its `record`.
+        """Measure one evaluation: call `update(labels)` after each forward pass; `record` is available at the end.
 
-        limit: how many rows of this process count, where a sampler hands out the first ones once more
-        (`ckpt_probe.integrations.ranks.own_rows(loader)`). Raises DataError or UsageError at the end, in every process,
-        where a batch could not be measured; nothing is recorded after an exception.
+        Nothing is recorded after an exception inside the `with`.
+
+        Args:
+            split: Name of the split.
+            step: Training step.
+            epoch: Epoch, if known.
+            limit: Number of rows of this process that are used, if its sampler repeats the first ones at the end
+                (`ckpt_probe.integrations.ranks.own_rows(loader)`).
+
+        Raises:
+            CkptProbeError: At the end, in every process, if a batch could not be measured.
         """
         evaluation = Evaluation(self._tap, self._settings, limit)
         self._tap.start()

@@ -1,4 +1,4 @@
-"""What the processes of a distributed run tell each other: shares of one evaluation, and the record of the whole."""
+"""Exchange objects between the processes of a distributed run: parts of an evaluation, and its record."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,14 +12,20 @@ Result = TypeVar("Result")
 
 
 def is_first() -> bool:
-    """Whether this is the only process, or the one of rank 0, which computes and writes."""
+    """Return whether this is the only process, or the one of rank 0, which computes and writes."""
     return not _several() or dist.get_rank() == 0
 
 
 def gathered(share: Any) -> list[Any]:
-    """What every process has handed in, in the order of ranks, at rank 0; nothing at the others.
+    """Collect one object of every process at rank 0.
 
-    Their tensors have to be on the CPU. Objects are pickled between processes of one run, which trust each other.
+    Objects are pickled between processes of one run, which trust each other.
+
+    Args:
+        share: Object of this process; its tensors must be on the CPU.
+
+    Returns:
+        The objects in the order of ranks at rank 0; an empty list in other processes.
     """
     if not _several():
         return [share]
@@ -29,25 +35,25 @@ def gathered(share: Any) -> list[Any]:
 
 
 def on_first(function: Callable[[], Result]) -> Result:
-    """What `function` returns at rank 0, told to all; an error there of our own is raised in every process."""
+    """Call `function` at rank 0 and return its result in every process; a CkptProbeError is raised in every process."""
     if not _several():
         return function()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_first():
         try:
-            told = [function(), None]
+            outcome = [function(), None]
         except CkptProbeError as error:
-            told = [None, error]
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            outcome = [None, error]
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def own_rows(loader: Any) -> int | None:
-    """How many rows of a loader's part are this process's own; None for all of them.
+    """Return how many leading rows of this process's loader do not repeat others; None for all of them.
 
-    A DistributedSampler hands out the first samples once more so that all parts are of one length; they come last.
+    A DistributedSampler repeats the first samples at the end, so that all processes have equally many.
     """
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:

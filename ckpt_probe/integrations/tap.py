@@ -1,4 +1,4 @@
-"""A model's head, listened to while somebody else runs the model."""
+"""Record the rows of a model's head by hooks while other code runs the model."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,19 +18,25 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass that was heard: the head's rows, and the head, which says what a row is."""
+    """One recorded forward pass: the head, and its rows."""
 
     head: Head
     rows: Rows
 
 
 class Tap:
-    """The head's rows in every forward pass between `start` and `stop`, and its weights.
+    """Recorder of the head's rows in every forward pass between `start` and `stop`.
 
-    Where no classifier is named it is found in the first pass, by running two of its samples again. Hooks are set by
-    `start` and removed by `stop`, so that training runs without any; between two batches `pause` only has them pass
-    over what runs, which costs less than setting them anew. Raises UsageError where the name is of no linear
-    layer.
+    If no classifier is named, it is found in the first pass by running two of its samples again. `start` registers
+    hooks and `stop` removes them, so that training runs without hooks. Between two batches `pause` only makes the hooks
+    inactive, which is faster.
+
+    Args:
+        model: Model.
+        classifier: Name of the last linear layer; found if None.
+
+    Raises:
+        UsageError: If there is no linear layer of that name.
     """
 
     def __init__(self, model: nn.Module, classifier: str | None = None) -> None:
@@ -48,13 +54,13 @@ class Tap:
         self._listens = self._hooked = False
 
     def renew(self) -> None:
-        """Before a new evaluation: a head that was read off the weights, such as a scale, is found anew."""
+        """Prepare for a new evaluation: discard a head with a scale that was derived from the weights."""
         if self._head is not None and not self._head.settled:
             self.stop()
             self._head = None
 
     def start(self) -> None:
-        """Listen."""
+        """Start recording."""
         if self._hooked and self._head is not None:
             self._forget()
             self._listens = True
@@ -67,13 +73,13 @@ class Tap:
             self._listen()
 
     def stop(self) -> None:
-        """Listen no more, and forget what was heard."""
+        """Remove the hooks and discard recorded passes."""
         self._hooks.close()
         self._forget()
         self._calls, self._listens, self._hooked = {}, False, False
 
     def pause(self) -> None:
-        """Forget what was heard, and listen to nothing until `start`."""
+        """Discard recorded passes and record nothing until `start`."""
         if not self._hooked:
             self.stop()
             return
@@ -86,11 +92,15 @@ class Tap:
         self._output, self._outermost, self._depth, self._error = None, [], 0, None
 
     def take(self, samples: int, *, positions: bool = False) -> Pass:
-        """The pass over `samples` samples since the last call; its rows are copies.
+        """Return the forward pass since the last call, with copies of its rows.
 
-        positions: whether every position of a sample is a row, for a head that was named and does not say so itself.
-        Raises DataError where the head ran not once, or not over as many samples; UsageError where it was to be found,
-        and was not, or several modules ran by themselves, so that none of them is the whole model.
+        Args:
+            samples: Number of samples in the batch.
+            positions: Whether every position of a sample is a row, for a named head, of which this is unknown.
+
+        Raises:
+            DataError: If the head did not run exactly once, or over another number of samples.
+            UsageError: If the head was not found, or several modules ran separately, so that none is the model.
         """
         outermost, error, output = self._outermost, self._error, self._output
         calls = {name: list(seen) for name, seen in self._calls.items()}
@@ -99,8 +109,8 @@ class Tap:
         self._outermost, self._error = [], None
         if error is not None or len(outermost) > 1:
             self._head = None
-            told = f"an evaluation step runs {listed(outermost)} one after the other, and none is the whole model"
-            raise error or UsageError(f"{told}: name the last linear layer (classifier=…)")
+            problem = f"an evaluation step runs {listed(outermost)} one after the other, and none is the whole model"
+            raise error or UsageError(f"{problem}: name the last linear layer (classifier=…)")
         if self._head is None or not all(calls.values()):
             compiled = "; the code of torch.compile passes hooks by: run the module that it was given"
             raise DataError(f"the model's classifier did not run for a batch of {samples} labels{compiled}")
@@ -109,24 +119,28 @@ class Tap:
         )
         rows = head.rows(self._root, calls, output, samples)
         if outermost:
-            self.start()  # found: what it was looked for with is no longer needed
-        # A row may be a view of all that a transformer computes, and whoever runs the model uses memory again.
+            self.start()  # the head is known now: replace the hooks of the search
+        # Copies: a row may be a view of a much larger activation, whose memory may be reused.
         return Pass(head, Rows(rows.features.detach().clone(), rows.logits.detach().clone()))
 
     @property
     def named(self) -> bool:
-        """Whether the caller has named the classifier."""
+        """Whether the classifier was named by the caller."""
         return self._named
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weights (C, D) and bias (C,) as they are now, float64 on the CPU. Raises DataError before a first pass."""
+        """Return the current weights (C, D) and bias (C,) as float64 on the CPU.
+
+        Raises:
+            DataError: If there has been no forward pass.
+        """
         if self._head is None:
             raise DataError("the evaluation ran no batch: the model's classifier is not known yet")
         weights, bias = self._head.parameters(self._root)
         return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
 
     def _search(self) -> None:
-        # Who runs the model may run the whole of it, or a part that does the work and is the model in truth.
+        # A caller may run the model itself, or only a submodule that computes the logits.
         for name, module in self.model.named_modules():
             before = module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
             after = module.register_forward_hook(self._leaving, always_call=True)
@@ -138,7 +152,7 @@ class Tap:
             if self._depth == 0:
                 self._outermost.append(name or "the model")
                 if self._head is None and self._error is None:
-                    self._depth += 1  # what runs while it is found is no call of the evaluation
+                    self._depth += 1  # forward passes of the search are not part of the evaluation
                     self._find(module, (args, kwargs))
                     self._depth -= 1
             self._depth += 1
@@ -159,11 +173,11 @@ class Tap:
     def _listen(self) -> None:
         assert self._head is not None
         self._calls = self._hooks.enter_context(self._head.tapping(self._root, lambda: self._listens))
-        # Where it was searched for, the hooks of the search are still there, and `take` sets these anew.
+        # After a search its hooks are still registered, and `take` registers these again.
         self._hooked = not self._outermost
         if not self._named:
-            whole = self._root.model if isinstance(self._root, _Called) else self._root
-            self._hooks.callback(whole.register_forward_hook(self._returned).remove)
+            model = self._root.model if isinstance(self._root, _Called) else self._root
+            self._hooks.callback(model.register_forward_hook(self._returned).remove)
 
     def _returned(self, _model: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         if self._listens:
@@ -171,7 +185,7 @@ class Tap:
 
 
 class _Called(nn.Module):
-    """A model that is called with the same arguments whatever it is given: a head is found by a tensor alone."""
+    """A model that ignores its input and is called with stored arguments, since `find_head` passes one tensor only."""
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         super().__init__()
@@ -185,16 +199,25 @@ class _Called(nn.Module):
 
 
 def _named(model: nn.Module, name: str) -> Head:
-    linears = {found: module for found, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     if name not in linears:
         raise UsageError(f"classifier {name}: no linear layer of that name; there are: {listed(list(linears))}")
     return Head((Part(name, linears[name].in_features),))
 
 
 def _found(model: nn.Module, arguments: Arguments) -> tuple[nn.Module, Head]:
-    """The head of a model by running two samples of a call again, and the module in which its layers have their names.
+    """Find the head of a model by running two samples of a call again.
 
-    Raises UsageError where the model is in training mode or has no head, DataError where its output is not finite.
+    Args:
+        model: Model.
+        arguments: Positional and keyword arguments of the call.
+
+    Returns:
+        The module to which the names of the head's layers refer, and the head.
+
+    Raises:
+        UsageError: If the model is in training mode or has no head.
+        DataError: If its output is not finite.
     """
     if model.training:
         raise UsageError("the model is in training mode, where dropout and batch norm change it: call model.eval()")

@@ -1,4 +1,4 @@
-"""The training stage, and pruning."""
+"""Train networks with checkpoints, and prune checkpoints."""
 
 from ckpt_probe.training.loop import TrainingSummary, train
 from ckpt_probe.training.pruned_series import PrunedLevel, PruneSummary, prune

@@ -1,4 +1,4 @@
-"""The training stage: one loop, from top to bottom, that keeps checkpoints and can be killed at any moment."""
+"""Train a network in one loop that writes checkpoints and can be interrupted at any moment."""
 
 import json
 import math
@@ -43,7 +43,13 @@ MAY_HELP = "try a lower learning rate"
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a call of `train` did: from which step to which, and how many checkpoints the run has."""
+    """The result of a call of `train`.
+
+    Attributes:
+        first_step: Step at which the call started.
+        last_step: Step at which it ended.
+        checkpoints: Number of checkpoints of the run.
+    """
 
     first_step: int
     last_step: int
@@ -59,18 +65,30 @@ def train(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> TrainingSummary:
-    """Train the configured network on split "train" and keep checkpoints in `out`/checkpoints.
+    """Train the configured network on split "train" and write checkpoints to `out`/checkpoints.
 
-    `resume` goes on from the last saved state; on the CPU the final weights are those of an uninterrupted run, bit for
-    bit. Raises UsageError where `out` exists and neither `resume` nor `overwrite` is set; DataError where the data or
-    the start do not fit, or the loss is no longer finite.
+    Args:
+        config: Configuration.
+        out: Directory of the run.
+        resume: Whether to continue from the last saved state; on the CPU the final weights are identical, bit for bit,
+            to those of an uninterrupted run.
+        overwrite: Whether to remove an earlier run in `out`.
+        device: "auto", "cpu", "cuda[:n]" or "mps".
+        progress: Where progress and notes go.
+
+    Returns:
+        Steps and number of checkpoints.
+
+    Raises:
+        UsageError: If `out` exists and neither `resume` nor `overwrite` is set.
+        DataError: If the data or the start do not fit the model, or the loss is not finite.
     """
     progress = progress or NullProgress()
     data = load_data(config.data.name, config.data.arguments)
     stage = _stage(config, data, choose_device(device))
     start = stage.start.step
     run = open_run(Path(out), config, resume=resume, overwrite=overwrite)
-    kept = checkpoint_steps(config.checkpoints, start, stage.total, stage.per_epoch)
+    checkpoints = checkpoint_steps(config.checkpoints, start, stage.total, stage.per_epoch)
     if beyond := [str(named) for named in config.checkpoints.steps or () if named > stage.total]:
         progress.message(f"no checkpoint at step {listed(beyond)}: training ends at step {stage.total}")
     step, seconds = start, 0.0
@@ -93,23 +111,23 @@ def train(
                 order = _order(config, stage.samples, epoch)
             rate, loss, logits, labels = _step(stage, _batch(order, position, config), step)
             step += 1
-            if step % LOG_EVERY == 0 or step in kept:
+            if step % LOG_EVERY == 0 or step in checkpoints:
                 facts = _facts(loss, logits, labels, step)
                 spent = {"learning_rate": rate, "seconds": round(time.monotonic() - began, 3)}
                 _write(log, {"step": step, "epoch": step / stage.per_epoch, **facts, **spent})
                 bar.advance(0, loss=facts["batch_loss"], accuracy=facts["batch_accuracy"])
             bar.advance()
-            if step in kept:
+            if step in checkpoints:
                 _keep(run, stage, step, log)
-            if step in kept or time.monotonic() - last_saved > STATE_EVERY_SECONDS:
+            if step in checkpoints or time.monotonic() - last_saved > STATE_EVERY_SECONDS:
                 save_state(run.state, stage.model, stage.optimizer, step, time.monotonic() - began)
                 last_saved = time.monotonic()
-    return TrainingSummary(first_step, step, len(kept))
+    return TrainingSummary(first_step, step, len(checkpoints))
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """What one run trains: the network, its data, and how far it goes."""
+    """The network, data and length of one run."""
 
     config: TrainingConfig
     data: LabelledData
@@ -117,7 +135,7 @@ class _Stage:
     optimizer: torch.optim.Optimizer
     objective: Objective
     start: Start
-    place: torch.device
+    device: torch.device
     per_epoch: int
     total: int
 
@@ -126,25 +144,25 @@ class _Stage:
         return len(self.data.split("train"))
 
 
-def _stage(config: TrainingConfig, data: LabelledData, place: torch.device) -> _Stage:
-    """The run before its first step."""
+def _stage(config: TrainingConfig, data: LabelledData, device: torch.device) -> _Stage:
+    """Create model, optimizer and loss of a run before its first step."""
     per_epoch = steps_per_epoch(config.training, len(data.split("train")))
     total = total_steps(config.training, per_epoch)
     for name in _evaluated(config, data):
         data.split(name)
     torch.manual_seed(config.seed)
     model = _model(config, data)
-    # Two samples, as some layers take no single one in training.
+    # Two samples, because some layers do not accept a single one in training mode.
     sample = one_tensor(data.split("train").batch(slice(0, 2))[0], "training")
     _require_fit(config, data, model, sample)
     start = begin(model, config.start, sample)
     if start.step > total:
         raise DataError(f"[start]: the checkpoint is at step {start.step}, after the last step of this run, {total}")
-    model.to(place)
-    objective = build_objective(config.loss, model, sample.to(place))
-    start = Start(start.step, {name: mask.to(place) for name, mask in start.masks.items()})
+    model.to(device)
+    objective = build_objective(config.loss, model, sample.to(device))
+    start = Start(start.step, {name: mask.to(device) for name, mask in start.masks.items()})
     optimizer = build_optimizer(config.optimizer, model.parameters())
-    return _Stage(config, data, model, optimizer, objective, start, place, per_epoch, total)
+    return _Stage(config, data, model, optimizer, objective, start, device, per_epoch, total)
 
 
 def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, sample: Tensor) -> None:
@@ -161,10 +179,10 @@ def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, s
 
 
 def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor, Tensor]:
-    """One step of the optimizer; the learning rate it took, the loss, the logits (n, C) and the labels (n,)."""
+    """Run one optimizer step; return its learning rate, the loss, the logits (n, C) and the labels (n,)."""
     settings = stage.config
-    given, labels = stage.data.split("train").batch(rows)
-    inputs, labels = on_device(one_tensor(given, "training"), stage.place), on_device(labels, stage.place)
+    batch, labels = stage.data.split("train").batch(rows)
+    inputs, labels = on_device(one_tensor(batch, "training"), stage.device), on_device(labels, stage.device)
     rate = settings.optimizer.learning_rate * learning_rate_factor(settings.schedule, step, stage.total)
     for group in stage.optimizer.param_groups:
         group["lr"] = rate
@@ -172,7 +190,7 @@ def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor
     try:
         loss, logits = stage.objective(inputs, labels)
     except DataError as error:
-        # Losses of matrix information refuse what is not finite, before there is a loss that could be looked at.
+        # Losses of matrix information raise this for features that are not finite.
         raise DataError(f"step {step + 1}: the loss cannot be computed ({error}); {MAY_HELP}") from error
     except IndexError as error:
         raise DataError(f"step {step + 1}: {unknown_index(error)}") from error
@@ -188,7 +206,7 @@ def _model(config: TrainingConfig, data: LabelledData) -> nn.Module:
 
 
 def _order(config: TrainingConfig, samples: int, epoch: int) -> Tensor:
-    # The order of an epoch follows from the seed and its number alone, so that resuming needs no memory of it.
+    # The order depends only on the seed and the epoch, so that it need not be saved for resuming.
     if config.training.batch_size == "full":
         return torch.arange(samples)
     mixed = np.random.SeedSequence([config.seed, epoch]).generate_state(1, np.uint64)[0]
@@ -217,7 +235,7 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
     epoch = step / stage.per_epoch
     metrics = {name: _evaluate(model, data.split(name)) for name in _evaluated(config, data)}
     for name, numbers in metrics.items():
-        # Told before anything is written: a checkpoint that has diverged is no result.
+        # Raised before anything is written: a diverged model is not stored.
         _require_finite(numbers["loss"], step, f"the loss on {name}")
     for name, numbers in metrics.items():
         _write(log, {"step": step, "epoch": epoch, "split": name, **numbers})
@@ -248,14 +266,14 @@ def _evaluated(config: TrainingConfig, data: LabelledData) -> list[str]:
 
 @torch.no_grad()
 def _evaluate(model: nn.Module, split: Split) -> dict[str, float]:
-    place = next(model.parameters()).device
+    device = next(model.parameters()).device
     loss, right, seen = 0.0, 0, 0
     model.eval()
     for start in range(0, len(split), EVALUATION_BATCH):
-        given, labels = split.batch(slice(start, start + EVALUATION_BATCH))
-        inputs = one_tensor(given, "training")
+        batch, labels = split.batch(slice(start, start + EVALUATION_BATCH))
+        inputs = one_tensor(batch, "training")
         try:
-            logits, labels = logits_of(model(on_device(inputs, place))), on_device(labels, place)
+            logits, labels = logits_of(model(on_device(inputs, device))), on_device(labels, device)
         except IndexError as error:
             raise DataError(unknown_index(error)) from error
         loss += F.cross_entropy(logits, labels, reduction="sum").item()

@@ -1,4 +1,4 @@
-"""The optimizer that a configuration asks for."""
+"""Create the optimizer of a configuration."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from ckpt_probe.config import OptimizerSettings
 
 
 def build_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """SGD or AdamW with the given settings."""
+    """Return SGD or AdamW with the settings of the configuration."""
     if settings.name == "adamw":
         first, second = settings.betas
         return torch.optim.AdamW(

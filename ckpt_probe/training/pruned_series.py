@@ -1,4 +1,4 @@
-"""One checkpoint at rising sparsities: pruned at one go each, or step by step with training between the steps."""
+"""Prune one checkpoint at increasing sparsities, each at once, or step by step with training in between."""
 
 import json
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ STEM = "sparsity-"
 PRUNED_FOLDER = "pruned"
 RETRAIN_FOLDER = "retrain"
 PROVENANCE = "ckpt_probe.pruning"
-"""Metadata of a pruned checkpoint that says of what it was made, and how."""
+"""Key of the metadata of a pruned checkpoint that describe its source and the settings."""
 METRICS = "ckpt_probe.metrics"
-TOLD = {
+DIFFERENCES = {
     "checkpoint": "from another checkpoint",
     "sparsity": "to another sparsity",
     "scope": "with another scope",
@@ -44,9 +44,15 @@ TOLD = {
 
 @dataclass(frozen=True)
 class PrunedLevel:
-    """One sparsity: its checkpoint, zeros among how many prunable weights, whether it was written by this call.
+    """The result for one sparsity.
 
-    accuracy: by split, from the checkpoint's own metrics, which only a retrained one has.
+    Attributes:
+        sparsity: Requested fraction of zeros.
+        path: Checkpoint.
+        zeros: Number of zeros among the prunable weights.
+        weights: Number of prunable weights.
+        accuracy: Accuracy by split, from the metadata; empty unless retrained.
+        written: Whether the checkpoint was written by this call.
     """
 
     sparsity: float
@@ -79,28 +85,46 @@ def prune(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PruneSummary:
-    """Write `out`/sparsity-0.500.safetensors and so on: the checkpoint by `prune_state` at each sparsity.
+    """Write `out`/sparsity-0.500.safetensors and so on: the checkpoint pruned to each sparsity by `prune_state`.
 
-    Without `retrain` each sparsity is pruned from the checkpoint itself. With it, each is pruned from the result of the
-    previous one, stored in `out`/pruned, and trained further from there (weights are not rewound) in `out`/retrain; the
-    last checkpoint of that run is the result. keep_classifier: do not prune the last linear layer; `classifier` names
-    it if it cannot be found from the checkpoint's own model and data. state_key, base: of the checkpoint, as
-    `open_checkpoint`. Results of the same checkpoint and settings are
-    not computed again, and an interrupted retraining continues. Raises UsageError for sparsities outside [0, 1) or
-    given twice, and if `out` contains results of another pruning and `overwrite`, which removes them, is false;
-    DataError as reading and training do.
+    Without `retrain` each result is pruned from the checkpoint itself. With it, each is pruned from the previous
+    result, stored in `out`/pruned, and trained further from there (weights are not rewound) in `out`/retrain; the last
+    checkpoint of that run is the result. Existing results of the same checkpoint and settings are not computed again,
+    and an interrupted retraining continues.
+
+    Args:
+        checkpoint: Checkpoint to prune.
+        out: Directory of the results.
+        sparsities: Fractions of zeros, in [0, 1).
+        scope: "global" or "layer", as in `prune_state`.
+        keep_classifier: Whether to leave the last linear layer unpruned.
+        classifier: Name of the last linear layer, if it cannot be found from the checkpoint's model and data.
+        retrain: Configuration of the training after each pruning.
+        device: Device of the training.
+        state_key: As in `open_checkpoint`.
+        base: As in `open_checkpoint`.
+        overwrite: Whether to remove earlier results in `out`.
+        progress: Where progress and notes go.
+
+    Returns:
+        The results in increasing order of sparsity.
+
+    Raises:
+        UsageError: If a sparsity is outside [0, 1) or occurs twice, or `out` contains results of another pruning and
+            `overwrite` is false.
+        DataError: If the checkpoint cannot be read or pruned, or the training fails.
     """
-    progress, source, place = progress or NullProgress(), _Source(Path(checkpoint), state_key, base), Path(out)
+    progress, source, directory = progress or Silent(), _Source(Path(checkpoint), state_key, base), Path(out)
     names = _names(sparsities)
     weights = _weights(source, keep_classifier, classifier)
-    _prepare(place, source.path, names, overwrite=overwrite)
+    _prepare(directory, source.path, names, overwrite=overwrite)
     if retrain is not None and retrain.start is not None:
         progress.message(f"[start] {retrain.start.checkpoint} is ignored: training starts from the pruned checkpoints")
     plan = _Plan(scope, weights, retrain, device)
     levels: list[PrunedLevel] = []
     with progress.task("sparsities", len(names), "sparsities") as bar:
         for name, sparsity in names.items():
-            path = place / f"{name}.safetensors"
+            path = directory / f"{name}.safetensors"
             if retrain is None:
                 written = _prune_file(source, path, sparsity, plan)
             else:
@@ -113,20 +137,27 @@ def prune(
 
 @dataclass(frozen=True)
 class _Source:
-    """What is pruned: a checkpoint, and where its weights lie in it."""
+    """The checkpoint to prune, with the arguments of `open_checkpoint`."""
 
     path: Path
     state_key: str | None = None
     base: Path | str | None = None
 
     def open(self) -> AbstractContextManager[Checkpoint]:
-        """The checkpoint, for the time of a `with`."""
+        """Open the checkpoint, within a `with` block."""
         return open_checkpoint(self.path, state_key=self.state_key, base=self.base)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is the same at every sparsity; weights: names of the tensors that are pruned."""
+    """Settings that apply to every sparsity.
+
+    Attributes:
+        scope: "global" or "layer".
+        weights: Names of the tensors to prune.
+        retrain: Configuration of the training after each pruning.
+        device: Device of the training.
+    """
 
     scope: str
     weights: list[str]
@@ -134,7 +165,7 @@ class _Plan:
     device: str
 
     def provenance(self, source: _Source, sparsity: float) -> dict[str, Any]:
-        """Of what a checkpoint is made and how: what exists of the same provenance need not be done again."""
+        """Return source and settings of a result; a result with the same provenance need not be computed again."""
         settings = self.retrain.model_dump(mode="json", by_alias=True, exclude={"start"}) if self.retrain else None
         with source.open() as opened:
             sha256 = opened.content_hash()
@@ -148,12 +179,12 @@ class _Plan:
 
 
 def _names(sparsities: Sequence[float]) -> dict[str, float]:
-    """File names without suffix, in increasing order: all with as many digits, three or more, as one of them needs."""
+    """Return file names without suffix, in increasing order, all with the same number of digits (at least three)."""
     if not sparsities:
         raise UsageError("sparsity: expected at least one")
     for sparsity in sparsities:
         require_sparsity(sparsity)
-    # abs: -0.0 is a share too, and would be spelled with its sign.
+    # abs, because -0.0 is in [0, 1) too, and would be written with its sign.
     ordered = sorted(abs(float(sparsity)) for sparsity in sparsities)
     twice = [a for a, b in pairwise(ordered) if a == b]
     if twice:
@@ -164,14 +195,14 @@ def _names(sparsities: Sequence[float]) -> dict[str, float]:
 
 def _weights(source: _Source, keep_classifier: bool, classifier: str | None) -> list[str]:
     with source.open() as opened:
-        found = prunable(opened.state_dict())
+        tensors = prunable(opened.state_dict())
         if not keep_classifier:
-            return found
+            return tensors
         names = [f"{layer}.weight" for layer in (classifier or _classifier(opened)).split("+")]
-    absent = next((name for name in names if name not in found), None)
+    absent = next((name for name in names if name not in tensors), None)
     if absent is not None:
         raise UsageError(f"{source.path}: no classifier weights {absent!r}; name the layer with --classifier NAME")
-    return [weights for weights in found if weights not in names]
+    return [tensor for tensor in tensors if tensor not in names]
 
 
 def _classifier(opened: Checkpoint) -> str:
@@ -238,14 +269,14 @@ def _prune_file(source: _Source, target: Path, sparsity: float, plan: _Plan) -> 
 
 
 def _retrained(source: _Source, target: Path, sparsity: float, plan: _Plan, progress: Progress) -> bool:
-    """Prune `source`, train from there and keep the last checkpoint as `target`; False where it is there."""
+    """Prune `source`, train it further and store the last checkpoint as `target`; return False if it exists."""
     provenance = plan.provenance(source, sparsity)
     if _complete(target, provenance):
         return False
     assert plan.retrain is not None
     pruned = target.parent / PRUNED_FOLDER / target.name
     _prune_file(source, pruned, sparsity, plan)
-    # The whole path, so that a run is the same one however its directory is spelled.
+    # The resolved path, so that the configuration does not depend on how the directory is spelled.
     start = StartSettings.model_validate({"from": str(pruned.resolve())})
     run = RunDirectory(target.parent / RETRAIN_FOLDER / target.stem)
     _follow(run, start)
@@ -257,7 +288,7 @@ def _retrained(source: _Source, target: Path, sparsity: float, plan: _Plan, prog
 
 
 def _follow(run: RunDirectory, start: StartSettings) -> None:
-    """Name a run's start anew where the series has moved: it is beside the run, wherever both are now."""
+    """Update the path of a run's start if the series, of which both are part, has been moved."""
     if not run.config.exists():
         return
     settings, beside = read_settings(run.config), Path(start.checkpoint)
@@ -277,9 +308,9 @@ def _save(
 ) -> None:
     zeros, entries = count_zeros(state, provenance["weights"])
     stated = replace(metadata, sparsity=zeros / entries).to_strings()
-    told = {**strings, **stated, PROVENANCE: json.dumps(provenance)}
-    # A header is read in any order; written in one, the file of the same contents is the same, and so is its hash.
-    save_checkpoint(target, state, dict(sorted(told.items())))
+    entries_by_name = {**strings, **stated, PROVENANCE: json.dumps(provenance)}
+    # Sorted, so that files with the same contents are identical and have the same hash.
+    save_checkpoint(target, state, dict(sorted(entries_by_name.items())))
 
 
 def _complete(path: Path, provenance: dict[str, Any]) -> bool:
@@ -294,7 +325,7 @@ def _complete(path: Path, provenance: dict[str, Any]) -> bool:
         raise DataError(f"{path}: metadata {PROVENANCE} cannot be read ({error})") from error
     if changed:
         raise UsageError(
-            f"{path}: was pruned {', '.join(TOLD[key] for key in changed)}; choose another directory, "
+            f"{path}: was pruned {', '.join(DIFFERENCES[key] for key in changed)}; choose another directory, "
             "or --overwrite, which removes all pruned checkpoints there"
         )
     return True

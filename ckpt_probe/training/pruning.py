@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights become exactly zero, and stay so while a run goes on from there."""
+"""Prune by magnitude: set the smallest weights to exactly zero, and hold them at zero during further training."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,13 +14,24 @@ SCOPES = ("global", "layer")
 def prune_state(
     state: Mapping[str, Tensor], sparsity: float, *, scope: str = "global", names: Sequence[str] | None = None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The state with its smallest weights at exactly zero, and the names of the tensors that were ranked.
+    """Set the smallest weights of a state to zero.
 
-    scope "layer": in each tensor of n entries the round(sparsity · n) smallest by magnitude (Han et al. 2015);
-    "global": the same over all of them together (Frankle and Carbin 2019, deep networks). names: None for all that
-    `prunable` lists. Weights that are zero already are the smallest, so that pruning goes on where it stopped; of equal
-    magnitudes the first in the state's order go. Tensors that change are copied. Raises UsageError where `sparsity` is
-    outside [0, 1), or less than what is zero already (0 leaves all as it is); DataError for weights not finite.
+    The round(sparsity · n) smallest of n entries are pruned. Weights that are already zero are the smallest, so that
+    pruning can continue from a pruned state; of equal magnitudes the first in the state's order are pruned.
+
+    Args:
+        state: Tensors by name; they are not modified.
+        sparsity: Fraction of zeros afterwards, in [0, 1); 0 changes nothing.
+        scope: "layer" to prune each tensor separately (Han et al. 2015), "global" to rank the entries of all tensors
+            together (Frankle and Carbin 2019, deep networks).
+        names: Tensors to prune; all that `prunable` lists if None.
+
+    Returns:
+        The pruned state, and the names of the ranked tensors.
+
+    Raises:
+        UsageError: If `sparsity` is outside [0, 1), or below the present fraction of zeros.
+        DataError: If a weight is not finite, or there is nothing to prune.
     """
     require_sparsity(sparsity)
     if scope not in SCOPES:
@@ -39,20 +50,21 @@ def prune_state(
 
 
 def prunable(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the floating-point tensors of at least two axes: weights of linear layers, convolutions, embeddings."""
+    """List the floating-point tensors with at least two axes: weights of linear layers, convolutions, embeddings."""
     return [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.ndim >= 2]
 
 
 def count_zeros(state: Mapping[str, Tensor], names: Iterable[str]) -> tuple[int, int]:
-    """How many entries of the tensors named are exactly zero, and how many there are."""
-    held = [state[name] for name in names]
-    return sum(int((tensor == 0).sum()) for tensor in held), sum(tensor.numel() for tensor in held)
+    """Return the number of zeros in the named tensors, and the number of their entries."""
+    tensors = [state[name] for name in names]
+    return sum(int((tensor == 0).sum()) for tensor in tensors), sum(tensor.numel() for tensor in tensors)
 
 
 def pruned_masks(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Bool masks of the tensors named, each of its tensor's shape: True where the weight is kept, i.e. not zero.
+    """Return a boolean mask of the nonzero weights for each named tensor.
 
-    Raises DataError for names that the state lacks.
+    Raises:
+        DataError: If the state lacks a name.
     """
     missing = [name for name in names if name not in state]
     if missing:
@@ -62,9 +74,10 @@ def pruned_masks(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str,
 
 @torch.no_grad()
 def hold_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Multiply the tensors named by their masks, in place: what was pruned is zero again after the optimizer's step.
+    """Multiply the named tensors by their masks, in place, so that pruned weights are zero after an optimizer step.
 
-    Raises DataError for a name that the model lacks, or a mask of another shape.
+    Raises:
+        DataError: If the model lacks a name, or a mask has another shape.
     """
     tensors = model.state_dict(keep_vars=True) if masks else {}
     for name, mask in masks.items():
@@ -74,13 +87,13 @@ def hold_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def require_sparsity(sparsity: float) -> None:
-    """Raise UsageError where `sparsity` is no share in [0, 1)."""
+    """Raise UsageError if `sparsity` is outside [0, 1)."""
     if not 0 <= sparsity < 1:
         raise UsageError(f"sparsity: expected a fraction of at least 0 and below 1, found {sparsity}")
 
 
 def _magnitudes(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """|w| of one tensor, (n,), in float32, float64 for float64: exact, so that ties are ties."""
+    """Return the exact magnitudes of one tensor, shape (n,), as float32, or float64 for a float64 tensor."""
     if name not in state:
         raise DataError(f"no tensor {name!r} to prune")
     tensor = state[name]
@@ -94,13 +107,13 @@ def _magnitudes(state: Mapping[str, Tensor], name: str) -> Tensor:
     return magnitudes
 
 
-def _smallest(magnitudes: Tensor, sparsity: float, what: str) -> Tensor:
-    """Which of the magnitudes (n,) are the round(sparsity · n) smallest, as bools (n,)."""
+def _smallest(magnitudes: Tensor, sparsity: float, description: str) -> Tensor:
+    """Return a mask (n,) of the round(sparsity · n) smallest magnitudes (n,)."""
     count = round(sparsity * len(magnitudes))
     zeros = int((magnitudes == 0).sum())
     if zeros > count and sparsity > 0:
-        told = f"{zeros:,} of {len(magnitudes):,} are already zero in {what}"
-        raise UsageError(f"sparsity {sparsity:g} is below the present one: {told}")
+        present = f"{zeros:,} of {len(magnitudes):,} are already zero in {description}"
+        raise UsageError(f"sparsity {sparsity:g} is below the present one: {present}")
     if count == 0:
         return torch.zeros(len(magnitudes), dtype=torch.bool)
     # numpy's selection takes a seventh of the time of torch.kthvalue.

@@ -1,4 +1,4 @@
-"""The directory of a run: its configuration, checkpoints, metrics and resume state."""
+"""Manage the directory of a run: its configuration, checkpoints, metrics and state for resuming."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from ckpt_probe.files import read_object, write_text
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where a run keeps what."""
+    """The files of a run."""
 
     path: Path
 
@@ -29,7 +29,7 @@ class RunDirectory:
 
     @property
     def state(self) -> Path:
-        """What `--resume` goes on from."""
+        """State from which a run is resumed."""
         return self.path / "state.safetensors"
 
     def checkpoint(self, step: int) -> Path:
@@ -38,7 +38,11 @@ class RunDirectory:
 
 
 def open_run(path: Path, config: TrainingConfig, *, resume: bool, overwrite: bool) -> RunDirectory:
-    """The directory of a run, ready to be written to. Raises UsageError as `require_free` does."""
+    """Create or clear the directory of a run.
+
+    Raises:
+        UsageError: As in `require_free`.
+    """
     require_free([path], [config], resume=resume, overwrite=overwrite)
     run = RunDirectory(path)
     if resume and run.config.exists():
@@ -50,15 +54,22 @@ def open_run(path: Path, config: TrainingConfig, *, resume: bool, overwrite: boo
     return run
 
 
-def require_free(places: Sequence[Path], configs: Sequence[TrainingConfig], *, resume: bool, overwrite: bool) -> None:
-    """Raise UsageError where one of the runs that are to be may not begin or go on in its place; nothing is written.
+def require_free(paths: Sequence[Path], configs: Sequence[TrainingConfig], *, resume: bool, overwrite: bool) -> None:
+    """Check that runs can start or be resumed in their directories, without writing anything.
 
-    Where a place is a file, or holds something and neither `resume` nor `overwrite` is set; where `resume` is set and
-    the configuration there differs, naming what does, or is missing beside what a run wrote; and where `overwrite`
-    would remove a checkpoint that one of the runs starts from.
+    Args:
+        paths: Directories of the runs.
+        configs: Configurations of the runs.
+        resume: Whether to resume them.
+        overwrite: Whether to remove earlier runs.
+
+    Raises:
+        UsageError: If a directory is a file, or is not empty and neither `resume` nor `overwrite` is set; if `resume`
+            is set and the configuration differs or is missing; or if `overwrite` would remove a checkpoint from which
+            one of the runs starts.
     """
     starts = [Path(config.start.checkpoint) for config in configs if config.start is not None]
-    for path, config in zip(places, configs, strict=True):
+    for path, config in zip(paths, configs, strict=True):
         run = RunDirectory(path)
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path}: a file; expected a directory for the run, so choose another name")
@@ -66,8 +77,8 @@ def require_free(places: Sequence[Path], configs: Sequence[TrainingConfig], *, r
         if resume and run.config.exists():
             _require_same(run.config, config.model_dump(mode="json", by_alias=True))
         elif resume and left:
-            told = f"cannot be resumed, because {run.config.name} is missing; start over with --overwrite"
-            raise UsageError(f"{left[0]}: {told}")
+            problem = f"cannot be resumed, because {run.config.name} is missing; start over with --overwrite"
+            raise UsageError(f"{left[0]}: {problem}")
         elif not resume and not overwrite and path.is_dir() and any(path.iterdir()):
             raise UsageError(f"{path}: exists already; --resume continues it, --overwrite starts over")
         read = next((file for file in left for start in starts if start.exists() and file.samefile(start)), None)
@@ -76,19 +87,23 @@ def require_free(places: Sequence[Path], configs: Sequence[TrainingConfig], *, r
 
 
 def forget_after(run: RunDirectory, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`, and a last one that was cut off: they will be written again."""
+    """Remove the lines of metrics.jsonl after `step`, and an incomplete last one; they will be written again."""
     if not run.metrics.exists():
         return
     try:
         lines = run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        earlier = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{run.metrics}: a damaged or foreign line ({error}); train again with --overwrite") from error
-    write_text(run.metrics, "".join(kept), overwrite=True)
+    write_text(run.metrics, "".join(earlier), overwrite=True)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a run's configuration file. Raises DataError where it cannot be read or is none."""
+    """Return the settings in a run's configuration file.
+
+    Raises:
+        DataError: If it cannot be read, or is not a configuration.
+    """
     try:
         return read_object(path, "the configuration of a run")
     except DataError as error:
@@ -117,13 +132,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _written(run: RunDirectory) -> list[Path]:
-    """What a run has written but for its configuration."""
+    """Return all files that a run has written except its configuration."""
     checkpoints = sorted((run.path / "checkpoints").glob("step-*.safetensors"))
     return [file for file in (run.state, *checkpoints, run.metrics) if file.exists()]
 
 
 def _clear(run: RunDirectory) -> None:
-    # Only what a run writes is removed: anything else in the directory is its owner's. The configuration goes last: as
-    # long as something is left it says of which run, so that another one does not go on from there.
+    # Other files in the directory are not removed. The configuration is removed last, so that files of a partly removed
+    # run are not mistaken for those of another configuration.
     for file in (*_written(run), run.config):
         file.unlink(missing_ok=True)

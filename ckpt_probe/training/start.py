@@ -1,4 +1,4 @@
-"""Where a run begins: another one's weights, whole or without the classifier, its step, the zeros of a pruned one."""
+"""Load the initial weights of a run from a checkpoint, with or without the classifier, with its step and zeros."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,17 +14,30 @@ from ckpt_probe.training.pruning import pruned_masks
 
 @dataclass(frozen=True)
 class Start:
-    """The step at which a run begins, and which weights of it are kept at zero: masks by name, True where one lives."""
+    """The start of a run.
+
+    Attributes:
+        step: First step.
+        masks: Masks of pruned tensors by name, False for weights that are held at zero.
+    """
 
     step: int = 0
     masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> Start:
-    """Load the weights that `settings` name into a fresh model, in place, and say where the run begins.
+    """Load initial weights into a new model, in place.
 
-    inputs (n, …) serve to find the classifier, whose own fresh weights stay where only the backbone is wanted. Raises
-    DataError where the checkpoint does not fit, or names no step and `keep_step` asks for it.
+    Args:
+        model: Model with random weights.
+        settings: Checkpoint and the part of it to load; None to start from the random weights.
+        inputs: Inputs (n, …) to find the classifier, whose random weights remain if only the backbone is loaded.
+
+    Returns:
+        First step and masks of pruned tensors.
+
+    Raises:
+        DataError: If the checkpoint does not fit, or has no step and `keep_step` is set.
     """
     if settings is None:
         return Start()

@@ -1,4 +1,4 @@
-"""Everything that an interrupted run needs to go on exactly as if it had not been: one safetensors file, no pickle."""
+"""Save and restore the state of an interrupted run exactly, in one safetensors file."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ ANOTHER = "the state of a different model or optimizer; train again with --overw
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    """Write model, optimizer and random state after `step` updates; the order of data follows from seed and step."""
+    """Write model, optimizer and random state after `step` updates; the order of data depends on seed and step only."""
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items() if isinstance(value, Tensor)}
@@ -31,9 +31,13 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
 
 
 def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load what `save_state` wrote, into model, optimizer and generators; returns the step and the seconds trained.
+    """Load a saved state into model, optimizer and random generators.
 
-    Raises DataError where the file is no such state, or of another model.
+    Returns:
+        The step, and the duration of the training in seconds.
+
+    Raises:
+        DataError: If the file is not a training state, or belongs to another model.
     """
     with open_checkpoint(path) as file:
         if STEP not in file.raw_metadata:
