@@ -288,7 +288,7 @@ class _Order:
 
     def run(self, member: Member) -> _Extracted | Busy:
         """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
-        subject, log = made_once(self, self.subject), Said()
+        subject, log = made_once(self, self.subject), MessageLog()
         result = _extract(member, subject=subject, order=self, progress=log)
         if isinstance(result, Busy):
             return result

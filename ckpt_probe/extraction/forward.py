@@ -154,7 +154,7 @@ def forward_batches(
         yield _finished(waiting.pop(0), bar)
     if runner.left_out:
         message = f"{runner.left_out:,} positions are padding, or labelled {LEFT_OUT}, and left out"
-        (progress or Silent()).message(message)
+        (progress or NullProgress()).message(message)
 
 
 def labels_of_rows(

@@ -139,18 +139,18 @@ def _count(subject: Subject, split: str, limit: int | None) -> int:
 
 def _forward(order: Order, part: Range) -> Forwarded:
     """Forward one range in a worker, which opens model and data once, and loads a checkpoint once for all ranges."""
-    subject, said = made_once(order, order.subject), Said()
+    subject, log = made_once(order, order.subject), MessageLog()
     if subject.holds != str(part.member.path):
         with subject.setup.open(part.member.path) as checkpoint:
             subject.load(checkpoint.state_dict(), str(part.member.path), checkpoint.extra_state())
     storage, (start, stop) = order.storage, (part.start, part.stop)
     within = {"limit": storage.limit, "start": start, "stop": stop}
-    with closing(subject.forward(part.split, dtype=storage.forward_dtype, progress=said, **within)) as blocks:
+    with closing(subject.forward(part.split, dtype=storage.forward_dtype, progress=log, **within)) as blocks:
         _write(part.file, blocks)
     samples = subject.data.split(part.split)
     left_out = samples.left_out if isinstance(samples, Streaming) else {}
     mine = {number: why for number, why in left_out.items() if start <= number < stop}
-    return Forwarded(part, tuple(said.messages), mine)
+    return Forwarded(part, tuple(log.messages), mine)
 
 
 def _write(file: Path, blocks: Iterator[Block]) -> None:

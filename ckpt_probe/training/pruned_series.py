@@ -114,7 +114,7 @@ def prune(
             `overwrite` is false.
         DataError: If the checkpoint cannot be read or pruned, or the training fails.
     """
-    progress, source, directory = progress or Silent(), _Source(Path(checkpoint), state_key, base), Path(out)
+    progress, source, directory = progress or NullProgress(), _Source(Path(checkpoint), state_key, base), Path(out)
     names = _names(sparsities)
     weights = _weights(source, keep_classifier, classifier)
     _prepare(directory, source.path, names, overwrite=overwrite)
