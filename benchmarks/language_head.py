@@ -116,8 +116,9 @@ def nearest(folder: Path, view, rows: int) -> str:
     """NC4's pass over the first rows against the bare product, one after the other."""
     import torch
 
-    from ckpt_probe.analysis.readings.nearest import NearestMeans
+    from ckpt_probe.analysis.nearest import Predictions, count_nearest
     from ckpt_probe.moments import Moments
+    from ckpt_probe.moments.quality import Scored
 
     predictions = torch.from_numpy(np.load(folder / "predictions.npy")).long()
     moments = Moments(only=("nc3",))
@@ -126,6 +127,14 @@ def nearest(folder: Path, view, rows: int) -> str:
     held = [(torch.from_numpy(f), torch.from_numpy(y)) for f, y, _ in first_rows(view, rows)]
     means = moments.class_means
     present = means[~means[:, 0].isnan()].float()
+
+    def blocks():
+        start = 0
+        for features, labels in held:
+            some = predictions[start : start + len(labels)]
+            yield features, labels, Scored(some, torch.zeros(len(labels)))
+            start += len(labels)
+
     started = time.perf_counter()
     for features, _ in held:
         for part in features.float().split(1024):
@@ -133,12 +142,9 @@ def nearest(folder: Path, view, rows: int) -> str:
                 _ = part @ some.T
     bare = time.perf_counter() - started
     started = time.perf_counter()
-    counted, start = NearestMeans(means), 0
-    for features, labels in held:
-        counted.update(features, labels, predictions[start : start + len(labels)])
-        start += len(labels)
+    counted = count_nearest(blocks, means, Predictions(None))
     spent = time.perf_counter() - started
-    ratio = f"{spent:.1f} s for {start:,} rows, {spent / bare:.2f} × the bare product"
+    ratio = f"{spent:.1f} s for {counted.samples:,} rows, {spent / bare:.2f} × the bare product"
     return f"nearest: {ratio}; NC4 {counted.disagreement:.4f}, nearest mean accuracy {counted.accuracy:.4f}"
 
 

@@ -1,18 +1,9 @@
-"""Dumps and features → records."""
+"""Dumps, features, or classifier weights → records."""
 
 from ckpt_probe.analysis.collection import Records, read_records
 from ckpt_probe.analysis.comparison import Comparison, compare
-from ckpt_probe.analysis.entries import ENTRIES, Entry, entries_in
-from ckpt_probe.analysis.readings.records import (
-    Blocks,
-    Record,
-    analyze_features,
-    empty_record,
-    in_order,
-    read_blocks,
-    read_moments,
-    settled,
-)
+from ckpt_probe.analysis.entries import ENTRIES, Entry, Record, empty_record, entries_in, in_order, settled
+from ckpt_probe.analysis.record import Blocks, analyze_features, read_blocks, read_moments
 from ckpt_probe.analysis.series import analyze_dump, analyze_series, read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.analysis.similarity import Similarity, read_similarities

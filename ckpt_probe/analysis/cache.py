@@ -1,9 +1,9 @@
-"""Records kept beside their dumps, so that a series with one new dump costs the analysis of that one."""
+"""Records cached beside their dumps, so that a series with one new dump costs the analysis of that dump alone."""
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from hashlib import sha256
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any
 
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import CkptProbeError
-from ckpt_probe.files import code_hash, content_hash, write_text
+from ckpt_probe.files import code_hash, write_text
+from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.moments.portrait import Portrait
-from ckpt_probe.moments.record import Reading
 from ckpt_probe.remote import beside
 
 FOLDER = ".ckpt-probe-cache"
@@ -23,86 +23,94 @@ LIBRARIES = ("h5py", "numpy", "scipy", "torch")
 
 @dataclass(frozen=True)
 class Cache:
-    """What was asked, by which code; with a dump's content it decides the records."""
+    """The cached records for one set of options.
 
-    asked: str
+    Attributes:
+        key: Options, code and library versions as JSON; with the content of a dump, they determine its records.
+    """
+
+    key: str
 
     @staticmethod
     def of(settings: Settings, splits: Sequence[str] | None) -> "Cache | None":
-        """The cache for these options; None where records may depend on what a name does not tell.
+        """Return the cache for these options; None if the records cannot be cached.
 
-        That is spectra, which are too large to be kept, and metrics of other packages, whose code may change.
+        That is the case for spectra, which are too large, and with metrics of other packages, whose code may change.
         """
         if settings.spectra or entry_points(group=ENTRY_POINTS):
             return None
-        asked = {**settings.to_json(), "splits": splits and list(splits), **_code()}
-        return Cache(json.dumps(asked, sort_keys=True))
+        key = {**settings.to_json(), "splits": splits and list(splits), **_code()}
+        return Cache(json.dumps(key, sort_keys=True))
 
-    def entry(self, dump: Path) -> "Entry":
-        """What is kept of a dump, and the place where to keep it."""
-        return self.entry_of(dump, content_hash(dump))
+    def entry(self, file: Path, content: str) -> "CacheEntry":
+        """Return the entry of a file.
 
-    def entry_of(self, file: Path, content: str) -> "Entry":
-        """The same for any file, of which `content` is the hash of all that matters."""
-        key = sha256(self.asked.encode()).hexdigest()[:12]
-        return Entry(folder_of(file) / f"{file.name}.{key}.json", self.asked, content)
-
-
-def folder_of(file: Path) -> Path:
-    """The directory in which the records of a dump are kept."""
-    return beside(file) / FOLDER
+        Args:
+            file: A dump or a checkpoint.
+            content: Hash of everything in it that its records depend on.
+        """
+        name = f"{file.name}.{sha256(self.key.encode()).hexdigest()[:12]}.json"
+        return CacheEntry(cache_directory(file) / name, self.key, content)
 
 
-class Entry:
-    """The records of one dump: `readings`, None where they are not at hand for just this content."""
+@dataclass(frozen=True)
+class CacheEntry:
+    """The cached records of one file in the state of its present content.
 
-    def __init__(self, file: Path, asked: str, content: str) -> None:
-        self.file = file
-        self._named = {"asked": asked, "content": content}
-        self.readings = self.found()
+    Attributes:
+        file: The JSON file of the entry.
+        key: Key of the `Cache`.
+        content: Hash of the content that was analyzed.
+    """
 
-    def found(self) -> list[Reading] | None:
-        """What is kept now."""
+    file: Path
+    key: str
+    content: str
+
+    def read(self) -> list[DetailedRecord] | None:
+        """Return the records; None if they are missing, damaged, or belong to other content or options."""
         try:
-            kept = json.loads(self.file.read_text(encoding="utf-8"))
-            if any(kept[name] != value for name, value in self._named.items()):
+            cached = json.loads(self.file.read_text(encoding="utf-8"))
+            identity = (self.key, self.content, _hash(cached["records"]))
+            if (cached["key"], cached["content"], cached["sha256"]) != identity:
                 return None
-            if kept["sha256"] != _hash(kept["readings"]):
-                return None
-            return [_reading(one) for one in kept["readings"]]
+            return [_from_json(**values) for values in cached["records"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            # Not there, damaged, or not ours, or from another time: computed anew and written over.
             return None
 
-    def keep(self, readings: Sequence[Reading]) -> str | None:
-        """Keep what was computed; what to say where that is impossible."""
-        kept: list[dict[str, Any]] = [
+    def write(self, records: Sequence[DetailedRecord]) -> str | None:
+        """Write the records; return a warning if that is impossible."""
+        values = [
             {
-                "record": one.record,
-                "per_class": one.per_class,
-                "portrait": None if one.portrait is None else asdict(one.portrait),
+                "record": detailed.record,
+                "per_class": detailed.per_class,
+                "portrait": None if detailed.portrait is None else asdict(detailed.portrait),
             }
-            for one in readings
+            for detailed in records
         ]
+        cached = {"key": self.key, "content": self.content, "sha256": _hash(values), "records": values}
         try:
-            told = {**self._named, "sha256": _hash(kept), "readings": kept}
-            write_text(self.file, json.dumps(told, allow_nan=False), overwrite=True)
+            write_text(self.file, json.dumps(cached, allow_nan=False), overwrite=True)
         except CkptProbeError as error:
             return f"the cache of records could not be written: {error}"
         return None
 
 
-def _reading(kept: dict[str, Any]) -> Reading:
-    portrait = kept["portrait"]
-    return Reading(kept["record"], {}, kept["per_class"], None if portrait is None else Portrait(**portrait))
+def cache_directory(file: Path) -> Path:
+    """Return the directory in which the records of a dump are cached."""
+    return beside(file) / FOLDER
 
 
-def _hash(readings: list[dict[str, Any]]) -> str:
-    """Of what is kept, so that a damaged number is computed anew."""
-    return sha256(json.dumps(readings, sort_keys=True).encode()).hexdigest()
+def _from_json(record: dict[str, Any], per_class: list[dict[str, Any]], portrait: dict[str, Any] | None):
+    return DetailedRecord(record, {}, per_class, None if portrait is None else Portrait(**portrait))
 
 
-@cache
+def _hash(records: list[dict[str, Any]]) -> str:
+    """Return a checksum that detects damaged numbers."""
+    return sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
 def _code() -> dict[str, str]:
-    """Return everything but the options that decides a number: our modules, and the versions of libraries."""
+    """Return a hash of the package's code, and the versions of libraries that determine numbers."""
     return {"code": code_hash(), **{name: version(name) for name in LIBRARIES}}

@@ -5,12 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from ckpt_probe.analysis.entries import Entry, entries_in, references_of
+from ckpt_probe.analysis.entries import Entry, Record, entries_in, references_of
 from ckpt_probe.analysis.lines import metric_names, read_lines
 from ckpt_probe.errors import DataError
 from ckpt_probe.notebook import sparkline, table, text
-
-Record = dict[str, Any]
 
 MOST_ROWS, LAST = 12, 1000
 

@@ -1,7 +1,9 @@
-"""The metrics of a record in the order in which they are shown, each with what a person must know to read it."""
+"""Names of a record: metrics with their labels and references, counts, positions, and their documented order."""
 
+import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +21,23 @@ WEI = "Wei et al. 2024"
 AMMAR = "Ammar et al. 2024"
 TOWARD = "toward reference"
 
+Record = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One metric: its name in the record, a short label for tables, unit, reference and source.
+    """Describes one metric of a record.
 
-    `reference` is the record's name of the value at neural collapse, or that value itself. `priority`: lower numbers
-    keep their column longest where a terminal is narrow. `family`: what `analyze --only` computes it with.
+    Attributes:
+        name: Dotted name in the record.
+        label: Short label for tables.
+        unit: Unit, empty for a plain number.
+        direction: "up", "down", "toward reference", or empty if neither is better.
+        reference: Value at neural collapse, or the name of that value in the record.
+        source: Publication that defines the metric.
+        meaning: One line for lists of metrics.
+        priority: Metrics with lower numbers keep their column longer in a narrow terminal.
+        family: Name of the family of metrics to which it belongs.
     """
 
     name: str
@@ -118,6 +130,17 @@ CLASS_ENTRIES = (
 )
 """Columns of `--per-class`, one row a class."""
 
+CENTRED = {
+    "centred.mir": "sample.mir",
+    "centred.hdr": "sample.hdr",
+    "centred.effective_rank": "sample.effective_rank",
+}
+"""Metrics of features less their mean, each with its name among the metrics of the features themselves."""
+
+CONFUSION, NAMED_CONFUSION = "nearest.confusion", "nearest.named"
+PLAIN_NAME = re.compile(r"[\w.'-]+")
+"""Class names that need no quotes beside a colon and a count."""
+
 POSITION = ("checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
 COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
 NOT_STORED = "samples_not_stored"
@@ -129,7 +152,7 @@ EXTRA = ("route", "route_reason", "missing")
 
 
 def references_of(entry: Entry, records: Iterable[Mapping[str, Any]]) -> list[float | None]:
-    """Return the distinct values at collapse of a metric in those records that have it; None where one has none."""
+    """Return the distinct values at collapse of a metric over the records that have it; None for an undefined one."""
     return list(dict.fromkeys(_reference(entry, record) for record in records if record.get(entry.name) is not None))
 
 
@@ -144,9 +167,9 @@ def _reference(entry: Entry, record: Mapping[str, Any]) -> float | None:
 
 
 def entries_in(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
-    """The entries that at least one of the records has, Rényi's orders after the rest; in the order of the tables."""
+    """Return the entries that at least one record has, in the order of tables; those of Rényi's orders come last."""
     names = dict.fromkeys(name for record in records for name in record)
-    found = [entry for entry in (CLASS_ENTRIES if "class" in names else ENTRIES) if entry.name in names]
+    entries = [entry for entry in (CLASS_ENTRIES if "class" in names else ENTRIES) if entry.name in names]
     known = {entry.name: entry for entry in ENTRIES}
     for name in names:
         order = re.fullmatch(r"renyi_([^.]+(?:\.\d+)?)\.((?:class|sample|within)\..+)", name)
@@ -155,6 +178,74 @@ def entries_in(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
             label = f"{entry.label} α={order[1]}"
             # At collapse the entropies of the simplex are equal at every order, that of the joint matrix is not.
             reference = None if entry.reference == "reference.mir" else entry.reference
-            priority = len(ENTRIES) + len(found)
-            found.append(replace(entry, name=name, label=label, reference=reference, priority=priority))
-    return found
+            priority = len(ENTRIES) + len(entries)
+            entries.append(replace(entry, name=name, label=label, reference=reference, priority=priority))
+    return entries
+
+
+def empty_record() -> Record:
+    """Return a record of a split without any value: every name that such a record always has, with None."""
+    apart = {*CENTRED, *ON_REQUEST, *WEIGHTS_ALONE, *LAYERS_ALONE}
+    metrics = [entry.name for entry in ENTRIES if entry.name not in apart]
+    return dict.fromkeys([*COUNTS, *metrics, *REFERENCES, *EXTRA])
+
+
+def join_reasons(*reasons: str | None) -> str | None:
+    """Join the reasons for missing values into the text of `missing`; None without any."""
+    return "; ".join(reason for reason in reasons if reason) or None
+
+
+def settled(record: Record, *, scored: bool = False) -> Record:
+    """Replace values that are not finite by None, with the reason in `missing`.
+
+    Args:
+        record: The record.
+        scored: Whether the samples had logits, so that a missing loss means an infinite one.
+    """
+    infinite = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+    reasons = [f"{', '.join(infinite)}: not finite"] if infinite else []
+    if scored and record.get("loss") is None:
+        reasons.append("loss: not finite, because logits are infinite or NaN")
+    if not reasons:
+        return record
+    return {**record, **dict.fromkeys(infinite), "missing": join_reasons(record.get("missing"), *reasons)}
+
+
+def in_order(record: Mapping[str, Any]) -> Record:
+    """Return a record with its names in the documented order, and other names at the end."""
+    known = [*POSITION, *COUNTS, *COUNTS_IF_ANY, *(entry.name for entry in ENTRIES), *REFERENCES]
+    ordered = {name: record[name] for name in known if name in record}
+    others = {name: value for name, value in record.items() if name not in ordered and name not in EXTRA}
+    extra = {name: record.get(name) for name in EXTRA if name in record or name == "missing"}
+    return {**ordered, **others, **extra}
+
+
+def named_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None) -> list[Record]:
+    """Add class names to the rows of classes.
+
+    Args:
+        rows: One row per class, with the number of the class in `class`.
+        names: Names of the classes; a class beyond the last name is called by its number.
+
+    Returns:
+        Rows with `class_name` after `class`, and `nearest.named` after `nearest.confusion`; unchanged without names.
+    """
+    return [_named_row(row, names) if names else dict(row) for row in rows]
+
+
+def _named_row(row: Mapping[str, Any], names: Sequence[str]) -> Record:
+    def name_of(label: int) -> str:
+        return names[label] if label < len(names) else str(label)
+
+    def quoted(name: str) -> str:
+        return name if PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+
+    named: Record = {}
+    for key, value in row.items():
+        named[key] = value
+        if key == "class":
+            named["class_name"] = name_of(value)
+        elif key == CONFUSION and value is not None:
+            pairs = (part.split(":") for part in value.split())
+            named[NAMED_CONFUSION] = " ".join(f"{quoted(name_of(int(label)))}:{count}" for label, count in pairs)
+    return named

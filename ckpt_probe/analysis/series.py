@@ -1,35 +1,28 @@
-"""Dumps → readings: one for each checkpoint and split, streamed, by several processes where asked for."""
+"""A series of dumps → its records, one dump after another, by this process or by several workers."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 
-from torch import Tensor
-
-from ckpt_probe.analysis.cache import Cache, Entry, folder_of
+from ckpt_probe.analysis.cache import Cache, CacheEntry, cache_directory
 from ckpt_probe.analysis.collection import Records
-from ckpt_probe.analysis.entries import NOT_STORED
-from ckpt_probe.analysis.naming import named_rows
-from ckpt_probe.analysis.readings.layers import layer_reading, with_depths
-from ckpt_probe.analysis.readings.others import against_first, mean_outside, outside_of
-from ckpt_probe.analysis.readings.ranges import Ranges
-from ckpt_probe.analysis.readings.records import Record, in_order, read_blocks, read_moments
-from ckpt_probe.analysis.readings.unlabelled import read_unlabelled
+from ckpt_probe.analysis.dump import compute_dump, outside_dump
+from ckpt_probe.analysis.entries import Record, in_order, join_reasons
+from ckpt_probe.analysis.ranges import SharedSplits
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump, open_dump_series
-from ckpt_probe.errors import DataError
+from ckpt_probe.dumps import PENULTIMATE, Dump, open_dump, open_dump_series
 from ckpt_probe.files import content_hash
-from ckpt_probe.moments.quality import Quality
-from ckpt_probe.moments.record import Reading
+from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
 
-BLOCK_BYTES = 2**20, 16 * 2**20
-"""Fewest and most bytes of a block of rows, as float64; between them a sixteenth of the memory budget."""
+RANK, RANK_DIFFERENCE = "centred.effective_rank", "erank.difference"
+PAUSE_SECONDS = 0.5
+"""Interval at which a dump that another process analyzes is tried again."""
 
 
 def analyze_series(
@@ -43,27 +36,51 @@ def analyze_series(
     progress: Progress | None = None,
     **options: Any,
 ) -> Records:
-    """Records of every dump at `path`, one file or a directory, in the order of their steps.
+    """Return the records of every dump of a series, in the order of their steps; each is computed on first access.
 
-    Each is computed when it is first needed. options: those of `Settings`. workers: number of processes, each of which
-    analyzes one dump at a time; the records are bit for bit the same for any number. scheduler: the address of a Dask
-    cluster that does it instead. rows_per_task: a split of more rows is worked at in ranges of so many, one task each,
-    so that several workers share one dump; its numbers are those of the whole up to rounding. cache: keep the records
-    in a hidden folder beside the dumps, and read them from there if neither dump nor options have changed; processes
-    that analyze the same dumps at the same time then share the work. Raises DataError, naming file, split and row, if a
-    dump cannot be read or contains invalid values.
+    Args:
+        path: A dump, or a directory of dumps.
+        splits: Names of splits; all if None.
+        workers: Number of processes, each of which analyzes one dump at a time. The records are bit for bit the same
+            for any number.
+        scheduler: Address of a Dask cluster that analyzes the dumps instead.
+        rows_per_task: A split with more rows is divided into ranges of this size, one task each, so that several
+            workers share one dump. The numbers are those of the undivided split up to rounding.
+        cache: Whether to keep the records in a hidden directory beside the dumps, and to read them from it if neither
+            the dump nor the options have changed. Processes that analyze the same dumps then share the work.
+        progress: Receives messages and a bar.
+        options: Fields of `Settings`.
+
+    Raises:
+        DataError: If a dump cannot be read or contains invalid values; the message names file, split and row.
+        UsageError: If an option is invalid.
     """
-    settings, staff = Settings(**options), Workers(workers, scheduler)
-    how: dict[str, Any] = {"rows_per_task": rows_per_task, "cache": cache, "progress": progress}
-    found = read_series(path, settings, splits=splits, workers=staff, **how)
-    return Records(reading.record for reading in found)
+    results_of_series = read_series(
+        path,
+        Settings(**options),
+        splits=splits,
+        workers=Workers(workers, scheduler),
+        rows_per_task=rows_per_task,
+        cache=cache,
+        progress=progress,
+    )
+    return Records(detailed.record for detailed in results_of_series)
 
 
 def analyze_dump(path: Path | str, *, splits: Sequence[str] | None = None, **options: Any) -> Records:
-    """Records of one dump, one for each split (or each of `splits`), and layer; options, errors as `analyze_series`."""
-    task = _Task(None, splits, Settings(**options))
+    """Return the records of one dump, one for each split and layer.
+
+    Args:
+        path: The dump.
+        splits: Names of splits; all if None.
+        options: Fields of `Settings`.
+
+    Raises:
+        DataError: As `analyze_series`.
+    """
+    settings = Settings(**options)
     with open_dump(path) as dump:
-        return Records(reading.record for reading in task.readings(dump))
+        return Records(detailed.record for detailed in compute_dump(dump, splits, settings))
 
 
 def read_series(
@@ -75,200 +92,143 @@ def read_series(
     rows_per_task: int | None = None,
     cache: bool = False,
     progress: Progress | None = None,
-) -> Iterator[Reading]:
-    """Readings of every dump at `path`: records, and per class and spectra where `settings` ask for them.
+) -> Iterator[DetailedRecord]:
+    """Yield the records of every dump of a series with the details that `settings` request; spectra are numpy arrays.
 
-    Arguments, order and errors as `analyze_series`; spectra are numpy arrays.
+    Args, order and errors are those of `analyze_series`.
     """
     progress = progress or NullProgress()
     members = open_dump_series(path)
     task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
-    found, notes = 0, []
+    compares_ranks = "centred" in settings.families and len(members) > 1
+    first: dict[Any, Record] = {}
+    warnings: dict[str, None] = {}
+    from_cache = 0
     with (
         progress.task("dumps", len(members), "dumps") as bar,
-        closing(_results(task, members, workers or Workers(), rows_per_task, progress)) as found_so_far,
+        closing(_outcomes(task, members, workers or Workers(), rows_per_task, progress)) as outcomes,
     ):
-        first: dict[Any, Record] = {}
-        for done in in_turn(found_so_far):
-            found += done.cached
-            notes += [done.note] if done.note and done.note not in notes else []
-            compared = "centred" in settings.families and len(members) > 1
-            for one in done.readings:
-                last = one.record.get("layer", PENULTIMATE) == PENULTIMATE
-                yield against_first(one, first) if compared and last else one
+        for outcome in in_turn(outcomes):
+            from_cache += outcome.from_cache
+            warnings |= {outcome.warning: None} if outcome.warning else {}
+            for detailed in outcome.records:
+                if compares_ranks and detailed.record.get("layer", PENULTIMATE) == PENULTIMATE:
+                    start = first.setdefault(detailed.record["split"], detailed.record)
+                    detailed = replace(detailed, record=_with_rank_difference(detailed.record, start))
+                yield detailed
             bar.advance()
-    for folder in {folder_of(member.path) for member in members} if cache else ():
-        remove_abandoned(folder)
-    if found:
-        progress.message(f"{found} of {len(members)} dumps were read from the cache; --no-cache recomputes them")
-    for note in notes:
-        progress.message(note)
-
-
-def _results(
-    task: "_Task", members: Sequence[Member], workers: Workers, rows: int | None, progress: Progress
-) -> Generator[tuple[int, "_Done"], None, None]:
-    """What each dump gives, by its place: first those that all workers share, then the others, one to a worker."""
-    large = [] if rows is None else [place for place, member in enumerate(members) if _rows_of(member) > rows]
-    with Team(workers, progress.message) as team:
-        shared = task if rows is None else replace(task, ranges=Ranges(rows, team, progress))
-        yield from _worked(shared, members, large, Workers(), progress)
-    small = [place for place in range(len(members)) if place not in set(large)]
-    if small:
-        yield from _worked(task, members, small, workers, progress)
-
-
-def _rows_of(member: Member) -> int:
-    with open_dump(member.path) as dump:
-        return max((dump[split].samples for split in dump.splits), default=0)
-
-
-def _worked(
-    task: "_Task", members: Sequence[Member], places: Sequence[int], workers: Workers, progress: Progress
-) -> Generator[tuple[int, "_Done"], None, None]:
-    paths, names = [members[place].path for place in places], [members[place].name for place in places]
-    with closing(results(task.run, paths, names=names, workers=workers, say=progress.message)) as found:
-        for number, done in found:
-            yield places[number], done
+    for directory in {cache_directory(member.path) for member in members} if cache else ():
+        remove_abandoned(directory)
+    if from_cache:
+        progress.message(f"{from_cache} of {len(members)} dumps were read from the cache; --no-cache recomputes them")
+    for warning in warnings:
+        progress.message(warning)
 
 
 @dataclass(frozen=True)
-class _Done:
-    """What one dump gave, whether it came from the cache, and what to say about it."""
+class _Outcome:
+    """The records of one dump, whether they came from the cache, and a warning if it cannot be written."""
 
-    readings: list[Reading]
-    cached: bool = False
-    note: str | None = None
+    records: list[DetailedRecord]
+    from_cache: bool = False
+    warning: str | None = None
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is done with each dump, in this process or another."""
+    """Analyzes one dump, in this process or in a worker."""
 
     cache: Cache | None
     splits: Sequence[str] | None
     settings: Settings
-    ranges: Ranges | None = None
+    shared: SharedSplits | None = None
 
-    def run(self, path: Path) -> _Done | Busy:
+    def __call__(self, path: Path) -> _Outcome | Busy:
         with open_dump(path) as dump:
             if self.cache is None:
-                return _Done(self.readings(dump))
-            outside = outside_of(dump, self.settings.outside)
-            content = content_hash(dump.path) + ("" if outside is None else content_hash(outside))
-            entry = self.cache.entry_of(dump.path, content)
-            if entry.readings is not None:
-                return _Done(entry.readings, cached=True)
-            return self._kept(dump, entry)
+                return _Outcome(self._compute(dump))
+            content = content_hash(dump.path)
+            if self.settings.outside is not None:
+                content += content_hash(outside_dump(dump, self.settings.outside))
+            entry = self.cache.entry(dump.path, content)
+            if (records := entry.read()) is not None:
+                return _Outcome(records, from_cache=True)
+            return self._compute_and_keep(dump, entry)
 
-    def _kept(self, dump: Dump, entry: Entry) -> _Done | Busy:
+    def _compute_and_keep(self, dump: Dump, entry: CacheEntry) -> _Outcome | Busy:
         try:
             with claimed(entry.file) as claim:
                 if isinstance(claim, Busy):
                     return claim
-                # Another process may have finished it just before the claim.
-                if (found := entry.found()) is not None:
-                    return _Done(found, cached=True)
-                readings = self.readings(dump)
-                return _Done(readings, note=entry.keep(readings))
+                # Another process may have finished the dump just before the claim.
+                if (records := entry.read()) is not None:
+                    return _Outcome(records, from_cache=True)
+                records = self._compute(dump)
+                return _Outcome(records, warning=entry.write(records))
         except UnclaimedError as error:
-            return _Done(self.readings(dump), note=f"the cache of records could not be written: {error}")
+            return _Outcome(self._compute(dump), warning=f"the cache of records could not be written: {error}")
 
-    def readings(self, dump: Dump) -> list[Reading]:
-        """Those of a dump's splits, and of their layers."""
-        splits = dict.fromkeys(self.splits or dump.splits)
-        return [reading for split in splits for reading in _readings(dump, split, self.settings, self.ranges)]
+    def _compute(self, dump: Dump) -> list[DetailedRecord]:
+        return compute_dump(dump, self.splits, self.settings, self.shared)
 
 
-def _readings(dump: Dump, split: str, settings: Settings, ranges: Ranges | None) -> list[Reading]:
-    """One reading, or one of each layer where they are asked for and there are some."""
-    view = dump[split]
-    outside = mean_outside(outside_of(dump, settings.outside), view)
-    try:
-        if ranges is not None and ranges.divides(view):
-            last = _of_ranges(dump, view, settings, outside, ranges)
+def _outcomes(
+    task: _Task, members: Sequence[Member], workers: Workers, rows: int | None, progress: Progress
+) -> Generator[tuple[int, _Outcome], None, None]:
+    """Analyze the dumps: first those with a split that all workers share, then the others, one per worker.
+
+    Yields:
+        The index of a dump and its outcome, in the order in which they are ready.
+    """
+    dumps = dict(enumerate(members))
+    large = {} if rows is None else {index: each for index, each in dumps.items() if _most_rows(each) > rows}
+    if rows is not None and large:
+        with Team(workers, progress.message) as team:
+            shared = SharedSplits(rows, None if workers.alone else team, progress)
+            yield from _one_by_one(replace(task, shared=shared), large, progress)
+    small = {index: each for index, each in dumps.items() if index not in large}
+    if workers.alone:
+        yield from _one_by_one(task, small, progress)
+        return
+    indices, paths = list(small), [each.path for each in small.values()]
+    names = [each.name for each in small.values()]
+    with closing(results(task, paths, names=names, workers=workers, say=progress.message)) as ready:
+        for number, outcome in ready:
+            yield indices[number], outcome
+
+
+def _one_by_one(
+    task: _Task, members: dict[int, Member], progress: Progress
+) -> Generator[tuple[int, _Outcome], None, None]:
+    """Analyze dumps in this process; those that another process analyzes are left for the end."""
+    postponed = []
+    for index, member in members.items():
+        outcome = task(member.path)
+        if isinstance(outcome, Busy):
+            progress.message(f"{member.name}: {outcome.holder} is working on it; continuing with the others")
+            postponed.append(index)
         else:
-            last = _whole(dump, view, settings, outside)
-        others = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
-        if not others:
-            return [_placed(last, dump, view, settings)]
-        found = [_of_layer(dump, layer, settings, labelled=view.labelled) for layer in others]
-    except DataError as error:
-        raise DataError(f"{dump.path}: {split}: {error}") from error
-    return [_placed(reading, dump, view, settings) for reading in with_depths(found, last, settings)]
+            yield index, outcome
+    for index in postponed:
+        while isinstance(outcome := task(members[index].path), Busy):
+            sleep(PAUSE_SECONDS)
+        yield index, outcome
 
 
-def _whole(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
-    if not view.labelled:
-        return _of_unlabelled(view, settings)
-    return (_of_moments if view.features is None else _of_features)(dump, view, settings, outside)
+def _most_rows(member: Member) -> int:
+    with open_dump(member.path) as dump:
+        return max((dump[split].samples for split in dump.splits), default=0)
 
 
-def _placed(reading: Reading, dump: Dump, view: SplitView, settings: Settings) -> Reading:
-    """A reading with its place in the series, and of it what is asked for."""
-    place = {"checkpoint": dump.name, "step": dump.step, "split": view.name}
-    counted = {NOT_STORED: view.not_stored} if view.not_stored else {}
-    return replace(
-        reading,
-        record=in_order({**place, **counted, **reading.record}),
-        per_class=named_rows([{**place, **row} for row in reading.per_class], dump.class_names)
-        if settings.per_class
-        else [],
-        spectra={name: values.numpy() for name, values in reading.spectra.items()} if settings.spectra else {},
-        portrait=reading.portrait if settings.portrait else None,
-    )
-
-
-def _of_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled: bool) -> Reading:
-    try:
-        if labelled:
-            return layer_reading(layer, dump.weights, settings, _rows_at_once(layer, settings))
-        reading = _of_unlabelled(layer, settings)
-    except DataError as error:
-        raise DataError(f"layer {layer.name}: {error}") from error
-    return replace(reading, record=in_order({"layer": layer.name, "depth": layer.depth, **reading.record}))
-
-
-def _of_features(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
-    rows = _rows_at_once(view, settings)
-    return read_blocks(Pass(view, rows), dump.weights, dump.bias, settings, outside)
-
-
-def _of_ranges(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None, ranges: Ranges) -> Reading:
-    rows = _rows_at_once(view, settings)
-    moments, quality, predictions = ranges.first_pass(dump, view, settings, rows)
-    return read_moments(
-        *(moments, quality, dump.weights, dump.bias),
-        blocks=Pass(view, rows),
-        predictions=predictions,
-        settings=settings,
-        outside=outside,
-        second=partial(ranges.second_pass, dump, view, rows),
-    )
-
-
-def _of_unlabelled(view: SplitView, settings: Settings) -> Reading:
-    if view.features is None:
-        stored = view.read_moments()
-        assert stored is not None
-        return read_unlabelled(None, settings, state=stored[0])
-    rows = Pass(view, _rows_at_once(view, settings), scores=False)
-    return read_unlabelled(lambda: (features for features, _, _ in rows()), settings)
-
-
-def _rows_at_once(view: SplitView, settings: Settings) -> int:
-    size = sorted((*BLOCK_BYTES, settings.memory // 16))[1]
-    return max(1, size // (8 * view.dimension))
-
-
-def _of_moments(dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None) -> Reading:
-    stored = view.read_moments()
-    assert stored is not None
-    state, numbers = stored
-    moments = settings.moments(None if dump.weights is None else len(dump.weights))
-    moments.load(state)
-    try:
-        quality = Quality.from_numbers(numbers)
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
-    return read_moments(moments, quality, dump.weights, dump.bias, settings=settings, outside=outside)
+def _with_rank_difference(record: Record, first: Record) -> Record:
+    """Add `erank.difference`: the effective rank at the first checkpoint less that of the record (Wei et al. 2024)."""
+    before, after = first.get(RANK), record.get(RANK)
+    value = reason = None
+    if before is None or after is None:
+        reason = f"no {RANK} of {'this' if after is None else 'the first'} checkpoint"
+    elif first["samples"] != record["samples"]:
+        reason = f"{record['samples']} rows, but {first['samples']} of the first checkpoint"
+    else:
+        value = before - after
+    missing = join_reasons(record.get("missing"), f"{RANK_DIFFERENCE}: {reason}" if reason else None)
+    return in_order({**record, RANK_DIFFERENCE: value, "missing": missing})

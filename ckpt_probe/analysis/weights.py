@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ckpt_probe.analysis.cache import Cache
-from ckpt_probe.analysis.readings.records import Record, in_order
+from ckpt_probe.analysis.entries import Record, in_order
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint, open_series
 from ckpt_probe.errors import DataError, UsageError, listed
@@ -16,7 +16,7 @@ from ckpt_probe.metrics import collapse, effective_rank, matrix_entropy, referen
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.metrics.theory import simplex_exists, without_simplex
-from ckpt_probe.moments import Reading
+from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.series import step_warnings
 
@@ -65,7 +65,7 @@ def read_weights(
     *,
     cache: bool = False,
     progress: Progress | None = None,
-) -> Iterator[Reading]:
+) -> Iterator[DetailedRecord]:
     """A reading for every checkpoint at `path`, by step: its `weights_record`, with `classifier`, the tensor read.
 
     Of `settings` only the orders matter. Only that tensor is read of each checkpoint; with `cache` its record is kept
@@ -92,19 +92,20 @@ def read_weights(
 
 def _reading(
     member: Member, checkpoint: Checkpoint, name: str, settings: Settings, cache: Cache | None
-) -> tuple[Reading, str | None]:
+) -> tuple[DetailedRecord, str | None]:
     weights = _matrix(checkpoint, name)
-    entry = None if cache is None else cache.entry_of(checkpoint.file, hashlib.sha256(_bytes(weights)).hexdigest())
-    if entry is not None and entry.readings:
-        reading, note = entry.readings[0], None
+    content = hashlib.sha256(weights.detach().double().contiguous().numpy().tobytes()).hexdigest()
+    entry = None if cache is None else cache.entry(checkpoint.file, content)
+    if entry is not None and (cached := entry.read()):
+        reading, note = cached[0], None
     else:
         try:
-            reading = Reading(weights_record(weights, orders=settings.orders), {}, [])
+            reading = DetailedRecord(weights_record(weights, orders=settings.orders), {}, [])
         except DataError as error:
             raise DataError(f"{checkpoint.path}: {name}: {error}") from error
-        note = None if entry is None else entry.keep([reading])
+        note = None if entry is None else entry.write([reading])
     place = {"checkpoint": member.name, "step": member.step, "classifier": name}
-    return Reading(in_order({**place, **reading.record}), {}, []), note
+    return DetailedRecord(in_order({**place, **reading.record}), {}, []), note
 
 
 def _chosen(checkpoint: Checkpoint, classifier: str | None, progress: Progress) -> str:
@@ -139,7 +140,3 @@ def _matrix(checkpoint: Checkpoint, name: str) -> Tensor:
             "floating numbers are expected; choose another by --classifier NAME"
         )
     return flat
-
-
-def _bytes(weights: Tensor) -> bytes:
-    return weights.detach().double().contiguous().numpy().tobytes()

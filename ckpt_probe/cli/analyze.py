@@ -38,7 +38,7 @@ OF_CHECKPOINTS = frozenset({"classifier", "state_key", "base"})
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Settings
-    from ckpt_probe.moments.record import Reading
+    from ckpt_probe.moments.record import DetailedRecord
 
 
 def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool) -> None:
@@ -197,7 +197,7 @@ def command(
         **options,  # pyright: ignore[reportArgumentType]
     )
     settings.check()
-    readings: list[Reading] = []
+    readings: list[DetailedRecord] = []
     with bars() as progress:
         how = {"cache": not no_cache, "progress": progress}
         if weights_only:
@@ -248,7 +248,9 @@ def _require_grid(metric: str | None, *, json: bool, layers: object, per_class: 
         raise UsageError(f"--layer-metric {metric}: a table of layers and steps; it takes no {', '.join(found)}")
 
 
-def _rows(found: "Iterable[Reading]", kept: "list[Reading]", settings: "Settings") -> "Iterator[dict[str, Any]]":
+def _rows(
+    found: "Iterable[DetailedRecord]", kept: "list[DetailedRecord]", settings: "Settings"
+) -> "Iterator[dict[str, Any]]":
     for reading in found:
         if settings.spectra:
             kept.append(reading)

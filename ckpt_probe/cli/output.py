@@ -9,7 +9,7 @@ import click
 from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
-    from ckpt_probe.moments.record import Reading
+    from ckpt_probe.moments.record import DetailedRecord
 
 Record = Mapping[str, Any]
 
@@ -93,7 +93,7 @@ def write_records(records: Iterable[Record], path: Path, form: str, *, overwrite
     write_text(path, text, overwrite=overwrite)
 
 
-def write_spectra(readings: "Iterable[Reading]", path: Path, *, overwrite: bool) -> int:
+def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite: bool) -> int:
     """Write eigenvalues into an .npz file, arrays named CHECKPOINT/SPLIT/LEVEL.NAME; returns how many there are.
 
     Of several layers all but the penultimate have their name before the level: CHECKPOINT/SPLIT/LAYER/LEVEL.NAME.

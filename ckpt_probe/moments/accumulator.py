@@ -17,7 +17,7 @@ from ckpt_probe.moments.geometry import Geometry
 from ckpt_probe.moments.grouping import Grouped, Rows, cached_rows, group
 from ckpt_probe.moments.levels.entropies import Options
 from ckpt_probe.moments.outer_products import symmetric
-from ckpt_probe.moments.record import Reading, Value, read_out
+from ckpt_probe.moments.record import DetailedRecord, Value, read_out
 from ckpt_probe.moments.scatter import MANY, Scatter
 from ckpt_probe.moments.unit_moments import UnitMoments
 from ckpt_probe.moments.validation import require_state
@@ -186,7 +186,7 @@ class Moments:
         min_samples: int = 1,
         label_rows: Array | None = None,
         exact_limit: int | None = None,
-    ) -> Reading:
+    ) -> DetailedRecord:
         """The record with what is behind it: eigenvalues and per-class numbers, where `details` asks for them.
 
         orders: Rényi's, whose entropies join the record as `renyi_2.class.mir` and so on. sampling: tolerance, budget

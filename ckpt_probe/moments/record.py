@@ -64,8 +64,15 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A record, the eigenvalues behind it by name, one record for each class that has a sample, and a portrait."""
+class DetailedRecord:
+    """A record and its details.
+
+    Attributes:
+        record: Values by name.
+        spectra: Eigenvalues of each entropy by name.
+        per_class: One record for each class that has a sample.
+        portrait: Data of the drawings on the report page, or None.
+    """
 
     record: dict[str, Value]
     spectra: dict[str, Tensor]
@@ -83,7 +90,7 @@ def read_out(
     rows: Rows | None = None,
     options: Options | None = None,
     details: bool = False,
-) -> Reading:
+) -> DetailedRecord:
     """Every metric of `Moments.compute`; weights (C, D) float64 or None. `details` fills all of the reading.
 
     label_rows: (C, E), what stands for the labels at sample level; class means are then compared with nothing.
@@ -124,11 +131,11 @@ def read_out(
         _put_collapse(record, geometry, options.families, rows)
     record.put("classes_left_out", left_out)
     if not details:
-        return Reading(record.finished(), {}, [])
+        return DetailedRecord(record.finished(), {}, [])
     found = {f"{level}.{name}": values for level, held in levels.items() for name, values in held.eigenvalues.items()}
     found |= {f"within.{label}": values for label, values in (within.eigenvalues.items() if within else ())}
     per_class = _per_class(scatter, present, within, options)
-    return Reading(record.finished(), found, per_class, portrait_of(present.tolist(), sides, found))
+    return DetailedRecord(record.finished(), found, per_class, portrait_of(present.tolist(), sides, found))
 
 
 def _put_sample(record: Record, level: Level, options: Options) -> None:

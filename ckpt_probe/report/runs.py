@@ -8,7 +8,7 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.lines import number, of_penultimate
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.portrait import Portrait
-from ckpt_probe.moments.record import Reading
+from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.report.plots.curves import position
 
 AXES = ("step", "sparsity", "epoch")
@@ -47,7 +47,7 @@ class Run:
         return (self.class_names[number] if number < len(self.class_names) else "") or str(number)
 
 
-def run_of_readings(name: str, readings: Sequence[Reading], class_names: tuple[str, ...]) -> Run:
+def run_of_readings(name: str, readings: Sequence[DetailedRecord], class_names: tuple[str, ...]) -> Run:
     """A run of what analysis read from dumps."""
     layered = _layered([dict(reading.record) for reading in readings])
     readings = [reading for reading in readings if of_penultimate([reading.record])]

@@ -7,8 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckpt_probe.analysis import Entry, entries_in
-from ckpt_probe.analysis.entries import POSITION, references_of
-from ckpt_probe.analysis.naming import CONFUSION, NAMED_CONFUSION
+from ckpt_probe.analysis.entries import CONFUSION, NAMED_CONFUSION, POSITION, references_of
 from ckpt_probe.errors import printable
 
 Record = Mapping[str, Any]

@@ -58,7 +58,7 @@ def test_a_module_that_comes_goes_or_is_renamed_is_another_key(copied: Path) -> 
 def test_code_and_libraries_are_in_the_key_with_the_options() -> None:
     found = cache.Cache.of(Settings(), None)
     assert found is not None
-    asked = json.loads(found.asked)
+    asked = json.loads(found.key)
     assert asked["code"] == files.code_hash()
     assert {name: asked[name] for name in cache.LIBRARIES} == {name: version(name) for name in cache.LIBRARIES}
     assert {"h5py", "numpy", "scipy", "torch"} <= set(cache.LIBRARIES)

@@ -1,6 +1,6 @@
 """Rows of classes by name."""
 
-from ckpt_probe.analysis.naming import named_rows
+from ckpt_probe.analysis.entries import named_rows
 
 
 def test_rows_get_names_beside_numbers() -> None:

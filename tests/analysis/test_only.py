@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ckpt_probe.analysis import Settings, analyze_dump, analyze_features, analyze_series, read_blocks
-from ckpt_probe.analysis.readings import passes as module
+from ckpt_probe.analysis import record as module
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import UsageError
 from ckpt_probe.moments import quality as quality_module

@@ -168,7 +168,7 @@ def test_a_second_analysis_computes_only_what_is_new(
     _, first, said = analyze("dumps")
     assert said == ""
     computed = []
-    from ckpt_probe.analysis import series as module
+    from ckpt_probe.analysis import dump as module
 
     original = module.read_blocks
     monkeypatch.setattr(module, "read_blocks", lambda *words: computed.append(1) or original(*words))

@@ -1,0 +1,161 @@
+"""The second pass: the nearest class mean of each sample, against its prediction (NC4) and against its label."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.dumps import Pass
+from ckpt_probe.metrics.arrays import as_labels, as_tensor
+from ckpt_probe.metrics.collapse import NearestMean
+from ckpt_probe.metrics.decisions import LinearDecision
+from ckpt_probe.metrics.gram import Array
+from ckpt_probe.moments.quality import Head, Scored
+
+if TYPE_CHECKING:
+    from ckpt_probe.analysis.record import Blocks
+
+
+class Predictions:
+    """Predicted classes of the rows: stored in the data, remembered from the first pass, or computed by the head.
+
+    Args:
+        head: The classifier, or None.
+        memory: Bytes that predictions of the first pass may take, at 4 bytes per sample.
+
+    Attributes:
+        available: Whether anything predicts classes.
+    """
+
+    def __init__(self, head: Head | None, memory: int = 0) -> None:
+        self.available = head is not None
+        self._head = head
+        self._decision: LinearDecision | None = None
+        self._capacity = memory // 4
+        self._blocks: list[Tensor] | None = []
+        self._all: Tensor | None = None
+        self._position = 0
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the predictions of the first pass are in memory."""
+        return bool(self._blocks) or self._all is not None
+
+    def remember(self, prediction: Tensor) -> None:
+        """Remember the predictions (n,) of the next block of the first pass; drop all of them if they do not fit."""
+        self._capacity -= len(prediction)
+        if self._blocks is not None and self._capacity >= 0:
+            self._blocks.append(prediction.to(torch.int32))
+        else:
+            self._blocks = None
+
+    def next_block(self, features: Array, scores: Array | Scored | None) -> Tensor | None:
+        """Return the predicted classes (n,) of the next block of the second pass, or None if nothing predicts them."""
+        if self._blocks:
+            self._all, self._blocks = torch.cat(self._blocks), None
+        if self._all is not None:
+            self._position += len(features)
+            return self._all[self._position - len(features) : self._position].to(torch.int64)
+        if scores is not None:
+            return predicted_classes(scores)
+        if self._head is None:
+            return None
+        self._decision = self._decision or self._head.decision()
+        return self._decision.of(as_tensor(features, "features").detach().cpu())
+
+
+def predicted_classes(scores: Array | Scored | None) -> Tensor | None:
+    """Return the classes (n,) that the scores of rows predict, or None without scores."""
+    if scores is None or isinstance(scores, Scored):
+        return None if scores is None else scores.predicted
+    return as_tensor(scores, "logits").cpu().argmax(dim=1)
+
+
+@dataclass
+class NearestCounts:
+    """Numbers of samples by their nearest class mean.
+
+    Attributes:
+        samples: Samples counted.
+        predicted: Samples with a predicted class.
+        disagreeing: Samples whose predicted class is not that of the nearest mean.
+        labelled: Samples of classes that have a mean.
+        correct: Samples whose nearest mean is that of their class.
+        confusion: For each class, the number of its samples that are nearest to each mean; None if not requested.
+    """
+
+    samples: int = 0
+    predicted: int = 0
+    disagreeing: int = 0
+    labelled: int = 0
+    correct: int = 0
+    confusion: dict[int, Counter[int]] | None = None
+
+    def add(self, other: "NearestCounts") -> None:
+        """Add the counts of other samples, which were compared with the same means."""
+        for name in ("samples", "predicted", "disagreeing", "labelled", "correct"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for label, counts in (other.confusion or {}).items():
+            self.add_confusion(label, counts)
+
+    def add_confusion(self, label: int, counts: dict[int, int]) -> None:
+        """Add the number of samples of one class that are nearest to each mean."""
+        assert self.confusion is not None
+        self.confusion.setdefault(label, Counter()).update(counts)
+
+    @property
+    def disagreement(self) -> float | None:
+        """NC4; None if no class was predicted."""
+        return self.disagreeing / self.predicted if self.predicted else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of samples nearest to the mean of their class, among the samples whose class has a mean."""
+        return self.correct / self.labelled if self.labelled else None
+
+    def columns_of_class(self, label: Any) -> dict[str, Any]:
+        """Return `nearest.own` and `nearest.confusion` of one class; empty if its samples were not counted."""
+        row = (self.confusion or {}).get(label)
+        if not row:
+            return {}
+        ordered = sorted(row.items(), key=lambda item: (-item[1], item[0]))
+        text = " ".join(f"{other}:{count}" for other, count in ordered)
+        return {"nearest.own": row[label] / row.total(), "nearest.confusion": text}
+
+
+def count_nearest(
+    blocks: "Blocks", class_means: Tensor, predictions: Predictions, *, confusion: bool = False
+) -> NearestCounts:
+    """Find the nearest class mean of every row.
+
+    Args:
+        blocks: Called without arguments, returns a new pass over the rows.
+        class_means: Class means (C, D), NaN for a class without samples.
+        predictions: Source of predicted classes.
+        confusion: Whether to count each class separately.
+    """
+    counts = NearestCounts(confusion={} if confusion else None)
+    nearest_mean, present = NearestMean(class_means), ~class_means[:, 0].isnan()
+    for features, labels, scores in (without_scores(blocks) if predictions.remembered else blocks)():
+        predicted = predictions.next_block(features, scores)
+        nearest = nearest_mean.of(as_tensor(features, "features").detach().cpu())
+        labels = as_labels(labels).cpu().to(torch.int64)
+        counts.samples += len(labels)
+        if predicted is not None:
+            counts.predicted += len(labels)
+            counts.disagreeing += int((nearest != predicted).sum())
+        labelled = present[labels.clamp(max=len(present) - 1)]
+        counts.labelled += int(labelled.sum())
+        counts.correct += int((nearest == labels)[labelled].sum())
+        if confusion:
+            pairs, numbers = torch.unique(torch.stack([labels, nearest], dim=1), dim=0, return_counts=True)
+            for (label, other), number in zip(pairs.tolist(), numbers.tolist(), strict=True):
+                counts.add_confusion(label, {other: number})
+    return counts
+
+
+def without_scores(blocks: "Blocks") -> "Blocks":
+    """Return a pass over the same blocks that does not read logits, which may be far larger than the features."""
+    return blocks.without_scores() if isinstance(blocks, Pass) else blocks

@@ -1,0 +1,133 @@
+"""A split shared by workers: both passes over ranges of its rows, whose results are added in the order of the rows."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest
+from ckpt_probe.analysis.record import accumulate
+from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.dumps import Dump, Pass, SplitView, open_dump
+from ckpt_probe.errors import DataError
+from ckpt_probe.moments import Moments
+from ckpt_probe.moments.quality import Head, Quality
+from ckpt_probe.progress import Progress
+from ckpt_probe.scheduling import Team, in_turn, results
+
+
+@dataclass(frozen=True)
+class Range:
+    """Rows of a split, from `start` up to `stop`, that are read `at_once` at a time."""
+
+    dump: Path
+    split: str
+    start: int
+    stop: int
+    at_once: int
+
+    def __str__(self) -> str:
+        return f"{self.dump.name}: {self.split}: rows {self.start} to {self.stop - 1}"
+
+    def blocks(self, dump: Dump) -> Pass:
+        """Return a pass over the rows of the range."""
+        return Pass(dump[self.split], self.at_once, self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class SharedSplits:
+    """Makes the two passes over splits of more than `rows` rows in ranges of `rows` rows.
+
+    The records do not depend on the workers; they are those of the undivided split up to rounding.
+
+    Attributes:
+        rows: Rows per range.
+        team: Workers, or None for a plain loop in this process.
+        progress: Receives messages and bars.
+    """
+
+    rows: int
+    team: Team | None
+    progress: Progress
+
+    def contains(self, view: SplitView) -> bool:
+        """Whether a split is divided into ranges."""
+        return view.features is not None and view.labelled and view.samples > self.rows
+
+    def accumulate(
+        self, dump: Dump, view: SplitView, settings: Settings, at_once: int
+    ) -> tuple[Moments, Quality, Predictions]:
+        """Make the first pass; the predictions only state whether anything predicts classes.
+
+        Raises:
+            DataError: As `record.accumulate`, with the range.
+        """
+        moments = settings.moments(None if dump.weights is None else len(dump.weights))
+        quality, predictions = Quality(), Predictions(Head.of(dump.weights, dump.bias))
+        for state, numbers, predicted in self._map(partial(_accumulate, settings), dump, view, at_once, "first pass"):
+            part = settings.moments(moments.classes)
+            part.load(state)
+            moments.merge(part)
+            quality.merge(Quality.from_numbers(numbers))
+            predictions.available = predictions.available or predicted
+        return moments, quality, predictions
+
+    def count_nearest(
+        self, dump: Dump, view: SplitView, at_once: int, class_means: Tensor, confusion: bool
+    ) -> NearestCounts:
+        """Make the second pass."""
+        counts = NearestCounts(confusion={} if confusion else None)
+        work = partial(_count_nearest, class_means, confusion)
+        for part in self._map(work, dump, view, at_once, "nearest class means"):
+            counts.add(part)
+        return counts
+
+    def _map(
+        self, work: Callable[[Range], Any], dump: Dump, view: SplitView, at_once: int, description: str
+    ) -> Iterator[Any]:
+        starts = range(0, view.samples, self.rows)
+        ranges = [Range(dump.path, view.name, start, min(start + self.rows, view.samples), at_once) for start in starts]
+        with (
+            self.progress.task(f"{dump.name} {view.name}: {description}", len(ranges), "ranges") as bar,
+            closing(self._results(work, ranges)) as parts,
+        ):
+            for part in parts:
+                bar.advance()
+                yield part
+
+    def _results(self, work: Callable[[Range], Any], ranges: list[Range]) -> Generator[Any, None, None]:
+        if self.team is None:
+            yield from map(work, ranges)
+            return
+        names = [str(each) for each in ranges]
+        with closing(results(work, ranges, names=names, workers=self.team, say=self.progress.message)) as ready:
+            yield from in_turn(ready)
+
+
+def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dict[str, float], bool]:
+    """Make the first pass over a range: state of the moments, numbers of the quality, whether anything predicts."""
+    with open_dump(part.dump) as dump:
+        try:
+            moments, quality, predictions = accumulate(part.blocks(dump), dump.weights, dump.bias, settings)
+        except DataError as error:
+            raise _located(error, part) from error
+        return moments.state_dict(), quality.to_numbers(), predictions.available
+
+
+def _count_nearest(class_means: Tensor, confusion: bool, part: Range) -> NearestCounts:
+    with open_dump(part.dump) as dump:
+        predictions = Predictions(Head.of(dump.weights, dump.bias))
+        try:
+            return count_nearest(part.blocks(dump), class_means, predictions, confusion=confusion)
+        except DataError as error:
+            raise _located(error, part) from error
+
+
+def _located(error: DataError, part: Range) -> DataError:
+    # Rows are counted from the start of the range.
+    counted = f" (counted from row {part.start})" if part.start else ""
+    return DataError(f"{part.dump}: {part.split}: {error}{counted}")

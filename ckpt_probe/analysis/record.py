@@ -1,0 +1,339 @@
+"""Rows or class moments → the record of one split: accumulate the moments, pass over the rows again, compute."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.analysis.entries import CENTRED, Record, in_order, join_reasons, settled
+from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest, predicted_classes, without_scores
+from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.arrays import as_labels
+from ckpt_probe.metrics.collapse import nc5
+from ckpt_probe.metrics.gram import Array
+from ckpt_probe.moments import DetailedRecord, Moments
+from ckpt_probe.moments.accumulator import rows_at_once
+from ckpt_probe.moments.families import FAMILIES
+from ckpt_probe.moments.geometry import COINCIDE
+from ckpt_probe.moments.quality import Head, Quality, Scored, double
+from ckpt_probe.plugins import registered
+
+Block = tuple[Array, Array, Array | Scored | None]
+"""Features (n, D), labels (n,), and scores: logits (n, C), or predicted classes and losses, or None."""
+
+Blocks = Callable[[], Iterable[Block]]
+"""Starts a new pass over the blocks of rows, which come in the same order each time."""
+
+SecondPass = Callable[[Tensor, bool], NearestCounts]
+"""Compares every row with class means (C, D); the second argument asks for counts per class."""
+
+ROWS_AT_ONCE = 8192
+MANY_CLASSES = 1000
+"""Number of classes from which a block of `ROWS_AT_ONCE` rows would have few rows per class."""
+
+PREDICTED_SHARE = 8
+"""Predictions of the first pass may take one eighth of the memory budget."""
+
+SCORED = frozenset({"quality", "nc4"})
+"""Families of metrics that need predicted classes."""
+
+NEAREST = ("nc4.disagreement", "nearest_mean_accuracy")
+OUTSIDE = "nc5.cosine"
+NO_OUTSIDE = "no data of other classes (--outside)"
+FEW_SAMPLES = "no class has as many samples as a class needs"
+NO_SCORES = "neither logits nor classifier weights"
+NEEDS_FEATURES = "needs the features, but only moments were stored (extract again with --store both --overwrite)"
+
+
+def analyze_features(
+    features: Array,
+    labels: Array,
+    weights: Array | None = None,
+    bias: Array | None = None,
+    *,
+    logits: Array | None = None,
+    **options: Any,
+) -> Record:
+    """Compute the record of features, labels and a classifier; numpy or torch.
+
+    Args:
+        features: Features of the samples, shape (N, D).
+        labels: Classes of the samples, shape (N,), whole numbers from 0.
+        weights: Classifier weights, shape (C, D). Without weights and logits, C is the highest label plus 1.
+        bias: Classifier bias, shape (C,).
+        logits: Logits of the samples, shape (N, C); computed from `weights` and `bias` if None.
+        options: Fields of `Settings`, such as only=("nc", "class"), orders=(0.5, 2) or tolerance=1e-4.
+
+    Returns:
+        Values by name, entropies in nats. A value that is undefined or not finite is None, with the reason in
+        `missing`.
+
+    Raises:
+        DataError: If features are NaN or infinite, a label is outside 0 … C−1, shapes do not match, or, with C unknown,
+            the class means would take more than `memory` bytes.
+    """
+    if logits is not None and len(logits) != len(features):
+        raise DataError(f"{len(features)} rows of features but {len(logits)} rows of logits")
+    if len(features) != len(labels):
+        raise DataError(f"{len(features)} rows of features but {len(labels)} labels")
+    rows = ROWS_AT_ONCE
+    if weights is not None and features.ndim == 2 and len(weights) > MANY_CLASSES:
+        rows = max(rows, rows_at_once(features.shape[1], len(weights)))
+
+    def blocks() -> Iterable[Block]:
+        for start in range(0, len(features), rows):
+            part = slice(start, start + rows)
+            yield features[part], labels[part], None if logits is None else logits[part]
+
+    return read_blocks(blocks, weights, bias, Settings(**options)).record
+
+
+def read_blocks(
+    blocks: Blocks,
+    weights: Array | None,
+    bias: Array | None = None,
+    settings: Settings | None = None,
+    outside: Tensor | None = None,
+) -> DetailedRecord:
+    """Compute the record of a stream of blocks in two passes: one for the moments, one against the class means.
+
+    One block at a time is in memory, except if N × N is the smaller matrix or rows are sampled.
+
+    Args:
+        blocks: Called without arguments, starts a new pass over the rows.
+        weights: Classifier weights, shape (C, D).
+        bias: Classifier bias, shape (C,).
+        settings: Options of the analysis.
+        outside: Mean feature of data of other classes, shape (D,).
+
+    Raises:
+        DataError: As `analyze_features`.
+    """
+    settings = settings or Settings()
+    moments, quality, predictions = accumulate(blocks, weights, bias, settings)
+    return read_moments(
+        moments, quality, weights, bias, blocks=blocks, predictions=predictions, settings=settings, outside=outside
+    )
+
+
+def accumulate(
+    blocks: Blocks, weights: Array | None, bias: Array | None, settings: Settings
+) -> tuple[Moments, Quality, Predictions]:
+    """Make the first pass: add up class moments and quality, and remember predicted classes for the second pass.
+
+    Raises:
+        DataError: If a row is invalid.
+    """
+    head, families = Head.of(weights, bias), settings.families
+    moments = settings.moments(None if head is None else len(head.weights))
+    quality, predictions = Quality(), Predictions(head, settings.memory // PREDICTED_SHARE)
+    if head is not None and not SCORED & families:
+        blocks = without_scores(blocks)
+    for features, labels, scores in blocks():
+        _require_labels(features, labels, scores, moments)
+        moments.update(features, labels)
+        predictions.available = predictions.available or scores is not None
+        if "quality" not in families:
+            predicted = predicted_classes(scores)
+        elif isinstance(scores, Scored):
+            predicted = quality.update_scored(scores, labels)
+        elif scores is not None:
+            predicted = quality.update(double(scores), labels)
+        else:
+            predicted = None if head is None else quality.update_head(head, features, labels)
+        if predicted is not None and "nc4" in families:
+            predictions.remember(predicted)
+    return moments, quality, predictions
+
+
+def read_moments(
+    moments: Moments,
+    quality: Quality,
+    weights: Array | None,
+    bias: Array | None = None,
+    *,
+    blocks: Blocks | None = None,
+    predictions: Predictions | None = None,
+    settings: Settings | None = None,
+    outside: Tensor | None = None,
+    second: SecondPass | None = None,
+) -> DetailedRecord:
+    """Compute the record of accumulated moments; values that need the features are None if `blocks` is None.
+
+    Args:
+        moments: Class moments.
+        quality: Accuracy and loss.
+        weights: Classifier weights, shape (C, D).
+        bias: Classifier bias, shape (C,).
+        blocks: Called without arguments, starts a new pass over the rows.
+        predictions: Predicted classes from the first pass over `blocks`.
+        settings: Options of the analysis.
+        outside: Mean feature of data of other classes, shape (D,).
+        second: Makes the second pass elsewhere; by default it is made over `blocks`.
+
+    Raises:
+        DataError: As `analyze_features`.
+    """
+    settings, head = settings or Settings(), Head.of(weights, bias)
+    families = settings.families
+    detailed = compute_from_moments(moments, weights, bias, blocks, settings)
+    record: Record = dict(detailed.record)
+    reasons = [record.pop("missing")]
+    if "quality" in families:
+        record |= {"accuracy": quality.accuracy, "loss": quality.loss}
+        if head is None and quality.accuracy is None:
+            reasons.append(f"accuracy, loss: {NO_SCORES}")
+    counts = NearestCounts()
+    if "nc4" in families:
+        source = predictions or Predictions(head)
+        if second is None and blocks is not None:
+            second = lambda means, confusion: count_nearest(blocks, means, source, confusion=confusion)  # noqa: E731
+        if second is not None:
+            counts, reason = _compare_with_means(second, moments, settings, predicted=source.available)
+            reasons.append(reason)
+        record |= dict(zip(NEAREST, (counts.disagreement, counts.accuracy), strict=True))
+    if "centred" in families:
+        record |= dict.fromkeys(CENTRED)
+        if blocks is not None:
+            values, reason = _centred(blocks, moments, weights, settings)
+            record |= values
+            reasons.append(reason)
+    if "nc5" in families:
+        record[OUTSIDE], reason = _compare_with_outside(moments, outside, settings)
+        reasons.append(reason)
+    if blocks is None and (absent := [name for name in (*NEAREST, *CENTRED) if name in record]):
+        reasons.append(f"{', '.join(absent)}: {NEEDS_FEATURES}")
+    for name, function in registered(ENTRY_POINTS).items() if settings.of_packages else ():
+        if name in families:
+            record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
+    record["missing"] = join_reasons(*reasons)
+    record = in_order(settled(record, scored="quality" in families and quality.samples > 0))
+    per_class = [settled({**row, **counts.columns_of_class(row["class"])}) for row in detailed.per_class]
+    return replace(detailed, record=record, per_class=per_class)
+
+
+def compute_from_moments(
+    moments: Moments,
+    weights: Array | None,
+    bias: Array | None,
+    blocks: Blocks | None,
+    settings: Settings,
+    *,
+    label_rows: Array | None = None,
+) -> DetailedRecord:
+    """Compute the metrics that class moments determine.
+
+    Args:
+        moments: Class moments.
+        weights: Classifier weights, shape (C, D).
+        bias: Classifier bias, shape (C,).
+        blocks: Called without arguments, starts a new pass over the rows; used if a joint entropy needs them.
+        settings: Options of the analysis.
+        label_rows: Rows (C, E) that stand for the labels at sample level in place of `weights`.
+
+    Raises:
+        DataError: As `analyze_features`.
+    """
+    rows = None if blocks is None else without_scores(blocks)
+    try:
+        return moments.read(
+            weights,
+            bias,
+            rows=None if rows is None else lambda: ((features, labels) for features, labels, _ in rows()),
+            orders=settings.orders,
+            sampling=settings.sampling,
+            details=settings.per_class or settings.spectra or settings.portrait,
+            label_rows=label_rows,
+            only=[family.name for family in FAMILIES if family.name in settings.families],
+            min_samples=settings.min_samples,
+            exact_limit=settings.exact_limit,
+        )
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
+
+
+def distinct_means(moments: Moments, settings: Settings) -> tuple[Tensor, str | None]:
+    """Return the class means (C, D), NaN for absent classes, and the reason if no row can be compared with them."""
+    means = double(moments.means_of_classes(settings.min_samples))
+    if bool(means[:, 0].isnan().all()):
+        return means, FEW_SAMPLES
+    return means, COINCIDE if moments.coincide(settings.min_samples) else None
+
+
+def _require_labels(features: Array, labels: Array, scores: Array | Scored | None, moments: Moments) -> None:
+    numbers = as_labels(labels)
+    if features.ndim != 2 or numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point():
+        return  # `Moments.update` raises the error for these.
+    numbers = numbers.to(torch.int64)
+    row = int(numbers.argmax())
+    highest, where = int(numbers[row]), f"labels: row {moments.samples + row} is"
+    if scores is not None and not isinstance(scores, Scored):
+        if scores.ndim != 2 or highest >= scores.shape[1]:
+            raise DataError(f"{where} {highest}, but logits have shape {tuple(scores.shape)}")
+        return
+    needed = 8 * (highest + 1) * features.shape[1]
+    if moments.classes is None and needed > moments.memory:
+        raise DataError(
+            f"{where} {highest}: the means of {highest + 1:,} classes would take {needed:,} bytes, more than the "
+            f"memory budget of {moments.memory:,}; number the classes 0 … C−1, or raise the budget"
+        )
+
+
+def _compare_with_means(
+    second: SecondPass, moments: Moments, settings: Settings, *, predicted: bool
+) -> tuple[NearestCounts, str | None]:
+    """Make the second pass, and return its counts and the reasons for the values that are missing."""
+    # Without predictions and rows of classes nothing is compared, unless the family was named.
+    if not (predicted or settings.per_class or settings.only is not None):
+        reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
+        return NearestCounts(), reason
+    means, reason = distinct_means(moments, settings)
+    if reason is not None:
+        return NearestCounts(), f"{', '.join(NEAREST)}: {reason}"
+    counts = second(means, settings.per_class)
+    if counts.samples != moments.samples:
+        raise DataError(f"the data changed between two passes: {moments.samples} rows, then {counts.samples}")
+    return counts, join_reasons(
+        f"{NEAREST[0]}: {NO_SCORES}" if counts.disagreement is None else None,
+        f"{NEAREST[1]}: {FEW_SAMPLES}" if counts.accuracy is None else None,
+    )
+
+
+def _compare_with_outside(
+    moments: Moments, outside: Tensor | None, settings: Settings
+) -> tuple[float | None, str | None]:
+    """Compute NC5 against the mean feature of data of other classes; return it and the reason if it is missing."""
+    means = double(moments.means_of_classes(settings.min_samples))
+    means = means[~means[:, 0].isnan()]
+    if outside is None or not len(means):
+        return None, f"{OUTSIDE}: {NO_OUTSIDE if outside is None else FEW_SAMPLES}"
+    try:
+        return nc5(means, outside, samples=moments.samples), None
+    except DataError as error:
+        return None, f"{OUTSIDE}: {str(error).removeprefix('nc5: ')}"
+
+
+def _centred(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> tuple[Record, str | None]:
+    """Compute the sample level of the features less their mean; return it and the reasons for missing values."""
+    rows = without_scores(blocks)
+
+    def centred() -> Iterable[tuple[Tensor, Tensor]]:
+        for features, labels, _ in rows():
+            yield moments.centred(features), as_labels(labels)
+
+    shifted = Moments(moments.classes, memory=settings.memory, only=["sample"], precision=settings.precision)
+    for features, labels in centred():
+        shifted.update(features, labels)
+    try:
+        record = shifted.compute(weights, rows=centred, sampling=settings.sampling)
+    except DataError as error:
+        return {}, f"{', '.join(CENTRED)}: less their mean, {error}"
+    reasons = []
+    for part in str(record["missing"] or "").split("; "):
+        sources, _, reason = part.partition(": ")
+        names = [name for name, source in CENTRED.items() if source in sources.split(", ")]
+        reasons += [f"{', '.join(names)}: {reason}"] if names else []
+    return {name: record[source] for name, source in CENTRED.items()}, join_reasons(*reasons)
