@@ -85,12 +85,12 @@ def test_what_was_computed_is_kept_for_these_weights_alone(tmp_path: Path) -> No
     [first] = read_weights(path, cache=True)
     [kept] = (tmp_path / ".ckpt-probe-cache").glob("*.json")
     text = json.loads(kept.read_text())
-    text["readings"][0]["record"]["class.entropy_weights"] = -1.0
+    text["records"][0]["record"]["class.entropy_weights"] = -1.0
     # A number that is not the one that was kept is computed anew.
     damaged = json.dumps(text)
     kept.write_text(damaged)
     assert [r.record for r in read_weights(path, cache=True)] == [first.record]
-    text["sha256"] = hashlib.sha256(json.dumps(text["readings"], sort_keys=True).encode()).hexdigest()
+    text["sha256"] = hashlib.sha256(json.dumps(text["records"], sort_keys=True).encode()).hexdigest()
     kept.write_text(json.dumps(text))
     assert [r.record["class.entropy_weights"] for r in read_weights(path, cache=True)] == [-1.0]
     save_checkpoint(path, network(seed=3).state_dict(), overwrite=True)
