@@ -80,8 +80,12 @@ def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], place: in
 
 def _cap_of(model: nn.Module, inputs: Batch, names: Sequence[str], number: int, result: Tensor) -> float | None:
     """Return c if the model's output is c · tanh(logits / c), None if large logits give large numbers."""
-    with _replaced(model, names, _widths(result), 0, SATURATING):
-        largest = results_of(forward_once(model, inputs))[number].abs()
+    results = []
+    # Both signs: a sigmoid gives 1 for one of them, but 0 for the other.
+    for size in (SATURATING, -SATURATING):
+        with _replaced(model, names, _widths(result), 0, size):
+            results.append(results_of(forward_once(model, inputs))[number].abs())
+    largest = torch.stack(results)
     cap = float(largest.max())
     return cap if cap > 0 and bool(((largest - cap).abs() <= 1e-3 * cap).all()) else None
 
