@@ -1,7 +1,9 @@
-"""Lanczos recurrences of many vectors at once, and the Gauss quadratures of quadratic forms that they give.
+"""Lanczos recurrences of many vectors at once, and the quadratures and eigenvectors that products with A give.
 
-For a symmetric A ⪰ 0, xᵀ f(A) x = ∫ f dμ_x, whose m-point Gauss rule has the eigenvalues of the recurrence's
-tridiagonal matrix as nodes (Golub and Meurant 2010, chapter 6).
+For a symmetric A ⪰ 0, xᵀ f(A) x / xᵀx = ∫ f dμ_x. The m-point Gauss rule of μ_x has the eigenvalues of the recurrence's
+tridiagonal matrix as nodes; the Gauss–Radau rule has zero, which no eigenvalue lies below, as one of its nodes. Where the
+derivatives of f alternate in sign, as for −λ log λ and λ^α, the integral lies between the two (Golub and Meurant 2010,
+chapter 6).
 """
 
 from collections.abc import Callable
@@ -10,146 +12,132 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 8
-"""Vectors of a probe's basis that are kept together; fixed, so that no sum depends on where a recurrence was left."""
-
-SINGLE = 2**17
-"""Length from which earlier vectors are kept in float32: orthogonal to seven digits, and half as large."""
-
 Operator = Callable[[Tensor], Tensor]
 """x (N, b) float64 → A x."""
 
+EPS = torch.finfo(torch.float64).eps
+
 
 @dataclass(frozen=True)
-class Quadratures:
-    """For each of b probes: nodes (b, m) and weights (b, m) that sum to 1, and its squared length, (b,)."""
+class Rules:
+    """Gauss (first) and Gauss–Radau (second) rules of b vectors: nodes and weights (2, b, m), weights of sum 1."""
 
     nodes: Tensor
     weights: Tensor
-    lengths: Tensor
 
-    def integrate(self, order: float) -> Tensor:
-        """xᵀ f(A) x of each probe, (b,), f as in `spectral`."""
-        return self.lengths * (self.weights * spectral(self.nodes, order)).sum(dim=1)
+    @staticmethod
+    def join(parts: "list[Rules]") -> "Rules":
+        """Return the rules of all vectors; each part has as many nodes."""
+        return Rules(torch.cat([p.nodes for p in parts], dim=1), torch.cat([p.weights for p in parts], dim=1))
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Estimates of the largest eigenvalues (k,) of A, and of their eigenvectors, the columns of (N, k)."""
+    """Approximate eigenvalues θ (k,) and orthonormal eigenvectors q, the columns of (N, k).
+
+    spreads: (‖A q − θ q‖ / θ)² of each, (k,); qᵀ f(A) q lies between f(θ) and f(θ (1 + spread)) / (1 + spread), its one-point
+    Gauss and two-point Gauss–Radau rule.
+    """
 
     values: Tensor
+    spreads: Tensor
     vectors: Tensor
 
-    def chance(self, probes: Tensor) -> Tensor:
-        """(qᵀx)² − |q|² for each vector q and each probe x of independent signs, (k, b): zero on average."""
-        squares = (self.vectors.T @ probes.to(self.vectors.dtype)).square()
-        return (squares - self.vectors.square().sum(dim=0)[:, None]).to(probes.dtype)
-
-
-@dataclass(frozen=True)
-class Recurrence:
-    """A Lanczos recurrence from each of b vectors: diagonals (b, m), offdiagonals (b, m − 1), squared lengths (b,)."""
-
-    alphas: Tensor
-    betas: Tensor
-    lengths: Tensor
-
-    @property
-    def steps(self) -> int:
-        """m."""
-        return self.alphas.shape[1]
-
-    @property
-    def traces(self) -> Tensor:
-        """xᵀ A x of each vector, (b,)."""
-        return self.lengths * self.alphas[:, 0]
-
-    def quadratures(self, steps: int | None = None) -> Quadratures:
-        """What its first `steps` give, all where None."""
-        nodes, vectors = self.solved(steps)
-        return Quadratures(nodes, vectors[:, 0].square(), self.lengths)
-
-    def solved(self, steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (b, m), rising, and eigenvectors (b, m, m) of the tridiagonal matrices of its first steps."""
-        steps = steps or self.steps
-        alphas, betas = self.alphas[:, :steps], self.betas[:, : steps - 1]
-        nodes, vectors = torch.linalg.eigh(
-            torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
-        )
-        return nodes, vectors
-
-    def part(self, vectors: slice) -> "Recurrence":
-        """Those of some vectors alone."""
-        return Recurrence(self.alphas[vectors], self.betas[vectors], self.lengths[vectors])
+    def remove(self, x: Tensor) -> Tensor:
+        """Return x (N, b) without its part in the span of the eigenvectors; projecting twice removes rounding too."""
+        for _ in range(2):
+            x = x - self.vectors @ (self.vectors.T @ x)
+        return x
 
 
 def spectral(values: Tensor, order: float) -> Tensor:
-    """f of eigenvalues: −λ log λ for order 1, else λ^order."""
-    values = values.clamp_min(0)
+    """Compute f of eigenvalues: −λ log λ for order 1, else λ^order."""
     return -torch.xlogy(values, values) if order == 1 else values.pow(order)
 
 
-class Lanczos:
-    """The Lanczos recurrence of A from each column of probes (N, b), which goes on from where it was left.
+def leading_eigenpairs(operator: Operator, start: Tensor, depth: int, spread: float) -> Eigenpairs:
+    """Compute leading eigenpairs by the Rayleigh–Ritz method in the block Krylov space of `start`.
 
-    Reorthogonalised against the whole basis, twice; a recurrence that ends early is padded with weight zero.
+    Args:
+        operator: The matrix A, (N, N).
+        start: Vectors (N, b); eigenvalues of a multiplicity up to b are found as often as they occur.
+        depth: Powers of A, from 0 on, that the space consists of, so that its dimension is b · depth, at most N.
+        spread: Only pairs whose spread is at most this are returned.
+    """
+    blocks = [torch.linalg.qr(start)[0]]
+    for _ in range(depth - 1):
+        blocks.append(torch.linalg.qr(operator(blocks[-1]))[0])
+    basis = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
+    image = operator(basis)
+    values, inside = torch.linalg.eigh(basis.T @ image)
+    residuals = (image @ inside - basis @ inside * values).square().sum(dim=0)
+    spreads = residuals / values.square()
+    accurate = (values > len(start) * EPS * values[-1]) & (spreads <= spread)
+    return Eigenpairs(values[accurate], spreads[accurate], basis @ inside[:, accurate])
+
+
+class Lanczos:
+    """The Lanczos recurrence of A from each column of probes (N, b); it goes on from where it was left.
+
+    Without reorthogonalisation: rounding repeats nodes and shares their weights, which leaves the quadratures as they are
+    (Knizhnerman 1996), so that three vectors a probe are all that is stored. A recurrence that ends early is padded with
+    weight zero.
     """
 
     def __init__(self, operator: Operator, probes: Tensor) -> None:
         self._operator = operator
-        self._lengths = probes.square().sum(dim=0)
-        # (b, BLOCK, N) each, so that a product takes many earlier vectors of a probe.
-        self._basis: list[Tensor] = []
-        self._dtype = torch.float64 if len(probes) < SINGLE else torch.float32
-        self._last = probes / self._lengths.sqrt()
+        self._last = probes / torch.linalg.vector_norm(probes, dim=0).clamp_min(torch.finfo(probes.dtype).tiny)
+        self._before = torch.zeros_like(self._last)
         self._alphas: list[Tensor] = []
         self._betas: list[Tensor] = []
-        self._alive = torch.ones_like(self._lengths, dtype=torch.bool)
+        self._largest = torch.zeros_like(self._last[0])
 
-    def after(self, steps: int) -> Recurrence:
-        """The recurrence after `steps` steps, at most N."""
-        while len(self._alphas) < min(steps, len(self._last)):
+    @property
+    def steps(self) -> int:
+        """Number of steps taken."""
+        return len(self._alphas)
+
+    def run(self, steps: int) -> Rules:
+        """Return the rules after `steps` steps, at most N."""
+        while self.steps < min(steps, len(self._last)):
             if self._alphas:
-                self._extend()
-            place = len(self._alphas) % BLOCK
-            if place == 0:
-                self._basis.append(self._last.new_empty(self._last.shape[1], BLOCK, len(self._last), dtype=self._dtype))
-            self._basis[-1][:, place] = self._last.T
+                self._advance()
             self._image = self._operator(self._last)
-            self._alphas.append(torch.where(self._alive, (self._last * self._image).sum(dim=0), 0.0))
-        return self._recurrence()
+            self._alphas.append((self._last * self._image).sum(dim=0))
+            self._largest = torch.maximum(self._largest, self._alphas[-1])
+        return self._rules()
 
-    def leading(self, count: int) -> Eigenpairs:
-        """At most `count` of the largest eigenvalues, and their eigenvectors, as the first recurrence has them."""
-        nodes, vectors = self._recurrence().part(slice(1)).solved()
-        values, inside = nodes[0, -count:].flip(0), vectors[0, :, -count:].flip(1).to(self._dtype)
-        found, start = inside.new_zeros(len(self._last), inside.shape[1]), 0
-        for part in self._basis:
-            rows = part[0, : len(inside) - start]
-            found.addmm_(rows.T, inside[start : start + len(rows)])
-            start += len(rows)
-        return Eigenpairs(values, found)
+    def _advance(self) -> None:
+        residual = self._image - self._alphas[-1] * self._last
+        if self._betas:
+            residual -= self._betas[-1] * self._before
+        beta = torch.linalg.vector_norm(residual, dim=0)
+        self._largest = torch.maximum(self._largest, beta)
+        beta = torch.where(beta > 8 * EPS * self._largest, beta, 0.0)
+        self._betas.append(beta)
+        self._before, self._last = self._last, torch.where(beta > 0, residual / beta, 0.0)
 
-    def _recurrence(self) -> Recurrence:
-        alphas = torch.stack(self._alphas, dim=1)
-        return Recurrence(alphas, torch.stack(self._betas, dim=1) if self._betas else alphas[:, :0], self._lengths)
+    def _rules(self) -> Rules:
+        # Matrices of a few rows are solved on the CPU wherever the vectors are.
+        alphas = torch.stack(self._alphas, dim=1).cpu()
+        betas = torch.stack(self._betas, dim=1).cpu() if self._betas else alphas[:, :0]
+        gauss = torch.diag_embed(alphas) + torch.diag_embed(betas, 1) + torch.diag_embed(betas, -1)
+        radau = gauss.clone()
+        radau[:, -1, -1] = _last_of_radau(alphas, betas, 8 * EPS * self._largest.cpu())
+        nodes, vectors = torch.linalg.eigh(torch.stack([gauss, radau]))
+        return Rules(nodes, vectors[:, :, 0].square())
 
-    def keep(self, count: int) -> None:
-        """Go on with the first so many vectors alone."""
-        for place, part in enumerate(self._basis):
-            self._basis[place] = part[:count].clone()
-        self._last, self._image = self._last[:, :count].clone(), self._image[:, :count].clone()
-        self._alphas, self._betas = ([part[:count] for part in held] for held in (self._alphas, self._betas))
-        self._alive, self._lengths = self._alive[:count], self._lengths[:count]
 
-    def _extend(self) -> None:
-        image = self._image.T.contiguous()[:, :, None]
-        filled = (len(self._alphas) - 1) % BLOCK + 1
-        for _ in range(2):
-            for earlier in (*self._basis[:-1], self._basis[-1][:, :filled]):
-                image -= torch.bmm(earlier.mT, torch.bmm(earlier, image.to(self._dtype)))
-        image = image[:, :, 0].T
-        beta = torch.linalg.vector_norm(image, dim=0)
-        self._alive = self._alive & (beta > 1e-10 * self._alphas[0].abs().max())
-        self._betas.append(torch.where(self._alive, beta, 0.0))
-        self._last = torch.where(self._alive, image / beta.clamp_min(torch.finfo(beta.dtype).tiny), 0.0).contiguous()
+def _last_of_radau(alphas: Tensor, betas: Tensor, rounding: Tensor) -> Tensor:
+    """Compute the last diagonal entries (b,) with which tridiagonal matrices have the eigenvalue zero.
+
+    They make the last pivot of the elimination zero. Where an earlier pivot is rounding, zero is an eigenvalue already.
+    """
+    if not betas.shape[1]:
+        return torch.zeros_like(alphas[:, 0])
+    pivot, singular = alphas[:, 0], alphas[:, 0] <= rounding
+    for alpha, beta in zip(alphas.T[1:-1], betas.T[:-1], strict=True):
+        pivot = alpha - beta.square() / torch.where(singular, 1.0, pivot)
+        singular = singular | (pivot <= rounding)
+    ended = singular | (betas[:, -1] == 0)
+    return torch.where(ended, alphas[:, -1], betas[:, -1].square() / torch.where(ended, 1.0, pivot))

@@ -109,7 +109,7 @@ def stacks(rows: Tensor, labels: Tensor, *, first: int = 0, total: int | None = 
 
 
 ROWS_AT_ONCE = 4096
-"""Rows that one product of a run takes, and their float32 copies where they are of half precision."""
+"""Rows that one product of a run takes, and their copies in the precision of the product."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,15 @@ class Run:
 
     def add_sums(self, sums: Tensor, rows: Tensor, x: Tensor) -> None:
         """Add Σ_i x_i z_i over the rows of each class to its (b, D) of `sums` (C, b, D); rows (n, D), x (n, b)."""
-        self._add(sums, self._of(x).mT, self._of(rows).float())
+        self._add(sums, self._of(x).mT, self._of(rows).to(x.dtype))
 
     def put_products(self, image: Tensor, rows: Tensor, of_classes: Tensor) -> None:
         """Put z_i · (b, D) of the row's class from `of_classes` (C, b, D) into `image` (n, b)."""
-        self._of(image).copy_(torch.bmm(self._of(rows).float(), of_classes[self.classes].mT))
+        self._of(image).copy_(torch.bmm(self._of(rows).to(image.dtype), of_classes[self.classes].mT))
 
     def add_second(self, sums: Tensor, rows: Tensor, a: Tensor, of_classes: Tensor) -> None:
         """Add Σ_i a_i (u · z_i) z_i for each u of a class's (b, D) in `of_classes` to its own in `sums`; a (n, 1)."""
-        of_rows = self._of(rows).float()
+        of_rows = self._of(rows).to(sums.dtype)
         inner = torch.bmm(of_rows, of_classes[self.classes].mT).mul_(self._of(a))
         self._add(sums, inner.mT, of_rows)
 

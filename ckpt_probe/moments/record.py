@@ -19,6 +19,7 @@ from ckpt_probe.moments.unit_moments import UnitMoments
 
 Value = float | int | str | None
 
+UNRESOLVED = "sampling does not resolve the eigenvalues that decide this order"
 NO_WEIGHTS = "no classifier weights"
 ZERO_ENTROPY = "the entropy in its denominator is zero up to rounding"
 ZERO_WEIGHTS = "a row of classifier weights has zero length"
@@ -154,17 +155,18 @@ def _put_level(record: Record, name: str, level: Level, options: Options) -> Non
     for order in options.all_orders:
         prefix = name if order == 1 else f"{renyi_name(order)}.{name}"
         _put_order(record, prefix, name, level, order)
+        if level.estimate is not None:
+            joint = level.estimate.stderrs.get(order)
+            record.put(f"{prefix}.entropy_joint_stderr", joint, UNRESOLVED)
+        if level.estimate is not None or prefix == "sample":
+            record.put(f"{prefix}.mir_stderr", _mir_stderr(level, order), _why_no_ratio(level, order))
     if level.estimate is not None:
-        record.put(f"{name}.entropy_joint_stderr", level.estimate.stderrs[1.0])
         record.put(f"{name}.probes", level.estimate.probes)
         record.put(f"{name}.seed", level.estimate.seed)
-    stderr = _mir_stderr(level)
-    if name == "sample" or level.estimate is not None:
-        record.put(f"{name}.mir_stderr", stderr, _why_no_ratio(level))
 
 
 def _put_order(record: Record, prefix: str, name: str, level: Level, order: float) -> None:
-    reason = _reason(level)
+    reason = _reason(level, order)
     for entropy, value in zip(ENTROPIES[name], level.entropies[order], strict=False):
         record.put(f"{prefix}.{entropy}", value, reason)
     information = level.information(order)
@@ -176,19 +178,21 @@ def _put_order(record: Record, prefix: str, name: str, level: Level, order: floa
     record.put(f"{prefix}.hdr", information.hdr, ZERO_ENTROPY)
 
 
-def _mir_stderr(level: Level) -> float | None:
-    information = level.information(1.0)
+def _mir_stderr(level: Level, order: float) -> float | None:
+    information = level.information(order)
     if information is None or information.mir is None:
         return None
     smaller = min(float(information.first), float(information.second))
-    return level.estimate.stderrs[1.0] / smaller if level.estimate else 0.0
+    return level.estimate.stderrs[order] / smaller if level.estimate else 0.0
 
 
-def _why_no_ratio(level: Level) -> str:
-    return ZERO_ENTROPY if level.information(1.0) is not None else _reason(level)
+def _why_no_ratio(level: Level, order: float) -> str:
+    return ZERO_ENTROPY if level.information(order) is not None else _reason(level, order)
 
 
-def _reason(level: Level) -> str:
+def _reason(level: Level, order: float = 1.0) -> str:
+    if level.estimate is not None and order not in level.estimate.entropies:
+        return UNRESOLVED
     return level.route.reason if level.route else NO_WEIGHTS
 
 

@@ -78,6 +78,8 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, o
         return _level(found, options, left_out=left_out)
     heads, _ = directions(weights[: len(counts)][kept])
     found["label_rows"] = spectra.of_label_rows(heads, counts[kept])
+    if (joint := _of_rank_one(found)) is not None:
+        return _level(found | {"joint": joint}, options, routes.OF_ONE, left_out=left_out)
     V = spectra.factor(heads)
     side = unit.second.shape[1] * V.shape[1]
     route = routes.choose(
@@ -135,6 +137,8 @@ def class_level(M: Tensor, heads: Tensor | None, options: Options) -> Level:
         return _level(found, options, left_out=len(M) - used)
     unit_heads, _ = directions(heads[directed])
     found["weights"] = spectra.of_label_rows(unit_heads, ones)
+    if (joint := _of_rank_one(found)) is not None:
+        return _level(found | {"joint": joint}, options, routes.OF_ONE, left_out=len(M) - used)
     V = spectra.factor(unit_heads)
     route = routes.choose(used, M.shape[1] * V.shape[1], kind="rows", limit=options.limit)
     estimate = None
@@ -192,10 +196,16 @@ def _level(
     for order in options.all_orders:
         joint = entropy_of_spectrum(found["joint"], alpha=order) if "joint" in found else None
         if estimate is not None:
-            joint = first.new_tensor(estimate.entropies[order])
+            joint = first.new_tensor(estimate.entropies[order]) if order in estimate.entropies else None
         other = entropy_of_spectrum(second[0], alpha=order) if second else None
         entropies[order] = (entropy_of_spectrum(first, alpha=order), other, joint)
     return Level(entropies, found, route, estimate, left_out)
+
+
+def _of_rank_one(found: dict[str, Tensor]) -> Tensor | None:
+    """Return the joint spectrum if one Gram has rank one, so that its entries are signs; else None."""
+    first, second = found.values()
+    return first if len(second) == 1 else second if len(first) == 1 else None
 
 
 def _estimated(operator: JointOperator | MomentsOperator, found: dict[str, Tensor], options: Options) -> Estimate:

@@ -15,7 +15,8 @@ from ckpt_probe.moments.unit_moments import UnitMoments
 GROUP = 1024
 """Classes whose sums meet the heads in one product."""
 
-HALVES = (torch.float16, torch.bfloat16)
+NARROW = (torch.float16, torch.bfloat16, torch.float32)
+"""Precisions that rows are held in as they are: what scales them to unit length is a number of float64."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class JointOperator:
     """x ↦ (K1 ⊙ K2) x / N, since its row i is ẑ_i · Σ_c G[y_i, c] (Σ_{j in c} ẑ_j x_j), G = Ŵ Ŵᵀ; or a smaller one.
 
     rows: the features again; heads: unit classifier rows (C, D); counts: how many rows with a direction each class has,
-    (C,). The rows are held, half precision as such and all else in float32, where they fit half of `memory` bytes; if
-    not, they are read twice for each product. For C > 2·D the product with G is Ŵ (Ŵᵀ ·), 4·C·D² operations a vector,
+    (C,). The rows are held in their own precision where they fit half of `memory` bytes; if not, they are read twice for
+    each product. For C > 2·D the product with G is Ŵ (Ŵᵀ ·), 4·C·D² operations a vector,
     group by group of classes; else C²·D. Where besides D² < N and the rows are held, the map is that of
     `MomentsOperator`: it has the same eigenvalues other than zero, takes each row once, and its vectors D² numbers.
-    `size`: the length of x. Products are in float32, what is summed over steps and probes in float64.
+    `size`: the length of x. Products are in float64: the rounding of others would be eigenvalues in the null space.
     Raises DataError where the rows are not those that were counted.
     """
 
@@ -61,10 +62,10 @@ class JointOperator:
         self._held = self._gathered(heads.shape[1])
         if self._held is not None:
             heads = heads[self._order]
-        self._heads = heads.to(torch.float32)
+        self._heads = heads
         self._groups = self._grouped() if self._factored and self._held is not None else []
         self._squared = bool(self._groups) and heads.shape[1] ** 2 < self._samples
-        self._gram = None if self._factored else (heads @ heads.T).to(torch.float32)
+        self._gram = None if self._factored else heads @ heads.T
 
     @property
     def size(self) -> int:
@@ -75,11 +76,11 @@ class JointOperator:
         """x (size, b) float64 → (size, b) float64."""
         classes, features = self._heads.shape
         at_once = 2 * (GROUP + features) if self._groups else 2 * classes
-        columns = max(1, self._memory // 8 // (4 * features * at_once))
+        columns = max(1, self._memory // 8 // (8 * features * at_once))
         by_groups = self._of_squares if self._squared else self._of_groups
         product = by_groups if self._groups else self._of_sums
-        parts = [product(part) for part in x.to(torch.float32).split(columns, dim=1)]
-        return torch.cat([part.to(torch.float64).div_(self._samples) for part in parts], dim=1)
+        parts = [product(part) for part in x.split(columns, dim=1)]
+        return torch.cat(parts, dim=1).div_(self._samples)
 
     def _grouped(self) -> list[tuple[list[Run], Tensor]]:
         """Of each group of classes the runs of held rows, and the heads."""
@@ -154,7 +155,7 @@ class JointOperator:
             yield self._held
             return
         first = 0
-        for rows, scales, labels in self._unit_blocks(halves=False):
+        for rows, scales, labels in self._unit_blocks(narrow=False):
             order, found = by_size(labels)
             first += len(labels)
             self._require(first <= self._samples, first)
@@ -162,21 +163,21 @@ class JointOperator:
             yield _Block(sorted_rows, scales.index_select(0, order), order + (first - len(labels)), found)
         self._require(first == self._samples, first)
 
-    def _gathered(self, features: int, *, halves: bool = True) -> _Block | None:
-        """All rows by class, the classes in the order of their sizes; None where they do not fit."""
-        dtype = next((block.dtype for block, _ in self._rows() if halves and block.dtype in HALVES), torch.float32)
-        device, halves = self._sizes.device, dtype in HALVES
+    def _gathered(self, features: int, *, narrow: bool = True) -> _Block | None:
+        """Return all rows by class, the classes in the order of their sizes; None where they do not fit."""
+        dtype = next((block.dtype for block, _ in self._rows() if narrow and block.dtype in NARROW), torch.float64)
+        device, narrow = self._sizes.device, dtype in NARROW
         if self._samples * features * dtype.itemsize > self._memory // 2:
             return None
         rows = torch.empty(self._samples, features, dtype=dtype, device=device)
-        scales = torch.empty(self._samples, 1, device=device)
+        scales = torch.empty(self._samples, 1, dtype=torch.float64, device=device)
         places = torch.empty(self._samples, dtype=torch.int64, device=device)
         free, ends, first = torch.empty_like(self._sizes), torch.empty_like(self._sizes), 0
         ends[self._order] = self._sizes.cumsum(0)
         free[self._order] = ends[self._order] - self._sizes
-        for block, lengths, labels in self._unit_blocks(halves=halves):
+        for block, lengths, labels in self._unit_blocks(narrow=narrow):
             if block.dtype != dtype:
-                return self._gathered(features, halves=False)
+                return self._gathered(features, narrow=False)
             order = torch.argsort(labels, stable=True)
             present, found = torch.unique_consecutive(labels[order], return_counts=True)
             starts = free[present]
@@ -190,18 +191,18 @@ class JointOperator:
         self._require(first == self._samples, first)
         return _Block(rows, scales, places, runs(self._sizes))
 
-    def _unit_blocks(self, *, halves: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows (m, D) that have a direction, what scales each to unit length (m, 1), and their labels (m,)."""
+    def _unit_blocks(self, *, narrow: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield rows (m, D) that have a direction, factors (m, 1) to unit length, and their labels (m,)."""
         device = self._sizes.device
         for features, labels in self._rows():
             features = where_float64_is(features).to(device)
             unit, kept = directions(features.to(torch.float64))
             labels = labels.to(device, torch.int64)[kept]
-            if halves and features.dtype in HALVES:
+            if narrow and features.dtype in NARROW:
                 features = features[kept]
-                yield features, 1 / torch.linalg.vector_norm(features.float(), dim=1, keepdim=True), labels
+                yield features, 1 / torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64), labels
             else:
-                yield unit.to(torch.float32), torch.ones(len(unit), 1, device=device), labels
+                yield unit, torch.ones(len(unit), 1, dtype=torch.float64, device=device), labels
 
     def _require(self, same: bool, rows: int) -> None:
         if not same:
@@ -211,16 +212,18 @@ class JointOperator:
 class MomentsOperator:
     """x ↦ Σ_c (S_c ⊗ v_c v_cᵀ) x / N, (D·r, D·r), which has the eigenvalues of K1 ⊙ K2 / N other than zero.
 
-    unit: second moments S_c of unit rows by class; labels: the classes (k,) that count; V (k, r): V Vᵀ = Ŵ Ŵᵀ. Held are
-    the moments in float32, k·D² numbers; an application takes 2·k·D·(D + 2·r) operations a vector, whatever N is.
+    unit: second moments S_c of unit rows by class, whose upper triangles are filled in; labels: the classes (k,) that count;
+    V (k, r): V Vᵀ = Ŵ Ŵᵀ. An application takes 2·C·D·(D + 2·r) operations a vector, whatever N is.
     """
 
     def __init__(self, unit: UnitMoments, labels: Tensor, V: Tensor) -> None:
         self._samples = int(unit.counts[labels].sum())
-        self._V = V.to(torch.float32)
-        self._second = self._V.new_empty(len(labels), *unit.second.shape[1:])
-        for place, label in enumerate(labels.tolist()):
-            self._second[place] = symmetric(unit.second[label])
+        # Classes that do not count have the vector zero: leaving them out would copy all moments.
+        self._V = V.new_zeros(len(unit.second), V.shape[1])
+        self._V[labels] = V
+        self._second = unit.second
+        for second in self._second:
+            second.copy_(symmetric(second))
 
     @property
     def size(self) -> int:
@@ -230,7 +233,5 @@ class MomentsOperator:
     def __call__(self, x: Tensor) -> Tensor:
         """x (D·r, b) float64 → (D·r, b) float64."""
         classes, features, _ = self._second.shape
-        given = x.to(torch.float32).reshape(self._V.shape[1], -1)
-        of_classes = torch.bmm(self._second, (self._V @ given).reshape(classes, features, -1))
-        image = self._V.T @ of_classes.reshape(classes, -1)
-        return image.reshape(x.shape).to(torch.float64).div_(self._samples)
+        of_classes = torch.bmm(self._second, (self._V @ x.reshape(self._V.shape[1], -1)).reshape(classes, features, -1))
+        return (self._V.T @ of_classes.reshape(classes, -1)).reshape(x.shape).div_(self._samples)

@@ -20,6 +20,9 @@ class Route:
     reason: str
 
 
+OF_ONE = Route(MOMENTS, "one of the two Gram matrices has rank one: their product has the eigenvalues of the other")
+
+
 def dense_limit(memory: int, most: int | None = None) -> int:
     """The largest side of a matrix that fits `memory` bytes twice (the eigensolver works on a copy); at least 256.
 
