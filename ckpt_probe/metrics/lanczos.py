@@ -1,9 +1,9 @@
 """Lanczos recurrences of many vectors at once, and the quadratures and eigenvectors that products with A give.
 
-For a symmetric A ⪰ 0, xᵀ f(A) x / xᵀx = ∫ f dμ_x. The m-point Gauss rule of μ_x has the eigenvalues of the recurrence's
-tridiagonal matrix as nodes; the Gauss–Radau rule has zero, which no eigenvalue lies below, as one of its nodes. Where the
-derivatives of f alternate in sign, as for −λ log λ and λ^α, the integral lies between the two (Golub and Meurant 2010,
-chapter 6).
+For a symmetric A ⪰ 0, xᵀ f(A) x / xᵀx = ∫ f dμ_x. The m-point Gauss rule of μ_x has the eigenvalues of the
+recurrence's tridiagonal matrix as nodes; the Gauss–Radau rule has zero, which no eigenvalue lies below, as one of its
+nodes. Where the derivatives of f alternate in sign, as for −λ log λ and λ^α, the integral lies between the two (Golub
+and Meurant 2010, chapter 6).
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Rules:
 class Eigenpairs:
     """Approximate eigenvalues θ (k,) and orthonormal eigenvectors q, the columns of (N, k).
 
-    spreads: (‖A q − θ q‖ / θ)² of each, (k,); qᵀ f(A) q lies between f(θ) and f(θ (1 + spread)) / (1 + spread), its one-point
-    Gauss and two-point Gauss–Radau rule.
+    spreads: (‖A q − θ q‖ / θ)² of each, (k,); qᵀ f(A) q lies between f(θ) and f(θ (1 + spread)) / (1 + spread), its
+    one-point Gauss and two-point Gauss–Radau rule.
     """
 
     values: Tensor
@@ -79,9 +79,9 @@ def leading_eigenpairs(operator: Operator, start: Tensor, depth: int, spread: fl
 class Lanczos:
     """The Lanczos recurrence of A from each column of probes (N, b); it goes on from where it was left.
 
-    Without reorthogonalisation: rounding repeats nodes and shares their weights, which leaves the quadratures as they are
-    (Knizhnerman 1996), so that three vectors a probe are all that is stored. A recurrence that ends early is padded with
-    weight zero.
+    Without reorthogonalisation: rounding repeats nodes and shares their weights, which leaves the quadratures as they
+    are (Knizhnerman 1996), so that three vectors a probe are all that is stored. A recurrence that ends early is padded
+    with weight zero.
     """
 
     def __init__(self, operator: Operator, probes: Tensor) -> None:

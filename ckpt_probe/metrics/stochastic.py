@@ -1,10 +1,10 @@
 """The joint entropy without its matrix: Lanczos quadrature on random probes, with an error bar.
 
-For a symmetric A ⪰ 0 of N rows and a random direction x of unit length, N · E[xᵀ f(A) x] = tr f(A) (Ubaru, Chen and Saad
-2017). The quadratures of all probes estimate the distribution of A's eigenvalues λ, and with it the straight line that f(λ)
-is closest to. The line's own trace is known exactly, since tr A = 1 and tr 1 = N: only what f differs from the line by is
-sampled (a control variate). Its variance, 2 N² / (N + 2) times the mean square of these differences, comes from the
-quadratures too. It is known far better than from the scatter of a few values that are distributed like squares.
+For a symmetric A ⪰ 0 of N rows and a random direction x of unit length, N · E[xᵀ f(A) x] = tr f(A) (Ubaru, Chen and
+Saad 2017). The quadratures of all probes estimate the distribution of A's eigenvalues λ, and with it the straight line
+that f(λ) is closest to. The line's own trace is known exactly, since tr A = 1 and tr 1 = N: only what f differs from
+the line by is sampled (a control variate). Its variance, 2 N² / (N + 2) times the mean square of these differences,
+comes from the quadratures too, and so is known better than from the scatter of a few values distributed like squares.
 
 Where the fewest probes do not suffice, leading eigenvectors are computed and only their complement is sampled (Hutch++,
 Meyer et al. 2021): near collapse a few eigenvalues make up most of the entropy.
@@ -72,8 +72,8 @@ class Sampling:
 class Estimate:
     """Entropies (nats) and their standard errors by Rényi order, and what they cost.
 
-    An order that sampling does not resolve is in neither. probes: those that are averaged, of `steps` Lanczos steps each,
-    beside `leading` eigenvectors whose share was computed.
+    An order that sampling does not resolve is in neither. probes: those that are averaged, of `steps` Lanczos steps
+    each, beside `leading` eigenvectors whose share was computed.
     """
 
     entropies: dict[float, float]
@@ -169,8 +169,8 @@ class _Samples:
         self._leading = leading
         self._known = known
         self._sampling = sampling
-        self._size, found = leading.vectors.shape
-        self._left = self._size - found
+        self._size = len(leading.vectors)
+        self._left = self._size - len(leading.values)
         self._parts: list[Rules] = []
         self._steps = 0
 
@@ -184,7 +184,7 @@ class _Samples:
         return self._sampling.tolerance * abs(self._known - entropy)
 
     def add(self, probes: Tensor) -> None:
-        """Add probes (N, b); the first ones take as many steps as their quadrature needs, all others as many as these."""
+        """Add probes (N, b); the first ones take as many steps as their quadrature needs, all others as many."""
         growing = Lanczos(self._operator, self._leading.remove(probes))
         if self._parts:
             self._parts.append(growing.run(self._steps))
@@ -211,8 +211,8 @@ class _Samples:
                 entropies[order] = (math.log(trace.value) + order * math.log(self._largest())) / (1 - order)
                 stderrs[order] = trace.stderr / trace.value / abs(1 - order)
         reached = stderrs[1.0] <= self.wanted(entropies[1.0])
-        found = len(self._leading.values)
-        return Estimate(entropies, stderrs, self.count, self._steps, found, self._sampling.seed, reached)
+        leading = len(self._leading.values)
+        return Estimate(entropies, stderrs, self.count, self._steps, leading, self._sampling.seed, reached)
 
     def _settled(self, order: float) -> bool:
         trace = self._trace(order)
@@ -232,9 +232,9 @@ class _Samples:
         x = torch.where(x > rounding, x, 0.0)
         values = spectral(x, order)
         shifted = spectral(torch.where(x > 0, x + rounding, 0.0), order)
-        found = self._leading.values.cpu() / scale
-        upper, spreads = spectral(found, order), 1 + self._leading.spreads.cpu()
-        lower = spectral(found * spreads, order) / spreads
+        computed = self._leading.values.cpu() / scale
+        upper, spreads = spectral(computed, order), 1 + self._leading.spreads.cpu()
+        lower = spectral(computed * spreads, order) / spreads
 
         shares = rules.weights / (2 * rules.weights.shape[1])
         mean, mean_value = float((shares * x).sum()), float((shares * values).sum())
@@ -247,7 +247,7 @@ class _Samples:
         second, fourth = float((shares * squares).sum()), float((shares * squares.square()).sum())
 
         left = self._left
-        of_complement = left * (mean_value - slope * mean) + slope * (1 / scale - float(found.sum()))
+        of_complement = left * (mean_value - slope * mean) + slope * (1 / scale - float(computed.sum()))
         # Student's quantile in place of the normal one: as many degrees of freedom as the variance behaves like.
         freedom = max(self.count * left * second**2 / fourth, 1.0) if fourth > 0 else math.inf
         quantile = stdtrit(freedom, ndtr(2)) / 2 if freedom < math.inf else 1.0
@@ -258,5 +258,5 @@ class _Samples:
             sampled,
             (left * abs(float(ends[0] - ends[1])) + float((upper - lower).abs().sum())) / 2,
             left * float((shares * (shifted - values).abs()).sum())
-            + float((spectral(found + rounding, order) - upper).abs().sum()),
+            + float((spectral(computed + rounding, order) - upper).abs().sum()),
         )

@@ -44,8 +44,8 @@ class JointOperator:
     """x ↦ (K1 ⊙ K2) x / N, since its row i is ẑ_i · Σ_c G[y_i, c] (Σ_{j in c} ẑ_j x_j), G = Ŵ Ŵᵀ; or a smaller one.
 
     rows: the features again; heads: unit classifier rows (C, D); counts: how many rows with a direction each class has,
-    (C,). The rows are held in their own precision where they fit half of `memory` bytes; if not, they are read twice for
-    each product. For C > 2·D the product with G is Ŵ (Ŵᵀ ·), 4·C·D² operations a vector,
+    (C,). The rows are held in their own precision where they fit half of `memory` bytes; if not, they are read twice
+    for each product. For C > 2·D the product with G is Ŵ (Ŵᵀ ·), 4·C·D² operations a vector,
     group by group of classes; else C²·D. Where besides D² < N and the rows are held, the map is that of
     `MomentsOperator`: it has the same eigenvalues other than zero, takes each row once, and its vectors D² numbers.
     `size`: the length of x. Products are in float64: the rounding of others would be eigenvalues in the null space.
@@ -212,8 +212,8 @@ class JointOperator:
 class MomentsOperator:
     """x ↦ Σ_c (S_c ⊗ v_c v_cᵀ) x / N, (D·r, D·r), which has the eigenvalues of K1 ⊙ K2 / N other than zero.
 
-    unit: second moments S_c of unit rows by class, whose upper triangles are filled in; labels: the classes (k,) that count;
-    V (k, r): V Vᵀ = Ŵ Ŵᵀ. An application takes 2·C·D·(D + 2·r) operations a vector, whatever N is.
+    unit: second moments S_c of unit rows by class, whose upper triangles are filled in; labels: the classes (k,) that
+    count; V (k, r): V Vᵀ = Ŵ Ŵᵀ. An application takes 2·C·D·(D + 2·r) operations a vector, whatever N is.
     """
 
     def __init__(self, unit: UnitMoments, labels: Tensor, V: Tensor) -> None:
