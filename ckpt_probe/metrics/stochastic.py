@@ -19,11 +19,14 @@ import torch
 from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.lanczos import EPS, Eigenpairs, Lanczos, Operator, Rules, leading_eigenpairs, spectral
 
-PROBES = 16
-"""Probes that run together, one Lanczos recurrence each, and the fewest that an error bar is believed from."""
+PROBES = 8
+"""Probes that run together, one Lanczos recurrence each."""
+
+FEWEST = 16
+"""Probes before an error bar is believed."""
 
 MOST = 20_000
 """Probes after which sampling gives up, where a caller names no other number."""
@@ -34,8 +37,8 @@ STEPS = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 1
 SETTLED = 0.25
 """Share of the wanted error bar that the quadrature's own error may be."""
 
-BLOCK, DEPTH = 8, 8
-"""Vectors and powers of A that span the Krylov space in which eigenvectors are computed."""
+DEPTH = 8
+"""Powers of A in the Krylov space that eigenvectors are computed in."""
 
 MARGIN = 1.2
 """Factor on the sampling error: two error bars hold the truth in 98 % and not 95 % of all runs."""
@@ -59,8 +62,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.tolerance > 0 and math.isfinite(self.tolerance)):
             raise UsageError(f"tolerance: expected a positive number, found {self.tolerance}")
-        if self.probes < PROBES:
-            raise UsageError(f"probes: expected at least {PROBES}, found {self.probes}")
+        if self.probes < FEWEST:
+            raise UsageError(f"probes: expected at least {FEWEST}, found {self.probes}")
         if self.budget is not None and not self.budget > 0:
             raise UsageError(f"budget: expected a positive number of seconds, found {self.budget}")
 
@@ -100,6 +103,9 @@ def estimate_entropies(
         orders: Rényi's, beside 1.
         sampling: When to stop, and the seed.
         device: Where the vectors are.
+
+    Raises:
+        DataError: If the budget is over before the fewest probes are done.
     """
     sampling = sampling or Sampling()
     began = time.monotonic()
@@ -110,16 +116,26 @@ def estimate_entropies(
 
     nothing = torch.zeros(0, dtype=torch.float64, device=device)
     samples = _Samples(operator, Eigenpairs(nothing, nothing, nothing.new_zeros(size, 0)), orders, known, sampling)
-    deflated = False
+    estimate, deflated = None, False
     while True:
         samples.add(draw(min(PROBES, sampling.probes - samples.count)))
-        estimate = samples.estimate()
-        complete = estimate.reached and len(estimate.entropies) == len(samples.orders)
-        if sampling.budget is not None and time.monotonic() - began > sampling.budget:
+        spent = time.monotonic() - began
+        over = sampling.budget is not None and spent > sampling.budget
+        if samples.count >= FEWEST:
+            estimate = samples.estimate()
+        if over and estimate is not None:
             return estimate
+        if over:
+            raise DataError(
+                f"the time budget of {sampling.budget:g} s ran out after {samples.count} probes ({spent:.1f} s); "
+                f"a standard error needs {FEWEST}: raise the budget"
+            )
+        if samples.count < FEWEST or estimate is None:
+            continue
+        complete = estimate.reached and len(estimate.entropies) == len(samples.orders)
         if not (complete or deflated):
             deflated = True
-            pairs = leading_eigenpairs(operator, draw(BLOCK), DEPTH, SETTLED * samples.wanted(estimate.entropies[1.0]))
+            pairs = leading_eigenpairs(operator, draw(PROBES), DEPTH, SETTLED * samples.wanted(estimate.entropies[1.0]))
             if len(pairs.values):
                 samples = _Samples(operator, pairs, orders, known, sampling)
                 continue

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics import stochastic
 from ckpt_probe.metrics.lanczos import Operator
 from ckpt_probe.metrics.stochastic import Sampling, estimate_entropies
@@ -153,12 +153,17 @@ def test_sampling_stops_at_the_most_probes() -> None:
 def test_a_budget_ends_sampling_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     values = spectrum(SPECTRA["flat"])
     operator = diagonal(values, 500)
-    # A clock that goes on by a second each time it is read: at the start, and after every sixteen probes.
+    # A clock that goes on by a second each time it is read: at the start, and after every eight probes.
     clock = itertools.count()
     monkeypatch.setattr(stochastic, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    found = estimate_entropies(operator, 500, known=entropy(values) + 1, sampling=Sampling(1e-9, budget=0.5))
+    found = estimate_entropies(operator, 500, known=entropy(values) + 1, sampling=Sampling(1e-9, budget=1.5))
     assert (found.reached, found.probes) == (False, 16)
     assert abs(found.entropies[1.0] - entropy(values)) <= 4 * found.stderrs[1.0]
+    with pytest.raises(
+        DataError,
+        match=r"the time budget of 0.5 s ran out after 8 probes .* a standard error needs 16: raise the budget",
+    ):
+        estimate_entropies(operator, 500, known=5.0, sampling=Sampling(1e-9, budget=0.5))
 
 
 def test_sampling_that_makes_no_sense_is_refused() -> None:

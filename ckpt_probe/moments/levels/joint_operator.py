@@ -44,8 +44,8 @@ class JointOperator:
     """x ↦ (K1 ⊙ K2) x / N, since its row i is ẑ_i · Σ_c G[y_i, c] (Σ_{j in c} ẑ_j x_j), G = Ŵ Ŵᵀ; or a smaller one.
 
     rows: the features again; heads: unit classifier rows (C, D); counts: how many rows with a direction each class has,
-    (C,). The rows are held in their own precision where they fit half of `memory` bytes; if not, they are read twice
-    for each product. For C > 2·D the product with G is Ŵ (Ŵᵀ ·), 4·C·D² operations a vector,
+    (C,). The rows are held in float64, or else in their own precision, where they fit half of `memory` bytes; if not,
+    they are read twice for each product. For C > 2·D the product with G is Ŵ (Ŵᵀ ·), 4·C·D² operations a vector,
     group by group of classes; else C²·D. Where besides D² < N and the rows are held, the map is that of
     `MomentsOperator`: it has the same eigenvalues other than zero, takes each row once, and its vectors D² numbers.
     `size`: the length of x. Products are in float64: the rounding of others would be eigenvalues in the null space.
@@ -163,11 +163,12 @@ class JointOperator:
             yield _Block(sorted_rows, scales.index_select(0, order), order + (first - len(labels)), found)
         self._require(first == self._samples, first)
 
-    def _gathered(self, features: int, *, narrow: bool = True) -> _Block | None:
+    def _gathered(self, features: int) -> _Block | None:
         """Return all rows by class, the classes in the order of their sizes; None where they do not fit."""
-        dtype = next((block.dtype for block, _ in self._rows() if narrow and block.dtype in NARROW), torch.float64)
-        device, narrow = self._sizes.device, dtype in NARROW
-        if self._samples * features * dtype.itemsize > self._memory // 2:
+        numbers, device = self._samples * features, self._sizes.device
+        wide = numbers * torch.float64.itemsize <= self._memory // 2
+        dtype = torch.float64 if wide else next((block.dtype for block, _ in self._rows()), torch.float64)
+        if numbers * dtype.itemsize > self._memory // 2:
             return None
         rows = torch.empty(self._samples, features, dtype=dtype, device=device)
         scales = torch.empty(self._samples, 1, dtype=torch.float64, device=device)
@@ -175,9 +176,9 @@ class JointOperator:
         free, ends, first = torch.empty_like(self._sizes), torch.empty_like(self._sizes), 0
         ends[self._order] = self._sizes.cumsum(0)
         free[self._order] = ends[self._order] - self._sizes
-        for block, lengths, labels in self._unit_blocks(narrow=narrow):
+        for block, lengths, labels in self._unit_blocks(narrow=not wide):
             if block.dtype != dtype:
-                return self._gathered(features, narrow=False)
+                return None
             order = torch.argsort(labels, stable=True)
             present, found = torch.unique_consecutive(labels[order], return_counts=True)
             starts = free[present]

@@ -20,8 +20,8 @@ GROUPS = (
     ("Barriers", ("barrier.",)),
 )
 OTHERS = "Other numbers"
-NO_MEASURE = frozenset({"sample.mir_stderr", "samples", "sample.probes", "sample.seed", "class.probes", "class.seed"})
-"""Names whose values say how a number was found, not what it is."""
+NO_MEASURE = frozenset({"samples", "sample.probes", "sample.seed", "class.probes", "class.seed"})
+"""Names whose values say how a number was found, not what it is; so does every standard error."""
 
 WIDE = 100
 """Ratio of the largest to the smallest value above which an axis of positive values is logarithmic at first."""
@@ -45,7 +45,7 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
         else:
             series[run.name] = [along.records]
     names = metric_names([record for held in series.values() for record in held[0]])
-    names = [name for name in names if name not in {ORDER, axis, *NO_MEASURE}]
+    names = [name for name in names if name not in {ORDER, axis, *NO_MEASURE} and not name.endswith("_stderr")]
     if not names:
         return [], notes
     plots, more = line_plots(series, [[name] for name in names], Scales(x=axis))

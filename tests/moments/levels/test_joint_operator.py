@@ -75,22 +75,23 @@ def test_the_operator_is_the_joint_matrix(blocks: int, memory: int, classes: int
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [3, 60])
-def test_rows_are_held_in_their_own_precision(dtype: torch.dtype, classes: int) -> None:
+def test_rows_are_held_in_their_own_precision_where_float64_does_not_fit(dtype: torch.dtype, classes: int) -> None:
     features, labels, weights = data(150, 16, classes)
     features = features.to(dtype)
-    operator = operator_of(features, labels, weights, blocks=3)
     x = torch.randn(150, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     expected = joint_matrix(features, labels, weights) @ x
-    assert float((operator(x) - expected).norm() / expected.norm()) < 1e-12
-    assert operator._held is not None
-    assert operator._held.rows.dtype == dtype
+    for memory, held in ((GIB, torch.float64), (2 * 150 * 16 * dtype.itemsize, dtype), (1000, None)):
+        operator = operator_of(features, labels, weights, memory, blocks=3)
+        assert float((operator(x) - expected).norm() / expected.norm()) < 1e-12
+        assert (operator._held.rows.dtype if operator._held else None) == held
 
 
-def test_blocks_of_two_precisions_lose_no_digits() -> None:
+@pytest.mark.parametrize("memory", [GIB, 2 * 150 * 16 * 2])
+def test_blocks_of_two_precisions_lose_no_digits(memory: int) -> None:
     features, labels, weights = data(150, 16, 60)
     pairs = [(features[:50].half(), labels[:50]), (features[50:], labels[50:])]
     heads = torch.nn.functional.normalize(weights)
-    operator = JointOperator(lambda: pairs, heads, torch.bincount(labels), memory=GIB)
+    operator = JointOperator(lambda: pairs, heads, torch.bincount(labels), memory=memory)
     x = torch.randn(150, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     whole = torch.cat([features[:50].half().double(), features[50:]])
     expected = joint_matrix(whole, labels, weights) @ x
