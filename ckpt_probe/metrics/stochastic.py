@@ -38,7 +38,10 @@ SETTLED = 0.25
 """Share of the wanted error bar that the quadrature's own error may be."""
 
 DEPTH = 8
-"""Powers of A in the Krylov space that eigenvectors are computed in."""
+"""Powers of A in the Krylov space that eigenvectors are computed in, at most."""
+
+COPIES = 5
+"""Arrays of the size of that space's basis that its computation takes."""
 
 MARGIN = 1.2
 """Factor on the sampling error: two error bars hold the truth in 98 % and not 95 % of all runs."""
@@ -92,6 +95,7 @@ def estimate_entropies(
     known: float,
     orders: Sequence[float] = (),
     sampling: Sampling | None = None,
+    memory: int = 2**30,
     device: torch.device | None = None,
 ) -> Estimate:
     """Estimate entropies of a symmetric A ⪰ 0 of trace 1 that is only ever applied to vectors.
@@ -102,6 +106,7 @@ def estimate_entropies(
         known: Sum of the two other entropies of a mutual information, whose relative error is to meet the tolerance.
         orders: Rényi's, beside 1.
         sampling: When to stop, and the seed.
+        memory: Bytes that the computation of eigenvectors may take.
         device: Where the vectors are.
 
     Raises:
@@ -133,9 +138,11 @@ def estimate_entropies(
         if samples.count < FEWEST or estimate is None:
             continue
         complete = estimate.reached and len(estimate.entropies) == len(samples.orders)
-        if not (complete or deflated):
+        depth = min(DEPTH, memory // (COPIES * 8 * PROBES * size))
+        if depth and not (complete or deflated):
             deflated = True
-            pairs = leading_eigenpairs(operator, draw(PROBES), DEPTH, SETTLED * samples.wanted(estimate.entropies[1.0]))
+            spread = SETTLED * samples.wanted(estimate.entropies[1.0])
+            pairs = leading_eigenpairs(operator, draw(PROBES), depth, spread)
             if len(pairs.values):
                 samples = _Samples(operator, pairs, orders, known, sampling)
                 continue

@@ -212,7 +212,13 @@ def _estimated(operator: JointOperator | MomentsOperator, found: dict[str, Tenso
     known = sum(float(entropy_of_spectrum(values)) for values in found.values())
     device = next(iter(found.values())).device
     return estimate_entropies(
-        operator, operator.size, known=known, orders=options.orders, sampling=options.sampling, device=device
+        operator,
+        operator.size,
+        known=known,
+        orders=options.orders,
+        sampling=options.sampling,
+        memory=options.memory // 2,
+        device=device,
     )
 
 
