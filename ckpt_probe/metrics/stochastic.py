@@ -203,7 +203,7 @@ class _Samples:
                 return
 
     def stuck(self) -> bool:
-        """Return whether more probes would not help: the quadrature's own error is over what is wanted."""
+        """Return whether more probes would not help: the error of the quadrature exceeds the wanted error bar."""
         trace = self._trace(1.0)
         return trace.quadrature + trace.rounding > self.wanted(trace.value)
 
