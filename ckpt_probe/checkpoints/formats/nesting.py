@@ -1,4 +1,4 @@
-"""Where in what a trainer saved the tensors of the model lie, and which mapping of tensors is meant."""
+"""Find the model's tensors in the nested mappings that a trainer saved."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,30 +9,35 @@ from ckpt_probe.copies import trained_first
 from ckpt_probe.errors import DataError, UsageError, listed
 
 DEEPEST = 12
-"""Levels below which nothing is looked for."""
+"""Most levels of nesting that are searched."""
 OF_TRAINING = re.compile(
     r"(^|_)(optim|optims|optimi[sz]ers?|opt|lr|schedulers?|sched|scaler|rng|callbacks|loops|hooks)(_|$)", re.IGNORECASE
 )
-"""Names of what trainers keep beside the model, whose tensors are never taken for it."""
+"""Names of the state of training, whose tensors are never those of the model."""
 OF_MODEL = frozenset(
     {"state_dict", "model", "model_state", "model_state_dict", "net", "network", "params", "module", "weights"}
 )
-"""Names under which a model's own weights are kept."""
+"""Usual names of a model's weights."""
 SMALL = 0.01
-"""A mapping with a smaller share of the numbers than that of the model's is no second model."""
+"""Share of the model's numbers below which another mapping is not a second model."""
 
 EXTRA_STATE = "_extra_state"
-"""Last part of the name under which torch keeps the value of a module's `get_extra_state`."""
+"""Last part of the name of the value of a module's `get_extra_state`."""
 
 Size = Callable[[Any], int | None]
-"""Numbers that a value holds where it is a tensor, None where it is none."""
+"""Function from a value to its number of entries if it is a tensor, else None."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mapping of tensors: its keys from the top, joined by dots ("" for the whole), and its entries.
+    """A mapping of tensors.
 
-    extra: values of modules' `get_extra_state` that are no tensors. dropped: names of other entries.
+    Attributes:
+        key: Keys from the top to it, joined by dots; "" for the top.
+        tensors: Its tensors by name.
+        numbers: Sum of the numbers of entries of its tensors.
+        extra: Values of modules' `get_extra_state` that are not tensors.
+        dropped: Names of the other entries.
     """
 
     key: str
@@ -47,30 +52,42 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The mapping that was taken, and the others there are."""
+    """The chosen mapping, and the other candidates."""
 
     taken: Candidate
     others: tuple[Candidate, ...]
 
 
 def choose(tree: Any, size: Size, state_key: str | None = None) -> Choice:
-    """The model's tensors within `tree`: at `state_key` where it is given, else the only mapping of tensors.
+    """Choose the model's tensors in a tree of mappings: those at `state_key`, else the only mapping of tensors.
 
-    An optimizer's state is none; a mapping within another counts with the one that holds more numbers; a mapping with
-    less than a hundredth of the numbers of one that has a model's name is told and left out. Raises UsageError where
-    there are several, listing them with their sizes, or none at `state_key`; DataError where there is none at all.
+    The state of an optimizer is left out. If a mapping has tensors and nested mappings of tensors, its tensors are the
+    candidate if they have at least as many numbers, else the nested mappings are. If the largest candidate has a usual
+    name of a model, those with less than a hundredth of its numbers are left out, unless they have a usual name too.
+
+    Args:
+        tree: Nested mappings and lists.
+        size: Number of entries of a tensor, None for anything else.
+        state_key: Keys to the tensors, joined by dots.
+
+    Returns:
+        The chosen mapping and the other candidates.
+
+    Raises:
+        UsageError: If there are several candidates, or no tensors at `state_key`.
+        DataError: If there are no tensors.
     """
-    found = list(_candidates(tree, size, "", set(), 0))
+    candidates = list(_candidates(tree, size, "", set(), 0))
     if state_key is not None:
-        taken = _named(tree, size, state_key, found)
-        return Choice(taken, tuple(other for other in found if other.key != taken.key))
-    if not found:
+        taken = _named(tree, size, state_key, candidates)
+        return Choice(taken, tuple(other for other in candidates if other.key != taken.key))
+    if not candidates:
         raise DataError(f"holds no state dict; it has: {_entries(tree)}")
-    kept = trained_first(_without_small(found), lambda candidate: candidate.key)
-    if len(kept) > 1:
-        keys = [str(candidate) for candidate in kept]
-        raise UsageError(f"holds several state dicts: {listed(keys)}; choose one with --state-key {kept[0].key}")
-    return Choice(kept[0], tuple(other for other in found if other is not kept[0]))
+    remaining = trained_first(_without_small(candidates), lambda candidate: candidate.key)
+    if len(remaining) > 1:
+        keys = [str(candidate) for candidate in remaining]
+        raise UsageError(f"holds several state dicts: {listed(keys)}; choose one with --state-key {remaining[0].key}")
+    return Choice(remaining[0], tuple(other for other in candidates if other is not remaining[0]))
 
 
 def _candidates(tree: Any, size: Size, key: str, seen: set[int], depth: int) -> Iterator[Candidate]:
@@ -78,26 +95,26 @@ def _candidates(tree: Any, size: Size, key: str, seen: set[int], depth: int) -> 
         return
     seen.add(id(tree))
     if isinstance(tree, Sequence) and not isinstance(tree, str | bytes):
-        pairs = [(str(place), value) for place, value in enumerate(tree)]
-        own = None
+        pairs = [(str(index), value) for index, value in enumerate(tree)]
+        direct = None
     elif isinstance(tree, Mapping) and not {"state", "param_groups"} <= set(tree):
         pairs = [(name, value) for name, value in tree.items() if isinstance(name, str)]
-        own = _own(tree, size, key)
+        direct = _direct(tree, size, key)
     else:
         return
-    below: list[Candidate] = []
+    nested: list[Candidate] = []
     for name, value in pairs:
         # A layer may be called "opt" too, but its tensors lie beside others, not in a mapping of their own.
         if isinstance(value, Mapping | list | tuple) and not OF_TRAINING.search(name):
-            below += _candidates(value, size, f"{key}.{name}" if key else name, seen, depth + 1)
-    if own is not None and own.numbers >= sum(candidate.numbers for candidate in below):
-        yield own
+            nested += _candidates(value, size, f"{key}.{name}" if key else name, seen, depth + 1)
+    if direct is not None and direct.numbers >= sum(candidate.numbers for candidate in nested):
+        yield direct
         return
-    yield from below
+    yield from nested
 
 
-def _own(tree: Mapping[Any, Any], size: Size, key: str) -> Candidate | None:
-    """The tensors that lie in a mapping itself, None where there are none, or scalars alone, such as a loss."""
+def _direct(tree: Mapping[Any, Any], size: Size, key: str) -> Candidate | None:
+    """Return the tensors in a mapping itself, None if it has none or only scalars, such as a loss."""
     sizes = {name: size(value) for name, value in tree.items() if isinstance(name, str)}
     tensors = {name: tree[name] for name, count in sizes.items() if count is not None}
     numbers = sum(count for count in sizes.values() if count is not None)
@@ -108,30 +125,30 @@ def _own(tree: Mapping[Any, Any], size: Size, key: str) -> Candidate | None:
     return Candidate(key, tensors, numbers, extra, tuple(str(name) for name in others if name not in extra))
 
 
-def _without_small(found: list[Candidate]) -> list[Candidate]:
-    largest = max(found, key=lambda candidate: candidate.numbers)
+def _without_small(candidates: list[Candidate]) -> list[Candidate]:
+    largest = max(candidates, key=lambda candidate: candidate.numbers)
     if largest.key.rpartition(".")[2] not in OF_MODEL:
-        return found
-    return [c for c in found if c.numbers >= SMALL * largest.numbers or c.key.rpartition(".")[2] in OF_MODEL]
+        return candidates
+    return [c for c in candidates if c.numbers >= SMALL * largest.numbers or c.key.rpartition(".")[2] in OF_MODEL]
 
 
-def _named(tree: Any, size: Size, state_key: str, found: list[Candidate]) -> Candidate:
-    place, rest = _follow(tree, state_key)
+def _named(tree: Any, size: Size, state_key: str, candidates: list[Candidate]) -> Candidate:
+    entry, rest = _follow(tree, state_key)
     if rest == "":
-        own = _own(place, size, state_key) if isinstance(place, Mapping) else None
-        below = list(_candidates(place, size, state_key, set(), 0))
-        if len(below) == 1:
-            return below[0]
-        if own is not None:
-            return own
-    elif isinstance(place, Mapping):
-        # The rest of the key may be a prefix of names: one of two networks that were saved as one.
-        cut = {name.removeprefix(f"{rest}."): value for name, value in place.items() if _under(name, rest)}
-        own = _own(cut, size, state_key)
-        if own is not None:
-            return own
-    there = listed([str(candidate) for candidate in found]) if found else _entries(tree)
-    raise UsageError(f"--state-key {state_key}: no state dict there; the file has: {there}")
+        direct = _direct(entry, size, state_key) if isinstance(entry, Mapping) else None
+        nested = list(_candidates(entry, size, state_key, set(), 0))
+        if len(nested) == 1:
+            return nested[0]
+        if direct is not None:
+            return direct
+    elif isinstance(entry, Mapping):
+        # The rest of the key may be a prefix of names, if two networks were saved as one.
+        cut = {name.removeprefix(f"{rest}."): value for name, value in entry.items() if _under(name, rest)}
+        direct = _direct(cut, size, state_key)
+        if direct is not None:
+            return direct
+    entries = listed([str(candidate) for candidate in candidates]) if candidates else _entries(tree)
+    raise UsageError(f"--state-key {state_key}: no state dict there; the file has: {entries}")
 
 
 def _under(name: Any, prefix: str) -> bool:
@@ -139,7 +156,7 @@ def _under(name: Any, prefix: str) -> bool:
 
 
 def _follow(tree: Any, key: str) -> tuple[Any, str]:
-    """What lies at a key of several parts, and the part of it that leads nowhere; a name may have dots in it."""
+    """Return the entry at a key of several parts, and the rest of the key that leads nowhere; names may have dots."""
     if isinstance(tree, list | tuple):
         head, _, rest = key.partition(".")
         if head.isdigit() and int(head) < len(tree):

@@ -39,11 +39,11 @@ def check_file(file: BinaryIO, size: int, path: Path, *, archive: bool = True) -
         DataError: If the file claims more bytes than it has, or needs a class or function that is not allowed.
     """
     try:
-        found = check_archive(file) if archive else _check_stream(file, size)
+        result = check_archive(file) if archive else _check_stream(file, size)
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: {error}") from error
-    if found.forbidden:
-        raise DataError(f"{path}: {_refusal(path, found)}")
+    if result.forbidden:
+        raise DataError(f"{path}: {_refusal(path, result)}")
 
 
 def check_archive(file: BinaryIO) -> Scan:

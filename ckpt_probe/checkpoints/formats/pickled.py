@@ -82,7 +82,7 @@ class _PickledFile:
 
     @cached_property
     def loaded(self) -> "tuple[Any, Choice, dict[str, Tensor]]":
-        """Load them with data. Raises DataError if the layout differs from that of `listing`."""
+        """Return `listing` with data. Raises DataError if the layout differs from that of `listing`."""
         loaded = self._load("cpu")
         if layout_of(loaded[2]) != layout_of(self.listing[2]):
             raise DataError(f"{self._path}: changed while it was open, or damaged: torch reads other tensors")
