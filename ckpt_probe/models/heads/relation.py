@@ -221,11 +221,11 @@ def _undone(result: Tensor, tolerance: float, cap: float | None) -> Iterator[tup
     Args:
         result: The result, shape (m, C).
         tolerance: Relative tolerance.
-        cap: Maximum of all results, see `_cap_of`; if set, the only reading is "softcapped".
+        cap: Maximum of all results, see `_cap_of`; if set, the first reading is "softcapped".
     """
     if cap is not None:
+        # A sigmoid of a single logit may look like a cap too.
         yield "softcapped", cap * (result / cap).atanh(), False
-        return
     yield "", result, False
     if result.shape[1] > 1 and bool((result.logsumexp(dim=1).abs() < 10 * tolerance).all()):
         yield "log-softmax", result, True
