@@ -19,7 +19,7 @@ def shared_names(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     """Return the names of each tensor that a state dict has under several, in the order in which torch loads them."""
     names_of: dict[tuple[int, torch.Size], list[str]] = {}
     for name, tensor in tensors.items():
-        if not is_lazy(tensor) and tensor.data_ptr():
+        if isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.data_ptr():
             names_of.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
     return [names for names in names_of.values() if len(names) > 1]
 
