@@ -17,7 +17,7 @@ from ckpt_probe.data.samples import (
     first_samples,
     notes_of,
     one_tensor,
-    taken_apart,
+    split_lengths,
 )
 from ckpt_probe.data.sources import functions_named, load_data
 
@@ -44,5 +44,5 @@ __all__ = [
     "one_tensor",
     "ready_batches",
     "ready_parts",
-    "taken_apart",
+    "split_lengths",
 ]

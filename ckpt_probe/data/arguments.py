@@ -1,4 +1,4 @@
-"""Arguments of data as a person writes them: which are known, and lists that came as text."""
+"""Checks of the arguments of data sources, and lists that are written as text."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -7,15 +7,19 @@ from typing import Any
 from ckpt_probe.errors import UsageError, listed
 
 
-def require_known(kind: str, given: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise UsageError where an argument is none that this kind of data takes."""
-    unknown = [name for name in given if name not in known]
+def require_known(kind: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise UsageError for the first argument that this kind of data does not take."""
+    unknown = [name for name in arguments if name not in known]
     if unknown:
         raise UsageError(f"unknown argument {unknown[0]}; {kind} takes {listed(sorted(known), len(known))}")
 
 
 def as_list(value: Any) -> list[Any]:
-    """A value as a list: its parts where it is a text such as "a,b" or "1,2", none of None, else the value itself."""
+    """Return a value as a list.
+
+    Args:
+        value: None (an empty list), a list or tuple, text such as "a,b" or "1,2", which is split, or a single value.
+    """
     if value is None:
         return []
     if not isinstance(value, str):

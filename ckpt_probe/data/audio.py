@@ -1,4 +1,4 @@
-"""Sound as a model's own feature extractor sees it: decoded, at its sampling rate, each for itself."""
+"""Sounds decoded, resampled and passed one by one through the model's feature extractor."""
 
 import io
 import math
@@ -19,7 +19,7 @@ from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import load_pretrained, require_extra
 
 RATE, EXTRACTOR = "sampling_rate", "feature_extractor"
-"""Arguments of sound: samples a second of a column of numbers, and the directory of the feature extractor."""
+"""Arguments of sound: the sampling rate in Hz of a column of numbers, and the directory of the feature extractor."""
 
 EXTRACTOR_FILE = "preprocessor_config.json"
 BLOCK = 2**20
@@ -28,7 +28,14 @@ LONGEST_SECONDS = 3600
 
 @dataclass(frozen=True)
 class SoundPreparation:
-    """A feature extractor, and the samples a second that it wants. rate: those of sound that does not say its own."""
+    """A feature extractor with its sampling rate.
+
+    Args:
+        extractor: A feature extractor of transformers.
+        wanted: Sampling rate in Hz that the extractor expects.
+        rate: Sampling rate in Hz of sounds that do not state one.
+        arguments: Data arguments that describe this preparation in a record.
+    """
 
     extractor: Any
     wanted: int
@@ -36,12 +43,12 @@ class SoundPreparation:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, wave: np.ndarray, rate: int | None, declared: int | None = None) -> np.ndarray:
-        """Return mono sound (T,) float32 at the rate that the model wants.
+        """Return mono sound, shape (T,), float32, at the rate that the model expects.
 
         Args:
-            wave: Sound, (T,) or (T, channels), whose mean counts.
-            rate: Samples a second; those of the arguments if None.
-            declared: Samples a second to which the data set has its sounds brought first, as `datasets.Audio` does.
+            wave: Sound, shape (T,) or (T, channels); channels are averaged.
+            rate: Sampling rate in Hz; the rate of the arguments if None.
+            declared: Rate in Hz to which the data set resamples first, as `datasets.Audio` does.
         """
         mono = wave.mean(axis=1) if wave.ndim == 2 else wave
         rate = rate or self.rate
@@ -50,12 +57,16 @@ class SoundPreparation:
         return np.ascontiguousarray(mono, dtype=np.float32)
 
     def collate(self, samples: Sequence[tuple[np.ndarray, int]]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the tensors that the extractor makes of each sound, by the names of a model's arguments, as a batch.
+        """Pass each sound through the extractor and join the results into a batch, padded with zeros at the end.
 
-        Sounds of different lengths are padded with zeros at the end, and come with their lengths.
+        Args:
+            samples: Pairs of mono sound, shape (T,), and label.
+
+        Returns:
+            Tensors by the names of the model's arguments with their lengths, and labels, shape (n,).
 
         Raises:
-            DataError: If the extractor makes no tensors of them.
+            DataError: If the extractor refuses a sound.
         """
         try:
             made = [dict(self.extractor(wave, sampling_rate=self.wanted, return_tensors="pt")) for wave, _ in samples]
@@ -70,7 +81,13 @@ class SoundPreparation:
 class Sounds:
     """A map-style dataset of the sounds in a column of `datasets`, encoded or as numbers.
 
-    feature: the column's, which may declare a rate to bring the sounds to.
+    Args:
+        table: The table of `datasets`.
+        column: Name of the column of sounds.
+        labels: Label of each row, shape (N,).
+        preparation: The feature extractor and its sampling rate.
+        feature: Type of the column, which may declare a sampling rate.
+        name: Name of the table in messages.
     """
 
     table: Any
@@ -84,15 +101,15 @@ class Sounds:
         return len(self.table)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
-        held = self.table[number][self.column]
+        value = self.table[number][self.column]
         name = f"{self.name}, row {number}"
         rate = None
-        if isinstance(held, dict):
-            if held["bytes"] is None and held["path"] is None:
+        if isinstance(value, dict):
+            if value["bytes"] is None and value["path"] is None:
                 raise Unreadable(f"{name} (no sound)")
-            held, rate = read_sound(Path(held["path"]) if held["bytes"] is None else held["bytes"], name)
-            _require_channels(self.feature, held.shape[1], name)
-        wave = np.asarray([] if held is None else held, dtype=np.float32)
+            value, rate = read_sound(Path(value["path"]) if value["bytes"] is None else value["bytes"], name)
+            _require_channels(self.feature, value.shape[1], name)
+        wave = np.asarray([] if value is None else value, dtype=np.float32)
         if not wave.size or not np.isfinite(wave).all():
             raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
         declared = getattr(self.feature, "sampling_rate", None)
@@ -100,7 +117,7 @@ class Sounds:
 
 
 def _require_channels(feature: Any, channels: int, name: str) -> None:
-    """Raise DataError if `datasets.Audio` has ffmpeg choose a stream of a file, or mix its channels into others."""
+    """Raise DataError if the column asks `datasets.Audio` to select a stream or to mix channels, which needs ffmpeg."""
     wanted, stream = (getattr(feature, name, None) for name in ("num_channels", "stream_index"))
     if wanted not in (None, channels) or stream not in (None, 0):
         raise DataError(
@@ -119,12 +136,18 @@ def _resampled(mono: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundPreparation:
-    """The feature extractor of the model's directory, or of the one that `feature_extractor` names.
+    """Load the feature extractor of the model's directory, or of the directory that `feature_extractor` names.
 
-    Raises UsageError where none is near the model, DataError where it cannot be read or wants no sampling rate.
+    Args:
+        arguments: Arguments of the data.
+        hints: The model that will receive the data.
+
+    Raises:
+        UsageError: If there is no feature extractor, or the sampling rate is not a positive whole number.
+        DataError: If the extractor cannot be read or has no sampling rate.
     """
     named = arguments.get(EXTRACTOR)
-    directory = hints.holding(EXTRACTOR_FILE) if named is None else Path(str(named))
+    directory = hints.directory_with(EXTRACTOR_FILE) if named is None else Path(str(named))
     if directory is None or not (directory / EXTRACTOR_FILE).is_file():
         raise UsageError(
             f"sound needs the model's feature extractor ({EXTRACTOR_FILE}), which is not beside it; name its directory "
@@ -145,21 +168,29 @@ def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundP
 
 
 def read_sound(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
-    """The samples (T, channels) float32 of an encoded sound, and how many there are a second.
+    """Decode a sound in blocks, at most one hour of it, whatever length its header claims.
 
-    Whatever its header claims, it is read in blocks, and at most for an hour. Raises Unreadable where it is damaged.
+    Args:
+        source: A file, or its content.
+        name: Name of the sound in messages.
+
+    Returns:
+        Samples, shape (T, channels), float32, and the sampling rate in Hz.
+
+    Raises:
+        Unreadable: If the sound is damaged, empty or longer than an hour.
     """
     soundfile = require_extra("soundfile", "audio")
-    found: list[np.ndarray] = []
+    blocks: list[np.ndarray] = []
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
             rate = int(file.samplerate)
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                found.append(block)
-                if sum(map(len, found)) > rate * LONGEST_SECONDS:
+                blocks.append(block)
+                if sum(map(len, blocks)) > rate * LONGEST_SECONDS:
                     raise Unreadable(f"{name} (longer than an hour)")
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
         raise Unreadable(f"{name} ({last_line(error)})") from error
-    if not found:
+    if not blocks:
         raise Unreadable(f"{name} (no sample)")
-    return np.concatenate(found), rate
+    return np.concatenate(blocks), rate

@@ -1,4 +1,4 @@
-"""The columns of a table by name: their texts decoded, without gaps, and apart from an index."""
+"""Columns of a table by name, with decoded texts and checks for missing values."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,21 +13,39 @@ from ckpt_probe.errors import DataError, listed
 
 @dataclass(frozen=True)
 class Columns:
-    """A table in memory (pyarrow's), the file it was read from, and the encoding of columns of bytes."""
+    """A table with its source.
 
-    place: Path
+    Args:
+        path: The file of the table.
+        table: The table of pyarrow.
+        encoding: Encoding of columns of bytes.
+    """
+
+    path: Path
     table: Any
     encoding: str = DEFAULT_ENCODING
 
     def named(self, name: str, option: str) -> Any:
-        """Return one column. Raises DataError, which names the others and how to choose one, if it is missing."""
+        """Return a column by name.
+
+        Args:
+            name: Name of the column.
+            option: The data argument that selects it, for the message.
+
+        Raises:
+            DataError: If there is no such column; the message lists the others.
+        """
         if name not in self.table.column_names:
             names = listed(self.table.column_names, 12)
-            raise DataError(f"{self.place}: no column {name!r}; there are: {names}; --data-argument {option}=NAME")
+            raise DataError(f"{self.path}: no column {name!r}; there are: {names}; --data-argument {option}=NAME")
         return self.table.column(name)
 
     def texts(self, name: str, option: str) -> Any:
-        """Return one column as `named`, bytes as texts. Raises DataError, with the row, if they cannot be decoded."""
+        """Return a column like `named`, with bytes decoded to text.
+
+        Raises:
+            DataError: If there is no such column, or a row cannot be decoded.
+        """
         import pyarrow as pa
 
         column = self.named(name, option)
@@ -41,12 +59,12 @@ class Columns:
                 values[row] = None if value is None else value.decode(self.encoding)
             except UnicodeDecodeError as error:
                 reason = no_text(value, error)
-                raise DataError(f"{self.place}: row {row + 1}: column {name!r}: {reason}") from error
+                raise DataError(f"{self.path}: row {row + 1}: column {name!r}: {reason}") from error
         return pa.chunked_array([values], pa.string())
 
     @property
     def index(self) -> set[str]:
-        """Names of columns that hold the index of a frame of pandas, or have no name."""
+        """Return the names of columns that are the index of a pandas frame, or have no name."""
         stated: list[Any] = []
         with suppress(ValueError, KeyError, TypeError):
             stated = (self.table.schema.pandas_metadata or {}).get("index_columns", [])
@@ -55,10 +73,14 @@ class Columns:
 
 
 def without_gaps(columns: Columns, name: str, column: Any) -> Any:
-    """Return a column. Raises DataError, with the first row, if a value is missing."""
+    """Return a column unchanged.
+
+    Raises:
+        DataError: If a value is missing; the message names the first row.
+    """
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) + 1
-        raise DataError(f"{columns.place}: row {row}: column {name!r} is empty ({column.null_count} such)")
+        raise DataError(f"{columns.path}: row {row}: column {name!r} is empty ({column.null_count} such)")
     return column
 
 

@@ -1,4 +1,4 @@
-"""A map-style dataset read sample by sample, by worker processes where there are any; what cannot be read is told."""
+"""A map-style dataset read in batches, with worker processes if requested; unreadable samples are left out."""
 
 import os
 import traceback
@@ -18,50 +18,63 @@ from ckpt_probe.errors import DataError, listed
 from ckpt_probe.metrics.arrays import as_labels
 
 LABEL_NAMES = ("labels", "label")
-"""Names of the label where a sample is a mapping, and of the column that holds it."""
+"""Names of the label in samples that are mappings, and of label columns in tables."""
 
 Collate = Callable[[list[Any]], Any]
 
 
 def default_workers() -> int:
-    """Processes that read where nobody said how many: one fewer than this process may use, at most eight."""
+    """Return the default number of reading processes: the available processors less one, from 1 to 8."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, processors - 1))
 
 
 class Unreadable(Exception):
-    """A sample is damaged: it is left out and counted."""
+    """Raised for a damaged sample, which is then left out and counted."""
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """What a worker hands over in place of a sample that is left out."""
+    """Placeholder that a worker returns for a damaged sample.
+
+    Args:
+        number: Index of the sample.
+        reason: Why it cannot be read.
+    """
 
     number: int
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """What a worker hands over where reading a sample failed in a way that ends the run."""
+    """Placeholder that a worker returns for an error that ends the run.
 
-    told: str
+    Args:
+        message: Text of the error.
+        trace: Traceback in the worker.
+    """
+
+    message: str
     trace: str = ""
 
     def error(self) -> DataError:
-        """What is raised where the samples are wanted, the trace in the other process as its note."""
-        error = DataError(self.told)
+        """Return the exception to raise in the main process, with the worker's traceback as a note."""
+        error = DataError(self.message)
         if self.trace:
             error.add_note(self.trace)
         return error
 
 
 class DatasetSplit:
-    """A split from a map-style dataset: `len`, and `[i]` → (input, label) or a mapping with `label` or `labels`.
+    """A split from a map-style dataset.
 
-    labels: all of them where they are known. collate: makes a batch of samples, torch's own where not given. workers:
-    processes that read, none where 0. tolerance: the share of samples that may be unreadable (raise `Unreadable`);
-    beyond it reading ends with a DataError that names them.
+    Args:
+        dataset: Has `len` and `[i]`, which returns (input, label) or a mapping with `label` or `labels`.
+        labels: All labels, shape (N,), if they are known without reading the samples.
+        collate: Function that joins samples into a batch; torch's default if None.
+        workers: Number of reading processes; 0 reads in this process.
+        tolerance: Fraction of samples that may raise `Unreadable`; more of them end the run with a DataError.
     """
 
     def __init__(
@@ -74,7 +87,7 @@ class DatasetSplit:
         tolerance: float = 0.0,
     ) -> None:
         self._dataset = dataset
-        self._labels = None if labels is None else _whole(labels)
+        self._labels = None if labels is None else _as_int64(labels)
         self._collate = collate or default_collate
         self._workers = workers
         self._tolerance = tolerance
@@ -82,49 +95,54 @@ class DatasetSplit:
 
     @property
     def labels(self) -> Tensor:
-        """All labels, (N,) int64; where they are not known, nor the dataset has `targets`, every sample is read."""
+        """Return all labels, shape (N,), int64; reads every sample if the dataset has no `targets`."""
         if self._labels is None:
-            found = _targets(self._dataset)
-            read = [_label(self._dataset, number) for number in range(len(self))] if found is None else found
-            self._labels = _whole(read)
+            targets = _targets(self._dataset)
+            read = [_read_label(self._dataset, number) for number in range(len(self))] if targets is None else targets
+            self._labels = _as_int64(read)
         return self._labels
 
     @property
     def left_out(self) -> Mapping[int, str]:
-        """Samples that could not be read so far, by number: which, and why."""
+        """Return the reason for each sample that could not be read so far, by its index."""
         return self._left_out
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How many of the samples read so far were damaged, and which, where some were."""
+        """Return a sentence on the unreadable samples among those read so far, if there are any."""
         if not self._left_out:
             return ()
-        told = f"{len(self._left_out):,} of {len(self):,} samples cannot be read, and are left out"
-        return (f"{told}: {listed(list(self._left_out.values()))}",)
+        message = f"{len(self._left_out):,} of {len(self):,} samples cannot be read, and are left out"
+        return (f"{message}: {listed(list(self._left_out.values()))}",)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def batch(self, indices: Tensor | slice) -> Batch:
-        """Inputs and labels of the samples named, read in this process; damaged ones are left out and counted."""
+        """Read samples by index in this process; damaged ones are left out and counted."""
         numbers = list(range(len(self))[indices]) if isinstance(indices, slice) else indices.tolist()
-        return self._accepted(_Collating(self._collate)([_Numbered(self._dataset)[number] for number in numbers]))
+        return self._accepted(_Collating(self._collate)([_NeverRaising(self._dataset)[number] for number in numbers]))
 
     def batches(
-        self, parts: Sequence[slice], *, of: int | None = None, pinned: bool = False
+        self, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
     ) -> Generator[Batch, None, None]:
-        """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged.
+        """Yield a batch for each part of the split in order, except for parts without a readable sample.
 
-        of: how many samples the parts are some of, where they are not all that is read. Raises DataError where more
-        samples than the tolerated share are damaged, where a sample cannot be read for another reason, or samples of
-        one batch do not have one shape.
+        Args:
+            parts: Ranges of samples, one per batch.
+            total: Number of samples read in total, if the parts cover only some of them; the tolerance refers to it.
+            pinned: Whether batches are in pinned memory.
+
+        Raises:
+            DataError: If more samples are damaged than tolerated, a sample cannot be read for another reason, or the
+                samples of a batch differ in shape.
         """
         numbers = [range(len(self))[part] for part in parts]
-        count = sum(map(len, numbers)) if of is None else of
+        count = sum(map(len, numbers)) if total is None else total
         loader = DataLoader(
-            _Numbered(self._dataset),  # pyright: ignore[reportArgumentType]
+            _NeverRaising(self._dataset),  # pyright: ignore[reportArgumentType]
             batch_sampler=numbers,  # pyright: ignore[reportArgumentType]
-            # Whoever was started as a daemon, such as a worker of a cluster, can start no process.
+            # A daemonic process, such as a worker of a cluster, cannot start processes.
             num_workers=0 if current_process().daemon else min(self._workers, len(numbers)),
             collate_fn=_Collating(self._collate),
             pin_memory=pinned,
@@ -132,41 +150,49 @@ class DatasetSplit:
         try:
             with safe_path():
                 batches = iter(loader)
-            for found in batches:
-                inputs, labels = self._accepted(found)
+            for loaded in batches:
+                inputs, labels = self._accepted(loaded)
                 self._require_few(count)
                 if len(labels):
                     yield inputs, labels
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            told = "a process that reads samples was killed, perhaps for want of memory or of room in /dev/shm"
-            raise DataError(f"{told}; take fewer by --data-workers, or 0") from error
+            message = "a process that reads samples was killed, perhaps because memory or /dev/shm is full"
+            raise DataError(f"{message}; take fewer by --data-workers, or 0") from error
 
-    def leave_out(self, found: Mapping[int, str], of: int) -> None:
-        """Count samples that another process could not read, of so many that are read. Errors as `batches`."""
-        self._left_out |= found
-        self._require_few(of)
+    def leave_out(self, reasons: Mapping[int, str], total: int) -> None:
+        """Add samples that another process could not read.
 
-    def _accepted(self, found: Any) -> Batch:
-        if isinstance(found, _Failed):
-            raise found.error()
-        batch, damaged = found
-        self._left_out |= {one.number: one.why for one in damaged}
+        Args:
+            reasons: Why each of them cannot be read, by its index.
+            total: Number of samples read in total.
+
+        Raises:
+            DataError: If more samples are damaged than tolerated.
+        """
+        self._left_out |= reasons
+        self._require_few(total)
+
+    def _accepted(self, loaded: Any) -> Batch:
+        if isinstance(loaded, _Failed):
+            raise loaded.error()
+        batch, damaged = loaded
+        self._left_out |= {sample.number: sample.reason for sample in damaged}
         if batch is None:
             return torch.empty(0), torch.empty(0, dtype=torch.int64)
-        return _parted(batch)
+        return _split_batch(batch)
 
     def _require_few(self, count: int) -> None:
         damaged = self._left_out
         if len(damaged) > self._tolerance * count:
-            told = f"{len(damaged)} of {count} samples cannot be read, more than {self._tolerance:.0%}"
-            raise DataError(f"{told}: {listed(list(damaged.values()))}")
+            message = f"{len(damaged)} of {count} samples cannot be read, more than {self._tolerance:.0%}"
+            raise DataError(f"{message}: {listed(list(damaged.values()))}")
 
 
 @dataclass(frozen=True)
-class _Numbered:
-    """Samples that never raise: a damaged or failed one is told in its place."""
+class _NeverRaising:
+    """A dataset that returns `Damaged` or `_Failed` in place of a sample instead of raising."""
 
     dataset: Any
 
@@ -187,41 +213,41 @@ class _Numbered:
 
 @dataclass(frozen=True)
 class _Collating:
-    """Samples → (their batch or None, the damaged ones), or what failed."""
+    """A collate function: samples → (batch or None, damaged samples), or the first failure."""
 
     collate: Collate
 
     def __call__(self, samples: list[Any]) -> tuple[Any, list[Damaged]] | _Failed:
-        failed = next((one for one in samples if isinstance(one, _Failed)), None)
+        failed = next((sample for sample in samples if isinstance(sample, _Failed)), None)
         if failed is not None:
             return failed
-        damaged = [one for one in samples if isinstance(one, Damaged)]
-        whole = [one for one in samples if not isinstance(one, Damaged)]
+        damaged = [sample for sample in samples if isinstance(sample, Damaged)]
+        readable = [sample for sample in samples if not isinstance(sample, Damaged)]
         try:
-            return (self.collate(whole) if whole else None), damaged
+            return (self.collate(readable) if readable else None), damaged
         except DataError as error:
             return _Failed(str(error))
         except Exception as error:
-            told = f"samples do not make a batch: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            return _Failed(told, traceback.format_exc())
+            message = f"samples do not make a batch: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            return _Failed(message, traceback.format_exc())
 
 
-def _parted(batch: Any) -> Batch:
-    """Inputs and labels of a batch as collated: a pair, or a mapping that holds the labels too."""
+def _split_batch(batch: Any) -> Batch:
+    """Split a collated batch, a pair or a mapping that contains the labels, into inputs and labels."""
     if isinstance(batch, Mapping):
         name = _label_name(batch)
         inputs: Inputs = {key: torch.as_tensor(value) for key, value in batch.items() if key != name}
-        return inputs, _whole(batch[name])
+        return inputs, _as_int64(batch[name])
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise DataError("samples are neither (input, label) nor mappings with a label")
     inputs, labels = batch
     if isinstance(inputs, Mapping):
-        return {key: torch.as_tensor(value) for key, value in inputs.items()}, _whole(labels)
-    return torch.as_tensor(inputs), _whole(labels)
+        return {key: torch.as_tensor(value) for key, value in inputs.items()}, _as_int64(labels)
+    return torch.as_tensor(inputs), _as_int64(labels)
 
 
-def _label(dataset: Any, number: int) -> int:
-    sample = _Numbered(dataset)[number]
+def _read_label(dataset: Any, number: int) -> int:
+    sample = _NeverRaising(dataset)[number]
     if isinstance(sample, _Failed):
         raise sample.error()
     try:
@@ -238,12 +264,12 @@ def _label_name(sample: Mapping[str, Any]) -> str:
 
 
 def _targets(dataset: Any) -> Any:
-    """All labels that a dataset knows without reading its samples; None where it does not."""
+    """Return all labels that a dataset knows without reading its samples, else None."""
     if isinstance(dataset, Subset):
-        found = _targets(dataset.dataset)
-        return None if found is None else np.asarray(found)[np.asarray(dataset.indices)]
+        targets = _targets(dataset.dataset)
+        return None if targets is None else np.asarray(targets)[np.asarray(dataset.indices)]
     return getattr(dataset, "targets", None)
 
 
-def _whole(labels: Any) -> Tensor:
+def _as_int64(labels: Any) -> Tensor:
     return as_labels(labels).to(torch.int64)

@@ -1,4 +1,4 @@
-"""Files of delimited text that make no table: where their bytes are no text, and which separator they seem to have."""
+"""Diagnosis of CSV files that cannot be read: undecodable bytes, a wrong separator, repeated column names."""
 
 import codecs
 import re
@@ -10,22 +10,22 @@ from typing import Any
 from ckpt_probe.errors import DataError, UsageError, listed
 
 ENCODING = "encoding"
-"""The argument that names the encoding of a table's texts."""
+"""The data argument with the encoding of a table's texts."""
 
 DEFAULT_ENCODING = "utf-8"
 SEPARATORS = ";\t|,"
 LONGEST_HEADER = 2**20
-"""Bytes of a file's first line in which a separator is looked for."""
+"""Number of bytes of the first line that are searched for a separator."""
 
 INDEX = re.compile(r"(Unnamed: \d+(\.\d+)?)?|__index_level_\d+__")
-"""Names that pandas gives to a column without one, mostly the index of a frame, in files and when it reads them."""
+"""Names that pandas gives to columns without a name, mostly the index of a frame."""
 
 
 def checked_encoding(name: Any) -> str:
     """Return the name of an encoding, UTF-8 by default.
 
     Raises:
-        UsageError: If Python knows no encoding of text by this name.
+        UsageError: If Python has no text encoding of this name.
     """
     try:
         "".encode(DEFAULT_ENCODING if name is None else name)
@@ -35,12 +35,12 @@ def checked_encoding(name: Any) -> str:
 
 
 def undecodable(path: Path, encoding: str, longest: int) -> str | None:
-    """Return the row of a file that is no text in an encoding, as part of a message; None if all of them are.
+    """Return a description of the first row that cannot be decoded, for a message; None if there is no such row.
 
     Args:
         path: The file.
-        encoding: Its supposed encoding; rows of one in which a line break takes several bytes are not searched.
-        longest: Bytes of the longest line.
+        encoding: Its supposed encoding; returns None for encodings whose line break has several bytes.
+        longest: Maximum length of a line in bytes.
     """
     with path.open("rb") as file:
         if "\n".encode(encoding) != b"\n":
@@ -54,14 +54,14 @@ def undecodable(path: Path, encoding: str, longest: int) -> str | None:
 
 
 def no_text(content: bytes, error: UnicodeDecodeError) -> str:
-    """Return the part of a message that says which byte is no text, and how to name another encoding."""
+    """Return a description of the byte that cannot be decoded, with a suggested encoding."""
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     byte = f"byte 0x{content[error.start]:02x} is no text in {error.encoding}"
     return f"{byte}; name the encoding, such as --data-argument {ENCODING}={'utf-16' if marked else 'cp1252'}"
 
 
 def separator_hint(path: Path, delimiter: str, encoding: str) -> str:
-    """Return how to name the separator that a file's first line seems to have, "" if it is `delimiter`."""
+    """Return a suggestion if the first line of a file seems to have a separator other than `delimiter`, else ""."""
     with path.open("rb") as file:
         header = file.readline(LONGEST_HEADER).decode(encoding, errors="replace")
     likely = max(SEPARATORS, key=header.count)
@@ -72,7 +72,7 @@ def separator_hint(path: Path, delimiter: str, encoding: str) -> str:
 
 
 def require_distinct(path: Path, names: Sequence[str]) -> None:
-    """Raise DataError if two columns have one name, unless it is empty."""
+    """Raise DataError if two columns have the same name, unless it is empty."""
     twice = [repr(name) for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         raise DataError(

@@ -1,4 +1,4 @@
-"""One line about how the inputs of labelled data are prepared, with the source of each step."""
+"""A one-line description of how the inputs of labelled data are prepared, with the source of each step."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import torch
 from ckpt_probe.data.samples import ArraySplit, LabelledData, Split
 
 TEXTS = (("max_length", "at most {} of a text"), ("context", "in windows of {}"))
-"""Arguments of texts that name a number of tokens, and how it is described."""
+"""Arguments of texts that are numbers of tokens, and their descriptions."""
 
 
 def described_inputs(data: LabelledData) -> str:
-    """Return size, channels, scaling and normalisation of inputs with their sources; of texts and sound the tools."""
+    """Return size, channels, scaling and normalisation of inputs with their sources; for texts and sound the tool."""
     arguments = data.arguments
     if data.preparation:
         return data.preparation

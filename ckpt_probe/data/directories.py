@@ -1,4 +1,4 @@
-"""Directories of samples: their folders and files, apart from those that a system or an editor left there."""
+"""Folders and files of a directory of samples, without those that an operating system or an editor created."""
 
 import os
 from collections.abc import Iterator
@@ -13,16 +13,20 @@ SYSTEM_NAMES = frozenset(
         *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "lost+found"),  # network drives and file systems
     }
 )
-"""Names in lower case of files and folders that hold no sample, beside all hidden ones."""
+"""Lower-case names of files and folders that contain no sample; hidden ones are excluded too."""
 
 
 def is_system_name(name: str) -> bool:
-    """Return whether a file or folder holds no sample by its name: hidden (`._x.png`, `.git`), or of a system's own."""
+    """Return whether a name is hidden (`._x.png`, `.git`) or belongs to an operating system or editor."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
 def subfolders(directory: str | Path, *, of_system: bool = False) -> list[str]:
-    """Return the names of a directory's folders, sorted, links followed, without those of a system, or these alone.
+    """Return the sorted names of a directory's folders; links are followed.
+
+    Args:
+        directory: The directory.
+        of_system: Return only folders with a system name (see `is_system_name`) instead of all others.
 
     Raises:
         DataError: If the directory cannot be read.
@@ -35,15 +39,15 @@ def subfolders(directory: str | Path, *, of_system: bool = False) -> list[str]:
 
 
 def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
-    """Yield every file below a folder, links followed, in the order in which torchvision's ImageFolder takes them.
+    """Yield every file below a folder in the order of torchvision's ImageFolder; links are followed.
 
     Yields:
-        The path of a file, and whether it, or a folder between, has a system's name.
+        The path of a file, and whether it or a folder above it, below `folder`, has a system name.
     """
     seen: set[str] = set()
     visited = []
     for path, folders, files in os.walk(folder, followlinks=True):
-        # A link to a folder above would be followed for ever.
+        # A link to a folder above would be followed endlessly.
         seen.add(os.path.realpath(path))
         folders[:] = [name for name in folders if os.path.realpath(f"{path}/{name}") not in seen]
         visited.append((path, sorted(files)))
@@ -53,7 +57,7 @@ def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
 
 
 def require_utf8(directory: Path, names: list[str]) -> None:
-    """Raise DataError if the name of a class folder is not text in UTF-8, as which it would be stored."""
+    """Raise DataError if the name of a class folder cannot be stored as UTF-8."""
     for name in names:
         try:
             name.encode()

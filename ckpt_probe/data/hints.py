@@ -1,4 +1,4 @@
-"""What data may ask about the model that will see them: how images are prepared, and how text becomes tokens."""
+"""Information about the model that will receive the data, which decides how images and texts are prepared."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,11 +14,15 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class ModelHints:
-    """A model by its name, as `--model` has it (`timm:resnet18`, `hf:DIR`, …), its arguments, and where it lies.
+    """The name, arguments and directory of the model that will receive the data.
 
-    directory: that of the checkpoint, where its configuration, image processor and tokenizer may be, or one above.
-    arguments_source: who names the arguments of the data, for descriptions.
-    complete: adds the sizes that the checkpoint's tensors show to the arguments, which takes a while.
+    Args:
+        name: Name of the model, such as `timm:resnet18` or `hf:DIR`.
+        arguments: Arguments of the model.
+        directory: Directory of the checkpoint; the configuration, image processor and tokenizer may be there or one
+            level above.
+        arguments_source: Origin of the data arguments, for descriptions.
+        complete: Returns the arguments with the sizes that the checkpoint's tensors show; slow.
     """
 
     name: str | None = None
@@ -28,37 +32,39 @@ class ModelHints:
     complete: Callable[[], Mapping[str, Any]] | None = None
 
     def sized_arguments(self) -> Mapping[str, Any]:
-        """Return the model's arguments with its image size and channels, wherever the checkpoint shows them."""
+        """Return the model's arguments with the image size and channels that the checkpoint's tensors show."""
         return self.arguments if self.complete is None else self.complete()
 
     @property
     def source(self) -> str:
-        """What stands before the colon of the name: timm, torchvision, hf; "" where there is none."""
+        """Return the part of the name before the colon: timm, torchvision, hf; "" if there is no colon."""
         kind, colon, _ = (self.name or "").partition(":")
         return kind if colon else ""
 
     @property
-    def place(self) -> str:
-        """What stands behind the colon of the name."""
+    def reference(self) -> str:
+        """Return the part of the name after the colon: the library's name of the model, or a directory."""
         return (self.name or "").partition(":")[2]
 
-    def holding(self, *names: str) -> Path | None:
-        """The first directory of the model's own files with one of these in it: that of `hf:DIR`, or as `directory`.
+    def directory_with(self, *names: str) -> Path | None:
+        """Return the first directory that contains one of these files, None if no directory does.
 
-        A trainer keeps them beside each checkpoint, or once in the directory of all of them.
+        Searches DIR of `hf:DIR`, the checkpoint's directory and its parent: trainers save these files beside each
+        checkpoint, or once above all of them.
         """
-        named = [Path(self.place)] if self.source == "hf" else []
+        named = [Path(self.reference)] if self.source == "hf" else []
         near = [] if self.directory is None else [self.directory, self.directory.resolve().parent]
-        return next((place for place in [*named, *near] if any((place / name).is_file() for name in names)), None)
+        searched = [*named, *near]
+        return next((path for path in searched if any((path / name).is_file() for name in names)), None)
 
     def configuration(self) -> Mapping[str, Any]:
-        """The model's config.json, by the same rule; nothing where there is none, or it cannot be read."""
-        directory = self.holding(CONFIG)
+        """Return the model's config.json, searched like `directory_with`; empty if it is absent or unreadable."""
+        directory = self.directory_with(CONFIG)
         return {} if directory is None else read_configuration(directory)
 
 
 def read_configuration(directory: Path) -> Mapping[str, Any]:
-    """What a directory's config.json says; nothing where it cannot be read: whoever builds the model says why."""
+    """Return a directory's config.json, empty if it is absent or unreadable; building the model reports the reason."""
     with suppress(DataError):
         return read_object(directory / CONFIG, "a model's configuration")
     return {}

@@ -13,20 +13,30 @@ from ckpt_probe.data.samples import UNLABELLED, Batch, LabelledData, Split, Stre
 from ckpt_probe.errors import DataError, listed
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
-"""What transformers calls the classes of a model that was given no names."""
+"""Names that transformers gives to classes without names."""
 
 MATCH, BY_NAME, BY_ORDER = "match", "name", "order"
-"""The argument that says how labels and the model's classes are matched, and its values."""
+"""The data argument that chooses how labels are matched to the model's classes, and its values."""
 
 SHOWN = 4
-"""Names of classes in a message."""
+"""Maximum number of class names in a message."""
 
 
 def in_model_order(data: LabelledData, model_names: Sequence[str] | None) -> LabelledData:
-    """Data whose labels are the model's own class numbers, matched by name, and named as the model names them.
+    """Renumber labels to the model's classes, matched by name.
 
-    Where either side has no names (LABEL_0, LABEL_1, … are none), or the data's argument `match` is "order", labels
-    stay as they are. Raises DataError, showing both, where a name of the data is none of the model's.
+    Labels stay unchanged if the data or the model have no class names (LABEL_0, LABEL_1, … do not count), or the data
+    argument `match` is "order".
+
+    Args:
+        data: The data.
+        model_names: Names of the model's classes in order.
+
+    Returns:
+        Data with the model's labels and class names.
+
+    Raises:
+        DataError: If the model has no class of a name of the data.
     """
     names = named(model_names)
     if names is None:
@@ -41,17 +51,22 @@ def in_model_order(data: LabelledData, model_names: Sequence[str] | None) -> Lab
 
 
 def in_width(data: LabelledData, classes: int) -> LabelledData:
-    """Data for a model of so many classes; where it has more than the data, a note says which labels come.
+    """Check labels against a model without class names, and add a note if the model has more classes than the data.
 
-    Raises DataError where the data name fewer classes than the model has without names, unless the data's argument
-    `match` is "order": the first ones of the model would be taken for them.
+    Args:
+        data: The data.
+        classes: Number of classes of the model.
+
+    Raises:
+        DataError: If the model has more classes than the data, and the data have class names. These are the model's
+            first classes only if the data argument `match` is "order".
     """
     if data.classes >= classes or not data.labelled:
         return data
     by_order = data.arguments.get(MATCH) == BY_ORDER
     if data.class_names is None or by_order:
-        told = f"labels are below {data.classes}, the model has {classes:,} classes"
-        return data if by_order else replace(data, notes=(*data.notes, told))
+        message = f"labels are below {data.classes}, the model has {classes:,} classes"
+        return data if by_order else replace(data, notes=(*data.notes, message))
     raise DataError(
         f"the data have {len(data.class_names)} classes ({listed(list(data.class_names), SHOWN)}), the model has "
         f"{classes:,} and no names by which they could be matched; if they are the model's first ones, in this order, "
@@ -60,47 +75,60 @@ def in_width(data: LabelledData, classes: int) -> LabelledData:
 
 
 def matched_labels(data_names: Sequence[str], model_names: Sequence[str]) -> list[int]:
-    """For each label of the data the number of the model's class of that name.
+    """Return the index of the model's class for each label of the data, matched by name.
 
-    Names are compared as they are, then without regard to capitals, underscores, hyphens and spaces. Raises DataError
-    that shows both where one has no partner, or two would have the same.
+    Names are compared exactly, then without regard to case, underscores, hyphens and spaces.
+
+    Args:
+        data_names: Names of the data's classes.
+        model_names: Names of the model's classes.
+
+    Raises:
+        DataError: If a class has no partner, or two have the same; the message lists both sides.
     """
     for spelled in (str, _plain):
         numbers = _numbers(map(spelled, model_names))
-        found = [numbers.get(spelled(name)) for name in data_names]
-        if None not in found and len(set(found)) == len(found):
-            return [number for number in found if number is not None]
+        numbers_found = [numbers.get(spelled(name)) for name in data_names]
+        if None not in numbers_found and len(set(numbers_found)) == len(numbers_found):
+            return [number for number in numbers_found if number is not None]
     plain = _numbers(map(_plain, model_names))
-    strangers = [name for name in data_names if plain.get(_plain(name)) is None] or list(data_names)
+    unmatched = [name for name in data_names if plain.get(_plain(name)) is None] or list(data_names)
     raise DataError(
-        f"{len(strangers)} of {len(data_names)} classes of the data have no class of the model of their own name: "
-        f"{listed(strangers, SHOWN)}; the data's are {listed(list(data_names), SHOWN)}, the model's "
+        f"{len(unmatched)} of {len(data_names)} classes of the data have no class of the model of their own name: "
+        f"{listed(unmatched, SHOWN)}; the data's are {listed(list(data_names), SHOWN)}, the model's "
         f"{listed(list(model_names), SHOWN)}; --data-argument {MATCH}={BY_ORDER} takes both in their own order"
     )
 
 
 def named(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names of classes; None where there are none, or only placeholders."""
+    """Return names of classes; None if the sequence is empty or contains only placeholders."""
     if not names or all(PLACEHOLDER.fullmatch(name) for name in names):
         return None
     return tuple(names)
 
 
 def class_labels(values: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """Labels (N,) int64 of each split from the values of its label column, and the names of their classes.
+    """Convert label columns to labels.
 
-    Texts become classes sorted by name, the same ones in each split; whole numbers are labels already, and have no
-    names. Raises DataError for anything else.
+    Args:
+        values: The label column of each split: texts, or integers from 0.
+
+    Returns:
+        Labels, shape (N,), int64, of each split, and class names. Texts become classes sorted by name, the same in
+        all splits; integers are labels already and have no names (None).
+
+    Raises:
+        DataError: For other values.
     """
-    if all(found.dtype.kind == "U" for found in values.values()):
-        names = sorted(set().union(*(found.tolist() for found in values.values())))
+    if all(column.dtype.kind == "U" for column in values.values()):
+        names = sorted(set().union(*(column.tolist() for column in values.values())))
         number = {name: label for label, name in enumerate(names)}
-        labels = {split: torch.tensor([number[name] for name in found.tolist()]) for split, found in values.items()}
+        labels = {split: torch.tensor([number[name] for name in column.tolist()]) for split, column in values.items()}
         return labels, tuple(names)
-    return {split: _whole(split, found) for split, found in values.items()}, None
+    return {split: _as_labels(split, column) for split, column in values.items()}, None
 
 
-def _whole(split: str, values: np.ndarray) -> Tensor:
+def _as_labels(split: str, values: np.ndarray) -> Tensor:
     if values.dtype.kind not in "biuf":
         raise DataError(f"split {split}: labels must be whole numbers or texts, found {values.dtype}")
     labels = torch.from_numpy(values.astype(np.int64))
@@ -114,12 +142,17 @@ def _whole(split: str, values: np.ndarray) -> Tensor:
 
 
 def without_labels(split: Split) -> Split:
-    """A split whose labels, whatever they are, are −1."""
+    """Return a split with all labels −1."""
     return RelabelledSplit(split, None)
 
 
 class RelabelledSplit:
-    """A split with its labels renumbered: `order` (classes,) has the new number of each; None takes them away."""
+    """A split with renumbered labels.
+
+    Args:
+        split: The split.
+        order: New label of each class, shape (classes,); None sets all labels to −1.
+    """
 
     def __init__(self, split: Split, order: Tensor | None) -> None:
         self._split = split
@@ -127,37 +160,37 @@ class RelabelledSplit:
 
     @property
     def labels(self) -> Tensor:
-        """All labels, (N,) int64."""
+        """Return all labels, shape (N,), int64."""
         return torch.full((len(self._split),), UNLABELLED) if self._order is None else self._order[self._split.labels]
 
     @property
     def left_out(self) -> Mapping[int, str]:
-        """Samples that could not be read so far, by number: which, and why."""
+        """Return the reason for each sample that could not be read so far, by its index."""
         return self._split.left_out if isinstance(self._split, Streaming) else {}
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of the samples read so far."""
+        """Return notes on the samples read so far."""
         return notes_of(self._split)
 
     def __len__(self) -> int:
         return len(self._split)
 
     def batch(self, indices: Tensor | slice) -> Batch:
-        """Inputs and labels of the samples named."""
+        """Read samples by index."""
         return self._relabelled(self._split.batch(indices))
 
     def batches(
-        self, parts: Sequence[slice], *, of: int | None = None, pinned: bool = False
+        self, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
     ) -> Generator[Batch, None, None]:
-        """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged."""
-        with ready_parts(self._split, parts, of=of, pinned=pinned) as found:
-            yield from map(self._relabelled, found)
+        """Yield a batch for each part of the split in order, see `Streaming.batches`."""
+        with ready_parts(self._split, parts, total=total, pinned=pinned) as loaded:
+            yield from map(self._relabelled, loaded)
 
-    def leave_out(self, found: Mapping[int, str], of: int) -> None:
-        """Count samples that another process could not read, of so many that are read."""
+    def leave_out(self, reasons: Mapping[int, str], total: int) -> None:
+        """Add samples that another process could not read, see `Streaming.leave_out`."""
         if isinstance(self._split, Streaming):
-            self._split.leave_out(found, of)
+            self._split.leave_out(reasons, total)
 
     def _relabelled(self, batch: Batch) -> Batch:
         inputs, labels = batch
@@ -167,7 +200,7 @@ class RelabelledSplit:
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int | None]:
-    """The number of each name, None where several have it."""
+    """Return the index of each name, None for a name that occurs several times."""
     numbers: dict[str, int | None] = {}
     for number, name in enumerate(names):
         numbers[name] = None if name in numbers else number

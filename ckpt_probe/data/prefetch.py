@@ -1,4 +1,4 @@
-"""The batches of a split in order, the next ones made ready while a model works on this one."""
+"""Batches of a split in order, prepared in the background while the model processes the current one."""
 
 import queue
 import threading
@@ -23,31 +23,41 @@ def ready_batches(
     stop: int | None = None,
     pinned: bool = False,
 ) -> AbstractContextManager[Iterator[Batch]]:
-    """Batches of `size` of the first `limit` samples of a split, as `ready_parts` makes them ready.
+    """Prepare batches of the first samples of a split in the background; see `ready_parts`.
 
-    start, stop: of these samples, only those from the first up to the second.
+    Args:
+        split: The split.
+        size: Samples per batch.
+        limit: Number of samples; all if None.
+        start: Index of the first sample of the first batch.
+        stop: Index after the last sample; `limit` if None.
+        pinned: Whether batches are in pinned memory.
     """
     count = len(split) if limit is None else min(limit, len(split))
     last = count if stop is None else min(stop, count)
     parts = [slice(first, min(first + size, last)) for first in range(start, last, size)]
-    return ready_parts(split, parts, of=count, pinned=pinned)
+    return ready_parts(split, parts, total=count, pinned=pinned)
 
 
 @contextmanager
 def ready_parts(
-    split: Split, parts: Sequence[slice], *, of: int | None = None, pinned: bool = False
+    split: Split, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
 ) -> Generator[Iterator[Batch], None, None]:
-    """A batch for each part of a split, in order, in pinned memory where asked for.
+    """Prepare a batch for each part of a split, in order, in the background.
 
-    of: how many samples the parts are some of, where they are not all that is read.
+    A streaming split prepares its batches itself; for other splits a thread does. Leaving the `with` block ends the
+    thread. Batches that are not pinned are for a model on the CPU; torch prepares them with one thread, because a
+    second team of threads would outnumber the cores, and the model's threads would sleep after each operator. Errors
+    of reading a sample are raised by the iterator.
 
-    Not pinned, they are for a model on the CPU: torch then makes them ready in one thread. A second team of its threads
-    would outnumber the cores, and from then on those of the model sleep after each operator and have to be woken.
-    A streaming split makes them ready itself, for any other a thread does; leaving the `with` at any time ends that.
-    Raises what reading a sample raises.
+    Args:
+        split: The split.
+        parts: Ranges of samples, one per batch.
+        total: Number of samples read in total, if the parts cover only some of them.
+        pinned: Whether batches are in pinned memory.
     """
     if isinstance(split, Streaming):
-        with closing(split.batches(parts, of=of, pinned=pinned)) as batches:
+        with closing(split.batches(parts, total=total, pinned=pinned)) as batches:
             yield batches
         return
     ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCHED)
@@ -63,10 +73,10 @@ def ready_parts(
                 if not _offer(ready, (_pinned(inputs) if pinned else inputs, labels), stop):
                     return
             _offer(ready, None, stop)
-        except Exception as error:  # handed to whoever asks for the next batch
+        except Exception as error:  # raised again by `handed_out`
             _offer(ready, error, stop)
         finally:
-            # What a thread sets is also what threads begin with that start after it.
+            # Threads that start later inherit this setting.
             torch.set_num_threads(threads)
             ended.set()
 
@@ -83,10 +93,10 @@ def ready_parts(
     finally:
         stop.set()
         try:
-            # Not a join, which takes the thread for ended where Ctrl-C ends it (CPython issue 90882).
+            # Not a join, which treats the thread as ended if Ctrl-C interrupts it (CPython issue 90882).
             ended.wait()
         except KeyboardInterrupt:
-            # Its source may be an HDF5 file, which must not be read when the process ends.
+            # An HDF5 file must not be read while the process ends.
             ended.wait()
             thread.join()
             raise

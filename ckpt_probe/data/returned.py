@@ -1,4 +1,4 @@
-"""What anybody's own function returned, as labelled data: arrays, datasets, loaders, one split or several."""
+"""Labelled data from the return value of a user's function: arrays, datasets or loaders, one split or several."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,29 +10,48 @@ from ckpt_probe.data.samples import LEFT_OUT, ArraySplit, LabelledData, Split, f
 from ckpt_probe.errors import DataError
 
 ONLY = "data"
-"""The name of a split that was given none."""
+"""Name of the only split if the function returns no names."""
 
 
-def labelled(name: str, found: Any, arguments: dict[str, Any], workers: int = 0) -> LabelledData:
-    """Labelled data of a mapping of splits, or of one split: (inputs, labels), a map-style dataset, or a loader of one.
+def labelled(name: str, value: Any, arguments: dict[str, Any], workers: int = 0) -> LabelledData:
+    """Convert the return value of a user's function to labelled data.
 
-    Of a loader the dataset, what collates it, and its workers are used; `workers` read datasets. Where a dataset has
-    `classes`, as torchvision's have, these are the names. Raises DataError for anything else, or an empty split.
+    Class names are taken from the attribute `classes` of a dataset, as torchvision sets it.
+
+    Args:
+        name: Name of the data.
+        value: LabelledData, a split, or a mapping of splits by name. A split is a pair (inputs, labels), a map-style
+            dataset, or a DataLoader, of which the dataset, collate function and number of workers are used.
+        arguments: Arguments of the function, for the record.
+        workers: Number of processes that read a dataset.
+
+    Raises:
+        DataError: For any other value, an empty split, or a label outside the classes.
     """
-    if isinstance(found, LabelledData):
-        _require_labels(found)
-        return found
-    given = found if isinstance(found, Mapping) or not _is_split(found) else {ONLY: found}
-    if not isinstance(given, Mapping) or not given:
-        raise DataError(f"expected a dict of splits, found {type(found).__name__}")
-    splits = {str(split): _as_split(split, value, workers) for split, value in given.items()}
-    return of_splits(name, splits, arguments, _class_names(given))
+    if isinstance(value, LabelledData):
+        _require_labels(value)
+        return value
+    splits_returned = value if isinstance(value, Mapping) or not _is_split(value) else {ONLY: value}
+    if not isinstance(splits_returned, Mapping) or not splits_returned:
+        raise DataError(f"expected a dict of splits, found {type(value).__name__}")
+    splits = {str(split): _as_split(split, samples, workers) for split, samples in splits_returned.items()}
+    return of_splits(name, splits, arguments, _class_names(splits_returned))
 
 
 def of_splits(
     name: str, splits: Mapping[str, Split], arguments: dict[str, Any], class_names: tuple[str, ...] | None = None
 ) -> LabelledData:
-    """Labelled data of splits, classes counted from the labels. Raises DataError for empty splits, labels below 0."""
+    """Join splits to labelled data; the largest label determines the number of classes.
+
+    Args:
+        name: Name of the data.
+        splits: The splits by name.
+        arguments: Data arguments, for the record.
+        class_names: Names of the first classes.
+
+    Raises:
+        DataError: If a split is empty, or a label is negative.
+    """
     empty = [split for split, samples in splits.items() if not len(samples)]
     if empty:
         raise DataError(f"split {empty[0]!r} is empty")
@@ -45,18 +64,18 @@ def of_splits(
 
 
 def _require_labels(data: LabelledData) -> None:
-    """Raise DataError where a label is none of the classes that the data themselves say they have.
+    """Raise DataError for a label outside the number of classes of the data.
 
-    Labels of positions, (N, positions), may leave some out.
+    Labels of positions, shape (N, positions), may be `LEFT_OUT`.
     """
     for split, samples in data.splits.items():
         labels = samples.labels
         left_out = (labels == LEFT_OUT) & (labels.ndim == 2)
         outside = ~left_out & ((labels < 0) | (labels >= data.classes))
         if bool(outside.any()):
-            place = outside.nonzero()[0].tolist()
-            told = f"the label of sample {place[0]} is {int(labels[tuple(place)])}, outside 0 … {data.classes - 1}"
-            raise DataError(f"split {split!r}: {told}, though the data say {data.classes} classes")
+            index = outside.nonzero()[0].tolist()
+            message = f"the label of sample {index[0]} is {int(labels[tuple(index)])}, outside 0 … {data.classes - 1}"
+            raise DataError(f"split {split!r}: {message}, though the data have {data.classes} classes")
 
 
 def _is_split(value: Any) -> bool:
@@ -83,7 +102,7 @@ def _as_split(split: Any, value: Any, workers: int) -> Split:
 
 
 def _of_loader(split: Any, loader: DataLoader[Any]) -> Split:
-    """The dataset of a loader: each sample once and in order, whatever the loader would do."""
+    """Return the dataset of a loader as a split, with each sample once and in order."""
     if isinstance(loader.dataset, IterableDataset):
         raise DataError(f"split {split!r}: its dataset can only be iterated; return one with len and [i]")
     if not isinstance(loader.sampler, SequentialSampler | RandomSampler):
@@ -92,8 +111,8 @@ def _of_loader(split: Any, loader: DataLoader[Any]) -> Split:
     return DatasetSplit(loader.dataset, collate=loader.collate_fn, workers=loader.num_workers)
 
 
-def _class_names(given: Mapping[Any, Any]) -> tuple[str, ...] | None:
-    for value in given.values():
+def _class_names(splits: Mapping[Any, Any]) -> tuple[str, ...] | None:
+    for value in splits.values():
         dataset = value.dataset if isinstance(value, DataLoader) else value
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
@@ -104,7 +123,7 @@ def _class_names(given: Mapping[Any, Any]) -> tuple[str, ...] | None:
 
 
 def _text(name: Any) -> str:
-    """Return the name of a class as text. Raises DataError for bytes that are no UTF-8."""
+    """Return the name of a class as text; raise DataError for bytes that are not UTF-8."""
     try:
         return name.decode() if isinstance(name, bytes) else str(name)
     except UnicodeDecodeError as error:

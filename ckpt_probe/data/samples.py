@@ -1,4 +1,4 @@
-"""Labelled samples in named splits, handed out in batches that a model can take."""
+"""Labelled samples in named splits, read in batches that a model accepts."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,70 +12,85 @@ from ckpt_probe.errors import DataError, listed
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 
 Inputs = Tensor | Mapping[str, Tensor]
-"""What a model takes of n samples: one tensor (n, …), or several by the names of its arguments, each (n, …)."""
+"""Model inputs of n samples: a tensor of shape (n, …), or several by the names of the model's arguments."""
 
 Batch = tuple[Inputs, Tensor]
-"""Inputs of n samples, and their labels: (n,) int64, or (n, positions) where each position of a sample has one."""
+"""Inputs and labels of n samples; labels are int64 of shape (n,), or (n, positions) for labels of positions."""
 
 LEFT_OUT = -100
-"""The label of a position that is no row, as frameworks mark padding."""
+"""Label of a position that is left out, such as padding; the value that frameworks use."""
 
 LENGTHS = "lengths before padding"
-"""The name, among the inputs of a batch, of the lengths (n,) of its samples, padded to the longest."""
+"""Name among a batch's inputs of the lengths, shape (n,), of its padded samples."""
 
 UNLABELLED = -1
-"""The label of a sample that has none."""
+"""Label of a sample without a label."""
 
-LOOKED_THROUGH = (16, 256, 4096)
-"""How far `first_samples` looks for samples that can be read."""
+FIRST_SIZES = (16, 256, 4096)
+"""Numbers of samples that `first_samples` tries to read in turn until enough are readable."""
 
 
 @runtime_checkable
 class Split(Protocol):
-    """One split: its labels, and batches of (inputs, labels) on the CPU."""
+    """One split: its labels, and batches of inputs and labels on the CPU."""
 
     @property
     def labels(self) -> Tensor:
-        """All labels, (N,) int64."""
+        """Return all labels, shape (N,), int64."""
         ...
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor | slice) -> Batch:
-        """Inputs and labels of the samples named, less those that cannot be read."""
+        """Read samples by index; unreadable ones are left out."""
         ...
 
 
 @runtime_checkable
 class Streaming(Protocol):
-    """A split that makes its batches ready by itself, and may find that some of its samples cannot be read."""
+    """A split that prepares its batches in the background and leaves out unreadable samples."""
 
     @property
     def left_out(self) -> Mapping[int, str]:
-        """Samples that could not be read so far, by number: which, and why."""
+        """Return the reason for each sample that could not be read so far, by its index."""
         ...
 
     def batches(
-        self, parts: Sequence[slice], *, of: int | None = None, pinned: bool = False
+        self, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
     ) -> Generator[Batch, None, None]:
-        """A batch for each part of the split in order, in pinned memory where asked for; none where all are damaged.
+        """Yield a batch for each part of the split in order, except for parts without a readable sample.
 
-        of: how many samples the parts are some of, where they are not all that is read.
+        Args:
+            parts: Ranges of samples, one per batch.
+            total: Number of samples read in total, if the parts cover only some of them.
+            pinned: Whether batches are in pinned memory.
         """
         ...
 
-    def leave_out(self, found: Mapping[int, str], of: int) -> None:
-        """Count samples that another process could not read, of so many that are read. Errors as `batches`."""
+    def leave_out(self, reasons: Mapping[int, str], total: int) -> None:
+        """Add samples that another process could not read.
+
+        Args:
+            reasons: Why each of them cannot be read, by its index.
+            total: Number of samples read in total.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Splits by name, the number of classes (0 without labels), and the shape of one sample (that of tokens, ()).
+    """Labelled samples in splits.
 
-    class_names: names of the first classes, where they have any. notes: what was left out while loading, one sentence
-    each. padding: the number of the token with which texts are padded. `arguments` build the same data again, whatever
-    model they were first loaded for. preparation: how images become inputs, with the source of each step.
+    Args:
+        name: Name of the data.
+        splits: The splits by name.
+        classes: Number of classes; 0 without labels.
+        input_shape: Shape of one sample; () for texts and sound.
+        arguments: Data arguments that load the same data again, for any model.
+        class_names: Names of the first classes, None if they have none.
+        notes: Sentences on samples that were left out while loading.
+        preparation: How images become inputs, with the source of each step.
+        padding: Id of the token that pads texts.
     """
 
     name: str
@@ -90,20 +105,26 @@ class LabelledData:
 
     @property
     def labelled(self) -> bool:
-        """Whether samples have labels."""
+        """Return whether samples have labels."""
         return self.classes > 0
 
     def split(self, name: str) -> Split:
-        """One split. Raises DataError where there is none of that name."""
+        """Return a split by name.
+
+        Raises:
+            DataError: If there is no such split.
+        """
         if name not in self.splits:
             raise DataError(f"{self.name}: no split {name!r}; there are: {', '.join(self.splits)}")
         return self.splits[name]
 
 
 class ArraySplit:
-    """A split held in memory: inputs (N, …), labels (N,).
+    """A split in memory. Batches convert uint8 to float32 in [0, 1], floats to float32, other integers to int64.
 
-    Images of uint8 are handed out as float32 in [0, 1]; floating inputs as float32; other whole numbers as int64.
+    Args:
+        inputs: Inputs, shape (N, …).
+        labels: Labels, shape (N,).
     """
 
     def __init__(self, inputs: Any, labels: Any) -> None:
@@ -115,76 +136,97 @@ class ArraySplit:
 
     @property
     def inputs(self) -> Tensor:
-        """All inputs as they are held, (N, …)."""
+        """Return all inputs as stored, shape (N, …)."""
         return self._inputs
 
     @property
     def labels(self) -> Tensor:
-        """All labels, (N,) int64."""
+        """Return all labels, shape (N,), int64."""
         return self._labels
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Inputs (n, …) and labels (n,) of the samples named."""
-        return as_handed_out(self._inputs[indices]), self._labels[indices]
+        """Return inputs, shape (n, …), and labels, shape (n,), of samples by index."""
+        return to_model_dtype(self._inputs[indices]), self._labels[indices]
 
 
-def one_tensor(inputs: Inputs, who: str) -> Tensor:
-    """Inputs that are one tensor. Raises DataError where they are several, opening with `who`, who takes none such."""
+def one_tensor(inputs: Inputs, consumer: str) -> Tensor:
+    """Return inputs that are a single tensor.
+
+    Args:
+        inputs: Inputs of a batch.
+        consumer: The operation that needs a single tensor, for the message.
+
+    Raises:
+        DataError: If the inputs are several tensors.
+    """
     if isinstance(inputs, Tensor):
         return inputs
-    raise DataError(f"{who} takes data whose inputs are one tensor; these are {', '.join(inputs)}")
+    raise DataError(f"{consumer} takes data whose inputs are one tensor; these are {', '.join(inputs)}")
 
 
-def as_handed_out(inputs: Tensor) -> Tensor:
-    """Inputs of a batch as models take them: uint8 as float32 in [0, 1], floats as float32, whole numbers as int64."""
+def to_model_dtype(inputs: Tensor) -> Tensor:
+    """Convert uint8 to float32 in [0, 1], floats to float32, and other integers to int64."""
     if inputs.dtype == torch.uint8:
         return inputs.to(torch.float32).div_(255)
     return inputs.to(torch.float32 if inputs.is_floating_point() else torch.int64)
 
 
-def taken_apart(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
-    """Return the inputs that a model takes, and the lengths (n,) of samples that are padded, None if none is."""
+def split_lengths(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
+    """Return the model's inputs, and the lengths, shape (n,), of padded samples, None without padding."""
     if isinstance(inputs, Tensor) or LENGTHS not in inputs:
         return inputs, None
     return {name: tensor for name, tensor in inputs.items() if name != LENGTHS}, inputs[LENGTHS]
 
 
 def first_samples(split: Split, count: int) -> Batch:
-    """Read at least `count` samples from the start of a split, or all if it has fewer, as a model takes them.
+    """Read at least `count` samples from the start of a split, or all if it has fewer.
 
-    More than those are read only if some of them cannot be.
+    More samples are read only if some are unreadable.
+
+    Args:
+        split: The split.
+        count: Number of samples.
 
     Raises:
-        DataError: If none of the first 4,096 can be read.
+        DataError: If none of the first 4,096 samples can be read.
     """
-    for size in (count, *LOOKED_THROUGH):
+    for size in (count, *FIRST_SIZES):
         inputs, labels = split.batch(slice(0, size))
         if len(labels) >= count or size >= len(split):
             break
     if not len(labels):
         reasons = list(split.left_out.values()) if isinstance(split, Streaming) else []
-        told = f"none of the first {min(size, len(split))} samples can be read"
-        raise DataError(f"{told}: {listed(reasons, 3)}")
-    return taken_apart(inputs)[0], labels
+        message = f"none of the first {min(size, len(split))} samples can be read"
+        raise DataError(f"{message}: {listed(reasons, 3)}")
+    return split_lengths(inputs)[0], labels
 
 
 def notes_of(split: Split) -> tuple[str, ...]:
-    """What is to be said of the samples of a split read so far, such as how many were left out."""
+    """Return notes on the samples of a split read so far, such as the number left out."""
     return tuple(getattr(split, "notes", ()))
 
 
 def sample_shape(inputs: Inputs) -> tuple[int, ...]:
-    """The shape of one sample of a batch; () where inputs go by names, whose lengths differ from batch to batch."""
+    """Return the shape of one sample of a batch; () for inputs by name, whose lengths differ between batches."""
     return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (first, second): in every class the same `fraction` goes to the second, chosen by `seed`, in order.
+    """Divide samples at random into two parts with the same fraction of every class.
 
-    Raises DataError where the fraction is not between 0 and 1.
+    Args:
+        labels: Label of each sample, shape (N,).
+        fraction: Fraction of each class in the second part.
+        seed: Seed of the random choice.
+
+    Returns:
+        Sorted indices of the first and of the second part.
+
+    Raises:
+        DataError: If the fraction is not between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise DataError(f"test_fraction: expected a number between 0 and 1, found {fraction}")

@@ -1,4 +1,4 @@
-"""`csv:FILE` and `parquet:FILE`: a label column, beside it numbers or a text; a directory holds a file a split."""
+"""`csv:FILE` and `parquet:FILE`: tables of labels with numbers or texts; a directory has one file per split."""
 
 import math
 import os
@@ -25,84 +25,109 @@ from ckpt_probe.files import require_regular
 from ckpt_probe.plugins import require_extra
 
 LONGEST_LINE = 16 * 2**20
-"""Bytes of a line of a CSV file; a longer one is no line."""
+"""Maximum length of a line of a CSV file in bytes."""
 
 MESSAGE = 300
-"""Characters of a message of pyarrow's, which may hold a whole row."""
+"""Maximum length of a message of pyarrow, which may contain a complete row."""
 
 SUFFIXES = {"csv": (".csv", ".tsv"), "parquet": (".parquet", ".pq")}
 CHANCE = ("test_fraction", "split_seed")
 ARGUMENTS = frozenset({"label", "inputs", "shape", "text", "text_pair", "split", *CHANCE, TOKENIZER, MAX_LENGTH})
 
 
-def load_csv(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
-    """Rows of comma-separated values with a line of names above them (.tsv: tabs, or `delimiter`); see `_load`."""
-    given = dict(arguments)
-    delimiter = given.pop("delimiter", None)
+def load_csv(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
+    """Load rows of CSV files that begin with a line of names; see `_load`.
+
+    Columns are separated by commas, in .tsv files by tabs, or by the argument `delimiter`.
+
+    Args:
+        path: A file, or a directory with a file per split.
+        arguments: Arguments of the data.
+        hints: The model that will receive the data.
+        workers: Unused.
+
+    Raises:
+        UsageError: For invalid arguments.
+        DataError: If a file cannot be read.
+    """
+    options = dict(arguments)
+    delimiter = options.pop("delimiter", None)
     if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1):
         raise UsageError(f"delimiter: expected one character, found {delimiter!r}")
-    texts = [given[name] for name in ("text", "text_pair") if isinstance(given.get(name), str)]
-    encoding = checked_encoding(given.get(ENCODING))
-    data = _load("csv", Path(place), given, hints, lambda path: _read_csv(path, delimiter, texts, encoding))
+    texts = [options[name] for name in ("text", "text_pair") if isinstance(options.get(name), str)]
+    encoding = checked_encoding(options.get(ENCODING))
+    data = _load("csv", Path(path), options, hints, lambda path: _read_csv(path, delimiter, texts, encoding))
     return data if delimiter is None else replace(data, arguments={**data.arguments, "delimiter": delimiter})
 
 
-def load_parquet(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
-    """Rows of a Parquet file, columns of lists of numbers included; see `_load`."""
-    return _load("parquet", Path(place), arguments, hints, _read_parquet)
+def load_parquet(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
+    """Load rows of Parquet files, which may have columns of lists of numbers; see `_load` and `load_csv`."""
+    return _load("parquet", Path(path), arguments, hints, _read_parquet)
 
 
 def _load(
-    kind: str, place: Path, given: Mapping[str, Any], hints: ModelHints, read: Callable[[Path], Any]
+    kind: str, path: Path, arguments: Mapping[str, Any], hints: ModelHints, read: Callable[[Path], Any]
 ) -> LabelledData:
-    """Samples of a table's rows.
+    """Load the rows of tables as samples.
 
-    label: the column of labels, `label` or `labels` where not given; numbers from 0, or texts, which become classes
-    sorted by name. text (and text_pair): the column of texts. inputs: columns of numbers, all others but an index where
-    not given; shape: that of a sample, such as [1, 28, 28]. encoding: of texts, UTF-8 where not given. A file is one
-    split, named as it is, unless `split` names a column that says which, or `test_fraction` (and `split_seed`) part it
-    as the digits are.
+    A file is one split with the file's name, unless `split` or `test_fraction` is set. Arguments of the data:
+
+    - label: the column of labels, by default `label` or `labels`; integers from 0, or texts, which become classes
+      sorted by name
+    - text, text_pair: columns of texts
+    - inputs: columns of numbers, by default all other columns except an index
+    - shape: shape of a sample, such as [1, 28, 28]
+    - encoding: encoding of texts, by default UTF-8
+    - split: column with the name of each row's split
+    - test_fraction, split_seed: a random division of one file into "train" and "test"
+
+    Args:
+        kind: "csv" or "parquet".
+        path: A file, or a directory with a file per split.
+        arguments: Arguments of the data.
+        hints: The model that will receive the data.
+        read: Reads a file into a table of pyarrow.
     """
-    require_known(kind, {name: value for name, value in given.items() if name != ENCODING}, ARGUMENTS)
-    encoding = checked_encoding(given.get(ENCODING))
-    tables = {path.stem: Columns(path, read(path), encoding) for path in _files(place, kind)}
+    require_known(kind, {name: value for name, value in arguments.items() if name != ENCODING}, ARGUMENTS)
+    encoding = checked_encoding(arguments.get(ENCODING))
+    tables = {file.stem: Columns(file, read(file), encoding) for file in _files(path, kind)}
     for columns in tables.values():
-        require_distinct(columns.place, columns.table.column_names)
+        require_distinct(columns.path, columns.table.column_names)
     first = next(iter(tables.values()))
-    if "split" in given:
-        tables = _by_column(tables, given["split"])
-    label = _label_column(first, given.get("label"))
+    if "split" in arguments:
+        tables = _by_column(tables, arguments["split"])
+    label = _label_column(first, arguments.get("label"))
     labels, names = class_labels({split: _labels(columns, label) for split, columns in tables.items()})
-    if "test_fraction" in given or "split_seed" in given:
-        tables, labels = _by_chance(tables, labels, **{key: given[key] for key in CHANCE if key in given})
-    index = sorted(first.index - {label, given.get("split")})
-    others = [name for name in first.table.column_names if name not in {label, given.get("split"), *index}]
+    if "test_fraction" in arguments or "split_seed" in arguments:
+        tables, labels = _by_chance(tables, labels, **{key: arguments[key] for key in CHANCE if key in arguments})
+    index = sorted(first.index - {label, arguments.get("split")})
+    others = [name for name in first.table.column_names if name not in {label, arguments.get("split"), *index}]
     notes = [f"columns without a name, or of an index, are no inputs: {listed([repr(name) for name in index])}"]
-    splits, kept = _splits(tables, labels, given, hints, others)
+    splits, recorded = _splits(tables, labels, arguments, hints, others)
     inputs, _ = first_samples(next(iter(splits.values())), 1)
     classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
     return LabelledData(
-        f"{kind}:{place}",
+        f"{kind}:{path}",
         splits,
         classes,
         sample_shape(inputs),
-        {**given, **kept},
+        {**arguments, **recorded},
         names,
         tuple(notes if index else ()),
         padding=padding_of(splits),
     )
 
 
-def _files(place: Path, kind: str) -> list[Path]:
-    if not place.is_dir():
-        return [place]
+def _files(path: Path, kind: str) -> list[Path]:
+    if not path.is_dir():
+        return [path]
     files = sorted(
-        path
-        for path in place.iterdir()
-        if path.suffix.lower() in SUFFIXES[kind] and not is_system_name(path.name) and path.is_file()
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in SUFFIXES[kind] and not is_system_name(file.name) and file.is_file()
     )
     if not files:
-        raise DataError(f"{place}: no file {' or '.join(SUFFIXES[kind])} in it")
+        raise DataError(f"{path}: no file {' or '.join(SUFFIXES[kind])} in it")
     return files
 
 
@@ -115,7 +140,7 @@ def _read_csv(path: Path, delimiter: str | None, texts: list[str], encoding: str
     try:
         table = csv.read_csv(
             path,
-            # One thread, so that an error has the number of its row.
+            # With one thread the error message has the number of the row.
             read_options=csv.ReadOptions(use_threads=False, block_size=LONGEST_LINE, encoding=encoding),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.string())),
@@ -153,25 +178,25 @@ def _read_parquet(path: Path) -> Any:
 
 
 def _require_memory(path: Path, metadata: Any) -> None:
-    """Refuse what cannot be held: columns of one value take next to nothing in a file, but their length in memory."""
+    """Raise DataError if the values exceed the memory: constant columns are tiny in a file, but not in memory."""
     claimed = 4 * metadata.num_rows * metadata.num_columns
     claimed = max(claimed, sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)))
-    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if claimed > held:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if claimed > memory:
         raise DataError(f"{path}: announces {claimed:,} bytes of values, more than this machine's memory")
 
 
 def _by_column(tables: Mapping[str, Columns], name: Any) -> dict[str, Columns]:
     parts: dict[str, Any] = {}
     for columns in tables.values():
-        found = without_gaps(columns, str(name), columns.texts(str(name), "split"))
-        for value in found.unique().to_pylist():
-            mask = np.array([one == value for one in found.to_pylist()])
+        values = without_gaps(columns, str(name), columns.texts(str(name), "split"))
+        for value in values.unique().to_pylist():
+            mask = np.array([each == value for each in values.to_pylist()])
             parts.setdefault(str(value), []).append(replace(columns, table=columns.table.filter(mask)))
-    twice = [split for split, found in parts.items() if len(found) > 1]
+    twice = [split for split, tables_of_split in parts.items() if len(tables_of_split) > 1]
     if twice:
         raise DataError(f"split {twice[0]}: in more than one file; name one file")
-    return {split: found[0] for split, found in parts.items()}
+    return {split: tables_of_split[0] for split, tables_of_split in parts.items()}
 
 
 def _by_chance(
@@ -185,56 +210,56 @@ def _by_chance(
     return parts, {split: numbers[torch.from_numpy(rows)] for split, rows in chosen.items()}
 
 
-def _label_column(columns: Columns, given: Any) -> str:
-    if given is not None:
-        columns.named(str(given), "label")
-        return str(given)
-    found = [name for name in LABEL_NAMES if name in columns.table.column_names]
-    if len(found) != 1:
-        there = listed(columns.table.column_names, 12)
+def _label_column(columns: Columns, requested: Any) -> str:
+    if requested is not None:
+        columns.named(str(requested), "label")
+        return str(requested)
+    candidates = [name for name in LABEL_NAMES if name in columns.table.column_names]
+    if len(candidates) != 1:
+        choices = listed(columns.table.column_names, 12)
         raise DataError(
-            f"{columns.place}: which column has the labels? say --data-argument label=NAME; there are: {there}"
+            f"{columns.path}: which column has the labels? --data-argument label=NAME; there are: {choices}"
         )
-    return found[0]
+    return candidates[0]
 
 
 def _labels(columns: Columns, name: str) -> np.ndarray:
     column = without_gaps(columns, name, columns.texts(name, "label"))
     if not len(column):
-        raise DataError(f"{columns.place}: no row")
+        raise DataError(f"{columns.path}: no row")
     if is_text(column):
         return np.array(column.to_pylist())
     values = column.to_numpy()
     if values.dtype.kind == "O":
-        raise DataError(f"{columns.place}: column {name!r} holds {column.type}; labels are whole numbers or texts")
+        raise DataError(f"{columns.path}: column {name!r} holds {column.type}; labels are whole numbers or texts")
     return values
 
 
 def _splits(
     tables: Mapping[str, Columns],
     labels: Mapping[str, Tensor],
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     hints: ModelHints,
     others: list[str],
 ) -> tuple[dict[str, Split], dict[str, Any]]:
-    """Every split, and the arguments that were found out."""
+    """Return the splits, and the arguments that were chosen automatically."""
     first = next(iter(tables.values()))
-    names = [given[key] for key in ("text", "text_pair") if key in given]
-    if not names and "inputs" not in given:
+    names = [arguments[key] for key in ("text", "text_pair") if key in arguments]
+    if not names and "inputs" not in arguments:
         names = [name for name in others if is_text(first.table.column(name))]
         if names and len(others) > 1:
             raise DataError(
-                f"{first.place}: column {names[0]!r} holds text beside others: say --data-argument text={names[0]}, or "
-                "which columns of numbers to take by --data-argument inputs=A,B"
+                f"{first.path}: column {names[0]!r} holds text beside others; choose it, --data-argument text="
+                f"{names[0]}, or columns of numbers, --data-argument inputs=A,B"
             )
     if not names:
-        inputs = as_list(given.get("inputs")) or others
-        return {split: _numbers(columns, labels[split], inputs, given) for split, columns in tables.items()}, {}
-    tokenize = tokenization(given, hints)
+        inputs = as_list(arguments.get("inputs")) or others
+        return {split: _numbers(columns, labels[split], inputs, arguments) for split, columns in tables.items()}, {}
+    tokenize = tokenization(arguments, hints)
     columns_of = {split: [_texts(columns, str(name)) for name in names] for split, columns in tables.items()}
     splits: dict[str, Split] = {
-        split: TextSplit(found[0], labels[split], tokenize, found[1] if len(found) > 1 else None)
-        for split, found in columns_of.items()
+        split: TextSplit(texts[0], labels[split], tokenize, texts[1] if len(texts) > 1 else None)
+        for split, texts in columns_of.items()
     }
     return splits, {"text": names[0], **tokenize.arguments}
 
@@ -242,23 +267,23 @@ def _splits(
 def _texts(columns: Columns, name: str) -> list[str]:
     column = without_gaps(columns, name, columns.texts(name, "text"))
     if not is_text(column):
-        raise DataError(f"{columns.place}: column {name!r} holds {column.type}, no text")
+        raise DataError(f"{columns.path}: column {name!r} holds {column.type}, no text")
     return column.to_pylist()
 
 
-def _numbers(columns: Columns, labels: Tensor, names: list[str], given: Mapping[str, Any]) -> ArraySplit:
-    """Inputs (N, D) float32 of these columns, or in the shape that is given."""
+def _numbers(columns: Columns, labels: Tensor, names: list[str], arguments: Mapping[str, Any]) -> ArraySplit:
+    """Return a split of columns of numbers: inputs of shape (N, D), float32, or of the argument `shape`."""
     if not names:
-        raise DataError(f"{columns.place}: no column beside the labels")
+        raise DataError(f"{columns.path}: no column beside the labels")
     parts = [_matrix(columns, str(name)) for name in names]
     inputs = np.concatenate(parts, axis=1)
     wild = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
     if len(wild):
-        raise DataError(f"{columns.place}: row {wild[0] + 1}: a number is NaN or infinite")
-    if "shape" in given:
-        shape = as_list(given["shape"])
+        raise DataError(f"{columns.path}: row {wild[0] + 1}: a number is NaN or infinite")
+    if "shape" in arguments:
+        shape = as_list(arguments["shape"])
         if not all(type(side) is int and side > 0 for side in shape) or math.prod(shape) != inputs.shape[1]:
-            raise UsageError(f"shape: {given['shape']!r} does not hold {inputs.shape[1]} numbers a row")
+            raise UsageError(f"shape: {arguments['shape']!r} does not hold {inputs.shape[1]} numbers a row")
         inputs = inputs.reshape(len(inputs), *shape)
     return ArraySplit(inputs, labels)
 
@@ -273,7 +298,7 @@ def _matrix(columns: Columns, name: str) -> np.ndarray:
         if kinds.is_boolean(column.type) or kinds.is_integer(column.type) or kinds.is_floating(column.type):
             return column.to_numpy(zero_copy_only=False).astype(np.float32)[:, None]
     except (ValueError, TypeError) as error:
-        raise DataError(f"{columns.place}: column {name!r}: rows of different lengths, or not of numbers") from error
+        raise DataError(f"{columns.path}: column {name!r}: rows of different lengths, or not of numbers") from error
     raise DataError(
-        f"{columns.place}: column {name!r} holds {column.type}, no numbers; --data-argument inputs=A,B chooses"
+        f"{columns.path}: column {name!r} holds {column.type}, no numbers; --data-argument inputs=A,B chooses"
     )

@@ -1,4 +1,4 @@
-"""Text as a model's own tokenizer sees it: token ids and attention masks, padded to the longest of each batch."""
+"""Texts as token ids and attention masks by the model's tokenizer, padded to the longest text of each batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,29 +14,44 @@ from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import load_pretrained, require_extra
 
 TOKENIZER, MAX_LENGTH = "tokenizer", "max_length"
-"""Arguments of text: the tokenizer's directory, and the tokens at which a text is cut."""
+"""Arguments of texts: the tokenizer's directory, and the number of tokens at which a text is truncated."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 UNSET = 10**9
-"""transformers writes a number beyond this one where a tokenizer states no longest text."""
+"""transformers writes a larger number if a tokenizer states no maximum length."""
 
 POSITIONS = ("max_position_embeddings", "n_positions")
-"""What a config.json may call the longest text of a model."""
+"""Names of the maximum number of tokens of a text in a config.json."""
 
 POSITIONS_BEFORE = ("roberta", "camembert")
-"""Families of models whose first positions stand for padding."""
+"""Families of models whose first positions are reserved for padding."""
 
 
 @dataclass(frozen=True)
 class Tokenization:
-    """A tokenizer, and the number of tokens at which texts are cut."""
+    """A tokenizer with its maximum length.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        max_length: Number of tokens at which texts are truncated.
+        arguments: Data arguments that reproduce it.
+    """
 
     tokenizer: Any
     max_length: int
     arguments: dict[str, Any]
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[dict[str, Tensor], list[int]]:
-        """Return tensors (n, T) by the names of a model's arguments, with their lengths, and numbers of cut texts."""
+        """Tokenise texts.
+
+        Args:
+            texts: The texts.
+            pairs: The second text of each, if any.
+
+        Returns:
+            Tensors, shape (n, T), by the names of a model's arguments, with their lengths, and indices of texts that
+            were truncated.
+        """
         encoded = self.tokenizer(
             list(texts),
             None if pairs is None else list(pairs),
@@ -46,13 +61,13 @@ class Tokenization:
             return_attention_mask=True,
             return_tensors="pt",
         )
-        cut = [number for number, one in enumerate(encoded.encodings or []) if one.overflowing]
+        cut = [number for number, encoding in enumerate(encoded.encodings or []) if encoding.overflowing]
         taken = {name: tensor for name, tensor in encoded.items() if name in self.tokenizer.model_input_names}
         return {**taken, LENGTHS: encoded["attention_mask"].sum(dim=1)}, cut
 
 
 class Texts(Protocol):
-    """Texts by number."""
+    """A sequence of texts."""
 
     def __len__(self) -> int: ...
 
@@ -60,7 +75,14 @@ class Texts(Protocol):
 
 
 class TextSplit:
-    """A split of texts, or of pairs of them: labels (N,), tokenised batch by batch."""
+    """A split of texts or pairs of texts, tokenised batch by batch.
+
+    Args:
+        texts: The texts.
+        labels: Label of each text, shape (N,).
+        tokenize: The tokenizer.
+        pairs: The second text of each, if any.
+    """
 
     def __init__(self, texts: Texts, labels: Tensor, tokenize: Tokenization, pairs: Texts | None = None) -> None:
         self._texts = texts
@@ -71,17 +93,17 @@ class TextSplit:
 
     @property
     def labels(self) -> Tensor:
-        """All labels, (N,) int64."""
+        """Return all labels, shape (N,), int64."""
         return self._labels
 
     @property
     def padding(self) -> int:
-        """The number of the token that pads texts."""
+        """Return the id of the padding token."""
         return self._tokenize.tokenizer.pad_token_id
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How many of the texts read so far were cut, where some were."""
+        """Return a sentence on the number of truncated texts among those read so far, if there are any."""
         if not self._cut:
             return ()
         return (f"{len(self._cut):,} of {len(self):,} texts were cut at {self._tokenize.max_length} tokens",)
@@ -90,7 +112,7 @@ class TextSplit:
         return len(self._labels)
 
     def batch(self, indices: Tensor | slice) -> Batch:
-        """input_ids, attention_mask and what else the tokenizer gives, each (n, T), and labels (n,)."""
+        """Return the tokenizer's tensors (input_ids, attention_mask, …), each of shape (n, T), and labels, (n,)."""
         numbers = range(len(self))[indices] if isinstance(indices, slice) else indices.tolist()
         pairs = None if self._pairs is None else [self._pairs[number] for number in numbers]
         inputs, cut = self._tokenize([self._texts[number] for number in numbers], pairs)
@@ -99,31 +121,45 @@ class TextSplit:
 
 
 def padding_of(splits: Mapping[str, Any]) -> int | None:
-    """Return the number of the token that pads the texts of some splits, None if they hold no texts."""
+    """Return the id of the padding token of splits of texts, None for other splits."""
     return next((split.padding for split in splits.values() if isinstance(split, TextSplit)), None)
 
 
-def tokenization(given: Mapping[str, Any], hints: ModelHints) -> Tokenization:
-    """The tokenizer of the model's directory, or of the one that `tokenizer` names, and its length.
+def tokenization(arguments: Mapping[str, Any], hints: ModelHints) -> Tokenization:
+    """Load the tokenizer of the model's directory, or of the directory that `tokenizer` names.
 
-    `max_length`, else what the tokenizer states, else the positions that the model's config.json has. Raises
-    UsageError where no tokenizer is near the model or a length is none, DataError where none can be read.
+    Texts are truncated at `max_length`, by default the tokenizer's maximum, else the positions in the model's
+    config.json.
+
+    Args:
+        arguments: Arguments of the data.
+        hints: The model that will receive the data.
+
+    Raises:
+        UsageError: If there is no tokenizer, or no valid maximum length.
+        DataError: If the tokenizer cannot be read.
     """
-    directory = _directory(given.get(TOKENIZER), hints)
+    directory = _directory(arguments.get(TOKENIZER), hints)
     tokenizer, config = _read(directory), read_configuration(directory)
-    # The end is where `LENGTHS` say that samples are padded; models see none of it.
+    # `LENGTHS` assumes padding at the end.
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         _choose_padding(tokenizer, config, directory)
-    length = _length(given.get(MAX_LENGTH), tokenizer, config, directory)
+    length = _length(arguments.get(MAX_LENGTH), tokenizer, config, directory)
     return Tokenization(tokenizer, length, {TOKENIZER: str(directory), MAX_LENGTH: length})
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A language model's tokenizer: `size` tokens, and what a model that was trained with it can take.
+    """The tokenizer of a language model.
 
-    positions: the longest text of the model, None where it states none. padding, mask: numbers of tokens.
+    Args:
+        directory: Directory of the tokenizer.
+        tokenizer: A tokenizer of transformers.
+        size: Number of tokens.
+        padding: Id of the padding token.
+        mask: Id of the masking token, None if it has no such token.
+        positions: Maximum number of tokens of a text, None if the model states none.
     """
 
     directory: Path
@@ -135,36 +171,43 @@ class Vocabulary:
 
     @property
     def special(self) -> set[int]:
-        """Numbers of tokens that stand for no text."""
+        """Return the ids of special tokens."""
         return set(self.tokenizer.all_special_ids)
 
     def encode(self, documents: list[str]) -> list[list[int]]:
-        """The tokens of each document, whole, with the special ones that its tokenizer puts around a text.
+        """Return the token ids of each complete document, with the special tokens that the tokenizer adds.
 
-        Raises DataError where one of them is none that the model knows.
+        Raises:
+            DataError: If the model does not know one of the tokens.
         """
-        found = self.tokenizer(documents, truncation=False, padding=False, verbose=False)["input_ids"]
-        _require_own(self.directory, 1 + max((max(ids, default=0) for ids in found), default=0), self.size)
-        return found
+        token_ids = self.tokenizer(documents, truncation=False, padding=False, verbose=False)["input_ids"]
+        _require_own(self.directory, 1 + max((max(ids, default=0) for ids in token_ids), default=0), self.size)
+        return token_ids
 
     def names(self) -> tuple[str, ...]:
-        """The tokens as the tokenizer spells them."""
-        found = self.tokenizer.convert_ids_to_tokens(list(range(self.size)))
-        return tuple(token or f"token {number}" for number, token in enumerate(found))
+        """Return the spelling of each token."""
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(self.size)))
+        return tuple(token or f"token {number}" for number, token in enumerate(tokens))
 
 
-def vocabulary(given: Mapping[str, Any], hints: ModelHints) -> Vocabulary:
-    """The tokenizer of the model's directory, or of the one that `tokenizer` names, for a language model.
+def vocabulary(arguments: Mapping[str, Any], hints: ModelHints) -> Vocabulary:
+    """Load the tokenizer of a language model, from its directory or from the one that `tokenizer` names.
 
-    Errors as `tokenization`; DataError too where it has more tokens than the model.
+    Args:
+        arguments: Arguments of the data.
+        hints: The model that will receive the data.
+
+    Raises:
+        UsageError: If there is no tokenizer.
+        DataError: If the tokenizer cannot be read, or has more tokens than the model.
     """
-    directory = _directory(given.get(TOKENIZER), hints)
+    directory = _directory(arguments.get(TOKENIZER), hints)
     tokenizer = _read(directory)
     config = hints.configuration() or read_configuration(directory)
     known, size = config.get("vocab_size"), len(tokenizer)
     if isinstance(known, int):
         _require_own(directory, tokenizer.vocab_size, known)
-        # A token that was added to the tokenizer alone, such as one for padding, is none that the model knows.
+        # The model does not know a token that was added to the tokenizer alone, such as one for padding.
         size = min(size, known)
     padding = tokenizer.pad_token_id
     return Vocabulary(
@@ -192,12 +235,14 @@ def _positions(config: Mapping[str, Any], tokenizer: Any) -> int | None:
 
 def _directory(named: Any, hints: ModelHints) -> Path:
     if named is None:
-        found = hints.holding(*TOKENIZER_FILES)
-        if found is None:
-            near = [str(place) for place in (hints.directory, hints.source == "hf" and hints.place) if place]
-            told = f" (there is none in {' or '.join(near)})" if near else ""
-            raise UsageError(f"text needs a tokenizer{told}: say its directory by --data-argument {TOKENIZER}=DIR")
-        return found
+        directory = hints.directory_with(*TOKENIZER_FILES)
+        if directory is None:
+            near = " or ".join(
+                str(path) for path in (hints.directory, hints.source == "hf" and hints.reference) if path
+            )
+            searched = f" (no tokenizer in {near})" if near else ""
+            raise UsageError(f"text needs a tokenizer{searched}: name its directory, --data-argument {TOKENIZER}=DIR")
+        return directory
     directory = Path(str(named))
     if not any((directory / file).is_file() for file in TOKENIZER_FILES):
         raise DataError(f"{directory}: no tokenizer in it (no {', no '.join(TOKENIZER_FILES[:3])})")
@@ -222,14 +267,14 @@ def _choose_padding(tokenizer: Any, config: Mapping[str, Any], directory: Path) 
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(number)
 
 
-def _length(given: Any, tokenizer: Any, config: Mapping[str, Any], directory: Path) -> int:
-    if given is not None:
-        if type(given) is not int or given < 1:
-            raise UsageError(f"{MAX_LENGTH}: expected a whole number of at least 1, found {given!r}")
-        return given
+def _length(requested: Any, tokenizer: Any, config: Mapping[str, Any], directory: Path) -> int:
+    if requested is not None:
+        if type(requested) is not int or requested < 1:
+            raise UsageError(f"{MAX_LENGTH}: expected a whole number of at least 1, found {requested!r}")
+        return requested
     if tokenizer.model_max_length < UNSET:
         return int(tokenizer.model_max_length)
     positions = _positions(config, tokenizer)
     if positions is None:
-        raise UsageError(f"{directory}: says no longest text; give one by --data-argument {MAX_LENGTH}=512")
+        raise UsageError(f"{directory}: states no maximum length; set one, --data-argument {MAX_LENGTH}=512")
     return positions

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, taken_apart
+from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, split_lengths
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.allocation import keep_freed_memory
 from ckpt_probe.extraction.lengths import equal_lengths, rows_of_samples
@@ -144,7 +144,7 @@ def forward_batches(
     runner = _Runner(model, head, taps or Taps(), progress or NullProgress())
     waiting: list[_Copy] = []
     for batch, labels in batches:
-        inputs, lengths = taken_apart(batch)
+        inputs, lengths = split_lengths(batch)
         for block in runner.run(on_device(inputs, device, dtype), labels, lengths):
             # One block waits, so that its copy from the device overlaps the next forward pass.
             waiting.append(_Copy(block))

@@ -1,14 +1,14 @@
 """A model by name, its classifier, and its weights from a checkpoint."""
 
 from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_of, run_once, samples_in, unknown_index
-from ckpt_probe.models.description import describe_backbone, describe_head, head_told, made_up_inputs
+from ckpt_probe.models.description import describe_backbone, describe_head, format_head, made_up_inputs
 from ckpt_probe.models.device import choose_device, on_device
 from ckpt_probe.models.external.beside import class_names, model_beside
 from ckpt_probe.models.fitting import is_opaque, load_weights, require_classes
 from ckpt_probe.models.heads.backbone import HEADLESS, Backbone, backbone_of, is_backbone
 from ckpt_probe.models.heads.classifier import find_classifier, find_head
 from ckpt_probe.models.heads.head import Head, Part, Rows
-from ckpt_probe.models.layers import PENULTIMATE, POOLINGS, Tap, Taps, choose_taps, describe_layers, layers_told
+from ckpt_probe.models.layers import PENULTIMATE, POOLINGS, Tap, Taps, choose_taps, describe_layers, format_layers
 from ckpt_probe.models.pooling import padding_mask
 from ckpt_probe.models.sources import (
     arguments_taken,
@@ -47,12 +47,12 @@ __all__ = [
     "find_classifier",
     "find_head",
     "fitting_names",
+    "format_head",
+    "format_layers",
     "functions_named",
-    "head_told",
     "is_backbone",
     "is_extra_state",
     "is_opaque",
-    "layers_told",
     "load_weights",
     "logits_of",
     "made_up_inputs",

@@ -1,4 +1,4 @@
-"""How a batch is handed to a model, and where the logits are in what it returns."""
+"""Calling a model on a batch, and extracting the logits from its output."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,21 +10,25 @@ from torch import Tensor, nn
 from ckpt_probe.errors import DataError, last_line
 
 Batch = Tensor | Mapping[str, Tensor]
-"""Inputs (n, …) of n samples: one tensor, or several by the names under which the model takes them."""
+"""Inputs of n samples: a tensor of shape (n, …), or several by the names of the model's arguments."""
 
 Call = tuple[Tensor, Tensor]
-"""What a layer was given, and what it gave."""
+"""Input and output of a layer."""
 
 
 def call(model: nn.Module, inputs: Batch) -> Any:
-    """What the model returns for a batch: a tensor is its first argument, a mapping its named ones."""
-    # Hooks that are set after torch.compile do not run in the compiled code; they do in the module that it wraps.
+    """Call the model on a batch: a tensor is its first argument, a mapping its keyword arguments."""
+    # Hooks that are set after torch.compile run only in the wrapped module, not in the compiled code.
     plain = getattr(model, "_orig_mod", model)
     return plain(**inputs) if isinstance(inputs, Mapping) else plain(inputs)
 
 
 def samples_in(inputs: Batch) -> int:
-    """The number of samples of a batch. Raises DataError where its tensors disagree on it."""
+    """Return the number of samples of a batch.
+
+    Raises:
+        DataError: If the tensors have different numbers of samples.
+    """
     if isinstance(inputs, Tensor):
         return len(inputs)
     lengths = {name: len(tensor) for name, tensor in inputs.items()}
@@ -34,31 +38,41 @@ def samples_in(inputs: Batch) -> int:
 
 
 def part_of(inputs: Batch, which: slice) -> Batch:
-    """Some samples of a batch."""
+    """Return some samples of a batch."""
     if isinstance(inputs, Tensor):
         return inputs[which]
     return {name: tensor[which] for name, tensor in inputs.items()}
 
 
 def described(inputs: Batch) -> str:
-    """Shape and kind of one sample, for a message: "(1, 8, 8) of float32"."""
+    """Return shape and dtype of one sample for a message: "(1, 8, 8) of float32"."""
     if isinstance(inputs, Tensor):
         return f"{tuple(inputs.shape[1:])} of {str(inputs.dtype).removeprefix('torch.')}"
     return ", ".join(f"{name} {described(tensor)}" for name, tensor in inputs.items())
 
 
 def run_once(model: nn.Module, inputs: Batch) -> Tensor:
-    """The logits of a batch, (n, C) for most models, as `forward_once` computes them.
+    """Return the logits of a batch, shape (n, C) for most models; see `forward_once`.
 
-    Raises DataError where the model does not take such inputs, or returns no logits.
+    Args:
+        model: The model.
+        inputs: Inputs of the batch.
+
+    Raises:
+        DataError: If the model does not accept the inputs, or returns no logits.
     """
     return logits_of(forward_once(model, inputs))
 
 
 def forward_once(model: nn.Module, inputs: Batch) -> Any:
-    """What the model returns for a batch in evaluation mode, without gradient; the model is left as it was.
+    """Call the model in evaluation mode without gradients, then restore its mode.
 
-    Raises DataError where the model does not take such inputs.
+    Args:
+        model: The model.
+        inputs: Inputs of the batch.
+
+    Raises:
+        DataError: If the model does not accept the inputs.
     """
     try:
         with torch.no_grad(), evaluating(model):
@@ -68,13 +82,13 @@ def forward_once(model: nn.Module, inputs: Batch) -> Any:
 
 
 def unknown_index(error: IndexError) -> str:
-    """A sentence for what a forward pass raises where samples or labels hold an index that the model does not have."""
+    """Return the message for a forward pass that fails because samples contain an index outside the model's range."""
     return f"the model does not take some of the samples: they hold an index out of its range (IndexError: {error})"
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode; on leaving, also after an error, each of its modules is in the mode it was in."""
+    """Set a model to evaluation mode within the `with` block, then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -86,16 +100,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def tapping(
-    layers: Mapping[str, nn.Module], *, copied: bool = False, heard: Callable[[], bool] = lambda: True
+    layers: Mapping[str, nn.Module], *, copied: bool = False, is_enabled: Callable[[], bool] = lambda: True
 ) -> Iterator[dict[str, list[Call]]]:
-    """While entered, the calls of some layers by the names given: the first tensor each takes, and what it gives.
+    """Record the calls of some layers within the `with` block.
 
-    copied: whether what it gives is kept as a copy, since what follows may change it in place. heard: whether a call
-    is kept.
+    Args:
+        layers: The layers by name.
+        copied: Whether to copy the outputs, which the model may change in place.
+        is_enabled: Returns whether to record the current call.
+
+    Yields:
+        For each name a list of the first tensor and the output of every call.
     """
     calls: dict[str, list[Call]] = {name: [] for name in layers}
     hooks = [
-        layer.register_forward_hook(_recorder(calls[name], copied, heard), with_kwargs=True)
+        layer.register_forward_hook(_recorder(calls[name], copied, is_enabled), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
@@ -106,18 +125,24 @@ def tapping(
 
 
 class _Reached(Exception):
-    """A layer is about to run."""
+    """Raised when a layer is about to run."""
 
 
 def stopped_at(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
-    """What a layer is given when a batch reaches it for the first time; nothing after it is computed.
+    """Return the input of a layer in its first call; the forward pass ends there.
 
-    Raises DataError where the layer does not run.
+    Args:
+        model: The model.
+        layer: Name of the layer.
+        inputs: Inputs of the batch.
+
+    Raises:
+        DataError: If the layer does not run.
     """
-    given: list[Tensor | None] = []
+    received: list[Tensor | None] = []
 
     def reach(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        given.append(first_tensor(arguments, named))
+        received.append(first_tensor(arguments, named))
         raise _Reached
 
     hook = model.get_submodule(layer).register_forward_pre_hook(reach, with_kwargs=True)
@@ -127,29 +152,34 @@ def stopped_at(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
         pass
     finally:
         hook.remove()
-    if not given or given[0] is None:
-        raise DataError(f"classifier {layer} did not run in a forward pass, or was given no tensor")
-    return given[0]
+    if not received or received[0] is None:
+        raise DataError(f"classifier {layer} did not run in a forward pass, or received no tensor")
+    return received[0]
 
 
 def first_tensor(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
-    """The first tensor that a module was called with."""
+    """Return the first tensor among the arguments of a module."""
     return next((value for value in (*arguments, *named.values()) if isinstance(value, Tensor)), None)
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, `.logits`, `["logits"]`, or the first of a tuple.
+    """Return the logits in a model's output: a tensor, `.logits`, `["logits"]`, or the first tensor of a tuple.
 
-    Raises DataError where there are none.
+    Raises:
+        DataError: If the output contains no tensor.
     """
     return results_of(output)[0]
 
 
 def results_of(output: Any) -> list[Tensor]:
-    """The tensors in what a model returned that may be logits, the likeliest first.
+    """Return the tensors in a model's output that may be logits, the likeliest first.
 
-    A tensor, `.logits` or `["logits"]` is the only one; else those of a tuple, or of a mapping, in their order.
-    Raises DataError where there are none.
+    Args:
+        output: A tensor, an output with `.logits` or `["logits"]`, which is then the only candidate, or a tuple or
+            mapping of tensors.
+
+    Raises:
+        DataError: If the output contains no tensor.
     """
     if isinstance(output, Tensor):
         return [output]
@@ -158,18 +188,18 @@ def results_of(output: Any) -> list[Tensor]:
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         return [output["logits"]]
     parts = list(output.values()) if isinstance(output, Mapping) else output
-    found = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, tuple | list) else []
-    if not found:
+    tensors = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, tuple | list) else []
+    if not tensors:
         raise DataError(f"the model returned {type(output).__name__}, which contains no logits")
-    return found
+    return tensors
 
 
-def _recorder(calls: list[Call], copied: bool, heard: Callable[[], bool]) -> Callable[..., None]:
+def _recorder(calls: list[Call], copied: bool, is_enabled: Callable[[], bool]) -> Callable[..., None]:
     def record(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        if not heard():
+        if not is_enabled():
             return
-        given = first_tensor(arguments, named)
-        if given is not None and isinstance(output, Tensor):
-            calls.append((given, output.clone() if copied else output))
+        received = first_tensor(arguments, named)
+        if received is not None and isinstance(output, Tensor):
+            calls.append((received, output.clone() if copied else output))
 
     return record

@@ -1,4 +1,4 @@
-"""What a model takes and what its head is, for people: inputs made up from its configuration, and a forward pass."""
+"""Descriptions of a model's inputs and head, from random inputs of the right shape and a forward pass."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,17 +13,23 @@ from ckpt_probe.models.heads.backbone import Backbone
 from ckpt_probe.models.heads.head import Head
 
 SIDE = 224
-"""The side of images of a model that says nothing of it, as ImageNet's."""
+"""Default side of images in pixels, as for ImageNet."""
 
 WAVES = 16_000
 TOKENS = 8
-"""Numbers of a wave (one second), and tokens of a text, that are made up."""
+"""Length of random sounds in samples (one second), and of random texts in tokens."""
 
 
 def made_up_inputs(model: nn.Module, arguments: Mapping[str, Any], samples: int = 2) -> Batch:
-    """Random inputs of the shape and kind that a model's own configuration or arguments ask for, by a fixed seed.
+    """Draw random inputs of the shape and kind that a model's configuration or arguments state, with a fixed seed.
 
-    Raises UsageError where neither says what it takes.
+    Args:
+        model: The model.
+        arguments: Arguments of the model.
+        samples: Number of samples.
+
+    Raises:
+        UsageError: If neither states the inputs.
     """
     draw = torch.Generator().manual_seed(0)
     config = getattr(model, "config", None)
@@ -32,16 +38,25 @@ def made_up_inputs(model: nn.Module, arguments: Mapping[str, Any], samples: int 
         return _of_transformers(config, name, samples, draw)
     shape = _image_shape(model, arguments)
     if shape is None:
-        raise UsageError("what the model takes is not known; name data that it is shown by --data")
+        raise UsageError("the inputs of the model are not known; name data for it by --data")
     return torch.randn(samples, *shape, generator=draw)
 
 
 def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]:
-    """A head and a forward pass, as facts: layer, kind, why it is the head, shapes, what the first sample gives."""
-    one = part_of(inputs, slice(0, 1))
+    """Describe a head and a forward pass.
+
+    Args:
+        head: The head.
+        model: The model.
+        inputs: Inputs of a batch, of which the first sample is used.
+
+    Returns:
+        Layer, kind, reason for its choice, shapes, and the prediction for the first sample.
+    """
+    sample = part_of(inputs, slice(0, 1))
     with torch.no_grad():
         weights, bias = head.parameters(model)
-        result = results_of(forward_once(model, one))[head.result]
+        result = results_of(forward_once(model, sample))[head.result]
     logits = result.reshape(-1, weights.shape[0]).float()[0] if result.numel() % weights.shape[0] == 0 else None
     classes, features = weights.shape
     return {
@@ -53,7 +68,7 @@ def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]
         "classes": classes,
         "features": features,
         "bias": bias is not None,
-        "inputs": described(one),
+        "inputs": described(sample),
         "output": list(result.shape),
         "prediction": None if logits is None else int(logits.argmax()),
         "confidence": None if logits is None else _confidence(logits, head.reading),
@@ -61,20 +76,20 @@ def describe_head(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]
 
 
 def describe_backbone(rows: Backbone, model: nn.Module, inputs: Batch) -> dict[str, Any]:
-    """The same of a model without a head, whose `layer` is None."""
-    one = part_of(inputs, slice(0, 1))
-    features = rows.tapped(model, one).features
+    """Describe a model without a head and a forward pass, like `describe_head`; with no `layer`."""
+    sample = part_of(inputs, slice(0, 1))
+    features = rows.tapped(model, sample).features
     return {
         "layer": None,
         "rows": POOLED[rows.pooling],
         "features": features.shape[1],
-        "inputs": described(one),
+        "inputs": described(sample),
         "output": list(features.shape),
     }
 
 
 POOLED = {
-    "features": "what the model returns, one a sample",
+    "features": "the model's output, one a sample",
     "mean": "the mean over the tokens of each sample",
     "cls": "the first token of each sample",
     "last": "the last token of each sample",
@@ -88,8 +103,8 @@ ROWS = {
 }
 
 
-def head_told(facts: Mapping[str, Any]) -> list[str]:
-    """The facts of `describe_head`, or of `describe_backbone`, as lines for people."""
+def format_head(facts: Mapping[str, Any]) -> list[str]:
+    """Format the result of `describe_head` or `describe_backbone` as lines of text."""
     if facts["layer"] is None:
         passed = f"forward pass: {facts['inputs']} → {' × '.join(map(str, facts['output']))}"
         return [f"head: none; features: {facts['features']:,}, {facts['rows']}", passed]
@@ -108,7 +123,7 @@ def head_told(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _confidence(logits: Tensor, reading: str) -> float | None:
-    """The probability of the likeliest class, None where the logits are not finite, or single ones."""
+    """Return the probability of the likeliest class, None for logits that are not finite, single or of a sigmoid."""
     if len(logits) < 2 or not bool(logits.isfinite().all()) or reading == "sigmoid":
         return None
     return float(logits.max() if reading == "softmax" else F.softmax(logits, dim=0).max())
@@ -127,7 +142,7 @@ def _of_transformers(config: Any, name: str, samples: int, draw: torch.Generator
         known = torch.tensor([word for word in range(min(words, 1000)) if word not in special] or [0])
         ids = known[torch.randint(len(known), (samples, TOKENS), generator=draw)]
         return {name: ids, "attention_mask": torch.ones_like(ids)}
-    raise UsageError(f"the model takes {name}, of a shape that is not known; name data that it is shown by --data")
+    raise UsageError(f"the model takes {name}, of a shape that is not known; name data for it by --data")
 
 
 def _image_shape(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""Where a model runs."""
+"""The device on which a model runs."""
 
 from typing import overload
 
@@ -10,9 +10,13 @@ from ckpt_probe.models.calling import Batch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names; auto takes CUDA, then MPS, then the CPU.
+    """Return a device by name.
 
-    Raises UsageError for another name, or a device that is not there.
+    Args:
+        name: `auto` (CUDA if available, else MPS, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises:
+        UsageError: For another name, or a device that is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -36,9 +40,14 @@ def on_device(inputs: Tensor, device: torch.device, dtype: torch.dtype | None = 
 @overload
 def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch: ...
 def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
-    """A tensor, or each of several, on a device, its floating-point numbers as `dtype` where that is given.
+    """Copy inputs to a device.
 
-    Only CUDA is not waited for: a copy to MPS in the background may read what has been freed meanwhile.
+    Copies to CUDA are asynchronous; an asynchronous copy to MPS may read memory that was freed meanwhile.
+
+    Args:
+        inputs: A tensor, or several by name.
+        device: The device.
+        dtype: Type of floating-point numbers; unchanged if None.
     """
     if not isinstance(inputs, Tensor):
         return {name: on_device(tensor, device, dtype) for name, tensor in inputs.items()}

@@ -1,4 +1,4 @@
-"""Putting a checkpoint's tensors into a model, or saying exactly why they do not fit."""
+"""Loading a checkpoint's tensors into a model, with exact messages if they do not fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from torch.nn.parameter import is_lazy
 
 from ckpt_probe.copies import trained_first
 from ckpt_probe.errors import DataError, last_line, listed
-from ckpt_probe.models.renaming import renamed
+from ckpt_probe.models.renaming import translate_names
 from ckpt_probe.models.tying import shared_names, untie
 from ckpt_probe.wrappers import COUNTER, fitting_prefixes, is_extra_state, unwrapped
 
 QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_scale_inv")
-"""Ends of names that only quantised checkpoints have."""
+"""Endings of tensor names that occur only in quantised checkpoints."""
 
 
 def load_weights(
@@ -32,11 +32,11 @@ def load_weights(
     norm may be absent, and tensors that the model ties to others.
 
     Args:
-        model: The model, changed in place; tensors that it ties are treated as `untie` says where their values differ.
+        model: The model, changed in place; `untie` decides about tied tensors whose values differ.
         state_dict: Tensors by name.
         source: The file, for messages.
-        extra: Values for modules' `set_extra_state` by name; if None, the model keeps those it has.
-        state_key: Where in the file the state dict was found, for messages.
+        extra: Values for modules' `set_extra_state` by name; if None, the model's values are unchanged.
+        state_key: Key of the state dict in the file, for messages.
 
     Returns:
         Notes for the user, one sentence each.
@@ -56,20 +56,20 @@ def load_weights(
         )
     entries = unwrapped({**state_dict, **(extra or {})}, set(state))
     settings, opaque = _extra_states(entries)
-    given = renamed(model, {name: tensor for name, tensor in entries.items() if not is_extra_state(name)})
-    _require_floats(wanted, given, source)
-    given = {**_absent(wanted, given), **given}
+    tensors = translate_names(model, {name: tensor for name, tensor in entries.items() if not is_extra_state(name)})
+    _require_floats(wanted, tensors, source)
+    tensors = {**_absent(wanted, tensors), **tensors}
     misshapen = [
-        f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
-        for name in sorted(set(wanted) & set(given))
-        if not is_lazy(wanted[name]) and given[name].shape != wanted[name].shape
+        f"{name} {tuple(tensors[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in sorted(set(wanted) & set(tensors))
+        if not is_lazy(wanted[name]) and tensors[name].shape != wanted[name].shape
     ]
     notes: tuple[str, ...] = ()
     if misshapen:
-        missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+        missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     else:
-        notes = untie(model, given)
-        missing, unexpected = _load(model, {**given, **settings}, source)
+        notes = untie(model, tensors)
+        missing, unexpected = _load(model, {**tensors, **settings}, source)
         missing = [name for name in missing if not is_extra_state(name) or (extra is not None and name not in opaque)]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
     listings = [f"{len(names)} {fault}: {listed(sorted(names))}" for fault, names in faults if names]
@@ -91,39 +91,39 @@ def require_classes(logits: int, classes: int, names: Sequence[str] | None = Non
 
 
 def _load(model: nn.Module, state: Mapping[str, Any], source: str) -> tuple[list[str], list[str]]:
-    """Load a state dict through the model's own hooks; return names that it misses and names that it does not know."""
+    """Load a state dict through the model's hooks, and return missing and unexpected names."""
     try:
         result = model.load_state_dict(state, strict=False)
     except Exception as error:
-        # Hooks and extra state of a model are code of its own, which may raise anything.
+        # Hooks and extra state run the model's code, which may raise anything.
         raise DataError(f"{source}: the model refuses the checkpoint ({last_line(error)})") from error
     return list(result.missing_keys), list(result.unexpected_keys)
 
 
 def _extra_states(entries: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return the extra state that modules receive, and the names of entries that they do not."""
+    """Return the extra state that may be passed to modules, and the names of opaque entries that may not."""
     extra = {name: value for name, value in entries.items() if is_extra_state(name)}
     opaque = {name for name, value in extra.items() if is_opaque(value)}
     return {name: value for name, value in extra.items() if name not in opaque}, opaque
 
 
-def _absent(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the model that a checkpoint may lack: counters of batch norm, and twins of what it has."""
+def _absent(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that a checkpoint may omit: counters of batch norm, and tensors tied to ones that it has."""
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(COUNTER)}
-    known = [(names, [name for name in names if name in given]) for names in shared_names(wanted)]
-    return counters | {name: given[present[-1]] for names, present in known if present for name in names}
+    known = [(names, [name for name in names if name in tensors]) for names in shared_names(wanted)]
+    return counters | {name: tensors[present[-1]] for names, present in known if present for name in names}
 
 
-def _require_floats(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    """Raise DataError for quantised weights, before it is said how their names and shapes do not fit."""
+def _require_floats(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise DataError for quantised weights, before names and shapes are compared."""
     floating = [name for name, tensor in wanted.items() if tensor.is_floating_point()]
-    whole = [name for name in floating if name in given and not given[name].is_floating_point()]
-    if whole:
-        kind = str(given[whole[0]].dtype).removeprefix("torch.")
+    integers = [name for name in floating if name in tensors and not tensors[name].is_floating_point()]
+    if integers:
+        kind = str(tensors[integers[0]].dtype).removeprefix("torch.")
         raise DataError(
-            f"{source}: tensor {whole[0]!r} is {kind}, but the model expects floating point ({len(whole)} such): "
+            f"{source}: tensor {integers[0]!r} is {kind}, but the model expects floating point ({len(integers)} such): "
             "a quantised checkpoint; dequantise it first"
         )
-    packed = [name for name in given if f".{name}".endswith(QUANTISED) and name not in wanted]
+    packed = [name for name in tensors if f".{name}".endswith(QUANTISED) and name not in wanted]
     if packed:
         raise DataError(f"{source}: tensor {packed[0]!r} belongs to a quantised checkpoint; dequantise it first")

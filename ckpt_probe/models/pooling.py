@@ -1,4 +1,4 @@
-"""How the tokens (n, T, D) of samples become rows: their mean, the first or the last one, or every one of them."""
+"""Pooling of tokens, shape (n, T, D), to rows: their mean, the first, the last, or all of them."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,16 @@ from torch import Tensor
 from ckpt_probe.models.calling import Batch
 
 HALVES = (torch.float16, torch.bfloat16)
-"""Too coarse to add up in."""
+"""Types that are too imprecise for sums."""
 
 
 def mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean (n, D) over the tokens (n, T, D) of each sample. mask: (n, T), 0 where a token is padding."""
+    """Return the mean over the tokens of each sample, shape (n, D).
+
+    Args:
+        tokens: Tokens, shape (n, T, D).
+        mask: Zero for padding, shape (n, T).
+    """
     if mask is None:
         return mean_over(tokens, (1,))
     kind = _summing(tokens)
@@ -21,17 +26,17 @@ def mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def cls(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The first token (n, D) of each sample that is no padding."""
+    """Return the first token of each sample that is not padding, shape (n, D); see `mean`."""
     return _chosen(tokens, mask, first=True)
 
 
 def last(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The last token (n, D) of each sample that is no padding."""
+    """Return the last token of each sample that is not padding, shape (n, D); see `mean`."""
     return _chosen(tokens, mask, first=False)
 
 
 def tokens(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Every token that is no padding, (m, D), sample by sample."""
+    """Return every token that is not padding, sample by sample, shape (m, D); see `mean`."""
     return tokens.flatten(0, 1) if mask is None else tokens[mask != 0]
 
 
@@ -39,13 +44,13 @@ POOLINGS = {"mean": mean, "cls": cls, "last": last, "tokens": tokens}
 
 
 def padding_mask(inputs: Batch) -> Tensor | None:
-    """The mask (n, T) that says which tokens of a batch are no padding, where it has one."""
-    found = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return found if found is not None and found.ndim == 2 else None
+    """Return the attention mask of a batch, shape (n, T), zero for padding; None without one."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask if mask is not None and mask.ndim == 2 else None
 
 
 def mean_over(values: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The mean over axes, added up in float32 at least and given in the dtype of the values."""
+    """Return the mean over axes, summed in float32 or a wider type, in the dtype of the values."""
     return values.mean(dim=axes, dtype=_summing(values)).to(values.dtype)
 
 
@@ -56,6 +61,6 @@ def _summing(values: Tensor) -> torch.dtype:
 def _chosen(tokens: Tensor, mask: Tensor | None, *, first: bool) -> Tensor:
     if mask is None:
         return tokens[:, 0 if first else -1]
-    kept = (mask != 0).int()
-    place = kept.argmax(dim=1) if first else kept.shape[1] - 1 - kept.flip(1).argmax(dim=1)
-    return tokens[torch.arange(len(tokens), device=tokens.device), place]
+    is_token = (mask != 0).int()
+    position = is_token.argmax(dim=1) if first else is_token.shape[1] - 1 - is_token.flip(1).argmax(dim=1)
+    return tokens[torch.arange(len(tokens), device=tokens.device), position]

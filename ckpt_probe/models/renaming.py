@@ -1,4 +1,4 @@
-"""Tensors by the names that transformers gives them today; what it writes to a file has those of earlier versions."""
+"""Translation of tensor names in files of transformers, which keep the names of earlier versions."""
 
 from collections.abc import Mapping
 
@@ -9,14 +9,19 @@ from ckpt_probe.models.tying import is_of_transformers
 from ckpt_probe.plugins import loaded_by_transformers
 
 
-def renamed(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A state dict by the names of a model of transformers, translated by its own loader; any other as it is.
+def translate_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Translate a state dict to the names of a transformers model with its own loader.
 
-    What the model lacks stays under its old name, what the file lacks is absent, and a tensor of another shape is one
-    without memory, so that whoever puts them into the model sees what does not fit.
+    Args:
+        model: The model; for other models the state dict is returned unchanged.
+        state_dict: Tensors by name.
+
+    Returns:
+        Tensors by the model's names. Tensors that the model lacks keep their old names, and tensors of another shape
+        are on the meta device, so that the caller can report what does not fit.
     """
     if not is_of_transformers(model) or set(state_dict) == set(model.state_dict()):
         return state_dict
-    told, found = loaded_by_transformers(type(model), model.config, state_dict)
-    told |= {name: state_dict[name] for name in found["unexpected_keys"] if name in state_dict}
-    return told | {name: torch.empty(shape, device="meta") for name, shape, _ in found["mismatched_keys"]}
+    translated, report = loaded_by_transformers(type(model), model.config, state_dict)
+    translated |= {name: state_dict[name] for name in report["unexpected_keys"] if name in state_dict}
+    return translated | {name: torch.empty(shape, device="meta") for name, shape, _ in report["mismatched_keys"]}

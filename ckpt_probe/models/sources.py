@@ -1,4 +1,4 @@
-"""A model by name: builtin, of a framework, an entry point, or anybody's own function."""
+"""Models by name: builtin, from a framework, from an entry point, or from a user's function."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,15 @@ from ckpt_probe.models.external.image_models import (
     torchvision_arguments,
     torchvision_model,
 )
-from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, told_sizes
+from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, sizes_from_tensors
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.models"
 FRAMEWORKS = {"timm": timm_model, "torchvision": torchvision_model, "hf": hugging_face_model}
-"""What builds a model called `timm:NAME`, `torchvision:NAME` or `hf:DIR`."""
+"""Functions that build `timm:NAME`, `torchvision:NAME` and `hf:DIR`."""
 
 CLASSES = ("classes", "num_classes")
-"""How a function of anybody's may call its number of classes."""
+"""Accepted names of a user function's parameter for the number of classes."""
 
 
 def build_model(
@@ -37,19 +37,25 @@ def build_model(
     classes: int | None = None,
     initialised: bool = True,
 ) -> nn.Module:
-    """The network that `name` and `arguments` describe, freshly initialised.
+    """Build a network by name.
 
-    `input_shape` (of one sample) and `classes` are passed on to functions that take them and were not given them.
-    initialised: False where a checkpoint is about to replace all parameters: those of a framework's model are then left
-    as they were allocated.
-    Raises UsageError for an unknown name, arguments that do not fit, or a function that raises or returns no module.
+    Args:
+        name: Name of the model: builtin, `timm:NAME`, `torchvision:NAME`, `hf:DIR`, an entry point,
+            `package.module:function` or `path/to/file.py:function`.
+        arguments: Arguments of the model.
+        input_shape: Shape of one sample, passed to functions that accept it.
+        classes: Number of classes, passed to functions that accept it.
+        initialised: Whether to draw initial parameters; False if a checkpoint replaces all of them.
+
+    Raises:
+        UsageError: For an unknown name, invalid arguments, or a function that raises or returns no module.
     """
-    given = model_arguments(name, arguments, input_shape=input_shape, classes=classes)
-    framework, place = _of_framework(name)
+    complete = model_arguments(name, arguments, input_shape=input_shape, classes=classes)
+    framework, reference = _of_framework(name)
     if framework is None:
-        return _called(name, _function(name), given)
+        return _called(name, _function(name), complete)
     with nullcontext() if initialised else Unfilled():
-        return framework(place, given)
+        return framework(reference, complete)
 
 
 def model_arguments(
@@ -61,62 +67,71 @@ def model_arguments(
     padding: int | None = None,
     tensors: Shapes | None = None,
 ) -> dict[str, Any]:
-    """Return the complete arguments, with which `build_model` alone builds the same network again.
+    """Return complete arguments, with which `build_model` builds the same network without any data or checkpoint.
 
     Args:
         name: The model, as `build_model` takes it.
         arguments: Arguments that the caller states; they take precedence.
         input_shape: The shape of one sample of the data.
         classes: The number of classes of the data.
-        padding: The number of the token that pads the texts of the data.
+        padding: Id of the token that pads the texts of the data.
         tensors: Shapes of the checkpoint's tensors, whose sizes take precedence over those of the data.
 
     Raises:
         UsageError: If there is no such model, or it does not take such arguments.
     """
-    given = dict(arguments or {})
-    kind, _, place = name.partition(":")
-    if kind == "timm" and place:
-        return timm_arguments(place, given, input_shape=input_shape, classes=classes, tensors=tensors)
-    if kind == "torchvision" and place:
-        return torchvision_arguments(place, given, input_shape=input_shape, classes=classes, tensors=tensors)
-    if kind == "hf" and place:
-        return hugging_face_arguments(place, given, classes=classes, padding=padding, tensors=tensors)
+    complete = dict(arguments or {})
+    kind, _, reference = name.partition(":")
+    if kind == "timm" and reference:
+        return timm_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)
+    if kind == "torchvision" and reference:
+        return torchvision_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)
+    if kind == "hf" and reference:
+        return hugging_face_arguments(reference, complete, classes=classes, padding=padding, tensors=tensors)
     function = _function(name)
     parameters = _parameters(function)
     if input_shape is not None and "input_shape" in parameters:
-        given.setdefault("input_shape", list(input_shape))
+        complete.setdefault("input_shape", list(input_shape))
     called = next((parameter for parameter in CLASSES if parameter in parameters), None)
-    if called is None or classes is None or called in given:
-        return given
-    told: Mapping[str, int] = {}
+    if called is None or classes is None or called in complete:
+        return complete
+    sizes: Mapping[str, int] = {}
     if tensors is not None:
-        model = outline(lambda arguments: _called(name, function, arguments), {**given, called: classes})
-        told = told_sizes(Skeleton(shapes_of(model), classes), tensors, SizeNames(called))
-    return {**given, called: classes, **told}
+        model = outline(lambda arguments: _called(name, function, arguments), {**complete, called: classes})
+        sizes = sizes_from_tensors(Skeleton(shapes_of(model), classes), tensors, SizeNames(called))
+    return {**complete, called: classes, **sizes}
 
 
 def assumed_arguments(name: str) -> Mapping[str, Any]:
-    """Return the arguments with which a framework builds a model for its own weights, and which no file records."""
+    """Return arguments that a framework sets for models with its own weights, and that no file records."""
     kind, _, model = name.partition(":")
     return OF_WEIGHTS.get(model, {}) if kind == "torchvision" else {}
 
 
 def functions_named(name: str) -> list[str]:
-    """Each function of anybody's that building a model called `name` would import; none for what comes with us."""
+    """Return the user's functions that building a model would import; empty for builtin, registered, framework models.
+
+    Args:
+        name: Name of the model.
+    """
     known = name in BUILTIN or not is_function_name(name) or name in registered(ENTRY_POINTS)
     return [] if known or _of_framework(name)[0] else [name]
 
 
 def arguments_taken(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that the function of anybody's called `name` takes by name; none for what comes with us."""
+    """Return the entries of `values` that a user's function accepts as parameters; empty for all other models.
+
+    Args:
+        name: Name of the model.
+        values: Possible arguments by name.
+    """
     taken = _parameters(_function(name)) if functions_named(name) else set()
     return {key: value for key, value in values.items() if key in taken}
 
 
 def _of_framework(name: str) -> tuple[Callable[[str, Mapping[str, Any]], nn.Module] | None, str]:
-    kind, _, place = name.partition(":")
-    return (FRAMEWORKS.get(kind) if place else None), place
+    kind, _, reference = name.partition(":")
+    return (FRAMEWORKS.get(kind) if reference else None), reference
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -131,13 +146,13 @@ def _function(name: str) -> Callable[..., Any]:
     raise UsageError(f"no model called {name!r}; there are: {known}")
 
 
-def _called(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> nn.Module:
+def _called(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
     try:
-        model = function(**given)
+        model = function(**arguments)
     except CkptProbeError:
         raise
     except (TypeError, ValueError) as error:
-        raise UsageError(f"model {name}: cannot be built with arguments {given}: {error}") from error
+        raise UsageError(f"model {name}: cannot be built with arguments {arguments}: {error}") from error
     except Exception as error:
         raise UsageError(f"model {name}: the function raised {last_line(error)}") from error
     if not isinstance(model, nn.Module):

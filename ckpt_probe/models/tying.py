@@ -1,4 +1,4 @@
-"""Tensors that a model has under several names, where a file has different values under these names."""
+"""Tensors that a model has under several names, for files with different values under these names."""
 
 import sys
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ def shared_names(tensors: Mapping[str, Tensor]) -> list[list[str]]:
 def untie(model: nn.Module, values: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Prepare a model for values that differ under two names of one tensor.
 
-    A model of transformers gets a tensor for each of them, as its loader leaves such a pair untied. Any other
-    model stays as it is, where torch's `load_state_dict` lets the last of the names count.
+    A transformers model gets a separate tensor for each name, like with its own loader. Other models are unchanged;
+    torch's `load_state_dict` then uses the value of the last name.
 
     Args:
         model: The model, changed in place.

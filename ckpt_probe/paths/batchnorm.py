@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ckpt_probe.data import Split, ready_parts, taken_apart
+from ckpt_probe.data import Split, ready_parts, split_lengths
 from ckpt_probe.errors import UsageError
 from ckpt_probe.models import call, on_device
 from ckpt_probe.paths.options import SAMPLES
@@ -54,7 +54,7 @@ def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None
                 seen += len(labels)
                 for layer in layers:
                     layer.momentum = len(labels) / seen
-                call(model, on_device(taken_apart(inputs)[0], parameter.device, parameter.dtype))
+                call(model, on_device(split_lengths(inputs)[0], parameter.device, parameter.dtype))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.eval()

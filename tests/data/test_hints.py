@@ -6,7 +6,7 @@ from ckpt_probe.data import ModelHints
 
 
 def test_a_models_name_in_parts() -> None:
-    assert (ModelHints("timm:resnet18").source, ModelHints("timm:resnet18").place) == ("timm", "resnet18")
+    assert (ModelHints("timm:resnet18").source, ModelHints("timm:resnet18").reference) == ("timm", "resnet18")
     assert (ModelHints("cnn").source, ModelHints().source) == ("", "")
 
 
@@ -15,7 +15,7 @@ def test_files_are_found_in_the_named_directory_beside_the_checkpoint_or_above_i
     for place in (run / "checkpoint-500", named):
         place.mkdir(parents=True)
     hints = ModelHints(f"hf:{named}", directory=run / "checkpoint-500")
-    assert hints.holding("vocab.txt") is None
+    assert hints.directory_with("vocab.txt") is None
     for place in (run, run / "checkpoint-500", named):
         (place / "vocab.txt").write_text("")
-        assert hints.holding("vocab.txt", "tokenizer.json") == place
+        assert hints.directory_with("vocab.txt", "tokenizer.json") == place

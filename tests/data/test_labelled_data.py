@@ -181,7 +181,7 @@ def test_anybodys_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("negative", "a label is -1"),
         ("wrong", "expected a dict of splits, found list"),
         ("odd", "split 'train' is neither"),
-        ("beyond", "split 'test': the label of sample 2 is 3, outside 0 … 1, though the data say 2 classes"),
+        ("beyond", "split 'test': the label of sample 2 is 3, outside 0 … 1, though the data have 2 classes"),
         ("named", r"labels: expected numbers of classes, 0 … C−1, found 'b'; number them: .*numpy\.unique"),
     ):
         with pytest.raises(DataError, match=message):

@@ -96,15 +96,17 @@ def test_pairs_of_texts_and_numbers_that_are_meant_as_text(tmp_path: Path, token
 
 
 def test_text_beside_numbers_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"column 'name' holds text beside others: say --data-argument text=name"):
+    with pytest.raises(
+        DataError, match=r"column 'name' holds text beside others; choose it, --data-argument text=name"
+    ):
         load_data(written(tmp_path, "name,x,label\nq,1,0\n"))
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     name = written(tmp_path, "text,label\ngood,0\n")
-    with pytest.raises(UsageError, match=r"text needs a tokenizer: say its directory by --data-argument tokenizer=DIR"):
+    with pytest.raises(UsageError, match=r"text needs a tokenizer: name its directory, --data-argument tokenizer=DIR"):
         load_data(name)
-    with pytest.raises(UsageError, match=r"text needs a tokenizer \(there is none in .*/run or nowhere\): say its"):
+    with pytest.raises(UsageError, match=r"text needs a tokenizer \(no tokenizer in .*/run or nowhere\): name its"):
         load_data(name, hints=ModelHints("hf:nowhere", directory=tmp_path / "run"))
     with pytest.raises(DataError, match=r"no tokenizer in it \(no tokenizer\.json"):
         load_data(name, {"tokenizer": str(tmp_path)})
@@ -117,7 +119,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", r"which column has the labels\? say --data-argument label=NAME; there are: a, b"),
+        ("a,b\n1,2\n", r"which column has the labels\? --data-argument label=NAME; there are: a, b"),
         ("x,label\n1,0\n2\n", r"Row #3: Expected 2 columns, got 1"),
         ("x,label\n1,0,5\n", r"Row #2: Expected 2 columns, got 3"),
         ("", "Empty CSV"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.models import build_model, describe_head, find_head, head_told, made_up_inputs
+from ckpt_probe.models import build_model, describe_head, find_head, format_head, made_up_inputs
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_texts_images_and_waves_of_transformers() -> None:
 
 
 def test_a_model_that_says_nothing_of_its_inputs() -> None:
-    with pytest.raises(UsageError, match=r"what the model takes is not known; name data .* by --data"):
+    with pytest.raises(UsageError, match=r"the inputs of the model are not known; name data .* by --data"):
         made_up_inputs(nn.Linear(3, 2), {})
 
 
@@ -75,7 +75,7 @@ def test_facts_of_a_head_and_one_pass() -> None:
         "output": [1, 3],
         "prediction": int(expected.argmax()),
     }
-    assert head_told({**facts, "confidence": confidence}) == [
+    assert format_head({**facts, "confidence": confidence}) == [
         "head: 2 (Linear, linear), 3 classes × 5 features, with bias: the model's output is the softmax of its output",
         f"forward pass: (6,) of float32 → 1 × 3, class {int(expected.argmax())} ({confidence:.1%})",
     ]

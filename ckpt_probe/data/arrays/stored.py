@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.samples import ArraySplit, as_handed_out
+from ckpt_probe.data.samples import ArraySplit, to_model_dtype
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names, require_own
 
@@ -32,7 +32,7 @@ class StoredSplit:
 
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Inputs (n, …) and labels (n,) of the samples named. Raises DataError where they cannot be read."""
-        return as_handed_out(self._read(indices)), self._labels[indices]
+        return to_model_dtype(self._read(indices)), self._labels[indices]
 
     def held(self) -> ArraySplit:
         """The same split in memory."""

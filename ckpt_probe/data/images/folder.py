@@ -21,65 +21,77 @@ from ckpt_probe.data.samples import LabelledData, first_samples, sample_shape
 from ckpt_probe.errors import DataError, listed
 
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
-"""Names of directories that are taken for splits, whatever is in them."""
+"""Names of directories that are always treated as splits."""
 
 ARGUMENTS = frozenset({"allow_empty", TRANSFORM, *Steps.__dataclass_fields__})
 TOLERANCE = 0.01
-"""The share of images that may be damaged."""
+"""Fraction of images that may be damaged."""
 
 
 @dataclass(frozen=True)
 class Folders:
-    """The images of one split: paths below `place`, labels (N,), and the files that are no samples.
+    """The files of one split.
 
-    others: files that are no images by their names. system: images that a system or an editor left there.
+    Args:
+        directory: Directory of the split.
+        files: Paths of the images relative to `directory`.
+        labels: Label of each image, shape (N,).
+        others: Files without an image suffix.
+        system: Images that an operating system or an editor created, by their names.
     """
 
-    place: Path
+    directory: Path
     files: list[str]
     labels: np.ndarray
     others: list[str]
     system: list[str]
 
 
-def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
-    """Images of DIR/SPLIT/CLASS/…, or of DIR/CLASS/… as one split named as DIR is; labels count sorted class names.
+def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
+    """Load images of DIR/SPLIT/CLASS/…, or of DIR/CLASS/… as one split with the name of DIR.
 
-    Class names are those of all splits together, so that a label means the same in each. arguments: see
-    `image_preparation`, and `allow_empty` for class folders without images. Raises DataError where there are no such
-    folders, or one has no image.
+    Labels number the sorted class names of all splits, so that a label means the same class in each.
+
+    Args:
+        path: The directory.
+        arguments: Those of `image_preparation`, and `allow_empty` to accept class folders without images.
+        hints: The model that will receive the data.
+        workers: Number of reading processes.
+
+    Raises:
+        DataError: If there are no such folders, or one contains no image.
     """
     require_known("imagefolder", arguments, ARGUMENTS)
-    given = dict(arguments)
-    allow_empty = bool(given.pop("allow_empty", False))
-    preparation = image_preparation(given, hints)
-    directories = _splits(Path(place))
+    settings = dict(arguments)
+    allow_empty = bool(settings.pop("allow_empty", False))
+    preparation = image_preparation(settings, hints)
+    directories = _splits(Path(path))
     names = sorted({name for directory in directories.values() for name in subfolders(directory)})
-    require_utf8(Path(place), names)
-    found = {split: _scanned(directory, names) for split, directory in directories.items()}
-    for split, folders in found.items():
+    require_utf8(Path(path), names)
+    folders_of = {split: _scanned(directory, names) for split, directory in directories.items()}
+    for split, folders in folders_of.items():
         _require_images(split, folders, names, allow_empty)
-    splits = {split: _split(folders, preparation, workers) for split, folders in found.items()}
+    splits = {split: _split(folders, preparation, workers) for split, folders in folders_of.items()}
     inputs, _ = first_samples(next(iter(splits.values())), 1)
     shape = sample_shape(inputs)
-    kept = {**preparation.arguments, **({"allow_empty": True} if allow_empty else {})}
+    recorded = {**preparation.arguments, **({"allow_empty": True} if allow_empty else {})}
     return LabelledData(
-        f"imagefolder:{place}",
+        f"imagefolder:{path}",
         dict(splits),
         len(names),
         shape,
-        kept,
+        recorded,
         tuple(names),
-        _notes(found),
+        _notes(folders_of),
         preparation=preparation.described(shape),
     )
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A map-style dataset of image files: `[i]` → (input, label), or Unreadable."""
+    """A map-style dataset of image files; `[i]` returns (input, label) or raises `Unreadable`."""
 
-    place: Path
+    directory: Path
     files: list[str]
     labels: np.ndarray
     preparation: Preparation
@@ -89,40 +101,50 @@ class ImageFiles:
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         file = self.files[number]
-        picture = read_picture(self.place / file, file, self.preparation.channels)
+        picture = read_picture(self.directory / file, file, self.preparation.channels)
         return self.preparation.prepare(picture), int(self.labels[number])
 
 
 def stacked(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """A batch of prepared images. Raises DataError where they differ in size."""
+    """Join prepared images into a batch.
+
+    Args:
+        samples: Pairs of image, shape (C, H, W), and label.
+
+    Returns:
+        Images, shape (n, C, H, W), and labels, shape (n,).
+
+    Raises:
+        DataError: If the images differ in size.
+    """
     shapes = list(dict.fromkeys(tuple(image.shape) for image, _ in samples))
     if len(shapes) > 1:
-        told = f"images of different sizes in one batch, {shapes[0]} and {shapes[1]}"
-        raise DataError(f"{told}: say how to prepare them by --data-argument resize=256 --data-argument crop=224")
+        message = f"images of different sizes in one batch, {shapes[0]} and {shapes[1]}"
+        raise DataError(f"{message}: choose a preparation, such as --data-argument resize=256 --data-argument crop=224")
     return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
 
 def _split(folders: Folders, preparation: Preparation, workers: int) -> DatasetSplit:
-    dataset = ImageFiles(folders.place, folders.files, folders.labels, preparation)
+    dataset = ImageFiles(folders.directory, folders.files, folders.labels, preparation)
     return DatasetSplit(dataset, labels=folders.labels, collate=stacked, workers=workers, tolerance=TOLERANCE)
 
 
-def _splits(place: Path) -> dict[str, Path]:
-    """Directories of class folders by the names of their splits."""
-    if not place.is_dir():
-        why = "a file; unpack an archive, and name its directory" if place.exists() else "no such directory"
-        raise DataError(f"{place}: {why}")
-    inner = [place / name for name in subfolders(place)]
+def _splits(path: Path) -> dict[str, Path]:
+    """Return the directory of class folders of each split, by the name of the split."""
+    if not path.is_dir():
+        reason = "a file; unpack an archive, and name its directory" if path.exists() else "no such directory"
+        raise DataError(f"{path}: {reason}")
+    inner = [path / name for name in subfolders(path)]
     if not inner:
-        raise DataError(f"{place}: no folders in it: expected SPLIT/CLASS/… or CLASS/… with images")
-    name = place.resolve().name
+        raise DataError(f"{path}: no folders in it: expected SPLIT/CLASS/… or CLASS/… with images")
+    name = path.resolve().name
     if not any(directory.name.lower() in SPLIT_NAMES for directory in inner) and (
         name.lower() in SPLIT_NAMES or any(map(_has_images, inner)) or not any(map(subfolders, inner))
     ):
-        return {name: place}
+        return {name: path}
     flat = [directory.name for directory in inner if not subfolders(directory)]
     if flat:
-        raise DataError(f"{place}: {listed(flat)}: no class folders in it, as others here have; expected SPLIT/CLASS/…")
+        raise DataError(f"{path}: {listed(flat)}: no class folders in it, as others here have; expected SPLIT/CLASS/…")
     return {directory.name: directory for directory in inner}
 
 
@@ -155,22 +177,22 @@ def _scanned(directory: Path, names: list[str]) -> Folders:
 def _require_images(split: str, folders: Folders, names: list[str], allow_empty: bool) -> None:
     classes = f"its classes are {listed(names)}"
     if not folders.files:
-        raise DataError(f"{folders.place}: split {split} has no image ({', '.join(sorted(SUFFIXES))}); {classes}")
-    held = set(folders.labels.tolist())
-    empty = [name for label, name in enumerate(names) if label not in held and (folders.place / name).is_dir()]
+        raise DataError(f"{folders.directory}: split {split} has no image ({', '.join(sorted(SUFFIXES))}); {classes}")
+    present = set(folders.labels.tolist())
+    empty = [name for label, name in enumerate(names) if label not in present and (folders.directory / name).is_dir()]
     if empty and not allow_empty:
         raise DataError(
-            f"{folders.place}: no image in {listed(empty)}: put some there, remove the folder, or keep it as a class "
+            f"{folders.directory}: no image in {listed(empty)}: add images, remove the folder, or keep it as a class "
             f"without samples by --data-argument allow_empty=true; {classes}"
         )
 
 
-def _notes(found: Mapping[str, Folders]) -> tuple[str, ...]:
+def _notes(folders_of: Mapping[str, Folders]) -> tuple[str, ...]:
     notes = []
-    for split, folders in found.items():
-        for files, why in (
+    for split, folders in folders_of.items():
+        for files, reason in (
             (folders.others, "files are no images by their names, and left out"),
             (folders.system, "images are hidden, or of a system or an editor by their names, and left out"),
         ):
-            notes += [f"split {split}: {len(files)} {why}: {listed(files, 3)}"] if files else []
+            notes += [f"split {split}: {len(files)} {reason}: {listed(files, 3)}"] if files else []
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""One image file → RGB or grey pixels of eight bits, whatever it holds; damaged and oversized ones are told apart."""
+"""Decoding of one image file into 8-bit RGB or grey pixels; damaged and oversized files raise `Unreadable`."""
 
 import io
 import struct
@@ -14,23 +14,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-"""Names of files that torchvision's ImageFolder takes for images."""
+"""Suffixes of files that torchvision's ImageFolder treats as images."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "PPM", "BMP", "TIFF", "WEBP")
-"""What a file may hold, whatever its name says. PostScript, for one, is not among them: reading it starts a program."""
+"""Accepted formats, whatever the suffix of the file. PostScript is excluded: reading it starts a program."""
 
 ORIENTATION = 0x0112
-"""EXIF's tag of how an image is to be turned."""
+"""EXIF tag of an image's orientation."""
 
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's name of pixels with so many channels."""
+"""Pillow's pixel modes, by number of channels."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Set what a library does to an image before a training sees it; the default is torchvision's loader.
+    """How a library decodes an image; the default is torchvision's loader.
 
-    upright: whether the image is turned as EXIF's orientation says. mode: what it is converted to first, by Pillow.
+    Args:
+        upright: Whether the image is rotated to its EXIF orientation.
+        mode: Pillow mode to which it is converted first; None for no conversion.
     """
 
     upright: bool = False
@@ -41,22 +43,27 @@ TORCHVISIONS = Decoding()
 
 
 def read_picture(source: Path | bytes, name: str, channels: int = 3, decoding: Decoding = TORCHVISIONS) -> "Image":
-    """Read the pixels of an image file, or of its content, and convert them as torchvision does: `convert("RGB")`.
+    """Read an image and convert it like torchvision: `convert("RGB")`.
 
-    So palettes, CMYK and transparency become RGB, and of an animation the first picture counts. 16-bit grey keeps its
-    high byte, where Pillow alone would cut at 255, unless `decoding` converts it before.
+    Palettes, CMYK and transparency become RGB; an animation contributes its first frame. 16-bit grey keeps its high
+    byte, where Pillow alone would clip at 255, unless `decoding` converts it before.
+
+    Args:
+        source: A file, or its content.
+        name: Name of the image in messages.
+        channels: 3 for RGB, 1 for grey.
+        decoding: How the image is decoded before the conversion.
 
     Raises:
-        Unreadable: Opening with `name`, if the file is empty, no image, truncated, of 32-bit pixels without a known
-            range, or announces more pixels than Pillow's limit against decompression bombs (twice MAX_IMAGE_PIXELS,
-            179 million).
+        Unreadable: If the file is empty, truncated or no image, has 32-bit pixels without a known range, or claims
+            more pixels than Pillow's limit against decompression bombs (twice MAX_IMAGE_PIXELS, 179 million).
     """
     images: Any = require_extra("PIL.Image", "images")
     if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
         raise Unreadable(f"{name} (no file)")
     try:
         with warnings.catch_warnings():
-            # Large, odd and slightly broken files that can be read are no news.
+            # Warnings about large, odd and slightly broken files that can be read.
             warnings.simplefilter("ignore")
             opened = images.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
             with opened:
@@ -71,7 +78,7 @@ def read_picture(source: Path | bytes, name: str, channels: int = 3, decoding: D
 
 
 def _decoded(image: "Image", decoding: Decoding) -> "Image":
-    """Return an image as `datasets.Image` decodes it, in its order: upright by EXIF's orientation, then converted."""
+    """Decode an image in the order of `datasets.Image`: rotate it to its EXIF orientation, then convert it."""
     if decoding.upright:
         # Some formats know their orientation only when they are loaded.
         image.load()

@@ -1,4 +1,4 @@
-"""How an image becomes a model's input: by the model's own configuration, or by resize, crop, mean and std."""
+"""Preparation of images for a model: by the model's configuration, or by resize, crop, mean and std."""
 
 import json
 import math
@@ -23,36 +23,39 @@ if TYPE_CHECKING:
 Prepare = Callable[["Image"], Tensor]
 
 TRANSFORM = "transform"
-"""The argument that holds whose transform it is, and its settings, in place of what a model's configuration says."""
+"""The data argument with the transform, {library: settings}; it replaces the model's configuration."""
 
 OURS = "steps"
 
 IMAGE_SIZE = "image_size"
-"""The argument of torchvision's and transformers' models that sets the side of their images."""
+"""The argument of torchvision's and transformers' models for the side of their images in pixels."""
 
 PROCESSOR_FILE = "preprocessor_config.json"
 TIMM_OVERLAY = "pretrained_cfg_overlay"
-"""The argument of timm's models with what a checkpoint's own configuration changes."""
+"""The argument of timm's models with the changes of a checkpoint's configuration."""
 
 TIMM_SETTINGS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
-
 NOTHING = "nothing asks for it"
-"""The source of a step that nobody names."""
+"""The source of a step that is not requested."""
 
 PARTS = {
     "size": (("resize", "crop"), "as stored"),
     "channels": (("channels",), "default"),
     "normalisation": (("mean", "std"), NOTHING),
 }
-"""Parts of a description: the fields of `Steps` that they come from, and the source where none is set."""
+"""Parts of a description: the fields of `Steps` that determine them, and the source if none of these is set."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A function image → (channels, height, width), the channels it wants, and the arguments that give it again.
+    """A function that turns an image into a model's input.
 
-    sources: what says the "size", the "channels" and the "normalisation".
+    Args:
+        prepare: Function of an image that returns a tensor, shape (channels, height, width).
+        channels: Number of channels that it expects.
+        arguments: Data arguments that reproduce it.
+        sources: Origin of its "size", "channels" and "normalisation", and of the "library".
     """
 
     prepare: Prepare
@@ -61,7 +64,7 @@ class Preparation:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def described(self, shape: tuple[int, ...]) -> str:
-        """Return how an image becomes an input of this shape (C, H, W), step by step, with the source of each."""
+        """Describe the steps from an image to an input of shape (C, H, W), with the source of each step."""
         library, settings = next(iter(self.arguments[TRANSFORM].items()))
         steps, sources = STEPS_OF[library](settings), self.sources
         scaling = "scaling to [0, 1] (default)"
@@ -74,18 +77,24 @@ class Preparation:
         return f"{described_size(shape, sources['size'], sources['channels'])}, {scaling}, {normalisation}"
 
 
-def image_preparation(given: Mapping[str, Any], hints: ModelHints) -> Preparation:
-    """Return how images are prepared for a model.
+def image_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> Preparation:
+    """Choose how images are prepared for a model.
 
-    As the model's own configuration has it: `timm:NAME` by timm's for that name, `torchvision:NAME` by that of its
-    default weights, another by the image processor in its directory. Of the fields of `Steps` those `given` count, and
-    the others follow that configuration; where there is none they are left out. A `transform` given, as the arguments
-    of an earlier preparation hold it, takes the place of the configuration. Raises UsageError for values that are none,
-    DataError for an image processor that cannot be read.
+    The configuration is timm's for `timm:NAME`, that of the default weights for `torchvision:NAME`, else the image
+    processor in the model's directory. Without a configuration only the requested steps are applied.
+
+    Args:
+        arguments: Data arguments: fields of `Steps`, which take precedence over the configuration, and `transform`
+            (from the arguments of an earlier preparation), which replaces it.
+        hints: The model that will receive the images.
+
+    Raises:
+        UsageError: For invalid values.
+        DataError: If the image processor cannot be read.
     """
-    chosen = {name: value for name, value in given.items() if name in Steps.__dataclass_fields__}
-    if TRANSFORM in given:
-        library, settings = _stated(given[TRANSFORM])
+    chosen = {name: value for name, value in arguments.items() if name in Steps.__dataclass_fields__}
+    if TRANSFORM in arguments:
+        library, settings = _stated(arguments[TRANSFORM])
         source = f"{TRANSFORM}, {hints.arguments_source}"
     else:
         library, settings, source = _configured(hints)
@@ -103,13 +112,13 @@ def image_preparation(given: Mapping[str, Any], hints: ModelHints) -> Preparatio
 
 
 def _configured(hints: ModelHints) -> tuple[str, dict[str, Any], str]:
-    """Return whose transform a model's configuration describes, its settings and their source; without one, no step."""
+    """Return the library of the transform in a model's configuration, its settings and their source."""
     if hints.source == "timm":
         overlay = "config.json, else " if TIMM_OVERLAY in hints.arguments else ""
-        return "timm", _settings_of_timm(hints), f"{overlay}timm's default for {hints.place}"
+        return "timm", _settings_of_timm(hints), f"{overlay}timm's default for {hints.reference}"
     if hints.source == "torchvision":
-        return OURS, _steps_of_torchvision(hints), f"torchvision's default for {hints.place}"
-    directory = hints.holding(PROCESSOR_FILE)
+        return OURS, _steps_of_torchvision(hints), f"torchvision's default for {hints.reference}"
+    directory = hints.directory_with(PROCESSOR_FILE)
     if directory is None:
         return OURS, {}, NOTHING
     settings = _settings_of_processor(directory, hints.sized_arguments().get(IMAGE_SIZE))
@@ -144,7 +153,7 @@ def _of_transformers(settings: dict[str, Any]) -> tuple[Prepare, int]:
 
 @dataclass(frozen=True)
 class _Processed:
-    """An image processor of transformers' as a function of one image."""
+    """An image processor of transformers as a function of one image."""
 
     processor: Any
 
@@ -155,18 +164,20 @@ class _Processed:
 def _settings_of_timm(hints: ModelHints) -> dict[str, Any]:
     models, data = require_extra("timm.models", "timm"), require_extra("timm.data", "timm")
     try:
-        config = models.get_pretrained_cfg(hints.place, allow_unregistered=False)
+        config = models.get_pretrained_cfg(hints.reference, allow_unregistered=False)
     except RuntimeError as error:
-        raise UsageError(f"model timm:{hints.place}: {last_line(error)}") from error
+        raise UsageError(f"model timm:{hints.reference}: {last_line(error)}") from error
     arguments = hints.sized_arguments()
     sizes = {name: arguments[name] for name in ("img_size", "in_chans") if name in arguments}
-    held = {**({} if config is None else config.to_dict()), **arguments.get(TIMM_OVERLAY, {})}
-    if "in_chans" in sizes and "input_size" in held:
-        # timm lets a number of channels count only beside a size; mean and std are for colour.
-        sizes.setdefault("img_size", held["input_size"][1])
-        grey = [] if sizes["in_chans"] == 3 else [name for name in ("mean", "std") if name in held]
-        held |= {name: (sum(held[name]) / len(held[name]),) * sizes["in_chans"] for name in grey}
-    return data.resolve_data_config(sizes, pretrained_cfg=held)
+    config_values = {**({} if config is None else config.to_dict()), **arguments.get(TIMM_OVERLAY, {})}
+    if "in_chans" in sizes and "input_size" in config_values:
+        # timm ignores the number of channels unless a size is set; its mean and std are for colour.
+        sizes.setdefault("img_size", config_values["input_size"][1])
+        for name in ("mean", "std"):
+            if sizes["in_chans"] != 3 and name in config_values:
+                values = config_values[name]
+                config_values[name] = (sum(values) / len(values),) * sizes["in_chans"]
+    return data.resolve_data_config(sizes, pretrained_cfg=config_values)
 
 
 def _steps_of_timm(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,10 +195,10 @@ def _steps_of_timm(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _steps_of_torchvision(hints: ModelHints) -> dict[str, Any]:
-    """Return the transform of the default weights, or of those for images of the model's size, else scaled to it."""
+    """Return the transform of the weights whose image size is the model's, else of the default weights, scaled."""
     models = require_extra("torchvision.models", "torchvision")
     try:
-        weights = models.get_model_weights(hints.place)
+        weights = models.get_model_weights(hints.reference)
         presets = [weights.DEFAULT.transforms(), *(each.transforms() for each in weights)]
     except (ValueError, AttributeError):
         return {}
@@ -205,7 +216,7 @@ def _steps_of_torchvision(hints: ModelHints) -> dict[str, Any]:
 
 
 def _settings_of_processor(directory: Path, side: int | None) -> dict[str, Any]:
-    """Return the settings of a directory's image processor, for images of another `side` if the model states one."""
+    """Return the settings of a directory's image processor, scaled to images of `side` pixels if that is a number."""
     transformers = require_extra("transformers", "transformers")
     try:
         processor = load_pretrained(transformers.AutoImageProcessor, directory)
@@ -239,11 +250,11 @@ TRANSFORMS: dict[str, Callable[[dict[str, Any]], tuple[Prepare, int]]] = {
     "timm": _of_timm,
     "transformers": _of_transformers,
 }
-"""Whose transforms there are: settings → the function, and the channels that it wants."""
+"""Transforms by library: settings → (function, number of channels)."""
 
 STEPS_OF: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     OURS: dict,
     "timm": _steps_of_timm,
     "transformers": _steps_of_processor,
 }
-"""The steps that come closest to each."""
+"""Fields of `Steps` closest to the settings of each library's transform."""

@@ -1,4 +1,4 @@
-"""From an image to numbers: resize, crop, scale, as torchvision does it with Pillow's images."""
+"""Resize, crop and normalise an image, with the rounding of torchvision for Pillow images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +16,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LARGEST = 16_384
-"""The largest side of a prepared image."""
+"""Maximum side of a prepared image in pixels."""
 
 PILLOWS = {0: "nearest", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming", 1: "lanczos"}
-"""Pillow's interpolations by its numbers."""
+"""Pillow's interpolations, by their numbers."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Resize, crop, divide by 255, subtract the mean, divide by the deviation; None leaves a step out.
+    """Resize, crop, divide by 255, subtract the mean, divide by the standard deviation; None skips a step.
 
-    resize: the shorter side in pixels, or (height, width). crop: the side of the square in the middle, or (height,
-    width). mean, std: one number, or one a channel.
+    Args:
+        resize: Shorter side in pixels, or (height, width).
+        crop: Side of the central square in pixels, or (height, width).
+        mean: One number, or one per channel.
+        std: One number, or one per channel.
+        interpolation: One of Pillow's interpolations.
+        channels: 3 for RGB, 1 for grey.
     """
 
     resize: int | Sequence[int] | None = None
@@ -38,7 +43,7 @@ class Steps:
     channels: int = 3
 
     def __call__(self, image: "Image") -> Tensor:
-        """An image → (channels, height, width) float32."""
+        """Return the image as a tensor, shape (channels, height, width), float32."""
         if self.resize is not None:
             image = _resized(image, self.resize, self.interpolation)
         if self.crop is not None:
@@ -50,7 +55,7 @@ class Steps:
 
 
 def require_sensible(steps: Steps) -> None:
-    """Raise UsageError where a step is none that can be taken."""
+    """Raise UsageError for the first field with an invalid value."""
     for name in ("resize", "crop"):
         sides = as_list(getattr(steps, name))
         if len(sides) > 2 or not all(type(side) is int and 0 < side <= LARGEST for side in sides):
@@ -74,7 +79,7 @@ def _resized(image: "Image", size: int | Sequence[int], interpolation: str) -> "
     width, height = image.size
     sides = as_list(size)
     if len(sides) == 1:
-        # As torchvision rounds the longer side.
+        # torchvision rounds the longer side down.
         short, long = sides[0], int(sides[0] * max(width, height) / min(width, height))
         sides = [long, short] if height > width else [short, long]
     number = next(key for key, name in PILLOWS.items() if name == interpolation)
@@ -82,16 +87,16 @@ def _resized(image: "Image", size: int | Sequence[int], interpolation: str) -> "
 
 
 def _cropped(image: "Image", size: int | Sequence[int]) -> "Image":
-    """The middle of an image; what lies beyond its edges is black."""
+    """Return the centre of an image, with black beyond its edges."""
     sides = as_list(size)
     height, width = sides if len(sides) == 2 else (sides[0], sides[0])
-    left, top = (_middle(held, wanted) for held, wanted in zip(image.size, (width, height), strict=True))
+    left, top = (_middle(length, wanted) for length, wanted in zip(image.size, (width, height), strict=True))
     return image.crop((left, top, left + width, top + height))
 
 
-def _middle(held: int, wanted: int) -> int:
-    # As torchvision rounds, which pads before it crops.
-    return round((held - wanted) / 2) if held >= wanted else -((wanted - held) // 2)
+def _middle(length: int, wanted: int) -> int:
+    # torchvision pads before it crops, which rounds differently.
+    return round((length - wanted) / 2) if length >= wanted else -((wanted - length) // 2)
 
 
 def _pixels(image: "Image") -> Tensor:

@@ -1,1 +1,1 @@
-"""Documents of text as windows of tokens, for language models."""
+"""Documents as windows of tokens, for language models."""

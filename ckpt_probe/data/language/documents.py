@@ -1,4 +1,4 @@
-"""Documents of `text:FILE|DIR`: whole files, blocks between blank lines or lines of text, and lines of JSON."""
+"""Documents of `text:FILE|DIR`: files, blocks between blank lines, or lines of text, and lines of JSON."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -13,44 +13,53 @@ from ckpt_probe.data.samples import LabelledData
 from ckpt_probe.errors import DataError, UsageError
 
 DOCUMENT, FIELD = "document", "text"
-"""Arguments: what a document of a .txt file is, and the field of a line of JSON that has its text."""
+"""Data arguments: the unit that is a document in a .txt file, and the JSON field with the text."""
 
 CUT: dict[str, Callable[[str], list[str]]] = {
     "file": lambda text: [text],
     "block": lambda text: [part for part in _blocks(text) if part.strip()],
     "line": lambda text: [line for line in text.splitlines() if line.strip()],
 }
-"""What may be a document of a .txt file."""
+"""Functions that split the text of a .txt file into documents, by the argument `document`."""
 
 SUFFIXES = (".txt", ".jsonl")
 
 
-def load(place: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
-    """Documents in files, as windows of tokens: see `labelled_windows`.
+def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: int) -> LabelledData:
+    """Load documents in files as windows of tokens; see `labelled_windows`.
 
-    A file is one split, called after it; of a directory each file is one, and each folder one whose documents are in
-    its files, at any depth, in the order of their names. `document` says what a document of a .txt file is: "file" (the
-    default), "block" between blank lines, or "line"; of a .jsonl file it is the string in the field `text` of a line.
-    Raises DataError where there is no such file, or a line is none.
+    A file is a split with the file's name. In a directory every file and every folder is a split; a folder's documents
+    are in its files at any depth, sorted by path.
+
+    Args:
+        path: A .txt or .jsonl file, or a directory.
+        arguments: `document`, the unit of a .txt file ("file" by default, "block" between blank lines, or "line");
+            `text`, the field of a .jsonl line with its text; and those of `labelled_windows`.
+        hints: The model that will receive the data.
+        workers: Unused.
+
+    Raises:
+        UsageError: For invalid arguments.
+        DataError: If there is no such file, or a line has no text.
     """
     require_known("text", arguments, {DOCUMENT, FIELD, *ARGUMENTS})
     cut, field = arguments.get(DOCUMENT, "file"), str(arguments.get(FIELD, FIELD))
     if cut not in CUT:
         raise UsageError(f"{DOCUMENT}: expected one of {', '.join(CUT)}, found {cut!r}")
-    texts = {name: [*_documents(files, cut, field)] for name, files in _splits(Path(place)).items()}
-    kept = {key: arguments[key] for key in (DOCUMENT, FIELD) if key in arguments}
-    return labelled_windows(f"text:{place}", texts, arguments, hints, kept)
+    texts = {name: [*_documents(files, cut, field)] for name, files in _splits(Path(path)).items()}
+    recorded = {key: arguments[key] for key in (DOCUMENT, FIELD) if key in arguments}
+    return labelled_windows(f"text:{path}", texts, arguments, hints, recorded)
 
 
-def _splits(place: Path) -> dict[str, list[Path]]:
-    if place.is_file():
-        if place.suffix not in SUFFIXES:
-            raise DataError(f"{place}: expected a file whose name ends in {' or '.join(SUFFIXES)}")
-        return {place.stem: [place]}
-    if not place.is_dir():
-        raise DataError(f"{place}: no such file or directory")
-    entries = [entry for entry in sorted(place.iterdir()) if not is_system_name(entry.name)]
-    found = {entry.stem: [entry] for entry in entries if entry.is_file() and entry.suffix in SUFFIXES}
+def _splits(path: Path) -> dict[str, list[Path]]:
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path}: expected a file whose name ends in {' or '.join(SUFFIXES)}")
+        return {path.stem: [path]}
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or directory")
+    entries = [entry for entry in sorted(path.iterdir()) if not is_system_name(entry.name)]
+    files_of = {entry.stem: [entry] for entry in entries if entry.is_file() and entry.suffix in SUFFIXES}
     for folder in (entry for entry in entries if entry.is_dir()):
         files = [
             file
@@ -60,10 +69,10 @@ def _splits(place: Path) -> dict[str, list[Path]]:
             and file.is_file()
         ]
         if files:
-            found[folder.name] = [*found.get(folder.name, []), *files]
-    if not found:
-        raise DataError(f"{place}: no file in it whose name ends in {' or '.join(SUFFIXES)}")
-    return found
+            files_of[folder.name] = [*files_of.get(folder.name, []), *files]
+    if not files_of:
+        raise DataError(f"{path}: no file in it whose name ends in {' or '.join(SUFFIXES)}")
+    return files_of
 
 
 def _documents(files: list[Path], cut: str, field: str) -> Iterator[str]:
@@ -87,20 +96,20 @@ def _of_lines(file: Path, field: str) -> Iterator[str]:
         raise DataError(f"{file}: cannot be read as lines of JSON in UTF-8 ({error})") from error
 
 
-def _text(found: Any, field: str, where: str) -> str:
-    if not isinstance(found, dict) or not isinstance(found.get(field), str):
-        there = f"; its fields are {', '.join(map(str, found))}" if isinstance(found, dict) else ""
-        raise DataError(f"{where}: no string in a field {field!r}{there}; --data-argument {FIELD}=NAME names another")
-    return found[field]
+def _text(entry: Any, field: str, where: str) -> str:
+    if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
+        fields = f"; its fields are {', '.join(map(str, entry))}" if isinstance(entry, dict) else ""
+        raise DataError(f"{where}: no string in a field {field!r}{fields}; --data-argument {FIELD}=NAME names another")
+    return entry[field]
 
 
 def _blocks(text: str) -> Iterator[str]:
-    held: list[str] = []
+    block: list[str] = []
     for line in text.splitlines():
         if line.strip():
-            held.append(line)
-        elif held:
-            yield "\n".join(held)
-            held = []
-    if held:
-        yield "\n".join(held)
+            block.append(line)
+        elif block:
+            yield "\n".join(block)
+            block = []
+    if block:
+        yield "\n".join(block)

@@ -1,1 +1,1 @@
-"""Models of other libraries by name, at the sizes that a checkpoint tells, and what the files beside one say."""
+"""Models of other libraries by name, with sizes from a checkpoint's tensors and from the files beside it."""

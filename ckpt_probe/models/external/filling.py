@@ -8,22 +8,22 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 DRAWN = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})
-"""How frameworks' own initialisations fill a tensor where they do not call torch.nn.init."""
+"""Methods that frameworks call to fill a tensor, besides the functions of torch.nn.init."""
 
 
 class Unfilled(TorchFunctionMode):
-    """Within it, what would fill a parameter leaves it as it was allocated: faster, and of no use without a checkpoint.
+    """Skip the random initialisation of parameters within the `with` block, for models that a checkpoint fills.
 
-    All else is done as ever: buffers, and parameters that are computed from others.
+    Buffers, and parameters that are computed from others, are initialised as usual.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """What `func` gives, or the parameter that it would have filled."""
-        given = kwargs or {}
-        filled = args[0] if args else given.get("tensor")
+        """Return the result of `func`, or the parameter unchanged if `func` would fill it."""
+        named = kwargs or {}
+        filled = args[0] if args else named.get("tensor")
         fills = func in DRAWN or getattr(func, "__module__", None) == "torch.nn.init"
         if fills and isinstance(filled, nn.Parameter):
             return filled
-        return func(*args, **given)
+        return func(*args, **named)

@@ -1,4 +1,4 @@
-"""Models of transformers from a directory's config.json: nothing is downloaded, no code of the directory is run."""
+"""Models of transformers from a directory's config.json; downloads nothing and runs no code of the directory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, square_side, told_sizes
+from ckpt_probe.models.external.sizing import (
+    Shapes,
+    SizeNames,
+    Skeleton,
+    outline,
+    shapes_of,
+    sizes_from_tensors,
+    square_side,
+)
 from ckpt_probe.plugins import hub_switched_off, load_pretrained, require_extra, told_nothing
 
 BACKBONE = "feature-extraction"
@@ -23,27 +31,34 @@ TASKS = {
     "fill-mask": "AutoModelForMaskedLM",
     BACKBONE: "AutoModel",
 }
-"""transformers' class of models for each task, as its pipelines are called; the last one's have no head."""
+"""Class of transformers for each task, by the name of its pipeline; models of the last task have no head."""
 
 BY_NAME_ALONE = ("text-generation", "fill-mask", BACKBONE)
-"""Tasks that are taken only where a configuration's `architectures`, or the caller, names them."""
+"""Tasks that are chosen only if a configuration's `architectures` or the caller names them."""
 
 PROBLEMS = frozenset({"regression", "single_label_classification", "multi_label_classification"})
-"""What a configuration's `problem_type` says where whole sequences are classified."""
+"""Values of a configuration's `problem_type` for the classification of sequences."""
 
 
 def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The model that `directory`/config.json describes, freshly initialised, as float32.
+    """Build the model of `directory`/config.json in float32.
 
-    Its class is that of the configuration's `architectures` (GPT2LMHeadModel, BertForMaskedLM, …), else one with
-    classes that its type has; `task` among the arguments, one of `TASKS`, chooses. The others take the place of the
-    configuration's entries (num_labels, pad_token_id, …). Raises UsageError where there is no configuration or an
-    argument fits it not, DataError where it describes no such model.
+    Its class is the configuration's `architectures` (GPT2LMHeadModel, BertForMaskedLM, …), else one with classes for
+    the type of model.
+
+    Args:
+        directory: A directory with a config.json.
+        arguments: `task`, one of `TASKS`, which chooses the class; others replace entries of the configuration
+            (num_labels, pad_token_id, …).
+
+    Raises:
+        UsageError: If there is no configuration, or it has no entry of an argument's name.
+        DataError: If the configuration describes no such model.
     """
     transformers = _transformers()
-    given = dict(arguments)
-    task = given.pop("task", None)
-    config = _config(transformers, directory, given)
+    entries = dict(arguments)
+    task = entries.pop("task", None)
+    config = _config(transformers, directory, entries)
     model_class = _class(transformers, config, directory, task)
     with hub_switched_off(), told_nothing(transformers):
         try:
@@ -62,23 +77,30 @@ def hugging_face_arguments(
 ) -> dict[str, Any]:
     """Return complete arguments: sizes that the caller does not state are the checkpoint's, else the data's.
 
-    Language models and models without a head have no number of classes. A model is one without a head if its
-    configuration names that class and the checkpoint's tensors have its names. A model without a padding token, which
-    decoders need to find the last token of a text, gets that of the data.
+    Language models and models without a head have no number of classes. A model has no head if its configuration names
+    that class and the checkpoint's tensors have its names.
+
+    Args:
+        directory: A directory with a config.json.
+        arguments: Arguments that the caller states.
+        classes: Number of classes of the data.
+        tensors: Shapes of the checkpoint's tensors.
+        padding: Id of the token that pads the data, used if the model has no padding token; decoders need it to find
+            the last token of a text.
     """
-    given = dict(arguments)
-    if padding is not None and "pad_token_id" not in given and _pads_nothing(directory, given):
-        given["pad_token_id"] = padding
-    if "task" not in given and tensors is not None and _is_backbone(directory, given, tensors):
-        given["task"] = BACKBONE
-    if _class_for(directory, given) not in _with_classes():
-        return given
+    complete = dict(arguments)
+    if padding is not None and "pad_token_id" not in complete and _pads_nothing(directory, complete):
+        complete["pad_token_id"] = padding
+    if "task" not in complete and tensors is not None and _is_backbone(directory, complete, tensors):
+        complete["task"] = BACKBONE
+    if _class_for(directory, complete) not in _with_classes():
+        return complete
     if tensors is None:
-        return given if classes is None else {"num_labels": classes, **given}
-    model: Any = outline(lambda arguments: hugging_face_model(directory, arguments), given)
+        return complete if classes is None else {"num_labels": classes, **complete}
+    model: Any = outline(lambda arguments: hugging_face_model(directory, arguments), complete)
     image, patch = (square_side(getattr(model.config, name, None)) for name in ("image_size", "patch_size"))
     skeleton = Skeleton(shapes_of(model), model.config.num_labels, image, patch)
-    return {**told_sizes(skeleton, tensors, SizeNames("num_labels", None, "image_size")), **given}
+    return {**sizes_from_tensors(skeleton, tensors, SizeNames("num_labels", None, "image_size")), **complete}
 
 
 def _pads_nothing(directory: str, arguments: dict[str, Any]) -> bool:
@@ -86,20 +108,20 @@ def _pads_nothing(directory: str, arguments: dict[str, Any]) -> bool:
     return getattr(_config(_transformers(), directory, entries).get_text_config(), "pad_token_id", None) is None
 
 
-def _is_backbone(directory: str, given: dict[str, Any], tensors: Shapes) -> bool:
-    """Whether a configuration names the model without a head, and the checkpoint's tensors are not those of a part."""
+def _is_backbone(directory: str, entries: dict[str, Any], tensors: Shapes) -> bool:
+    """Return whether a configuration names the model without a head, and the tensors are those of such a model."""
     transformers = _transformers()
-    config = _config(transformers, directory, given)
+    config = _config(transformers, directory, entries)
     plain = transformers.AutoModel
     if type(config) not in plain._model_mapping or not set(config.architectures) & _names(plain, config):
         return False
-    # With a head, the tensors of the rest have the names of a part of the model: bert.encoder…, vit.embeddings….
+    # In a model with a head, the names of the other tensors contain a prefix: bert.encoder…, vit.embeddings….
     part = plain._model_mapping[type(config)].base_model_prefix
     return not any(part in name.split(".") for name in tensors)
 
 
-def _class_for(directory: str, given: Mapping[str, Any]) -> Any:
-    transformers, entries = _transformers(), dict(given)
+def _class_for(directory: str, arguments: Mapping[str, Any]) -> Any:
+    transformers, entries = _transformers(), dict(arguments)
     task = entries.pop("task", None)
     return _class(transformers, _config(transformers, directory, entries), directory, task)
 
@@ -124,7 +146,7 @@ def _config(transformers: Any, directory: str, entries: Mapping[str, Any]) -> An
         raise DataError(f"{file}: {_why(error)}") from error
     if "/" in str(getattr(config, "_attn_implementation", None)):
         raise DataError(f"{file}: names kernels for attention that would be downloaded; remove attn_implementation")
-    # Where it is None, transformers fails to choose among several classes of one task.
+    # transformers fails to choose among several classes of one task without this entry.
     config.architectures = config.architectures or []
     for name, value in entries.items():
         if not hasattr(config, name):
@@ -145,11 +167,11 @@ def _class(transformers: Any, config: Any, directory: str, task: str | None) -> 
             raise UsageError(f"model hf:{directory}: task {task!r}: expected one of {', '.join(TASKS)}")
         return getattr(transformers, TASKS[task])
     of_tasks = {name: getattr(transformers, TASKS[name]) for name in TASKS if name != BACKBONE}
-    fitting = {name: found for name, found in of_tasks.items() if type(config) in found._model_mapping}
-    for found in fitting.values():
-        if set(config.architectures) & _names(found, config):
-            return found
-    usual = [found for name, found in fitting.items() if name not in BY_NAME_ALONE]
+    fitting = {name: candidate for name, candidate in of_tasks.items() if type(config) in candidate._model_mapping}
+    for candidate in fitting.values():
+        if set(config.architectures) & _names(candidate, config):
+            return candidate
+    usual = [candidate for name, candidate in fitting.items() if name not in BY_NAME_ALONE]
     sequence = of_tasks["text-classification"]
     if config.problem_type in PROBLEMS and sequence in usual:
         return sequence
@@ -160,5 +182,5 @@ def _class(transformers: Any, config: Any, directory: str, task: str | None) -> 
 
 
 def _names(auto_class: Any, config: Any) -> set[str]:
-    found = auto_class._model_mapping[type(config)]
-    return {each.__name__ for each in (found if isinstance(found, tuple) else (found,))}
+    classes = auto_class._model_mapping[type(config)]
+    return {each.__name__ for each in (classes if isinstance(classes, tuple) else (classes,))}

@@ -1,4 +1,4 @@
-"""Models of timm and torchvision by name, without weights: those come from a checkpoint, nothing is downloaded."""
+"""Models of timm and torchvision by name; weights come from a checkpoint, nothing is downloaded."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from ckpt_probe.models.external.sizing import (
     fits,
     outline,
     shapes_of,
+    sizes_from_tensors,
     square_side,
-    told_sizes,
 )
 from ckpt_probe.plugins import hub_switched_off, require_extra
 
@@ -23,20 +23,28 @@ TIMM_SIZES = SizeNames("num_classes", "in_chans", "img_size")
 TORCHVISION_SIZES = SizeNames("num_classes", None, "image_size")
 
 WEIGHTS = frozenset({"pretrained", "weights", "weights_backbone", "checkpoint_path", "cache_dir"})
-"""Arguments by which these libraries would read or download weights."""
+"""Arguments that make these libraries read or download weights."""
 
 OF_WEIGHTS: Mapping[str, Mapping[str, Any]] = {
     "googlenet": {"transform_input": True},
     "inception_v3": {"transform_input": True},
 }
-"""Arguments that torchvision sets for a model with weights of its own, and that no tensor shows."""
+"""Arguments that torchvision sets for models with its own weights, and that no tensor shows."""
 
 AUXILIARY = ("aux", "AuxLogits")
-"""How torchvision's second heads begin, which serve in training alone and may be absent from a checkpoint."""
+"""Prefixes of torchvision's auxiliary heads, which serve in training alone and may be absent from a checkpoint."""
 
 
 def timm_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """timm's model of that name, freshly initialised. Raises UsageError where it has none, or arguments do not fit."""
+    """Build a model of timm.
+
+    Args:
+        name: timm's name of the model.
+        arguments: Arguments of the model.
+
+    Raises:
+        UsageError: For an unknown name or invalid arguments.
+    """
     timm = require_extra("timm", "timm")
     _require_known(f"timm:{name}", name, name.isascii() and timm.is_model(name) and ":" not in name, timm.list_models())
     _require_no_weights(f"timm:{name}", arguments)
@@ -47,12 +55,12 @@ def timm_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def torchvision_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """torchvision's model of that name, freshly initialised. Raises UsageError as `timm_model`."""
+    """Build a model of torchvision; see `timm_model`."""
     models = require_extra("torchvision.models", "torchvision")
     known = models.list_models(module=models)
     _require_known(f"torchvision:{name}", name, name in known, known)
     _require_no_weights(f"torchvision:{name}", arguments)
-    # torchvision warns of the initialisation of two of them, whose weights are replaced here anyway.
+    # Avoids torchvision's warning about the initialisation, which a checkpoint replaces anyway.
     quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return _built(f"torchvision:{name}", lambda: models.get_model(name, weights=None, **{**quick, **arguments}))
 
@@ -65,7 +73,17 @@ def timm_arguments(
     classes: int | None,
     tensors: Shapes | None,
 ) -> dict[str, Any]:
-    """Complete arguments of timm's model: sizes that the caller does not give are the checkpoint's, else the data's."""
+    """Return complete arguments of a timm model.
+
+    Sizes that the caller does not state are the checkpoint's, else the data's.
+
+    Args:
+        name: timm's name of the model.
+        arguments: Arguments that the caller states.
+        input_shape: Shape of one sample of the data.
+        classes: Number of classes of the data.
+        tensors: Shapes of the checkpoint's tensors.
+    """
     timm = require_extra("timm", "timm")
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     side = _side_of(input_shape) if cfg is not None and cfg.fixed_input_size else None
@@ -73,8 +91,8 @@ def timm_arguments(
         channels = input_shape[0] if input_shape is not None and len(input_shape) == 3 else None
         return _stated(arguments, num_classes=classes, in_chans=channels, img_size=side)
 
-    def skeleton(given: dict[str, Any]) -> Skeleton:
-        model: Any = outline(lambda arguments: timm_model(name, arguments), given)
+    def skeleton(sizes: dict[str, Any]) -> Skeleton:
+        model: Any = outline(lambda arguments: timm_model(name, arguments), sizes)
         embedding = getattr(model, "patch_embed", None)
         image, patch = (square_side(getattr(embedding, what, None)) for what in ("img_size", "patch_size"))
         return Skeleton(shapes_of(model), model.num_classes, image, patch)
@@ -90,34 +108,37 @@ def torchvision_arguments(
     classes: int | None,
     tensors: Shapes | None,
 ) -> dict[str, Any]:
-    """Complete arguments of torchvision's model, as `timm_arguments`; second heads that the checkpoint lacks go."""
+    """Return complete arguments of a torchvision model; see `timm_arguments`.
+
+    Auxiliary heads are switched off if the checkpoint lacks them.
+    """
     side = _side_of(input_shape) if name.startswith("vit_") else None
     if tensors is None:
         return _stated(arguments, num_classes=classes, image_size=side)
-    given = dict(arguments)
+    complete = dict(arguments)
     if name in ("googlenet", "inception_v3") and not any(_auxiliary(tensor) for tensor in tensors):
-        given.setdefault("aux_logits", False)
+        complete.setdefault("aux_logits", False)
 
-    def skeleton(given: dict[str, Any]) -> Skeleton:
-        model: Any = outline(lambda arguments: torchvision_model(name, arguments), given)
+    def skeleton(complete: dict[str, Any]) -> Skeleton:
+        model: Any = outline(lambda arguments: torchvision_model(name, arguments), complete)
         image, patch = (square_side(getattr(model, what, None)) for what in ("image_size", "patch_size"))
-        return Skeleton(shapes_of(model), given.get("num_classes", 1000), image, patch)
+        return Skeleton(shapes_of(model), complete.get("num_classes", 1000), image, patch)
 
-    return _fitted(skeleton, given, TORCHVISION_SIZES, tensors, side)
+    return _fitted(skeleton, complete, TORCHVISION_SIZES, tensors, side)
 
 
 def _stated(arguments: Mapping[str, Any], **sizes: Any) -> dict[str, Any]:
-    """The caller's arguments, and sizes that are known beside them."""
+    """Add known sizes to the caller's arguments."""
     return {**{key: value for key, value in sizes.items() if value is not None}, **arguments}
 
 
 def _fitted(
-    skeleton: Any, given: dict[str, Any], names: SizeNames, tensors: Shapes, side: int | list[int] | None
+    skeleton: Any, arguments: dict[str, Any], names: SizeNames, tensors: Shapes, side: int | list[int] | None
 ) -> dict[str, Any]:
-    """Arguments with the sizes that the checkpoint's tensors tell, and the side of the data's images where they fit."""
-    told = told_sizes(skeleton(given), tensors, names)
-    complete = {**told, **given}
-    if side is None or names.side is None or names.side in given or complete.get(names.side) == side:
+    """Add the sizes of the checkpoint's tensors to the arguments, and the side of the data's images if it fits."""
+    sizes = sizes_from_tensors(skeleton(arguments), tensors, names)
+    complete = {**sizes, **arguments}
+    if side is None or names.side is None or names.side in arguments or complete.get(names.side) == side:
         return complete
     sized = {**complete, names.side: side}
     try:
@@ -135,9 +156,9 @@ def _require_known(model: str, name: str, known: bool, names: Sequence[str]) -> 
 
 
 def _require_no_weights(model: str, arguments: Mapping[str, Any]) -> None:
-    found = sorted(WEIGHTS & set(arguments))
-    if found:
-        raise UsageError(f"model {model}: {found[0]}: weights come from the checkpoint, nothing is downloaded")
+    forbidden = sorted(WEIGHTS & set(arguments))
+    if forbidden:
+        raise UsageError(f"model {model}: {forbidden[0]}: weights come from the checkpoint, nothing is downloaded")
 
 
 def _built(model: str, build: Any) -> nn.Module:
@@ -154,7 +175,7 @@ def _auxiliary(tensor: str) -> bool:
 
 
 def _side_of(input_shape: Sequence[int] | None) -> int | list[int] | None:
-    """The side of images (C, H, W), both where they differ."""
+    """Return the side of images of shape (C, H, W), or [H, W] if these differ."""
     if input_shape is None or len(input_shape) != 3:
         return None
     height, width = input_shape[1:]

@@ -1,4 +1,4 @@
-"""The sizes of a model that a checkpoint's own tensors tell: number of classes, input channels, side of the images."""
+"""Sizes of a model from the shapes of a checkpoint's tensors: number of classes, input channels, side of images."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ Build = Callable[[dict[str, Any]], nn.Module]
 
 @dataclass(frozen=True)
 class SizeNames:
-    """How a source of models calls the arguments that set their sizes; None where it has no such argument."""
+    """Names of a library's arguments for the sizes of a model; None for arguments that it lacks."""
 
     classes: str | None = None
     channels: str | None = None
@@ -28,7 +28,14 @@ class SizeNames:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The shapes of a model's tensors; its number of classes and the side of its images and patches, where known."""
+    """Sizes of a model that was built.
+
+    Args:
+        shapes: Shapes of its tensors by name.
+        classes: Number of classes, None if unknown.
+        side: Side of its images in pixels, None if unknown.
+        patch: Side of its patches in pixels, None if unknown.
+    """
 
     shapes: Shapes
     classes: int | None = None
@@ -37,7 +44,7 @@ class Skeleton:
 
 
 def outline(build: Build, arguments: dict[str, Any]) -> nn.Module:
-    """A model of no memory, built on torch's meta device; a whole one where its code needs the numbers."""
+    """Build a model on torch's meta device, or with memory if its code needs the values."""
     try:
         with torch.device("meta"):
             return build(arguments)
@@ -46,34 +53,40 @@ def outline(build: Build, arguments: dict[str, Any]) -> nn.Module:
 
 
 def shapes_of(model: nn.Module) -> Shapes:
-    """The shape of each of a model's tensors."""
+    """Return the shape of each tensor of a model."""
     return {name: tuple(entry.shape) for name, entry in model.state_dict().items() if isinstance(entry, torch.Tensor)}
 
 
-def told_sizes(skeleton: Skeleton, tensors: Shapes, names: SizeNames) -> dict[str, int]:
-    """Arguments with which the model would have the checkpoint's shapes, where those differ from the skeleton's.
+def sizes_from_tensors(skeleton: Skeleton, tensors: Shapes, names: SizeNames) -> dict[str, int]:
+    """Return the arguments that give a model the checkpoint's shapes, as far as these differ from the skeleton's.
 
-    Classes are told by tensors that differ only in their first dimension, where the skeleton has its number of classes;
-    channels by convolutions that differ in their second; the side of square images by the number of embedded positions.
+    The number of classes follows from tensors that differ only in a first dimension equal to the skeleton's number of
+    classes, channels from convolutions that differ in their second dimension, and the side of square images from the
+    number of embedded positions.
+
+    Args:
+        skeleton: Sizes of the model as built.
+        tensors: Shapes of the checkpoint's tensors.
+        names: The library's names of the arguments.
     """
-    found = _pairs(skeleton.shapes, tensors)
-    told: dict[str, int] = {}
-    classes = {there[0] for here, there in found if here[:1] == (skeleton.classes,) and here[1:] == there[1:]}
+    pairs = _pairs(skeleton.shapes, tensors)
+    sizes: dict[str, int] = {}
+    classes = {stored[0] for built, stored in pairs if built[:1] == (skeleton.classes,) and built[1:] == stored[1:]}
     if names.classes and len(classes) == 1:
-        told[names.classes] = classes.pop()
+        sizes[names.classes] = classes.pop()
     # An embedding of positions, (1, positions, D), differs in its second dimension too.
-    layers = [pair for pair in found if len(pair[0]) > 2 and not _positions(*pair)]
-    channels = {there[1] for here, there in layers if here[:1] + here[2:] == there[:1] + there[2:]}
+    layers = [pair for pair in pairs if len(pair[0]) > 2 and not _positions(*pair)]
+    channels = {stored[1] for built, stored in layers if built[:1] + built[2:] == stored[:1] + stored[2:]}
     if names.channels and len(channels) == 1:
-        told[names.channels] = channels.pop()
-    sides = {_side(skeleton, here[1], there[1]) for here, there in found if _positions(here, there)}
+        sizes[names.channels] = channels.pop()
+    sides = {_side(skeleton, built[1], stored[1]) for built, stored in pairs if _positions(built, stored)}
     if names.side and len(sides) == 1 and (side := sides.pop()):
-        told[names.side] = side
-    return told
+        sizes[names.side] = side
+    return sizes
 
 
 def fits(skeleton: Skeleton, tensors: Shapes) -> bool:
-    """Whether every tensor that both have has one shape."""
+    """Return whether all tensors that both have agree in shape."""
     return not _pairs(skeleton.shapes, tensors)
 
 
@@ -84,21 +97,21 @@ def square_side(size: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _pairs(here: Shapes, there: Shapes) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of the same name and number of dimensions that differ."""
-    given: Mapping[str, Any] = unwrapped(there, set(here))  # pyright: ignore[reportArgumentType]
-    shared = [(shape, given[name]) for name, shape in here.items() if name in given]
+def _pairs(built: Shapes, stored: Shapes) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return pairs of different shapes with the same name and number of dimensions."""
+    tensors: Mapping[str, Any] = unwrapped(stored, set(built))  # pyright: ignore[reportArgumentType]
+    shared = [(shape, tensors[name]) for name, shape in built.items() if name in tensors]
     return [(shape, other) for shape, other in shared if shape != other and len(shape) == len(other)]
 
 
-def _positions(here: tuple[int, ...], there: tuple[int, ...]) -> bool:
-    return len(here) == 3 and here[0] == there[0] == 1 and here[2] == there[2]
+def _positions(built: tuple[int, ...], stored: tuple[int, ...]) -> bool:
+    return len(built) == 3 and built[0] == stored[0] == 1 and built[2] == stored[2]
 
 
-def _side(skeleton: Skeleton, here: int, there: int) -> int | None:
-    """The side of images of `there` positions, of which as many as in the skeleton are no patches."""
+def _side(skeleton: Skeleton, built: int, stored: int) -> int | None:
+    """Return the side of images with `stored` positions; the number of positions without patch is the skeleton's."""
     if not skeleton.side or not skeleton.patch:
         return None
-    patches = there - here + (skeleton.side // skeleton.patch) ** 2
+    patches = stored - built + (skeleton.side // skeleton.patch) ** 2
     root = math.isqrt(max(patches, 0))
     return skeleton.patch * root if root and root**2 == patches else None

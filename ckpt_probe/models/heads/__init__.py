@@ -1,1 +1,1 @@
-"""A model's head: the layer whose rows and weights are analyzed, or what stands in for it where there is none."""
+"""A model's head: the layer whose rows and weights are analyzed, or the pooled features of a model without one."""

@@ -1,4 +1,4 @@
-"""Models without a head: their last hidden state, or pooled feature, in place of what enters a classifier."""
+"""Models without a head: their last hidden state or pooled feature replaces the input of a classifier."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +14,16 @@ from ckpt_probe.models.pooling import POOLINGS, padding_mask
 
 STATE = "last_hidden_state"
 HEADLESS = "none"
-"""The name by which a caller says that a model has no classifier."""
+"""Name of the classifier of a model that has none."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What a model without a head returns, as rows: its last hidden state (n, T, D) pooled, or (n, D) as it is.
+    """The output of a model without a head as rows: its last hidden state (n, T, D) pooled, or features (n, D).
 
-    Rows of `width` features have logits of no class, and weights are those of none.
+    Args:
+        pooling: One of `POOLINGS`, or "features" for an output without tokens.
+        width: Number of features of a row. Logits and weights have zero classes.
     """
 
     pooling: str
@@ -33,23 +35,27 @@ class Backbone:
 
     @property
     def name(self) -> None:
-        """None: there is no classifier."""
+        """Return None: there is no classifier."""
         return None
 
     @property
     def positions(self) -> Positions:
-        """Which rows are a sample's."""
+        """Return which rows belong to a sample."""
         return "every" if self.pooling == "tokens" else "one"
 
     def parameters(self, _model: nn.Module) -> tuple[Tensor, None]:
-        """Weights (0, D) of no class, and no bias."""
+        """Return weights of zero classes, shape (0, D), and no bias."""
         return torch.zeros(0, self.width), None
 
     def tapped(self, model: nn.Module, inputs: Batch) -> Rows:
-        """One forward pass of the model as it is. Raises DataError where it returns no features."""
+        """Return the rows of one forward pass.
+
+        Raises:
+            DataError: If the model returns no features.
+        """
         state = _state(call(model, inputs))
         if state.ndim == 3:
-            # Where tokens are rows, whoever counts those that are left out takes padding away.
+            # If tokens are rows, the caller removes padding, because it counts rows that are left out.
             mask = None if self.pooling == "tokens" else padding_mask(inputs)
             fits = mask is not None and mask.shape == state.shape[:2]
             state = POOLINGS[self.pooling](state, mask if fits else None)
@@ -57,10 +63,16 @@ class Backbone:
 
 
 def backbone_of(model: nn.Module, inputs: Batch, pooling: str | None = None) -> Backbone:
-    """How the features of a model without a head become rows, found by running it on a batch of inputs (n, …).
+    """Run a model without a head, and choose how its features become rows.
 
-    pooling: one of `POOLINGS`; the mean where None. Raises DataError where the model returns neither features (n, D)
-    nor tokens (n, T, D) nor a map (n, D, H, W), UsageError where a pooling does not fit.
+    Args:
+        model: The model.
+        inputs: Inputs of a batch.
+        pooling: One of `POOLINGS`; the mean if None.
+
+    Raises:
+        DataError: If the output is neither features (n, D) nor tokens (n, T, D) nor a map (n, D, H, W).
+        UsageError: For an unknown pooling, or one that does not fit the output.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise UsageError(f"--pooling {pooling}: of a model without a head, expected one of {', '.join(POOLINGS)}")
@@ -71,9 +83,9 @@ def backbone_of(model: nn.Module, inputs: Batch, pooling: str | None = None) -> 
 
 
 def is_backbone(model: nn.Module, inputs: Batch) -> bool:
-    """Whether a model returns, as those of transformers without a head do, its last hidden state and nothing else.
+    """Return whether a model, like those of transformers without a head, returns only its last hidden state.
 
-    A feature pooled from it does not count: no classifier follows it.
+    A feature pooled from it is accepted beside it, because no classifier follows.
     """
     output = forward_once(model, inputs)
     if not isinstance(output, Mapping) or STATE not in output:
@@ -83,13 +95,13 @@ def is_backbone(model: nn.Module, inputs: Batch) -> bool:
 
 
 def _state(output: Any) -> Tensor:
-    found = output
+    state = output
     if isinstance(output, Mapping):
-        found = output.get(STATE)
+        state = output.get(STATE)
     elif isinstance(output, tuple | list) and output:
-        found = output[0]
-    if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4) or not found.is_floating_point():
-        shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
+        state = output[0]
+    if not isinstance(state, Tensor) or state.ndim not in (2, 3, 4) or not state.is_floating_point():
+        shape = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(output).__name__
         raise DataError(f"the model has no head, and returned {shape}, not features (n, D) or tokens (n, T, D)")
-    # A map has channels first: places are its tokens.
-    return found.flatten(2).transpose(1, 2) if found.ndim == 4 else found
+    # A map has channels first; its positions are the tokens.
+    return state.flatten(2).transpose(1, 2) if state.ndim == 4 else state

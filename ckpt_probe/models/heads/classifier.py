@@ -1,4 +1,4 @@
-"""The head of a model, found by running it: which layer's output the model's own output is, or is made of."""
+"""Search for a model's head by running it: the layers whose output is, or determines, the model's output."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,75 +9,85 @@ from torch import Tensor, nn
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models.calling import Batch, Call, forward_once, results_of, samples_in, tapping
 from ckpt_probe.models.heads.head import Head, Part, only_call
-from ckpt_probe.models.heads.linear_map import CONVOLUTIONS, kind_of, laid_out
+from ckpt_probe.models.heads.linear_map import CONVOLUTIONS, kind_of, rows_by_position
 from ckpt_probe.models.heads.relation import Relation, relation_to
 
 SHOWN = 8
 
 Calls = dict[str, list[Call]]
-"""The calls of some layers, by name."""
+"""Calls of some layers, by name."""
 
 
 def find_classifier(model: nn.Module, inputs: Batch, override: str | None = None) -> str:
-    """The name of the last linear layer: see `find_head`."""
+    """Return the name of the last linear layer; see `find_head`."""
     return find_head(model, inputs, override).name
 
 
 def find_head(model: nn.Module, inputs: Batch, override: str | None = None) -> Head:
-    """The linear map whose output is the model's output on a batch of inputs (n, …).
+    """Find the linear map whose output is the model's output on a batch of inputs (n, …).
 
-    The model is run as it is: a layer whose output is what the model returns is the head. Where there is none, it is
-    run again with other numbers in place of the outputs of layers as wide as the model's output, and what it returns
-    says which of them it is made of, and how: log-softmax, softmax or sigmoid of it, a multiple, a mean over positions
-    or of several heads, the output at one position of each sample. `override` names the layer instead (several joined
-    by "+"), and is checked. Raises DataError where the model does not take the inputs, where no layer's output is the
-    model's output, or where several are, listing all candidates; UsageError where `override` names no linear layer.
+    If the model returns the output of a layer, that layer is the head. Otherwise the model runs again with random
+    numbers in place of the outputs of layers as wide as its own output, which shows the layers that determine it, and
+    how: log-softmax, softmax or sigmoid, a multiple, a mean over positions or of several heads, or the output at one
+    position of each sample.
+
+    Args:
+        model: The model.
+        inputs: Inputs of a batch.
+        override: Name of the layer, or names joined by "+", instead of a search.
+
+    Raises:
+        DataError: If the model does not accept the inputs, or no layer or several layers yield its output; the message
+            lists all candidates.
+        UsageError: If `override` names no linear layer.
     """
     linears = [name for name, module in model.named_modules() if _is_linear(module)]
     if override is not None:
         return _named(model, inputs, override.split("+"), linears)
     calls, output = _run(model, linears, inputs)
     results = results_of(output)
-    found = _returned(model, calls, results, samples_in(inputs))
-    if found is not None:
-        return found
+    returned = _returned(model, calls, results, samples_in(inputs))
+    if returned is not None:
+        return returned
     for names in _groups(model, inputs, linears, results):
-        for place, result in enumerate(results):
-            relation = relation_to(model, inputs, names, place, result)
-            if relation is not None and (head := _verified(model, inputs, relation, place, len(results))):
+        for number, result in enumerate(results):
+            relation = relation_to(model, inputs, names, number, result)
+            if relation is not None and (head := _verified(model, inputs, relation, number, len(results))):
                 return head
-    raise _unfound(model, calls, results[0])
+    raise _not_found(model, calls, results[0])
 
 
 def _returned(model: nn.Module, calls: Calls, results: Sequence[Tensor], samples: int) -> Head | None:
-    """The layer whose output itself, or a view of it, is what the model returned."""
-    for place, result in enumerate(results):
+    """Return the head if the model returns the output of a layer or a view of it, else None."""
+    for number, result in enumerate(results):
         same = [name for name, seen in calls.items() if any(_same(output, result) for _, output in seen)]
         if len(same) > 1:
-            told = f"several layers yield the model's output: {', '.join(same)}"
-            raise DataError(f"{told}; pick one with --classifier NAME")
+            message = f"several layers yield the model's output: {', '.join(same)}"
+            raise DataError(f"{message}; pick one with --classifier NAME")
         if len(same) == 1 and len(calls[same[0]]) == 1:
             part, positions = _part(model, same[0], calls, samples)
             if part is not None:
                 part = replace(part, positions="one" if positions == 1 else "every")
-                return Head((part,), result=place, why=_why("its output is {what}", place, len(results)))
+                return Head((part,), result=number, why=_why("its output is {what}", number, len(results)))
     return None
 
 
 def _part(model: nn.Module, name: str, calls: Calls, samples: int) -> tuple[Part | None, int]:
-    """A layer as a linear map, None where it is none, and the number of its rows a sample."""
-    given, output = only_call(name, calls[name])
+    """Return a layer as a part of a head, or None if it is not linear, and its number of rows per sample."""
+    received, output = only_call(name, calls[name])
     layer = model.get_submodule(name)
-    kind = kind_of(layer, given, output, samples)
+    kind = kind_of(layer, received, output, samples)
     if kind is None:
         return None, 0
-    features, _ = laid_out(layer, kind, given, output, samples)
+    features, _ = rows_by_position(layer, kind, received, output, samples)
     return Part(name, features.shape[-1], kind), features.shape[1]
 
 
 def _groups(model: nn.Module, inputs: Batch, linears: Sequence[str], results: Sequence[Tensor]) -> list[list[str]]:
-    """Names of layers to look through together: those with weights and without parts, then each larger one alone that
-    gives what may be logits, the smallest first. The whole model is none of them."""
+    """Return groups of layers to search together: first all leaves with weights, then each larger module by itself.
+
+    Larger modules count if their output has the width of a result; the smallest come first. The model is excluded.
+    """
     modules = dict(model.named_modules())
     sizes = {name: sum(1 for _ in module.modules()) for name, module in modules.items()}
     leaves = [
@@ -94,8 +104,8 @@ def _has_weights(module: nn.Module) -> bool:
     return any(tensor.ndim > 1 for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
-def _verified(model: nn.Module, inputs: Batch, relation: Relation, place: int, results: int) -> Head | None:
-    """The head that a relation describes, where its layers are linear maps of what they are given; else None."""
+def _verified(model: nn.Module, inputs: Batch, relation: Relation, number: int, results: int) -> Head | None:
+    """Return the head that a relation describes if its layers are linear maps of their inputs, else None."""
     calls, _ = _run(model, [term.layer for term in relation.terms], inputs, copied=True)
     parts = []
     for term in relation.terms:
@@ -103,41 +113,41 @@ def _verified(model: nn.Module, inputs: Batch, relation: Relation, place: int, r
         if part is None:
             return None
         parts.append(replace(part, positions=term.positions, scale=term.scale))
-    why = _why(relation.why, place, results)
-    return Head(tuple(parts), relation.reading, place, settled=False, why=why)
+    why = _why(relation.why, number, results)
+    return Head(tuple(parts), relation.reading, number, settled=False, why=why)
 
 
 def _named(model: nn.Module, inputs: Batch, names: Sequence[str], linears: Sequence[str]) -> Head:
     modules = dict(model.named_modules())
-    stranger = next((name for name in names if name not in modules), None)
-    if stranger is not None:
-        raise UsageError(f"--classifier {stranger}: no linear layer has that name; there are: {_last(linears)}")
+    unknown = next((name for name in names if name not in modules), None)
+    if unknown is not None:
+        raise UsageError(f"--classifier {unknown}: no linear layer has that name; there are: {_last(linears)}")
     calls, output = _run(model, names, inputs)
     copies, _ = _run(model, names, inputs, copied=True)
-    found = [_part(model, name, copies, samples_in(inputs)) for name in names]
-    other = next((name for name, (part, _) in zip(names, found, strict=True) if part is None), None)
+    parts_found = [_part(model, name, copies, samples_in(inputs)) for name in names]
+    other = next((name for name, (part, _) in zip(names, parts_found, strict=True) if part is None), None)
     if other is not None:
-        what = f"{type(modules[other]).__name__} is no linear layer"
-        raise UsageError(f"--classifier {other}: {what}; there are: {_last(linears)}")
+        kind = type(modules[other]).__name__
+        raise UsageError(f"--classifier {other}: {kind} is no linear layer; there are: {_last(linears)}")
     results = results_of(output)
     if len(names) == 1 and (head := _returned(model, calls, results, samples_in(inputs))):
         return head
-    for place, result in enumerate(results):
-        relation = relation_to(model, inputs, names, place, result)
-        if relation is not None and (head := _verified(model, inputs, relation, place, len(results))):
+    for number, result in enumerate(results):
+        relation = relation_to(model, inputs, names, number, result)
+        if relation is not None and (head := _verified(model, inputs, relation, number, len(results))):
             return head
-    for name, (_, positions) in zip(names, found, strict=True):
+    for name, (_, positions) in zip(names, parts_found, strict=True):
         if positions != 1:
             shape = tuple(calls[name][0][0].shape)
             raise DataError(
                 f"classifier {name} takes {shape} for {samples_in(inputs)} samples, and how the model's output comes "
                 "from its own is not known; one row of features per sample is needed"
             )
-    parts = tuple(part for part, _ in found if part is not None)
+    parts = tuple(part for part, _ in parts_found if part is not None)
     return Head(parts, why="named by the caller; what the model returns comes from its output in another way")
 
 
-def _unfound(model: nn.Module, calls: Calls, result: Tensor) -> DataError:
+def _not_found(model: nn.Module, calls: Calls, result: Tensor) -> DataError:
     if not calls:
         return DataError("no classifier found: the model contains no torch.nn.Linear")
     shapes = {name: tuple(seen[-1][1].shape) if seen else "(not run)" for name, seen in calls.items()}
@@ -166,9 +176,9 @@ def _same(output: Tensor, result: Tensor) -> bool:
     return output is result or (output.data_ptr() == result.data_ptr() and output.numel() == result.numel() > 0)
 
 
-def _why(told: str, place: int, results: int) -> str:
-    what = "the model's output" if results == 1 else f"tensor {place + 1} of the {results} that the model returns"
-    return told.format(what=what)
+def _why(template: str, number: int, results: int) -> str:
+    what = "the model's output" if results == 1 else f"tensor {number + 1} of the {results} that the model returns"
+    return template.format(what=what)
 
 
 def _last(texts: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""A model's head: the linear map that gives its logits, tapped for the rows that enter it."""
+"""A model's head: the linear map that computes its logits, and the rows that enter it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.models.calling import Batch, Call, call, results_of, samples_in, stopped_at, tapping
-from ckpt_probe.models.heads.linear_map import Kind, affine_map, as_rows, laid_out
+from ckpt_probe.models.heads.linear_map import Kind, affine_map, as_rows, rows_by_position
 
 FINAL_LOGITS = ("rectified", "softcapped")
-"""Readings whose results are the model's final logits, from which loss and prediction come."""
+"""Readings whose results are the model's final logits, used for loss and prediction."""
 
 Positions = Literal["one", "mean", "chosen", "every"]
-"""Which of a layer's rows are a sample's: its only one, their mean, the one that the model picks, or all of them."""
+"""Which rows of a layer belong to a sample: the only one, their mean, the one that the model chooses, or all."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Rows:
-    """What enters a head and comes out: features (m, D), logits (m, C); m is n, or n · positions."""
+    """Input and output of a head for n samples.
+
+    Args:
+        features: Rows that enter the head, shape (m, D), where m is n or n · positions.
+        logits: Rows that it returns, shape (m, C).
+    """
 
     features: Tensor
     logits: Tensor
@@ -40,11 +45,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Head:
-    """The last linear map of a model: logits = features Wᵀ + b, where a model's output is `reading` of its logits.
+    """The last linear map of a model: logits = features Wᵀ + b.
 
-    Several parts are a sum, such as the mean of two heads: their features stand side by side, and so do their weights.
-    Features of a cosine head are unit rows, and its weights include the scale. `result` is the place of the output
-    among `results_of`; `settled` says that no scale was read from the weights, so that it holds for every checkpoint.
+    Features of a cosine head are unit rows, and its weights include the scale.
+
+    Args:
+        parts: Layers whose outputs are summed, such as two heads that are averaged; their features and their weights
+            are concatenated.
+        reading: Function from the logits to the model's output, such as "softmax"; "" for the logits themselves.
+        result: Index of the output among `results_of`.
+        settled: Whether the head holds for every checkpoint, because no scale depends on the weights.
+        why: Why this is the head, as a sentence for users.
     """
 
     parts: tuple[Part, ...]
@@ -55,69 +66,80 @@ class Head:
 
     @property
     def name(self) -> str:
-        """The layer's name, or the layers' joined by "+"."""
+        """Return the layer's name, or the names of several layers joined by "+"."""
         return "+".join(self.layers)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The names of its layers."""
+        """Return the names of its layers."""
         return tuple(part.layer for part in self.parts)
 
     @property
     def positions(self) -> Positions:
-        """Which rows are a sample's."""
+        """Return which rows belong to a sample."""
         return self.parts[0].positions
 
     def parameters(self, model: nn.Module) -> tuple[Tensor, Tensor | None]:
-        """Weights (C, D) and bias (C,), None where no part has one. Gradients reach the model's own parameters."""
-        found = [
+        """Return weights, shape (C, D), and bias, shape (C,) or None; gradients reach the model's parameters."""
+        scaled_maps = [
             (part.scale, *affine_map(model.get_submodule(part.layer), part.kind, part.width)) for part in self.parts
         ]
-        weights = torch.cat([_scaled(weights, scale) for scale, weights, _ in found], dim=1)
-        biases = [_scaled(bias, scale) for scale, _, bias in found if bias is not None]
+        weights = torch.cat([_scaled(weights, scale) for scale, weights, _ in scaled_maps], dim=1)
+        biases = [_scaled(bias, scale) for scale, _, bias in scaled_maps if bias is not None]
         return weights, torch.stack(biases).sum(dim=0) if len(biases) > 1 else (biases[0] if biases else None)
 
     @property
     def shows_logits(self) -> bool:
-        """Whether the model's results are its final logits, though they are not W z + b."""
+        """Return whether the model's results are its final logits, although they differ from W z + b."""
         return self.reading in FINAL_LOGITS
 
     @property
     def ends(self) -> bool:
-        """Whether logits are W z + b of the rows that enter one layer, so that a forward pass may end before it."""
+        """Return whether logits are W z + b of the input of one layer, so that a forward pass may end before it."""
         return self.settled and not self.reading and len(self.parts) == 1 and self.parts[0].kind == "linear"
 
     def entering(self, model: nn.Module, inputs: Batch) -> Tensor:
-        """The rows (m, D) of a forward pass that ends where they enter the head: see `ends`.
+        """Return the rows that enter the head, shape (m, D), from a forward pass that ends there; see `ends`.
 
-        Raises DataError where the layer does not run.
+        Raises:
+            DataError: If the layer does not run.
         """
-        given = stopped_at(model, self.parts[0].layer, inputs)
-        return given.reshape(-1, given.shape[-1])
+        received = stopped_at(model, self.parts[0].layer, inputs)
+        return received.reshape(-1, received.shape[-1])
 
     def tapped(self, model: nn.Module, inputs: Batch) -> Rows:
-        """One forward pass of the model as it is.
+        """Return the rows of one complete forward pass.
 
-        Raises DataError where a layer does not run exactly once, or on several rows a sample where one is expected.
+        Raises:
+            DataError: If a layer does not run exactly once, or on several rows per sample where one is expected.
         """
         with self.tapping(model) as calls:
             output = call(model, inputs)
         return self.rows(model, calls, output, samples_in(inputs))
 
     def tapping(
-        self, model: nn.Module, heard: Callable[[], bool] = lambda: True
+        self, model: nn.Module, is_enabled: Callable[[], bool] = lambda: True
     ) -> AbstractContextManager[dict[str, list[Call]]]:
-        """While entered, the calls of its layers in forward passes that somebody else runs: see `rows`.
+        """Record the calls of its layers within the `with` block, in forward passes of the caller; see `rows`.
 
-        heard: whether a call is kept.
+        Args:
+            model: The model.
+            is_enabled: Returns whether to record the current call.
         """
         layers = {part.layer: model.get_submodule(part.layer) for part in self.parts}
-        return tapping(layers, copied=not self.settled, heard=heard)
+        return tapping(layers, copied=not self.settled, is_enabled=is_enabled)
 
     def rows(self, model: nn.Module, calls: Mapping[str, Sequence[Call]], output: Any, samples: int) -> Rows:
-        """The rows of one forward pass, from the calls of its layers and what the model returned; errors as `tapped`.
+        """Return the rows of one forward pass from recorded calls; they may share memory with the model's tensors.
 
-        They may share memory with what the model has computed.
+        Args:
+            model: The model.
+            calls: Calls of the head's layers, by name.
+            output: Output of the model.
+            samples: Number of samples of the batch.
+
+        Raises:
+            DataError: See `tapped`.
         """
         final = self.shows_logits
         result = results_of(output)[self.result] if final or self.positions == "chosen" else None
@@ -132,12 +154,12 @@ class Head:
         return Rows(torch.cat([each.features for each in rows], dim=1), logits.sum(dim=0))
 
     def _rows(self, model: nn.Module, part: Part, calls: Sequence[Call], samples: int, result: Tensor | None) -> Rows:
-        given, output = only_call(part.layer, calls)
-        flat = given.ndim == output.ndim == 2 and given.shape[0] == output.shape[0] == samples
+        received, output = only_call(part.layer, calls)
+        flat = received.ndim == output.ndim == 2 and received.shape[0] == output.shape[0] == samples
         if flat and part.kind == "linear" and part.positions == "one":
-            return Rows(given, output)
+            return Rows(received, output)
         layer = model.get_submodule(part.layer)
-        features, logits = laid_out(layer, part.kind, given, output, samples)
+        features, logits = rows_by_position(layer, part.kind, received, output, samples)
         features = as_rows(part.kind, features)
         if part.positions == "every":
             return Rows(features.flatten(0, 1), logits.flatten(0, 1))
@@ -145,26 +167,32 @@ class Head:
             return Rows(features.mean(dim=1), logits.mean(dim=1))
         if part.positions == "chosen":
             assert result is not None
-            place = _chosen(part.layer, logits, result)
-            rows = torch.arange(samples, device=place.device)
-            return Rows(features[rows, place], logits[rows, place])
+            position = _chosen(part.layer, logits, result)
+            rows = torch.arange(samples, device=position.device)
+            return Rows(features[rows, position], logits[rows, position])
         if features.shape[1] != 1:
             raise DataError(
-                f"classifier {part.layer} takes {tuple(given.shape)} for {samples} samples; one row of features "
+                f"classifier {part.layer} takes {tuple(received.shape)} for {samples} samples; one row of features "
                 "per sample is needed"
             )
         return Rows(features[:, 0], logits[:, 0])
 
 
 def only_call(layer: str, calls: Sequence[Call]) -> Call:
-    """Input and output of a layer's only call. Raises DataError where there were more, or none."""
+    """Return input and output of a layer's only call; raise DataError if there were more or none."""
     if len(calls) != 1:
         raise DataError(f"classifier {layer} ran {len(calls)} times in one forward pass, not once")
     return calls[0]
 
 
 def _chosen(layer: str, logits: Tensor, result: Tensor) -> Tensor:
-    """For each sample the position (n,) at which a layer's outputs (n, positions, C) are the model's result (n, C)."""
+    """Return the position of each sample, shape (n,), whose logits are the model's result.
+
+    Args:
+        layer: Name of the layer, for the message.
+        logits: Outputs of the layer, shape (n, positions, C).
+        result: Output of the model, shape (n, C).
+    """
     wanted = result.to(logits.dtype)[:, None]
     same = ((logits == wanted) | (logits.isnan() & wanted.isnan())).all(dim=-1)
     if not bool(same.any(dim=1).all()):

@@ -1,4 +1,4 @@
-"""How a model's output comes from the outputs of its layers, learnt by putting other numbers in their place."""
+"""The relation of a model's output to the outputs of its layers, from runs with random layer outputs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from ckpt_probe.models.heads.head import Positions
 from ckpt_probe.models.heads.linear_map import CONVOLUTIONS
 
 EQUATIONS = 64
-"""Numbers of the model's output that are compared, at least; one pass gives samples · classes of them."""
+"""Minimum number of output values that are compared; one pass gives samples · classes of them."""
 
 SATURATING = 1e6
-"""What drawn numbers are multiplied by, so that a cap on logits gives nothing but its own value."""
+"""Factor of random numbers that saturates a cap on logits."""
 
 Drawn = dict[str, list[tuple[nn.Module, Tensor]]]
-"""For each call of some layers, by their names: the layer and the numbers that took the place of its output."""
+"""For each call of some layers, by name: the layer and the random numbers that replaced its output."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Relation:
-    """The model's output is the `reading` of a sum of terms; `why` says so, with {what} for "the model's output"."""
+    """The model's output as a function of layer outputs.
+
+    Args:
+        terms: Layer outputs that are summed to the logits.
+        reading: Function from the logits to the output, such as "softmax".
+        why: Description as a sentence, with {what} for the model's output.
+    """
 
     terms: tuple[Term, ...]
     reading: str
@@ -43,7 +49,14 @@ class Relation:
 
 @dataclass(frozen=True)
 class _Column:
-    """What a layer would add to the logits: a tensor (n, C), from rows at `positions`, rectified first or not."""
+    """A possible contribution of a layer to the logits.
+
+    Args:
+        layer: Name of the layer.
+        positions: Which of its rows belong to a sample.
+        rectified: Whether negative numbers are replaced by zero first.
+        values: The contribution, shape (n, C).
+    """
 
     layer: str
     positions: Positions
@@ -51,40 +64,49 @@ class _Column:
     values: Tensor
 
 
-def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], place: int, result: Tensor) -> Relation | None:
-    """How `results_of` the model's output at `place` comes from what some layers gave; None where it is not seen.
+def relation_to(model: nn.Module, inputs: Batch, names: Sequence[str], index: int, result: Tensor) -> Relation | None:
+    """Find how a result of the model depends on the outputs of some layers.
 
-    Every output of these layers that is as wide as `result` (n, C) or (n, …, C) is replaced by numbers that are drawn
-    anew for each pass, so that what is found holds for any weights, also for those that are all zero. The terms' scales
-    are those of the model's present weights.
+    Each pass replaces every output of these layers with the width of `result` by new random numbers, so that the
+    relation holds for any weights, including zeros. The scales of terms are those of the model's current weights.
+
+    Args:
+        model: The model.
+        inputs: Inputs of a batch.
+        names: Names of the layers.
+        index: Index of the result among `results_of`.
+        result: The result, shape (n, C) or (n, …, C).
+
+    Returns:
+        The relation, None if there is no known one.
     """
     samples = samples_in(inputs)
     passes: list[tuple[list[_Column], Tensor]] = []
     try:
-        cap = _cap_of(model, inputs, names, place, result)
+        cap = _cap_of(model, inputs, names, index, result)
     except (CkptProbeError, IndexError):
-        return None  # the model does not run on numbers that are not its own
+        return None  # the model does not run with random layer outputs
     size = 1.0 if cap is None else min(1.0, cap)
     for number in range(max(1, min(EQUATIONS, -(-EQUATIONS // max(1, result.numel()))))):
         with _replaced(model, names, _widths(result), number, size) as drawn:
             try:
-                found = results_of(forward_once(model, inputs))[place]
+                output = results_of(forward_once(model, inputs))[index]
             except (CkptProbeError, IndexError):
                 return None
-        picked = _picked(drawn, found, samples)
+        picked = _picked(drawn, output, samples)
         if picked is not None:
             return picked
-        passes.append(_columns(drawn, found, samples))
+        passes.append(_columns(drawn, output, samples))
     return _fitted(passes, cap) if passes[0][0] else None
 
 
-def _cap_of(model: nn.Module, inputs: Batch, names: Sequence[str], number: int, result: Tensor) -> float | None:
+def _cap_of(model: nn.Module, inputs: Batch, names: Sequence[str], index: int, result: Tensor) -> float | None:
     """Return c if the model's output is c · tanh(logits / c), None if large logits give large numbers."""
     results = []
     # Both signs: a sigmoid gives 1 for one of them, but 0 for the other.
     for size in (SATURATING, -SATURATING):
         with _replaced(model, names, _widths(result), 0, size):
-            results.append(results_of(forward_once(model, inputs))[number].abs())
+            results.append(results_of(forward_once(model, inputs))[index].abs())
     largest = torch.stack(results)
     cap = float(largest.max())
     return cap if cap > 0 and bool(((largest - cap).abs() <= 1e-3 * cap).all()) else None
@@ -94,7 +116,7 @@ def _cap_of(model: nn.Module, inputs: Batch, names: Sequence[str], number: int, 
 def _replaced(
     model: nn.Module, names: Sequence[str], widths: set[int], seed: int, size: float = 1.0
 ) -> Iterator[Drawn]:
-    """While entered, drawn numbers in place of what these layers give; yields, for each call, the layer and those."""
+    """Replace the outputs of layers by random numbers within the `with` block, and yield these for each call."""
     drawn: Drawn = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
     hooks = [
@@ -126,12 +148,12 @@ def _drawer(
 
 
 def _widths(result: Tensor) -> set[int]:
-    """What may be the number of classes of a result (n,), (n, C), (n, …, C) or (n, C, …)."""
+    """Return possible numbers of classes of a result of shape (n,), (n, C), (n, …, C) or (n, C, …)."""
     return {1} if result.ndim == 1 else {int(result.shape[1]), int(result.shape[-1])}
 
 
 def _laid_out(module: nn.Module, values: Tensor, samples: int) -> Tensor | None:
-    """A layer's output as (n, positions, C); None where its first dimension is not the samples'."""
+    """Return a layer's output in shape (n, positions, C); None if its first dimension is not the number of samples."""
     if len(values) != samples:
         return None
     if isinstance(module, CONVOLUTIONS):
@@ -140,7 +162,7 @@ def _laid_out(module: nn.Module, values: Tensor, samples: int) -> Tensor | None:
 
 
 def _picked(drawn: Drawn, result: Tensor, samples: int) -> Relation | None:
-    """The layer of whose rows the result (n, C) has one of each sample."""
+    """Return the relation to a layer if the result, shape (n, C), is one of its rows for each sample."""
     for name, calls in reversed(drawn.items()):
         if len(calls) != 1:
             continue
@@ -150,13 +172,13 @@ def _picked(drawn: Drawn, result: Tensor, samples: int) -> Relation | None:
         if result.shape == (samples, rows.shape[-1]):
             same = (rows == result.to(rows.dtype)[:, None]).all(dim=-1)
             if bool(same.any(dim=1).all()):
-                told = "its output at one position of each sample, such as the last token, is {what}"
-                return Relation((Term(name, "chosen", 1.0),), "", told)
+                why = "its output at one position of each sample, such as the last token, is {what}"
+                return Relation((Term(name, "chosen", 1.0),), "", why)
     return None
 
 
 def _columns(drawn: Drawn, result: Tensor, samples: int) -> tuple[list[_Column], Tensor]:
-    """What each layer would add to the logits, and the result, as rows (m, C)."""
+    """Return possible contributions of each layer to the logits, and the result, as rows of shape (m, C)."""
     once = {name: calls[0] for name, calls in drawn.items() if len(calls) == 1}
     rows = {name: laid for name, call in once.items() if (laid := _laid_out(*call, samples)) is not None}
     every = [name for name in rows if once[name][1].shape == result.shape and rows[name].shape[1] > 1]
@@ -176,12 +198,14 @@ def _columns(drawn: Drawn, result: Tensor, samples: int) -> tuple[list[_Column],
 def _fitted(passes: Sequence[tuple[list[_Column], Tensor]], cap: float | None) -> Relation | None:
     columns = passes[0][0]
     names = [column.layer for column in columns]
-    if any([column.layer for column in found] != names for found, _ in passes):
+    if any([column.layer for column in layer_columns] != names for layer_columns, _ in passes):
         return None
-    result = torch.cat([found for _, found in passes]).cpu().double()
+    result = torch.cat([layer_columns for _, layer_columns in passes]).cpu().double()
     tolerance = 0.02 if torch.finfo(passes[0][1].dtype).bits < 32 else 1e-4
-    values = [torch.cat([found[i].values for found, _ in passes]).cpu().double() for i in range(len(columns))]
-    # Those that ran last are the likelier ones; more columns than half the numbers would fit anything.
+    values = [
+        torch.cat([layer_columns[i].values for layer_columns, _ in passes]).cpu().double() for i in range(len(columns))
+    ]
+    # Layers that ran last are likelier; more columns than half the numbers would fit anything.
     first = max(0, len(columns) - result.numel() // 2)
     columns, values = columns[first:], values[first:]
     for reading, undone, centred in _undone(result, tolerance, cap):
@@ -189,18 +213,23 @@ def _fitted(passes: Sequence[tuple[list[_Column], Tensor]], cap: float | None) -
         stacked = torch.stack([(_centred(each) if centred else each).flatten() for each in values], dim=1)
         scales = _scales(stacked, wanted.flatten(), tolerance)
         if scales is not None:
-            return _told([(column, scale) for column, scale in zip(columns, scales, strict=True) if scale], reading)
+            return _as_relation(
+                [(column, scale) for column, scale in zip(columns, scales, strict=True) if scale], reading
+            )
     return None
 
 
 def _undone(result: Tensor, tolerance: float, cap: float | None) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield what the result (m, C) may be a reading of: its name, logits, and whether these lack a constant.
+    """Yield possible readings of a result: name, logits, and whether a constant per row is undetermined.
 
-    cap: the largest result that there is, as `_cap_of` finds it; the only reading is then "softcapped".
+    Args:
+        result: The result, shape (m, C).
+        tolerance: Relative tolerance.
+        cap: Maximum of all results, see `_cap_of`; if set, the first reading is "softcapped".
     """
     if cap is not None:
+        # A sigmoid of a single logit may look like a cap too.
         yield "softcapped", cap * (result / cap).atanh(), False
-        return
     yield "", result, False
     if result.shape[1] > 1 and bool((result.logsumexp(dim=1).abs() < 10 * tolerance).all()):
         yield "log-softmax", result, True
@@ -211,36 +240,36 @@ def _undone(result: Tensor, tolerance: float, cap: float | None) -> Iterator[tup
 
 
 def _scales(columns: Tensor, wanted: Tensor, tolerance: float) -> list[float] | None:
-    """The multiples of columns (m, k) whose sum is `wanted` (m,), all positive or zero; None where there are none."""
+    """Return non-negative multiples of columns, shape (m, k), whose sum is `wanted`, shape (m,); None if impossible."""
     if not bool(wanted.isfinite().all()) or not bool(wanted.abs().max() > 0):
         return None
-    kept = torch.arange(columns.shape[1])
+    selected = torch.arange(columns.shape[1])
     for _ in range(2):
-        found = torch.linalg.lstsq(columns[:, kept], wanted[:, None], driver="gelsd").solution[:, 0]
-        kept = kept[found > 10 * tolerance * found.abs().max()]
-        if not len(kept):
+        solution = torch.linalg.lstsq(columns[:, selected], wanted[:, None], driver="gelsd").solution[:, 0]
+        selected = selected[solution > 10 * tolerance * solution.abs().max()]
+        if not len(selected):
             return None
-    found = torch.linalg.lstsq(columns[:, kept], wanted[:, None], driver="gelsd").solution[:, 0]
-    left = (columns[:, kept] @ found - wanted).abs().max() / wanted.abs().max()
-    if bool(left > 10 * tolerance) or bool((found <= 0).any()):
+    solution = torch.linalg.lstsq(columns[:, selected], wanted[:, None], driver="gelsd").solution[:, 0]
+    left = (columns[:, selected] @ solution - wanted).abs().max() / wanted.abs().max()
+    if bool(left > 10 * tolerance) or bool((solution <= 0).any()):
         return None
     digits = 2 if tolerance > 1e-3 else 6
-    scales = dict(zip(kept.tolist(), (float(f"{scale:.{digits}g}") for scale in found.tolist()), strict=True))
+    scales = dict(zip(selected.tolist(), (float(f"{scale:.{digits}g}") for scale in solution.tolist()), strict=True))
     return [scales.get(number, 0.0) for number in range(columns.shape[1])]
 
 
-def _told(found: Sequence[tuple[_Column, float]], reading: str) -> Relation | None:
-    terms = tuple(Term(column.layer, column.positions, scale) for column, scale in found)
-    rectified = [column.rectified for column, _ in found]
-    if any(rectified) and (len(found) > 1 or reading or terms[0].scale != 1):
+def _as_relation(scaled_columns: Sequence[tuple[_Column, float]], reading: str) -> Relation | None:
+    terms = tuple(Term(column.layer, column.positions, scale) for column, scale in scaled_columns)
+    rectified = [column.rectified for column, _ in scaled_columns]
+    if any(rectified) and (len(scaled_columns) > 1 or reading or terms[0].scale != 1):
         return None
     if any(rectified):
         pooled = "the mean over positions of " if terms[0].positions == "mean" else ""
         return Relation(terms, "rectified", f"{{what}} is {pooled}its output, negative numbers as zero")
-    told = " + ".join(_term(term, alone=len(terms) == 1) for term in terms)
+    sum_of_terms = " + ".join(_term(term, alone=len(terms) == 1) for term in terms)
     if len(terms) > 1 and {term.scale for term in terms} == {float(f"{1 / len(terms):.6g}")}:
-        told = f"the mean of the outputs of {' and '.join(term.layer for term in terms)}"
-    return Relation(terms, reading, f"{{what}} is {f'the {reading} of ' if reading else ''}{told}")
+        sum_of_terms = f"the mean of the outputs of {' and '.join(term.layer for term in terms)}"
+    return Relation(terms, reading, f"{{what}} is {f'the {reading} of ' if reading else ''}{sum_of_terms}")
 
 
 def _term(term: Term, *, alone: bool) -> str:

@@ -1,43 +1,48 @@
-"""What a person would call the layers of a model, found from what repeats among its modules."""
+"""The blocks of a model, from repetition among its modules."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ckpt_probe.models.layers.passing import Seen
+from ckpt_probe.models.layers.passing import ModuleRun
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-"""Modules that only hold others; classes derived from them are layers like any other."""
+"""Modules that only contain others; classes derived from them are layers like any other."""
 
 
-def blocks_of(model: nn.Module, seen: Mapping[str, Seen], heads: Sequence[str]) -> list[Seen]:
-    """The blocks of a model before its `heads` in the order in which they end, and the stem before them.
+def blocks_of(model: nn.Module, seen: Mapping[str, ModuleRun], heads: Sequence[str]) -> list[ModuleRun]:
+    """Return the stem and blocks of a model before its heads, in the order in which they finish.
 
-    A block is an outermost module with weights and parts of its own whose class occurs again, or that stands in a list:
-    a residual block, a transformer block. A stage, which holds a list of equal blocks, stands for these. A model
-    without any has its linear and convolution layers, each with what follows up to the next. The stem is what ends
-    last before the first block starts and gives what that block is given. Rows that enter a head as they are, are its.
+    A block is an outermost module with weights and submodules whose class occurs again or that is in a list: a
+    residual block, a transformer block. A stage with a list of equal blocks is replaced by these. In a model without
+    blocks, every linear and convolution layer counts, each with the following layers up to the next. The stem is the
+    last module before the first block whose output has the shape of the block's input. The input of a head is excluded.
+
+    Args:
+        model: The model.
+        seen: Modules that ran in a forward pass, by name.
+        heads: Names of the head's layers.
     """
     until = min((seen[name].started for name in heads if name in seen), default=2**62)
     entering = {feeder for name in heads if name in seen for feeder in seen[name].fed_by}
-    found = {name: one for name, one in seen.items() if one.finished < until}
-    kinds = Counter(type(one.module) for one in found.values() if _is_block(one.module))
+    candidates = {name: run for name, run in seen.items() if run.finished < until}
+    kinds = Counter(type(run.module) for run in candidates.values() if _is_block(run.module))
     chosen: list[str] = []
-    for name, one in found.items():
+    for name, run in candidates.items():
         within = any(name.startswith(f"{outer}.") for outer in chosen)
-        if within or not _is_block(one.module):
+        if within or not _is_block(run.module):
             continue
-        if kinds[type(one.module)] > 1 or type(_parent(model, name)) in LISTS:
+        if kinds[type(run.module)] > 1 or type(_parent(model, name)) in LISTS:
             chosen.append(name)
-    blocks = [inner for name in chosen for inner in _inside(found, name)]
-    layers = [*_stem(found, blocks), *blocks] if blocks else _leaf_layers(found)
-    layers = [one for one in layers if one.name not in entering or len(one.shape or ()) > 2]
-    return sorted(layers, key=lambda one: one.finished)
+    blocks = [inner for name in chosen for inner in _inside(candidates, name)]
+    layers = [*_stem(candidates, blocks), *blocks] if blocks else _leaf_layers(candidates)
+    layers = [run for run in layers if run.name not in entering or len(run.shape or ()) > 2]
+    return sorted(layers, key=lambda run: run.finished)
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module has parts and, somewhere in it, a matrix: neither a mere list nor an activation or a norm."""
+    """Return whether a module has submodules and a matrix, and is not only a list."""
     if type(module) in LISTS or not any(True for _ in module.children()):
         return False
     return any(weights.ndim > 1 for weights in module.parameters())
@@ -47,29 +52,29 @@ def _parent(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
 
 
-def _inside(found: Mapping[str, Seen], name: str) -> list[Seen]:
-    """A block itself, or, where it is a stage, the equal blocks that it holds in a list."""
-    module = found[name].module
+def _inside(candidates: Mapping[str, ModuleRun], name: str) -> list[ModuleRun]:
+    """Return a block, or the equal blocks in its list if it is a stage."""
+    module = candidates[name].module
     lists = {name: module, **{f"{name}.{key}": part for key, part in module.named_children()}}
-    for place, part in lists.items():
-        names = [f"{place}.{key}" for key, _ in part.named_children()]
-        if isinstance(part, nn.Sequential | nn.ModuleList) and _are_equal(found, names):
-            return [inner for inner_name in names for inner in _inside(found, inner_name)]
-    return [found[name]]
+    for list_name, part in lists.items():
+        names = [f"{list_name}.{key}" for key, _ in part.named_children()]
+        if isinstance(part, nn.Sequential | nn.ModuleList) and _are_equal(candidates, names):
+            return [inner for inner_name in names for inner in _inside(candidates, inner_name)]
+    return [candidates[name]]
 
 
-def _are_equal(found: Mapping[str, Seen], names: list[str]) -> bool:
-    """Whether these are two blocks or more of one class, the last two with outputs of one shape."""
-    if len(names) < 2 or any(name not in found or not _is_block(found[name].module) for name in names):
+def _are_equal(candidates: Mapping[str, ModuleRun], names: list[str]) -> bool:
+    """Return whether modules are at least two blocks of one class, the last two with outputs of the same shape."""
+    if len(names) < 2 or any(name not in candidates or not _is_block(candidates[name].module) for name in names):
         return False
-    same_class = len({type(found[name].module) for name in names}) == 1
-    return same_class and found[names[-1]].shape == found[names[-2]].shape
+    same_class = len({type(candidates[name].module) for name in names}) == 1
+    return same_class and candidates[names[-1]].shape == candidates[names[-2]].shape
 
 
-def _leaf_layers(found: Mapping[str, Seen]) -> list[Seen]:
-    """For each leaf with a matrix the last leaf that ran once, in its own list, before the next such leaf."""
-    leaves = sorted((one for one in found.values() if _is_leaf(one.module)), key=lambda one: one.finished)
-    layers: list[Seen] = []
+def _leaf_layers(candidates: Mapping[str, ModuleRun]) -> list[ModuleRun]:
+    """Return for each leaf with a matrix the last leaf in the same list that ran once before the next such leaf."""
+    leaves = sorted((run for run in candidates.values() if _is_leaf(run.module)), key=lambda run: run.finished)
+    layers: list[ModuleRun] = []
     for leaf in leaves:
         if any(weights.ndim > 1 for weights in leaf.module.parameters()):
             layers.append(leaf)
@@ -82,16 +87,16 @@ def _is_leaf(module: nn.Module) -> bool:
     return not any(True for _ in module.children())
 
 
-def _follows(leaf: Seen, layer: Seen) -> bool:
+def _follows(leaf: ModuleRun, layer: ModuleRun) -> bool:
     same_place = leaf.name.rpartition(".")[0] == layer.name.rpartition(".")[0]
     return same_place and _gives_rows(leaf) and len(leaf.shape or ()) == len(layer.shape or ())
 
 
-def _gives_rows(one: Seen) -> bool:
-    return one.shape is not None and len(one.shape) > 1
+def _gives_rows(run: ModuleRun) -> bool:
+    return run.shape is not None and len(run.shape) > 1
 
 
-def _stem(found: Mapping[str, Seen], blocks: list[Seen]) -> list[Seen]:
-    first = min(blocks, key=lambda one: one.started)
-    before = [one for one in found.values() if one.finished < first.started and one.shape == first.given]
-    return sorted(before, key=lambda one: one.finished)[-1:] if _gives_rows(first) else []
+def _stem(candidates: Mapping[str, ModuleRun], blocks: list[ModuleRun]) -> list[ModuleRun]:
+    first = min(blocks, key=lambda run: run.started)
+    before = [run for run in candidates.values() if run.finished < first.started and run.shape == first.input_shape]
+    return sorted(before, key=lambda run: run.finished)[-1:] if _gives_rows(first) else []

@@ -1,4 +1,4 @@
-"""Which layers are tapped: all that a person would name, every K-th of them, or those with these names."""
+"""The choice of layers: all blocks, every K-th of them, or layers by name."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from ckpt_probe.models.calling import Batch, samples_in
 from ckpt_probe.models.heads.backbone import Backbone
 from ckpt_probe.models.heads.head import Head
 from ckpt_probe.models.layers.blocks import blocks_of
-from ckpt_probe.models.layers.passing import Seen, watched
+from ckpt_probe.models.layers.passing import ModuleRun, observe_modules
 from ckpt_probe.models.layers.pooling import POOLINGS, channel_axis, require_fitting
 from ckpt_probe.models.layers.taps import PENULTIMATE, Tap, Taps
 from ckpt_probe.models.two_source import Describing
@@ -21,38 +21,46 @@ from ckpt_probe.models.two_source import Describing
 def choose_taps(
     model: nn.Module, inputs: Batch, head: Head | Backbone, layers: str, pooling: str | None = None
 ) -> Taps:
-    """The layers of a model that `layers` names, found by running it on a batch of inputs, in execution order.
+    """Choose layers of a model by running it on a batch, in execution order.
 
-    layers: "penultimate" (none beside the classifier's input), "all", "every=K", or names joined by commas, in which *
-    stands for any text without a dot. Those of a part that is `Describing` give each sample the mean row of its class.
-    pooling: one of `POOLINGS`, the usual one for the shape where None. Raises UsageError where a name matches no layer
-    (with the closest ones), or the pooling does not fit a shape; DataError where a layer runs twice in a pass, or gives
-    no tensor with the samples first.
+    Layers of a `Describing` part assign to each sample the mean row of its class.
+
+    Args:
+        model: The model.
+        inputs: Inputs of a batch.
+        head: The head, or the pooling of a model without one.
+        layers: "penultimate" (only the classifier's input), "all", "every=K", or names joined by commas, in which *
+            matches any text without a dot.
+        pooling: One of `POOLINGS`; the default for the shape if None.
+
+    Raises:
+        UsageError: If a name matches no layer (the message lists the closest), or the pooling does not fit a shape.
+        DataError: If a layer runs twice in a pass, or its output is no tensor with the samples first.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise UsageError(f"--pooling {pooling}: expected one of {', '.join(POOLINGS)}")
     step = _step(layers)
     if layers.strip() == PENULTIMATE:
         return Taps()
-    seen = watched(model, inputs)
+    seen = observe_modules(model, inputs)
     chosen = _named(layers, model, seen) if step is None else blocks_of(model, seen, head.layers)[::step]
     return Taps(
         tuple(
             _tap(
-                one,
+                run,
                 number / len(chosen),
-                _owners(model, one.name),
+                _owners(model, run.name),
                 samples_in(inputs),
                 pooling,
                 every=head.positions == "every",
             )
-            for number, one in enumerate(chosen)
+            for number, run in enumerate(chosen)
         )
     )
 
 
 def _step(layers: str) -> int | None:
-    """K of "every=K", 1 for "all", None for names. Raises UsageError where K is no whole number above 0."""
+    """Return K of "every=K", 1 for "all", None for names; raise UsageError for an invalid K."""
     if layers.strip() == "all":
         return 1
     if not layers.startswith("every="):
@@ -63,9 +71,9 @@ def _step(layers: str) -> int | None:
     return int(text)
 
 
-def _named(layers: str, model: nn.Module, seen: Mapping[str, Seen]) -> list[Seen]:
+def _named(layers: str, model: nn.Module, seen: Mapping[str, ModuleRun]) -> list[ModuleRun]:
     names = [name for name, _ in model.named_modules() if name]
-    found: dict[str, Seen] = {}
+    chosen: dict[str, ModuleRun] = {}
     for pattern in (part.strip() for part in layers.split(",")):
         if pattern == PENULTIMATE:
             continue
@@ -76,8 +84,8 @@ def _named(layers: str, model: nn.Module, seen: Mapping[str, Seen]) -> list[Seen
         silent = [name for name in matched if name not in seen]
         if silent:
             raise UsageError(f"--layers {pattern}: the model does not run {listed(silent)}")
-        found |= {name: seen[name] for name in matched}
-    return sorted(found.values(), key=lambda one: one.finished)
+        chosen |= {name: seen[name] for name in matched}
+    return sorted(chosen.values(), key=lambda run: run.finished)
 
 
 def _matching(pattern: str, names: Sequence[str]) -> list[str]:
@@ -86,26 +94,26 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
 
 
 def _owners(model: nn.Module, name: str) -> Tensor | None:
-    """The class of each row that a module gives, where it is in a part of the model that describes classes."""
+    """Return the class of each output row of a module in a part that describes classes, else None."""
     parts = name.split(".")
     outer = (model.get_submodule(".".join(parts[:length])) for length in range(len(parts)))
     return next((module.owners() for module in outer if isinstance(module, Describing)), None)
 
 
-def _tap(one: Seen, depth: float, owners: Tensor | None, samples: int, pooling: str | None, *, every: bool) -> Tap:
-    if one.name == PENULTIMATE or "/" in one.name:
-        raise DataError(f"layer {one.name!r}: a dump cannot hold a layer of that name")
-    if one.calls > 1:
-        raise DataError(f"layer {one.name} runs {one.calls} times in one forward pass; name other layers by --layers")
-    if one.shape is None:
-        raise DataError(f"layer {one.name} gives no tensor; name other layers by --layers")
-    if owners is not None and (every or len(one.shape) != 2 or one.shape[0] != len(owners)):
-        told = f"{one.shape} for {len(owners)} descriptions of classes"
-        raise DataError(f"layer {one.name} gives {told}; (descriptions, D) is needed, and one label a sample")
-    if owners is None and (len(one.shape) < 2 or one.shape[0] != samples):
-        raise DataError(f"layer {one.name} gives {one.shape} for {samples} samples; (n, …) is needed")
-    axis = channel_axis(one.module, one.shape)
-    how = require_fitting(one.name, one.shape, pooling, axis, every=every)
-    shape = one.shape[1:]
+def _tap(run: ModuleRun, depth: float, owners: Tensor | None, samples: int, pooling: str | None, *, every: bool) -> Tap:
+    if run.name == PENULTIMATE or "/" in run.name:
+        raise DataError(f"layer {run.name!r}: a dump cannot hold a layer of that name")
+    if run.calls > 1:
+        raise DataError(f"layer {run.name} runs {run.calls} times in one forward pass; name other layers by --layers")
+    if run.shape is None:
+        raise DataError(f"layer {run.name} gives no tensor; name other layers by --layers")
+    if owners is not None and (every or len(run.shape) != 2 or run.shape[0] != len(owners)):
+        message = f"{run.shape} for {len(owners)} descriptions of classes"
+        raise DataError(f"layer {run.name} gives {message}; (descriptions, D) is needed, and one label a sample")
+    if owners is None and (len(run.shape) < 2 or run.shape[0] != samples):
+        raise DataError(f"layer {run.name} gives {run.shape} for {samples} samples; (n, …) is needed")
+    axis = channel_axis(run.module, run.shape)
+    how = require_fitting(run.name, run.shape, pooling, axis, every=every)
+    shape = run.shape[1:]
     width = math.prod(shape) if how == "flatten" else shape[0 if axis == 1 else -1]
-    return Tap(one.name, depth, how, shape, width, axis, owners)
+    return Tap(run.name, depth, how, shape, width, axis, owners)

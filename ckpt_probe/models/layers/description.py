@@ -1,4 +1,4 @@
-"""The layers that `all` takes of a model, for people."""
+"""Description of the layers that "all" chooses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,25 +13,32 @@ from ckpt_probe.models.layers.taps import PENULTIMATE
 
 
 def describe_layers(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]:
-    """`layers`: name, depth, shape for one sample, pooling and features of each, the classifier's input last.
+    """Describe the layers that "all" chooses, with the classifier's input last.
 
-    Where they cannot be had, `layers` is empty and `layers_reason` says why.
+    Args:
+        head: The head.
+        model: The model.
+        inputs: Inputs of a batch.
+
+    Returns:
+        `layers`, with name, depth, shape for one sample, pooling and number of features of each; on an error it is
+        empty, and `layers_reason` is the error's message.
     """
     try:
         taps = choose_taps(model, inputs, head, "all").layers
     except CkptProbeError as error:
         return {"layers": [], "layers_reason": str(error)}
     width = sum(part.width for part in head.parts)
-    found = [
+    layers = [
         {"layer": tap.layer, "depth": tap.depth, "shape": [*tap.shape], "pooling": tap.pooling, "features": tap.width}
         for tap in taps
     ]
     last = {"layer": PENULTIMATE, "depth": 1.0, "shape": [width], "pooling": "features", "features": width}
-    return {"layers": [*found, last]}
+    return {"layers": [*layers, last]}
 
 
-def layers_told(facts: Mapping[str, Any]) -> list[str]:
-    """The facts of `describe_layers` as lines for people."""
+def format_layers(facts: Mapping[str, Any]) -> list[str]:
+    """Format the result of `describe_layers` as lines of text."""
     layers: Sequence[Mapping[str, Any]] = facts.get("layers", ())
     if not layers:
         return [f"layers: unknown: {facts['layers_reason']}"] if facts.get("layers_reason") else []

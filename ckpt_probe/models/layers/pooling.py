@@ -1,4 +1,4 @@
-"""How an activation becomes rows: as it is, the mean over places, one token of each sample, every token, or flat."""
+"""Pooling of activations to rows: unchanged, the mean over positions, one token, every token, or flattened."""
 
 import math
 from collections.abc import Iterator
@@ -6,20 +6,28 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.models.pooling import POOLINGS as OF_TOKENS
+from ckpt_probe.models.pooling import POOLINGS as TOKEN_POOLINGS
 from ckpt_probe.models.pooling import mean_over
 
-POOLINGS = (*OF_TOKENS, "flatten")
+POOLINGS = (*TOKEN_POOLINGS, "flatten")
 FEATURES = "features"
-"""What is neither a map nor tokens: it is rows already."""
+"""Pooling of activations that are rows already, neither maps nor tokens."""
 
 LARGEST_FLATTENED = 65_536
 
 
 def require_fitting(name: str, shape: tuple[int, ...], pooling: str | None, axis: int, *, every: bool) -> str:
-    """The pooling of an activation of that shape (n, …), the usual one where `pooling` is None.
+    """Return the pooling of a layer's activation.
 
-    every: whether every position of a sample is a row of its own. Raises UsageError where it does not fit.
+    Args:
+        name: Name of the layer, for messages.
+        shape: Shape of the activation, (n, …).
+        pooling: The requested pooling; the default for the shape if None.
+        axis: Axis of channels, 1 or −1.
+        every: Whether every position of a sample is a separate row with a label.
+
+    Raises:
+        UsageError: If the pooling does not fit.
     """
     tokens = len(shape) == 3 and axis != 1
     if every:
@@ -38,9 +46,16 @@ def require_fitting(name: str, shape: tuple[int, ...], pooling: str | None, axis
 
 
 def pooled(activation: Tensor, pooling: str, axis: int, mask: Tensor | None) -> Tensor:
-    """Rows (n, D) of an activation (n, …), (n · positions, D) of every token; they share no memory with it.
+    """Pool an activation to rows in new memory.
 
-    axis: 1 where channels come before places, else −1. mask: (n, positions), 0 where a token is padding.
+    Args:
+        activation: The activation, shape (n, …).
+        pooling: The pooling.
+        axis: 1 if channels come before positions, else −1.
+        mask: Zero for padding, shape (n, positions).
+
+    Returns:
+        Rows, shape (n, D), or (n · positions, D) for every token.
     """
     if pooling == FEATURES:
         return activation.clone()
@@ -49,16 +64,16 @@ def pooled(activation: Tensor, pooling: str, axis: int, mask: Tensor | None) -> 
     if pooling == "tokens":
         return activation.flatten(0, 1).clone()
     if activation.ndim == 3 and axis != 1:
-        kept = mask if mask is not None and mask.shape == activation.shape[:2] else None
-        return OF_TOKENS[pooling](activation, kept).clone()
+        fitting_mask = mask if mask is not None and mask.shape == activation.shape[:2] else None
+        return TOKEN_POOLINGS[pooling](activation, fitting_mask).clone()
     places = tuple(range(2, activation.ndim)) if axis == 1 else tuple(range(1, activation.ndim - 1))
     return mean_over(activation, places)
 
 
 def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Where the channels of a module's output (n, …) are: 1, before the places, or −1, after them.
+    """Return the axis of channels in a module's output of shape (n, …): 1 (before the positions) or −1.
 
-    Told by the width of the last of its parts whose own fits only one of the two, else by the map being square.
+    Decided by the width of the last submodule that fits only one of the two axes, else by the map being square.
     """
     if len(shape) < 3 or shape[1] == shape[-1]:
         return 1 if len(shape) > 3 else -1
@@ -71,7 +86,7 @@ def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _widths(module: nn.Module) -> Iterator[int]:
-    """What the parts of a module give, the last one's first."""
+    """Yield the widths of the outputs of a module's parts, the last part first."""
     for part in reversed(list(module.modules())):
         for name in ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim"):
             width = getattr(part, name, None)

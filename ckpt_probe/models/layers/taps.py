@@ -1,4 +1,4 @@
-"""Layers of a model tapped in one forward pass: what each gives becomes rows at once, so that nothing large is kept."""
+"""Rows of several layers from one forward pass; each output is pooled at once, which saves memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,16 +17,22 @@ from ckpt_probe.models.layers.pooling import pooled
 from ckpt_probe.models.pooling import padding_mask
 
 PENULTIMATE = "penultimate"
-"""The name of the classifier's input among the layers: the last of them, of depth 1."""
+"""Name of the classifier's input among the layers: the last of them, with depth 1."""
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A layer whose output becomes rows of `width` features.
+    """A layer whose output becomes rows.
 
-    depth: its place among the layers in execution order, 0 for the first, 1 for the classifier's input. shape: what it
-    gives a sample. axis: 1 where its channels come before places, else −1. owners: the class of each of its rows where
-    these are not of samples but of descriptions of classes; a sample then has the mean row of its class.
+    Args:
+        layer: Name of the layer.
+        depth: Position in execution order, from 0 for the first layer to 1 for the classifier's input.
+        pooling: The pooling of its output.
+        shape: Shape of its output for one sample.
+        width: Number of features of a row.
+        axis: 1 if channels come before positions, else −1.
+        owners: Class of each row, if rows are descriptions of classes instead of samples; a sample then has the mean
+            row of its class.
     """
 
     layer: str
@@ -45,56 +51,75 @@ class Taps:
     layers: tuple[Tap, ...] = ()
 
     def tapped(self, model: nn.Module, head: Head | Backbone, inputs: Batch) -> tuple[Rows, dict[str, Tensor]]:
-        """One forward pass: the rows of the head and, by layer, of every tap (m, D); errors as `tapping`, `rows_in`."""
-        with self.tapping(model, inputs) as found:
+        """Run one forward pass, and return the rows of the head and of every tap, shape (m, D), by layer.
+
+        Raises:
+            DataError: See `tapping` and `rows_in`.
+        """
+        with self.tapping(model, inputs) as recorded:
             rows = head.tapped(model, inputs)
-        return rows, self.rows_in(found, len(rows.features))
+        return rows, self.rows_in(recorded, len(rows.features))
 
     @contextmanager
     def tapping(self, model: nn.Module, inputs: Batch) -> Iterator[dict[str, list[Tensor]]]:
-        """Record, for one forward pass within the `with`, what each tap gives; `rows_in` makes rows of it.
+        """Record the outputs of taps in one forward pass within the `with` block; `rows_in` returns their rows.
 
-        Raises DataError where a layer gives no tensor, or one of another shape than at first.
+        Raises:
+            DataError: If a layer returns no tensor, or one of another shape than when it was chosen.
         """
-        found: dict[str, list[Tensor]] = {tap.layer: [] for tap in self.layers}
+        recorded: dict[str, list[Tensor]] = {tap.layer: [] for tap in self.layers}
         hooks = [
-            model.get_submodule(tap.layer).register_forward_hook(_recorder(tap, inputs, found[tap.layer]))
+            model.get_submodule(tap.layer).register_forward_hook(_recorder(tap, inputs, recorded[tap.layer]))
             for tap in self.layers
         ]
         try:
-            yield found
+            yield recorded
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def rows_in(self, found: Mapping[str, list[Tensor]], rows: int) -> dict[str, Tensor]:
-        """The rows (m, D) of every tap, by layer; m is `rows`, those that the head gives, or that of descriptions.
+    def rows_in(self, recorded: Mapping[str, list[Tensor]], rows: int) -> dict[str, Tensor]:
+        """Return the rows of every tap, shape (m, D), by layer.
 
-        Raises DataError where a layer did not run exactly once, or gives another number of rows.
+        Args:
+            recorded: Outputs from `tapping`.
+            rows: Number of rows m of the head; taps of descriptions of classes have their own number.
+
+        Raises:
+            DataError: If a layer did not run exactly once, or returned another number of rows.
         """
-        layers = {tap.layer: _only(tap, found[tap.layer]) for tap in self.layers}
+        layers = {tap.layer: _only(tap, recorded[tap.layer]) for tap in self.layers}
         for tap in self.layers:
-            given = len(layers[tap.layer])
-            if given != rows and tap.owners is None:
-                raise DataError(f"layer {tap.layer} gives {given} rows, the classifier {rows}")
+            count = len(layers[tap.layer])
+            if count != rows and tap.owners is None:
+                raise DataError(f"layer {tap.layer} gives {count} rows, the classifier {rows}")
         return layers
 
-    def of_samples(self, layers: Mapping[str, Tensor], labels: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
-        """The rows (n, D) of every tap for n labels: those `kept`, of descriptions the mean of those of its class.
+    def of_samples(self, layers: Mapping[str, Tensor], labels: Tensor, selected: Tensor | None) -> dict[str, Tensor]:
+        """Return a row of every tap for each label, shape (n, D), by layer.
 
-        Raises DataError where a sample without a label, or of a class that is not described, would need one.
+        Args:
+            layers: Rows from `rows_in`.
+            labels: Labels of the samples, shape (n,).
+            selected: Indices or mask of rows to return; all if None. Not used for descriptions of classes, which return
+                the mean row of each label's class.
+
+        Raises:
+            DataError: If a sample needs the description of a class and has no label, or the class has none.
         """
-        found = {}
+        rows_of_layer = {}
         for tap in self.layers:
             rows = layers[tap.layer]
             if tap.owners is None:
-                found[tap.layer] = rows if kept is None else rows[kept]
+                rows_of_layer[tap.layer] = rows if selected is None else rows[selected]
             else:
-                found[tap.layer] = _mean_rows(tap.layer, rows, tap.owners.to(rows.device), labels.to(rows.device))
-        return found
+                rows_of_layer[tap.layer] = _mean_rows(
+                    tap.layer, rows, tap.owners.to(rows.device), labels.to(rows.device)
+                )
+        return rows_of_layer
 
 
-def _recorder(tap: Tap, inputs: Batch, found: list[Tensor]) -> Callable[..., None]:
+def _recorder(tap: Tap, inputs: Batch, recorded: list[Tensor]) -> Callable[..., None]:
     samples, mask = samples_in(inputs) if tap.owners is None else len(tap.owners), padding_mask(inputs)
 
     def record(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
@@ -105,12 +130,12 @@ def _recorder(tap: Tap, inputs: Batch, found: list[Tensor]) -> Callable[..., Non
         if len(shape) != 1 + len(tap.shape) or shape[0] != samples:
             of = "samples" if tap.owners is None else "descriptions"
             raise DataError(f"layer {tap.layer} gives {shape} for {samples} {of}, {('n', *tap.shape)} at first")
-        # At once: what follows may change it in place.
+        # Pooled at once, because later layers may change the tensor in place.
         rows = pooled(activation, tap.pooling, tap.axis, mask)
         if rows.shape[1] != tap.width:
-            told = f"{rows.shape[1]} features now, {tap.width} at first"
-            raise DataError(f"layer {tap.layer} changes its shape between passes: {told}")
-        found.append(rows)
+            message = f"{rows.shape[1]} features now, {tap.width} at first"
+            raise DataError(f"layer {tap.layer} changes its shape between passes: {message}")
+        recorded.append(rows)
 
     return record
 
@@ -124,7 +149,7 @@ def _mean_rows(layer: str, rows: Tensor, owners: Tensor, labels: Tensor) -> Tens
     return (sums / counts.clamp_min(1)[:, None].to(rows.dtype))[labels]
 
 
-def _only(tap: Tap, found: list[Tensor]) -> Tensor:
-    if len(found) != 1:
-        raise DataError(f"layer {tap.layer} ran {len(found)} times in one forward pass, not once; leave it out")
-    return found[0]
+def _only(tap: Tap, recorded: list[Tensor]) -> Tensor:
+    if len(recorded) != 1:
+        raise DataError(f"layer {tap.layer} ran {len(recorded)} times in one forward pass, not once; leave it out")
+    return recorded[0]
