@@ -1,4 +1,4 @@
-"""Addresses of files elsewhere (`s3://bucket/run`), as paths that can be written anywhere: they hold no credentials."""
+"""Addresses of remote files (`s3://bucket/run`), and the removal of credentials from addresses and texts."""
 
 import json
 import os
@@ -17,76 +17,84 @@ _WITHIN = re.compile(rf"(?<![\w/])(?:{'|'.join(SCHEMES)})://(?:(?!,\w+://){_NO_E
 _USER = re.compile(r"(?<!\bhf)(://)[^/\s@\"'<>\\]+@", re.IGNORECASE)
 _ENCODED_USER = re.compile(r"(%3A%2F%2F)(?:(?!%2F)[^/\s@\"'<>\\])+?%40", re.IGNORECASE)
 
-KEPT = frozenset({"versionid", "generation", "revision", "ref", "download", "raw", "dl"})
-"""Parameters of an address that are no secrets, and say which file it is."""
-RENEWED = re.compile(
+PUBLIC_PARAMETERS = frozenset({"versionid", "generation", "revision", "ref", "download", "raw", "dl"})
+"""Parameters of an address that are not secret and identify the file, such as a version."""
+SIGNING_PARAMETERS = re.compile(
     r"(x-amz-|x-goog-|goog|aws|amz|key-pair-id|policy|signature|expires|sig$|s[etpvrki]$|sk|token|access)",
     re.I,
 )
-"""Parameters that sign an address: those of a later signature take their place."""
-ASIDE = "CKPT_PROBE_ADDRESS_SECRETS"
-"""The variable by which the processes that this one starts know what was taken out of its addresses."""
-OF_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Names of parameters that sign an address; a later signature of the same address replaces them."""
+SECRETS_VARIABLE = "CKPT_PROBE_ADDRESS_SECRETS"
+"""Environment variable that passes the credentials of addresses to child processes, as JSON."""
+SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 HIDDEN = "[redacted]"
 
 
 class Address(type(Path())):
-    """The path of a file elsewhere: a `Path` whose text is the address again, both slashes after its scheme."""
+    """Path of a remote file: a `Path` whose text is the address, with both slashes after the scheme."""
 
     def __str__(self) -> str:
-        return _START.sub(lambda found: f"{found[1].lower()}://", super().__str__(), count=1)
+        return _START.sub(lambda match: f"{match[1].lower()}://", super().__str__(), count=1)
 
 
 def is_address(path: Path | str) -> bool:
-    """Whether a path names a file elsewhere, also where a `Path` was made of it and dropped a slash."""
+    """Return whether a path is the address of a remote file, also if `Path` has dropped one of its slashes."""
     return _START.match(str(path)) is not None
 
 
 def place(path: Path | str) -> Path:
-    """A path as anybody may name it: an `Address` without credentials, else the path itself.
+    """Return a path without credentials: an `Address` for an address, else the path itself.
 
-    Raises UsageError where the same address was given before with other parameters.
+    Raises:
+        UsageError: If the same address was used before with other parameters.
     """
     return Address(without_secrets(str(path))) if is_address(path) else Path(path)
 
 
 def without_secrets(text: str) -> str:
-    """Return an address without user, password and signature, which are kept for `credentials`.
+    """Return an address without user, password and signature, which are stored for `credentials`.
 
-    Raises UsageError as `place`.
+    Raises:
+        UsageError: If the same address was used before with other parameters.
     """
     clean, user, query = _split(text)
     if user or query:
-        _keep(clean, user, query)
+        _store(clean, user, query)
     return clean
 
 
 def clean_words(value: Any) -> Any:
-    """Return text, or mappings and lists of texts, with each address in it as by `without_secrets`."""
+    """Apply `without_secrets` to each address in a text, or in nested mappings and lists of texts."""
     return _cleaned(value, without_secrets)
 
 
 def without_credentials(value: Any) -> Any:
-    """Return text, or mappings and lists of texts, with no credentials in any address; nothing is kept of them."""
+    """Remove credentials from each address in a text, or in nested mappings and lists; they are not stored."""
     return _cleaned(value, lambda address: _split(address)[0])
 
 
 def credentials(address: str) -> tuple[str, str]:
-    """Who (`user:password`) and by which parameters (`Signature=…`) a clean address is asked; "" where nothing is said.
+    """Return the credentials that were removed from an address.
 
-    What is below an address is asked by the same user.
+    Files below an address have the same user and password as the address.
+
+    Args:
+        address: Address without credentials.
+
+    Returns:
+        `user:password` and the signing parameters (`Signature=…`); "" for each that is unknown.
     """
-    kept = _kept()
-    if address in kept:
-        return kept[address][0], kept[address][1]
-    above = [found for found in kept if address.startswith(f"{found}/")]
-    return (kept[max(above, key=len)][0], "") if above else ("", "")
+    stored = _stored()
+    if address in stored:
+        return stored[address][0], stored[address][1]
+    parents = [parent for parent in stored if address.startswith(f"{parent}/")]
+    return (stored[max(parents, key=len)][0], "") if parents else ("", "")
 
 
 def redacted(text: str) -> str:
-    """Text of a library, in which no credentials are left that this process knows."""
-    secrets = {os.environ.get(name, "") for name in OF_ENVIRONMENT}
-    for user, query in _kept().values():
+    """Remove all credentials that this process knows from a text, such as the error message of a library."""
+    secrets = {os.environ.get(name, "") for name in SECRET_VARIABLES}
+    for user, query in _stored().values():
         secrets |= {user, user.partition(":")[2], query, *(value for _, value in parse_qsl(query))}
         secrets |= {unquote(user), unquote(user.partition(":")[2])}
         secrets |= {part.partition("=")[2] for part in query.split("&")}
@@ -97,28 +105,28 @@ def redacted(text: str) -> str:
 
 
 def refuse_address(path: Path | str) -> None:
-    """Raise UsageError where results were to be written to an address."""
+    """Raise UsageError if an output path is an address."""
     if is_address(path):
-        raise UsageError(f"{place(path)}: results are written to local files alone; write there, then copy them")
+        raise UsageError(f"{place(path)}: results are written to local files only; write there, then copy them")
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """Return an address without credentials, its user and password, and the parameters that sign it."""
-    address = _START.sub(lambda found: f"{found[1].lower()}://", text, count=1)
+    """Split an address into the address without credentials, `user:password`, and the signing parameters."""
+    address = _START.sub(lambda match: f"{match[1].lower()}://", text, count=1)
     scheme, _, rest = address.partition("://")
-    host, slash, behind = rest.partition("/")
+    host, slash, path = rest.partition("/")
     user, query = "", ""
     if scheme != "hf":
-        if "@" not in host and "@" in behind and re.search(r":(?!\d*$)", host):
-            # A password with a slash in it, as those of S3 often are.
+        if "@" not in host and "@" in path and re.search(r":(?!\d*$)", host):
+            # A password that contains a slash, which is common for S3.
             user, _, rest = rest.partition("@")
-            host, slash, behind = rest.partition("/")
+            host, slash, path = rest.partition("/")
         else:
             user, _, host = host.rpartition("@")
     if scheme in {"http", "https"}:
-        behind, query = _parted(behind)
-        behind, _, _ = behind.partition("#")
-    return f"{scheme}://{host}{slash}{behind}".rstrip("/"), user, query
+        path, query = _split_query(path)
+        path, _, _ = path.partition("#")
+    return f"{scheme}://{host}{slash}{path}".rstrip("/"), user, query
 
 
 def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:
@@ -128,45 +136,45 @@ def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:
         return [_cleaned(part, clean) for part in value]
     if not isinstance(value, str):
         return value
-    # JSON may write a slash with another before it.
+    # JSON may escape a slash.
     text = value.replace("\\/", "/") if ":\\/\\/" in value else value
-    return _without_users(_WITHIN.sub(lambda found: clean(found[0]) + "/" * found[0].endswith("/"), text))
+    return _without_users(_WITHIN.sub(lambda match: clean(match[0]) + "/" * match[0].endswith("/"), text))
 
 
 def _without_users(text: str) -> str:
-    """Return text with user and password hidden in addresses of any scheme."""
+    """Hide user and password in addresses of any scheme."""
     return _ENCODED_USER.sub(rf"\1{HIDDEN}%40", _USER.sub(rf"\1{HIDDEN}@", text))
 
 
-def _parted(behind: str) -> tuple[str, str]:
-    """A path with the parameters that stay in it, and those that are put aside."""
-    path, mark, query = behind.partition("?")
+def _split_query(path_and_query: str) -> tuple[str, str]:
+    """Split a path with query into the path with its public parameters, and the other parameters."""
+    path, mark, query = path_and_query.partition("?")
     if not mark:
-        return behind, ""
+        return path_and_query, ""
     pairs = query.split("&")
-    stays = [pair for pair in pairs if pair.partition("=")[0].lower() in KEPT]
-    return "?".join(filter(None, [path, "&".join(stays)])), "&".join(pair for pair in pairs if pair not in stays)
+    public = [pair for pair in pairs if pair.partition("=")[0].lower() in PUBLIC_PARAMETERS]
+    return "?".join(filter(None, [path, "&".join(public)])), "&".join(pair for pair in pairs if pair not in public)
 
 
-def _keep(address: str, user: str, query: str) -> None:
-    kept = dict(_kept())
-    before = kept.get(address)
-    if before is not None and _naming(before[1]) != _naming(query):
+def _store(address: str, user: str, query: str) -> None:
+    stored = dict(_stored())
+    before = stored.get(address)
+    if before is not None and _without_signature(before[1]) != _without_signature(query):
         raise UsageError(
-            f"{address}: given twice with different parameters behind the question mark, by which files cannot be told "
-            "apart; use one of them at a time"
+            f"{address}: used twice with different parameters after the question mark, which may name different files; "
+            "use one of them at a time"
         )
-    kept[address] = [user, query]
-    os.environ[ASIDE] = json.dumps(kept)
+    stored[address] = [user, query]
+    os.environ[SECRETS_VARIABLE] = json.dumps(stored)
 
 
-def _naming(query: str) -> str:
-    """What of the parameters may say which file it is."""
-    return urlencode(sorted(pair for pair in parse_qsl(query) if not RENEWED.match(pair[0])))
+def _without_signature(query: str) -> str:
+    """Return the parameters that do not belong to a signature, and so may identify the file."""
+    return urlencode(sorted(pair for pair in parse_qsl(query) if not SIGNING_PARAMETERS.match(pair[0])))
 
 
-def _kept() -> Mapping[str, list[str]]:
+def _stored() -> Mapping[str, list[str]]:
     try:
-        return json.loads(os.environ.get(ASIDE, "{}"))
+        return json.loads(os.environ.get(SECRETS_VARIABLE, "{}"))
     except ValueError:
         return {}

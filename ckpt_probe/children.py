@@ -1,4 +1,4 @@
-"""Processes that this one starts: none imports a module only because it lies in the working directory.
+"""Child processes that do not import modules from the working directory.
 
 Python puts that directory first on `sys.path` of `python -m` and `python -c`, and so of every process that
 multiprocessing spawns: a file `h5py.py` beside downloaded data would run there.
@@ -20,7 +20,7 @@ def start_module(module: str, *words: str, variables: Mapping[str, str]) -> subp
     Args:
         module: Name of the module, which runs as `python -P -m`.
         *words: Arguments of its command line.
-        variables: Variables that its environment has besides those of this process.
+        variables: Environment variables in addition to those of this process.
     """
     package = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
@@ -35,7 +35,7 @@ def start_module(module: str, *words: str, variables: Mapping[str, str]) -> subp
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """Keep the working directory off `sys.path` of processes that multiprocessing, or a library, starts meanwhile."""
+    """Keep the working directory off `sys.path` of processes that are started within the context."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
     try:

@@ -1,4 +1,4 @@
-"""A training configuration: TOML in, typed settings out, every fault named at once."""
+"""Training configuration: read from TOML and validated, with all errors in one message."""
 
 import difflib
 import re
@@ -13,7 +13,7 @@ from ckpt_probe.addresses import clean_words
 from ckpt_probe.errors import UsageError
 
 SEED = "{seed}"
-"""Stands for the seed in a configuration's texts: a file of one run serves all its seeds."""
+"""Placeholder for the seed in texts of a configuration, so that one file serves all seeds."""
 
 
 class _Section(BaseModel):
@@ -21,21 +21,21 @@ class _Section(BaseModel):
 
 
 class DataSettings(_Section):
-    """`[data]`: which labelled samples."""
+    """`[data]`: the data by name."""
 
     name: Annotated[str, AfterValidator(clean_words)]
     arguments: Annotated[dict[str, Any], AfterValidator(clean_words)] = {}
 
 
 class ModelSettings(_Section):
-    """`[model]`: which network."""
+    """`[model]`: the network by name."""
 
     name: str
     arguments: Annotated[dict[str, Any], AfterValidator(clean_words)] = {}
 
 
 class TrainingSettings(_Section):
-    """`[training]`: how long, in epochs or in steps, and how many samples a step."""
+    """`[training]`: length in epochs or in steps, and the batch size."""
 
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
@@ -51,7 +51,7 @@ class TrainingSettings(_Section):
 
 
 class OptimizerSettings(_Section):
-    """`[optimizer]`: SGD or AdamW; keys of the one are an error for the other."""
+    """`[optimizer]`: SGD or AdamW; settings of the other one are an error."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
@@ -62,10 +62,10 @@ class OptimizerSettings(_Section):
 
     @model_validator(mode="after")
     def _fitting(self) -> "OptimizerSettings":
-        strangers = {"momentum", "nesterov"} if self.name == "adamw" else {"betas"}
-        given = sorted(strangers & self.model_fields_set)
-        if given:
-            raise ValueError(f"{', '.join(given)}: not a setting of {self.name}")
+        foreign = {"momentum", "nesterov"} if self.name == "adamw" else {"betas"}
+        wrong = sorted(foreign & self.model_fields_set)
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: not a setting of {self.name}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must be two numbers in [0, 1)")
         if self.nesterov and self.momentum == 0:
@@ -74,7 +74,7 @@ class OptimizerSettings(_Section):
 
 
 class ScheduleSettings(_Section):
-    """`[schedule]`: the learning rate over the run; milestones are fractions of it."""
+    """`[schedule]`: the learning rate over the run; milestones are fractions of the run."""
 
     name: Literal["constant", "cosine", "step"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
@@ -83,16 +83,16 @@ class ScheduleSettings(_Section):
 
     @model_validator(mode="after")
     def _fitting(self) -> "ScheduleSettings":
-        given = sorted({"milestones", "factor"} & self.model_fields_set)
-        if given and self.name != "step":
-            raise ValueError(f"{', '.join(given)}: not a setting of the schedule {self.name}")
+        only_step = sorted({"milestones", "factor"} & self.model_fields_set)
+        if only_step and self.name != "step":
+            raise ValueError(f"{', '.join(only_step)}: not a setting of the schedule {self.name}")
         if not all(0 < milestone < 1 for milestone in self.milestones):
             raise ValueError("milestones are fractions of the run, between 0 and 1")
         return self
 
 
 class LossSettings(_Section):
-    """`[loss]`: the task's loss, and what is added to it: λ of each matrix information loss (`training.losses`)."""
+    """`[loss]`: the loss of the task, and weights λ of matrix information losses that are added (`training.losses`)."""
 
     task: Literal["cross_entropy", "contrastive"] = "cross_entropy"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -108,7 +108,7 @@ class LossSettings(_Section):
 
 
 class CheckpointSettings(_Section):
-    """`[checkpoints]`: one of four schedules, first and last step always kept; splits evaluated at each (all)."""
+    """`[checkpoints]`: one of four schedules, each with the first and the last step; splits to evaluate (all)."""
 
     every_steps: int | None = Field(default=None, ge=1)
     per_epoch: int | None = Field(default=None, ge=1)
@@ -119,18 +119,23 @@ class CheckpointSettings(_Section):
     @model_validator(mode="after")
     def _one_schedule(self) -> "CheckpointSettings":
         schedules = ("every_steps", "per_epoch", "log_spaced", "steps")
-        given = [name for name in schedules if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one schedule, found {', '.join(given)}")
+        chosen = [name for name in schedules if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"give one schedule, found {', '.join(chosen)}")
         if self.steps is not None and any(step < 0 for step in self.steps):
             raise ValueError("steps must not be negative")
         return self
 
 
 class StartSettings(_Section):
-    """`[start]`: weights to begin from, all of them or all but the classifier's; `keep_step` goes on at their step.
+    """`[start]`: weights to start from.
 
-    state_key, base: where in the checkpoint its weights lie, and onto which an adapter is merged.
+    Attributes:
+        checkpoint: Path of the checkpoint; the key in TOML is `from`.
+        part: "whole", or "backbone" for all weights except the classifier's.
+        keep_step: Whether steps are counted from the step of the checkpoint.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint that a PEFT adapter was trained on.
     """
 
     checkpoint: str = Field(alias="from")
@@ -141,7 +146,7 @@ class StartSettings(_Section):
 
 
 class TrainingConfig(_Section):
-    """Everything that decides a training run."""
+    """All settings of a training run."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataSettings
@@ -155,12 +160,21 @@ class TrainingConfig(_Section):
 
 
 def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequence[str] = ()) -> TrainingConfig:
-    """The configuration in a TOML file; `seed` replaces the file's own, `overrides` ("loss.mir=0.01") other values.
+    """Read and validate the configuration in a TOML file.
 
-    An override's value is TOML where it is any, else text. In every text "{seed}" stands for the seed. Raises
-    UsageError where the file is missing or no TOML, for an override that is none, where both `seed` and an override
-    give the seed, or naming every unknown key, wrong type and impossible value at once, each with its line where it
-    has one.
+    The placeholder "{seed}" in any text is replaced by the seed.
+
+    Args:
+        path: Path of the TOML file.
+        seed: Seed that replaces the one in the file.
+        overrides: Other values to replace, such as "loss.mir=0.01"; a value that is not TOML is text.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UsageError: If the file cannot be read, an override is malformed, or the seed occurs twice; or with every
+            unknown key, wrong type and invalid value in one message, with their lines.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -175,36 +189,36 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
     pairs = [_override(text) for text in overrides]
-    given = dict(pairs)
-    if len(given) < len(pairs):
+    replaced = dict(pairs)
+    if len(replaced) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise UsageError(f"--set {next(key for key in keys if keys.count(key) > 1)}: given twice; give each key once")
-    if seed is not None and "seed" in given:
+        raise UsageError(f"--set {next(key for key in keys if keys.count(key) > 1)}: occurs twice; set each key once")
+    if seed is not None and "seed" in replaced:
         raise UsageError("--set seed=… and --seed or --seeds exclude each other: give the seed once")
-    for key, value in given.items():
+    for key, value in replaced.items():
         _set(values, key, value)
     if seed is not None:
         values["seed"] = seed
     try:
         return TrainingConfig.model_validate(_seeded(values, values.get("seed", 0)))
     except ValidationError as error:
-        # A value that fits no branch of a union is told once a branch; the first telling is enough.
-        problems = {tuple(_keys(fault)): _problem(fault, text, given) for fault in reversed(error.errors())}
+        # pydantic reports an error for each branch of a union; the first one is enough.
+        problems = {tuple(_keys(fault)): _problem(fault, text, replaced) for fault in reversed(error.errors())}
         raise UsageError(_one_line(path, sorted(problems.values(), key=_line_number))) from error
 
 
 def _override(text: str) -> tuple[str, Any]:
-    key, equals, spelled = text.partition("=")
+    key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not all(part and re.fullmatch(r"[\w\-]+", part) for part in key.split(".")):
         raise UsageError(f"--set {text}: expected key=value, such as loss.mir=0.01")
     try:
-        found = tomllib.loads(f"value = {spelled}")
+        parsed = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        found = {"value": spelled.strip()}
-    if len(found) > 1 or (found["value"] == spelled.strip() and "\n" in spelled.strip()):
+        parsed = {"value": value.strip()}
+    if len(parsed) > 1 or (parsed["value"] == value.strip() and "\n" in value.strip()):
         raise UsageError(f"--set {key}: expected one key=value, found more lines; give each its own --set")
-    return key, found["value"]
+    return key, parsed["value"]
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -245,15 +259,15 @@ def _problem(fault: Any, text: str, overrides: Mapping[str, Any]) -> str:
     name = ".".join(keys)
     line = None if name in overrides else _line_of(keys, text)
     where = (f"line {line}, " if line else "--set " if name in overrides else "") + name
-    return f"{where}: {_said(fault, keys)}" if where else _said(fault, keys)
+    return f"{where}: {_describe(fault, keys)}" if where else _describe(fault, keys)
 
 
 def _is_branch(part: object) -> bool:
-    # pydantic names the branch of a union it tried, which is nothing that the file says.
+    # pydantic adds the branch of a union to the keys, which is not in the file.
     return isinstance(part, str) and (part in {"int", "float", "none"} or part.startswith("literal["))
 
 
-def _said(fault: Any, keys: list[str]) -> str:
+def _describe(fault: Any, keys: list[str]) -> str:
     kind = fault["type"]
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], _known_keys(keys[:-1]), n=1, cutoff=0.5)
@@ -261,8 +275,8 @@ def _said(fault: Any, keys: list[str]) -> str:
     if kind == "missing":
         return "missing"
     message = fault["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(fault["input"], dict) else f", found {fault['input']!r}"
-    return message[0].lower() + message[1:] + shown
+    value = "" if isinstance(fault["input"], dict) else f", found {fault['input']!r}"
+    return message[0].lower() + message[1:] + value
 
 
 def _known_keys(section: list[str]) -> list[str]:
@@ -281,7 +295,7 @@ def _section_of(annotation: Any) -> Any:
 
 
 def _line_of(keys: list[str], text: str) -> int | None:
-    """The line on which a key path is spelled, looked for section by section; None where it is not spelled."""
+    """Return the number of the line that sets a key, None if no line does."""
     section = ""
     last = None
     for number, line in enumerate(text.splitlines(), start=1):

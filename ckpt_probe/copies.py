@@ -1,4 +1,4 @@
-"""Names of averaged or delayed copies of a network, which files hold beside the network that is trained."""
+"""Names of averaged or delayed copies of a network in a checkpoint, such as `ema` and `teacher`."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -9,5 +9,5 @@ Entry = TypeVar("Entry")
 
 
 def trained_first(entries: Iterable[Entry], name: Callable[[Entry], str] = str) -> list[Entry]:
-    """Return entries in their order, but those after the others whose names say that they are copies."""
+    """Return entries in their order, with those last whose names are names of copies."""
     return sorted(entries, key=lambda entry: COPY.search(name(entry)) is not None)

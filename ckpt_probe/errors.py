@@ -1,12 +1,12 @@
-"""The one family of exceptions that ckpt-probe raises on purpose, and how their messages list names."""
+"""Exceptions of ckpt-probe, and the formatting of texts for messages and output."""
 
 from collections.abc import Sequence
 
 
 class CkptProbeError(Exception):
-    """An error that a person can act on; the command line prints it as one line and exits with `exit_code`.
+    """Base class of errors that the user can correct; the command line prints one line and exits with `exit_code`.
 
-    The message says what happened, in which file, tensor or row, and what to do next.
+    The message contains what happened, in which file, tensor or row, and what to do.
     """
 
     exit_code = 1
@@ -17,55 +17,55 @@ class DataError(CkptProbeError):
 
 
 class UsageError(CkptProbeError):
-    """The command, an option or a configuration was used wrongly (exit code 2)."""
+    """An argument, an option or a configuration is wrong (exit code 2)."""
 
     exit_code = 2
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Names for a message, the first `most` of them and how many more there are."""
+    """Join names with commas for a message: the first `most` of them, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def last_line(error: BaseException) -> str:
-    """An exception as the last line of its traceback has it, cut where its message goes on over more lines."""
+    """Return the type of an exception and the first line of its message, like the last line of a traceback."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def printable(text: str) -> str:
-    """Text of a file's own as a terminal or a page may show it: what would command these is a visible sign instead.
+    """Replace characters that could control a terminal or a page by visible ones.
 
-    Control characters, those of a terminal's escape sequences among them, become their pictures (␛), characters that
-    turn the direction of writing or have no place in text become �; line breaks, tabs and joiners stay.
+    Control characters, including those of escape sequences, become their pictures (␛); characters that change the
+    direction of writing and other unprintable characters become �. Line breaks, tabs and joiners are unchanged.
     """
-    return "".join(_shown(character) for character in text)
+    return "".join(_visible(character) for character in text)
 
 
 def in_cell(text: str) -> str:
-    """Text of a file's own as a cell of a spreadsheet may have it: `printable`, and no formula.
+    """Return a text that is safe in a cell of a spreadsheet: `printable`, and not a formula.
 
-    What a spreadsheet would take for one, since it begins with = + - or @ and is no number, begins with an apostrophe.
+    A text that starts with =, +, - or @ and is not a number gets an apostrophe before it.
     """
-    told = printable(text)
-    if not told.lstrip().startswith(("=", "+", "-", "@")) or _is_number(told):
-        return told
-    return f"'{told}"
+    cell = printable(text)
+    if not cell.lstrip().startswith(("=", "+", "-", "@")) or _is_number(cell):
+        return cell
+    return f"'{cell}"
 
 
 def in_json(text: str) -> str:
-    """JSON as a terminal may show it: what `printable` would change stands as an escape, and still reads back."""
+    """Escape the characters that `printable` would replace in JSON, so that it parses to the same value."""
     if text.isprintable():
         return text
     return "".join(_escaped(character) for character in text)
 
 
 def _escaped(character: str) -> str:
-    if _shown(character) == character or (character.isspace() and ord(character) > 0x7F):
+    if _visible(character) == character or (character.isspace() and ord(character) > 0x7F):
         return character
     code = ord(character)
-    # Beyond 16 bits JSON has two escapes, of a surrogate pair.
+    # JSON needs a surrogate pair for a character of more than 16 bits.
     pair = [code] if code < 0x10000 else [0xD7C0 + (code >> 10), 0xDC00 + (code & 0x3FF)]
     return "".join(f"\\u{half:04x}" for half in pair)
 
@@ -78,7 +78,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _shown(character: str) -> str:
+def _visible(character: str) -> str:
     if character in "\n\t\u200c\u200d" or character.isprintable():
         return character
     code = ord(character)

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old file or the new one, never half of one."""
+"""Atomic writing of files and directories, hashes, and checks of input and output paths."""
 
 import hashlib
 import json
@@ -16,18 +16,22 @@ from ckpt_probe.addresses import refuse_address
 from ckpt_probe.errors import DataError, UsageError
 
 LARGEST_OBJECT = 256 * 2**20
-"""Bytes of a JSON file that are read at once."""
+"""Largest size of a JSON file that is read, in bytes."""
 
 PACKAGE = Path(__file__).parent
-SHOWING = frozenset({"cli", "report"})
-"""Parts of the package that show numbers and compute none that is stored."""
+DISPLAY_PACKAGES = frozenset({"cli", "report"})
+"""Subpackages that display results and do not affect stored numbers."""
 
 
 @contextmanager
 def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it to `path`, else remove it.
 
-    Raises `UsageError` where `path` exists and `overwrite` is false, `DataError` where it cannot be written.
+    A process that is killed at any moment leaves either the old file or the new one.
+
+    Raises:
+        UsageError: If `path` exists and `overwrite` is false.
+        DataError: If it cannot be written.
     """
     path = Path(path)
     _require_name(path)
@@ -52,9 +56,12 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`, else remove it.
 
-    An existing directory is moved aside and removed once the new one has its name: a kill between these two renames
-    leaves it whole as `.NAME.HOST-PROCESS.old`, and the next call puts it back first. Where anything else comes
-    between them it is put back at once. Errors as `replacing`.
+    An existing directory is renamed to `.NAME.HOST-PROCESS.old`, and removed after the new one has been renamed. After
+    an error between these two renames it is restored at once; after a kill the next call restores it first.
+
+    Raises:
+        UsageError: If `path` exists and `overwrite` is false.
+        DataError: If it cannot be written.
     """
     path = Path(path)
     _require_name(path)
@@ -85,9 +92,12 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
 
 @contextmanager
 def parts_of(path: Path) -> Iterator[Path]:
-    """A directory beside `path` for what it is put together from, of this process alone, and gone at the end.
+    """Yield a temporary directory beside `path` for the parts of a file; it is removed at the end.
 
-    What a process left that was killed is removed first. Raises DataError where it cannot be made.
+    Directories of killed processes are removed first.
+
+    Raises:
+        DataError: If the directory cannot be created.
     """
     folder = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.parts")
     try:
@@ -96,7 +106,7 @@ def parts_of(path: Path) -> Iterator[Path]:
             _remove(left)
         folder.mkdir()
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
+        raise DataError(f"{folder}: cannot be created: {error.strerror or error}") from error
     try:
         yield folder
     finally:
@@ -104,32 +114,32 @@ def parts_of(path: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise `UsageError` where `path` exists and may not be overwritten, or is no local one."""
+    """Raise `UsageError` if `path` exists and may not be overwritten, or is an address."""
     refuse_address(path)
     if not overwrite and os.path.lexists(path):
         raise UsageError(f"{path}: exists already; pass --overwrite to replace it, or choose another name")
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
-    """Write `text` (UTF-8) to `path` as a whole or not at all."""
+    """Write a text (UTF-8) to a file atomically."""
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for each path: the fewest of its last parts that tell all of them apart."""
+    """Return a short name for each path: the fewest last parts that are distinct for all paths."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=0)):
-        names = ["/".join(of_path[-depth:]) for of_path in parts]
+        names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
     return [path.as_posix() for path in paths]
 
 
 def require_regular(path: Path | str) -> None:
-    """Raise DataError where a pipe, a socket or a device has the name of a file: reading it may wait for ever.
+    """Raise DataError if a path is a pipe, a socket or a device, since reading it may block forever.
 
-    What is not there at all is for whoever opens it to tell; what a shell itself passes (`<(…)`) has a writer.
+    A missing file is not an error here, and neither is a pipe that a shell passes (`<(…)`), which has a writer.
     """
     if str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
         return
@@ -141,35 +151,43 @@ def require_regular(path: Path | str) -> None:
         raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
 
 
-def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file of anybody's. Raises DataError, saying that it is not `what`, for anything else."""
+def read_object(path: Path, description: str) -> dict[str, Any]:
+    """Read the JSON object in an untrusted file.
+
+    Args:
+        path: Path of the file.
+        description: What the file should be, for the message of the error.
+
+    Raises:
+        DataError: If the file cannot be read, is too large, or does not contain a JSON object.
+    """
     try:
         require_regular(path)
         if path.stat().st_size > LARGEST_OBJECT:
             raise ValueError(f"{path.stat().st_size:,} bytes are too many")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"expected a JSON object, found {type(found).__name__}")
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a JSON object, found {type(value).__name__}")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not {what} ({error})") from error
-    return found
+        raise DataError(f"{path}: not {description} ({error})") from error
+    return value
 
 
 def code_hash(package: Path = PACKAGE) -> str:
-    """Return the SHA-256 of the names and contents of all modules of a package that numbers may depend on."""
+    """Return the SHA-256 of the names and contents of all modules of a package that may affect stored numbers."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         name = file.relative_to(package)
-        if name.parts[0] not in SHOWING:
+        if name.parts[0] not in DISPLAY_PACKAGES:
             code = file.read_bytes()
             digest.update(f"{name.as_posix()} {len(code)}\n".encode() + code)
     return digest.hexdigest()
 
 
 def content_hash(path: Path | str) -> str:
-    """SHA-256 of a file, hexadecimal, read in blocks. Raises DataError where it cannot be read."""
+    """Return the hexadecimal SHA-256 of a file; raise DataError if it cannot be read."""
     require_regular(path)
     try:
         with Path(path).open("rb") as file:
@@ -179,43 +197,43 @@ def content_hash(path: Path | str) -> str:
 
 
 Stamp = tuple[tuple[str, int, int], ...]
-"""Of files: name, size and time of the last change."""
+"""Name, size in bytes and time of the last change in nanoseconds, of each file."""
 
 
 def stamp_of(path: Path | str) -> Stamp:
-    """By which a later look tells whether a file has changed, or anything visible below a directory; () where none is.
+    """Return names, sizes and times of a file, or of all files below a directory, to detect changes.
 
-    Hidden files and directories do not count: they are what is being written, or kept beside results.
+    Hidden files and directories are skipped: they are temporary files and caches. The stamp of a missing file is ().
     """
     path = Path(path)
     below = (file for file in sorted(path.rglob("*")) if not _hidden(file.relative_to(path)))
-    return tuple(found for file in (below if path.is_dir() else [path]) if (found := _stamp(file)) is not None)
+    return tuple(stamp for file in (below if path.is_dir() else [path]) if (stamp := _stamp(file)) is not None)
 
 
-def _hidden(place: Path) -> bool:
-    return any(part.startswith(".") and part != ".metadata" for part in place.parts)
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") and part != ".metadata" for part in path.parts)
 
 
 def _stamp(file: Path) -> tuple[str, int, int] | None:
     try:
-        told = file.stat()
-    except OSError:  # gone since it was listed
+        status = file.stat()
+    except OSError:  # removed after it was listed
         return None
-    return (str(file), told.st_size, told.st_mtime_ns) if not file.is_dir() else None
+    return (str(file), status.st_size, status.st_mtime_ns) if not file.is_dir() else None
 
 
 def host_name() -> str:
-    """This machine's name, in letters and digits."""
+    """Return the name of this machine, reduced to letters and digits."""
     return re.sub(r"\W", "", platform.node())[:32] or "host"
 
 
-def _remove(left: Path) -> None:
-    if left.is_dir() and not left.is_symlink():
-        shutil.rmtree(left, ignore_errors=True)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
         return
-    # Where the directory itself could not be made or entered there is nothing to remove, and the first error counts.
+    # If the directory could not be created or entered there is nothing to remove; the first error is raised.
     with suppress(OSError):
-        left.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _require_name(path: Path) -> None:
@@ -224,19 +242,19 @@ def _require_name(path: Path) -> None:
 
 
 def _put_back(old: Path, path: Path) -> None:
-    """Give what was moved aside its name again where nothing has it; else remove it."""
+    """Rename the old directory back if `path` does not exist, else remove it."""
     if os.path.lexists(path):
         _remove(old)
         return
-    with suppress(OSError):  # nothing was moved aside, or it stays for the next call
+    with suppress(OSError):  # there is no old directory, or the next call restores it
         old.rename(path)
 
 
 def _recover(path: Path, temporary: Path, old: Path) -> None:
-    """Put back a directory that was moved aside by a process that then died, and remove what else it left."""
+    """Restore a directory that a killed process had renamed, and remove its other temporary directories."""
     if not path.parent.is_dir():
         return
-    # What has this process's own number is of an earlier one: this one has not begun.
+    # This process has not written yet, so files with its number are of an earlier process.
     for left in (old, *_abandoned(path, "old")):
         _put_back(left, path)
     for left in (temporary, *_abandoned(path, "part")):
@@ -249,14 +267,14 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _abandoned(path: Path, kind: str) -> list[Path]:
-    # A process killed with -9 leaves what is temporary; its number in the name tells that nobody writes it now.
+    # A killed process leaves temporary files; the process number in the name shows that it has ended.
     pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(host_name())}-(\d+)\.{kind}")
     matches = [(entry, pattern.fullmatch(entry.name)) for entry in path.parent.iterdir()]
     return [entry for entry, match in matches if match and not is_alive(int(match[1]))]
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine is there."""
+    """Return whether a process with this number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

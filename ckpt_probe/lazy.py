@@ -7,9 +7,14 @@ from typing import Any
 
 
 def lazy_names(package: str, home_of: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package: each name, and the module below the package where it lives.
+    """Return a function for `__getattr__` of a package that imports names when they are first used.
 
-    A name whose home ends in it is that module itself. Raises AttributeError for a name that has no home.
+    Args:
+        package: Name of the package.
+        home_of: Module below the package that defines each name; a module of the same name is returned itself.
+
+    Returns:
+        The function; it raises AttributeError for an unknown name.
     """
 
     def load(name: str) -> Any:

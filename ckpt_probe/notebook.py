@@ -1,16 +1,22 @@
-"""Small tables and lines for notebooks: HTML that runs nothing, fetches nothing, and in which every text is escaped."""
+"""Small tables and line charts for notebooks: HTML without scripts and external files, with every text escaped."""
 
 from collections.abc import Sequence
 from html import escape
 
 LONGEST = 120
-"""Characters of a text that are shown; names come from files of anybody's."""
+"""Largest number of characters of a text; names come from untrusted files."""
 
 WIDTH, HEIGHT, EDGE = 120, 20, 2
 
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; caption and header are text, cells are HTML: `text` or `sparkline` makes one."""
+    """Return an HTML table.
+
+    Args:
+        caption: Plain text above the table.
+        header: Plain text of the column titles.
+        rows: HTML of the cells, from `text` or `sparkline`.
+    """
     parts = [_element("caption", text(caption, longest=500))]
     parts.append(f"<thead><tr>{''.join(_element('th', text(name)) for name in header)}</tr></thead>")
     parts += [f"<tr>{''.join(_element('td', cell) for cell in row)}</tr>" for row in rows]
@@ -18,31 +24,36 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def text(value: object, *, longest: int = LONGEST) -> str:
-    """Anything as escaped text of one line, cut where it is long; what cannot be printed is a replacement character."""
-    whole = str(value)
-    shown = whole if len(whole) <= longest else whole[: longest - 1] + "…"
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown))
+    """Return a value as escaped text of one line, cut after `longest` characters, without unprintable characters."""
+    line = str(value)
+    line = line if len(line) <= longest else line[: longest - 1] + "…"
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
 
 
 def sparkline(values: Sequence[float | None], label: str) -> str:
-    """A line through values, evenly spaced, broken where one is missing, with a dot at the last; `label` says it aloud.
+    """Draw a line through evenly spaced values as SVG, interrupted at missing values, with a dot at the last one.
 
-    Empty where no value is known.
+    Args:
+        values: The values, None for a missing one.
+        label: Text for screen readers.
+
+    Returns:
+        SVG, or "" if no value is known.
     """
     known = [value for value in values if value is not None]
     if not known:
         return ""
     low, span = min(known), (max(known) - min(known)) or 1.0
     step = (WIDTH - 2 * EDGE) / max(1, len(values) - 1)
-    places = [
+    points = [
         None if v is None else (EDGE + i * step, HEIGHT - EDGE - (v - low) / span * (HEIGHT - 2 * EDGE))
         for i, v in enumerate(values)
     ]
     path, pen = "", "M"
-    for place in places:
-        path += "" if place is None else f"{pen}{place[0]:.1f} {place[1]:.1f}"
-        pen = "M" if place is None else "L"
-    x, y = [place for place in places if place is not None][-1]
+    for point in points:
+        path += "" if point is None else f"{pen}{point[0]:.1f} {point[1]:.1f}"
+        pen = "M" if point is None else "L"
+    x, y = [point for point in points if point is not None][-1]
     return (
         f'<svg role="img" aria-label="{text(label)}" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">'
         f'<path d="{path}" fill="none" stroke="currentColor"/>'

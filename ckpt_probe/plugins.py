@@ -1,4 +1,4 @@
-"""What is not our own: a user's function by name, installed entry points, packages that may be absent."""
+"""User functions by name, entry points of installed packages, and optional libraries."""
 
 import copy
 import importlib
@@ -19,7 +19,7 @@ from ckpt_probe.errors import UsageError, last_line
 
 
 def is_function_name(name: str) -> bool:
-    """Whether `name` has the form `package.module:function` or `path/to/file.py:function`; `idx:DIR` has not."""
+    """Return whether a name has the form `package.module:function` or `path/to/file.py:function`, unlike `idx:DIR`."""
     module, _, function = name.rpartition(":")
     if not function.isidentifier():
         return False
@@ -27,10 +27,16 @@ def is_function_name(name: str) -> bool:
 
 
 def require_named(functions: Sequence[str], by_caller: str | None, file: Path, option: str) -> None:
-    """Raise UsageError where a file, but not the caller, names one of these functions to be called.
+    """Raise UsageError if a file, and not the caller, names one of these functions.
 
-    A file can name any function of any module, so that calling one on its word would run whatever it likes. The same
-    holds of data at an address, `npz:https://…`, from which it would have this machine fetch something.
+    A file can name any function of any module, so that calling it would execute untrusted code. Likewise, data at an
+    address (`npz:https://…`) would make this machine download from any server.
+
+    Args:
+        functions: Names of functions in the file.
+        by_caller: Name that the caller passed, which is allowed, or None.
+        file: Path of the file, for the message.
+        option: Keyword or option with which the caller can name the function, for the message.
     """
     for name in functions:
         if name != by_caller and is_address(name.partition(":")[2]):
@@ -46,7 +52,7 @@ def require_named(functions: Sequence[str], by_caller: str | None, file: Path, o
 
 
 def functions_within(arguments: Any) -> list[str]:
-    """Each function's name in arguments, however deep: the function that is given them may call it."""
+    """Return all names of functions in nested arguments, since the function that receives them may call them."""
     if isinstance(arguments, str):
         return [arguments] if is_function_name(arguments) else []
     if isinstance(arguments, Mapping):
@@ -57,10 +63,12 @@ def functions_within(arguments: Any) -> list[str]:
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """The function that `package.module:function` or `path/to/file.py:function` names.
+    """Import a function by its name, `package.module:function` or `path/to/file.py:function`.
 
-    Modules in the working directory are found too, and a file's neighbours by it. Raises UsageError where the module
-    cannot be imported, whatever its own code raises, or has no such function.
+    Modules in the working directory can be named too, and a file can import other files of its directory.
+
+    Raises:
+        UsageError: If the module cannot be imported, or does not contain the function.
     """
     module_name, _, function_name = name.rpartition(":")
     if not is_function_name(name):
@@ -76,7 +84,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def require_extra(module: str, extra: str) -> Any:
-    """A package that an extra of ours brings, imported. Raises UsageError that says how to install it."""
+    """Import an optional library; raise UsageError with the command that installs its extra if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -89,7 +97,7 @@ def require_extra(module: str, extra: str) -> Any:
 
 @contextmanager
 def hub_switched_off() -> Iterator[None]:
-    """While entered, nothing is downloaded: Hugging Face's libraries are offline, also those imported already."""
+    """Set the libraries of Hugging Face offline within the context, including those that are imported already."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -108,7 +116,7 @@ def hub_switched_off() -> Iterator[None]:
 
 @contextmanager
 def told_nothing(transformers: Any) -> Iterator[None]:
-    """While entered, transformers logs errors alone and shows no bars: what matters is raised by whoever calls it."""
+    """Disable the progress bars of transformers and its messages below errors within the context."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -122,22 +130,22 @@ def told_nothing(transformers: Any) -> Iterator[None]:
 
 
 def load_pretrained(loader: Any, source: Any, **options: Any) -> Any:
-    """Call `from_pretrained` of a class of transformers: offline, in silence, and without code that comes with files.
+    """Call `from_pretrained` of a class of transformers offline, silently and without code from files.
 
-    Every call in the package goes through here. Code that a directory names (`auto_map`) is refused, and transformers
-    cannot ask on standard input whether to run it: neither here nor in calls that it makes without the refusal.
+    Every call in the package goes through here. Code that a directory names (`auto_map`) is refused; transformers also
+    cannot ask on standard input whether to run it, in this call or in calls that it makes itself.
 
     Args:
         loader: A class of transformers, such as `AutoTokenizer`.
-        source: A local directory, or None where `options` hold all that is needed.
-        options: Further arguments of `from_pretrained`.
+        source: A local directory, or None if `options` contain all that is needed.
+        **options: Further arguments of `from_pretrained`.
     """
     transformers = require_extra("transformers", "transformers")
     dynamic: Any = importlib.import_module("transformers.dynamic_module_utils")
     seconds = getattr(dynamic, "TIME_OUT_REMOTE_CODE", None)
     with hub_switched_off(), told_nothing(transformers):
         try:
-            dynamic.TIME_OUT_REMOTE_CODE = 0  # transformers waits for no answer, and raises an error instead
+            dynamic.TIME_OUT_REMOTE_CODE = 0  # transformers raises an error instead of waiting for an answer
             return loader.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
         finally:
             dynamic.TIME_OUT_REMOTE_CODE = seconds
@@ -146,8 +154,17 @@ def load_pretrained(loader: Any, source: Any, **options: Any) -> Any:
 def loaded_by_transformers(
     model_class: Any, config: Any, tensors: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Tensors as its own loader puts them into a model, by the names of today; and what it says of the others."""
-    loaded, found = load_pretrained(
+    """Convert tensors of a checkpoint to the current names of a model of transformers, with its own loader.
+
+    Args:
+        model_class: Class of the model.
+        config: Configuration of the model.
+        tensors: Tensors of the checkpoint by name.
+
+    Returns:
+        The loaded tensors by their current names, and the loading information of transformers.
+    """
+    loaded, information = load_pretrained(
         model_class,
         None,
         config=copy.deepcopy(config),
@@ -155,7 +172,8 @@ def loaded_by_transformers(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    return {name: tensor for name, tensor in loaded.state_dict().items() if name not in found["missing_keys"]}, found
+    missing = information["missing_keys"]
+    return {name: tensor for name, tensor in loaded.state_dict().items() if name not in missing}, information
 
 
 def _hub_constants() -> Any:
@@ -167,26 +185,26 @@ def _hub_constants() -> Any:
 
 def _of_package(name: str) -> ModuleType:
     here = str(Path.cwd())
-    # For another module's sake any file there could stand in for a library.
+    # Only for this module, since any other file there could replace a library.
     if here not in sys.path and PathFinder.find_spec(name.partition(".")[0], [here]) is not None:
         sys.path.insert(0, here)
     return importlib.import_module(name)
 
 
 def _of_file(path: Path) -> ModuleType:
-    place = path.resolve()
-    # Two files of one name are two modules; the same file is imported once.
-    name = f"{place.stem}_{sha256(str(place).encode()).hexdigest()[:12]}"
+    path = path.resolve()
+    # Files of the same name in different directories are different modules.
+    name = f"{path.stem}_{sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    if not place.is_file():
+    if not path.is_file():
         raise FileNotFoundError("no such file")
-    spec = importlib.util.spec_from_file_location(name, place)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    if str(place.parent) not in sys.path:
-        sys.path.insert(0, str(place.parent))
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -197,5 +215,9 @@ def _of_file(path: Path) -> ModuleType:
 
 
 def registered(group: str) -> dict[str, Callable[..., Any]]:
-    """Functions that installed packages register under `group` (`ckpt_probe.models`, `.data`, `.metrics`)."""
+    """Return the functions that installed packages register as entry points.
+
+    Args:
+        group: Group of entry points: `ckpt_probe.models`, `ckpt_probe.data` or `ckpt_probe.metrics`.
+    """
     return {point.name: point.load() for point in entry_points(group=group)}

@@ -1,4 +1,4 @@
-"""The order of a run's files: by training step, the same for checkpoints and dumps."""
+"""Order of the checkpoints or dumps of a run by training step, and steps in file names."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -33,15 +33,19 @@ NO_STEP = re.compile(
 )
 """Words before numbers that count something else."""
 DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])|\d{10,}")
-"""A day, or a time in seconds or as digits of day and hour."""
+"""A date (YYYYMMDD), or a time in seconds."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One checkpoint or dump of a series: where it is, what it is called, and its training step where one is known.
+    """Checkpoint or dump of a series.
 
-    step_source: where the step was found ("metadata", "trainer_state.json", "name", "epoch in the name", …).
-    also: other files of the series that hold the same weights, and are not counted again.
+    Attributes:
+        path: Path of the file or directory.
+        name: Name in the series.
+        step: Training step, None if unknown.
+        step_source: Source of the step ("metadata", "trainer_state.json", "name", "epoch in the name", …).
+        also: Names of other files of the series with the same weights, which are not members themselves.
     """
 
     path: Path
@@ -92,12 +96,12 @@ def step_warnings(members: Sequence["Member"]) -> list[str]:
 
 
 def in_order(members: Iterable[Member]) -> list[Member]:
-    """Members by step, those without one last; equal steps by name, numbers in names compared as numbers."""
+    """Sort members by step, then by name with numbers in numerical order; members without a step are last."""
     return sorted(members, key=lambda m: (m.step is None, m.step or 0, natural(m.name), str(m.path)))
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
-    """A key by which names are ordered, numbers in them as numbers."""
+    """Return a sort key for a name that compares numbers in it numerically."""
     parts = re.split(r"(\d+)", name)
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
 

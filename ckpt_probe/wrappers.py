@@ -1,4 +1,4 @@
-"""Names of tensors without the prefixes that wrappers put before them: data-parallel, compiled, a trainer's module."""
+"""Removal of the prefixes that wrappers add to names of tensors: data-parallel, compilation, a trainer's module."""
 
 from collections.abc import Collection, Mapping, Set
 from typing import TypeVar
@@ -6,7 +6,7 @@ from typing import TypeVar
 from ckpt_probe.errors import listed
 
 WITHIN = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What compilation and sharding of single layers put within names."""
+"""Parts that compilation and sharding of single layers insert into names."""
 COUNTER = "num_batches_tracked"
 """A buffer of batch norm that files older than torch 0.4.1 lack, and that does not count in evaluation."""
 EXTRA_STATE = "_extra_state"
@@ -18,16 +18,16 @@ Value = TypeVar("Value")
 
 
 def unwrapped(state_dict: Mapping[str, Value], wanted: Set[str]) -> Mapping[str, Value]:
-    """Return a state dict without what a wrapper put before its names, and without tensors outside the wrapper.
+    """Return a state dict without the prefix of a wrapper in its names, and without tensors outside the wrapper.
 
-    Only where the names are then exactly the `wanted` ones, but for counters of batch norm; else the state dict as it
-    is. `wrapper_note` describes the change.
+    The state dict is unchanged unless the names without the prefix are exactly the wanted ones, apart from counters of
+    batch norm. `wrapper_note` describes the change.
     """
     return {new: state_dict[old] for old, new in fitting_names(state_dict, wanted).items()}
 
 
 def fitting_names(names: Collection[str], wanted: Set[str]) -> Mapping[str, str]:
-    """Return name in the checkpoint → name in the model, of those that `unwrapped` takes."""
+    """Return a mapping from names in the checkpoint to names in the model, for the tensors that `unwrapped` returns."""
     prefixes = fitting_prefixes(names, wanted)
     if len(prefixes) != 1:
         return {name: name for name in names}
@@ -36,7 +36,7 @@ def fitting_names(names: Collection[str], wanted: Set[str]) -> Mapping[str, str]
 
 
 def wrapper_note(names: Collection[str], wanted: Set[str], target: str = "the model") -> str | None:
-    """Return what `unwrapped` takes off and leaves out to fit a target, as a sentence; None where it does nothing."""
+    """Return a sentence about the changes that `unwrapped` makes to fit a target, None without changes."""
     prefixes = fitting_prefixes(names, wanted)
     called = fitting_names(names, wanted)
     if all(old == new for old, new in called.items()):
@@ -73,9 +73,9 @@ def fitting_prefixes(names: Collection[str], wanted: Set[str]) -> list[str]:
 
 
 def matching_names(a: Collection[str], b: Collection[str]) -> dict[str, str]:
-    """Return name in a → name in b of the tensors that both have, after the prefixes that either has before all names.
+    """Return a mapping from names in a to names in b of common tensors, ignoring a prefix of all names in either.
 
-    Tensors outside a wrapper are left out only where the names of the others differ.
+    Tensors outside a wrapper are left out only if the names of the others differ.
     """
     if not (set(a) <= set(b) or set(b) <= set(a)):
         for wanted in (_bare(a), _bare(b)):
@@ -86,7 +86,7 @@ def matching_names(a: Collection[str], b: Collection[str]) -> dict[str, str]:
 
 
 def _bare(names: Collection[str]) -> set[str]:
-    """Return names without what wrappers put within them, and without the parts with which all of them begin."""
+    """Return names without parts that wrappers inserted, and without their common first parts."""
     parts = [_without_within(name, frozenset()).split(".") for name in names]
     shortest = min(map(len, parts), default=1)
     common = next((i for i in range(shortest - 1) if len({each[i] for each in parts}) > 1), shortest - 1)
@@ -94,7 +94,7 @@ def _bare(names: Collection[str]) -> set[str]:
 
 
 def _without_within(name: str, wanted: Set[str]) -> str:
-    """Return a name without the parts of wrappers of single layers and in today's form, unless the model has it so."""
+    """Return a name in its current form and without parts of wrappers of single layers, unless it is wanted."""
     if name in wanted:
         return name
     bare = ".".join(part for part in name.split(".") if part not in WITHIN)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_probe.addresses import (
-    ASIDE,
+    SECRETS_VARIABLE,
     Address,
     clean_words,
     credentials,
@@ -22,7 +22,7 @@ from ckpt_probe.errors import UsageError
 
 @pytest.fixture(autouse=True)
 def _nothing_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ASIDE, "{}")
+    monkeypatch.setenv(SECRETS_VARIABLE, "{}")
 
 
 @pytest.mark.parametrize("text", ["s3://b/run/a.pt", "gs://b/run", "https://h/a.pt", "http://h:80/x", "hf://o/r/a.bin"])
@@ -64,7 +64,7 @@ def test_a_new_signature_takes_the_place_of_an_old_one_but_another_file_is_refus
     place("https://h/a?X-Amz-Signature=two&X-Amz-Date=2")
     assert credentials("https://h/a")[1].endswith("X-Amz-Date=2")
     place("https://h/get?file=a.npz")
-    with pytest.raises(UsageError, match="given twice with different parameters"):
+    with pytest.raises(UsageError, match="used twice with different parameters"):
         place("https://h/get?file=b.npz")
 
 
@@ -84,7 +84,7 @@ def test_a_library_s_text_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_results_are_not_written_to_an_address() -> None:
     refuse_address("dumps")
-    with pytest.raises(UsageError, match="s3://b/out: results are written to local files alone"):
+    with pytest.raises(UsageError, match="s3://b/out: results are written to local files only"):
         refuse_address(Path("s3://b/out"))
 
 
@@ -118,7 +118,7 @@ PARTS = ("hunter22", "sig-nature", "ann:")
 )
 def test_no_credentials_stay_in_a_word_of_any_form(word: str, clean: str) -> None:
     assert without_credentials(word) == clean
-    assert os.environ[ASIDE] == "{}"
+    assert os.environ[SECRETS_VARIABLE] == "{}"
     assert clean_words(word) == clean
     assert without_credentials({word: [word, 3, None]}) == {clean: [clean, 3, None]}
     # A second time changes nothing, and what was put aside is in no text of a library either.

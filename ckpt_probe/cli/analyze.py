@@ -9,7 +9,7 @@ import click
 from ckpt_probe.cli.options import (
     byte_count,
     entropy_orders,
-    given_options,
+    explicit_options,
     range_option,
     source_options,
     worker_options,
@@ -17,7 +17,7 @@ from ckpt_probe.cli.options import (
 from ckpt_probe.cli.output import file_format, require_writable
 from ckpt_probe.errors import UsageError
 
-OF_DUMPS = frozenset(
+DUMP_OPTIONS = frozenset(
     {
         *(
             "splits",
@@ -34,7 +34,7 @@ OF_DUMPS = frozenset(
         *("workers", "scheduler", "rows_per_task", "layers", "layer_metric"),
     }
 )
-OF_CHECKPOINTS = frozenset({"classifier", "state_key", "base"})
+CHECKPOINT_OPTIONS = frozenset({"classifier", "state_key", "base"})
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Settings
@@ -85,28 +85,31 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
     "--layers/--no-layers",
     default=True,
     show_default=True,
-    help="One row per layer, where dumps have several; --no-layers keeps the penultimate one only.",
+    help="Print one row per layer if dumps have several; --no-layers keeps only the penultimate layer.",
 )
 @click.option(
     "--layer-metric", metavar="METRIC", help="Print a table of this metric instead: layers in rows, steps in columns."
 )
-@click.option("--per-class", is_flag=True, help="One row per class: samples, mean, variance, entropy, confusion.")
+@click.option("--per-class", is_flag=True, help="Print one row per class: samples, mean, variance, entropy, confusion.")
 @click.option(
     "--weights-only",
     is_flag=True,
-    help="DUMPS are checkpoints: compute what the classifier weights alone tell, without model or data.",
+    help="Read DUMPS as checkpoints: compute metrics of the classifier weights, without model or data.",
 )
-@click.option("--classifier", metavar="NAME", help="With --weights-only: the layer, or the tensor, of the weights.")
+@click.option("--classifier", metavar="NAME", help="With --weights-only: name of the layer or tensor of the weights.")
 @source_options
 @click.option(
-    "--spectra", type=click.Path(path_type=Path), metavar="NPZ", help="Write the eigenvalues of every Gram matrix here."
+    "--spectra",
+    type=click.Path(path_type=Path),
+    metavar="NPZ",
+    help="Write the eigenvalues of all Gram matrices here.",
 )
 @click.option(
     "--min-samples",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Leave classes of fewer samples out of what is computed from class means.",
+    help="Leave classes with fewer samples out of metrics that use class means.",
 )
 @click.option(
     "--precision",
@@ -123,26 +126,26 @@ def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool)
     type=float,
     default=1e-3,
     show_default=True,
-    help="Relative standard error of MIR at which sampling stops, where an exact result does not fit in memory.",
+    help="Relative standard error of MIR at which sampling stops, if an exact result does not fit in memory.",
 )
 @click.option(
     "--exact-limit",
     type=click.IntRange(min=1),
     show_default="12000, or what --memory allows",
-    help="Largest side of a joint matrix that is solved exactly; a larger one is sampled.",
+    help="Side of the largest joint matrix that is solved exactly; larger ones are sampled.",
 )
 @click.option("--budget", type=float, metavar="SECONDS", help="Stop sampling after this time, even above --tolerance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
 @worker_options
 @range_option("Let several workers share a split of more rows than this, each with ranges of N rows.")
-@click.option("--no-cache", is_flag=True, help="Neither read nor write the cache beside the dumps.")
+@click.option("--no-cache", is_flag=True, help="Do not read or write the cache beside the dumps.")
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
     help="Also write the records to this file: CSV or Parquet by its suffix, else JSON Lines.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the files if they exist.")
+@click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 def command(
     dumps: Path,
     splits: tuple[str, ...],
@@ -174,11 +177,11 @@ def command(
     collapse. Results are cached in a hidden folder beside the dumps, and recomputed only for dumps that have changed.
 
     With --weights-only DUMPS are checkpoints instead, in any format that inspect opens: one row per checkpoint, with
-    what the classifier weights alone tell. Neither model nor data is needed.
+    the metrics of the classifier weights. Neither model nor data is needed.
     """
     if json + csv + parquet > 1:
         raise UsageError("--json, --csv and --parquet exclude each other")
-    form = _written_form(out, spectra, csv=csv, parquet=parquet, overwrite=overwrite)
+    form = _record_format(out, spectra, csv=csv, parquet=parquet, overwrite=overwrite)
     chosen, size = entropy_orders(orders), byte_count(memory)
     _require_used(weights_only)
     _require_grid(layer_metric, json=json, **options)
@@ -199,26 +202,36 @@ def command(
     settings.check()
     readings: list[DetailedRecord] = []
     with bars() as progress:
-        how = {"cache": not no_cache, "progress": progress}
+        common = {"cache": not no_cache, "progress": progress}
         if weights_only:
-            found = read_weights(dumps, Heads(classifier, state_key, base), settings, **how)
+            results = read_weights(dumps, Heads(classifier, state_key, base), settings, **common)
         else:
-            who = {"workers": Workers(workers, scheduler), "rows_per_task": rows_per_task}
-            found = read_series(dumps, settings, splits=splits or None, **who, **how)
-        rows = _rows(found, readings, settings)
+            results = read_series(
+                dumps,
+                settings,
+                splits=splits or None,
+                workers=Workers(workers, scheduler),
+                rows_per_task=rows_per_task,
+                **common,
+            )
+        rows = _rows(results, readings, settings)
         if layer_metric is None:
-            shown = print_records(rows, json=json, csv=csv, wide=wide)
+            records = print_records(rows, json=json, csv=csv, wide=wide)
         else:
-            shown = print_grids(rows, layer_metric, csv=csv, wide=wide)
+            records = print_grids(rows, layer_metric, csv=csv, wide=wide)
     if out is not None:
-        write_records(shown, out, form, overwrite=overwrite)
-        say(f"{out}: {len(shown)} records")
+        write_records(records, out, form, overwrite=overwrite)
+        say(f"{out}: {len(records)} records")
     if spectra is not None:
         say(f"{spectra}: {write_spectra(readings, spectra, overwrite=overwrite)} arrays of eigenvalues")
 
 
-def _written_form(out: Path | None, spectra: Path | None, *, csv: bool, parquet: bool, overwrite: bool) -> str:
-    """The format of the file of records. Raises UsageError where it, or that of spectra, cannot be written so."""
+def _record_format(out: Path | None, spectra: Path | None, *, csv: bool, parquet: bool, overwrite: bool) -> str:
+    """Return the format of the file of records: "json", "csv" or "parquet".
+
+    Raises:
+        UsageError: If an output file exists, or the records cannot be written in that format.
+    """
     from ckpt_probe.files import refuse_existing
 
     if parquet and out is None:
@@ -232,26 +245,30 @@ def _written_form(out: Path | None, spectra: Path | None, *, csv: bool, parquet:
 
 
 def _require_used(weights_only: bool) -> None:
-    """Raise UsageError for options that would do nothing beside --weights-only, or without it."""
-    given = given_options()
-    idle = [told for name, told in given.items() if name in (OF_DUMPS if weights_only else OF_CHECKPOINTS)]
-    if idle:
-        told = "reads checkpoints, not dumps; it takes no" if weights_only else "goes with it alone:"
-        raise UsageError(f"--weights-only {told} {', '.join(idle)}")
+    """Raise UsageError if an option has no effect with --weights-only, or without it."""
+    unused = DUMP_OPTIONS if weights_only else CHECKPOINT_OPTIONS
+    spellings = [spelling for name, spelling in explicit_options().items() if name in unused]
+    if spellings and weights_only:
+        raise UsageError(f"--weights-only reads checkpoints, not dumps; it does not take {', '.join(spellings)}")
+    if spellings:
+        raise UsageError(f"{', '.join(spellings)}: only for checkpoints; add --weights-only")
 
 
 def _require_grid(metric: str | None, *, json: bool, layers: object, per_class: object, **_others: object) -> None:
-    """Raise UsageError for options that contradict --layer-metric."""
-    wrong = {"--json": json, "--no-layers": not layers, "--per-class": per_class}
-    found = [option for option, given in wrong.items() if metric is not None and given]
-    if found:
-        raise UsageError(f"--layer-metric {metric}: a table of layers and steps; it takes no {', '.join(found)}")
+    """Raise UsageError if an option contradicts --layer-metric."""
+    values = {"--json": json, "--no-layers": not layers, "--per-class": per_class}
+    contradicting = [option for option, is_set in values.items() if is_set]
+    if metric is not None and contradicting:
+        raise UsageError(
+            f"--layer-metric {metric} prints a table of layers and steps; it does not take {', '.join(contradicting)}"
+        )
 
 
 def _rows(
-    found: "Iterable[DetailedRecord]", kept: "list[DetailedRecord]", settings: "Settings"
+    results: "Iterable[DetailedRecord]", collected: "list[DetailedRecord]", settings: "Settings"
 ) -> "Iterator[dict[str, Any]]":
-    for reading in found:
+    """Yield the records to print, and append readings with spectra to `collected`."""
+    for reading in results:
         if settings.spectra:
-            kept.append(reading)
+            collected.append(reading)
         yield from reading.per_class if settings.per_class else [reading.record]

@@ -1,4 +1,4 @@
-"""The command `ckpt-probe`: finds a verb's file when it is named; turns errors into one line and an exit code."""
+"""The command `ckpt-probe`: loads the module of a subcommand when it is used; reports an error in one line."""
 
 import errno
 import os
@@ -31,22 +31,22 @@ VERBS = (
     "inspect",
 )
 WRITTEN = frozenset({"-o", "--out", "--spectra", "--figure", "--figures", "--tensorboard"})
-"""Options that name what is to be written."""
-OF_LOCAL_FILES = frozenset({"demo", "train", "compare", "plot", "report", "export"})
-"""Verbs that take no addresses."""
+"""Options that name an output file or directory."""
+LOCAL_VERBS = frozenset({"demo", "train", "compare", "plot", "report", "export"})
+"""Subcommands that do not accept addresses."""
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
 
 class Verbs(click.Group):
-    """A group whose commands live in one file each, imported when they are asked for."""
+    """Command group that imports the module of a subcommand only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs, in the order in which a person meets them."""
+        """Return the names of the subcommands in the order of a typical study."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb's own command."""
+        """Return the subcommand, None for an unknown name."""
         if cmd_name not in VERBS:
             return None
         return import_module(f"ckpt_probe.cli.{cmd_name}").command
@@ -54,7 +54,7 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the verb with its own words; raise UsageError for an option that takes one value and is given more."""
+        """Return the subcommand and its arguments; raise UsageError if an option for one value occurs repeatedly."""
         name, command, words = super().resolve_command(ctx, args)
         if command is not None and not ctx.resilient_parsing:
             _require_single_values(command, click.Context(command, ctx, name), words)
@@ -62,14 +62,14 @@ class Verbs(click.Group):
 
 
 def _require_single_values(command: click.Command, context: click.Context, words: Sequence[str]) -> None:
-    # click itself takes the last of several values without a word.
+    # click would silently use the last of several values.
     _, _, parsed = command.make_parser(context).parse_args(list(words))
     for option in parsed:
         if not isinstance(option, click.Option) or option.multiple or option.count:
             continue
         if parsed.count(option) > 1 and (not option.is_flag or option.secondary_opts):
             spelled = " or ".join([*option.opts, *option.secondary_opts])
-            raise click.UsageError(f"{spelled} takes one value, and is given {parsed.count(option)} times", context)
+            raise click.UsageError(f"{spelled} takes one value, but occurs {parsed.count(option)} times", context)
 
 
 @click.command(
@@ -81,11 +81,9 @@ def _require_single_values(command: click.Command, context: click.Context, words
 )
 @click.version_option(__version__, prog_name="ckpt-probe")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; may appear anywhere in the command line.")
-@click.option(
-    "--quiet", is_flag=True, help="No progress and no notes, only results and errors; may appear anywhere, too."
-)
+@click.option("--quiet", is_flag=True, help="Print only results and errors; may appear anywhere in the command line.")
 def group(debug: bool, quiet: bool) -> None:
-    """What happened inside this training run? Read it from the checkpoints.
+    """Show what happened inside a training run, from its checkpoints alone.
 
     Extracts penultimate features and classifier weights from checkpoints, and computes matrix entropy, mutual
     information (MIR, HDR) and neural collapse (NC1-NC4) from them, also along the path between two checkpoints.
@@ -101,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process and return its exit code: 0, 1 bad data, 2 wrong use, 130 interrupted."""
     debug = "--debug" in arguments
     try:
-        # Before anything can be told of them, in an error or a result.
+        # First, so that no error or result can contain a credential.
         words = [clean_words(word) for word in arguments]
         _require_local(words)
     except CkptProbeError as error:
@@ -129,7 +127,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         return _fail(f"error: {_usage_message(error)}", error.exit_code, debug)
     except BrokenPipeError:
-        # Whoever read our output has left (as `head` does); what cannot be written is nobody's concern.
+        # The reader of the pipe (such as `head`) has exited; the remaining output is dropped.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -141,7 +139,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _require_local(words: Sequence[str]) -> None:
-    """Raise UsageError where an address stands in the place of a result, or of what is read from local files alone."""
+    """Raise UsageError if an address is used for an output, or with a subcommand that reads only local files."""
     for option, value in pairwise(words):
         if option in WRITTEN:
             refuse_address(value)
@@ -152,9 +150,9 @@ def _require_local(words: Sequence[str]) -> None:
         if word.startswith("-o") and not word.startswith("--"):
             refuse_address(word[2:].lstrip("="))
     verb = next((word for word in words if not word.startswith("-")), None)
-    away = next((word for word in words if is_address(word)), None)
-    if away is not None and (verb in OF_LOCAL_FILES or "--follow" in words):
-        raise UsageError(f"{place(away)}: {verb} reads local files here; fetch it, and name the copy")
+    address = next((word for word in words if is_address(word)), None)
+    if address is not None and (verb in LOCAL_VERBS or "--follow" in words):
+        raise UsageError(f"{place(address)}: {verb} reads local files only; download it and name the copy")
 
 
 def _internal(error: BaseException, debug: bool) -> int:

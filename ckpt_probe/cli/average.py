@@ -16,13 +16,13 @@ from ckpt_probe.cli.options import numbers, source_options, writer_options
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="File to write, or directory if the checkpoints are sharded.",
+    help="File to write; a directory if the checkpoints are sharded.",
 )
 @click.option(
     "--weights",
     metavar="W,…",
     show_default="equal weights that sum to 1",
-    help="One weight per checkpoint, used as given.",
+    help="One weight per checkpoint; they are not normalised.",
 )
 @source_options
 @writer_options
@@ -47,8 +47,17 @@ def command(
     from ckpt_probe.merging import average
 
     chosen = None if weights is None else numbers(weights, "--weights")
-    named = {"state_key": state_key, "base": base, "dtype": dtype, "threads": threads, "overwrite": overwrite}
     with bars() as progress:
-        summary = average(checkpoints, out, weights=chosen, progress=progress, **named)
+        summary = average(
+            checkpoints,
+            out,
+            weights=chosen,
+            state_key=state_key,
+            base=base,
+            dtype=dtype,
+            threads=threads,
+            overwrite=overwrite,
+            progress=progress,
+        )
     copied = f"; {len(summary.copied)} integer tensors copied from {checkpoints[0].name}" if summary.copied else ""
     say(f"{out}: {summary.interpolated} tensors averaged over {len(checkpoints)} checkpoints{copied}")

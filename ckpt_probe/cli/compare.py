@@ -66,24 +66,24 @@ def command(
     """
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
-    wanted = _step(step)
+    chosen_step = _step(step)
     names = [name.strip() for text in metrics for name in text.split(",") if name.strip()]
 
     from ckpt_probe.analysis import compare
     from ckpt_probe.cli.console import bars
 
     with bars() as progress:
-        found = compare(groups, metrics=names, split=split, step=wanted, progress=progress, **options)
-    _print(found, json=json, csv=csv)
+        comparisons = compare(groups, metrics=names, split=split, step=chosen_step, progress=progress, **options)
+    _print(comparisons, json=json, csv=csv)
 
 
-def _print(found: "Sequence[Comparison]", *, json: bool, csv: bool) -> None:
+def _print(comparisons: "Sequence[Comparison]", *, json: bool, csv: bool) -> None:
     from dataclasses import asdict
 
     from ckpt_probe.cli.console import console
     from ckpt_probe.report import comparison_footnotes, comparison_table, to_csv, to_json_line
 
-    records = [asdict(one) for one in found]
+    records = [asdict(comparison) for comparison in comparisons]
     if csv:
         click.echo(to_csv(records), nl=False)
         return
@@ -91,8 +91,8 @@ def _print(found: "Sequence[Comparison]", *, json: bool, csv: bool) -> None:
         for record in records:
             click.echo(printable(to_json_line(record)))
         return
-    console().print(comparison_table(found))
-    for note in comparison_footnotes(found):
+    console().print(comparison_table(comparisons))
+    for note in comparison_footnotes(comparisons):
         click.echo(printable(note))
 
 

@@ -1,4 +1,4 @@
-"""The one place that owns the terminal: output for people, live bars, and single lines for messages."""
+"""Output to the terminal: results, progress bars and messages."""
 
 import os
 import sys
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PIPED_WIDTH = 120
-PRETENDING = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-"""Variables by which a person has rich take a pipe for a terminal."""
+TERMINAL_VARIABLES = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""Environment variables that make rich treat a pipe as a terminal."""
 
 
 def console(*, width: int | None = None) -> "Console":
-    """Where results for people go: standard output; a fixed width where that is no terminal."""
+    """Return a console on standard output.
+
+    Args:
+        width: Characters of a line; None for the width of the terminal, or 120 if it is not a terminal.
+    """
     from rich.console import Console
 
     if width is None and not sys.stdout.isatty():
@@ -32,21 +36,21 @@ def console(*, width: int | None = None) -> "Console":
 
 
 def quiet() -> bool:
-    """Whether the command line asks for nothing but results and errors."""
+    """Return whether the command line contains --quiet."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().params.get("quiet"))
 
 
 def say(text: str) -> None:
-    """One line on standard error, so that results on standard output stay clean; none with --quiet."""
+    """Print a line on standard error, which keeps standard output for results; do nothing with --quiet."""
     if not quiet():
         print(printable(without_credentials(text)), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Live bars on standard error for the time of the `with`; none where that is no terminal, or with --quiet."""
-    if quiet() or not (sys.stderr.isatty() or any(os.environ.get(name) for name in PRETENDING)):
+    """Yield progress with bars on standard error; without bars if it is not a terminal, or with --quiet."""
+    if quiet() or not (sys.stderr.isatty() or any(os.environ.get(name) for name in TERMINAL_VARIABLES)):
         yield Lines()  # rich takes longer to load than a small job takes
         return
 
@@ -72,22 +76,22 @@ def bars() -> Iterator[Progress]:
 
 
 class Lines(NullProgress):
-    """No bars, only messages."""
+    """Progress without bars, only messages."""
 
     def message(self, text: str) -> None:
-        """One line on standard error."""
+        """Print a line on standard error."""
         say(text)
 
 
 class Bars:
-    """The `ckpt_probe.progress.Progress` that a person sees."""
+    """Progress with bars on a terminal, a `ckpt_probe.progress.Progress`."""
 
     def __init__(self, progress: "Display") -> None:
         self._progress = progress
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "") -> Iterator["Bar"]:
-        """One bar, gone when its work is done."""
+        """Show a bar until its task ends."""
         identity = self._progress.add_task(printable(name), total=total, unit=unit, facts="")
         try:
             yield Bar(self._progress, identity)
@@ -95,7 +99,7 @@ class Bars:
             self._progress.remove_task(identity)
 
     def message(self, text: str) -> None:
-        """One line above the bars."""
+        """Print a line above the bars."""
         if self._progress.disable:
             say(text)
         else:
@@ -103,7 +107,7 @@ class Bars:
 
 
 class Bar:
-    """One running piece of work on the screen."""
+    """Bar of a task, a `ckpt_probe.progress.Task`."""
 
     def __init__(self, progress: "Display", identity: "TaskID") -> None:
         self._progress = progress
@@ -113,8 +117,8 @@ class Bar:
         """Move the bar by `amount` and show `facts` beside it."""
         self._progress.update(self._identity, advance=amount)
         if facts:
-            shown = "  ".join(f"{name} {_short(value)}" for name, value in facts.items())
-            self._progress.update(self._identity, facts=shown)
+            text = "  ".join(f"{name} {_short(value)}" for name, value in facts.items())
+            self._progress.update(self._identity, facts=text)
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""`ckpt-probe demo`: the whole road on embedded data, in under two minutes on a laptop's CPU."""
+"""`ckpt-probe demo`: train, extract, analyze and interpolate on packaged data, in under two minutes on a CPU."""
 
 import shlex
 import time
@@ -34,11 +34,11 @@ name = "cosine"
 steps = [0, 5, 20, 60, 150, 400, 1000, 2200]
 """
 
-PARTED_AT = 20
+BRANCH_STEP = 20
 PAGE = "report.html"
 TITLE = "Two small networks on handwritten digits"
 
-PARTED = """\
+BRANCH_CONFIG = """\
 
 # Run B: starts from an early checkpoint of run A, then sees the data in a different order.
 [start]
@@ -80,10 +80,10 @@ def command(out: Path, device: str, overwrite: bool) -> None:
 def _write_configs(out: Path) -> None:
     from ckpt_probe.files import write_text
 
-    trunk = out / "runs" / "a" / "checkpoints" / f"step-{PARTED_AT:06d}.safetensors"
+    trunk = out / "runs" / "a" / "checkpoints" / f"step-{BRANCH_STEP:06d}.safetensors"
     write_text(out / "a.toml", CONFIG, overwrite=True)
-    run_b = CONFIG.replace("# Run A", "# As run A").replace("seed = 0", "seed = 1")
-    write_text(out / "b.toml", run_b + PARTED.format(trunk=trunk.as_posix()), overwrite=True)
+    run_b = CONFIG.replace("# Run A", "# Like run A").replace("seed = 0", "seed = 1")
+    write_text(out / "b.toml", run_b + BRANCH_CONFIG.format(trunk=trunk.as_posix()), overwrite=True)
 
 
 def _train(out: Path, device: str) -> None:
@@ -103,15 +103,15 @@ def _extract_and_analyze(out: Path, device: str) -> list[dict]:
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.extraction import extract_series
     from ckpt_probe.report import records_table
-    from ckpt_probe.report.contents import Wishes
+    from ckpt_probe.report.contents import ReportOptions
 
     say(f"Extracting features and classifier weights of run A → {out / 'dumps' / 'a'}")
     with bars() as progress:
         extract_series(out / "runs" / "a", out / "dumps" / "a", overwrite=True, device=device, progress=progress)
     say("Analyzing: matrix entropy, MIR, HDR, neural collapse")
     with bars() as progress:
-        # With what the page shows as well, so that it finds all of it in the cache.
-        readings = read_series(out / "dumps" / "a", Wishes().settings, cache=True, progress=progress)
+        # The settings of the page, so that it finds every result in the cache.
+        readings = read_series(out / "dumps" / "a", ReportOptions().settings, cache=True, progress=progress)
         records = [dict(reading.record) for reading in readings]
     screen = console()
     screen.print(records_table(records, width=screen.width))
@@ -135,13 +135,13 @@ def _explain(records: list[dict], barriers: list[dict]) -> None:
     from ckpt_probe.report.reading import read_path, read_run
 
     click.echo("\nWhat the numbers say")
-    for sentence in [*read_run(records), f"Runs A and B separated at step {PARTED_AT}.", *read_path(barriers)]:
+    for sentence in [*read_run(records), f"Runs A and B separated at step {BRANCH_STEP}.", *read_path(barriers)]:
         click.echo(f"  - {sentence}")
 
 
 def _report(out: Path) -> None:
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.report.contents import Wishes, gather
+    from ckpt_probe.report.contents import ReportOptions, gather
     from ckpt_probe.report.page import write_page
     from ckpt_probe.report.sources import open_sources
 
@@ -149,7 +149,7 @@ def _report(out: Path) -> None:
     command = shlex.join(["ckpt-probe", "report", *sources, "-o", str(out / PAGE), "--title", TITLE])
     say(f"Drawing the page → {out / PAGE}")
     with bars() as progress:
-        contents = gather(open_sources(sources), Wishes(title=TITLE), progress)
+        contents = gather(open_sources(sources), ReportOptions(title=TITLE), progress)
     write_page(contents, out / PAGE, command=command, overwrite=True)
 
 

@@ -23,23 +23,23 @@ Examples: ckpt-probe export records.jsonl --tensorboard events
     "--tensorboard",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Event files for TensorBoard, a run for each split; and for each of RECORDS where there are several.",
+    help="Write event files for TensorBoard, one run per split and per file of RECORDS.",
 )
 @click.option(
     "--parquet",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="One Parquet file of all records, with a column condition where there are several of RECORDS.",
+    help="Write all records to one Parquet file; a column names the file if there are several.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what exists.")
+@click.option("--overwrite", is_flag=True, help="Replace existing output.")
 def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | None, overwrite: bool) -> None:
-    """Write records in the formats of other programs: TensorBoard's event files, Parquet.
+    """Convert records to the formats of other programs: TensorBoard event files, Parquet.
 
     RECORDS are files of JSON Lines and are named as for plot: NAME=FILE names one; NAME=FILE1,FILE2 are seeds of one
     condition. Nothing is sent anywhere.
     """
     if tensorboard is None and parquet is None:
-        raise UsageError("export: say into what: --tensorboard DIR, --parquet FILE, or both")
+        raise UsageError("export: choose an output: --tensorboard DIR, --parquet FILE, or both")
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.report import write_event_files, write_parquet
@@ -50,18 +50,20 @@ def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | 
             values, notes = write_event_files(series, tensorboard, overwrite=overwrite, progress=progress)
         for note in notes:
             say(note)
-        say(f"{tensorboard}: {values} values; look at them with: tensorboard --logdir {tensorboard}")
+        say(f"{tensorboard}: {values} values; view them with: tensorboard --logdir {tensorboard}")
     if parquet is not None:
-        told = [
-            {**({"condition": name} if len(series) > 1 else {}), **r} for name, held in series.items() for r in held
+        rows = [
+            {"condition": name, **record} if len(series) > 1 else record
+            for name, group in series.items()
+            for record in group
         ]
-        say(f"{parquet}: {write_parquet(told, parquet, overwrite=overwrite)} records")
+        say(f"{parquet}: {write_parquet(rows, parquet, overwrite=overwrite)} records")
 
 
 def _named(conditions: "Mapping[str, Sequence[Records]]") -> "dict[str, Records]":
-    """Each file's records by a name of their own: the condition's, with a number where that has several seeds."""
+    """Return the records of each file by name: its condition, numbered if that has several files (seeds)."""
     return {
-        label if len(files) == 1 else f"{label}-{number}": held
+        label if len(files) == 1 else f"{label}-{number}": group
         for label, files in conditions.items()
-        for number, held in enumerate(files)
+        for number, group in enumerate(files)
     }

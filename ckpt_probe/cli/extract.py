@@ -7,7 +7,7 @@ import click
 
 from ckpt_probe.cli.options import (
     byte_count,
-    given_options,
+    explicit_options,
     layer_options,
     range_option,
     subject_options,
@@ -21,7 +21,7 @@ from ckpt_probe.errors import UsageError
 @click.argument("checkpoints", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the dumps.")
 @subject_options
-@click.option("--unlabelled", is_flag=True, help="Do not look at labels of the data, where they have any.")
+@click.option("--unlabelled", is_flag=True, help="Ignore labels of the data.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only this many samples of each split, the first ones.")
 @click.option(
     "--dtype",
@@ -42,15 +42,19 @@ from ckpt_probe.errors import UsageError
     "with_logits",
     default=True,
     show_default=True,
-    help="Store the logits; of a language model, prediction and loss of each row are stored instead.",
+    help="Store logits; for a language model, the prediction and loss of each row are stored instead.",
 )
 @click.option(
     "--max-rows",
     type=click.IntRange(min=1),
-    help="Store at most this many rows of each split, chosen at random; moments are of all rows.",
+    help="Store at most this many random rows of each split; class moments still use all rows.",
 )
 @click.option(
-    "--rows-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed that chooses for --max-rows."
+    "--rows-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed for choosing the rows of --max-rows.",
 )
 @click.option(
     "--store",
@@ -65,35 +69,38 @@ from ckpt_probe.errors import UsageError
     type=click.Choice(["moments", "features", "both"]),
     default="moments",
     show_default=True,
-    help="The same for layers other than the penultimate.",
+    help="What to store for layers other than the penultimate: moments, features or both.",
 )
 @click.option(
     "--similarity-rows",
     type=click.IntRange(min=4),
     default=2048,
     show_default=True,
-    help="With --layers: rows to keep of every layer for ckpt-probe similarity.",
+    help="With --layers: number of rows of every layer to store for ckpt-probe similarity.",
 )
 @click.option(
     "--similarity-seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Seed by which these rows are drawn.",
+    help="Seed of the random choice of --similarity-rows.",
 )
 @click.option(
     "--memory", default="2GiB", show_default=True, help="Memory limit for class moments, which take 8·C·D² bytes."
 )
 @worker_options
-@range_option("Where a split has more samples, let the workers share each checkpoint, in ranges of N samples.")
+@range_option("If a split has more samples than N, let the workers share each checkpoint, in ranges of N samples.")
 @click.option("--overwrite", is_flag=True, help="Replace existing dumps.")
-@click.option("--follow", is_flag=True, help="Keep up with a run that is still writing checkpoints; ends with Ctrl-C.")
-@click.option("--until", type=click.IntRange(min=0), metavar="STEP", help="With --follow: end after this step.")
+@click.option("--follow", is_flag=True, help="Wait for new checkpoints of a training run; end with Ctrl-C.")
+@click.option(
+    "--until", type=click.IntRange(min=0), metavar="STEP", help="With --follow: last training step to extract."
+)
 @click.option(
     "--every",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="With --follow: how often to look, every 5 seconds by default.",
+    show_default="5",
+    help="With --follow: seconds between two checks for new checkpoints.",
 )
 def command(
     checkpoints: Path,
@@ -103,9 +110,9 @@ def command(
     every: float | None,
     **options: Any,
 ) -> None:
-    """Run every checkpoint over the data once, and store penultimate features and classifier weights.
+    """Run every checkpoint on the data once, and store penultimate features and classifier weights.
 
-    CHECKPOINTS is the directory of a run, a directory of checkpoints of any format, or one of them. Writes one HDF5
+    CHECKPOINTS is the directory of a run, a directory of checkpoints of any format, or one checkpoint. Writes one HDF5
     file, a dump, per checkpoint: OUT/NAME.h5. Complete dumps are skipped, so the same command continues after an
     interruption; run twice at the same time, on one machine or several, the two share the checkpoints.
     """
@@ -113,10 +120,10 @@ def command(
         raise UsageError(f"--{'until' if until is not None else 'every'} needs --follow")
     options |= {**take_arguments(options), "memory": byte_count(options["memory"])}
     if follow:
-        together = {"workers", "scheduler", "rows_per_task"} & given_options().keys()
-        if together:
-            spelled = min(given_options()[name] for name in together)
-            raise UsageError(f"--follow extracts one checkpoint at a time: leave out {spelled}")
+        excluded = {"workers", "scheduler", "rows_per_task"} & explicit_options().keys()
+        if excluded:
+            spelling = min(explicit_options()[name] for name in excluded)
+            raise UsageError(f"--follow extracts one checkpoint at a time: leave out {spelling}")
         for name in ("workers", "scheduler", "rows_per_task"):
             options.pop(name)
         _follow(checkpoints, out, {**options, "until": until, **({} if every is None else {"every": every})})
@@ -126,7 +133,7 @@ def command(
 
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    say(_told(out, len(summary.written), len(summary.skipped)))
+    say(_summary(out, len(summary.written), len(summary.skipped)))
 
 
 def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
@@ -143,10 +150,10 @@ def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
                 if new:
                     progress.message(f"{out / name}.h5: written")
         except KeyboardInterrupt:
-            # Whoever follows a run without an end ends it so.
+            # The usual way to end --follow without --until.
             end = "; stopped"
-    say(_told(out, len(written), len(skipped)) + end)
+    say(_summary(out, len(written), len(skipped)) + end)
 
 
-def _told(out: Path, written: int, skipped: int) -> str:
+def _summary(out: Path, written: int, skipped: int) -> str:
     return f"{out}: {written} {'dump' if written == 1 else 'dumps'} written, {skipped} already complete"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.addresses import is_address, place
-from ckpt_probe.cli.options import given_options, model_options, source_options, take_arguments
+from ckpt_probe.cli.options import explicit_options, model_options, source_options, take_arguments
 from ckpt_probe.errors import in_json, listed, printable
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ckpt_probe.extraction import Setup
 
 DUMP_SUFFIXES = frozenset({".h5", ".hdf5"})
-SHOWN_FACTS = 40
-"""Lines of what a trainer tells that are printed; --json has all of them."""
+MOST_TRAINER_LINES = 40
+"""Number of values of the trainer's metadata that are printed; --json has all of them."""
 
 
 @click.command("inspect", epilog="Example: ckpt-probe inspect runs/digits/checkpoints/step-000000.safetensors")
@@ -24,19 +24,21 @@ SHOWN_FACTS = 40
 @source_options
 @model_options
 @click.option(
-    "--statistics", is_flag=True, help="Read every tensor: norm, mean, spread, share of zeros, NaN and infinities."
+    "--statistics",
+    is_flag=True,
+    help="Compute norm, mean, spread, and shares of zeros, NaN and infinities of tensors.",
 )
 @click.option("--verify", is_flag=True, help="Read every byte and check it against the file's hashes or checksums.")
-@click.option("--json", is_flag=True, help="Everything as one JSON object.")
+@click.option("--json", is_flag=True, help="Print all information as one JSON object.")
 def command(
     path: Path, state_key: str | None, base: Path | None, statistics: bool, verify: bool, json: bool, **options: Any
 ) -> None:
-    """Say what PATH holds: a checkpoint of any format, a directory of them, or a dump.
+    """Describe PATH: a checkpoint of any format, a directory of checkpoints, or a dump.
 
-    Of a checkpoint: tensors, step, what its trainer tells, likely heads, quantised tensors; only --statistics and
-    --verify read the numbers themselves. Of a directory with several: a line for each, in order, and a warning if two
-    have the same step or identical weights. With --model or --data, the model is built and run on one sample: which
-    layer is its head, why, what it gives, and the layers of extract --layers all.
+    For a checkpoint: its tensors, step, metadata of its trainer, likely heads and quantised tensors; only --statistics
+    and --verify read the values. For a directory of several: one line per checkpoint, in order, and a warning if two
+    have the same step or identical weights. With --model or --data, the model is built and run on one sample to show
+    its head, how it was identified, and the layers that extract --layers all stores.
     """
     from json import dumps
 
@@ -57,9 +59,8 @@ def command(
 
 
 def _setup(state_key: str | None, base: Path | None, options: dict[str, Any]) -> "Setup | None":
-    """Which model is to be run, None where no option asks for it."""
-    asked = given_options().keys() & options.keys()
-    if not asked:
+    """Return the model and data to run, None if no option names them."""
+    if not explicit_options().keys() & options.keys():
         return None
     from ckpt_probe.extraction import Setup
 
@@ -72,7 +73,7 @@ def _inspected(
     from ckpt_probe.errors import UsageError
 
     if path.suffix in DUMP_SUFFIXES:
-        if given_options().keys() - {"json", "verify"}:
+        if explicit_options().keys() - {"json", "verify"}:
             raise UsageError(f"{path}: a dump; only --json and --verify apply to it")
         return inspect_dump(path)
     if not path.is_dir() and not is_address(path):
@@ -95,7 +96,18 @@ def inspect_checkpoint(
     statistics: bool = False,
     setup: "Setup | None" = None,
 ) -> dict[str, Any]:
-    """Facts about a checkpoint, whole or an error; statistics, and its model run, only where they are asked for."""
+    """Return a description of a checkpoint, as `inspect --json` prints it.
+
+    Args:
+        file: Path of the checkpoint.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint that a PEFT adapter was trained on.
+        statistics: Whether to compute statistics of every tensor.
+        setup: Model and data to run; None uses those that the checkpoint names.
+
+    Raises:
+        DataError: If the checkpoint is damaged.
+    """
     from dataclasses import asdict
 
     from ckpt_probe.checkpoints import likely_heads, open_checkpoint, quantised
@@ -129,14 +141,14 @@ def inspect_checkpoint(
 def inspect_series(
     path: Path, members: "Sequence[Member]", state_key: str | None = None, base: Path | None = None
 ) -> dict[str, Any]:
-    """Return a few facts about each checkpoint of a directory, in their order, and what to be wary of in the series."""
+    """Return a short description of each checkpoint of a directory, in order, and warnings about the series."""
     from ckpt_probe.checkpoints import RepeatedWeights, open_checkpoint
     from ckpt_probe.series import step_warnings
 
-    found = []
+    descriptions = []
     for member in members:
         with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
-            found.append(
+            descriptions.append(
                 {
                     "checkpoint": member.name,
                     **_of_a_run(checkpoint),
@@ -152,11 +164,11 @@ def inspect_series(
             )
     repeated = RepeatedWeights(state_key, base)
     warnings = [*step_warnings(members), *(text for member in members for text in repeated.warnings(member))]
-    return {"file": str(path), "kind": "series", "checkpoints": found, "warnings": warnings}
+    return {"file": str(path), "kind": "series", "checkpoints": descriptions, "warnings": warnings}
 
 
 def inspect_dump(file: Path) -> dict[str, Any]:
-    """Facts about a dump, whole or an error."""
+    """Return a description of a dump, as `inspect --json` prints it; raise DataError if it is damaged."""
     from dataclasses import asdict
 
     from ckpt_probe.dumps import open_dump
@@ -201,26 +213,26 @@ def _tensors(checkpoint: "Checkpoint", statistics: bool) -> Iterator[dict[str, A
     from ckpt_probe.cli.console import bars
 
     with bars() as progress, progress.task("statistics", len(checkpoint), "tensors") as bar:
-        for name, found in statistics_of(checkpoint):
+        for name, values in statistics_of(checkpoint):
             bar.advance()
-            told = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
-            yield {**told, **(asdict(found) if found else {})}
+            description = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
+            yield {**description, **(asdict(values) if values else {})}
 
 
 def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
-    """The model's head, found by running it; of a checkpoint that names no model, names and shapes have to do."""
+    """Return the head of the model, identified by running it; an unknown head if no model is named."""
     if setup is None and checkpoint.metadata.model is None:
         return {"classifier": None}
     from ckpt_probe.errors import CkptProbeError
     from ckpt_probe.extraction import Setup, inspect_model
 
     try:
-        found = inspect_model(checkpoint, setup or Setup(device="cpu"))
+        head = inspect_model(checkpoint, setup or Setup(device="cpu"))
     except CkptProbeError as error:
         if setup is not None:
             raise
         return {"classifier": f"unknown: {str(error).removeprefix(f'{checkpoint.path}: ')}"}
-    return {"classifier": found["layer"], "head": found}
+    return {"classifier": head["layer"], "head": head}
 
 
 def _print(facts: dict[str, Any], statistics: bool) -> None:
@@ -243,9 +255,9 @@ def _print(facts: dict[str, Any], statistics: bool) -> None:
 
 def _print_verified(facts: dict[str, Any]) -> None:
     if "verified" in facts:
-        from ckpt_probe.cli.verification import told
+        from ckpt_probe.cli.verification import verification_lines
 
-        for line in told(facts["verified"]):
+        for line in verification_lines(facts["verified"]):
             click.echo(printable(line))
 
 
@@ -253,7 +265,7 @@ STATISTICS = ("norm", "mean", "spread", "zeros", "nan", "inf")
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
-    """Facts for people, one a line, without those that say nothing."""
+    """Yield the description as lines of text, without empty values."""
     if facts.get("format"):
         yield f"format: {facts['format']}" + (f", {len(facts['files'])} files" if len(facts["files"]) > 1 else "")
     if facts.get("state_key"):
@@ -285,12 +297,12 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"quantised: {len(facts['quantised'])} tensors, first {name} ({how}); extract needs them converted first"
     for name, value in facts["metadata"].items():
         yield f"  {name}: {value}"
-    yield from _told(facts.get("trainer", {}))
+    yield from _trainer_lines(facts.get("trainer", {}))
 
 
-def _told(trainer: dict[str, Any]) -> Iterator[str]:
+def _trainer_lines(trainer: dict[str, Any]) -> Iterator[str]:
     for number, (name, value) in enumerate(trainer.items()):
-        if number == SHOWN_FACTS:
+        if number == MOST_TRAINER_LINES:
             yield f"  … and {len(trainer) - number} more, all of them with --json"
             return
         text = str(value)
@@ -301,7 +313,7 @@ def _print_series(facts: dict[str, Any]) -> None:
     click.echo(printable(f"{facts['file']}: {len(facts['checkpoints'])} checkpoints, in order"))
     columns = ["checkpoint", "step", "from", "epoch", "format", "bytes", "tensors", "parameters", "also"]
     names = ["checkpoint", "step", "step_source", "epoch", "format", "bytes", "tensors", "parameters", "same_weights"]
-    _print_table(columns, [[_cell(found[name]) for name in names] for found in facts["checkpoints"]])
+    _print_table(columns, [[_cell(row[name]) for name in names] for row in facts["checkpoints"]])
     for warning in facts["warnings"]:
         click.echo(printable(warning))
     _print_verified(facts)
@@ -328,7 +340,7 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, no_wrap=True, justify="left" if column in LEFT else "right")
     rows = [[printable(cell) for cell in row] for row in rows]
     for row in rows:
-        # As plain text: names of anybody's may look like markup.
+        # As plain text: names in a file may look like markup.
         table.add_row(*map(Text, row))
     widths = [max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True)]
     console(width=max(120, sum(widths))).print(table)

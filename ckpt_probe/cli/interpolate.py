@@ -9,7 +9,7 @@ import click
 from ckpt_probe.cli.options import (
     batchnorm_options,
     check_batchnorm_samples,
-    given_options,
+    explicit_options,
     numbers,
     subject_options,
     take_arguments,
@@ -23,13 +23,13 @@ EXAMPLE = """\b
 Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --points 21
           ckpt-probe interpolate A.safetensors B.safetensors --alpha 0.3 --out mid.safetensors"""
 BARS = "▁▂▃▄▅▆▇█"
-OF_A_WRITER = ("state_key", "base", "dtype", "threads", "overwrite")
-OF_A_POINT = ("out", "alpha", *OF_A_WRITER)
+WRITER_OPTIONS = ("state_key", "base", "dtype", "threads", "overwrite")
+POINT_OPTIONS = ("out", "alpha", *WRITER_OPTIONS)
 STRAIGHT = ("path", "linear")
-"""What may be said beside --alpha, as it changes nothing."""
+"""Option that --alpha accepts although it has no effect."""
 
-OF_TRAINING = ("curve_epochs", "curve_learning_rate")
-OF_A_CURVE = (*OF_TRAINING, "midpoint")
+TRAINING_OPTIONS = ("curve_epochs", "curve_learning_rate")
+CURVE_OPTIONS = (*TRAINING_OPTIONS, "midpoint")
 
 
 @click.command("interpolate", epilog=EXAMPLE)
@@ -43,27 +43,34 @@ OF_A_CURVE = (*OF_TRAINING, "midpoint")
     help="Directory for the results; with --alpha, the file to write.",
 )
 @click.option("--alpha", type=float, help="Only write the checkpoint at this position (0 is A, 1 is B).")
-@click.option("--consecutive", is_flag=True, help="Compute the barriers between neighbouring checkpoints of one run A.")
+@click.option("--consecutive", is_flag=True, help="Compute the barriers between consecutive checkpoints of one run A.")
 @click.option(
     "--path",
     type=click.Choice(SHAPES),
     default="linear",
     show_default=True,
-    help="Shape of the path; bezier and polychain go over a midpoint that is trained first.",
+    help="Shape of the path; bezier and polychain train a midpoint first.",
 )
 @click.option(
     "--points", default="11", show_default=True, help='Number of positions, or "auto" to add more where the loss bends.'
 )
-@click.option("--range", "span", default="0:1", show_default=True, metavar="LOW:HIGH", help="Range of the positions.")
-@click.option("--curve-epochs", type=float, default=20, show_default=True, help="Epochs of training for the midpoint.")
-@click.option("--curve-learning-rate", type=float, show_default="that of A", help="Learning rate for the midpoint.")
+@click.option(
+    "--range",
+    "span",
+    default="0:1",
+    show_default=True,
+    metavar="LOW:HIGH",
+    help="Range of positions on the path.",
+)
+@click.option("--curve-epochs", type=float, default=20, show_default=True, help="Training epochs of the midpoint.")
+@click.option("--curve-learning-rate", type=float, show_default="that of A", help="Learning rate of the midpoint.")
 @click.option(
     "--midpoint", type=click.Path(path_type=Path), metavar="FILE", help="Use this midpoint instead of training one."
 )
 @click.option(
     "--align",
     type=click.Choice(METHODS),
-    help="First put B's hidden channels in A's order, matched by weights or by activations.",
+    help="First permute B's hidden channels to match A's, by weights or by activations.",
 )
 @click.option(
     "--align-samples",
@@ -76,7 +83,7 @@ OF_A_CURVE = (*OF_TRAINING, "midpoint")
     "--align-spec",
     type=click.Path(path_type=Path),
     metavar="JSON",
-    help="File with groups of channels, if they cannot be derived from the model.",
+    help="JSON file of the groups of channels, if they cannot be derived from the model.",
 )
 @batchnorm_options
 @click.option("--keep-dumps", is_flag=True, help="Also store features and logits of every point, in OUT/dumps.")
@@ -86,7 +93,7 @@ OF_A_CURVE = (*OF_TRAINING, "midpoint")
 @click.option("--csv", is_flag=True, help="Print comma-separated values instead of the table.")
 @click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is.")
 @writer_options
-@click.option("--resume", is_flag=True, help="Show a finished path again, from its stored records.")
+@click.option("--resume", is_flag=True, help="Print a finished path again, from its stored records.")
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
 def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
     """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
@@ -112,19 +119,23 @@ def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
 
 
 def write_point(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
-    """Write the checkpoint at one position of the straight line; nothing is evaluated."""
-    given, alpha = given_options(), options["alpha"]
-    idle = [told for name, told in given.items() if name not in OF_A_POINT and (name, options[name]) != STRAIGHT]
-    if idle:
+    """Write the checkpoint at one position of the straight line, without evaluating it."""
+    alpha = options["alpha"]
+    unused = [
+        spelling
+        for name, spelling in explicit_options().items()
+        if name not in POINT_OPTIONS and (name, options[name]) != STRAIGHT
+    ]
+    if unused:
         raise UsageError(
-            f"--alpha writes a point of the straight line between A and B; it does not take {', '.join(idle)}"
+            f"--alpha writes a point of the straight line between A and B; it does not take {', '.join(unused)}"
         )
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.merging import interpolate
 
     with bars() as progress:
-        chosen = {name: options[name] for name in OF_A_WRITER}
+        chosen = {name: options[name] for name in WRITER_OPTIONS}
         summary = interpolate(a, b, alpha=alpha, out=out, progress=progress, **chosen)
     copied = f"; {len(summary.copied)} integer tensors copied from {a.name}" if summary.copied else ""
     say(f"{out}: {summary.interpolated} tensors interpolated at alpha {alpha:g}{copied}")
@@ -132,21 +143,23 @@ def write_point(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
 
 def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
     """Evaluate the path between two checkpoints and print its points and barriers."""
-    chosen, (json, csv, wide) = _evaluated(options)
+    keywords, (json, csv, wide) = _evaluation_keywords(options)
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_path
 
     with bars() as progress:
-        result = evaluate_path(a, b, out, progress=progress, **chosen)
+        result = evaluate_path(a, b, out, progress=progress, **keywords)
     print_records(result.points, json=json, csv=csv, wide=wide)
     if not json and not csv:
         print_barriers(result.points, result.summary)
         if result.alignment is not None:
-            told = f"{result.alignment['before']:.4g} → {result.alignment['after']:.4g}"
+            distances = f"{result.alignment['before']:.4g} → {result.alignment['after']:.4g}"
             click.echo(
-                printable(f"aligned: distance between the ends {told}; {out / 'aligned.safetensors'} is B in A's order")
+                printable(
+                    f"aligned: distance between the ends {distances}; {out / 'aligned.safetensors'} is B in A's order"
+                )
             )
         if (out / "midpoint.safetensors").exists():
             click.echo(printable(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint uses it again"))
@@ -158,14 +171,14 @@ def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
 
 def evaluate_runs(a: Path, b: Path | None, out: Path, options: dict[str, Any]) -> None:
     """Evaluate the path of every pair of checkpoints of one run or two, and print the barriers by step."""
-    chosen, (json, csv, _) = _evaluated(options)
+    keywords, (json, csv, _) = _evaluation_keywords(options)
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.paths import evaluate_series
     from ckpt_probe.report import to_csv, to_json_line
 
     with bars() as progress:
-        records = evaluate_series(a, b, out, progress=progress, **chosen)
+        records = evaluate_series(a, b, out, progress=progress, **keywords)
     if csv:
         click.echo(to_csv(records), nl=False)
     for record in records if not csv else ():
@@ -175,34 +188,38 @@ def evaluate_runs(a: Path, b: Path | None, out: Path, options: dict[str, Any]) -
     say(f"{out}: {len(records)} barriers")
 
 
-def _evaluated(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, bool, bool]]:
-    """What an evaluation takes, and how it is printed: as JSON, as CSV, with every column.
+def _evaluation_keywords(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, bool, bool]]:
+    """Convert the options to keywords of `evaluate_path` or `evaluate_series`.
 
-    Raises UsageError for options that would do nothing beside the others.
+    Returns:
+        The keywords, and the values of --json, --csv and --wide.
+
+    Raises:
+        UsageError: If an option has no effect with the others.
     """
     printed = options["json"], options["csv"], options["wide"]
     if printed[:2] == (True, True):
         raise UsageError("--json and --csv exclude each other")
-    given, path = given_options(), options["path"]
-    for names, used, told in (
+    explicit, path = explicit_options(), options["path"]
+    for names, used, reason in (
         (("dtype", "threads"), False, "--alpha, which writes a checkpoint, is needed for"),
-        (OF_A_CURVE, path in BENT, f"--path {' or '.join(BENT)} is needed for"),
-        (OF_TRAINING, "midpoint" not in given, "--midpoint, which needs no training, excludes"),
+        (CURVE_OPTIONS, path in BENT, f"--path {' or '.join(BENT)} is needed for"),
+        (TRAINING_OPTIONS, "midpoint" not in explicit, "--midpoint, which needs no training, excludes"),
         (("align_samples",), options["align"] == "activations", "--align activations is needed for"),
     ):
-        idle = [given[name] for name in names if name in given]
-        if idle and not used:
-            raise UsageError(f"{told} {', '.join(idle)}")
+        unused = [explicit[name] for name in names if name in explicit]
+        if unused and not used:
+            raise UsageError(f"{reason} {', '.join(unused)}")
     check_batchnorm_samples(options["batchnorm"])
     arguments = take_arguments(options)
-    own = {"alpha", "dtype", "threads", "json", "csv", "wide"}
-    chosen = {name: value for name, value in options.items() if name not in own}
+    other_uses = {"alpha", "dtype", "threads", "json", "csv", "wide"}
+    keywords = {name: value for name, value in options.items() if name not in other_uses}
     parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **arguments}
-    return {**chosen, **parsed}, printed
+    return {**keywords, **parsed}, printed
 
 
 def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> None:
-    """The barrier of each split in words, with the loss along the path drawn."""
+    """Print the barrier of each split, with the loss along the path as a line of bars."""
     for barrier in summary:
         split = barrier["split"]
         loss = [point["loss"] for point in points if point["split"] == split]
@@ -215,7 +232,7 @@ def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str,
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Values as bars of eight heights, the lowest value lowest; a missing one as a dot."""
+    """Return values as a line of bars of eight heights; a missing value is a dot."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -233,10 +250,10 @@ def _points(text: str) -> int | None:
 
 
 def _span(text: str) -> tuple[float, float]:
-    found = numbers(text.replace(":", ","), "--range")
-    if len(found) != 2 or found[0] >= found[1] or ":" not in text:
+    limits = numbers(text.replace(":", ","), "--range")
+    if len(limits) != 2 or limits[0] >= limits[1] or ":" not in text:
         raise UsageError(f"--range: expected two increasing numbers such as -0.5:1.5, found {text!r}")
-    return found[0], found[1]
+    return limits[0], limits[1]
 
 
 def _excess(barrier: dict[str, Any], quantity: str) -> str:

@@ -1,4 +1,4 @@
-"""Options that several verbs share: which model, which data, where it runs."""
+"""Options that several subcommands share, and the parsing of their values."""
 
 import json
 import math
@@ -16,14 +16,18 @@ _SOURCE = (
     click.option(
         "--state-key",
         metavar="A.B",
-        help="Where the weights lie in a pickled checkpoint, or what their names begin with, where there are several.",
+        help="Key of the weights in a checkpoint, or the first part of their names, if it contains several models.",
     ),
-    click.option("--base", type=click.Path(path_type=Path), help="The checkpoint that a PEFT adapter was trained on."),
+    click.option(
+        "--base",
+        type=click.Path(path_type=Path),
+        help="Checkpoint of the base model of a PEFT adapter.",
+    ),
 )
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say of a checkpoint what it does not say itself."""
+    """Add the options that describe how to read a checkpoint."""
     for option in reversed(_SOURCE):
         command = option(command)
     return command
@@ -36,7 +40,10 @@ _MODEL = (
         "package.module:function or path/to/file.py:function.",
     ),
     click.option(
-        "--model-argument", metavar="NAME=VALUE", multiple=True, help="One argument of the model; repeatable."
+        "--model-argument",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="Argument of the model; repeatable.",
     ),
     click.option("--model-arguments", metavar="JSON", help="Arguments of the model, as a JSON object."),
     click.option(
@@ -53,13 +60,13 @@ _DATA = (
         "parquet:FILE, npz:FILE, h5:FILE, idx:DIR, digits, union, modular:p=P,op=OP,fraction=F, "
         "package.module:function or path/to/file.py:function.",
     ),
-    click.option("--data-argument", metavar="NAME=VALUE", multiple=True, help="One argument of the data; repeatable."),
+    click.option("--data-argument", metavar="NAME=VALUE", multiple=True, help="Argument of the data; repeatable."),
     click.option("--data-arguments", metavar="JSON", help="Arguments of the data, as a JSON object."),
     click.option(
         "--data-workers",
         type=click.IntRange(min=0),
         show_default="one per free processor, at most 8",
-        help="Processes that read images; the results are the same for any number.",
+        help="Number of processes that read images; does not change the results.",
     ),
 )
 _SUBJECT = (
@@ -73,14 +80,14 @@ _SUBJECT = (
 
 
 def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what is forwarded and where."""
+    """Add the options of the forward pass: checkpoint, model, data, splits, batch size and device."""
     for option in reversed(_SUBJECT):
         command = option(command)
     return command
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which model a checkpoint is of, and which data show it."""
+    """Add the options that choose the model and the data."""
     for option in reversed((*_MODEL, *_DATA)):
         command = option(command)
     return command
@@ -92,19 +99,19 @@ _LAYERS = (
         metavar="WHICH",
         default="penultimate",
         show_default=True,
-        help="Layers to store beside the penultimate: all, every=K, or NAME,… with * for any text without a dot.",
+        help="Layers to store beside the penultimate: all, every=K, or NAME,… where * is any text without a dot.",
     ),
     click.option(
         "--pooling",
         type=click.Choice(["mean", "cls", "last", "tokens", "flatten"]),
         show_default="mean; tokens where every position has a label",
-        help="How the output of a layer, or the tokens of a model without a head, become rows.",
+        help="How to reduce the output of a layer, or of a model without a head, to rows of features.",
     ),
 )
 
 
 def layer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which layers of a model are tapped."""
+    """Add the options that choose layers and their pooling."""
     for option in reversed(_LAYERS):
         command = option(command)
     return command
@@ -116,36 +123,36 @@ _WORKERS = (
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Processes of this machine, each with one checkpoint (or point) at a time.",
+        help="Number of processes on this machine; each works on one checkpoint or point at a time.",
     ),
     click.option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Use the workers of a Dask cluster instead: tcp://HOST:PORT, or its scheduler file.",
+        help="Use the workers of a Dask cluster instead: tcp://HOST:PORT, or the scheduler file.",
     ),
 )
 
 
 def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say who does the work on a series."""
+    """Add the options for parallel work."""
     for option in reversed(_WORKERS):
         command = option(command)
     return command
 
 
-def range_option(told: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the option by which several workers share one split. told: its help."""
-    return click.option("--rows-per-task", type=click.IntRange(min=1), metavar="N", help=told)
+def range_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the option that divides a split between workers."""
+    return click.option("--rows-per-task", type=click.IntRange(min=1), metavar="N", help=help_text)
 
 
-def given_options() -> dict[str, str]:
-    """The options that the command line itself gives: how each is spelled, by the name of its parameter."""
+def explicit_options() -> dict[str, str]:
+    """Return the options that the command line sets, as a mapping from parameter name to spelling."""
     context = click.get_current_context()
-    given = [option for option in context.command.params if isinstance(option, click.Option) and option.name]
+    options = [option for option in context.command.params if isinstance(option, click.Option)]
     default = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     return {
         option.name: option.opts[-1]
-        for option in given
+        for option in options
         if option.name is not None and context.get_parameter_source(option.name) not in default
     }
 
@@ -156,7 +163,7 @@ _BATCHNORM = (
         type=click.Choice(["recompute", "interpolate"]),
         default="recompute",
         show_default=True,
-        help="Batch-norm statistics between checkpoints: recomputed on training data, or interpolated.",
+        help="Batch-norm statistics between checkpoints: recompute them on training data, or interpolate them.",
     ),
     click.option(
         "--batchnorm-samples",
@@ -169,13 +176,13 @@ _BATCHNORM = (
 
 
 def check_batchnorm_samples(batchnorm: str) -> None:
-    """Raise UsageError where samples are given for statistics that are not estimated."""
-    if batchnorm != "recompute" and "batchnorm_samples" in given_options():
+    """Raise UsageError if --batchnorm-samples is set without --batchnorm recompute."""
+    if batchnorm != "recompute" and "batchnorm_samples" in explicit_options():
         raise UsageError("--batchnorm-samples needs --batchnorm recompute")
 
 
 def batchnorm_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where batch-norm statistics between checkpoints come from."""
+    """Add the options for batch-norm statistics between checkpoints."""
     for option in reversed(_BATCHNORM):
         command = option(command)
     return command
@@ -193,18 +200,22 @@ _WRITER = (
 
 
 def writer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of what writes checkpoints."""
+    """Add the options of written checkpoints."""
     for option in reversed(_WRITER):
         command = option(command)
     return command
 
 
 def byte_count(text: str) -> int:
-    """Bytes that "2GiB", "512 MiB", "1.5GB" or "1000000" spell. Raises UsageError for anything else, and for zero."""
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b?\s*", text, flags=re.IGNORECASE)
+    """Parse a size such as "2GiB", "512 MiB", "1.5GB" or "1000000" into bytes.
+
+    Raises:
+        UsageError: If the text is not a size, or the size is below one byte.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b?\s*", text, flags=re.IGNORECASE)
     size = 0
-    if found:
-        number, prefix, binary = found.groups()
+    if match:
+        number, prefix, binary = match.groups()
         size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
     if size < 1:
         raise UsageError(f"--memory: expected a size such as 2GiB or 512MiB, found {text!r}")
@@ -212,18 +223,18 @@ def byte_count(text: str) -> int:
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers that "0.5,2" spells. Raises UsageError where one is none, or not finite."""
+    """Parse numbers separated by commas, such as "0.5,2"; raise UsageError if one is not a finite number."""
     try:
-        found = tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = (math.inf,)
-    if not all(math.isfinite(number) for number in found):
+        values = (math.inf,)
+    if not all(math.isfinite(value) for value in values):
         raise UsageError(f"{option}: expected numbers such as 0.5,2, found {text!r}")
-    return found
+    return values
 
 
 def entropy_orders(text: str | None) -> tuple[float, ...]:
-    """Rényi orders that "0.5,2" spells, none where it was not given. Raises UsageError for what is no order."""
+    """Parse Rényi orders such as "0.5,2"; None gives none. Raise UsageError if one is not positive."""
     orders = () if text is None else numbers(text, "--alpha")
     if not all(order > 0 for order in orders):
         raise UsageError(f"--alpha: expected positive numbers such as 0.5,2, found {text!r}")
@@ -231,54 +242,60 @@ def entropy_orders(text: str | None) -> tuple[float, ...]:
 
 
 def take_arguments(options: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """The arguments of model and data that the options spell, taken out of them, by the names of their parameters.
+    """Remove the arguments of the model and of the data from the options, and parse them.
 
-    Raises UsageError where they are not NAME=VALUE or a JSON object, or one name is given twice.
+    Args:
+        options: Options of the command line, which this changes.
+
+    Returns:
+        "model_arguments" and "data_arguments": the arguments by name, None without any.
+
+    Raises:
+        UsageError: If one is not NAME=VALUE or a JSON object, or a name occurs twice.
     """
-    found: dict[str, dict[str, Any] | None] = {}
-    for what in ("model", "data"):
-        listed = json_object(options.pop(f"{what}_arguments"), f"--{what}-arguments")
-        single: tuple[str, ...] = options.pop(f"{what}_argument")
-        found[f"{what}_arguments"] = {**(listed or {}), **_named(single, listed or {}, f"--{what}-argument")}
-        if listed is None and not single:
-            found[f"{what}_arguments"] = None
-    return found
+    arguments: dict[str, dict[str, Any] | None] = {}
+    for subject in ("model", "data"):
+        from_json = json_object(options.pop(f"{subject}_arguments"), f"--{subject}-arguments")
+        pairs: tuple[str, ...] = options.pop(f"{subject}_argument")
+        parsed = {**(from_json or {}), **_parse_pairs(pairs, from_json or {}, f"--{subject}-argument")}
+        arguments[f"{subject}_arguments"] = None if from_json is None and not pairs else parsed
+    return arguments
 
 
-def _named(texts: Sequence[str], others: Mapping[str, Any], option: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _parse_pairs(texts: Sequence[str], others: Mapping[str, Any], option: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not name or not equals:
             raise UsageError(f"{option} {text}: expected NAME=VALUE, such as width=64")
-        if name in found or name in others:
-            raise UsageError(f"{option} {text}: {name} is given twice")
-        found[name] = spelled(value)
-    return found
+        if name in values or name in others:
+            raise UsageError(f"{option} {text}: {name} occurs twice")
+        values[name] = parse_value(value)
+    return values
 
 
-def spelled(text: str) -> Any:
-    """The value that a text spells as JSON or as TOML (64, 1e-3, true, [1, 2], {a = 1}), else the text itself."""
+def parse_value(text: str) -> Any:
+    """Return the value of a text as JSON or TOML (64, 1e-3, true, [1, 2], {a = 1}), else the text itself."""
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         pass
     import tomllib
 
     try:
-        found = tomllib.loads(f"value = {text}")
-        json.dumps(found, allow_nan=False)
+        document = tomllib.loads(f"value = {text}")
+        json.dumps(document, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
         return text
-    return found["value"] if len(found) == 1 else text
+    return document["value"] if len(document) == 1 else text
 
 
-def _no_number(text: str) -> Any:
+def _refuse_constant(text: str) -> Any:
     raise ValueError(text)
 
 
 def json_object(text: str | None, option: str) -> dict[str, Any] | None:
-    """The mapping that an option's JSON spells, None where it was not given. Raises UsageError for anything else."""
+    """Parse the JSON object of an option; None gives None. Raise UsageError for any other JSON."""
     if text is None:
         return None
     try:

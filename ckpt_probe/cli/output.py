@@ -1,4 +1,4 @@
-"""Records out: as a table, JSON Lines, CSV or Parquet, to standard output or into a file that is whole or absent."""
+"""Output of records: as a table, JSON Lines or CSV on standard output, or into a file."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,25 +15,29 @@ Record = Mapping[str, Any]
 
 
 def print_records(records: Iterable[Record], *, json: bool, csv: bool, wide: bool) -> list[Record]:
-    """Print records on standard output, as JSON Lines while they come, or at the end; returns them."""
+    """Print records on standard output: JSON Lines one by one as they arrive, other formats at the end.
+
+    Returns:
+        The records.
+    """
     from ckpt_probe.report import to_csv, to_json_line
 
     if json:
-        shown = []
+        printed = []
         for record in records:
             click.echo(printable(to_json_line(record)))
-            shown.append(record)
-        return shown
-    shown = list(records)
+            printed.append(record)
+        return printed
+    rows = list(records)
     if csv:
-        click.echo(to_csv(shown), nl=False)
-        return shown
-    print_table(shown, wide=wide)
-    return shown
+        click.echo(to_csv(rows), nl=False)
+    else:
+        print_table(rows, wide=wide)
+    return rows
 
 
 def print_table(records: list[Record], *, wide: bool) -> None:
-    """The table and its footnotes."""
+    """Print records as a table with footnotes."""
     from ckpt_probe.cli.console import console
     from ckpt_probe.report import footnotes, records_table
 
@@ -44,33 +48,36 @@ def print_table(records: list[Record], *, wide: bool) -> None:
 
 
 def print_grids(records: Iterable[Record], metric: str, *, csv: bool, wide: bool) -> list[Record]:
-    """Print one metric by layer and step, as tables or CSV; returns the records."""
+    """Print one metric by layer and step, as tables or CSV, and return the records."""
     from ckpt_probe.cli.console import console
     from ckpt_probe.report import to_csv
     from ckpt_probe.report.layers_table import grid_records, grid_table, grids_of
 
-    held = list(records)
-    grids = grids_of(held, metric)
+    rows = list(records)
+    grids = grids_of(rows, metric)
     if csv:
         click.echo(to_csv(grid_records(grids)), nl=False)
-        return held
+        return rows
     for grid in grids:
         screen = console(width=10_000 if wide else None)
         click.echo(f"{grid.split}: {grid.metric}")
         screen.print(grid_table(grid, None if wide else screen.width))
-    return held
+    return rows
 
 
 def file_format(path: Path | None, *, csv: bool, parquet: bool) -> str:
-    """What a file of records holds, "json", "csv" or "parquet": as asked for, else by its suffix, else JSON Lines."""
+    """Return the format of a file of records: "json" (JSON Lines), "csv" or "parquet".
+
+    The options decide, else the suffix of the file, else it is "json".
+    """
     if parquet or csv:
         return "parquet" if parquet else "csv"
-    named = {".csv": "csv", ".parquet": "parquet"}
-    return named.get(path.suffix.lower(), "json") if path is not None else "json"
+    by_suffix = {".csv": "csv", ".parquet": "parquet"}
+    return by_suffix.get(path.suffix.lower(), "json") if path is not None else "json"
 
 
 def require_writable(path: Path, form: str, *, overwrite: bool) -> None:
-    """Raise UsageError where records cannot be written there in that format: before anything is computed for it."""
+    """Raise UsageError if the file exists, or the libraries of its format are missing; call this before computing."""
     from ckpt_probe.files import refuse_existing
 
     refuse_existing(path, overwrite=overwrite)
@@ -81,29 +88,33 @@ def require_writable(path: Path, form: str, *, overwrite: bool) -> None:
 
 
 def write_records(records: Iterable[Record], path: Path, form: str, *, overwrite: bool) -> None:
-    """Write records into a file of a format that `file_format` names."""
+    """Write records into a file in a format that `file_format` returns."""
     from ckpt_probe.files import write_text
     from ckpt_probe.report import to_csv, to_json_line, write_parquet
 
-    held = list(records)
+    rows = list(records)
     if form == "parquet":
-        write_parquet(held, path, overwrite=overwrite)
+        write_parquet(rows, path, overwrite=overwrite)
         return
-    text = to_csv(held) if form == "csv" else "".join(to_json_line(record) + "\n" for record in held)
+    text = to_csv(rows) if form == "csv" else "".join(to_json_line(record) + "\n" for record in rows)
     write_text(path, text, overwrite=overwrite)
 
 
 def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite: bool) -> int:
-    """Write eigenvalues into an .npz file, arrays named CHECKPOINT/SPLIT/LEVEL.NAME; returns how many there are.
+    """Write the eigenvalues of every Gram matrix into an .npz file.
 
-    Of several layers all but the penultimate have their name before the level: CHECKPOINT/SPLIT/LAYER/LEVEL.NAME.
+    Arrays are named CHECKPOINT/SPLIT/LEVEL.NAME, those of layers other than the penultimate
+    CHECKPOINT/SPLIT/LAYER/LEVEL.NAME.
+
+    Returns:
+        The number of arrays.
     """
     import numpy as np
 
     from ckpt_probe.files import replacing
 
     arrays = {
-        f"{_place_of(reading.record)}/{name}": values
+        f"{_array_prefix(reading.record)}/{name}": values
         for reading in readings
         for name, values in reading.spectra.items()
     }
@@ -112,7 +123,7 @@ def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite
     return len(arrays)
 
 
-def _place_of(record: Record) -> str:
+def _array_prefix(record: Record) -> str:
     from ckpt_probe.dumps import PENULTIMATE
 
     layer = record.get("layer", PENULTIMATE)

@@ -49,15 +49,15 @@ SIDE = 14
     type=float,
     default=0.2,
     show_default=True,
-    help="How far the grid extends beyond the checkpoints, as a fraction of their extent.",
+    help="Extension of the grid beyond the checkpoints, as a fraction of their extent.",
 )
 @click.option(
     "--directions",
     type=click.Choice(["random"]),
-    help="Evaluate around A alone, along random filter-normalised directions.",
+    help="Evaluate around A along two random filter-normalised directions; takes no B and C.",
 )
 @click.option(
-    "--radius", type=float, default=1.0, show_default=True, help="How far the grid extends along random directions."
+    "--radius", type=float, default=1.0, show_default=True, help="Half the side of the grid along random directions."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random directions.")
 @batchnorm_options
@@ -65,8 +65,8 @@ SIDE = 14
 @worker_options
 @click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the map.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values instead of the map.")
-@click.option("--figure", type=click.Path(path_type=Path), help="Also draw contours to this .svg, .png or .pdf file.")
-@click.option("--resume", is_flag=True, help="Show a finished plane again, from its stored records.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Also draw contours into this .svg, .png or .pdf file.")
+@click.option("--resume", is_flag=True, help="Print a finished plane again, from its stored records.")
 @click.option("--overwrite", is_flag=True, help="Replace existing results.")
 def command(
     a: Path,
@@ -95,7 +95,7 @@ def command(
     from ckpt_probe.report.figures.canvas import require_drawable
     from ckpt_probe.report.figures.plane_figure import draw_plane
 
-    # A plane that is shown again is drawn again.
+    # --resume redraws the figure of a finished plane.
     redraw = options["overwrite"] or options["resume"]
     if figure is not None:
         require_drawable(figure, overwrite=redraw)
@@ -175,7 +175,7 @@ def _lowest(summary: dict[str, Any]) -> str:
 
 
 def _loss(value: float | None) -> str:
-    return f"loss {'–' if value is None else format(value, '.4g')}"
+    return "loss –" if value is None else f"loss {value:.4g}"
 
 
 def _at(x: float, y: float) -> str:

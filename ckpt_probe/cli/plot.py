@@ -64,8 +64,8 @@ def command(
     condition with several seeds, drawn as their mean with a band from the lowest to the highest value. The training
     split is solid, the test split dashed, the value at collapse dotted.
     """
-    wanted = [[name.strip() for name in panel.split(",") if name.strip()] for panel in panels]
-    if not all(wanted):
+    metrics = [[name.strip() for name in panel.split(",") if name.strip()] for panel in panels]
+    if not all(metrics):
         raise UsageError("--metric: expected names of metrics such as class.mir,class.hdr")
 
     from ckpt_probe.cli.console import say
@@ -74,86 +74,89 @@ def command(
     from ckpt_probe.report.plots.description import Mark
 
     series = read_files(sources(records))
-    axis = x or axis_of([record for runs in series.values() for held in runs for record in held])
+    axis = x or axis_of([record for runs in series.values() for group in runs for record in group])
     lines = [Mark(*_mark(text, axis)) for text in marks]
-    for note in draw(series, out, panels=wanted, x=axis, marks=lines, **options):
+    for note in draw(series, out, panels=metrics, x=axis, marks=lines, **options):
         say(note)
-    say(f"{out}: {len(wanted)} panels of {sum(len(files) for files in series.values())} files")
+    say(f"{out}: {len(metrics)} panels of {sum(len(files) for files in series.values())} files")
 
 
 def read_files(files: Mapping[str, Sequence[Path]]) -> "dict[str, list[Records]]":
-    """The records of every file of each condition. Raises DataError where one cannot be read or has none."""
+    """Read the records of every file of each condition; raise DataError if a file cannot be read or has no record."""
     from ckpt_probe.analysis import Records, read_records
     from ckpt_probe.analysis.lines import of_penultimate
     from ckpt_probe.cli.console import bars, say
 
-    found: dict[str, list[Records]] = {label: [] for label in files}
+    records: dict[str, list[Records]] = {label: [] for label in files}
     with bars() as progress, progress.task("records", sum(map(len, files.values())), "files") as bar:
         for label, paths in files.items():
             for path in paths:
-                held = read_records(path)
-                if not held:
-                    raise DataError(f"{path}: no record in it: the file is empty; leave it out, or write it anew")
-                curves = of_penultimate(held)
-                if len(curves) < len(held):
-                    say(f"{path}: {len(held) - len(curves)} records of other layers than the penultimate are left out")
-                found[label].append(Records(curves))
+                rows = read_records(path)
+                if not rows:
+                    raise DataError(f"{path}: no record in it: the file is empty; leave it out, or write it again")
+                curves = of_penultimate(rows)
+                if len(curves) < len(rows):
+                    say(f"{path}: {len(rows) - len(curves)} records of other layers than the penultimate are left out")
+                records[label].append(Records(curves))
                 bar.advance()
-    return found
+    return records
 
 
 def sources(texts: Sequence[str]) -> dict[str, list[Path]]:
-    """The files of each condition by its label: NAME where one is given, else what tells the files apart.
+    """Parse FILE, NAME=FILE, NAME=FILE1,FILE2 and NAME='GLOB' into the files of each condition by its label.
 
-    Raises UsageError where a glob matches nothing or two conditions have the same name.
+    A condition without a NAME gets the shortest label that distinguishes its files from the others.
+
+    Raises:
+        UsageError: If a glob matches nothing, or two conditions have the same name.
     """
     named: list[tuple[str | None, list[Path]]] = []
     for text in texts:
-        if _there(text):
+        if _exists(text):
             named.append((None, [Path(text)]))
             continue
         name, separator, rest = text.partition("=")
-        found = [file for part in (rest if separator else text).split(",") for file in _files(part.strip())]
-        named.append((name or None if separator else None, found))
-    told = iter(_labels([files for name, files in named if name is None]))
-    labels = [name or next(told) for name, _ in named]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two of the files are called {twice}; give each a name, as NAME=FILE")
+        paths = [file for part in (rest if separator else text).split(",") for file in _files(part.strip())]
+        named.append((name or None if separator else None, paths))
+    derived = iter(_labels([files for name, files in named if name is None]))
+    labels = [name or next(derived) for name, _ in named]
+    repeated = next((label for label in labels if labels.count(label) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"two of the files are called {repeated}; give each a name, as NAME=FILE")
     return dict(zip(labels, (files for _, files in named), strict=True))
 
 
 def _labels(files: Sequence[Sequence[Path]]) -> list[str]:
-    # A run's metrics.jsonl is called after the run: by the first of these that tells all of them apart.
-    ways = [
-        [held[0].stem if len(held) == 1 else held[0].parent.name for held in files],
-        [held[0].resolve().parent.name for held in files],
-        [held[0].parent.as_posix() for held in files],
+    # The first scheme that gives distinct labels; a run's metrics.jsonl is labelled by its directory.
+    schemes = [
+        [paths[0].stem if len(paths) == 1 else paths[0].parent.name for paths in files],
+        [paths[0].resolve().parent.name for paths in files],
+        [paths[0].parent.as_posix() for paths in files],
     ]
-    different = [labels for labels in ways if len(set(labels)) == len(labels) and all(labels)]
-    return different[0] if different else [held[0].as_posix() for held in files]
+    different = [labels for labels in schemes if len(set(labels)) == len(labels) and all(labels)]
+    return different[0] if different else [paths[0].as_posix() for paths in files]
 
 
-def _there(text: str) -> bool:
-    # A list of many files is longer than a name can be, which pathlib takes for an error.
+def _exists(text: str) -> bool:
+    # Path.exists raises an error for a text longer than a file name can be, such as a list of many files.
     return os.path.exists(text)  # noqa: PTH110
 
 
 def _files(text: str) -> list[Path]:
-    if not any(character in text for character in "*?[") or _there(text):
+    if not any(character in text for character in "*?[") or _exists(text):
         return [Path(text)]
     pattern = Path(text)
-    found = sorted(Path(pattern.anchor or ".").glob(pattern.relative_to(pattern.anchor).as_posix()))
-    if not found:
+    matches = sorted(Path(pattern.anchor or ".").glob(pattern.relative_to(pattern.anchor).as_posix()))
+    if not matches:
         raise UsageError(f"{text}: no file matches this pattern")
-    return found
+    return matches
 
 
 def _mark(text: str, axis: str) -> tuple[float, str]:
     name, _, rest = text.partition("=")
-    place, _, label = rest.partition(":")
-    if not re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", place.strip()):
+    position, _, label = rest.partition(":")
+    if not re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", position.strip()):
         raise UsageError(f"--mark: expected a mark such as {axis}=1200:label, found {text!r}")
     if name.strip() != axis:
         raise UsageError(f"--mark: {text!r} gives a value of {name.strip()}, but the x axis is {axis}")
-    return float(place), label
+    return float(position), label

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_probe.cli.options import given_options, numbers, source_options
+from ckpt_probe.cli.options import explicit_options, numbers, source_options
 from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
     type=click.Choice(["global", "layer"]),
     default="global",
     show_default=True,
-    help="Rank the weights over all tensors together, or within each tensor.",
+    help="Rank the weights across all tensors, or within each tensor.",
 )
 @click.option("--keep-classifier", is_flag=True, help="Do not prune the weights of the last linear layer.")
 @click.option(
@@ -45,7 +45,7 @@ Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
     "config",
     type=click.Path(path_type=Path),
     metavar="CONFIG",
-    help="Train after each sparsity as this TOML file describes, and prune the result further.",
+    help="Train after each sparsity with this TOML configuration, and prune the result further.",
 )
 @click.option("--device", default="auto", show_default=True, help="Device to retrain on: auto, cpu, cuda[:n] or mps.")
 @source_options
@@ -78,7 +78,7 @@ def command(
 
     if seed is not None and config is None:
         raise UsageError("--seed needs --retrain: pruning alone draws no random numbers")
-    if config is None and "device" in given_options():
+    if config is None and "device" in explicit_options():
         raise UsageError("--device needs --retrain: pruning alone does not run the network")
     if classifier is not None and not keep_classifier:
         raise UsageError("--classifier needs --keep-classifier")
@@ -104,12 +104,12 @@ def command(
             progress=progress,
         )
     for level in summary.levels:
-        click.echo(printable(_told(level)))
+        click.echo(printable(_description(level)))
     written = sum(level.written for level in summary.levels)
     say(f"{out}: {written} checkpoints written, {len(summary.levels) - written} already complete")
 
 
-def _told(level: "PrunedLevel") -> str:
+def _description(level: "PrunedLevel") -> str:
     accuracy = ", ".join(f"{split} {value:.4f}" for split, value in level.accuracy.items())
     zeros = f"sparsity {level.sparsity:g}: {level.zeros:,} of {level.weights:,} weights are zero"
     return f"{zeros}; accuracy {accuracy}" if accuracy else zeros

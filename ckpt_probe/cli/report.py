@@ -14,24 +14,24 @@ from ckpt_probe.cli.options import byte_count
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from ckpt_probe.report.contents import Wishes
+    from ckpt_probe.report.contents import ReportOptions
 
 EXAMPLE = """\b
 Examples: ckpt-probe report dumps/digits paths/ab -o report.html
           ckpt-probe report plain=dumps/plain decay=dumps/decay -o runs.html --figures figures --format pdf"""
 EVERY = 5.0
-"""Seconds between two looks of --follow."""
+"""Default seconds between two checks of --follow."""
 FORMATS = ("svg", "pdf", "png")
 
 
 @click.command("report", epilog=EXAMPLE)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES...")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="The page, one HTML file.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write the page to.")
 @click.option(
     "--figures",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Also draw the same plots into this directory, one file each.",
+    help="Also draw the plots into this directory, one file per plot.",
 )
 @click.option(
     "--format", "kind", type=click.Choice(FORMATS), default="svg", show_default=True, help="Format of the figures."
@@ -41,26 +41,33 @@ FORMATS = ("svg", "pdf", "png")
     "--labels",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Names of the classes, one a line.",
+    help="Text file with the names of the classes, one per line.",
 )
-@click.option("--split", "splits", multiple=True, help="A split of the dumps to analyze, all where none is named.")
-@click.option("--memory", default="2GiB", show_default=True, help="What moments and matrices of one dump may take.")
+@click.option("--split", "splits", multiple=True, show_default="all", help="Split of the dumps to analyze; repeatable.")
+@click.option("--memory", default="2GiB", show_default=True, help="Memory limit for the analysis of one dump.")
 @click.option(
     "--mir-rows",
     type=click.IntRange(min=0),
     default=256,
     show_default=True,
-    help="Of how many kept rows MIR between layers is computed; 0 leaves it out.",
+    help="Number of stored rows for MIR between layers; 0 leaves it out.",
 )
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Dumps at a time.")
-@click.option("--no-cache", is_flag=True, help="Analyze every dump anew, and keep nothing beside them.")
-@click.option("--overwrite", is_flag=True, help="Replace the page and the figures where they exist.")
-@click.option("--follow", is_flag=True, help="Draw it again whenever a source changes; ends with Ctrl-C.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of processes that analyze dumps.",
+)
+@click.option("--no-cache", is_flag=True, help="Do not read or write the cache beside the dumps.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing page and existing figures.")
+@click.option("--follow", is_flag=True, help="Write the page again whenever a source changes; ends with Ctrl-C.")
 @click.option(
     "--every",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="With --follow: how often to look, every 5 seconds by default.",
+    show_default="5",
+    help="With --follow: seconds between two checks of the sources.",
 )
 def command(
     sources: tuple[str, ...],
@@ -78,45 +85,51 @@ def command(
     title: str,
     workers: int,
 ) -> None:
-    """Make one page of everything known: metrics, matrices, spectra, classes, paths, planes, and where it comes from.
+    """Write a page of all results: metrics, matrices, spectra, classes, paths, planes and their provenance.
 
     SOURCES are dumps (a file or a directory; analyzed, with the cache of analyze), records (.jsonl files, or the
-    directory of a run), and the directories of paths and planes; what each is is told by its content. NAME=SOURCE
-    names it. The page is one file that holds its data and asks for nothing else; it opens in any browser.
+    directory of a run), and the directories of paths and planes; their content decides which. NAME=SOURCE sets the
+    name in the page. The page is a single file that contains its data and loads nothing; it opens in any browser.
     """
     from ckpt_probe.files import refuse_existing
 
     if out is None and figures is None:
-        raise UsageError("say where to: -o report.html for a page, --figures DIR for figures, or both")
+        raise UsageError("choose an output: -o report.html for a page, --figures DIR for figures, or both")
     if every is not None and not follow:
         raise UsageError("--every needs --follow")
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     size = byte_count(memory)
 
-    from ckpt_probe.report.contents import Wishes
+    from ckpt_probe.report.contents import ReportOptions
     from ckpt_probe.report.sources import class_names
 
     names = class_names(labels) if labels is not None else ()
-    wishes = Wishes(title, names, splits, size, workers, not no_cache, mir_rows)
-    write = partial(_write, sources, wishes, out, figures, kind)
+    options = ReportOptions(title, names, splits, size, workers, not no_cache, mir_rows)
+    write = partial(_write, sources, options, out, figures, kind)
     if not follow:
         write(overwrite=overwrite)
         return
-    made = [place.resolve() for place in (out, figures) if place is not None]
+    made = [path.resolve() for path in (out, figures) if path is not None]
     with suppress(KeyboardInterrupt):
         _follow(sources, write, made, every or EVERY, overwrite=overwrite)
 
 
 def _write(
-    sources: tuple[str, ...], wishes: "Wishes", out: Path | None, figures: Path | None, kind: str, *, overwrite: bool
+    sources: tuple[str, ...],
+    options: "ReportOptions",
+    out: Path | None,
+    figures: Path | None,
+    kind: str,
+    *,
+    overwrite: bool,
 ) -> None:
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.report.contents import gather
     from ckpt_probe.report.sources import open_sources
 
     with bars() as progress:
-        contents = gather(open_sources(sources), wishes, progress)
+        contents = gather(open_sources(sources), options, progress)
         if figures is not None:
             from ckpt_probe.report.figures.export import draw_contents
 
@@ -125,7 +138,7 @@ def _write(
         if out is not None:
             from ckpt_probe.report.page import write_page
 
-            size = write_page(contents, out, command=_own_words(), overwrite=overwrite)
+            size = write_page(contents, out, command=_command_line(), overwrite=overwrite)
             say(f"{out}: {len(contents.sections)} sections, {size / 1e6:.1f} MB; open it in a browser")
 
 
@@ -136,15 +149,15 @@ def _follow(
 
     drawn = None
     while True:
-        # Taken before the sources are read: what changes while they are is drawn the next time.
-        found = _stamps(sources, made)
-        if found != drawn:
-            drawn = found
+        # Before reading, so that a change during reading is drawn in the next round.
+        stamps = _stamps(sources, made)
+        if stamps != drawn:
+            drawn = stamps
             try:
                 write(overwrite=overwrite)
                 overwrite = True
             except DataError as error:
-                say(f"{error}; waiting until it changes")
+                say(f"{error}; waiting for a change")
         time.sleep(every)
 
 
@@ -152,11 +165,11 @@ def _stamps(sources: tuple[str, ...], made: list[Path]) -> list[tuple[str, int, 
     from ckpt_probe.files import stamp_of
     from ckpt_probe.report.sources import named
 
-    found = [one for text in sources for one in stamp_of(named(text)[1].resolve())]
-    # The page may lie among what it shows.
-    return [one for one in found if not any(Path(one[0]).is_relative_to(place) for place in made)]
+    stamps = [stamp for text in sources for stamp in stamp_of(named(text)[1].resolve())]
+    # The page may be in a directory that is a source.
+    return [stamp for stamp in stamps if not any(Path(stamp[0]).is_relative_to(path) for path in made)]
 
 
-def _own_words() -> str:
-    # The line as it was given, which the application hands down.
+def _command_line() -> str:
+    # `app.run` passes the words of the command line as the object of the context.
     return shlex.join(["ckpt-probe", *(click.get_current_context().obj or [])])

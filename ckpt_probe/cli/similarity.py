@@ -19,7 +19,7 @@ from ckpt_probe.errors import UsageError
     type=click.Choice(["cka", "mir"]),
     multiple=True,
     show_default="both; cka for a directory of several dumps",
-    help="What to compute; repeatable.",
+    help="Measure of similarity to compute; repeatable.",
 )
 @click.option("--json", is_flag=True, help="Print JSON Lines, one matrix per line; an undefined value is null.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values with a header, one value per line.")
@@ -40,11 +40,11 @@ def command(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Compare layers by linear CKA and MIR on the rows that extract --layers keeps of each.
+    """Compare layers by linear CKA and MIR on the rows that extract --layers stores of each.
 
     DUMP is one .h5 file: its layers are compared with each other. If it is a directory of several, each layer is
-    compared between the checkpoints. With OTHER, a second dump of the same data, also of another model, the layers of
-    one are compared with those of the other.
+    compared between the checkpoints. With OTHER, a second dump of the same data (of any model), the layers of DUMP are
+    compared with those of OTHER.
     """
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
@@ -62,19 +62,25 @@ def command(
     )
 
     with bars() as progress:
-        how = {"splits": splits or None, "measures": measures or None, "layers": layers or None}
-        found = []
-        for matrix in read_similarities(dump, other, **how, progress=progress):
-            found.append(matrix)
+        matrices = []
+        for matrix in read_similarities(
+            dump,
+            other,
+            splits=splits or None,
+            measures=measures or None,
+            layers=layers or None,
+            progress=progress,
+        ):
+            matrices.append(matrix)
             if json:
                 click.echo(similarities_json([matrix]), nl=False)
     if csv:
-        click.echo(similarities_csv(found), nl=False)
-    for matrix in () if json or csv else found:
+        click.echo(similarities_csv(matrices), nl=False)
+    for matrix in () if json or csv else matrices:
         screen = console(width=10_000 if wide else None)
         click.echo(similarity_title(matrix))
         screen.print(similarity_table(matrix, None if wide else screen.width))
     if out is not None:
-        told = similarities_csv if out.suffix.lower() == ".csv" else similarities_json
-        write_text(out, told(found), overwrite=overwrite)
-        say(f"{out}: {len(found)} matrices")
+        to_text = similarities_csv if out.suffix.lower() == ".csv" else similarities_json
+        write_text(out, to_text(matrices), overwrite=overwrite)
+        say(f"{out}: {len(matrices)} matrices")

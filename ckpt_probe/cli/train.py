@@ -27,7 +27,7 @@ def command(
     seeds: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train the network that the TOML file CONFIG describes, and keep its checkpoints.
+    """Train the network that the TOML file CONFIG describes, and write its checkpoints.
 
     Writes OUT/checkpoints/step-NNNNNN.safetensors, OUT/metrics.jsonl, and the state from which --resume continues. The
     whole configuration is validated before training starts.
@@ -39,30 +39,30 @@ def command(
     if seed is not None and seeds is not None:
         raise UsageError("--seed and --seeds exclude each other")
     numbers = seed_numbers(seeds) if seeds is not None else [seed]
-    places = [out / f"seed-{number}" if seeds is not None else out for number in numbers]
-    every = [load_config(config, seed=number, overrides=overrides) for number in numbers]
+    directories = [out / f"seed-{number}" if seeds is not None else out for number in numbers]
+    configs = [load_config(config, seed=number, overrides=overrides) for number in numbers]
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.training import require_free, train
 
-    # Of all seeds before the first is trained, which may take hours.
-    require_free(places, every, resume=resume, overwrite=overwrite)
-    for settings, place in zip(every, places, strict=True):
+    # Check the directories of all seeds before the first training, which may take hours.
+    require_free(directories, configs, resume=resume, overwrite=overwrite)
+    for settings, directory in zip(configs, directories, strict=True):
         with bars() as progress:
-            summary = train(settings, place, resume=resume, overwrite=overwrite, device=device, progress=progress)
+            summary = train(settings, directory, resume=resume, overwrite=overwrite, device=device, progress=progress)
         if summary.first_step == summary.last_step:
-            say(f"{place}: already finished, at step {summary.last_step}; nothing to do")
+            say(f"{directory}: already finished, at step {summary.last_step}; nothing to do")
         else:
             steps = f"trained steps {summary.first_step} to {summary.last_step}"
-            say(f"{place}: {steps}; {summary.checkpoints} checkpoints")
+            say(f"{directory}: {steps}; {summary.checkpoints} checkpoints")
 
 
 MOST_SEEDS = 1000
 
 
 def seed_numbers(text: str) -> list[int]:
-    """The seeds that "0..4" or "0,2,5" spells. Raises UsageError for anything else, and for a seed named twice."""
-    found: list[int] = []
+    """Parse seeds such as "0..4" or "0,2,5"; raise UsageError for any other text, and if a seed occurs twice."""
+    seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,19})(?:\.\.(\d{1,19}))?\s*", part)
         last = int(match[2] or match[1]) if match else -1
@@ -70,7 +70,7 @@ def seed_numbers(text: str) -> list[int]:
             raise UsageError(f"--seeds: expected seeds such as 0..4 or 0,2,5, found {text!r}")
         if last - int(match[1]) >= MOST_SEEDS:
             raise UsageError(f"--seeds: at most {MOST_SEEDS} at a time, found {part.strip()!r}")
-        found += range(int(match[1]), last + 1)
-    if len(set(found)) < len(found):
-        raise UsageError(f"--seeds: a seed is given twice in {text!r}")
-    return found
+        seeds += range(int(match[1]), last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds: a seed occurs twice in {text!r}")
+    return seeds

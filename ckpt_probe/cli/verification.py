@@ -1,4 +1,4 @@
-"""What `inspect --verify` does: every byte read, and checked against the hashes or checksums that stand in the file."""
+"""Verification of files (`inspect --verify`): every byte is read and checked against stored hashes or checksums."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,39 +8,49 @@ from ckpt_probe.errors import DataError
 
 
 def verified(facts: dict[str, Any], state_key: str | None, base: Path | None) -> dict[str, Any]:
-    """Read all of what was inspected: how many tensors, how many of them under a hash or checksum, what is damaged."""
+    """Read every tensor of the inspected files and check it against its hash or checksum.
+
+    Args:
+        facts: Description of a checkpoint, a series or a dump, from `inspect`.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint that a PEFT adapter was trained on.
+
+    Returns:
+        "tensors": number of tensors; "checked": number of those with a hash or checksum; "damaged": error messages.
+    """
     from ckpt_probe.cli.console import bars
 
-    files = [Path(found["file"]) for found in facts.get("checkpoints", [facts])]
+    files = [Path(part["file"]) for part in facts.get("checkpoints", [facts])]
     read, checked, damaged = 0, 0, []
     with bars() as progress, progress.task("verify", None, "tensors") as bar:
         for file in files:
-            of_a_file = _dump(file) if facts["kind"].startswith("dump") else _checkpoint(file, state_key, base)
-            for under_hash, error in of_a_file:
+            results = _dump(file) if facts["kind"].startswith("dump") else _checkpoint(file, state_key, base)
+            for under_hash, error in results:
                 bar.advance()
                 read, checked = read + 1, checked + under_hash
                 damaged += [] if error is None else [error]
     return {"tensors": read, "checked": checked, "damaged": damaged}
 
 
-def told(found: dict[str, Any]) -> Iterator[str]:
-    """A line for each damaged tensor, and one for what was checked."""
-    for line in found["damaged"]:
+def verification_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each damaged tensor and a summary."""
+    for line in result["damaged"]:
         yield f"damaged: {line}"
-    without = found["tensors"] - found["checked"]
-    if not found["checked"]:
-        yield f"verified: all {found['tensors']:,} tensors were read; there are no hashes to check them against"
+    without = result["tensors"] - result["checked"]
+    if not result["checked"]:
+        yield f"verified: all {result['tensors']:,} tensors were read; there are no hashes to check them against"
     elif without:
-        yield f"verified: {found['checked']:,} of {found['tensors']:,} tensors; the other {without:,} carry no hash"
+        yield f"verified: {result['checked']:,} of {result['tensors']:,} tensors; the other {without:,} carry no hash"
     else:
-        yield f"verified: {found['checked'] - len(found['damaged']):,} of {found['tensors']:,} tensors are as written"
+        intact = result["checked"] - len(result["damaged"])
+        yield f"verified: {intact:,} of {result['tensors']:,} tensors are as written"
 
 
-def require_undamaged(path: Path, found: dict[str, Any]) -> None:
-    """Raise DataError where something was damaged."""
-    if found["damaged"]:
-        count = len(found["damaged"])
-        raise DataError(f"{path}: {count} of {found['tensors']} tensors {'is' if count == 1 else 'are'} damaged")
+def require_undamaged(path: Path, result: dict[str, Any]) -> None:
+    """Raise DataError if a tensor is damaged."""
+    if result["damaged"]:
+        count = len(result["damaged"])
+        raise DataError(f"{path}: {count} of {result['tensors']} tensors {'is' if count == 1 else 'are'} damaged")
 
 
 def _checkpoint(file: Path, state_key: str | None, base: Path | None) -> Iterator[tuple[bool, str | None]]:

@@ -1,4 +1,4 @@
-"""Records → table, JSON Lines, CSV, frames, figures, and a reading in plain language."""
+"""Presentation of records: tables, JSON Lines, CSV, data frames, figures, pages, and summaries in words."""
 
 from ckpt_probe.report.comparison import comparison_footnotes, comparison_table
 from ckpt_probe.report.event_files import write_event_files

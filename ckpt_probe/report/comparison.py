@@ -1,4 +1,4 @@
-"""Comparisons of groups as a table that a person can read."""
+"""Table of comparisons between groups of runs."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ PADDING = 2
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Return a table of one row a metric and group, each interval with the confidence that it can reach."""
+    """Return a table with one row per metric and group; each interval has the confidence that it can reach."""
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in ("metric", "group"):
         table.add_column(name, no_wrap=True)
@@ -21,52 +21,61 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     before = None
-    for one in comparisons:
+    for comparison in comparisons:
         table.add_row(
-            # As plain text: names of anybody's may look like markup.
-            Text(printable(one.metric) if one.metric != before else ""),
-            Text(printable(one.group)),
-            str(one.seeds),
-            short_number(one.mean),
-            _number(one.deviation),
-            *(("", "", "") if one.pairs is None else (_signed(one.difference), _interval(one), _confidence(one))),
-            one.verdict,
-            style="dim" if one.pairs is None else None,
+            # As plain text: names in a file may look like markup.
+            Text(printable(comparison.metric) if comparison.metric != before else ""),
+            Text(printable(comparison.group)),
+            str(comparison.seeds),
+            short_number(comparison.mean),
+            _number(comparison.deviation),
+            *_difference_cells(comparison),
+            comparison.verdict,
+            style="dim" if comparison.pairs is None else None,
         )
-        before = one.metric
+        before = comparison.metric
     return table
 
 
 def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
-    """What the table cannot say: where and how it was measured, what is missing and what the intervals cannot hold."""
+    """Return notes below the table: split, step and method, missing values, and limits of the intervals."""
     if not comparisons:
         return []
     first = comparisons[0]
-    steps = {one.step for one in comparisons}
+    steps = {comparison.step for comparison in comparisons}
     step = f"step {steps.pop()}" if len(steps) == 1 and None not in steps else "each entry's own step"
     how = f"bootstrap of {first.resamples} resamples, seed {first.seed}, expanded for few seeds"
     notes = [
         f"{first.split} at {step}; differences from {first.baseline} of entries of the same name; "
         f"intervals of the mean difference: {how if first.interval == 'bootstrap' else 'Student’s t'}"
     ]
-    for one in comparisons:
-        if one.note:
-            notes.append(f"{MISSING} {one.group}: {one.note}")
-        if one.coverage_at_most is not None:
-            held, most = _percent(one.confidence), _percent(one.coverage_at_most)
+    for comparison in comparisons:
+        if comparison.note:
+            notes.append(f"{MISSING} {comparison.group}: {comparison.note}")
+        if comparison.coverage_at_most is not None:
+            requested, most = _percent(comparison.confidence), _percent(comparison.coverage_at_most)
             notes.append(
-                f"{one.group}: with {one.pairs} pairs no interval by resampling holds {held}, at most {most}; "
+                f"{comparison.group}: with {comparison.pairs} pairs the confidence of a resampled interval is at most "
+                f"{most}, not {requested}; "
                 "take more seeds, or --interval t, which assumes normal differences"
             )
     return list(dict.fromkeys(notes))
+
+
+def _difference_cells(comparison: Comparison) -> tuple[str, str, str]:
+    if comparison.pairs is None:
+        return "", "", ""
+    return _signed(comparison.difference), _interval(comparison), _confidence(comparison)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.6g} %"
 
 
-def _interval(one: Comparison) -> str:
-    return MISSING if one.low is None or one.high is None else f"[{_signed(one.low)}, {_signed(one.high)}]"
+def _interval(comparison: Comparison) -> str:
+    if comparison.low is None or comparison.high is None:
+        return MISSING
+    return f"[{_signed(comparison.low)}, {_signed(comparison.high)}]"
 
 
 def _confidence(comparison: Comparison) -> str:

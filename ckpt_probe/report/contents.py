@@ -1,4 +1,4 @@
-"""What a report says and shows, in its order: a reading, sections of plots, and where all of it comes from."""
+"""Contents of a report in order: sentences, sections of plots, and provenance of the sources."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -24,19 +24,36 @@ from ckpt_probe.report.reading import read_path as read_path_aloud
 from ckpt_probe.report.reading import read_plane as read_plane_aloud
 from ckpt_probe.report.reading import read_run
 from ckpt_probe.report.runs import ORDER, Run, common_axis, positions, run_of_readings, run_of_records
-from ckpt_probe.report.sources import DUMP, PATH, PLANE, RECORDS, FoundPath, Source, read_path, read_plane, records_of
+from ckpt_probe.report.sources import (
+    DUMP,
+    PATH,
+    PLANE,
+    RECORDS,
+    PathContents,
+    Source,
+    read_path,
+    read_plane,
+    records_of,
+)
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.series import Member
 
 MIR_ROWS = 256
-"""A matrix of L layers takes L² / 2 eigensolves of that many rows: 0.3 s of 10 layers at 256, 20 s at 2,048."""
+"""Default number of rows for MIR between layers; 10 layers take 0.3 s with 256 rows and 20 s with 2,048."""
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is asked of a report: its title, names of the classes, and how dumps are analyzed.
+class ReportOptions:
+    """Options of a report.
 
-    mir_rows: of how many of the rows kept of layers their MIR is computed, none where 0.
+    Attributes:
+        title: Heading of the page.
+        class_names: Names of classes 0, 1, …; empty for those of the dumps.
+        splits: Splits to analyze; empty for all.
+        memory: Memory limit for the analysis of one dump, in bytes.
+        workers: Number of processes that analyze dumps.
+        cache: Whether to use the cache beside the dumps.
+        mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
     """
 
     title: str = "What happened in these runs"
@@ -49,13 +66,13 @@ class Wishes:
 
     @property
     def settings(self) -> Settings:
-        """How dumps are analyzed: everything that a report shows of them, small enough to be kept in the cache."""
+        """Settings of the analysis of dumps, with everything that a report shows."""
         return Settings(per_class=True, portrait=True, memory=self.memory, layers=True)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Plots that belong together, under a heading ("" for none)."""
+    """Plots under one heading ("" for no heading)."""
 
     title: str
     plots: tuple[Plot, ...]
@@ -63,7 +80,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: what it shows, in a sentence, its groups, and what was left out of it."""
+    """Section of a report: key, title, a sentence about its contents, groups of plots, and notes on missing parts."""
 
     key: str
     title: str
@@ -73,22 +90,22 @@ class Section:
 
     @property
     def plots(self) -> list[Plot]:
-        """All of its plots."""
+        """Return the plots of all groups."""
         return [plot for group in self.groups for plot in group.plots]
 
 
 @dataclass(frozen=True)
 class Track:
-    """A run on the slider: its checkpoints and where each stands on the common axis, None where nowhere."""
+    """Run on the slider: its checkpoints and their positions on the common axis, None if unknown."""
 
     run: str
     checkpoints: tuple[str, ...]
-    places: tuple[float | None, ...]
+    positions: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All of a report. reading: sentences by what they are about. axis: what the slider moves along."""
+    """Contents of a report. reading: sentences by the name of their source. axis: axis of the slider."""
 
     title: str
     reading: tuple[tuple[str, tuple[str, ...]], ...]
@@ -100,97 +117,109 @@ class Contents:
 
 
 @dataclass
-class _Found:
-    """What the sources held, by name."""
+class _SourceContents:
+    """Contents of all sources."""
 
     runs: list[Run] = field(default_factory=list)
     similar: list[LayerLikeness] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """Why similarities of layers are not there."""
+    """Reasons for missing similarities of layers."""
 
-    paths: dict[str, FoundPath] = field(default_factory=dict)
+    paths: dict[str, PathContents] = field(default_factory=dict)
     planes: dict[str, PlaneResult] = field(default_factory=dict)
 
 
-def gather(sources: Sequence[Source], wishes: Wishes | None = None, progress: Progress | None = None) -> Contents:
-    """Read every source, and decide what a report of them shows.
+def gather(
+    sources: Sequence[Source], options: ReportOptions | None = None, progress: Progress | None = None
+) -> Contents:
+    """Read all sources and collect the contents of a report about them.
 
-    Dumps are analyzed, with the cache beside them. Raises DataError, naming the file, where a source cannot be read or
-    nothing in it can be shown.
+    Dumps are analyzed, with the cache beside them.
+
+    Args:
+        sources: Sources of the report.
+        options: Options of the report; None for the defaults.
+        progress: Progress to report to.
+
+    Returns:
+        The contents, for the page or for figures.
+
+    Raises:
+        DataError: If a source cannot be read, or contains nothing that can be shown.
     """
-    wishes, progress = wishes or Wishes(), progress or NullProgress()
-    found, origins = _Found(), []
+    options, progress = options or ReportOptions(), progress or NullProgress()
+    contents, origins = _SourceContents(), []
     with progress.task("sources", len(sources), "sources") as bar:
         for source in sources:
-            _read(source, found, wishes, progress)
+            _read(source, contents, options, progress)
             origins.append(origin_of(source))
             bar.advance()
-    if not (found.runs or found.paths or found.planes):
+    if not (contents.runs or contents.paths or contents.planes):
         raise DataError("nothing to report")
-    axis = common_axis(found.runs) if found.runs else "step"
-    tracks = [Track(run.name, tuple(run.checkpoints), tuple(_places(run, axis))) for run in found.runs]
-    sections = [section for section in _sections(found, axis) if section.plots]
+    axis = common_axis(contents.runs) if contents.runs else "step"
+    tracks = [Track(run.name, tuple(run.checkpoints), tuple(_slider_positions(run, axis))) for run in contents.runs]
+    sections = [section for section in _sections(contents, axis) if section.plots]
     return Contents(
-        wishes.title,
-        tuple((about, tuple(sentences)) for about, sentences in _reading(found) if sentences),
+        options.title,
+        tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences),
         tuple(sections),
-        axis_along(axis, sorted({place for track in tracks for place in track.places if place is not None})),
+        axis_along(axis, sorted({value for track in tracks for value in track.positions if value is not None})),
         tuple(tracks),
         tuple(origins),
     )
 
 
-def _read(source: Source, found: _Found, wishes: Wishes, progress: Progress) -> None:
+def _read(source: Source, contents: _SourceContents, options: ReportOptions, progress: Progress) -> None:
     if source.kind == PATH:
-        found.paths[source.name] = read_path(source)
+        contents.paths[source.name] = read_path(source)
     elif source.kind == PLANE:
-        found.planes[source.name] = read_plane(source)
+        contents.planes[source.name] = read_plane(source)
     elif source.kind == RECORDS:
-        found.runs.append(run_of_records(source.name, records_of(source), wishes.class_names))
+        contents.runs.append(run_of_records(source.name, records_of(source), options.class_names))
     elif source.kind == DUMP:
         readings = list(
             read_series(
                 source.path,
-                wishes.settings,
-                splits=wishes.splits or None,
-                workers=Workers(wishes.workers),
-                cache=wishes.cache,
+                options.settings,
+                splits=options.splits or None,
+                workers=Workers(options.workers),
+                cache=options.cache,
                 progress=progress,
             )
         )
-        names = wishes.class_names or _class_names(source.path)
+        names = options.class_names or _class_names(source.path)
         run = run_of_readings(source.name, readings, names)
-        found.runs.append(run)
+        contents.runs.append(run)
         if run.layered:
-            _compare(source, run, found, wishes.mir_rows, progress)
+            _compare(source, run, contents, options.mir_rows, progress)
 
 
-def _compare(source: Source, run: Run, found: _Found, mir_rows: int, progress: Progress) -> None:
+def _compare(source: Source, run: Run, contents: _SourceContents, mir_rows: int, progress: Progress) -> None:
     members = open_dump_series(source.path)
     splits = list(dict.fromkeys(str(record["split"]) for record in run.layered))
     with progress.task("similarities of layers", len(splits) * len(members), "dumps") as bar:
         for split in splits:
             try:
-                found.similar.append(_similarities(source, run, members, split, mir_rows, bar))
+                contents.similar.append(_similarities(source, run, members, split, mir_rows, bar))
             except DataError as error:
-                found.missing.append(str(error))
+                contents.missing.append(str(error))
 
 
 def _similarities(
     source: Source, run: Run, members: Sequence[Member], split: str, mir_rows: int, bar: Task
 ) -> LayerLikeness:
-    kept, names = kept_of_series([member.path for member in members], split)
-    layers = tuple(kept[0].layers)
+    stored_rows, names = kept_of_series([member.path for member in members], split)
+    layers = tuple(stored_rows[0].layers)
     cka, mir = [], []
-    for one in kept:
-        cka.append(_square(layer_similarities(one, split, "cka")))
+    for rows_of_dump in stored_rows:
+        cka.append(_matrix(layer_similarities(rows_of_dump, split, "cka")))
         if mir_rows:
-            mir.append(_square(layer_similarities(one.thinned(mir_rows), split, "mir")))
+            mir.append(_matrix(layer_similarities(rows_of_dump.thinned(mir_rows), split, "mir")))
         bar.advance()
-    through = {}
-    if len(kept) > 1:
-        through = {layer: _square(step_similarities(kept, names, split, "cka", layer)) for layer in layers}
-    rows = len(kept[0].indices)
+    by_step = {}
+    if len(stored_rows) > 1:
+        by_step = {layer: _matrix(step_similarities(stored_rows, names, split, "cka", layer)) for layer in layers}
+    rows = len(stored_rows[0].indices)
     return LayerLikeness(
         source.name,
         split,
@@ -201,26 +230,26 @@ def _similarities(
         np.stack(mir) if mir else None,
         rows,
         min(rows, mir_rows),
-        through,
+        by_step,
     )
 
 
-def _square(found: Similarity) -> np.ndarray:
-    return np.array([[math.nan if value is None else value for value in row] for row in found.values], dtype=float)
+def _matrix(similarity: Similarity) -> np.ndarray:
+    return np.array([[math.nan if value is None else value for value in row] for row in similarity.values], dtype=float)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
-    # Dumps of data without named classes have none.
+    # None for data without named classes.
     with open_dump(open_dump_series(path)[0].path) as dump:
         return dump.class_names or ()
 
 
-def _places(run: Run, axis: str) -> Iterable[float | None]:
+def _slider_positions(run: Run, axis: str) -> Iterable[float | None]:
     return map(float, range(len(run.checkpoints))) if axis == ORDER else positions(run, axis)
 
 
-def _sections(found: _Found, axis: str) -> Iterable[Section]:
-    groups, notes = metric_plots(found.runs, axis)
+def _sections(contents: _SourceContents, axis: str) -> Iterable[Section]:
+    groups, notes = metric_plots(contents.runs, axis)
     yield Section(
         "metrics",
         "Metrics",
@@ -228,41 +257,43 @@ def _sections(found: _Found, axis: str) -> Iterable[Section]:
         tuple(Group(title, tuple(plots)) for title, plots in groups),
         tuple(notes),
     )
-    matrices, notes = matrix_plots(found.runs)
-    lead = "How the directions of classes stand to each other, of the checkpoint that the slider stands at."
+    matrices, notes = matrix_plots(contents.runs)
+    lead = "Cosines between the directions of classes, at the checkpoint of the slider."
     yield Section("cosines", "Class means and classifier", lead, (Group("", tuple(matrices)),), tuple(notes))
-    spectra, notes = spectrum_plots(found.runs)
-    lead = "Eigenvalues of each Gram matrix, over its size: at the slider's checkpoint, and through the run."
+    spectra, notes = spectrum_plots(contents.runs)
+    lead = "Eigenvalues of each Gram matrix divided by its size: at the checkpoint of the slider, and over the run."
     yield Section("spectra", "Spectra", lead, (Group("", tuple(spectra)),), tuple(notes))
-    table, notes = class_table(found.runs)
+    table, notes = class_table(contents.runs)
     plots = () if table is None else (table,)
-    yield Section("classes", "Classes", "Class by class. A heading sorts.", (Group("", plots),), tuple(notes))
-    lead = "Every layer of every checkpoint: a number by layer and step, how alike layers are, and how classes part."
-    groups = (
-        Group("By layer and checkpoint", tuple(layer_maps(found.runs))),
-        Group("How alike layers are", tuple(similarity_plots(found.similar))),
-        Group("Separation by depth", tuple(separation_plots(found.runs))),
+    yield Section(
+        "classes", "Classes", "Numbers of each class. Click a heading to sort.", (Group("", plots),), tuple(notes)
     )
-    yield Section("layers", "Layers", lead, tuple(group for group in groups if group.plots), tuple(found.missing))
+    lead = "Layers of every checkpoint: metrics by layer and step, similarity of layers, separation of classes."
+    groups = (
+        Group("By layer and checkpoint", tuple(layer_maps(contents.runs))),
+        Group("Similarity of layers", tuple(similarity_plots(contents.similar))),
+        Group("Separation by depth", tuple(separation_plots(contents.runs))),
+    )
+    yield Section("layers", "Layers", lead, tuple(group for group in groups if group.plots), tuple(contents.missing))
     lead = "Loss and error between two checkpoints, and how far they rise above the chord: the barrier."
-    paths = tuple(Group(title, tuple(plots)) for title, plots in path_plots(found.paths))
-    yield Section("paths", "Paths", lead, paths, tuple(_without_metrics(found.paths)))
-    planes = tuple(Group(name, tuple(contour_plots(plane, f"plane-{name}"))) for name, plane in found.planes.items())
+    paths = tuple(Group(title, tuple(plots)) for title, plots in path_plots(contents.paths))
+    yield Section("paths", "Paths", lead, paths, tuple(_without_metrics(contents.paths)))
+    planes = tuple(Group(name, tuple(contour_plots(plane, f"plane-{name}"))) for name, plane in contents.planes.items())
     yield Section("planes", "Planes", "The loss over a plane of weights, with the checkpoints in it.", planes)
 
 
-def _without_metrics(paths: dict[str, FoundPath]) -> Iterable[str]:
+def _without_metrics(paths: dict[str, PathContents]) -> Iterable[str]:
     if paths:
         yield "metrics along a path are in its points.jsonl; `plot` draws them"
     for name, path in paths.items():
-        if not path.told:
-            yield f"{name}: not finished; drawn as far as its points go"
+        if not path.result:
+            yield f"{name}: not finished; only its computed points are drawn"
 
 
-def _reading(found: _Found) -> Iterable[tuple[str, list[str]]]:
-    for run in found.runs:
+def _reading(contents: _SourceContents) -> Iterable[tuple[str, list[str]]]:
+    for run in contents.runs:
         yield run.name, read_run(run.records)
-    for name, path in found.paths.items():
+    for name, path in contents.paths.items():
         yield name, read_path_aloud(path.summary, path.plan.get("path"))
-    for name, plane in found.planes.items():
+    for name, plane in contents.planes.items():
         yield name, read_plane_aloud(plane.summary, plane.marks)

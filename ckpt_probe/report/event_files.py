@@ -1,4 +1,4 @@
-"""Records as TensorBoard's event files: a run for each condition and split, a scalar for each metric and step."""
+"""Export of records to event files of TensorBoard: a run per condition and split, a scalar per metric and step."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ Points = dict[tuple[str, int], float]
 """The values of one run by metric and step."""
 
 AT_COLLAPSE = "at-collapse"
-"""The run that holds what a metric is at neural collapse, so that it is a line in the chart of that metric."""
+"""Name of the run with the values at neural collapse, which TensorBoard draws as a line in each chart."""
 
 
 def write_event_files(
@@ -29,12 +29,23 @@ def write_event_files(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[int, list[str]]:
-    """Write records into event files below `directory`, whole or not at all: how many values, and what was left out.
+    """Write records into event files of TensorBoard below a directory, atomically.
 
-    series: the records of each condition. A run is called after condition and split, CONDITION/SPLIT, the condition
-    only where there are several; a metric's dots are slashes (class/mir), by which TensorBoard groups its charts.
-    Raises UsageError where tensorboard is not installed or the directory exists, DataError where no record has a step,
-    or a metric has two values at one step of one run.
+    A run is named CONDITION/SPLIT, or SPLIT if there is one condition. Dots in the names of metrics become slashes
+    (class/mir), by which TensorBoard groups its charts.
+
+    Args:
+        series: Records of each condition.
+        directory: Directory to create.
+        overwrite: Whether to replace an existing directory.
+        progress: Progress to report to.
+
+    Returns:
+        The number of written values, and notes on omitted records.
+
+    Raises:
+        UsageError: If tensorboard is not installed, or the directory exists.
+        DataError: If no record has a step, or a metric has two values at one step of one run.
     """
     directory = Path(directory)
     refuse_existing(directory, overwrite=overwrite)
@@ -65,14 +76,14 @@ def _runs(series: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Points], li
             notes.append(f"{condition}: {len(records) - len(stepped)} of {len(records)} records have no step, left out")
         absent = 0
         for record in stepped:
-            run = _path([*prefix, *_place(record)])
+            run = _path([*prefix, *_run_parts(record)])
             for name in metrics:
                 value = number(record, name, condition) if name in record else None
                 absent += name in record and value is None
                 if value is not None:
                     _put(runs.setdefault(run, {}), (name, int(record["step"])), value, run)
         if absent:
-            notes.append(f"{condition}: {absent} values are missing, and have no point")
+            notes.append(f"{condition}: {absent} values are missing")
         at_collapse = dict(_at_collapse(stepped))
         if at_collapse:
             runs[_path([*prefix, AT_COLLAPSE])] = at_collapse
@@ -81,17 +92,17 @@ def _runs(series: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Points], li
     return runs, notes
 
 
-def _place(record: Record) -> list[str]:
+def _run_parts(record: Record) -> list[str]:
     others = [name for name in POSITION if name not in {"checkpoint", "step", "split"} and record.get(name) is not None]
     split = record.get("split")
     return [*([] if split is None else [str(split)]), *(f"{name}-{record[name]}" for name in others)]
 
 
-def _put(points: Points, place: tuple[str, int], value: float, run: str) -> None:
-    if place in points:
-        name, step = place
+def _put(points: Points, key: tuple[str, int], value: float, run: str) -> None:
+    if key in points:
+        name, step = key
         raise DataError(f"{run}: {name} has several values at step {step}; name the files apart (NAME=FILE)")
-    points[place] = value
+    points[key] = value
 
 
 def _at_collapse(records: Sequence[Record]) -> Iterator[tuple[tuple[str, int], float]]:
@@ -103,5 +114,5 @@ def _at_collapse(records: Sequence[Record]) -> Iterator[tuple[tuple[str, int], f
 
 
 def _path(parts: Sequence[str]) -> str:
-    # Names come from a file of anybody's: none of them may lead out of the directory.
+    # Names come from untrusted files and must not lead out of the directory.
     return "/".join(re.sub(r"[^\w=+.-]", "_", part).lstrip(".") or "_" for part in parts) or "records"

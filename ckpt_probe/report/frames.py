@@ -1,4 +1,4 @@
-"""Records as a pandas frame and as Parquet: one row a record, one column a name."""
+"""Conversion of records to a pandas data frame and to Parquet: one row per record, one column per name."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -15,28 +15,35 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 TEXT = frozenset({"checkpoint", "split", "route", "route_reason", "missing"})
-"""Names whose column is text even where no record has a value."""
+"""Names whose column is text even if no record has a value."""
 
 EXTRA = "frames"
 
 
 def to_dataframe(records: Iterable[Record]) -> "DataFrame":
-    """Records as a tidy frame: a row for each record, a column for each name, in the order of the first record.
+    """Convert records to a tidy data frame, with columns in the order of the first record.
 
-    Numbers are float64, with NaN where a value is missing; whole numbers int64, or pandas' Int64 where one is missing;
-    text is pandas' string. Raises UsageError where pandas is not installed, DataError where a column would hold
-    different kinds of values or a value that is no number, text or truth value, naming the column and the record.
+    Args:
+        records: Mappings from names to values.
+
+    Returns:
+        A frame with one row per record and one column per name. Numbers are float64, with NaN for a missing value;
+        integers are int64, or Int64 if a value is missing; text is the string type of pandas.
+
+    Raises:
+        UsageError: If pandas is not installed.
+        DataError: If a column has values of different kinds, or a value is not a number, text, true or false.
     """
     require_extra("pandas", EXTRA)
     from pandas import DataFrame
 
-    held = list(records)
-    names = dict.fromkeys(name for record in held for name in record)
-    return DataFrame({name: _column(name, [record.get(name) for record in held]) for name in names})
+    rows = list(records)
+    names = dict.fromkeys(name for record in rows for name in record)
+    return DataFrame({name: _column(name, [record.get(name) for record in rows]) for name in names})
 
 
 def write_parquet(records: Iterable[Record], path: Path | str, *, overwrite: bool = False) -> int:
-    """Write records into a Parquet file, whole or not at all; returns how many there are. Errors as `to_dataframe`."""
+    """Write records into a Parquet file atomically and return their number; raises the errors of `to_dataframe`."""
     require_parquet(Path(path), overwrite=overwrite)
     frame = to_dataframe(records)
     with replacing(Path(path), overwrite=overwrite) as temporary:
@@ -45,7 +52,7 @@ def write_parquet(records: Iterable[Record], path: Path | str, *, overwrite: boo
 
 
 def require_parquet(path: Path, *, overwrite: bool) -> None:
-    """Raise UsageError where Parquet cannot be written there: the file exists, pandas or pyarrow is not installed."""
+    """Raise UsageError if the file exists, or pandas or pyarrow is not installed."""
     refuse_existing(path, overwrite=overwrite)
     for module in ("pandas", "pyarrow"):
         require_extra(module, EXTRA)

@@ -1,4 +1,4 @@
-"""Records as lines that other programs read."""
+"""Records as JSON Lines and CSV."""
 
 import csv
 import io
@@ -12,12 +12,12 @@ Record = Mapping[str, Any]
 
 
 def to_json_line(record: Record) -> str:
-    """One record as one line of JSON; a missing value is null. Raises ValueError for NaN, which JSON does not have."""
+    """Return a record as a line of JSON, a missing value as null; raise ValueError for NaN, which JSON lacks."""
     return in_json(json.dumps(record, allow_nan=False, ensure_ascii=False))
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """All records as CSV with one header; columns in the order of the first record, others after it; missing: empty."""
+    """Return records as CSV with a header; columns are in order of appearance, missing values are empty."""
     text = io.StringIO()
     columns = _columns(records)
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""All metrics by family, for a person who chooses among them."""
+"""List of all metrics by family, for `analyze --list-metrics`."""
 
 from ckpt_probe.analysis import ENTRIES, Entry
 from ckpt_probe.moments.families import DEFAULT, FAMILIES, GROUPS
@@ -7,11 +7,11 @@ HEAD = "Families of metrics for --only, with their cost for N samples of D featu
 
 
 def metrics_list() -> str:
-    """Each family with its cost, below it its metrics: name, unit, direction, value at collapse, source, meaning."""
+    """Return all families with their costs and metrics: name, meaning, unit, direction, value at collapse, source."""
     blocks = []
     for family in FAMILIES:
-        asked = "" if family.name in DEFAULT else " (only where asked for)"
-        lines = [f"{family.name}: {family.meaning}{asked}", f"  cost: {family.cost}"]
+        optional = "" if family.name in DEFAULT else " (only on request)"
+        lines = [f"{family.name}: {family.meaning}{optional}", f"  cost: {family.cost}"]
         lines += [f"  {_line(entry)}" for entry in ENTRIES if entry.family == family.name]
         blocks.append("\n".join(lines))
     groups = [f"{name}: short for {','.join(families)}" for name, families in GROUPS.items()]

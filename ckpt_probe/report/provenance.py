@@ -1,4 +1,4 @@
-"""Where the numbers of a report come from: files and their hashes, what made them, and commands that would again."""
+"""Provenance of the sources of a report: files and their hashes, settings, and commands that repeat them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ckpt_probe.report.sources import DUMP, PATH, PLANE, Source, plan_of
 
 @dataclass(frozen=True)
 class FileFacts:
-    """One file: its name, size, the SHA-256 of `hashed`: itself, or the checkpoint that a dump was made from."""
+    """File of a source: name, size in bytes, and the SHA-256 of `hashed`: the file, or the checkpoint of a dump."""
 
     name: str
     size: int
@@ -25,37 +25,37 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Origin:
-    """One source: what it is, facts by name, its files, and commands that make it again ("" where unknown)."""
+    """Provenance of a source: kind, path, facts by name, files, and commands that repeat it ("" if unknown)."""
 
     name: str
     kind: str
-    place: str
+    path: str
     facts: dict[str, str]
     files: tuple[FileFacts, ...]
     command: str
 
 
 def origin_of(source: Source) -> Origin:
-    """Where a source comes from. Raises DataError where a file of it cannot be read."""
+    """Return the provenance of a source; raise DataError if one of its files cannot be read."""
     if source.kind == DUMP:
         return _of_dumps(source)
     plan = plan_of(source) if source.kind in {PATH, PLANE} else {}
     names = (PLAN_FILE, POINTS_FILE, f"{source.kind}.json")
     files = [source.path / name for name in names] if source.path.is_dir() else [source.path]
     facts = {
-        name: _told(value)
+        name: _text(value)
         for name, value in plan.items()
         if value not in (None, [], {}) and name not in {CODE, REQUEST}
     }
     present = tuple(_file(file) for file in files if file.exists())
     verb = "interpolate" if source.kind == PATH else "plane"
-    # The path or plane is there already: --resume shows it again, and computes it where it is not.
+    # --resume prints the finished path or plane again, and computes it if it is missing.
     command = command_of(verb, plan[REQUEST], source.path, "--resume") if REQUEST in plan else ""
     return Origin(source.name, source.kind, str(source.path), facts, present, command)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that made a report."""
+    """Return the versions of Python and of the libraries."""
     return library_versions()
 
 
@@ -79,15 +79,17 @@ def _of_dumps(source: Source) -> Origin:
 
 
 def _common(name: str, values: Iterable[Any]) -> dict[str, str]:
-    told = list(dict.fromkeys(_told(value) for value in values if value not in (None, {}, ())))
-    return {name: told[0] + (f" and {len(told) - 1} others" if len(told) > 1 else "")} if told else {}
+    texts = list(dict.fromkeys(_text(value) for value in values if value not in (None, {}, ())))
+    if not texts:
+        return {}
+    return {name: texts[0] + (f" and {len(texts) - 1} others" if len(texts) > 1 else "")}
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_told(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_told(one) for one in value)
+        return ", ".join(_text(part) for part in value)
     return str(value)
 
 

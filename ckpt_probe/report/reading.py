@@ -1,4 +1,4 @@
-"""A short reading of a run's numbers in plain language: every sentence is computed from the records it is given."""
+"""Summaries of runs, paths and planes in sentences, computed from their records."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +9,13 @@ ONE_BASIN = 0.02
 """Error barrier under which two networks count as linearly connected (Frankle et al. 2020, section 3)."""
 
 UNCHANGED = 0.02
-"""A number that moved by less than this share of itself counts as unchanged."""
+"""Relative change below which a number counts as unchanged."""
 
 
 def read_run(records: Sequence[Record]) -> list[str]:
-    """Sentences about one run from its records (`analyze`), which may hold any splits and steps.
+    """Return sentences about one run from its records of `analyze`, with any splits and steps.
 
-    The split "train" is read as the one trained on, and "test" beside it; where either is absent its sentences are.
+    The sentences are about the splits "train" and "test"; those about a missing split are left out.
     """
     sentences: list[str] = []
     train = _of_split(records, "train")
@@ -33,22 +33,22 @@ ON_A = {
     "bezier": "On the Bézier curve",
     "polychain": "On the bent line",
 }
-"""How a sentence about a path opens, by the path's shape."""
+"""First words of a sentence about a path, by the shape of the path."""
 
 
 def read_path(barriers: Sequence[Record], shape: str | None = None) -> list[str]:
-    """Return one sentence a split about the path between two checkpoints.
+    """Return one sentence per split about the path between two checkpoints.
 
     Args:
-        barriers: Summary of the path, one record a split.
-        shape: Shape of the path as `interpolate --path` names it; None where it is unknown.
+        barriers: Summary of the path, one record per split.
+        shape: Shape of the path as `interpolate --path` names it; None if unknown.
     """
     return [_barrier(barrier, shape) for barrier in barriers if barrier.get("barrier.error") is not None]
 
 
 def read_plane(summary: Sequence[Record], marks: Sequence[Record]) -> list[str]:
-    """One sentence a split about a plane, from its summary and the records of the checkpoints in it."""
-    return [_lowest(one, [mark for mark in marks if mark.get("split") == one["split"]]) for one in summary]
+    """Return one sentence per split about a plane, from its summary and the records of its checkpoints."""
+    return [_lowest(record, [mark for mark in marks if mark.get("split") == record["split"]]) for record in summary]
 
 
 def _lowest(summary: Record, marks: Sequence[Record]) -> str:
@@ -56,11 +56,11 @@ def _lowest(summary: Record, marks: Sequence[Record]) -> str:
     if lowest is None:
         return f"On the plane ({summary['split']}) no point has a loss."
     known = [(str(mark.get("name")), mark["loss"]) for mark in marks if mark.get("loss") is not None]
-    told = ", ".join(f"{name} {loss:.3g}" for name, loss in known)
-    own = f"; the checkpoints have {told}" if known else ""
+    losses = ", ".join(f"{name} {loss:.3g}" for name, loss in known)
+    of_checkpoints = f"; the checkpoints have {losses}" if known else ""
     deeper = bool(known) and lowest < min(loss for _, loss in known)
     verdict = ": the plane goes deeper than any of them" if deeper else ""
-    return f"On the plane ({summary['split']}) the lowest loss of the grid is {lowest:.3g}{own}{verdict}."
+    return f"On the plane ({summary['split']}) the lowest loss of the grid is {lowest:.3g}{of_checkpoints}{verdict}."
 
 
 def _of_split(records: Sequence[Record], split: str) -> list[Record]:
@@ -102,14 +102,14 @@ def _collapse(train: list[Record]) -> str:
 
 def _alignment(train: list[Record]) -> str:
     parts = [_against_reference(train, "mir", "MIR"), _against_reference(train, "hdr", "HDR")]
-    told = "; ".join(part for part in parts if part)
-    return f"Class means and classifier rows: {told}." if told else ""
+    text = "; ".join(part for part in parts if part)
+    return f"Class means and classifier rows: {text}." if text else ""
 
 
 def _head(train: list[Record]) -> str:
-    text = "The distance between class means and classifier rows (NC3) {verb} {first} → {last}"
-    told = _moved(train, "nc3.duality", text)
-    return f"{told}." if told else ""
+    template = "The distance between class means and classifier rows (NC3) {verb} {first} → {last}"
+    text = _moved(train, "nc3.duality", template)
+    return f"{text}." if text else ""
 
 
 def _generalisation(train: Record, test: Record) -> str:

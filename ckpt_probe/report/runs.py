@@ -1,4 +1,4 @@
-"""Runs as a report shows them: checkpoints in order, their records, and what is drawn of each."""
+"""Runs of a report: checkpoints in order with their records, portraits and records of classes and layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from ckpt_probe.report.plots.curves import position
 
 AXES = ("step", "sparsity", "epoch")
 ORDER = "order"
-"""The name under which a record's checkpoint is numbered, where nothing else tells checkpoints apart."""
+"""Name of the axis that numbers checkpoints, used if no other axis distinguishes them."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn of one checkpoint and split: which checkpoint by its number, its classes, its portrait."""
+    """Data for plots of one checkpoint and split: index of the checkpoint, records of classes, portrait."""
 
     checkpoint: int
     split: str
@@ -28,27 +28,27 @@ class Picture:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its records, and pictures where there are any. class_names: names of classes 0, 1, … as far as known."""
+    """Run with its records and pictures. class_names: names of classes 0, 1, … as far as known."""
 
     name: str
     records: list[Record]
     pictures: list[Picture]
     class_names: tuple[str, ...] = ()
     layered: tuple[Record, ...] = ()
-    """Records of every layer, the penultimate one's among them, where there are others."""
+    """Records of every layer including the penultimate; empty if there are no other layers."""
 
     @cached_property
     def checkpoints(self) -> list[str]:
-        """Names of the checkpoints that records are of, in their order; the step where they have none."""
+        """Return the names of the checkpoints in the order of the records, or their steps if they have no names."""
         return list(dict.fromkeys(name_of(record) for record in self.records))
 
     def label(self, number: int) -> str:
-        """What a class is called."""
+        """Return the name of a class, or its number if it has no name."""
         return (self.class_names[number] if number < len(self.class_names) else "") or str(number)
 
 
 def run_of_readings(name: str, readings: Sequence[DetailedRecord], class_names: tuple[str, ...]) -> Run:
-    """A run of what analysis read from dumps."""
+    """Make a run of the results of analyzing dumps."""
     layered = _layered([dict(reading.record) for reading in readings])
     readings = [reading for reading in readings if of_penultimate([reading.record])]
     records = [dict(reading.record) for reading in readings]
@@ -61,19 +61,19 @@ def run_of_readings(name: str, readings: Sequence[DetailedRecord], class_names: 
 
 
 def run_of_records(name: str, records: Sequence[Record], class_names: tuple[str, ...]) -> Run:
-    """A run of records from a file; those of single classes (`analyze --per-class`) become pictures."""
-    whole = [record for record in records if record.get("class") is None]
+    """Make a run of records from a file; records of single classes (`analyze --per-class`) become pictures."""
+    of_splits = [record for record in records if record.get("class") is None]
     rows: dict[tuple[str, str], list[Record]] = {}
     for record in of_penultimate(records):
         if record.get("class") is not None:
             label = number(record, "class", name)
             if label is None or label < 0 or label != int(label):
-                raise DataError(f"{name}: class is {record['class']!r}, where a whole number was expected")
+                raise DataError(f"{name}: class is {record['class']!r}, expected an integer of at least 0")
             rows.setdefault((name_of(record), str(record.get("split"))), []).append({**record, "class": int(label)})
-    places = [{name: held[0].get(name) for name in ("checkpoint", "step", "split")} for held in rows.values()]
-    run = Run(name, of_penultimate(whole) or places, [], class_names, _layered(whole))
+    identities = [{name: group[0].get(name) for name in ("checkpoint", "step", "split")} for group in rows.values()]
+    run = Run(name, of_penultimate(of_splits) or identities, [], class_names, _layered(of_splits))
     numbers = {checkpoint: index for index, checkpoint in enumerate(run.checkpoints)}
-    pictures = [Picture(numbers.get(at, 0), split, held, None) for (at, split), held in rows.items()]
+    pictures = [Picture(numbers.get(at, 0), split, group, None) for (at, split), group in rows.items()]
     return replace(run, pictures=pictures)
 
 
@@ -83,7 +83,7 @@ def _layered(records: Sequence[Record]) -> tuple[Record, ...]:
 
 
 def name_of(record: Record) -> str:
-    """What the checkpoint of a record is called: its own name, else its step, else nothing."""
+    """Return the name of the checkpoint of a record, else its step, else ""."""
     if record.get("checkpoint") is not None:
         return str(record["checkpoint"])
     step = record.get("step")
@@ -91,35 +91,35 @@ def name_of(record: Record) -> str:
 
 
 def common_axis(runs: Sequence[Run]) -> str:
-    """What all runs are drawn along: what tells the checkpoints of most of them apart, else their order."""
-    able = {name: sum(_tells_apart(run, name) for run in runs) for name in AXES}
-    best = max(AXES, key=lambda name: able[name])
-    return best if able[best] else ORDER
+    """Return the axis that distinguishes the checkpoints of most runs, else their order."""
+    counts = {name: sum(_distinguishes(run, name) for run in runs) for name in AXES}
+    best = max(AXES, key=lambda name: counts[name])
+    return best if counts[best] else ORDER
 
 
 def placed(run: Run, axis: str) -> Run | None:
-    """The run with its records numbered where the axis is their order; None where the axis does not tell them apart."""
+    """Return the run with positions on the axis in its records; None if the axis does not distinguish them."""
     if axis == ORDER:
         numbers = {name: index for index, name in enumerate(run.checkpoints)}
         return replace(run, records=[{**record, ORDER: numbers[name_of(record)]} for record in run.records])
-    return run if _tells_apart(run, axis) else None
+    return run if _distinguishes(run, axis) else None
 
 
 def positions(run: Run, axis: str) -> list[float | None]:
-    """Where each checkpoint of a run stands on the axis."""
-    found: dict[str, float | None] = dict.fromkeys(run.checkpoints)
+    """Return the position of each checkpoint of a run on the axis, None if unknown."""
+    values: dict[str, float | None] = dict.fromkeys(run.checkpoints)
     for record in run.records:
-        if found[name_of(record)] is None:
-            found[name_of(record)] = position(record, axis, run.name)
-    return list(found.values())
+        if values[name_of(record)] is None:
+            values[name_of(record)] = position(record, axis, run.name)
+    return list(values.values())
 
 
-def _tells_apart(run: Run, axis: str) -> bool:
+def _distinguishes(run: Run, axis: str) -> bool:
     seen: set[tuple[str | None, float]] = set()
     for record in run.records:
-        place = position(record, axis, run.name)
+        value = position(record, axis, run.name)
         split = record.get("split")
-        if place is None or (split, place) in seen:
+        if value is None or (split, value) in seen:
             return False
-        seen.add((split, place))
+        seen.add((split, value))
     return bool(seen)

@@ -1,4 +1,4 @@
-"""Matrices of similarity as tables, JSON Lines and CSV."""
+"""Similarity matrices as tables, JSON Lines and CSV."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from ckpt_probe.report.table import MISSING
 
 
 def similarity_table(matrix: Similarity, width: int | None = None) -> Group:
-    """Return a matrix as a table for a terminal of `width` characters, in blocks where not all columns fit."""
+    """Return a matrix as a table for a terminal of `width` characters, in blocks if not all columns fit."""
     rows = [
         [printable(name), *(MISSING if value is None else f"{value:.3f}" for value in row)]
         for name, row in zip(matrix.rows, matrix.values, strict=True)
@@ -22,7 +22,7 @@ def similarity_table(matrix: Similarity, width: int | None = None) -> Group:
 
 
 def similarity_title(matrix: Similarity) -> str:
-    """What a matrix shows, in one line."""
+    """Return a one-line title of a matrix."""
     about = {
         "layers": f"layers of {matrix.checkpoint}",
         "steps": f"layer {matrix.layer} by step",
@@ -32,17 +32,17 @@ def similarity_title(matrix: Similarity) -> str:
 
 
 def similarities_json(matrices: Sequence[Similarity]) -> str:
-    """One JSON object a matrix and line."""
+    """Return JSON Lines with one object per matrix."""
     return "".join(to_json_line(matrix.to_record()) + "\n" for matrix in matrices)
 
 
 def similarities_csv(matrices: Sequence[Similarity]) -> str:
-    """One value a line: which matrix it is of, its row, its column and itself."""
+    """Return CSV with one line per value: identity of the matrix, row, column, value."""
     lines = []
     for matrix in matrices:
         names = ("kind", "measure", "split", "checkpoint", "step", "layer", "other")
-        place = {name: getattr(matrix, name) for name in names}
+        identity = {name: getattr(matrix, name) for name in names}
         for name, row in zip(matrix.rows, matrix.values, strict=True):
             cells = zip(matrix.columns, row, strict=True)
-            lines += [{**place, "row": name, "column": column, "value": value} for column, value in cells]
+            lines += [{**identity, "row": name, "column": column, "value": value} for column, value in cells]
     return to_csv(lines)

@@ -1,4 +1,4 @@
-"""What a report is made of: dumps, records, paths and planes, told by what is in them, whatever they are called."""
+"""Sources of a report: dumps, records, paths and planes, recognised by their content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ KINDS = (
 HDF5 = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = frozenset({".h5", ".hdf5"})
 RECORD_FILES = ("metrics.jsonl", "records.jsonl", "barriers.jsonl")
-"""Files of records that name their directory: of a run, of what runs inside training, of a series of paths."""
+"""Usual files of records in a directory: of a run, of a probe inside training, of a series of paths."""
 
-OF_OURS = "the plan or summary of a path or a plane"
+PLAN_OR_SUMMARY = "the plan or summary of a path or a plane"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One thing that a report shows: what kind it is, where it lies, and what it is called in the report."""
+    """Source of a report: its kind, its path, and its name in the report."""
 
     kind: str
     path: Path
@@ -36,37 +36,44 @@ class Source:
 
 
 @dataclass(frozen=True)
-class FoundPath:
-    """A path as it was kept: records by position, a summary of barriers a split, and what is said of the whole."""
+class PathContents:
+    """Stored path: records by position, summary of barriers per split, `path.json` (empty if unfinished), and plan."""
 
     points: list[Record]
     summary: list[Record]
-    told: Record
+    result: Record
     plan: Record
 
 
 def open_sources(texts: Sequence[str]) -> list[Source]:
-    """The sources that a command line names, each PATH or NAME=PATH, in their order.
+    """Open the sources of a command line, each PATH or NAME=PATH.
 
-    Raises DataError for what is none of the kinds that a report knows, UsageError where two have the same name or the
-    same place.
+    Args:
+        texts: Words of the command line.
+
+    Returns:
+        The sources, in order.
+
+    Raises:
+        DataError: If a path is not a source of a known kind.
+        UsageError: If two sources have the same name or the same path.
     """
-    given = [named(text) for text in texts]
-    kinds = [kind_of(path) for _, path in given]
-    paths = [_place(kind, path) for kind, (_, path) in zip(kinds, given, strict=True)]
-    told = iter(
-        distinct_names([_naming_part(path) for (name, _), path in zip(given, paths, strict=True) if name is None])
+    pairs = [named(text) for text in texts]
+    kinds = [kind_of(path) for _, path in pairs]
+    paths = [_source_path(kind, path) for kind, (_, path) in zip(kinds, pairs, strict=True)]
+    derived = iter(
+        distinct_names([_naming_part(path) for (name, _), path in zip(pairs, paths, strict=True) if name is None])
     )
-    names = [name or next(told) for name, _ in given]
-    for what, values in (("called", names), ("read from", [str(path.resolve()) for path in paths])):
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice is not None:
-            raise UsageError(f"two of the things to be reported are {what} {twice}; name each once (NAME=PATH)")
+    names = [name or next(derived) for name, _ in pairs]
+    for relation, values in (("called", names), ("read from", [str(path.resolve()) for path in paths])):
+        repeated = next((value for value in values if values.count(value) > 1), None)
+        if repeated is not None:
+            raise UsageError(f"two sources are {relation} {repeated}; name each source once (NAME=PATH)")
     return [Source(kind, path, name) for kind, path, name in zip(kinds, paths, names, strict=True)]
 
 
 def kind_of(path: Path) -> str:
-    """Which kind of source lies at `path`, by its content. Raises DataError where it is none."""
+    """Return the kind of a source by its content; raise DataError if it is not a source of a known kind."""
     if path.is_dir():
         return _kind_of_directory(path)
     try:
@@ -87,71 +94,72 @@ def kind_of(path: Path) -> str:
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """Names of classes 0, 1, … from a text file, one a line. Raises DataError where it cannot be read or has none."""
+    """Read the names of classes 0, 1, … from a text file, one per line; raise DataError if there is no name."""
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no text, where names of classes were expected, one a line") from error
+        raise DataError(f"{path}: not a text file; expected names of classes, one per line") from error
     if not any(names):
-        raise DataError(f"{path}: holds no name; expected one a line, that of class 0 first")
+        raise DataError(f"{path}: contains no name; expected one per line, that of class 0 first")
     return names
 
 
 def records_of(source: Source) -> list[Record]:
-    """The records of a file, each number checked to be one. Raises DataError, naming the record, where one is not."""
+    """Read the records of a file; raise DataError with the record if a value that must be a number is not."""
     records = read_records(source.path)
     if not records:
         raise DataError(f"{source.path}: no record in it")
     return _checked(records, source.path)
 
 
-def read_path(source: Source) -> FoundPath:
-    """A path from its directory, finished or not, or from its points alone, whose barriers are then found anew.
+def read_path(source: Source) -> PathContents:
+    """Read a path from its directory, finished or not, or from its points only; missing barriers are computed.
 
-    Raises DataError where a file in it cannot be read or is not what a path's is.
+    Raises:
+        DataError: If a file cannot be read, or is not the file of a path.
     """
     file = source.path / POINTS_FILE if source.path.is_dir() else source.path
     points = _checked(read_records(file), file)
     for record in points:
         if record.get("alpha") is None or record.get("split") is None:
-            raise DataError(f"{file}: a record without alpha or split is no point of a path")
+            raise DataError(f"{file}: a record without alpha or split is not a point of a path")
     points = sorted(({"loss": None, "accuracy": None, **record} for record in points), key=_alpha)
-    whole = source.path / "path.json"
-    if source.path.is_dir() and whole.exists():
-        told = read_object(whole, OF_OURS)
-        return FoundPath(points, _checked(_list_of_objects(told, "summary", whole), whole), told, plan_of(source))
+    file = source.path / "path.json"
+    if source.path.is_dir() and file.exists():
+        result = read_object(file, PLAN_OR_SUMMARY)
+        return PathContents(points, _checked(_list_of_objects(result, "summary", file), file), result, plan_of(source))
     summary = []
     for split in dict.fromkeys(str(record["split"]) for record in points):
         alphas = {record["alpha"] for record in points if record["split"] == split}
         summary += [barriers(points, split, "")] if {0, 1} <= alphas else []
-    return FoundPath(points, summary, {}, plan_of(source))
+    return PathContents(points, summary, {}, plan_of(source))
 
 
 def read_plane(source: Source) -> PlaneResult:
-    """A finished plane from its directory. Raises DataError where a file in it is not what a plane's is."""
-    whole = source.path / "plane.json"
-    told = read_object(whole, OF_OURS)
+    """Read a finished plane from its directory; raise DataError if a file is not the file of a plane."""
+    file = source.path / "plane.json"
+    result = read_object(file, PLAN_OR_SUMMARY)
     points = _checked(read_records(source.path / POINTS_FILE), source.path / POINTS_FILE)
-    found = {name: _checked(_list_of_objects(told, name, whole), whole) for name in ("marks", "summary")}
-    grid = {name: _numbers(told, name, whole) for name in ("xs", "ys")}
-    needed = {"points": (points, ("x", "y")), "marks": (found["marks"], ("x", "y"))}
+    lists = {name: _checked(_list_of_objects(result, name, file), file) for name in ("marks", "summary")}
+    grid = {name: _numbers(result, name, file) for name in ("xs", "ys")}
+    needed = {"points": (points, ("x", "y")), "marks": (lists["marks"], ("x", "y"))}
     for name, (records, coordinates) in needed.items():
         for record in records:
-            if any(number(record, one, f"{whole}: {name}") is None for one in coordinates):
-                raise DataError(f"{source.path}: {name}: a record without x and y has no place in a plane")
+            if any(number(record, axis, f"{file}: {name}") is None for axis in coordinates):
+                raise DataError(f"{source.path}: {name}: a record without x and y is not a point of a plane")
             record["loss"] = number(record, "loss", f"{source.path}: {name}")
             record["name"] = str(record.get("name") or "")
-    axes = told.get("axes")
-    shown = axes if isinstance(axes, dict) else {}
-    return PlaneResult(points, found["marks"], found["summary"], shown, grid["xs"], grid["ys"])
+    axes = result.get("axes")
+    axes = axes if isinstance(axes, dict) else {}
+    return PlaneResult(points, lists["marks"], lists["summary"], axes, grid["xs"], grid["ys"])
 
 
 def plan_of(source: Source) -> Record:
-    """What a path or a plane was asked to be; empty where that is not known. Raises DataError where it is no JSON."""
+    """Return the stored request of a path or a plane, empty if unknown; raise DataError if it is not JSON."""
     plan = source.path / PLAN_FILE
-    return read_object(plan, OF_OURS) if source.path.is_dir() and plan.exists() else {}
+    return read_object(plan, PLAN_OR_SUMMARY) if source.path.is_dir() and plan.exists() else {}
 
 
 def _alpha(point: Record) -> float:
@@ -159,14 +167,14 @@ def _alpha(point: Record) -> float:
 
 
 def named(text: str) -> tuple[str | None, Path]:
-    """What NAME=PATH names, and the path; a path alone names nothing."""
+    """Split NAME=PATH into name and path; the name is None for a PATH alone."""
     name, separator, rest = text.partition("=")
     if separator and name and not Path(text).exists():
         return name, Path(rest)
     return None, Path(text)
 
 
-def _place(kind: str, path: Path) -> Path:
+def _source_path(kind: str, path: Path) -> Path:
     if kind == RECORDS and path.is_dir():
         return _records_in(path)[0]
     inside = kind in {PATH, PLANE} and path.name == POINTS_FILE and (path.parent / PLAN_FILE).exists()
@@ -185,12 +193,12 @@ def _kind_of_directory(path: Path) -> str:
     if any(Path(name).suffix in SUFFIXES for name in names):
         return DUMP
     if {POINTS_FILE, PLAN_FILE} <= names:
-        if "directions" in read_object(path / PLAN_FILE, OF_OURS):
-            raise DataError(f"{path}: a plane that is not finished; give its command again to go on")
+        if "directions" in read_object(path / PLAN_FILE, PLAN_OR_SUMMARY):
+            raise DataError(f"{path}: an unfinished plane; run its command again to finish it")
         return PATH
     if _records_in(path):
         return RECORDS
-    raise DataError(f"{path}: nothing in this directory can be reported; expected {KINDS}")
+    raise DataError(f"{path}: no source of a report in this directory; expected {KINDS}")
 
 
 def _records_in(path: Path) -> list[Path]:
@@ -200,7 +208,7 @@ def _records_in(path: Path) -> list[Path]:
 
 
 def _naming_part(path: Path) -> Path:
-    """Return the part of a path by which a person knows it: a run's directory for its file of records."""
+    """Return the path that names a source: the directory of a run for its file of records."""
     if path.name in RECORD_FILES:
         return path.resolve().parent
     return path.with_suffix("") if path.suffix == ".jsonl" else path
@@ -218,15 +226,15 @@ def _checked(records: Sequence[Record], path: Path) -> list[Record]:
     return checked
 
 
-def _list_of_objects(told: Record, name: str, path: Path) -> list[Record]:
-    found = told.get(name)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+def _list_of_objects(result: Record, name: str, path: Path) -> list[Record]:
+    objects = result.get(name)
+    if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
         raise DataError(f"{path}: {name}: expected a list of JSON objects")
-    return [{"split": None, **one} for one in found]
+    return [{"split": None, **item} for item in objects]
 
 
-def _numbers(told: Record, name: str, path: Path) -> list[float]:
-    found: Any = told.get(name)
-    if not isinstance(found, list) or len(found) < 2:
+def _numbers(result: Record, name: str, path: Path) -> list[float]:
+    items: Any = result.get(name)
+    if not isinstance(items, list) or len(items) < 2:
         raise DataError(f"{path}: {name}: expected a list of at least two numbers")
-    return [value for value in (number({name: one}, name, str(path)) for one in found) if value is not None]
+    return [value for value in (number({name: item}, name, str(path)) for item in items) if value is not None]

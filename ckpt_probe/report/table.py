@@ -1,4 +1,4 @@
-"""Records as a table that a person can read, fitted to the width of the terminal."""
+"""Table of records, fitted to the width of the terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,34 +16,37 @@ MISSING = "–"
 PADDING = 2
 MOST_WORDS = 3
 SPREAD = frozenset({"nc1.pinv", "nc1.cdnv", "within.entropy_mean"})
-"""Numbers that a class of one sample lowers, since its samples cannot differ."""
+"""Metrics that are lower if a class has only one sample, which has no spread."""
 
 
 def records_table(records: Sequence[Record], *, width: int | None = None) -> Table:
-    """One row a record, metrics in columns, the value at collapse in the last row.
+    """Return a table with one row per record, metrics in columns, and the values at collapse in the last row.
 
-    `width` is the number of character cells there are: columns are then left out by their priority, and the caption
-    says how many; None shows all.
+    Args:
+        records: Records to show.
+        width: Width of the terminal in characters. Columns of low priority that do not fit are left out, and the
+            caption contains their number; None shows all columns.
     """
-    places = [name for name in POSITION if _any(records, name)]
-    if width is not None and "step" in places and "checkpoint" in places:
-        # A pruned series, for one, has the same step throughout: only its names tell its members apart.
-        places.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
+    identifiers = [name for name in POSITION if _any(records, name)]
+    if width is not None and "step" in identifiers and "checkpoint" in identifiers:
+        # Steps may be equal, as in a pruned series; then only the names distinguish the checkpoints.
+        identifiers.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
     present = entries_in(records)
-    shown = present if width is None else _fitting(records, places, present, width)
+    columns = present if width is None else _fitting(records, identifiers, present, width)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    for name in places:
+    for name in identifiers:
         table.add_column(
             name, justify="left" if name in {"checkpoint", "split", "layer", "class_name"} else "right", no_wrap=True
         )
-    for entry in shown:
+    for entry in columns:
         table.add_column(entry.label, justify="right", no_wrap=True)
     for record in records:
-        cells = [*(_place(record.get(name)) for name in places), *(_cell(_value(record, entry)) for entry in shown)]
-        # As plain text: names of anybody's may look like markup.
+        cells = [*(_identifier(record.get(name)) for name in identifiers)]
+        cells += [_cell(_value(record, entry)) for entry in columns]
+        # As plain text: names in a file may look like markup.
         table.add_row(*map(Text, cells))
-    table.add_row(*_reference_row(records, places, shown), style="dim")
-    hidden = len(present) - len(shown)
+    table.add_row(*_reference_row(records, identifiers, columns), style="dim")
+    hidden = len(present) - len(columns)
     if hidden:
         table.caption = Text(f"{hidden} more columns with --wide, --json or --csv", style="dim")
         table.caption_justify = "left"
@@ -51,12 +54,12 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
 
 
 def footnotes(records: Sequence[Record]) -> list[str]:
-    """What a table cannot say: samples and classes left out, and why values are missing; each said once."""
+    """Return notes below a table, without repetition: samples and classes left out, and reasons of missing values."""
     notes: dict[str, list[str]] = {}
     for record in records:
         for note in _notes(record):
             notes.setdefault(note, []).append(_where(record))
-    return [f"{note} [{_listed(places)}]" for note, places in notes.items()]
+    return [f"{note} [{_listed(rows)}]" for note, rows in notes.items()]
 
 
 def _notes(record: Record) -> Iterator[str]:
@@ -77,7 +80,7 @@ def _notes(record: Record) -> Iterator[str]:
 
 
 def _reasons_of_classes(record: Record) -> str:
-    """Return why classes are left out, with the number of each reason that is known."""
+    """Return the reasons for which classes are left out, with the number of classes for each."""
     present, below = record.get("classes_present"), record.get("classes_below_min_samples") or 0
     absent = 0 if present is None else record["classes"] - present
     directionless = record["classes_left_out"] - absent - below
@@ -90,15 +93,15 @@ def _reasons_of_classes(record: Record) -> str:
 
 
 def short_number(value: float) -> str:
-    """Four significant digits, at most four decimals: plain where that is short, else in powers of ten."""
+    """Format a number with four significant digits and at most four decimals, or in powers of ten."""
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.3e}"
     before = len(str(int(abs(value))))
     return f"{value:.{max(0, 4 - before) if abs(value) >= 1 else 4}f}"
 
 
-def _fitting(records: Sequence[Record], places: list[str], entries: list[Entry], width: int) -> list[Entry]:
-    used = sum(max([len(name), 6, *(len(_place(r.get(name))) for r in records)]) + PADDING for name in places)
+def _fitting(records: Sequence[Record], identifiers: list[str], entries: list[Entry], width: int) -> list[Entry]:
+    used = sum(max([len(name), 6, *(len(_identifier(r.get(name))) for r in records)]) + PADDING for name in identifiers)
     chosen = []
     for entry in sorted(entries, key=lambda entry: entry.priority):
         cells = [_cell(_value(record, entry)) for record in records]
@@ -110,11 +113,11 @@ def _fitting(records: Sequence[Record], places: list[str], entries: list[Entry],
     return [entry for entry in entries if entry in chosen]
 
 
-def _reference_row(records: Sequence[Record], places: list[str], shown: list[Entry]) -> list[str]:
-    label = ["at collapse", *[""] * (len(places) - 1)]
-    if places and places[0] != "checkpoint" and len(places) > 1:
-        label = [*[""] * (len(places) - 1), "collapse"]
-    return [*label, *(_reference(records, entry) for entry in shown)]
+def _reference_row(records: Sequence[Record], identifiers: list[str], columns: list[Entry]) -> list[str]:
+    label = ["at collapse", *[""] * (len(identifiers) - 1)]
+    if identifiers and identifiers[0] != "checkpoint" and len(identifiers) > 1:
+        label = [*[""] * (len(identifiers) - 1), "collapse"]
+    return [*label, *(_reference(records, entry) for entry in columns)]
 
 
 def _reference(records: Sequence[Record], entry: Entry) -> str:
@@ -127,7 +130,7 @@ def _reference(records: Sequence[Record], entry: Entry) -> str:
 
 
 def _value(record: Record, entry: Entry) -> Any:
-    """The value of an entry; where classes have names, a confusion by these."""
+    """Return the value of an entry; a confusion with the names of classes if they have names."""
     named = record.get(NAMED_CONFUSION) if entry.name == CONFUSION else None
     return record.get(entry.name) if named is None else named
 
@@ -141,7 +144,7 @@ def _cell(value: Any) -> str:
     return MISSING if value is None else short_number(float(value))
 
 
-def _place(value: Any) -> str:
+def _identifier(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return MISSING if value is None else printable(str(value))
@@ -159,5 +162,5 @@ def _where(record: Record) -> str:
     return " ".join(str(record[name]) for name in ("checkpoint", "split", "layer") if record.get(name) is not None)
 
 
-def _listed(places: list[str]) -> str:
-    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+def _listed(rows: list[str]) -> str:
+    return ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")

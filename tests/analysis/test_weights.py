@@ -125,6 +125,6 @@ def test_no_head_at_all_and_options_that_would_do_nothing(tmp_path: Path, capsys
     assert run(["analyze", str(tmp_path), "--weights-only"]) == 1
     assert "no tensor looks like classifier weights; name the layer by --classifier" in capsys.readouterr().err
     assert run(["analyze", str(tmp_path), "--weights-only", "--per-class"]) == 2
-    assert "it takes no --per-class" in capsys.readouterr().err
+    assert "it does not take --per-class" in capsys.readouterr().err
     assert run(["analyze", str(tmp_path), "--classifier", "fc"]) == 2
-    assert "goes with it alone: --classifier" in capsys.readouterr().err
+    assert "--classifier: only for checkpoints; add --weights-only" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_an_option_of_one_value_is_refused_when_given_twice(verb: str, capsys: p
         once = [option.opts[-1], *([] if option.is_flag else ["1"])]
         assert run([verb, *once, *once]) == 2, option.name
         assert f"{option.opts[-1]}" in (line := lines_of_error(capsys)[0])
-        assert "takes one value, and is given 2 times" in line
+        assert "takes one value, but occurs 2 times" in line
         for other in option.secondary_opts:
             assert run([verb, *once, other]) == 2, option.name
             assert "takes one value" in lines_of_error(capsys)[0]
@@ -53,7 +53,7 @@ def test_a_key_of_a_configuration_is_set_once(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "c.toml").write_text("")
     words = ["train", str(tmp_path / "c.toml"), "-o", str(tmp_path / "run"), "--set", "seed=1", "--set", "seed=2"]
     assert run(words) == 2
-    assert lines_of_error(capsys) == ["error: --set seed: given twice; give each key once"]
+    assert lines_of_error(capsys) == ["error: --set seed: occurs twice; set each key once"]
 
 
 @pytest.mark.parametrize(

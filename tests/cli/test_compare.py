@@ -39,7 +39,7 @@ def test_the_table_says_values_verdicts_and_how(groups: list[str], capsys: pytes
     notes = " ".join(shown[5:])
     assert "test at step 50; differences from plain" in notes
     assert "bootstrap of 9999 resamples, seed 0" in notes
-    assert "with 4 pairs no interval by resampling holds 95 %, at most 87.5 %" in notes
+    assert "with 4 pairs the confidence of a resampled interval is at most 87.5 %, not 95 %" in notes
 
 
 def test_json_and_csv_are_what_python_gives(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_export_into_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
         "events/decay/test",
     }
     said = capsys.readouterr().err
-    assert "events: 2 values; look at them with: tensorboard --logdir events" in said
+    assert "events: 2 values; view them with: tensorboard --logdir events" in said
     assert "both.parquet: 2 records" in said
 
 

@@ -100,9 +100,9 @@ def test_timm_needs_one_option_and_no_sizes(place: Path, capsys: pytest.CaptureF
         (
             ["--model", "mlp", "--model-argument", "a=1", "--model-argument", "a=2"],
             2,
-            "--model-argument a=2: a is given twice",
+            "--model-argument a=2: a occurs twice",
         ),
-        (["--model", "mlp", "--model-argument", "a=1", "--model-arguments", '{"a": 2}'], 2, "a=1: a is given twice"),
+        (["--model", "mlp", "--model-argument", "a=1", "--model-arguments", '{"a": 2}'], 2, "a=1: a occurs twice"),
         (["--model", "nothing"], 2, "no model called 'nothing'; there are: mlp, "),
         (["--classifier", "head"], 2, "does not name its model; use --model, such as timm:NAME, hf:DIR or"),
     ],

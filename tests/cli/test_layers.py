@@ -86,11 +86,11 @@ def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[s
             1,
             "no layers in these dumps; extract them again with --layers all --overwrite",
         ),
-        (["dumps", "--layer-metric", "accurracy"], 1, "no layer has a number 'accurracy'; there are: "),
+        (["dumps", "--layer-metric", "accurracy"], 1, "no layer has a number 'accurracy'; available: "),
         (
             ["dumps", "--layer-metric", "loss", "--json"],
             2,
-            "--layer-metric loss: a table of layers and steps; it takes no",
+            "--layer-metric loss prints a table of layers and steps; it does not take",
         ),
     ],
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_probe.cli.options import spelled, take_arguments
+from ckpt_probe.cli.options import parse_value, take_arguments
 from ckpt_probe.errors import UsageError
 
 
@@ -32,8 +32,8 @@ from ckpt_probe.errors import UsageError
     ],
 )
 def test_values_are_json_or_toml_or_text(text: str, value: Any) -> None:
-    assert spelled(text) == value
-    assert type(spelled(text)) is type(value)
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
 
 
 def test_single_arguments_join_those_of_the_json_object() -> None:

@@ -49,14 +49,14 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["a.jsonl"], 2, "say where to: -o report.html"),
+        (["a.jsonl"], 2, "choose an output: -o report.html"),
         (["-o", "r.html"], 2, "SOURCES"),
         (["nowhere", "-o", "r.html"], 1, "nowhere: cannot be read"),
         (["a.jsonl", "-o", "a.jsonl"], 2, "a.jsonl: exists already"),
         (["a.jsonl", "-o", "r.html", "--memory", "much"], 2, "--memory"),
         (["a.jsonl", "-o", "r.html", "--labels", "none.txt"], 1, "none.txt: cannot be read"),
         (["a.jsonl", "-o", "r.html", "--format", "gif"], 2, "gif"),
-        (["a.jsonl", "a.jsonl", "-o", "r.html"], 2, "name each once"),
+        (["a.jsonl", "a.jsonl", "-o", "r.html"], 2, "name each source once"),
     ],
 )
 def test_refused(where: Path, words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,18 +262,18 @@ def test_data_at_an_address_that_a_checkpoint_names_are_not_fetched_on_its_word(
 def test_a_result_at_an_address_is_refused_before_anything_is_done(probe: Probe, words: tuple[str, ...]) -> None:
     code, out, said = probe(*words)
     assert (code, out) == (2, "")
-    assert said.endswith("results are written to local files alone; write there, then copy them")
+    assert said.endswith("results are written to local files only; write there, then copy them")
     assert not Path("s3:").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("report", "s3://b/dumps", "-o", "page.html"), "s3://b/dumps: report reads local files here"),
-        (("extract", "s3://b/run", "-o", "dumps", "--follow"), "s3://b/run: extract reads local files here"),
+        (("report", "s3://b/dumps", "-o", "page.html"), "s3://b/dumps: report reads local files only"),
+        (("extract", "s3://b/run", "-o", "dumps", "--follow"), "s3://b/run: extract reads local files only"),
         (
             ("train", "https://u:pw@h/run.toml", "-o", "run"),
-            "https://h/run.toml: train reads local files here",
+            "https://h/run.toml: train reads local files only",
         ),
     ],
 )

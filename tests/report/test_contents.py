@@ -10,7 +10,7 @@ import pytest
 from ckpt_probe.analysis import analyze_series, read_records
 from ckpt_probe.dumps import DumpWriter, open_dump
 from ckpt_probe.errors import DataError
-from ckpt_probe.report.contents import Contents, Wishes, gather
+from ckpt_probe.report.contents import Contents, ReportOptions, gather
 from ckpt_probe.report.plots import portraits
 from ckpt_probe.report.plots.description import Frames, LinePlot, MatrixPlot, SpectrumPlot
 from ckpt_probe.report.sources import open_sources
@@ -24,7 +24,7 @@ def contents(study: Any) -> Contents:
 def report(tmp_path: Path, lines: list[dict[str, Any]], **wishes: Any) -> Contents:
     file = tmp_path / "run.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return gather(open_sources([str(file)]), Wishes(**wishes))
+    return gather(open_sources([str(file)]), ReportOptions(**wishes))
 
 
 def plots(contents: Contents, section: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def test_pictures_that_would_not_fit_are_thinned_evenly_and_that_is_said(
 
 def test_names_of_classes_stand_in_matrices_and_table(study: Any) -> None:
     names = ("zero", "", "two")
-    found = gather(open_sources([str(study.dumps)]), Wishes(class_names=names))
+    found = gather(open_sources([str(study.dumps)]), ReportOptions(class_names=names))
     expected = ("zero", "1", "two", *"3456789")
     assert plots(found, "cosines")["cosines-means"].labels["a"] == expected
     table = plots(found, "classes")["classes"]
@@ -180,9 +180,9 @@ def test_the_axis_is_what_tells_checkpoints_apart(tmp_path: Path) -> None:
     assert (stepped.axis.name, stepped.axis.log, stepped.axis.linear_to) == ("training step", True, 1)
     assert not report(tmp_path, records(step=[0, 10, 20, 30, 40])).axis.log
     pruned = report(tmp_path, records(step=[5, 5], checkpoint=["sparsity-0.5", "sparsity-0.9"]))
-    assert (pruned.axis.name, pruned.tracks[0].places) == ("sparsity", (0.5, 0.9))
+    assert (pruned.axis.name, pruned.tracks[0].positions) == ("sparsity", (0.5, 0.9))
     unnamed = report(tmp_path, records(checkpoint=["best", "last"]))
-    assert (unnamed.axis.name, unnamed.tracks[0].places) == ("checkpoint, in order", (0.0, 1.0))
+    assert (unnamed.axis.name, unnamed.tracks[0].positions) == ("checkpoint, in order", (0.0, 1.0))
     assert list(plots(unnamed, "metrics")["metric-loss"].lines[0].x) == [0, 1]
 
 
@@ -221,7 +221,7 @@ def test_classes_have_the_names_that_the_dumps_hold(tmp_path: Path) -> None:
         writer.write_class_names(names)
         writer.start_split("test", len(labels), logits=False)
         writer.append("test", rows, labels)
-    for wishes, expected in ((Wishes(), names), (Wishes(class_names=("x", "y", "z")), ("x", "y", "z"))):
+    for wishes, expected in ((ReportOptions(), names), (ReportOptions(class_names=("x", "y", "z")), ("x", "y", "z"))):
         found = gather(open_sources([f"run={tmp_path / 'run-5.h5'}"]), wishes)
         assert plots(found, "cosines")["cosines-means"].labels["run"] == expected
         assert plots(found, "classes")["classes"].labels["run"] == expected

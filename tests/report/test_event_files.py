@@ -38,7 +38,7 @@ def test_a_run_for_each_split_and_one_at_collapse(tmp_path: Path) -> None:
         "at-collapse": {"class/mir": [(0, 0.75), (2, 0.75), (4, 0.75)], "nc1/pinv": [(0, 0.0), (4, 0.0)]},
     }
     assert values == 10
-    assert notes == ["run: 2 values are missing, and have no point"]
+    assert notes == ["run: 2 values are missing"]
 
 
 def test_conditions_are_runs_of_their_own_and_no_name_leads_out(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.similarity import mir
 from ckpt_probe.report import to_json_line
-from ckpt_probe.report.contents import Contents, Section, Wishes, gather
+from ckpt_probe.report.contents import Contents, ReportOptions, Section, gather
 from ckpt_probe.report.figures.export import draw_contents
 from ckpt_probe.report.plots.description import LayerMap, LinePlot, MatrixPlot
 from ckpt_probe.report.sources import open_sources
@@ -82,7 +82,7 @@ def mir_or_nan(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_information_between_layers_is_that_of_evenly_chosen_rows(layered: Path) -> None:
-    contents = gather(open_sources([str(layered)]), Wishes(mir_rows=50))
+    contents = gather(open_sources([str(layered)]), ReportOptions(mir_rows=50))
     plot = next(plot for plot in section(contents).plots if plot.key == "layers-mir")
     assert isinstance(plot, MatrixPlot)
     assert "on 50 of these rows" in plot.meaning
@@ -99,7 +99,7 @@ def test_information_between_layers_is_that_of_evenly_chosen_rows(layered: Path)
 
 
 def test_no_rows_no_information_between_layers(layered: Path) -> None:
-    contents = gather(open_sources([str(layered)]), Wishes(mir_rows=0))
+    contents = gather(open_sources([str(layered)]), ReportOptions(mir_rows=0))
     assert {"layers-cka"} == {p.key for p in section(contents).plots} & {"layers-cka", "layers-mir"}
 
 

@@ -59,7 +59,7 @@ def test_a_path_in_the_making_and_points_alone_have_the_barriers_of_their_points
         found = read_path(source)
         assert found.points == finished.points
         assert [one["barrier.loss"] for one in found.summary] == [one["barrier.loss"] for one in finished.summary]
-        assert found.told == {}
+        assert found.result == {}
     # Without the other end there is no chord, and no barrier.
     alone.write_text("".join(line + "\n" for line in alone.read_text().splitlines()[:4]))
     assert read_path(open_sources([str(alone)])[0]).summary == []
@@ -82,8 +82,8 @@ def test_a_plane_is_read_back_as_it_was_evaluated(study: Any) -> None:
         ("a.jsonl", '{"step": 1, "loss": 1e999}\n', DataError, "record 1: loss is inf, expected a number"),
         ("a.jsonl", '{"step": 1%s, "loss": 1}\n' % ("0" * 400), DataError, "expected a number"),
         ("a.jsonl", '{"step": 1}\n[1]\n', DataError, "a.jsonl: line 2"),
-        ("d/nothing.txt", "", DataError, "d: nothing in this directory can be reported"),
-        ("d/plan.json", '{"directions": "checkpoints"}', DataError, "d: nothing in this directory"),
+        ("d/nothing.txt", "", DataError, "d: no source of a report in this directory"),
+        ("d/plan.json", '{"directions": "checkpoints"}', DataError, "d: no source of a report in this directory"),
     ],
 )
 def test_what_is_no_source_is_refused(name: str, content: str | None, kind: Any, told: str, tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_what_is_damaged_in_a_path_or_a_plane_is_told_with_its_file(study: Any, 
 
 
 def test_two_of_one_name_or_place(study: Any) -> None:
-    with pytest.raises(UsageError, match="called x; name each once"):
+    with pytest.raises(UsageError, match="called x; name each source once"):
         open_sources([f"x={study.records}", f"x={study.dumps}"])
-    with pytest.raises(UsageError, match=r"read from .*name each once"):
+    with pytest.raises(UsageError, match=r"read from .*name each source once"):
         open_sources([str(study.records), f"x={study.records}"])
 
 
@@ -132,7 +132,7 @@ def test_names_of_classes_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("cat\n\ndog \n", encoding="utf-8")
     assert class_names(file) == ("cat", "", "dog")
-    for content, told in ((b"\n \n", "holds no name"), (b"\xff\xfe\x00", "is no text")):
+    for content, told in ((b"\n \n", "contains no name"), (b"\xff\xfe\x00", "not a text file")):
         file.write_bytes(content)
         with pytest.raises(DataError, match=told):
             class_names(file)

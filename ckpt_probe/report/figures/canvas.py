@@ -1,4 +1,4 @@
-"""Where figures are drawn: one style, one way to save, the same bytes for the same drawing."""
+"""Style and saving of figures; equal drawings give equal bytes."""
 
 import re
 import warnings
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "png", "pdf")
 DOTS_PER_INCH = 200
 
-# Everything that a user's own matplotlibrc could change is set, so that the same records are the same bytes.
+# Overrides everything that a matplotlibrc could change, so that equal records give equal bytes.
 STYLE: dict[str, Any] = {
     # Verdana, where DejaVu is not, is as wide.
     "font.family": "sans-serif",
@@ -54,9 +54,9 @@ METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}, "
 
 
 def require_drawable(path: Path, *, overwrite: bool) -> None:
-    """Raise UsageError where a figure cannot be drawn there: suffix, a file that exists, matplotlib is missing."""
+    """Raise UsageError for an unknown suffix, an existing file, or missing matplotlib."""
     if _kind(path) not in FORMATS:
-        raise UsageError(f"{path}: expected a name that ends in {listed([f'.{one}' for one in FORMATS])}")
+        raise UsageError(f"{path}: expected a name that ends in {listed([f'.{suffix}' for suffix in FORMATS])}")
     refuse_existing(path, overwrite=overwrite)
     try:
         import matplotlib  # noqa: F401
@@ -66,9 +66,13 @@ def require_drawable(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def styled(**changes: Any) -> Iterator[list[str]]:
-    """Draw inside this in the house's style, whatever the user's own settings are; `changes` are matplotlib's names.
+    """Set the style of figures within the context, whatever the user's settings are.
 
-    The list that it yields holds, on leaving, one line of what matplotlib warned of, where it did.
+    Args:
+        **changes: Further settings by the names of matplotlib, with underscores for dots.
+
+    Yields:
+        A list, to which a line with the warnings of matplotlib is appended at the end, if there are any.
     """
     import matplotlib as mpl
 
@@ -77,13 +81,13 @@ def styled(**changes: Any) -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught, mpl.rc_context(style):
         warnings.simplefilter("always")
         yield notes
-    said = list(dict.fromkeys(" ".join(str(warning.message).split()).rstrip(".") for warning in caught))
-    if said:
-        notes.append(f"matplotlib warns: {listed(said, 4)}")
+    messages = list(dict.fromkeys(" ".join(str(warning.message).split()).rstrip(".") for warning in caught))
+    if messages:
+        notes.append(f"matplotlib warns: {listed(messages, 4)}")
 
 
 def save(figure: "Figure", path: Path, *, overwrite: bool) -> None:
-    """Write a figure by its name's suffix, whole or not at all."""
+    """Write a figure atomically, in the format of the suffix."""
     kind = _kind(path)
     with replacing(path, overwrite=overwrite) as temporary:
         figure.savefig(temporary, format=kind, metadata=METADATA[kind], dpi=DOTS_PER_INCH)
@@ -92,11 +96,11 @@ def save(figure: "Figure", path: Path, *, overwrite: bool) -> None:
 
 
 def slim(svg: str) -> str:
-    """The same drawing in fewer bytes: no indentation, places to a hundredth of a point (a sixth goes, or more)."""
-    places = re.compile(r' (?:d|x|y)="[^"]*"')
+    """Shorten SVG by a sixth or more: no indentation, coordinates to a hundredth of a point."""
+    coordinates = re.compile(r' (?:d|x|y)="[^"]*"')
     digits = re.compile(r"-?\d+\.\d{3,}")
-    return places.sub(
-        lambda found: digits.sub(lambda number: f"{float(number[0]):.2f}", found[0]), re.sub(r"\n\s+", "\n", svg)
+    return coordinates.sub(
+        lambda match: digits.sub(lambda number: f"{float(number[0]):.2f}", match[0]), re.sub(r"\n\s+", "\n", svg)
     )
 
 

@@ -1,4 +1,4 @@
-"""All plots of a report as figures, a file each, drawn from the descriptions that the page draws."""
+"""Export of all plots of a report as figures, one file per plot."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from ckpt_probe.report.plots.description import ContourPlot, Frames, LayerMap, L
 LONGEST_NAME = 100
 
 Drawing = tuple[str, Callable[..., list[str]]]
-"""A file's name, without suffix, and what draws into its path, and says what matplotlib warned of."""
+"""Name of a file without suffix, and a function that draws into its path and returns the warnings of matplotlib."""
 
 
 def draw_contents(
@@ -29,16 +29,18 @@ def draw_contents(
     UsageError where matplotlib is not installed, or one of the files exists and `overwrite` is not set.
     """
     progress = progress or NullProgress()
-    drawings = [one for section in contents.sections for plot in section.plots for one in _drawings(plot, contents)]
+    drawings = [
+        drawing for section in contents.sections for plot in section.plots for drawing in _drawings(plot, contents)
+    ]
     files = [folder / f"{name}.{kind}" for name in _file_names([name for name, _ in drawings])]
     for file in files:
         require_drawable(file, overwrite=overwrite)
-    said: dict[str, None] = {}
+    warnings: dict[str, None] = {}
     with progress.task("figures", len(files), "figures") as bar:
         for file, (_, draw) in zip(files, drawings, strict=True):
-            said |= dict.fromkeys(draw(file, overwrite=overwrite))
+            warnings |= dict.fromkeys(draw(file, overwrite=overwrite))
             bar.advance()
-    for line in said:
+    for line in warnings:
         progress.message(line)
     return files
 
@@ -61,14 +63,14 @@ def _drawings(plot: Plot, contents: Contents) -> Iterable[Drawing]:
 
 
 def _by_run(frames: Iterable[Frames]) -> Iterable[tuple[str, list[Frames]]]:
-    held: dict[str, list[Frames]] = {}
+    by_run: dict[str, list[Frames]] = {}
     for frame in frames:
-        held.setdefault(frame.run, []).append(frame)
-    return held.items()
+        by_run.setdefault(frame.run, []).append(frame)
+    return by_run.items()
 
 
 def _file_names(keys: Iterable[str]) -> list[str]:
-    """Names that any file system takes, and that are all different, whatever the keys hold."""
+    """Return distinct file names for keys, with characters that every file system allows."""
     names: list[str] = []
     for key in keys:
         name = re.sub(r"[^\w.=,+-]+", "-", printable(key)).strip("-.")[:LONGEST_NAME] or "figure"

@@ -1,4 +1,4 @@
-"""Pictures of checkpoints → figures: cosine matrices, and spectra by rank and through the run, of one run a file."""
+"""Figures of checkpoints of one run: cosine matrices, heat maps of layers, and spectra."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,28 +24,28 @@ MOST_WRITTEN, MOST_LABELS, MOST_COLUMNS = 12, 30, 12
 
 
 def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, overwrite: bool) -> list[str]:
-    """Draw the last cosine matrix of each of `frames`, splits of one run; returns what matplotlib warned of."""
+    """Draw the last cosine matrix of each of `frames`, splits of one run; return the warnings of matplotlib."""
     from matplotlib.figure import Figure
 
-    with styled(axes_grid=False) as said:
+    with styled(axes_grid=False) as warnings:
         figure = Figure(figsize=(3.6 * len(frames) + 0.6, 3.8), layout="constrained")
         for axes, frame in zip(figure.subplots(1, len(frames), squeeze=False).flat, frames, strict=True):
             labels = plot.labels[frame.run]
             image = axes.imshow(frame.values[-1], cmap="RdBu", vmin=-1, vmax=1)
-            shown = range(0, len(labels), -(-len(labels) // MOST_LABELS))
-            names = [words(labels[i], 14) for i in shown]
-            axes.set_xticks(list(shown), names, rotation=90 if max(map(len, names)) > 2 else 0)
-            axes.set_yticks(list(shown), names)
+            indices = range(0, len(labels), -(-len(labels) // MOST_LABELS))
+            names = [words(labels[i], 14) for i in indices]
+            axes.set_xticks(list(indices), names, rotation=90 if max(map(len, names)) > 2 else 0)
+            axes.set_yticks(list(indices), names)
             _write_cosines(axes, frame.values[-1])
             axes.set_title(words(" ".join(part for part in (plot.title, frame.split) if part)))
             figure.colorbar(image, ax=axes, label=plot.unit, shrink=0.8)
         figure.suptitle(words(frames[0].run))
         save(figure, path, overwrite=overwrite)
-    return said
+    return warnings
 
 
 def draw_layer_map(plot: LayerMap, frames: Sequence[Frames], path: Path, *, overwrite: bool) -> list[str]:
-    """Draw a heat map for each of `frames`, splits of one run; returns what matplotlib warned of."""
+    """Draw a heat map for each of `frames`, splits of one run; return the warnings of matplotlib."""
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
 
@@ -53,11 +53,13 @@ def draw_layer_map(plot: LayerMap, frames: Sequence[Frames], path: Path, *, over
     layers, columns = plot.layers[run], plot.columns[run]
     values = [np.ma.masked_invalid(frame.values[0]) for frame in frames]
     ends = {"vmin": min(v.min() for v in values), "vmax": max(v.max() for v in values)}
-    with styled(axes_grid=False) as said:
+    with styled(axes_grid=False) as warnings:
         figure = Figure(figsize=(6.8, (0.5 + 0.19 * len(layers)) * len(frames) + 0.7), layout="constrained")
-        for axes, frame, held in zip(figure.subplots(len(frames), 1, squeeze=False).flat, frames, values, strict=True):
+        for axes, frame, matrix in zip(
+            figure.subplots(len(frames), 1, squeeze=False).flat, frames, values, strict=True
+        ):
             norm = LogNorm(**ends) if plot.log else Normalize(**ends)
-            image = axes.imshow(held, cmap="cividis", norm=norm, aspect="auto", interpolation="nearest")
+            image = axes.imshow(matrix, cmap="cividis", norm=norm, aspect="auto", interpolation="nearest")
             every = -(-len(columns) // MOST_COLUMNS)
             axes.set_xticks(range(0, len(columns), every), [words(name, 10) for name in columns[::every]])
             axes.set_yticks(range(len(layers)), [words(name, 20) for name in layers])
@@ -65,7 +67,7 @@ def draw_layer_map(plot: LayerMap, frames: Sequence[Frames], path: Path, *, over
             figure.colorbar(image, ax=axes)
         figure.suptitle(words(f"{plot.title}, {run}"))
         save(figure, path, overwrite=overwrite)
-    return said
+    return warnings
 
 
 def draw_spectra(
@@ -77,24 +79,24 @@ def draw_spectra(
     """
     from matplotlib.figure import Figure
 
-    with styled() as said:
+    with styled() as warnings:
         figure = Figure(figsize=(6.8, 2.4 * len(frames) + 0.3), layout="constrained")
         for row, frame in zip(figure.subplots(len(frames), 2, squeeze=False), frames, strict=True):
             top = float(np.nanmax(frame.values))
             values = np.where(frame.values > LEAST * top, frame.values, np.nan)
             _by_rank(row[0], plot, frame, values)
-            _through(row[1], plot, [track.places[number] for number in frame.checkpoints], values, x)
+            _through(row[1], plot, [track.positions[number] for number in frame.checkpoints], values, x)
         figure.suptitle(words(f"{plot.title}, {frames[0].run}"))
         save(figure, path, overwrite=overwrite)
-    return said
+    return warnings
 
 
 def _write_cosines(axes: "Axes", cosines: np.ndarray) -> None:
     if len(cosines) > MOST_WRITTEN:
         return
     for (i, j), value in np.ndenumerate(cosines):
-        told = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("-", "−")
-        axes.text(j, i, told, ha="center", va="center", fontsize=5.5, color="white" if abs(value) > 0.62 else "#222222")
+        text = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("-", "−")
+        axes.text(j, i, text, ha="center", va="center", fontsize=5.5, color="white" if abs(value) > 0.62 else "#222222")
 
 
 def _by_rank(axes: "Axes", plot: SpectrumPlot, frame: Frames, values: np.ndarray) -> None:
@@ -111,8 +113,8 @@ def _by_rank(axes: "Axes", plot: SpectrumPlot, frame: Frames, values: np.ndarray
     axes.legend()
 
 
-def _through(axes: "Axes", plot: SpectrumPlot, places: Sequence[float | None], values: np.ndarray, x: Axis) -> None:
-    known = np.array([np.nan if place is None else place for place in places])
+def _through(axes: "Axes", plot: SpectrumPlot, positions: Sequence[float | None], values: np.ndarray, x: Axis) -> None:
+    known = np.array([np.nan if position is None else position for position in positions])
     nearest = [min(range(len(plot.ranks)), key=lambda i: abs(plot.ranks[i] - rank)) for rank in FOLLOWED]
     styles = zip(dict.fromkeys(nearest), COLOURS, [*DASHES.values(), "solid"], strict=False)
     for index, colour, dash in styles:

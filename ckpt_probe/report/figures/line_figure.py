@@ -1,4 +1,4 @@
-"""Line plots → a figure of panels along a common x, for SVG, PNG or PDF."""
+"""Figures of line plots: panels with a common x axis, as SVG, PNG or PDF."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -51,13 +51,30 @@ def draw(
     marks: Sequence[Mark] = (),
     overwrite: bool = False,
 ) -> list[str]:
-    """Draw records into an SVG, PNG or PDF file, by its suffix; returns what was left out, in words.
+    """Draw metrics of records as line plots into an SVG, PNG or PDF file.
 
-    series: for each condition its seeds' records, `{"plain": [records_of_seed_0, records_of_seed_1]}`; several seeds
-    are drawn as their mean, with a band from the lowest to the highest. panels: the metrics of each panel. x: "step",
-    "alpha", "sparsity", "epoch" or any other name in the records; alpha where there is one, else step, where it is
-    None. Values at collapse are dotted. The same records give the same bytes. Raises UsageError where matplotlib is
-    not installed or the suffix is another, DataError as `curves`.
+    Values at collapse are dotted. Equal records give equal bytes.
+
+    Args:
+        series: Records of every seed of each condition, `{"plain": [records_of_seed_0, records_of_seed_1]}`; several
+            seeds are drawn as their mean, with a band from the lowest to the highest value.
+        path: File to write; its suffix decides the format.
+        panels: Names of the metrics of each panel.
+        x: Quantity on the x axis: "step", "alpha", "sparsity", "epoch" or another name in the records; None for alpha
+            if the records have it, else step.
+        splits: Splits to draw; None for all.
+        log_x: Whether the x axis is logarithmic.
+        log_y: Whether the y axes are logarithmic.
+        title: Title above the figure.
+        marks: Vertical lines with labels.
+        overwrite: Whether to replace an existing file.
+
+    Returns:
+        Notes on omitted values and on warnings of matplotlib.
+
+    Raises:
+        UsageError: If matplotlib is not installed, or the suffix is unknown.
+        DataError: If the records do not have a metric, or are not a curve along x.
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
@@ -68,18 +85,18 @@ def draw(
 def draw_line_plots(
     plots: Sequence[LinePlot], path: Path, *, title: str | None = None, overwrite: bool = False
 ) -> list[str]:
-    """Draw line plots of a common x axis into one file, panel by panel; returns what matplotlib warned of."""
-    with styled() as said:
+    """Draw line plots of a common x axis into one file, panel by panel; return the warnings of matplotlib."""
+    with styled() as warnings:
         save(_figure(plots, title), path, overwrite=overwrite)
-    return said
+    return warnings
 
 
 def words(text: str, most: int = 80) -> str:
-    """Text as matplotlib draws it: as it is, not as a formula, and never longer than there is room for."""
-    told = printable(text)
-    told = told if len(told) <= most else f"{told[: most - 1]}…"
+    """Escape a text so that matplotlib does not draw it as a formula, and cut it after `most` characters."""
+    line = printable(text)
+    line = line if len(line) <= most else f"{line[: most - 1]}…"
     # $ would open a formula, and keys that begin with a dash below are hidden.
-    return (" " if told.startswith("_") else "") + told.replace("$", r"\$")
+    return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
 
 
 def _figure(plots: Sequence[LinePlot], title: str | None) -> "Figure":
@@ -90,12 +107,12 @@ def _figure(plots: Sequence[LinePlot], title: str | None) -> "Figure":
     width, height = {1: (4.8, 2.9), 2: (6.8, 2.5)}.get(columns, (7.6, 2.2))
     figure = Figure(figsize=(width, height * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    places = sorted({place for plot in plots for place in plot.positions})
+    positions = sorted({position for plot in plots for position in plot.positions})
     for number, axes in enumerate(grid.flat):
         if number >= len(plots):
             axes.set_axis_off()
             continue
-        _panel(axes, plots[number], places, beside=columns)
+        _panel(axes, plots[number], positions, beside=columns)
         if number + columns >= len(plots):
             axes.set_xlabel(words(x_label(plots[number].x, narrow=columns == COLUMNS)))
             axes.tick_params(labelbottom=True)
@@ -107,7 +124,7 @@ def _figure(plots: Sequence[LinePlot], title: str | None) -> "Figure":
     return figure
 
 
-def _panel(axes: "Axes", plot: LinePlot, places: Sequence[float], *, beside: int) -> None:
+def _panel(axes: "Axes", plot: LinePlot, positions: Sequence[float], *, beside: int) -> None:
     for line in plot.lines:
         _line(axes, line)
     for level in plot.levels:
@@ -117,15 +134,21 @@ def _panel(axes: "Axes", plot: LinePlot, places: Sequence[float], *, beside: int
         axes.plot([x0, x1], [y0, y1], color=colour, linewidth=0.9, linestyle=LEVEL, zorder=1.5)
     for span in plot.spans:
         axes.plot([span.x, span.x], [span.low, span.high], color=span.colour, linewidth=1.1, marker="_", markersize=6)
-        place = span.x, span.high
-        axes.annotate(words(span.label), place, xytext=(4, 3), textcoords="offset points", fontsize=7, color="#333333")
+        axes.annotate(
+            words(span.label),
+            (span.x, span.high),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+            color="#333333",
+        )
     for mark in plot.marks:
         axes.axvline(mark.x, color="#777777", linewidth=0.8, zorder=1.4)
-        place = axes.get_xaxis_transform()
+        transform = axes.get_xaxis_transform()
         axes.text(
-            mark.x, 1.01, words(mark.label), transform=place, ha="center", va="bottom", fontsize=7, color="#555555"
+            mark.x, 1.01, words(mark.label), transform=transform, ha="center", va="bottom", fontsize=7, color="#555555"
         )
-    _scales(axes, plot, places)
+    _scales(axes, plot, positions)
     # Where there is no room for all names they stand above the panel only.
     axes.set_ylabel(words(plot.y.label if len(plot.y.name) <= 28 else plot.y.unit))
     if len(plot.names) > 1:
@@ -156,17 +179,17 @@ def _line(axes: "Axes", line: Line) -> None:
         axes.fill_between(line.x, line.low, line.high, color=style.colour, alpha=0.16, linewidth=0)
 
 
-def _scales(axes: "Axes", plot: LinePlot, places: Sequence[float]) -> None:
+def _scales(axes: "Axes", plot: LinePlot, positions: Sequence[float]) -> None:
     if plot.y.log:
         axes.set_yscale("log", nonpositive="mask")
         _few_powers(axes)
     if plot.y.bounds:
         axes.set_ylim(*plot.y.bounds)
-    scale_x(axes, plot.x, places[-1])
+    scale_x(axes, plot.x, positions[-1])
 
 
 def scale_x(axes: "Axes", x: Axis, last: float) -> None:
-    """Give the x axis its scale and ticks, up to the `last` place on it."""
+    """Set the scale and ticks of the x axis, up to its last position."""
     from matplotlib.ticker import MaxNLocator
 
     if not x.log:
@@ -198,7 +221,7 @@ def _few_powers(axes: "Axes") -> None:
 
 
 def x_label(x: Axis, *, narrow: bool) -> str:
-    """What the x axis says, on two lines where it is `narrow`."""
+    """Return the label of the x axis, on two lines if it is `narrow`."""
     if x.log and x.linear_to is not None:
         return f"{x.label}{chr(10) if narrow else ' '}(log; linear from 0 to {x.linear_to:.3g})"
     return x.label
@@ -220,7 +243,7 @@ def _key(plot: LinePlot, metric: str) -> Any:
 
 
 def _legend(plots: Sequence[LinePlot]) -> list[Any]:
-    """Keys of what all panels share: conditions, splits, the band, the value at collapse."""
+    """Return the legend entries that all panels share: conditions, splits, the band, the value at collapse."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -234,9 +257,11 @@ def _legend(plots: Sequence[LinePlot]) -> list[Any]:
             handles.append(Line2D([], [], color=colour, linewidth=2.2, label=words(f"{condition}{several}")))
     styles = {line.split: line.style for line in lines if line.split is not None}
     of_splits = [{line.style.colour for line in lines if line.split == split} for split in styles]
-    told_by_colour = len(colours) == 1 and all(len(own) == 1 for own in of_splits) and len(set().union(*of_splits)) > 1
+    by_colour = (
+        len(colours) == 1 and all(len(colour_set) == 1 for colour_set in of_splits) and len(set().union(*of_splits)) > 1
+    )
     for split, style in styles.items():
-        colour = style.colour if told_by_colour else GREY
+        colour = style.colour if by_colour else GREY
         handles.append(Line2D([], [], color=colour, linestyle=DASHES[style.dash], label=words(split)))
     if max(seeds.values()) > 1:
         of = f"of {max(seeds.values())} seeds" if len(seeds) == 1 else "seed"

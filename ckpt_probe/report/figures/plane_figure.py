@@ -1,4 +1,4 @@
-"""A plane of weights → a figure: filled contours of the loss of each split, with the checkpoints marked."""
+"""Figures of planes of weights: contours of the loss of each split, with the checkpoints marked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ NARROW = 4
 
 
 def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = False) -> list[str]:
-    """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; returns what matplotlib warned of.
+    """Draw the loss over a plane into an SVG, PNG or PDF file, by its suffix; return the warnings of matplotlib.
 
     The same result gives the same bytes. Levels are spaced evenly in the logarithm; points without a loss are left
     white. Raises UsageError where matplotlib is not installed, the suffix is another, or the file exists and
@@ -33,15 +33,15 @@ def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = Fal
 
 
 def draw_contour_plots(plots: Sequence[ContourPlot], path: Path, *, overwrite: bool = False) -> list[str]:
-    """Draw contour plots side by side into one file; returns what matplotlib warned of."""
+    """Draw contour plots side by side into one file; return the warnings of matplotlib."""
     from matplotlib.figure import Figure
 
-    with styled(axes_grid=False) as said:
+    with styled(axes_grid=False) as warnings:
         figure = Figure(figsize=(4.4 * len(plots), 3.4), layout="constrained")
         for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False).flat, plots, strict=True):
             _panel(figure, axes, plot)
         save(figure, path, overwrite=overwrite)
-    return said
+    return warnings
 
 
 def _panel(figure: "Figure", axes: "Axes", plot: ContourPlot) -> None:
@@ -55,8 +55,8 @@ def _panel(figure: "Figure", axes: "Axes", plot: ContourPlot) -> None:
         bar = figure.colorbar(filled, ax=axes, label=f"loss ({plot.unit})", ticks=ticks)
         bar.ax.set_yticklabels([f"{level:.3g}" for level in ticks])
         bar.ax.minorticks_off()
-    for place in plot.places:
-        _mark(axes, place)
+    for mark in plot.places:
+        _mark(axes, mark)
     axes.set_xlim(plot.xs[0], plot.xs[-1])
     axes.set_ylim(plot.ys[0], plot.ys[-1])
     ratio = (plot.xs[-1] - plot.xs[0]) / (plot.ys[-1] - plot.ys[0])
@@ -67,11 +67,11 @@ def _panel(figure: "Figure", axes: "Axes", plot: ContourPlot) -> None:
 
 
 def _mark(axes: "Axes", mark: Place) -> None:
-    place = mark.x, mark.y
-    axes.plot(*place, marker="o", color="white", markeredgecolor="black", markersize=5, clip_on=False)
+    position = mark.x, mark.y
+    axes.plot(*position, marker="o", color="white", markeredgecolor="black", markersize=5, clip_on=False)
     axes.annotate(
         mark.name,
-        place,
+        position,
         xytext=(5, 4),
         textcoords="offset points",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8},

@@ -68,20 +68,24 @@ def write_page(contents: Contents, path: Path, *, command: str = "", overwrite: 
 
 
 def page_of(contents: Contents, command: str = "") -> str:
-    """The page of a report as HTML. command: the one that made it, shown among its origins.
+    """Return the HTML of a report; equal contents give equal pages.
 
-    The same contents give the same page. The policy allows the page's own scripts and styles by their hashes, and
-    nothing else: no request leaves it, and no text in it can become a script.
+    The content security policy allows only the scripts and styles of the page, by their hashes: the page sends no
+    request, and no text in it can become a script.
+
+    Args:
+        contents: Contents of the report.
+        command: Command line that made the report, shown with its provenance.
     """
-    found = versions()
+    library_versions = versions()
     libraries, program, style = _static()
-    data = encoded(contents, {"command": command, "versions": found})
+    data = encoded(contents, {"command": command, "versions": library_versions})
     scripts = "\n".join(
         [*(f"<script>{library}</script>" for library in libraries), f'<script type="module">{program}</script>']
     )
     return PAGE.format(
         policy=_policy([*libraries, program], [style, PLOT_STYLE]),
-        version=html.escape(found["ckpt-probe"]),
+        version=html.escape(library_versions["ckpt-probe"]),
         title=html.escape(printable(without_credentials(contents.title))[:200]),
         style=style,
         data=data,
@@ -91,8 +95,8 @@ def page_of(contents: Contents, command: str = "") -> str:
 
 def _policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
     allowed = {"script-src": scripts, "style-src": styles}
-    told = [f"{name} {' '.join(map(_hash, texts))}" for name, texts in allowed.items()]
-    return "; ".join(["default-src 'none'", *told, "base-uri 'none'", "form-action 'none'"])
+    rules = [f"{name} {' '.join(map(_hash, texts))}" for name, texts in allowed.items()]
+    return "; ".join(["default-src 'none'", *rules, "base-uri 'none'", "form-action 'none'"])
 
 
 def _hash(text: str) -> str:
@@ -101,11 +105,11 @@ def _hash(text: str) -> str:
 
 @cache
 def _static() -> tuple[list[str], str, str]:
-    """Libraries, the program and the style, as they stand in the page."""
+    """Return the libraries, the program and the style of the page."""
     libraries = [_read(name) for name in LIBRARIES]
     return libraries, "".join(_read(f"{name}.js") for name in PARTS), _read("page.css")
 
 
 def _read(name: str) -> str:
-    # As HTML reads it: whatever the file's line ends are, those of an element are single.
+    # HTML normalises line ends, so the hash must be that of the normalised text.
     return (STATIC / name).read_text(encoding="utf-8").replace("\r\n", "\n")

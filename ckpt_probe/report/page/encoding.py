@@ -14,45 +14,45 @@ from ckpt_probe.report.contents import Contents
 from ckpt_probe.report.plots.description import Frames, Line, LinePlot
 
 MOST_CHARACTERS = 4000
-"""Characters of a text that a page holds: sentences and commands are shorter, and what is longer says so."""
+"""Largest number of characters of a text in a page; longer texts are cut and end in an ellipsis."""
 
 ARRAYS = {(Line, "x"): "f8", (Line, "y"): "f4", (Line, "low"): "f4", (Line, "high"): "f4", (Frames, "values"): "f4"}
-"""Which fields are arrays of numbers. Positions may be steps, which need more than float32 holds exactly."""
+"""Types of fields that are arrays of numbers. Positions may be steps, which float32 cannot represent exactly."""
 
 
 def encoded(contents: Contents, more: Mapping[str, Any]) -> str:
-    """All of a report and `more` beside it as JSON that may stand inside a script element, whatever its texts are."""
+    """Encode a report and further values as JSON that is safe inside a script element."""
     arrays = _Arrays()
     data = {**arrays.object(contents), **{name: arrays.value(value) for name, value in more.items()}}
-    text = json.dumps({**data, "arrays": arrays.held}, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    # Nothing that HTML could take for a tag, a comment or an entity is left, and JSON reads the same.
+    text = json.dumps({**data, "arrays": arrays.texts}, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    # Escape everything that could be a tag, a comment or an entity of HTML; the JSON value is the same.
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
 class _Arrays:
-    """Arrays in base64, each different one once."""
+    """Encoder of dataclasses that collects arrays in base64, equal arrays once."""
 
     def __init__(self) -> None:
-        self.held: list[str] = []
-        self._places: dict[str, int] = {}
+        self.texts: list[str] = []
+        self._indices: dict[str, int] = {}
 
-    def object(self, one: Any) -> dict[str, Any]:
-        """A dataclass by its fields; plots say their kind."""
-        found: dict[str, Any] = {"kind": type(one).__name__}
-        for field in fields(one):
-            kind = ARRAYS.get((type(one), field.name))
-            value = getattr(one, field.name)
-            found[field.name] = self.value(value) if kind is None else self.array(value, kind)
-        if isinstance(one, Frames):
-            found["shape"] = list(one.values.shape)
-        if isinstance(one, LinePlot):
-            found["names"] = {_text(name): _text(label) for name, label in one.names.items()}
-        return found
+    def object(self, instance: Any) -> dict[str, Any]:
+        """Encode a dataclass as its fields and the name of its class ("kind")."""
+        result: dict[str, Any] = {"kind": type(instance).__name__}
+        for field in fields(instance):
+            kind = ARRAYS.get((type(instance), field.name))
+            value = getattr(instance, field.name)
+            result[field.name] = self.value(value) if kind is None else self.array(value, kind)
+        if isinstance(instance, Frames):
+            result["shape"] = list(instance.values.shape)
+        if isinstance(instance, LinePlot):
+            result["names"] = {_text(name): _text(label) for name, label in instance.names.items()}
+        return result
 
     def value(self, value: Any) -> Any:
-        """Anything that contents hold, as JSON has it."""
+        """Encode a value of the contents for JSON."""
         if isinstance(value, str):
             return _text(value)
         if isinstance(value, np.ndarray):
@@ -60,19 +60,19 @@ class _Arrays:
         if is_dataclass(value):
             return self.object(value)
         if isinstance(value, Mapping):
-            return {_text(str(name)): self.value(one) for name, one in value.items()}
+            return {_text(str(name)): self.value(part) for name, part in value.items()}
         if isinstance(value, Sequence):
-            return [self.value(one) for one in value]
+            return [self.value(part) for part in value]
         return value
 
     def array(self, values: Any, kind: str) -> dict[str, Any]:
-        """Numbers, little-endian; what float32 does not hold is the nearest that it does."""
+        """Encode numbers as little-endian bytes, rounded to the precision of `kind`."""
         with np.errstate(over="ignore"):
             text = base64.b64encode(np.asarray(values, dtype=f"<{kind}").tobytes()).decode("ascii")
-        place = self._places.setdefault(text, len(self.held))
-        if place == len(self.held):
-            self.held.append(text)
-        return {"array": place, "type": kind}
+        index = self._indices.setdefault(text, len(self.texts))
+        if index == len(self.texts):
+            self.texts.append(text)
+        return {"array": index, "type": kind}
 
 
 def _text(text: str) -> str:

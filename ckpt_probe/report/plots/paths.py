@@ -8,12 +8,12 @@ from ckpt_probe.analysis.lines import number
 from ckpt_probe.report.plots.description import Axis, Line, LinePlot, Span, Style
 from ckpt_probe.report.plots.metrics import told_by_split
 from ckpt_probe.report.plots.panels import AXIS_NAMES
-from ckpt_probe.report.sources import FoundPath
+from ckpt_probe.report.sources import PathContents
 
 QUANTITIES = {"loss": ("loss", "nats"), "error": ("error", "")}
 
 
-def path_plots(paths: Mapping[str, FoundPath]) -> list[tuple[str, list[LinePlot]]]:
+def path_plots(paths: Mapping[str, PathContents]) -> list[tuple[str, list[LinePlot]]]:
     """Plots by pair of ends: those of the paths between the same two, aligned and not, to one scale side by side."""
     pairs: dict[tuple[object, object], list[str]] = {}
     for name, path in paths.items():
@@ -31,13 +31,13 @@ def path_plots(paths: Mapping[str, FoundPath]) -> list[tuple[str, list[LinePlot]
     return groups
 
 
-def alignment_of(path: FoundPath) -> str:
+def alignment_of(path: PathContents) -> str:
     """How B was aligned, in words."""
     align = path.plan.get("align")
     return f"aligned by {align}" if align else "not aligned"
 
 
-def _plot(name: str, path: FoundPath, quantity: str) -> LinePlot:
+def _plot(name: str, path: PathContents, quantity: str) -> LinePlot:
     label, unit = QUANTITIES[quantity]
     lines, spans, chords = [], [], []
     splits = list(dict.fromkeys(str(record["split"]) for record in path.points))
@@ -67,15 +67,15 @@ def _plot(name: str, path: FoundPath, quantity: str) -> LinePlot:
     )
 
 
-def _spans(name: str, path: FoundPath, quantity: str, line: Line, ends: Sequence[float]) -> list[Span]:
+def _spans(name: str, path: PathContents, quantity: str, line: Line, ends: Sequence[float]) -> list[Span]:
     summary = next((record for record in path.summary if str(record.get("split")) == line.split), {})
     barrier = number(summary, f"barrier.{quantity}", name)
     alpha = number(summary, f"barrier.{quantity}_alpha", name)
     if barrier is None or alpha is None or barrier <= 0:
         return []
     low = (1 - alpha) * ends[0] + alpha * ends[1]
-    told = f"barrier {barrier:.3g} ({line.split})"
-    return [Span(alpha, low, low + barrier, f"barrier, {line.split}", told, line.style.colour)]
+    label = f"barrier {barrier:.3g} ({line.split})"
+    return [Span(alpha, low, low + barrier, f"barrier, {line.split}", label, line.style.colour)]
 
 
 def _to_one_scale(plots: Sequence[LinePlot]) -> list[LinePlot]:
@@ -97,7 +97,7 @@ def _value(record: Mapping[str, object], quantity: str) -> float:
     return found if quantity == "loss" else 1 - found
 
 
-def _title(paths: Sequence[FoundPath], names: Sequence[str]) -> str:
-    ends = [str(paths[0].told.get(end) or "") for end in ("from", "to")]
+def _title(paths: Sequence[PathContents], names: Sequence[str]) -> str:
+    ends = [str(paths[0].result.get(end) or "") for end in ("from", "to")]
     between = f": {ends[0]} → {ends[1]}" if all(ends) else ""
     return ", ".join(names) + between

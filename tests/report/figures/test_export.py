@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.report.contents import Contents, Wishes, gather
+from ckpt_probe.report.contents import Contents, ReportOptions, gather
 from ckpt_probe.report.figures.export import draw_contents
 from ckpt_probe.report.sources import open_sources
 
@@ -18,7 +18,7 @@ ESCAPE = "\x1b[31m"
 def contents(study: Any) -> Contents:
     """One of each kind of plot."""
     whole = gather(
-        open_sources([study.sources[i] for i in (0, 2, 4)]), Wishes(class_names=("zero", f"one{ESCAPE}", "$2$"))
+        open_sources([study.sources[i] for i in (0, 2, 4)]), ReportOptions(class_names=("zero", f"one{ESCAPE}", "$2$"))
     )
     sections = []
     for section in whole.sections:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ckpt_probe.cli.app import run
-from ckpt_probe.report.contents import Wishes, gather
+from ckpt_probe.report.contents import ReportOptions, gather
 from ckpt_probe.report.page import write_page
 from ckpt_probe.report.sources import open_sources
 
@@ -48,7 +48,7 @@ def driver() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(gather(open_sources(study.sources), Wishes(class_names=NAMES)), file, command="ckpt-probe report")
+    write_page(gather(open_sources(study.sources), ReportOptions(class_names=NAMES)), file, command="ckpt-probe report")
     return file
 
 

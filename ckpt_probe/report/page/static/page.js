@@ -40,7 +40,7 @@ function sectionPart(section) {
 function originPart() {
   const origin = (one) => element("div", { class: "card wide origin" },
     element("h3", {}, shortened(one.name, 120), " ", element("small", {}, one.kind)),
-    element("p", { class: "meaning" }, one.place),
+    element("p", { class: "meaning" }, one.path),
     one.command ? [element("p", {}, "A command that makes it:"), element("pre", { tabindex: "0" }, one.command)] : null,
     Object.keys(one.facts).length ? element("dl", {}, Object.entries(one.facts).flatMap(([name, value]) =>
       [element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, value)])) : null,

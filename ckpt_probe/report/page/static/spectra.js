@@ -106,7 +106,7 @@ function drawRanks(plot, frame, width, yScale) {
 
 /** Eigenvalues of a few ranks through the run. */
 function drawThrough(plot, frame, width, yScale) {
-  const places = tracks.get(frame.run).places;
+  const places = tracks.get(frame.run).positions;
   const followed = FOLLOWED.map((rank) => plot.ranks.indexOf(d3.least(plot.ranks, (own) => Math.abs(own - rank))))
     .filter((index, i, every) => every.indexOf(index) === i);
   const log = state.logX ?? data.axis.log;

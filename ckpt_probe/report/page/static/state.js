@@ -1,6 +1,6 @@
 // Where the slider stands, and what is shown: one state, which every plot reads and only the controls change.
 
-const positions = [...new Set(data.tracks.flatMap((track) => track.places.filter((place) => place != null)))]
+const positions = [...new Set(data.tracks.flatMap((track) => track.positions.filter((place) => place != null)))]
   .sort((a, b) => a - b);
 const tracks = new Map(data.tracks.map((track) => [track.run, track]));
 const pictured = [...new Set(data.sections.flatMap((section) => section.groups)
