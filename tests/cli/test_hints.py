@@ -10,7 +10,6 @@ from typing import Any
 import click
 import h5py
 import pytest
-from ckpt_probe.planes.evaluate import PlaneOptions
 
 from ckpt_probe.cli.app import group, run
 from ckpt_probe.cli.options import byte_count
