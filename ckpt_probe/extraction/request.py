@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.addresses import redacted
+from ckpt_probe.addresses import redacted, without_credentials
 
 SPELLED = {"span": "range", "splits": "split", "with_logits": "logits"}
 """Options of a command by the names of the parameters that differ from them."""
@@ -35,7 +35,7 @@ def request_of(inputs: Sequence[Path], out: Path, *settings: Any) -> dict[str, A
         if getattr(part, field.name) != field.default
     }
     request = {"inputs": list(inputs), "directory": os.path.relpath(Path.cwd(), out), "options": options}
-    return json.loads(redacted(json.dumps(request, default=str)))
+    return without_credentials(json.loads(redacted(json.dumps(request, default=str))))
 
 
 def command_of(verb: str, request: Mapping[str, Any], out: Path, *more: str) -> str:

@@ -278,7 +278,7 @@ def test_a_result_at_an_address_is_refused_before_anything_is_done(probe: Probe,
     ],
 )
 def test_what_reads_local_files_alone_says_so(probe: Probe, words: tuple[str, ...], told: str) -> None:
-    assert probe(*words) == (2, "", f"error: {told}; fetch it, and name the copy")
+    assert probe(*words) == (2, "", f"error: {told}; download it and name the copy")
 
 
 def test_other_data_are_local(probe: Probe, dumps: Path) -> None:

@@ -17,7 +17,7 @@ const state = {
 
 /** The number of the run's checkpoint that stands at the slider, or the last one before it; -1 where none does. */
 function checkpointAt(run) {
-  const places = tracks.get(run)?.places ?? [];
+  const places = tracks.get(run)?.positions ?? [];
   let found = -1;
   places.forEach((place, number) => {
     if (place != null && place <= positions[state.at] && (found < 0 || place >= places[found])) found = number;
