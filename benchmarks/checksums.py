@@ -22,7 +22,7 @@ import torch
 from scaling import write
 
 from ckpt_probe import extract
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.models import build_model
 
 FEATURES, CLASSES, BATCH = 512, 10, 256
@@ -84,8 +84,7 @@ def main() -> None:
             write(out / "plain.h5", asked.samples, FEATURES, CLASSES)
         for told, only in (("NC1 to NC4", ("nc",)), ("the whole record", None)):
             first, second = (
-                lambda name=name, only=only: list(analyze_series(out / name, only=only))
-                for name in ("checked.h5", "plain.h5")
+                lambda name=name, only=only: list(analyze(out / name, only=only)) for name in ("checked.h5", "plain.h5")
             )
             compared(f"{told} of {asked.samples:,} × {FEATURES}", first, second, asked.pairs)
 

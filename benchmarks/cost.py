@@ -71,13 +71,13 @@ def terms(family: str, n: float, d: float, c: float) -> dict[str, float]:
 
 def analyze(path: Path, family: str) -> None:
     """One analysis in this process: its seconds, and the peak of memory above the imports, MiB."""
-    from ckpt_probe.analysis import analyze_dump
+    from ckpt_probe.analysis import analyze
     from ckpt_probe.moments import Moments
 
     Moments(2)
     imported = memory()
     started = time.perf_counter()
-    [record] = analyze_dump(path, only=family.split(","), exact_limit=EXACT)
+    [record] = analyze(path, only=family.split(","), exact_limit=EXACT)
     print(time.perf_counter() - started, memory() - imported, record.get("route"))
 
 

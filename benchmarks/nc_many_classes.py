@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe import analyze_features
-from ckpt_probe.analysis import analyze_dump
+from ckpt_probe.analysis import analyze
 from ckpt_probe.dumps import DumpWriter
 
 CASES = {"few": (60_000, 512, 10), "many": (100_000, 512, 5_000)}
@@ -124,9 +124,9 @@ def measure_case(case: str, asked: argparse.Namespace, folder: Path) -> None:
         functions["whole record"] = lambda: analyze_features(rows, labels, weights)
     if asked.dump:
         path = written(folder / f"{case}.h5", rows, labels, weights)
-        functions["only nc, of a dump"] = lambda: analyze_dump(path, only=("nc",))[0]
+        functions["only nc, of a dump"] = lambda: analyze(path, only=("nc",))[0]
         if asked.whole:
-            functions["whole, of a dump"] = lambda: analyze_dump(path)[0]
+            functions["whole, of a dump"] = lambda: analyze(path)[0]
     if asked.neural_collapse:
         tiles = 64 if asked.cdnv else None
         functions["neural-collapse"] = lambda: theirs(asked.neural_collapse, rows, labels, weights, tiles=tiles)

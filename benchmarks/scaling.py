@@ -35,7 +35,7 @@ def write(path: Path, samples: int, features: int = FEATURES, classes: int = CLA
 
 def measure(path: Path) -> None:
     """The passes over one dump and the whole record, in this process."""
-    from ckpt_probe.analysis import analyze_dump
+    from ckpt_probe.analysis import analyze
     from ckpt_probe.dumps import open_dump
     from ckpt_probe.moments import Moments
 
@@ -48,7 +48,7 @@ def measure(path: Path) -> None:
     streaming = time.perf_counter() - started
     del moments
     started = time.perf_counter()
-    [record] = analyze_dump(path)
+    [record] = analyze(path)
     whole = time.perf_counter() - started
     print(f"{record['samples']} {streaming} {whole} {memory() - imported} {record['route']} {record['sample.mir']}")
 

@@ -17,9 +17,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ckpt_probe.analysis import (
         Records,
-        analyze_dump,
+        analyze,
         analyze_features,
-        analyze_series,
         compare,
         read_records,
     )
@@ -42,11 +41,11 @@ if TYPE_CHECKING:
     )
     from ckpt_probe.moments import Moments
     from ckpt_probe.paths import evaluate_path, evaluate_plane
-    from ckpt_probe.report import to_dataframe
+    from ckpt_probe.reporting import to_dataframe
     from ckpt_probe.training import losses, prune, train
 
 _HOMES = {
-    "analysis": ("Records", "analyze_dump", "analyze_features", "analyze_series", "compare", "read_records"),
+    "analysis": ("Records", "analyze", "analyze_features", "analyze", "compare", "read_records"),
     "checkpoints": ("open_checkpoint", "save_checkpoint"),
     "dumps": ("open_dump",),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
@@ -66,7 +65,7 @@ _HOMES = {
     "metrics.similarity": ("similarity",),
     "moments": ("Moments",),
     "paths": ("evaluate_path", "evaluate_plane"),
-    "report": ("to_dataframe",),
+    "reporting": ("to_dataframe",),
     "training": ("prune", "train"),
     "training.losses": ("losses",),
 }
@@ -79,9 +78,9 @@ __all__ = [
     "Probe",
     "Records",
     "UsageError",
-    "analyze_dump",
+    "analyze",
+    "analyze",
     "analyze_features",
-    "analyze_series",
     "average",
     "compare",
     "effective_rank",

@@ -19,7 +19,7 @@ LARGEST_OBJECT = 256 * 2**20
 """Largest size of a JSON file that is read, in bytes."""
 
 PACKAGE = Path(__file__).parent
-DISPLAY_PACKAGES = frozenset({"cli", "report"})
+DISPLAY_PACKAGES = frozenset({"cli", "reporting"})
 """Subpackages that display results and do not affect stored numbers."""
 
 

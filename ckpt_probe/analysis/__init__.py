@@ -4,9 +4,9 @@ from ckpt_probe.analysis.collection import Records, read_records
 from ckpt_probe.analysis.comparison import Comparison, compare
 from ckpt_probe.analysis.entries import ENTRIES, Entry, Record, empty_record, entries_in, in_order, settled
 from ckpt_probe.analysis.record import Blocks, analyze_features, read_blocks, read_moments
-from ckpt_probe.analysis.series import analyze_dump, analyze_series, read_series
+from ckpt_probe.analysis.series import analyze, read_series
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.analysis.similarity import Similarity, read_similarities
+from ckpt_probe.analysis.similarity import Similarity, similarity
 from ckpt_probe.analysis.weights import Heads, read_weights, weights_record
 
 __all__ = [
@@ -19,9 +19,9 @@ __all__ = [
     "Records",
     "Settings",
     "Similarity",
-    "analyze_dump",
+    "analyze",
+    "analyze",
     "analyze_features",
-    "analyze_series",
     "compare",
     "empty_record",
     "entries_in",
@@ -30,8 +30,8 @@ __all__ = [
     "read_moments",
     "read_records",
     "read_series",
-    "read_similarities",
     "read_weights",
     "settled",
+    "similarity",
     "weights_record",
 ]

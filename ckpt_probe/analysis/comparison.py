@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ckpt_probe.analysis.groups import Group, Measured, measure, open_group
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
 from ckpt_probe.progress import NullProgress, Progress
 
 METHODS = ("bootstrap", "t")
@@ -108,24 +108,44 @@ class Interval:
         return bound if self.method == "bootstrap" and pairs >= FEWEST_PAIRS and bound < self.confidence else None
 
 
+@checked_keywords
 def compare(
     groups: Sequence[Path | str],
     *,
-    metrics: Sequence[str] = ("accuracy",),
+    metrics: str | Sequence[str] = ("accuracy",),
     split: str = "test",
     step: int | None = None,
+    method: str = "bootstrap",
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
     progress: Progress | None = None,
-    **options: Any,
 ) -> list[Comparison]:
-    """Compare groups of runs on `metrics`; the first group is the baseline. Ordered by metric, then by group.
+    """Compare groups of runs on metrics; the first group is the baseline.
 
-    A group is a directory with one entry per seed: a run (metrics.jsonl), a directory of dumps, which are analyzed, or
-    a file of records. Entries of the same name are paired; the others count only in the means, which is reported
-    through `progress`. Values are those of `split` at `step`, or at the last step of each entry if None. options: those
-    of `Interval`, such as confidence=0.99 or method="t". Raises DataError, naming the entry, if a value is missing;
-    UsageError for fewer than two groups or invalid options.
+    Entries of the same name are paired; the others count only in the means, which is reported through `progress`.
+
+    Args:
+        groups: Directories with one entry per seed: a run (metrics.jsonl), a directory of dumps, which are analyzed, or
+            a file of records.
+        metrics: Names of metrics.
+        split: Split of the values.
+        step: Training step of the values; the last step of each entry if None.
+        method: "bootstrap", or "t" for Student's interval, which is exact for normal differences.
+        confidence: Confidence of the intervals, between 0 and 1.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
+        progress: Receives messages and a bar.
+
+    Returns:
+        One comparison per metric and group, ordered by metric, then by group.
+
+    Raises:
+        DataError: If an entry has no such value; the message names the entry.
+        UsageError: If there are fewer than two groups, or an argument is invalid.
     """
-    progress, interval = progress or NullProgress(), Interval(**options)
+    progress, interval = progress or NullProgress(), from_arguments(Interval, locals())
+    groups, metrics = as_sequence(groups) or (), as_sequence(metrics) or ()
     if len(groups) < 2:
         raise UsageError(f"compare needs at least two groups of runs, found {len(groups)}")
     if not metrics:

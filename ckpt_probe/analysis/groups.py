@@ -108,7 +108,7 @@ def _of_dumps(folder: Path, split: str, step: int | None) -> Mapping[str, Any]:
     chosen = [member for member in members if member.step == wanted]
     if len(chosen) > 1:
         raise DataError(f"{folder}: {len(chosen)} dumps {_at(wanted)}, expected one")
-    [reading] = read_series(chosen[0].path, Settings(), splits=[split], cache=True)
+    [reading] = read_series(chosen[0].path, Settings(layers=False), splits=[split], cache=True)
     return reading.record
 
 

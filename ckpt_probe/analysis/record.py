@@ -1,8 +1,7 @@
 """Rows or class moments → the record of one split: accumulate the moments, pass over the rows again, compute."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +10,12 @@ from ckpt_probe.analysis.entries import CENTRED, Record, in_order, join_reasons,
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest, predicted_classes, without_scores
 from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
 from ckpt_probe.errors import DataError
+from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.metrics.arrays import as_labels
 from ckpt_probe.metrics.collapse import nc5
 from ckpt_probe.metrics.gram import Array
-from ckpt_probe.moments import DetailedRecord, Moments
+from ckpt_probe.metrics.stochastic import MOST
+from ckpt_probe.moments import MEMORY, DetailedRecord, Moments
 from ckpt_probe.moments.accumulator import rows_at_once
 from ckpt_probe.moments.families import FAMILIES
 from ckpt_probe.moments.geometry import COINCIDE
@@ -48,6 +49,7 @@ NO_SCORES = "neither logits nor classifier weights"
 NEEDS_FEATURES = "needs the features, but only moments were stored (extract again with --store both --overwrite)"
 
 
+@checked_keywords
 def analyze_features(
     features: Array,
     labels: Array,
@@ -55,7 +57,17 @@ def analyze_features(
     bias: Array | None = None,
     *,
     logits: Array | None = None,
-    **options: Any,
+    only: str | Iterable[str] | None = None,
+    centred: bool = False,
+    orders: float | Sequence[float] = (),
+    min_samples: int = 1,
+    tolerance: float = 1e-3,
+    budget: float | None = None,
+    seed: int = 0,
+    probes: int = MOST,
+    exact_limit: int | None = None,
+    precision: str = "float64",
+    memory: int = MEMORY,
 ) -> Record:
     """Compute the record of features, labels and a classifier; numpy or torch.
 
@@ -65,7 +77,19 @@ def analyze_features(
         weights: Classifier weights, shape (C, D). Without weights and logits, C is the highest label plus 1.
         bias: Classifier bias, shape (C,).
         logits: Logits of the samples, shape (N, C); computed from `weights` and `bias` if None.
-        options: Fields of `Settings`, such as only=("nc", "class"), orders=(0.5, 2) or tolerance=1e-4.
+        only: Metrics, families of metrics or patterns to compute, such as "nc,class" or ("MIR", "nc1.*"); the usual
+            ones if None.
+        centred: Whether to compute MIR, HDR and effective rank also of features minus their mean.
+        orders: Rényi orders of entropies that are computed beside those of order 1, such as (0.5, 2).
+        min_samples: Smallest number of samples of a class that enters metrics of class means.
+        tolerance: Relative standard error of MIR at which sampling stops.
+        budget: Seconds after which sampling stops; no limit if None.
+        seed: Seed of the sampling.
+        probes: Largest number of probes of the sampling.
+        exact_limit: Largest side of a joint matrix that is solved exactly; larger ones are sampled. 12,000, or as
+            `memory` allows, if None.
+        precision: "float64", or "float32" for products of rows in single precision (about six digits).
+        memory: Largest size of moments and matrices in bytes.
 
     Returns:
         Values by name, entropies in nats. A value that is undefined or not finite is None, with the reason in
@@ -74,7 +98,9 @@ def analyze_features(
     Raises:
         DataError: If features are NaN or infinite, a label is outside 0 … C−1, shapes do not match, or, with C unknown,
             the class means would take more than `memory` bytes.
+        UsageError: If an argument is invalid.
     """
+    settings = from_arguments(Settings, locals())
     if logits is not None and len(logits) != len(features):
         raise DataError(f"{len(features)} rows of features but {len(logits)} rows of logits")
     if len(features) != len(labels):
@@ -88,7 +114,7 @@ def analyze_features(
             part = slice(start, start + rows)
             yield features[part], labels[part], None if logits is None else logits[part]
 
-    return read_blocks(blocks, weights, bias, Settings(**options)).record
+    return read_blocks(blocks, weights, bias, settings).record
 
 
 def read_blocks(

@@ -1,6 +1,6 @@
 """A series of dumps → its records, one dump after another, by this process or by several workers."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,9 @@ from ckpt_probe.analysis.ranges import SharedSplits
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, open_dump, open_dump_series
 from ckpt_probe.files import content_hash
-from ckpt_probe.moments import DetailedRecord
+from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
+from ckpt_probe.metrics.stochastic import MOST
+from ckpt_probe.moments import MEMORY, DetailedRecord
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
@@ -25,69 +27,85 @@ PAUSE_SECONDS = 0.5
 """Interval at which a dump that another process analyzes is tried again."""
 
 
-def analyze_series(
+@checked_keywords
+def analyze(
     path: Path | str,
     *,
-    splits: Sequence[str] | None = None,
+    splits: str | Sequence[str] | None = None,
+    only: str | Iterable[str] | None = None,
+    layers: bool = True,
+    per_class: bool = False,
+    centred: bool = False,
+    outside: Path | str | None = None,
+    orders: float | Sequence[float] = (),
+    min_samples: int = 1,
+    tolerance: float = 1e-3,
+    budget: float | None = None,
+    seed: int = 0,
+    probes: int = MOST,
+    exact_limit: int | None = None,
+    precision: str = "float64",
+    memory: int = MEMORY,
     workers: int = 1,
     scheduler: str | None = None,
     rows_per_task: int | None = None,
     cache: bool = False,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Records:
     """Return the records of every dump of a series, in the order of their steps; each is computed on first access.
 
     Args:
         path: A dump, or a directory of dumps.
         splits: Names of splits; all if None.
+        only: Metrics, families of metrics or patterns to compute, such as "nc,class" or ("MIR", "nc1.*"); the usual
+            ones if None.
+        layers: Whether a dump of several layers has one record per layer, in execution order and the penultimate one
+            last; otherwise only that one.
+        per_class: Whether to return one record per class instead.
+        centred: Whether to compute MIR, HDR and effective rank also of features minus their mean.
+        outside: Dump of data of other classes, or a directory with one of the same name for each dump; for NC5.
+        orders: Rényi orders of entropies that are computed beside those of order 1.
+        min_samples: Smallest number of samples of a class that enters metrics of class means.
+        tolerance: Relative standard error of MIR at which sampling stops.
+        budget: Seconds after which sampling stops; no limit if None.
+        seed: Seed of the sampling.
+        probes: Largest number of probes of the sampling.
+        exact_limit: Largest side of a joint matrix that is solved exactly; larger ones are sampled. 12,000, or as
+            `memory` allows, if None.
+        precision: "float64", or "float32" for products of rows in single precision (about six digits).
+        memory: Largest size of moments and matrices in bytes.
         workers: Number of processes, each of which analyzes one dump at a time. The records are bit for bit the same
             for any number.
         scheduler: Address of a Dask cluster that analyzes the dumps instead.
         rows_per_task: A split with more rows is divided into ranges of this size, one task each, so that several
             workers share one dump. The numbers are those of the undivided split up to rounding.
         cache: Whether to keep the records in a hidden directory beside the dumps, and to read them from it if neither
-            the dump nor the options have changed. Processes that analyze the same dumps then share the work.
+            the dump nor the arguments have changed. Processes that analyze the same dumps then share the work.
         progress: Receives messages and a bar.
-        options: Fields of `Settings`.
 
     Raises:
         DataError: If a dump cannot be read or contains invalid values; the message names file, split and row.
-        UsageError: If an option is invalid.
+        UsageError: If an argument is invalid.
     """
     results_of_series = read_series(
         path,
-        Settings(**options),
+        from_arguments(Settings, locals()),
         splits=splits,
         workers=Workers(workers, scheduler),
         rows_per_task=rows_per_task,
         cache=cache,
         progress=progress,
     )
-    return Records(detailed.record for detailed in results_of_series)
-
-
-def analyze_dump(path: Path | str, *, splits: Sequence[str] | None = None, **options: Any) -> Records:
-    """Return the records of one dump, one for each split and layer.
-
-    Args:
-        path: The dump.
-        splits: Names of splits; all if None.
-        options: Fields of `Settings`.
-
-    Raises:
-        DataError: As `analyze_series`.
-    """
-    settings = Settings(**options)
-    with open_dump(path) as dump:
-        return Records(detailed.record for detailed in compute_dump(dump, splits, settings))
+    return Records(
+        record for detailed in results_of_series for record in (detailed.per_class if per_class else [detailed.record])
+    )
 
 
 def read_series(
     path: Path | str,
     settings: Settings,
     *,
-    splits: Sequence[str] | None = None,
+    splits: str | Sequence[str] | None = None,
     workers: Workers | None = None,
     rows_per_task: int | None = None,
     cache: bool = False,
@@ -95,9 +113,9 @@ def read_series(
 ) -> Iterator[DetailedRecord]:
     """Yield the records of every dump of a series with the details that `settings` request; spectra are numpy arrays.
 
-    Args, order and errors are those of `analyze_series`.
+    Arguments, order and errors are those of `analyze`.
     """
-    progress = progress or NullProgress()
+    progress, splits = progress or NullProgress(), as_sequence(splits)
     members = open_dump_series(path)
     task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
     compares_ranks = "centred" in settings.families and len(members) > 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.errors import UsageError
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
@@ -45,10 +46,13 @@ class Settings:
     only: Iterable[str] | None = None
     min_samples: int = 1
     precision: str = "float64"
-    layers: bool = False
+    layers: bool = True
     outside: Path | str | None = None
     exact_limit: int | None = None
     probes: int = MOST
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "orders", as_sequence(self.orders))
 
     @property
     def sampling(self) -> Sampling:

@@ -82,7 +82,7 @@ class Kept:
             raise DataError(f"{both}: the rows that were kept have other labels; extract both from the same data")
 
 
-def read_similarities(
+def similarity(
     path: Path | str,
     other: Path | str | None = None,
     *,
@@ -118,19 +118,19 @@ def read_similarities(
 
 
 def layer_similarities(kept: Kept, split: str, measure: str, **place: Any) -> Similarity:
-    """The layers of one dump among themselves; place: its `checkpoint` and `step`. Errors as `read_similarities`."""
+    """The layers of one dump among themselves; place: its `checkpoint` and `step`. Errors as `similarity`."""
     rows = {layer: _tensor(values) for layer, values in kept.layers.items()}
     return _similarity("layers", kept, split, measure, rows, None, **place)
 
 
 def step_similarities(kept: Sequence[Kept], names: Sequence[str], split: str, measure: str, layer: str) -> Similarity:
-    """One layer over the checkpoints of a series, which have these names. Errors as `read_similarities`."""
+    """One layer over the checkpoints of a series, which have these names. Errors as `similarity`."""
     rows = {name: _tensor(one.layers[layer]) for name, one in zip(names, kept, strict=True)}
     return _similarity("steps", kept[0], split, measure, rows, None, layer=layer)
 
 
 def kept_of(dump: Dump, split: str) -> Kept:
-    """What an open dump keeps of a split to be compared, as it is stored. Errors as `read_similarities`."""
+    """What an open dump keeps of a split to be compared, as it is stored. Errors as `similarity`."""
     view, source = dump[split], f"{dump.path}: {split}"
     stored = view.similarity_indices()
     if stored is not None:
@@ -150,7 +150,7 @@ def kept_of(dump: Dump, split: str) -> Kept:
 def kept_of_series(paths: Sequence[Path], split: str) -> tuple[list[Kept], list[str]]:
     """What each dump of a series keeps of a split, and the names of its checkpoints: their steps where they differ.
 
-    Arrays stay as they are stored. Errors as `read_similarities`.
+    Arrays stay as they are stored. Errors as `similarity`.
     """
     kept, steps, names = [], [], []
     for path in paths:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
-        from ckpt_probe.report.metrics_list import metrics_list
+        from ckpt_probe.reporting.metrics_list import metrics_list
 
         click.echo(metrics_list())
         context.exit()

@@ -81,7 +81,7 @@ def _print(comparisons: "Sequence[Comparison]", *, json: bool, csv: bool) -> Non
     from dataclasses import asdict
 
     from ckpt_probe.cli.console import console
-    from ckpt_probe.report import comparison_footnotes, comparison_table, to_csv, to_json_line
+    from ckpt_probe.reporting import comparison_footnotes, comparison_table, to_csv, to_json_line
 
     records = [asdict(comparison) for comparison in comparisons]
     if csv:

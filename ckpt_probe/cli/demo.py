@@ -102,8 +102,8 @@ def _extract_and_analyze(out: Path, device: str) -> list[dict]:
     from ckpt_probe.analysis import read_series
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.extraction import extract_series
-    from ckpt_probe.report import records_table
-    from ckpt_probe.report.contents import ReportOptions
+    from ckpt_probe.reporting import records_table
+    from ckpt_probe.reporting.contents import ReportOptions
 
     say(f"Extracting features and classifier weights of run A → {out / 'dumps' / 'a'}")
     with bars() as progress:
@@ -132,7 +132,7 @@ def _interpolate(out: Path, device: str) -> list[dict]:
 
 
 def _explain(records: list[dict], barriers: list[dict]) -> None:
-    from ckpt_probe.report.reading import read_path, read_run
+    from ckpt_probe.reporting.reading import read_path, read_run
 
     click.echo("\nWhat the numbers say")
     for sentence in [*read_run(records), f"Runs A and B separated at step {BRANCH_STEP}.", *read_path(barriers)]:
@@ -141,9 +141,9 @@ def _explain(records: list[dict], barriers: list[dict]) -> None:
 
 def _report(out: Path) -> None:
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.report.contents import ReportOptions, gather
-    from ckpt_probe.report.page import write_page
-    from ckpt_probe.report.sources import open_sources
+    from ckpt_probe.reporting.contents import ReportOptions, gather
+    from ckpt_probe.reporting.page import write_page
+    from ckpt_probe.reporting.sources import open_sources
 
     sources = [str(out / "dumps" / "a"), str(out / "paths" / "ab")]
     command = shlex.join(["ckpt-probe", "report", *sources, "-o", str(out / PAGE), "--title", TITLE])

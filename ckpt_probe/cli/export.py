@@ -42,7 +42,7 @@ def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | 
         raise UsageError("export: choose an output: --tensorboard DIR, --parquet FILE, or both")
 
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.report import write_event_files, write_parquet
+    from ckpt_probe.reporting import write_event_files, write_parquet
 
     series = _named(read_files(sources(records)))
     if tensorboard is not None:

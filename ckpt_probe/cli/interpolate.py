@@ -174,22 +174,24 @@ def evaluate_runs(a: Path, b: Path | None, out: Path, options: dict[str, Any]) -
     keywords, (json, csv, _) = _evaluation_keywords(options)
 
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.paths import evaluate_series
-    from ckpt_probe.report import to_csv, to_json_line
+    from ckpt_probe.paths import barriers
+    from ckpt_probe.reporting import to_csv, to_json_line
 
+    if keywords.pop("resume") and keywords["overwrite"]:
+        raise UsageError("--overwrite and --resume exclude each other")
     with bars() as progress:
-        records = evaluate_series(a, b, out, progress=progress, **keywords)
+        records = barriers(a, b, out=out, progress=progress, **keywords)
     if csv:
         click.echo(to_csv(records), nl=False)
     for record in records if not csv else ():
         step = str(record["step"]) + (f" to {record['to_step']}" if "to_step" in record else "")
-        barriers = f"barrier in loss {_excess(record, 'loss')}, in error {_excess(record, 'error')}"
-        click.echo(printable(to_json_line(record) if json else f"step {step}  {record['split']}: {barriers}"))
+        excess = f"barrier in loss {_excess(record, 'loss')}, in error {_excess(record, 'error')}"
+        click.echo(printable(to_json_line(record) if json else f"step {step}  {record['split']}: {excess}"))
     say(f"{out}: {len(records)} barriers")
 
 
 def _evaluation_keywords(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, bool, bool]]:
-    """Convert the options to keywords of `evaluate_path` or `evaluate_series`.
+    """Convert the options to keywords of `evaluate_path` or `barriers`.
 
     Returns:
         The keywords, and the values of --json, --csv and --wide.

@@ -20,7 +20,7 @@ def print_records(records: Iterable[Record], *, json: bool, csv: bool, wide: boo
     Returns:
         The records.
     """
-    from ckpt_probe.report import to_csv, to_json_line
+    from ckpt_probe.reporting import to_csv, to_json_line
 
     if json:
         printed = []
@@ -39,7 +39,7 @@ def print_records(records: Iterable[Record], *, json: bool, csv: bool, wide: boo
 def print_table(records: list[Record], *, wide: bool) -> None:
     """Print records as a table with footnotes."""
     from ckpt_probe.cli.console import console
-    from ckpt_probe.report import footnotes, records_table
+    from ckpt_probe.reporting import footnotes, records_table
 
     screen = console(width=10_000 if wide else None)
     screen.print(records_table(records, width=None if wide else screen.width))
@@ -50,8 +50,8 @@ def print_table(records: list[Record], *, wide: bool) -> None:
 def print_grids(records: Iterable[Record], metric: str, *, csv: bool, wide: bool) -> list[Record]:
     """Print one metric by layer and step, as tables or CSV, and return the records."""
     from ckpt_probe.cli.console import console
-    from ckpt_probe.report import to_csv
-    from ckpt_probe.report.layers_table import grid_records, grid_table, grids_of
+    from ckpt_probe.reporting import to_csv
+    from ckpt_probe.reporting.layers_table import grid_records, grid_table, grids_of
 
     rows = list(records)
     grids = grids_of(rows, metric)
@@ -82,7 +82,7 @@ def require_writable(path: Path, form: str, *, overwrite: bool) -> None:
 
     refuse_existing(path, overwrite=overwrite)
     if form == "parquet":
-        from ckpt_probe.report.frames import require_parquet
+        from ckpt_probe.reporting.frames import require_parquet
 
         require_parquet(path, overwrite=overwrite)
 
@@ -90,7 +90,7 @@ def require_writable(path: Path, form: str, *, overwrite: bool) -> None:
 def write_records(records: Iterable[Record], path: Path, form: str, *, overwrite: bool) -> None:
     """Write records into a file in a format that `file_format` returns."""
     from ckpt_probe.files import write_text
-    from ckpt_probe.report import to_csv, to_json_line, write_parquet
+    from ckpt_probe.reporting import to_csv, to_json_line, write_parquet
 
     rows = list(records)
     if form == "parquet":

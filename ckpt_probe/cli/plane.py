@@ -92,8 +92,8 @@ def command(
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_plane
-    from ckpt_probe.report.figures.canvas import require_drawable
-    from ckpt_probe.report.figures.plane_figure import draw_plane
+    from ckpt_probe.reporting.figures.canvas import require_drawable
+    from ckpt_probe.reporting.figures.plane_figure import draw_plane
 
     # --resume redraws the figure of a finished plane.
     redraw = options["overwrite"] or options["resume"]
@@ -117,7 +117,7 @@ def command(
 
 def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> None:
     """Print the loss of one split as shades, rows from the highest y, with the checkpoints and the lowest loss."""
-    from ckpt_probe.report.plots.planes import loss_levels
+    from ckpt_probe.reporting.plots.planes import loss_levels
 
     split = summary["split"]
     marks = [mark for mark in result.marks if mark["split"] == split]

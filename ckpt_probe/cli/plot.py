@@ -69,9 +69,9 @@ def command(
         raise UsageError("--metric: expected names of metrics such as class.mir,class.hdr")
 
     from ckpt_probe.cli.console import say
-    from ckpt_probe.report import draw
-    from ckpt_probe.report.plots.curves import axis_of
-    from ckpt_probe.report.plots.description import Mark
+    from ckpt_probe.reporting import draw
+    from ckpt_probe.reporting.plots.curves import axis_of
+    from ckpt_probe.reporting.plots.description import Mark
 
     series = read_files(sources(records))
     axis = x or axis_of([record for runs in series.values() for group in runs for record in group])

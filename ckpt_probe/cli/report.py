@@ -14,7 +14,7 @@ from ckpt_probe.cli.options import byte_count
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from ckpt_probe.report.contents import ReportOptions
+    from ckpt_probe.reporting.contents import ReportOptions
 
 EXAMPLE = """\b
 Examples: ckpt-probe report dumps/digits paths/ab -o report.html
@@ -101,8 +101,8 @@ def command(
         refuse_existing(out, overwrite=overwrite)
     size = byte_count(memory)
 
-    from ckpt_probe.report.contents import ReportOptions
-    from ckpt_probe.report.sources import class_names
+    from ckpt_probe.reporting.contents import ReportOptions
+    from ckpt_probe.reporting.sources import class_names
 
     names = class_names(labels) if labels is not None else ()
     options = ReportOptions(title, names, splits, size, workers, not no_cache, mir_rows)
@@ -125,18 +125,18 @@ def _write(
     overwrite: bool,
 ) -> None:
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.report.contents import gather
-    from ckpt_probe.report.sources import open_sources
+    from ckpt_probe.reporting.contents import gather
+    from ckpt_probe.reporting.sources import open_sources
 
     with bars() as progress:
         contents = gather(open_sources(sources), options, progress)
         if figures is not None:
-            from ckpt_probe.report.figures.export import draw_contents
+            from ckpt_probe.reporting.figures.export import draw_contents
 
             drawn = draw_contents(contents, figures, kind, overwrite=overwrite, progress=progress)
             say(f"{figures}: {len(drawn)} figures")
         if out is not None:
-            from ckpt_probe.report.page import write_page
+            from ckpt_probe.reporting.page import write_page
 
             size = write_page(contents, out, command=_command_line(), overwrite=overwrite)
             say(f"{out}: {len(contents.sections)} sections, {size / 1e6:.1f} MB; open it in a browser")
@@ -163,7 +163,7 @@ def _follow(
 
 def _stamps(sources: tuple[str, ...], made: list[Path]) -> list[tuple[str, int, int]]:
     from ckpt_probe.files import stamp_of
-    from ckpt_probe.report.sources import named
+    from ckpt_probe.reporting.sources import named
 
     stamps = [stamp for text in sources for stamp in stamp_of(named(text)[1].resolve())]
     # The page may be in a directory that is a source.

@@ -51,10 +51,10 @@ def command(
     if out is not None:
         require_writable(out, "csv" if out.suffix.lower() == ".csv" else "json", overwrite=overwrite)
 
-    from ckpt_probe.analysis import read_similarities
+    from ckpt_probe.analysis import similarity
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.files import write_text
-    from ckpt_probe.report.similarity_table import (
+    from ckpt_probe.reporting.similarity_table import (
         similarities_csv,
         similarities_json,
         similarity_table,
@@ -63,7 +63,7 @@ def command(
 
     with bars() as progress:
         matrices = []
-        for matrix in read_similarities(
+        for matrix in similarity(
             dump,
             other,
             splits=splits or None,

@@ -20,13 +20,15 @@ from ckpt_probe.extraction.plausibility import Outcome, Tally, stated_accuracies
 from ckpt_probe.extraction.ranges import Ranges
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.extraction.scoring import is_scored
-from ckpt_probe.extraction.setup import Setup, Storage
+from ckpt_probe.extraction.setup import Setup, Storage, layer_names
 from ckpt_probe.extraction.subject import SAMPLE, Subject, head_parameters, open_subject
 from ckpt_probe.extraction.writer import SplitPlan, choose_rows, open_background_writer, write_split
 from ckpt_probe.files import refuse_existing
+from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Backbone, Batch, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
+from ckpt_probe.moments.subset import ROWS
 from ckpt_probe.progress import DeduplicatedProgress, MessageLog, NullProgress, Progress, Task
 from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, remove_abandoned, results
 from ckpt_probe.series import Member, step_warnings
@@ -40,16 +42,41 @@ class ExtractionSummary:
     skipped: tuple[str, ...]
 
 
+@checked_keywords
 def extract_series(
     source: Path | str,
     out: Path | str,
     *,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    classifier: str | None = None,
+    state_key: str | None = None,
+    base: Path | str | None = None,
+    splits: str | Sequence[str] | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    data_workers: int | None = None,
+    layers: str | Sequence[str] = "penultimate",
+    unlabelled: bool = False,
+    pooling: str | None = None,
+    limit: int | None = None,
+    dtype: str = "float32",
+    feature_dtype: str = "float32",
+    with_logits: bool = True,
+    store: str = "features",
+    memory: int = MEMORY,
+    max_rows: int | None = None,
+    rows_seed: int = 0,
+    layer_store: str = "moments",
+    similarity_rows: int = ROWS,
+    similarity_seed: int = 0,
     overwrite: bool = False,
     workers: int = 1,
     scheduler: str | None = None,
     rows_per_task: int | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> ExtractionSummary:
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
@@ -59,24 +86,47 @@ def extract_series(
     Args:
         source: Checkpoint, or directory of checkpoints.
         out: Directory of the dumps.
+        model: Name of the model; that in the checkpoint's metadata if None.
+        model_arguments: Arguments of the model, which replace those in the metadata.
+        data: Name of the data; that in the checkpoint's metadata if None.
+        data_arguments: Arguments of the data, which replace those in the metadata.
+        classifier: Name of the last linear layer; found by running the model if None.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint onto which an adapter is merged.
+        splits: Names of splits; all if None.
+        batch_size: Number of samples per forward pass.
+        device: "auto", "cpu", "cuda[:n]" or "mps".
+        data_workers: Number of processes that read images, which does not change the results; chosen by the number of
+            free cores if None.
+        layers: Layers that are stored beside the classifier's input: "penultimate" for none, "all", or their names.
+        unlabelled: Whether to ignore the labels of the data.
+        pooling: Method by which activations of layers become rows: one of `ckpt_probe.models.POOLINGS`; the usual one
+            of each layer if None.
+        limit: Number of samples of each split that are used; all if None.
+        dtype: Precision of the forward pass: "float32", "float64", "float16" or "bfloat16".
+        feature_dtype: Precision of the stored features.
+        with_logits: Whether to store logits.
+        store: "features" for rows, "moments" for class moments (at most 8·C·D² bytes), or "both".
+        memory: Largest size of class moments in bytes.
+        max_rows: Largest number of rows stored of each split; the other rows are only counted, and enter the moments.
+        rows_seed: Seed by which these rows are drawn.
+        layer_store: What to store of layers other than the classifier's input: moments, features or both.
+        similarity_rows: Number of rows stored of every layer for comparisons, the same rows of each.
+        similarity_seed: Seed by which these rows are drawn.
         overwrite: Whether to replace existing dumps; otherwise one with another provenance is an error.
         workers: Number of checkpoints that are extracted at the same time, each in a process of its own.
         scheduler: Address of a Dask scheduler whose workers extract the checkpoints instead.
         rows_per_task: Number of samples per task, rounded up to whole batches: if a split has more, the workers divide
             the samples of one checkpoint after another. The dumps are the same.
-        progress: Where progress and notes go.
-        options: Fields of `Setup` (model, model_arguments, data, data_arguments, classifier, state_key, base, splits,
-            batch_size, device, data_workers, unlabelled, layers, pooling), which replace the checkpoints' metadata, and
-            fields of `Storage` (limit, dtype, feature_dtype, with_logits, store, memory, max_rows, rows_seed,
-            layer_store, similarity_rows, similarity_seed).
+        progress: Receives messages and bars.
 
     Raises:
-        UsageError: If settings do not fit, or a dump of another provenance exists and `overwrite` is false.
+        UsageError: If an argument is invalid, or a dump of another provenance exists and `overwrite` is false.
         DataError: If a checkpoint or the data cannot be read, or do not fit the model.
     """
+    setup, storage = from_arguments(Setup, locals()), from_arguments(Storage, locals())
+    progress = DeduplicatedProgress(progress or NullProgress())
     staff = Workers(workers, scheduler)
-    progress, setup = DeduplicatedProgress(progress or NullProgress()), Setup.taken_from(options)
-    storage = Storage(**options)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
     request = request_of([Path(source)], Path(out), setup, storage)
@@ -170,6 +220,7 @@ def extract_members(
         progress.message(note)
 
 
+@checked_keywords
 def extract(
     model: nn.Module,
     loader: Iterable[tuple[Batch, Tensor]],
@@ -181,7 +232,7 @@ def extract(
     overwrite: bool = False,
     store: str = "features",
     memory: int = MEMORY,
-    layers: str = "penultimate",
+    layers: str | Sequence[str] = "penultimate",
     pooling: str | None = None,
 ) -> Path:
     """Write one dump from your own model and data loader.
@@ -212,6 +263,9 @@ def extract(
         UsageError: If `out` exists and `overwrite` is false, or the model is on several devices, or float64 for MPS.
         DataError: If there is no batch, inputs and labels do not fit, or the model has no such classifier.
     """
+    if not isinstance(model, nn.Module):
+        found, instead = type(model).__name__, "extract_series(source, out) reads checkpoints from files"
+        raise UsageError(f"model: expected a torch.nn.Module, found {found}; {instead}")
     path, target, storage = Path(out), choose_device(device), Storage(store=store, memory=memory)
     refuse_existing(path, overwrite=overwrite)
     require_split_name(split)
@@ -222,7 +276,7 @@ def extract(
     with lent(model, target) as dtype:
         sample = on_device(part_of(first[0], slice(0, SAMPLE)), target, dtype)
         head = find_head(model, sample, classifier)
-        taps = choose_taps(model, sample, head, layers, pooling)
+        taps = choose_taps(model, sample, head, layer_names(layers), pooling)
         weights, bias = head_parameters(model, head)
         storage.require_fitting(*weights.shape, positions=is_scored(head, len(weights)))
         known = _of_classes(chain([first], batches), weights.shape[0])

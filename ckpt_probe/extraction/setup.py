@@ -11,6 +11,7 @@ import torch
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.metrics.similarity import LEAST_ROWS
 from ckpt_probe.models import POOLINGS
 from ckpt_probe.moments import MEMORY
@@ -63,6 +64,13 @@ class Setup:
     pooling: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "splits", as_sequence(self.splits))
+        object.__setattr__(self, "layers", layer_names(self.layers))
+        if self.model is not None and not isinstance(self.model, str):
+            raise UsageError(
+                'model: expected a name such as "timm:resnet18" or "path/to/file.py:function", found a '
+                f"{type(self.model).__name__}; extract(model, loader, out) takes a module itself"
+            )
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise UsageError(f"--pooling {self.pooling}: expected one of {', '.join(POOLINGS)}")
         if self.batch_size < 1:
@@ -81,6 +89,11 @@ class Setup:
     def taken_from(cls, options: dict[str, Any]) -> "Setup":
         """Create a setup from keyword options, and remove these from `options`."""
         return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
+
+
+def layer_names(layers: str | Sequence[str]) -> str:
+    """Return the choice of layers as text: several names are joined by commas."""
+    return ",".join(as_sequence(layers) or ())
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from ckpt_probe.lazy import lazy_names
 if TYPE_CHECKING:
     from ckpt_probe.paths.evaluate import PathResult, evaluate_path
     from ckpt_probe.paths.plane import PlaneOptions, PlaneResult, evaluate_plane
-    from ckpt_probe.paths.series import evaluate_series
+    from ckpt_probe.paths.series import barriers
 
-__all__ = ["PathResult", "PlaneOptions", "PlaneResult", "evaluate_path", "evaluate_plane", "evaluate_series"]
+__all__ = ["PathResult", "PlaneOptions", "PlaneResult", "barriers", "evaluate_path", "evaluate_plane"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -19,6 +19,6 @@ __getattr__ = lazy_names(
         "PlaneOptions": "plane",
         "PlaneResult": "plane",
         "evaluate_plane": "plane",
-        "evaluate_series": "series",
+        "barriers": "series",
     },
 )

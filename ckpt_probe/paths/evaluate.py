@@ -1,7 +1,7 @@
 """Every metric along a path between two checkpoints: one model, built once; only records are written."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from ckpt_probe.errors import UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
+from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.directory import PathDirectory
 from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
-from ckpt_probe.paths.options import PathOptions
+from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
 from ckpt_probe.paths.shapes import distances, length, path_of
@@ -48,17 +49,40 @@ class PathResult:
     alignment: Record | None = None
 
 
+@checked_keywords
 def evaluate_path(
     a: Path | str,
     b: Path | str,
     out: Path | str,
     *,
+    path: str = "linear",
+    points: int | None = 11,
+    span: tuple[float, float] = (0.0, 1.0),
+    batchnorm: str = "recompute",
+    batchnorm_samples: int = SAMPLES,
+    align: str | None = None,
+    align_spec: Path | str | None = None,
+    align_samples: int = 1024,
+    curve_epochs: float = 20.0,
+    curve_learning_rate: float | None = None,
+    midpoint: Path | str | None = None,
+    keep_dumps: bool = False,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    classifier: str | None = None,
+    state_key: str | None = None,
+    base: Path | str | None = None,
+    splits: str | Sequence[str] | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    data_workers: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
     workers: int = 1,
     scheduler: str | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> PathResult:
     """Compute loss, accuracy and every metric at positions on a path from checkpoint a to b, on every split.
 
@@ -68,22 +92,49 @@ def evaluate_path(
     position. If another process evaluates the same path, this one waits for it.
 
     Args:
-        a: Checkpoint at α = 0, which names model and data unless `options` do.
+        a: Checkpoint at α = 0, which names model and data if `model` and `data` are None.
         b: Checkpoint at α = 1.
         out: Directory of the results.
+        path: "linear", "slerp", or a curve over a trained midpoint, "bezier" or "polychain".
+        points: Number of positions, evenly spaced over `span`, and always 0 and 1; None to add positions where the
+            curves of loss and error bend until their barriers are known to 1 %.
+        span: First and last position.
+        batchnorm: "recompute" to estimate running statistics at each position between or beyond the ends,
+            "interpolate" to interpolate them.
+        batchnorm_samples: Number of training samples for the estimates.
+        align: Method that first puts b's hidden channels in a's order: "permutation" by weights, "activations" by the
+            correlation of activations; None for none.
+        align_spec: File with the groups of channels for "permutation"; None to derive them from the model.
+        align_samples: Number of training samples for "activations".
+        curve_epochs: Number of passes over the training data to train the midpoint.
+        curve_learning_rate: Learning rate of that training; None for that of a's own training.
+        midpoint: File with a midpoint trained before.
+        keep_dumps: Whether to write a dump of every position.
+        model: Name of the model; that in the checkpoint's metadata if None.
+        model_arguments: Arguments of the model, which replace those in the metadata.
+        data: Name of the data; that in the checkpoint's metadata if None.
+        data_arguments: Arguments of the data, which replace those in the metadata.
+        classifier: Name of the last linear layer; found by running the model if None.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint onto which an adapter is merged.
+        splits: Names of splits; all if None.
+        batch_size: Number of samples per forward pass.
+        device: "auto", "cpu", "cuda[:n]" or "mps".
+        data_workers: Number of processes that read images, which does not change the results; chosen by the number of
+            free cores if None.
         overwrite: Replace earlier results.
         resume: Return a finished path with the same settings from its records.
         workers: Number of processes, each of which evaluates one position at a time.
         scheduler: Address of a Dask cluster that evaluates the positions instead.
         progress: Receives messages and bars.
-        **options: Fields of `Setup` and of `PathOptions`.
 
     Raises:
         UsageError: As extraction does, and if the directory contains other results.
         DataError: As extraction does, and if the checkpoints have different tensors or cannot be aligned.
     """
-    progress, setup, staff = progress or NullProgress(), Setup.taken_from(options), Workers(workers, scheduler)
-    job = PathJob((Path(a), Path(b)), setup, PathOptions(**options), PathDirectory(Path(out)))
+    setup, options = from_arguments(Setup, locals()), from_arguments(PathOptions, locals())
+    progress, staff = progress or NullProgress(), Workers(workers, scheduler)
+    job = PathJob((Path(a), Path(b)), setup, options, PathDirectory(Path(out)))
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
     check_ends(job.ends, setup)

@@ -1,7 +1,7 @@
 """Every metric on a grid in a plane of weights: through three checkpoints, or around one along random directions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import distinct_names
+from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.directions import Plane, plane_through, random_plane
@@ -92,18 +93,36 @@ class PlaneResult:
     ys: list[float]
 
 
+@checked_keywords
 def evaluate_plane(
     a: Path | str,
     b: Path | str | None = None,
     c: Path | str | None = None,
     *,
     out: Path | str,
+    grid: int | tuple[int, int] = 15,
+    margin: float = MARGIN,
+    directions: str | None = None,
+    seed: int = 0,
+    radius: float = RADIUS,
+    batchnorm: str = "recompute",
+    batchnorm_samples: int = SAMPLES,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    classifier: str | None = None,
+    state_key: str | None = None,
+    base: Path | str | None = None,
+    splits: str | Sequence[str] | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    data_workers: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
     workers: int = 1,
     scheduler: str | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> PlaneResult:
     """Compute loss, accuracy and every metric on a grid in the plane through checkpoints a, b, c, or around a alone.
 
@@ -111,24 +130,42 @@ def evaluate_plane(
     the last position. If another process evaluates the same plane, this one waits for it.
 
     Args:
-        a: First checkpoint, which names model and data unless `options` do.
+        a: First checkpoint, which names model and data if `model` and `data` are None.
         b: Second checkpoint; None with random directions.
         c: Third checkpoint; None with random directions.
         out: Directory of the results.
+        grid: Number of positions along each axis, or (along x, along y).
+        margin: Extent of the grid beyond the three checkpoints, as a share of their own extent.
+        directions: "random" for filter-normalised directions around one checkpoint; None for three checkpoints.
+        seed: Seed of the random directions.
+        radius: Largest coordinate along random directions.
+        batchnorm: "recompute" to estimate running statistics at each position, "interpolate" to interpolate them.
+        batchnorm_samples: Number of training samples for the estimates.
+        model: Name of the model; that in the checkpoint's metadata if None.
+        model_arguments: Arguments of the model, which replace those in the metadata.
+        data: Name of the data; that in the checkpoint's metadata if None.
+        data_arguments: Arguments of the data, which replace those in the metadata.
+        classifier: Name of the last linear layer; found by running the model if None.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint onto which an adapter is merged.
+        splits: Names of splits; all if None.
+        batch_size: Number of samples per forward pass.
+        device: "auto", "cpu", "cuda[:n]" or "mps".
+        data_workers: Number of processes that read images, which does not change the results; chosen by the number of
+            free cores if None.
         overwrite: Replace earlier results.
         resume: Return a finished plane with the same settings from its records.
         workers: Number of processes, each of which evaluates one position at a time.
         scheduler: Address of a Dask cluster that evaluates the positions instead.
         progress: Receives messages and bars.
-        **options: Fields of `Setup` and of `PlaneOptions`.
 
     Raises:
         UsageError: As extraction does, and if the directory contains other results.
         DataError: As extraction does, and if the checkpoints have different tensors, two are equal, or all three lie
             on one line.
     """
-    progress, setup, staff = progress or NullProgress(), Setup.taken_from(options), Workers(workers, scheduler)
-    settings = PlaneOptions(**options)
+    setup, settings = from_arguments(Setup, locals()), from_arguments(PlaneOptions, locals())
+    progress, staff = progress or NullProgress(), Workers(workers, scheduler)
     files = tuple(Path(file) for file in (a, b, c) if file is not None)
     if settings.directions is None and len(files) != 3:
         raise UsageError("a plane needs three checkpoints A, B and C, or one checkpoint A with directions random")

@@ -1,8 +1,9 @@
 """Barriers as a function of the training step: between two runs at equal steps, or between neighbours within one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,25 +12,52 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import open_series
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction import Setup
 from ckpt_probe.files import write_text
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.paths.evaluate import evaluate_path
+from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Busy, Workers, claimed, in_turn, results
 from ckpt_probe.series import Member
 
 BARRIERS_FILE = "barriers.jsonl"
+PATH_KEYWORDS = frozenset(field.name for kind in (Setup, PathOptions) for field in fields(kind))
 
 
-def evaluate_series(
+@checked_keywords
+def barriers(
     a: Path | str,
-    b: Path | str | None,
-    out: Path | str,
+    b: Path | str | None = None,
     *,
+    out: Path | str,
+    path: str = "linear",
+    points: int | None = 11,
+    span: tuple[float, float] = (0.0, 1.0),
+    batchnorm: str = "recompute",
+    batchnorm_samples: int = SAMPLES,
+    align: str | None = None,
+    align_spec: Path | str | None = None,
+    align_samples: int = 1024,
+    curve_epochs: float = 20.0,
+    curve_learning_rate: float | None = None,
+    midpoint: Path | str | None = None,
+    keep_dumps: bool = False,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    classifier: str | None = None,
+    state_key: str | None = None,
+    base: Path | str | None = None,
+    splits: str | Sequence[str] | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    data_workers: int | None = None,
     overwrite: bool = False,
     workers: int = 1,
     scheduler: str | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> list[Record]:
     """Compute barriers of every pair of checkpoints, by training step.
 
@@ -41,11 +69,37 @@ def evaluate_series(
         a: First run.
         b: Second run; None for neighbours within a.
         out: Directory of the results.
+        path: "linear", "slerp", or a curve over a trained midpoint, "bezier" or "polychain".
+        points: Number of positions, evenly spaced over `span`, and always 0 and 1; None to add positions where the
+            curves of loss and error bend until their barriers are known to 1 %.
+        span: First and last position.
+        batchnorm: "recompute" to estimate running statistics at each position between or beyond the ends,
+            "interpolate" to interpolate them.
+        batchnorm_samples: Number of training samples for the estimates.
+        align: Method that first puts b's hidden channels in a's order: "permutation" by weights, "activations" by the
+            correlation of activations; None for none.
+        align_spec: File with the groups of channels for "permutation"; None to derive them from the model.
+        align_samples: Number of training samples for "activations".
+        curve_epochs: Number of passes over the training data to train the midpoint.
+        curve_learning_rate: Learning rate of that training; None for that of a's own training.
+        midpoint: File with a midpoint trained before.
+        keep_dumps: Whether to write a dump of every position.
+        model: Name of the model; that in the checkpoint's metadata if None.
+        model_arguments: Arguments of the model, which replace those in the metadata.
+        data: Name of the data; that in the checkpoint's metadata if None.
+        data_arguments: Arguments of the data, which replace those in the metadata.
+        classifier: Name of the last linear layer; found by running the model if None.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint onto which an adapter is merged.
+        splits: Names of splits; all if None.
+        batch_size: Number of samples per forward pass.
+        device: "auto", "cpu", "cuda[:n]" or "mps".
+        data_workers: Number of processes that read images, which does not change the results; chosen by the number of
+            free cores if None.
         overwrite: Replace earlier results.
         workers: Number of processes, each of which evaluates one pair at a time.
         scheduler: Address of a Dask cluster that evaluates the pairs instead.
         progress: Receives messages and bars.
-        **options: Those of `evaluate_path`.
 
     Returns:
         One record for each pair and split, in the order of their steps.
@@ -54,10 +108,10 @@ def evaluate_series(
         UsageError: If no two steps are equal, or a has only one checkpoint.
         DataError: As `evaluate_path`, and if a run has a step twice.
     """
+    options = {name: value for name, value in locals().items() if name in PATH_KEYWORDS}
+    options |= {"overwrite": overwrite, "resume": not overwrite}
     progress, directory = progress or NullProgress(), Path(out)
-    options |= {"overwrite": overwrite, "resume": options.get("resume", False) or not overwrite}
-    named = {name: options.get(name) for name in ("state_key", "base")}
-    pairs, alone = _pairs(a, b, named)
+    pairs, alone = _pairs(a, b, {"state_key": state_key, "base": base})
     names = [first.name if b is not None else f"{first.name}--{second.name}" for first, second in pairs]
     staff, records = Workers(workers, scheduler), list[Record]()
     work = partial(_summary, options=options, progress=progress if staff.alone else NullProgress())

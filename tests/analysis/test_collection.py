@@ -92,6 +92,6 @@ def test_records_of_a_file_and_of_dumps_are_such_records(tmp_path: Path) -> None
     assert cp.read_records(tmp_path / "records.jsonl") == RECORDS
     with h5py.File(tmp_path / "step-1.h5", "w") as file:
         file["test/features"], file["test/labels"] = np.eye(6), np.arange(6) % 3
-    analyzed = cp.analyze_series(tmp_path)
-    assert analyzed == cp.analyze_dump(tmp_path / "step-1.h5")
+    analyzed = cp.analyze(tmp_path)
+    assert analyzed == cp.analyze(tmp_path / "step-1.h5")
     assert "step 1 to 1" in analyzed._repr_html_()

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.analysis import analyze_dump, compare
+from ckpt_probe.analysis import analyze, compare
 from ckpt_probe.analysis.comparison import Interval, expanded
 from ckpt_probe.errors import DataError, UsageError
 
@@ -181,12 +181,12 @@ def test_dumps_are_analyzed_at_the_step_and_a_records_file_gives_the_same(tmp_pa
     for seed in range(2):
         place = tmp_path / "dumps" / f"seed-{seed}"
         held = [dump(place / f"step-{step}.h5", 10 * seed + step) for step in (5, 10)]
-        lines(tmp_path / "records" / f"seed-{seed}.jsonl", *(analyze_dump(one)[0] for one in held))
+        lines(tmp_path / "records" / f"seed-{seed}.jsonl", *(analyze(one)[0] for one in held))
     metrics = ["class.mir", "nc1.pinv", "accuracy"]
     found = compare([tmp_path / "dumps", tmp_path / "records"], metrics=metrics)
     assert [(one.metric, one.group) for one in found] == [(m, g) for m in metrics for g in ("dumps", "records")]
     assert all(one.difference == pytest.approx(0, abs=1e-12) for one in found if one.group == "records")
-    last = [analyze_dump(tmp_path / "dumps" / f"seed-{seed}" / "step-10.h5")[0]["class.mir"] for seed in range(2)]
+    last = [analyze(tmp_path / "dumps" / f"seed-{seed}" / "step-10.h5")[0]["class.mir"] for seed in range(2)]
     assert found[0].mean == pytest.approx(np.mean(last))
     assert (found[0].step, found[1].step) == (10, 10)
     early = compare([tmp_path / "dumps", tmp_path / "records"], metrics=["class.mir"], step=5)

@@ -52,7 +52,7 @@ def write(path: Path, layer_store: str, **options: Any) -> Path:
 def test_records_by_layer(tmp_path: Path, layer_store: str) -> None:
     layers, _, labels, weights = rows()
     path = write(tmp_path / "a.h5", layer_store)
-    records = list(cp.analyze_dump(path, layers=True))
+    records = list(cp.analyze(path, layers=True))
     assert [(record["layer"], record["depth"]) for record in records] == [
         ("stem", 0.0),
         ("block", 1 / 3),
@@ -84,14 +84,14 @@ def test_records_by_layer(tmp_path: Path, layer_store: str) -> None:
 
 def test_depth_1_is_the_record_without_layers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", "moments")
-    [alone] = cp.analyze_dump(path)
-    last = cp.analyze_dump(path, layers=True)[-1]
+    [alone] = cp.analyze(path)
+    last = cp.analyze(path, layers=True)[-1]
     assert {name: value for name, value in last.items() if name in alone} == alone
     assert set(last) - set(alone) == {"layer", "depth", "separation.slope", "separation.r2"}
 
 
 def test_the_line_through_separation(tmp_path: Path) -> None:
-    records = list(cp.analyze_dump(write(tmp_path / "a.h5", "moments"), layers=True))
+    records = list(cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True))
     x, y = np.array([(record["depth"], record["separation"]) for record in records]).T
     slope, intercept = np.polyfit(x, y, 1)
     assert records[-1]["separation.slope"] == pytest.approx(slope)
@@ -103,17 +103,17 @@ def test_the_line_through_separation(tmp_path: Path) -> None:
 
 
 def test_too_few_samples_for_the_line(tmp_path: Path) -> None:
-    last = cp.analyze_dump(write(tmp_path / "a.h5", "moments"), layers=True, min_samples=31)[-1]
+    last = cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True, min_samples=31)[-1]
     assert last["separation.slope"] is None
     assert "separation.slope, separation.r2: separation is known of fewer than three layers" in last["missing"]
 
 
 def test_only_some_families(tmp_path: Path) -> None:
-    records = list(cp.analyze_dump(write(tmp_path / "a.h5", "moments"), layers=True, only=("quality",)))
+    records = list(cp.analyze(write(tmp_path / "a.h5", "moments"), layers=True, only=("quality",)))
     assert "nc1.pinv" not in records[0]
     assert "separation.slope" not in records[-1]
     assert records[-1]["accuracy"] is not None
-    [first, *_] = cp.analyze_dump(write(tmp_path / "b.h5", "features"), layers=True, only=("nc1", "nc4"))
+    [first, *_] = cp.analyze(write(tmp_path / "b.h5", "features"), layers=True, only=("nc1", "nc4"))
     assert first["nearest_mean_accuracy"] > 0
     assert "sample.mir" not in first
 
@@ -135,7 +135,7 @@ def test_a_layer_that_is_not_finite_is_named(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["test/layers/block/features"][3, 2] = np.nan
     with pytest.raises(DataError, match=r"a\.h5: test: layer block: .*NaN"):
-        list(cp.analyze_dump(path, layers=True))
+        list(cp.analyze(path, layers=True))
 
 
 @pytest.mark.parametrize(("features", "width", "classes"), [(40, 12, 20), (20, 40, 18), (16, 40, 18)])

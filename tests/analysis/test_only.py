@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ckpt_probe.analysis import Settings, analyze_dump, analyze_features, analyze_series, read_blocks
+from ckpt_probe.analysis import Settings, analyze, analyze_features, read_blocks
 from ckpt_probe.analysis import record as module
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import UsageError
@@ -180,11 +180,11 @@ def test_the_cache_tells_what_was_asked_for_apart(tmp_path: Path) -> None:
         writer.start_split("test", 120, logits=False)
         writer.append("test", features, labels)
     for options in ({}, {"only": ("nc",)}, {"only": ("class",)}, {"min_samples": 31}, {"precision": "float32"}):
-        [expected] = analyze_dump(tmp_path / "step-1.h5", **options)
+        [expected] = analyze(tmp_path / "step-1.h5", **options)
         for _ in range(2):
-            assert list(analyze_series(tmp_path, cache=True, **options)) == [expected], options
+            assert list(analyze(tmp_path, cache=True, **options)) == [expected], options
     kept = len(list(tmp_path.rglob("*.json")))
-    list(analyze_series(tmp_path, cache=True, only=("nc4", "nc3", "nc2", "nc1")))
+    list(analyze(tmp_path, cache=True, only=("nc4", "nc3", "nc2", "nc1")))
     assert len(list(tmp_path.rglob("*.json"))) == kept
 
 

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.analysis import analyze_dump, analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_ranges_give_the_numbers_of_the_whole(tmp_path: Path, changes: Any, opti
     path = dump(tmp_path / "step-1.h5", **changes)
     # Products in single precision are rounded in another order.
     relative = 1e-5 if options.get("precision") == "float32" else 1e-11
-    assert_the_same(analyze_series(path, rows_per_task=rows, **options), analyze_dump(path, **options), relative)
+    assert_the_same(analyze(path, rows_per_task=rows, **options), analyze(path, **options), relative)
 
 
 def test_any_number_of_workers_gives_the_same_and_dumps_keep_their_order(tmp_path: Path) -> None:
@@ -62,14 +62,14 @@ def test_any_number_of_workers_gives_the_same_and_dumps_keep_their_order(tmp_pat
         dump(tmp_path / f"step-{step}.h5", **{"test/features": FEATURES[:20], "test/labels": LABELS[:20]})
     # This one has no range to be given away.
     dump(tmp_path / "step-4.h5", **{"train/features": FEATURES[:30], "train/labels": LABELS[:30]})
-    alone = list(analyze_series(tmp_path, rows_per_task=30))
+    alone = list(analyze(tmp_path, rows_per_task=30))
     assert [(record["step"], record["split"]) for record in alone] == [
         *((step, split) for step in (1, 2, 3) for split in ("train", "test")),
         (4, "train"),
     ]
-    assert list(analyze_series(tmp_path, rows_per_task=30, workers=2, cache=True)) == alone
+    assert list(analyze(tmp_path, rows_per_task=30, workers=2, cache=True)) == alone
     # What the ranges gave was kept, and is not computed again for another number of rows.
-    assert list(analyze_series(tmp_path, rows_per_task=11, cache=True)) == alone
+    assert list(analyze(tmp_path, rows_per_task=11, cache=True)) == alone
 
 
 @pytest.mark.parametrize(("row", "told"), [(7, "row 7"), (70, r"row 10 \(counted from row 60\)")])
@@ -79,4 +79,4 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: int, told: str, workers: int)
     features[row] = np.nan
     path = dump(tmp_path / "step-1.h5", **{"train/features": features})
     with pytest.raises(DataError, match=rf"step-1\.h5: train: features: 1 row .*{told}$"):
-        list(analyze_series(path, rows_per_task=30, workers=workers))
+        list(analyze(path, rows_per_task=30, workers=workers))

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.analysis import analyze_dump, analyze_features, analyze_series
+from ckpt_probe.analysis import analyze, analyze_features
 from ckpt_probe.dumps import SplitView
 from ckpt_probe.errors import DataError
 
@@ -27,7 +27,7 @@ def dump(path: Path, **changes: np.ndarray | None) -> Path:
 
 
 def test_a_dump_made_by_hand_gives_the_record_of_its_arrays(tmp_path: Path) -> None:
-    [record] = analyze_dump(dump(tmp_path / "run-step-12.h5"))
+    [record] = analyze(dump(tmp_path / "run-step-12.h5"))
     assert (record["checkpoint"], record["step"], record["split"]) == ("run-step-12", 12, "test")
     expected = analyze_features(FEATURES, LABELS, WEIGHTS)
     for name, value in expected.items():
@@ -37,15 +37,15 @@ def test_a_dump_made_by_hand_gives_the_record_of_its_arrays(tmp_path: Path) -> N
 def test_a_series_in_order_and_chosen_splits(tmp_path: Path) -> None:
     for step in (10, 9, 100):
         dump(tmp_path / f"step-{step}.h5", **{"train/features": FEATURES[:30], "train/labels": LABELS[:30]})
-    places = [(r["step"], r["split"]) for r in analyze_series(tmp_path)]
+    places = [(r["step"], r["split"]) for r in analyze(tmp_path)]
     assert places == [(step, split) for step in (9, 10, 100) for split in ("train", "test")]
-    assert [r["split"] for r in analyze_series(tmp_path, splits=["test"])] == ["test"] * 3
+    assert [r["split"] for r in analyze(tmp_path, splits=["test"])] == ["test"] * 3
     with pytest.raises(DataError, match="no split 'validation'"):
-        list(analyze_series(tmp_path, splits=["validation"]))
+        list(analyze(tmp_path, splits=["validation"]))
 
 
 def test_features_alone_are_enough_for_what_needs_no_weights(tmp_path: Path) -> None:
-    [record] = analyze_dump(dump(tmp_path / "a.h5", **{"classifier/weights": None}))
+    [record] = analyze(dump(tmp_path / "a.h5", **{"classifier/weights": None}))
     assert record["nc1.pinv"] is not None
     assert record["class.mir"] is None
     assert record["step"] is None
@@ -67,18 +67,18 @@ def test_features_alone_are_enough_for_what_needs_no_weights(tmp_path: Path) -> 
 def test_bad_dumps_name_file_split_and_row(tmp_path: Path, changes: dict, message: str) -> None:
     path = dump(tmp_path / "bad.h5", **changes)
     with pytest.raises(DataError, match=rf"bad\.h5.*{message}"):
-        analyze_dump(path)
+        analyze(path)
 
 
 def test_a_split_named_twice_is_analyzed_once(tmp_path: Path) -> None:
     path = dump(tmp_path / "a.h5")
-    assert [r["split"] for r in analyze_series(path, splits=["test", "test"])] == ["test"]
-    assert len(analyze_dump(path, splits=["test", "test"])) == 1
+    assert [r["split"] for r in analyze(path, splits=["test", "test"])] == ["test"]
+    assert len(analyze(path, splits=["test", "test"])) == 1
 
 
 def test_sizes_whose_squares_no_number_holds_are_analysed_and_cached(tmp_path: Path) -> None:
     path = dump(tmp_path / "a.h5", **{"test/features": FEATURES * 1e160})
-    first, again = (list(analyze_series(path, cache=True)) for _ in range(2))
+    first, again = (list(analyze(path, cache=True)) for _ in range(2))
     assert first == again
     expected = analyze_features(FEATURES, LABELS, WEIGHTS)
     assert first[0]["nc1.cdnv"] == pytest.approx(expected["nc1.cdnv"], rel=1e-12)
@@ -97,7 +97,7 @@ def test_logits_are_read_once_and_only_where_they_serve(
     path = dump(tmp_path / "a.h5", **{"test/logits": logits})
     passes, blocks = [], SplitView.blocks
     monkeypatch.setattr(SplitView, "blocks", lambda *a, scores=True: passes.append(scores) or blocks(*a, scores=scores))
-    [record] = analyze_dump(path, only=only)
+    [record] = analyze(path, only=only)
     assert passes == read
     expected = analyze_features(FEATURES, LABELS, WEIGHTS, logits=logits, only=only)
     assert {name: record[name] for name in expected} == expected
@@ -105,7 +105,7 @@ def test_logits_are_read_once_and_only_where_they_serve(
 
 def test_logits_that_predict_otherwise_than_the_head_are_what_counts(tmp_path: Path) -> None:
     logits = -(FEATURES @ WEIGHTS.T).astype(np.float32)
-    [record] = analyze_dump(dump(tmp_path / "a.h5", **{"test/logits": logits}), only=("nc4",))
+    [record] = analyze(dump(tmp_path / "a.h5", **{"test/logits": logits}), only=("nc4",))
     means = np.stack([FEATURES[c == LABELS].mean(axis=0) for c in range(3)])
     nearest = ((FEATURES[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
     assert record["nc4.disagreement"] == (nearest != logits.argmax(axis=1)).mean()

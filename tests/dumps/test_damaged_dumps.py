@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.dumps import DumpWriter, open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Storage
@@ -26,13 +26,13 @@ import json, os, signal, sys
 from pathlib import Path
 import numpy as np
 import torch
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.errors import CkptProbeError
 
 torch.set_num_threads(1)
 path, seed, cases, seconds = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 whole, random = path.read_bytes(), np.random.default_rng(seed)
-right = list(analyze_series(path))
+right = list(analyze(path))
 ends = []
 for _ in range(cases):
     damaged = bytearray(whole)
@@ -43,7 +43,7 @@ for _ in range(cases):
     if not child:
         signal.alarm(seconds)
         try:
-            end = "the same numbers" if list(analyze_series(path)) == right else "other numbers"
+            end = "the same numbers" if list(analyze(path)) == right else "other numbers"
         except CkptProbeError as error:
             end = "told" if str(error).startswith(str(path)) else f"named no file: {error}"
         except BaseException as error:
@@ -102,7 +102,7 @@ def test_what_a_group_lists_but_has_not_is_named(tmp_path: Path) -> None:
             del file[f"test/{name}"]
             file[f"test/{name}"] = h5py.SoftLink("/nowhere")
         with pytest.raises(DataError, match=rf"{name}\.h5: test/{name}: expected a (dataset|group)"):
-            list(analyze_series(path))
+            list(analyze(path))
 
 
 def test_moments_without_their_numbers(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_moments_without_their_numbers(tmp_path: Path) -> None:
         file.attrs["format_version"] = 2
         del file["test/moments"].attrs["scored"]
     with pytest.raises(DataError, match=r"a\.h5: test: stored moments: scored, right and summed_loss are missing"):
-        list(analyze_series(path))
+        list(analyze(path))
 
 
 def test_rows_out_of_reach_are_told_and_a_callers_own_error_is_not(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import xarray
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.dumps import DumpWriter, Provenance, open_dump, open_dump_series, read_provenance, reading
 from ckpt_probe.errors import DataError, UsageError
 
@@ -327,7 +327,7 @@ def test_a_foreign_dump_in_the_other_byte_order(tmp_path: Path) -> None:
     features, labels, _ = arrays()
     path = foreign(tmp_path / "a.h5", **{"test/features": features.astype(">f4"), "test/labels": labels.astype(">i8")})
     other = foreign(tmp_path / "b.h5")
-    [found], [expected] = ([*analyze_series(file, cache=False)] for file in (path, other))
+    [found], [expected] = ([*analyze(file, cache=False)] for file in (path, other))
     assert {**found, "checkpoint": "b"} == expected
 
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.analysis import analyze_dump
+from ckpt_probe.analysis import analyze
 from ckpt_probe.errors import DataError
 
 
@@ -88,7 +88,7 @@ def test_a_hostile_dump_is_refused_before_a_row_is_read(
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=rf"a\.h5: .*{told}"):
-            analyze_dump(tmp_path / "a.h5")
+            analyze(tmp_path / "a.h5")
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
@@ -100,5 +100,5 @@ def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
         file["rows"], file["test/labels"] = random.normal(size=(30, 4)), np.arange(30) % 3
         file["test/features"] = h5py.SoftLink("/rows")
         file["test/itself"] = file["test"]
-    [record] = analyze_dump(tmp_path / "a.h5")
+    [record] = analyze(tmp_path / "a.h5")
     assert record["samples"] == 30

@@ -116,7 +116,7 @@ def test_train_and_extract_on_mps(pretended: Callable[[str], Any], tmp_path: Pat
         cp.train(config(loss=loss), run, device=device)
         cp.train(config(loss=loss), run, device=device, resume=True)
         cp.extract_series(run, dumps, device=device)
-        return list(cp.analyze_series(dumps))
+        return list(cp.analyze(dumps))
 
     expected = records("cpu")
     with pretended("mps"):

@@ -29,13 +29,13 @@ def require_same(found: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> 
 
 @pytest.mark.parametrize("name", ["dump-v1", "dump-v2", "moments-v2"])
 def test_dumps_of_earlier_formats(name: str) -> None:
-    require_same(list(cp.analyze_dump(EARLIER / f"{name}.h5")), of(name))
+    require_same(list(cp.analyze(EARLIER / f"{name}.h5")), of(name))
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:
     [checkpoint] = EARLIER.glob("step-*.safetensors")
     assert run(["extract", str(checkpoint), "-o", str(tmp_path), "--device", "cpu"]) == 0
-    found = cp.analyze_dump(tmp_path / f"{checkpoint.stem}.h5")
+    found = cp.analyze(tmp_path / f"{checkpoint.stem}.h5")
     # The forward pass in float32 may be summed in another order on another machine.
     for now, then in zip(found, of(checkpoint.stem), strict=True):
         assert now["accuracy"] == then["accuracy"]

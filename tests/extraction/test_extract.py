@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
@@ -101,7 +101,7 @@ def test_stored_moments_give_the_records_of_stored_features(run: Path, tmp_path:
         extract_series(run, tmp_path / "moments", store="both", **options)
     with open_dump(tmp_path / "moments" / "step-000030.h5") as dump:
         assert (dump["test"].features, dump["test"].labels) == (None, None)
-    whole, moments = (list(analyze_series(tmp_path / store)) for store in ("features", "moments"))
+    whole, moments = (list(analyze(tmp_path / store)) for store in ("features", "moments"))
     for one, other in zip(whole, moments, strict=True):
         assert other["nc4.disagreement"] is None
         for name in one.keys() - {"nc4.disagreement", "nearest_mean_accuracy", "missing"}:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from ckpt_probe.analysis import analyze_dump
+from ckpt_probe.analysis import analyze
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import extract_series
@@ -114,7 +114,7 @@ def test_a_damaged_image_is_left_out_of_the_dump_and_said(weights: Path, tmp_pat
         store=store,
         progress=said,
     )
-    (record,) = analyze_dump(tmp_path / "dumps" / "step-5.h5")
+    (record,) = analyze(tmp_path / "dumps" / "step-5.h5")
     assert record["samples"] == 119
     told = "split test: 1 of 120 samples cannot be read, and are left out: bee/004.png (no image, or a damaged one)"
     assert (said.said[0].partition(":")[0], said.said[1]) == ("inputs", told)

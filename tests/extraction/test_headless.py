@@ -51,7 +51,7 @@ def test_an_encoder_of_texts(
     other = {**given, "pooling": "mean" if pooling else "cls"}
     with pytest.raises(UsageError, match=r"another provenance .*pooling '\w+' / '\w+'"):
         cp.extract_series(tmp_path / "model", tmp_path / "dumps", **other)
-    [record] = cp.analyze_series(tmp_path / "dumps", centred=True, cache=False)
+    [record] = cp.analyze(tmp_path / "dumps", centred=True, cache=False)
     assert record["sample.entropy_features"] == pytest.approx(cp.matrix_entropy(rows.double()).item(), rel=1e-5)
     centred = rows.double() - rows.double().mean(0)
     assert record["centred.effective_rank"] == pytest.approx(cp.effective_rank(centred).item(), rel=1e-4)
@@ -66,7 +66,7 @@ def test_moments_of_rows_without_labels(save_model: Callable[..., Any], document
     given: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu", "pooling": "tokens"}
     cp.extract_series(tmp_path / "model", tmp_path / "rows", **given)
     cp.extract_series(tmp_path / "model", tmp_path / "moments", store="moments", **given)
-    [rows], [moments] = (list(cp.analyze_series(tmp_path / place, cache=False)) for place in ("rows", "moments"))
+    [rows], [moments] = (list(cp.analyze(tmp_path / place, cache=False)) for place in ("rows", "moments"))
     for name in OF_ROWS:
         assert moments[name] == pytest.approx(rows[name], rel=1e-9)
 
@@ -83,7 +83,7 @@ def test_a_causal_models_own_rows_without_labels(
         assert held.samples == int(shown_unlabelled(tmp_path / "model", documents).sum())
         assert (held.labels, held.loss) == (None, None)
         assert held.prediction is not None
-    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    [record] = cp.analyze(tmp_path / "dumps", cache=False)
     assert record["loss"] is None
     assert record["sample.effective_rank"] > 1
 
@@ -112,7 +112,7 @@ def test_a_backbone_with_labels_has_what_needs_no_weights(save_model: Callable[.
         features, labels = dump["test"].features[:], dump["test"].labels[:]
     assert labels.tolist() == [0] * 9 + [1] * 9
     assert features.shape == (18, model.config.hidden_size)
-    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    [record] = cp.analyze(tmp_path / "dumps", cache=False)
     assert record["nc1.pinv"] == cp.analyze_features(features, labels)["nc1.pinv"]
     assert record["accuracy"] is None
     assert record["nc3.duality"] is None
@@ -120,7 +120,7 @@ def test_a_backbone_with_labels_has_what_needs_no_weights(save_model: Callable[.
     cp.extract_series(
         tmp_path / "model", tmp_path / "plain", pooling="cls", data_workers=0, unlabelled=True, store="both", **given
     )
-    [plain] = cp.analyze_series(tmp_path / "plain", cache=False)
+    [plain] = cp.analyze(tmp_path / "plain", cache=False)
     assert plain["sample.entropy_features"] == pytest.approx(record["sample.entropy_features"], rel=1e-12)
     assert plain["nc1.pinv"] is None
 
@@ -166,11 +166,11 @@ def test_class_means_against_data_of_other_classes(tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
         with h5py.File(tmp_path / place / "step-4.h5", "w") as file:
             file["test/features"], file["test/labels"], file["classifier/weights"] = features, labels, weights
-    [record] = cp.analyze_series(tmp_path / "own", outside=tmp_path / "other", cache=True)
+    [record] = cp.analyze(tmp_path / "own", outside=tmp_path / "other", cache=True)
     means = np.stack([made["own"][0][made["own"][1] == label].mean(0) for label in range(3)])
     assert record["nc5.cosine"] == pytest.approx(cp.nc5(means, made["other"][0].mean(0)), rel=1e-9)
-    [plain] = cp.analyze_series(tmp_path / "own", cache=True)
+    [plain] = cp.analyze(tmp_path / "own", cache=True)
     assert "nc5.cosine" not in plain
-    [asked] = cp.analyze_series(tmp_path / "own", only=("nc5",), cache=False)
+    [asked] = cp.analyze(tmp_path / "own", only=("nc5",), cache=False)
     assert asked["nc5.cosine"] is None
     assert "nc5.cosine: no data of other classes (--outside)" in asked["missing"]

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import ckpt_probe as cp
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.extraction import extract_series
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat", "dog", "sat", "on", "mat", "ran", "big", "."]
@@ -36,7 +36,7 @@ def test_each_layer_has_the_entropy_of_its_mean_tokens(place: Path, store: str) 
         "layer_store": store,
     }
     extract_series(place / "run", place / "dumps", device="cpu", similarity_rows=4, **how)
-    records = {record["layer"]: record for record in analyze_series(place / "dumps", layers=True)}
+    records = {record["layer"]: record for record in analyze(place / "dumps", layers=True)}
     assert list(records) == ["embeddings", *(f"encoder.layer.{k}" for k in range(3)), "penultimate"]
     model = BertModel.from_pretrained(place / "run").eval()
     tokenizer = BertTokenizerFast.from_pretrained(place / "run")

@@ -96,7 +96,7 @@ def test_positions_are_the_frameworks_one_text_at_a_time(
         np.testing.assert_allclose(weights, own * SCALES.get(name, 1), rtol=2e-6 if name in SCALES else 0)
         assert dump.class_names is not None
         assert dump.class_names[3:5] == ("a", "b")
-    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    [record] = cp.analyze(tmp_path / "dumps", cache=False)
     assert record["samples"] == len(labels)
     assert record["loss"] == pytest.approx(float(expected.double().mean()), rel=1e-5)
     assert record["accuracy"] == pytest.approx(float((logits.argmax(dim=1) == labels).double().mean()))
@@ -156,7 +156,7 @@ def test_moments_and_chosen_rows(save_model: Callable[..., Any], documents: Path
     cp.extract_series(tmp_path / "model", tmp_path / "all", **given)
     cp.extract_series(tmp_path / "model", tmp_path / "moments", store="moments", **given)
     cp.extract_series(tmp_path / "model", tmp_path / "some", max_rows=40, rows_seed=3, **given)
-    [whole], [moments] = (list(cp.analyze_series(tmp_path / place, cache=False)) for place in ("all", "moments"))
+    [whole], [moments] = (list(cp.analyze(tmp_path / place, cache=False)) for place in ("all", "moments"))
     for name in ("accuracy", "loss", "nc1.cdnv", "class.mir", "sample.entropy_features", "gnc2.uniformity"):
         assert moments[name] == pytest.approx(whole[name], rel=1e-9), name
     # Rows of an untrained layer norm sum to zero up to float32's rounding, a direction that moments do not resolve.
@@ -168,7 +168,7 @@ def test_moments_and_chosen_rows(save_model: Callable[..., Any], documents: Path
         chosen = np.sort(np.random.default_rng(3).choice(rows.samples, 40, replace=False, shuffle=False))
         for name in ("features", "labels", "prediction", "loss"):
             np.testing.assert_array_equal(getattr(kept, name)[:], getattr(rows, name)[:][chosen])
-    [record] = cp.analyze_series(tmp_path / "some", cache=False)
+    [record] = cp.analyze(tmp_path / "some", cache=False)
     assert (record["samples"], record["samples_not_stored"]) == (40, rows.samples - 40)
     with pytest.raises(UsageError, match=r"another provenance .*max_rows None / 12"):
         cp.extract_series(tmp_path / "model", tmp_path / "all", max_rows=12, **given)
@@ -188,7 +188,7 @@ def test_moments_of_many_classes_keep_the_total_alone(
         arrays = dump["long"].arrays()
     assert "moments/total" in arrays
     assert "moments/second" not in arrays
-    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    [record] = cp.analyze(tmp_path / "dumps", cache=False)
     assert record["within.entropy_mean"] is None
     assert record["sample.entropy_features"] is not None
     with pytest.raises(UsageError, match="raise --memory, or use --store features"):
@@ -201,7 +201,7 @@ def test_a_series_of_revisions_and_its_first_one(
     for seed, step in enumerate((0, 20, 100)):
         save_model("llama", "ForCausalLM", tmp_path / "run" / f"step{step}", seed=seed)
     cp.extract_series(tmp_path / "run", tmp_path / "dumps", data=f"text:{documents}", device="cpu")
-    records = list(cp.analyze_series(tmp_path / "dumps", centred=True, cache=False))
+    records = list(cp.analyze(tmp_path / "dumps", centred=True, cache=False))
     assert [record["step"] for record in records] == [0, 20, 100]
     features = []
     for step in (0, 20, 100):
@@ -211,7 +211,7 @@ def test_a_series_of_revisions_and_its_first_one(
         expected = cp.erank_difference(features[0].astype(np.float64), rows.astype(np.float64))
         assert record["erank.difference"] == pytest.approx(expected, rel=1e-7, abs=1e-7)
     assert records[0]["erank.difference"] == 0
-    [alone] = cp.analyze_dump(tmp_path / "dumps" / "step20.h5", centred=True)
+    [alone] = cp.analyze(tmp_path / "dumps" / "step20.h5", centred=True)
     assert "erank.difference" not in alone
 
 
@@ -243,7 +243,7 @@ def test_a_point_between_two_revisions_is_scored_alike(
     )
     records = [json.loads(line) for line in (tmp_path / "path" / "points.jsonl").read_text().splitlines()]
     cp.extract_series(ends[0], tmp_path / "dumps", **given)
-    [record] = cp.analyze_series(tmp_path / "dumps", cache=False)
+    [record] = cp.analyze(tmp_path / "dumps", cache=False)
     assert records[0]["alpha"] == 0
     for name in ("loss", "accuracy", "nc1.pinv", "samples"):
         assert records[0][name] == pytest.approx(record[name], rel=1e-6), name

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ckpt_probe.analysis import analyze_series, read_records
+from ckpt_probe.analysis import analyze, read_records
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.config import load_config
 from ckpt_probe.data import load_data
@@ -107,21 +107,21 @@ def write_foreign_dump(folder: Path) -> None:
 
 def dumps(folder: Path) -> str:
     steps = [member.step for member in open_dump_series(folder)]
-    return f"{steps} {list(analyze_series(folder))}"
+    return f"{steps} {list(analyze(folder))}"
 
 
 def write_cached(folder: Path) -> None:
     write_dump(folder)
-    list(analyze_series(folder, cache=True))
+    list(analyze(folder, cache=True))
 
 
 def cached(folder: Path) -> str:
-    return str(list(analyze_series(folder, cache=True)))
+    return str(list(analyze(folder, cache=True)))
 
 
 def write_records(folder: Path) -> None:
     write_dump(folder)
-    lines = [json.dumps(record) for record in analyze_series(folder)]
+    lines = [json.dumps(record) for record in analyze(folder)]
     (folder / "step-000003.h5").unlink()
     (folder / "records.jsonl").write_text("\n".join(lines * 3) + "\n")
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.analysis import analyze_dump
+from ckpt_probe.analysis import analyze
 from ckpt_probe.dumps import DumpWriter, open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import lookover
@@ -38,9 +38,9 @@ def test_a_crash_and_an_endless_loop_are_one_line(
     path = tmp_path / f"{name}.h5"
     path.write_bytes(gzip.decompress((CORPUS / f"foreign-dump--a.h5--{name}.gz").read_bytes()))
     with pytest.raises(DataError, match=rf"{name}\.h5: .*{told}.*it is damaged") as error:
-        analyze_dump(path)
+        analyze(path)
     assert "\n" not in str(error.value)
-    [record] = analyze_dump(foreign(tmp_path / "next.h5"))
+    [record] = analyze(foreign(tmp_path / "next.h5"))
     assert record["samples"] == 30
     lookover._end()
 

@@ -17,11 +17,11 @@ PLACE = {"checkpoint", "step", "split", "epoch"}
 
 @pytest.fixture
 def extracted(tmp_path: Path) -> Extracted:
-    """The record of `cp.extract` and `cp.analyze_dump` for a model and batches of inputs and labels."""
+    """The record of `cp.extract` and `cp.analyze` for a model and batches of inputs and labels."""
 
     def extract(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], **options: Any) -> dict[str, Any]:
         cp.extract(model, list(batches), tmp_path / "extracted.h5", device="cpu", overwrite=True, **options)
-        return cp.analyze_dump(tmp_path / "extracted.h5")[0]
+        return cp.analyze(tmp_path / "extracted.h5")[0]
 
     return extract
 

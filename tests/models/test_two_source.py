@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ckpt_probe.analysis import analyze_features, analyze_series
-from ckpt_probe.analysis.similarity import read_similarities
+from ckpt_probe.analysis import analyze, analyze_features
+from ckpt_probe.analysis.similarity import similarity
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump
@@ -248,12 +248,12 @@ def test_layers_of_descriptions_give_a_sample_the_mean_row_of_its_class(tmp_path
         for name, rows in zip(TEXT_LAYERS, (words, hidden, projected), strict=True):
             expected = torch.stack([torch.stack(group).mean(dim=0) for group in rows])[labels]
             np.testing.assert_allclose(layers[name].features[()], expected.numpy(), rtol=1e-5, atol=1e-6)
-    for record in analyze_series(tmp_path / "out", layers=True):
+    for record in analyze(tmp_path / "out", layers=True):
         assert record["within.entropy_mean"] > -1e-12
         if record["layer"] in TEXT_LAYERS:
             assert record["nc1.cdnv"] == pytest.approx(0, abs=1e-9)
             assert (record["separation"], record["nc1.pinv"]) == (None, 0)
-    (found,) = read_similarities(tmp_path / "out" / "a.h5", measures=["cka"])
+    (found,) = similarity(tmp_path / "out" / "a.h5", measures=["cka"])
     image, words_row = found.rows.index("image.4"), found.rows.index("classifier.text.words")
     expected = cka(*(layers_of(tmp_path, name) for name in ("image.4", "classifier.text.words")))
     assert found.values[image][words_row] == pytest.approx(expected, rel=1e-9)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.config import TrainingConfig
@@ -162,7 +162,7 @@ def test_a_curve_is_trained_kept_and_taken_again(mlps: tuple[Path, Path], tmp_pa
     assert (again.points, again.length) == (result.points, result.length)
     assert not (tmp_path / "again" / "curve").exists()
     extract_series(out / "midpoint.safetensors", tmp_path / "dumps", device="cpu")
-    [record] = analyze_series(tmp_path / "dumps", splits=["train"])
+    [record] = analyze(tmp_path / "dumps", splits=["train"])
     chained = evaluate_path(*mlps, tmp_path / "chain", path="polychain", midpoint=out / "midpoint.safetensors", **HERE)
     assert chained.points[2]["loss"] == pytest.approx(record["loss"], rel=1e-9)
 
@@ -261,7 +261,7 @@ def test_a_curve_to_the_aligned_end(mlps: tuple[Path, Path], tmp_path: Path) -> 
     with open_checkpoint(mlps[1]) as b, open_checkpoint(out / "aligned.safetensors") as aligned:
         assert aligned.metadata == b.metadata
     extract_series(out / "aligned.safetensors", tmp_path / "dumps", device="cpu", splits=["train"])
-    [record] = analyze_series(tmp_path / "dumps")
+    [record] = analyze(tmp_path / "dumps")
     assert (record["step"], record["loss"]) == (150, pytest.approx(result.points[-1]["loss"], rel=1e-9))
 
 

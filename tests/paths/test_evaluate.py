@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
@@ -57,7 +57,7 @@ def ends(run: Path) -> tuple[Path, Path]:
 def test_the_ends_are_what_extract_and_analyze_say(mlp: Path, tmp_path: Path) -> None:
     result = evaluate_path(*ends(mlp), tmp_path / "path", points=3, **HERE)
     extract_series(mlp, tmp_path / "dumps", **HERE)
-    analyzed = {(r["step"], r["split"]): r for r in analyze_series(tmp_path / "dumps")}
+    analyzed = {(r["step"], r["split"]): r for r in analyze(tmp_path / "dumps")}
     compared = 0
     for point in result.points:
         if point["alpha"] == 0.5:

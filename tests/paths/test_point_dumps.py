@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.config import TrainingConfig
@@ -50,7 +50,7 @@ def test_analyze_reads_the_numbers_of_the_records(
         monkeypatch.setattr(point_module, "CACHE_BYTES", 0)
     result = evaluate_path(*ends, tmp_path / "path", keep_dumps=True, span=(-0.5, 1.0), **HERE)
     assert {p["alpha"] for p in result.points} == {-0.5, 0, 0.25, 1}
-    analyzed = list(analyze_series(tmp_path / "path" / "dumps"))
+    analyzed = list(analyze(tmp_path / "path" / "dumps"))
     assert [record["checkpoint"] for record in analyzed[::2]] == [
         "alpha--0.500000", "alpha-0.000000", "alpha-0.250000", "alpha-1.000000",
     ]  # fmt: skip

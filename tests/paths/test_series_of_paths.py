@@ -9,7 +9,7 @@ import pytest
 from ckpt_probe.cli.app import run
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.paths import evaluate_path, evaluate_series
+from ckpt_probe.paths import barriers, evaluate_path
 from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "points": 3, "splits": ["test"]}
@@ -45,7 +45,7 @@ def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) ->
 
             return NullProgress().task("", None)
 
-    records = evaluate_series(*runs, tmp_path / "out", progress=Listening(), **HERE)
+    records = barriers(*runs, out=tmp_path / "out", progress=Listening(), **HERE)
     assert [record["step"] for record in records] == [0, 20, 40]
     assert said == ["2 checkpoints have no counterpart at the same step and were left out"]
     ends = (run / "checkpoints" / "step-000020.safetensors" for run in runs)
@@ -55,10 +55,10 @@ def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) ->
     assert [json.loads(line) for line in lines] == records
     shutil.rmtree(tmp_path / "out" / "step-000020")
     before = (tmp_path / "out" / "step-000040" / "points.jsonl").stat().st_mtime_ns
-    assert evaluate_series(*runs, tmp_path / "out", **HERE) == records
+    assert barriers(*runs, out=tmp_path / "out", **HERE) == records
     assert (tmp_path / "out" / "step-000040" / "points.jsonl").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match=r"contains points of another path .*: b "):
-        evaluate_series(runs[0], runs[0], tmp_path / "out", **HERE)
+        barriers(runs[0], runs[0], out=tmp_path / "out", **HERE)
 
 
 def test_neighbours_within_a_run(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,15 +72,15 @@ def test_neighbours_within_a_run(runs: tuple[Path, Path], tmp_path: Path, capsys
 def test_what_cannot_be_paired(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [one / "checkpoints" / "step-000010.safetensors" for one in runs[:1]]
     with pytest.raises(UsageError, match="only one checkpoint; --consecutive needs"):
-        evaluate_series(files[0], None, tmp_path / "out")
+        barriers(files[0], None, out=tmp_path / "out")
     with pytest.raises(UsageError, match="the runs have no checkpoints at the same step"):
-        evaluate_series(files[0], runs[1] / "checkpoints" / "step-000030.safetensors", tmp_path / "out")
+        barriers(files[0], runs[1] / "checkpoints" / "step-000030.safetensors", out=tmp_path / "out")
     twice = tmp_path / "twice"
     twice.mkdir()
     for name in ("x", "y"):
         shutil.copy(files[0], twice / f"{name}.safetensors")
     with pytest.raises(DataError, match="have the same step"):
-        evaluate_series(runs[0], twice, tmp_path / "out")
+        barriers(runs[0], twice, out=tmp_path / "out")
     for words in (["a"], ["a", "b", "--consecutive"], ["a", "--consecutive", "--alpha", "0.5"]):
         assert run(["interpolate", *words, "-o", "out"]) == 2
         assert capsys.readouterr().err.startswith("error: ")

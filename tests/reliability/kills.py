@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.cli.app import run
 
 CONFIG = """\
@@ -135,7 +135,7 @@ def contents(where: Path) -> dict[str, object]:
             continue
         name = str(path.relative_to(where))
         if path.suffix == ".h5":
-            found[name] = [str(record) for record in analyze_series(path)]
+            found[name] = [str(record) for record in analyze(path)]
         elif path.suffix in {".safetensors", ".toml"} and path.name != "state.safetensors":
             found[name] = path.read_bytes()
         elif path.suffix == ".html" or path.name == "state.safetensors":

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import open_dump
@@ -106,7 +106,7 @@ def test_analysis_of_dumps_on_s3_gives_the_same_records_and_keeps_them(
     probe: Probe, s3: Any, dumps: Path, tmp_path: Path, cache: Path
 ) -> None:
     s3.put_all("commands", "dumps", dumps)
-    local = analyze_series(dumps)
+    local = analyze(dumps)
     code, out, _ = probe("analyze", "s3://commands/dumps/", "--json")
     assert code == 0
     assert [json.loads(line) for line in out.splitlines()] == json.loads(json.dumps(list(local)))

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.analysis import analyze_series
+from ckpt_probe.analysis import analyze
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
@@ -67,8 +67,8 @@ def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, 
             generator = np.random.default_rng(0)
             file["train/features"], file["train/labels"] = generator.normal(size=(60, 5)), np.arange(60) % 3
             file["classifier/weights"] = generator.normal(size=(3, 5))
-        shared = analyze_series("step-1.h5", rows_per_task=25, scheduler=cluster.scheduler_file)
-        assert list(shared) == list(analyze_series("step-1.h5", rows_per_task=25))
+        shared = analyze("step-1.h5", rows_per_task=25, scheduler=cluster.scheduler_file)
+        assert list(shared) == list(analyze("step-1.h5", rows_per_task=25))
 
 
 def test_a_scheduler_that_is_killed_is_one_line_and_ends_the_wait(

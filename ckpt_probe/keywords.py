@@ -1,0 +1,72 @@
+"""Check the names that callers pass to public functions, and suggest the nearest known ones."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from ckpt_probe.errors import UsageError
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Kind = TypeVar("Kind")
+
+
+def checked_keywords(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Make a public function raise a UsageError with the nearest name for an unknown keyword, in place of a TypeError.
+
+    Args:
+        function: Function or `__init__` whose parameters are all named.
+    """
+    known = tuple(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def checked(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        unknown = [name for name in keywords if name not in known]
+        if unknown:
+            public_name = function.__qualname__.removesuffix(".__init__")
+            raise UsageError(f"{public_name}: unknown keyword `{unknown[0]}`{suggestion(unknown[0], known)}")
+        return function(*args, **keywords)
+
+    return checked
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean a, b or c?" with the at most three known names nearest to a name, ignoring case.
+
+    Args:
+        name: Unknown name.
+        known: Names to choose from.
+
+    Returns:
+        Text for the end of a message, or "" if no name is near.
+    """
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    wanted = name.lower()
+    near = get_close_matches(wanted, by_lower_case, n=3, cutoff=0.5)
+    near += [candidate for candidate in by_lower_case if wanted and wanted in candidate and candidate not in near]
+    names = [by_lower_case[candidate] for candidate in near[:3]]
+    if not names:
+        return ""
+    *first, last = names
+    return f"; did you mean {', '.join(first)} or {last}?" if first else f"; did you mean {last}?"
+
+
+def as_sequence(values: Any) -> tuple[Any, ...] | None:
+    """Return a sequence as a tuple: a single string, path or number is a sequence of one, and None is None."""
+    if values is None:
+        return None
+    return (values,) if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+
+
+def from_arguments(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
+    """Create a dataclass from those arguments of a function that are named like its fields.
+
+    Args:
+        kind: Dataclass.
+        arguments: The function's `locals()`.
+    """
+    names = [field.name for field in fields(kind) if field.name in arguments]  # pyright: ignore[reportArgumentType]
+    return kind(**{name: arguments[name] for name in names})

@@ -1,5 +1,0 @@
-"""Plots drawn by matplotlib, for a paper: SVG, PNG or PDF."""
-
-from ckpt_probe.report.figures.line_figure import draw
-
-__all__ = ["draw"]

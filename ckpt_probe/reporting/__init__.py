@@ -1,0 +1,25 @@
+"""Presentation of records: tables, JSON Lines, CSV, data frames, figures, pages, and summaries in words."""
+
+from ckpt_probe.reporting.comparison import comparison_footnotes, comparison_table
+from ckpt_probe.reporting.event_files import write_event_files
+from ckpt_probe.reporting.figures import draw
+from ckpt_probe.reporting.frames import to_dataframe, write_parquet
+from ckpt_probe.reporting.lines import to_csv, to_json_line
+from ckpt_probe.reporting.reading import read_path, read_run
+from ckpt_probe.reporting.table import footnotes, records_table, short_number
+
+__all__ = [
+    "comparison_footnotes",
+    "comparison_table",
+    "draw",
+    "footnotes",
+    "read_path",
+    "read_run",
+    "records_table",
+    "short_number",
+    "to_csv",
+    "to_dataframe",
+    "to_json_line",
+    "write_event_files",
+    "write_parquet",
+]

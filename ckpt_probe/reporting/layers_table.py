@@ -1,0 +1,117 @@
+"""Tables of one metric by layer and step: layers in rows, checkpoints of a series in columns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ckpt_probe.errors import DataError, listed, printable
+from ckpt_probe.reporting.table import MISSING, PADDING, short_number
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values of a metric on one split: `values[i][j]` of layer i, at depth `depths[i]`, in column j, or None."""
+
+    split: str
+    metric: str
+    layers: tuple[str, ...]
+    depths: tuple[float, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
+def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
+    """Arrange the records of layers in one grid per split, with layers in order of depth.
+
+    Columns are named by their step, or by their checkpoint if steps are missing or equal.
+
+    Args:
+        records: Records of dumps with several layers.
+        metric: Name of the metric.
+
+    Returns:
+        One grid per split.
+
+    Raises:
+        DataError: If no record has a layer, or no record has a number for the metric.
+    """
+    layered = [record for record in records if record.get("layer") is not None]
+    if not layered:
+        raise DataError("no layers in these dumps; extract them again with --layers all --overwrite")
+    known = [name for record in layered for name, value in record.items() if isinstance(value, float)]
+    if metric not in known:
+        names = listed(sorted(set(known) - {"depth"}), 40)
+        raise DataError(f"no layer has a number {metric!r}; available: {names}")
+    steps = [record.get("step") for record in layered]
+    by_step = None not in steps and len(set(steps)) == len({record["checkpoint"] for record in layered})
+    named = "step" if by_step else "checkpoint"
+    return [_grid(layered, split, metric, named) for split in dict.fromkeys(record["split"] for record in layered)]
+
+
+def grid_table(grid: Grid, width: int | None = None) -> Group:
+    """Return a grid as a table for a terminal of `width` characters, in blocks if not all columns fit."""
+    rows = [
+        [printable(layer), f"{depth:.2f}", *(MISSING if value is None else short_number(float(value)) for value in row)]
+        for layer, depth, row in zip(grid.layers, grid.depths, grid.values, strict=True)
+    ]
+    return blocks_of_columns(("layer", "depth"), [printable(column) for column in grid.columns], rows, width)
+
+
+def blocks_of_columns(
+    heads: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None
+) -> Group:
+    """Return a table as blocks of columns, one below the other, each of which fits `width` characters.
+
+    Args:
+        heads: Titles of the columns that every block repeats; all but the first are aligned to the right.
+        columns: Titles of the other columns.
+        rows: Texts of the cells, in the order of `heads` and `columns`.
+        width: Characters of a line, or None for one block of any width.
+    """
+    texts = [[*heads, *columns], *rows]
+    widths = [max(map(cell_len, cells)) + PADDING for cells in zip(*texts, strict=True)]
+    blocks: list[list[int]] = []
+    room = 0
+    for column in range(len(heads), len(widths)):
+        if not blocks or (width is not None and widths[column] > room + PADDING):
+            blocks.append([])
+            room = (width or 0) - sum(widths[: len(heads)])
+        blocks[-1].append(column)
+        room -= widths[column]
+    return Group(*(_block([*range(len(heads)), *block], texts) for block in blocks))
+
+
+def _block(indices: Sequence[int], texts: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
+    for index in indices:
+        table.add_column(Text(texts[0][index]), justify="right" if index else "left", no_wrap=True)
+    for row in texts[1:]:
+        # As plain text: names in a file may look like markup.
+        table.add_row(*(Text(row[index]) for index in indices))
+    return table
+
+
+def grid_records(grids: Sequence[Grid]) -> list[dict[str, Any]]:
+    """Convert grids to flat records: split, layer, depth, and the value of each column by its name."""
+    return [
+        {"split": grid.split, "layer": layer, "depth": depth, **dict(zip(grid.columns, row, strict=True))}
+        for grid in grids
+        for layer, depth, row in zip(grid.layers, grid.depths, grid.values, strict=True)
+    ]
+
+
+def _grid(records: Sequence[Record], split: str, metric: str, named: str) -> Grid:
+    of_split = [record for record in records if record["split"] == split]
+    depths = {record["layer"]: float(record["depth"]) for record in of_split}
+    layers = sorted(depths, key=lambda layer: depths[layer])
+    columns = list(dict.fromkeys(str(record[named]) for record in of_split))
+    by_cell = {(record["layer"], str(record[named])): record.get(metric) for record in of_split}
+    values = tuple(tuple(by_cell.get((layer, column)) for column in columns) for layer in layers)
+    return Grid(split, metric, tuple(layers), tuple(depths[layer] for layer in layers), tuple(columns), values)

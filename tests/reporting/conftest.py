@@ -1,0 +1,74 @@
+"""Two short runs on digits with everything that a report can show of them: dumps, paths, a plane, records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ckpt_probe.analysis import analyze
+from ckpt_probe.config import TrainingConfig
+from ckpt_probe.extraction import extract_series
+from ckpt_probe.paths import evaluate_path, evaluate_plane
+from ckpt_probe.reporting import to_json_line
+from ckpt_probe.training import train
+
+STEPS = (0, 10, 30, 60)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where all of it lies; read, never written."""
+
+    root: Path
+
+    @property
+    def dumps(self) -> Path:
+        return self.root / "dumps" / "a"
+
+    @property
+    def sources(self) -> list[str]:
+        names = ("dumps/a", "dumps/b", "paths/plain", "paths/aligned", "planes/abc")
+        return [str(self.root / name) for name in names]
+
+    @property
+    def records(self) -> Path:
+        """What `analyze -o` writes of run a."""
+        return self.root / "a.jsonl"
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    root = tmp_path_factory.mktemp("study")
+    ends = []
+    for seed, name in enumerate("ab"):
+        settings = {
+            "seed": seed,
+            "data": {"name": "digits"},
+            "model": {"name": "mlp", "arguments": {"hidden": [10]}},
+            "training": {"steps": STEPS[-1]},
+            "checkpoints": {"steps": list(STEPS[:-1])},
+        }
+        train(TrainingConfig.model_validate(settings), root / "runs" / name, device="cpu")
+        extract_series(root / "runs" / name, root / "dumps" / name, device="cpu")
+        ends.append(sorted((root / "runs" / name / "checkpoints").glob("*.safetensors")))
+    records = analyze(root / "dumps" / "a")
+    (root / "a.jsonl").write_text("".join(to_json_line(record) + "\n" for record in records))
+    for name, options in (("plain", {}), ("aligned", {"align": "permutation"})):
+        evaluate_path(ends[0][-1], ends[1][-1], root / "paths" / name, points=5, device="cpu", **options)
+    evaluate_plane(ends[0][-1], ends[0][1], ends[1][-1], out=root / "planes" / "abc", grid=4, device="cpu")
+    return Study(root)
+
+
+@pytest.fixture(scope="session")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dumps of three hidden layers at four checkpoints."""
+    root = tmp_path_factory.mktemp("layered")
+    settings = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "arguments": {"hidden": [20, 16, 12, 8]}},
+        "training": {"steps": STEPS[-1]},
+        "checkpoints": {"steps": list(STEPS[:-1])},
+    }
+    train(TrainingConfig.model_validate(settings), root / "run", device="cpu")
+    extract_series(root / "run", root / "dumps", device="cpu", layers="all")
+    return root / "dumps"

@@ -1,0 +1,184 @@
+"""Tables that fit their width, footnotes that hide nothing, lines that other programs read."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ckpt_probe.analysis import ENTRIES, analyze_features, in_order
+from ckpt_probe.analysis.entries import LAYERS_ALONE, ON_REQUEST, WEIGHTS_ALONE
+from ckpt_probe.analysis.similarity import Similarity
+from ckpt_probe.reporting import footnotes, records_table, short_number, to_csv, to_json_line
+from ckpt_probe.reporting.layers_table import Grid, blocks_of_columns, grid_table
+from ckpt_probe.reporting.similarity_table import similarity_table
+
+
+def records(classes: int = 4) -> list[dict]:
+    generator = np.random.default_rng(0)
+    labels = np.arange(80) % classes
+    weights = generator.normal(size=(classes, 6))
+    made = []
+    for step in (0, 500):
+        features = weights[labels] + generator.normal(size=(80, 6))
+        position = {"checkpoint": f"step-{step:06d}", "step": step, "split": "test"}
+        made.append(in_order({**position, **analyze_features(features, labels, weights)}))
+    return made
+
+
+def shown(held: list[dict], width: int | None) -> str:
+    console = Console(width=width or 10_000, file=io.StringIO())
+    console.print(records_table(held, width=width))
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_table_keeps_to_its_width_and_says_what_it_leaves_out(width: int) -> None:
+    text = shown(records(), width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "more columns with --wide" in text
+    assert "acc" in text
+
+
+def test_checkpoints_of_one_step_are_told_apart_by_their_names() -> None:
+    held = [
+        {**record, "step": 880, "checkpoint": name} for record, name in zip(records(), ("dense", "sparse"), strict=True)
+    ]
+    text = shown(held, 80)
+    assert "sparse" in text
+    assert "880" not in text
+    assert "step-000500" not in shown(records(), 80)
+
+
+def test_wide_shows_every_entry_and_the_values_at_collapse() -> None:
+    text = shown(records(), None)
+    for entry in ENTRIES:
+        apart = {*WEIGHTS_ALONE, *LAYERS_ALONE, *ON_REQUEST}
+        if not entry.name.startswith("centred.") and entry.name not in apart:
+            assert entry.label in text
+    assert "more columns" not in text
+    reference = text.splitlines()[-1]
+    assert reference.startswith("at collapse")
+    assert "1.099" in reference
+
+
+def test_measured_values_stand_in_their_rows() -> None:
+    held = records()
+    lines = shown(held, 120).splitlines()
+    assert f"{held[1]['accuracy']:.4f}" in lines[2]
+    assert lines[2].split()[0] == "500"
+
+
+def many_classes(features: int, **options: int) -> dict:
+    """Return the record of 12 classes in `features` dimensions: 7 of ten samples, 3 of one, and 2 of none."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), [10] * 7 + [1] * 3)
+    weights = generator.normal(size=(12, features))
+    weights[0] = 0
+    rows = weights[labels] + generator.normal(size=(len(labels), features))
+    return in_order({"step": 1, "split": "test", **analyze_features(rows, labels, weights, **options)})
+
+
+def test_footnotes_count_the_classes_left_out_by_reason() -> None:
+    zero = "1: a class mean or classifier weights of zero length"
+    notes = " ".join(footnotes([many_classes(3)]))
+    assert f"3 of 12 classes left out (2: no sample, {zero})" in notes
+    assert "3 of 10 classes have one sample and so no spread" in notes
+    assert "--min-samples 2" in notes
+    few = " ".join(footnotes([many_classes(3, min_samples=2)]))
+    assert f"6 of 12 classes left out (2: no sample, 3: fewer samples than --min-samples, {zero})" in few
+    assert "have one sample" not in few
+    none = " ".join(footnotes([many_classes(3, min_samples=11)]))
+    assert "12 of 12 classes left out (2: no sample, 10: fewer samples than --min-samples)" in none
+
+
+def references(*held: dict) -> dict[str, str]:
+    """Return the last row of the table of records, by the label of its column."""
+    table = records_table(held)
+    return {str(column.header): str(list(column.cells)[-1]) for column in table.columns}
+
+
+def test_the_values_at_collapse_are_those_that_exist_for_each_record() -> None:
+    simplex, without = many_classes(11), many_classes(3)
+    shown = references(simplex)
+    assert (shown["NC2"], shown["equiang. μ"], shown["NC1"]) == ("0", "0", "0")
+    assert shown["H means"] == short_number(np.log(9))
+    shown = references(without)
+    assert {shown[name] for name in ("MIR", "H means", "H weights", "NC2", "equiang. μ", "GNC2 s.d.")} == {"–"}
+    assert (shown["HDR"], shown["NC1"], shown["NC3"]) == ("0", "0", "0")
+    assert references(simplex, without)["H means"] == "varies"
+    # A layer without the metric says nothing of its value at collapse.
+    assert references(simplex, {"layer": "1", "split": "test"})["H means"] == short_number(np.log(9))
+    # A record of an earlier version names the value of a simplex that does not exist.
+    assert references({**without, "reference.entropy": 2.197})["H means"] == "–"
+
+
+def test_footnotes_tell_what_was_left_out_and_why_values_are_missing_once() -> None:
+    held = records(classes=2)
+    for record in held:
+        record["samples_left_out"] = 3
+    notes = footnotes(held)
+    assert any(note.startswith("3 of 80 samples left out (zero-length") for note in notes)
+    assert any("missing: class.mir" in note for note in notes)
+    assert len(notes) == 2
+    assert "[step-000000 test, step-000500 test]" in notes[0]
+    assert footnotes(records()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0000"), (0.12345, "0.1235"), (1.23456, "1.235"), (12.3456, "12.35"), (123.456, "123.5"),
+     (12345.6, "12346"), (123456.0, "1.235e+05"), (0.00012, "1.200e-04"), (-0.5, "-0.5000"), (9.99999, "10.000")],
+)  # fmt: skip
+def test_short_numbers(value: float, text: str) -> None:
+    assert short_number(value) == text
+
+
+def test_json_lines_have_null_and_never_nan() -> None:
+    record = records(classes=2)[0]
+    parsed = json.loads(to_json_line(record))
+    assert parsed == record
+    assert parsed["class.mir"] is None
+    with pytest.raises(ValueError, match="JSON"):
+        to_json_line({"x": float("nan")})
+
+
+def test_csv_returns_every_number_exactly() -> None:
+    held = records()
+    rows = list(csv.DictReader(io.StringIO(to_csv([*held, {"split": "x", "extra": 1}]))))
+    assert [float(row["class.mir"]) for row in rows[:2]] == [record["class.mir"] for record in held]
+    assert rows[2]["class.mir"] == ""
+    assert rows[2]["extra"] == "1"
+
+
+@pytest.mark.parametrize("width", [None, 20, 33, 40, 60, 120])
+def test_a_matrix_keeps_every_column_in_blocks_that_fit(width: int | None) -> None:
+    columns = [f"blocks.{place}" for place in range(6)]
+    rows = [[name, *(f"{i}.{j:03d}" for j in range(6))] for i, name in enumerate(columns)]
+    console = Console(width=width or 10_000, file=io.StringIO())
+    console.print(blocks_of_columns(("layer",), columns, rows, width))
+    lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    blocks = [block.split() for block in lines if block.startswith("layer")]
+    assert [name for block in blocks for name in block if name != "layer"] == columns
+    assert [word for line in lines for word in line.split() if word.startswith("4.")] == rows[4][1:]
+    assert all(line.split()[0] in {"layer", *columns} for line in lines)
+    if width is None:
+        assert len(blocks) == 1
+    else:
+        assert max(len(line.rstrip()) for line in lines) <= width
+
+
+def test_a_grid_of_layers_and_a_similarity_are_shown_whole() -> None:
+    names = tuple(f"layer{place}" for place in range(6))
+    values = tuple(tuple(i + j / 8 for j in range(6)) for i in range(6))
+    grid = Grid("test", "separation", names, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), names, values)
+    matrix = Similarity("layers", "cka", "test", names, names, values, 9)
+    for table in (grid_table(grid, 40), similarity_table(matrix, 40)):
+        console = Console(width=40, file=io.StringIO())
+        console.print(table)
+        text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "more columns" not in text
+        for name in names:
+            assert text.count(name) >= 2
