@@ -192,9 +192,11 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
     replaced = dict(pairs)
     if len(replaced) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise UsageError(f"--set {next(key for key in keys if keys.count(key) > 1)}: occurs twice; set each key once")
+        raise UsageError(
+            f"{_override_name(next(key for key in keys if keys.count(key) > 1))}: occurs twice; set each key once"
+        )
     if seed is not None and "seed" in replaced:
-        raise UsageError("--set seed=… and --seed or --seeds exclude each other: give the seed once")
+        raise UsageError(f"{_override_name('seed')} and `seed` exclude each other: set the seed once")
     for key, value in replaced.items():
         _set(values, key, value)
     if seed is not None:
@@ -211,14 +213,18 @@ def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not all(part and re.fullmatch(r"[\w\-]+", part) for part in key.split(".")):
-        raise UsageError(f"--set {text}: expected key=value, such as loss.mir=0.01")
+        raise UsageError(f"{_override_name(text)}: expected key=value, such as loss.mir=0.01")
     try:
         parsed = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         parsed = {"value": value.strip()}
     if len(parsed) > 1 or (parsed["value"] == value.strip() and "\n" in value.strip()):
-        raise UsageError(f"--set {key}: expected one key=value, found more lines; give each its own --set")
+        raise UsageError(f"{_override_name(key)}: expected one key=value, found several lines")
     return key, parsed["value"]
+
+
+def _override_name(text: str) -> str:
+    return f"`overrides={text!r}`"
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -226,7 +232,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise UsageError(f"--set {key}: {section} is a value, not a section")
+            raise UsageError(f"{_override_name(key)}: {section} is a value, not a section")
     values[last] = value
 
 
@@ -258,7 +264,7 @@ def _problem(fault: Any, text: str, overrides: Mapping[str, Any]) -> str:
     keys = _keys(fault)
     name = ".".join(keys)
     line = None if name in overrides else _line_of(keys, text)
-    where = (f"line {line}, " if line else "--set " if name in overrides else "") + name
+    where = _override_name(name) if name in overrides else f"line {line}, {name}" if line else name
     return f"{where}: {_describe(fault, keys)}" if where else _describe(fault, keys)
 
 

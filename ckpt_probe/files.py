@@ -117,7 +117,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise `UsageError` if `path` exists and may not be overwritten, or is an address."""
     refuse_address(path)
     if not overwrite and os.path.lexists(path):
-        raise UsageError(f"{path}: exists already; pass --overwrite to replace it, or choose another name")
+        raise UsageError(f"{path}: exists already; add `overwrite=True` to replace it, or choose another name")
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:

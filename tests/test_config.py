@@ -104,17 +104,17 @@ def test_overrides_are_toml_where_they_can_be_and_text_elsewhere(tmp_path: Path)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss.mir", "--set loss.mir: expected key=value"),
+        ("loss.mir", "`overrides='loss.mir'`: expected key=value"),
         ("=3", "expected key=value"),
         ("loss..mir=3", "expected key=value"),
         ("seed.x=3", "seed is a value, not a section"),
-        ("loss.mri=3", r"--set loss.mri: unknown key \(did you mean mir\?\)"),
-        ("loss.mir=-1", r"--set loss.mir: input should be greater than or equal to 0, found -1"),
-        ("loss.cma=nan", r"--set loss.cma: .*found nan"),
-        ("loss.hdr=inf", r"--set loss.hdr: .*found inf"),
-        ("loss.cma=much", r"--set loss.cma: .*found 'much'"),
-        ("start.part=head", r"--set start.part"),
-        ("checkpoints.evaluate=test", r"--set checkpoints.evaluate"),
+        ("loss.mri=3", r"`overrides='loss.mri'`: unknown key \(did you mean mir\?\)"),
+        ("loss.mir=-1", r"`overrides='loss.mir'`: input should be greater than or equal to 0, found -1"),
+        ("loss.cma=nan", r"`overrides='loss.cma'`: .*found nan"),
+        ("loss.hdr=inf", r"`overrides='loss.hdr'`: .*found inf"),
+        ("loss.cma=much", r"`overrides='loss.cma'`: .*found 'much'"),
+        ("start.part=head", r"`overrides='start.part"),
+        ("checkpoints.evaluate=test", r"`overrides='checkpoints.evaluate"),
     ],
 )
 def test_an_override_that_means_nothing_names_itself(tmp_path: Path, override: str, message: str) -> None:

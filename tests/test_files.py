@@ -23,7 +23,7 @@ def test_a_file_appears_whole_and_no_temporary_stays(tmp_path: Path) -> None:
 def test_an_existing_file_is_refused_unless_asked(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
-    with pytest.raises(UsageError, match=r"a\.txt: exists already; pass --overwrite"):
+    with pytest.raises(UsageError, match=r"a\.txt: exists already; add `overwrite=True`"):
         write_text(target, "new")
     assert target.read_text() == "old"
     write_text(target, "new", overwrite=True)

@@ -12,6 +12,7 @@ import click
 
 from ckpt_probe import __version__
 from ckpt_probe.addresses import clean_words, is_address, place, redacted, refuse_address, without_credentials
+from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.errors import CkptProbeError, UsageError, printable
 
 VERBS = (
@@ -120,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
         )
         return _fail(line, INTERRUPTED, debug)
     except CkptProbeError as error:
-        return _fail(f"error: {error}", error.exit_code, debug)
+        return _fail(f"error: {flags_for_keywords(str(error), _subcommand(words))}", error.exit_code, debug)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
@@ -153,6 +154,11 @@ def _require_local(words: Sequence[str]) -> None:
     address = next((word for word in words if is_address(word)), None)
     if address is not None and (verb in LOCAL_VERBS or "--follow" in words):
         raise UsageError(f"{place(address)}: {verb} reads local files only; download it and name the copy")
+
+
+def _subcommand(words: Sequence[str]) -> click.Command | None:
+    name = next((word for word in words if not word.startswith("-")), "")
+    return group.get_command(click.Context(group), name)
 
 
 def _internal(error: BaseException, debug: bool) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _print(comparisons: "Sequence[Comparison]", *, json: bool, csv: bool) -> Non
         return
     console().print(comparison_table(comparisons))
     for note in comparison_footnotes(comparisons):
-        click.echo(printable(note))
+        click.echo(printable(flags_for_keywords(note)))
 
 
 def _step(text: str) -> int | None:

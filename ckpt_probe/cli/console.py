@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpt_probe.addresses import without_credentials
+from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.errors import printable
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -44,7 +45,7 @@ def quiet() -> bool:
 def say(text: str) -> None:
     """Print a line on standard error, which keeps standard output for results; do nothing with --quiet."""
     if not quiet():
-        print(printable(without_credentials(text)), file=sys.stderr, flush=True)
+        print(printable(without_credentials(flags_for_keywords(text))), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -103,7 +104,7 @@ class Bars:
         if self._progress.disable:
             say(text)
         else:
-            self._progress.console.print(printable(text), markup=False)
+            self._progress.console.print(printable(flags_for_keywords(text)), markup=False)
 
 
 class Bar:

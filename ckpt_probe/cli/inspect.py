@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.addresses import is_address, place
+from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import explicit_options, model_options, source_options, take_arguments
 from ckpt_probe.errors import in_json, listed, printable
 
@@ -238,7 +239,7 @@ def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
 def _print(facts: dict[str, Any], statistics: bool) -> None:
     click.echo(printable(f"{facts['file']}: a whole {facts['kind']}, {facts['bytes']:,} bytes"))
     for line in _lines(facts):
-        click.echo(printable(line))
+        click.echo(printable(flags_for_keywords(line)))
     columns = ["tensor", "dtype", "shape", *(STATISTICS if statistics else ())]
     rows = [
         [

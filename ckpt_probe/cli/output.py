@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def print_table(records: list[Record], *, wide: bool) -> None:
     screen = console(width=10_000 if wide else None)
     screen.print(records_table(records, width=None if wide else screen.width))
     for note in footnotes(records):
-        click.echo(printable(note))
+        click.echo(printable(flags_for_keywords(note)))
 
 
 def print_grids(records: Iterable[Record], metric: str, *, csv: bool, wide: bool) -> list[Record]:

@@ -173,4 +173,4 @@ def settle_range(
     if len(over):
         value = f"{Decimal(float(exact[over[0]])) / Decimal(HEADROOM):.6g}"
         limit = f"{LARGEST[dtype]:.6g}, the largest in {TORCH_NAMES[dtype]}"
-        raise DataError(f"tensor {name!r} contains numbers over {limit}, such as {value}; choose another --dtype")
+        raise DataError(f"tensor {name!r} contains numbers over {limit}, such as {value}; choose another `dtype`")

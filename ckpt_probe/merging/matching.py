@@ -32,7 +32,7 @@ def check_match(a: Checkpoint, b: Checkpoint, *, converted: bool | None = None) 
         for m, n in names.items()
         if not _same_kind(a.dtype(m), b.dtype(n), converted)
     ]
-    hint = " (--dtype converts floating numbers)" if converted is False else ""
+    hint = " (`dtype=` converts floating numbers)" if converted is False else ""
     faults = {
         f"missing from {b.path.name}": sorted(set(a.names) - set(names)),
         f"extra in {b.path.name}": [] if renamed else sorted(set(b.names) - set(names)),

@@ -156,7 +156,7 @@ def _client(address: str) -> Any:
         return distributed.Client(**location, timeout=CONNECT_SECONDS, set_as_default=False, name="ckpt-probe")
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"--scheduler {address}: no scheduler answers there ({last_line(error)}); start one with: dask scheduler"
+            f"`scheduler={address!r}`: no scheduler answers there ({last_line(error)}); start one with: dask scheduler"
         ) from error
 
 

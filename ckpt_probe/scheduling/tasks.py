@@ -31,9 +31,9 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UsageError(f"workers: expected at least 1, found {self.count}")
+            raise UsageError(f"`workers={self.count}`: expected at least 1")
         if self.scheduler is not None and self.count != 1:
-            raise UsageError("--workers and --scheduler exclude each other: a cluster has workers of its own")
+            raise UsageError("`workers` and `scheduler` exclude each other: a cluster has workers of its own")
 
     @property
     def alone(self) -> bool:

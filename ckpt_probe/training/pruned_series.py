@@ -201,7 +201,7 @@ def _weights(source: _Source, keep_classifier: bool, classifier: str | None) -> 
         names = [f"{layer}.weight" for layer in (classifier or _classifier(opened)).split("+")]
     absent = next((name for name in names if name not in tensors), None)
     if absent is not None:
-        raise UsageError(f"{source.path}: no classifier weights {absent!r}; name the layer with --classifier NAME")
+        raise UsageError(f"{source.path}: no classifier weights {absent!r}; name the layer with `classifier=`")
     return [tensor for tensor in tensors if tensor not in names]
 
 
@@ -210,9 +210,9 @@ def _classifier(opened: Checkpoint) -> str:
     if metadata.classifier is not None:
         return metadata.classifier
     if metadata.model is None or metadata.data is None:
-        raise UsageError(f"{opened.path}: names no model and data to find its classifier with; use --classifier NAME")
+        raise UsageError(f"{opened.path}: names no model and data to find its classifier with; use `classifier=`")
     named = [*model_functions(metadata.model), *data_functions(metadata.data, metadata.data_arguments)]
-    require_named(named, None, opened.path, "the layer by --classifier NAME")
+    require_named(named, None, opened.path, "`classifier=`, the name of the layer")
     data = load_data(metadata.data, metadata.data_arguments)
     inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
     try:
@@ -227,14 +227,16 @@ def _prepare(place: Path, source: Path, names: dict[str, float], *, overwrite: b
     if overwrite:
         if place.resolve() in source.resolve().parents:
             raise UsageError(
-                f"{source}: --overwrite would remove it before it is read; choose another directory than {place}"
+                f"{source}: `overwrite=True` would remove it before it is read; choose another directory than {place}"
             )
         _clear(place)
         return
     width = len(next(iter(names)))
     others = [file.name for file in sorted(place.glob(f"{STEM}*.safetensors")) if len(file.stem) != width]
     if others:
-        raise UsageError(f"{place}: contains {others[0]}, named with another number of digits; --overwrite removes it")
+        raise UsageError(
+            f"{place}: contains {others[0]}, named with another number of digits; `overwrite=True` removes it"
+        )
 
 
 def _clear(place: Path) -> None:
@@ -326,7 +328,7 @@ def _complete(path: Path, provenance: dict[str, Any]) -> bool:
     if changed:
         raise UsageError(
             f"{path}: was pruned {', '.join(DIFFERENCES[key] for key in changed)}; choose another directory, "
-            "or --overwrite, which removes all pruned checkpoints there"
+            "or `overwrite=True`, which removes all pruned checkpoints there"
         )
     return True
 

@@ -77,10 +77,10 @@ def require_free(paths: Sequence[Path], configs: Sequence[TrainingConfig], *, re
         if resume and run.config.exists():
             _require_same(run.config, config.model_dump(mode="json", by_alias=True))
         elif resume and left:
-            problem = f"cannot be resumed, because {run.config.name} is missing; start over with --overwrite"
+            problem = f"cannot be resumed, because {run.config.name} is missing; start over with `overwrite=True`"
             raise UsageError(f"{left[0]}: {problem}")
         elif not resume and not overwrite and path.is_dir() and any(path.iterdir()):
-            raise UsageError(f"{path}: exists already; --resume continues it, --overwrite starts over")
+            raise UsageError(f"{path}: exists already; `resume=True` continues it, `overwrite=True` starts over")
         read = next((file for file in left for start in starts if start.exists() and file.samefile(start)), None)
         if overwrite and read is not None:
             raise UsageError(f"{read}: the run starts from this file and would remove it; choose another directory")
@@ -94,7 +94,9 @@ def forget_after(run: RunDirectory, step: int) -> None:
         lines = run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         earlier = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{run.metrics}: a damaged or foreign line ({error}); train again with --overwrite") from error
+        raise DataError(
+            f"{run.metrics}: a damaged or foreign line ({error}); train again with `overwrite=True`"
+        ) from error
     write_text(run.metrics, "".join(earlier), overwrite=True)
 
 
@@ -107,7 +109,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         return read_object(path, "the configuration of a run")
     except DataError as error:
-        raise DataError(f"{error}; train again with --overwrite") from error
+        raise DataError(f"{error}; train again with `overwrite=True`") from error
 
 
 def _require_same(path: Path, settings: dict[str, Any]) -> None:
@@ -118,7 +120,7 @@ def _require_same(path: Path, settings: dict[str, Any]) -> None:
         if before.get(key) != now.get(key)
     ]
     if changed:
-        raise UsageError(f"{path}: --resume needs the same configuration, which changed: {'; '.join(changed)}")
+        raise UsageError(f"{path}: `resume=True` needs the same configuration, which changed: {'; '.join(changed)}")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

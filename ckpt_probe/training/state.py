@@ -14,7 +14,7 @@ from ckpt_probe.models import load_weights
 
 STEP = "training_state.step"
 SECONDS = "training_state.seconds"
-ANOTHER = "the state of a different model or optimizer; train again with --overwrite"
+ANOTHER = "the state of a different model or optimizer; train again with `overwrite=True`"
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
@@ -41,7 +41,7 @@ def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """
     with open_checkpoint(path) as file:
         if STEP not in file.raw_metadata:
-            raise DataError(f"{path}: not a training state; train again with --overwrite")
+            raise DataError(f"{path}: not a training state; train again with `overwrite=True`")
         tensors = file.state_dict()
         step, seconds = int(file.raw_metadata[STEP]), float(file.raw_metadata[SECONDS])
     load_weights(model, _under("model.", tensors), source=f"{path}: {ANOTHER}")

@@ -118,6 +118,6 @@ def test_nothing_is_overwritten_unasked(where: Path, capsys: pytest.CaptureFixtu
     assert run(words) == 0
     before = (where / "a.svg").read_bytes()
     assert run(words) == 2
-    assert "exists already; pass --overwrite" in capsys.readouterr().err
+    assert "exists already; add --overwrite" in capsys.readouterr().err
     assert run([*words, "--overwrite"]) == 0
     assert (where / "a.svg").read_bytes() == before

@@ -103,7 +103,7 @@ def test_retraining_tells_accuracy_and_takes_a_seed(probe: Probe, checkpoint: Pa
         (("--device", "cpu"), 2, "--device needs --retrain"),
         (("--classifier", "3"), 2, "--classifier needs --keep-classifier"),
         (("--retrain", "missing.toml"), 2, "missing.toml: cannot be read"),
-        (("--keep-classifier",), 2, "to find its classifier with; use --classifier NAME"),
+        (("--keep-classifier",), 2, "to find its classifier with; use --classifier"),
         (("--out", "config.toml"), 2, "config.toml: a file; expected a directory"),
     ],
 )

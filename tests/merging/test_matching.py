@@ -141,7 +141,7 @@ def test_dtypes_may_differ_where_that_of_the_result_is_chosen(
     for alpha, tensor in ((0, first), (1, second)):
         interpolate(*files, alpha=alpha, out=tmp_path / f"end-{alpha}", dtype=dtype)
         assert torch.equal(load_file(tmp_path / f"end-{alpha}")["w"], tensor.to(getattr(torch, dtype)))
-    with pytest.raises(DataError, match=r"1 of another dtype \(--dtype converts floating numbers\): w "):
+    with pytest.raises(DataError, match=r"1 of another dtype \(`dtype=` converts floating numbers\): w "):
         average(files, tmp_path / "no")
 
 

@@ -87,7 +87,7 @@ def test_mismatches_are_listed_together(ends: tuple[Path, Path], tmp_path: Path)
         "1 missing from c.safetensors: half",
         "1 extra in c.safetensors: extra",
         "1 of another shape: single (5, 3) / (5, 4)",
-        "1 of another dtype (--dtype converts floating numbers): double F64 / F32",
+        "1 of another dtype (`dtype=` converts floating numbers): double F64 / F32",
     ):
         assert part in str(error.value)
     assert not (tmp_path / "out").exists()

@@ -74,9 +74,9 @@ def test_an_item_of_another_process_is_tried_again_after_the_others(
 
 
 def test_workers_that_have_no_meaning() -> None:
-    with pytest.raises(UsageError, match="workers: expected at least 1, found 0"):
+    with pytest.raises(UsageError, match="`workers=0`: expected at least 1"):
         Workers(0)
-    with pytest.raises(UsageError, match="--workers and --scheduler exclude each other"):
+    with pytest.raises(UsageError, match="`workers` and `scheduler` exclude each other"):
         Workers(2, "tcp://127.0.0.1:1")
 
 

@@ -120,7 +120,7 @@ def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
 
 def test_an_existing_run_is_refused_and_another_configuration_too(tmp_path: Path) -> None:
     train(config(tmp_path), tmp_path / "run", device="cpu")
-    with pytest.raises(UsageError, match=r"exists already; --resume"):
+    with pytest.raises(UsageError, match=r"exists already; `resume=True`"):
         train(config(tmp_path), tmp_path / "run", device="cpu")
     with pytest.raises(UsageError, match=r"optimizer.learning_rate 0.05 → 0.01"):
         train(config(tmp_path, rate=0.01), tmp_path / "run", device="cpu", resume=True)
@@ -215,7 +215,7 @@ def test_an_overwrite_killed_midway_is_not_taken_for_the_new_run(
             patch.setattr(Path, "unlink", dying)
             with pytest.raises(KeyboardInterrupt):
                 train(other, run, device="cpu", overwrite=True)
-        with pytest.raises(UsageError, match="--resume needs the same configuration, which changed: seed 3 → 5"):
+        with pytest.raises(UsageError, match="`resume=True` needs the same configuration, which changed: seed 3 → 5"):
             train(other, run, device="cpu", resume=True)
 
 
@@ -285,5 +285,5 @@ def test_an_overwrite_does_not_remove_what_a_run_starts_from(tmp_path: Path) -> 
 def test_a_damaged_run_is_told(tmp_path: Path, file: str, text: str) -> None:
     train(config(tmp_path), tmp_path / "run", device="cpu")
     (tmp_path / "run" / file).write_text(text, encoding="latin-1")
-    with pytest.raises(DataError, match=rf"run/{file}: .*train again with --overwrite"):
+    with pytest.raises(DataError, match=rf"run/{file}: .*train again with `overwrite=True`"):
         train(config(tmp_path), tmp_path / "run", device="cpu", resume=True)

@@ -238,7 +238,7 @@ def test_what_exists_is_kept_where_it_fits_and_refused_where_not(trained: Path, 
     other = trained.with_name("step-000010.safetensors")
     with pytest.raises(UsageError, match="was pruned from another checkpoint"):
         prune(other, out, [0.9])
-    with pytest.raises(UsageError, match="--overwrite would remove it before it is read"):
+    with pytest.raises(UsageError, match="`overwrite=True` would remove it before it is read"):
         prune(out / "sparsity-0.500.safetensors", out, [0.9], overwrite=True)
     assert [level.written for level in prune(other, out, [0.9], overwrite=True).levels] == [True]
     assert [member.name for member in open_series(out)] == ["sparsity-0.900"]

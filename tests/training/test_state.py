@@ -28,7 +28,7 @@ def test_a_state_of_another_model_is_told_in_one_line(tmp_path: Path, other: nn.
     model, path = nn.Sequential(nn.Linear(3, 4)), tmp_path / "state.safetensors"
     save_state(path, model, stepped(model), 7, 1.5)
     with pytest.raises(
-        DataError, match=rf"state\.safetensors: the state of a different model .*--overwrite.*{told}"
+        DataError, match=rf"state\.safetensors: the state of a different model .*`overwrite=True`.*{told}"
     ) as caught:
         restore_state(path, other, stepped(other))
     assert "\n" not in str(caught.value)

@@ -1,0 +1,116 @@
+"""Names of options: Python keywords in messages become flags, and removed options name their replacement."""
+
+import ast
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
+"""A keyword in a message: `overwrite`, `data=` or `batch_size=0`, in backquotes."""
+
+REPLACED = {
+    "--model-arguments": "use --model-argument, which also takes a JSON object",
+    "--data-arguments": "use --data-argument, which also takes a JSON object",
+    "--scheduler": "use --workers ADDRESS",
+    "--weights-only": "use the command ckpt-probe weights CHECKPOINTS",
+    "--consecutive": "use the command ckpt-probe barriers RUN",
+    "--resume": "repeat the same command, which continues, or prints what is finished",
+    "--directions": "with one checkpoint the directions are random",
+    "--range": "use --set span=LOW:HIGH",
+    "--interval": "use --sampling method=t or method=bootstrap",
+    "--parquet": "use -o with a file name that ends in .parquet",
+    "--format": "use --set figure_format=pdf",
+    "--alpha": "use --renyi for the orders of entropies",
+    "--seed": "use --set seed=N",
+    "--log-x": "use --log x",
+    "--log-y": "use --log y",
+    "--no-layers": "use --set layers=false",
+    "--no-logits": "use --set with_logits=false",
+    "--no-cache": "use --set cache=false",
+    "--threads": "the number of writer threads is chosen automatically",
+    "--every": "the directory is checked every five seconds; Python's `follow_series` has `every`",
+}
+"""Removed options, and what to use instead. Options that have become a key of --set or --sampling are found there."""
+
+
+def parameters_of(command: click.Command) -> dict[str, tuple[click.Parameter, str]]:
+    """Return the parameters of a command by their Python keyword, with their spelling on the command line."""
+    spelled: dict[str, tuple[click.Parameter, str]] = {}
+    for parameter in command.params:
+        if not isinstance(parameter, click.Option):
+            spelled[str(parameter.name)] = parameter, (parameter.metavar or str(parameter.name).upper())
+            continue
+        flag = max(parameter.opts, key=len)
+        for name in (parameter.name, *getattr(parameter, "also", ())):
+            spelled[str(name)] = parameter, flag
+        for name, setting in getattr(parameter, "settings", {}).items():
+            spelled[name] = setting, f"{flag} {name}"
+    return spelled
+
+
+def new_name_of(option: str, command: click.Command) -> str | None:
+    """Return what to use in place of an option that the command no longer has; None if it never had it."""
+    name = option.lstrip("-").replace("-", "_")
+    spelling = parameters_of(command).get(name, (None, ""))[1]
+    if " " in spelling:
+        return f"use {spelling}=VALUE"
+    return REPLACED.get(option)
+
+
+def flags_for_keywords(message: str, command: click.Command | None = None) -> str:
+    """Rewrite the Python keywords in a message as flags: `batch_size=0` becomes --batch-size 0.
+
+    Functions below `cli/` name a parameter by its Python keyword in backquotes, as `overwrite`, `data=` or
+    `batch_size=0`. A keyword that the command has no parameter for stays as it is.
+
+    Args:
+        message: Message for the user.
+        command: Command whose parameters to name; None for the running one.
+    """
+    if command is None:
+        context = click.get_current_context(silent=True)
+        command = None if context is None else context.command
+    if command is None or "`" not in message:
+        return message
+    parameters = parameters_of(command)
+
+    def replace(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        return (name in parameters and _words(*parameters[name], value)) or match[0]
+
+    return KEYWORD.sub(replace, message)
+
+
+def _words(parameter: click.Parameter, spelling: str, text: str | None) -> str | None:
+    """Return a parameter with its value as on the command line; None if it cannot have that value there."""
+    if not text:
+        return spelling
+    if not isinstance(parameter, click.Option):
+        return None
+    value = _value(text)
+    if parameter.is_flag and " " not in spelling:
+        return {True: spelling, False: next(iter(parameter.secondary_opts), None)}.get(value)
+    if value is None:
+        return None
+    joint = "=" if " " in spelling else " "
+    return " ".join(f"{spelling}{joint}{word}" for word in _texts(value, separate=parameter.multiple))
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text.strip("\"'")
+
+
+def _texts(value: Any, *, separate: bool) -> list[str]:
+    if isinstance(value, bool):
+        return [str(value).lower()]
+    if isinstance(value, Mapping):
+        return [shlex.quote(f"{name}={inner}") for name, inner in value.items()]
+    if isinstance(value, list | tuple):
+        return [str(inner) for inner in value] if separate else [",".join(map(str, value))]
+    return [str(value)]

@@ -1,0 +1,63 @@
+"""Python keywords in messages become flags of the running command."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from ckpt_probe.cli.app import group, run
+from ckpt_probe.cli.flags import flags_for_keywords
+
+
+@click.command()
+@click.argument("checkpoints")
+@click.option("-o", "--out")
+@click.option("--batch-size", type=int)
+@click.option("--overwrite", is_flag=True)
+@click.option("--logits/--no-logits", "with_logits", default=True)
+@click.option("--split", "splits", multiple=True)
+@click.option("--data-argument", "data_arguments", multiple=True)
+@click.option("--renyi", "orders")
+@click.option("--set", "overrides", multiple=True)
+def example(**_: object) -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("keyword", "flag"),
+    [
+        ("`batch_size=0`", "--batch-size 0"),
+        ("`batch_size=`", "--batch-size"),
+        ("`batch_size`", "--batch-size"),
+        ("`out='a.h5'`", "--out a.h5"),
+        ('`out="a b"`', "--out a b"),
+        ("`out=FILE`", "--out FILE"),
+        ("`overwrite=True`", "--overwrite"),
+        ("`overwrite`", "--overwrite"),
+        ("`with_logits=True`", "--logits"),
+        ("`with_logits=False`", "--no-logits"),
+        ("`splits='test'`", "--split test"),
+        ("`splits=['train', 'test']`", "--split train --split test"),
+        ("`orders=(0.5, 2)`", "--renyi 0.5,2"),
+        ("`data_arguments={'label': 'NAME', 'n': 3}`", "--data-argument label=NAME --data-argument n=3"),
+        ("`overrides='loss.mir=1'`", "--set loss.mir=1"),
+        ("`checkpoints`", "CHECKPOINTS"),
+    ],
+)
+def test_keywords_become_flags(keyword: str, flag: str) -> None:
+    assert flags_for_keywords(f"a.h5: {keyword}: wrong", example) == f"a.h5: {flag}: wrong"
+
+
+@pytest.mark.parametrize(
+    "text", ["`unknown=3`", "`pip install h5py`", "`overwrite=False`", "`out=None`", "`checkpoints=3`", "batch_size=0"]
+)
+def test_other_text_stays(text: str) -> None:
+    assert flags_for_keywords(text, example) == text
+    assert flags_for_keywords(text) == text
+
+
+def test_errors_of_a_command_name_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "demo").mkdir()
+    assert run(["demo", "-o", str(tmp_path / "demo")]) == 2
+    assert "add --overwrite to replace it" in capsys.readouterr().err
+    assert group.get_command(click.Context(group), "nothing") is None
