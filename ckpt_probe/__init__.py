@@ -15,18 +15,17 @@ from ckpt_probe.lazy import lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ckpt_probe.analysis import (
-        Records,
-        analyze,
-        analyze_features,
-        compare,
-        read_records,
-    )
+    from ckpt_probe.analysis import Comparison, Records, Settings, Similarity, analyze, analyze_features, compare
+    from ckpt_probe.analysis.collapse import nc1, nc2, nc3, nc4
+    from ckpt_probe.analysis.collection import read_records
+    from ckpt_probe.analysis.similarity import similarity
+    from ckpt_probe.analysis.weights import weights
     from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+    from ckpt_probe.config import TrainingConfig, load_config
     from ckpt_probe.dumps import open_dump
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
-    from ckpt_probe.integrations import Probe
+    from ckpt_probe.integrations import LightningProbe, Probe, RecordMetric, TrainerProbe
     from ckpt_probe.merging import average, interpolate
     from ckpt_probe.metrics import (
         effective_rank,
@@ -37,20 +36,26 @@ if TYPE_CHECKING:
         mir,
         mutual_information,
         nc5,
-        similarity,
     )
+    from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
     from ckpt_probe.moments import Moments
-    from ckpt_probe.paths import evaluate_path, evaluate_plane
+    from ckpt_probe.paths import barriers, evaluate_path, evaluate_plane
     from ckpt_probe.reporting import to_dataframe
+    from ckpt_probe.reporting.outputs import plot, report
     from ckpt_probe.training import losses, prune, train
 
 _HOMES = {
-    "analysis": ("Records", "analyze", "analyze_features", "analyze", "compare", "read_records"),
+    "analysis": ("Comparison", "Records", "Settings", "Similarity", "analyze", "analyze_features", "compare"),
+    "analysis.collapse": ("nc1", "nc2", "nc3", "nc4"),
+    "analysis.collection": ("read_records",),
+    "analysis.similarity": ("similarity",),
+    "analysis.weights": ("weights",),
     "checkpoints": ("open_checkpoint", "save_checkpoint"),
+    "config": ("TrainingConfig", "load_config"),
     "dumps": ("open_dump",),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
-    "integrations": ("Probe",),
+    "integrations": ("LightningProbe", "Probe", "RecordMetric", "TrainerProbe"),
     "merging": ("average", "interpolate"),
     "metrics": (
         "effective_rank",
@@ -62,26 +67,38 @@ _HOMES = {
         "mutual_information",
         "nc5",
     ),
-    "metrics.similarity": ("similarity",),
+    "metrics.similarity": ("CKA", "cka", "cka_between", "cka_matrix", "hsic", "mir_between"),
     "moments": ("Moments",),
-    "paths": ("evaluate_path", "evaluate_plane"),
+    "paths": ("barriers", "evaluate_path", "evaluate_plane"),
     "reporting": ("to_dataframe",),
+    "reporting.outputs": ("plot", "report"),
     "training": ("prune", "train"),
     "training.losses": ("losses",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CKA",
     "CkptProbeError",
+    "Comparison",
     "DataError",
+    "LightningProbe",
     "Moments",
     "Probe",
+    "RecordMetric",
     "Records",
+    "Settings",
+    "Similarity",
+    "TrainerProbe",
+    "TrainingConfig",
     "UsageError",
-    "analyze",
     "analyze",
     "analyze_features",
     "average",
+    "barriers",
+    "cka",
+    "cka_between",
+    "cka_matrix",
     "compare",
     "effective_rank",
     "erank_difference",
@@ -91,20 +108,30 @@ __all__ = [
     "extract_series",
     "gram",
     "hdr",
+    "hsic",
     "interpolate",
+    "load_config",
     "losses",
     "matrix_entropy",
     "mir",
+    "mir_between",
     "mutual_information",
+    "nc1",
+    "nc2",
+    "nc3",
+    "nc4",
     "nc5",
     "open_checkpoint",
     "open_dump",
+    "plot",
     "prune",
     "read_records",
+    "report",
     "save_checkpoint",
     "similarity",
     "to_dataframe",
     "train",
+    "weights",
 ]
 
 

@@ -7,14 +7,13 @@ from ckpt_probe.analysis.record import Blocks, analyze_features, read_blocks, re
 from ckpt_probe.analysis.series import analyze, read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.analysis.similarity import Similarity, similarity
-from ckpt_probe.analysis.weights import Heads, read_weights, weights_record
+from ckpt_probe.analysis.weights import weights_record
 
 __all__ = [
     "ENTRIES",
     "Blocks",
     "Comparison",
     "Entry",
-    "Heads",
     "Record",
     "Records",
     "Settings",
@@ -30,7 +29,6 @@ __all__ = [
     "read_moments",
     "read_records",
     "read_series",
-    "read_weights",
     "settled",
     "similarity",
     "weights_record",

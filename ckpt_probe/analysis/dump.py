@@ -113,7 +113,7 @@ def _stored_moments(dump: Dump, view: SplitView, settings: Settings) -> tuple[Mo
     assert stored is not None
     state, numbers = stored
     moments = settings.moments(None if dump.weights is None else len(dump.weights))
-    moments.load(state)
+    moments.load_state_dict(state)
     try:
         return moments, Quality.from_numbers(numbers)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -128,7 +128,7 @@ def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
     if view.features is None:
         stored = view.read_moments()
         assert stored is not None
-        moments.load(stored[0])
+        moments.load_state_dict(stored[0])
     else:
         _add_rows(moments, (features for features, _, _ in blocks()))
     computed = moments.read(orders=settings.orders, details=settings.spectra)

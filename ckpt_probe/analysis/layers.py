@@ -87,5 +87,5 @@ def _accumulate(layer: LayerView, blocks: Pass | None, classes: int | None, sett
     stored = layer.read_moments()
     if stored is None:
         raise DataError(f"layer {layer.name}: neither features nor moments are stored; extract again")
-    moments.load(stored[0])
+    moments.load_state_dict(stored[0])
     return moments

@@ -70,7 +70,7 @@ class SharedSplits:
         quality, predictions = Quality(), Predictions(Head.of(dump.weights, dump.bias))
         for state, numbers, predicted in self._map(partial(_accumulate, settings), dump, view, at_once, "first pass"):
             part = settings.moments(moments.classes)
-            part.load(state)
+            part.load_state_dict(state)
             moments.merge(part)
             quality.merge(Quality.from_numbers(numbers))
             predictions.available = predictions.available or predicted

@@ -1,17 +1,18 @@
-"""What classifier weights alone say: class-level numbers of every checkpoint of a series, without model or data."""
+"""Compute class-level metrics from classifier weights alone, for every checkpoint of a series."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ckpt_probe.analysis.cache import Cache
+from ckpt_probe.analysis.collection import Records
 from ckpt_probe.analysis.entries import Record, in_order
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint, open_series
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.metrics import collapse, effective_rank, matrix_entropy, reference_values
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.gram import Array, to_rows
@@ -21,30 +22,61 @@ from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.series import step_warnings
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Which classifier weights are read, and from where in each checkpoint.
+@checked_keywords
+def weights(
+    path: Path | str,
+    *,
+    classifier: str | None = None,
+    orders: float | Sequence[float] = (),
+    state_key: str | None = None,
+    base: Path | str | None = None,
+    cache: bool = False,
+    progress: Progress | None = None,
+) -> Records:
+    """Return the record of classifier weights alone for every checkpoint of a series; needs neither model nor data.
 
-    classifier: the layer, or the tensor itself; where None the one that the checkpoint's own metadata name, else the
-    likeliest by names and shapes. state_key, base: as `open_checkpoint`.
+    Only the weights of the classifier are read of each checkpoint.
+
+    Args:
+        path: Checkpoint of any format, or a directory of checkpoints.
+        classifier: Name of the layer, or of its tensor of weights; if None, the one in the checkpoint's metadata, else
+            the likeliest by names and shapes.
+        orders: Rényi orders of entropies that are computed beside those of order 1.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint onto which an adapter is merged.
+        cache: Whether to keep the records in a hidden directory beside the checkpoints, and to read them from it if
+            neither the weights nor the arguments have changed.
+        progress: Receives messages and a bar.
+
+    Returns:
+        One record per checkpoint, by step, each computed on first access: the values of `weights_record`, and
+        `classifier`, the name of the tensor.
+
+    Raises:
+        DataError: If a checkpoint cannot be opened, has no such tensor, or none that looks like a classifier's.
+        UsageError: If an argument is invalid.
     """
-
-    classifier: str | None = None
-    state_key: str | None = None
-    base: Path | None = None
+    settings = Settings(orders=as_sequence(orders) or ())
+    return Records(_records(path, classifier, settings, state_key, base, cache, progress or NullProgress()))
 
 
 def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
-    """Class-level numbers of classifier weights (C, D) alone: entropy, effective rank, and how near to a simplex ETF.
+    """Compute entropy, effective rank and distance to a simplex ETF of classifier weights.
 
-    Entropies in nats, of the Gram of the unit rows (arXiv 2409.16767); Rényi's of `orders` beside them. Rows of zero
-    length have no direction: they are left out, and counted. Raises DataError as `matrix_entropy` does, and for fewer
-    than two rows of non-zero length.
+    Entropies are those of the Gram matrix of the unit rows (arXiv 2409.16767), in nats. Rows of zero length have no
+    direction; they are left out and counted.
+
+    Args:
+        weights: Classifier weights, shape (C, D).
+        orders: Rényi orders of entropies that are computed beside those of order 1.
+
+    Raises:
+        DataError: If a weight is not finite, or fewer than two rows have a length other than zero.
     """
     rows = to_rows(weights).double()
     heads = rows[rows.any(dim=1)]
     if len(heads) < 2:
-        raise DataError(f"{len(heads)} of {len(rows)} rows have a length other than zero, where two are needed")
+        raise DataError(f"{len(heads)} of {len(rows)} rows have a length other than zero; expected at least two")
     record: Record = {"features": rows.shape[1], "classes": len(rows), "classes_left_out": len(rows) - len(heads)}
     record["class.entropy_weights"] = float(matrix_entropy(heads))
     record["class.effective_rank_weights"] = float(effective_rank(heads))
@@ -58,54 +90,50 @@ def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
     return {**record, "missing": None if exists else f"reference.entropy: {without_simplex(*heads.shape)}"}
 
 
-def read_weights(
+def _records(
     path: Path | str,
-    heads: Heads | None = None,
-    settings: Settings | None = None,
-    *,
-    cache: bool = False,
-    progress: Progress | None = None,
-) -> Iterator[DetailedRecord]:
-    """A reading for every checkpoint at `path`, by step: its `weights_record`, with `classifier`, the tensor read.
-
-    Of `settings` only the orders matter. Only that tensor is read of each checkpoint; with `cache` its record is kept
-    in a hidden folder beside the checkpoint. Raises DataError, naming the file, where a checkpoint cannot be opened,
-    has no such tensor, or has none that looks like a classifier's.
-    """
-    heads, settings, progress = heads or Heads(), settings or Settings(), progress or NullProgress()
-    members = open_series(path, state_key=heads.state_key, base=heads.base)
-    kept = Cache.of(settings, ["weights"]) if cache else None
-    chosen: str | None = None
-    notes = step_warnings(members)
+    classifier: str | None,
+    settings: Settings,
+    state_key: str | None,
+    base: Path | str | None,
+    cache: bool,
+    progress: Progress,
+) -> Iterator[Record]:
+    members = open_series(path, state_key=state_key, base=base)
+    records = Cache.of(settings, ["weights"]) if cache else None
+    tensor: str | None = None
+    warnings = dict.fromkeys(step_warnings(members))
     with progress.task("checkpoints", len(members), "checkpoints") as bar:
         for member in members:
-            with open_checkpoint(member.path, state_key=heads.state_key, base=heads.base) as checkpoint:
-                if chosen is None:
-                    chosen = _chosen(checkpoint, heads.classifier, progress)
-                reading, note = _reading(member, checkpoint, chosen, settings, kept)
-            notes += [note] if note and note not in notes else []
-            yield reading
+            with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
+                if tensor is None:
+                    tensor = _chosen(checkpoint, classifier, progress)
+                record, warning = _record(member, checkpoint, tensor, settings, records)
+            warnings |= {warning: None} if warning else {}
+            yield record
             bar.advance()
-    for note in notes:
-        progress.message(note)
+    for warning in warnings:
+        progress.message(warning)
 
 
-def _reading(
+def _record(
     member: Member, checkpoint: Checkpoint, name: str, settings: Settings, cache: Cache | None
-) -> tuple[DetailedRecord, str | None]:
-    weights = _matrix(checkpoint, name)
-    content = hashlib.sha256(weights.detach().double().contiguous().numpy().tobytes()).hexdigest()
+) -> tuple[Record, str | None]:
+    """Return the record of one checkpoint, and a warning if it could not be written into the cache."""
+    matrix = _matrix(checkpoint, name)
+    content = hashlib.sha256(matrix.detach().double().contiguous().numpy().tobytes()).hexdigest()
     entry = None if cache is None else cache.entry(checkpoint.file, content)
+    warning = None
     if entry is not None and (cached := entry.read()):
-        reading, note = cached[0], None
+        record = cached[0].record
     else:
         try:
-            reading = DetailedRecord(weights_record(weights, orders=settings.orders), {}, [])
+            record = weights_record(matrix, orders=settings.orders)
         except DataError as error:
             raise DataError(f"{checkpoint.path}: {name}: {error}") from error
-        note = None if entry is None else entry.write([reading])
-    place = {"checkpoint": member.name, "step": member.step, "classifier": name}
-    return DetailedRecord(in_order({**place, **reading.record}), {}, []), note
+        warning = None if entry is None else entry.write([DetailedRecord(record, {}, [])])
+    position = {"checkpoint": member.name, "step": member.step, "classifier": name}
+    return in_order({**position, **record}), warning
 
 
 def _chosen(checkpoint: Checkpoint, classifier: str | None, progress: Progress) -> str:

@@ -186,7 +186,8 @@ def command(
     _require_used(weights_only)
     _require_grid(layer_metric, json=json, **options)
 
-    from ckpt_probe.analysis import Heads, Settings, read_series, read_weights
+    from ckpt_probe.analysis import Settings, read_series
+    from ckpt_probe.analysis.weights import weights
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_grids, print_records, write_records, write_spectra
     from ckpt_probe.scheduling import Workers
@@ -204,7 +205,7 @@ def command(
     with bars() as progress:
         common = {"cache": not no_cache, "progress": progress}
         if weights_only:
-            results = read_weights(dumps, Heads(classifier, state_key, base), settings, **common)
+            rows = weights(dumps, classifier=classifier, orders=chosen, state_key=state_key, base=base, **common)
         else:
             results = read_series(
                 dumps,
@@ -214,7 +215,7 @@ def command(
                 rows_per_task=rows_per_task,
                 **common,
             )
-        rows = _rows(results, readings, settings)
+            rows = _rows(results, readings, settings)
         if layer_metric is None:
             records = print_records(rows, json=json, csv=csv, wide=wide)
         else:

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from ckpt_probe.cli.options import byte_count
 from ckpt_probe.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from ckpt_probe.reporting.contents import ReportOptions
 
 EXAMPLE = """\b
 Examples: ckpt-probe report dumps/digits paths/ab -o report.html
@@ -99,14 +96,17 @@ def command(
         raise UsageError("--every needs --follow")
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
-    size = byte_count(memory)
-
-    from ckpt_probe.reporting.contents import ReportOptions
-    from ckpt_probe.reporting.sources import class_names
-
-    names = class_names(labels) if labels is not None else ()
-    options = ReportOptions(title, names, splits, size, workers, not no_cache, mir_rows)
-    write = partial(_write, sources, options, out, figures, kind)
+    options = {
+        "figure_format": kind,
+        "title": title,
+        "labels": labels or (),
+        "splits": splits,
+        "memory": byte_count(memory),
+        "mir_rows": mir_rows,
+        "workers": workers,
+        "cache": not no_cache,
+    }
+    write = partial(_write, sources, out, figures, options)
     if not follow:
         write(overwrite=overwrite)
         return
@@ -116,30 +116,19 @@ def command(
 
 
 def _write(
-    sources: tuple[str, ...],
-    options: "ReportOptions",
-    out: Path | None,
-    figures: Path | None,
-    kind: str,
-    *,
-    overwrite: bool,
+    sources: tuple[str, ...], out: Path | None, figures: Path | None, options: dict[str, Any], *, overwrite: bool
 ) -> None:
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.reporting.contents import gather
-    from ckpt_probe.reporting.sources import open_sources
+    from ckpt_probe.reporting.outputs import report
 
     with bars() as progress:
-        contents = gather(open_sources(sources), options, progress)
+        summary = report(
+            sources, out, figures=figures, command=_command_line(), overwrite=overwrite, progress=progress, **options
+        )
         if figures is not None:
-            from ckpt_probe.reporting.figures.export import draw_contents
-
-            drawn = draw_contents(contents, figures, kind, overwrite=overwrite, progress=progress)
-            say(f"{figures}: {len(drawn)} figures")
-        if out is not None:
-            from ckpt_probe.reporting.page import write_page
-
-            size = write_page(contents, out, command=_command_line(), overwrite=overwrite)
-            say(f"{out}: {len(contents.sections)} sections, {size / 1e6:.1f} MB; open it in a browser")
+            say(f"{figures}: {len(summary.figures)} figures")
+        if summary.size is not None:
+            say(f"{out}: {summary.sections} sections, {summary.size / 1e6:.1f} MB; open it in a browser")
 
 
 def _follow(

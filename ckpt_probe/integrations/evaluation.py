@@ -15,6 +15,9 @@ from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.moments.gathering import Gathering
 from ckpt_probe.moments.quality import Quality
 
+Share = tuple[dict[str, Tensor], dict[str, float]]
+"""Moments by name, and numbers of quality."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -122,8 +125,7 @@ class Evaluation:
         """Return the contribution of this process: an error, moments and quality, or None if it saw no sample."""
         if self._error is not None or self._gathering is None or not self._gathering.moments.samples:
             return self._error
-        state = {name: tensor.cpu() for name, tensor in self._gathering.moments.state_dict().items()}
-        return state, self._gathering.quality.to_numbers()
+        return share_of(self._gathering)
 
     def _read(self, others: list[Any]) -> Record:
         for rank, error in enumerate([self._error, *others]):
@@ -131,9 +133,22 @@ class Evaluation:
                 raise type(error)(f"rank {rank}: {error}") if others else error
         weights, bias = self._tap.parameters()
         total = self._gathering or Gathering(self._settings.moments(len(weights)))
-        for state, numbers in filter(None, others):
-            part = self._settings.moments(len(weights))
-            part.load(state)
-            total.moments.merge(part)
-            total.quality.merge(Quality.from_numbers(numbers))
+        for share in filter(None, others):
+            merge_share(total, share, self._settings)
         return read_moments(total.moments, total.quality, weights, bias, settings=self._settings).record
+
+
+def share_of(gathering: Gathering) -> Share:
+    """Return moments on the CPU and quality of all samples of an evaluation, to be sent to another process."""
+    gathering.finish()
+    state = {name: tensor.cpu() for name, tensor in gathering.moments.state_dict().items()}
+    return state, gathering.quality.to_numbers()
+
+
+def merge_share(gathering: Gathering, share: Share, settings: Settings) -> None:
+    """Add moments and quality from `share_of` to those of an evaluation."""
+    state, numbers = share
+    part = settings.moments(gathering.moments.classes)
+    part.load_state_dict(state)
+    gathering.moments.merge(part)
+    gathering.quality.merge(Quality.from_numbers(numbers))

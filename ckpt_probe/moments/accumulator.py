@@ -208,7 +208,13 @@ class Moments:
         return read_out(classes, scatter, unit, heads, label_rows=named, rows=again, options=options, details=details)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that was accumulated so far, as tensors by name; `load` takes it back, on any device."""
+        """Return everything that was accumulated as tensors by name, for `load_state_dict` on any device.
+
+        As there are only tensors, safetensors can store them, and loading them needs no pickle.
+
+        Raises:
+            DataError: If there was no row.
+        """
         scatter, unit = self._seen()
         state = scatter.state()
         if unit is None:
@@ -219,10 +225,20 @@ class Moments:
             return {**state, "rows": held.rows, "row_labels": held.labels[held.each()]}
         return {**state, "second" if unit.kind == "classes" else "total": symmetric(unit.second)}
 
-    def load(self, state: Mapping[str, Array]) -> None:
-        """Replace what was accumulated by what `state_dict` gave, whose tensors then are this accumulator's own.
+    def reset(self) -> None:
+        """Remove all rows, and continue with the same settings."""
+        self._scatter = self._unit = None
 
-        Raises DataError where a part is missing, or of another dtype or shape than it has to be, naming both.
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Replace everything that was accumulated by the result of `state_dict` of an accumulator with equal settings.
+
+        The tensors become part of this accumulator.
+
+        Args:
+            state: Tensors or arrays by name, on any device.
+
+        Raises:
+            DataError: If a tensor is missing, or has another dtype or shape than expected.
         """
         tensors = {name: as_tensor(value, f"moments: {name}").to(self.device) for name, value in state.items()}
         require_state(tensors, self.classes, self.families)

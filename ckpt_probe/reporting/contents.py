@@ -38,6 +38,9 @@ from ckpt_probe.reporting.sources import (
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.series import Member
 
+TITLE = "What happened in these runs"
+"""Default heading of the page."""
+
 MIR_ROWS = 256
 """Default number of rows for MIR between layers; 10 layers take 0.3 s with 256 rows and 20 s with 2,048."""
 
@@ -56,7 +59,7 @@ class ReportOptions:
         mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
     """
 
-    title: str = "What happened in these runs"
+    title: str = TITLE
     class_names: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     memory: int = Settings().memory

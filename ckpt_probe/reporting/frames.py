@@ -1,12 +1,15 @@
 """Conversion of records to a pandas data frame and to Parquet: one row per record, one column per name."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpt_probe.analysis import Comparison
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import refuse_existing, replacing
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -14,21 +17,23 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-TEXT = frozenset({"checkpoint", "split", "route", "route_reason", "missing"})
+TEXT = frozenset({"checkpoint", "split", "route", "route_reason", "missing", "note"})
 """Names whose column is text even if no record has a value."""
 
 EXTRA = "frames"
 
 
-def to_dataframe(records: Iterable[Record]) -> "DataFrame":
-    """Convert records to a tidy data frame, with columns in the order of the first record.
+@checked_keywords
+def to_dataframe(records: Iterable[Record | Comparison]) -> "DataFrame":
+    """Convert records, or the comparisons of `compare`, to a tidy data frame.
 
     Args:
-        records: Mappings from names to values.
+        records: Mappings from names to values, or comparisons.
 
     Returns:
-        A frame with one row per record and one column per name. Numbers are float64, with NaN for a missing value;
-        integers are int64, or Int64 if a value is missing; text is the string type of pandas.
+        A frame with one row per record and one column per name, in the order of the first record.
+        Numbers are float64, with NaN for a missing value; integers are int64, or Int64 if a value is missing; text is
+        the string type of pandas.
 
     Raises:
         UsageError: If pandas is not installed.
@@ -37,7 +42,7 @@ def to_dataframe(records: Iterable[Record]) -> "DataFrame":
     require_extra("pandas", EXTRA)
     from pandas import DataFrame
 
-    rows = list(records)
+    rows = [asdict(record) if isinstance(record, Comparison) else record for record in records]
     names = dict.fromkeys(name for record in rows for name in record)
     return DataFrame({name: _column(name, [record.get(name) for record in rows]) for name in names})
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ckpt_probe as cp
-from ckpt_probe.analysis import Heads, analyze_features, read_weights, weights_record
+from ckpt_probe.analysis import analyze_features, weights_record
 from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.errors import DataError, UsageError
@@ -75,38 +75,38 @@ def test_a_series_of_anybodys_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     for record in records:
         expected = cp.matrix_entropy(network(seed=record["step"])[2].weight.detach().double().numpy())
         assert record["class.entropy_weights"] == pytest.approx(expected, rel=1e-12)
-    again = [reading.record for reading in read_weights(tmp_path, cache=True)]
+    again = cp.weights(tmp_path, cache=True)
     assert [record["class.entropy_weights"] for record in again] == [r["class.entropy_weights"] for r in records]
 
 
 def test_what_was_computed_is_kept_for_these_weights_alone(tmp_path: Path) -> None:
     path = tmp_path / "step-1.safetensors"
     save_checkpoint(path, network().state_dict())
-    [first] = read_weights(path, cache=True)
+    [first] = cp.weights(path, cache=True)
     [kept] = (tmp_path / ".ckpt-probe-cache").glob("*.json")
     text = json.loads(kept.read_text())
     text["records"][0]["record"]["class.entropy_weights"] = -1.0
     # A number that is not the one that was kept is computed anew.
     damaged = json.dumps(text)
     kept.write_text(damaged)
-    assert [r.record for r in read_weights(path, cache=True)] == [first.record]
+    assert cp.weights(path, cache=True) == [first]
     text["sha256"] = hashlib.sha256(json.dumps(text["records"], sort_keys=True).encode()).hexdigest()
     kept.write_text(json.dumps(text))
-    assert [r.record["class.entropy_weights"] for r in read_weights(path, cache=True)] == [-1.0]
+    assert [r["class.entropy_weights"] for r in cp.weights(path, cache=True)] == [-1.0]
     save_checkpoint(path, network(seed=3).state_dict(), overwrite=True)
-    [changed] = read_weights(path, cache=True)
-    assert changed.record["class.entropy_weights"] not in (-1.0, first.record["class.entropy_weights"])
+    [changed] = cp.weights(path, cache=True)
+    assert changed["class.entropy_weights"] not in (-1.0, first["class.entropy_weights"])
 
 
 def test_the_head_that_metadata_or_the_caller_name(tmp_path: Path) -> None:
     path, model = tmp_path / "a.safetensors", network()
     save_checkpoint(path, model.state_dict(), CheckpointMetadata(classifier="0"))
-    assert next(read_weights(path)).record["classifier"] == "0.weight"
-    assert next(read_weights(path, Heads("2"))).record["classes"] == 5
+    assert cp.weights(path)[0]["classifier"] == "0.weight"
+    assert cp.weights(path, classifier="2")[0]["classes"] == 5
     with pytest.raises(UsageError, match=r"a\.safetensors: no tensor head or head\.weight; likely heads: .*2"):
-        next(read_weights(path, Heads("head")))
+        cp.weights(path, classifier="head")[0]
     with pytest.raises(DataError, match=r"0\.bias is float32 of shape \(8,\), where classifier weights"):
-        next(read_weights(path, Heads("0.bias")))
+        cp.weights(path, classifier="0.bias")[0]
 
 
 def test_a_convolution_is_a_head_as_well(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_a_convolution_is_a_head_as_well(tmp_path: Path) -> None:
     save_checkpoint(
         tmp_path / "a.safetensors", {"features.weight": torch.randn(6, 3, 3, 3), "classifier.weight": weight}
     )
-    [reading] = read_weights(tmp_path / "a.safetensors")
-    assert reading.record["class.entropy_weights"] == pytest.approx(
+    [reading] = cp.weights(tmp_path / "a.safetensors")
+    assert reading["class.entropy_weights"] == pytest.approx(
         weights_record(weight[:, :, 0, 0])["class.entropy_weights"]
     )
 

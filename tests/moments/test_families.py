@@ -81,14 +81,14 @@ def test_parts_of_one_kind_merge_and_load_and_others_do_not() -> None:
     for name, value in first.compute(weights).items():
         assert value == (pytest.approx(expected[name], rel=1e-10) if isinstance(value, float) else expected[name]), name
     loaded = Moments(5, only=["nc1", "class"])
-    loaded.load(whole.state_dict())
+    loaded.load_state_dict(whole.state_dict())
     assert loaded.compute(weights) == expected
     with pytest.raises(DataError, match="different families"):
         first.merge(moments_of(features, labels))
     with pytest.raises(DataError, match="stored moments: missing unit_counts, left_out"):
-        Moments(5).load(whole.state_dict())
+        Moments(5).load_state_dict(whole.state_dict())
     fewer = Moments(5, only=["nc3"])
-    fewer.load(moments_of(features, labels).state_dict())
+    fewer.load_state_dict(moments_of(features, labels).state_dict())
     assert fewer.compute(weights)["nc3.duality"] == expected_duality(features, labels, weights)
 
 

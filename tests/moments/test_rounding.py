@@ -233,7 +233,7 @@ def test_stored_moments_keep_their_scale(scale: float, precision: str) -> None:
     whole, first, second = (Moments(CLASSES, precision=precision) for _ in range(3))
     whole.update(scale * ROWS, LABELS)
     first.update(scale * ROWS[:1000], LABELS[:1000])
-    second.load(first.state_dict())
+    second.load_state_dict(first.state_dict())
     second.update(scale * ROWS[1000:], LABELS[1000:])
     record, expected = second.compute(MEANS), whole.compute(MEANS)
     for name in ("nc1.pinv", "nc1.cdnv", "nc2.etf", "sample.mir"):
@@ -246,4 +246,4 @@ def test_a_stored_unit_that_is_none_is_an_error() -> None:
     moments = Moments(CLASSES)
     moments.update(1e200 * ROWS, LABELS)
     with pytest.raises(DataError, match="unit is 0, expected a positive number"):
-        Moments(CLASSES).load({**moments.state_dict(), "unit": torch.tensor(0.0, dtype=torch.float64)})
+        Moments(CLASSES).load_state_dict({**moments.state_dict(), "unit": torch.tensor(0.0, dtype=torch.float64)})

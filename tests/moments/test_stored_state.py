@@ -30,7 +30,7 @@ def test_what_is_taken_back_gives_the_same_record_and_goes_on(kind: str) -> None
     whole, loaded = moments(kind), Moments(4, memory=KINDS[kind][1])
     state = whole.state_dict()
     assert kind in state
-    loaded.load(state)
+    loaded.load_state_dict(state)
     assert loaded.compute(WEIGHTS) == whole.compute(WEIGHTS)
     for one in (whole, loaded):
         one.update(FEATURES[:9], LABELS[:9])
@@ -64,7 +64,7 @@ def changed(state: dict[str, Tensor], name: str, value: Tensor | None) -> dict[s
 @pytest.mark.parametrize("name", ["counts", "means", "squares", "within", "unit_counts", "left_out"])
 def test_each_part_is_needed(name: str) -> None:
     with pytest.raises(DataError, match=rf"missing {name}"):
-        Moments(4).load(changed(moments("second").state_dict(), name, None))
+        Moments(4).load_state_dict(changed(moments("second").state_dict(), name, None))
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_each_part_is_needed(name: str) -> None:
 )
 def test_what_does_not_fit_is_named(kind: str, name: str, value: Tensor | None, told: str) -> None:
     with pytest.raises(DataError, match=re.escape(told)):
-        Moments(4).load(changed(moments(kind).state_dict(), name, value))
+        Moments(4).load_state_dict(changed(moments(kind).state_dict(), name, value))
 
 
 def test_fewer_classes_than_were_stored_are_refused() -> None:
     with pytest.raises(DataError, match="stored moments cover 4 classes, but there are only 3"):
-        Moments(3).load(moments("second").state_dict())
+        Moments(3).load_state_dict(moments("second").state_dict())
 
 
 def test_only_what_is_read_is_needed() -> None:
     state = moments("second").state_dict()
     few = Moments(4, only=["nc3"])
-    few.load({name: state[name] for name in ("counts", "means", "squares")})
+    few.load_state_dict({name: state[name] for name in ("counts", "means", "squares")})
     assert few.compute(WEIGHTS)["nc3.duality"] == pytest.approx(moments("second").compute(WEIGHTS)["nc3.duality"])
 
 

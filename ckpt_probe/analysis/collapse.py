@@ -1,0 +1,76 @@
+"""Compute single metrics of neural collapse from features and labels; the numbers are those of `analyze_features`."""
+
+from ckpt_probe.analysis.record import analyze_features
+from ckpt_probe.errors import DataError
+from ckpt_probe.keywords import checked_keywords
+from ckpt_probe.metrics.gram import Array
+
+
+@checked_keywords
+def nc1(features: Array, labels: Array) -> float:
+    """Compute NC1, tr(Σ_W Σ_B⁺)/C: the spread within classes relative to that between their means; 0 at collapse.
+
+    Papyan, Han and Donoho 2020.
+
+    Args:
+        features: Features of the samples, shape (N, D), numpy or torch.
+        labels: Classes of the samples, shape (N,), whole numbers from 0.
+
+    Raises:
+        DataError: If the class means coincide, a value is not finite, or shapes do not match.
+    """
+    return _value("nc1.pinv", features, labels)
+
+
+@checked_keywords
+def nc2(features: Array, labels: Array) -> float:
+    """Compute NC2, the distance of the Gram matrix of centred class means from that of a simplex ETF; 0 at collapse.
+
+    Args:
+        features: Features of the samples, shape (N, D), numpy or torch.
+        labels: Classes of the samples, shape (N,), whole numbers from 0.
+
+    Raises:
+        DataError: If the class means coincide, a value is not finite, or shapes do not match.
+    """
+    return _value("nc2.etf", features, labels)
+
+
+@checked_keywords
+def nc3(features: Array, labels: Array, weights: Array) -> float:
+    """Compute NC3, ‖W/‖W‖_F − M/‖M‖_F‖_F for classifier weights W and centred class means M; 0 at collapse.
+
+    Args:
+        features: Features of the samples, shape (N, D), numpy or torch.
+        labels: Classes of the samples, shape (N,), whole numbers from 0.
+        weights: Classifier weights, shape (C, D).
+
+    Raises:
+        DataError: If the class means coincide, all weights are zero, a value is not finite, or shapes do not match.
+    """
+    return _value("nc3.duality", features, labels, weights)
+
+
+@checked_keywords
+def nc4(features: Array, labels: Array, weights: Array, bias: Array | None = None) -> float:
+    """Compute NC4, the share of samples whose predicted class is not that of the nearest class mean; 0 at collapse.
+
+    Args:
+        features: Features of the samples, shape (N, D), numpy or torch.
+        labels: Classes of the samples, shape (N,), whole numbers from 0.
+        weights: Classifier weights, shape (C, D).
+        bias: Classifier bias, shape (C,).
+
+    Raises:
+        DataError: If a value is not finite, or shapes do not match.
+    """
+    return _value("nc4.disagreement", features, labels, weights, bias)
+
+
+def _value(
+    metric: str, features: Array, labels: Array, weights: Array | None = None, bias: Array | None = None
+) -> float:
+    record = analyze_features(features, labels, weights, bias, only=metric.partition(".")[0])
+    if record[metric] is None:
+        raise DataError(f"{metric}: {record['missing']}")
+    return record[metric]

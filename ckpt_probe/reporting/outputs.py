@@ -1,0 +1,198 @@
+"""Write the page and the figures of a report, and a figure of metrics: the functions behind `report` and `plot`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.analysis import Record, Records, read_records
+from ckpt_probe.analysis.lines import of_penultimate
+from ckpt_probe.errors import UsageError
+from ckpt_probe.files import distinct_names, refuse_existing
+from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.moments import MEMORY
+from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.reporting.contents import MIR_ROWS, TITLE, ReportOptions, gather
+from ckpt_probe.reporting.figures import draw
+from ckpt_probe.reporting.page import write_page
+from ckpt_probe.reporting.plots.description import Mark
+from ckpt_probe.reporting.sources import class_names, open_sources
+
+RecordsSource = Path | str | Iterable[Any]
+"""A file or directory of records, records, or several of either."""
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """The result of `report`.
+
+    Attributes:
+        sections: Number of sections of the page.
+        size: Size of the page in bytes; None if only figures were written.
+        figures: Files of the figures.
+    """
+
+    sections: int
+    size: int | None
+    figures: tuple[Path, ...]
+
+
+@checked_keywords
+def report(
+    sources: Path | str | Iterable[Path | str] | Mapping[str, Path | str],
+    out: Path | str | None = None,
+    *,
+    figures: Path | str | None = None,
+    figure_format: str = "svg",
+    title: str = TITLE,
+    labels: Path | str | Sequence[str] = (),
+    splits: str | Sequence[str] | None = None,
+    memory: int = MEMORY,
+    mir_rows: int = MIR_ROWS,
+    workers: int = 1,
+    cache: bool = True,
+    overwrite: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> ReportSummary:
+    """Write a page of all results: metrics, matrices, spectra, classes, paths, planes and their provenance.
+
+    Args:
+        sources: Dumps (a file or a directory), records (files, or the directory of a run), and directories of paths
+            and planes, recognised by their content; a mapping names them.
+        out: HTML file of the page, which contains all its data.
+        figures: Directory to draw the plots into, one file per plot.
+        figure_format: Format of the figures: "svg", "pdf" or "png".
+        title: Heading of the page.
+        labels: Names of the classes, or a text file with one name per line; those in the dumps if empty.
+        splits: Splits of the dumps to analyze; all if None.
+        memory: Memory limit for the analysis of one dump, in bytes.
+        mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
+        workers: Number of processes that analyze dumps.
+        cache: Whether to use the cache beside the dumps.
+        overwrite: Whether to replace an existing page and existing figures.
+        command: Command line that made the report, shown with its provenance.
+        progress: Receives messages and bars.
+
+    Raises:
+        UsageError: If neither `out` nor `figures` is given, a file exists and `overwrite` is false, or two sources
+            have the same name.
+        DataError: If a source cannot be read.
+    """
+    if out is None and figures is None:
+        raise UsageError(
+            'report: choose an output: `out="report.html"` for a page, `figures="DIR"` for figures, or both'
+        )
+    if out is not None:
+        refuse_existing(Path(out), overwrite=overwrite)
+    progress = progress or NullProgress()
+    names = class_names(Path(labels)) if isinstance(labels, Path | str) else tuple(labels)
+    options = ReportOptions(title, names, as_sequence(splits) or (), memory, workers, cache, mir_rows)
+    contents = gather(open_sources(_named(sources)), options, progress)
+    files: list[Path] = []
+    if figures is not None:
+        from ckpt_probe.reporting.figures.export import draw_contents
+
+        files = draw_contents(contents, Path(figures), figure_format, overwrite=overwrite, progress=progress)
+    size = None if out is None else write_page(contents, Path(out), command=command, overwrite=overwrite)
+    return ReportSummary(len(contents.sections), size, tuple(files))
+
+
+@checked_keywords
+def plot(
+    records: RecordsSource | Mapping[str, RecordsSource],
+    out: Path | str,
+    *,
+    metrics: str | Sequence[str | Sequence[str]],
+    x: str | None = None,
+    splits: str | Sequence[str] | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    marks: Mapping[float, str] | Sequence[Mark] = (),
+    title: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Draw metrics against the training step, the position on a path, sparsity or epoch.
+
+    Args:
+        records: Records, or files or directories of them. A mapping names the conditions: each is one line, or with
+            several files the mean of these seeds, with a band from the lowest to the highest value.
+        out: File to write; its suffix .svg, .png or .pdf decides the format.
+        metrics: Metric of each panel; several in one panel are separated by commas, or a sequence.
+        x: Quantity on the x axis: "step", "alpha", "sparsity", "epoch" or another name in the records; None for alpha
+            if the records have it, else step.
+        splits: Splits to draw; all if None.
+        log_x: Whether the x axis is logarithmic.
+        log_y: Whether the y axes are logarithmic.
+        marks: Labels of vertical lines by their position.
+        title: Title above the figure.
+        overwrite: Whether to replace an existing file.
+
+    Returns:
+        Notes on omitted values.
+
+    Raises:
+        UsageError: If matplotlib is not installed, the suffix is unknown, or there is no metric.
+        DataError: If the records cannot be read, do not have a metric, or are not a curve along x.
+    """
+    lines = [Mark(position, label) for position, label in marks.items()] if isinstance(marks, Mapping) else marks
+    return draw(
+        _conditions(records),
+        out,
+        panels=panels_of(metrics),
+        x=x,
+        splits=as_sequence(splits),
+        log_x=log_x,
+        log_y=log_y,
+        marks=lines,
+        title=title,
+        overwrite=overwrite,
+    )
+
+
+def panels_of(metrics: str | Iterable[str | Iterable[str]]) -> list[list[str]]:
+    """Return the names of the metrics of each panel.
+
+    Args:
+        metrics: One panel or several, each a text of names with commas or a sequence of names.
+
+    Raises:
+        UsageError: If there is no panel, or a panel without a name.
+    """
+    panels = [
+        [name.strip() for text in as_sequence(panel) or () for name in text.split(",") if name.strip()]
+        for panel in as_sequence(metrics) or ()
+    ]
+    if not panels or not all(panels):
+        raise UsageError("`metrics`: expected names of metrics such as class.mir,class.hdr")
+    return panels
+
+
+def _named(sources: Path | str | Iterable[Path | str] | Mapping[str, Path | str]) -> list[str]:
+    if isinstance(sources, Mapping):
+        return [f"{name}={path}" for name, path in sources.items()]
+    return [str(source) for source in as_sequence(sources) or ()]
+
+
+def _conditions(records: RecordsSource | Mapping[str, RecordsSource]) -> dict[str, list[list[Record]]]:
+    if isinstance(records, Mapping):
+        return {name: _runs(source) for name, source in records.items()}
+    sources = as_sequence(records) or ()
+    if not all(isinstance(source, Path | str) for source in sources):
+        return {"records": _runs(sources)}
+    names = distinct_names([_without_suffix(Path(source)) for source in sources])
+    return {name: _runs(source) for name, source in zip(names, sources, strict=True)}
+
+
+def _runs(source: RecordsSource) -> list[list[Record]]:
+    """Return the records of each seed of a condition."""
+    if isinstance(source, Path | str):
+        return [of_penultimate(read_records(source))]
+    items = list(source)
+    if isinstance(source, Records) or all(isinstance(item, Mapping) for item in items):
+        return [of_penultimate(items)]
+    return [run for item in items for run in _runs(item)]
+
+
+def _without_suffix(path: Path) -> Path:
+    return path.resolve().parent if path.name == "metrics.jsonl" else path.with_suffix("")
