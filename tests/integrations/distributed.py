@@ -108,10 +108,35 @@ def lightning(folder: Path, rank: int) -> Any:
     return {"mir": float(trainer.callback_metrics["validation/class.mir"])}
 
 
+def torchmetrics(folder: Path, rank: int) -> Any:
+    """Values of a collection in which each process has half of the samples, and in which only the first has any."""
+    from torchmetrics import MetricCollection
+
+    from ckpt_probe.integrations import RecordMetric
+
+    join(folder, rank)
+    model, (inputs, labels) = network(), samples().tensors
+    with torch.no_grad():
+        features = model[:2](inputs)
+    computed = {}
+    for name, part in (
+        ("together", slice(rank, None, WORLD)),
+        ("only the first process has samples", slice(rank * SAMPLES, None)),
+    ):
+        metrics = MetricCollection([RecordMetric(model[2])])
+        for rows, targets in zip(features[part].split(20), labels[part].split(20), strict=True):
+            metrics.update(features=rows, target=targets)
+        values = metrics.compute()
+        metrics.compute()
+        computed[name] = {metric: float(value) for metric, value in values.items()}
+    return computed
+
+
 def main() -> None:
     kind, folder = sys.argv[1], Path(sys.argv[2])
     rank = int(sys.argv[3] if len(sys.argv) > 3 else os.environ["RANK"])
-    found = {"plain": plain, "hugging_face": hugging_face, "lightning": lightning}[kind](folder, rank)
+    kinds = {"plain": plain, "hugging_face": hugging_face, "lightning": lightning, "torchmetrics": torchmetrics}
+    found = kinds[kind](folder, rank)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     if dist.is_initialized():
         dist.barrier()

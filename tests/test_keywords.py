@@ -1,0 +1,139 @@
+"""Unknown keywords of public functions are refused with the nearest name; a single string is a sequence of one."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ckpt_probe as cp
+from ckpt_probe.analysis.comparison import Interval
+from ckpt_probe.extraction.setup import Setup, Storage
+from ckpt_probe.keywords import as_sequence, from_arguments, suggestion
+from ckpt_probe.paths.options import PathOptions
+from ckpt_probe.paths.plane import PlaneOptions
+
+SETTINGS = {
+    "analyze": (cp.Settings,),
+    "analyze_features": (cp.Settings,),
+    "barriers": (PathOptions, Setup),
+    "compare": (Interval,),
+    "evaluate_path": (PathOptions, Setup),
+    "evaluate_plane": (PlaneOptions, Setup),
+    "extract_series": (Setup, Storage),
+}
+"""Dataclasses whose fields are keywords of a public function."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_defaults_of_keywords_are_those_of_the_settings(name: str) -> None:
+    parameters = inspect.signature(getattr(cp, name)).parameters
+    for kind in SETTINGS[name]:
+        shared = [field for field in dataclasses.fields(kind) if field.name in parameters]
+        assert len(shared) > 3
+        for field in shared:
+            assert parameters[field.name].default == field.default, field.name
+
+
+def test_public_functions_name_every_keyword() -> None:
+    for name in cp.__all__:
+        value = getattr(cp, name)
+        if inspect.isfunction(value):
+            kinds = {parameter.kind for parameter in inspect.signature(value).parameters.values()}
+            assert inspect.Parameter.VAR_KEYWORD not in kinds, name
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cp.extract_series("run", "out", batchsize=2), "extract_series: unknown keyword `batchsize`; did you"),
+        (lambda: cp.extract_series("run", "out", split="test"), "`split`; did you mean splits"),
+        (lambda: cp.analyze("dumps", centered=True), "analyze: unknown keyword `centered`; did you mean centred"),
+        (lambda: cp.analyze_features(1, 2, toleranc=1), "`toleranc`; did you mean tolerance"),
+        (lambda: cp.compare(["a", "b"], metric="accuracy"), "compare: unknown keyword `metric`; did you mean metrics"),
+        (lambda: cp.evaluate_path("a", "b", "out", zzz=1), r"evaluate_path: unknown keyword `zzz`$"),
+        (
+            lambda: cp.interpolate("a", "b", out="c", alhpa=0.5),
+            "interpolate: unknown keyword `alhpa`; did you mean alp",
+        ),
+        (lambda: cp.train("c", "out", override=True), "train: unknown keyword `override`; did you mean overwrite"),
+        (lambda: cp.Moments(class_count=3), "Moments: unknown keyword `class_count`; did you mean classes"),
+        (
+            lambda: cp.open_checkpoint("a", statekey="model"),
+            "open_checkpoint: unknown keyword `statekey`; did you mean",
+        ),
+        (lambda: cp.similarity("a", measure="cka"), "similarity: unknown keyword `measure`; did you mean measures"),
+    ],
+)
+def test_an_unknown_keyword_is_refused_with_the_nearest_name(call, message: str) -> None:
+    with pytest.raises(cp.UsageError, match=message):
+        call()
+
+
+def test_a_suggestion_ignores_case_and_has_at_most_three_names() -> None:
+    assert suggestion("LAYER", ["layers", "player"]) == "; did you mean layers or player?"
+    assert suggestion("seed", ["rows_seed", "similarity_seed", "seeds", "seed_a", "seeded"]).count(",") == 1
+    assert suggestion("zzz", ["layers"]) == ""
+
+
+def test_a_string_a_path_or_a_number_is_a_sequence_of_one() -> None:
+    assert as_sequence("test") == ("test",)
+    assert as_sequence(Path("a")) == (Path("a"),)
+    assert as_sequence(2.0) == (2.0,)
+    assert as_sequence(["a", "b"]) == ("a", "b")
+    assert as_sequence(None) is None
+
+
+def test_a_dataclass_takes_the_arguments_of_its_fields() -> None:
+    assert from_arguments(Interval, {"seed": 3, "groups": ["a"]}) == Interval(seed=3)
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    batches = [(torch.randn(30, 4), torch.arange(30) % 3)]
+    return cp.extract(model, batches, tmp_path / "step-000001.h5", split="test", device="cpu", layers=["0", "1"])
+
+
+def test_a_single_name_serves_wherever_names_are_expected(dump: Path) -> None:
+    [record] = cp.analyze(dump, splits="test", layers=False, orders=2)
+    assert record["split"] == "test"
+    assert "renyi_2.class.mir" in record
+    assert [r["layer"] for r in cp.analyze(dump, splits="test")] == ["0", "1", "penultimate"]
+    [matrix] = cp.similarity(dump, splits="test", measures="cka", layers="0")
+    assert (matrix.measure, matrix.rows) == ("cka", ("0",))
+    assert Setup(splits="test", layers=["a", "b"]) == Setup(splits=("test",), layers="a,b")
+
+
+def test_per_class_records_are_those_of_the_command(dump: Path) -> None:
+    records = cp.analyze(dump, per_class=True, layers=False)
+    assert [record["class"] for record in records] == [0, 1, 2]
+    assert sum(record["samples"] for record in records) == 30
+
+
+def test_a_module_in_place_of_a_name_gets_an_explanation(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 2)
+    with pytest.raises(cp.UsageError, match=r"found a Linear; extract\(model, loader, out\) takes a module itself"):
+        cp.extract_series(tmp_path, tmp_path / "out", model=module)
+    with pytest.raises(cp.UsageError, match=r"found str; extract_series\(source, out\) reads checkpoints from files"):
+        cp.extract("run", [], tmp_path / "out.h5")  # pyright: ignore[reportArgumentType]
+
+
+def test_moments_start_again_and_take_a_state(tmp_path: Path) -> None:
+    features, labels = np.random.default_rng(0).normal(size=(60, 5)), np.arange(60) % 3
+    moments, again = cp.Moments(3), cp.Moments(3)
+    moments.update(features[:40], labels[:40])
+    again.load_state_dict(moments.state_dict())
+    again.update(features[40:], labels[40:])
+    moments.reset()
+    assert moments.samples == 0
+    with pytest.raises(cp.DataError, match="no samples were added"):
+        moments.state_dict()
+    moments.update(features, labels)
+    expected = moments.compute()
+    assert {name: value for name, value in again.compute().items() if isinstance(value, float)} == pytest.approx(
+        {name: value for name, value in expected.items() if isinstance(value, float)}, rel=1e-10
+    )
