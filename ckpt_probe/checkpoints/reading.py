@@ -20,6 +20,7 @@ from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, Told, told_by_train
 from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.remote import brought, whole
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ class Checkpoint:
         return self._contents.layout[name]
 
 
+@checked_keywords
 @contextmanager
 def open_checkpoint(
     path: Path | str, *, state_key: str | None = None, base: Path | str | None = None

@@ -11,6 +11,7 @@ from ckpt_probe.checkpoints.integrity import piece_digests, tensor_bytes, tensor
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
+from ckpt_probe.keywords import checked_keywords
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +97,7 @@ class CheckpointWriter:
             self._file.write(header(self._layout, with_hashes(self._metadata, self._hashes)))
 
 
+@checked_keywords
 def save_checkpoint(
     path: Path | str,
     state_dict: "Mapping[str, Tensor]",

@@ -18,6 +18,7 @@ from ckpt_probe.dumps.summary import to_html
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import CLASS_NAMES, opened, own_reads, read_names, require_own
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.remote import brought, is_away, named, shown, whole
 from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
@@ -196,6 +197,7 @@ class Dump:
             raise DataError(f"{where}: moments have {features} features but classifier weights {width}")
 
 
+@checked_keywords
 @contextmanager
 def open_dump(path: Path | str) -> Iterator[Dump]:
     """Open a dump for reading, within a `with` block.

@@ -27,6 +27,7 @@ from ckpt_probe.checkpoints.numbers import ITEM_BYTES, decode, exact_dtype
 from ckpt_probe.checkpoints.writing import BITS, header
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import read_object, replacing, replacing_directory
+from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.merging import blending
 from ckpt_probe.merging.digests import Digests
 from ckpt_probe.merging.matching import check_averaged, check_match, match_note
@@ -56,6 +57,7 @@ class InterpolationSummary:
     copied: tuple[str, ...]
 
 
+@checked_keywords
 def interpolate(
     a: Path | str,
     b: Path | str,
@@ -110,6 +112,7 @@ def interpolate(
         return work.write(Path(out), [Path(a), Path(b)], threads, overwrite, progress)
 
 
+@checked_keywords
 def average(
     checkpoints: Sequence[Path | str],
     out: Path | str,
@@ -142,7 +145,7 @@ def average(
         DataError: As in `interpolate`.
         UsageError: If there are fewer than two checkpoints or the weights do not fit; otherwise as in `interpolate`.
     """
-    progress = progress or NullProgress()
+    progress, checkpoints = progress or NullProgress(), as_sequence(checkpoints) or ()
     if len(checkpoints) < 2:
         raise UsageError("an average needs at least two checkpoints")
     chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]

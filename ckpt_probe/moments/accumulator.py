@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
@@ -51,6 +52,7 @@ class Moments:
     classes, and for MPS as the device, UsageError for a family or precision that there is not.
     """
 
+    @checked_keywords
     def __init__(
         self,
         classes: int | None = None,

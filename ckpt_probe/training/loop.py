@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_checkpoint
-from ckpt_probe.config import TrainingConfig
+from ckpt_probe.config import TrainingConfig, load_config
 from ckpt_probe.data import LabelledData, Split, load_data, one_tensor
 from ckpt_probe.errors import DataError, listed
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.models import (
     build_model,
     choose_device,
@@ -56,8 +57,9 @@ class TrainingSummary:
     checkpoints: int
 
 
+@checked_keywords
 def train(
-    config: TrainingConfig,
+    config: TrainingConfig | Path | str,
     out: Path | str,
     *,
     resume: bool = False,
@@ -68,7 +70,7 @@ def train(
     """Train the configured network on split "train" and write checkpoints to `out`/checkpoints.
 
     Args:
-        config: Configuration.
+        config: Configuration, or the path of its TOML file.
         out: Directory of the run.
         resume: Whether to continue from the last saved state; on the CPU the final weights are identical, bit for bit,
             to those of an uninterrupted run.
@@ -84,6 +86,7 @@ def train(
         DataError: If the data or the start do not fit the model, or the loss is not finite.
     """
     progress = progress or NullProgress()
+    config = config if isinstance(config, TrainingConfig) else load_config(config)
     data = load_data(config.data.name, config.data.arguments)
     stage = _stage(config, data, choose_device(device))
     start = stage.start.step

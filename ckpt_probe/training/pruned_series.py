@@ -18,6 +18,7 @@ from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import write_text
+from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.models import build_model, find_classifier
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import require_named
@@ -70,10 +71,11 @@ class PruneSummary:
     levels: tuple[PrunedLevel, ...]
 
 
+@checked_keywords
 def prune(
     checkpoint: Path | str,
     out: Path | str,
-    sparsities: Sequence[float],
+    sparsities: float | Sequence[float],
     *,
     scope: str = "global",
     keep_classifier: bool = False,
@@ -115,7 +117,7 @@ def prune(
         DataError: If the checkpoint cannot be read or pruned, or the training fails.
     """
     progress, source, directory = progress or NullProgress(), _Source(Path(checkpoint), state_key, base), Path(out)
-    names = _names(sparsities)
+    names = _names(as_sequence(sparsities) or ())
     weights = _weights(source, keep_classifier, classifier)
     _prepare(directory, source.path, names, overwrite=overwrite)
     if retrain is not None and retrain.start is not None:

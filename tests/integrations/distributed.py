@@ -119,10 +119,8 @@ def torchmetrics(folder: Path, rank: int) -> Any:
     with torch.no_grad():
         features = model[:2](inputs)
     computed = {}
-    for name, part in (
-        ("together", slice(rank, None, WORLD)),
-        ("only the first process has samples", slice(rank * SAMPLES, None)),
-    ):
+    parts = {"together": slice(rank, None, WORLD), "first process alone": slice(rank * SAMPLES, None)}
+    for name, part in parts.items():
         metrics = MetricCollection([RecordMetric(model[2])])
         for rows, targets in zip(features[part].split(20), labels[part].split(20), strict=True):
             metrics.update(features=rows, target=targets)
