@@ -84,7 +84,7 @@ def test_records_by_layer(tmp_path: Path, layer_store: str) -> None:
 
 def test_depth_1_is_the_record_without_layers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", "moments")
-    [alone] = cp.analyze(path)
+    [alone] = cp.analyze(path, layers=False)
     last = cp.analyze(path, layers=True)[-1]
     assert {name: value for name, value in last.items() if name in alone} == alone
     assert set(last) - set(alone) == {"layer", "depth", "separation.slope", "separation.r2"}
@@ -125,7 +125,7 @@ def test_layers_from_the_cache(tmp_path: Path) -> None:
     assert len(computed) == 4
     assert [row["layer"] for row in computed[0].per_class] == ["stem"] * CLASSES
     # The cache knows that without layers there is another answer.
-    assert len([*read_series(path, Settings(), cache=True)]) == 1
+    assert len([*read_series(path, Settings(layers=False), cache=True)]) == 1
 
 
 def test_a_layer_that_is_not_finite_is_named(tmp_path: Path) -> None:
