@@ -64,6 +64,10 @@ def test_public_functions_name_every_keyword() -> None:
             lambda: cp.open_checkpoint("a", statekey="model"),
             "open_checkpoint: unknown keyword `statekey`; did",
         ),
+        (
+            lambda: cp.Probe(torch.nn.ReLU(), "r.jsonl", setting=1),
+            "Probe: unknown keyword `setting`; did you mean setti",
+        ),
         (lambda: cp.similarity("a", measure="cka"), "similarity: unknown keyword `measure`; did you mean measures"),
     ],
 )

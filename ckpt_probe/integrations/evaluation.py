@@ -20,7 +20,7 @@ Share = tuple[dict[str, Tensor], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Place:
+class Origin:
     """The origin of a record.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place:
     split: str
     epoch: float | None = None
 
-    def of(self, record: Record) -> Record:
+    def add_to(self, record: Record) -> Record:
         """Return the record with these fields added, in the order of `analyze`."""
         epoch = {} if self.epoch is None else {"epoch": self.epoch}
         return in_order({"checkpoint": self.checkpoint, "step": self.step, "split": self.split, **epoch, **record})
@@ -64,25 +64,25 @@ class Evaluation:
         self._tap = tap
         tap.renew()
         self._settings = settings
-        self._left = limit
+        self._remaining = limit
         self._gathering: Gathering | None = None
         self._error: CkptProbeError | None = None
 
-    def update(self, labels: Tensor, own: int | None = None) -> None:
+    def update(self, labels: Tensor, used: int | None = None) -> None:
         """Add the labels of the batch that has just run.
 
         Args:
             labels: Class indices, shape (n,), or (n, positions) if every position of a sample is a row; rows labelled
                 −100 are left out.
-            own: Number of leading samples that are used; all if None.
+            used: Number of leading samples that are used; all if None.
         """
         if self._error is None:
             try:
-                self._add(labels, own)
+                self._add(labels, used)
             except CkptProbeError as error:
                 self._error = error
 
-    def finish(self, place: Place) -> Record:
+    def finish(self, origin: Origin) -> Record:
         """Compute the record over all processes, the same in each.
 
         Raises:
@@ -94,32 +94,32 @@ class Evaluation:
             except CkptProbeError as error:
                 self._error = error
         others = gathered(None if is_first() else self._share())[1:]
-        self.record = on_first(lambda: place.of(self._read(others)))
+        self.record = on_first(lambda: origin.add_to(self._read(others)))
         return self.record
 
-    def _add(self, labels: Tensor, own: int | None) -> None:
-        numbers = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
-        count = numbers.shape[0] if numbers.ndim else 0  # len() of a tensor takes longer than a small product
-        if numbers.ndim not in (1, 2) or numbers.is_floating_point():
-            kind = str(numbers.dtype).removeprefix("torch.")
-            raise UsageError(f"labels: expected whole numbers (n,), found {tuple(numbers.shape)} of {kind}")
-        heard = self._tap.take(count, positions=self._tap.named and numbers.ndim == 2)
-        samples = min(least for least in (count, own, self._left) if least is not None)
-        if self._left is not None:
-            self._left -= samples
-        named, mask = labels_of_rows(heard.head, heard.rows.features.shape[0], numbers)
-        features, logits = heard.rows.features, heard.rows.logits.float()
+    def _add(self, labels: Tensor, used: int | None) -> None:
+        classes = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+        count = classes.shape[0] if classes.ndim else 0  # len() of a tensor takes longer than a small product
+        if classes.ndim not in (1, 2) or classes.is_floating_point():
+            kind = str(classes.dtype).removeprefix("torch.")
+            raise UsageError(f"labels: expected whole numbers (n,), found {tuple(classes.shape)} of {kind}")
+        recorded = self._tap.take(count, positions=self._tap.named and classes.ndim == 2)
+        samples = min(limit for limit in (count, used, self._remaining) if limit is not None)
+        if self._remaining is not None:
+            self._remaining -= samples
+        row_labels, mask = labels_of_rows(recorded.head, recorded.rows.features.shape[0], classes)
+        features, logits = recorded.rows.features, recorded.rows.logits.float()
         if mask is not None or samples < count:
-            mask = torch.ones_like(named, dtype=torch.bool) if mask is None else mask
-            mask[samples * (len(named) // count) :] = False
+            mask = torch.ones_like(row_labels, dtype=torch.bool) if mask is None else mask
+            mask[samples * (len(row_labels) // count) :] = False
             on_device = mask.to(features.device)
-            features, logits, named = features[on_device], logits[on_device], named[mask]
+            features, logits, row_labels = features[on_device], logits[on_device], row_labels[mask]
         if self._gathering is None:
             weights, _ = self._tap.parameters()
             self._gathering = Gathering(self._settings.moments(len(weights)))
-        named = named.to(features.device)
-        scores = score_logits(logits, named) if is_scored(heard.head, logits.shape[1]) else logits
-        self._gathering.add(features, named, scores)
+        row_labels = row_labels.to(features.device)
+        scores = score_logits(logits, row_labels) if is_scored(recorded.head, logits.shape[1]) else logits
+        self._gathering.add(features, row_labels, scores)
 
     def _share(self) -> Any:
         """Return the contribution of this process: an error, moments and quality, or None if it saw no sample."""

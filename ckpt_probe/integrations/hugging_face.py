@@ -12,10 +12,11 @@ from ckpt_probe.analysis import Settings
 from ckpt_probe.analysis.lines import metric_names
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Place
+from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
 from ckpt_probe.integrations.tap import Tap
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class TrainerProbe(TrainerCallback):
         UsageError: If the Trainer uses several GPUs in one process.
     """
 
+    @checked_keywords
     def __init__(
         self,
         trainer: "Trainer",
@@ -66,16 +68,16 @@ class TrainerProbe(TrainerCallback):
         self._trainer = trainer
         self._settings = settings or DURING_TRAINING
         self._journal = Journal(records or Path(str(trainer.args.output_dir)) / "records.jsonl")
-        self._wanted, self._split, self._every, self._overwrite = classifier, split, every, overwrite
+        self._classifier, self._split, self._every, self._overwrite = classifier, split, every, overwrite
         self._tap: Tap | None = None
         self._evaluation: Evaluation | None = None
         self._last: dict[str, int] = {}
         self._unlabelled: list[str] = []
         self._shifts = _predicts_the_next_token(trainer.model)
         # No callback event receives the labels, and a Trainer with label smoothing removes them from the inputs.
-        trainer.prediction_step = self._watched(trainer.prediction_step)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.prediction_step = self._wrap_prediction_step(trainer.prediction_step)  # pyright: ignore[reportAttributeAccessIssue]
         # Nor is there an event for the beginning of an evaluation, or for an error in it.
-        trainer.evaluation_loop = self._by_itself(trainer.evaluation_loop)
+        trainer.evaluation_loop = self._wrap_evaluation_loop(trainer.evaluation_loop)
 
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
@@ -92,7 +94,7 @@ class TrainerProbe(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Log and store the record of the evaluation that has just ended."""
-        evaluation = self._ended()
+        evaluation = self._end_evaluation()
         metrics = {} if metrics is None else metrics
         prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
         split = prefix.removeprefix("eval_") if prefix != "eval" else self._split
@@ -100,10 +102,12 @@ class TrainerProbe(TrainerCallback):
         if evaluation is None or (0 < step - self._last.get(split, step) < self._every):
             return
         if self._unlabelled:
-            wanted, present = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)
-            raise UsageError(f"the batches of the evaluation hold no one tensor of labels ({wanted}), only: {present}")
+            expected, present = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)
+            raise UsageError(
+                f"the batches of the evaluation have no single tensor of labels ({expected}), only: {present}"
+            )
         try:
-            record = evaluation.finish(Place(f"checkpoint-{step}", step, split, state.epoch))
+            record = evaluation.finish(Origin(f"checkpoint-{step}", step, split, state.epoch))
         except DataError as error:
             LOG.warning("step %d, %s: not measured: %s", step, split, error)
             return
@@ -124,45 +128,45 @@ class TrainerProbe(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Discard the forward passes of `predict`, which are not an evaluation."""
-        self._ended()
+        self._end_evaluation()
 
-    def _ended(self) -> Evaluation | None:
+    def _end_evaluation(self) -> Evaluation | None:
         if self._tap is not None:
             self._tap.stop()
         evaluation, self._evaluation = self._evaluation, None
         return evaluation
 
-    def _watched(self, prediction_step: Any) -> Any:
+    def _wrap_prediction_step(self, prediction_step: Any) -> Any:
         @functools.wraps(prediction_step)
-        def watched(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            tap, labels = self._started(), self._labels(inputs)
+        def wrapped(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            tap, labels = self._start_evaluation(), self._labels(inputs)
             tap.start()
             try:
                 result = prediction_step(model, inputs, *args, **kwargs)
                 if labels is not None and self._evaluation is not None:
-                    self._evaluation.update(labels, own=self._own(len(labels)))
+                    self._evaluation.update(labels, used=self._count_distinct(len(labels)))
             finally:
                 tap.pause()
             return result
 
-        return watched
+        return wrapped
 
-    def _by_itself(self, evaluation_loop: Any) -> Any:
+    def _wrap_evaluation_loop(self, evaluation_loop: Any) -> Any:
         @functools.wraps(evaluation_loop)
         def loop(*args: Any, **kwargs: Any) -> Any:
-            self._ended()
+            self._end_evaluation()
             try:
                 return evaluation_loop(*args, **kwargs)
             except BaseException:
-                self._ended()
+                self._end_evaluation()
                 raise
 
         return loop
 
-    def _started(self) -> Tap:
+    def _start_evaluation(self) -> Tap:
         if self._tap is None or self._tap.model is not self._trainer.model:
-            self._ended()
-            self._tap = Tap(self._trainer.model, self._wanted)  # pyright: ignore[reportArgumentType]
+            self._end_evaluation()
+            self._tap = Tap(self._trainer.model, self._classifier)  # pyright: ignore[reportArgumentType]
         if self._evaluation is None:
             self._evaluation = Evaluation(self._tap, self._settings)
         return self._tap
@@ -174,7 +178,7 @@ class TrainerProbe(TrainerCallback):
         # A causal language model compares its output at a position with the label of the next position.
         return labels if labels is None or not self._shifts else F.pad(labels[:, 1:], (0, 1), value=LEFT_OUT)
 
-    def _own(self, samples: int) -> int | None:
+    def _count_distinct(self, samples: int) -> int | None:
         """Return the number of leading samples of this process's batch that do not repeat others.
 
         The last batches of a distributed evaluation are filled with repeated samples.

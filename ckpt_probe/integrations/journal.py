@@ -20,7 +20,7 @@ class Journal:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._known: set[Key] | None = None
-        self._own: set[Key] = set()
+        self._written: set[Key] = set()
 
     def begin(self, step: int, *, overwrite: bool = False) -> None:
         """Prepare for training that continues after `step` updates: remove later records, which will come again.
@@ -33,10 +33,10 @@ class Journal:
             UsageError: If a new run finds records of another one and `overwrite` is false.
         """
         if self.path.is_dir():
-            raise UsageError(f"{self.path}: a directory, where the file of records is to be")
+            raise UsageError(f"{self.path}: a directory, expected a file of records")
         records = self._records()
         # An evaluation before training belongs to this run.
-        mine = [record for record in records if record["step"] <= step and (step > 0 or _key(record) in self._own)]
+        mine = [record for record in records if record["step"] <= step and (step > 0 or _key(record) in self._written)]
         if step == 0 and len(mine) < len(records) and not overwrite:
             raise UsageError(
                 f"{self.path}: has records of another run; pass overwrite=True to replace them, resume that run, or "
@@ -52,7 +52,7 @@ class Journal:
             self._known = {_key(existing) for existing in self._records()}
         if _key(record) in self._known:
             where = f"step {record['step']}, split {record['split']}"
-            LOG.warning("%s: %s is there already, and stays as it is", self.path, where)
+            LOG.warning("%s: %s has a record already, which is unchanged", self.path, where)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = _line(record).encode("utf-8")
@@ -65,7 +65,7 @@ class Journal:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror}") from error
         self._known.add(_key(record))
-        self._own.add(_key(record))
+        self._written.add(_key(record))
 
     def _mend(self) -> None:
         """Remove an incomplete last line."""
@@ -83,7 +83,7 @@ class Journal:
         records = list(read_records(self.path))
         for number, record in enumerate(records, 1):
             if not isinstance(record.get("step"), int):
-                raise DataError(f"{self.path}: record {number} has no step; it is no file of this kind")
+                raise DataError(f"{self.path}: record {number} has no step; it is not a file of records of a run")
         return records
 
 

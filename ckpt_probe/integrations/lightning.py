@@ -10,10 +10,11 @@ from torch import Tensor
 from ckpt_probe.analysis import Settings
 from ckpt_probe.analysis.lines import metric_names
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Place
+from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
 from ckpt_probe.integrations.journal import Journal
-from ckpt_probe.integrations.ranks import is_first, on_first, own_rows
+from ckpt_probe.integrations.ranks import count_distinct_rows, is_first, on_first
 from ckpt_probe.integrations.tap import Tap
+from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class LightningProbe(Callback):
         settings: Settings of the records.
     """
 
+    @checked_keywords
     def __init__(
         self,
         records: Path | str,
@@ -69,7 +71,7 @@ class LightningProbe(Callback):
         settings: Settings | None = None,
     ) -> None:
         self._journal = Journal(records)
-        self._labels, self._wanted, self._every, self._overwrite = labels, classifier, every, overwrite
+        self._labels, self._classifier, self._every, self._overwrite = labels, classifier, every, overwrite
         self._settings = settings or DURING_TRAINING
         self._tap: Tap | None = None
         self._running: dict[str, Evaluation] = {}
@@ -90,13 +92,13 @@ class LightningProbe(Callback):
     def on_validation_batch_start(
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Listen to the classifier."""
+        """Start recording the inputs of the classifier."""
         self._start(trainer, pl_module)
 
     def on_test_batch_start(
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Listen to the classifier."""
+        """Start recording the inputs of the classifier."""
         self._start(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -108,7 +110,7 @@ class LightningProbe(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add what the classifier was given."""
+        """Add the recorded inputs and the labels of the batch."""
         self._end(trainer, "validation", trainer.val_dataloaders, batch, dataloader_idx)
 
     def on_test_batch_end(
@@ -120,7 +122,7 @@ class LightningProbe(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add what the classifier was given."""
+        """Add the recorded inputs and the labels of the batch."""
         self._end(trainer, "test", trainer.test_dataloaders, batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
@@ -144,7 +146,7 @@ class LightningProbe(Callback):
             return
         if self._tap is None or self._tap.model is not module:
             self._stop()
-            self._tap = Tap(module, self._wanted)
+            self._tap = Tap(module, self._classifier)
         self._tap.start()
 
     def _end(self, trainer: "Trainer", split: str, loaders: Any, batch: Any, number: int) -> None:
@@ -155,7 +157,7 @@ class LightningProbe(Callback):
         parts = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
         name = f"{split}-{number}" if len(parts) > 1 else split
         if name not in self._running:
-            self._running[name] = Evaluation(self._tap, self._settings, own_rows(parts[number]))
+            self._running[name] = Evaluation(self._tap, self._settings, count_distinct_rows(parts[number]))
         self._running[name].update(self._labels(batch))
         self._tap.pause()
 
@@ -167,7 +169,7 @@ class LightningProbe(Callback):
             if 0 < step - self._last.get(split, step) < self._every:
                 continue
             try:
-                record = evaluation.finish(Place(f"step-{step:06d}", step, split, float(epoch)))
+                record = evaluation.finish(Origin(f"step-{step:06d}", step, split, float(epoch)))
             except DataError as error:
                 LOG.warning("step %d, %s: not measured: %s", step, split, error)
                 continue

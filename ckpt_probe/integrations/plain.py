@@ -7,10 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from ckpt_probe.analysis import Settings
-from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Place
+from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
 from ckpt_probe.integrations.journal import Journal
 from ckpt_probe.integrations.ranks import is_first, on_first
 from ckpt_probe.integrations.tap import Tap
+from ckpt_probe.keywords import checked_keywords
 
 
 class Probe:
@@ -38,6 +39,7 @@ class Probe:
         UsageError: If the run starts at step 0, the file has records and `overwrite` is false.
     """
 
+    @checked_keywords
     def __init__(
         self,
         model: nn.Module,
@@ -66,7 +68,7 @@ class Probe:
             step: Training step.
             epoch: Epoch, if known.
             limit: Number of rows of this process that are used, if its sampler repeats the first ones at the end
-                (`ckpt_probe.integrations.ranks.own_rows(loader)`).
+                (`ckpt_probe.integrations.ranks.count_distinct_rows(loader)`).
 
         Raises:
             CkptProbeError: At the end, in every process, if a batch could not be measured.
@@ -77,6 +79,6 @@ class Probe:
             yield evaluation
         finally:
             self._tap.stop()
-        record = evaluation.finish(Place(f"step-{step:06d}", step, split, epoch))
+        record = evaluation.finish(Origin(f"step-{step:06d}", step, split, epoch))
         if is_first():
             self._journal.append(record)

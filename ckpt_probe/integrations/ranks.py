@@ -16,22 +16,22 @@ def is_first() -> bool:
     return not _several() or dist.get_rank() == 0
 
 
-def gathered(share: Any) -> list[Any]:
+def gathered(item: Any) -> list[Any]:
     """Collect one object of every process at rank 0.
 
     Objects are pickled between processes of one run, which trust each other.
 
     Args:
-        share: Object of this process; its tensors must be on the CPU.
+        item: Object of this process; its tensors must be on the CPU.
 
     Returns:
         The objects in the order of ranks at rank 0; an empty list in other processes.
     """
     if not _several():
-        return [share]
-    shares: list[Any] | None = [None] * dist.get_world_size() if is_first() else None
-    dist.gather_object(share, shares)
-    return shares or []
+        return [item]
+    items: list[Any] | None = [None] * dist.get_world_size() if is_first() else None
+    dist.gather_object(item, items)
+    return items or []
 
 
 def on_first(function: Callable[[], Result]) -> Result:
@@ -50,8 +50,8 @@ def on_first(function: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
-def own_rows(loader: Any) -> int | None:
-    """Return how many leading rows of this process's loader do not repeat others; None for all of them.
+def count_distinct_rows(loader: Any) -> int | None:
+    """Count the leading rows of this process's loader that do not repeat others; None if that is all of them.
 
     A DistributedSampler repeats the first samples at the end, so that all processes have equally many.
     """

@@ -87,8 +87,8 @@ class Tap:
         self._listens = False
 
     def _forget(self) -> None:
-        for seen in self._calls.values():
-            seen.clear()
+        for recorded in self._calls.values():
+            recorded.clear()
         self._output, self._outermost, self._depth, self._error = None, [], 0, None
 
     def take(self, samples: int, *, positions: bool = False) -> Pass:
@@ -96,16 +96,16 @@ class Tap:
 
         Args:
             samples: Number of samples in the batch.
-            positions: Whether every position of a sample is a row, for a named head, of which this is unknown.
+            positions: Whether every position of a sample is a row, for a named head, for which this is unknown.
 
         Raises:
             DataError: If the head did not run exactly once, or over another number of samples.
             UsageError: If the head was not found, or several modules ran separately, so that none is the model.
         """
         outermost, error, output = self._outermost, self._error, self._output
-        calls = {name: list(seen) for name, seen in self._calls.items()}
-        for seen in self._calls.values():
-            seen.clear()
+        calls = {name: list(recorded) for name, recorded in self._calls.items()}
+        for recorded in self._calls.values():
+            recorded.clear()
         self._outermost, self._error = [], None
         if error is not None or len(outermost) > 1:
             self._head = None
@@ -164,7 +164,7 @@ class Tap:
 
     def _find(self, module: nn.Module, arguments: Arguments) -> None:
         try:
-            self._root, self._head = _found(module, arguments)
+            self._root, self._head = _find_by_running(module, arguments)
         except CkptProbeError as error:
             self._error = error
             return
@@ -205,7 +205,7 @@ def _named(model: nn.Module, name: str) -> Head:
     return Head((Part(name, linears[name].in_features),))
 
 
-def _found(model: nn.Module, arguments: Arguments) -> tuple[nn.Module, Head]:
+def _find_by_running(model: nn.Module, arguments: Arguments) -> tuple[nn.Module, Head]:
     """Find the head of a model by running two samples of a call again.
 
     Args:
@@ -222,20 +222,20 @@ def _found(model: nn.Module, arguments: Arguments) -> tuple[nn.Module, Head]:
     if model.training:
         raise UsageError("the model is in training mode, where dropout and batch norm change it: call model.eval()")
     args, kwargs = arguments
-    two = tuple(map(_two, args)), {name: _two(value) for name, value in kwargs.items()}
+    two = tuple(map(_first_two, args)), {name: _first_two(value) for name, value in kwargs.items()}
     called = _Called(model, two)
     try:
         head = find_head(called, next(iter(_tensors([*two[0], *two[1].values()])), torch.empty(0)))
     except DataError as error:
         with torch.no_grad():
             if not bool(logits_of(called(torch.empty(0))).isfinite().all()):
-                raise DataError("the model's output holds NaN or infinity") from error
+                raise DataError("the model's output has NaN or infinity") from error
         raise UsageError(f"{error}, here classifier=NAME") from error
     called.arguments = (), {}
     return called, head
 
 
-def _two(value: Any) -> Any:
+def _first_two(value: Any) -> Any:
     return value[:2] if isinstance(value, Tensor) and value.ndim else value
 
 

@@ -37,7 +37,7 @@ def plain(folder: Path, rank: int) -> Any:
     """The record of an evaluation, then the error of one in which the second process meets NaN."""
     from ckpt_probe.errors import CkptProbeError
     from ckpt_probe.integrations import Probe
-    from ckpt_probe.integrations.ranks import own_rows
+    from ckpt_probe.integrations.ranks import count_distinct_rows
 
     join(folder, rank)
     model = DistributedDataParallel(network())
@@ -47,7 +47,7 @@ def plain(folder: Path, rank: int) -> Any:
     told = ""
     for step, factor in ((0, 1.0), (1, torch.nan if rank == 1 else 1.0)):
         try:
-            with torch.no_grad(), probe.evaluation("test", step, limit=own_rows(loader)) as evaluation:
+            with torch.no_grad(), probe.evaluation("test", step, limit=count_distinct_rows(loader)) as evaluation:
                 for inputs, labels in loader:
                     model(inputs * factor)
                     evaluation.update(labels)

@@ -153,7 +153,7 @@ def test_an_evaluation_at_a_recorded_step_returns_its_numbers_and_adds_no_line(
     assert found["eval_class.mir"] == pytest.approx(now["class.mir"], rel=1e-6)
     trained.predict(Images(10, 5, labelled=False))
     assert lines(Path(trained.args.output_dir)) == before
-    assert "step 6, split eval is there already" in caplog.text
+    assert "step 6, split eval has a record already" in caplog.text
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def texts(words: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
 def test_what_cannot_be_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = trainer_of(tmp_path, eval_dataset=Images(20, 1, labelled=False))
     trainer.add_callback(TrainerProbe(trainer))
-    with pytest.raises(UsageError, match=r"hold no one tensor of labels \(labels\), only: pixel_values"):
+    with pytest.raises(UsageError, match=r"have no tensor of labels \(labels\), only: pixel_values"):
         trainer.evaluate()
     diverged = trainer_of(tmp_path)
     with torch.no_grad():

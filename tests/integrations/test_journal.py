@@ -64,7 +64,7 @@ def test_what_is_there_already_stays_and_is_said(path: Path, caplog: pytest.LogC
     journal, before = Journal(path), path.read_bytes()
     with caplog.at_level(logging.WARNING):
         journal.append(record(20, loss=3.0))
-    assert "step 20, split test is there already" in caplog.text
+    assert "step 20, split test has a record already" in caplog.text
     assert path.read_bytes() == before
 
 
