@@ -55,7 +55,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def as_sequence(values: Any) -> tuple[Any, ...] | None:
-    """Return a sequence as a tuple: a single string, path or number is a sequence of one, and None is None."""
+    """Return a sequence as a tuple: a single string, path or number is a sequence of one; None stays None."""
     if values is None:
         return None
     return (values,) if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)

@@ -66,7 +66,7 @@ def test_public_functions_name_every_keyword() -> None:
         ),
         (
             lambda: cp.Probe(torch.nn.ReLU(), "r.jsonl", setting=1),
-            "Probe: unknown keyword `setting`; did you mean setti",
+            "Probe: unknown keyword `setting`; did you mean",
         ),
         (lambda: cp.similarity("a", measure="cka"), "similarity: unknown keyword `measure`; did you mean measures"),
     ],

@@ -103,9 +103,7 @@ class TrainerProbe(TrainerCallback):
             return
         if self._unlabelled:
             expected, present = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)
-            raise UsageError(
-                f"the batches of the evaluation have no single tensor of labels ({expected}), only: {present}"
-            )
+            raise UsageError(f"the batches of the evaluation have no tensor of labels ({expected}), only: {present}")
         try:
             record = evaluation.finish(Origin(f"checkpoint-{step}", step, split, state.epoch))
         except DataError as error:
