@@ -1,0 +1,104 @@
+"""`report` and `plot` of Python take paths, mappings and records, and write the files of the commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ckpt_probe as cp
+from ckpt_probe.cli.app import run
+from ckpt_probe.reporting.outputs import panels_of
+
+pytest.importorskip("matplotlib")
+
+
+def write(file: Path, factor: float = 1.0) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"step": step, "split": split, "accuracy": factor * step / 10, "loss": 1.0, "class.mir": 0.5}
+        for step in (0, 5, 9)
+        for split in ("train", "test")
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_page_and_figures_of_one_source(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl")
+    summary = cp.report(source, tmp_path / "r.html", figures=tmp_path / "figures", title="T")
+    assert "<title>T</title>" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert summary.sections == 1
+    assert summary.size == (tmp_path / "r.html").stat().st_size
+    assert tmp_path / "figures" / "metric-accuracy.svg" in summary.figures
+    with pytest.raises(cp.UsageError, match="exists already"):
+        cp.report(source, tmp_path / "r.html")
+
+
+def test_a_mapping_names_the_sources_and_labels_the_classes(tmp_path: Path) -> None:
+    sources = {"plain": write(tmp_path / "a.jsonl"), "decay": write(tmp_path / "b.jsonl", 0.5)}
+    cp.report(sources, tmp_path / "r.html", labels=["cat", "dog"])
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert '"plain"' in page
+    assert '"decay"' in page
+
+
+def test_a_report_needs_an_output(tmp_path: Path) -> None:
+    with pytest.raises(cp.UsageError, match="choose an output"):
+        cp.report(write(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("form", ["file", "directory", "records", "list", "mapping"])
+def test_a_figure_is_that_of_the_command(tmp_path: Path, form: str) -> None:
+    file = write(tmp_path / "run" / "metrics.jsonl")
+    records = {
+        "file": file,
+        "directory": file.parent,
+        "records": cp.read_records(file),
+        "list": [file],
+        "mapping": {"run": [file]},
+    }[form]
+    command = [
+        "plot",
+        f"run={file}",
+        "-o",
+        str(tmp_path / "a.svg"),
+        "--metric",
+        "accuracy,loss",
+        "--metric",
+        "class.mir",
+    ]
+    assert run(command) == 0
+    assert cp.plot(records, tmp_path / "b.svg", metrics=["accuracy,loss", "class.mir"]) == []
+    assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "a.svg").read_bytes()
+
+
+def test_conditions_of_several_seeds_and_marks(tmp_path: Path) -> None:
+    seeds = [write(tmp_path / f"{number}.jsonl", 1 + number) for number in range(2)]
+    out = tmp_path / "a.svg"
+    cp.plot({"plain": seeds, "other": seeds[0]}, out, metrics="accuracy", splits="test", marks={5: "pruned"})
+    text = out.read_text()
+    assert "pruned" in text
+    assert "other" in text
+    with pytest.raises(cp.DataError, match="nowhere"):
+        cp.plot(tmp_path / "nowhere.jsonl", tmp_path / "b.svg", metrics="accuracy")
+
+
+def test_panels_are_texts_with_commas_or_sequences() -> None:
+    assert panels_of("class.mir, class.hdr") == [["class.mir", "class.hdr"]]
+    assert panels_of(["class.mir", "loss"]) == [["class.mir"], ["loss"]]
+    assert panels_of([["class.mir", "loss"], "accuracy"]) == [["class.mir", "loss"], ["accuracy"]]
+    for empty in ("", [], [","]):
+        with pytest.raises(cp.UsageError, match="expected names of metrics"):
+            panels_of(empty)
+
+
+def test_comparisons_are_a_data_frame(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    for group, factor in (("plain", 1.0), ("decay", 0.5)):
+        for seed in range(3):
+            write(tmp_path / group / f"seed-{seed}" / "metrics.jsonl", factor + seed / 100)
+    frame = cp.to_dataframe(cp.compare([tmp_path / "plain", tmp_path / "decay"], metrics="accuracy"))
+    assert list(frame["verdict"]) == ["baseline", "lower"]
+    assert list(frame["group"]) == ["plain", "decay"]
+    assert frame["difference"].isna().tolist() == [True, False]
+    assert float(frame["difference"][1]) == pytest.approx(-0.45)
