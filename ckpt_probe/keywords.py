@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -52,6 +53,21 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         return ""
     *first, last = names
     return f"; did you mean {', '.join(first)} or {last}?" if first else f"; did you mean {last}?"
+
+
+def matching(wanted: str, names: Iterable[str], labels: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names that a name, a label or a pattern such as "class.*" refers to, ignoring case.
+
+    Args:
+        wanted: Name, label or pattern.
+        names: Names to choose from.
+        labels: Names by their short labels, for a text that is no name.
+    """
+    text, names = wanted.strip().lower(), list(names)
+    if set(text) & set("*?["):
+        return [name for name in names if fnmatchcase(name.lower(), text)]
+    exact = [name for name in names if name.lower() == text]
+    return exact or [name for label, name in (labels or {}).items() if label.lower() == text and name in names]
 
 
 def as_sequence(values: Any) -> tuple[Any, ...] | None:

@@ -11,7 +11,7 @@ import torch
 import ckpt_probe as cp
 from ckpt_probe.analysis.comparison import Interval
 from ckpt_probe.extraction.setup import Setup, Storage
-from ckpt_probe.keywords import as_sequence, from_arguments, suggestion
+from ckpt_probe.keywords import as_sequence, from_arguments, matching, suggestion
 from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.plane import PlaneOptions
 
@@ -77,9 +77,17 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_name(call, message: str)
 
 
 def test_a_suggestion_ignores_case_and_has_at_most_three_names() -> None:
-    assert suggestion("LAYER", ["layers", "player"]) == "; did you mean layers or player?"
+    assert suggestion("LAYER", ["layers", "layer_store"]) == "; did you mean layers or layer_store?"
     assert suggestion("seed", ["rows_seed", "similarity_seed", "seeds", "seed_a", "seeded"]).count(",") == 1
     assert suggestion("zzz", ["layers"]) == ""
+
+
+def test_a_name_a_label_or_a_pattern_refers_to_names_ignoring_case() -> None:
+    names, labels = ["class.mir", "class.hdr", "nc1.cdnv"], {"MIR": "class.mir", "CDNV": "nc1.cdnv", "acc": "accuracy"}
+    assert matching("Class.MIR", names) == ["class.mir"]
+    assert matching("cdnv", names, labels) == ["nc1.cdnv"]
+    assert matching("CLASS.*", names, labels) == ["class.mir", "class.hdr"]
+    assert matching("acc", names, labels) == []
 
 
 def test_a_string_a_path_or_a_number_is_a_sequence_of_one() -> None:

@@ -108,7 +108,7 @@ class RecordMetric(Metric):
         """
         gathering = self._gathering or self._empty()
         gathering.finish()
-        record = read_moments(gathering.moments, gathering.quality, *self._parameters(), settings=self._settings).record
+        record = read_moments(gathering.moments, gathering.quality, *self._classifier_parameters(), settings=self._settings).record
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         names = [name for name in metric_names([record]) if record[name] is not None]
         return {name: torch.tensor(record[name], dtype=dtype, device=self.device) for name in names}
@@ -123,7 +123,7 @@ class RecordMetric(Metric):
         """State that another metric merges."""
         return {STATE: self._gathering}
 
-    def _parameters(self) -> tuple[Tensor | None, Tensor | None]:
+    def _classifier_parameters(self) -> tuple[Tensor | None, Tensor | None]:
         classifier = self._classifier.module
         if classifier is None:
             return None, None
@@ -131,7 +131,7 @@ class RecordMetric(Metric):
         return weights.detach().flatten(1), bias if bias is None else bias.detach()
 
     def _empty(self) -> Gathering:
-        weights, bias = self._parameters()
+        weights, bias = self._classifier_parameters()
         classes = self._classes if weights is None else len(weights)
         return Gathering(self._settings.moments(classes), Head.of(weights, bias))
 
