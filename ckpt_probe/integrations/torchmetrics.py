@@ -108,7 +108,8 @@ class RecordMetric(Metric):
         """
         gathering = self._gathering or self._empty()
         gathering.finish()
-        record = read_moments(gathering.moments, gathering.quality, *self._classifier_parameters(), settings=self._settings).record
+        weights, bias = self._classifier_parameters()
+        record = read_moments(gathering.moments, gathering.quality, weights, bias, settings=self._settings).record
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         names = [name for name in metric_names([record]) if record[name] is not None]
         return {name: torch.tensor(record[name], dtype=dtype, device=self.device) for name in names}

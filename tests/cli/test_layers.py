@@ -121,7 +121,7 @@ def test_similarity_of_the_layers_of_a_checkpoint(place: Path, capsys: pytest.Ca
     with cp.open_dump(path) as dump:
         rows = {layer.name: layer.rows[:].astype(np.float64) for layer in dump["test"].layers}
     assert cka["values"][1][3] == pytest.approx(cp.cka(rows["3"], rows["5"]))
-    assert mir["values"][3][1] == pytest.approx(cp.similarity.mir(rows["3"], rows["5"]))
+    assert mir["values"][3][1] == pytest.approx(cp.mir(rows["3"], rows["5"]))
     assert [cka["values"][n][n] for n in range(5)] == pytest.approx([1] * 5)
     shown = told(["similarity", str(path), "--measure", "cka", "--layer", "4", "--layer", "5"], capsys).splitlines()
     assert shown[0] == "test: CKA, layers of step-000100, 40 rows"

@@ -118,8 +118,14 @@ def test_torch_gives_tensors_with_a_gradient_and_numpy_floats() -> None:
 
 def test_it_is_found_under_the_package() -> None:
     X, Y = related(20, 3, 4)
-    assert cp.similarity.cka(X, Y) == cka(X, Y)
-    assert cp.similarity.mir(X, Y) == cp.mir(X, Y)
+    assert cp.cka(X, Y) == cka(X, Y)
+    assert [cp.CKA, cp.cka_matrix, cp.cka_between, cp.mir_between, cp.hsic] == [
+        CKA,
+        cka_matrix,
+        cka_between,
+        mir_between,
+        hsic,
+    ]
 
 
 def test_what_has_no_value_is_an_error() -> None:
