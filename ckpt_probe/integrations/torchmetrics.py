@@ -41,7 +41,9 @@ class RecordMetric(Metric):
         only: Metrics, families of metrics or patterns to compute, such as "nc,class"; the usual ones if None.
         num_classes: Number of classes; that of the classifier, else the highest label plus 1, if None.
         settings: Settings of the record, in place of `only`.
-        **kwargs: Arguments of `torchmetrics.Metric`, such as `process_group`.
+        process_group: Processes whose samples are merged; all if None.
+        sync_on_compute: Whether `compute` merges the samples of all processes.
+        dist_sync_on_step: Whether `forward` does.
 
     Raises:
         UsageError: If `classifier` is not a linear layer, `only` names an unknown metric, or `settings` are added to
@@ -59,9 +61,13 @@ class RecordMetric(Metric):
         only: str | Iterable[str] | None = None,
         num_classes: int | None = None,
         settings: Settings | None = None,
-        **kwargs: Any,
+        process_group: Any = None,
+        sync_on_compute: bool = True,
+        dist_sync_on_step: bool = False,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            process_group=process_group, sync_on_compute=sync_on_compute, dist_sync_on_step=dist_sync_on_step
+        )
         if classifier is not None and not isinstance(getattr(classifier, "weight", None), Tensor):
             raise UsageError(f"`classifier`: expected a linear layer, found a {type(classifier).__name__}")
         if only is not None and settings is not None:

@@ -60,8 +60,12 @@ def test_rows_of_ignored_positions_are_left_out(samples, head) -> None:
     same(metric.compute(), values(features[:, :3].flatten(0, 1), labels[:, :3].flatten(), head))
 
 
-def test_forward_has_the_values_of_the_batch_and_accumulates(samples, head) -> None:
-    metric, parts = cp.RecordMetric(head), [(samples[0][:40], samples[1][:40]), (samples[0][40:], samples[1][40:])]
+@pytest.mark.parametrize("on_step", [False, True])
+def test_forward_has_the_values_of_the_batch_and_accumulates(samples, head, on_step: bool) -> None:
+    metric, parts = (
+        cp.RecordMetric(head, dist_sync_on_step=on_step),
+        [(samples[0][:40], samples[1][:40]), (samples[0][40:], samples[1][40:])],
+    )
     for part in parts:
         same(metric(*part), values(*part, head))
     same(metric.compute(), values(*samples, head))
@@ -120,6 +124,10 @@ def test_a_metric_without_classifier_has_the_values_of_features_alone(samples) -
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: cp.RecordMetric(proces_group=1),
+            "RecordMetric: unknown keyword `proces_group`; did you mean process_gr",
+        ),
         (lambda: cp.RecordMetric(nn.ReLU()), "`classifier`: expected a linear layer, found a ReLU"),
         (lambda: cp.RecordMetric(only="clas"), "'clas'.*did you mean class"),
         (lambda: cp.RecordMetric(only="nc", settings=cp.Settings()), "`only` and `settings` exclude each other"),
