@@ -126,7 +126,7 @@ def test_a_metric_without_classifier_has_the_values_of_features_alone(samples) -
     [
         (
             lambda: cp.RecordMetric(proces_group=1),
-            "RecordMetric: unknown keyword `proces_group`; did you mean process_gr",
+            "RecordMetric: unknown keyword `proces_group`; did you",
         ),
         (lambda: cp.RecordMetric(nn.ReLU()), "`classifier`: expected a linear layer, found a ReLU"),
         (lambda: cp.RecordMetric(only="clas"), "'clas'.*did you mean class"),
