@@ -67,7 +67,7 @@ def test_features_alone_are_enough_for_what_needs_no_weights(tmp_path: Path) -> 
 def test_bad_dumps_name_file_split_and_row(tmp_path: Path, changes: dict, message: str) -> None:
     path = dump(tmp_path / "bad.h5", **changes)
     with pytest.raises(DataError, match=rf"bad\.h5.*{message}"):
-        analyze(path)
+        list(analyze(path))
 
 
 def test_a_split_named_twice_is_analyzed_once(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_hostile_dump_is_refused_before_a_row_is_read(
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=rf"a\.h5: .*{told}"):
-            analyze(tmp_path / "a.h5")
+            list(analyze(tmp_path / "a.h5"))
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
