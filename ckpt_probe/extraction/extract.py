@@ -265,7 +265,7 @@ def extract(
     """
     if not isinstance(model, nn.Module):
         found, instead = type(model).__name__, "extract_series(source, out) reads checkpoints from files"
-        raise UsageError(f"model: expected a torch.nn.Module, found {found}; {instead}")
+        raise UsageError(f"`model`: expected a torch.nn.Module, found {found}; {instead}")
     path, target, storage = Path(out), choose_device(device), Storage(store=store, memory=memory)
     refuse_existing(path, overwrite=overwrite)
     require_split_name(split)

@@ -68,7 +68,7 @@ class Setup:
         object.__setattr__(self, "layers", layer_names(self.layers))
         if self.model is not None and not isinstance(self.model, str):
             raise UsageError(
-                'model: expected a name such as "timm:resnet18" or "path/to/file.py:function", found a '
+                '`model`: expected a name such as "timm:resnet18" or "path/to/file.py:function", found a '
                 f"{type(self.model).__name__}; extract(model, loader, out) takes a module itself"
             )
         if self.pooling is not None and self.pooling not in POOLINGS:
