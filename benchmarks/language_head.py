@@ -83,7 +83,7 @@ def measure(part: str, folder: Path) -> None:
 
 def record(part, folder: Path, dump, view) -> str:
     """Time and figures of a record of some families."""
-    from ckpt_probe.analysis import Settings, read_blocks
+    from ckpt_probe.analysis import Settings, compute_from_blocks
     from ckpt_probe.moments.quality import Scored
 
     only = ("sample",) if part == "sample" else ("class", "nc1", "nc2", "nc3")
@@ -97,7 +97,9 @@ def record(part, folder: Path, dump, view) -> str:
             start = stop
 
     started = time.perf_counter()
-    found = read_blocks(blocks, dump.weights, None, Settings(only=only, tolerance=TOLERANCE, memory=MEMORY)).record
+    found = compute_from_blocks(
+        blocks, dump.weights, None, Settings(only=only, tolerance=TOLERANCE, memory=MEMORY)
+    ).record
     spent = time.perf_counter() - started
     names = ("sample.mir", "sample.mir_stderr", "sample.probes", "class.mir", "class.mir_stderr", "class.probes")
     names += (

@@ -20,7 +20,7 @@ import torch
 
 from ckpt_probe.alignment.by_weights import align, permuted
 from ckpt_probe.alignment.symmetry import trace_symmetry
-from ckpt_probe.analysis import read_blocks
+from ckpt_probe.analysis import compute_from_blocks
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.models import build_model
@@ -98,7 +98,7 @@ def _parts() -> tuple[float, float]:
             hook.remove()
             blocks = [(rows, labels, logits) for rows, (_, labels, logits) in zip(tapped, held, strict=True)]
             started = time.perf_counter()
-            read_blocks(lambda blocks=blocks: blocks, layer.weight.detach(), layer.bias.detach())
+            compute_from_blocks(lambda blocks=blocks: blocks, layer.weight.detach(), layer.bias.detach())
             analysis += time.perf_counter() - started
     return forward, analysis
 

@@ -1,9 +1,9 @@
-"""Dumps, features, or classifier weights → records."""
+"""Compute records from dumps, features or classifier weights; compare runs and layers."""
 
-from ckpt_probe.analysis.collection import Records, read_records
 from ckpt_probe.analysis.comparison import Comparison, compare
 from ckpt_probe.analysis.entries import ENTRIES, Entry, Record, empty_record, entries_in, in_order, settled
-from ckpt_probe.analysis.record import Blocks, analyze_features, read_blocks, read_moments
+from ckpt_probe.analysis.record import Blocks, analyze_features, compute_from_blocks, compute_from_moments
+from ckpt_probe.analysis.records import Records, read_records
 from ckpt_probe.analysis.series import analyze, read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.analysis.similarity import Similarity, similarity
@@ -19,14 +19,13 @@ __all__ = [
     "Settings",
     "Similarity",
     "analyze",
-    "analyze",
     "analyze_features",
     "compare",
+    "compute_from_blocks",
+    "compute_from_moments",
     "empty_record",
     "entries_in",
     "in_order",
-    "read_blocks",
-    "read_moments",
     "read_records",
     "read_series",
     "settled",

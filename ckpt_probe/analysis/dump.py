@@ -1,4 +1,4 @@
-"""A dump → its records: one for each split, or one for each layer of a split."""
+"""Compute the records of a dump: one for each split, or one for each layer of a split."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -16,15 +16,26 @@ from ckpt_probe.analysis.entries import (
     WEIGHTS_ALONE,
     Record,
     in_order,
+    join_reasons,
     named_rows,
     settled,
 )
-from ckpt_probe.analysis.layers import compute_layer, with_fitted_line
+from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest
 from ckpt_probe.analysis.ranges import SharedSplits
-from ckpt_probe.analysis.record import NEEDS_FEATURES, read_blocks, read_moments
+from ckpt_probe.analysis.record import (
+    FEW_SAMPLES,
+    NEEDS_FEATURES,
+    Block,
+    centred_record,
+    compute_from_blocks,
+    compute_from_moments,
+    compute_moments,
+    distinct_means,
+)
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality, double
 
@@ -32,10 +43,22 @@ BLOCK_BYTES = 2**20, 16 * 2**20
 """Least and most bytes of a block of rows as float64; between them, a block takes a sixteenth of the memory budget."""
 
 ROWS_AT_ONCE = 8192
+
 NO_LABELS = "the data have no labels"
-OF_ROWS = ("sample.entropy_features", "sample.entropy_normalized", "sample.effective_rank")
+UNLABELLED = ("sample.entropy_features", "sample.entropy_normalized", "sample.effective_rank")
 """Metrics that need no labels."""
+
 CENTRED_RANK = "centred.effective_rank"
+
+OF_LAYERS = frozenset({"sample", "within", "nc1", "nc2", "nc4"})
+"""Families that apply to any layer; the others compare means with classifier rows of the same width."""
+
+NEAREST = "nearest_mean_accuracy"
+SLOPE, FIT = "separation.slope", "separation.r2"
+FEW_LAYERS = "separation is known of fewer than three layers"
+LAYER_NEEDS_FEATURES = (
+    "needs the layer's features, not only moments (extract again with `layer_store='both'` and `overwrite=True`)"
+)
 
 
 def compute_dump(
@@ -54,127 +77,6 @@ def compute_dump(
     """
     names = dict.fromkeys(splits or dump.splits)
     return [detailed for name in names for detailed in _compute_split(dump, dump[name], settings, shared)]
-
-
-def _compute_split(
-    dump: Dump, view: SplitView, settings: Settings, shared: SharedSplits | None
-) -> list[DetailedRecord]:
-    outside = None if settings.outside is None else _mean_of_outside(outside_dump(dump, settings.outside), view)
-    layers = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
-    try:
-        last = _compute_last_layer(dump, view, settings, outside, shared)
-        records = [last]
-        if layers:
-            others = [_compute_other_layer(dump, layer, settings, labelled=view.labelled) for layer in layers]
-            records = with_fitted_line(others, last, settings)
-    except DataError as error:
-        raise DataError(f"{dump.path}: {view.name}: {error}") from error
-    return [_with_position(record, dump, view, settings) for record in records]
-
-
-def _compute_last_layer(
-    dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None, shared: SharedSplits | None
-) -> DetailedRecord:
-    weights, bias, at_once = dump.weights, dump.bias, _rows_at_once(view, settings)
-    if not view.labelled:
-        return _compute_unlabelled(view, settings)
-    blocks = Pass(view, at_once)
-    if view.features is None:
-        moments, quality = _stored_moments(dump, view, settings)
-        return read_moments(moments, quality, weights, bias, settings=settings, outside=outside)
-    if shared is None or not shared.contains(view):
-        return read_blocks(blocks, weights, bias, settings, outside)
-    moments, quality, predictions = shared.accumulate(dump, view, settings, at_once)
-    return read_moments(
-        moments,
-        quality,
-        weights,
-        bias,
-        blocks=blocks,
-        predictions=predictions,
-        settings=settings,
-        outside=outside,
-        second=lambda means, confusion: shared.count_nearest(dump, view, at_once, means, confusion),
-    )
-
-
-def _compute_other_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled: bool) -> DetailedRecord:
-    try:
-        if labelled:
-            return compute_layer(layer, dump.weights, settings, _rows_at_once(layer, settings))
-        detailed = _compute_unlabelled(layer, settings)
-    except DataError as error:
-        raise DataError(f"layer {layer.name}: {error}") from error
-    return replace(detailed, record=in_order({"layer": layer.name, "depth": layer.depth, **detailed.record}))
-
-
-def _stored_moments(dump: Dump, view: SplitView, settings: Settings) -> tuple[Moments, Quality]:
-    stored = view.read_moments()
-    assert stored is not None
-    state, numbers = stored
-    moments = settings.moments(None if dump.weights is None else len(dump.weights))
-    moments.load_state_dict(state)
-    try:
-        return moments, Quality.from_numbers(numbers)
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
-
-
-def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
-    """Compute the record of rows without labels: values that need labels are None, with the reason in `missing`."""
-    settings.check()
-    moments = Moments(None, memory=settings.memory, only=["sample"], precision=settings.precision)
-    blocks = Pass(view, _rows_at_once(view, settings), scores=False)
-    if view.features is None:
-        stored = view.read_moments()
-        assert stored is not None
-        moments.load_state_dict(stored[0])
-    else:
-        _add_rows(moments, (features for features, _, _ in blocks()))
-    computed = moments.read(orders=settings.orders, details=settings.spectra)
-    families = {entry.name: entry.family for entry in ENTRIES if entry.name not in WEIGHTS_ALONE}
-    names = [name for name, family in families.items() if family in settings.families and name != "erank.difference"]
-    record: Record = dict.fromkeys((*COUNTS, *names, *REFERENCES))
-    record |= {name: computed.record[name] for name in ("samples", "features", "samples_left_out")}
-    if "sample" in settings.families:
-        record |= {name: value for name, value in computed.record.items() if name.endswith(OF_ROWS)}
-    reason = NEEDS_FEATURES
-    if "centred" in settings.families and view.features is not None:
-        record[CENTRED_RANK], reason = _centred_rank(blocks, moments, settings)
-    absent = [name for name, value in record.items() if value is None and name not in REFERENCES]
-    record["missing"] = f"{', '.join(name for name in absent if name != CENTRED_RANK)}: {NO_LABELS}"
-    if CENTRED_RANK in absent:
-        record["missing"] += f"; {CENTRED_RANK}: {reason}"
-    return replace(computed, record=in_order(settled(record)), per_class=[])
-
-
-def _centred_rank(blocks: Pass, moments: Moments, settings: Settings) -> tuple[float | None, str]:
-    """Compute the effective rank of the features less their mean; return it and the reason if it is missing."""
-    shifted = Moments(None, memory=settings.memory, only=["sample"], precision=settings.precision)
-    _add_rows(shifted, (moments.centred(features) for features, _, _ in blocks()))
-    try:
-        return shifted.compute()["sample.effective_rank"], ""  # pyright: ignore[reportReturnType]
-    except DataError as error:
-        return None, f"less their mean, {error}"
-
-
-def _with_position(detailed: DetailedRecord, dump: Dump, view: SplitView, settings: Settings) -> DetailedRecord:
-    """Add checkpoint, step and split, and drop the details that `settings` do not request."""
-    position = {"checkpoint": dump.name, "step": dump.step, "split": view.name}
-    not_stored = {NOT_STORED: view.not_stored} if view.not_stored else {}
-    rows = [{**position, **row} for row in detailed.per_class] if settings.per_class else []
-    return replace(
-        detailed,
-        record=in_order({**position, **not_stored, **detailed.record}),
-        spectra={name: values.numpy() for name, values in detailed.spectra.items()} if settings.spectra else {},
-        per_class=named_rows(rows, dump.class_names),
-        portrait=detailed.portrait if settings.portrait else None,
-    )
-
-
-def _rows_at_once(view: SplitView, settings: Settings) -> int:
-    size = sorted((*BLOCK_BYTES, settings.memory // 16))[1]
-    return max(1, size // (8 * view.dimension))
 
 
 def outside_dump(dump: Dump, outside: Path | str) -> Path:
@@ -198,6 +100,138 @@ def outside_dump(dump: Dump, outside: Path | str) -> Path:
     return file
 
 
+def _compute_split(
+    dump: Dump, view: SplitView, settings: Settings, shared: SharedSplits | None
+) -> list[DetailedRecord]:
+    outside = None if settings.outside is None else _mean_of_outside(outside_dump(dump, settings.outside), view)
+    layers = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
+    try:
+        last = _compute_penultimate(dump, view, settings, outside, shared)
+        records = [_compute_layer(dump, layer, settings, labelled=view.labelled) for layer in layers]
+    except DataError as error:
+        raise DataError(f"{dump.path}: {view.name}: {error}") from error
+    records.append(_with_fitted_line(last, records, settings) if layers else last)
+    return [_with_position(record, dump, view, settings) for record in records]
+
+
+def _compute_penultimate(
+    dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None, shared: SharedSplits | None
+) -> DetailedRecord:
+    if not view.labelled:
+        return _compute_unlabelled(view, settings)
+    weights, bias, rows = dump.weights, dump.bias, _rows_at_once(view, settings)
+    if view.features is None:
+        moments, numbers = _stored_moments(view, settings, None if weights is None else len(weights))
+        try:
+            quality = Quality.from_numbers(numbers)
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
+        return compute_from_moments(moments, quality, weights, bias, settings=settings, outside=outside)
+    blocks = Pass(view, rows)
+    if shared is None or not shared.contains(view):
+        return compute_from_blocks(blocks, weights, bias, settings, outside)
+    moments, quality, predicted = shared.accumulate(dump, view, settings, rows)
+    return compute_from_moments(
+        moments,
+        quality,
+        weights,
+        bias,
+        settings=settings,
+        blocks=blocks,
+        outside=outside,
+        predicted=predicted,
+        second=lambda means, confusion: shared.count_nearest(dump, view, rows, means, confusion),
+    )
+
+
+def _compute_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled: bool) -> DetailedRecord:
+    """Compute the record of a layer of any width; at sample level the classifier weights stand for the labels."""
+    position = {"layer": layer.name, "depth": layer.depth}
+    try:
+        if not labelled:
+            detailed = _compute_unlabelled(layer, settings)
+            return replace(detailed, record=in_order({**position, **detailed.record}))
+        families, weights = settings.families & OF_LAYERS, dump.weights
+        narrowed = replace(settings, only=tuple(families) or ("quality",), centred=False)
+        classes = None if weights is None else len(weights)
+        if layer.features is None:
+            blocks, (moments, _) = None, _stored_moments(layer, narrowed, classes)
+        else:
+            blocks, moments = Pass(layer, _rows_at_once(layer, settings), scores=False), narrowed.moments(classes)
+            for features, labels, _ in blocks():
+                moments.update(features, labels)
+        detailed = compute_moments(moments, None, None, blocks, narrowed, label_rows=weights)
+        record: Record = {**position, **detailed.record}
+        counts = NearestCounts()
+        if "nc4" in families:
+            means, reason = (None, LAYER_NEEDS_FEATURES) if blocks is None else distinct_means(moments, settings)
+            if blocks is not None and means is not None and reason is None:
+                counts = count_nearest(blocks, means, Predictions(None), confusion=settings.per_class)
+            record[NEAREST] = counts.accuracy
+            if counts.accuracy is None:
+                record["missing"] = join_reasons(record["missing"], f"{NEAREST}: {reason or FEW_SAMPLES}")
+    except DataError as error:
+        raise DataError(f"layer {layer.name}: {error}") from error
+    per_class = [{**position, **row, **counts.columns_of_class(row["class"])} for row in detailed.per_class]
+    return replace(detailed, record=in_order(settled(record)), per_class=per_class, portrait=None)
+
+
+def _with_fitted_line(last: DetailedRecord, layers: Sequence[DetailedRecord], settings: Settings) -> DetailedRecord:
+    """Add the line through separation against depth of all layers to the record of the penultimate one."""
+    position = {"layer": PENULTIMATE, "depth": 1.0}
+    record: Record = {**last.record, **position}
+    if "nc1" in settings.families:
+        points = [(each["depth"], each["separation"]) for each in (*(layer.record for layer in layers), record)]
+        fit = line_through([point for point in points if point[1] is not None])  # pyright: ignore[reportArgumentType]
+        record |= {SLOPE: None if fit is None else fit.slope, FIT: None if fit is None else fit.r2}
+        if fit is None:
+            record["missing"] = join_reasons(record["missing"], f"{SLOPE}, {FIT}: {FEW_LAYERS}")
+    return replace(last, record=in_order(record), per_class=[{**position, **row} for row in last.per_class])
+
+
+def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
+    """Compute the record of rows without labels: values that need labels are None, with the reason in `missing`."""
+    settings.check()
+    rows = Pass(view, _rows_at_once(view, settings), scores=False)
+    moments = Moments(None, memory=settings.memory, only=["sample"], precision=settings.precision)
+    if view.features is None:
+        stored = view.read_moments()
+        assert stored is not None
+        moments.load_state_dict(stored[0])
+    else:
+        for features, labels, _ in _one_class(rows()):
+            moments.update(features, labels)
+    computed = moments.read(orders=settings.orders, details=settings.spectra)
+    families = {entry.name: entry.family for entry in ENTRIES if entry.name not in WEIGHTS_ALONE}
+    names = [name for name, family in families.items() if family in settings.families and name != "erank.difference"]
+    record: Record = dict.fromkeys((*COUNTS, *names, *REFERENCES))
+    record |= {name: computed.record[name] for name in ("samples", "features", "samples_left_out")}
+    if "sample" in settings.families:
+        record |= {name: value for name, value in computed.record.items() if name.endswith(UNLABELLED)}
+    reason = NEEDS_FEATURES
+    if "centred" in settings.families and view.features is not None:
+        try:
+            centred = centred_record(lambda: _one_class(rows()), moments, None, settings)
+            record[CENTRED_RANK] = centred["sample.effective_rank"]
+        except DataError as error:
+            reason = str(error)
+    absent = [name for name, value in record.items() if value is None and name not in REFERENCES]
+    record["missing"] = f"{', '.join(name for name in absent if name != CENTRED_RANK)}: {NO_LABELS}"
+    if CENTRED_RANK in absent:
+        record["missing"] += f"; {CENTRED_RANK}: {reason}"
+    return replace(computed, record=in_order(settled(record)), per_class=[])
+
+
+def _stored_moments(view: SplitView, settings: Settings, classes: int | None) -> tuple[Moments, dict[str, float]]:
+    """Return the stored class moments, and the stored numbers of accuracy and loss."""
+    stored = view.read_moments()
+    if stored is None:
+        raise DataError("neither features nor moments are stored; extract again")
+    moments = settings.moments(classes)
+    moments.load_state_dict(stored[0])
+    return moments, stored[1]
+
+
 def _mean_of_outside(path: Path, view: SplitView) -> Tensor:
     """Return the mean feature (D,) of the split of the same name in a dump of other data, or of its only split."""
     with open_dump(path) as dump:
@@ -211,11 +245,31 @@ def _mean_of_outside(path: Path, view: SplitView) -> Tensor:
             counts, means = (double(stored[0][name], name) for name in ("counts", "means"))
             return counts @ means / counts.sum()
         moments = Moments(None, only=["nc2"])
-        _add_rows(moments, (features for features, _, _ in other.blocks(ROWS_AT_ONCE, scores=False)))
+        for features, labels, _ in _one_class(other.blocks(ROWS_AT_ONCE, scores=False)):
+            moments.update(features, labels)
         return moments.mean
 
 
-def _add_rows(moments: Moments, blocks: Iterable) -> None:
-    """Add rows to moments as one class."""
-    for features in blocks:
-        moments.update(features, torch.zeros(len(features), dtype=torch.int64))
+def _one_class(blocks: Iterable[Block]) -> Iterable[Block]:
+    """Yield blocks without scores, all rows in one class."""
+    for features, _, _ in blocks:
+        yield features, torch.zeros(len(features), dtype=torch.int64), None
+
+
+def _with_position(detailed: DetailedRecord, dump: Dump, view: SplitView, settings: Settings) -> DetailedRecord:
+    """Add checkpoint, step and split, and drop the details that `settings` do not request."""
+    position = {"checkpoint": dump.name, "step": dump.step, "split": view.name}
+    not_stored = {NOT_STORED: view.not_stored} if view.not_stored else {}
+    rows = [{**position, **row} for row in detailed.per_class] if settings.per_class else []
+    return replace(
+        detailed,
+        record=in_order({**position, **not_stored, **detailed.record}),
+        spectra={name: values.numpy() for name, values in detailed.spectra.items()} if settings.spectra else {},
+        per_class=named_rows(rows, dump.class_names),
+        portrait=detailed.portrait if settings.portrait else None,
+    )
+
+
+def _rows_at_once(view: SplitView, settings: Settings) -> int:
+    size = sorted((*BLOCK_BYTES, settings.memory // 16))[1]
+    return max(1, size // (8 * view.dimension))

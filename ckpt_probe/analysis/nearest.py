@@ -1,4 +1,4 @@
-"""The second pass: the nearest class mean of each sample, against its prediction (NC4) and against its label."""
+"""Compare the nearest class mean of each sample with its predicted class (NC4) and with its label: the second pass."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A split shared by workers: both passes over ranges of its rows, whose results are added in the order of the rows."""
+"""Share a split among workers, who make both passes over ranges of its rows; results are added in order of the rows."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -60,21 +60,21 @@ class SharedSplits:
 
     def accumulate(
         self, dump: Dump, view: SplitView, settings: Settings, at_once: int
-    ) -> tuple[Moments, Quality, Predictions]:
-        """Make the first pass; the predictions only state whether anything predicts classes.
+    ) -> tuple[Moments, Quality, bool]:
+        """Make the first pass; return moments, quality, and whether predicted classes are available.
 
         Raises:
             DataError: As `record.accumulate`, with the range.
         """
         moments = settings.moments(None if dump.weights is None else len(dump.weights))
-        quality, predictions = Quality(), Predictions(Head.of(dump.weights, dump.bias))
-        for state, numbers, predicted in self._map(partial(_accumulate, settings), dump, view, at_once, "first pass"):
+        quality, predicted = Quality(), dump.weights is not None
+        for state, numbers, available in self._map(partial(_accumulate, settings), dump, view, at_once, "first pass"):
             part = settings.moments(moments.classes)
             part.load_state_dict(state)
             moments.merge(part)
             quality.merge(Quality.from_numbers(numbers))
-            predictions.available = predictions.available or predicted
-        return moments, quality, predictions
+            predicted = predicted or available
+        return moments, quality, predicted
 
     def count_nearest(
         self, dump: Dump, view: SplitView, at_once: int, class_means: Tensor, confusion: bool

@@ -1,4 +1,4 @@
-"""Rows or class moments → the record of one split: accumulate the moments, pass over the rows again, compute."""
+"""Compute the record of one split in three stages: accumulate class moments, pass over the rows again, compute."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -26,10 +26,10 @@ Block = tuple[Array, Array, Array | Scored | None]
 """Features (n, D), labels (n,), and scores: logits (n, C), or predicted classes and losses, or None."""
 
 Blocks = Callable[[], Iterable[Block]]
-"""Starts a new pass over the blocks of rows, which come in the same order each time."""
+"""Function that starts a new pass over the blocks of rows, which have the same order in each pass."""
 
 SecondPass = Callable[[Tensor, bool], NearestCounts]
-"""Compares every row with class means (C, D); the second argument asks for counts per class."""
+"""Function that compares every row with class means (C, D); the second argument requests counts per class."""
 
 ROWS_AT_ONCE = 8192
 MANY_CLASSES = 1000
@@ -43,10 +43,12 @@ SCORED = frozenset({"quality", "nc4"})
 
 NEAREST = ("nc4.disagreement", "nearest_mean_accuracy")
 OUTSIDE = "nc5.cosine"
-NO_OUTSIDE = "no data of other classes (--outside)"
+NO_OUTSIDE = "no data of other classes (`outside=`)"
 FEW_SAMPLES = "no class has as many samples as a class needs"
 NO_SCORES = "neither logits nor classifier weights"
-NEEDS_FEATURES = "needs the features, but only moments were stored (extract again with --store both --overwrite)"
+NEEDS_FEATURES = (
+    "needs the features, but only moments were stored (extract again with `store='both'` and `overwrite=True`)"
+)
 
 
 @checked_keywords
@@ -114,10 +116,10 @@ def analyze_features(
             part = slice(start, start + rows)
             yield features[part], labels[part], None if logits is None else logits[part]
 
-    return read_blocks(blocks, weights, bias, settings).record
+    return compute_from_blocks(blocks, weights, bias, settings).record
 
 
-def read_blocks(
+def compute_from_blocks(
     blocks: Blocks,
     weights: Array | None,
     bias: Array | None = None,
@@ -140,8 +142,16 @@ def read_blocks(
     """
     settings = settings or Settings()
     moments, quality, predictions = accumulate(blocks, weights, bias, settings)
-    return read_moments(
-        moments, quality, weights, bias, blocks=blocks, predictions=predictions, settings=settings, outside=outside
+    return compute_from_moments(
+        moments,
+        quality,
+        weights,
+        bias,
+        settings=settings,
+        blocks=blocks,
+        outside=outside,
+        predicted=predictions.available,
+        second=lambda means, confusion: count_nearest(blocks, means, predictions, confusion=confusion),
     )
 
 
@@ -175,50 +185,46 @@ def accumulate(
     return moments, quality, predictions
 
 
-def read_moments(
+def compute_from_moments(
     moments: Moments,
     quality: Quality,
     weights: Array | None,
     bias: Array | None = None,
     *,
-    blocks: Blocks | None = None,
-    predictions: Predictions | None = None,
     settings: Settings | None = None,
+    blocks: Blocks | None = None,
     outside: Tensor | None = None,
+    predicted: bool = False,
     second: SecondPass | None = None,
 ) -> DetailedRecord:
-    """Compute the record of accumulated moments; values that need the features are None if `blocks` is None.
+    """Compute the record of accumulated moments; values that need the features are None without `blocks`.
 
     Args:
         moments: Class moments.
         quality: Accuracy and loss.
         weights: Classifier weights, shape (C, D).
         bias: Classifier bias, shape (C,).
-        blocks: Called without arguments, starts a new pass over the rows.
-        predictions: Predicted classes from the first pass over `blocks`.
         settings: Options of the analysis.
+        blocks: Called without arguments, starts a new pass over the rows.
         outside: Mean feature of data of other classes, shape (D,).
-        second: Makes the second pass elsewhere; by default it is made over `blocks`.
+        predicted: Whether the second pass knows the predicted classes.
+        second: Makes the second pass; None if the rows are not available.
 
     Raises:
         DataError: As `analyze_features`.
     """
-    settings, head = settings or Settings(), Head.of(weights, bias)
+    settings = settings or Settings()
     families = settings.families
-    detailed = compute_from_moments(moments, weights, bias, blocks, settings)
+    detailed = compute_moments(moments, weights, bias, blocks, settings)
     record: Record = dict(detailed.record)
     reasons = [record.pop("missing")]
+    counts = NearestCounts()
     if "quality" in families:
         record |= {"accuracy": quality.accuracy, "loss": quality.loss}
-        if head is None and quality.accuracy is None:
-            reasons.append(f"accuracy, loss: {NO_SCORES}")
-    counts = NearestCounts()
+        reasons += [f"accuracy, loss: {NO_SCORES}"] if weights is None and quality.accuracy is None else []
     if "nc4" in families:
-        source = predictions or Predictions(head)
-        if second is None and blocks is not None:
-            second = lambda means, confusion: count_nearest(blocks, means, source, confusion=confusion)  # noqa: E731
         if second is not None:
-            counts, reason = _compare_with_means(second, moments, settings, predicted=source.available)
+            counts, reason = _compare_with_means(second, moments, settings, predicted=predicted)
             reasons.append(reason)
         record |= dict(zip(NEAREST, (counts.disagreement, counts.accuracy), strict=True))
     if "centred" in families:
@@ -241,7 +247,7 @@ def read_moments(
     return replace(detailed, record=record, per_class=per_class)
 
 
-def compute_from_moments(
+def compute_moments(
     moments: Moments,
     weights: Array | None,
     bias: Array | None,
@@ -343,7 +349,31 @@ def _compare_with_outside(
 
 
 def _centred(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> tuple[Record, str | None]:
-    """Compute the sample level of the features less their mean; return it and the reasons for missing values."""
+    """Compute the metrics of centred features; return them and the reasons for missing values."""
+    try:
+        record = centred_record(blocks, moments, weights, settings)
+    except DataError as error:
+        return dict.fromkeys(CENTRED), f"{', '.join(CENTRED)}: {error}"
+    reasons = []
+    for part in str(record["missing"] or "").split("; "):
+        sources, _, reason = part.partition(": ")
+        names = [name for name, source in CENTRED.items() if source in sources.split(", ")]
+        reasons += [f"{', '.join(names)}: {reason}"] if names else []
+    return {name: record[source] for name, source in CENTRED.items()}, join_reasons(*reasons)
+
+
+def centred_record(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> Record:
+    """Compute the metrics at sample level of the features minus their mean.
+
+    Args:
+        blocks: Called without arguments, starts a new pass over the rows.
+        moments: Class moments of the rows, which contain their mean.
+        weights: Classifier weights, shape (C, D).
+        settings: Options of the analysis.
+
+    Raises:
+        DataError: If the centred features have no such metrics, as when all of them are equal.
+    """
     rows = without_scores(blocks)
 
     def centred() -> Iterable[tuple[Tensor, Tensor]]:
@@ -354,12 +384,6 @@ def _centred(blocks: Blocks, moments: Moments, weights: Array | None, settings: 
     for features, labels in centred():
         shifted.update(features, labels)
     try:
-        record = shifted.compute(weights, rows=centred, sampling=settings.sampling)
+        return shifted.compute(weights, rows=centred, sampling=settings.sampling)
     except DataError as error:
-        return {}, f"{', '.join(CENTRED)}: less their mean, {error}"
-    reasons = []
-    for part in str(record["missing"] or "").split("; "):
-        sources, _, reason = part.partition(": ")
-        names = [name for name, source in CENTRED.items() if source in sources.split(", ")]
-        reasons += [f"{', '.join(names)}: {reason}"] if names else []
-    return {name: record[source] for name, source in CENTRED.items()}, join_reasons(*reasons)
+        raise DataError(f"less their mean, {error}") from error

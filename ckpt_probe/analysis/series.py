@@ -1,4 +1,4 @@
-"""A series of dumps → its records, one dump after another, by this process or by several workers."""
+"""Analyze the dumps of a series, one after another in this process, or by several workers."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -7,11 +7,11 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from ckpt_probe.analysis.cache import Cache, CacheEntry, cache_directory
-from ckpt_probe.analysis.collection import Records
+from ckpt_probe.analysis.cache import Cache, cache_directory
 from ckpt_probe.analysis.dump import compute_dump, outside_dump
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
 from ckpt_probe.analysis.ranges import SharedSplits
+from ckpt_probe.analysis.records import Records
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, open_dump, open_dump_series
 from ckpt_probe.files import content_hash
@@ -138,7 +138,7 @@ def read_series(
     for directory in {cache_directory(member.path) for member in members} if cache else ():
         remove_abandoned(directory)
     if from_cache:
-        progress.message(f"{from_cache} of {len(members)} dumps were read from the cache; --no-cache recomputes them")
+        progress.message(f"{from_cache} of {len(members)} dumps are from the cache; `cache=False` recomputes them")
     for warning in warnings:
         progress.message(warning)
 
@@ -171,20 +171,17 @@ class _Task:
             entry = self.cache.entry(dump.path, content)
             if (records := entry.read()) is not None:
                 return _Outcome(records, from_cache=True)
-            return self._compute_and_keep(dump, entry)
-
-    def _compute_and_keep(self, dump: Dump, entry: CacheEntry) -> _Outcome | Busy:
-        try:
-            with claimed(entry.file) as claim:
-                if isinstance(claim, Busy):
-                    return claim
-                # Another process may have finished the dump just before the claim.
-                if (records := entry.read()) is not None:
-                    return _Outcome(records, from_cache=True)
-                records = self._compute(dump)
-                return _Outcome(records, warning=entry.write(records))
-        except UnclaimedError as error:
-            return _Outcome(self._compute(dump), warning=f"the cache of records could not be written: {error}")
+            try:
+                with claimed(entry.file) as claim:
+                    if isinstance(claim, Busy):
+                        return claim
+                    # Another process may have finished the dump just before the claim.
+                    if (records := entry.read()) is not None:
+                        return _Outcome(records, from_cache=True)
+                    records = self._compute(dump)
+                    return _Outcome(records, warning=entry.write(records))
+            except UnclaimedError as error:
+                return _Outcome(self._compute(dump), warning=f"the cache of records could not be written: {error}")
 
     def _compute(self, dump: Dump) -> list[DetailedRecord]:
         return compute_dump(dump, self.splits, self.settings, self.shared)

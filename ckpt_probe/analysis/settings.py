@@ -1,4 +1,4 @@
-"""What a caller asks of an analysis, beside the data."""
+"""Options of an analysis."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,19 +19,29 @@ ENTRY_POINTS = "ckpt_probe.metrics"
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `analyze`: what is computed, how far sampling goes, how much memory it may take.
+    """Options of `analyze`, apart from the data.
 
-    only: families of metrics (`analyze --list-metrics`), such as ("nc", "class"); others are neither computed nor in
-    the record; the usual ones where None. centred: also MIR and HDR of features less their mean. orders: Rényi's,
-    beside 1. tolerance: relative standard error of MIR at which sampling stops, budget: seconds after which it does
-    (None: never), seed: where its signs come from; all three matter only where no exact route fits `memory` bytes.
-    exact_limit: largest side of a joint matrix that is solved exactly, a larger one being sampled (None: 12,000, or as
-    `memory` allows). probes: how many sampling takes at most, even if it is then short of the tolerance. min_samples: a
-    class of fewer is left out of what is read from class means. precision: "float64", or "float32" for products of rows
-    in single precision: less time, about six digits. outside: dumps of data of classes that were not trained on, one of
-    the same name for each dump that is read, or a single one, for NC5. per_class: one record a class as well. spectra:
-    the eigenvalues behind every entropy as well. portrait: what a page draws beside the record. layers: one record of
-    each layer of a dump that has several, in execution order, the penultimate one last.
+    Attributes:
+        centred: Whether to add MIR, HDR and effective rank of the centred features.
+        orders: Orders of Rényi entropies to add; order 1 is always computed.
+        tolerance: Relative standard error of MIR at which sampling stops. Sampling is used only if no exact
+            computation fits into `memory`; `budget`, `seed` and `probes` matter only then.
+        budget: Seconds after which sampling stops; None for no limit.
+        seed: Seed of the random signs of sampling.
+        memory: Memory limit for the moments and matrices of one dump, in bytes.
+        per_class: Whether to add one record per class.
+        spectra: Whether to add the eigenvalues behind every entropy.
+        portrait: Whether to add the data of the drawings on a report page.
+        only: Families of metrics to compute, such as ("nc", "class"), or names joined by commas; None for the default
+            families.
+        min_samples: Classes with fewer samples are left out of metrics that use class means.
+        precision: "float64", or "float32" to multiply rows in single precision: less time, about six correct digits.
+        layers: Whether to add one record per layer, in execution order, with the penultimate layer last.
+        outside: Dumps of data of classes that were not trained on, for NC5: a directory with a dump of the same name
+            for each analyzed dump, or one dump for all.
+        exact_limit: Largest side of a joint matrix that is solved exactly; larger ones are sampled. None for 12,000, or
+            as `memory` allows.
+        probes: Largest number of random probes of sampling, even if the tolerance is not reached.
     """
 
     centred: bool = False
@@ -56,16 +66,15 @@ class Settings:
 
     @property
     def sampling(self) -> Sampling:
-        """Tolerance, budget, seed and probes. Raises UsageError where one has no meaning."""
+        """Options of sampling. Raises UsageError if one is invalid."""
         return Sampling(self.tolerance, self.budget, self.seed, self.probes)
 
     @cached_property
     def families(self) -> frozenset[str]:
-        """The families of metrics asked for, with those of other packages. Raises UsageError for an unknown one."""
+        """Families of metrics to compute, including those of other packages. Raises UsageError for an unknown name."""
         names = self.only.split(",") if isinstance(self.only, str) else self.only
-        found = chosen(names, others=self.of_packages)
-        asked = {"centred": self.centred, "nc5": self.outside is not None}
-        return found | {name for name, wanted in asked.items() if wanted}
+        implied = {"centred": self.centred, "nc5": self.outside is not None}
+        return chosen(names, others=self.of_packages) | {name for name, is_set in implied.items() if is_set}
 
     @cached_property
     def of_packages(self) -> tuple[str, ...]:
@@ -73,22 +82,22 @@ class Settings:
         return tuple(entry_points(group=ENTRY_POINTS).names)
 
     def check(self) -> None:
-        """Raise UsageError for a setting that has no meaning."""
+        """Raise UsageError if an option is invalid."""
         _ = self.sampling, self.families, checked_precision(self.precision)
-        if self.exact_limit is not None and self.exact_limit < 1:
-            raise UsageError(f"exact_limit: expected at least 1, found {self.exact_limit}")
-        if self.min_samples < 1:
-            raise UsageError(f"min_samples: expected at least 1, found {self.min_samples}")
+        for name in ("exact_limit", "min_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"`{name}={value}`: expected at least 1")
 
     def moments(self, classes: int | None) -> Moments:
-        """An accumulator of what these settings need; metrics of other packages get all of it."""
+        """Return an empty accumulator for the families of metrics; metrics of other packages need all moments."""
         self.check()
         only = None if self.families & set(self.of_packages) else self.families
         return Moments(classes, memory=self.memory, only=only, precision=self.precision)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON keeps it, to be compared with another's."""
-        asked = asdict(self) | {"orders": list(self.orders), "only": sorted(self.families)}
-        asked["outside"] = None if self.outside is None else str(self.outside)
-        del asked["centred"]
-        return asked
+        """Return the options as values of JSON, for comparison with those of a cached record."""
+        options = asdict(self) | {"orders": list(self.orders), "only": sorted(self.families)}
+        options["outside"] = None if self.outside is None else str(self.outside)
+        del options["centred"]  # part of "only"
+        return options

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ckpt_probe.analysis.cache import Cache
-from ckpt_probe.analysis.collection import Records
 from ckpt_probe.analysis.entries import Record, in_order
+from ckpt_probe.analysis.records import Records
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint, open_series
 from ckpt_probe.errors import DataError, UsageError, listed
@@ -137,23 +137,22 @@ def _record(
 
 
 def _chosen(checkpoint: Checkpoint, classifier: str | None, progress: Progress) -> str:
-    named = classifier or checkpoint.metadata.classifier
-    if named is not None:
-        found = [name for name in (named, f"{named}.weight") if name in checkpoint]
-        if not found:
-            near = [head.module for head in likely_heads(checkpoint.layout)]
-            told = f"; likely heads: {listed(near)}" if near else ""
-            wrong = UsageError if classifier else DataError
-            raise wrong(f"{checkpoint.path}: no tensor {named} or {named}.weight{told}; choose by --classifier NAME")
-        return found[0]
+    """Return the name of the tensor of classifier weights: the named one, that in the metadata, or the likeliest."""
     likely = likely_heads(checkpoint.layout)
+    if (named := classifier or checkpoint.metadata.classifier) is not None:
+        tensor = next((name for name in (named, f"{named}.weight") if name in checkpoint), None)
+        if tensor is None:
+            hint = f"; likely heads: {listed([head.module for head in likely])}" if likely else ""
+            kind = UsageError if classifier else DataError
+            raise kind(f"{checkpoint.path}: no tensor {named} or {named}.weight{hint}; choose by `classifier=`")
+        return tensor
     if not likely:
         raise DataError(
-            f"{checkpoint.path}: no tensor looks like classifier weights; name the layer by --classifier NAME "
+            f"{checkpoint.path}: no tensor looks like classifier weights; name the layer by `classifier=` "
             "(inspect lists all tensors)"
         )
     first, *others = likely
-    besides = f"; others: {listed([head.module for head in others])} (--classifier NAME)" if others else ""
+    besides = f"; others: {listed([head.module for head in others])} (`classifier=`)" if others else ""
     progress.message(f"classifier weights: {first.weight}, since it is {', '.join(first.reasons)}{besides}")
     return first.weight
 
@@ -165,6 +164,6 @@ def _matrix(checkpoint: Checkpoint, name: str) -> Tensor:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise DataError(
             f"{checkpoint.path}: {name} is {kind} of shape {tuple(tensor.shape)}, where classifier weights (C, D) of "
-            "floating numbers are expected; choose another by --classifier NAME"
+            "floating numbers are expected; choose another by `classifier=`"
         )
     return flat

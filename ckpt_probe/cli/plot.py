@@ -84,7 +84,7 @@ def command(
 def read_files(files: Mapping[str, Sequence[Path]]) -> "dict[str, list[Records]]":
     """Read the records of every file of each condition; raise DataError if a file cannot be read or has no record."""
     from ckpt_probe.analysis import Records, read_records
-    from ckpt_probe.analysis.lines import of_penultimate
+    from ckpt_probe.analysis.records import of_penultimate
     from ckpt_probe.cli.console import bars, say
 
     records: dict[str, list[Records]] = {label: [] for label in files}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis import Record, Settings, in_order, read_moments
+from ckpt_probe.analysis import Record, Settings, compute_from_moments, in_order
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction.forward import labels_of_rows
 from ckpt_probe.extraction.scoring import is_scored, score_logits
@@ -135,7 +135,7 @@ class Evaluation:
         total = self._gathering or Gathering(self._settings.moments(len(weights)))
         for share in filter(None, others):
             merge_share(total, share, self._settings)
-        return read_moments(total.moments, total.quality, weights, bias, settings=self._settings).record
+        return compute_from_moments(total.moments, total.quality, weights, bias, settings=self._settings).record
 
 
 def share_of(gathering: Gathering) -> Share:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.nn import functional as F
 
 from ckpt_probe.analysis import Settings
-from ckpt_probe.analysis.lines import metric_names
+from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin

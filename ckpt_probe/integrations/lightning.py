@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ckpt_probe.analysis import Settings
-from ckpt_probe.analysis.lines import metric_names
+from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
 from ckpt_probe.integrations.journal import Journal

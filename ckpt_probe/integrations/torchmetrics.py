@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ckpt_probe.analysis import Settings, read_moments
-from ckpt_probe.analysis.lines import metric_names
+from ckpt_probe.analysis import Settings, compute_from_moments
+from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, merge_share, share_of
@@ -115,7 +115,9 @@ class RecordMetric(Metric):
         gathering = self._gathering or self._empty()
         gathering.finish()
         weights, bias = self._classifier_parameters()
-        record = read_moments(gathering.moments, gathering.quality, weights, bias, settings=self._settings).record
+        record = compute_from_moments(
+            gathering.moments, gathering.quality, weights, bias, settings=self._settings
+        ).record
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         names = [name for name in metric_names([record]) if record[name] is not None]
         return {name: torch.tensor(record[name], dtype=dtype, device=self.device) for name in names}

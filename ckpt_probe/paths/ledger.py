@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckpt_probe.addresses import without_credentials
 from ckpt_probe.analysis import Record
-from ckpt_probe.analysis.lines import number, read_lines
+from ckpt_probe.analysis.records import number, read_lines
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import code_hash, read_object, write_text
 

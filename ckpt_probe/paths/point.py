@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis import Record, empty_record, read_blocks, settled
+from ckpt_probe.analysis import Record, compute_from_blocks, empty_record, settled
 from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
@@ -111,7 +111,7 @@ class Evaluation:
                     writer.append(split, block.features, block.labels, block.scores)
                     rows += len(block.labels)
                 writer.leave_out(split, samples - rows)
-            return read_blocks(
+            return compute_from_blocks(
                 lambda: ((block.features, block.labels, block.scores) for block in blocks or forward()), weights, bias
             ).record
 

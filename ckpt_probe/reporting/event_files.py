@@ -8,7 +8,7 @@ from typing import Any
 
 from ckpt_probe.analysis import entries_in
 from ckpt_probe.analysis.entries import POSITION, references_of
-from ckpt_probe.analysis.lines import metric_names, number
+from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import refuse_existing, replacing_directory
 from ckpt_probe.plugins import require_extra

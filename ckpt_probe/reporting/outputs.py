@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Record, Records, read_records
-from ckpt_probe.analysis.lines import of_penultimate
+from ckpt_probe.analysis.records import of_penultimate
 from ckpt_probe.errors import UsageError
 from ckpt_probe.files import distinct_names, refuse_existing
 from ckpt_probe.keywords import as_sequence, checked_keywords

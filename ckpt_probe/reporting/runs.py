@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ckpt_probe.analysis import Record
-from ckpt_probe.analysis.lines import number, of_penultimate
+from ckpt_probe.analysis.records import number, of_penultimate
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.record import DetailedRecord

@@ -7,7 +7,7 @@ from typing import Any
 
 from ckpt_probe.analysis import ENTRIES, Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
-from ckpt_probe.analysis.lines import number
+from ckpt_probe.analysis.records import number
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import distinct_names, read_object, require_regular
 from ckpt_probe.paths import PlaneResult

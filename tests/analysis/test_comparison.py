@@ -56,7 +56,7 @@ def test_sums_that_overflow_change_no_digit(tmp_path: Path, size: float, method:
     assert (plain.mean / size, other.mean / size) == (4.875, 9.5)
     assert other.deviation / size == pytest.approx(np.std(values["other"], ddof=1), rel=1e-14)
     assert other.difference / size == differences.mean()
-    low, high = Interval(method=method).of(differences)
+    low, high = Interval(method=method).bounds(differences)
     assert (other.low / size, other.high / size) == (low, high)
     assert other.verdict == "higher"
 
@@ -93,10 +93,10 @@ def brute_force(differences: np.ndarray, level: float, resamples: int = 200_000)
 @pytest.mark.parametrize("pairs", [4, 6, 10])
 def test_the_interval_is_that_of_a_brute_force_bootstrap(pairs: int) -> None:
     differences = np.random.default_rng(pairs).normal(0.02, 0.01, pairs)
-    found = Interval(confidence=0.9, resamples=50_000, seed=3).of(list(differences))
+    found = Interval(confidence=0.9, resamples=50_000, seed=3).bounds(list(differences))
     expected = brute_force(differences, expanded(0.9, pairs))
     assert found == pytest.approx(expected, abs=0.04 * np.ptp(expected))
-    assert Interval(confidence=0.9, resamples=50_000, seed=3).of(list(differences)) == found
+    assert Interval(confidence=0.9, resamples=50_000, seed=3).bounds(list(differences)) == found
 
 
 def test_the_expanded_level_gives_normal_means_the_width_of_students_interval() -> None:
@@ -111,14 +111,14 @@ def test_intervals_of_simulated_seeds_cover_the_true_difference(method: str, pai
     interval = Interval(method=method, resamples=999)
     rounds, held = 400, 0
     for _ in range(rounds):
-        low, high = interval.of(list(generator.normal(0.5, 1.0, pairs))) or (np.nan, np.nan)
+        low, high = interval.bounds(list(generator.normal(0.5, 1.0, pairs))) or (np.nan, np.nan)
         held += low <= 0.5 <= high
     assert least <= held / rounds <= 0.985
 
 
 def test_students_interval_against_its_formula() -> None:
     # t with 2 degrees of freedom: 4.302653 at 0.975.
-    low, high = Interval(method="t").of([1.0, 2.0, 6.0]) or (0.0, 0.0)
+    low, high = Interval(method="t").bounds([1.0, 2.0, 6.0]) or (0.0, 0.0)
     half = 4.302653 * np.std([1, 2, 6], ddof=1) / np.sqrt(3)
     assert (low, high) == (pytest.approx(3 - half, rel=1e-6), pytest.approx(3 + half, rel=1e-6))
 
@@ -128,8 +128,8 @@ def test_few_pairs_have_no_interval_and_equal_differences_one_point(tmp_path: Pa
     two = compare(few)[1]
     assert (two.low, two.high, two.verdict) == (None, None, "inconclusive")
     assert two.note == "an interval needs at least 3 pairs of runs, found 2"
-    assert Interval().of([0.25] * 4) == (0.25, 0.25)
-    assert Interval().of([0.0] * 3) == (0.0, 0.0)
+    assert Interval().bounds([0.25] * 4) == (0.25, 0.25)
+    assert Interval().bounds([0.0] * 3) == (0.0, 0.0)
     same = compare([group(tmp_path / "c", PLAIN), group(tmp_path / "d", PLAIN)])[1]
     assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "inconclusive")
     assert Interval().coverage_at_most(6) is None

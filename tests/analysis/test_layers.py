@@ -73,7 +73,7 @@ def test_records_by_layer(tmp_path: Path, layer_store: str) -> None:
         assert record["sample.entropy_normalized"] == pytest.approx(entropy / least, rel=1e-12)
         if layer_store == "moments":
             assert record["nearest_mean_accuracy"] is None
-            assert "extract again with --layer-store both" in record["missing"]
+            assert "extract again with `layer_store='both'`" in record["missing"]
         else:
             means = torch.stack([values[labels == c].mean(dim=0) for c in range(CLASSES)])
             nearest = torch.cdist(values, means).argmin(dim=1)

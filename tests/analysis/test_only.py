@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ckpt_probe.analysis import Settings, analyze, analyze_features, read_blocks
+from ckpt_probe.analysis import Settings, analyze, analyze_features, compute_from_blocks
 from ckpt_probe.analysis import record as module
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import UsageError
@@ -59,9 +59,9 @@ def test_what_is_not_asked_for_is_not_computed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ckpt_probe.moments.record.within_level", never)
     monkeypatch.setattr("ckpt_probe.moments.record.class_level", never)
     monkeypatch.setattr(Quality, "update_head", never)
-    read_blocks(blocks, weights, bias, Settings(only=("nc",)))
+    compute_from_blocks(blocks, weights, bias, Settings(only=("nc",)))
     assert len(passes) == 2
-    read_blocks(blocks, weights, bias, Settings(only=("nc1", "nc2", "nc3")))
+    compute_from_blocks(blocks, weights, bias, Settings(only=("nc1", "nc2", "nc3")))
     assert len(passes) == 3
 
 
@@ -96,10 +96,10 @@ def test_scores_in_place_of_logits_give_the_same_record() -> None:
     logits = torch.tensor(features @ weights.T + bias)
     scored = Scored(logits.argmax(dim=1), F.cross_entropy(logits, torch.tensor(labels), reduction="none").numpy())
     expected = analyze_features(features, labels, weights, bias)
-    found = read_blocks(lambda: [(features, labels, scored)], weights, bias).record
+    found = compute_from_blocks(lambda: [(features, labels, scored)], weights, bias).record
     assert found == {**expected, "loss": pytest.approx(expected["loss"], rel=1e-12)}
     # Without a head too, as for layers below it.
-    assert read_blocks(lambda: [(features, labels, scored)], None).record["nc4.disagreement"] is not None
+    assert compute_from_blocks(lambda: [(features, labels, scored)], None).record["nc4.disagreement"] is not None
 
 
 @pytest.mark.parametrize("room", [2**31, 100])
@@ -116,7 +116,7 @@ def test_predictions_of_the_first_pass_serve_the_second_where_they_fit(
         for start in range(0, 120, 50):
             yield features[start : start + 50], labels[start : start + 50], None
 
-    record = read_blocks(blocks, weights, bias, Settings(only=("quality", "nc4"))).record
+    record = compute_from_blocks(blocks, weights, bias, Settings(only=("quality", "nc4"))).record
     assert bool(made) == (room == 100)
     whole = analyze_features(features, labels, weights, bias)
     assert (record["nc4.disagreement"], record["accuracy"]) == (whole["nc4.disagreement"], whole["accuracy"])
@@ -150,7 +150,7 @@ def test_settings_that_make_no_sense() -> None:
         ({"only": "nc,clas"}, "'clas' is not a family of metrics; did you mean class?"),
         ({"only": ()}, "expected at least one family"),
         ({"precision": "float16"}, "precision: expected float64 or float32"),
-        ({"min_samples": 0}, "min_samples: expected at least 1, found 0"),
+        ({"min_samples": 0}, "`min_samples=0`: expected at least 1"),
     ):
         with pytest.raises(UsageError) as error:
             analyze_features(*data(), **options)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ckpt_probe.analysis import ENTRIES, Settings, analyze_features, in_order, read_blocks
+from ckpt_probe.analysis import ENTRIES, Settings, analyze_features, compute_from_blocks, in_order
 from ckpt_probe.analysis.entries import LAYERS_ALONE, ON_REQUEST, WEIGHTS_ALONE
 from ckpt_probe.errors import DataError
 
@@ -85,7 +85,7 @@ def test_blocks_of_any_size_give_the_same_record(rows: int) -> None:
         for start in range(0, len(labels), rows):
             yield features[start : start + rows], labels[start : start + rows], None
 
-    record = read_blocks(blocks, weights, bias, Settings(centred=True)).record
+    record = compute_from_blocks(blocks, weights, bias, Settings(centred=True)).record
     for name, value in whole.items():
         expected = pytest.approx(value, rel=1e-10, abs=1e-13) if isinstance(value, float) else value
         assert record[name] == expected, name
@@ -110,7 +110,7 @@ def test_two_passes_over_data_that_changes_are_an_error() -> None:
         yield features[:count], labels[:count], None
 
     with pytest.raises(DataError, match="changed between two passes: 90 rows, then 60"):
-        read_blocks(blocks, weights)
+        compute_from_blocks(blocks, weights)
 
 
 def test_lengths_that_differ() -> None:
@@ -190,13 +190,13 @@ def test_a_second_pass_is_made_only_where_something_is_compared(scored: bool, se
         made.append(1)
         yield features, labels, None
 
-    read_blocks(blocks, weights if scored else None, None, Settings(**settings))
+    compute_from_blocks(blocks, weights if scored else None, None, Settings(**settings))
     assert len(made) == passes
 
 
 def test_rows_a_class_that_are_not_finite_say_so() -> None:
     features, labels, weights, _ = data()
-    reading = read_blocks(lambda: [(1e160 * features, labels, None)], weights, None, Settings(per_class=True))
+    reading = compute_from_blocks(lambda: [(1e160 * features, labels, None)], weights, None, Settings(per_class=True))
     for row in reading.per_class:
         assert row["variance"] is None
         assert "variance: not finite" in str(row["missing"])

@@ -170,9 +170,9 @@ def test_a_second_analysis_computes_only_what_is_new(
     computed = []
     from ckpt_probe.analysis import dump as module
 
-    original = module.read_blocks
-    monkeypatch.setattr(module, "read_blocks", lambda *words: computed.append(1) or original(*words))
-    assert analyze("dumps") == (0, first, "3 of 3 dumps were read from the cache; --no-cache recomputes them")
+    original = module.compute_from_blocks
+    monkeypatch.setattr(module, "compute_from_blocks", lambda *words: computed.append(1) or original(*words))
+    assert analyze("dumps") == (0, first, "3 of 3 dumps are from the cache; `cache=False` recomputes them")
     write(tmp_path / "dumps" / "step-3.h5", arrays(seed=9))
     code, four, said = analyze("dumps")
     assert (code, four[:3], len(computed)) == (0, first, 1)
@@ -234,7 +234,7 @@ def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Pa
         assert moments[name] == expected, name
     assert moments["missing"] == (
         "nc4.disagreement, nearest_mean_accuracy, centred.mir, centred.hdr, centred.effective_rank: needs the "
-        "features, but only moments were stored (extract again with --store both --overwrite)"
+        "features, but only moments were stored (extract again with `store='both'` and `overwrite=True`)"
     )
     assert {**both, "checkpoint": "features"} == whole
 

@@ -173,4 +173,4 @@ def test_class_means_against_data_of_other_classes(tmp_path: Path) -> None:
     assert "nc5.cosine" not in plain
     [asked] = cp.analyze(tmp_path / "own", only=("nc5",), cache=False)
     assert asked["nc5.cosine"] is None
-    assert "nc5.cosine: no data of other classes (--outside)" in asked["missing"]
+    assert "nc5.cosine: no data of other classes (`outside=`)" in asked["missing"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckpt_probe.analysis import entries_in
 from ckpt_probe.analysis.entries import references_of
-from ckpt_probe.analysis.lines import metric_names, number
+from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, UsageError, listed
 
 Record = Mapping[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from ckpt_probe.analysis.lines import metric_names
+from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.reporting.plots.description import Axis, Line, LinePlot, colour_of
 from ckpt_probe.reporting.plots.panels import Scales, line_plots, x_axis
 from ckpt_probe.reporting.runs import ORDER, Run, placed

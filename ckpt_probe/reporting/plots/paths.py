@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_probe.analysis.lines import number
+from ckpt_probe.analysis.records import number
 from ckpt_probe.reporting.plots.description import Axis, Line, LinePlot, Span, Style
 from ckpt_probe.reporting.plots.metrics import told_by_split
 from ckpt_probe.reporting.plots.panels import AXIS_NAMES

@@ -1,0 +1,210 @@
+"""Read records from JSON Lines, and keep records as a sequence that notebooks show as a table."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from ckpt_probe.analysis.entries import (
+    COUNTS,
+    COUNTS_IF_ANY,
+    POSITION,
+    REFERENCES,
+    Entry,
+    Record,
+    entries_in,
+    references_of,
+)
+from ckpt_probe.dumps import PENULTIMATE
+from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
+from ckpt_probe.notebook import sparkline, table, text
+
+NOT_METRICS = frozenset({*POSITION, *COUNTS, *COUNTS_IF_ANY, *REFERENCES, "epoch", "seconds", "to_step"})
+"""Names of numbers in a record that are no metrics."""
+
+MOST_ROWS, LAST = 12, 1000
+
+
+class Records(Sequence[Record]):
+    """A sequence of records that are computed or read on first access, and then stay in memory.
+
+    Iterating yields each record as soon as it is available; the length and negative indices need all of them. Equal to
+    any list of equal records. An error of the source is raised again on every later access beyond it. Notebooks show
+    one row per metric.
+
+    Args:
+        records: Source of the records.
+    """
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._records: list[Record] = []
+        self._source = iter(records)
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Record]:
+        index = 0
+        while index < len(self._records) or self._read_next():
+            yield self._records[index]
+            index += 1
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Records": ...
+    def __getitem__(self, index: int | slice) -> "Record | Records":
+        if isinstance(index, slice):
+            return Records(self._all()[index])
+        while index >= len(self._records) and self._read_next():
+            pass
+        return (self._records if index >= 0 else self._all())[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Records | list):
+            return NotImplemented
+        return self._all() == list(other)
+
+    def __repr__(self) -> str:
+        return f"<{len(self._records)} records read so far; list() reads and shows all of them>"
+
+    def _repr_html_(self) -> str:
+        records = self._all()
+        splits = list(dict.fromkeys(record.get("split") for record in records))
+        entries = {entry.name: entry for entry in entries_in(records)}
+        priorities = {name: entry.priority for name, entry in entries.items()}
+        names = sorted(metric_names(records), key=lambda name: priorities.get(name, LAST))
+        header = ["metric", *(f"{split or ''} {part}".strip() for split in splits for part in ("", "first", "last"))]
+        rows = [_row(name, entries.get(name), records, splits) for name in names[:MOST_ROWS]]
+        steps = [step for record in records if (step := _finite(record.get("step"))) is not None]
+        caption = f"{len(records)} records" + (f", step {min(steps):g} to {max(steps):g}" if steps else "")
+        if len(names) > MOST_ROWS:
+            caption += f"; {len(names) - MOST_ROWS} more metrics in to_dataframe(records)"
+        return table(caption, [*header, "at collapse"], rows)
+
+    def _all(self) -> list[Record]:
+        while self._read_next():
+            pass
+        return self._records
+
+    def _read_next(self) -> bool:
+        """Read the next record from the source; return whether there was another."""
+        if isinstance(self._error, Exception):
+            raise self._error
+        if self._error is not None:
+            raise DataError("interrupted before all records were read; read them again")
+        try:
+            self._records.append(next(self._source))
+        except StopIteration:
+            return False
+        except BaseException as error:
+            # A generator that has failed only ends from then on, as if all records had been read.
+            self._error = error
+            raise
+        return True
+
+
+def read_records(path: Path | str) -> Records:
+    """Read the records of a file of JSON Lines, such as those of `analyze`, of paths, or the metrics of a run.
+
+    Args:
+        path: File with one record per line; blank lines are skipped.
+
+    Returns:
+        The records in the order of the file.
+
+    Raises:
+        DataError: If the file cannot be read, or a line is not a JSON object; the message names file and line.
+    """
+    return Records(read_lines(path))
+
+
+def read_lines(path: Path | str) -> list[Record]:
+    """Read the records of a file of JSON Lines into a list; see `read_records`."""
+    path = Path(path)
+    require_regular(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file; expected JSON Lines (one record per line)") from error
+    return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def of_penultimate(records: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Return the records without those of layers before the penultimate one, which belong to no curve of a run."""
+    return [record for record in records if record.get("layer") in (None, PENULTIMATE)]
+
+
+def metric_names(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of metrics with a number in at least one record, in order of appearance."""
+    names = dict.fromkeys(name for record in records for name, value in record.items() if _is_number(value))
+    return [name for name in names if name not in NOT_METRICS]
+
+
+def number(record: Mapping[str, Any], name: str, source: str) -> float | None:
+    """Return a number of a record, or None if it is null or absent.
+
+    Args:
+        record: The record.
+        name: Name of the number.
+        source: Origin of the record, which the error message begins with.
+
+    Raises:
+        DataError: If the value is not a finite number.
+    """
+    value = record.get(name)
+    if value is None:
+        return None
+    if not _is_number(value) or not _is_finite(value):
+        raise DataError(f"{source}: {name} is {value!r}, expected a number")
+    return float(value)
+
+
+def _parse(line: str, source: str) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source} is not JSON ({error}); expected JSON Lines, one record per line") from error
+    if not isinstance(record, dict):
+        raise DataError(f'{source} is not a record: expected a JSON object such as {{"step": 880, "split": "test"}}')
+    return record
+
+
+def _row(name: str, entry: Entry | None, records: Sequence[Record], splits: Sequence[Any]) -> list[str]:
+    """Return the cells of a metric: its label, for each split a line with first and last value, value at collapse."""
+    label = f"{entry.label} ({name})" if entry and entry.label != name else name
+    cells = [text(f"{label}, {entry.unit}" if entry and entry.unit else label)]
+    for split in splits:
+        values = [_finite(record.get(name)) for record in records if record.get("split") == split]
+        first, last = (_short(values[index] if values else None) for index in (0, -1))
+        cells += [sparkline(values, f"{name} {split or ''}: {first} to {last}") if len(values) > 1 else ""]
+        cells += [text(first), text(last)]
+    references = [] if entry is None else references_of(entry, records)
+    common = references[0] if len(references) == 1 else None
+    return [*cells, "" if common is None else text(_short(common))]
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if _is_number(value) and _is_finite(value) else None
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
