@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "analysis": ("Comparison", "Records", "Settings", "Similarity", "analyze", "analyze_features", "compare"),
     "analysis.collapse": ("nc1", "nc2", "nc3", "nc4"),
-    "analysis.collection": ("read_records",),
+    "analysis.records": ("read_records",),
     "analysis.similarity": ("similarity",),
     "analysis.weights": ("weights",),
     "checkpoints": ("open_checkpoint", "save_checkpoint"),
