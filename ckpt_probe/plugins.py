@@ -52,9 +52,9 @@ def require_named(functions: Sequence[str], by_caller: str | None, file: Path, o
 
 
 def functions_within(arguments: Any) -> list[str]:
-    """Return all names of functions in nested arguments, since the function that receives them may call them."""
+    """Return all names of functions, and of data at addresses, in nested arguments: their receiver may use them."""
     if isinstance(arguments, str):
-        return [arguments] if is_function_name(arguments) else []
+        return [arguments] if is_function_name(arguments) or is_address(arguments.partition(":")[2]) else []
     if isinstance(arguments, Mapping):
         return functions_within([*arguments.keys(), *arguments.values()])
     if isinstance(arguments, list | tuple):

@@ -67,6 +67,16 @@ def _nothing_left() -> Iterator[None]:
     assert {name: value for name, value in after.items() if value != before[name]} == {}
 
 
+STUDIES = Path(__file__).parents[1] / "sample_configs"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Returns the name of a study's function as users name it; loading it may change `sys.path`, which is restored."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return lambda function: f"{STUDIES}/{function}"
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Ctrl-C interrupts, also where whoever runs the tests in the background has it ignored."""

@@ -57,7 +57,7 @@ _DATA = (
     click.option(
         "--data",
         help="Data to use instead of those in the checkpoint: text:FILE, imagefolder:DIR, hf-dataset:DIR, csv:FILE, "
-        "parquet:FILE, npz:FILE, h5:FILE, idx:DIR, digits, union, modular:p=P,op=OP,fraction=F, "
+        "parquet:FILE, npz:FILE, h5:FILE, idx:DIR, digits, "
         "package.module:function or path/to/file.py:function.",
     ),
     click.option("--data-argument", metavar="NAME=VALUE", multiple=True, help="Argument of the data; repeatable."),

@@ -19,7 +19,8 @@ from ckpt_probe.data.samples import (
     one_tensor,
     split_lengths,
 )
-from ckpt_probe.data.sources import functions_named, load_data
+from ckpt_probe.data.sources import functions_named, load_data, recorded_arguments
+from ckpt_probe.data.subset import choose_samples
 
 __all__ = [
     "LEFT_OUT",
@@ -33,6 +34,7 @@ __all__ = [
     "Split",
     "Streaming",
     "Unreadable",
+    "choose_samples",
     "described_inputs",
     "first_samples",
     "functions_named",
@@ -44,5 +46,6 @@ __all__ = [
     "one_tensor",
     "ready_batches",
     "ready_parts",
+    "recorded_arguments",
     "split_lengths",
 ]

@@ -1,6 +1,7 @@
 """Labelled data from the return value of a user's function: arrays, datasets or loaders, one split or several."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
@@ -20,8 +21,9 @@ def labelled(name: str, value: Any, arguments: dict[str, Any], workers: int = 0)
 
     Args:
         name: Name of the data.
-        value: LabelledData, a split, or a mapping of splits by name. A split is a pair (inputs, labels), a map-style
-            dataset, or a DataLoader, of which the dataset, collate function and number of workers are used.
+        value: LabelledData (without a name, it gets this one and these arguments), a split, or a mapping of splits by
+            name. A split is a pair (inputs, labels), a map-style dataset, or a DataLoader, of which the dataset,
+            collate function and number of workers are used.
         arguments: Arguments of the function, for the record.
         workers: Number of processes that read a dataset.
 
@@ -30,7 +32,7 @@ def labelled(name: str, value: Any, arguments: dict[str, Any], workers: int = 0)
     """
     if isinstance(value, LabelledData):
         _require_labels(value)
-        return value
+        return value if value.name else replace(value, name=name, arguments=arguments)
     splits_returned = value if isinstance(value, Mapping) or not _is_split(value) else {ONLY: value}
     if not isinstance(splits_returned, Mapping) or not splits_returned:
         raise DataError(f"expected a dict of splits, found {type(value).__name__}")

@@ -82,7 +82,7 @@ class LabelledData:
     """Labelled samples in splits.
 
     Args:
-        name: Name of the data.
+        name: Name of the data; "" for the name of the function that returns them.
         splits: The splits by name.
         classes: Number of classes; 0 without labels.
         input_shape: Shape of one sample; () for texts and sound.

@@ -1,6 +1,6 @@
-"""Labelled data by name: builtin, files of anybody's, an entry point, or anybody's `package.module:function`."""
+"""Load labelled data by name: builtin sources, files, entry points of packages, and functions of users."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -8,22 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.addresses import is_address, place
-from ckpt_probe.data.arguments import require_known
-from ckpt_probe.data.arrays import archives, idx, modular, union
-from ckpt_probe.data.arrays.held import CHOICES, Held, chosen
+from ckpt_probe.data.arguments import as_list, require_known
+from ckpt_probe.data.arrays import read_digits, read_h5, read_idx, read_npz
 from ckpt_probe.data.dataset import default_workers
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, without_labels
 from ckpt_probe.data.returned import labelled, of_splits
 from ckpt_probe.data.samples import LabelledData, Split
+from ckpt_probe.data.subset import CHOICES, choose_samples
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.plugins import is_function_name, load_function, registered
 from ckpt_probe.remote import kept
 
 ENTRY_POINTS = "ckpt_probe.data"
-AT_PLACES = frozenset({"idx", "npz", "h5", "text", "imagefolder", "hf-dataset", "csv", "parquet"})
-"""Kinds whose files may also lie at an address, `npz:s3://bucket/digits.npz`."""
 WORKERS = "workers"
+WITHOUT_LABELS = "unlabelled"
+"""The data argument that ignores all labels."""
+
+DIVISION = ("test_fraction", "split_seed")
+ARRAYS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "digits": (read_digits, DIVISION),
+    "idx": (read_idx, ()),
+    "npz": (read_npz, DIVISION),
+    "h5": (read_h5, ()),
+}
+"""Sources of arrays: the function that reads them, and its arguments besides `CHOICES`."""
 
 FILES = {
     "text": ("ckpt_probe.data.language.documents", "load"),
@@ -32,16 +41,23 @@ FILES = {
     "csv": ("ckpt_probe.data.tables", "load_csv"),
     "parquet": ("ckpt_probe.data.tables", "load_parquet"),
 }
-"""Files that are read for a model: module and function (place, arguments, hints, workers) → LabelledData."""
+"""Sources that prepare files for a model: module and function (path, arguments, hints, workers) → LabelledData."""
 
-UNLABELLED = "unlabelled"
-NO_LABELS: dict[str, dict[str, Any]] = {"text": {"labels": "none"}, "hf-dataset": {"label": None}}
-"""Arguments of sources that then look for no labels; any other's are read and dropped."""
+WITH_FILES = frozenset({*ARRAYS, *FILES} - {"digits"})
+"""Sources whose files may be at an address, such as `npz:s3://bucket/digits.npz`."""
 
-SPELLED = (
+SPELLINGS = (
     *("digits", "idx:DIR", "npz:FILE", "h5:FILE", "text:FILE", "imagefolder:DIR", "hf-dataset:DIR", "csv:FILE"),
-    *("parquet:FILE", "union", "modular:p=59,op=add,fraction=0.3"),
+    *("parquet:FILE", "package.module:function", "path/to/file.py:function"),
 )
+
+NO_LABELS: dict[str, dict[str, Any]] = {"text": {"labels": "none"}, "hf-dataset": {"label": None}}
+"""Arguments with which a source reads no labels; the labels of other sources are read and dropped."""
+
+MODULAR = "sample_configs/grokking/modular.py:modular_table"
+UNION = "sample_configs/class_count/digits_and_fashion.py:union"
+SHIFTED = "sample_configs/cma/shifted.py:shifted"
+"""Functions of the studies that replace sources of earlier versions."""
 
 
 def load_data(
@@ -51,155 +67,152 @@ def load_data(
     hints: ModelHints | None = None,
     workers: int | None = None,
 ) -> LabelledData:
-    """Labelled data in named splits.
+    """Load labelled data in named splits.
 
     `digits`: 1,797 handwritten digits, inputs (1, 8, 8) in [0, 1], 10 classes, splits train and test (a stratified
-    quarter chosen by seed 0; `test_fraction`, `split_seed` change that). `idx:DIR`: (1, H, W). `npz:FILE`: arrays `x`
-    and `y`, split as digits are, or x_train, y_train, x_test, y_test. `h5:FILE`: arrays `inputs` and `labels` in each
-    split's group. `union`: `sources` = [{name, arguments}, …] in one, `size` = [H, W]. These five take `classes`,
-    `per_class`, `validation_per_class`, `subset_seed` (see arrays.subset) and `shift` (see arrays.shifts) too, applied
-    in this order. `modular:p=59,op=add,fraction=0.3`: see arrays.modular. `text:FILE`, `imagefolder:DIR`,
-    `hf-dataset:DIR`, `csv:FILE`, `parquet:FILE`: see language.documents, images.folder, saved and tables; what a model
-    says of its inputs is in `hints`. `package.module:function` or `file.py:function` is called with `arguments`; what
-    it may return: see `labelled`. An argument `unlabelled` that is true drops the labels of any of them.
+    quarter chosen by seed 0; `test_fraction` and `split_seed` change that). `idx:DIR`: the format of MNIST, inputs
+    (1, H, W). `npz:FILE`: arrays `x` and `y`, divided like the digits, or x_train, y_train, x_test, y_test. `h5:FILE`:
+    arrays `inputs` and `labels` in a group for each split. These four also take `classes`, `per_class`,
+    `validation_per_class` and `subset_seed`, see `choose_samples`. `text:FILE`, `imagefolder:DIR`, `hf-dataset:DIR`,
+    `csv:FILE` and `parquet:FILE` are prepared for the model in `hints`. `package.module:function` or
+    `path/to/file.py:function` is called with `arguments`; see `labelled` for what it may return.
 
-    Of a kind with files, these may be elsewhere (`npz:s3://bucket/digits.npz`): they are fetched whole first.
-    workers: processes that read images and datasets, and an argument of those sources; the data are the same for any
-    number, none where 0. Raises UsageError for an unknown name or argument, DataError for a file or a function's result
-    that is no such data.
+    Args:
+        name: Name of the source. Files of a source can be at an address (`npz:s3://bucket/digits.npz`).
+        arguments: Arguments of the source. For every source, `unlabelled` ignores the labels, and `match` chooses how
+            they are matched to the model's classes.
+        hints: The model that will receive the data.
+        workers: Number of processes that read images and datasets, 0 for none; the data do not depend on it.
+
+    Raises:
+        UsageError: For an unknown name or argument.
+        DataError: If a file, or the return value of a function, is not such data.
     """
-    kind, _, at = name.partition(":")
-    if kind in AT_PLACES and is_address(at):
-        return _of_address(kind, str(place(at)), arguments, hints, workers)
-    given = dict(arguments or {})
-    match = _match(name, given.pop(MATCH, None))
-    unlabelled = _unlabelled(name, given.pop(UNLABELLED, False))
-    with _named(name, given):
-        if unlabelled:
-            return _without_labels(name, given, hints or ModelHints(), workers)
-        data = _loaded(name, given, hints or ModelHints(), workers)
-    return replace(data, arguments={**data.arguments, MATCH: match}) if match else data
+    kind, _, location = name.partition(":")
+    if kind in WITH_FILES and is_address(location):
+        address = str(place(location))
+        with kept(address) as local:
+            data = load_data(f"{kind}:{local}", arguments, hints=hints, workers=workers)
+        return replace(data, name=f"{kind}:{address}")
+    arguments = dict(arguments or {})
+    with _named(name, arguments):
+        match = arguments.pop(MATCH, None)
+        if match not in (None, BY_NAME, BY_ORDER):
+            raise UsageError(f"{MATCH}: expected {BY_NAME} or {BY_ORDER}, found {match!r}")
+        unlabelled = arguments.pop(WITHOUT_LABELS, False)
+        if not isinstance(unlabelled, bool):
+            raise UsageError(f"{WITHOUT_LABELS}: expected true or false, found {unlabelled!r}")
+        load = _load_unlabelled if unlabelled else _load
+        data = load(name, arguments, hints or ModelHints(), workers)
+    return replace(data, arguments={**data.arguments, MATCH: BY_ORDER}) if match == BY_ORDER else data
 
 
-def _of_address(
-    kind: str, address: str, arguments: Mapping[str, Any] | None, hints: ModelHints | None, workers: int | None
-) -> LabelledData:
-    """Data whose files are fetched first, and which are called by their address."""
-    with kept(address) as local:
-        data = load_data(f"{kind}:{local}", arguments, hints=hints, workers=workers)
-    return replace(data, name=f"{kind}:{address}")
+def functions_named(name: str) -> list[str]:
+    """Return the functions of users that loading data would import, and the addresses that it would download.
 
-
-def functions_named(name: str, arguments: Mapping[str, Any] | None = None) -> list[str]:
-    """Each function that loading data called `name` would import, and each address; none for what comes with us."""
-    kind, _, at = name.partition(":")
-    if kind in AT_PLACES and is_address(at):
+    Args:
+        name: Name of the data.
+    """
+    kind, _, location = name.partition(":")
+    if kind in WITH_FILES and is_address(location):
         return [name]
-    if name == "union":
-        parts = union.entries((arguments or {}).get("sources"))
-        return [function for part, given in parts for function in functions_named(part, given)]
-    known = _arrays(name) is not None or name.partition(":")[0] in {"modular", "h5", *FILES}
-    return [] if known or not is_function_name(name) or name in registered(ENTRY_POINTS) else [name]
+    builtin = _is_arrays(name) or kind in FILES or _replacement(name, {}) is not None
+    return [] if builtin or not is_function_name(name) or name in registered(ENTRY_POINTS) else [name]
 
 
-def _loaded(name: str, given: dict[str, Any], hints: ModelHints, workers: int | None) -> LabelledData:
-    kind, _, place = name.partition(":")
-    if (source := _arrays(name)) is not None:
-        choices = {key: given[key] for key in CHOICES if key in given}
-        held = source(**{key: value for key, value in given.items() if key not in choices})
-        if choices:
-            # What is empty or out of range as a whole is told before a part of it is taken.
-            of_splits(name, held.splits, given)
-            held = chosen(held, **choices)
-        return of_splits(name, held.splits, given, held.class_names)
-    if kind == "h5" and place:
-        return _of_h5(name, Path(place), given)
-    if kind in FILES and place:
+def recorded_arguments(name: str, recorded: str | None, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the data arguments in a checkpoint's metadata if they belong to the data that the caller names.
+
+    Args:
+        name: Name of the data from the caller.
+        recorded: Name of the data in the metadata. If an earlier version wrote a source that is now a function of a
+            study, the name of that function is accepted too.
+        arguments: Data arguments in the metadata.
+
+    Returns:
+        The arguments for the named data; empty if the metadata name other data.
+    """
+    if recorded is None or name == recorded:
+        return arguments if recorded else {}
+    function, converted = _replacement(recorded, arguments) or ("", {})
+    return converted if name.rpartition(":")[2] == function.rpartition(":")[2] else {}
+
+
+def _load(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int | None) -> LabelledData:
+    kind, _, location = name.partition(":")
+    if (replacement := _replacement(name, arguments)) is not None:
+        function, converted = replacement
+        raise UsageError(
+            f"moved to the studies: name it with `data={function!r}`, a file of the repository, and "
+            f"`data_arguments={converted!r}` (checkpoints that record the earlier name contain these arguments)"
+        )
+    if _is_arrays(name):
+        read, names = ARRAYS[kind]
+        require_known(kind, arguments, (*names, *CHOICES))
+        own = {key: value for key, value in arguments.items() if key in names}
+        splits, class_names = read(*([Path(location)] if location else []), **own)
+        data = of_splits(name, splits, arguments, class_names)
+        choices = {key: value for key, value in arguments.items() if key in CHOICES}
+        return choose_samples(data, **choices) if choices else data
+    if kind in FILES and location:
         module, function = FILES[kind]
-        asked = given.pop(WORKERS, None)
-        count = _workers(asked if workers is None else workers)
-        return getattr(import_module(module), function)(place, given, hints, count)
-    return labelled(name, _function(name)(**given), given, _workers(workers) if workers is not None else 0)
+        requested = arguments.pop(WORKERS, None)
+        count = _require_workers(requested if workers is None else workers)
+        return getattr(import_module(module), function)(location, arguments, hints, count)
+    count = 0 if workers is None else _require_workers(workers)
+    return labelled(name, _function(name)(**arguments), arguments, count)
 
 
-def _without_labels(name: str, given: dict[str, Any], hints: ModelHints, workers: int | None) -> LabelledData:
-    """Data whose labels, where there are any, are not looked at."""
-    kind = name.partition(":")[0]
-    # These have no labels but what they are asked for.
-    told = NO_LABELS.get(kind, {})
-    data = _loaded(name, {**given, **told}, hints, workers)
-    splits: dict[str, Split] = {split: without_labels(held) for split, held in data.splits.items()}
-    arguments = {**{key: value for key, value in data.arguments.items() if key not in told}, UNLABELLED: True}
-    return replace(data, splits=splits, classes=0, class_names=None, arguments=arguments)
+def _load_unlabelled(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int | None) -> LabelledData:
+    none = NO_LABELS.get(name.partition(":")[0], {})
+    data = _load(name, {**arguments, **none}, hints, workers)
+    splits: dict[str, Split] = {key: without_labels(split) for key, split in data.splits.items()}
+    recorded = {key: value for key, value in data.arguments.items() if key not in none}
+    return replace(data, splits=splits, classes=0, class_names=None, arguments={**recorded, WITHOUT_LABELS: True})
 
 
-def _of_h5(name: str, path: Path, given: dict[str, Any]) -> LabelledData:
-    from ckpt_probe.data.arrays.stored import read_h5
-
-    splits, names = read_h5(path)
-    require_known("h5", given, CHOICES)
-    data = of_splits(name, splits, given, names)
-    if not given:
-        return data
-    held = chosen(Held({split: stored.held() for split, stored in splits.items()}, names), **given)
-    return of_splits(name, held.splits, given, held.class_names)
+def _is_arrays(name: str) -> bool:
+    kind, _, location = name.partition(":")
+    return name == "digits" or (kind != "digits" and kind in ARRAYS and location != "")
 
 
 @contextmanager
-def _named(name: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """What goes wrong inside is told with the data's name."""
+def _named(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Add the name of the data to errors."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise UsageError(f"data {name}: cannot be loaded with arguments {given}: {error}") from error
+        raise UsageError(f"data {name}: cannot be loaded with arguments {arguments}: {error}") from error
     except (DataError, UsageError) as error:
         raise type(error)(f"data {name}: {error}") from error
 
 
-def _arrays(name: str) -> Callable[..., Held] | None:
-    kind, _, place = name.partition(":")
-    if name == "digits":
-        return archives.read_digits
-    if name == "union":
-        return _union
-    if kind == "idx" and place:
-        return lambda: Held(idx.read_splits(Path(place)))
-    if kind == "npz" and place:
-        return lambda **arguments: archives.read_npz(Path(place), **arguments)
-    return None
-
-
 def _function(name: str) -> Callable[..., Any]:
-    kind, _, place = name.partition(":")
-    if kind == "modular":
-        return lambda **arguments: modular.read_splits(place, arguments)
     if name in (others := registered(ENTRY_POINTS)):
         return others[name]
     if is_function_name(name):
         return load_function(name)
-    raise UsageError(f"no data called {name!r}; there are: {', '.join([*SPELLED, *others, 'package.module:function'])}")
+    raise UsageError(f"no data called {name!r}; there are: {', '.join([*SPELLINGS[:-2], *others, *SPELLINGS[-2:]])}")
 
 
-def _union(sources: Any = None, size: Sequence[int] | None = None) -> Held:
-    return union.joined([load_data(name, arguments) for name, arguments in union.entries(sources)], size)
+def _replacement(name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return the study's function that replaces a source of an earlier version, and its arguments; else None."""
+    kind, _, text = name.partition(":")
+    if kind == "modular":
+        settings = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+        merged = {**{key: as_list(value)[0] for key, value in settings.items() if value}, **arguments}
+        return MODULAR, {"split_seed" if key == "seed" else key: value for key, value in merged.items()}
+    if name == "union":
+        return UNION, dict(arguments)
+    if kind in ARRAYS and "shift" in arguments:
+        return SHIFTED, {"source": name, **arguments}
+    return None
 
 
-def _match(name: str, given: Any) -> str | None:
-    if given not in (None, BY_NAME, BY_ORDER):
-        raise UsageError(f"data {name}: {MATCH}: expected {BY_NAME} or {BY_ORDER}, found {given!r}")
-    return BY_ORDER if given == BY_ORDER else None
-
-
-def _unlabelled(name: str, given: Any) -> bool:
-    if not isinstance(given, bool):
-        raise UsageError(f"data {name}: {UNLABELLED}: expected true or false, found {given!r}")
-    return given
-
-
-def _workers(given: Any) -> int:
-    """So many processes, one fewer than there are processors and at most eight where it was not said."""
-    if given is None:
+def _require_workers(count: Any) -> int:
+    """Return a number of processes, the default if None; raise UsageError for other values."""
+    if count is None:
         return default_workers()
-    if type(given) is not int or given < 0:
-        raise UsageError(f"{WORKERS}: expected a whole number of at least 0, found {given!r}")
-    return given
+    if type(count) is not int or count < 0:
+        raise UsageError(f"{WORKERS}: expected a whole number of at least 0, found {count!r}")
+    return count

@@ -22,10 +22,11 @@ from ckpt_probe.data import (
     in_width,
     load_data,
     notes_of,
+    recorded_arguments,
 )
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.data.language.windows import WindowSplit
-from ckpt_probe.data.sources import UNLABELLED
+from ckpt_probe.data.sources import WITHOUT_LABELS
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError, listed
 from ckpt_probe.extraction.forward import Block, forward_blocks
@@ -48,6 +49,7 @@ from ckpt_probe.models import (
     is_backbone,
     is_extra_state,
     is_opaque,
+    is_recorded_model,
     load_weights,
     model_arguments,
     model_beside,
@@ -355,17 +357,14 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHi
     name = setup.data or metadata.data
     if name is None:
         raise UsageError(f"{path}: does not name its data; use --data, such as idx:DIR or package.module:function")
-    stated = {} if setup.data_arguments or name != metadata.data else metadata.data_arguments
+    stated = {} if setup.data_arguments else recorded_arguments(name, metadata.data, metadata.data_arguments)
     arguments = setup.data_arguments or stated
     hints = replace(hints, arguments_source="the checkpoint's metadata" if stated else "argument")
     if setup.unlabelled:
-        arguments = {**arguments, UNLABELLED: True}
-    functions = data_functions(name, arguments)
-    nested = functions if stated else []
-    if name in functions:
-        require_named([name], setup.data, path, f"--data {name}")
-        nested = functions_within(stated)
-    require_named(nested, setup.data, path, f"--data {name} --data-arguments …")
+        arguments = {**arguments, WITHOUT_LABELS: True}
+    if functions := data_functions(name):
+        require_named(functions, setup.data, path, f"--data {name}")
+        require_named(functions_within(stated), setup.data, path, f"--data {name} --data-arguments …")
     return load_data(name, arguments, hints=hints, workers=setup.data_workers)
 
 
@@ -378,7 +377,7 @@ def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dic
     metadata = checkpoint.metadata
     if setup.model is None and metadata.model is None:
         return model_beside(checkpoint.config_directory or checkpoint.path) or (None, {})
-    if setup.model is None or setup.model == metadata.model:
+    if setup.model is None or is_recorded_model(setup.model, metadata.model):
         return setup.model or metadata.model, dict(metadata.model_arguments)
     return setup.model, arguments_taken(setup.model, checkpoint.hyperparameters)
 
@@ -387,7 +386,7 @@ def _hyperparameters_note(
     checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]
 ) -> str | None:
     """Return a sentence about model arguments that are taken from the checkpoint's hyperparameters."""
-    if setup.model is None or setup.model == checkpoint.metadata.model:
+    if setup.model is None or is_recorded_model(setup.model, checkpoint.metadata.model):
         return None
     used = {name: value for name, value in stated[1].items() if name not in (setup.model_arguments or {})}
     values = ", ".join(f"{name}={value}" for name, value in used.items())

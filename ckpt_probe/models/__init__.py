@@ -15,9 +15,9 @@ from ckpt_probe.models.sources import (
     assumed_arguments,
     build_model,
     functions_named,
+    is_recorded_model,
     model_arguments,
 )
-from ckpt_probe.models.two_source import TwoSource
 from ckpt_probe.wrappers import fitting_names, is_extra_state, unwrapped, wrapper_note
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "Rows",
     "Tap",
     "Taps",
-    "TwoSource",
     "arguments_taken",
     "assumed_arguments",
     "backbone_of",
@@ -53,6 +52,7 @@ __all__ = [
     "is_backbone",
     "is_extra_state",
     "is_opaque",
+    "is_recorded_model",
     "load_weights",
     "logits_of",
     "made_up_inputs",

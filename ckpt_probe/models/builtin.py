@@ -1,11 +1,9 @@
-"""Small networks for the studies; each takes the shape of one input and the number of classes."""
+"""Small builtin networks; each takes the shape of one input and the number of classes."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-from ckpt_probe.models.two_source import two_source
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -70,22 +68,4 @@ def resnet(input_shape: Sequence[int], classes: int, blocks: Sequence[int] = (1,
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
-class ModularMLP(nn.Module):
-    """Two operands, embedded by one table and summed, then one hidden layer: (n, 2) int64 → (n, modulus)."""
-
-    def __init__(self, modulus: int, embedding: int = 128, hidden: int = 512) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(modulus, embedding)
-        self.hidden = nn.Linear(embedding, hidden)
-        self.classifier = nn.Linear(hidden, modulus)
-
-    def forward(self, operands: Tensor) -> Tensor:
-        return self.classifier(torch.relu(self.hidden(self.embedding(operands).sum(dim=1))))
-
-
-def modular_mlp(modulus: int, embedding: int = 128, hidden: int = 512) -> nn.Module:
-    """A network for modular arithmetic: see ModularMLP."""
-    return ModularMLP(modulus, embedding, hidden)
-
-
-BUILTIN = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "modular_mlp": modular_mlp, "two_source": two_source}
+BUILTIN = {"mlp": mlp, "cnn": cnn, "resnet": resnet}

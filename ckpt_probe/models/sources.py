@@ -25,6 +25,12 @@ ENTRY_POINTS = "ckpt_probe.models"
 FRAMEWORKS = {"timm": timm_model, "torchvision": torchvision_model, "hf": hugging_face_model}
 """Functions that build `timm:NAME`, `torchvision:NAME` and `hf:DIR`."""
 
+MOVED = {
+    "modular_mlp": "sample_configs/grokking/modular.py:modular_mlp",
+    "two_source": "sample_configs/cma/two_source.py:two_source",
+}
+"""Builtin models of earlier versions, and the functions of the studies that replace them."""
+
 CLASSES = ("classes", "num_classes")
 """Accepted names of a user function's parameter for the number of classes."""
 
@@ -118,6 +124,17 @@ def functions_named(name: str) -> list[str]:
     return [] if known or _of_framework(name)[0] else [name]
 
 
+def is_recorded_model(name: str, recorded: str | None) -> bool:
+    """Return whether the model that the caller names is the one in a checkpoint's metadata.
+
+    Args:
+        name: Name of the model from the caller.
+        recorded: Name of the model in the metadata. If an earlier version wrote a builtin model that is now a function
+            of a study, the name of that function is accepted too.
+    """
+    return name == recorded or (recorded in MOVED and name.rpartition(":")[2] == recorded)
+
+
 def arguments_taken(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of `values` that a user's function accepts as parameters; empty for all other models.
 
@@ -141,6 +158,11 @@ def _function(name: str) -> Callable[..., Any]:
         return others[name]
     if is_function_name(name):
         return load_function(name)
+    if name in MOVED:
+        raise UsageError(
+            f"model {name}: moved to the studies: name it with `model={MOVED[name]!r}`, a file of the repository "
+            "(checkpoints that record the earlier name contain its arguments)"
+        )
     frameworks = ["timm:NAME", "torchvision:NAME", "hf:DIR"]
     known = ", ".join([*BUILTIN, *others, *frameworks, "package.module:function", "path/to/file.py:function"])
     raise UsageError(f"no model called {name!r}; there are: {known}")

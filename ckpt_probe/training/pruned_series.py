@@ -213,7 +213,7 @@ def _classifier(opened: Checkpoint) -> str:
         return metadata.classifier
     if metadata.model is None or metadata.data is None:
         raise UsageError(f"{opened.path}: names no model and data to find its classifier with; use `classifier=`")
-    named = [*model_functions(metadata.model), *data_functions(metadata.data, metadata.data_arguments)]
+    named = [*model_functions(metadata.model), *data_functions(metadata.data)]
     require_named(named, None, opened.path, "`classifier=`, the name of the layer")
     data = load_data(metadata.data, metadata.data_arguments)
     inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))

@@ -1,5 +1,6 @@
 """Names of classes: matched with a model's, kept through every change, and wrapped splits."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,15 +74,16 @@ def test_labels_stay_where_names_say_nothing() -> None:
     assert (forced.class_names, forced.split("held").labels.tolist()) == (("x", "y", "z"), [0, 1, 2, 2, 1, 0])
 
 
-def test_names_of_an_npz_file_and_of_its_subsets(tmp_path: Path) -> None:
+def test_names_of_an_npz_file_its_subsets_and_unions(study: Callable[[str], str], tmp_path: Path) -> None:
     x, y = np.zeros((9, 2)), np.arange(9) % 3
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, class_names=np.array(["ant", "bee", "cat"]))
     np.savez(tmp_path / "b.npz", x_train=x, y_train=y, class_names=np.array(["dog", "eel", "fox"]))
     assert load_data(f"npz:{tmp_path / 'a.npz'}").class_names == ("ant", "bee", "cat")
     assert load_data(f"npz:{tmp_path / 'a.npz'}", {"classes": [2, 0]}).class_names == ("cat", "ant")
     sources = [{"name": f"npz:{tmp_path / name}"} for name in ("a.npz", "b.npz")]
-    assert load_data("union", {"sources": sources}).class_names == ("ant", "bee", "cat", "dog", "eel", "fox")
-    assert load_data("union", {"sources": [*sources[:1], {"name": "digits"}, *sources[:1]][::2]}).class_names is None
+    union = study("class_count/digits_and_fashion.py:union")
+    assert load_data(union, {"sources": sources}).class_names == ("ant", "bee", "cat", "dog", "eel", "fox")
+    assert load_data(union, {"sources": [*sources[:1], {"name": "digits"}, *sources[:1]][::2]}).class_names is None
     np.savez(tmp_path / "c.npz", x=x, y=y, class_names=np.zeros(3))
     with pytest.raises(DataError, match=r"class_names must be strings"):
         load_data(f"npz:{tmp_path / 'c.npz'}")

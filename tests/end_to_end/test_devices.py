@@ -125,9 +125,9 @@ def test_train_and_extract_on_mps(pretended: Callable[[str], Any], tmp_path: Pat
             cp.extract_series(tmp_path / "mps", tmp_path / "double", device="mps", dtype="float64")
 
 
-def test_cma_on_mps(pretended: Callable[[str], Any], tmp_path: Path) -> None:
+def test_cma_on_mps(pretended: Callable[[str], Any], study: Callable[[str], str], tmp_path: Path) -> None:
     captions = [[f"the digit {number}", f"a handwritten {number}"] for number in range(10)]
-    model = {"name": "two_source", "arguments": {"captions": captions, "channels": [4]}}
+    model = {"name": study("cma/two_source.py:two_source"), "arguments": {"captions": captions, "channels": [4]}}
     settings = config(model=model, loss={"cma": 1.0})
     expected = cp.train(settings, tmp_path / "cpu", device="cpu")
     with pretended("mps"):

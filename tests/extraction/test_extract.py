@@ -287,8 +287,8 @@ def test_a_label_beyond_the_classifier_is_told_before_its_batch_is_forwarded(tmp
         extract(nn.Sequential(nn.Linear(4, 3)), [(inputs[:2], ["a", "b"])], tmp_path / "a.h5", device="cpu")
 
 
-def test_an_index_that_the_model_does_not_have_is_told(tmp_path: Path) -> None:
-    model = build_model("modular_mlp", {"modulus": 7, "embedding": 4, "hidden": 6})
+def test_an_index_that_the_model_does_not_have_is_reported(study: Callable[[str], str], tmp_path: Path) -> None:
+    model = build_model(study("grokking/modular.py:modular_mlp"), {"modulus": 7, "embedding": 4, "hidden": 6})
     pairs, labels = torch.arange(24).reshape(12, 2) % 7, torch.arange(12) % 7
     pairs[9] = 7
     with pytest.raises(DataError, match="the model does not take some of the samples: they hold an index out of its"):

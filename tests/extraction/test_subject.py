@@ -50,6 +50,8 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 
 MINE: dict[str, Any] = {"model": "marked_module:network", "data": "marked_module:data"}
+STUDIES = Path(__file__).parents[2] / "sample_configs"
+UNION_FUNCTION = f"{STUDIES}/class_count/digits_and_fashion.py:union"
 UNION: dict[str, Any] = {"data": "union", "data_arguments": {"sources": [{"name": "marked_module:data"}]}}
 
 
@@ -59,8 +61,8 @@ UNION: dict[str, Any] = {"data": "union", "data_arguments": {"sources": [{"name"
         (MINE, {}, "marked_module:data"),
         (MINE, {"data": "digits"}, "marked_module:network"),
         (MINE, {"model": "marked_module:network"}, "marked_module:data"),
-        ({**MINE, **UNION}, {"model": "marked_module:network"}, "marked_module:data"),
-        ({**MINE, "data": "union"}, {"data_arguments": UNION["data_arguments"]}, "marked_module:network"),
+        ({**MINE, **UNION}, {"data": UNION_FUNCTION}, "marked_module:data"),
+        (MINE, {**UNION, "data": UNION_FUNCTION}, "marked_module:network"),
         ({"model": "os:system", "model_arguments": {"command": "touch imported"}, "data": "digits"}, {}, "os:system"),
     ],
 )
@@ -140,8 +142,6 @@ def test_which_names_are_functions() -> None:
     assert build_model("mlp", input_shape=[4], classes=2) is not None
     for name in ("digits", "idx:mnist", "npz:file", "modular:p=7,op=add,fraction=0.5", "modular:seed"):
         assert data_functions(name) == []
-    nested = {"sources": [{"name": "digits"}, {"name": "union", "arguments": {"sources": [{"name": "a:b"}]}}]}
-    assert data_functions("union", nested) == ["a:b"]
 
 
 @pytest.mark.parametrize("classifier", [None, "1"])
@@ -155,16 +155,17 @@ def test_data_that_the_model_does_not_take(checkpoint: Callable[..., Path], clas
         open_subject(path, wanted)
 
 
-@pytest.mark.parametrize("data", ["digits", "modular:p=7,op=add,fraction=0.5"])
-def test_too_few_logits_are_told(tmp_path: Path, data: str) -> None:
-    modular = data.startswith("modular")
-    model, arguments = "modular_mlp" if modular else "mlp", {"modulus": 5} if modular else {"classes": 5}
+@pytest.mark.parametrize("modular", [False, True])
+def test_too_few_logits_are_reported(study: Callable[[str], str], tmp_path: Path, modular: bool) -> None:
+    table, network = study("grokking/modular.py:modular_table"), study("grokking/modular.py:modular_mlp")
+    model, arguments = (network, {"modulus": 5}) if modular else ("mlp", {"classes": 5})
+    data, data_arguments = (table, {"p": 7}) if modular else ("digits", {})
     narrow = build_model(model, arguments if modular else {**arguments, "input_shape": [1, 8, 8]})
     path = tmp_path / "a.safetensors"
-    save_checkpoint(path, narrow.state_dict(), CheckpointMetadata(data=data))
+    save_checkpoint(path, narrow.state_dict(), CheckpointMetadata(data=data, data_arguments=data_arguments))
     told = f"the model gives 5 logits, fewer than the data's {7 if modular else 10} classes"
     with pytest.raises(DataError, match=rf"a\.safetensors: model {model}, data {data}: {told}$"):
-        open_subject(path, Setup(model=model, model_arguments=arguments, device="cpu"))
+        open_subject(path, Setup(model=model, model_arguments=arguments, data=data, device="cpu"))
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("uint8", True), ("float64", True), ("int32", False), ("bool", False)])

@@ -1,6 +1,7 @@
 """The contrastive loss against sums written out, its gradient against finite differences, and what it teaches."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
-from ckpt_probe.training.contrastive import contrastive_loss
+from ckpt_probe.training.objective import contrastive_loss
 
 
 def pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -69,13 +70,13 @@ def test_shapes_that_do_not_fit(rows: int, columns: int, count: int) -> None:
         contrastive_loss(torch.ones(rows, columns), torch.ones(5, 4), torch.arange(count), 1.0)
 
 
-def test_it_teaches_digits_by_their_captions_alone() -> None:
+def test_it_teaches_digits_by_their_captions_alone(study: Callable[[str], str]) -> None:
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     captions = [[f"a photo of the digit {name}", f"a handwritten {name}", name] for name in names]
     data = load_data("digits")
     torch.manual_seed(0)
     arguments = {"captions": captions, "channels": [8, 16], "features": 16, "text_width": 16}
-    model: Any = build_model("two_source", arguments, input_shape=data.input_shape, classes=10)
+    model: Any = build_model(study("cma/two_source.py:two_source"), arguments, input_shape=data.input_shape, classes=10)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(100):
         images, labels = data.split("train").batch(slice(step % 10 * 128, step % 10 * 128 + 128))

@@ -161,7 +161,9 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("loss", ["mir", "hdr", "cma"])
-def test_a_loss_of_matrix_information_that_diverges_is_told_with_its_step(tmp_path: Path, loss: str) -> None:
+def test_a_loss_of_matrix_information_that_diverges_is_reported_with_its_step(
+    study: Callable[[str], str], tmp_path: Path, loss: str
+) -> None:
     settings = {
         "data": {"name": "digits"},
         "model": {"name": "mlp", "arguments": {"hidden": [8]}},
@@ -171,7 +173,10 @@ def test_a_loss_of_matrix_information_that_diverges_is_told_with_its_step(tmp_pa
     }
     if loss == "cma":
         captions = [[f"digit {digit}"] for digit in range(10)]
-        settings["model"] = {"name": "two_source", "arguments": {"captions": captions, "channels": []}}
+        settings["model"] = {
+            "name": study("cma/two_source.py:two_source"),
+            "arguments": {"captions": captions, "channels": []},
+        }
     with pytest.raises(DataError, match=r"^step [2-9]: .*NaN or infinity.*; try a lower learning rate$"):
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
 
@@ -234,10 +239,14 @@ def test_a_run_without_its_configuration_is_not_resumed(tmp_path: Path) -> None:
             "gives 2 logits, fewer than the data's 10",
         ),
         ({"model": {"name": "cnn", "arguments": {"channels": [4] * 6}}}, r"inputs of shape \(1, 8, 8\) of float32"),
-        ({"data": {"name": "modular:p=7,op=add,fraction=0.5"}}, r"take inputs of shape \(2,\) of int64 \(RuntimeError"),
+        ({"data": {"name": "npz:pairs.npz"}}, r"take inputs of shape \(2,\) of int64 \(RuntimeError"),
     ],
 )
-def test_a_model_and_data_that_do_not_fit_each_other(tmp_path: Path, section: dict, told: str) -> None:
+def test_a_model_and_data_that_do_not_fit_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("pairs.npz", x=np.arange(24).reshape(12, 2) % 7, y=np.arange(12) % 7)
     settings = {"data": {"name": "digits"}, "model": {"name": "mlp"}, "training": {"steps": 3}, **section}
     with pytest.raises(DataError, match=r"^\[model\] \w+, \[data\] [^\n]*" + told) as caught:
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
@@ -246,13 +255,18 @@ def test_a_model_and_data_that_do_not_fit_each_other(tmp_path: Path, section: di
 
 
 @pytest.mark.parametrize(("evaluate", "where"), [(None, ""), ([], r"step 1: ")])
-def test_an_index_that_the_model_does_not_have_is_told(tmp_path: Path, evaluate: list | None, where: str) -> None:
+def test_an_index_that_the_model_does_not_have_is_reported(
+    study: Callable[[str], str], tmp_path: Path, evaluate: list | None, where: str
+) -> None:
     pairs, labels = np.arange(24).reshape(12, 2) % 7, np.arange(12) % 7
     pairs[9] = 7
     np.savez(tmp_path / "pairs.npz", x_train=pairs, y_train=labels)
     settings = {
         "data": {"name": f"npz:{tmp_path / 'pairs.npz'}"},
-        "model": {"name": "modular_mlp", "arguments": {"modulus": 7, "embedding": 4, "hidden": 6}},
+        "model": {
+            "name": study("grokking/modular.py:modular_mlp"),
+            "arguments": {"modulus": 7, "embedding": 4, "hidden": 6},
+        },
         "training": {"steps": 3, "batch_size": "full"},
         "checkpoints": {"evaluate": evaluate},
     }

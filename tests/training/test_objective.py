@@ -1,17 +1,19 @@
 """The configured loss: the task's plus λ times each matrix information loss, checked against its parts."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from ckpt_probe.config import LossSettings, TrainingConfig
 from ckpt_probe.errors import UsageError
-from ckpt_probe.models import TwoSource, build_model
+from ckpt_probe.models import build_model
 from ckpt_probe.training import train
-from ckpt_probe.training.contrastive import contrastive_loss
 from ckpt_probe.training.losses import cma, hdr_loss, mir_loss
-from ckpt_probe.training.objective import build_objective
+from ckpt_probe.training.objective import TwoSource, build_objective, contrastive_loss
 
+TWO_SOURCE = "cma/two_source.py:two_source"
 CAPTIONS = [["nought", "a zero"], ["one"], ["a two", "the number two"]]
 
 
@@ -40,9 +42,9 @@ def test_mir_and_hdr_are_added_at_the_classifiers_input() -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-def test_two_sources_are_trained_contrastively_or_to_classify_with_cma_beside() -> None:
+def test_two_sources_are_trained_contrastively_or_to_classify_with_cma_beside(study: Callable[[str], str]) -> None:
     torch.manual_seed(0)
-    model = build_model("two_source", {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3)
+    model = build_model(study(TWO_SOURCE), {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3)
     assert isinstance(model, TwoSource)
     model.eval()  # captions are then the anchors, and nothing is drawn
     inputs, labels = batch()
@@ -55,13 +57,13 @@ def test_two_sources_are_trained_contrastively_or_to_classify_with_cma_beside() 
     torch.testing.assert_close(loss, contrastive_loss(images, captions, labels, model.scale()))
 
 
-def test_a_loss_that_the_model_cannot_have_is_refused() -> None:
+def test_a_loss_that_the_model_cannot_have_is_refused(study: Callable[[str], str]) -> None:
     inputs, _ = batch()
     mlp = build_model("mlp", {"hidden": [6]}, input_shape=(1, 8, 8), classes=3)
     for wrong in ({"cma": 0.1}, {"task": "contrastive"}):
         with pytest.raises(UsageError, match="need a model with two encoders"):
             build_objective(settings(**wrong), mlp, inputs)
-    both = build_model("two_source", {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3)
+    both = build_model(study(TWO_SOURCE), {"captions": CAPTIONS, "channels": []}, input_shape=(1, 8, 8), classes=3)
     with pytest.raises(UsageError, match="cannot be combined with cma"):
         build_objective(settings(cma=0.1, mir=0.1), both, inputs)
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -15,7 +16,18 @@ from ckpt_probe.models.layers.blocks import blocks_of
 from ckpt_probe.models.layers.passing import ModuleRun, observe_modules
 from ckpt_probe.models.layers.pooling import POOLINGS, channel_axis, require_fitting
 from ckpt_probe.models.layers.taps import PENULTIMATE, Tap, Taps
-from ckpt_probe.models.two_source import Describing
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """A part of a model that runs on descriptions of classes, such as captions, instead of samples.
+
+    Each output row of its layers belongs to a description.
+    """
+
+    def owners(self) -> Tensor:
+        """Return the class of each row, shape (rows,)."""
+        ...
 
 
 def choose_taps(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.metrics.similarity import cka
 from ckpt_probe.models import (
-    TwoSource,
     build_model,
     choose_taps,
     find_classifier,
@@ -28,7 +28,11 @@ from ckpt_probe.models import (
     load_weights,
     model_arguments,
 )
-from ckpt_probe.models.two_source import tokenise
+from ckpt_probe.plugins import load_function
+from ckpt_probe.training.objective import TwoSource
+
+FILE = Path(__file__).parents[2] / "sample_configs" / "cma" / "two_source.py"
+NAME = f"{FILE}:two_source"
 
 CAPTIONS = [
     ["A photo of a T-shirt.", "a short-sleeved top"],
@@ -39,9 +43,18 @@ SHAPE = {"input_shape": (1, 8, 8), "classes": 3}
 SMALL = {"captions": CAPTIONS, "channels": [2, 4], "features": 5, "text_width": 6}
 
 
+@pytest.fixture(autouse=True)
+def _search_path(study: Callable[[str], str]) -> None:
+    """The study's file changes `sys.path` when it is loaded."""
+
+
+def tokenise(captions: list[list[str]]) -> torch.Tensor:
+    return load_function(f"{FILE}:tokenise")(captions)
+
+
 def build(**other: Any) -> Any:
     torch.manual_seed(0)
-    return build_model("two_source", {**SMALL, **other}, **SHAPE)
+    return build_model(NAME, {**SMALL, **other}, **SHAPE)
 
 
 def images(count: int = 7) -> torch.Tensor:
@@ -73,7 +86,7 @@ def test_both_encoders_give_unit_rows_of_one_width(channels: list[int]) -> None:
     assert model.anchors().shape == (3, 5)
 
 
-def test_ordinary_models_are_no_two_sources() -> None:
+def test_models_with_one_encoder_are_not_two_source() -> None:
     assert not isinstance(build_model("cnn", **SHAPE), TwoSource)
 
 
@@ -149,12 +162,12 @@ def test_other_precisions_and_copies(dtype: torch.dtype) -> None:
 
 
 def test_a_checkpoint_rebuilds_the_model(tmp_path: Path) -> None:
-    arguments = model_arguments("two_source", SMALL, **SHAPE)
+    arguments = model_arguments(NAME, SMALL, **SHAPE)
     model = build()
     with torch.no_grad():
         model.classifier.log_scale.fill_(2.0)
     path = tmp_path / "step-000001.safetensors"
-    save_checkpoint(path, model.state_dict(), CheckpointMetadata(model="two_source", model_arguments=arguments))
+    save_checkpoint(path, model.state_dict(), CheckpointMetadata(model=NAME, model_arguments=arguments))
     with open_checkpoint(path) as checkpoint:
         metadata, tensors = checkpoint.metadata, checkpoint.state_dict()
     torch.manual_seed(9)
@@ -176,13 +189,13 @@ def test_the_classifier_is_found_and_its_weights_are_the_anchors() -> None:
 
 def test_extraction_taps_image_features_and_anchors(tmp_path: Path) -> None:
     captions = [[f"the digit {number}", f"a handwritten {number}"] for number in range(10)]
-    arguments = model_arguments("two_source", {"captions": captions, "features": 12}, input_shape=(1, 8, 8), classes=10)
+    arguments = model_arguments(NAME, {"captions": captions, "features": 12}, input_shape=(1, 8, 8), classes=10)
     torch.manual_seed(0)
-    model: Any = build_model("two_source", arguments).eval()
+    model: Any = build_model(NAME, arguments).eval()
     path = tmp_path / "step-000004.safetensors"
-    metadata = CheckpointMetadata(model="two_source", model_arguments=arguments, data="digits", step=4)
+    metadata = CheckpointMetadata(model=NAME, model_arguments=arguments, data="digits", step=4)
     save_checkpoint(path, model.state_dict(), metadata)
-    extract_series(path, tmp_path / "dumps", device="cpu")
+    extract_series(path, tmp_path / "dumps", model=NAME, device="cpu")
     inputs, labels = load_data("digits").split("test").batch(slice(None))
     with open_dump(tmp_path / "dumps" / "step-000004.h5") as dump, torch.no_grad():
         features = torch.as_tensor(dump["test"].features[:])
@@ -208,13 +221,13 @@ def test_extraction_taps_image_features_and_anchors(tmp_path: Path) -> None:
     ],
 )
 def test_captions_and_shapes_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=f"model two_source: cannot be built.*{message}"):
+    with pytest.raises(UsageError, match=f"two_source.py:two_source: cannot be built.*{message}"):
         build(**arguments)
 
 
 def test_captions_are_asked_for() -> None:
     with pytest.raises(UsageError, match="missing 1 required positional argument: 'captions'"):
-        build_model("two_source", **SHAPE)
+        build_model(NAME, **SHAPE)
 
 
 TEXT_LAYERS = ("classifier.text.words", "classifier.text.hidden", "classifier.text.projection")
@@ -227,7 +240,7 @@ def test_layers_of_descriptions_give_a_sample_the_mean_row_of_its_class(tmp_path
     extract_series(
         tmp_path / "a.safetensors",
         tmp_path / "out",
-        model="two_source",
+        model=NAME,
         model_arguments={**SMALL, **SHAPE},
         data=f"npz:{tmp_path / 'data.npz'}",
         layers="image.1, image.4, classifier.text.*",

@@ -1,5 +1,6 @@
-"""Each shift against a computation by another way, and what is refused."""
+"""Each shift against another computation, and invalid arguments and images."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,21 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ckpt_probe.data import load_data
-from ckpt_probe.data.arrays.shifts import CHUNK
+from ckpt_probe.data import LabelledData, load_data
 from ckpt_probe.errors import DataError, UsageError
+
+CHUNK = 2048
+"""Number of images that are shifted at a time."""
+
+Load = Callable[..., LabelledData]
+
+
+@pytest.fixture
+def shifted(study: Callable[[str], str]) -> Load:
+    """Loads the shifted images of a source, its name and arguments."""
+    return lambda source, shift, **more: load_data(
+        study("cma/shifted.py:shifted"), {"source": source, "shift": shift, **more}
+    )
 
 
 @pytest.fixture
@@ -20,12 +33,8 @@ def images(tmp_path: Path) -> tuple[str, np.ndarray]:
     return f"npz:{tmp_path / 'bytes.npz'}", x
 
 
-def shifted(name: str, shift: str, split: str = "train", **more: object) -> np.ndarray:
-    return load_data(name, {"shift": shift, **more}).split(split).batch(slice(None))[0].numpy()
-
-
-def plain(name: str, split: str = "train") -> np.ndarray:
-    return load_data(name).split(split).batch(slice(None))[0].numpy().astype(np.float64)
+def rows(data: LabelledData, split: str = "train") -> np.ndarray:
+    return data.split(split).batch(slice(None))[0].numpy()
 
 
 def by_plane(images: np.ndarray, change) -> np.ndarray:
@@ -74,53 +83,54 @@ EXPECTED = {
 
 @pytest.mark.parametrize("shift", EXPECTED)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_floats(shift: str, split: str) -> None:
-    found = shifted("digits", shift, split)
+def test_floats(shifted: Load, shift: str, split: str) -> None:
+    found = rows(shifted("digits", shift), split)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, EXPECTED[shift](plain("digits", split)), atol=1e-6)
+    np.testing.assert_allclose(found, EXPECTED[shift](rows(load_data("digits"), split).astype(np.float64)), atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", EXPECTED)
-def test_bytes_stay_bytes(images: tuple[str, np.ndarray], shift: str) -> None:
+def test_bytes_stay_bytes(shifted: Load, images: tuple[str, np.ndarray], shift: str) -> None:
     name, x = images
-    data = load_data(name, {"shift": shift})
-    assert (data.split("train").inputs.dtype, data.arguments) == (torch.uint8, {"shift": shift})
+    data = shifted(name, shift)
+    assert (data.split("train").inputs.dtype, data.arguments) == (torch.uint8, {"source": name, "shift": shift})
+    assert data.name.endswith("cma/shifted.py:shifted")
     expected = 255 * EXPECTED[shift](x / 255.0)
     assert np.abs(data.split("train").inputs.numpy() - expected).max() <= 0.5 + 1e-4
 
 
-def test_noise_is_gaussian_clipped_and_follows_the_seed(tmp_path: Path) -> None:
+def test_noise_is_gaussian_clipped_and_follows_the_seed(shifted: Load, tmp_path: Path) -> None:
     x = np.full((CHUNK + 500, 8, 8), 0.5)
     y = np.arange(len(x)) % 2
     np.savez(tmp_path / "grey.npz", x_train=x, y_train=y, x_test=x[:600], y_test=y[:600])
     name = f"npz:{tmp_path / 'grey.npz'}"
-    noise = shifted(name, "noise:0.05") - 0.5
+    noise = rows(shifted(name, "noise:0.05")) - 0.5
     assert abs(noise.mean()) < 5 * 0.05 / noise.size**0.5
     assert noise.std() == pytest.approx(0.05, rel=0.01)
     assert abs((np.abs(noise) < 0.05).mean() - 0.6827) < 0.005
-    np.testing.assert_array_equal(noise, shifted(name, "noise:0.05") - 0.5)
-    others = [shifted(name, "noise:0.05", subset_seed=1), shifted(name, "noise:0.05", "test")]
+    np.testing.assert_array_equal(noise, rows(shifted(name, "noise:0.05")) - 0.5)
+    others = [rows(shifted(name, "noise:0.05", subset_seed=1)), rows(shifted(name, "noise:0.05"), "test")]
     assert all((other[:600] != noise[:600] + 0.5).mean() > 0.99 for other in others)
     assert (noise[:500] != noise[CHUNK:]).mean() > 0.99
-    twice = shifted(name, "noise:0.03+noise:0.04") - 0.5
+    twice = rows(shifted(name, "noise:0.03+noise:0.04")) - 0.5
     assert twice.std() == pytest.approx(0.05, rel=0.01)
-    clipped = shifted(name, "noise:5")
+    clipped = rows(shifted(name, "noise:5"))
     assert (clipped.min(), clipped.max()) == (0, 1)
-    np.testing.assert_allclose(shifted(name, "noise:0.05+invert"), 0.5 - noise, atol=1e-6)
+    np.testing.assert_allclose(rows(shifted(name, "noise:0.05+invert")), 0.5 - noise, atol=1e-6)
 
 
-def test_more_images_than_are_shifted_at_a_time(tmp_path: Path) -> None:
+def test_more_images_than_are_shifted_at_a_time(shifted: Load, tmp_path: Path) -> None:
     x = np.random.default_rng(1).integers(0, 256, (2 * CHUNK + 3, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "many.npz", x_train=x, y_train=np.arange(len(x)) % 2)
-    found = load_data(f"npz:{tmp_path / 'many.npz'}", {"shift": "invert"}).split("train")
+    found = shifted(f"npz:{tmp_path / 'many.npz'}", "invert").split("train")
     np.testing.assert_array_equal(found.inputs.numpy(), 255 - x)
-    turned_all = load_data(f"npz:{tmp_path / 'many.npz'}", {"shift": "rotate:90"}).split("train").inputs.numpy()
+    turned_all = shifted(f"npz:{tmp_path / 'many.npz'}", "rotate:90").split("train").inputs.numpy()
     np.testing.assert_array_equal(turned_all, np.rot90(x, 1, (1, 2)))
     np.testing.assert_array_equal(turned_all[-1], ndimage.rotate(x[-1], 90, order=1, reshape=False))
 
 
-def test_shifts_come_after_the_choice_of_samples() -> None:
-    data = load_data("digits", {"shift": "invert", "per_class": 10, "validation_per_class": 5})
+def test_shifts_come_after_the_choice_of_samples(shifted: Load) -> None:
+    data = shifted("digits", "invert", per_class=10, validation_per_class=5)
     chosen = load_data("digits", {"per_class": 10, "validation_per_class": 5})
     for name in ("train", "test", "validation"):
         torch.testing.assert_close(data.split(name).inputs, 1 - chosen.split(name).inputs)
@@ -144,9 +154,9 @@ def test_shifts_come_after_the_choice_of_samples() -> None:
         (0.3, "shift: expected a string such as invert"),
     ],
 )
-def test_unknown_shifts_are_refused(shift: object, message: str) -> None:
-    with pytest.raises(UsageError, match=f"data digits: .*{message}"):
-        load_data("digits", {"shift": shift})
+def test_unknown_shifts_are_refused(shifted: Load, shift: object, message: str) -> None:
+    with pytest.raises(UsageError, match=f"shifted.py:shifted: .*{message}"):
+        shifted("digits", shift)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +169,7 @@ def test_unknown_shifts_are_refused(shift: object, message: str) -> None:
         (np.full((6, 4, 4), np.nan), "have values from nan to nan"),
     ],
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, x: np.ndarray, message: str) -> None:
+def test_other_inputs_are_refused(shifted: Load, tmp_path: Path, x: np.ndarray, message: str) -> None:
     np.savez(tmp_path / "x.npz", x_train=x, y_train=np.arange(6) % 2)
-    with pytest.raises(DataError, match=f"x.npz: shift: .*{message}"):
-        load_data(f"npz:{tmp_path / 'x.npz'}", {"shift": "invert"})
+    with pytest.raises(DataError, match=f"shifted.py:shifted: shift: .*{message}"):
+        shifted(f"npz:{tmp_path / 'x.npz'}", "invert")

@@ -1,6 +1,6 @@
-"""Several data as one: labels, splits, one shape and one kind, and what is refused."""
+"""Several sources joined: labels, splits, shapes and dtypes, and invalid arguments."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,16 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ckpt_probe.data import load_data
+from ckpt_probe.data import LabelledData, load_data
 from ckpt_probe.errors import DataError, UsageError
+
+Load = Callable[..., LabelledData]
+
+
+@pytest.fixture
+def union(study: Callable[[str], str]) -> Load:
+    """Loads a union with these arguments."""
+    return lambda **arguments: load_data(study("class_count/digits_and_fashion.py:union"), arguments)
 
 
 def made(
@@ -26,11 +34,12 @@ def made(
     return {"name": f"npz:{where / f'{name}.npz'}"}
 
 
-def test_labels_follow_one_another_and_bytes_stay_bytes(tmp_path: Path) -> None:
+def test_labels_follow_one_another_and_bytes_stay_bytes(union: Load, tmp_path: Path) -> None:
     sources = [made(tmp_path, "one", (1, 4, 5), 3), made(tmp_path, "two", (1, 4, 5), 2, splits="b c")]
     sources.append(made(tmp_path, "three", (1, 4, 5), 4))
-    data = load_data("union", {"sources": sources})
-    assert (data.name, list(data.splits), data.classes, data.input_shape) == ("union", ["b"], 9, (1, 4, 5))
+    data = union(sources=sources)
+    assert data.name.endswith("digits_and_fashion.py:union")
+    assert (list(data.splits), data.classes, data.input_shape) == (["b"], 9, (1, 4, 5))
     assert data.arguments == {"sources": sources}
     inputs, labels = data.split("b").batch(slice(None))
     parts = [load_data(entry["name"]).split("b").batch(slice(None)) for entry in sources]
@@ -42,9 +51,9 @@ def test_labels_follow_one_another_and_bytes_stay_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(28, 28), (3, 5), (1, 2), (8, 8)])
-def test_images_are_resized_as_scipy_zooms(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_are_resized_as_scipy_zooms(union: Load, tmp_path: Path, size: tuple[int, int]) -> None:
     entry = made(tmp_path, "bytes", (1, 10, 6), 2, splits="train test")
-    data = load_data("union", {"sources": [{"name": "digits"}, entry], "size": list(size)})
+    data = union(sources=[{"name": "digits"}, entry], size=list(size))
     assert data.input_shape == (1, *size)
     for split in ("train", "test"):
         digits = load_data("digits").split(split).batch(slice(None))[0].numpy()
@@ -59,39 +68,41 @@ def test_images_are_resized_as_scipy_zooms(tmp_path: Path, size: tuple[int, int]
         assert np.abs(found[len(digits) :] - expected[1]).max() <= 0.5 / 255 + 1e-6
 
 
-def test_bytes_beside_floats_keep_their_values(tmp_path: Path) -> None:
+def test_bytes_beside_floats_keep_their_values(union: Load, tmp_path: Path) -> None:
     sources = [made(tmp_path, "same", (3, 3), 2), made(tmp_path, "other", (3, 3), 2, "float64")]
-    found = load_data("union", {"sources": sources}).split("a").inputs
+    found = union(sources=sources).split("a").inputs
     assert found.dtype == torch.float32
     for part, entry in zip(found.split(12), sources, strict=True):
         torch.testing.assert_close(part, load_data(entry["name"]).split("a").batch(slice(None))[0])
 
 
-def test_each_source_and_the_union_may_choose_and_shift() -> None:
+def test_each_source_and_the_union_choose_samples(union: Load, study: Callable[[str], str]) -> None:
     one = {"name": "digits", "arguments": {"classes": [1, 7], "per_class": 20, "validation_per_class": 5}}
-    two = {"name": "digits", "arguments": one["arguments"] | {"shift": "invert"}}
-    data = load_data("union", {"sources": [one, two]})
+    inverted = {**one["arguments"], "source": "digits", "shift": "invert"}
+    two = {"name": study("cma/shifted.py:shifted"), "arguments": inverted}
+    data = union(sources=[one, two])
     assert (list(data.splits), data.classes) == (["train", "test", "validation"], 4)
     inputs, labels = data.split("validation").batch(slice(None))
     assert torch.bincount(labels).tolist() == [5, 5, 5, 5]
     torch.testing.assert_close(inputs[10:], 1 - inputs[:10])
-    fewer = load_data("union", {"sources": [one, two], "classes": [3, 0], "per_class": 4, "shift": "invert"})
+    fewer = union(sources=[one, two], classes=[3, 0], per_class=4)
     assert torch.bincount(fewer.split("train").labels).tolist() == [4, 4]
-    torch.testing.assert_close(fewer.split("validation").inputs[labels[labels % 3 == 0] == 0], 1 - inputs[labels == 0])
-    nested = load_data("union", {"sources": [{"name": "union", "arguments": {"sources": [one, two]}}, one]})
+    torch.testing.assert_close(fewer.split("validation").inputs[labels[labels % 3 == 0] == 0], inputs[labels == 0])
+    nested = union(sources=[{"name": data.name, "arguments": {"sources": [one, two]}}, one])
     assert nested.classes == 6
 
 
-def test_tables_of_whole_numbers_are_joined_too() -> None:
-    names = [f"modular:p=5,op={op},fraction=0.5" for op in ("add", "multiply")]
-    data = load_data("union", {"sources": [{"name": name} for name in names]})
+def test_tables_of_whole_numbers_are_joined_too(union: Load, study: Callable[[str], str]) -> None:
+    name = study("grokking/modular.py:modular_table")
+    data = union(sources=[{"name": name, "arguments": {"p": 5, "op": op}} for op in ("add", "multiply")])
     assert (data.classes, data.input_shape, data.split("test").inputs.dtype) == (10, (2,), torch.int64)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"sources: expected a list such as \[{name = \"digits\"}\], found None"),
+        ({}, "missing 1 required positional argument: 'sources'"),
+        ({"sources": None}, r"sources: expected a list such as \[{name = \"digits\"}\], found None"),
         ({"sources": []}, "sources: expected a list"),
         ({"sources": "digits"}, "sources: expected a list"),
         ({"sources": ["digits"]}, "sources: entry 1 has no name: 'digits'"),
@@ -108,9 +119,9 @@ def test_tables_of_whole_numbers_are_joined_too() -> None:
         ({"sources": [{"name": "digits"}], "balance": True}, "cannot be loaded with arguments"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
-    with pytest.raises(UsageError, match=f"data union: .*{message}"):
-        load_data("union", arguments)
+def test_wrong_arguments_are_refused(union: Load, arguments: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=f"digits_and_fashion.py:union: .*{message}"):
+        union(**arguments)
 
 
 OWN = """
@@ -121,10 +132,8 @@ def dataset():
 """
 
 
-def test_what_cannot_be_joined_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_cannot_be_joined_are_refused(union: Load, tmp_path: Path) -> None:
     (tmp_path / "own_data_for_unions.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
     small, large = made(tmp_path, "small", (1, 4, 4), 2), made(tmp_path, "large", (1, 5, 4), 2)
     coloured, flat = made(tmp_path, "coloured", (3, 4, 4), 2), made(tmp_path, "flat", (16,), 2)
     for sources, size, message in (
@@ -146,13 +155,13 @@ def test_what_cannot_be_joined_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
             "inputs of different dtypes cannot be joined: torch.uint8, torch.int32",
         ),
         (
-            [{"name": "own_data_for_unions:dataset"}],
+            [{"name": f"{tmp_path}/own_data_for_unions.py:dataset"}],
             None,
             "only arrays in memory can be joined, not a dataset read sample by sample",
         ),
     ):
         with pytest.raises(DataError, match=message):
-            load_data("union", {"sources": sources, "size": size})
+            union(sources=sources, size=size)
     np.savez(tmp_path / "wide.npz", x_a=np.full((4, 1, 4, 4), 200.0), y_a=np.arange(4) % 2)
     with pytest.raises(DataError, match=r"split a: uint8 images beside floats outside \[0, 1\]"):
-        load_data("union", {"sources": [small, {"name": f"npz:{tmp_path / 'wide.npz'}"}]})
+        union(sources=[small, {"name": f"npz:{tmp_path / 'wide.npz'}"}])

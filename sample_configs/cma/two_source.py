@@ -1,9 +1,8 @@
-"""Two encoders into one space, one of images and one of descriptions, as CLIP has them (Radford et al. 2021)."""
+"""Model of the CMA study: an image encoder and a caption encoder with a common output space (Radford et al. 2021)."""
 
 import math
 import re
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,37 +11,7 @@ from torch.nn import functional as F
 INITIAL_SCALE = 1 / 0.07
 LARGEST_SCALE = 100.0
 PADDING = 0
-"""The token that stands where a caption has ended; words count from 1."""
-
-
-@runtime_checkable
-class TwoSource(Protocol):
-    """A model that places an image and a description of its class in one space, as unit rows of equal width."""
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images (n, …) → unit rows (n, features)."""
-        ...
-
-    def encode_captions(self, classes: Tensor, which: Tensor | None = None) -> Tensor:
-        """Classes (n,) → unit rows (n, features) of one caption each; `which` (n,) names the caption of the class."""
-        ...
-
-    def anchors(self) -> Tensor:
-        """One unit row a class, (classes, features)."""
-        ...
-
-    def scale(self) -> Tensor:
-        """What cosines are multiplied by to become logits: the inverse of a temperature, a scalar."""
-        ...
-
-
-@runtime_checkable
-class Describing(Protocol):
-    """A part of a model that works on descriptions of classes: what its layers give has a row a description."""
-
-    def owners(self) -> Tensor:
-        """The class of each row, (rows,)."""
-        ...
+"""Token after the end of a caption; words are numbered from 1."""
 
 
 def two_source(
@@ -53,10 +22,18 @@ def two_source(
     features: int = 64,
     text_width: int = 64,
 ) -> nn.Module:
-    """An image encoder and a text encoder whose cosines are the logits: (n, c, h, w) → (n, classes).
+    """Return a model whose logits are the scaled cosines of images with the captions of each class.
 
-    `captions` holds several descriptions of each class, in the order of the classes. No channels: one hidden layer on
-    flattened inputs of any shape in place of convolutions. Raises ValueError where the captions or the shape don't fit.
+    Args:
+        input_shape: Shape of one image.
+        classes: Number of classes.
+        captions: Descriptions of each class, in the order of the classes.
+        channels: Channels of the convolutions; [] for one hidden layer on flattened inputs of any shape.
+        features: Width of the common space.
+        text_width: Width of word embeddings and of the hidden layer of the caption encoder.
+
+    Raises:
+        ValueError: If the captions or the shape do not fit.
     """
     _require_captions(captions, classes)
     image = _image_encoder(input_shape, channels, features)
@@ -64,7 +41,7 @@ def two_source(
 
 
 class ImagesAndCaptions(nn.Module):
-    """A TwoSource; its last linear layer is `classifier`, whose weights the text encoder writes."""
+    """A `TwoSource` whose last linear layer, `classifier`, has the outputs of the caption encoder as its weights."""
 
     def __init__(self, image: nn.Module, text: "CaptionEncoder") -> None:
         super().__init__()
@@ -75,14 +52,19 @@ class ImagesAndCaptions(nn.Module):
         return self.classifier(self.encode_images(images))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (n, …) → unit rows (n, features)."""
+        """Return unit rows (n, features) for images (n, …)."""
         return F.normalize(self.image(images), dim=1)
 
     def encode_captions(self, classes: Tensor, which: Tensor | None = None) -> Tensor:
-        """Classes (n,) → unit rows (n, features) of one caption each; `which` (n,) names the caption of the class.
+        """Return unit rows (n, features) of one caption of each class.
 
-        Without `which`, training mode draws one for each row from torch's global generator of the CPU, evaluation mode
-        gives the anchors. Raises IndexError where a class has no such caption.
+        Args:
+            classes: Classes, shape (n,).
+            which: Index of the caption within its class, shape (n,). If None, training mode draws captions from torch's
+                global generator of the CPU, and evaluation mode returns the anchors.
+
+        Raises:
+            IndexError: If a class has no such caption.
         """
         text = self.classifier.text
         if which is None and not self.training:
@@ -90,19 +72,19 @@ class ImagesAndCaptions(nn.Module):
         return text(classes, text.draw(classes) if which is None else which)
 
     def anchors(self) -> Tensor:
-        """The normalised mean of each class's captions, (classes, features)."""
+        """Return the normalised mean of the captions of each class, shape (classes, features)."""
         return self.classifier.text.anchors()
 
     def scale(self) -> Tensor:
-        """exp of a learned logarithm, at most 100; a scalar."""
+        """Return the exponential of a learned logarithm, at most 100, as a scalar."""
         return self.classifier.scale()
 
 
 class ZeroShotClassifier(nn.Linear):
-    """Unit rows (n, features) → logits (n, classes): scale · cosine with the anchor of each class.
+    """A layer from unit rows (n, features) to logits (n, classes): scaled cosines with the anchor of each class.
 
-    It is a linear layer, so that everything that looks for a model's classifier finds it, but owns no weights: they are
-    computed from the captions whenever asked for, and gradients pass through them to the text encoder.
+    It is a linear layer, so that it is found as the model's classifier. Its weights are computed from the captions at
+    each access, so that gradients reach the caption encoder.
     """
 
     def __init__(self, text: "CaptionEncoder") -> None:
@@ -114,18 +96,18 @@ class ZeroShotClassifier(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """scale · anchors, (classes, features)."""
+        """Return the scaled anchors, shape (classes, features)."""
         return self.scale() * self.text.anchors()
 
     def scale(self) -> Tensor:
-        """exp of a learned logarithm, at most 100; a scalar."""
+        """Return the exponential of a learned logarithm, at most 100, as a scalar."""
         return self.log_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
 
 
 class CaptionEncoder(nn.Module):
-    """Each class's captions as unit rows: the mean of a caption's word embeddings through one hidden layer.
+    """A network from captions to unit rows: the mean of a caption's word embeddings, then one hidden layer.
 
-    `tokens` (classes, captions, words) int64 is a buffer, padded where a caption is shorter or a class has fewer.
+    The buffer `tokens`, shape (classes, captions, words), int64, is padded for short captions and for missing ones.
     """
 
     tokens: Tensor
@@ -140,9 +122,10 @@ class CaptionEncoder(nn.Module):
         self.projection = nn.Linear(width, features)
 
     def forward(self, classes: Tensor, which: Tensor) -> Tensor:
-        """One caption of each class named: (n,) and (n,) → unit rows (n, features).
+        """Return unit rows (n, features) of the captions `which` (n,) of the classes (n,).
 
-        Raises IndexError where a class has no such caption.
+        Raises:
+            IndexError: If a class has no such caption.
         """
         wrong = (which < 0) | (which >= self.counts()[classes])
         if wrong.any():
@@ -151,21 +134,21 @@ class CaptionEncoder(nn.Module):
         return self._encoded(self.tokens[classes, which])
 
     def anchors(self) -> Tensor:
-        """The normalised mean of each class's captions, (classes, features)."""
+        """Return the normalised mean of the captions of each class, shape (classes, features)."""
         encoded = self._encoded(self.tokens[self._present()])
         sums = encoded.new_zeros(len(self.tokens), self.features).index_add(0, self.owners(), encoded)
         return F.normalize(sums, dim=1)
 
     def owners(self) -> Tensor:
-        """The class of each caption, in the order in which `anchors` encodes them."""
+        """Return the class of each caption, in the order in which `anchors` encodes them."""
         return self._present().nonzero()[:, 0]
 
     def counts(self) -> Tensor:
-        """The number of captions of each class, (classes,) int64."""
+        """Return the number of captions of each class, shape (classes,), int64."""
         return self._present().sum(dim=1)
 
     def draw(self, classes: Tensor) -> Tensor:
-        """The number of a caption for each class named, (n,) → (n,), from torch's global generator of the CPU."""
+        """Return a random caption index for each of the classes (n,), from torch's global generator of the CPU."""
         drawn = torch.randint(1 << 31, (len(classes),)).to(self.tokens.device)
         return drawn % self.counts()[classes]
 
@@ -178,13 +161,13 @@ class CaptionEncoder(nn.Module):
 
 
 def tokenise(captions: Sequence[Sequence[str]]) -> Tensor:
-    """Captions as numbers of their lower-case words, (classes, captions, words) int64, padded with 0.
+    """Return captions as numbers of their lower-case words, shape (classes, captions, words), int64, padded with 0.
 
-    The vocabulary is the sorted set of all words of all captions, counted from 1.
+    The vocabulary is the sorted set of all words of all captions, numbered from 1.
     """
     words = [[_words(caption) for caption in group] for group in captions]
     vocabulary = sorted({word for group in words for caption in group for word in caption})
-    number = {word: place for place, word in enumerate(vocabulary, start=1)}
+    number = {word: index for index, word in enumerate(vocabulary, start=1)}
     most = max(len(group) for group in words)
     longest = max(len(caption) for group in words for caption in group)
     tokens = torch.full((len(words), most, longest), PADDING)

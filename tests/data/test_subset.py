@@ -112,7 +112,7 @@ def test_what_cannot_be_chosen_is_refused(arguments: dict, message: str) -> None
 def test_splits_that_do_not_allow_it(tmp_path: Path) -> None:
     x, y = np.zeros((6, 2)), np.arange(6) % 2
     np.savez(tmp_path / "held.npz", x_train=x, y_train=y, x_validation=x, y_validation=y)
-    with pytest.raises(UsageError, match="the data has a split 'validation' already"):
+    with pytest.raises(UsageError, match="the data have a split 'validation' already"):
         load_data(f"npz:{tmp_path / 'held.npz'}", {"validation_per_class": 1})
     np.savez(tmp_path / "untrained.npz", x_test=x, y_test=y)
     with pytest.raises(UsageError, match="no split 'train'; there are: test"):

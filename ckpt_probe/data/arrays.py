@@ -1,0 +1,227 @@
+"""Read arrays of inputs and labels: the embedded digits, .npz archives, idx files and HDF5 files."""
+
+import gzip
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckpt_probe.data.samples import ArraySplit, Split, stratified, to_model_dtype
+from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
+from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names, require_own
+
+Arrays = tuple[dict[str, Split], tuple[str, ...] | None]
+"""Splits by name, and names of the first classes (None if there are none)."""
+
+UNCHECKED_BYTES = 2**30
+"""Largest size of an array in an archive whose compression ratio is not checked."""
+LARGEST_RATIO = 1000
+SPLIT_SEED = 0
+TEST_FRACTION = 0.25
+
+INPUTS, LABELS = "inputs", "labels"
+"""Names of the datasets of a split in an HDF5 file."""
+
+UNSIGNED_BYTE = 0x08
+"""Code of the element type in the header of an idx file."""
+IDX_PREFIXES = {"train": "train", "test": "t10k"}
+LARGEST_GZIP_RATIO = 1_032
+
+
+def read_digits(test_fraction: float = TEST_FRACTION, split_seed: int = SPLIT_SEED) -> Arrays:
+    """Return 1,797 handwritten digits, inputs (1, 8, 8) in [0, 1], in splits train and test.
+
+    Args:
+        test_fraction: Fraction of each class in the test split.
+        split_seed: Seed of the division.
+    """
+    with resources.as_file(resources.files("ckpt_probe.data") / "digits.npz") as path, np.load(path) as arrays:
+        images, labels = arrays["x"], arrays["y"]
+    return _divided(images[:, None].astype(np.float32) / 16, labels, test_fraction, split_seed), None
+
+
+def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int = SPLIT_SEED) -> Arrays:
+    """Read arrays x and y, which are divided like the digits, or x_train, y_train, x_test, y_test, …; and class_names.
+
+    Raises:
+        DataError: If the file is not an archive of such arrays, or they do not fit each other.
+    """
+    require_regular(path)
+    try:
+        opened_file = np.load(path, allow_pickle=False)
+        if not isinstance(opened_file, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: a single array; expected an .npz file with arrays x and y")
+        with opened_file as archive:
+            _require_plausible_archive(path, archive)
+            arrays = {name: archive[name] for name in archive.files if name[:1] in "xy" or name == CLASS_NAMES}
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not an .npz file of plain arrays ({error})") from error
+    names = _class_names(path, arrays.pop(CLASS_NAMES, None))
+    if {"x", "y"} <= arrays.keys():
+        return _divided(arrays["x"], _labels(path, arrays, "x", "y"), test_fraction, split_seed), names
+    found = [name.removeprefix("x_") for name in arrays if name.startswith("x_") and f"y_{name[2:]}" in arrays]
+    if not found:
+        raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); found: {', '.join(arrays) or 'none'}")
+    labels = {name: _labels(path, arrays, f"x_{name}", f"y_{name}") for name in found}
+    return {name: ArraySplit(arrays[f"x_{name}"], labels[name]) for name in found}, names
+
+
+def read_idx(directory: Path) -> Arrays:
+    """Read splits train and test of a directory in the format of MNIST, plain or gzipped: images (N, 1, H, W), uint8.
+
+    Raises:
+        DataError: If a file is missing or damaged, or images and labels differ in number.
+    """
+    splits: dict[str, Split] = {}
+    for split, prefix in IDX_PREFIXES.items():
+        images = _read_idx_file(_find_idx_file(directory, f"{prefix}-images-idx3-ubyte"), 3)
+        labels = _read_idx_file(_find_idx_file(directory, f"{prefix}-labels-idx1-ubyte"), 1)
+        if len(images) != len(labels):
+            raise DataError(f"{directory}: {prefix} has {len(images)} images but {len(labels)} labels")
+        splits[split] = ArraySplit(images[:, None].copy(), labels.astype(np.int64))
+    return splits, None
+
+
+def read_h5(path: Path) -> Arrays:
+    """Open the splits of an HDF5 file, and read the names of its classes from a dataset `class_names`.
+
+    Each group with `inputs` and `labels` is a split; if they are at the root, the split has the name of the file.
+
+    Raises:
+        DataError: If there are none, they do not fit each other, or the file links to other files.
+    """
+    with opened(path) as file, own_reads(path):
+        require_own(path, file)
+        names = file.get(CLASS_NAMES)
+        groups = groups_with(file, INPUTS, LABELS)
+        if not groups:
+            raise DataError(f"{path}: no arrays {INPUTS} and {LABELS}, at its root or in a group for each split")
+        splits: dict[str, Split] = {name or path.stem: _open_h5_split(path, group) for name, group in groups.items()}
+        return splits, None if names is None else read_names(path, names)
+
+
+class StoredSplit:
+    """A split whose inputs stay in an HDF5 file until they are read; batches are converted as by `ArraySplit`.
+
+    Args:
+        path: The file.
+        inputs: Name of the dataset of inputs, shape (N, …).
+        labels: Labels, shape (N,), int64.
+    """
+
+    def __init__(self, path: Path, inputs: str, labels: Tensor) -> None:
+        self._path = path
+        self._inputs = inputs
+        self._labels = labels
+
+    @property
+    def labels(self) -> Tensor:
+        """Return all labels, shape (N,), int64."""
+        return self._labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Read inputs, shape (n, …), and labels, shape (n,), of samples by index.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        return to_model_dtype(self._read(indices)), self._labels[indices]
+
+    def in_memory(self) -> ArraySplit:
+        """Read all inputs and return the split in memory."""
+        return ArraySplit(self._read(slice(None)), self._labels)
+
+    def _read(self, indices: Tensor | slice) -> Tensor:
+        # Opened for each batch, because processes cannot share an open file and a split is never closed.
+        with opened(self._path) as file, own_reads(self._path, self._inputs):
+            dataset: Any = file[self._inputs]
+            if isinstance(indices, slice):
+                return torch.from_numpy(native(dataset[indices]))
+            # HDF5 reads rows in increasing order and each row once.
+            rows, back = np.unique(indices.numpy(), return_inverse=True)
+            return torch.from_numpy(native(dataset[rows])[back])
+
+
+def _divided(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> dict[str, Split]:
+    train, test = stratified(labels, fraction, seed)
+    return {"train": ArraySplit(inputs[train], labels[train]), "test": ArraySplit(inputs[test], labels[test])}
+
+
+def _require_plausible_archive(path: Path, archive: Any) -> None:
+    """Raise DataError if a member of a few bytes would unpack to gigabytes."""
+    for member in archive.zip.infolist():
+        if member.file_size > UNCHECKED_BYTES and member.file_size > LARGEST_RATIO * member.compress_size:
+            raise DataError(
+                f"{path}: {member.filename}: unpacks to {member.file_size:,} bytes from only {member.compress_size:,}; "
+                "save it with numpy.savez, which does not compress"
+            )
+
+
+def _labels(path: Path, arrays: Mapping[str, np.ndarray], inputs: str, labels: str) -> np.ndarray:
+    """Return the labels (n,) of n inputs; raise DataError if they are not one integer for each input."""
+    found, shape = arrays[labels], arrays[inputs].shape
+    if found.dtype.kind not in "iu":
+        raise DataError(f"{path}: labels must be integers, found {found.dtype}")
+    if found.ndim != 1 or found.shape != shape[:1]:
+        raise DataError(f"{path}: {labels} has shape {found.shape}; expected one label per row of {inputs} {shape}")
+    return found
+
+
+def _class_names(path: Path, found: np.ndarray | None) -> tuple[str, ...] | None:
+    if found is None:
+        return None
+    if found.ndim != 1 or found.dtype.kind != "U":
+        raise DataError(f"{path}: {CLASS_NAMES} must be strings (C,), found {found.shape} of {found.dtype}")
+    return tuple(str(name) for name in found)
+
+
+def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
+    """Read an idx file of unsigned bytes; raise DataError if its header and its size do not agree."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            header = file.read(4 + 4 * dimensions)
+            if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, UNSIGNED_BYTE, dimensions]):
+                raise DataError(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions")
+            shape = [int.from_bytes(header[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
+            size = math.prod(shape)
+            if size > path.stat().st_size * (LARGEST_GZIP_RATIO if path.suffix == ".gz" else 1):
+                raise DataError(f"{path}: the header promises {size} bytes, more than a file of this size can contain")
+            content = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if len(content) != size:
+        more = "more" if len(content) > size else f"{len(content)}"
+        raise DataError(f"{path}: the header promises {size} bytes of data, but the file has {more}; copy it again")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _find_idx_file(directory: Path, name: str) -> Path:
+    for spelling in (name, name.replace("-idx", ".idx")):
+        for path in (directory / spelling, directory / f"{spelling}.gz"):
+            if path.is_file():
+                return path
+    raise DataError(f"{directory}: neither {name} nor {name}.gz exists")
+
+
+def _open_h5_split(path: Path, group: Any) -> StoredSplit:
+    inputs, labels = group[INPUTS], group[LABELS]
+    where = f"{path}: {group.name.strip('/')}".rstrip(": ")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{where}: {LABELS} must be integers (N,), found {labels.shape} of {labels.dtype}")
+    if inputs.ndim < 2 or inputs.shape[:1] != labels.shape:
+        raise DataError(f"{where}: {INPUTS} have shape {inputs.shape}; expected (N, …) for {LABELS} {labels.shape}")
+    return StoredSplit(path, inputs.name, torch.from_numpy(native(labels[()]).astype(np.int64)))
