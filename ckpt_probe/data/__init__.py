@@ -1,7 +1,6 @@
 """Labelled samples by name, in named splits."""
 
 from ckpt_probe.data.dataset import DatasetSplit, Unreadable
-from ckpt_probe.data.description import described_inputs
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import in_model_order, in_width, matched_labels
 from ckpt_probe.data.prefetch import ready_batches, ready_parts
@@ -9,11 +8,12 @@ from ckpt_probe.data.samples import (
     LEFT_OUT,
     UNLABELLED,
     ArraySplit,
-    Batch,
     Inputs,
+    LabelledBatch,
     LabelledData,
     Split,
     Streaming,
+    described_inputs,
     first_samples,
     notes_of,
     one_tensor,
@@ -26,9 +26,9 @@ __all__ = [
     "LEFT_OUT",
     "UNLABELLED",
     "ArraySplit",
-    "Batch",
     "DatasetSplit",
     "Inputs",
+    "LabelledBatch",
     "LabelledData",
     "ModelHints",
     "Split",

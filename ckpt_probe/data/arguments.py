@@ -1,4 +1,4 @@
-"""Checks of the arguments of data sources, and lists that are written as text."""
+"""Check, parse and suggest arguments of data sources."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -12,6 +12,11 @@ def require_known(kind: str, arguments: Mapping[str, Any], known: Collection[str
     unknown = [name for name in arguments if name not in known]
     if unknown:
         raise UsageError(f"unknown argument {unknown[0]}; {kind} takes {listed(sorted(known), len(known))}")
+
+
+def suggestion(**arguments: Any) -> str:
+    """Return data arguments as a keyword for a message; the command line shows it as its option."""
+    return f"`data_arguments={arguments!r}`"
 
 
 def as_list(value: Any) -> list[Any]:

@@ -22,8 +22,9 @@ Arrays = tuple[dict[str, Split], tuple[str, ...] | None]
 """Splits by name, and names of the first classes (None if there are none)."""
 
 UNCHECKED_BYTES = 2**30
-"""Largest size of an array in an archive whose compression ratio is not checked."""
-LARGEST_RATIO = 1000
+LARGEST_RATIO = 100
+"""Limits of `require_plausible`."""
+
 SPLIT_SEED = 0
 TEST_FRACTION = 0.25
 
@@ -33,7 +34,6 @@ INPUTS, LABELS = "inputs", "labels"
 UNSIGNED_BYTE = 0x08
 """Code of the element type in the header of an idx file."""
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
-LARGEST_GZIP_RATIO = 1_032
 
 
 def read_digits(test_fraction: float = TEST_FRACTION, split_seed: int = SPLIT_SEED) -> Arrays:
@@ -60,8 +60,10 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
         if not isinstance(opened_file, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: a single array; expected an .npz file with arrays x and y")
         with opened_file as archive:
-            _require_plausible_archive(path, archive)
-            arrays = {name: archive[name] for name in archive.files if name[:1] in "xy" or name == CLASS_NAMES}
+            names = [name for name in archive.files if name[:1] in "xy" or name == CLASS_NAMES]
+            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.zip.infolist()}
+            require_plausible(path, sum(sizes[name] for name in names))
+            arrays = {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
@@ -108,6 +110,18 @@ def read_h5(path: Path) -> Arrays:
             raise DataError(f"{path}: no arrays {INPUTS} and {LABELS}, at its root or in a group for each split")
         splits: dict[str, Split] = {name or path.stem: _open_h5_split(path, group) for name, group in groups.items()}
         return splits, None if names is None else read_names(path, names)
+
+
+def require_plausible(path: Path, size: int) -> None:
+    """Raise DataError if a file would unpack to more than 1 GiB and more than 100 times its own size.
+
+    Args:
+        path: The file.
+        size: Number of bytes in memory, as far as it is known before or while they are read.
+    """
+    stored = path.stat().st_size
+    if size > max(UNCHECKED_BYTES, LARGEST_RATIO * stored):
+        raise DataError(f"{path}: unpacks to {size:,} bytes or more from only {stored:,}; save it without compression")
 
 
 class StoredSplit:
@@ -160,16 +174,6 @@ def _divided(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int)
     return {"train": ArraySplit(inputs[train], labels[train]), "test": ArraySplit(inputs[test], labels[test])}
 
 
-def _require_plausible_archive(path: Path, archive: Any) -> None:
-    """Raise DataError if a member of a few bytes would unpack to gigabytes."""
-    for member in archive.zip.infolist():
-        if member.file_size > UNCHECKED_BYTES and member.file_size > LARGEST_RATIO * member.compress_size:
-            raise DataError(
-                f"{path}: {member.filename}: unpacks to {member.file_size:,} bytes from only {member.compress_size:,}; "
-                "save it with numpy.savez, which does not compress"
-            )
-
-
 def _labels(path: Path, arrays: Mapping[str, np.ndarray], inputs: str, labels: str) -> np.ndarray:
     """Return the labels (n,) of n inputs; raise DataError if they are not one integer for each input."""
     found, shape = arrays[labels], arrays[inputs].shape
@@ -198,8 +202,9 @@ def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
                 raise DataError(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions")
             shape = [int.from_bytes(header[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
             size = math.prod(shape)
-            if size > path.stat().st_size * (LARGEST_GZIP_RATIO if path.suffix == ".gz" else 1):
+            if path.suffix != ".gz" and size > path.stat().st_size:
                 raise DataError(f"{path}: the header promises {size} bytes, more than a file of this size can contain")
+            require_plausible(path, size)
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error

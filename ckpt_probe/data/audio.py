@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ckpt_probe.data.arguments import suggestion
 from ckpt_probe.data.dataset import Unreadable
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.samples import LENGTHS
+from ckpt_probe.data.saved_files import encoded_source
 from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import load_pretrained, require_extra
 
@@ -87,6 +89,7 @@ class Sounds:
         labels: Label of each row, shape (N,).
         preparation: The feature extractor and its sampling rate.
         feature: Type of the column, which may declare a sampling rate.
+        directory: Directory of the data set.
         name: Name of the table in messages.
     """
 
@@ -95,6 +98,7 @@ class Sounds:
     labels: Tensor
     preparation: SoundPreparation
     feature: Any
+    directory: Path
     name: str
 
     def __len__(self) -> int:
@@ -105,9 +109,10 @@ class Sounds:
         name = f"{self.name}, row {number}"
         rate = None
         if isinstance(value, dict):
-            if value["bytes"] is None and value["path"] is None:
+            source = encoded_source(value, self.directory, name)
+            if source is None:
                 raise Unreadable(f"{name} (no sound)")
-            value, rate = read_sound(Path(value["path"]) if value["bytes"] is None else value["bytes"], name)
+            value, rate = read_sound(source, name)
             _require_channels(self.feature, value.shape[1], name)
         wave = np.asarray([] if value is None else value, dtype=np.float32)
         if not wave.size or not np.isfinite(wave).all():
@@ -151,7 +156,7 @@ def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundP
     if directory is None or not (directory / EXTRACTOR_FILE).is_file():
         raise UsageError(
             f"sound needs the model's feature extractor ({EXTRACTOR_FILE}), which is not beside it; name its directory "
-            f"by --data-argument {EXTRACTOR}=DIR"
+            f"by {suggestion(feature_extractor='DIR')}"
         )
     transformers = require_extra("transformers", "transformers")
     try:

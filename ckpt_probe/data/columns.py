@@ -1,5 +1,9 @@
-"""Columns of a table by name, with decoded texts and checks for missing values."""
+"""Columns of a table by name with decoded texts, and the diagnosis of CSV files that cannot be read."""
 
+import codecs
+import re
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.data.delimited import DEFAULT_ENCODING, INDEX, no_text
-from ckpt_probe.errors import DataError, listed
+from ckpt_probe.data.arguments import suggestion
+from ckpt_probe.data.arrays import require_plausible
+from ckpt_probe.errors import DataError, UsageError, listed
+
+ENCODING = "encoding"
+"""The data argument with the encoding of a table's texts."""
+
+DEFAULT_ENCODING = "utf-8"
+SEPARATORS = ";\t|,"
+LONGEST_HEADER = 2**20
+"""Number of bytes of the first line that are searched for a separator."""
+
+INDEX = re.compile(r"(Unnamed: \d+(\.\d+)?)?|__index_level_\d+__")
+"""Names that pandas gives to columns without a name, mostly the index of a frame."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,9 @@ class Columns:
         """
         if name not in self.table.column_names:
             names = listed(self.table.column_names, 12)
-            raise DataError(f"{self.path}: no column {name!r}; there are: {names}; --data-argument {option}=NAME")
+            raise DataError(
+                f"{self.path}: no column {name!r}; there are: {names}; choose one by {suggestion(**{option: 'NAME'})}"
+            )
         return self.table.column(name)
 
     def texts(self, name: str, option: str) -> Any:
@@ -50,6 +68,7 @@ class Columns:
 
         column = self.named(name, option)
         if pa.types.is_dictionary(column.type):
+            self._require_plausible_texts(column)
             column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
         if not any(is_bytes(column.type) for is_bytes in (pa.types.is_binary, pa.types.is_large_binary)):
             return column
@@ -61,6 +80,15 @@ class Columns:
                 reason = no_text(value, error)
                 raise DataError(f"{self.path}: row {row + 1}: column {name!r}: {reason}") from error
         return pa.chunked_array([values], pa.string())
+
+    def _require_plausible_texts(self, column: Any) -> None:
+        """Raise DataError if repeated texts of a dictionary would take far more memory than the file."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if pa.types.is_string(column.type.value_type) or pa.types.is_binary(column.type.value_type):
+            lengths = [pc.take(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in column.chunks]
+            require_plausible(self.path, sum(pc.sum(part).as_py() or 0 for part in lengths))
 
     @property
     def index(self) -> set[str]:
@@ -89,3 +117,61 @@ def is_text(column: Any) -> bool:
     import pyarrow.types as kinds
 
     return kinds.is_string(column.type) or kinds.is_large_string(column.type)
+
+
+def checked_encoding(name: Any) -> str:
+    """Return the name of an encoding, UTF-8 by default.
+
+    Raises:
+        UsageError: If Python has no text encoding of this name.
+    """
+    try:
+        "".encode(DEFAULT_ENCODING if name is None else name)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UsageError(f"{ENCODING}: expected one such as utf-8, cp1252 or utf-16, found {name!r}") from error
+    return DEFAULT_ENCODING if name is None else str(name)
+
+
+def undecodable(path: Path, encoding: str, longest: int) -> str | None:
+    """Return a description of the first row that cannot be decoded, for a message; None if there is no such row.
+
+    Args:
+        path: The file.
+        encoding: Its supposed encoding; returns None for encodings whose line break has several bytes.
+        longest: Maximum length of a line in bytes.
+    """
+    with path.open("rb") as file:
+        if "\n".encode(encoding) != b"\n":
+            return None
+        for number, line in enumerate(iter(lambda: file.readline(longest), b"")):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError as error:
+                return f"row {number} (line {number + 1} of the file): {no_text(line, error)}"
+    return None
+
+
+def no_text(content: bytes, error: UnicodeDecodeError) -> str:
+    """Return a description of the byte that cannot be decoded, with a suggested encoding."""
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    byte = f"byte 0x{content[error.start]:02x} is no text in {error.encoding}"
+    return f"{byte}; name the encoding, such as {suggestion(encoding='utf-16' if marked else 'cp1252')}"
+
+
+def separator_hint(path: Path, delimiter: str, encoding: str) -> str:
+    """Return a suggestion if the first line of a file seems to have a separator other than `delimiter`, else ""."""
+    with path.open("rb") as file:
+        header = file.readline(LONGEST_HEADER).decode(encoding, errors="replace")
+    likely = max(SEPARATORS, key=header.count)
+    if header.count(likely) <= header.count(delimiter):
+        return ""
+    return f"its first line seems to be separated by {likely!r}, not by {delimiter!r}: {suggestion(delimiter=likely)}"
+
+
+def require_distinct(path: Path, names: Sequence[str]) -> None:
+    """Raise DataError if two columns have the same name, unless it is empty."""
+    twice = [repr(name) for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise DataError(
+            f"{path}: two columns have one name: {listed(twice)}; rename one (a CSV file begins with names)"
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from ckpt_probe.children import safe_path
-from ckpt_probe.data.samples import Batch, Inputs
+from ckpt_probe.data.samples import Inputs, LabelledBatch
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.metrics.arrays import as_labels
 
@@ -118,14 +118,14 @@ class DatasetSplit:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def batch(self, indices: Tensor | slice) -> Batch:
+    def batch(self, indices: Tensor | slice) -> LabelledBatch:
         """Read samples by index in this process; damaged ones are left out and counted."""
         numbers = list(range(len(self))[indices]) if isinstance(indices, slice) else indices.tolist()
         return self._accepted(_Collating(self._collate)([_NeverRaising(self._dataset)[number] for number in numbers]))
 
     def batches(
         self, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
-    ) -> Generator[Batch, None, None]:
+    ) -> Generator[LabelledBatch, None, None]:
         """Yield a batch for each part of the split in order, except for parts without a readable sample.
 
         Args:
@@ -159,7 +159,7 @@ class DatasetSplit:
             if "DataLoader worker" not in str(error):
                 raise
             message = "a process that reads samples was killed, perhaps because memory or /dev/shm is full"
-            raise DataError(f"{message}; take fewer by --data-workers, or 0") from error
+            raise DataError(f"{message}; lower `data_workers=`, or set `data_workers=0`") from error
 
     def leave_out(self, reasons: Mapping[int, str], total: int) -> None:
         """Add samples that another process could not read.
@@ -174,7 +174,7 @@ class DatasetSplit:
         self._left_out |= reasons
         self._require_few(total)
 
-    def _accepted(self, loaded: Any) -> Batch:
+    def _accepted(self, loaded: Any) -> LabelledBatch:
         if isinstance(loaded, _Failed):
             raise loaded.error()
         batch, damaged = loaded
@@ -232,7 +232,7 @@ class _Collating:
             return _Failed(message, traceback.format_exc())
 
 
-def _split_batch(batch: Any) -> Batch:
+def _split_batch(batch: Any) -> LabelledBatch:
     """Split a collated batch, a pair or a mapping that contains the labels, into inputs and labels."""
     if isinstance(batch, Mapping):
         name = _label_name(batch)

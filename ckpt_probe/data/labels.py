@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ckpt_probe.data.arguments import suggestion
 from ckpt_probe.data.prefetch import ready_parts
-from ckpt_probe.data.samples import UNLABELLED, Batch, LabelledData, Split, Streaming, notes_of
+from ckpt_probe.data.samples import UNLABELLED, LabelledBatch, LabelledData, Split, Streaming, notes_of
 from ckpt_probe.errors import DataError, listed
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -70,7 +71,7 @@ def in_width(data: LabelledData, classes: int) -> LabelledData:
     raise DataError(
         f"the data have {len(data.class_names)} classes ({listed(list(data.class_names), SHOWN)}), the model has "
         f"{classes:,} and no names by which they could be matched; if they are the model's first ones, in this order, "
-        f"add --data-argument {MATCH}={BY_ORDER}"
+        f"add {suggestion(match=BY_ORDER)}"
     )
 
 
@@ -96,7 +97,7 @@ def matched_labels(data_names: Sequence[str], model_names: Sequence[str]) -> lis
     raise DataError(
         f"{len(unmatched)} of {len(data_names)} classes of the data have no class of the model of their own name: "
         f"{listed(unmatched, SHOWN)}; the data's are {listed(list(data_names), SHOWN)}, the model's "
-        f"{listed(list(model_names), SHOWN)}; --data-argument {MATCH}={BY_ORDER} takes both in their own order"
+        f"{listed(list(model_names), SHOWN)}; {suggestion(match=BY_ORDER)} takes both in their order"
     )
 
 
@@ -176,13 +177,13 @@ class RelabelledSplit:
     def __len__(self) -> int:
         return len(self._split)
 
-    def batch(self, indices: Tensor | slice) -> Batch:
+    def batch(self, indices: Tensor | slice) -> LabelledBatch:
         """Read samples by index."""
         return self._relabelled(self._split.batch(indices))
 
     def batches(
         self, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
-    ) -> Generator[Batch, None, None]:
+    ) -> Generator[LabelledBatch, None, None]:
         """Yield a batch for each part of the split in order, see `Streaming.batches`."""
         with ready_parts(self._split, parts, total=total, pinned=pinned) as loaded:
             yield from map(self._relabelled, loaded)
@@ -192,7 +193,7 @@ class RelabelledSplit:
         if isinstance(self._split, Streaming):
             self._split.leave_out(reasons, total)
 
-    def _relabelled(self, batch: Batch) -> Batch:
+    def _relabelled(self, batch: LabelledBatch) -> LabelledBatch:
         inputs, labels = batch
         if self._order is None:
             return inputs, torch.full((len(labels),), UNLABELLED)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.samples import Batch, Inputs, Split, Streaming
+from ckpt_probe.data.samples import Inputs, LabelledBatch, Split, Streaming
 
 PREFETCHED = 3
 
@@ -22,7 +22,7 @@ def ready_batches(
     start: int = 0,
     stop: int | None = None,
     pinned: bool = False,
-) -> AbstractContextManager[Iterator[Batch]]:
+) -> AbstractContextManager[Iterator[LabelledBatch]]:
     """Prepare batches of the first samples of a split in the background; see `ready_parts`.
 
     Args:
@@ -42,7 +42,7 @@ def ready_batches(
 @contextmanager
 def ready_parts(
     split: Split, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
-) -> Generator[Iterator[Batch], None, None]:
+) -> Generator[Iterator[LabelledBatch], None, None]:
     """Prepare a batch for each part of a split, in order, in the background.
 
     A streaming split prepares its batches itself; for other splits a thread does. Leaving the `with` block ends the
@@ -80,7 +80,7 @@ def ready_parts(
             torch.set_num_threads(threads)
             ended.set()
 
-    def handed_out() -> Iterator[Batch]:
+    def handed_out() -> Iterator[LabelledBatch]:
         while (item := ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item

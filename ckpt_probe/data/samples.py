@@ -14,7 +14,7 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 Inputs = Tensor | Mapping[str, Tensor]
 """Model inputs of n samples: a tensor of shape (n, …), or several by the names of the model's arguments."""
 
-Batch = tuple[Inputs, Tensor]
+LabelledBatch = tuple[Inputs, Tensor]
 """Inputs and labels of n samples; labels are int64 of shape (n,), or (n, positions) for labels of positions."""
 
 LEFT_OUT = -100
@@ -29,6 +29,9 @@ UNLABELLED = -1
 FIRST_SIZES = (16, 256, 4096)
 """Numbers of samples that `first_samples` tries to read in turn until enough are readable."""
 
+TEXTS = (("max_length", "at most {} of a text"), ("context", "in windows of {}"))
+"""Arguments of texts that are numbers of tokens, and their descriptions."""
+
 
 @runtime_checkable
 class Split(Protocol):
@@ -41,7 +44,7 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor | slice) -> Batch:
+    def batch(self, indices: Tensor | slice) -> LabelledBatch:
         """Read samples by index; unreadable ones are left out."""
         ...
 
@@ -57,7 +60,7 @@ class Streaming(Protocol):
 
     def batches(
         self, parts: Sequence[slice], *, total: int | None = None, pinned: bool = False
-    ) -> Generator[Batch, None, None]:
+    ) -> Generator[LabelledBatch, None, None]:
         """Yield a batch for each part of the split in order, except for parts without a readable sample.
 
         Args:
@@ -181,7 +184,7 @@ def split_lengths(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
     return {name: tensor for name, tensor in inputs.items() if name != LENGTHS}, inputs[LENGTHS]
 
 
-def first_samples(split: Split, count: int) -> Batch:
+def first_samples(split: Split, count: int) -> LabelledBatch:
     """Read at least `count` samples from the start of a split, or all if it has fewer.
 
     More samples are read only if some are unreadable.
@@ -212,6 +215,36 @@ def notes_of(split: Split) -> tuple[str, ...]:
 def sample_shape(inputs: Inputs) -> tuple[int, ...]:
     """Return the shape of one sample of a batch; () for inputs by name, whose lengths differ between batches."""
     return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
+
+
+def described_inputs(data: LabelledData) -> str:
+    """Return size, channels, scaling and normalisation of inputs with their sources; for texts and sound the tool."""
+    arguments = data.arguments
+    if data.preparation:
+        return data.preparation
+    if "tokenizer" in arguments:
+        lengths = [words.format(arguments[name]) for name, words in TEXTS if name in arguments]
+        return ", ".join([f"tokens by {arguments['tokenizer']}", *lengths])
+    if "feature_extractor" in arguments:
+        return f"sound by {arguments['feature_extractor']}, which also normalises"
+    shape = (
+        described_size(data.input_shape, "as stored", "as stored") if data.input_shape else "as the source gives them"
+    )
+    return f"{shape}, {_scaling(next(iter(data.splits.values())))}, normalisation none (nothing asks for one)"
+
+
+def described_size(shape: tuple[int, ...], size_source: str, channels_source: str) -> str:
+    """Return the size and the channels of images (C, H, W), or the shape of other inputs, with their sources."""
+    if len(shape) != 3:
+        return f"shape {tuple(shape)} ({size_source})"
+    return f"size {shape[1]}×{shape[2]} ({size_source}), channels {shape[0]} ({channels_source})"
+
+
+def _scaling(split: Split) -> str:
+    values: Any = getattr(split, "inputs", None) if isinstance(split, ArraySplit) else None
+    if values is not None and values.dtype == torch.uint8:
+        return "scaling to [0, 1] (default for bytes)"
+    return "scaling none (as stored)"
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

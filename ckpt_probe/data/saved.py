@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import require_known
+from ckpt_probe.data.arguments import require_known, suggestion
 from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, Sounds, sound_preparation
 from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
 from ckpt_probe.data.hints import ModelHints
@@ -21,6 +21,7 @@ from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.language.windows import ARGUMENTS as WINDOW_ARGUMENTS
 from ckpt_probe.data.language.windows import MASKED, NEXT, labelled_windows, wanted_labels
 from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_samples, sample_shape
+from ckpt_probe.data.saved_files import encoded_source, require_own_files
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, Tokenization, padding_of, tokenization
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.plugins import require_extra
@@ -141,6 +142,7 @@ class _Images:
     labels: Tensor
     preparation: Preparation
     decoding: Decoding
+    directory: Path
     name: str
 
     def __len__(self) -> int:
@@ -149,9 +151,9 @@ class _Images:
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         value = self.table[number][self.column]
         name = f"{self.name}, row {number}"
-        if value is None or (value["bytes"] is None and value["path"] is None):
+        source = encoded_source(value, self.directory, name)
+        if source is None:
             raise Unreadable(f"{name} (no image)")
-        source = Path(value["path"]) if value["bytes"] is None else value["bytes"]
         picture = read_picture(source, name, self.preparation.channels, self.decoding)
         return self.preparation.prepare(picture), int(self.labels[number])
 
@@ -192,7 +194,7 @@ def _of_images(
         feature = table.features[column]
         # `datasets` rotates and converts only images that it decodes.
         decoding = Decoding(upright=True, mode=feature.mode) if feature.decode else Decoding()
-        images = _Images(encoded, column, labels[split], preparation, decoding, f"{path}: {split}")
+        images = _Images(encoded, column, labels[split], preparation, decoding, Path(path), f"{path}: {split}")
         splits[split] = DatasetSplit(
             images, labels=labels[split], collate=stacked, workers=workers, tolerance=TOLERANCE
         )
@@ -213,7 +215,7 @@ def _of_sound(
         encoded, feature = table.select_columns([column]), table.features[column]
         if type(feature).__name__ == "Audio":
             encoded = encoded.cast_column(column, datasets.Audio(decode=False))
-        sounds = Sounds(encoded, column, labels[split], preparation, feature, f"{path}: {split}")
+        sounds = Sounds(encoded, column, labels[split], preparation, feature, Path(path), f"{path}: {split}")
         splits[split] = DatasetSplit(
             sounds, labels=labels[split], collate=preparation.collate, workers=workers, tolerance=TOLERANCE
         )
@@ -234,6 +236,7 @@ def _opened(path: Path) -> dict[str, Any]:
     datasets = require_extra("datasets", "datasets")
     if not path.is_dir():
         raise DataError(f"{path}: no such directory")
+    require_own_files(path)
     try:
         dataset = datasets.load_from_disk(str(path))
     except FileNotFoundError as error:
@@ -246,7 +249,7 @@ def _opened(path: Path) -> dict[str, Any]:
 
 
 def _label_column(path: str, features: Any, requested: Any) -> str:
-    choices = f"there are: {listed(list(features), 12)}; --data-argument label=NAME"
+    choices = f"there are: {listed(list(features), 12)}; choose one by {suggestion(label='NAME')}"
     if requested is not None:
         if requested not in features:
             raise DataError(f"{path}: no column {requested!r}; {choices}")
@@ -303,7 +306,7 @@ def _input_columns(path: str, features: Any, arguments: Mapping[str, Any], label
             return key, candidates
         if candidates:
             message = f"{path}: several columns of {SPOKEN[kind]}: {listed(candidates)}"
-            raise DataError(f"{message}; --data-argument {key}=NAME")
+            raise DataError(f"{message}; choose one by {suggestion(**{key: 'NAME'})}")
     raise DataError(f"{path}: no column of images, texts or sound; there are: {_listing(features)}")
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import as_list, require_known
-from ckpt_probe.data.columns import Columns, is_text, without_gaps
+from ckpt_probe.data.arguments import as_list, require_known, suggestion
+from ckpt_probe.data.arrays import require_plausible
+from ckpt_probe.data.columns import (
+    ENCODING,
+    Columns,
+    checked_encoding,
+    is_text,
+    require_distinct,
+    separator_hint,
+    undecodable,
+    without_gaps,
+)
 from ckpt_probe.data.dataset import LABEL_NAMES
-from ckpt_probe.data.delimited import ENCODING, checked_encoding, require_distinct, separator_hint, undecodable
 from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import class_labels
@@ -29,6 +39,9 @@ LONGEST_LINE = 16 * 2**20
 
 MESSAGE = 300
 """Maximum length of a message of pyarrow, which may contain a complete row."""
+
+ROWS = 1024
+"""Number of rows of a Parquet file that are read at a time; dictionary encoding can make a file of any size tiny."""
 
 SUFFIXES = {"csv": (".csv", ".tsv"), "parquet": (".parquet", ".pq")}
 CHANCE = ("test_fraction", "split_seed")
@@ -136,6 +149,9 @@ def _read_csv(path: Path, delimiter: str | None, texts: list[str], encoding: str
     import pyarrow
 
     require_regular(path)
+    with suppress(ValueError):
+        compression = pyarrow.Codec.detect(str(path)).name
+        raise DataError(f"{path}: compressed ({compression}), so that its size in memory is not known; decompress it")
     delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         table = csv.read_csv(
@@ -172,7 +188,12 @@ def _read_parquet(path: Path) -> Any:
     try:
         with parquet.ParquetFile(path) as file:
             _require_memory(path, file.metadata)
-            return file.read(use_threads=False)
+            batches, size = [], 0
+            for batch in file.iter_batches(ROWS, use_threads=False):
+                size += sum(getattr(column, "indices", column).nbytes for column in batch.columns)
+                require_plausible(path, size)
+                batches.append(batch)
+            return pyarrow.Table.from_batches(batches, schema=file.schema_arrow)
     except (OSError, pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{path}: no Parquet file, or a damaged one: {last_line(error)[:MESSAGE]}") from error
 
@@ -218,7 +239,8 @@ def _label_column(columns: Columns, requested: Any) -> str:
     if len(candidates) != 1:
         choices = listed(columns.table.column_names, 12)
         raise DataError(
-            f"{columns.path}: which column has the labels? --data-argument label=NAME; there are: {choices}"
+            f"{columns.path}: which column has the labels? Choose one by {suggestion(label='NAME')}; "
+            f"there are: {choices}"
         )
     return candidates[0]
 
@@ -231,7 +253,7 @@ def _labels(columns: Columns, name: str) -> np.ndarray:
         return np.array(column.to_pylist())
     values = column.to_numpy()
     if values.dtype.kind == "O":
-        raise DataError(f"{columns.path}: column {name!r} holds {column.type}; labels are whole numbers or texts")
+        raise DataError(f"{columns.path}: column {name!r} has {column.type}; labels are whole numbers or texts")
     return values
 
 
@@ -249,8 +271,8 @@ def _splits(
         names = [name for name in others if is_text(first.table.column(name))]
         if names and len(others) > 1:
             raise DataError(
-                f"{first.path}: column {names[0]!r} holds text beside others; choose it, --data-argument text="
-                f"{names[0]}, or columns of numbers, --data-argument inputs=A,B"
+                f"{first.path}: column {names[0]!r} has text beside others; choose it by {suggestion(text=names[0])}, "
+                f"or columns of numbers by {suggestion(inputs=['A', 'B'])}"
             )
     if not names:
         inputs = as_list(arguments.get("inputs")) or others
@@ -267,7 +289,7 @@ def _splits(
 def _texts(columns: Columns, name: str) -> list[str]:
     column = without_gaps(columns, name, columns.texts(name, "text"))
     if not is_text(column):
-        raise DataError(f"{columns.path}: column {name!r} holds {column.type}, no text")
+        raise DataError(f"{columns.path}: column {name!r} has {column.type}, no text")
     return column.to_pylist()
 
 
@@ -300,5 +322,5 @@ def _matrix(columns: Columns, name: str) -> np.ndarray:
     except (ValueError, TypeError) as error:
         raise DataError(f"{columns.path}: column {name!r}: rows of different lengths, or not of numbers") from error
     raise DataError(
-        f"{columns.path}: column {name!r} holds {column.type}, no numbers; --data-argument inputs=A,B chooses"
+        f"{columns.path}: column {name!r} has {column.type}, no numbers; choose by {suggestion(inputs=['A', 'B'])}"
     )

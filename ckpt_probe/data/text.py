@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ckpt_probe.data.arguments import suggestion
 from ckpt_probe.data.hints import ModelHints, read_configuration
-from ckpt_probe.data.samples import LENGTHS, Batch
+from ckpt_probe.data.samples import LENGTHS, LabelledBatch
 from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import load_pretrained, require_extra
 
@@ -111,7 +112,7 @@ class TextSplit:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def batch(self, indices: Tensor | slice) -> Batch:
+    def batch(self, indices: Tensor | slice) -> LabelledBatch:
         """Return the tokenizer's tensors (input_ids, attention_mask, …), each of shape (n, T), and labels, (n,)."""
         numbers = range(len(self))[indices] if isinstance(indices, slice) else indices.tolist()
         pairs = None if self._pairs is None else [self._pairs[number] for number in numbers]
@@ -241,7 +242,7 @@ def _directory(named: Any, hints: ModelHints) -> Path:
                 str(path) for path in (hints.directory, hints.source == "hf" and hints.reference) if path
             )
             searched = f" (no tokenizer in {near})" if near else ""
-            raise UsageError(f"text needs a tokenizer{searched}: name its directory, --data-argument {TOKENIZER}=DIR")
+            raise UsageError(f"text needs a tokenizer{searched}: name its directory by {suggestion(tokenizer='DIR')}")
         return directory
     directory = Path(str(named))
     if not any((directory / file).is_file() for file in TOKENIZER_FILES):
@@ -276,5 +277,5 @@ def _length(requested: Any, tokenizer: Any, config: Mapping[str, Any], directory
         return int(tokenizer.model_max_length)
     positions = _positions(config, tokenizer)
     if positions is None:
-        raise UsageError(f"{directory}: states no maximum length; set one, --data-argument {MAX_LENGTH}=512")
+        raise UsageError(f"{directory}: states no maximum length; set one by {suggestion(max_length=512)}")
     return positions

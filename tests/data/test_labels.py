@@ -36,7 +36,7 @@ def test_labels_are_matched_by_name() -> None:
         (["cat", "CAT"], ["cat", "dog"]),
         (["cat"], ["Cat", "CAT"]),
     ):
-        with pytest.raises(DataError, match=r"the data's are .*, the model's .*; --data-argument match=order"):
+        with pytest.raises(DataError, match=r"the data's are .*, the model's .*; `data_arguments=.'match': 'order'"):
             matched_labels(names, model)
 
 

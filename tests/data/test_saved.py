@@ -1,10 +1,13 @@
 """What `datasets` saved to disk: images and texts, labels and their names, splits without labels, and what is none."""
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
@@ -149,9 +152,12 @@ def test_columns_that_are_not_there_or_not_one(tmp_path: Path, tokenizer: Path) 
     Dataset.from_dict(columns).save_to_disk(place)
     named = {"tokenizer": str(tokenizer)}
     for arguments, message in (
-        ({}, r"which column has the labels\? there are: first, second, kind, many; --data-argument label=NAME"),
+        (
+            {},
+            r"which column has the labels\? there are: first, second, kind, many; choose one by .*'label': 'NAME'",
+        ),
         ({"label": "sort"}, "no column 'sort'"),
-        ({"label": "kind"}, "several columns of texts: first, second; --data-argument text=NAME"),
+        ({"label": "kind"}, "several columns of texts: first, second; choose one by `data_arguments=.'text': 'NAME'"),
         ({"label": "kind", "image": "first"}, r"no column 'first' of images; there are: first \(Value string\)"),
         ({"label": "many", "text": "first"}, "column 'many' holds several values a row, where one label is needed"),
     ):
@@ -181,3 +187,87 @@ def test_directories_that_are_none_and_damaged_ones(tmp_path: Path, tokenizer: P
     with pytest.raises(DataError, match="cannot be read, it may be damaged") as caught:
         load_data(f"hf-dataset:{tmp_path / 'cut'}", {"tokenizer": str(tokenizer)})
     assert "\n" not in str(caught.value)
+
+
+def arrow_file(directory: Path) -> Path:
+    (file,) = directory.glob("*.arrow")
+    return file
+
+
+def rewrite(directory: Path, table: pa.Table, compression: str | None = None) -> None:
+    """Replace the rows of a data set that has one file."""
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with arrow_file(directory).open("wb") as file, pa.ipc.new_stream(file, table.schema, options=options) as writer:
+        writer.write_table(table)
+
+
+def rows_of(directory: Path) -> pa.Table:
+    with arrow_file(directory).open("rb") as file:
+        return pa.ipc.open_stream(file).read_all()
+
+
+@pytest.mark.parametrize("name", ["../secret/{file}", "{secret}/{file}", "", None, ["x"]])
+def test_a_state_that_names_a_file_outside_is_refused(tmp_path: Path, tokenizer: Path, name: Any) -> None:
+    texts([0, 1]).save_to_disk(str(tmp_path / "secret"))
+    texts([0, 1]).save_to_disk(str(tmp_path / "d"))
+    state = tmp_path / "d" / "state.json"
+    if isinstance(name, str):
+        name = name.format(secret=tmp_path / "secret", file=arrow_file(tmp_path / "secret").name)
+    state.write_text(json.dumps({**json.loads(state.read_text()), "_data_files": [{"filename": name}]}))
+    message = (
+        "which is outside the directory of the data set" if name and isinstance(name, str) else "the name of a file"
+    )
+    with pytest.raises(DataError, match=rf"d/state\.json: .*{message}"):
+        load_data(f"hf-dataset:{tmp_path / 'd'}", {"tokenizer": str(tokenizer)})
+
+
+def test_links_that_lead_outside_are_refused(tmp_path: Path, tokenizer: Path) -> None:
+    for name in ("secret", "d"):
+        texts([0, 1]).save_to_disk(str(tmp_path / name))
+    file = arrow_file(tmp_path / "d")
+    file.unlink()
+    file.symlink_to(arrow_file(tmp_path / "secret"))
+    with pytest.raises(DataError, match=r"d/state\.json: names the file .* outside the directory of the data set"):
+        load_data(f"hf-dataset:{tmp_path / 'd'}", {"tokenizer": str(tokenizer)})
+
+
+def test_links_of_a_hub_cache_are_followed(tmp_path: Path, tokenizer: Path) -> None:
+    texts([0, 1]).save_to_disk(str(tmp_path / "blobs"))
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in (tmp_path / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(file)
+    assert len(load_data(f"hf-dataset:{snapshot}", {"tokenizer": str(tokenizer)}).split("abc")) == 2
+
+
+@pytest.mark.parametrize("split", ["../secret", "{secret}", "..", 3])
+def test_splits_outside_are_refused(tmp_path: Path, tokenizer: Path, split: Any) -> None:
+    texts([0, 1]).save_to_disk(str(tmp_path / "secret"))
+    (tmp_path / "d").mkdir()
+    name = split.format(secret=tmp_path / "secret") if isinstance(split, str) else split
+    (tmp_path / "d" / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(DataError, match=r"d/dataset_dict\.json: names the (split|file) .*"):
+        load_data(f"hf-dataset:{tmp_path / 'd'}", {"tokenizer": str(tokenizer)})
+
+
+def test_rows_name_only_files_of_the_data_set(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "d"):
+        images(2).save_to_disk(str(tmp_path / "d"))
+        picture(0).save(place / "zero.png")
+        struct = pa.array(
+            [{"bytes": None, "path": str(place / "zero.png")}] * 2, rows_of(tmp_path / "d").schema.field("image").type
+        )
+        rewrite(tmp_path / "d", rows_of(tmp_path / "d").set_column(0, "image", struct))
+        if place == tmp_path:
+            with pytest.raises(DataError, match=r"row 0: names the file .*zero\.png', which is outside the directory"):
+                load_data(f"hf-dataset:{tmp_path / 'd'}")
+        else:
+            assert load_data(f"hf-dataset:{tmp_path / 'd'}").input_shape == (3, 30, 40)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_arrow_is_refused(tmp_path: Path, compression: str) -> None:
+    images(3).save_to_disk(str(tmp_path / "d"))
+    rewrite(tmp_path / "d", rows_of(tmp_path / "d"), compression)
+    with pytest.raises(DataError, match=r"\.arrow: compressed Arrow data; load and save the data set again"):
+        load_data(f"hf-dataset:{tmp_path / 'd'}")

@@ -1,5 +1,6 @@
 """CSV and Parquet: numbers, texts and labels by column, splits, and every file that is none."""
 
+import gzip
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ckpt_probe.data import ModelHints, load_data, notes_of, ready_batches
+from ckpt_probe.data import ModelHints, arrays, load_data, notes_of, ready_batches
 from ckpt_probe.data.samples import LENGTHS
 from ckpt_probe.errors import DataError, UsageError
 
@@ -97,14 +98,16 @@ def test_pairs_of_texts_and_numbers_that_are_meant_as_text(tmp_path: Path, token
 
 def test_text_beside_numbers_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"column 'name' holds text beside others; choose it, --data-argument text=name"
+        DataError, match=r"column 'name' has text beside others; choose it by `data_arguments=.'text': 'name'"
     ):
         load_data(written(tmp_path, "name,x,label\nq,1,0\n"))
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     name = written(tmp_path, "text,label\ngood,0\n")
-    with pytest.raises(UsageError, match=r"text needs a tokenizer: name its directory, --data-argument tokenizer=DIR"):
+    with pytest.raises(
+        UsageError, match=r"text needs a tokenizer: name its directory by `data_arguments=.'tokenizer': 'DIR'"
+    ):
         load_data(name)
     with pytest.raises(UsageError, match=r"text needs a tokenizer \(no tokenizer in .*/run or nowhere\): name its"):
         load_data(name, hints=ModelHints("hf:nowhere", directory=tmp_path / "run"))
@@ -184,9 +187,13 @@ def test_texts_and_names_of_any_encoding_that_is_named(encoding: str, tmp_path: 
         (
             FRENCH.encode("latin-1"),
             {},
-            r"row 0 \(line 1 of the file\): byte 0xe9 is no text in utf-8; .*encoding=cp1252",
+            r"row 0 \(line 1 of the file\): byte 0xe9 is no text in utf-8; .*'encoding': 'cp1252'",
         ),
-        (FRENCH.encode("utf-16"), {}, r"byte 0xff is no text in utf-8; name .* --data-argument encoding=utf-16"),
+        (
+            FRENCH.encode("utf-16"),
+            {},
+            r"byte 0xff is no text in utf-8; name .* such as `data_arguments=.'encoding': 'utf-16'",
+        ),
         (FRENCH.encode("latin-1"), {"encoding": "shift_jis"}, "byte 0xe9 is no text in shift_jis"),
         (FRENCH.encode("latin-1"), {"encoding": "utf-16"}, "cannot be read as CSV: UnicodeError"),
         (b"x,label\n1,0\n", {"encoding": "base64"}, "encoding: expected one such as utf-8, cp1252 or utf-16"),
@@ -194,7 +201,7 @@ def test_texts_and_names_of_any_encoding_that_is_named(encoding: str, tmp_path: 
         (
             b"x;y;label\n1;2;0\n",
             {},
-            r"only one column, 'x;y;label'; .* separated by ';', .* --data-argument 'delimiter=;'",
+            r"only one column, 'x;y;label'; .* separated by ';', .* `data_arguments=.'delimiter': ';'",
         ),
         (b"x;y;label\n1,5;2,5;0\n", {}, r"Expected 1 columns, got 3: .* by ';', not by ',': .*'delimiter=;'"),
         (b"x\ty\tlabel\n1\t2\t0\n", {"label": "label"}, r"""--data-argument 'delimiter="\\t"'"""),
@@ -261,11 +268,13 @@ def test_bytes_in_parquet_are_decoded(tmp_path: Path, tokenizer: Path) -> None:
         data = load_data(parquet(tmp_path, {"x": [1, 2, 3], "label": column}))
         assert (data.class_names, data.split("data").labels.tolist()) == (("nuit", "été"), [0, 1, 0])
     name = parquet(tmp_path, {"x": [1, 2], "label": [b"nuit", "été".encode("latin-1")]})
-    with pytest.raises(DataError, match=r"row 2: column 'label': byte 0xe9 is no text in utf-8; .*encoding=cp1252"):
+    with pytest.raises(
+        DataError, match=r"row 2: column 'label': byte 0xe9 is no text in utf-8; .*'encoding': 'cp1252'"
+    ):
         load_data(name)
     assert load_data(name, {"encoding": "latin-1"}).class_names == ("nuit", "été")
     for column in ([[1], [2]], [Decimal(1), Decimal(2)]):
-        with pytest.raises(DataError, match=r"column 'label' holds .*; labels are whole numbers or texts"):
+        with pytest.raises(DataError, match=r"column 'label' has .*; labels are whole numbers or texts"):
             load_data(parquet(tmp_path, {"x": [1, 2], "label": column}))
     data = load_data(
         parquet(tmp_path, {"text": [b"good"], "label": [0]}), {"text": "text", "tokenizer": str(tokenizer)}
@@ -296,7 +305,7 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
     for columns, message in (
         ({"x": [[1.0], [1.0, 2.0]], "label": [0, 1]}, "column 'x': rows of different lengths"),
         ({"x": [1.0, None], "label": [0, 1]}, "row 2: column 'x' is empty"),
-        ({"x": [b"1", b"2"], "label": [0, 1]}, "column 'x' holds binary, no numbers"),
+        ({"x": [b"1", b"2"], "label": [0, 1]}, "column 'x' has binary, no numbers"),
         ({"x": [1.0, float("inf")], "label": [0, 1]}, "row 2: a number is NaN or infinite"),
     ):
         with pytest.raises(DataError, match=message):
@@ -310,3 +319,25 @@ def test_parquet_that_announces_more_than_the_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr("os.sysconf", lambda _name: 1000)
     with pytest.raises(DataError, match="announces 8,000,000 bytes of values, more than this machine's memory"):
         load_data(name)
+
+
+@pytest.mark.parametrize("as_dictionary", [False, True])
+def test_parquet_with_one_text_in_many_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Path, as_dictionary: bool
+) -> None:
+    monkeypatch.setattr(arrays, "UNCHECKED_BYTES", 10**6)
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10_000, "i4")), pa.array(["x" * 2000]))
+    table = pa.table({"label": pa.array(np.zeros(10_000, "i1")), "text": texts})
+    pq.write_table(table, tmp_path / "data.parquet", compression="zstd", store_schema=as_dictionary)
+    assert (tmp_path / "data.parquet").stat().st_size < 10_000
+    with pytest.raises(
+        DataError, match=r"data\.parquet: unpacks to [\d,]+ bytes or more from only .*; save it without"
+    ):
+        load_data(f"parquet:{tmp_path / 'data.parquet'}", {"tokenizer": str(tokenizer)})
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.csv.zst", "a.bz2"])
+def test_compressed_csv_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(ROWS.encode()))
+    with pytest.raises(DataError, match=rf"{name}: compressed \(\w+\), .*; decompress it"):
+        load_data(f"csv:{tmp_path / name}")

@@ -246,7 +246,7 @@ def test_a_model_and_data_that_do_not_fit_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict, told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    np.savez("pairs.npz", x=np.arange(24).reshape(12, 2) % 7, y=np.arange(12) % 7)
+    np.savez("pairs.npz", x_train=np.arange(24).reshape(12, 2) % 7, y_train=np.arange(12) % 7)
     settings = {"data": {"name": "digits"}, "model": {"name": "mlp"}, "training": {"steps": 3}, **section}
     with pytest.raises(DataError, match=r"^\[model\] \w+, \[data\] [^\n]*" + told) as caught:
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import require_known
+from ckpt_probe.data.arguments import require_known, suggestion
 from ckpt_probe.data.dataset import DatasetSplit
 from ckpt_probe.data.directories import files_below, is_system_name, require_utf8, subfolders
 from ckpt_probe.data.hints import ModelHints
@@ -120,7 +120,7 @@ def stacked(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     shapes = list(dict.fromkeys(tuple(image.shape) for image, _ in samples))
     if len(shapes) > 1:
         message = f"images of different sizes in one batch, {shapes[0]} and {shapes[1]}"
-        raise DataError(f"{message}: choose a preparation, such as --data-argument resize=256 --data-argument crop=224")
+        raise DataError(f"{message}: choose a preparation, such as {suggestion(resize=256, crop=224)}")
     return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
 
@@ -183,7 +183,7 @@ def _require_images(split: str, folders: Folders, names: list[str], allow_empty:
     if empty and not allow_empty:
         raise DataError(
             f"{folders.directory}: no image in {listed(empty)}: add images, remove the folder, or keep it as a class "
-            f"without samples by --data-argument allow_empty=true; {classes}"
+            f"without samples by {suggestion(allow_empty=True)}; {classes}"
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.data.arguments import require_known
+from ckpt_probe.data.arguments import require_known, suggestion
 from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.language.windows import ARGUMENTS, labelled_windows
@@ -99,7 +99,7 @@ def _of_lines(file: Path, field: str) -> Iterator[str]:
 def _text(entry: Any, field: str, where: str) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
         fields = f"; its fields are {', '.join(map(str, entry))}" if isinstance(entry, dict) else ""
-        raise DataError(f"{where}: no string in a field {field!r}{fields}; --data-argument {FIELD}=NAME names another")
+        raise DataError(f"{where}: no string in a field {field!r}{fields}; name another by {suggestion(text='NAME')}")
     return entry[field]
 
 

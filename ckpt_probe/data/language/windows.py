@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.hints import ModelHints
-from ckpt_probe.data.samples import LEFT_OUT, LENGTHS, UNLABELLED, Batch, LabelledData, Split
+from ckpt_probe.data.samples import LEFT_OUT, LENGTHS, UNLABELLED, LabelledBatch, LabelledData, Split
 from ckpt_probe.data.text import TOKENIZER, Vocabulary, vocabulary
 from ckpt_probe.errors import DataError, UsageError
 
@@ -162,7 +162,7 @@ class WindowSplit:
     def __len__(self) -> int:
         return len(self._windows)
 
-    def batch(self, indices: Tensor | slice) -> Batch:
+    def batch(self, indices: Tensor | slice) -> LabelledBatch:
         """Return input_ids and attention_mask, each (n, T), with their lengths, and labels (n, T), else (n,) of −1."""
         tokens, vocab = self._tokens, self._tokens.vocab
         starts, stops, fresh, ends = (part[:, None] for part in self._windows[indices].unbind(1))

@@ -86,7 +86,7 @@ def test_images_of_one_size_need_nothing_said(tmp_path: Path, make_folder: MakeF
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_of_different_sizes_want_a_size(pets: Path, workers: int) -> None:
     data = load_data(f"imagefolder:{pets}", {"workers": workers})
-    with pytest.raises(DataError, match=r"images of different sizes .*--data-argument resize=256 --data-argument crop"):
+    with pytest.raises(DataError, match=r"images of different sizes .*`data_arguments=.'resize': 256, 'crop': 224"):
         everything(data.split("train"))
 
 

@@ -1,0 +1,140 @@
+"""Check the files of a data set that `datasets` wrote with `save_to_disk` before it reads them."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.errors import DataError, last_line
+from ckpt_probe.files import read_object
+from ckpt_probe.plugins import require_extra
+
+SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"
+
+RECORD_BATCH, DICTIONARY_BATCH = 3, 2
+"""Kinds of messages of an Arrow stream that contain values."""
+KIND, HEADER = 1, 2
+"""Fields of the table `Message` in the metadata of a message."""
+DATA, COMPRESSION = 1, 3
+"""Fields of the tables `DictionaryBatch` and `RecordBatch`."""
+
+
+def require_own_files(path: Path) -> None:
+    """Check that a data set reads no file outside its directory, and no file that unpacks to more than its size.
+
+    Args:
+        path: Directory of a data set, or of a data set for each split.
+
+    Raises:
+        DataError: If a file of it names a file outside the directory, is a link to such a file, or contains compressed
+            Arrow data, whose size in memory is not limited by the size of the file.
+    """
+    for directory in _directories(path):
+        state = directory / STATE_FILE
+        if not state.is_file():
+            continue
+        files = read_object(state, "the state of a data set").get("_data_files")
+        for entry in files if isinstance(files, list) else []:
+            name = entry.get("filename") if isinstance(entry, dict) else None
+            _require_uncompressed(own_file(directory, name, state))
+
+
+def own_file(directory: Path, name: Any, source: Path | str) -> Path:
+    """Return the path of a file of a data set.
+
+    Args:
+        directory: Directory of the data set.
+        name: Path of the file, absolute or relative to the directory.
+        source: The file or row that names it, for messages.
+
+    Raises:
+        DataError: If it is outside the directory, also by a link. Links of a Hugging Face cache to the folder with all
+            files of a repository are accepted.
+    """
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{source}: expected the name of a file, found {str(name)[:200]!r}")
+    path = directory / name
+    target = path.resolve()
+    cached = path.parent == directory and path.is_symlink() and target.parent == _cache_folder(directory)
+    if not cached and not target.is_relative_to(directory.resolve()):
+        raise DataError(f"{source}: names the file {name[:200]!r}, which is outside the directory of the data set")
+    return path
+
+
+def encoded_source(value: Any, directory: Path, row: str) -> Path | bytes | None:
+    """Return the content, or the file, of an encoded image or sound; None if the row has neither.
+
+    Args:
+        value: Mapping with "bytes" and "path", as `datasets` stores them, or None.
+        directory: Directory of the data set.
+        row: Name of the row, for messages.
+
+    Raises:
+        DataError: If the file is outside the directory.
+    """
+    if value is None or value["bytes"] is not None:
+        return None if value is None else value["bytes"]
+    return None if value["path"] is None else own_file(directory, value["path"], row)
+
+
+def _directories(path: Path) -> Iterator[Path]:
+    """Yield the directory of each split, or the directory itself for a data set without splits."""
+    listing = path / SPLITS_FILE
+    if not listing.is_file():
+        yield path
+        return
+    names = read_object(listing, "the splits of a data set").get("splits")
+    for name in names if isinstance(names, list) else []:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise DataError(f"{listing}: names the split {str(name)[:200]!r}, which is not a folder beside it")
+        yield own_file(path, name, listing)
+
+
+def _cache_folder(directory: Path) -> Path | None:
+    """Return the folder of a Hugging Face cache that the files of a snapshot link to, if the directory is in one."""
+    state = directory / STATE_FILE
+    return state.resolve().parent if state.is_symlink() else None
+
+
+def _require_uncompressed(path: Path) -> None:
+    pyarrow = require_extra("pyarrow", "datasets")
+    ipc = require_extra("pyarrow.ipc", "datasets")
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            for message in ipc.MessageReader.open_stream(source):
+                if _is_compressed(memoryview(message.metadata)):
+                    raise DataError(f"{path}: compressed Arrow data; load and save the data set again with `datasets`")
+    except (OSError, pyarrow.ArrowException, struct.error, IndexError) as error:
+        raise DataError(f"{path}: the data set cannot be read, it may be damaged: {last_line(error)}") from error
+
+
+def _is_compressed(metadata: memoryview) -> bool:
+    """Return whether the values of a message are compressed, from its metadata, a FlatBuffer."""
+    message = _unsigned(metadata, 0)
+    kind, header = _field(metadata, message, KIND), _table(metadata, message, HEADER)
+    if kind is None or header is None:
+        return False
+    if metadata[kind] == DICTIONARY_BATCH:
+        header = _table(metadata, header, DATA)
+    elif metadata[kind] != RECORD_BATCH:
+        return False
+    return header is not None and _field(metadata, header, COMPRESSION) is not None
+
+
+def _field(content: memoryview, table: int, number: int) -> int | None:
+    """Return the position of a field of a FlatBuffer table, None if the table lacks it."""
+    layout = table - struct.unpack_from("<i", content, table)[0]
+    (size,) = struct.unpack_from("<H", content, layout)
+    if 4 + 2 * number >= size:
+        return None
+    (offset,) = struct.unpack_from("<H", content, layout + 4 + 2 * number)
+    return table + offset if offset else None
+
+
+def _table(content: memoryview, table: int, number: int) -> int | None:
+    position = _field(content, table, number)
+    return None if position is None else position + _unsigned(content, position)
+
+
+def _unsigned(content: memoryview, position: int) -> int:
+    return struct.unpack_from("<I", content, position)[0]
