@@ -272,7 +272,7 @@ def _splits(
         if names and len(others) > 1:
             raise DataError(
                 f"{first.path}: column {names[0]!r} has text beside others; choose it by {suggestion(text=names[0])}, "
-                f"or columns of numbers by {suggestion(inputs=['A', 'B'])}"
+                f"or columns of numbers by {suggestion(inputs='A,B')}"
             )
     if not names:
         inputs = as_list(arguments.get("inputs")) or others
@@ -322,5 +322,5 @@ def _matrix(columns: Columns, name: str) -> np.ndarray:
     except (ValueError, TypeError) as error:
         raise DataError(f"{columns.path}: column {name!r}: rows of different lengths, or not of numbers") from error
     raise DataError(
-        f"{columns.path}: column {name!r} has {column.type}, no numbers; choose by {suggestion(inputs=['A', 'B'])}"
+        f"{columns.path}: column {name!r} has {column.type}, no numbers; choose by {suggestion(inputs='A,B')}"
     )

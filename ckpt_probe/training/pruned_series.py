@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from shutil import rmtree
@@ -122,17 +123,28 @@ def prune(
     _prepare(directory, source.path, names, overwrite=overwrite)
     if retrain is not None and retrain.start is not None:
         progress.message(f"[start] {retrain.start.checkpoint} is ignored: training starts from the pruned checkpoints")
-    plan = _Plan(scope, weights, retrain, device)
+    settings = None if retrain is None else retrain.model_dump(mode="json", by_alias=True, exclude={"start"})
     levels: list[PrunedLevel] = []
     with progress.task("sparsities", len(names), "sparsities") as bar:
         for name, sparsity in names.items():
             path = directory / f"{name}.safetensors"
+            # A result with the same source and settings need not be computed again.
+            provenance = {
+                "checkpoint": source.content_hash,
+                "sparsity": sparsity,
+                "scope": scope,
+                "weights": weights,
+                "retrain": settings,
+            }
+            written = not _complete(path, provenance)
             if retrain is None:
-                written = _prune_file(source, path, sparsity, plan)
+                if written:
+                    _prune_file(source, path, provenance)
             else:
-                written = _retrained(source, path, sparsity, plan, progress)
+                if written:
+                    _retrain(source, path, provenance, retrain, device, progress)
                 source = _Source(path)
-            levels.append(_level(path, sparsity, plan.weights, written=written))
+            levels.append(_level(path, sparsity, weights, written=written))
             bar.advance(sparsity=sparsity)
     return PruneSummary(tuple(levels))
 
@@ -149,35 +161,11 @@ class _Source:
         """Open the checkpoint, within a `with` block."""
         return open_checkpoint(self.path, state_key=self.state_key, base=self.base)
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """Settings that apply to every sparsity.
-
-    Attributes:
-        scope: "global" or "layer".
-        weights: Names of the tensors to prune.
-        retrain: Configuration of the training after each pruning.
-        device: Device of the training.
-    """
-
-    scope: str
-    weights: list[str]
-    retrain: TrainingConfig | None
-    device: str
-
-    def provenance(self, source: _Source, sparsity: float) -> dict[str, Any]:
-        """Return source and settings of a result; a result with the same provenance need not be computed again."""
-        settings = self.retrain.model_dump(mode="json", by_alias=True, exclude={"start"}) if self.retrain else None
-        with source.open() as opened:
-            sha256 = opened.content_hash()
-        return {
-            "checkpoint": sha256,
-            "sparsity": sparsity,
-            "scope": self.scope,
-            "weights": self.weights,
-            "retrain": settings,
-        }
+    @cached_property
+    def content_hash(self) -> str:
+        """Return the hash of the checkpoint's content."""
+        with self.open() as opened:
+            return opened.content_hash()
 
 
 def _names(sparsities: Sequence[float]) -> dict[str, float]:
@@ -188,9 +176,9 @@ def _names(sparsities: Sequence[float]) -> dict[str, float]:
         require_sparsity(sparsity)
     # abs, because -0.0 is in [0, 1) too, and would be written with its sign.
     ordered = sorted(abs(float(sparsity)) for sparsity in sparsities)
-    twice = [a for a, b in pairwise(ordered) if a == b]
-    if twice:
-        raise UsageError(f"sparsity: {twice[0]:g} is given twice")
+    repeated = [a for a, b in pairwise(ordered) if a == b]
+    if repeated:
+        raise UsageError(f"sparsity: {repeated[0]:g} occurs twice")
     digits = max(3, *(-int(Decimal(repr(sparsity)).as_tuple().exponent) for sparsity in ordered))
     return {f"{STEM}{sparsity:.{digits}f}": sparsity for sparsity in ordered}
 
@@ -252,15 +240,13 @@ def _clear(place: Path) -> None:
         raise DataError(f"{error.filename}: cannot be removed: {error.strerror}") from error
 
 
-def _prune_file(source: _Source, target: Path, sparsity: float, plan: _Plan) -> bool:
-    """Write `source` pruned, without its metrics, which are those of other weights; False where it is there."""
-    provenance = plan.provenance(source, sparsity)
-    if _complete(target, provenance):
-        return False
+def _prune_file(source: _Source, target: Path, provenance: dict[str, Any]) -> None:
+    """Write a pruned checkpoint, without the metrics of the source, which has other weights."""
+    sparsity = provenance["sparsity"]
     with source.open() as opened:
         state, metadata, strings = opened.state_dict(), opened.metadata, opened.raw_metadata
     try:
-        state, weights = prune_state(state, sparsity, scope=plan.scope, names=plan.weights)
+        state, weights = prune_state(state, sparsity, scope=provenance["scope"], names=provenance["weights"])
     except CkptProbeError as error:
         raise type(error)(f"{source.path}: {error}") from error
     # At sparsity 0 nothing is masked: a weight that happens to be zero is free to grow.
@@ -269,26 +255,28 @@ def _prune_file(source: _Source, target: Path, sparsity: float, plan: _Plan) -> 
     metadata = replace(metadata, step=step, metrics={}, pruned=list(masked))
     strings = {name: text for name, text in strings.items() if name != METRICS}
     _save(target, state, metadata, strings, provenance)
-    return True
 
 
-def _retrained(source: _Source, target: Path, sparsity: float, plan: _Plan, progress: Progress) -> bool:
-    """Prune `source`, train it further and store the last checkpoint as `target`; return False if it exists."""
-    provenance = plan.provenance(source, sparsity)
-    if _complete(target, provenance):
-        return False
-    assert plan.retrain is not None
+def _retrain(
+    source: _Source,
+    target: Path,
+    provenance: dict[str, Any],
+    retrain: TrainingConfig,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Prune a checkpoint, train it further and write the last checkpoint of that run."""
     pruned = target.parent / PRUNED_FOLDER / target.name
-    _prune_file(source, pruned, sparsity, plan)
+    if not _complete(pruned, provenance):
+        _prune_file(source, pruned, provenance)
     # The resolved path, so that the configuration does not depend on how the directory is spelled.
     start = StartSettings.model_validate({"from": str(pruned.resolve())})
     run = RunDirectory(target.parent / RETRAIN_FOLDER / target.stem)
     _follow(run, start)
-    config = plan.retrain.model_copy(update={"start": start})
-    summary = train(config, run.path, resume=True, device=plan.device, progress=progress)
+    config = retrain.model_copy(update={"start": start})
+    summary = train(config, run.path, resume=True, device=device, progress=progress)
     with open_checkpoint(run.checkpoint(summary.last_step)) as opened:
         _save(target, opened.state_dict(), opened.metadata, opened.raw_metadata, provenance)
-    return True
 
 
 def _follow(run: RunDirectory, start: StartSettings) -> None:

@@ -1,8 +1,28 @@
-"""Compute the number of steps of a run, the learning rate of each step, and the steps with a checkpoint."""
+"""Create the optimizer of a run, and compute its number of steps, learning rates and steps with a checkpoint."""
 
 import math
+from collections.abc import Iterable
 
-from ckpt_probe.config import CheckpointSettings, ScheduleSettings, TrainingSettings
+import torch
+from torch import nn
+
+from ckpt_probe.config import CheckpointSettings, OptimizerSettings, ScheduleSettings, TrainingSettings
+
+
+def build_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return SGD or AdamW with the settings of the configuration."""
+    if settings.name == "adamw":
+        first, second = settings.betas
+        return torch.optim.AdamW(
+            parameters, lr=settings.learning_rate, betas=(first, second), weight_decay=settings.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def steps_per_epoch(settings: TrainingSettings, samples: int) -> int:

@@ -98,7 +98,7 @@ def test_retraining_tells_accuracy_and_takes_a_seed(probe: Probe, checkpoint: Pa
         (("--sparsity", "nan"), 2, "--sparsity: expected numbers such as 0.5,2, found 'nan'"),
         (("--sparsity", "half"), 2, "found 'half'"),
         (("--sparsity", ""), 2, "--sparsity: expected numbers"),
-        (("--sparsity", "0.5,0.9,0.50"), 2, "0.5 is given twice"),
+        (("--sparsity", "0.5,0.9,0.50"), 2, "0.5 occurs twice"),
         (("--seed", "3"), 2, "--seed needs --retrain"),
         (("--device", "cpu"), 2, "--device needs --retrain"),
         (("--classifier", "3"), 2, "--classifier needs --keep-classifier"),

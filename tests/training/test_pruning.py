@@ -244,7 +244,7 @@ def test_what_exists_is_kept_where_it_fits_and_refused_where_not(trained: Path, 
     assert [member.name for member in open_series(out)] == ["sparsity-0.900"]
 
 
-@pytest.mark.parametrize(("sparsities", "message"), [([], "at least one"), ([0.5, 0.2, 0.5], "0.5 is given twice")])
+@pytest.mark.parametrize(("sparsities", "message"), [([], "at least one"), ([0.5, 0.2, 0.5], "0.5 occurs twice")])
 def test_a_list_of_none_or_with_repeats_is_refused(
     trained: Path, tmp_path: Path, sparsities: list[float], message: str
 ) -> None:
