@@ -19,7 +19,7 @@ from ckpt_probe.files import require_regular
 from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names, require_own
 
 Arrays = tuple[dict[str, Split], tuple[str, ...] | None]
-"""Splits by name, and names of the first classes (None if there are none)."""
+"""Splits by name, and names of the first classes (None without names)."""
 
 UNCHECKED_BYTES = 2**30
 LARGEST_RATIO = 100
@@ -71,11 +71,11 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
     names = _class_names(path, arrays.pop(CLASS_NAMES, None))
     if {"x", "y"} <= arrays.keys():
         return _divided(arrays["x"], _labels(path, arrays, "x", "y"), test_fraction, split_seed), names
-    found = [name.removeprefix("x_") for name in arrays if name.startswith("x_") and f"y_{name[2:]}" in arrays]
-    if not found:
+    split_names = [name.removeprefix("x_") for name in arrays if name.startswith("x_") and f"y_{name[2:]}" in arrays]
+    if not split_names:
         raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); found: {', '.join(arrays) or 'none'}")
-    labels = {name: _labels(path, arrays, f"x_{name}", f"y_{name}") for name in found}
-    return {name: ArraySplit(arrays[f"x_{name}"], labels[name]) for name in found}, names
+    labels = {name: _labels(path, arrays, f"x_{name}", f"y_{name}") for name in split_names}
+    return {name: ArraySplit(arrays[f"x_{name}"], labels[name]) for name in split_names}, names
 
 
 def read_idx(directory: Path) -> Arrays:
@@ -100,7 +100,7 @@ def read_h5(path: Path) -> Arrays:
     Each group with `inputs` and `labels` is a split; if they are at the root, the split has the name of the file.
 
     Raises:
-        DataError: If there are none, they do not fit each other, or the file links to other files.
+        DataError: If no group has both, they do not fit each other, or the file links to other files.
     """
     with opened(path) as file, own_reads(path):
         require_own(path, file)
@@ -176,20 +176,20 @@ def _divided(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int)
 
 def _labels(path: Path, arrays: Mapping[str, np.ndarray], inputs: str, labels: str) -> np.ndarray:
     """Return the labels (n,) of n inputs; raise DataError if they are not one integer for each input."""
-    found, shape = arrays[labels], arrays[inputs].shape
-    if found.dtype.kind not in "iu":
-        raise DataError(f"{path}: labels must be integers, found {found.dtype}")
-    if found.ndim != 1 or found.shape != shape[:1]:
-        raise DataError(f"{path}: {labels} has shape {found.shape}; expected one label per row of {inputs} {shape}")
-    return found
+    values, shape = arrays[labels], arrays[inputs].shape
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{path}: labels must be integers, found {values.dtype}")
+    if values.ndim != 1 or values.shape != shape[:1]:
+        raise DataError(f"{path}: {labels} has shape {values.shape}; expected one label per row of {inputs} {shape}")
+    return values
 
 
-def _class_names(path: Path, found: np.ndarray | None) -> tuple[str, ...] | None:
-    if found is None:
+def _class_names(path: Path, names: np.ndarray | None) -> tuple[str, ...] | None:
+    if names is None:
         return None
-    if found.ndim != 1 or found.dtype.kind != "U":
-        raise DataError(f"{path}: {CLASS_NAMES} must be strings (C,), found {found.shape} of {found.dtype}")
-    return tuple(str(name) for name in found)
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise DataError(f"{path}: {CLASS_NAMES} must be strings (C,), found {names.shape} of {names.dtype}")
+    return tuple(str(name) for name in names)
 
 
 def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:

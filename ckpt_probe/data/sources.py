@@ -149,8 +149,8 @@ def _load(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int 
     if _is_arrays(name):
         read, names = ARRAYS[kind]
         require_known(kind, arguments, (*names, *CHOICES))
-        own = {key: value for key, value in arguments.items() if key in names}
-        splits, class_names = read(*([Path(location)] if location else []), **own)
+        division = {key: value for key, value in arguments.items() if key in names}
+        splits, class_names = read(*([Path(location)] if location else []), **division)
         data = of_splits(name, splits, arguments, class_names)
         choices = {key: value for key, value in arguments.items() if key in CHOICES}
         return choose_samples(data, **choices) if choices else data

@@ -211,30 +211,30 @@ def _classifier(opened: Checkpoint) -> str:
         raise type(error)(f"{opened.path}: {error}") from error
 
 
-def _prepare(place: Path, source: Path, names: dict[str, float], *, overwrite: bool) -> None:
-    if place.exists() and not place.is_dir():
-        raise UsageError(f"{place}: a file; expected a directory for the pruned checkpoints")
+def _prepare(directory: Path, source: Path, names: dict[str, float], *, overwrite: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory}: a file; expected a directory for the pruned checkpoints")
     if overwrite:
-        if place.resolve() in source.resolve().parents:
+        if directory.resolve() in source.resolve().parents:
             raise UsageError(
-                f"{source}: `overwrite=True` would remove it before it is read; choose another directory than {place}"
+                f"{source}: `overwrite=True` would remove it before it is read; choose one other than {directory}"
             )
-        _clear(place)
+        _clear(directory)
         return
     width = len(next(iter(names)))
-    others = [file.name for file in sorted(place.glob(f"{STEM}*.safetensors")) if len(file.stem) != width]
+    others = [file.name for file in sorted(directory.glob(f"{STEM}*.safetensors")) if len(file.stem) != width]
     if others:
         raise UsageError(
-            f"{place}: contains {others[0]}, named with another number of digits; `overwrite=True` removes it"
+            f"{directory}: contains {others[0]}, named with another number of digits; `overwrite=True` removes it"
         )
 
 
-def _clear(place: Path) -> None:
+def _clear(directory: Path) -> None:
     # Runs first: a run that outlived the checkpoint it began from would be taken for that of the next one.
     try:
-        for run in place.glob(f"{RETRAIN_FOLDER}/{STEM}*"):
+        for run in directory.glob(f"{RETRAIN_FOLDER}/{STEM}*"):
             rmtree(run)
-        for file in (*place.glob(f"{PRUNED_FOLDER}/{STEM}*.safetensors"), *place.glob(f"{STEM}*.safetensors")):
+        for file in (*directory.glob(f"{PRUNED_FOLDER}/{STEM}*.safetensors"), *directory.glob(f"{STEM}*.safetensors")):
             file.unlink()
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be removed: {error.strerror}") from error

@@ -94,7 +94,7 @@ def test_encoded_sound_of_any_rate_and_channels(kind: str, model: tuple[Any, Pat
     assert data.class_names == ("low", "high")
 
 
-def test_numbers_are_sound_at_the_rate_that_is_said(model: tuple[Any, Path], tmp_path: Path) -> None:
+def test_numbers_are_sound_at_the_rate_of_the_argument(model: tuple[Any, Path], tmp_path: Path) -> None:
     waves = [tone(number, RATE)[:, 0] for number in range(3)]
     features = Features({"wave": Sequence(Value("float32")), "label": ClassLabel(names=NAMES)})
     Dataset.from_dict({"wave": waves, "label": [0, 1, 0]}, features=features).save_to_disk(tmp_path / "set")
@@ -152,7 +152,7 @@ def test_extraction_from_a_directory_of_the_framework(model: tuple[Any, Path], t
         assert torch.as_tensor(dump["set"].labels[:]).tolist() == [1, 0, 1, 0, 1, 0]
 
 
-def test_what_is_missing_or_wrong(model: tuple[Any, Path], tmp_path: Path) -> None:
+def test_missing_and_invalid_sounds_are_refused(model: tuple[Any, Path], tmp_path: Path) -> None:
     of_sounds([encoded(0, RATE)]).save_to_disk(tmp_path / "set")
     source = f"hf-dataset:{tmp_path / 'set'}"
     with pytest.raises(UsageError, match=r"preprocessor_config\.json.*feature_extractor=DIR"):

@@ -113,7 +113,7 @@ def test_archives_of_many_arrays_that_unpack_to_far_more_are_refused(
         load_data(f"npz:{tmp_path / 'bomb.npz'}")
 
 
-def test_npz_that_is_none(tmp_path: Path) -> None:
+def test_invalid_npz_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "named.npz", features=np.zeros((3, 2)))
     np.savez(tmp_path / "floats.npz", x_train=np.zeros((3, 2)), y_train=np.zeros(3))
     np.savez(tmp_path / "pickled.npz", x=np.array([{}, {}]), y=np.zeros(2, dtype=int))
@@ -200,7 +200,7 @@ def test_anybodys_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_data("my_data_for_tests:arrays", {"size": 8})
 
 
-def test_unknown_names_list_what_there_is() -> None:
+def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no data called 'mnist'; there are: digits, idx:DIR, npz:FILE"):
         load_data("mnist")
     with pytest.raises(UsageError, match=r"unknown argument fraction; digits takes classes, .*, test_fraction"):

@@ -117,7 +117,7 @@ def test_samples_that_are_mappings(own: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_raises_is_told_with_its_number(own: Path, workers: int) -> None:
+def test_a_sample_that_raises_is_reported_with_its_number(own: Path, workers: int) -> None:
     split = load_data(f"{own}:failing", workers=workers).split("test")
     assert isinstance(split, DatasetSplit)
     with pytest.raises(DataError) as caught:
@@ -137,7 +137,7 @@ def test_a_sample_that_raises_is_told_with_its_number(own: Path, workers: int) -
         ("alone", "sample 0 is neither \\(input, label\\) nor a mapping with a label"),
     ],
 )
-def test_what_is_no_data(own: Path, function: str, message: str) -> None:
+def test_other_return_values_are_refused(own: Path, function: str, message: str) -> None:
     with pytest.raises((DataError, UsageError), match=message):
         load_data(f"{own}:{function}")
 

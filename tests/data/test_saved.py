@@ -173,7 +173,7 @@ def test_columns_that_are_not_there_or_not_one(tmp_path: Path, tokenizer: Path) 
         load_data(f"hf-dataset:{place}", {"size": 3})
 
 
-def test_directories_that_are_none_and_damaged_ones(tmp_path: Path, tokenizer: Path) -> None:
+def test_invalid_and_damaged_directories_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     with pytest.raises(DataError, match="no such directory"):
         load_data(f"hf-dataset:{tmp_path / 'missing'}")
     with pytest.raises(DataError, match="no data set that datasets' save_to_disk wrote"):

@@ -56,7 +56,7 @@ def test_a_class_keeps_the_same_samples_whichever_classes_are_beside_it(numbered
     assert alone == {row: [3, 1].index(label) for row, label in among_all.items() if label in (3, 1)}
 
 
-def test_validation_is_apart_from_what_is_kept_and_the_same_for_any_number_kept(numbered: str) -> None:
+def test_validation_samples_are_not_trained_on_and_do_not_depend_on_per_class(numbered: str) -> None:
     whole = rows(load_data(numbered), "train")
     seen = []
     for kept in (1, 10, 20, None):
@@ -104,7 +104,7 @@ def test_the_recorded_arguments_give_the_same_data_again() -> None:
         ({"subset_seed": "1"}, "subset_seed: expected a whole number of at least 0"),
     ],
 )
-def test_what_cannot_be_chosen_is_refused(arguments: dict, message: str) -> None:
+def test_invalid_choices_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(UsageError, match=f"data digits: .*{message}"):
         load_data("digits", arguments)
 

@@ -136,7 +136,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
         ('x,label\n1,0\n"' + "open " * 20, "cannot be read as CSV|which column"),
     ],
 )
-def test_csv_that_is_none(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_csv_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises((DataError, UsageError), match=message) as caught:
         load_data(written(tmp_path, text))
     assert "\n" not in str(caught.value)
@@ -288,7 +288,7 @@ def test_files_of_a_system_are_no_splits(tmp_path: Path) -> None:
     assert list(load_data(f"csv:{tmp_path}").splits) == ["train"]
 
 
-def test_parquet_that_is_none(tmp_path: Path) -> None:
+def test_invalid_parquet_is_refused(tmp_path: Path) -> None:
     name = parquet(tmp_path, {"x": list(range(1000)), "label": [0] * 1000})
     whole = (tmp_path / "data.parquet").read_bytes()
     for content in (

@@ -192,7 +192,7 @@ def test_a_network_that_has_diverged_is_no_checkpoint(tmp_path: Path) -> None:
     assert "Infinity" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_checkpoints_beyond_the_last_step_are_told(tmp_path: Path, interrupting: Callable[..., Any]) -> None:
+def test_checkpoints_beyond_the_last_step_are_reported(tmp_path: Path, interrupting: Callable[..., Any]) -> None:
     listening = interrupting(1000)
     train(config(tmp_path, steps=10), tmp_path / "run", device="cpu", progress=listening)
     assert listening.said == ["no checkpoint at step 20: training ends at step 10"]
@@ -275,7 +275,7 @@ def test_an_index_that_the_model_does_not_have_is_reported(
         train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
 
 
-def test_an_overwrite_does_not_remove_what_a_run_starts_from(tmp_path: Path) -> None:
+def test_an_overwrite_does_not_remove_the_start_of_a_run(tmp_path: Path) -> None:
     run = tmp_path / "seeds" / "seed-1"
     train(config(tmp_path), run, device="cpu")
     held = run / "checkpoints" / "step-000040.safetensors"
@@ -296,7 +296,7 @@ def test_an_overwrite_does_not_remove_what_a_run_starts_from(tmp_path: Path) -> 
     ("file", "text"),
     [("config.json", "[1]"), ("config.json", "\xff"), ("metrics.jsonl", '"x"\n'), ("metrics.jsonl", "{}\n")],
 )
-def test_a_damaged_run_is_told(tmp_path: Path, file: str, text: str) -> None:
+def test_a_damaged_run_is_reported(tmp_path: Path, file: str, text: str) -> None:
     train(config(tmp_path), tmp_path / "run", device="cpu")
     (tmp_path / "run" / file).write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=rf"run/{file}: .*train again with `overwrite=True`"):

@@ -155,7 +155,7 @@ def test_weights_without_a_rank_are_an_error_that_names_their_tensor(value: floa
         prune_state(state, 0.5)
 
 
-def test_what_cannot_be_pruned_is_an_error() -> None:
+def test_tensors_that_cannot_be_pruned_are_an_error() -> None:
     with pytest.raises(DataError, match="no weights to prune: no floating-point tensor"):
         prune_state({"bias": torch.ones(3), "ids": torch.ones(2, 2, dtype=torch.int64)}, 0.5)
     with pytest.raises(DataError, match="no tensor 'b' to prune"):
@@ -225,7 +225,7 @@ def test_names_have_the_digits_that_the_finest_needs(trained: Path, tmp_path: Pa
         prune(trained, tmp_path / "out", [0.5])
 
 
-def test_what_exists_is_kept_where_it_fits_and_refused_where_not(trained: Path, tmp_path: Path) -> None:
+def test_existing_results_are_reused_if_they_fit_and_refused_otherwise(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prune(trained, out, [0.5, 0.9])
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in out.iterdir()}

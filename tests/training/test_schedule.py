@@ -21,7 +21,7 @@ def test_cosine(step: int, factor: float) -> None:
     assert learning_rate_factor(ScheduleSettings(name="cosine"), step, 100) == pytest.approx(factor)
 
 
-def test_warmup_then_cosine_over_what_is_left() -> None:
+def test_warmup_then_cosine_over_the_remaining_steps() -> None:
     settings = ScheduleSettings(name="cosine", warmup_steps=10)
     assert learning_rate_factor(settings, 0, 110) == pytest.approx(0.1)
     assert learning_rate_factor(settings, 9, 110) == 1.0

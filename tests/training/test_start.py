@@ -43,7 +43,7 @@ def test_the_backbone_alone_leaves_the_classifier_fresh_whatever_its_size(tmp_pa
         begin(network(), settings(path), torch.zeros(2, 1, 8, 8))
 
 
-def test_pruned_tensors_that_are_not_there_are_told_with_the_file(tmp_path: Path) -> None:
+def test_missing_pruned_tensors_are_reported_with_the_file(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", pruned=["1.weight", "other.weight"])
     with pytest.raises(DataError, match=r"a\.safetensors: tensors listed as pruned are missing: other\.weight$"):
         begin(network(), settings(path), torch.zeros(2, 1, 8, 8))

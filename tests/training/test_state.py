@@ -24,7 +24,7 @@ def stepped(model: nn.Module, kind: type[torch.optim.Optimizer] = torch.optim.Ad
         (nn.Sequential(nn.Linear(3, 5)), r"other shape: 0\.bias \(4,\) for \(5,\), 0\.weight \(4, 3\) for \(5, 3\)"),
     ],
 )
-def test_a_state_of_another_model_is_told_in_one_line(tmp_path: Path, other: nn.Module, told: str) -> None:
+def test_a_state_of_another_model_gives_one_line(tmp_path: Path, other: nn.Module, told: str) -> None:
     model, path = nn.Sequential(nn.Linear(3, 4)), tmp_path / "state.safetensors"
     save_state(path, model, stepped(model), 7, 1.5)
     with pytest.raises(

@@ -77,7 +77,7 @@ def test_the_model_says_how_and_the_arguments_keep_it(pets: Path) -> None:
     assert torch.equal(everything(again.split("test"))[0], everything(data.split("test"))[0])
 
 
-def test_images_of_one_size_need_nothing_said(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_images_of_one_size_need_no_preparation(tmp_path: Path, make_folder: MakeFolder) -> None:
     make_folder(tmp_path, {"a": 3, "b": 2}, varied=False)
     data = load_data(f"imagefolder:{tmp_path}")
     assert everything(next(iter(data.splits.values())))[0].shape == (5, 3, 30, 40)

@@ -106,7 +106,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
     ],
     ids=["empty", "text", "cut png", "cut jpeg", "bomb", "no pixels", "float", "int32", "postscript"],
 )
-def test_what_cannot_be_read_is_told_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+def test_unreadable_images_give_one_line(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
     for source in (path, content):
@@ -115,6 +115,6 @@ def test_what_cannot_be_read_is_told_in_one_line(content: bytes, message: str, t
         assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_told() -> None:
+def test_a_missing_file_is_reported() -> None:
     with pytest.raises(Unreadable, match=r"a/b\.png \(.*No such file"):
         read_picture(Path("nowhere.png"), "a/b.png")

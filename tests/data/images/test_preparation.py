@@ -37,7 +37,7 @@ def test_the_steps_are_torchvisions(resize: Any, crop: Any) -> None:
         torch.testing.assert_close(found.prepare(image), transforms.Compose(chain)(image), rtol=1e-6, atol=1e-6)
 
 
-def test_nothing_said_scales_to_one_and_one_number_holds_for_all_channels() -> None:
+def test_the_default_scales_to_one_and_one_number_applies_to_all_channels() -> None:
     image = images()[0]
     plain = image_preparation({}, ModelHints("mine:network"))
     torch.testing.assert_close(plain.prepare(image), transforms.ToTensor()(image))
@@ -72,7 +72,7 @@ def test_arguments_of_timms_models_count() -> None:
     assert grey.prepare(images()[0].convert("L")).shape == (1, 224, 224)
 
 
-def test_what_is_said_takes_the_place_of_single_settings() -> None:
+def test_arguments_replace_single_settings_of_the_configuration() -> None:
     image = images()[3]
     chain = [transforms.Resize(64, transforms.InterpolationMode.BILINEAR), transforms.CenterCrop(56)]
     chain += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
@@ -108,7 +108,7 @@ def test_the_image_processor_in_the_models_directory(kind: str, tmp_path: Path) 
     assert smaller.arguments["transform"]["steps"]["mean"] == list(processor.image_mean)
 
 
-def test_an_image_processor_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_image_processor_is_refused(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(DataError, match=r"preprocessor_config\.json: no image processor of transformers'"):
         image_preparation({}, ModelHints(directory=tmp_path))

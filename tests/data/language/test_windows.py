@@ -107,7 +107,7 @@ def test_without_labels_for_a_model_that_predicts_no_token(directory: Path) -> N
     assert (unlabelled.classes, unlabelled.arguments["unlabelled"]) == (0, True)
 
 
-def test_what_a_document_is(directory: Path, tmp_path: Path) -> None:
+def test_documents_are_files_blocks_or_lines(directory: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     (texts / "train" / "deep").mkdir(parents=True)
     (texts / "train" / "deep" / "one.txt").write_text("a b\nc\n\nd e\n")
@@ -168,7 +168,7 @@ def test_a_saved_data_set_of_texts(directory: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_gives_no_window(
+def test_arguments_without_a_window_are_refused(
     directory: Path, changes: Any, documents: tuple[str, ...], arguments: Any, error: Any, told: str
 ) -> None:
     configured(directory, **changes)
