@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,9 @@ MESSAGE = 300
 
 ROWS = 1024
 """Number of rows of a Parquet file that are read at a time; dictionary encoding can make a file of any size tiny."""
+
+COMPRESSED = frozenset({".gz", ".bz2", ".br", ".lz4", ".snappy", ".zst"})
+"""Suffixes by which pyarrow recognises a compressed file."""
 
 SUFFIXES = {"csv": (".csv", ".tsv"), "parquet": (".parquet", ".pq")}
 CHANCE = ("test_fraction", "split_seed")
@@ -149,9 +151,8 @@ def _read_csv(path: Path, delimiter: str | None, texts: list[str], encoding: str
     import pyarrow
 
     require_regular(path)
-    with suppress(ValueError):
-        compression = pyarrow.Codec.detect(str(path)).name
-        raise DataError(f"{path}: compressed ({compression}), so that its size in memory is not known; decompress it")
+    if path.suffix.lower() in COMPRESSED:
+        raise DataError(f"{path}: compressed, so that its size in memory is not known; decompress it first")
     delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         table = csv.read_csv(

@@ -155,7 +155,7 @@ def test_extraction_from_a_directory_of_the_framework(model: tuple[Any, Path], t
 def test_missing_and_invalid_sounds_are_refused(model: tuple[Any, Path], tmp_path: Path) -> None:
     of_sounds([encoded(0, RATE)]).save_to_disk(tmp_path / "set")
     source = f"hf-dataset:{tmp_path / 'set'}"
-    with pytest.raises(UsageError, match=r"preprocessor_config\.json.*feature_extractor=DIR"):
+    with pytest.raises(UsageError, match=r"preprocessor_config\.json.*'feature_extractor': 'DIR'"):
         load_data(source, {})
     (tmp_path / "other").mkdir()
     transformers.ViTImageProcessor().save_pretrained(tmp_path / "other")

@@ -122,7 +122,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", r"which column has the labels\? --data-argument label=NAME; there are: a, b"),
+        ("a,b\n1,2\n", r"which column has the labels\? Choose one by .*'label': 'NAME'.*; there are: a, b"),
         ("x,label\n1,0\n2\n", r"Row #3: Expected 2 columns, got 1"),
         ("x,label\n1,0,5\n", r"Row #2: Expected 2 columns, got 3"),
         ("", "Empty CSV"),
@@ -182,7 +182,7 @@ def test_texts_and_names_of_any_encoding_that_is_named(encoding: str, tmp_path: 
         (
             FRENCH.replace("été,l", "x,l").encode("latin-1"),
             {},
-            r"row 3 \(line 4 of the file\): byte 0xe9 is .* utf-8;.*=cp",
+            r"row 3 \(line 4 of the file\): byte 0xe9 is .* utf-8;.*'encoding': 'cp",
         ),
         (
             FRENCH.encode("latin-1"),
@@ -203,8 +203,8 @@ def test_texts_and_names_of_any_encoding_that_is_named(encoding: str, tmp_path: 
             {},
             r"only one column, 'x;y;label'; .* separated by ';', .* `data_arguments=.'delimiter': ';'",
         ),
-        (b"x;y;label\n1,5;2,5;0\n", {}, r"Expected 1 columns, got 3: .* by ';', not by ',': .*'delimiter=;'"),
-        (b"x\ty\tlabel\n1\t2\t0\n", {"label": "label"}, r"""--data-argument 'delimiter="\\t"'"""),
+        (b"x;y;label\n1,5;2,5;0\n", {}, r"Expected 1 columns, got 3: .* by ';', not by ',': .*'delimiter': ';'"),
+        (b"x\ty\tlabel\n1\t2\t0\n", {"label": "label"}, r"by '\\t', not by ',': .*'delimiter': '\\t'"),
         (b"x,y,label\n1,2,0\n", {"delimiter": "|"}, "separated by ',', not by '|'"),
         (b"a,b,a,b,label\n1,2,3,4,0\n", {}, "two columns have one name: 'a', 'b'; rename one"),
     ],
@@ -333,11 +333,11 @@ def test_parquet_with_one_text_in_many_rows_is_refused(
     with pytest.raises(
         DataError, match=r"data\.parquet: unpacks to [\d,]+ bytes or more from only .*; save it without"
     ):
-        load_data(f"parquet:{tmp_path / 'data.parquet'}", {"tokenizer": str(tokenizer)})
+        load_data(f"parquet:{tmp_path / 'data.parquet'}", {"text": "text", "tokenizer": str(tokenizer)})
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.csv.zst", "a.bz2"])
 def test_compressed_csv_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(ROWS.encode()))
-    with pytest.raises(DataError, match=rf"{name}: compressed \(\w+\), .*; decompress it"):
+    with pytest.raises(DataError, match=rf"{name}: compressed, .*; decompress it first"):
         load_data(f"csv:{tmp_path / name}")

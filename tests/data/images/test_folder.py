@@ -193,7 +193,7 @@ def test_an_empty_class_folder_is_refused_or_kept_on_request(tmp_path: Path, mak
     make_folder(tmp_path, {"a": 2, "b": 0, "c": 1})
     with pytest.raises(
         DataError,
-        match=r"no image in b: add images, remove the folder, or .*allow_empty=true; its classes are a, b, c",
+        match=r"no image in b: add images, remove the folder, or .*'allow_empty': True.*; its classes are a, b, c",
     ):
         load_data(f"imagefolder:{tmp_path}", PLAIN)
     data = load_data(f"imagefolder:{tmp_path}", {**PLAIN, "allow_empty": True})
