@@ -61,7 +61,8 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
             raise DataError(f"{path}: a single array; expected an .npz file with arrays x and y")
         with opened_file as archive:
             names = [name for name in archive.files if name[:1] in "xy" or name == CLASS_NAMES]
-            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.zip.infolist()}
+            zipped: Any = archive.zip
+            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in zipped.infolist()}
             require_plausible(path, sum(sizes[name] for name in names))
             arrays = {name: archive[name] for name in names}
     except FileNotFoundError as error:

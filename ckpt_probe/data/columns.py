@@ -14,6 +14,7 @@ import numpy as np
 from ckpt_probe.data.arguments import suggestion
 from ckpt_probe.data.arrays import require_plausible
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.plugins import require_extra
 
 ENCODING = "encoding"
 """The data argument with the encoding of a table's texts."""
@@ -84,8 +85,8 @@ class Columns:
     def _require_plausible_texts(self, column: Any) -> None:
         """Raise DataError if repeated texts of a dictionary would take far more memory than the file."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
+        pc = require_extra("pyarrow.compute", "frames")
         if pa.types.is_string(column.type.value_type) or pa.types.is_binary(column.type.value_type):
             lengths = [pc.take(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in column.chunks]
             require_plausible(self.path, sum(pc.sum(part).as_py() or 0 for part in lengths))
