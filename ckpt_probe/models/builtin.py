@@ -15,7 +15,15 @@ def mlp(
     activation: str = "relu",
     dropout: float = 0.0,
 ) -> nn.Module:
-    """A multilayer perceptron on flattened inputs: (n, …) → (n, classes)."""
+    """Return a multilayer perceptron on flattened inputs: (n, …) → (n, classes).
+
+    Args:
+        input_shape: Shape of one input.
+        classes: Number of classes.
+        hidden: Widths of the hidden layers.
+        activation: One of `ACTIVATIONS`.
+        dropout: Probability of dropout after each hidden layer.
+    """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, found {activation!r}")
     layers: list[nn.Module] = [nn.Flatten()]
@@ -28,7 +36,14 @@ def mlp(
 
 
 def cnn(input_shape: Sequence[int], classes: int, channels: Sequence[int] = (32, 64), hidden: int = 128) -> nn.Module:
-    """Convolutions of 3 × 3 with pooling, one hidden linear layer, no batch norm: (n, c, h, w) → (n, classes)."""
+    """Return 3 × 3 convolutions with pooling and one hidden layer, without batch norm: (n, c, h, w) → (n, classes).
+
+    Args:
+        input_shape: Shape (c, h, w) of one image.
+        classes: Number of classes.
+        channels: Channels of the convolutions; each halves height and width.
+        hidden: Width of the hidden layer.
+    """
     depth, height, width = input_shape
     layers: list[nn.Module] = []
     for size in channels:
@@ -39,7 +54,7 @@ def cnn(input_shape: Sequence[int], classes: int, channels: Sequence[int] = (32,
 
 
 class Residual(nn.Module):
-    """Two 3 × 3 convolutions with batch norm and a shortcut (He et al. 2016, CIFAR form)."""
+    """A block of two 3 × 3 convolutions with batch norm and a shortcut (He et al. 2016, CIFAR form)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -57,7 +72,14 @@ class Residual(nn.Module):
 
 
 def resnet(input_shape: Sequence[int], classes: int, blocks: Sequence[int] = (1, 1, 1), width: int = 16) -> nn.Module:
-    """A small residual network with batch norm; width doubles at each stage: (n, c, h, w) → (n, classes)."""
+    """Return a small residual network with batch norm: (n, c, h, w) → (n, classes).
+
+    Args:
+        input_shape: Shape (c, h, w) of one image.
+        classes: Number of classes.
+        blocks: Number of blocks of each stage.
+        width: Channels of the first stage; they double at each stage.
+    """
     layers: list[nn.Module] = [nn.Conv2d(input_shape[0], width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     inputs = width
     for stage, count in enumerate(blocks):
