@@ -19,21 +19,21 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration, JSON."""
+        """Return the path of the resolved configuration, in JSON."""
         return self.path / "config.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON line for each logged step, and one for each split at each checkpoint."""
+        """Return the path of the log: a JSON line for each logged step, and for each split at each checkpoint."""
         return self.path / "metrics.jsonl"
 
     @property
     def state(self) -> Path:
-        """State from which a run is resumed."""
+        """Return the path of the state from which a run is resumed."""
         return self.path / "state.safetensors"
 
     def checkpoint(self, step: int) -> Path:
-        """The checkpoint after `step` updates."""
+        """Return the path of the checkpoint after `step` updates."""
         return self.path / "checkpoints" / f"step-{step:06d}.safetensors"
 
 
