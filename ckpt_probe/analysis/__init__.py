@@ -1,7 +1,7 @@
 """Compute records from dumps, features or classifier weights; compare runs and layers."""
 
 from ckpt_probe.analysis.comparison import Comparison, compare
-from ckpt_probe.analysis.entries import ENTRIES, Entry, Record, empty_record, entries_in, in_order, settled
+from ckpt_probe.analysis.entries import Record, empty_record, in_order, settled
 from ckpt_probe.analysis.record import Blocks, analyze_features, compute_from_blocks, compute_from_moments
 from ckpt_probe.analysis.records import Records, read_records
 from ckpt_probe.analysis.series import analyze, read_series
@@ -10,10 +10,8 @@ from ckpt_probe.analysis.similarity import Similarity, similarity
 from ckpt_probe.analysis.weights import weights_record
 
 __all__ = [
-    "ENTRIES",
     "Blocks",
     "Comparison",
-    "Entry",
     "Record",
     "Records",
     "Settings",
@@ -24,7 +22,6 @@ __all__ = [
     "compute_from_blocks",
     "compute_from_moments",
     "empty_record",
-    "entries_in",
     "in_order",
     "read_records",
     "read_series",

@@ -9,11 +9,12 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
+from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import code_hash, write_text
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.moments.portrait import Portrait
+from ckpt_probe.moments.registry import ENTRY_POINTS
 from ckpt_probe.remote import beside
 
 FOLDER = ".ckpt-probe-cache"

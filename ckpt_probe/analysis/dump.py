@@ -10,10 +10,8 @@ from torch import Tensor
 from ckpt_probe.addresses import is_address, place
 from ckpt_probe.analysis.entries import (
     COUNTS,
-    ENTRIES,
     NOT_STORED,
     REFERENCES,
-    WEIGHTS_ALONE,
     Record,
     in_order,
     join_reasons,
@@ -38,6 +36,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality, double
+from ckpt_probe.moments.registry import FAMILIES, METRICS, SERIES
 
 BLOCK_BYTES = 2**20, 16 * 2**20
 """Least and most bytes of a block of rows as float64; between them, a block takes a sixteenth of the memory budget."""
@@ -50,7 +49,7 @@ UNLABELLED = ("sample.entropy_features", "sample.entropy_normalized", "sample.ef
 
 CENTRED_RANK = "centred.effective_rank"
 
-OF_LAYERS = frozenset({"sample", "within", "nc1", "nc2", "nc4"})
+OF_LAYERS = frozenset(family.name for family in FAMILIES if family.any_layer)
 """Families that apply to any layer; the others compare means with classifier rows of the same width."""
 
 NEAREST = "nearest_mean_accuracy"
@@ -202,8 +201,8 @@ def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
         for features, labels, _ in _one_class(rows()):
             moments.update(features, labels)
     computed = moments.read(orders=settings.orders, details=settings.spectra)
-    families = {entry.name: entry.family for entry in ENTRIES if entry.name not in WEIGHTS_ALONE}
-    names = [name for name, family in families.items() if family in settings.families and name != "erank.difference"]
+    metrics = [metric for metric in METRICS if metric.family in settings.families and not metric.of_weights]
+    names = [metric.name for metric in metrics if SERIES not in metric.requires]
     record: Record = dict.fromkeys((*COUNTS, *names, *REFERENCES))
     record |= {name: computed.record[name] for name in ("samples", "features", "samples_left_out")}
     if "sample" in settings.families:

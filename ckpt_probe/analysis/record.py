@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.analysis.entries import CENTRED, Record, in_order, join_reasons, settled
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest, predicted_classes, without_scores
-from ckpt_probe.analysis.settings import ENTRY_POINTS, Settings
+from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.metrics.arrays import as_labels
@@ -17,10 +17,8 @@ from ckpt_probe.metrics.gram import Array
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments
 from ckpt_probe.moments.accumulator import rows_at_once
-from ckpt_probe.moments.families import FAMILIES
-from ckpt_probe.moments.geometry import COINCIDE
 from ckpt_probe.moments.quality import Head, Quality, Scored, double
-from ckpt_probe.plugins import registered
+from ckpt_probe.moments.registry import COINCIDE, package_functions
 
 Block = tuple[Array, Array, Array | Scored | None]
 """Features (n, D), labels (n,), and scores: logits (n, C), or predicted classes and losses, or None."""
@@ -238,7 +236,7 @@ def compute_from_moments(
         reasons.append(reason)
     if blocks is None and (absent := [name for name in (*NEAREST, *CENTRED) if name in record]):
         reasons.append(f"{', '.join(absent)}: {NEEDS_FEATURES}")
-    for name, function in registered(ENTRY_POINTS).items() if settings.of_packages else ():
+    for name, function in package_functions().items():
         if name in families:
             record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
     record["missing"] = join_reasons(*reasons)
@@ -279,7 +277,7 @@ def compute_moments(
             sampling=settings.sampling,
             details=settings.per_class or settings.spectra or settings.portrait,
             label_rows=label_rows,
-            only=[family.name for family in FAMILIES if family.name in settings.families],
+            only=settings.families,
             min_samples=settings.min_samples,
             exact_limit=settings.exact_limit,
         )

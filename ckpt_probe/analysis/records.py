@@ -11,14 +11,12 @@ from ckpt_probe.analysis.entries import (
     COUNTS_IF_ANY,
     POSITION,
     REFERENCES,
-    Entry,
     Record,
-    entries_in,
-    references_of,
 )
 from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
+from ckpt_probe.moments.registry import Metric, metrics_in, values_at_collapse
 from ckpt_probe.notebook import sparkline, table, text
 
 NOT_METRICS = frozenset({*POSITION, *COUNTS, *COUNTS_IF_ANY, *REFERENCES, "epoch", "seconds", "to_step"})
@@ -76,11 +74,11 @@ class Records(Sequence[Record]):
     def _repr_html_(self) -> str:
         records = self._all()
         splits = list(dict.fromkeys(record.get("split") for record in records))
-        entries = {entry.name: entry for entry in entries_in(records)}
-        priorities = {name: entry.priority for name, entry in entries.items()}
+        metrics = {metric.name: metric for metric in metrics_in(records)}
+        priorities = {name: metric.priority for name, metric in metrics.items()}
         names = sorted(metric_names(records), key=lambda name: priorities.get(name, LAST))
         header = ["metric", *(f"{split or ''} {part}".strip() for split in splits for part in ("", "first", "last"))]
-        rows = [_row(name, entries.get(name), records, splits) for name in names[:MOST_ROWS]]
+        rows = [_row(name, metrics.get(name), records, splits) for name in names[:MOST_ROWS]]
         steps = [step for record in records if (step := _finite(record.get("step"))) is not None]
         caption = f"{len(records)} records" + (f", step {min(steps):g} to {max(steps):g}" if steps else "")
         if len(names) > MOST_ROWS:
@@ -177,16 +175,16 @@ def _parse(line: str, source: str) -> Record:
     return record
 
 
-def _row(name: str, entry: Entry | None, records: Sequence[Record], splits: Sequence[Any]) -> list[str]:
+def _row(name: str, metric: Metric | None, records: Sequence[Record], splits: Sequence[Any]) -> list[str]:
     """Return the cells of a metric: its label, for each split a line with first and last value, value at collapse."""
-    label = f"{entry.label} ({name})" if entry and entry.label != name else name
-    cells = [text(f"{label}, {entry.unit}" if entry and entry.unit else label)]
+    label = f"{metric.label} ({name})" if metric and metric.label != name else name
+    cells = [text(f"{label}, {metric.unit}" if metric and metric.unit else label)]
     for split in splits:
         values = [_finite(record.get(name)) for record in records if record.get("split") == split]
         first, last = (_short(values[index] if values else None) for index in (0, -1))
         cells += [sparkline(values, f"{name} {split or ''}: {first} to {last}") if len(values) > 1 else ""]
         cells += [text(first), text(last)]
-    references = [] if entry is None else references_of(entry, records)
+    references = [] if metric is None else values_at_collapse(metric, records)
     common = references[0] if len(references) == 1 else None
     return [*cells, "" if common is None else text(_short(common))]
 

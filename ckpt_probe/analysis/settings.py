@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from ckpt_probe.keywords import as_sequence
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
-from ckpt_probe.moments.families import chosen
-
-ENTRY_POINTS = "ckpt_probe.metrics"
+from ckpt_probe.moments.registry import chosen_families, package_functions
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,7 @@ class Settings:
         """Families of metrics to compute, including those of other packages. Raises UsageError for an unknown name."""
         names = self.only.split(",") if isinstance(self.only, str) else self.only
         implied = {"centred": self.centred, "nc5": self.outside is not None}
-        return chosen(names, others=self.of_packages) | {name for name, is_set in implied.items() if is_set}
-
-    @cached_property
-    def of_packages(self) -> tuple[str, ...]:
-        """Names of the metrics that installed packages register."""
-        return tuple(entry_points(group=ENTRY_POINTS).names)
+        return chosen_families(names) | {name for name, is_set in implied.items() if is_set}
 
     def check(self) -> None:
         """Raise UsageError if an option is invalid."""
@@ -90,9 +82,9 @@ class Settings:
                 raise UsageError(f"`{name}={value}`: expected at least 1")
 
     def moments(self, classes: int | None) -> Moments:
-        """Return an empty accumulator for the families of metrics; metrics of other packages need all moments."""
+        """Return an empty accumulator for the families of metrics; functions of packages need all moments."""
         self.check()
-        only = None if self.families & set(self.of_packages) else self.families
+        only = None if self.families & package_functions().keys() else self.families
         return Moments(classes, memory=self.memory, only=only, precision=self.precision)
 
     def to_json(self) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.rounding import rounding, without_rounding
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments.families import OF_SCATTER, OF_UNIT_ROWS, chosen
-from ckpt_probe.moments.geometry import Geometry
 from ckpt_probe.moments.grouping import Grouped, Rows, cached_rows, group
+from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.levels.entropies import Options
 from ckpt_probe.moments.outer_products import symmetric
-from ckpt_probe.moments.record import DetailedRecord, Value, read_out
+from ckpt_probe.moments.record import DetailedRecord, Value, compute_record
+from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS, chosen_families, requirements
 from ckpt_probe.moments.scatter import MANY, Scatter
 from ckpt_probe.moments.unit_moments import UnitMoments
 from ckpt_probe.moments.validation import require_state
@@ -66,7 +66,8 @@ class Moments:
             raise DataError(f"neural collapse and mutual information need at least two classes, found {classes}")
         self.classes = classes
         self.memory = memory
-        self.families = chosen(only)
+        self.families = chosen_families(only)
+        self._requirements = requirements(self.families)
         self._dtype = checked_precision(precision)
         self.device = torch.device(device) if device is not None else None
         if self.device is not None and self.device.type == "mps":
@@ -105,9 +106,8 @@ class Moments:
 
     def coincide(self, least: int) -> bool:
         """Return whether all means of the classes of at least `least` samples are the same but for rounding."""
-        scatter, _ = self._seen()
-        present = (scatter.counts >= least).nonzero().squeeze(1)
-        return len(present) > 1 and not bool(Geometry.of(scatter, present, None).M.any())
+        inputs = Inputs(self._seen()[0], None, None, options=Options(min_samples=least))
+        return len(inputs.present) > 1 and not bool(inputs.means.any())
 
     @property
     def mean(self) -> Tensor:
@@ -202,12 +202,17 @@ class Moments:
             require_order(order)
         heads = _checked_weights(weights, bias, self)
         classes = self.classes or (heads.shape[0] if heads is not None else len(scatter.counts))
-        names = None if only is None else tuple(only)
-        families = self.families if names is None else self.families & (chosen(names) if names else frozenset())
-        options = Options(tuple(orders), self.memory, sampling or Sampling(), families, min_samples, exact_limit)
+        families = self.families
+        if only is not None:
+            names = tuple(only)
+            families = families & chosen_families(names) if names else frozenset()
+        options = Options(
+            tuple(orders), self.memory, sampling or Sampling(), families, min_samples, exact_limit, details
+        )
         again = None if rows is None else _as_tensors(rows)
         named = None if label_rows is None else _checked_rows(label_rows, self, None)
-        return read_out(classes, scatter, unit, heads, label_rows=named, rows=again, options=options, details=details)
+        inputs = Inputs(scatter, unit, heads, label_rows=named, blocks=again, options=options)
+        return compute_record(inputs, classes)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that was accumulated as tensors by name, for `load_state_dict` on any device.
@@ -243,7 +248,7 @@ class Moments:
             DataError: If a tensor is missing, or has another dtype or shape than expected.
         """
         tensors = {name: as_tensor(value, f"moments: {name}").to(self.device) for name, value in state.items()}
-        require_state(tensors, self.classes, self.families)
+        require_state(tensors, self.classes, self._requirements)
         self._scatter = self._unit = None
         self.device = self.device or tensors["means"].device
         scatter, unit = self._started(tensors["means"].shape[1], self.device)
@@ -260,9 +265,9 @@ class Moments:
     def _started(self, features: int, device: torch.device) -> tuple[Scatter, UnitMoments | None]:
         self.device = self.device or device
         if self._scatter is None:
-            products = bool(self.families & OF_SCATTER)
+            products = SCATTER in self._requirements
             self._scatter = Scatter(features, self.device, products=products, dtype=self._dtype)
-            if self.families & OF_UNIT_ROWS:
+            if UNIT_ROWS in self._requirements:
                 self._unit = UnitMoments(features, self.classes, self.memory, self.device, self._dtype)
         return self._scatter, self._unit
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.families import OF_SCATTER, OF_UNIT_ROWS
+from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS
 
 ALWAYS = ("counts", "means", "squares")
 OF_UNIT = ("unit_counts", "left_out")
@@ -14,13 +14,13 @@ UNIT_KINDS = ("rows", "second", "total")
 WHOLE = frozenset({"counts", "unit_counts", "left_out", "row_labels"})
 
 
-def require_state(state: Mapping[str, Tensor], classes: int | None, families: Set[str]) -> None:
+def require_state(state: Mapping[str, Tensor], classes: int | None, requirements: Set[str]) -> None:
     """Raise DataError where the tensors of `Moments.state_dict` are not what they have to be, or not all there.
 
-    families: those that are to be read from them.
+    requirements: requirements of the metrics that are to be computed from them.
     """
-    unit = bool(families & OF_UNIT_ROWS)
-    needed = (*ALWAYS, *(("within",) if families & OF_SCATTER else ()), *(OF_UNIT if unit else ()))
+    unit = UNIT_ROWS in requirements
+    needed = (*ALWAYS, *(("within",) if SCATTER in requirements else ()), *(OF_UNIT if unit else ()))
     missing = [name for name in needed if name not in state]
     held = [name for name in UNIT_KINDS if name in state]
     if missing or (unit and len(held) != 1) or ("rows" in state and "row_labels" not in state):

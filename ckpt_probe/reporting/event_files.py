@@ -6,11 +6,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis import entries_in
-from ckpt_probe.analysis.entries import POSITION, references_of
+from ckpt_probe.analysis.entries import POSITION
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import refuse_existing, replacing_directory
+from ckpt_probe.moments.registry import metrics_in, values_at_collapse
 from ckpt_probe.plugins import require_extra
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -106,11 +106,11 @@ def _put(points: Points, key: tuple[str, int], value: float, run: str) -> None:
 
 
 def _at_collapse(records: Sequence[Record]) -> Iterator[tuple[tuple[str, int], float]]:
-    for entry in entries_in(records):
+    for metric in metrics_in(records):
         for record in records:
-            for value in references_of(entry, [record]):
+            for value in values_at_collapse(metric, [record]):
                 if value is not None:
-                    yield (entry.name, int(record["step"])), value
+                    yield (metric.name, int(record["step"])), value
 
 
 def _path(parts: Sequence[str]) -> str:

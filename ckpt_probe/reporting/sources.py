@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis import ENTRIES, Record, read_records
+from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
 from ckpt_probe.analysis.records import number
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import distinct_names, read_object, require_regular
+from ckpt_probe.moments.registry import all_metrics
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
 from ckpt_probe.paths.positions import barriers
@@ -215,7 +216,7 @@ def _naming_part(path: Path) -> Path:
 
 
 def _checked(records: Sequence[Record], path: Path) -> list[Record]:
-    known = [entry.name for entry in ENTRIES] + [*REFERENCES, "step", "alpha", "epoch", "to_step"]
+    known = [metric.name for metric in all_metrics()] + [*REFERENCES, "step", "alpha", "epoch", "to_step"]
     checked = []
     for index, record in enumerate(records, 1):
         for name in known:

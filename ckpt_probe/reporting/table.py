@@ -6,16 +6,16 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ckpt_probe.analysis import Entry, entries_in
-from ckpt_probe.analysis.entries import CONFUSION, NAMED_CONFUSION, POSITION, references_of
+from ckpt_probe.analysis.entries import CONFUSION, NAMED_CONFUSION, POSITION
 from ckpt_probe.errors import printable
+from ckpt_probe.moments.registry import METRICS, Metric, metrics_in, values_at_collapse
 
 Record = Mapping[str, Any]
 
 MISSING = "–"
 PADDING = 2
 MOST_WORDS = 3
-SPREAD = frozenset({"nc1.pinv", "nc1.cdnv", "within.entropy_mean"})
+SPREAD = frozenset(metric.name for metric in METRICS if metric.family in {"nc1", "within"})
 """Metrics that are lower if a class has only one sample, which has no spread."""
 
 
@@ -31,18 +31,18 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     if width is not None and "step" in identifiers and "checkpoint" in identifiers:
         # Steps may be equal, as in a pruned series; then only the names distinguish the checkpoints.
         identifiers.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
-    present = entries_in(records)
+    present = metrics_in(records)
     columns = present if width is None else _fitting(records, identifiers, present, width)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in identifiers:
         table.add_column(
             name, justify="left" if name in {"checkpoint", "split", "layer", "class_name"} else "right", no_wrap=True
         )
-    for entry in columns:
-        table.add_column(entry.label, justify="right", no_wrap=True)
+    for metric in columns:
+        table.add_column(metric.label, justify="right", no_wrap=True)
     for record in records:
         cells = [*(_identifier(record.get(name)) for name in identifiers)]
-        cells += [_cell(_value(record, entry)) for entry in columns]
+        cells += [_cell(_value(record, metric)) for metric in columns]
         # As plain text: names in a file may look like markup.
         table.add_row(*map(Text, cells))
     table.add_row(*_reference_row(records, identifiers, columns), style="dim")
@@ -100,39 +100,39 @@ def short_number(value: float) -> str:
     return f"{value:.{max(0, 4 - before) if abs(value) >= 1 else 4}f}"
 
 
-def _fitting(records: Sequence[Record], identifiers: list[str], entries: list[Entry], width: int) -> list[Entry]:
+def _fitting(records: Sequence[Record], identifiers: list[str], metrics: list[Metric], width: int) -> list[Metric]:
     used = sum(max([len(name), 6, *(len(_identifier(r.get(name))) for r in records)]) + PADDING for name in identifiers)
     chosen = []
-    for entry in sorted(entries, key=lambda entry: entry.priority):
-        cells = [_cell(_value(record, entry)) for record in records]
-        needed = max(len(text) for text in [entry.label, _reference(records, entry), *cells]) + PADDING
+    for metric in sorted(metrics, key=lambda metric: metric.priority):
+        cells = [_cell(_value(record, metric)) for record in records]
+        needed = max(len(text) for text in [metric.label, _reference(records, metric), *cells]) + PADDING
         if used + needed > width:
             break
         used += needed
-        chosen.append(entry)
-    return [entry for entry in entries if entry in chosen]
+        chosen.append(metric)
+    return [metric for metric in metrics if metric in chosen]
 
 
-def _reference_row(records: Sequence[Record], identifiers: list[str], columns: list[Entry]) -> list[str]:
+def _reference_row(records: Sequence[Record], identifiers: list[str], columns: list[Metric]) -> list[str]:
     label = ["at collapse", *[""] * (len(identifiers) - 1)]
     if identifiers and identifiers[0] != "checkpoint" and len(identifiers) > 1:
         label = [*[""] * (len(identifiers) - 1), "collapse"]
-    return [*label, *(_reference(records, entry) for entry in columns)]
+    return [*label, *(_reference(records, metric) for metric in columns)]
 
 
-def _reference(records: Sequence[Record], entry: Entry) -> str:
-    values = references_of(entry, records)
-    if entry.reference is None or len(values) != 1:
+def _reference(records: Sequence[Record], metric: Metric) -> str:
+    values = values_at_collapse(metric, records)
+    if metric.at_collapse is None or len(values) != 1:
         return "" if len(values) < 2 else "varies"
     value = values[0]
-    plain = value is not None and (value == 0 or isinstance(entry.reference, float))
+    plain = value is not None and (value == 0 or isinstance(metric.at_collapse, float))
     return f"{value:g}" if plain else _cell(value)
 
 
-def _value(record: Record, entry: Entry) -> Any:
-    """Return the value of an entry; a confusion with the names of classes if they have names."""
-    named = record.get(NAMED_CONFUSION) if entry.name == CONFUSION else None
-    return record.get(entry.name) if named is None else named
+def _value(record: Record, metric: Metric) -> Any:
+    """Return the value of an metric; a confusion with the names of classes if they have names."""
+    named = record.get(NAMED_CONFUSION) if metric.name == CONFUSION else None
+    return record.get(metric.name) if named is None else named
 
 
 def _cell(value: Any) -> str:

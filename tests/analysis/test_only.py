@@ -55,9 +55,9 @@ def test_what_is_not_asked_for_is_not_computed(monkeypatch: pytest.MonkeyPatch) 
     def never(*_, **__):
         raise AssertionError("computed though nobody asked for it")
 
-    monkeypatch.setattr("ckpt_probe.moments.record.sample_level", never)
-    monkeypatch.setattr("ckpt_probe.moments.record.within_level", never)
-    monkeypatch.setattr("ckpt_probe.moments.record.class_level", never)
+    monkeypatch.setattr("ckpt_probe.moments.inputs.sample_level", never)
+    monkeypatch.setattr("ckpt_probe.moments.inputs.within_level", never)
+    monkeypatch.setattr("ckpt_probe.moments.inputs.class_level", never)
     monkeypatch.setattr(Quality, "update_head", never)
     compute_from_blocks(blocks, weights, bias, Settings(only=("nc",)))
     assert len(passes) == 2

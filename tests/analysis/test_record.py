@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ckpt_probe.analysis import ENTRIES, Settings, analyze_features, compute_from_blocks, in_order
-from ckpt_probe.analysis.entries import LAYERS_ALONE, ON_REQUEST, WEIGHTS_ALONE
+from ckpt_probe.analysis import Settings, analyze_features, compute_from_blocks, in_order
 from ckpt_probe.errors import DataError
+from ckpt_probe.moments.registry import LAYERS, METRICS, OUTSIDE, SERIES
+from ckpt_probe.reporting.metrics_list import metrics_list
+from ckpt_probe.reporting.table import records_table
 
 DOCUMENTED = {
     "class.mir", "class.hdr", "class.entropy_means", "class.entropy_weights", "class.mutual_information",
@@ -26,6 +28,18 @@ DOCUMENTED = {
     "nearest_mean_accuracy", "reference.uniformity",
 }  # fmt: skip
 
+OF_PACKAGE = """
+from ckpt_probe.moments.registry import MEANS, Metric
+
+def sizes(moments, weights, bias):
+    return {"samples": float(moments.samples), "rows": len(weights)}
+
+SPREAD = Metric(
+    "angles.spread", "angle s.d.", "standard deviation of the norms of class means", "angles",
+    function=lambda inputs: inputs.means.norm(dim=1).std(correction=0), requires=(MEANS,),
+)
+"""
+
 
 def data(samples: int = 90) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
@@ -38,12 +52,10 @@ def test_a_record_has_every_documented_name_and_every_entry() -> None:
     features, labels, weights, bias = data()
     record = analyze_features(features, labels, weights, bias, centred=True)
     assert set(record) == DOCUMENTED
-    assert {entry.name for entry in ENTRIES} - set(record) == {*WEIGHTS_ALONE, *LAYERS_ALONE, *ON_REQUEST}
+    others = {m.name for m in METRICS if m.of_weights or {LAYERS, SERIES, OUTSIDE} & set(m.requires)}
+    assert {metric.name for metric in METRICS} - set(record) == others
     assert record["missing"] is None
     assert list(record) == list(in_order(dict(reversed(record.items()))))
-    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
-    assert len({entry.label for entry in ENTRIES}) == len(ENTRIES)
-    assert len({entry.priority for entry in ENTRIES}) == len(ENTRIES)
 
 
 def test_accuracy_loss_and_nc4_from_weights_and_bias() -> None:
@@ -133,16 +145,26 @@ def test_metrics_that_others_register_join_the_record(tmp_path: Path, monkeypatc
     info = tmp_path / "othermetrics-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: othermetrics\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[ckpt_probe.metrics]\nmine = other_metrics_module:sizes\n")
-    source = (
-        "def sizes(moments, weights, bias):\n    return {'samples': float(moments.samples), 'rows': len(weights)}\n"
+    (info / "entry_points.txt").write_text(
+        "[ckpt_probe.metrics]\nmine = other_metrics_module:sizes\nangles = other_metrics_module:SPREAD\n"
     )
-    (tmp_path / "other_metrics_module.py").write_text(source)
+    (tmp_path / "other_metrics_module.py").write_text(OF_PACKAGE)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     features, labels, weights, _ = data()
     record = analyze_features(features, labels, weights)
     assert (record["mine.samples"], record["mine.rows"]) == (90.0, 4)
     assert list(record)[-1] == "missing"
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(4)])
+    spread = np.linalg.norm(means - means.mean(axis=0), axis=1).std()
+    assert record["angles.spread"] == pytest.approx(spread)
+    only = analyze_features(features, labels, weights, only=["angles"])
+    assert only["angles.spread"] == record["angles.spread"]
+    assert "class.mir" not in only
+    one_class = analyze_features(features, np.zeros(90, dtype=int), weights)
+    assert "angles.spread" in one_class["missing"].partition(": only one class has samples")[0].split(", ")
+    table = records_table([{"split": "test", **record}])
+    assert "angle s.d." in [column.header for column in table.columns]
+    assert "angles.spread                standard deviation" in metrics_list()
 
 
 @pytest.mark.parametrize("wild", [float("nan"), float("inf")])

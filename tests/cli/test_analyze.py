@@ -10,13 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.analysis import ENTRIES, analyze_features
+from ckpt_probe.analysis import analyze_features
 from ckpt_probe.analysis.cache import FOLDER
 from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.extraction import Storage
 from ckpt_probe.extraction.writer import StoreWriter
-from ckpt_probe.moments.families import FAMILIES
+from ckpt_probe.moments.registry import FAMILIES, METRICS
 
 Analyze = Callable[..., tuple[int, list[dict], str]]
 
@@ -376,5 +376,5 @@ def test_the_list_of_metrics_needs_no_dump(capsys: pytest.CaptureFixture[str]) -
     for family in FAMILIES:
         assert f"\n{family.name}: {family.meaning}" in shown
         assert f"cost: {family.cost}" in shown
-    assert all(f"  {entry.name} " in shown for entry in ENTRIES)
+    assert all(f"  {metric.name} " in shown for metric in METRICS)
     assert "nc: short for nc1,nc2,nc3,nc4" in shown

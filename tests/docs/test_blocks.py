@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from ckpt_probe.analysis import ENTRIES
 from ckpt_probe.cli.app import VERBS
 from ckpt_probe.config import StartSettings, TrainingConfig
 from ckpt_probe.data import load_data
+from ckpt_probe.moments.registry import METRICS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -123,7 +123,7 @@ def test_set_up_blocks_of_other_pages_run_in_an_environment_of_their_own(documen
 
 def test_every_entry_is_defined_on_the_metrics_page_and_every_verb_on_the_commands_page() -> None:
     metrics = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert [entry.name for entry in ENTRIES if f"`{entry.name}`" not in metrics] == []
+    assert [metric.name for metric in METRICS if f"`{metric.name}`" not in metrics] == []
     commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert [verb for verb in VERBS if f"\n## {verb}\n" not in commands] == []
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ckpt_probe.analysis import analyze_features, entries_in
+from ckpt_probe.analysis import analyze_features
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import collapse_values, reference_values, simplex_etf
+from ckpt_probe.moments.registry import metrics_in
 
 
 def collapsed(counts: list[int], features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,7 +84,7 @@ def test_entropies_of_every_order_share_their_value_at_collapse_and_mir_does_not
     record = analyze_features(*collapsed([4] * 5, 6), orders=(order,))
     assert record[f"renyi_{order:g}.class.entropy_means"] == pytest.approx(record["reference.entropy"])
     assert record[f"renyi_{order:g}.class.mir"] != pytest.approx(record["reference.mir"], rel=1e-3)
-    references = {entry.name: entry.reference for entry in entries_in([record])}
+    references = {metric.name: metric.at_collapse for metric in metrics_in([record])}
     assert references[f"renyi_{order:g}.class.entropy_means"] == "reference.entropy"
     assert references[f"renyi_{order:g}.class.mir"] is None
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ckpt_probe.analysis import ENTRIES
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import Moments, grouping
-from ckpt_probe.moments.families import DEFAULT, FAMILIES, GROUPS, chosen
+from ckpt_probe.moments.registry import DEFAULT, FAMILIES, GROUPS, METRICS, chosen_families
 
 COUNTS = {"samples", "features", "classes", "classes_present", "classes_left_out", "missing"}
 OF_SAMPLES = {"samples_left_out", "route", "route_reason"}
@@ -28,11 +27,10 @@ def moments_of(features, labels, **options) -> Moments:
 
 
 def test_names_mean_families_and_unknown_ones_are_told() -> None:
-    assert chosen(None) == frozenset(DEFAULT)
-    assert chosen(["nc"]) == frozenset(GROUPS["nc"])
-    assert chosen(["nc", "class", "nc1"]) == frozenset({*GROUPS["nc"], "class"})
-    assert chosen(["mine"], others=["mine"]) == {"mine"}
-    assert {entry.family for entry in ENTRIES} == {family.name for family in FAMILIES}
+    assert chosen_families(None) == frozenset(DEFAULT)
+    assert chosen_families(["nc"]) == frozenset(GROUPS["nc"])
+    assert chosen_families(["nc", "class", "nc1"]) == frozenset({*GROUPS["nc"], "class"})
+    assert {metric.family for metric in METRICS} == {family.name for family in FAMILIES}
     for wrong, told in (
         (["clas"], "'clas' is not a family of metrics; did you mean class?"),
         (["nc1.pinv"], "'nc1.pinv' is not a family of metrics; did you mean nc1?"),
@@ -44,13 +42,18 @@ def test_names_mean_families_and_unknown_ones_are_told() -> None:
         assert told in str(error.value)
 
 
+def test_metrics_have_distinct_names_labels_and_priorities() -> None:
+    for field in ("name", "label", "priority"):
+        assert len({getattr(metric, field) for metric in METRICS}) == len(METRICS), field
+
+
 @pytest.mark.parametrize("family", ["class", "sample", "within", "nc1", "nc2", "nc3", "nc"])
 def test_one_family_has_its_own_numbers_and_no_others(family: str) -> None:
     features, labels, weights = data()
     whole = moments_of(features, labels).compute(weights)
     record = moments_of(features, labels, only=[family]).compute(weights)
     families = GROUPS.get(family, (family,))
-    expected = {entry.name for entry in ENTRIES if entry.family in families} & set(whole)
+    expected = {metric.name for metric in METRICS if metric.family in families} & set(whole)
     references = {name for name in record if name.startswith("reference.")}
     assert set(record) - references == expected | COUNTS | (OF_SAMPLES if family == "sample" else set())
     assert references == {

@@ -10,20 +10,30 @@ from ckpt_probe.metrics.entropy import entropy_of_spectrum, without_small
 from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
-from ckpt_probe.moments.families import DEFAULT
 from ckpt_probe.moments.grouping import Grouped, Rows
 from ckpt_probe.moments.levels import routes, spectra
 from ckpt_probe.moments.levels.joint_operator import JointOperator, MomentsOperator
 from ckpt_probe.moments.outer_products import add_outer
+from ckpt_probe.moments.registry import DEFAULT, Undefined
 from ckpt_probe.moments.unit_moments import UnitMoments
+
+NO_WEIGHTS = "no classifier weights"
+UNRESOLVED = "sampling does not resolve the eigenvalues that decide this order"
+ZERO_ENTROPY = "the entropy in its denominator is zero up to rounding"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is read: Rényi's orders beside 1, bytes of memory, when sampling stops, which families of metrics.
+    """Selects what is computed from class moments.
 
-    min_samples: rows that a class needs to count as present. exact_limit: largest side of a joint matrix that is
-    solved, in place of the one that memory sets.
+    Attributes:
+        orders: Rényi orders beside 1.
+        memory: Memory budget in bytes.
+        sampling: When sampling of joint entropies stops.
+        families: Names of families of metrics.
+        min_samples: Number of samples that a class needs to count as present.
+        exact_limit: Largest side of a joint matrix that is solved exactly; None: the side that the memory allows.
+        details: Whether eigenvalues are kept.
     """
 
     orders: tuple[float, ...] = ()
@@ -32,21 +42,32 @@ class Options:
     families: frozenset[str] = frozenset(DEFAULT)
     min_samples: int = 1
     exact_limit: int | None = None
+    details: bool = False
 
     @property
     def limit(self) -> int:
-        """Largest side of a joint matrix that is solved and not sampled."""
+        """Return the largest side of a joint matrix that is solved exactly and not sampled."""
         return routes.dense_limit(self.memory, self.exact_limit)
 
     @property
     def all_orders(self) -> tuple[float, ...]:
-        """1 and the orders asked for."""
+        """Return 1 and the other orders."""
         return (1.0, *(order for order in self.orders if order != 1))
 
 
 @dataclass(frozen=True)
 class Level:
-    """Entropies by order of two Grams and of their elementwise product, None where there is no second or no joint."""
+    """Entropies of two Gram matrices and of their elementwise product, at one level (samples or classes).
+
+    Methods raise `Undefined` with the reason if a value does not exist.
+
+    Attributes:
+        entropies: For each order the entropies of both matrices and of the product; None if unknown.
+        eigenvalues: Eigenvalues by name of the matrix.
+        route: Way in which the joint entropy was computed; None without a second matrix.
+        estimate: Result of sampling, or None.
+        left_out: Number of rows without a direction.
+    """
 
     entropies: dict[float, tuple[Tensor, Tensor | None, Tensor | None]]
     eigenvalues: dict[str, Tensor]
@@ -54,11 +75,60 @@ class Level:
     estimate: Estimate | None = None
     left_out: int = 0
 
-    def information(self, order: float) -> Entropies | None:
-        """The three entropies of an order, None where one is not to be had."""
-        first, second, joint = self.entropies[order]
+    def first(self, order: float) -> Tensor:
+        """Return the entropy of the first matrix, in nats."""
+        return self.entropies[order][0]
+
+    def second(self, order: float) -> Tensor:
+        """Return the entropy of the second matrix, in nats."""
+        return self._existing(self.entropies[order][1], order)
+
+    def joint(self, order: float) -> Tensor:
+        """Return the entropy of the elementwise product, in nats."""
+        return self._existing(self.entropies[order][2], order)
+
+    def mutual_information(self, order: float) -> Tensor:
+        """Return the mutual information, in nats."""
+        return self._three(order).mutual_information
+
+    def mir(self, order: float) -> Tensor:
+        """Return the mutual information ratio."""
+        return _nonzero(self._three(order).mir)
+
+    def hdr(self, order: float) -> Tensor:
+        """Return the entropy difference ratio."""
+        return _nonzero(self._three(order).hdr)
+
+    def mir_stderr(self, order: float) -> float:
+        """Return the standard error of the mutual information ratio, 0 if it is exact."""
+        entropies = self._three(order)
+        _nonzero(entropies.mir)
+        if self.estimate is None:
+            return 0.0
+        return self.estimate.stderrs[order] / min(float(entropies.first), float(entropies.second))
+
+    def joint_stderr(self, order: float) -> float:
+        """Return the standard error of a sampled joint entropy."""
+        if self.estimate is None or order not in self.estimate.stderrs:
+            raise Undefined(UNRESOLVED)
+        return self.estimate.stderrs[order]
+
+    def _three(self, order: float) -> Entropies:
         side = max(len(values) for values in self.eigenvalues.values())
-        return None if second is None or joint is None else Entropies(first, second, joint, side)
+        return Entropies(self.first(order), self.second(order), self.joint(order), side)
+
+    def _existing(self, entropy: Tensor | None, order: float) -> Tensor:
+        if entropy is not None:
+            return entropy
+        if self.estimate is not None and order not in self.estimate.entropies:
+            raise Undefined(UNRESOLVED)
+        raise Undefined(self.route.reason if self.route else NO_WEIGHTS)
+
+
+def _nonzero(ratio: Tensor | None) -> Tensor:
+    if ratio is None:
+        raise Undefined(ZERO_ENTROPY)
+    return ratio
 
 
 def sample_level(unit: UnitMoments, weights: Tensor | None, rows: Rows | None, options: Options) -> Level:
@@ -168,7 +238,7 @@ class Within:
         return Within(self.labels[kept], {order: h[kept] for order, h in self.entropies.items()}, eigenvalues)
 
 
-def within_level(unit: UnitMoments, rows: Rows | None, options: Options, *, keep: bool = False) -> Within | None:
+def within_level(unit: UnitMoments, rows: Rows | None, options: Options) -> Within | None:
     """How much the samples of a class differ, for every class; None where neither moments nor rows are at hand."""
     if unit.kind == "total" and rows is None:
         return None
@@ -178,7 +248,7 @@ def within_level(unit: UnitMoments, rows: Rows | None, options: Options, *, keep
         labels.append(numbers)
         for order, found in entropies.items():
             found.append(entropy_of_spectrum(present, alpha=order))
-        if keep:
+        if options.details:
             kept |= {int(n): v[v > 0] for n, v in zip(numbers, present, strict=True)}
     order = torch.argsort(torch.cat(labels))
     return Within(torch.cat(labels)[order], {a: torch.cat(f)[order] for a, f in entropies.items()}, kept)

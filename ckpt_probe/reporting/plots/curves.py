@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_probe.analysis import entries_in
-from ckpt_probe.analysis.entries import references_of
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.moments.registry import metric_named, values_at_collapse
 
 Record = Mapping[str, Any]
 Runs = Sequence[Sequence[Record]]
@@ -37,7 +36,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Metric:
+class PlottedMetric:
     """A metric as a figure names it: label, unit, values at collapse, one where all records agree; what it means."""
 
     name: str
@@ -90,18 +89,18 @@ def position(record: Record, x: str, where: str) -> float | None:
     return value
 
 
-def described(series: Mapping[str, Runs], name: str) -> Metric:
+def described(series: Mapping[str, Runs], name: str) -> PlottedMetric:
     """Label, unit and values at collapse of a metric; its name and none where it is not one of ours."""
     records = _all(series)
-    entry = next((entry for entry in entries_in(records) if entry.name == name), None)
-    if entry is None:
-        return Metric(name, name, "", ())
-    meaning = f"{entry.meaning} ({entry.source})" if entry.source else entry.meaning
-    if isinstance(entry.reference, str):
+    metric = metric_named(name)
+    if metric is None:
+        return PlottedMetric(name, name, "", ())
+    meaning = f"{metric.meaning} ({metric.source})" if metric.source else metric.meaning
+    if isinstance(metric.at_collapse, str):
         for record in records:
-            number(record, entry.reference, name)
-    references = tuple(sorted(value for value in references_of(entry, records) if value is not None))
-    return Metric(name, entry.label, entry.unit, references, meaning)
+            number(record, metric.at_collapse, name)
+    references = tuple(sorted(value for value in values_at_collapse(metric, records) if value is not None))
+    return PlottedMetric(name, metric.label, metric.unit, references, meaning)
 
 
 def _values(records: Sequence[Record], metric: str, split: str | None, x: str, where: str) -> dict[float, float]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ckpt_probe.analysis.entries import ENTRIES
 from ckpt_probe.metrics.regression import line_through
+from ckpt_probe.moments.registry import all_metrics
 from ckpt_probe.reporting.layers_table import Grid, grids_of
 from ckpt_probe.reporting.plots.description import COLOURS, Axis, Frames, LayerMap, Line, LinePlot, MatrixPlot, Style
 from ckpt_probe.reporting.runs import Run
 
-DESCRIBED = frozenset({"depth", "step", "epoch", "separation.slope", "separation.r2", "sample.mir_stderr"})
+DESCRIBED = frozenset({"depth", "step", "epoch", "sample.mir_stderr"})
 """Numbers of a record that say what was measured, or are of all layers at once."""
 
 DECADES = 2
@@ -44,7 +44,7 @@ class LayerLikeness:
 
 def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
     """A heat map, layer by checkpoint, of every number that more than one layer has."""
-    described = {entry.name: (entry.label, entry.meaning) for entry in ENTRIES}
+    described = {metric.name: (metric.label, metric.meaning) for metric in all_metrics()}
     plots = []
     for name in _metrics(runs):
         grids = {run.name: grids_of(run.layered, name) for run in runs if _has(run, name)}
@@ -137,7 +137,7 @@ def _metrics(runs: Iterable[Run]) -> list[str]:
             for name, value in record.items():
                 if isinstance(value, float) and math.isfinite(value) and not _is_described(name):
                     found.setdefault(name, set()).add(str(record["layer"]))
-    order = [entry.name for entry in ENTRIES]
+    order = [metric.name for metric in all_metrics()]
     known = [name for name in order if name in found]
     return [name for name in [*known, *(set(found) - set(order))] if len(found[name]) > 1]
 

@@ -6,20 +6,15 @@ from dataclasses import replace
 from statistics import median
 
 from ckpt_probe.analysis.records import metric_names
+from ckpt_probe.moments.registry import FAMILIES, metric_named
 from ckpt_probe.reporting.plots.description import Axis, Line, LinePlot, colour_of
 from ckpt_probe.reporting.plots.panels import Scales, line_plots, x_axis
 from ckpt_probe.reporting.runs import ORDER, Run, placed
 
-GROUPS = (
-    ("Fit", ("accuracy", "loss", "batch_accuracy", "batch_loss", "learning_rate")),
-    ("Class means and classifier", ("class.",)),
-    ("Neural collapse", ("nc1.", "nc2.", "nc3.", "nc4.", "nc5.", "gnc2.")),
-    ("Within classes", ("within.",)),
-    ("Samples", ("sample.", "centred.")),
-    ("Rényi entropies", ("renyi_",)),
-    ("Barriers", ("barrier.",)),
-)
-OTHERS = "Other numbers"
+RENYI, BARRIERS, OTHERS = "Rényi entropies", "Barriers", "Other numbers"
+FIT = ("batch_accuracy", "batch_loss", "learning_rate")
+"""Numbers of the training log that are shown with accuracy and loss."""
+
 NO_MEASURE = frozenset({"samples", "sample.probes", "sample.seed", "class.probes", "class.seed"})
 """Names whose values say how a number was found, not what it is; so does every standard error."""
 
@@ -51,10 +46,20 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
     plots, more = line_plots(series, [[name] for name in names], Scales(x=axis))
     finished = [_finished(plot, len(series), axis) for plot in plots]
     found = dict(zip(names, finished, strict=True))
-    groups = [(title, [found[name] for name in names if name.startswith(starts)]) for title, starts in GROUPS]
-    known = tuple(start for _, starts in GROUPS for start in starts)
-    groups.append((OTHERS, [found[name] for name in names if not name.startswith(known)]))
-    return [(title, held) for title, held in groups if held], [*notes, *more]
+    titles = [*dict.fromkeys(family.group for family in FAMILIES), RENYI, BARRIERS, OTHERS]
+    groups = [(title, [found[name] for name in names if _group_of(name) == title]) for title in titles]
+    return [(title, plots) for title, plots in groups if plots], [*notes, *more]
+
+
+def _group_of(name: str) -> str:
+    """Return the title of the group of plots to which a metric belongs."""
+    if name.startswith("renyi_"):
+        return RENYI
+    if name.startswith("barrier."):
+        return BARRIERS
+    metric = metric_named(name)
+    family = "quality" if name in FIT else metric.family if metric else None
+    return next((each.group for each in FAMILIES if each.name == family), OTHERS)
 
 
 def told_by_split(lines: Sequence[Line]) -> tuple[Line, ...]:

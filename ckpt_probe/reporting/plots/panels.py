@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_probe.errors import UsageError, listed
-from ckpt_probe.reporting.plots.curves import Curve, Metric, Runs, axis_of, curves, described
+from ckpt_probe.reporting.plots.curves import Curve, PlottedMetric, Runs, axis_of, curves, described
 from ckpt_probe.reporting.plots.description import (
     DASHES,
     GREY,
@@ -100,7 +100,7 @@ class _Styles:
 def _panel(
     panel: Sequence[str],
     found: Sequence[Curve],
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, PlottedMetric],
     x: Axis,
     log_y: bool,
     styles: _Styles,
@@ -142,7 +142,7 @@ def _panel(
     )
 
 
-def _unseen(found: Sequence[Curve], metrics: Mapping[str, Metric]) -> list[str]:
+def _unseen(found: Sequence[Curve], metrics: Mapping[str, PlottedMetric]) -> list[str]:
     """What a logarithmic axis cannot show, in words."""
     below = sum(value <= 0 for curve in found for value in curve.mean)
     flat = [metric.label for metric in metrics.values() if any(value <= 0 for value in metric.references)]

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis.entries import CLASS_ENTRIES
 from ckpt_probe.metrics.theory import simplex_exists
+from ckpt_probe.moments.registry import CLASS_METRICS
 from ckpt_probe.reporting.plots.description import ClassTable, Column, Frames, MatrixPlot, SpectrumPlot
 from ckpt_probe.reporting.runs import Picture, Run
 
@@ -85,10 +85,10 @@ def spectrum_plots(runs: Sequence[Run]) -> tuple[list[SpectrumPlot], list[str]]:
 def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
     """The numbers of each class, and what was left out, in words."""
     rows = [row for run in runs for picture in run.pictures for row in picture.per_class]
-    columns = [entry for entry in CLASS_ENTRIES if entry.name != NEAREST and any(entry.name in row for row in rows)]
+    columns = [m for m in CLASS_METRICS if m.name != NEAREST and any(m.name in row for row in rows)]
     if not columns:
         return None, []
-    names = [entry.name for entry in columns]
+    names = [metric.name for metric in columns]
     labels = {run.name: sorted({row["class"] for p in run.pictures for row in p.per_class}) for run in runs}
 
     def numbers(run: Run, picture: Picture) -> np.ndarray | None:
@@ -102,7 +102,7 @@ def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
     kept = _kept(runs, sum(values.size for _, _, _, values in entries), "classes", notes)
     frames = _frames(entries, kept)
     told = {run.name: tuple(run.label(c) for c in labels[run.name]) for run in runs if labels[run.name]}
-    shown = tuple(Column(entry.name, entry.label, entry.meaning) for entry in columns)
+    shown = tuple(Column(metric.name, metric.label, metric.meaning) for metric in columns)
     nearest = tuple(_nearest(runs, frame, labels[frame.run]) for frame in frames)
     meaning = "one row a class, of the checkpoint that the slider stands at"
     return ClassTable("classes", "Classes", meaning, shown, frames, told, nearest), notes

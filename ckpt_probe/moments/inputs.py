@@ -1,0 +1,200 @@
+"""Inputs of metrics: class means, scatter and entropies, each of which is computed when a metric first uses it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.metrics import collapse, pairs
+from ckpt_probe.metrics.gram import where_float64_is
+from ckpt_probe.metrics.rounding import near_one, rounding, row_lengths, without_rounding
+from ckpt_probe.moments.grouping import Rows
+from ckpt_probe.moments.levels.entropies import (
+    NO_WEIGHTS,
+    Level,
+    Options,
+    Within,
+    class_level,
+    sample_level,
+    within_level,
+)
+from ckpt_probe.moments.registry import COINCIDE, MEANS, WEIGHTS, Undefined
+from ckpt_probe.moments.scatter import Scatter
+from ckpt_probe.moments.unit_moments import UnitMoments
+
+HIDING_SHARE = 1e-5
+"""NC1 is computed from the rows if the rounding of Σ_W exceeds this share of it."""
+
+HIDDEN = "along the class means the spread is below the rounding of Σ_W, and the features are not available"
+ONE_CLASS = "only one class has samples"
+FEW_CLASSES = "fewer than two classes have as many samples as a class needs"
+OVER_BUDGET = "second moments per class exceed the memory budget"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Quantities of all pairs of class means; those that no family of metrics needs were not computed."""
+
+    distances: pairs.Cdnv
+    angles: pairs.Equiangular
+    evenness: pairs.Uniformity
+
+
+class Inputs:
+    """Provides the inputs of metrics, for k classes that have enough samples.
+
+    Args:
+        scatter: Class means and scatter, in its own unit.
+        unit: Second moments of unit rows, or None.
+        weights: Classifier weights (C, D), float64.
+        label_rows: Rows (C, E) that stand for the labels at sample level in place of weights. Class means are then not
+            compared with weights.
+        blocks: Starts a new pass over the rows, if they are available.
+        options: Families of metrics, orders and limits.
+
+    Attributes:
+        present: Labels of the classes that have enough samples, (k,).
+        unavailable: Reason for each requirement of metrics that is not fulfilled.
+    """
+
+    def __init__(
+        self,
+        scatter: Scatter,
+        unit: UnitMoments | None,
+        weights: Tensor | None,
+        *,
+        label_rows: Tensor | None = None,
+        blocks: Rows | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self.scatter = scatter
+        self.unit = unit
+        self.options = options or Options()
+        self.compares_means = label_rows is None
+        self.present = (scatter.counts >= self.options.min_samples).nonzero().squeeze(1)
+        self.samples = int(scatter.counts.sum())
+        self.features = scatter.means.shape[1]
+        self.unavailable: dict[str, str] = {}
+        if len(self.present) < 2:
+            self.unavailable[MEANS] = ONE_CLASS if self.options.min_samples == 1 else FEW_CLASSES
+        if weights is None and label_rows is None:
+            self.unavailable[WEIGHTS] = NO_WEIGHTS
+        self._all_weights = weights
+        self._label_rows = weights if label_rows is None else label_rows
+        self._blocks = blocks
+
+    @cached_property
+    def class_means(self) -> Tensor:
+        """Return the means of the classes, (k, D)."""
+        return _rows_at(self.scatter.means, self.present)
+
+    @cached_property
+    def means(self) -> Tensor:
+        """Return the class means minus their mean, (k, D); rows that are no longer than their rounding are zero."""
+        return without_rounding(self.class_means - self.class_means.mean(dim=0), self._centred_sizes)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Return the classifier weights of the classes, scaled by a power of two to a size near 1, (k, D)."""
+        if self._all_weights is None:
+            raise Undefined(NO_WEIGHTS)
+        return near_one(_rows_at(self._all_weights, self.present))
+
+    @cached_property
+    def variances(self) -> Tensor:
+        """Return the mean ‖z − μ_c‖² of each class, (k,); values that are rounding are zero."""
+        return spreads(self.scatter)[self.present]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Return the quantities of pairs of classes; each pair is visited once for all of them."""
+        unit, lengths = pairs.unit_or_zero(self.means), row_lengths(self.means)
+        quantities = Pairs(
+            pairs.Cdnv(self.variances, self.class_means, lengths, self._sizes),
+            pairs.Equiangular(unit),
+            pairs.Uniformity(unit, self._centred_sizes / torch.where(lengths > 0, lengths, 1.0)),
+        )
+        of_families = {"nc1": [quantities.distances], "nc2": [quantities.angles, quantities.evenness]}
+        visitors = [one for name, some in of_families.items() if name in self.options.families for one in some]
+        pairs.visit(unit, visitors)
+        return quantities
+
+    @cached_property
+    def nc1(self) -> float:
+        """Return NC1. If a few rows are so long that their products hide the spread, it is computed from the rows."""
+        axes = collapse.between_axes(self.means, float(self._centred_sizes.square().mean().sqrt()))
+        if axes is None:
+            raise Undefined(COINCIDE)
+        if not bool(spreads(self.scatter).any()):
+            return 0.0
+        within = self.scatter.covariance()
+        spread = float(((axes @ within) * axes).sum())
+        # Each product of entries was rounded once, up or down; the largest ones are on the diagonal.
+        hidden = rounding(1, float((axes.square() @ within.diagonal()).sum()), self.scatter.dtype)
+        if hidden > HIDING_SHARE * spread:
+            if self._blocks is None:
+                raise Undefined(HIDDEN)
+            spread = _spread_of_rows(axes, self.scatter, self._blocks)
+        return spread / len(self.means)
+
+    @cached_property
+    def rows(self) -> Level:
+        """Return the entropies of all samples: features, and the weight rows of their labels."""
+        assert self.unit is not None
+        return sample_level(self.unit, self._label_rows, self._blocks, self.options)
+
+    @cached_property
+    def classes(self) -> Level:
+        """Return the entropies of class means and classifier weights."""
+        return class_level(self.means, None if self._all_weights is None else self.weights, self.options)
+
+    @cached_property
+    def within_classes(self) -> Within | None:
+        """Return the entropies of the rows of each class; None if neither moments nor rows are available."""
+        assert self.unit is not None
+        within = within_level(self.unit, self._blocks, self.options)
+        return within.of(self.present) if within is not None and self.options.min_samples > 1 else within
+
+    def within(self, order: float) -> Tensor:
+        """Return the entropy of the rows of each class, (k,)."""
+        if self.within_classes is None:
+            raise Undefined(OVER_BUDGET)
+        if not len(self.within_classes.labels):
+            raise Undefined(FEW_CLASSES)
+        return self.within_classes.entropies[order]
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        """Return the rounding of each class mean, (k,)."""
+        return rounding(self.scatter.counts[self.present], self.scatter.lengths[self.present])
+
+    @cached_property
+    def _centred_sizes(self) -> Tensor:
+        """Return the rounding of each centred class mean, (k,)."""
+        lengths = self.scatter.lengths[self.present]
+        return self._sizes + self._sizes.mean() + rounding(len(lengths), lengths.mean())
+
+
+def spreads(scatter: Scatter) -> Tensor:
+    """Return the mean ‖z − μ_c‖² of each class, (C,); zero where the distances are the rounding of the mean."""
+    counts = scatter.counts.clamp(min=1)
+    variances = scatter.squares / counts
+    return torch.where(variances.sqrt() > rounding(counts, scatter.lengths), variances, 0.0)
+
+
+def _spread_of_rows(axes: Tensor, scatter: Scatter, blocks: Rows) -> float:
+    """Return Σ_j a_jᵀ Σ_W a_j for axes a_j (r, D), computed from the rows; products that are rounding are zero."""
+    total, widths = 0.0, row_lengths(axes)
+    for features, labels in blocks():
+        block = where_float64_is(features).to(axes.device, torch.float64) / scatter.unit
+        away = block - scatter.means[labels.to(axes.device, torch.int64)]
+        along = away @ axes.T
+        sizes = rounding(axes.shape[1], row_lengths(block)[:, None] * widths)
+        total += float(torch.where(along.abs() > sizes, along, 0.0).square().sum())
+    return total / int(scatter.counts.sum())
+
+
+def _rows_at(rows: Tensor, present: Tensor) -> Tensor:
+    # If all classes are present, a copy would double the memory.
+    return rows if len(present) == len(rows) else rows[present]

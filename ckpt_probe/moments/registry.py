@@ -1,0 +1,412 @@
+"""Registry of metrics. Records, tables, the report page, `--list-metrics` and the documentation read its entries.
+
+To add a metric, add one `Metric` to `METRICS`. A package adds its own by entry points of the group
+`ckpt_probe.metrics`.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ckpt_probe.errors import UsageError, listed
+from ckpt_probe.metrics import collapse
+from ckpt_probe.metrics.theory import simplex_exists
+from ckpt_probe.plugins import registered
+
+if TYPE_CHECKING:
+    from ckpt_probe.moments.record import Inputs
+
+ENTRY_POINTS = "ckpt_probe.metrics"
+
+SONG = "Song et al., arXiv 2409.16767"
+PAPYAN = "Papyan, Han and Donoho 2020"
+GALANTI = "Galanti et al. 2021"
+ROY = "Roy and Vetterli 2007"
+SKEAN = "Skean et al. 2025"
+HE_SU = "He and Su 2023"
+LIU = "Liu et al. 2023"
+WU = "Wu and Papyan 2024"
+WEI = "Wei et al. 2024"
+AMMAR = "Ammar et al. 2024"
+
+TOWARD = "toward reference"
+
+MEANS, WEIGHTS, SCATTER, UNIT_ROWS = "class means", "classifier weights", "within-class scatter", "unit rows"
+LOGITS, SECOND_PASS, CENTRED, OUTSIDE = "logits", "second pass", "centred features", "outside data"
+LAYERS, SERIES = "several layers", "series of dumps"
+"""Requirements of metrics.
+
+Class means are always accumulated; the within-class scatter and the unit rows only if a metric requires them.
+Predictions with losses can replace logits. The second pass goes over the features once the class means are known;
+centred features take two more passes. Outside data are of classes that were not trained on.
+"""
+
+FROM_MOMENTS = frozenset({MEANS, WEIGHTS, SCATTER, UNIT_ROWS})
+"""Requirements that class moments and classifier weights fulfil."""
+
+
+class Undefined(Exception):
+    """Raised by the function of a metric that has no value; the text is the reason, for `missing` in the record."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Describes metrics that are computed together.
+
+    Attributes:
+        name: Name, for `only`.
+        meaning: Description of one line.
+        cost: Multiplications for N rows of D features and C classes.
+        group: Title of the group of plots on the report page.
+        on_request: Whether the family is computed only if it is requested.
+        any_layer: Whether the family applies to layers before the penultimate one.
+    """
+
+    name: str
+    meaning: str
+    cost: str
+    group: str
+    on_request: bool = False
+    any_layer: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Describes and computes one metric of a record.
+
+    Attributes:
+        name: Dotted name in the record.
+        label: Short label for tables.
+        meaning: Description of one line.
+        family: Name of the family of metrics to which it belongs.
+        function: Returns the value for `Inputs`, or raises `Undefined` with the reason why there is none. With
+            `all_orders`, its second argument is the order of the entropy. None for a metric that is computed from other
+            sources than the rows of one layer (see `requires`).
+        requires: Requirements, such as `MEANS` or `UNIT_ROWS`.
+        unit: Unit, empty for a plain number.
+        direction: "up", "down", "toward reference", or empty if neither is better.
+        at_collapse: Value at neural collapse, or the name of that value in the record; None if unknown.
+        source: Publication that defines the metric.
+        priority: Metrics with lower numbers keep their column longer in a narrow terminal.
+        all_orders: Whether the metric exists for every Rényi order.
+        of_simplex: Whether the value at collapse exists only if the classes can form a simplex (C ≤ D + 1).
+        of_weights: Whether only records of classifier weights alone have the metric.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    family: str
+    priority: int = 100
+    function: Callable[..., float | Tensor] | None = None
+    requires: tuple[str, ...] = (MEANS,)
+    unit: str = ""
+    direction: str = ""
+    at_collapse: str | float | None = None
+    source: str = ""
+    all_orders: bool = False
+    of_simplex: bool = False
+    of_weights: bool = False
+
+
+SAMPLED = "sampled with an error bar if that side exceeds 12,000 or the memory budget"
+COLLAPSE, SAMPLES = "Neural collapse", "Samples"
+FAMILIES = (
+    Family("quality", "accuracy and loss", "N·C·D; none if logits or predictions are stored", "Fit"),
+    Family(
+        "class",
+        "entropies, MIR and HDR of class means and weights",
+        f"N·D + C·D·min(C, D); joint entropy: a side of min(C, D·min(C, D)), cubed, {SAMPLED}",
+        "Class means and classifier",
+    ),
+    Family("nc1", "NC1, CDNV and separation", "N·D² + C·D·min(C, D) + C²·D/2", COLLAPSE, any_layer=True),
+    Family(
+        "nc2", "NC2, and its generalisation to more classes than dimensions", "N·D + C²·D", COLLAPSE, any_layer=True
+    ),
+    Family("nc3", "NC3 and its uniformity", "N·D + C·D", COLLAPSE),
+    Family(
+        "nc4",
+        "NC4 and nearest class means",
+        "N·C·D in a second pass; twice if no predictions are known",
+        COLLAPSE,
+        any_layer=True,
+    ),
+    Family("within", "entropy of the rows of each class", "N·D² + C·D³ at most", "Within classes", any_layer=True),
+    Family(
+        "sample",
+        "entropies, MIR and HDR of the features of all samples and the weight rows of their labels",
+        f"N·D² + D³; joint entropy: a side of min(N, D·min(C, D)), cubed, {SAMPLED}",
+        SAMPLES,
+        any_layer=True,
+    ),
+    Family("centred", "sample level of features minus their mean", "that of sample, in two more passes", SAMPLES, True),
+    Family("nc5", "class means compared with data of other classes, named by --outside", "N·D + C·D", COLLAPSE, True),
+)
+GROUPS = {"nc": ("nc1", "nc2", "nc3", "nc4")}
+"""Short names for several families."""
+
+DEFAULT = tuple(family.name for family in FAMILIES if not family.on_request)
+"""Families that are computed if none are named."""
+
+
+def _defined(value: float | Tensor | None, reason: str) -> float | Tensor:
+    """Return a value; raise `Undefined` with the reason if it is None."""
+    if value is None:
+        raise Undefined(reason)
+    return value
+
+
+COINCIDE = "class means coincide"
+SAME_DIRECTION = "two class means have the same direction"
+ZERO_WEIGHTS = "a row of classifier weights has zero length"
+
+
+def _separation(inputs: "Inputs") -> float | Tensor:
+    value = collapse.separation(inputs.nc1, len(inputs.means))
+    return _defined(value, "samples do not differ within their classes")
+
+
+def _duality(inputs: "Inputs") -> float | Tensor:
+    value = collapse.duality(inputs.weights, inputs.means)
+    return _defined(value, ZERO_WEIGHTS if bool(inputs.means.any()) else COINCIDE)
+
+
+def _spread_of_cosines(inputs: "Inputs") -> float | Tensor:
+    value = collapse.duality_uniformity(inputs.weights, inputs.means)
+    return _defined(value, "a class mean or a row of classifier weights has zero length")
+
+
+def _normalized_entropy(inputs: "Inputs") -> float | Tensor:
+    side = min(inputs.samples - inputs.rows.left_out, inputs.features)
+    if side < 2:
+        raise Undefined("one sample or one feature has one direction")
+    return inputs.rows.first(1.0) / math.log(side)
+
+
+_OF_MEANS, _OF_BOTH, _OF_SCATTER = (MEANS,), (MEANS, WEIGHTS), (MEANS, SCATTER)
+_OF_ROWS, _OF_PAIRS = (UNIT_ROWS,), (UNIT_ROWS, WEIGHTS)
+_MIR, _HDR, _ENTROPY, _UNIFORMITY = "reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity"
+
+REFERENCES = {"class": (_MIR, _HDR, _ENTROPY), "nc2": (_UNIFORMITY,)}
+"""Names of the values at neural collapse that a record has for each family."""
+
+# Each entry: name, label, meaning, family, priority,
+#             function of the inputs d (and the order a), requirements, unit, direction, value at collapse, source.
+# fmt: off
+METRICS = (
+    Metric("accuracy", "acc", "share of samples predicted correctly", "quality", 1,
+           None, (LOGITS,), "", "up"),
+    Metric("loss", "loss", "mean cross-entropy", "quality", 2,
+           None, (LOGITS,), "nats", "down"),
+    Metric("class.mir", "MIR", "class means and weights: MIR", "class", 3,
+           lambda d, a: d.classes.mir(a), _OF_BOTH, "", TOWARD, _MIR, SONG, all_orders=True, of_simplex=True),
+    Metric("class.hdr", "HDR", "class means and weights: HDR", "class", 4,
+           lambda d, a: d.classes.hdr(a), _OF_BOTH, "", TOWARD, _HDR, SONG, all_orders=True),
+    Metric("nc1.pinv", "NC1", "tr(Σ_W Σ_B⁺)/C", "nc1", 5,
+           lambda d: d.nc1, _OF_SCATTER, "", "down", 0.0, PAPYAN),
+    Metric("class.entropy_means", "H means", "entropy of class means", "class", 6,
+           lambda d, a: d.classes.first(a), _OF_MEANS, "nats", TOWARD, _ENTROPY, SONG,
+           all_orders=True, of_simplex=True),
+    Metric("class.entropy_weights", "H weights", "entropy of classifier weights", "class", 7,
+           lambda d, a: d.classes.second(a), _OF_BOTH, "nats", TOWARD, _ENTROPY, SONG,
+           all_orders=True, of_simplex=True),
+    Metric("within.entropy_mean", "H within", "within-class entropy, mean", "within", 8,
+           lambda d, a: d.within(a).mean(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
+    Metric("sample.mir", "sample MIR", "features and their labels' weight rows: MIR", "sample", 9,
+           lambda d, a: d.rows.mir(a), _OF_PAIRS, source=SONG, all_orders=True),
+    Metric("sample.hdr", "sample HDR", "features and their labels' weight rows: HDR", "sample", 10,
+           lambda d, a: d.rows.hdr(a), _OF_PAIRS, source=SONG, all_orders=True),
+    Metric("nc2.etf", "NC2", "distance of class means from the simplex ETF", "nc2", 11,
+           lambda d: _defined(collapse.etf_distance(d.means), COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN,
+           of_simplex=True),
+    Metric("nc3.duality", "NC3", "distance of class means from weights", "nc3", 12,
+           _duality, _OF_BOTH, "", "down", 0.0, PAPYAN),
+    Metric("nc4.disagreement", "NC4", "prediction is not the nearest mean's class", "nc4", 13,
+           None, (LOGITS, SECOND_PASS), "", "down", 0.0, PAPYAN),
+    Metric("class.mutual_information", "MI", "class means and weights: mutual information", "class", 14,
+           lambda d, a: d.classes.mutual_information(a), _OF_BOTH, "nats", source=SONG, all_orders=True),
+    Metric("sample.entropy_features", "H features", "entropy of the features", "sample", 15,
+           lambda d, a: d.rows.first(a), _OF_ROWS, "nats", source=SONG, all_orders=True),
+    Metric("sample.entropy_normalized", "H norm.", "entropy of the features over log min(N, D)", "sample", 29,
+           _normalized_entropy, _OF_ROWS, source=SKEAN),
+    Metric("sample.effective_rank", "eff. rank", "exp of the features' entropy", "sample", 16,
+           lambda d: d.rows.first(1.0).exp(), _OF_ROWS, source=ROY),
+    Metric("sample.entropy_weights", "H label rows", "entropy of the labels' weight rows", "sample", 17,
+           lambda d, a: d.rows.second(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+    Metric("sample.entropy_joint", "H joint", "entropy of features and weight rows together", "sample", 18,
+           lambda d, a: d.rows.joint(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+    Metric("sample.mutual_information", "sample MI", "features and weight rows: mutual information", "sample", 19,
+           lambda d, a: d.rows.mutual_information(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+    Metric("sample.mir_stderr", "MIR s.e.", "standard error of sample.mir, 0 if exact", "sample", 28,
+           lambda d, a: d.rows.mir_stderr(a), _OF_PAIRS, all_orders=True),
+    Metric("within.entropy_max", "H within max", "within-class entropy, largest", "within", 20,
+           lambda d, a: d.within(a).max(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
+    Metric("nc1.cdnv", "CDNV", "class-distance normalised variance", "nc1", 21,
+           lambda d: _defined(d.pairs.distances.value, COINCIDE), _OF_MEANS, "", "down", 0.0, GALANTI),
+    Metric("separation", "log sep.", "log tr(Σ_W Σ_B⁺), separation fuzziness", "nc1", 30,
+           _separation, _OF_SCATTER, "", "down", None, HE_SU),
+    Metric("nc2.equinorm_means", "equinorm μ", "std/mean of class mean norms", "nc2", 22,
+           lambda d: _defined(collapse.equinorm(d.means), COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN),
+    Metric("nc2.equinorm_weights", "equinorm w", "std/mean of weight norms", "nc2", 23,
+           lambda d: _defined(collapse.equinorm(d.weights), ZERO_WEIGHTS), _OF_BOTH, "", "down", 0.0, PAPYAN),
+    Metric("nc2.equiangular_means", "equiang. μ", "mean |cos + 1/(C−1)|, means", "nc2", 24,
+           lambda d: _defined(d.pairs.angles.value, COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN, of_simplex=True),
+    Metric("nc2.equiangular_weights", "equiang. w", "mean |cos + 1/(C−1)|, weights", "nc2", 25,
+           lambda d: _defined(collapse.equiangular(d.weights), ZERO_WEIGHTS), _OF_BOTH, "", "down", 0.0, PAPYAN,
+           of_simplex=True),
+    Metric("gnc2.uniformity", "GNC2", "mean log(1/‖m̂ − m̂'‖)", "nc2", 31,
+           lambda d: _defined(d.pairs.evenness.mean, SAME_DIRECTION), _OF_MEANS, "", TOWARD, _UNIFORMITY, LIU),
+    Metric("gnc2.spread", "GNC2 s.d.", "standard deviation of log(1/‖m̂ − m̂'‖) over pairs", "nc2", 32,
+           lambda d: _defined(d.pairs.evenness.spread, SAME_DIRECTION), _OF_MEANS, "", "down", 0.0, WU,
+           of_simplex=True),
+    Metric("nc3.uniformity", "NC3 s.d.", "standard deviation of cos(w, m) over classes", "nc3", 33,
+           _spread_of_cosines, _OF_BOTH, "", "down", 0.0, WU),
+    Metric("nearest_mean_accuracy", "NCM acc", "share nearest to their own class mean", "nc4", 34,
+           None, (SECOND_PASS,), "", "up", 1.0, PAPYAN),
+    Metric("class.effective_rank_weights", "eff. rank w", "effective rank of the weights alone", "class", 35,
+           None, (WEIGHTS,), source=ROY, of_weights=True),
+    Metric("nc2.etf_weights", "NC2 w", "distance of weights from the simplex ETF", "nc2", 36,
+           None, (WEIGHTS,), "", "down", 0.0, PAPYAN, of_simplex=True, of_weights=True),
+    Metric("separation.slope", "sep. slope", "slope of separation over depth", "nc1", 40,
+           None, (MEANS, SCATTER, LAYERS), "", "down", None, HE_SU),
+    Metric("separation.r2", "sep. R²", "how well a line fits separation over depth", "nc1", 41,
+           None, (MEANS, SCATTER, LAYERS), "", "up", 1.0, HE_SU),
+    Metric("centred.mir", "centred MIR", "sample.mir of features minus their mean", "centred", 26,
+           None, (CENTRED, WEIGHTS), source=SONG),
+    Metric("centred.hdr", "centred HDR", "sample.hdr of features minus their mean", "centred", 27,
+           None, (CENTRED, WEIGHTS), source=SONG),
+    Metric("centred.effective_rank", "centred rank", "effective rank of features minus their mean", "centred", 37,
+           None, (CENTRED,), source=WEI),
+    Metric("erank.difference", "Δ rank", "effective rank of the first checkpoint minus this one's", "centred", 38,
+           None, (CENTRED, SERIES), source=WEI),
+    Metric("nc5.cosine", "NC5", "mean |cos(μ_c − μ_G, μ_out − μ_G)|", "nc5", 39,
+           None, (MEANS, OUTSIDE), "", "down", 0.0, AMMAR),
+)
+
+CLASS_METRICS = (
+    Metric("samples", "samples", "samples of the class", "", 1),
+    Metric("mean_norm", "‖mean‖", "norm of the class mean", "", 2),
+    Metric("variance", "variance", "mean ‖z − μ_c‖² in the class", "", 3, None, _OF_MEANS, "", "down", 0.0, GALANTI),
+    Metric("within.entropy", "H within", "entropy of the class's own rows", "", 4,
+           None, _OF_ROWS, "nats", "down", 0.0, SONG),
+    Metric("nearest.own", "own mean", "share of samples nearest to their own class mean", "", 5,
+           None, (SECOND_PASS,), "", "up", 1.0, PAPYAN),
+    Metric("nearest.confusion", "nearest means", "class:samples nearest to its mean, most first", "", 6,
+           None, (SECOND_PASS,), source=PAPYAN),
+)
+# fmt: on
+"""Columns of `--per-class`, one row per class."""
+
+
+def metric_named(name: str) -> Metric | None:
+    """Return the metric of a name in a record, such as `class.mir` or `renyi_2.class.mir`; None if unknown.
+
+    At collapse the entropies of a simplex are equal at every order; the entropy of the joint matrix, and MIR, are not.
+    """
+    known = _by_name()
+    if name in known:
+        return known[name]
+    order = re.fullmatch(r"renyi_([^.]+(?:\.\d+)?)\.(.+)", name)
+    metric = known.get(order[2]) if order else None
+    if order is None or metric is None or not metric.all_orders:
+        return None
+    at_collapse = None if metric.at_collapse == _MIR else metric.at_collapse
+    return replace(metric, name=name, label=f"{metric.label} α={order[1]}", at_collapse=at_collapse, priority=1000)
+
+
+def metrics_in(records: Iterable[Mapping[str, Any]]) -> list[Metric]:
+    """Return the metrics that at least one record has, in the order of tables; those of Rényi orders come last."""
+    names = dict.fromkeys(name for record in records for name in record)
+    metrics = [metric for metric in (CLASS_METRICS if "class" in names else all_metrics()) if metric.name in names]
+    present = {metric.name for metric in metrics}
+    others = [metric_named(name) for name in names if name.startswith("renyi_")]
+    return [*metrics, *(metric for metric in others if metric is not None and metric.name not in present)]
+
+
+def values_at_collapse(metric: Metric, records: Iterable[Mapping[str, Any]]) -> list[float | None]:
+    """Return the distinct values at collapse of a metric over the records that have it; None for an undefined one."""
+    values = (_value_at_collapse(metric, record) for record in records if record.get(metric.name) is not None)
+    return list(dict.fromkeys(values))
+
+
+def _value_at_collapse(metric: Metric, record: Mapping[str, Any]) -> float | None:
+    classes, features = record.get("classes"), record.get("features")
+    # Records of earlier versions contain the values of a simplex that does not exist.
+    left = None if classes is None else classes - (record.get("classes_left_out") or 0)
+    if metric.of_simplex and left is not None and not simplex_exists(left, features):
+        return None
+    return record.get(metric.at_collapse) if isinstance(metric.at_collapse, str) else metric.at_collapse
+
+
+def all_metrics() -> tuple[Metric, ...]:
+    """Return the builtin metrics and those that installed packages register."""
+    return (*METRICS, *_installed(tuple(sys.path))[0])
+
+
+def package_functions() -> dict[str, Callable[..., Mapping[str, float]]]:
+    """Return the functions that installed packages register, each of which computes the metrics of one family."""
+    return _installed(tuple(sys.path))[1]
+
+
+def family_names() -> tuple[str, ...]:
+    """Return the names of all families, those of installed packages last."""
+    metrics, functions = _installed(tuple(sys.path))
+    return tuple(dict.fromkeys([*(f.name for f in FAMILIES), *(metric.family for metric in metrics), *functions]))
+
+
+def chosen_families(names: Iterable[str] | None) -> frozenset[str]:
+    """Return the families with these names, or the default families and those of installed packages for None.
+
+    Raises:
+        UsageError: If a name is unknown, or there is no name.
+    """
+    known = family_names()
+    if names is None:
+        return frozenset(known) - {family.name for family in FAMILIES if family.on_request}
+    families: set[str] = set()
+    for name in names:
+        if name not in GROUPS and name not in known:
+            raise UsageError(f"`only`: {name!r} is not a family of metrics{_hint(name, [*GROUPS, *known])}")
+        families.update(GROUPS.get(name, (name,)))
+    if not families:
+        raise UsageError(f"`only`: expected at least one family of metrics: {', '.join([*GROUPS, *known])}")
+    return frozenset(families)
+
+
+def requirements(families: Iterable[str]) -> frozenset[str]:
+    """Return the requirements of all metrics of some families."""
+    families = set(families)
+    return frozenset().union(*(metric.requires for metric in all_metrics() if metric.family in families))
+
+
+def _hint(name: str, known: list[str]) -> str:
+    prefix = name.partition(".")[0]
+    close = [prefix] if prefix in known else get_close_matches(name, known, n=1)
+    guess = f"; did you mean {close[0]}?" if close else "."
+    return f"{guess} Families: {listed(known, 20)}"
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> tuple[tuple[Metric, ...], dict[str, Callable[..., Mapping[str, float]]]]:
+    """Return the metrics and the functions that packages on the import path register."""
+    metrics: list[Metric] = []
+    functions = {}
+    for name, entry in registered(ENTRY_POINTS).items():
+        if isinstance(entry, Metric):
+            metrics.append(entry)
+        elif callable(entry):
+            functions[name] = entry
+        else:
+            metrics += entry
+    return tuple(metrics), functions
+
+
+def _by_name() -> dict[str, Metric]:
+    return {metric.name: metric for metric in all_metrics()}
