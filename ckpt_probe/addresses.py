@@ -1,9 +1,9 @@
 """Addresses of remote files (`s3://bucket/run`), and the removal of credentials from addresses and texts."""
 
-import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
@@ -24,10 +24,19 @@ SIGNING_PARAMETERS = re.compile(
     re.I,
 )
 """Names of parameters that sign an address; a later signature of the same address replaces them."""
-SECRETS_VARIABLE = "CKPT_PROBE_ADDRESS_SECRETS"
-"""Environment variable that passes the credentials of addresses to child processes, as JSON."""
 SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 HIDDEN = "[redacted]"
+
+
+class Credentials(dict[str, tuple[str, str]]):
+    """`user:password` and signing parameters by address; they do not show in a log of the arguments of a task."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} addresses)"
+
+
+_credentials = Credentials()
+"""Credentials that were removed from addresses. They stay in memory: child processes inherit the environment."""
 
 
 class Address(type(Path())):
@@ -84,17 +93,33 @@ def credentials(address: str) -> tuple[str, str]:
     Returns:
         `user:password` and the signing parameters (`Signature=…`); "" for each that is unknown.
     """
-    stored = _stored()
-    if address in stored:
-        return stored[address][0], stored[address][1]
-    parents = [parent for parent in stored if address.startswith(f"{parent}/")]
-    return (stored[max(parents, key=len)][0], "") if parents else ("", "")
+    if address in _credentials:
+        return _credentials[address]
+    parents = [parent for parent in _credentials if address.startswith(f"{parent}/")]
+    return (_credentials[max(parents, key=len)][0], "") if parents else ("", "")
+
+
+def all_credentials() -> Credentials:
+    """Return a copy of all credentials that were removed from addresses, to send with a task to another process."""
+    return Credentials(_credentials)
+
+
+@contextmanager
+def use_credentials(received: Mapping[str, tuple[str, str]]) -> Iterator[None]:
+    """Use the credentials that another process has sent with a task, until the end of the context."""
+    before = dict(_credentials)
+    _credentials.update(received)
+    try:
+        yield
+    finally:
+        _credentials.clear()
+        _credentials.update(before)
 
 
 def redacted(text: str) -> str:
     """Remove all credentials that this process knows from a text, such as the error message of a library."""
     secrets = {os.environ.get(name, "") for name in SECRET_VARIABLES}
-    for user, query in _stored().values():
+    for user, query in _credentials.values():
         secrets |= {user, user.partition(":")[2], query, *(value for _, value in parse_qsl(query))}
         secrets |= {unquote(user), unquote(user.partition(":")[2])}
         secrets |= {part.partition("=")[2] for part in query.split("&")}
@@ -157,24 +182,15 @@ def _split_query(path_and_query: str) -> tuple[str, str]:
 
 
 def _store(address: str, user: str, query: str) -> None:
-    stored = dict(_stored())
-    before = stored.get(address)
+    before = _credentials.get(address)
     if before is not None and _without_signature(before[1]) != _without_signature(query):
         raise UsageError(
             f"{address}: used twice with different parameters after the question mark, which may name different files; "
             "use one of them at a time"
         )
-    stored[address] = [user, query]
-    os.environ[SECRETS_VARIABLE] = json.dumps(stored)
+    _credentials[address] = (user, query)
 
 
 def _without_signature(query: str) -> str:
     """Return the parameters that do not belong to a signature, and so may identify the file."""
     return urlencode(sorted(pair for pair in parse_qsl(query) if not SIGNING_PARAMETERS.match(pair[0])))
-
-
-def _stored() -> Mapping[str, list[str]]:
-    try:
-        return json.loads(os.environ.get(SECRETS_VARIABLE, "{}"))
-    except ValueError:
-        return {}

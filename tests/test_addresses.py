@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from ckpt_probe import addresses
 from ckpt_probe.addresses import (
-    SECRETS_VARIABLE,
     Address,
+    all_credentials,
     clean_words,
     credentials,
     is_address,
     place,
     redacted,
     refuse_address,
+    use_credentials,
     without_credentials,
 )
 from ckpt_probe.errors import UsageError
@@ -22,7 +24,7 @@ from ckpt_probe.errors import UsageError
 
 @pytest.fixture(autouse=True)
 def _nothing_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SECRETS_VARIABLE, "{}")
+    monkeypatch.setattr(addresses, "_credentials", addresses.Credentials())
 
 
 @pytest.mark.parametrize("text", ["s3://b/run/a.pt", "gs://b/run", "https://h/a.pt", "http://h:80/x", "hf://o/r/a.bin"])
@@ -53,6 +55,17 @@ def test_user_and_parameters_are_put_aside_and_found_again() -> None:
     assert str(place(found)) == found
     assert credentials(f"{found}/deeper") == ("ann:pa%40ss", "")
     assert credentials("https://host/other") == ("", "")
+
+
+def test_credentials_reach_another_process_with_a_task_and_never_through_the_environment() -> None:
+    place("https://ann:hunter22@h/a?sig=sig-nature")
+    sent = pickle.loads(pickle.dumps(all_credentials()))
+    assert not [value for value in os.environ.values() if "hunter22" in value or "sig-nature" in value]
+    assert repr(sent) == "Credentials(1 addresses)"
+    addresses._credentials.clear()
+    with use_credentials(sent):
+        assert credentials("https://h/a") == ("ann:hunter22", "sig=sig-nature")
+    assert credentials("https://h/a") == ("", "")
 
 
 def test_the_slash_that_a_path_drops_does_not_hide_a_password() -> None:
@@ -118,7 +131,7 @@ PARTS = ("hunter22", "sig-nature", "ann:")
 )
 def test_no_credentials_stay_in_a_word_of_any_form(word: str, clean: str) -> None:
     assert without_credentials(word) == clean
-    assert os.environ[SECRETS_VARIABLE] == "{}"
+    assert all_credentials() == {}
     assert clean_words(word) == clean
     assert without_credentials({word: [word, 3, None]}) == {clean: [clean, 3, None]}
     # A second time changes nothing, and what was put aside is in no text of a library either.

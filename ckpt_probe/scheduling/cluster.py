@@ -9,6 +9,7 @@ from queue import Empty, Queue
 from typing import Any
 from uuid import uuid4
 
+from ckpt_probe.addresses import all_credentials
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
 from ckpt_probe.files import code_hash
 from ckpt_probe.scheduling.tasks import Caller, Failed, Lost, attempt
@@ -57,7 +58,7 @@ class Cluster:
         key = f"{self._caller.name}-{next(self._count)}"
         self._numbers[key] = number
         try:
-            future = self._client.submit(attempt, work, item, self._caller, key=key, pure=False)
+            future = self._client.submit(attempt, work, item, all_credentials(), self._caller, key=key, pure=False)
         except Exception as error:
             raise self._gone(error) from error
         self._futures[key] = future

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
+from ckpt_probe.addresses import all_credentials
 from ckpt_probe.children import safe_path
 from ckpt_probe.scheduling.tasks import Lost, attempt
 
@@ -38,7 +39,7 @@ class Processes:
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:
         """Submit a task."""
         with safe_path():
-            self._futures[self._pool.submit(attempt, work, item)] = number
+            self._futures[self._pool.submit(attempt, work, item, all_credentials())] = number
 
     def finished(self) -> list[tuple[int, Any]]:
         """Wait until a task has ended; if a process was killed, all running tasks are lost."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ckpt_probe.addresses import Credentials, redacted, use_credentials
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def made_once(key: Any, make: Callable[[], T]) -> T:
     return _cache[0][1]
 
 
-def attempt(work: Callable[[Any], Any], item: Any, caller: Caller | None = None) -> Any:
+def attempt(work: Callable[[Any], Any], item: Any, credentials: Credentials, caller: Caller | None = None) -> Any:
     """Return the result of `work` for an item, or `Failed`; workers call this.
 
     Only one task runs at a time in a process: the cached model holds the weights of one checkpoint, which another
@@ -116,9 +117,10 @@ def attempt(work: Callable[[Any], Any], item: Any, caller: Caller | None = None)
     Args:
         work: Function of one item.
         item: The item.
+        credentials: Credentials of addresses in the item, used for this task only.
         caller: Process that submitted the task, if the worker may serve several.
     """
-    with _alone:
+    with _alone, use_credentials(credentials):
         return _attempt(work, item, caller)
 
 
@@ -134,4 +136,4 @@ def _attempt(work: Callable[[Any], Any], item: Any, caller: Caller | None) -> An
     except CkptProbeError as error:
         return Failed(str(error), ours=True, wrong_use=isinstance(error, UsageError))
     except Exception as error:
-        return Failed(last_line(error), trace=traceback.format_exc())
+        return Failed(redacted(last_line(error)), trace=redacted(traceback.format_exc()))

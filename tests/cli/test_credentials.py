@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ckpt_probe.addresses import SECRETS_VARIABLE
+from ckpt_probe import addresses
 from ckpt_probe.checkpoints import CheckpointMetadata
 from ckpt_probe.cli.app import run
 from ckpt_probe.extraction import extract_series
@@ -30,7 +30,7 @@ def data(source=None):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(SECRETS_VARIABLE, "{}")
+    monkeypatch.setattr(addresses, "_credentials", addresses.Credentials())
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets.py").write_text(NETS)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from ckpt_probe import addresses
+
 SECRETS = {"AWS_ACCESS_KEY_ID": "AKIDLOOPBACK", "AWS_SECRET_ACCESS_KEY": "s3cr3t-of-loopback-s3cr3t"}
 
 
@@ -213,7 +215,7 @@ def web(tmp_path: Path, serve: Callable[[Any], str]) -> Web:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own, and no address remembered from another."""
-    monkeypatch.setenv("CKPT_PROBE_ADDRESS_SECRETS", "{}")
+    monkeypatch.setattr(addresses, "_credentials", addresses.Credentials())
     monkeypatch.setenv("CKPT_PROBE_CACHE", str(tmp_path / "cache"))
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)

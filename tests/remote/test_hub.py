@@ -82,7 +82,13 @@ def hub(tmp_path: Path, serve: Callable[[Any], str]) -> Served:
     save_file({"large": torch.zeros(2_000_000), "head.weight": torch.ones(3, 4)}, tmp_path / "model.safetensors")
     files = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes(), "config.json": b"{}"}
     state = type("State", (Hub,), {"files": files, "sent": 0, "asked": []})
-    return state, {**os.environ, "HF_ENDPOINT": serve(state), "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
+    hub_variables = {
+        "HF_ENDPOINT": serve(state),
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    return state, {**os.environ, **hub_variables}
 
 
 def test_a_model_of_the_hub_is_inspected_by_its_header(hub: Served, probe_apart: Probe) -> None:
