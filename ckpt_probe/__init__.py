@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from ckpt_probe.analysis.records import read_records
     from ckpt_probe.analysis.similarity import similarity
     from ckpt_probe.analysis.weights import weights
-    from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
+    from ckpt_probe.checkpoints import save_checkpoint
     from ckpt_probe.config import TrainingConfig, load_config
-    from ckpt_probe.dumps import open_dump
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
     from ckpt_probe.integrations import LightningProbe, Probe, RecordMetric, TrainerProbe
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     )
     from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
     from ckpt_probe.moments import Moments
+    from ckpt_probe.opening import load_data, open_checkpoint, open_dump
     from ckpt_probe.paths import barriers, evaluate_path, evaluate_plane
     from ckpt_probe.reporting import to_dataframe
     from ckpt_probe.reporting.outputs import plot, report
@@ -50,9 +50,8 @@ _HOMES = {
     "analysis.records": ("read_records",),
     "analysis.similarity": ("similarity",),
     "analysis.weights": ("weights",),
-    "checkpoints": ("open_checkpoint", "save_checkpoint"),
+    "checkpoints": ("save_checkpoint",),
     "config": ("TrainingConfig", "load_config"),
-    "dumps": ("open_dump",),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
     "integrations": ("LightningProbe", "Probe", "RecordMetric", "TrainerProbe"),
@@ -69,6 +68,7 @@ _HOMES = {
     ),
     "metrics.similarity": ("CKA", "cka", "cka_between", "cka_matrix", "hsic", "mir_between"),
     "moments": ("Moments",),
+    "opening": ("load_data", "open_checkpoint", "open_dump"),
     "paths": ("barriers", "evaluate_path", "evaluate_plane"),
     "reporting": ("to_dataframe",),
     "reporting.outputs": ("plot", "report"),
@@ -111,6 +111,7 @@ __all__ = [
     "hsic",
     "interpolate",
     "load_config",
+    "load_data",
     "losses",
     "matrix_entropy",
     "mir",

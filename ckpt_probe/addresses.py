@@ -60,6 +60,16 @@ def place(path: Path | str) -> Path:
     return Address(without_secrets(str(path))) if is_address(path) else Path(path)
 
 
+def as_path(path: Path | str) -> Path:
+    """Return a text as a path, and a path as it is: `Path(path)` would make a local path of a remote one."""
+    return path if isinstance(path, Path) else Path(path)
+
+
+def local_path(path: Path | str) -> Path:
+    """Return the path of a file or directory on this machine; a remote one is downloaded into the cache."""
+    return Path(os.fspath(path))
+
+
 def without_secrets(text: str) -> str:
     """Return an address without user, password and signature, which are stored for `credentials`.
 

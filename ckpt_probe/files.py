@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.addresses import refuse_address
+from ckpt_probe.addresses import local_path, refuse_address
 from ckpt_probe.errors import DataError, UsageError
 
 LARGEST_OBJECT = 256 * 2**20
@@ -190,7 +190,7 @@ def content_hash(path: Path | str) -> str:
     """Return the hexadecimal SHA-256 of a file; raise DataError if it cannot be read."""
     require_regular(path)
     try:
-        with Path(path).open("rb") as file:
+        with local_path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error

@@ -15,7 +15,7 @@ from ckpt_probe.files import code_hash, write_text
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.registry import ENTRY_POINTS
-from ckpt_probe.remote import beside
+from ckpt_probe.remote import RemotePath, records_directory
 
 FOLDER = ".ckpt-probe-cache"
 LIBRARIES = ("h5py", "numpy", "scipy", "torch")
@@ -99,7 +99,7 @@ class CacheEntry:
 
 def cache_directory(file: Path) -> Path:
     """Return the directory in which the records of a dump are cached."""
-    return beside(file) / FOLDER
+    return (records_directory(file.parent) if isinstance(file, RemotePath) else file.parent) / FOLDER
 
 
 def _from_json(record: dict[str, Any], per_class: list[dict[str, Any]], portrait: dict[str, Any] | None):

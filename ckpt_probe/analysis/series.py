@@ -19,6 +19,7 @@ from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord
 from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
 
@@ -116,7 +117,7 @@ def read_series(
     Arguments, order and errors are those of `analyze`.
     """
     progress, splits = progress or NullProgress(), as_sequence(splits)
-    members = open_dump_series(path)
+    members = open_dump_series(resolve(path))
     task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
     compares_ranks = "centred" in settings.families and len(members) > 1
     first: dict[Any, Record] = {}

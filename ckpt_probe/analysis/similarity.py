@@ -17,6 +17,7 @@ from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
 from ckpt_probe.metrics.similarity import cka_between, mir_between
 from ckpt_probe.moments.subset import ROWS, chosen_rows
 from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
 
 MEASURES = {"cka": cka_between, "mir": mir_between}
 
@@ -114,7 +115,7 @@ def similarity(
         DataError: If rows are not stored, or differ between the dumps, or a layer is missing.
     """
     splits, layers, measures = as_sequence(splits), as_sequence(layers), as_sequence(measures)
-    members = open_dump_series(path)
+    members = open_dump_series(resolve(path))
     asked = tuple(measures or (("cka",) if len(members) > 1 and other is None else ("cka", "mir")))
     unknown = [name for name in asked if name not in MEASURES]
     if unknown:
@@ -122,7 +123,7 @@ def similarity(
     progress = progress or NullProgress()
     if other is None and len(members) > 1:
         return _of_series([member.path for member in members], splits, asked, layers, progress)
-    others = [] if other is None else open_dump_series(other)
+    others = [] if other is None else open_dump_series(resolve(other))
     several = path if len(members) > 1 else other
     if len(members) > 1 or len(others) > 1:
         raise UsageError(f"{several}: several dumps; name one of them, to be compared with the other")

@@ -19,6 +19,7 @@ from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.metrics.theory import simplex_exists, without_simplex
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
 from ckpt_probe.series import step_warnings
 
 
@@ -99,6 +100,7 @@ def _records(
     cache: bool,
     progress: Progress,
 ) -> Iterator[Record]:
+    path, base = resolve(path), resolve(base)
     members = open_series(path, state_key=state_key, base=base)
     records = Cache.of(settings, ["weights"]) if cache else None
     tensor: str | None = None

@@ -7,7 +7,6 @@ from pathlib import Path
 from ckpt_probe.checkpoints.parts import FOLDER, is_part, require_whole, shard_name, shards_beside
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.files import read_object
-from ckpt_probe.remote import read_at, whole
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 """By which a file in a directory is taken for a checkpoint; a file that is named is known by its bytes."""
@@ -114,8 +113,11 @@ def snapshot_in(folder: Path) -> Path:
         return folder
     commits = sorted(entry for entry in snapshots.iterdir() if entry.is_dir())
     reference = folder / "refs" / "main"
-    # No more than a commit's hash is read.
-    main = read_at(reference, 0, 64).decode(errors="replace").strip() if reference.is_file() else None
+    main = None
+    if reference.is_file():
+        with reference.open("rb") as file:
+            # No more than the hash of a commit is read.
+            main = file.read(64).decode(errors="replace").strip()
     chosen = [entry for entry in commits if entry.name == main] or commits
     if len(chosen) == 1:
         return chosen[0]
@@ -129,7 +131,7 @@ def listed_shards(index: Path) -> Mapping[str, str]:
     Raises DataError for what is no index, and where a file is absent or anywhere else than beside the index, also by a
     link.
     """
-    weight_map = read_object(whole(index), "an index of shards").get("weight_map")
+    weight_map = read_object(index, "an index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataError(f"{index}: not an index of shards (it lists no tensor)")
     wanted = {str(name): str(file) for name, file in weight_map.items()}

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.addresses import place
+from ckpt_probe.addresses import as_path
 from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, renamed
 from ckpt_probe.checkpoints.folders import config_beside
 from ckpt_probe.checkpoints.formats import opened
@@ -21,7 +21,6 @@ from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
 from ckpt_probe.keywords import checked_keywords
-from ckpt_probe.remote import brought, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,7 +176,7 @@ class Checkpoint:
 
     def content_hash(self) -> str:
         """SHA-256 of its file; of several, of their names and hashes; of one among several mappings, of its key too."""
-        hashes = [content_hash(whole(file)) for file in self.files]
+        hashes = [content_hash(file) for file in self.files]
         named = "".join(f"{found}  {file.name}\n" for found, file in zip(hashes, self.files, strict=True))
         found = hashes[0] if len(hashes) == 1 else hashlib.sha256(named.encode()).hexdigest()
         return hashlib.sha256(f"{found} {self.state_key}".encode()).hexdigest() if self.others else found
@@ -214,8 +213,6 @@ def open_checkpoint(
 ) -> Iterator[Checkpoint]:
     """Open a checkpoint for the time of the `with`: a file, or a directory that holds one. `formats` lists the kinds.
 
-    An address (`s3://bucket/run/step-100.safetensors`) is read where it is, or fetched into the cache.
-
     state_key: where the tensors lie among what was pickled, keys joined by dots, or what their names begin with, where
     there are several mappings of them. base: the checkpoint that an adapter is merged onto; of use to adapters alone.
     Raises DataError where there is no checkpoint, or one that is damaged, claims more bytes than its files have, or
@@ -224,6 +221,6 @@ def open_checkpoint(
     with ExitStack() as stack:
         onto = None
         if base is not None:
-            onto = stack.enter_context(opened(stack.enter_context(brought(base)), Asked(state_key)))
-        contents = stack.enter_context(opened(stack.enter_context(brought(path)), Asked(state_key, onto)))
-        yield Checkpoint(place(path), contents)
+            onto = stack.enter_context(opened(as_path(base), Asked(state_key)))
+        contents = stack.enter_context(opened(as_path(path), Asked(state_key, onto)))
+        yield Checkpoint(as_path(path), contents)

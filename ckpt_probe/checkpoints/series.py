@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from pathlib import Path
 
+from ckpt_probe.addresses import as_path
 from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, checkpoints_in, snapshot_in
 from ckpt_probe.checkpoints.parts import shard_name
 from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.repeats import have_same_weights
 from ckpt_probe.errors import DataError
-from ckpt_probe.remote import named, shown
 from ckpt_probe.series import Member, in_order, named_step
 
 OF_A_RUN = re.compile(
@@ -27,9 +27,7 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
     weights count too. One whose name has no step, such as `last.ckpt`, and whose weights are those of another is told
     by that one as `also`. state_key, base: as `open_checkpoint`. Raises DataError where there is none, and as that.
     """
-    with shown(path) as local:
-        found = _series(local, state_key, base)
-        return [replace(member, path=named(member.path)) for member in found]
+    return _series(as_path(path), state_key, base)
 
 
 def places_in(path: Path) -> list[tuple[Path, str]]:
@@ -47,10 +45,9 @@ def is_series(path: Path | str) -> bool:
     Raises:
         DataError: For parts of a model, as `checkpoints_in`.
     """
-    with shown(path) as local:
-        folder = snapshot_in(local)
-        files = checkpoints_in(folder) if folder.is_dir() else []
-        return folder.is_dir() and (len(files) != 1 or bool(_runs(folder, files)))
+    folder = snapshot_in(as_path(path))
+    files = checkpoints_in(folder) if folder.is_dir() else []
+    return folder.is_dir() and (len(files) != 1 or bool(_runs(folder, files)))
 
 
 def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None, str | None]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.addresses import is_address, place
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import explicit_options, model_options, source_options, take_arguments
 from ckpt_probe.errors import in_json, listed, printable
@@ -43,7 +42,10 @@ def command(
     """
     from json import dumps
 
-    path, setup = place(path), _setup(state_key, base, options)
+    from ckpt_probe.remote import resolve
+
+    path, base = resolve(path), resolve(base)
+    setup = _setup(state_key, base, options)
     facts = _inspected(path, state_key, base, statistics, setup)
     if verify:
         from ckpt_probe.cli.verification import require_undamaged, verified
@@ -77,7 +79,7 @@ def _inspected(
         if explicit_options().keys() - {"json", "verify"}:
             raise UsageError(f"{path}: a dump; only --json and --verify apply to it")
         return inspect_dump(path)
-    if not path.is_dir() and not is_address(path):
+    if not path.is_dir():
         return inspect_checkpoint(path, state_key, base, statistics, setup)
     from ckpt_probe.checkpoints import open_series
 
@@ -112,7 +114,6 @@ def inspect_checkpoint(
     from dataclasses import asdict
 
     from ckpt_probe.checkpoints import likely_heads, open_checkpoint, quantised
-    from ckpt_probe.remote import named
 
     with open_checkpoint(file, state_key=state_key, base=base) as checkpoint:
         metadata = {**asdict(checkpoint.metadata), "step": None, "epoch": None}
@@ -129,7 +130,7 @@ def inspect_checkpoint(
             "state_key": checkpoint.state_key,
             "other_state_dicts": list(checkpoint.others),
             "not_tensors": list(checkpoint.dropped),
-            "config_directory": str(named(checkpoint.config_directory)) if checkpoint.config_directory else None,
+            "config_directory": str(checkpoint.config_directory) if checkpoint.config_directory else None,
             "metadata": {**{k: v for k, v in metadata.items() if v not in (None, {}, [])}, **foreign},
             "trainer": checkpoint.facts,
             **_head(checkpoint, setup),

@@ -104,6 +104,7 @@ def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
     steps are paired, and the barrier is given for each step.
     """
     from ckpt_probe.checkpoints import is_series
+    from ckpt_probe.remote import resolve
 
     consecutive = options.pop("consecutive")
     if consecutive == (b is not None):
@@ -112,7 +113,7 @@ def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
         raise UsageError("--alpha and --consecutive exclude each other")
     if options["alpha"] is not None and b is not None:
         write_point(a, b, out, options)
-    elif b is None or (is_series(a) and is_series(b)):
+    elif b is None or (is_series(resolve(a)) and is_series(resolve(b))):
         evaluate_runs(a, b, out, options)
     else:
         evaluate_ends(a, b, out, options)

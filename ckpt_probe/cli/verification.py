@@ -19,8 +19,9 @@ def verified(facts: dict[str, Any], state_key: str | None, base: Path | None) ->
         "tensors": number of tensors; "checked": number of those with a hash or checksum; "damaged": error messages.
     """
     from ckpt_probe.cli.console import bars
+    from ckpt_probe.remote import resolve
 
-    files = [Path(part["file"]) for part in facts.get("checkpoints", [facts])]
+    files = [resolve(part["file"]) for part in facts.get("checkpoints", [facts])]
     read, checked, damaged = 0, 0, []
     with bars() as progress, progress.task("verify", None, "tensors") as bar:
         for file in files:
@@ -70,11 +71,8 @@ def _dump(file: Path) -> Iterator[tuple[bool, str | None]]:
 
 
 def _error_of(read: Callable[[str], Any], name: str) -> str | None:
-    from ckpt_probe.remote import told_by_address
-
     try:
-        with told_by_address():
-            read(name)
+        read(name)
     except DataError as error:
         return str(error)
     return None

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.addresses import is_address, place
+from ckpt_probe.addresses import is_address
 from ckpt_probe.data.arguments import as_list, require_known
 from ckpt_probe.data.arrays import read_digits, read_h5, read_idx, read_npz
 from ckpt_probe.data.dataset import default_workers
@@ -18,7 +18,6 @@ from ckpt_probe.data.samples import LabelledData, Split
 from ckpt_probe.data.subset import CHOICES, choose_samples
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.plugins import is_function_name, load_function, registered
-from ckpt_probe.remote import kept
 
 ENTRY_POINTS = "ckpt_probe.data"
 WORKERS = "workers"
@@ -42,9 +41,6 @@ FILES = {
     "parquet": ("ckpt_probe.data.tables", "load_parquet"),
 }
 """Sources that prepare files for a model: module and function (path, arguments, hints, workers) → LabelledData."""
-
-WITH_FILES = frozenset({*ARRAYS, *FILES} - {"digits"})
-"""Sources whose files may be at an address, such as `npz:s3://bucket/digits.npz`."""
 
 SPELLINGS = (
     *("digits", "idx:DIR", "npz:FILE", "h5:FILE", "text:FILE", "imagefolder:DIR", "hf-dataset:DIR", "csv:FILE"),
@@ -78,7 +74,7 @@ def load_data(
     `path/to/file.py:function` is called with `arguments`; see `labelled` for what it may return.
 
     Args:
-        name: Name of the source. Files of a source can be at an address (`npz:s3://bucket/digits.npz`).
+        name: Name of the source.
         arguments: Arguments of the source. For every source, `unlabelled` ignores the labels, and `match` chooses how
             they are matched to the model's classes.
         hints: The model that will receive the data.
@@ -88,12 +84,6 @@ def load_data(
         UsageError: For an unknown name or argument.
         DataError: If a file, or the return value of a function, is not such data.
     """
-    kind, _, location = name.partition(":")
-    if kind in WITH_FILES and is_address(location):
-        address = str(place(location))
-        with kept(address) as local:
-            data = load_data(f"{kind}:{local}", arguments, hints=hints, workers=workers)
-        return replace(data, name=f"{kind}:{address}")
     arguments = dict(arguments or {})
     with _named(name, arguments):
         match = arguments.pop(MATCH, None)
@@ -114,7 +104,7 @@ def functions_named(name: str) -> list[str]:
         name: Name of the data.
     """
     kind, _, location = name.partition(":")
-    if kind in WITH_FILES and is_address(location):
+    if is_address(location):
         return [name]
     builtin = _is_arrays(name) or kind in FILES or _replacement(name, {}) is not None
     return [] if builtin or not is_function_name(name) or name in registered(ENTRY_POINTS) else [name]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from ckpt_probe.addresses import Address, as_path
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.integrity import structure_hash
 from ckpt_probe.dumps.labelled import to_tree
@@ -19,7 +20,6 @@ from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import CLASS_NAMES, opened, own_reads, read_names, require_own
 from ckpt_probe.keywords import checked_keywords
-from ckpt_probe.remote import brought, is_away, named, shown, whole
 from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
 if TYPE_CHECKING:
@@ -202,12 +202,10 @@ class Dump:
 def open_dump(path: Path | str) -> Iterator[Dump]:
     """Open a dump for reading, within a `with` block.
 
-    One at an address (`s3://bucket/dumps/step-000100.h5`) is fetched whole; its `path` is then that of the copy.
-
     Raises DataError if the file is missing, not HDF5, truncated, of a newer format, incomplete (our format without the
     completion mark) or damaged, if the shapes of its arrays do not match, or if it changes while it is open.
     """
-    with brought(path) as local, _unchanged(whole(local)) as dump:
+    with _unchanged(as_path(path)) as dump:
         yield dump
 
 
@@ -246,8 +244,7 @@ def open_dump_series(path: Path | str) -> list[Member]:
     Raises:
         DataError: If there is no dump, or one of them cannot be read.
     """
-    with shown(path) as local:
-        return in_order(_member(file) for file in _files(local))
+    return in_order(_member(file) for file in _files(as_path(path)))
 
 
 def _files(path: Path) -> list[Path]:
@@ -263,12 +260,12 @@ def _files(path: Path) -> list[Path]:
 
 def _member(path: Path) -> Member:
     spelled = named_step(path.stem)
-    if is_away(path) and spelled is not None and spelled[1] == "name":
-        # Not fetched only to be put in order: `extract` spells the step in the name.
-        return Member(named(path), path.stem, spelled[0])
-    with brought(path), opened(whole(path)) as file, own_reads(path):
+    if isinstance(path, Address) and spelled is not None and spelled[1] == "name":
+        # A remote dump is not downloaded only for its step, which `extract` writes into the name.
+        return Member(path, path.stem, spelled[0])
+    with opened(path) as file, own_reads(path):
         _require_sound(path, file)
-        return Member(named(path), path.stem, _step(path, file))
+        return Member(path, path.stem, _step(path, file))
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:

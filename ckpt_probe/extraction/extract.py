@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ckpt_probe.addresses import as_path
 from ckpt_probe.checkpoints import RepeatedWeights, open_series
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.dumps import Provenance, read_provenance, require_split_name
@@ -30,6 +31,7 @@ from ckpt_probe.models import Backbone, Batch, choose_device, choose_taps, find_
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.moments.subset import ROWS
 from ckpt_probe.progress import DeduplicatedProgress, MessageLog, NullProgress, Progress, Task
+from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, remove_abandoned, results
 from ckpt_probe.series import Member, step_warnings
 
@@ -127,9 +129,10 @@ def extract_series(
     setup, storage = from_arguments(Setup, locals()), from_arguments(Storage, locals())
     progress = DeduplicatedProgress(progress or NullProgress())
     staff = Workers(workers, scheduler)
+    source = resolve(source)
     members = open_series(source, state_key=setup.state_key, base=setup.base)
     _require_own_names(members)
-    request = request_of([Path(source)], Path(out), setup, storage)
+    request = request_of([as_path(source)], Path(out), setup, storage)
     order = _Order(members[0].path, setup, storage, Path(out), overwrite, request)
     subject = order.subject()
     done: dict[str, bool] = {}
@@ -202,7 +205,7 @@ def extract_members(
         DataError: As in `extract_series`.
     """
     order, subject, outcomes = None, None, []
-    request = request_of([Path(source)], Path(out), setup, storage)
+    request = request_of([as_path(source)], Path(out), setup, storage)
     progress, so_far, repeated = DeduplicatedProgress(progress), [], RepeatedWeights(setup.state_key, setup.base)
     for member in members:
         if order is None or subject is None:

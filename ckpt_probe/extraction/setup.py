@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ckpt_probe.addresses import is_address
 from ckpt_probe.checkpoints import Checkpoint, open_checkpoint
 from ckpt_probe.dumps import FEATURE_DTYPES, STORES
 from ckpt_probe.errors import UsageError
@@ -16,6 +17,7 @@ from ckpt_probe.metrics.similarity import LEAST_ROWS
 from ckpt_probe.models import POOLINGS
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.moments.subset import ROWS
+from ckpt_probe.remote import resolve
 
 FORWARD_DTYPES = {
     "float32": torch.float32,
@@ -73,6 +75,9 @@ class Setup:
             )
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise UsageError(f"--pooling {self.pooling}: expected one of {', '.join(POOLINGS)}")
+        if self.base is not None and is_address(self.base):
+            # The fields are those of the call, so a local path stays as it is.
+            object.__setattr__(self, "base", resolve(self.base))
         if self.batch_size < 1:
             raise UsageError(f"--batch-size: expected at least 1, found {self.batch_size}")
 

@@ -62,7 +62,7 @@ from ckpt_probe.models import (
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import functions_within, require_named
 from ckpt_probe.progress import Progress, Task
-from ckpt_probe.remote import by_address, here
+from ckpt_probe.remote import local_data, local_texts
 
 SAMPLE = 2
 """Number of samples on which a model is run to find its head."""
@@ -239,7 +239,7 @@ def open_subject(path: Path, setup: Setup) -> Subject:
             or the classifier cannot be found; also as in `choose_taps`.
     """
     with setup.open(path) as checkpoint:
-        stated = _stated_model(checkpoint, setup)
+        directory, stated = checkpoint.config_directory, _stated_model(checkpoint, setup)
         data = _data(path, setup, checkpoint.metadata, _hints(checkpoint, setup, stated))
         splits = tuple(dict.fromkeys(setup.splits or data.splits))
         for split in splits:
@@ -271,8 +271,9 @@ def open_subject(path: Path, setup: Setup) -> Subject:
             hint = _channels_hint(model, inputs, data)
             raise type(error)(f"{path}: model {name}, data {data.name}: {error}{hint}") from error
     notes = tuple(note for note in remarks if note)
-    # A model's directory at an address is in this process's own folder only.
-    return Subject(model, by_address(name), arguments, data, splits, head, sample, setup, device, notes, taps)
+    if directory is not None:
+        name = name.replace(str(local_texts(directory)), str(directory))
+    return Subject(model, name, arguments, data, splits, head, sample, setup, device, notes, taps)
 
 
 def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:
@@ -340,12 +341,12 @@ def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -
 def _hints(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
     """Return the model as data may know it; with the sizes of the checkpoint's own tensors if the data ask for them."""
     name, stated_arguments = stated
-    local = here(checkpoint.path)
     arguments = {**stated_arguments, **(setup.model_arguments or {})}
     complete = None
     if name is not None and not model_functions(name):
         complete = partial(model_arguments, name, arguments, tensors=_shapes(checkpoint))
-    directory = snapshot_in(local) if local.is_dir() else local.parent
+    path = checkpoint.path
+    directory = local_texts(snapshot_in(path) if path.is_dir() else path.parent)
     return ModelHints(name, arguments, directory, complete=complete)
 
 
@@ -365,7 +366,9 @@ def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHi
     if functions := data_functions(name):
         require_named(functions, setup.data, path, f"--data {name}")
         require_named(functions_within(stated), setup.data, path, f"--data {name} --data-arguments …")
-    return load_data(name, arguments, hints=hints, workers=setup.data_workers)
+    with local_data(name) as local:
+        data = load_data(local, arguments, hints=hints, workers=setup.data_workers)
+    return data if local == name else replace(data, name=name)
 
 
 def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dict[str, Any]]:
@@ -376,7 +379,8 @@ def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dic
     """
     metadata = checkpoint.metadata
     if setup.model is None and metadata.model is None:
-        return model_beside(checkpoint.config_directory or checkpoint.path) or (None, {})
+        directory = checkpoint.config_directory
+        return model_beside(checkpoint.path if directory is None else local_texts(directory)) or (None, {})
     if setup.model is None or is_recorded_model(setup.model, metadata.model):
         return setup.model or metadata.model, dict(metadata.model_arguments)
     return setup.model, arguments_taken(setup.model, checkpoint.hyperparameters)

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
+from ckpt_probe.addresses import local_path
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5.lookover import look_over
 
@@ -58,7 +59,7 @@ def opened_here(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(local_path(path), "r")
     except BROKEN as error:
         raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
     with file:

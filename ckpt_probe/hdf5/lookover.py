@@ -9,6 +9,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from ckpt_probe.addresses import local_path
 from ckpt_probe.children import start_module
 from ckpt_probe.errors import DataError
 
@@ -51,7 +52,7 @@ def look_over(path: Path) -> None:
 
 def _has_checksums(path: Path) -> bool:
     """Return whether superblock and root group are of a version with checksums."""
-    with path.open("rb") as file:
+    with local_path(path).open("rb") as file:
         start = file.read(48)
         if start[:8] != SIGNATURE or len(start) < 48 or start[8] < FIRST_WITH_CHECKSUMS or start[9] != 8:
             return False

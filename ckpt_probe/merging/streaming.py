@@ -32,6 +32,7 @@ from ckpt_probe.merging import blending
 from ckpt_probe.merging.digests import Digests
 from ckpt_probe.merging.matching import check_averaged, check_match, match_note
 from ckpt_probe.progress import NullProgress, Progress, Task
+from ckpt_probe.remote import resolve
 
 DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
 OF_A_POINT = frozenset(
@@ -102,14 +103,15 @@ def interpolate(
     progress = progress or NullProgress()
     if not math.isfinite(alpha):
         raise UsageError(f"alpha must be a finite number, found {alpha}")
-    origin = {"a": Path(a).name, "b": Path(b).name, "alpha": alpha, "path": "linear"}
+    a, b, base = resolve(a), resolve(b), resolve(base)
+    origin = {"a": a.name, "b": b.name, "alpha": alpha, "path": "linear"}
     with ExitStack() as stack:
         ends = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in (a, b)]
         ends = _matched(ends, dtype, progress)
         # At either end the checkpoint is copied, bit for bit.
         end = {0.0: ends[:1], 1.0: ends[1:]}.get(alpha)
         work = _Work(ends[0], end or ends, None if end else blending.line(alpha), _dtype(dtype), origin)
-        return work.write(Path(out), [Path(a), Path(b)], threads, overwrite, progress)
+        return work.write(Path(out), [a, b], threads, overwrite, progress)
 
 
 @checked_keywords
@@ -151,12 +153,13 @@ def average(
     chosen = [1 / len(checkpoints)] * len(checkpoints) if weights is None else [float(w) for w in weights]
     if len(chosen) != len(checkpoints) or not all(math.isfinite(weight) for weight in chosen):
         raise UsageError(f"weights: expected {len(checkpoints)} finite numbers, one per checkpoint, found {chosen}")
-    origin = {"average": [Path(path).name for path in checkpoints], "weights": chosen}
+    paths, base = [resolve(path) for path in checkpoints], resolve(base)
+    origin = {"average": [path.name for path in paths], "weights": chosen}
     with ExitStack() as stack:
-        sources = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in checkpoints]
+        sources = [stack.enter_context(open_checkpoint(path, state_key=state_key, base=base)) for path in paths]
         sources = _matched(sources, dtype, progress)
         work = _Work(sources[0], sources, blending.weighted(chosen), _dtype(dtype), origin)
-        return work.write(Path(out), [Path(path) for path in checkpoints], threads, overwrite, progress)
+        return work.write(Path(out), paths, threads, overwrite, progress)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ckpt_probe.checkpoints import State, open_checkpoint
 from ckpt_probe.models import build_model, load_weights, unwrapped
 from ckpt_probe.paths.batchnorm import drop_statistics
 from ckpt_probe.paths.shapes import CURVES, linear
+from ckpt_probe.remote import resolve
 
 MIDDLE = "middle."
 """Prefix of the names of M's tensors in a `CurveNet`."""
@@ -67,12 +68,12 @@ def curve_net(
     """
     middle = build_model(model, model_arguments)
     names = set(middle.state_dict())
-    first, last = (_state(Path(end), key, base, names) for end, key in zip((a, b), state_keys, strict=True))
+    first, last = (_state(resolve(end), key, base, names) for end, key in zip((a, b), state_keys, strict=True))
     load_weights(middle, linear(first, last, 0.5), source=f"{a}, {b}")
     drop_statistics(middle)
     return CurveNet(middle, (first, last), curve)
 
 
 def _state(path: Path, state_key: str | None, base: str | None, names: set[str]) -> State:
-    with open_checkpoint(path, state_key=state_key, base=base) as checkpoint:
+    with open_checkpoint(path, state_key=state_key, base=resolve(base)) as checkpoint:
         return unwrapped(checkpoint.state_dict(), names)

@@ -24,6 +24,7 @@ from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
 from ckpt_probe.paths.shapes import distances, length, path_of
 from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers, claimed_in_turn
 
 TRAINED = ((0.0,), (1.0,))
@@ -134,7 +135,7 @@ def evaluate_path(
     """
     setup, options = from_arguments(Setup, locals()), from_arguments(PathOptions, locals())
     progress, staff = progress or NullProgress(), Workers(workers, scheduler)
-    job = PathJob((Path(a), Path(b)), setup, options, PathDirectory(Path(out)))
+    job = PathJob((resolve(a), resolve(b)), setup, options, PathDirectory(Path(out)))
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
     check_ends(job.ends, setup)

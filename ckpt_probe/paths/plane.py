@@ -20,6 +20,7 @@ from ckpt_probe.paths.options import SAMPLES, Statistics
 from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers, claimed_in_turn
 
 MARGIN = 0.2
@@ -166,7 +167,7 @@ def evaluate_plane(
     """
     setup, settings = from_arguments(Setup, locals()), from_arguments(PlaneOptions, locals())
     progress, staff = progress or NullProgress(), Workers(workers, scheduler)
-    files = tuple(Path(file) for file in (a, b, c) if file is not None)
+    files = tuple(resolve(file) for file in (a, b, c) if file is not None)
     if settings.directions is None and len(files) != 3:
         raise UsageError("a plane needs three checkpoints A, B and C, or one checkpoint A with directions random")
     if settings.directions is not None and len(files) != 1:

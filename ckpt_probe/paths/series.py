@@ -18,6 +18,7 @@ from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.paths.evaluate import evaluate_path
 from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Busy, Workers, claimed, in_turn, results
 from ckpt_probe.series import Member
 
@@ -138,12 +139,12 @@ def _summary(pair: tuple[Path, Path, Path], *, options: dict[str, Any], progress
 
 
 def _pairs(a: Path | str, b: Path | str | None, named: dict[str, Any]) -> tuple[Sequence[tuple[Member, Member]], int]:
-    first = open_series(a, **named)
+    first = open_series(resolve(a), **named)
     if b is None:
         if len(first) < 2:
             raise UsageError(f"{a}: only one checkpoint; --consecutive needs at least two")
         return list(pairwise(first)), 0
-    second = open_series(b, **named)
+    second = open_series(resolve(b), **named)
     by_step = {member.step: member for member in second if member.step is not None}
     if len(by_step) < len(second) or len({member.step for member in first}) < len(first):
         raise DataError(f"{a}, {b}: two checkpoints of one run have the same step, or one has no step")

@@ -1,31 +1,7 @@
-"""Files elsewhere by their address: read by ranges, or fetched into a cache; the only place that uses a network."""
+"""Addresses → paths that read remote files, by fsspec and huggingface_hub; the only code that uses a network."""
 
-from ckpt_probe.remote.mirror import (
-    beside,
-    brought,
-    by_address,
-    here,
-    is_away,
-    kept,
-    named,
-    read_at,
-    settle,
-    shown,
-    told_by_address,
-    whole,
-)
+from ckpt_probe.remote.cache import records_directory
+from ckpt_probe.remote.data import local_data
+from ckpt_probe.remote.paths import RemotePath, local_texts, resolve
 
-__all__ = [
-    "beside",
-    "brought",
-    "by_address",
-    "here",
-    "is_away",
-    "kept",
-    "named",
-    "read_at",
-    "settle",
-    "shown",
-    "told_by_address",
-    "whole",
-]
+__all__ = ["RemotePath", "local_data", "local_texts", "records_directory", "resolve"]

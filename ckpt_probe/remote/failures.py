@@ -1,4 +1,4 @@
-"""What goes wrong between here and a host: what is worth another try, and the one line that tells the rest."""
+"""Errors of the clients of hosts: which of them may pass, and how they are reported in one line."""
 
 import errno
 from collections.abc import Iterator
@@ -13,8 +13,12 @@ TRANSIENT_NAMES = frozenset(
         "ResponseStreamingError",
     }
 )
-"""Classes of the clients' errors, by name, as none of them is loaded for it."""
-FINAL_NAMES = frozenset({"ClientConnectorCertificateError", "ClientSSLError", "ClientConnectorDNSError", "SSLError"})
+"""Names of classes of errors after which the same request may succeed; the packages need not be loaded for that."""
+EXPIRED = "FileExpired"
+"""Error of s3fs for an object that was replaced while it was read."""
+FINAL_NAMES = frozenset(
+    {"ClientConnectorCertificateError", "ClientSSLError", "ClientConnectorDNSError", "SSLError", EXPIRED}
+)
 TRANSIENT_NUMBERS = frozenset({errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT})
 TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 DENIED = frozenset({401, 403})
@@ -24,46 +28,51 @@ HINTS = {
     "gs": "run gcloud auth application-default login, or set FSSPEC_GS_TOKEN=anon for a public bucket",
     "hf": "run hf auth login, or set HF_TOKEN",
 }
-OF_HTTP = "sign the address anew, or name its user as https://user:password@host/…"
-
-
-class NoPartsError(DataError):
-    """A host that sends a file as a whole alone."""
+HTTP_HINT = "sign the address anew, or name its user as https://user:password@host/…"
+CHANGED = "it may have changed while it was read: try again"
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed a little later."""
-    found = list(_causes(error))
-    if any(isinstance(cause, CkptProbeError | PermissionError) or _names(cause) & FINAL_NAMES for cause in found):
+    """Return whether the same request may succeed a little later."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, CkptProbeError | PermissionError) or _names(cause) & FINAL_NAMES for cause in causes):
         return False
-    statuses = [status for cause in found if (status := _status(cause)) is not None]
+    statuses = [status for cause in causes if (status := _status(cause)) is not None]
     if statuses:
         return bool(TRANSIENT_STATUSES & set(statuses))
-    if any(_names(cause) & TRANSIENT_NAMES for cause in found):
+    if any(_names(cause) & TRANSIENT_NAMES for cause in causes):
         return True
-    return any(isinstance(cause, OSError) and cause.errno in TRANSIENT_NUMBERS for cause in found)
+    return any(isinstance(cause, OSError) and cause.errno in TRANSIENT_NUMBERS for cause in causes)
 
 
-def told(address: str, error: BaseException, attempts: int) -> CkptProbeError:
-    """The error to raise in the place of a client's: one line, without credentials."""
-    found = list(_causes(error))
-    ours = next((cause for cause in found if isinstance(cause, CkptProbeError)), None)
+def describe_failure(address: str, error: BaseException, attempts: int) -> CkptProbeError:
+    """Return the error to raise in place of a client's: one line without credentials.
+
+    Args:
+        address: Address without credentials.
+        error: Error of the client.
+        attempts: Number of attempts that are made if an error may pass.
+    """
+    causes = list(_causes(error))
+    ours = next((cause for cause in causes if isinstance(cause, CkptProbeError)), None)
     if ours is not None:
         return ours
-    return DataError(f"{address}: {_sentence(address, found, attempts)}")
+    return DataError(f"{address}: {_sentence(address, causes, attempts)}")
 
 
-def _sentence(address: str, found: list[BaseException], attempts: int) -> str:
+def _sentence(address: str, causes: list[BaseException], attempts: int) -> str:
     scheme = address.partition(":")[0]
-    statuses = [status for cause in found if (status := _status(cause)) is not None]
-    names = set().union(*map(_names, found))
-    tried = f" ({attempts} attempts)" if attempts > 1 and is_transient(found[0]) else ""
+    statuses = [status for cause in causes if (status := _status(cause)) is not None]
+    names = set().union(*map(_names, causes))
+    tried = f" ({attempts} attempts)" if attempts > 1 and is_transient(causes[0]) else ""
+    if EXPIRED in names:
+        return "changed while it was read, so that parts of two files were mixed"
     if names & {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}:
         return "the host's certificate cannot be verified; add its authority to the system's, or set SSL_CERT_FILE"
     if names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}:
-        return f"no credentials found; {HINTS.get(scheme, OF_HTTP)}"
+        return f"no credentials found; {HINTS.get(scheme, HTTP_HINT)}"
     if DENIED & set(statuses) or names & {"PermissionError", "GatedRepoError"}:
-        return f"access denied; {HINTS.get(scheme, OF_HTTP)}"
+        return f"access denied; {HINTS.get(scheme, HTTP_HINT)}"
     unreached = names & {"ClientConnectionError", "EndpointConnectionError", "ConnectError", "ConnectionError"}
     late = any("timeout" in name.lower() for name in names)
     missing = names & {"FileNotFoundError", "RepositoryNotFoundError"} and not (statuses or unreached or late)
@@ -75,11 +84,11 @@ def _sentence(address: str, found: list[BaseException], attempts: int) -> str:
         return f"the host does not answer in time{tried}; try again later, or raise CKPT_PROBE_TIMEOUT (seconds)"
     if unreached:
         return f"the host cannot be reached{tried}; check its name and the network"
-    return f"cannot be fetched{tried}: {redacted(last_line(found[-1]))[:300]}"
+    return f"cannot be fetched{tried}: {redacted(last_line(causes[-1]))[:300]}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from, the first cause last."""
+    """Yield an error and its causes, the first cause last."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -92,6 +101,9 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _status(error: BaseException) -> int | None:
+    if "HttpProcessingError" in _names(error):
+        # aiohttp gives the status 400 to a response that ended early.
+        return None
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         response = response.get("ResponseMetadata", {})

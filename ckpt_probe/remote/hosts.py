@@ -1,131 +1,220 @@
-"""Hosts through fsspec's file systems: what is there, and bytes of it; asked again where that may help."""
+"""Requests to hosts through fsspec: information about files, listings and ranges, repeated if that may help."""
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from ckpt_probe.addresses import credentials
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.remote.failures import NoPartsError, is_transient, told
+from ckpt_probe.remote.failures import CHANGED, describe_failure, is_transient
 
 EXTRA = "remote"
 ATTEMPTS = {"s3": 5, "http": 5, "https": 5, "gs": 1, "hf": 2}
-"""Requests at most; gcsfs asks six times by itself, and huggingface_hub where it reads."""
+"""Number of attempts by scheme; gcsfs repeats a request itself, and huggingface_hub does when it reads."""
 LONGEST_WAIT = 8.0
+"""Longest wait between two attempts, in seconds."""
 DEFAULT_TIMEOUT = 30.0
-BLOCK = 8 * 2**20
-"""Bytes of one request."""
+READ_AHEAD = 64 * 1024
+"""Number of bytes that are read beyond those requested; most headers of safetensors files are smaller."""
 MOST_NAMES = 500_000
-DEEPEST = 12
-"""Folders within folders of an HTTP listing that are looked into."""
-LEGAL = "%/:=&?~+!$,;'@()*[]"
+WEB = ("http", "https")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file elsewhere: its clean address, its size, and by what a change of it shows ("" where nothing does).
+class Entry:
+    """A remote file or directory.
 
-    ranges: whether parts of it can be asked for.
+    Attributes:
+        address: Address without credentials.
+        size: Size in bytes; None for a directory, and for a link of a web page that was not requested yet.
+        validator: Text that changes if the file changes (its ETag or time); "" if the host states neither.
+        ranges: Whether the host sends parts of the file.
+        directory: Whether it is a directory.
     """
 
     address: str
-    size: int
-    validator: str
+    size: int | None = None
+    validator: str = ""
     ranges: bool = field(default=True, compare=False)
+    directory: bool = False
 
 
-def look(address: str) -> Found | None:
-    """The file at an address, None where it is a directory. Raises DataError where nothing is, and as `failures`."""
-    host = _host(address)
-    facts = _asked(address, lambda: host.info(_request(address)))
-    if facts.get("type") == "directory" or facts.get("mimetype") == "text/html":
-        return None
-    return _found(address, facts)
+def scheme_of(address: str) -> str:
+    """Return the scheme of an address: s3, gs, http, https or hf."""
+    return address.partition(":")[0]
 
 
-def listing(address: str, *, deep: bool) -> list[Found]:
-    """The files in a directory, and with `deep` in all below it, by name.
+def look_up(address: str) -> Entry:
+    """Request information about an address.
 
-    Raises DataError for a name that would lie outside it, where there are too many, and as `failures`.
+    Raises:
+        DataError: If there is nothing at the address, or the host cannot be reached.
     """
-    found = list(_by_links(address, deep) if address.startswith("http") else _by_names(address, deep))
-    if len(found) > MOST_NAMES:
-        raise DataError(f"{address}: more than {MOST_NAMES:,} files; name a directory further down")
-    for file in found:
-        _require_inside(address, file.address)
-    return sorted(found, key=lambda file: file.address)
+    info = request(address, lambda: file_system(address).info(address))
+    if info.get("type") == "directory" or info.get("mimetype") == "text/html":
+        return Entry(address, directory=True)
+    return _file_entry(address, info)
 
 
-def blocks(file: Found, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The bytes of a file from `start` to `stop`, its end where None, at most `BLOCK` at a time.
+def list_directory(address: str) -> list[Entry]:
+    """List the files and directories in a remote directory.
 
-    No more memory is taken than for what has come. Raises DataError where there are fewer than it should have, or more.
+    Raises:
+        DataError: If a name leads out of the directory, if a file and a directory have one name, if there are too many
+            entries, or if the host cannot be reached.
     """
-    stop = file.size if stop is None else stop
-    if not file.ranges:
-        yield from _streamed(file, stop)
-        return
-    for begin in range(start, stop, BLOCK):
-        end = min(begin + BLOCK, stop)
-        try:
-            data = _asked(file.address, lambda begin=begin, end=end: _range(file, begin, end))
-        except NoPartsError:
-            if (begin, stop) != (0, file.size):
-                raise
-            yield from _streamed(file, stop)
+    entries: dict[str, Entry] = {}
+    for entry in _web_entries(address) if scheme_of(address) in WEB else _entries(address):
+        _require_inside(address, entry.address)
+        if entry.address in entries and entries[entry.address].directory != entry.directory:
+            raise DataError(f"{entry.address}: a file and a directory of one name, which cannot be read as files")
+        entries[entry.address] = entry
+        if len(entries) > MOST_NAMES:
+            raise DataError(f"{address}: more than {MOST_NAMES:,} entries; name a directory further down")
+    return [entries[name] for name in sorted(entries)]
+
+
+class RangeFile(io.RawIOBase):
+    """A remote file that is read by ranges; it must not change between the first and the last of them.
+
+    Args:
+        entry: The file.
+        read_ahead: Whether to read `READ_AHEAD` bytes beyond those requested, and to keep them for the next read.
+        cached_copy: Function that returns the local copy, None if the file was not downloaded.
+        download: Function that downloads the file and returns the local copy, for a host that sends no ranges.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        *,
+        read_ahead: bool,
+        cached_copy: Callable[[], Path | None],
+        download: Callable[[], Path],
+    ) -> None:
+        super().__init__()
+        self._entry, self._cached_copy, self._download = entry, cached_copy, download
+        self._size = entry.size or 0
+        self._position = 0
+        self._read_ahead = read_ahead
+        self._several = False
+        self._local = False
+        cached = {"cache_type": "readahead", "block_size": READ_AHEAD} if read_ahead else {"cache_type": "none"}
+        address = entry.address
+        self._file: Any = request(address, lambda: file_system(address).open(address, "rb", size=entry.size, **cached))
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position of the next read."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position of the next read."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            DataError: If the host sends fewer or fails.
+        """
+        start = self._position
+        stop = self._size if size < 0 else min(start + size, self._size)
+        if stop <= start:
+            return b""
+        data = request(self._entry.address, lambda: self._range(start, stop))
+        if len(data) != stop - start:
+            raise DataError(
+                f"{self._entry.address}: received {len(data):,} bytes instead of {stop - start:,}; {CHANGED}"
+            )
+        self._position = stop
+        self._several |= stop > READ_AHEAD or (start > 0 and not self._read_ahead)
+        return data
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            DataError: If it was read in several ranges and has changed since it was opened.
+        """
+        if self.closed:
             return
-        if len(data) != end - begin:
-            raise DataError(f"{file.address}: {len(data):,} bytes came instead of {end - begin:,}; {CHANGED}")
-        yield data
+        super().close()
+        self._file.close()
+        if self._several and look_up(self._entry.address) != self._entry:
+            raise DataError(f"{self._entry.address}: changed while it was read, so that parts of two files were mixed")
+
+    def _range(self, start: int, stop: int) -> bytes:
+        if not self._local and (copy := self._cached_copy()) is not None:
+            # It was downloaded meanwhile, as for its hash.
+            self._file, self._local = copy.open("rb"), True
+        self._file.seek(start)
+        try:
+            return self._file.read(stop - start)
+        except ValueError:
+            # Some hosts state that they send ranges, but send whole files.
+            self._file, self._local = self._download().open("rb"), True
+            self._file.seek(start)
+            return self._file.read(stop - start)
 
 
-CHANGED = "it may have changed while it was read: try again"
+def request(address: str, ask: Callable[[], Any]) -> Any:
+    """Return the result of `ask`, which is called again if it fails for a reason that may pass.
 
-
-def seconds() -> float:
-    """How long a host may take to answer, by CKPT_PROBE_TIMEOUT. Raises UsageError where that is no time."""
-    text = os.environ.get("CKPT_PROBE_TIMEOUT", str(DEFAULT_TIMEOUT))
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
-        raise UsageError(f"CKPT_PROBE_TIMEOUT: expected a number of seconds, found {text!r}")
-    return found
-
-
-def _asked(address: str, ask: Callable[[], Any]) -> Any:
-    """What a host answers, after more attempts where the first ones fail for a while."""
+    Raises:
+        DataError: If it fails finally.
+    """
     tenacity = _package("tenacity")
-    attempts = ATTEMPTS[address.partition(":")[0]]
-    again = tenacity.Retrying(
+    attempts = ATTEMPTS[scheme_of(address)]
+    retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(attempts),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT),
         retry=tenacity.retry_if_exception(is_transient),
         reraise=True,
     )
     try:
-        return again(ask)
+        return retrying(ask)
     except Exception as error:
-        failure = told(address, error, attempts)
-        # A client's own error has the whole address in it, and its cause the request.
+        failure = describe_failure(address, error, attempts)
+        # The error of a client contains the whole address, and its cause the request.
         raise failure from None
 
 
-def _host(address: str) -> Any:
-    scheme = address.partition(":")[0]
-    user, _ = credentials(address)
-    if user and scheme not in {"http", "https"}:
+def file_system(address: str) -> Any:
+    """Return the file system of fsspec for an address.
+
+    Raises:
+        UsageError: If the extra `remote` is not installed, if the timeout is not a number, or if an address of another
+            scheme than HTTP contains credentials.
+    """
+    scheme = scheme_of(address)
+    if scheme not in WEB and credentials(address)[0]:
         hint = "they are taken from the environment and the usual files, never from an address"
         raise UsageError(f"{address}: credentials within the address; {hint}")
-    return _made(scheme, user, seconds(), os.getpid())
+    return _file_system("https" if scheme in WEB else scheme, _timeout(), os.getpid())
 
 
 @cache
-def _made(scheme: str, user: str, timeout: float, process: int) -> Any:
+def _file_system(scheme: str, timeout: float, _process: int) -> Any:
     if scheme == "s3":
         once = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"total_max_attempts": 1}}
         made = _package("s3fs").S3FileSystem(config_kwargs=once, use_listings_cache=False)
@@ -133,107 +222,70 @@ def _made(scheme: str, user: str, timeout: float, process: int) -> Any:
         return made
     if scheme == "gs":
         _package("gcsfs")
-        # Its other class asks over gRPC what kind of bucket it is, and waits for minutes where nobody answers that.
+        # Its other class asks over gRPC for the kind of a bucket, and waits for minutes if nobody answers.
         return _package("gcsfs.core").GCSFileSystem(use_listings_cache=False, requests_timeout=timeout)
     if scheme == "hf":
         return _package("huggingface_hub").HfFileSystem(use_listings_cache=False)
-    from ckpt_probe.remote.web import web
+    _package("aiohttp")
+    _package("fsspec")
+    from ckpt_probe.remote.web import web_file_system
 
-    return web(user, timeout)
+    return web_file_system(timeout)
+
+
+def _timeout() -> float:
+    text = os.environ.get("CKPT_PROBE_TIMEOUT", str(DEFAULT_TIMEOUT))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"CKPT_PROBE_TIMEOUT: expected a number of seconds, found {text!r}")
+    return seconds
 
 
 def _package(name: str) -> Any:
-    # What this needs takes longer to load than all else here, and most files are not elsewhere.
+    # These packages load slowly, and most files are local.
     from ckpt_probe.plugins import require_extra
 
     return require_extra(name, EXTRA)
 
 
-def _request(address: str) -> str:
-    """An address as a host is asked for it."""
-    if not address.startswith("http"):
-        return address
-    _, query = credentials(address)
-    whole = f"{address}{'&' if '?' in address else '?'}{query}" if query else address
-    return quote(whole, safe=LEGAL)
-
-
-def _range(file: Found, start: int, stop: int) -> bytes:
-    host = _host(file.address)
-    if file.address.startswith("http"):
-        from ckpt_probe.remote.web import part_of
-
-        return part_of(host, _request(file.address), start, stop, file.size)
-    # Of these, the hub's alone reads by a file object, which would read ahead.
-    ahead = {"cache_type": "none"} if file.address.startswith("hf:") else {}
-    return host.cat_file(file.address, start=start, end=stop, **ahead)
-
-
-def _streamed(file: Found, stop: int) -> Iterator[bytes]:
-    from ckpt_probe.remote.web import stream
-
-    found = 0
-    for data in _asked(file.address, lambda: stream(_host(file.address), _request(file.address), stop)):
-        found += len(data)
-        yield data
-    if found != stop:
-        raise DataError(f"{file.address}: {found:,} bytes came instead of {stop:,}; {CHANGED}")
-
-
-def _by_names(address: str, deep: bool) -> Iterator[Found]:
-    host = _host(address)
-    if deep:
-        entries = _asked(address, lambda: host.find(address, detail=True)).values()
-    else:
-        entries = _asked(address, lambda: host.ls(address, detail=True))
-    scheme, _, inner = address.partition("://")
-    # A host tells names without its scheme, and hf:// the revision that a branch stands for.
-    start = host._strip_protocol(address)
-    for entry in entries:
-        name = str(entry["name"])
-        if entry.get("type") != "file" or name == start:
+def _entries(address: str) -> Iterator[Entry]:
+    host = file_system(address)
+    # Hosts state names without the scheme, and hf:// with the revision of a branch.
+    directory = host._strip_protocol(address)
+    for info in request(address, lambda: host.ls(address, detail=True)):
+        name = str(info["name"]).rstrip("/")
+        if name == directory:
             continue
-        if not name.startswith(f"{start}/"):
+        if not name.startswith(f"{directory}/"):
             raise DataError(f"{address}: the host lists {name[:200]!r}, which is not in it")
-        if not name.endswith("/"):
-            yield _found(f"{scheme}://{inner}/{name[len(start) + 1 :]}", entry)
+        inner = f"{address}/{name[len(directory) + 1 :]}"
+        yield Entry(inner, directory=True) if info.get("type") == "directory" else _file_entry(inner, info)
 
 
-def _by_links(address: str, deep: bool) -> Iterator[Found]:
-    """What the page of a directory links to below it."""
-    host, waiting, asked = _host(address), [(address, 0)], 0
-    while waiting:
-        folder, depth = waiting.pop()
-        links = _asked(folder, lambda folder=folder: host.ls(f"{_request(folder)}/", detail=False))
-        for link in dict.fromkeys(link.partition("#")[0].partition("?")[0] for link in links):
-            if link.rstrip("/") == folder.rstrip("/"):
-                continue
-            _require_inside(folder, link.rstrip("/"))
-            asked += 1
-            if asked > MOST_NAMES or depth > DEEPEST:
-                raise DataError(f"{address}: a listing without an end; name a directory further down")
-            if link.endswith("/"):
-                waiting += [(link.rstrip("/"), depth + 1)] if deep else []
-                continue
-            found = look(link)
-            if found is not None:
-                yield found
+def _web_entries(address: str) -> Iterator[Entry]:
+    """Yield the links of a web page that lead below its address, without sizes."""
+    links = request(address, lambda: file_system(address).ls(f"{address}/", detail=False))
+    for link in dict.fromkeys(link.partition("#")[0].partition("?")[0] for link in links):
+        if link.rstrip("/") != address:
+            yield Entry(link.rstrip("/"), directory=link.endswith("/"))
 
 
-def _require_inside(folder: str, address: str) -> None:
-    behind = address.removeprefix(f"{folder}/")
-    parts = unquote(behind).split("/")
-    if behind == address or any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in parts):
-        raise DataError(f"{folder}: the host lists {behind[:200]!r}, a name that leads out of the directory")
+def _require_inside(directory: str, address: str) -> None:
+    name = address.removeprefix(f"{directory}/")
+    parts = unquote(name).split("/")
+    if name == address or any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in parts):
+        raise DataError(f"{directory}: the host lists {name[:200]!r}, a name that leads out of the directory")
 
 
-def _found(address: str, facts: Any) -> Found:
-    size = facts.get("size")
-    ranges = bool(facts.get("partial", True)) if address.startswith("http") else True
+def _file_entry(address: str, info: Any) -> Entry:
+    size = info.get("size")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
-        raise DataError(f"{address}: the host does not say how large it is; fetch it yourself and name the file")
-    changed = [facts.get(name) for name in ("ETag", "etag", "blob_id", "oid", "md5Hash", "generation")]
-    if not any(changed):
-        # A listing may tell times to the millisecond, and the file itself to the second.
-        changed = [str(facts.get(name) or "") for name in ("LastModified", "last-modified", "mtime", "updated")]
-    return Found(address, size, "|".join(str(part) for part in changed if part), ranges)
+        raise DataError(f"{address}: the host does not state its size; download it yourself and name the file")
+    changes = [info.get(name) for name in ("ETag", "etag", "blob_id", "oid", "md5Hash", "generation")]
+    if not any(changes):
+        # A listing may state times to the millisecond, and the file itself to the second.
+        changes = [str(info.get(name) or "") for name in ("LastModified", "Last-Modified", "mtime", "updated")]
+    return Entry(address, size, "|".join(str(part) for part in changes if part), bool(info.get("partial", True)))

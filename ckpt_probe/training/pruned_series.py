@@ -24,6 +24,7 @@ from ckpt_probe.models import build_model, find_classifier
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import require_named
 from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
 from ckpt_probe.series import step_from_name
 from ckpt_probe.training.loop import train
 from ckpt_probe.training.pruning import count_zeros, prunable, prune_state, require_sparsity
@@ -117,7 +118,8 @@ def prune(
             `overwrite` is false.
         DataError: If the checkpoint cannot be read or pruned, or the training fails.
     """
-    progress, source, directory = progress or NullProgress(), _Source(Path(checkpoint), state_key, base), Path(out)
+    progress, directory = progress or NullProgress(), Path(out)
+    source = _Source(resolve(checkpoint), state_key, resolve(base))
     names = _names(as_sequence(sparsities) or ())
     weights = _weights(source, keep_classifier, classifier)
     _prepare(directory, source.path, names, overwrite=overwrite)

@@ -9,6 +9,7 @@ from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.config import StartSettings
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import find_head, fitting_names, load_weights
+from ckpt_probe.remote import resolve
 from ckpt_probe.training.pruning import pruned_masks
 
 
@@ -42,7 +43,8 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
     if settings is None:
         return Start()
     fresh = model.state_dict()
-    with open_checkpoint(settings.checkpoint, state_key=settings.state_key, base=settings.base) as checkpoint:
+    path, base = resolve(settings.checkpoint), None if settings.base is None else resolve(settings.base)
+    with open_checkpoint(path, state_key=settings.state_key, base=base) as checkpoint:
         tensors = checkpoint.state_dict()
         step, pruned = checkpoint.metadata.step, checkpoint.metadata.pruned
     try:

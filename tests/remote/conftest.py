@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ckpt_probe import addresses
+from ckpt_probe.remote import paths
 
 SECRETS = {"AWS_ACCESS_KEY_ID": "AKIDLOOPBACK", "AWS_SECRET_ACCESS_KEY": "s3cr3t-of-loopback-s3cr3t"}
 
@@ -216,6 +217,8 @@ def web(tmp_path: Path, serve: Callable[[Any], str]) -> Web:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own, and no address remembered from another."""
     monkeypatch.setattr(addresses, "_credentials", addresses.Credentials())
+    for name, empty in (("_roots", set()), ("_entries", {}), ("_listings", {})):
+        monkeypatch.setattr(paths, name, empty)
     monkeypatch.setenv("CKPT_PROBE_CACHE", str(tmp_path / "cache"))
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)

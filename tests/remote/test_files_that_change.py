@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.errors import DataError
+from ckpt_probe.opening import open_checkpoint
 
 
 @pytest.fixture
@@ -59,7 +59,5 @@ def test_a_shard_that_changed_is_not_read_by_its_old_header(s3: Any, both: tuple
     with open_checkpoint(address) as checkpoint:
         assert mean(checkpoint, "z") == 0
     s3.put("bucket", "sh/model-1.safetensors", both[1])
-    with pytest.raises(DataError, match="changed while it was read"), open_checkpoint(address) as checkpoint:
-        mean(checkpoint, "z")
     with open_checkpoint(address) as checkpoint:
         assert mean(checkpoint, "z") == 1

@@ -12,7 +12,6 @@ from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP, is_safetensor
 from ckpt_probe.checkpoints.parts import shard_name
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
-from ckpt_probe.remote import read_at, settle
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ def opened(path: Path, asked: Asked) -> Iterator[Contents]:
     """
     file = checkpoint_in(path) if path.is_dir() else whole_of(path)
     require_regular(file)
-    settle(file.parent)
     try:
-        head = read_at(file, 0, HEAD)
+        with file.open("rb", buffering=0) as stream:
+            head = stream.read(HEAD)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:

@@ -23,7 +23,6 @@ from ckpt_probe.checkpoints.tensors import filler
 from ckpt_probe.checkpoints.writing import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object, require_regular
-from ckpt_probe.remote import read_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +89,8 @@ def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
 
 def _opened(path: Path) -> AbstractContextManager[Contents]:
     require_regular(path)
-    head = read_at(path, 0, len(STREAM))
+    with path.open("rb", buffering=0) as file:
+        head = file.read(len(STREAM))
     return open_pickled(path, Asked()) if head.startswith((ZIP, STREAM)) else open_file(path, Asked())
 
 

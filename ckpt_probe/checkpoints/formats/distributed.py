@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpt_probe.addresses import local_path
 from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
@@ -23,7 +24,6 @@ from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
 from ckpt_probe.checkpoints.tensors import dtype_name, filler
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
-from ckpt_probe.remote import read_at, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,8 +102,9 @@ class _Piece:
     def opened(self) -> io.BytesIO:
         """Its bytes, which no claim of theirs can make more."""
         require_regular(self.file)
-        # torch itself reads the file in the end.
-        return io.BytesIO(read_at(whole(self.file), self.offset, self.length))
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.length))
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class _Restricted(pickle.Unpickler):
 def _read_metadata(path: Path) -> Any:
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path}: {path.stat().st_size:,} bytes, more than the metadata of any checkpoint")
-    data = read_at(path, 0, path.stat().st_size)
+    data = path.read_bytes()
     try:
         _check_opcodes(data)
         metadata: Any = _Restricted(io.BytesIO(data)).load()
@@ -225,7 +226,7 @@ def _read(folder: Path, metadata: Any, leaf: _Leaf) -> "Tensor":
     for piece in leaf.pieces:
         # torch's reader loads each part as the file that it is, whose own claims are checked here.
         check_file(piece.opened(), piece.length, piece.file)
-    reader = FileSystemReader(folder)
+    reader = FileSystemReader(local_path(folder))
     reader.read_metadata = lambda *_, **__: metadata
     state: dict[str, Any] = {leaf.name: torch.empty(leaf.shape, dtype=leaf.dtype)}
     try:

@@ -11,7 +11,6 @@ from ckpt_probe.checkpoints.integrity import HASHES, stated_hashes
 from ckpt_probe.checkpoints.writing import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
-from ckpt_probe.remote import read_at
 
 LONGEST_HEADER = 100_000_000
 """Bytes that safetensors itself allows a header."""
@@ -41,10 +40,11 @@ def read_header(path: Path) -> Header:
     """Tensors and metadata of one safetensors file; every claim of the header is checked against the file's size."""
     require_regular(path)
     size = path.stat().st_size
-    length = int.from_bytes(read_at(path, 0, 8), "little")
-    if size < 8 or length > min(size - 8, LONGEST_HEADER):
-        raise DataError(f"{path}: not a safetensors file, or a truncated one (a header of {length} bytes)")
-    text = read_at(path, 8, length)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+            raise DataError(f"{path}: not a safetensors file, or a truncated one (a header of {length} bytes)")
+        text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_without_repeats)
         metadata = header.pop("__metadata__", {})

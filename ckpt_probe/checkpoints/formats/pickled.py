@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ckpt_probe.addresses import local_path
 from ckpt_probe.checkpoints.contents import Asked, Contents
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
@@ -19,7 +20,6 @@ from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, NeedsData, plain
 from ckpt_probe.checkpoints.tensors import filler, layout_of
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
 from ckpt_probe.files import require_regular
-from ckpt_probe.remote import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ class _PickledFile:
     def __init__(self, path: Path, state_key: str | None) -> None:
         self._path = path
         self._state_key = state_key
-        with whole(path).open("rb") as file:
+        with local_path(path).open("rb") as file:
             self.archive = file.read(len(ZIP)) == ZIP
 
     @cached_property
@@ -91,8 +91,8 @@ class _PickledFile:
     def _load(self, device: str) -> "tuple[Any, Choice, dict[str, Tensor]]":
         path = self._path
         # torch reads a file with this suffix as safetensors if it has its path.
-        mapped = path if self.archive and device == "cpu" and path.suffix != ".safetensors" else None
-        with whole(path).open("rb") as file:
+        mapped = str(local_path(path)) if self.archive and device == "cpu" and path.suffix != ".safetensors" else None
+        with local_path(path).open("rb") as file:
             size = path.stat().st_size
             tree = load_checked(file, size, path, archive=self.archive, mapped=mapped, device=device)
         try:
@@ -104,7 +104,7 @@ class _PickledFile:
 
 
 def load_checked(
-    file: BinaryIO, size: int, path: Path, *, archive: bool = True, mapped: Path | None = None, device: str = "cpu"
+    file: BinaryIO, size: int, path: Path, *, archive: bool = True, mapped: str | None = None, device: str = "cpu"
 ) -> Any:
     """Check a file of torch.save and load it.
 

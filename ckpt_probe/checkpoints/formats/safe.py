@@ -4,14 +4,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ckpt_probe.addresses import Address
 from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, below
 from ckpt_probe.checkpoints.folders import present_twice, shards_of
 from ckpt_probe.checkpoints.formats.headers import Header, Place, read_header
 from ckpt_probe.checkpoints.integrity import hash_of, require_hash
 from ckpt_probe.errors import DataError
-from ckpt_probe.remote import is_away, read_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,7 @@ def _require_listed(index: Path, wanted: Mapping[str, str] | None, headers: list
 
 
 def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], Tensor]":
+    """Return a function that reads a tensor; `stack` closes the files that it opens."""
     opened: dict[Path, Any] = {}
 
     def read(name: str) -> "Tensor":
@@ -85,8 +87,11 @@ def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], T
 
         file, place = homes[name].file, homes[name].tensors[name]
         try:
-            if is_away(file):
-                tensor = _of_bytes(place, read_at(file, place.start, place.stop - place.start))
+            if isinstance(file, Address):
+                if file not in opened:
+                    opened[file] = stack.enter_context(file.open("rb", buffering=0))
+                opened[file].seek(place.start)
+                tensor = _from_bytes(place, opened[file].read(place.stop - place.start))
             else:
                 if file not in opened:
                     opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
@@ -101,25 +106,26 @@ def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], T
 
 
 def _filler(homes: Mapping[str, Header], stack: ExitStack) -> Callable[[str, int, memoryview], None]:
+    """Return a function that copies bytes of a tensor into a buffer; `stack` closes the files that it opens."""
     opened: dict[Path, BinaryIO] = {}
+    turn = Lock()
 
     def fill(name: str, offset: int, into: memoryview) -> None:
         file, place = homes[name].file, homes[name].tensors[name]
-        if is_away(file):
-            data = read_at(file, place.start + offset, len(into))
-            if len(data) != len(into):
-                raise DataError(f"{file}: became shorter while it was read, at tensor {name!r}")
-            into[:] = data
-            return
-        if file not in opened:
-            opened[file] = stack.enter_context(file.open("rb", buffering=0))
+        with turn:
+            if file not in opened:
+                opened[file] = stack.enter_context(file.open("rb", buffering=0))
+            if isinstance(file, Address):
+                opened[file].seek(place.start + offset)
+                into[:] = opened[file].read(len(into))
+                return
         _read_at(opened[file], file, name, place, offset, into)
 
     return fill
 
 
-def _of_bytes(place: Place, data: bytes) -> "Tensor":
-    """A tensor of the bytes of a file elsewhere, as safetensors makes it of a file that holds it alone."""
+def _from_bytes(place: Place, data: bytes) -> "Tensor":
+    """Return the tensor of these bytes, through a safetensors file in memory that has no other."""
     import json
 
     from safetensors.torch import load

@@ -1,0 +1,230 @@
+"""Paths of remote files, with the methods of `pathlib.Path` that read."""
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, overload
+
+from ckpt_probe.addresses import Address, is_address, without_secrets
+from ckpt_probe.errors import DataError
+from ckpt_probe.remote.cache import cached_copy, download_directory, download_file
+from ckpt_probe.remote.hosts import WEB, Entry, RangeFile, list_directory, look_up, scheme_of
+
+DEEPEST = 12
+"""Largest depth of nested directories that are downloaded."""
+TEXT_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".yaml", ".yml"})
+"""Suffixes of the small files that a model's directory has besides its weights."""
+LARGEST_TEXT = 64 * 2**20
+
+_roots: set[str] = set()
+"""Addresses that the caller has named, for which a failure is an error; files beside them may be absent."""
+_entries: dict[str, Entry] = {}
+_listings: dict[str, list[str]] = {}
+"""Addresses of the entries of each directory that was listed."""
+
+
+class RemotePath(Address):
+    """A remote file or directory.
+
+    `open` reads by ranges. `os.fspath`, and so every function that takes a path, downloads the file or directory into
+    the cache and returns the local copy. `str` is the address without credentials.
+
+    Information about files is requested once, and again after the next `resolve`.
+    """
+
+    def __fspath__(self) -> str:
+        entry = self._require_entry()
+        if entry.directory:
+            return str(download_directory(entry.address, _files_below(self)))
+        return str(download_file(_with_size(entry)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        root = next((root for root in (str(self), *map(str, self.parents)) if root in _roots), str(self))
+        return _restored, (str(self), root)
+
+    def open(self, mode: str = "r", buffering: int = -1, encoding: str | None = None, *_: Any, **__: Any) -> Any:
+        """Open the file for reading; with `buffering=0` no more bytes are requested than are read."""
+        entry = _with_size(self._require_entry())
+        copy = cached_copy(entry) if entry.ranges else download_file(entry)
+        if copy is not None:
+            return copy.open(mode, encoding=encoding)
+        file = RangeFile(
+            entry,
+            read_ahead=buffering != 0,
+            cached_copy=lambda: cached_copy(entry),
+            download=lambda: download_file(entry),
+        )
+        return file if "b" in mode else io.TextIOWrapper(io.BufferedReader(file), encoding=encoding)
+
+    def read_bytes(self) -> bytes:
+        """Return the contents of the file."""
+        with self.open("rb") as file:
+            return file.read()
+
+    def read_text(self, encoding: str | None = None, errors: str | None = None, **_: Any) -> str:
+        """Return the contents of a text file."""
+        return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Return type and size; the times are 0."""
+        entry = self._require_entry()
+        if entry.directory:
+            return os.stat_result((stat.S_IFDIR | 0o555, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+        return os.stat_result((stat.S_IFREG | 0o444, 0, 0, 1, 0, 0, _with_size(entry).size, 0, 0, 0))
+
+    def exists(self, **_: Any) -> bool:
+        """Return whether there is a file or directory."""
+        return _entry(str(self)) is not None
+
+    def is_file(self, **_: Any) -> bool:
+        """Return whether there is a file."""
+        entry = _entry(str(self))
+        if entry is not None and not entry.directory and entry.size is None:
+            # A web page may link to another page.
+            with suppress(DataError):
+                entry = _with_size(entry)
+        return entry is not None and not entry.directory
+
+    def is_dir(self, **_: Any) -> bool:
+        """Return whether there is a directory."""
+        entry = _entry(str(self))
+        return entry is not None and entry.directory
+
+    def is_symlink(self) -> bool:
+        """Return False."""
+        return False
+
+    def iterdir(self) -> "Iterator[RemotePath]":
+        """Yield the files and directories in a directory."""
+        self._require_entry()
+        for name in _names_in(str(self)):
+            yield RemotePath(name)
+
+    def is_absolute(self) -> bool:
+        """Return True."""
+        return True
+
+    def absolute(self) -> "RemotePath":
+        """Return the path itself."""
+        return self
+
+    def resolve(self, strict: bool = False) -> "RemotePath":
+        """Return the path itself."""
+        return self
+
+    def _require_entry(self) -> Entry:
+        entry = _entry(str(self))
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file or directory", str(self))
+        return entry
+
+
+@overload
+def resolve(path: Path | str) -> Path: ...
+@overload
+def resolve(path: Path | str | None) -> Path | None: ...
+def resolve(path: Path | str | None) -> Path | None:
+    """Return the path by which a file is read: a `RemotePath` for an address, else the local path.
+
+    None is returned as it is. Public functions call this for every path that they are passed, so that nothing below
+    them knows addresses.
+
+    Raises:
+        DataError: If there is nothing at the address, or its host cannot be reached.
+        UsageError: If the extra `remote` is not installed, or the address contains credentials that belong elsewhere.
+    """
+    if path is None or not is_address(path):
+        return path if path is None else Path(path)
+    address = without_secrets(str(path))
+    if any(part in {"", ".", ".."} or "\0" in part for part in address.partition("://")[2].split("/")):
+        raise DataError(f"{address}: not the address of a file or directory")
+    found = _restored(address, address)
+    found.exists()
+    return found
+
+
+def local_texts(directory: Path) -> Path:
+    """Return a local directory with the small text files of a remote one, such as a configuration and a tokenizer.
+
+    The local directory above it has those of the remote directory above.
+
+    Args:
+        directory: The directory; a local one is returned as it is.
+    """
+    if not isinstance(directory, RemotePath):
+        return directory
+    texts, above = _texts_in(str(directory)), _texts_in(_parent(str(directory)))
+    if not above:
+        return download_directory(str(directory), texts)
+    return download_directory(_parent(str(directory)), [*above, *texts]) / directory.name
+
+
+def _restored(address: str, root: str) -> RemotePath:
+    """Return a path, of a file or directory at or below `root`, about which nothing is known yet."""
+    for name in (address, *_listings.pop(_parent(address), [])):
+        _entries.pop(name, None)
+    for known in (_entries, _listings):
+        for name in [name for name in known if name == address or name.startswith(f"{address}/")]:
+            del known[name]
+    _roots.add(root)
+    return RemotePath(address)
+
+
+def _entry(address: str) -> Entry | None:
+    if address not in _entries and address in _roots:
+        _entries[address] = look_up(address)
+    if address not in _entries:
+        _names_in(_parent(address))
+    return _entries.get(address)
+
+
+def _names_in(directory: str) -> list[str]:
+    if directory not in _listings:
+        found = _list(directory)
+        for entry in found:
+            _entries.setdefault(entry.address, entry)
+        _listings[directory] = [entry.address for entry in found]
+    return _listings[directory]
+
+
+def _list(directory: str) -> list[Entry]:
+    if any(directory == root or directory.startswith(f"{root}/") for root in _roots):
+        entry = _entry(directory)
+        return list_directory(directory) if entry is not None and entry.directory else []
+    # The directory of a file that the caller has named. Few web servers list it, and others may deny it.
+    if scheme_of(directory) not in WEB and not directory.endswith(":/"):
+        with suppress(DataError):
+            return list_directory(directory)
+    return []
+
+
+def _texts_in(directory: str) -> list[Entry]:
+    texts = [_entries[name] for name in _names_in(directory) if Path(name).suffix in TEXT_SUFFIXES]
+    files = [_with_size(entry) for entry in texts if not entry.directory]
+    return [entry for entry in files if (entry.size or 0) <= LARGEST_TEXT]
+
+
+def _parent(address: str) -> str:
+    return address.rpartition("/")[0]
+
+
+def _with_size(entry: Entry) -> Entry:
+    if entry.size is None and not entry.directory:
+        entry = _entries[entry.address] = look_up(entry.address)
+    return entry
+
+
+def _files_below(directory: RemotePath, depth: int = 0) -> list[Entry]:
+    if depth > DEEPEST:
+        raise DataError(f"{directory}: directories nested more than {DEEPEST} deep; name one further down")
+    files: list[Entry] = []
+    for path in directory.iterdir():
+        if path.is_dir():
+            files += _files_below(path, depth + 1)
+        elif path.is_file():
+            files.append(_with_size(_entries[str(path)]))
+    return files
