@@ -62,13 +62,15 @@ def open_dump(path: Path | str) -> "Iterator[Dump]":
         yield dump
 
 
-def load_data(name: str, arguments: Mapping[str, Any] | None = None) -> "LabelledData":
+def load_data(name: str, arguments: Mapping[str, Any] | None = None, *, workers: int | None = None) -> "LabelledData":
     """Load labelled data by name.
 
     Args:
         name: Name as for `extract --data`, such as `digits`, `npz:FILE` or `npz:s3://bucket/FILE`; remote files are
             downloaded into the cache.
         arguments: Arguments of the data, by name.
+        workers: Number of processes that read images and datasets; 0 for none, None for a number that suits the
+            machine.
 
     Returns:
         The data, with named splits.
@@ -80,4 +82,4 @@ def load_data(name: str, arguments: Mapping[str, Any] | None = None) -> "Labelle
     from ckpt_probe import data
 
     with local_data(name) as local:
-        return replace(data.load_data(local, arguments), name=name)
+        return replace(data.load_data(local, arguments, workers=workers), name=name)

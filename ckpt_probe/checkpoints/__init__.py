@@ -1,4 +1,4 @@
-"""Files of tensors: open, write, and a run's series of them. The only place that knows safetensors and pickles."""
+"""Open and write checkpoints, and list those of a run; the only package that knows safetensors and pickles."""
 
 from typing import TYPE_CHECKING
 
@@ -7,12 +7,10 @@ from ckpt_probe.series import Member
 
 if TYPE_CHECKING:
     from ckpt_probe.checkpoints.arrivals import Arrivals
-    from ckpt_probe.checkpoints.heads import LikelyHead, likely_heads
     from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
-    from ckpt_probe.checkpoints.quantisation import quantised
     from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
-    from ckpt_probe.checkpoints.repeats import RepeatedWeights
-    from ckpt_probe.checkpoints.series import is_series, open_series, step_of
+    from ckpt_probe.checkpoints.recognition import LikelyHead, likely_heads, quantised
+    from ckpt_probe.checkpoints.series import RepeatedWeights, is_series, open_series, step_of
     from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 
 __all__ = [
@@ -36,12 +34,10 @@ __all__ = [
 
 HOMES = {
     "arrivals": ("Arrivals",),
-    "heads": ("LikelyHead", "likely_heads"),
     "metadata": ("CheckpointMetadata", "library_versions"),
-    "quantisation": ("quantised",),
     "reading": ("Checkpoint", "State", "open_checkpoint"),
-    "repeats": ("RepeatedWeights",),
-    "series": ("is_series", "open_series", "step_of"),
+    "recognition": ("LikelyHead", "likely_heads", "quantised"),
+    "series": ("RepeatedWeights", "is_series", "open_series", "step_of"),
     "writing": ("CheckpointWriter", "save_checkpoint"),
 }
 

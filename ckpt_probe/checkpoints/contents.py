@@ -1,4 +1,4 @@
-"""What a format gives of an open checkpoint, and what it is asked for; the rest of the house sees only this."""
+"""The common description of an open checkpoint, which every format creates, and the options of opening."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the caller says of a checkpoint that it does not say itself.
+class OpenOptions:
+    """Options of `open_checkpoint` that formats need.
 
-    state_key: where the tensors lie in what was pickled; base: the checkpoint that an adapter is merged onto.
+    Attributes:
+        state_key: Key of the tensors in a pickled object, or prefix of their names.
+        base: Open checkpoint that an adapter is merged onto.
     """
 
     state_key: str | None = None
@@ -25,7 +27,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Shard:
-    """One of the files that the tensors lie in: its name, theirs in the order of their bytes, and its metadata."""
+    """One of the safetensors files that the tensors are stored in.
+
+    Attributes:
+        name: Name of the file.
+        tensors: Names of its tensors, in the order of their bytes.
+        metadata: Texts of its header.
+    """
 
     name: str
     tensors: tuple[str, ...]
@@ -34,15 +42,24 @@ class Shard:
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors of a checkpoint by name, how to read one, and what else stands there.
+    """The tensors of an open checkpoint, and the other information in its files.
 
-    extra: values of modules' `get_extra_state` that are no tensors, by name, read when first called for.
-    path: the file that was opened, of several the one that names the others; files: all of them. read: a tensor, on
-    the CPU. fill: bytes of a tensor in C order, from an offset on, into the whole of a buffer.
-    metadata: the strings of a safetensors header. hashes: of tensors by name, where the file states them; `read` has
-    checked against them. beside: what was pickled with the tensors, plain values.
-    state_key: where the tensors lay, None where nothing is nested; others: mappings of tensors that were not taken, as
-    text. dropped: entries among the tensors that are none. index: of the shards, where there is one.
+    Attributes:
+        path: File that was opened: of several, the one that names the others.
+        format: Description of the format.
+        files: All files of the checkpoint.
+        layout: Dtype and shape of each tensor by name.
+        read: Function that returns a tensor on the CPU, checked against `hashes`.
+        fill: Function that copies bytes of a tensor in C order, from an offset, into a whole buffer.
+        metadata: Texts of a safetensors header.
+        hashes: Hashes of tensors by name, if the file states them.
+        extras: Objects that were pickled with the tensors, as plain values.
+        extra: Function that returns the values of modules' `get_extra_state` that are not tensors, by name.
+        state_key: Key of the tensors in the pickled object; None if they are not nested.
+        others: Descriptions of other mappings of tensors in the file.
+        dropped: Entries among the tensors that are not tensors.
+        shards: Safetensors files with the tensors, if copies should be divided in the same way.
+        index: Index of the shards.
     """
 
     path: Path
@@ -53,7 +70,7 @@ class Contents:
     fill: Callable[[str, int, memoryview], None]
     metadata: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
-    beside: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     extra: Callable[[], Mapping[str, Any]] = dict
     state_key: str | None = None
     others: tuple[str, ...] = ()
@@ -62,29 +79,31 @@ class Contents:
     index: Path | None = None
 
 
-def below(contents: Contents, prefix: str) -> Contents:
-    """The tensors whose names begin with a prefix and a dot, called without them: one of two networks saved as one.
+def with_prefix(contents: Contents, prefix: str) -> Contents:
+    """Return only the tensors whose names start with a prefix and a dot, without it: one of two networks in one file.
 
-    Raises UsageError where there is none.
+    Raises:
+        UsageError: If no name starts with the prefix.
     """
     start = f"{prefix}."
     layout = {name.removeprefix(start): kind for name, kind in contents.layout.items() if name.startswith(start)}
     if not layout:
-        there = list(dict.fromkeys(name.partition(".")[0] for name in contents.layout))
+        prefixes = list(dict.fromkeys(name.partition(".")[0] for name in contents.layout))
         raise UsageError(
-            f"{contents.path}: --state-key {prefix}: no tensor name starts with it; names start with {listed(there)}"
+            f"{contents.path}: `state_key={prefix!r}`: no tensor name starts with it; names start with "
+            f"{listed(prefixes)}"
         )
 
     def extra() -> dict[str, Any]:
         return {name.removeprefix(start): v for name, v in contents.extra().items() if name.startswith(start)}
 
     inner = renamed(contents, {name: start + name for name in layout})
-    # The shards, written as files of their own, would contain the other tensors too.
+    # Copies of the shards would contain the other tensors too.
     return replace(inner, extra=extra, state_key=prefix, shards=(), index=None)
 
 
 def renamed(contents: Contents, names: Mapping[str, str]) -> Contents:
-    """Return contents whose tensors are called by other names: new name → name in the file; others are left out."""
+    """Return contents with other names of tensors: new name → name in the file; other tensors are left out."""
     return replace(
         contents,
         layout={new: contents.layout[old] for new, old in names.items()},

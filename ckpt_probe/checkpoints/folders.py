@@ -1,4 +1,4 @@
-"""Which files of a directory are checkpoints, and which are what trainers write beside them."""
+"""Find the checkpoints in a directory, among other files that trainers write."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,17 +9,17 @@ from ckpt_probe.errors import DataError, listed
 from ckpt_probe.files import read_object
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
-"""By which a file in a directory is taken for a checkpoint; a file that is named is known by its bytes."""
-OF_TRAINERS = re.compile(
+"""Suffixes of checkpoints in a directory; the format of a file that the caller names is recognised by its bytes."""
+TRAINER_FILES = re.compile(
     r"state\.safetensors|training_args\.bin|(optimi[sz]er|scheduler|scaler|sampler|rng_state|random_states|dl_state_dict|"
     r"custom_checkpoint|quantizer|ema_optimizer|optim|distrib_optim|lr_scheduler|"
     r"(recipe|train|trainer|training)_state)s?([-_.]?\d+)*\.\w+|(opt|train)\.pt|.*_optim_states\.pt",
 )
-"""State that is resumed from (ours, and what Trainer, accelerate and DeepSpeed keep), and no weights of a model."""
+"""State for resuming a run (ours, and that of Trainer, accelerate and DeepSpeed), without weights of a model."""
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")
-OF_HUGGING_FACE = re.compile(r"(\w+_)?model(\.safetensors|\.bin)(\.index\.json)?")
+HUGGING_FACE = re.compile(r"(\w+_)?model(\.safetensors|\.bin)(\.index\.json)?")
 CONSOLIDATED = re.compile(r"consolidated(\.\d+)?\.(safetensors|pth)")
-"""Weights in the layout of Meta or Mistral, which repositories have beside those of Hugging Face's."""
+"""Weights in the layout of Meta or Mistral, which repositories have in addition to those of Hugging Face."""
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|float16|bfloat16|float32)(?=[.-])")
 """Part of the name of a copy in another dtype."""
 DISTRIBUTED = ".metadata"
@@ -51,8 +51,8 @@ def checkpoint_in(folder: Path) -> Path:
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the files in a directory by which its checkpoints are opened, in the order of their names.
 
-    Shards count as one, by their index or else by the first; so does a model in several formats, dtypes or layouts.
-    Where there is no file, a folder counts in which accelerate or Megatron keeps the model.
+    Shards count as one checkpoint, by their index or else by the first; so does a model in several formats, dtypes or
+    layouts. Without any file, the directory of accelerate or Megatron with the model counts.
 
     Raises:
         DataError: For a shard that is missing, for parts of a model that only another program can put together, for
@@ -64,10 +64,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     files = [name for name in names if (folder / name).is_file()]
     indices = [name for name in files if name.endswith(INDICES)]
     shards = {file for index in indices for file in listed_shards(folder / index).values()}
-    weights = [name for name in files if (name.endswith(SUFFIXES) or is_part(name)) and not OF_TRAINERS.fullmatch(name)]
+    weights = [
+        name for name in files if (name.endswith(SUFFIXES) or is_part(name)) and not TRAINER_FILES.fullmatch(name)
+    ]
     # Shards that an index does not list are left from an earlier save, and no loader reads them.
     weights = [name for name in weights if name not in shards and _index_of(name) not in indices]
-    weights = sorted(_once([*indices, *weights]))
+    weights = sorted(_without_copies([*indices, *weights]))
     require_whole(folder, weights)
     _require_one_kind(folder, weights)
     if weights:
@@ -83,8 +85,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return checkpoints_in(folder / inside[0]) if inside else []
 
 
-def whole_of(file: Path) -> Path:
-    """Return the file by which the model is opened that a file belongs to: of shards their index, or the first.
+def opening_file(file: Path) -> Path:
+    """Return the file by which the model of a file is opened: of shards, their index or the first.
 
     Raises:
         DataError: If a shard is missing, or if the file is a part that only another program can put together.
@@ -126,10 +128,10 @@ def snapshot_in(folder: Path) -> Path:
 
 
 def listed_shards(index: Path) -> Mapping[str, str]:
-    """Name of each tensor → name of the file beside the index that it is in.
+    """Return the name of each tensor with the name of its file, which is in the directory of the index.
 
-    Raises DataError for what is no index, and where a file is absent or anywhere else than beside the index, also by a
-    link.
+    Raises:
+        DataError: If the file is not an index, or a shard is missing or outside the directory, also through a link.
     """
     weight_map = read_object(index, "an index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -139,16 +141,17 @@ def listed_shards(index: Path) -> Mapping[str, str]:
         shard = index.parent / file
         if Path(file).name != file or file in {"", ".", ".."} or "\\" in file:
             raise DataError(f"{index}: names the shard {file!r}, which is outside its directory")
-        if not _is_there(shard):
+        if not _exists(shard):
             raise DataError(f"{index}: names the shard {file[:200]}, which is missing")
         _require_inside(index, shard)
     return wanted
 
 
 def shards_of(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
-    """Return the shards by an index or by the first of them, and for an index the shard's name of each tensor.
+    """Return the shards of an index or of the first shard, and for an index the name of each tensor's file.
 
-    Raises DataError as `listed_shards` and `shards_beside`.
+    Raises:
+        DataError: As in `listed_shards` and `shards_beside`.
     """
     if not path.name.endswith(INDICES):
         return shards_beside(path) or [path], None
@@ -157,38 +160,38 @@ def shards_of(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
 
 
 def present_twice(path: Path, name: str, first: str, second: str) -> DataError:
-    """Return the error for a tensor that two shards hold: each has a part of its rows, or they are different models."""
+    """Return the error for a tensor in two shards, which have parts of its rows or are of different models."""
     return DataError(
-        f"{path}: tensor {name!r} is present twice, in {first} and {second}: no shards of one model, or each has a "
-        "slice of it; put it together with the program that wrote it"
+        f"{path}: tensor {name!r} is present twice, in {first} and {second}: they are not shards of one model, or each "
+        "has a slice of it; put it together with the program that wrote it"
     )
 
 
 def config_beside(file: Path) -> Path | None:
-    """The directory of a file, where a `config.json` in it may say what model the weights are of."""
+    """Return the directory of a file if it has a `config.json`, which may describe the model, else None."""
     return file.parent if (file.parent / CONFIG).is_file() else None
 
 
 def companions(path: Path) -> Iterator[Path]:
-    """Small files beside the shards that a loader wants too: configuration and tokenizer, no weights, no code."""
-    kept = {".json", ".txt", ".model", ".jinja"}
+    """Yield small files beside the shards that a loader needs: configuration and tokenizer, no weights, no code."""
+    suffixes = {".json", ".txt", ".model", ".jinja"}
     for file in sorted(path.iterdir()):
-        if file.suffix in kept and not file.name.endswith(".index.json") and not file.name.startswith("."):
+        if file.suffix in suffixes and not file.name.endswith(".index.json") and not file.name.startswith("."):
             yield file
 
 
-def _is_there(shard: Path) -> bool:
+def _exists(shard: Path) -> bool:
     try:
         return shard.is_file()
     except OSError:
-        # A name too long for any file.
+        # The name is too long for a file.
         return False
 
 
 def _require_inside(index: Path, shard: Path) -> None:
-    """A hub's cache links all files of a model, index and shards, to one folder; anything else is not followed."""
-    where = shard.resolve().parent
-    if where not in {index.parent.resolve(), index.resolve().parent}:
+    """Raise DataError if a shard is outside the directory of its index, or of the file that the index links to."""
+    directory = shard.resolve().parent
+    if directory not in {index.parent.resolve(), index.resolve().parent}:
         raise DataError(
             f"{index}: names the shard {shard.name}, a link that leads out of its directory, to {shard.resolve()}"
         )
@@ -200,16 +203,16 @@ def _index_of(name: str) -> str | None:
 
 
 def is_adapter(file: Path) -> bool:
-    """Whether a file is the weights of a PEFT adapter, which its configuration lies beside."""
+    """Return whether a file contains the weights of a PEFT adapter, with the configuration beside it."""
     return file.name in ADAPTER_WEIGHTS and (file.parent / ADAPTER_CONFIG).is_file()
 
 
-def _once(names: list[str]) -> Iterator[str]:
-    """Yield names but those of copies: pickled beside safetensors, in another dtype, in Meta's or Mistral's layout."""
+def _without_copies(names: list[str]) -> Iterator[str]:
+    """Yield names without copies: pickled beside safetensors, in another dtype, or in the layout of Meta or Mistral."""
     twins = {"pytorch_model.bin": "model.safetensors", "adapter_model.bin": "adapter_model.safetensors"}
     twins |= {f"{name}.index.json": f"{twin}.index.json" for name, twin in twins.items()}
     stems = {_stem(name) for name in names if not VARIANT.search(name)}
-    hugging_face = any(OF_HUGGING_FACE.fullmatch(name) or SHARD.fullmatch(name) for name in names)
+    hugging_face = any(HUGGING_FACE.fullmatch(name) or SHARD.fullmatch(name) for name in names)
     for name in names:
         copy = twins.get(name) in names or (VARIANT.search(name) and _stem(name) in stems)
         if not copy and not (hugging_face and CONSOLIDATED.fullmatch(name)):
@@ -221,7 +224,7 @@ def _stem(name: str) -> str:
 
 
 def _require_one_kind(folder: Path, names: list[str]) -> None:
-    """Raise DataError if an adapter lies beside other weights: it may be merged into them already, or not."""
+    """Raise DataError if an adapter is beside other weights, which may contain it already."""
     adapter = next((name for name in names if is_adapter(folder / name)), None)
     others = [name for name in names if name != adapter]
     if adapter is not None and others:

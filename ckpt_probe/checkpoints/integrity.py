@@ -1,4 +1,4 @@
-"""Hashes of tensors that stand in a checkpoint's own metadata, so that a flipped bit is an error and never a number."""
+"""Hashes of tensors in the metadata of a checkpoint, so that a flipped bit is an error and not another number."""
 
 import hashlib
 import json
@@ -12,40 +12,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HASHES = "ckpt_probe.sha256"
-"""The entry of a safetensors header's metadata: a JSON object of names → hexadecimal hashes."""
-OF_METADATA = "__metadata__"
-"""In that object the hash of our other entries; no tensor of safetensors may be called so."""
+"""Entry of the metadata of a safetensors header: a JSON object of names → hexadecimal hashes."""
+METADATA_KEY = "__metadata__"
+"""Key of that object for the hash of our other entries; safetensors does not allow a tensor of this name."""
 OURS = "ckpt_probe."
 
 PIECE = 2**18
-"""Bytes that are hashed by themselves, so that several threads can hash one tensor, in any order."""
+"""Number of bytes with a hash of their own, so that several threads can hash one tensor, in any order."""
 
 Kind = tuple[str, tuple[int, ...]]
-"""safetensors' dtype name, shape."""
+"""Dtype, by safetensors' name, and shape."""
 
 
 def piece_digests(data: Any) -> list[bytes]:
-    """SHA-256 of every `PIECE` bytes of a buffer, the last one perhaps shorter."""
+    """Return the SHA-256 of each `PIECE` bytes of a buffer; the last piece may be shorter."""
     view = memoryview(data).cast("B")
     return [hashlib.sha256(view[start : start + PIECE]).digest() for start in range(0, len(view), PIECE)]
 
 
 def tensor_hash(kind: Kind, digests: Iterable[bytes]) -> str:
-    """SHA-256 over a tensor's dtype, its shape and the SHA-256 of each piece of its bytes, in their order."""
+    """Return the SHA-256 of dtype, shape and the digests of all pieces of a tensor, in their order, in hexadecimal."""
     dtype, shape = kind
-    told = hashlib.sha256(f"{dtype} {list(shape)}\n".encode())
+    combined = hashlib.sha256(f"{dtype} {list(shape)}\n".encode())
     for digest in digests:
-        told.update(digest)
-    return told.hexdigest()
+        combined.update(digest)
+    return combined.hexdigest()
 
 
 def hash_of(kind: Kind, tensor: "Tensor") -> str:
-    """`tensor_hash` of a tensor on the CPU, whose bytes it reads once."""
+    """Return the `tensor_hash` of a tensor on the CPU."""
     return tensor_hash(kind, piece_digests(tensor_bytes(tensor)))
 
 
 def tensor_bytes(tensor: "Tensor") -> Any:
-    """A tensor's bytes in C order, without a copy where they lie so on the CPU."""
+    """Return the bytes of a tensor in C order, without a copy if it is contiguous and on the CPU."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -53,43 +53,49 @@ def tensor_bytes(tensor: "Tensor") -> Any:
 
 
 def with_hashes(metadata: Mapping[str, str], hashes: Mapping[str, str]) -> dict[str, str]:
-    """Metadata with the hashes of tensors by name, and that of our entries in it."""
+    """Return metadata with the hashes of tensors by name and a hash of our other entries."""
     others = {name: text for name, text in metadata.items() if name != HASHES}
-    return {**others, HASHES: json.dumps({OF_METADATA: _metadata_hash(others), **hashes}, separators=(",", ":"))}
+    return {**others, HASHES: json.dumps({METADATA_KEY: _metadata_hash(others), **hashes}, separators=(",", ":"))}
 
 
 def without_hashes(metadata: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """As `with_hashes`, for tensors yet to be hashed: as long as it will be then."""
+    """Return metadata of the length that `with_hashes` will have, for tensors whose hashes are not known yet."""
     return with_hashes(metadata, dict.fromkeys(names, "0" * 64))
 
 
 def stated_hashes(path: Path, metadata: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """The hashes that a file's metadata state of its tensors, none where it carries none.
+    """Return the hashes of tensors in the metadata of a file; empty if it has none.
 
-    Raises DataError where they are not of these very tensors, or our entries beside them are not those written.
+    Args:
+        path: File, for messages.
+        metadata: Texts of its header.
+        names: Names of its tensors.
+
+    Raises:
+        DataError: If the hashes are those of other tensors, or our other entries have changed.
     """
     changed = f"{path}: damaged, or changed by another program that kept its hashes"
     if HASHES not in metadata:
-        # Damage may be in the very name by which they are found.
-        if any(OF_METADATA in text for text in metadata.values()):
-            raise DataError(f"{changed}: its hashes are there, but not called {HASHES}; copy the file again")
+        # The key of the hashes itself may be damaged.
+        if any(METADATA_KEY in text for text in metadata.values()):
+            raise DataError(f"{changed}: its hashes are not in the entry {HASHES}; copy the file again")
         return {}
     try:
-        found = json.loads(metadata[HASHES])
-        whole = isinstance(found, dict) and found.pop(OF_METADATA) == _metadata_hash(metadata)
+        hashes = json.loads(metadata[HASHES])
+        intact = isinstance(hashes, dict) and hashes.pop(METADATA_KEY) == _metadata_hash(metadata)
     except (ValueError, KeyError, RecursionError) as error:
-        raise DataError(f"{changed}: {HASHES} is no object of hashes") from error
-    if not whole:
+        raise DataError(f"{changed}: {HASHES} is not an object of hashes") from error
+    if not intact:
         raise DataError(f"{changed}: its metadata is not what was written; copy the file again")
-    odd = sorted(found.keys() ^ set(names))
-    if odd:
-        raise DataError(f"{changed}: tensor {odd[0]!r} has no hash, or a hash and no tensor; copy the file again")
-    return found
+    unmatched = sorted(hashes.keys() ^ set(names))
+    if unmatched:
+        raise DataError(f"{changed}: tensor {unmatched[0]!r} has no hash, or a hash and no tensor; copy the file again")
+    return hashes
 
 
-def require_hash(path: Path, name: str, found: str, stated: str | None) -> None:
-    """Raise DataError where a tensor's hash is not the one stated; None: nothing is stated, and nothing checked."""
-    if stated is not None and found != stated:
+def require_hash(path: Path, name: str, computed: str, stated: str | None) -> None:
+    """Raise DataError if the hash of a tensor differs from the stated one; nothing is checked if that is None."""
+    if stated is not None and computed != stated:
         raise DataError(f"{path}: tensor {name!r} is damaged: its bytes are not those written; copy the file again")
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: how to rebuild its model and data, and where in the run it stands."""
+"""Metadata of a checkpoint: the names and arguments of its model and data, and its position in the run."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -14,7 +14,7 @@ PREFIX = "ckpt_probe."
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """Our part of a safetensors file's metadata; a foreign file has none of it, and every field is empty."""
+    """Our entries in the metadata of a safetensors file; all fields are empty for files of other programs."""
 
     model: str | None = None
     model_arguments: dict[str, Any] = field(default_factory=dict)
@@ -28,12 +28,12 @@ class CheckpointMetadata:
     versions: dict[str, str] = field(default_factory=dict)
     classifier: str | None = None
     sparsity: float | None = None
-    """Share of entries that are exactly zero, over all tensors that pruning may touch."""
+    """Fraction of entries that are exactly zero, over all tensors that pruning may change."""
     pruned: list[str] = field(default_factory=list)
     """Tensors whose zeros are a mask: training that starts here leaves them zero."""
 
     def to_strings(self) -> dict[str, str]:
-        """As safetensors keeps it: strings only, each of ours a JSON value under a name that starts with our own."""
+        """Return the metadata as strings for safetensors: each field as JSON, under its name with our prefix."""
         ours = {f"{PREFIX}{f.name}": getattr(self, f.name) for f in fields(self)}
         stated = {
             name: json.dumps(without_credentials(value)) for name, value in ours.items() if value not in (None, {}, [])
@@ -42,12 +42,18 @@ class CheckpointMetadata:
 
     @staticmethod
     def from_strings(strings: dict[str, str]) -> "CheckpointMetadata":
-        """The reverse of `to_strings`. Raises DataError for a newer format, or a value that is no JSON."""
+        """Create metadata from the strings of `to_strings`.
+
+        Raises:
+            DataError: If the format is newer, or a value is not JSON.
+        """
         if f"{PREFIX}format" not in strings:
             return CheckpointMetadata()
-        found = strings[f"{PREFIX}format"]
-        if not found.isdigit() or int(found) > FORMAT_VERSION:
-            raise DataError(f"checkpoint metadata has format {found}, newer than {FORMAT_VERSION}: upgrade ckpt-probe")
+        version = strings[f"{PREFIX}format"]
+        if not version.isdigit() or int(version) > FORMAT_VERSION:
+            raise DataError(
+                f"checkpoint metadata has format {version}, newer than {FORMAT_VERSION}: upgrade ckpt-probe"
+            )
         known = {f.name for f in fields(CheckpointMetadata)}
         values = {}
         for name, text in strings.items():
@@ -58,8 +64,8 @@ class CheckpointMetadata:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide numbers."""
-    import platform  # here, where it is needed: it costs as much as the rest of this package
+    """Return the versions of Python and of the libraries that affect numbers."""
+    import platform  # its import takes as long as that of this package
 
     names = ("ckpt-probe", "torch", "numpy", "safetensors", "h5py")
     return {"python": platform.python_version(), **{name: _version(name) for name in names}}
@@ -67,7 +73,7 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def _version(name: str) -> str:
-    # Each reading parses a file of hundreds of lines.
+    # Each call of `version` parses a file of hundreds of lines.
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -1,4 +1,4 @@
-"""Opening a checkpoint of any format: tensors by name, one at a time. Nothing but inert data is ever unpickled."""
+"""Open a checkpoint of any format and read its tensors by name; pickles are never executed."""
 
 import difflib
 import hashlib
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.addresses import as_path
-from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, renamed
+from ckpt_probe.checkpoints.contents import Contents, OpenOptions, Shard, renamed
 from ckpt_probe.checkpoints.folders import config_beside
-from ckpt_probe.checkpoints.formats import opened
+from ckpt_probe.checkpoints.formats import open_contents
 from ckpt_probe.checkpoints.integrity import require_hash, tensor_hash
 from ckpt_probe.checkpoints.metadata import CheckpointMetadata
-from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, Told, told_by_trainer
+from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, TrainerInfo, trainer_info
 from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
@@ -26,127 +26,140 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 State = Mapping[str, "Tensor"]
-"""A state dict that is read, never changed."""
+"""A state dict that is not changed."""
 
 
 class Checkpoint:
-    """An open checkpoint: names, shapes and dtypes; tensors are read when asked for."""
+    """An open checkpoint: names, shapes and dtypes of its tensors, which are read one at a time.
+
+    Attributes:
+        path: File or directory that was opened.
+        names: Names of the tensors, sorted.
+        raw_metadata: Texts of a safetensors header; empty for other formats.
+    """
 
     def __init__(self, path: Path, contents: Contents) -> None:
         self.path = path
-        """As it was named: a file or a directory."""
         self.names: list[str] = sorted(contents.layout)
         self.raw_metadata: dict[str, str] = dict(contents.metadata)
-        """The strings of a safetensors header, none of any other format."""
         self._contents = contents
 
     @cached_property
     def metadata(self) -> CheckpointMetadata:
-        """Our metadata; of a foreign file the step, epoch and metrics that its trainer tells, and nothing else.
+        """Our metadata; for files of other programs the step, epoch and metrics of the trainer.
 
-        Raises DataError where it is of a newer format or broken.
+        Raises:
+            DataError: If the metadata are of a newer format or damaged.
         """
-        ours = self._ours
+        ours, trainer = self._ours, self._trainer
         return replace(
             ours,
-            step=self._told.step if ours.step is None else ours.step,
-            epoch=self._told.epoch if ours.epoch is None else ours.epoch,
-            metrics=ours.metrics or {split: dict(values) for split, values in self._told.metrics.items()},
+            step=trainer.step if ours.step is None else ours.step,
+            epoch=trainer.epoch if ours.epoch is None else ours.epoch,
+            metrics=ours.metrics or {split: dict(values) for split, values in trainer.metrics.items()},
         )
 
     @property
     def step_source(self) -> str | None:
-        """Where the step of the metadata is said: "metadata", the trainer's field or file; None where it is not."""
-        return self._told.source if self._ours.step is None else "metadata"
+        """Source of the step: "metadata", or a key or file of the trainer; None if no step is stated."""
+        return self._trainer.source if self._ours.step is None else "metadata"
 
     @property
     def format(self) -> str:
-        """What kind of file it is, for people."""
+        """Description of the format."""
         return self._contents.format
 
     @property
     def state_key(self) -> str | None:
-        """Where among what was pickled the tensors lay, keys joined by dots; None where they are the whole."""
+        """Key of the tensors in the pickled object, joined by dots; None if they are not nested."""
         return self._contents.state_key
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Other mappings of tensors in the file, which were not taken, with their sizes."""
+        """Other mappings of tensors in the file, which are not read, with their sizes."""
         return self._contents.others
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Entries among the tensors that are no tensors, and are not read."""
+        """Entries among the tensors that are not tensors, and are not read."""
         return self._contents.dropped
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the trainer keeps beside the tensors, as plain values: hyperparameters, its state, its name."""
-        return dict(self._told.facts)
+        """Entries of the trainer besides the tensors, as plain values: hyperparameters, its state, its name."""
+        return dict(self._trainer.facts)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """What Lightning's module was constructed with, where it kept that, without what was shortened."""
-        found = self.facts.get(HYPERPARAMETERS)
-        whole = found if isinstance(found, dict) else {}
-        return {name: value for name, value in whole.items() if "…" not in f"{name} {value}"}
+        """Arguments of the constructor of a Lightning module, without those that were shortened."""
+        values = self.facts.get(HYPERPARAMETERS)
+        return {
+            name: value
+            for name, value in (values if isinstance(values, dict) else {}).items()
+            if "…" not in f"{name} {value}"
+        }
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that belongs to it, those of an adapter's base among them."""
+        """All files of the checkpoint, with those of an adapter's base."""
         return self._contents.files
 
     @property
     def file(self) -> Path:
-        """The one file by which it is opened: of several, the index or the metadata."""
+        """File that was opened: of several, the index or the metadata."""
         return self._contents.path
 
     @property
     def config_directory(self) -> Path | None:
-        """The directory of its files with a `config.json` that may say what model it is of; else that of its base's."""
+        """Directory of a `config.json` beside its files, or beside those of an adapter's base; None without one."""
         return next((found for file in (self.file, *self.files) if (found := config_beside(file))), None)
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """Of safetensors, the files that the tensors lie in, in their order."""
+        """Safetensors files with the tensors, in their order; empty for other formats."""
         return self._contents.shards
 
     @property
     def index(self) -> Path | None:
-        """The index of safetensors' shards, where there is one."""
+        """Index of safetensors shards, None without one."""
         return self._contents.index
 
     @property
     def layout(self) -> Layout:
-        """dtype and shape of every tensor by name, in the order of the file."""
+        """Dtype and shape of each tensor by name, in the order of the file."""
         return self._contents.layout
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, without reading it."""
+        """Return the shape of a tensor."""
         return self._entry(name)[1]
 
     def dtype(self, name: str) -> str:
-        """safetensors' name of one tensor's dtype ("F32", "BF16", "I64", …), without reading it."""
+        """Return safetensors' name of the dtype of a tensor ("F32", "BF16", "I64", …)."""
         return self._entry(name)[0]
 
     def read(self, name: str) -> "Tensor":
-        """One tensor, on the CPU.
+        """Return a tensor on the CPU.
 
-        Raises DataError for a name that the checkpoint does not have, and where the bytes are not those that were
-        hashed as they were written.
+        Raises:
+            DataError: If there is no tensor of this name, or its bytes do not have the stated hash.
         """
         self._entry(name)
         return self._contents.read(name)
 
     def fill(self, name: str, offset: int, into: memoryview) -> None:
-        """Copy a tensor's bytes, in C order, from an offset on, into the whole of a buffer; safetensors without torch.
+        """Copy bytes of a tensor in C order into a whole buffer; several threads may call this at once.
 
-        Several threads may ask at once. Parts are checked against no hash: see `require_digests`.
+        The bytes are not checked against a hash; see `require_digests`. Safetensors files are read without torch.
+
+        Args:
+            name: Name of the tensor.
+            offset: Number of bytes of the tensor before the first that is copied.
+            into: Buffer.
         """
         self._contents.fill(name, offset, into)
 
     def state_dict(self) -> "dict[str, Tensor]":
-        """All tensors by name."""
+        """Return all tensors by name."""
         return {name: self.read(name) for name in self.names}
 
     def extra_state(self) -> Mapping[str, Any]:
@@ -158,28 +171,33 @@ class Checkpoint:
         return Checkpoint(self.path, renamed(self._contents, names))
 
     def is_hashed(self, name: str) -> bool:
-        """Whether the file states a hash of this tensor, against which every `read` checks it."""
+        """Return whether the file states a hash of a tensor, which `read` compares."""
         return name in self._contents.hashes
 
     def require_digests(self, name: str, digests: Iterable[bytes]) -> None:
-        """Raise DataError where `piece_digests` of all of a tensor's bytes are not those of what was written."""
+        """Raise DataError if the `piece_digests` of a tensor's bytes do not have the stated hash."""
         require_hash(self.path, name, tensor_hash(self._entry(name), digests), self._contents.hashes.get(name))
 
     def parameters(self) -> int:
-        """How many numbers all tensors hold together."""
+        """Return the number of entries of all tensors."""
         return sum(math.prod(self.shape(name)) for name in self.names)
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """Size of all files in bytes."""
         return sum(file.stat().st_size for file in self.files)
 
     def content_hash(self) -> str:
-        """SHA-256 of its file; of several, of their names and hashes; of one among several mappings, of its key too."""
+        """Return the SHA-256 of the file; of several files, that of their names and hashes.
+
+        If the file contains several mappings of tensors, the key of this one is included.
+        """
         hashes = [content_hash(file) for file in self.files]
-        named = "".join(f"{found}  {file.name}\n" for found, file in zip(hashes, self.files, strict=True))
-        found = hashes[0] if len(hashes) == 1 else hashlib.sha256(named.encode()).hexdigest()
-        return hashlib.sha256(f"{found} {self.state_key}".encode()).hexdigest() if self.others else found
+        combined = hashes[0]
+        if len(hashes) > 1:
+            lines = [f"{value}  {file.name}\n" for value, file in zip(hashes, self.files, strict=True)]
+            combined = hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256(f"{combined} {self.state_key}".encode()).hexdigest() if self.others else combined
 
     def __contains__(self, name: str) -> bool:
         return name in self._contents.layout
@@ -195,8 +213,8 @@ class Checkpoint:
             raise DataError(f"{self.path}: {error}") from error
 
     @cached_property
-    def _told(self) -> Told:
-        return told_by_trainer(self._contents)
+    def _trainer(self) -> TrainerInfo:
+        return trainer_info(self._contents)
 
     def _entry(self, name: str) -> tuple[str, tuple[int, ...]]:
         if name not in self._contents.layout:
@@ -211,16 +229,23 @@ class Checkpoint:
 def open_checkpoint(
     path: Path | str, *, state_key: str | None = None, base: Path | str | None = None
 ) -> Iterator[Checkpoint]:
-    """Open a checkpoint for the time of the `with`: a file, or a directory that holds one. `formats` lists the kinds.
+    """Open a checkpoint, within a `with` block.
 
-    state_key: where the tensors lie among what was pickled, keys joined by dots, or what their names begin with, where
-    there are several mappings of them. base: the checkpoint that an adapter is merged onto; of use to adapters alone.
-    Raises DataError where there is no checkpoint, or one that is damaged, claims more bytes than its files have, or
-    names what is not inert; UsageError where `state_key` or `base` has to be said, or leads nowhere.
+    Args:
+        path: File, or directory with one checkpoint.
+        state_key: Key of the tensors in a pickled object with several mappings of tensors, joined by dots; also a
+            prefix of the names of tensors.
+        base: Checkpoint that an adapter is merged onto.
+
+    Yields:
+        The checkpoint.
+
+    Raises:
+        DataError: If there is no checkpoint, or it is damaged, claims more bytes than its files have, or needs classes
+            that could run code.
+        UsageError: If `state_key` or `base` is required, or does not fit.
     """
     with ExitStack() as stack:
-        onto = None
-        if base is not None:
-            onto = stack.enter_context(opened(as_path(base), Asked(state_key)))
-        contents = stack.enter_context(opened(as_path(path), Asked(state_key, onto)))
+        merged = None if base is None else stack.enter_context(open_contents(as_path(base), OpenOptions(state_key)))
+        contents = stack.enter_context(open_contents(as_path(path), OpenOptions(state_key, merged)))
         yield Checkpoint(as_path(path), contents)

@@ -1,7 +1,8 @@
-"""A series: the checkpoints of a run, in the order of their training steps."""
+"""Series: the checkpoints of a run in the order of their training steps, and those with identical weights."""
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Hashable, Iterable, Iterator, Sized
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,34 +10,59 @@ from ckpt_probe.addresses import as_path
 from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, checkpoints_in, snapshot_in
 from ckpt_probe.checkpoints.parts import shard_name
 from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
-from ckpt_probe.checkpoints.repeats import have_same_weights
+from ckpt_probe.checkpoints.writing import BITS
 from ckpt_probe.errors import DataError
 from ckpt_probe.series import Member, in_order, named_step
 
-OF_A_RUN = re.compile(
+RUN_DIRECTORY = re.compile(
     r"(checkpoint|ckpt|(global_?)?steps?|iter(ation)?s?|epochs?|ep)[-_=. ]?(\d.*|final|last|best)", re.IGNORECASE
 )
-"""Directories that are a run's checkpoints, beside which the run's own last weights may lie."""
+"""Names of directories with one checkpoint of a run; the last weights of the run may be beside them."""
+
+BLOCK = 2**22
+"""Number of bytes of two checkpoints that are compared at a time."""
+SAMPLED = 16
+"""Number of tensors of a checkpoint whose first bytes are compared before all bytes are read."""
+FIRST = 256
+"""Number of bytes that are read of a sampled tensor."""
 
 
 def open_series(path: Path | str, *, state_key: str | None = None, base: Path | str | None = None) -> list[Member]:
-    """The checkpoints at `path`, ordered by step, each found where `step_of` looks.
+    """List the checkpoints at a path, ordered by step; see `step_of`.
 
-    `path` is a file, or a directory: with checkpoints in it, in its folder `checkpoints`, or in each of its folders
-    (`checkpoint-500/model.safetensors`, named after the folder). Beside folders that are called so, the directory's own
-    weights count too. One whose name has no step, such as `last.ckpt`, and whose weights are those of another is told
-    by that one as `also`. state_key, base: as `open_checkpoint`. Raises DataError where there is none, and as that.
+    A checkpoint whose name has no step, such as `last.ckpt`, and whose weights are identical to those of another is
+    not listed, but named in `also` of the other.
+
+    Args:
+        path: File, or directory with checkpoints in it, in its directory `checkpoints`, or in each of its directories
+            (`checkpoint-500/model.safetensors`, which is named after the directory). Besides directories with such
+            names, the files of the directory itself are listed too.
+        state_key: As in `open_checkpoint`.
+        base: As in `open_checkpoint`.
+
+    Raises:
+        DataError: If there is no checkpoint, or one of them cannot be opened.
+        UsageError: As in `open_checkpoint`.
     """
-    return _series(as_path(path), state_key, base)
+    path = as_path(path)
+    if path.is_file():
+        return [member_of(path, _stem(path), state_key, base)]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or directory")
+    files = checkpoint_files(snapshot_in(path))
+    if not files:
+        raise DataError(_nothing(path))
+    members = in_order(member_of(file, name, state_key, base) for file, name in files)
+    return _without_twins(members, state_key, base)
 
 
-def places_in(path: Path) -> list[tuple[Path, str]]:
-    """The files by which the checkpoints of a directory are opened, and what each is called; none is opened."""
-    found = [(file, _stem(file) if file.parent == path else path.name) for file in checkpoints_in(path)]
-    found += _nested(_runs(path, found))
-    if not found and (path / "checkpoints").is_dir():
-        return places_in(path / "checkpoints")
-    return found or _nested(_folders(path))
+def checkpoint_files(path: Path) -> list[tuple[Path, str]]:
+    """Return the files by which the checkpoints of a directory are opened, with their names; none is opened."""
+    files = [(file, _stem(file) if file.parent == path else path.name) for file in checkpoints_in(path)]
+    files += _nested(_run_directories(path, files))
+    if not files and (path / "checkpoints").is_dir():
+        return checkpoint_files(path / "checkpoints")
+    return files or _nested(_directories(path))
 
 
 def is_series(path: Path | str) -> bool:
@@ -47,18 +73,23 @@ def is_series(path: Path | str) -> bool:
     """
     folder = snapshot_in(as_path(path))
     files = checkpoints_in(folder) if folder.is_dir() else []
-    return folder.is_dir() and (len(files) != 1 or bool(_runs(folder, files)))
+    return folder.is_dir() and (len(files) != 1 or bool(_run_directories(folder, files)))
 
 
 def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None, str | None]:
-    """The step of a checkpoint called `name`, by its file's and its directory's where None, and where it is said.
+    """Return the step of a checkpoint and its source, None for each that is unknown.
 
-    Looked for in its metadata or its trainer's, then in the name; the epoch is a fallback, and so is a bare number.
+    The step is taken from the metadata of the checkpoint or its trainer, then from the name, then from the epoch, then
+    from a number in the name.
+
+    Args:
+        checkpoint: The open checkpoint.
+        name: Its name; that of its file or directory if None.
     """
     if name is None:
         stem = _stem(checkpoint.file)
         folder = checkpoint.file.resolve().parent.name
-        name = folder if named_step(stem) is None and OF_A_RUN.fullmatch(folder) else stem
+        name = folder if named_step(stem) is None and RUN_DIRECTORY.fullmatch(folder) else stem
     if checkpoint.metadata.step is not None:
         return checkpoint.metadata.step, checkpoint.step_source
     named = named_step(name)
@@ -70,49 +101,67 @@ def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None
 
 
 def member_of(path: Path, name: str, state_key: str | None, base: Path | str | None) -> Member:
-    """A checkpoint by its file, as a member of a series. Raises DataError where it cannot be opened."""
+    """Return a checkpoint as a member of a series; raise DataError if it cannot be opened."""
     with open_checkpoint(path, state_key=state_key, base=base) as checkpoint:
         step, source = step_of(checkpoint, name)
     return Member(path.parent if path.name == DISTRIBUTED else path, name, step, source)
 
 
-def _series(path: Path, state_key: str | None, base: Path | str | None) -> list[Member]:
-    if path.is_file():
-        return [member_of(path, _stem(path), state_key, base)]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or directory")
-    found = places_in(snapshot_in(path))
-    if not found:
-        raise DataError(_nothing(path))
-    members = in_order(member_of(file, name, state_key, base) for file, name in found)
-    return _without_twins(members, state_key, base)
+class RepeatedWeights:
+    """Search for members of a series whose weights are those of an earlier member."""
+
+    def __init__(self, state_key: str | None, base: Path | str | None) -> None:
+        self._state_key, self._base = state_key, base
+        self._seen: dict[Hashable, list[Member]] = {}
+
+    def warnings(self, member: Member) -> Iterator[str]:
+        """Yield a warning if a member that was passed before has identical weights."""
+        with open_checkpoint(member.path, state_key=self._state_key, base=self._base) as checkpoint:
+            alike = self._seen.setdefault(_sample(checkpoint), [])
+        earlier = next((m for m in alike if have_same_weights(m, member, self._state_key, self._base)), None)
+        if earlier is None:
+            alike.append(member)
+            return
+        yield f"warning: the weights of {_with_step(member)} are identical to those of {_with_step(earlier)}"
+
+
+def have_same_weights(a: Member, b: Member, state_key: str | None, base: Path | str | None) -> bool:
+    """Return whether two checkpoints have identical weights; both are read up to the first difference."""
+    if a.path.resolve() == b.path.resolve():
+        return True
+    with (
+        open_checkpoint(a.path, state_key=state_key, base=base) as first,
+        open_checkpoint(b.path, state_key=state_key, base=base) as second,
+    ):
+        same_layout = dict(first.layout) == dict(second.layout)
+        return same_layout and all(_same_bytes(first, second, name) for name in first.names)
 
 
 def _nested(folders: Iterable[Path]) -> list[tuple[Path, str]]:
-    """Checkpoints in each folder, named after it, and after their files too where there are several."""
-    found = []
+    """Return the checkpoints in each directory, named after it, and also after their files if there are several."""
+    files = []
     for folder in folders:
         inside = checkpoints_in(folder)
-        found += [(file, folder.name if len(inside) == 1 else f"{folder.name}-{_stem(file)}") for file in inside]
-    return found
+        files += [(file, folder.name if len(inside) == 1 else f"{folder.name}-{_stem(file)}") for file in inside]
+    return files
 
 
 def _without_twins(members: list[Member], state_key: str | None, base: Path | str | None) -> list[Member]:
-    """Each weights once: a member whose name has no step is told by the one of the same weights."""
-    kept = [member for member in members if named_step(member.name) is not None]
-    if not kept:
+    """Leave out members whose names have no step if another has identical weights, and name them in `also` of it."""
+    listed = [member for member in members if named_step(member.name) is not None]
+    if not listed:
         return members
     for member in members:
         if named_step(member.name) is not None:
             continue
-        # Where its step is not known, it can only be the end of the run.
-        likely = [k for k in kept if k.step == member.step] if member.step is not None else [kept[-1]]
-        twin = next((k for k in likely if have_same_weights(k, member, state_key, base)), None)
+        # A checkpoint of unknown step can only be the end of the run.
+        likely = [listed[-1]] if member.step is None else [other for other in listed if other.step == member.step]
+        twin = next((other for other in likely if have_same_weights(other, member, state_key, base)), None)
         if twin is None:
-            kept = in_order([*kept, member])
+            listed = in_order([*listed, member])
         else:
-            kept[kept.index(twin)] = replace(twin, also=(*twin.also, member.name))
-    return kept
+            listed[listed.index(twin)] = replace(twin, also=(*twin.also, member.name))
+    return listed
 
 
 def _stem(file: Path) -> str:
@@ -126,19 +175,15 @@ def _stem(file: Path) -> str:
     return file.stem if suffix is None else file.name.removesuffix(suffix)
 
 
-def _runs(path: Path, files: Sized) -> list[Path]:
-    """Return the folders of a run's checkpoints; in a checkpoint's own, DeepSpeed resumes from global_step500."""
-    if files and OF_A_RUN.fullmatch(path.name):
+def _run_directories(path: Path, files: Sized) -> list[Path]:
+    """Return the directories of a run's checkpoints; those in a checkpoint's own directory are state of DeepSpeed."""
+    if files and RUN_DIRECTORY.fullmatch(path.name):
         return []
-    return [folder for folder in _folders(path) if OF_A_RUN.fullmatch(folder.name)]
+    return [folder for folder in _directories(path) if RUN_DIRECTORY.fullmatch(folder.name)]
 
 
-def _folders(path: Path) -> list[Path]:
-    return [place for place in _visible(path) if place.is_dir()]
-
-
-def _visible(place: Path) -> Iterator[Path]:
-    return (entry for entry in sorted(place.iterdir()) if not entry.name.startswith("."))
+def _directories(path: Path) -> list[Path]:
+    return [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".") and entry.is_dir()]
 
 
 def _nothing(path: Path) -> str:
@@ -146,3 +191,36 @@ def _nothing(path: Path) -> str:
     return (
         f"{path}: no checkpoint found (looked for {looked} and .metadata here, in checkpoints/ and in each subfolder)"
     )
+
+
+def _same_bytes(first: Checkpoint, second: Checkpoint, name: str) -> bool:
+    if first.dtype(name) not in BITS:
+        return False
+    size = _size(first, name)
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        if _bytes(first, name, start, count) != _bytes(second, name, start, count):
+            return False
+    return True
+
+
+def _sample(checkpoint: Checkpoint) -> Hashable:
+    """Return names, dtypes, shapes and the first bytes of tensors at even distances, the last among them."""
+    names = [name for name in reversed(checkpoint.names) if checkpoint.dtype(name) in BITS]
+    sampled = names[:: math.ceil(len(names) / SAMPLED) or 1]
+    starts = tuple(bytes(_bytes(checkpoint, name, 0, min(FIRST, _size(checkpoint, name)))) for name in sampled)
+    return tuple(sorted(checkpoint.layout.items())), starts
+
+
+def _bytes(checkpoint: Checkpoint, name: str, start: int, count: int) -> bytearray:
+    buffer = bytearray(count)
+    checkpoint.fill(name, start, memoryview(buffer))
+    return buffer
+
+
+def _size(checkpoint: Checkpoint, name: str) -> int:
+    return math.prod(checkpoint.shape(name)) * BITS[checkpoint.dtype(name)] // 8
+
+
+def _with_step(member: Member) -> str:
+    return member.name if member.step is None else f"{member.name} (step {member.step:,})"

@@ -1,7 +1,7 @@
-"""Statistics of every tensor, read in blocks: memory depends neither on the file nor on its tensors; needs no torch.
+"""Statistics of every tensor, computed in blocks of fixed memory and without torch.
 
-Sums are taken in float64, squares of what is left of the block's mean, and blocks are put together by the formulas of
-Chan et al. (1979), so that the result is the same, bit for bit, whatever the number of threads.
+Sums are computed in float64, squares after the mean of the block is subtracted, and blocks are merged by the formulas
+of Chan et al. (1979), so that the result is identical, bit for bit, for any number of threads.
 """
 
 import math
@@ -14,21 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.checkpoints.numbers import decode
 from ckpt_probe.checkpoints.reading import Checkpoint
+from ckpt_probe.checkpoints.tensors import decode
 from ckpt_probe.checkpoints.writing import BITS, TORCH_NAMES
 
 ENTRIES = 2**18
-"""Numbers of one block."""
-TOGETHER = 16
-"""Blocks that a thread takes at a time: to be given one costs as much as half of the work on it."""
+"""Number of entries of a block."""
+BLOCKS_PER_TASK = 16
+"""Number of blocks of a task: starting a task costs half as much as the work on one block."""
 UNDIVIDED = 2**13
-"""Numbers of a product that BLAS does in the thread that asks for it; its own threads, for more, are in our threads'
-way, and make the last digits depend on how many there are."""
+"""Length of a dot product that BLAS computes in the calling thread. Its own threads, used for longer ones, disturb ours
+and make the last digits depend on their number."""
 MOST_THREADS = 4
 NEARLY_CONSTANT = 1e-6
-"""Share of a block's squares below which what is left of them without the mean would keep too few digits."""
-WHOLE = {
+"""Ratio of variance to mean square of a block below which their difference would keep too few digits."""
+INTEGERS = {
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32,
     "U16": np.uint16, "U8": np.uint8, "BOOL": np.uint8,
 }  # fmt: skip
@@ -37,10 +37,15 @@ FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a tensor's numbers are like; NaN and infinities are counted, and all else is of the finite numbers.
+    """Statistics of a tensor. Norm, mean and spread are those of the finite entries, None if there are none.
 
-    norm: Euclidean; spread: standard deviation (population); zeros: their share among all numbers. Where there is no
-    finite number, mean, spread and norm are None.
+    Attributes:
+        norm: Euclidean norm.
+        mean: Mean.
+        spread: Standard deviation (population).
+        zeros: Fraction of zeros among all entries.
+        nan: Number of NaN.
+        inf: Number of infinities.
     """
 
     norm: float | None
@@ -53,7 +58,16 @@ class Statistics:
 
 @dataclass(frozen=True)
 class _Part:
-    """Finite numbers, their mean and the sum of squares of what is left of it; zeros, NaN and infinities."""
+    """Sums over some entries of a tensor.
+
+    Attributes:
+        finite: Number of finite entries.
+        mean: Their mean.
+        squares: Sum of their squared differences from the mean.
+        zeros: Number of zeros.
+        nan: Number of NaN.
+        inf: Number of infinities.
+    """
 
     finite: int = 0
     mean: float = 0.0
@@ -64,12 +78,12 @@ class _Part:
 
     def merged(self, other: "_Part") -> "_Part":
         finite = self.finite + other.finite
-        apart = np.longdouble(other.mean) - self.mean
+        difference = np.longdouble(other.mean) - self.mean
         share = other.finite / finite if finite else 0.0
         return _Part(
             finite,
-            float(self.mean + apart * share),
-            self.squares + other.squares + apart * apart * share * self.finite,
+            float(self.mean + difference * share),
+            self.squares + other.squares + difference * difference * share * self.finite,
             self.zeros + other.zeros,
             self.nan + other.nan,
             self.inf + other.inf,
@@ -77,46 +91,54 @@ class _Part:
 
 
 def statistics_of(checkpoint: Checkpoint, threads: int | None = None) -> Iterator[tuple[str, Statistics | None]]:
-    """Name and statistics of each tensor, in the order of names; None for a dtype that has none, such as complex.
+    """Yield name and statistics of each tensor, in the order of names.
 
-    Raises DataError where a tensor cannot be read.
+    Args:
+        checkpoint: The open checkpoint.
+        threads: Number of threads; chosen by the number of processors if None.
+
+    Yields:
+        Name and statistics; None for a dtype without statistics, such as complex.
+
+    Raises:
+        DataError: If a tensor cannot be read.
     """
     workers = threads or min(MOST_THREADS, os.cpu_count() or 1)
-    own = threading.local()
+    per_thread = threading.local()
     with ThreadPoolExecutor(workers, thread_name_prefix="statistics") as pool:
         for name in checkpoint.names:
             dtype = checkpoint.dtype(name)
-            if dtype not in FLOATING and dtype not in WHOLE and not dtype.startswith("F8"):
+            if dtype not in FLOATING and dtype not in INTEGERS and not dtype.startswith("F8"):
                 yield name, None
                 continue
-            numbers = math.prod(checkpoint.shape(name))
+            entries = math.prod(checkpoint.shape(name))
 
-            def part(first: int, name: str = name, dtype: str = dtype, numbers: int = numbers) -> _Part:
-                if not hasattr(own, "buffers"):
-                    own.buffers = _Buffers()
-                found, end = _Part(), min(first + TOGETHER * ENTRIES, numbers)
+            def part(first: int, name: str = name, dtype: str = dtype, entries: int = entries) -> _Part:
+                if not hasattr(per_thread, "buffers"):
+                    per_thread.buffers = _Buffers()
+                merged, end = _Part(), min(first + BLOCKS_PER_TASK * ENTRIES, entries)
                 for start in range(first, end, ENTRIES):
-                    block = _of_block(own.buffers, checkpoint, name, dtype, start, min(ENTRIES, end - start))
-                    found = found.merged(block)
-                return found
+                    count = min(ENTRIES, end - start)
+                    merged = merged.merged(_block(per_thread.buffers, checkpoint, name, dtype, start, count))
+                return merged
 
-            found = _Part()
-            for one in pool.map(part, range(0, numbers, TOGETHER * ENTRIES)):
-                found = found.merged(one)
-            yield name, _statistics(found, numbers)
+            total = _Part()
+            for result in pool.map(part, range(0, entries, BLOCKS_PER_TASK * ENTRIES)):
+                total = total.merged(result)
+            yield name, _statistics(total, entries)
 
 
-def _statistics(found: _Part, numbers: int) -> Statistics:
-    zeros = found.zeros / numbers if numbers else 0.0
-    if not found.finite:
-        return Statistics(None, None, None, zeros, found.nan, found.inf)
-    mean = np.longdouble(found.mean)
-    norm = float(np.sqrt(found.squares + found.finite * mean * mean))
-    return Statistics(norm, found.mean, float(np.sqrt(found.squares / found.finite)), zeros, found.nan, found.inf)
+def _statistics(total: _Part, entries: int) -> Statistics:
+    zeros = total.zeros / entries if entries else 0.0
+    if not total.finite:
+        return Statistics(None, None, None, zeros, total.nan, total.inf)
+    mean = np.longdouble(total.mean)
+    norm = float(np.sqrt(total.squares + total.finite * mean * mean))
+    return Statistics(norm, total.mean, float(np.sqrt(total.squares / total.finite)), zeros, total.nan, total.inf)
 
 
 class _Buffers:
-    """What one thread works in: raw bytes, decoded numbers, their bits, and the same in double precision."""
+    """Memory of one thread: raw bytes, decoded numbers, shifted bits, and numbers in double precision."""
 
     def __init__(self) -> None:
         self.raw = np.empty(8 * ENTRIES, np.uint8)
@@ -125,19 +147,19 @@ class _Buffers:
         self.double = np.empty(ENTRIES, np.float64)
 
 
-def _of_block(buffers: _Buffers, checkpoint: Checkpoint, name: str, dtype: str, first: int, count: int) -> _Part:
+def _block(buffers: _Buffers, checkpoint: Checkpoint, name: str, dtype: str, first: int, count: int) -> _Part:
     item = BITS[dtype] // 8
     raw = buffers.raw[: count * item]
     checkpoint.fill(name, first * item, raw.data)
     double = buffers.double[:count]
     if dtype in FLOATING:
         np.copyto(double, decode(raw, dtype, buffers.decoded, np.float64 if dtype == "F64" else np.float32))
-    elif dtype in WHOLE:
-        np.copyto(double, raw.view(WHOLE[dtype]), casting="unsafe")
+    elif dtype in INTEGERS:
+        np.copyto(double, raw.view(INTEGERS[dtype]), casting="unsafe")
     else:
-        np.take(_eights(dtype), raw, out=double)
+        np.take(_numbers_of_bytes(dtype), raw, out=double)
     part = _summed(double)
-    zeros = count - _nonzero(raw, item, buffers.bits, signed=dtype not in WHOLE)
+    zeros = count - _nonzero(raw, item, buffers.bits, signed=dtype not in INTEGERS)
     return replace(part, zeros=zeros) if zeros else part
 
 
@@ -145,51 +167,51 @@ def _nonzero(raw: np.ndarray, item: int, bits: np.ndarray, *, signed: bool) -> i
     numbers = raw.view(f"u{item}")
     lowest = np.iinfo(f"i{item}").min
     if signed and numbers.view(f"i{item}").min() == lowest:
-        # Zero has two signs, and the other one is there: a shift takes it away.
+        # Negative zero may occur: a shift removes the sign.
         shifted = bits[: raw.nbytes].view(numbers.dtype)
         numbers = np.left_shift(numbers, numbers.dtype.type(1), out=shifted)
     return int(np.count_nonzero(numbers))
 
 
 def _summed(double: np.ndarray) -> _Part:
-    """Mean and squares of a block, which may be overwritten."""
+    """Return the sums of a block, which may be overwritten."""
     with np.errstate(over="ignore", invalid="ignore"):
         total, squares = float(np.add.reduce(double)), _squares(double)
         mean = total / len(double)
-        left = squares - mean * total
-        if math.isfinite(squares) and left < NEARLY_CONSTANT * squares:
-            # The difference of two sums that nearly agree: take the mean away before squaring.
+        centred = squares - mean * total
+        if math.isfinite(squares) and centred < NEARLY_CONSTANT * squares:
+            # The difference of two nearly equal sums loses digits, so the mean is subtracted before squaring.
             double -= mean
-            left = _squares(double)
-    return _Part(len(double), mean, left) if math.isfinite(left) else _careful(double)
+            centred = _squares(double)
+    return _Part(len(double), mean, centred) if math.isfinite(centred) else _exact_sums(double)
 
 
 def _squares(double: np.ndarray) -> float:
-    whole = len(double) // UNDIVIDED * UNDIVIDED
-    rows, rest = double[:whole].reshape(-1, 1, UNDIVIDED), double[whole:]
+    divided = len(double) // UNDIVIDED * UNDIVIDED
+    rows, rest = double[:divided].reshape(-1, 1, UNDIVIDED), double[divided:]
     return float(np.matmul(rows, rows.swapaxes(1, 2)).sum()) + float(np.dot(rest, rest))
 
 
-def _careful(double: np.ndarray) -> _Part:
-    """As `_summed`, where there are NaN, infinities, or numbers whose squares double precision does not hold."""
+def _exact_sums(double: np.ndarray) -> _Part:
+    """Return the sums of a block with NaN, infinities, or numbers whose squares overflow double precision."""
     finite = double[np.isfinite(double)].astype(np.longdouble)
     nan = int(np.count_nonzero(np.isnan(double)))
     inf = len(double) - len(finite) - nan
     if not len(finite):
         return _Part(nan=nan, inf=inf)
     mean = np.add.reduce(finite) / len(finite)
-    left = finite - mean
-    return _Part(len(finite), float(mean), np.add.reduce(left * left), nan=nan, inf=inf)
+    centred = finite - mean
+    return _Part(len(finite), float(mean), np.add.reduce(centred * centred), nan=nan, inf=inf)
 
 
-def _eights(dtype: str) -> np.ndarray:
-    """The 256 numbers of an eight-bit dtype, by their bits."""
-    if dtype not in _EIGHTS:
+def _numbers_of_bytes(dtype: str) -> np.ndarray:
+    """Return the 256 numbers of an eight-bit dtype, by their bits."""
+    if dtype not in _NUMBERS_OF_BYTES:
         import torch
 
         kind = getattr(torch, TORCH_NAMES[dtype])
-        _EIGHTS[dtype] = torch.arange(256, dtype=torch.uint8).view(kind).to(torch.float64).numpy()
-    return _EIGHTS[dtype]
+        _NUMBERS_OF_BYTES[dtype] = torch.arange(256, dtype=torch.uint8).view(kind).to(torch.float64).numpy()
+    return _NUMBERS_OF_BYTES[dtype]
 
 
-_EIGHTS: dict[str, np.ndarray] = {}
+_NUMBERS_OF_BYTES: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""What a trainer says of a checkpoint: step, epoch and metrics, in the file itself or in the file beside it."""
+"""Step, epoch and metrics that a trainer states in a checkpoint, or in its state file beside the checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,19 +16,27 @@ STEPS = (
 EPOCHS = ("epoch", "current_epoch", "last_epoch", "epochs")
 LIGHTNING = "pytorch-lightning_version"
 HYPERPARAMETERS = "hyper_parameters"
-"""Where Lightning keeps the arguments of its module's constructor."""
+"""Key of the arguments of the module's constructor in checkpoints of Lightning."""
 META = "meta"
-"""Where OpenMMLab's runners keep step and epoch."""
+"""Key of step and epoch in checkpoints of OpenMMLab's runners."""
 TRAINER_STATE = "trainer_state.json"
-OF_HUGGING_FACE = frozenset({"model", "pytorch_model", "adapter_model"})
-"""What the weights are called, up to the first dot, for which a `trainer_state.json` beside them speaks."""
+WEIGHT_FILES = frozenset({"model", "pytorch_model", "adapter_model"})
+"""Names of weight files, up to the first dot, that a `trainer_state.json` in the same directory describes."""
 SHOWN = ("best_metric", "best_model_checkpoint", "max_steps", "num_train_epochs", "train_batch_size")
-OF_SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a trainer says; source: where it says the step, as a person would look it up."""
+class TrainerInfo:
+    """Information that a trainer states about a checkpoint.
+
+    Attributes:
+        step: Training step.
+        source: Key or file that states the step, for people.
+        epoch: Epoch.
+        metrics: Metrics by split and name.
+        facts: Other entries, as plain values.
+    """
 
     step: int | None = None
     source: str | None = None
@@ -37,46 +45,46 @@ class Told:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def told_by_trainer(contents: Contents) -> Told:
-    """What stands in the checkpoint beside its tensors, or in Trainer's state beside the file.
+def trainer_info(contents: Contents) -> TrainerInfo:
+    """Return the information in the checkpoint itself, or in the state file of Hugging Face's Trainer.
 
-    Raises DataError where that state cannot be read.
+    Raises:
+        DataError: If that file cannot be read.
     """
     state = contents.path.parent / TRAINER_STATE
-    if contents.path.name.partition(".")[0] in OF_HUGGING_FACE and state.is_file():
-        return _of_state(state, contents)
-    beside = contents.beside
-    meta = beside.get(META) if isinstance(beside.get(META), dict) else {}
-    found = {**(meta or {}), **beside}
-    name = next((name for name in STEPS if _is_number(found.get(name))), None)
-    epoch = next((found[name] for name in EPOCHS if _is_number(found.get(name))), None)
-    facts = dict(beside)
-    if LIGHTNING in beside:
-        facts = {"trainer": f"Lightning {beside[LIGHTNING]}", **{n: v for n, v in facts.items() if n != LIGHTNING}}
+    if contents.path.name.partition(".")[0] in WEIGHT_FILES and state.is_file():
+        return _from_state_file(state, contents)
+    extras = contents.extras
+    meta = extras.get(META)
+    entries = {**(meta if isinstance(meta, dict) else {}), **extras}
+    name = next((name for name in STEPS if _is_number(entries.get(name))), None)
+    epoch = next((entries[name] for name in EPOCHS if _is_number(entries.get(name))), None)
+    facts = dict(extras)
+    if LIGHTNING in extras:
+        facts = {"trainer": f"Lightning {extras[LIGHTNING]}", **{n: v for n, v in facts.items() if n != LIGHTNING}}
     if name is None:
-        return Told(epoch=epoch, facts=facts)
-    return Told(int(found[name]), f"{name} in the file", epoch, {}, facts)
+        return TrainerInfo(epoch=epoch, facts=facts)
+    return TrainerInfo(int(entries[name]), f"{name} in the file", epoch, {}, facts)
 
 
-def _of_state(file: Path, contents: Contents) -> Told:
+def _from_state_file(file: Path, contents: Contents) -> TrainerInfo:
     state = read_object(file, "a Trainer's state")
     step: Any = state.get("global_step")
     epoch, logged = state.get("epoch"), state.get("log_history") or []
     if not isinstance(logged, list):
-        raise DataError(f"{file}: not a Trainer's state (log_history is no list)")
-    history = [entry for entry in logged if isinstance(entry, dict)]
-    evaluated = {}
-    for entry in history:
-        if entry.get("step") == step:
-            numbers = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
-            evaluated |= {name: value for name, value in numbers.items() if name not in OF_SPEED}
+        raise DataError(f"{file}: not a Trainer's state (log_history is not a list)")
+    metrics = {}
+    for entry in logged:
+        if isinstance(entry, dict) and entry.get("step") == step:
+            values = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+            metrics |= {name: value for name, value in values.items() if name not in SPEEDS}
     facts = {"trainer": "transformers Trainer", **{n: state[n] for n in SHOWN if state.get(n) is not None}}
-    return Told(
+    return TrainerInfo(
         int(step) if _is_number(step) else None,
         TRAINER_STATE if _is_number(step) else None,
         epoch if _is_number(epoch) else None,
-        {"eval": evaluated} if evaluated else {},
-        {**facts, **contents.beside},
+        {"eval": metrics} if metrics else {},
+        {**facts, **contents.extras},
     )
 
 

@@ -1,4 +1,4 @@
-"""Writing a file of tensors one tensor at a time, under a temporary name until it is whole."""
+"""Write a safetensors file one tensor at a time, under a temporary name until it is complete."""
 
 import json
 import math
@@ -36,14 +36,21 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 class CheckpointWriter:
-    """Streams tensors into a safetensors file; the file has its name only once every tensor is in it, with its hash.
+    """A writer of a safetensors file, which gets its name when all tensors are written, with their hashes.
 
         with CheckpointWriter(path, layout, metadata) as writer:
             for name in layout:
                 writer.write(name, tensor)
 
-    Raises UsageError where the file exists and `overwrite` is false; DataError where it cannot be written, a tensor is
-    not the one that the layout announces next, or one is missing at the end.
+    Args:
+        path: File.
+        layout: Dtype and shape of each tensor by name, in the order in which they are written.
+        metadata: Texts of the header.
+        overwrite: Whether to replace an existing file.
+
+    Raises:
+        UsageError: If the file exists and `overwrite` is false.
+        DataError: If the file cannot be written, a tensor is not the next one of the layout, or one is missing.
     """
 
     def __init__(
@@ -74,9 +81,9 @@ class CheckpointWriter:
         if name != expected or self._file is None:
             raise DataError(f"{self.path}: tensor {name!r} was written, but {expected!r} comes next in the layout")
         dtype, shape = self._layout[name]
-        found = DTYPE_OF_TORCH.get(str(tensor.dtype)), tuple(tensor.shape)
-        if found != (dtype, shape):
-            raise DataError(f"{self.path}: tensor {name!r} is {found[0]} {found[1]}, the layout says {dtype} {shape}")
+        actual = DTYPE_OF_TORCH.get(str(tensor.dtype)), tuple(tensor.shape)
+        if actual != (dtype, shape):
+            raise DataError(f"{self.path}: tensor {name!r} is {actual[0]} {actual[1]}, the layout says {dtype} {shape}")
         data = tensor_bytes(tensor)
         self._file.write(data)
         self._hashes[name] = tensor_hash((dtype, shape), piece_digests(data))
@@ -92,7 +99,7 @@ class CheckpointWriter:
         if self._waiting:
             raise DataError(f"{self.path}: {len(self._waiting)} tensors were not written, first {self._waiting[0]!r}")
         if self._file is not None:
-            # As long as the one that stands there, in which the hashes were not known yet.
+            # It is as long as the header at the start of the file, which was written without the hashes.
             self._file.seek(0)
             self._file.write(header(self._layout, with_hashes(self._metadata, self._hashes)))
 
@@ -105,9 +112,17 @@ def save_checkpoint(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a whole state dict as one safetensors file that any safetensors reader opens.
+    """Write a state dict as one safetensors file.
 
-    Raises DataError for a dtype that safetensors does not know, and as `CheckpointWriter` does.
+    Args:
+        path: File.
+        state_dict: Tensors by name.
+        metadata: Metadata of the checkpoint, or texts of the header.
+        overwrite: Whether to replace an existing file.
+
+    Raises:
+        UsageError: If the file exists and `overwrite` is false.
+        DataError: If the file cannot be written, or safetensors cannot store a dtype.
     """
     strings = metadata.to_strings() if isinstance(metadata, CheckpointMetadata) else dict(metadata or {})
     layout = {name: (_dtype(path, name, tensor), tuple(tensor.shape)) for name, tensor in state_dict.items()}
@@ -123,7 +138,7 @@ def _dtype(path: Path | str, name: str, tensor: "Tensor") -> str:
 
 
 def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
-    """The bytes that stand before the tensors of a safetensors file, whose bytes follow in the layout's order."""
+    """Return the bytes of a safetensors file before those of the tensors, which follow in the order of the layout."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in layout.items():
@@ -133,6 +148,6 @@ def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    # The format asks for tensors that start at multiples of eight; spaces after the JSON see to it.
+    # Spaces after the JSON let the tensors start at a multiple of eight, as the format requires.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ckpt_probe.checkpoints import Checkpoint, quantised
-from ckpt_probe.checkpoints.numbers import ITEM_BYTES
+from ckpt_probe.checkpoints.tensors import ITEM_BYTES
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.wrappers import matching_names
 

@@ -74,7 +74,7 @@ class RemotePath(Address):
         entry = self._require_entry()
         if entry.directory:
             return os.stat_result((stat.S_IFDIR | 0o555, 0, 0, 1, 0, 0, 0, 0, 0, 0))
-        return os.stat_result((stat.S_IFREG | 0o444, 0, 0, 1, 0, 0, _with_size(entry).size, 0, 0, 0))
+        return os.stat_result((stat.S_IFREG | 0o444, 0, 0, 1, 0, 0, _with_size(entry).size or 0, 0, 0, 0))
 
     def exists(self, **_: Any) -> bool:
         """Return whether there is a file or directory."""

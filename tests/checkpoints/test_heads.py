@@ -97,5 +97,5 @@ def test_quantised_tensors_by_what_stands_beside_them() -> None:
         "c.qweight": "GPTQ or AWQ",
         "d.weight": "scaled 8-bit floats",
         "e.weight_packed": "scaled",
-        "f.weight": "I8, of which nothing is said",
+        "f.weight": "I8, without a scale",
     }

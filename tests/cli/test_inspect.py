@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
-from ckpt_probe.checkpoints.formats.headers import read_header
+from ckpt_probe.checkpoints.formats.safe import read_header
 from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import DumpWriter
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt_probe.checkpoints import open_checkpoint
-from ckpt_probe.checkpoints.numbers import decode, exact_dtype
+from ckpt_probe.checkpoints.tensors import decode, exact_dtype
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.merging import average, blending, interpolate, streaming
 

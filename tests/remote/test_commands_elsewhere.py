@@ -157,7 +157,7 @@ def test_interpolation_between_two_addresses_is_that_of_the_local_files(probe: P
 def test_folders_of_images_are_fetched_whole(probe: Probe, s3: Any, tmp_path: Path) -> None:
     from PIL import Image
 
-    from ckpt_probe.data import load_data
+    from ckpt_probe.opening import load_data
 
     for name in ("ant", "bee"):
         (tmp_path / "photos" / "test" / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Kinds of checkpoints, one file each: to add one is a file here and an entry in the list below."""
+"""Formats of checkpoints, one module each: a new format is a module and an entry in the list below."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,28 +6,59 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from ckpt_probe.checkpoints.contents import Asked, Contents
-from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter, whole_of
-from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP, is_safetensors, what_it_is
+from ckpt_probe.checkpoints.contents import Contents, OpenOptions
+from ckpt_probe.checkpoints.folders import DISTRIBUTED, INDICES, checkpoint_in, is_adapter, opening_file
 from ckpt_probe.checkpoints.parts import shard_name
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
 
+ZIP = b"PK\x03\x04"
+"""First bytes of a zip file, as torch.save writes since version 1.6."""
+STREAM = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""First bytes of the streams that earlier versions of torch.save wrote: a pickled number."""
+HEAD = 64
+"""Number of bytes by which a format is recognised."""
+
+FOREIGN = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, not a checkpoint (dumps of ckpt-probe end in .h5)"),
+    (b"\x80", "a plain pickle, not written by torch.save: opening it could run code; if you trust it, load it and "
+     "save its tensors with safetensors.torch.save_file"),
+    (b"GGUF", "a GGUF file, whose weights are quantised for inference; use the checkpoint it was made from"),
+    (b"\x93NUMPY", "a numpy array; save its tensors with safetensors.numpy.save_file"),
+    (b"\x1f\x8b", "compressed with gzip; unpack it first"),
+    (b"BZh", "compressed with bzip2; unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it first"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
+)  # fmt: skip
+"""First bytes of other formats, with a description and advice."""
+SUPPORTED = (
+    "expected safetensors, a file of torch.save, a directory of torch.distributed.checkpoint, or shards with an index"
+)
+
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of checkpoint: how a file is recognised, by its path and first bytes, and "module:function" that opens.
+    """A format of checkpoints.
 
-    The function takes the path and what is `Asked`, and gives `Contents` for the time of a `with`.
+    Attributes:
+        recognises: Function of a file's path and first bytes that returns whether the file has this format.
+        opener: "module:function" of this package. The function takes the path and `OpenOptions`, and returns a context
+            manager of `Contents`.
     """
 
     recognises: Callable[[Path, bytes], bool]
     opener: str
 
-    def open(self, path: Path, asked: Asked) -> AbstractContextManager[Contents]:
-        """The contents; only now its module is loaded, since looking at one kind should not cost the others."""
+    def open(self, path: Path, options: OpenOptions) -> AbstractContextManager[Contents]:
+        """Open a file; only then the module of the format is imported."""
         module, _, function = self.opener.partition(":")
-        return getattr(import_module(f"{__name__}.{module}"), function)(path, asked)
+        return getattr(import_module(f"{__name__}.{module}"), function)(path, options)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Return whether a file starts like safetensors: the length of a header, and its first brace."""
+    return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
 
 
 FORMATS = (
@@ -39,24 +70,24 @@ FORMATS = (
     ),
     Format(
         lambda path, head: path.name.endswith(INDICES[1]) or (head.startswith(ZIP) and bool(shard_name(path.name))),
-        "shards:open_pickled_shards",
+        "pickled:open_pickled_shards",
     ),
     Format(lambda path, head: head.startswith((ZIP, STREAM)), "pickled:open_pickled"),
-    # What is called so is taken for it, to say what is wrong with it.
+    # A damaged file with this suffix is opened too, so that the error describes the damage.
     Format(lambda path, head: is_safetensors(head) or path.suffix == ".safetensors", "safe:open_file"),
 )
-"""Asked in this order; the first that recognises a file opens it."""
-HEAD = 64
-"""Bytes by which a file is recognised."""
+"""Formats in the order in which they are tried."""
 
 
 @contextmanager
-def opened(path: Path, asked: Asked) -> Iterator[Contents]:
-    """Open what is at `path`: a file by its first bytes, a directory by the one checkpoint that is in it.
+def open_contents(path: Path, options: OpenOptions) -> Iterator[Contents]:
+    """Open a file of any format, or a directory with one checkpoint, within a `with` block.
 
-    Raises DataError where there is nothing, nothing that is known, or several, and as the formats do.
+    Raises:
+        DataError: If there is no checkpoint, several, or one of an unknown format; also as the format does.
+        UsageError: As the format does.
     """
-    file = checkpoint_in(path) if path.is_dir() else whole_of(path)
+    file = checkpoint_in(path) if path.is_dir() else opening_file(path)
     require_regular(file)
     try:
         with file.open("rb", buffering=0) as stream:
@@ -65,8 +96,15 @@ def opened(path: Path, asked: Asked) -> Iterator[Contents]:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    kind = next((kind for kind in FORMATS if kind.recognises(file, head)), None)
-    if kind is None:
-        raise DataError(f"{file}: {what_it_is(head)}")
-    with kind.open(file, asked) as contents:
+    recognised = next((candidate for candidate in FORMATS if candidate.recognises(file, head)), None)
+    if recognised is None:
+        raise DataError(f"{file}: {_describe_unknown(head)}")
+    with recognised.open(file, options) as contents:
         yield contents
+
+
+def _describe_unknown(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    description = next((text for start, text in FOREIGN if head.startswith(start)), None)
+    return description or f"not a checkpoint of a known format; {SUPPORTED}"

@@ -11,18 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.checkpoints.contents import Asked, Contents
+from ckpt_probe.checkpoints.contents import Contents, OpenOptions
 from ckpt_probe.checkpoints.folders import ADAPTER_CONFIG, CONFIG, config_beside
-from ckpt_probe.checkpoints.formats.adapter_changes import Change, merge, read_changes
-from ckpt_probe.checkpoints.formats.adapter_settings import NOT_MERGED, read_settings
-from ckpt_probe.checkpoints.formats.earlier_names import names_today
+from ckpt_probe.checkpoints.formats import STREAM, ZIP
+from ckpt_probe.checkpoints.formats.adapter_changes import NOT_MERGED, Change, merge, read_changes, read_settings
 from ckpt_probe.checkpoints.formats.pickled import open_pickled
 from ckpt_probe.checkpoints.formats.safe import open_file
-from ckpt_probe.checkpoints.formats.signatures import STREAM, ZIP
 from ckpt_probe.checkpoints.tensors import filler
 from ckpt_probe.checkpoints.writing import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import read_object, require_regular
+from ckpt_probe.plugins import load_pretrained, loaded_by_transformers, require_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +32,8 @@ MOST_ALIKE = 8
 
 
 @contextmanager
-def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
-    """Open an adapter's weights merged onto `asked.base`, which is any checkpoint.
+def open_adapter(path: Path, options: OpenOptions) -> Iterator[Contents]:
+    """Open an adapter's weights merged onto `options.base`, which is any checkpoint.
 
     The base that the configuration names is only mentioned, never opened by itself.
 
@@ -43,12 +42,10 @@ def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
         DataError: If the adapter has a setting or a tensor that is not merged, or does not fit the base.
     """
     settings = read_settings(path.parent / ADAPTER_CONFIG)
-    if asked.base is None:
+    if options.base is None:
         named = settings.get("base_model_name_or_path") or "not named in its configuration"
-        raise UsageError(
-            f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with --base PATH"
-        )
-    base = asked.base
+        raise UsageError(f"{path}: a PEFT adapter; name the checkpoint that it was trained on ({named}) with `base=`")
+    base = options.base
     with _opened(path) as adapter:
         changes, replaced = read_changes(path, settings, adapter)
         changed = {f"{module}.{kind}": module for module, change in changes.items() for kind in change.kinds}
@@ -80,7 +77,7 @@ def open_adapter(path: Path, asked: Asked) -> Iterator[Contents]:
             layout=layout,
             read=read,
             fill=filler(read),
-            beside={"adapter": _summary(settings, changes, replaced, base)},
+            extras={"adapter": _summary(settings, changes, replaced, base)},
             state_key=base.state_key,
             others=base.others,
             dropped=base.dropped,
@@ -91,7 +88,7 @@ def _opened(path: Path) -> AbstractContextManager[Contents]:
     require_regular(path)
     with path.open("rb", buffering=0) as file:
         head = file.read(len(STREAM))
-    return open_pickled(path, Asked()) if head.startswith((ZIP, STREAM)) else open_file(path, Asked())
+    return open_pickled(path, OpenOptions()) if head.startswith((ZIP, STREAM)) else open_file(path, OpenOptions())
 
 
 def _names(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
@@ -110,7 +107,7 @@ def _names(path: Path, base: Contents, changed: list[str]) -> dict[str, str]:
     for start in dict.fromkeys(f"{name.partition('.')[0]}." for name in base.layout):
         if all(f"{start}{name}" in base.layout for name in changed):
             return {name.removeprefix(start): name for name in base.layout}
-    today = names_today(base)
+    today = _present_names(base)
     if all(name in today for name in changed):
         return today
     missing = [name for name in changed if name not in base.layout]
@@ -128,7 +125,7 @@ def _no_longer_tied(base: Contents, names: Mapping[str, str], replaced: set[str]
         return {}
     rows = read_object(directory / CONFIG, "a model's configuration").get("vocab_size")
     files = {file for file in files if base.layout[file][1][0] == rows}
-    return {name: file for name, file in names_today(base).items() if file in files} if files else {}
+    return {name: file for name, file in _present_names(base).items() if file in files} if files else {}
 
 
 def _layout(base: Contents, names: Mapping[str, str], adapter: Contents, replaced: Mapping[str, str]) -> Layout:
@@ -229,3 +226,34 @@ def _summary(
         "replaced": sorted(replaced),
         "base": str(base.path),
     }
+
+
+def _present_names(contents: Contents) -> dict[str, str]:
+    """Return present names of tensors in transformers with their names in the checkpoint, for unchanged tensors.
+
+    Files of some models have the names of earlier versions. The result is empty if there is no `config.json` beside the
+    checkpoint, if transformers is not installed, or if it does not have the model.
+    """
+    directory = config_beside(contents.path)
+    if directory is None:
+        return {}
+    try:
+        transformers = require_extra("transformers", "transformers")
+        config = load_pretrained(transformers.AutoConfig, directory)
+        model_class = getattr(transformers, (config.architectures or [""])[0])
+    except (UsageError, OSError, ValueError, KeyError, AttributeError):
+        return {}
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        return {}
+    return _names_by_loading(model_class, config, contents)
+
+
+def _names_by_loading(model_class: Any, config: Any, contents: Contents) -> dict[str, str]:
+    """Return names found by loading a distinct number in place of each tensor, repeated without using memory."""
+    import torch
+
+    names = list(contents.layout)
+    numbered = {name: torch.tensor(float(number)).expand(contents.layout[name][1]) for number, name in enumerate(names)}
+    loaded, _ = loaded_by_transformers(model_class, config, numbered)
+    ranges = {name: tensor.aminmax() for name, tensor in loaded.items() if tensor.numel()}
+    return {name: names[int(low)] for name, (low, high) in ranges.items() if low == high}

@@ -1,7 +1,7 @@
-"""Checkpoints of torch.distributed.checkpoint: a directory of shards, and `.metadata` that says what is where.
+"""Checkpoints of torch.distributed.checkpoint: a directory of shards, and `.metadata` with the position of each part.
 
-`.metadata` is a pickle. It is read with an unpickler that knows the few classes which torch writes there, and handed to
-torch's own reader, which would unpickle anything. Tensors are read by that reader, one at a time; nothing else is.
+`.metadata` is a pickle. It is read by an unpickler that has only the few classes which torch writes there, and passed
+to torch's reader, which would unpickle anything. That reader then reads the tensors, one at a time.
 """
 
 import io
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.addresses import local_path
-from ckpt_probe.checkpoints.contents import Asked, Contents
+from ckpt_probe.checkpoints.contents import Contents, OpenOptions
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.pickled import load_checked
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 NO_METADATA = "not the metadata of a torch.distributed checkpoint, or damaged"
 LARGEST = 256 * 2**20
-"""Bytes of `.metadata`, which has about 300 a tensor."""
+"""Largest size of `.metadata` in bytes; it has about 300 bytes per tensor."""
 SMALL = 2**16
-"""Bytes of an entry that is no tensor, such as the step, and is read with the metadata."""
+"""Largest size in bytes of an entry besides the tensors, such as the step, that is read with the metadata."""
 CLASSES = {
     "torch.distributed.checkpoint.metadata": frozenset(
         {
@@ -45,25 +45,27 @@ CLASSES = {
     "torch": frozenset({"Size"}),
     "collections": frozenset({"OrderedDict"}),
 }  # fmt: skip
-"""What a `.metadata` may name, besides torch's dtypes; its paths are read as text."""
+"""Classes and functions that `.metadata` may name, besides torch's dtypes; its paths are read as texts."""
 
 
 @contextmanager
-def open_distributed(path: Path, asked: Asked) -> Iterator[Contents]:
-    """Open the directory whose `.metadata` is at `path`.
+def open_distributed(path: Path, options: OpenOptions) -> Iterator[Contents]:
+    """Open a directory by its `.metadata`.
 
-    Raises DataError where the metadata name anything else than torch writes there, a file that is absent or out of the
-    directory, or more bytes than it has; UsageError as `nesting.choose`.
+    Raises:
+        DataError: If the metadata name other classes than torch writes, a file that is missing or outside the
+            directory, or more bytes than a file has.
+        UsageError: As in `nesting.choose`.
     """
     metadata = _read_metadata(path)
     try:
         pieces = _pieces(path, metadata)
         tree = _tree(metadata, pieces)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        # Objects of the right classes, of which fields are missing or of another kind.
+        # Fields of the objects are missing or of other types.
         raise DataError(f"{path}: {NO_METADATA} ({error})") from error
     try:
-        choice = choose(tree, _numbers, asked.state_key)
+        choice = choose(tree, _numbers, options.state_key)
     except CkptProbeError as error:
         raise type(error)(f"{path.parent}: {error}") from error
     leaves: Mapping[str, _Leaf] = choice.taken.tensors
@@ -80,11 +82,11 @@ def open_distributed(path: Path, asked: Asked) -> Iterator[Contents]:
     yield Contents(
         path=path,
         format="torch distributed",
-        files=(path, *sorted({piece.file for found in pieces.values() for piece in found})),
+        files=(path, *sorted({piece.file for parts in pieces.values() for piece in parts})),
         layout={name: (dtype_name(leaf.dtype), leaf.shape) for name, leaf in leaves.items()},
         read=read,
         fill=filler(read),
-        beside=plain(_beside(metadata, pieces)),
+        extras=plain(_extras(metadata, pieces)),
         extra=extra,
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
@@ -93,14 +95,20 @@ def open_distributed(path: Path, asked: Asked) -> Iterator[Contents]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One stored part of a tensor, or an entry that is none: the file, and its bytes there."""
+    """A stored part of a tensor, or another entry.
+
+    Attributes:
+        file: File.
+        offset: Position of its first byte.
+        length: Number of bytes.
+    """
 
     file: Path
     offset: int
     length: int
 
     def opened(self) -> io.BytesIO:
-        """Its bytes, which no claim of theirs can make more."""
+        """Return its bytes as a file, so that no claim in them can read more."""
         require_regular(self.file)
         with self.file.open("rb") as file:
             file.seek(self.offset)
@@ -109,7 +117,14 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A tensor: the name that torch gives it, its dtype and shape, and where its parts are."""
+    """A stored tensor.
+
+    Attributes:
+        name: Name in the metadata.
+        dtype: Its torch dtype.
+        shape: Its shape.
+        pieces: Its parts.
+    """
 
     name: str
     dtype: Any
@@ -122,7 +137,7 @@ def _numbers(leaf: Any) -> int | None:
 
 
 class _Restricted(pickle.Unpickler):
-    """An unpickler that finds nothing but what torch writes into `.metadata`."""
+    """An unpickler with only the classes that torch writes into `.metadata`."""
 
     def find_class(self, module: str, name: str) -> Any:
         import importlib
@@ -135,7 +150,7 @@ class _Restricted(pickle.Unpickler):
             return getattr(torch, name)
         if module.startswith("pathlib") and f"{module}.{name}" in STAND_INS:
             return STAND_INS[f"{module}.{name}"]
-        raise pickle.UnpicklingError(f"names {module}.{name}, which does not belong in it")
+        raise pickle.UnpicklingError(f"names {module}.{name}, which torch does not write there")
 
 
 def _read_metadata(path: Path) -> Any:
@@ -151,21 +166,21 @@ def _read_metadata(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        # An unpickler raises whatever a damaged file happens to lead to.
+        # A damaged file may lead to any exception.
         raise DataError(f"{path}: {NO_METADATA} ({last_line(error)})") from error
     return metadata
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Raise ValueError for claims that an unpickler would allocate: longer than the data, or places beyond them."""
+    """Raise ValueError for positions in the unpickler's memo that it would allocate although the data are shorter."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(data))):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
-            raise ValueError(f"opcode {opcode.name} {argument} at place {count}")
+            raise ValueError(f"opcode {opcode.name} {argument} at position {count}")
 
 
 def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
-    """Where the parts of each entry are: name → its pieces, each checked against its file."""
-    found: dict[Any, list[_Piece]] = {}
+    """Return the parts of each entry by its name, each checked against the size of its file."""
+    pieces: dict[Any, list[_Piece]] = {}
     sizes: dict[str, int] = {}
     for index, info in metadata.storage_data.items():
         name, offset, length = info.relative_path, info.offset, info.length
@@ -176,19 +191,19 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
             if not file.is_file():
                 raise DataError(f"{path}: names the file {name}, which is missing")
             sizes[name] = file.stat().st_size
-        whole = isinstance(offset, int) and isinstance(length, int) and offset >= 0 and length >= 0
-        if not whole or offset + length > sizes[name]:
+        valid = isinstance(offset, int) and isinstance(length, int) and offset >= 0 and length >= 0
+        if not valid or offset + length > sizes[name]:
             raise DataError(f"{file}: truncated: {index.fqn!r} ends beyond its {sizes[name]:,} bytes")
         if getattr(info, "transform_descriptors", None):
             raise DataError(
                 f"{file}: {index.fqn!r} is stored through an extension (compression), which is not supported"
             )
-        found.setdefault(index.fqn, []).append(_Piece(file, offset, length))
-    return found
+        pieces.setdefault(index.fqn, []).append(_Piece(file, offset, length))
+    return pieces
 
 
 def _tree(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
-    """Tensors in the nested mappings that were saved, as the planner's data say; flat where there are none."""
+    """Return the tensors in the nested mappings that were saved, by the planner's data; flat if there are none."""
     tree: dict[str, Any] = {}
     planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
     for name, entry in metadata.state_dict_metadata.items():
@@ -196,11 +211,11 @@ def _tree(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
             continue
         steps = planned.get(name, (name,))
         *above, last = [str(step) for step in steps] if isinstance(steps, tuple) and steps else [name]
-        place = tree
+        mapping = tree
         for step in above:
-            below = place.setdefault(step, {})
-            place = below if isinstance(below, dict) else {}
-        place[last] = _leaf(name, entry, pieces.get(name, []))
+            inner = mapping.setdefault(step, {})
+            mapping = inner if isinstance(inner, dict) else {}
+        mapping[last] = _leaf(name, entry, pieces.get(name, []))
     return tree
 
 
@@ -224,7 +239,7 @@ def _read(folder: Path, metadata: Any, leaf: _Leaf) -> "Tensor":
     from torch.distributed.checkpoint.state_dict_loader import load
 
     for piece in leaf.pieces:
-        # torch's reader loads each part as the file that it is, whose own claims are checked here.
+        # torch's reader loads each part as a file of torch.save.
         check_file(piece.opened(), piece.length, piece.file)
     reader = FileSystemReader(local_path(folder))
     reader.read_metadata = lambda *_, **__: metadata
@@ -267,16 +282,16 @@ def _extra_states(folder: Path, metadata: Any, pieces: Mapping[Any, list[_Piece]
     return extra
 
 
-def _beside(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
-    """Entries at the top that are no tensors and small, such as the step."""
+def _extras(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
+    """Return small entries at the top level besides the tensors, such as the step."""
     planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
-    found = {}
+    extras = {}
     for name, entry in metadata.state_dict_metadata.items():
         stored = pieces.get(name, [])
         top = isinstance(name, str) and len(planned.get(name, (name,))) == 1
         if top and not hasattr(entry, "chunks") and len(stored) == 1 and stored[0].length <= SMALL:
             try:
-                found[name] = load_checked(stored[0].opened(), stored[0].length, stored[0].file)
+                extras[name] = load_checked(stored[0].opened(), stored[0].length, stored[0].file)
             except DataError as error:
-                found[name] = f"not read: {error}"
-    return found
+                extras[name] = f"not read: {error}"
+    return extras

@@ -86,7 +86,7 @@ def choose(tree: Any, size: Size, state_key: str | None = None) -> Choice:
     remaining = trained_first(_without_small(candidates), lambda candidate: candidate.key)
     if len(remaining) > 1:
         keys = [str(candidate) for candidate in remaining]
-        raise UsageError(f"holds several state dicts: {listed(keys)}; choose one with --state-key {remaining[0].key}")
+        raise UsageError(f"holds several state dicts: {listed(keys)}; choose one with `state_key={remaining[0].key!r}`")
     return Choice(remaining[0], tuple(other for other in candidates if other is not remaining[0]))
 
 
@@ -148,7 +148,7 @@ def _named(tree: Any, size: Size, state_key: str, candidates: list[Candidate]) -
         if direct is not None:
             return direct
     entries = listed([str(candidate) for candidate in candidates]) if candidates else _entries(tree)
-    raise UsageError(f"--state-key {state_key}: no state dict there; the file has: {entries}")
+    raise UsageError(f"`state_key={state_key!r}`: no state dict there; the file has: {entries}")
 
 
 def _under(name: Any, prefix: str) -> bool:

@@ -1,4 +1,4 @@
-"""State dicts that torch.save wrote: zip archives, and the stream of versions before 1.6.
+"""Files of torch.save: zip archives, shards of them, and the streams of versions before 1.6.
 
 `torch.load(weights_only=True)` builds them, after `pickle_checks` has checked the file: on the meta device, without
 data, for names, dtypes and shapes, and again for the numbers when a tensor is read, memory-mapped if it is an archive.
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import local_path
-from ckpt_probe.checkpoints.contents import Asked, Contents
+from ckpt_probe.checkpoints.contents import Contents, OpenOptions, with_prefix
+from ckpt_probe.checkpoints.folders import present_twice, shards_of
+from ckpt_probe.checkpoints.formats import ZIP
 from ckpt_probe.checkpoints.formats.nesting import OF_TRAINING, Choice, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
-from ckpt_probe.checkpoints.formats.signatures import ZIP
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, NeedsData, plain
 from ckpt_probe.checkpoints.tensors import filler, layout_of
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 LISTING_DEVICE = "meta"
 """Device on which a file is loaded for its names, dtypes and shapes."""
 MONITORED = "monitored"
-"""Entry of `beside` with the scores by which a trainer selects checkpoints."""
+"""Entry of `extras` with the scores by which a trainer selects checkpoints."""
 
 
 @contextmanager
-def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
+def open_pickled(path: Path, options: OpenOptions) -> Iterator[Contents]:
     """Open a file of torch.save.
 
     Raises:
@@ -40,13 +41,13 @@ def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
         UsageError: See `nesting.choose`.
     """
     require_regular(path)
-    pickled = _PickledFile(path, asked.state_key)
+    pickled = _PickledFile(path, options.state_key)
     tree, choice, tensors = pickled.listing
     try:
-        beside = plain(_beside(tree, choice))
+        extras = plain(_extras(tree, choice))
     except NeedsData:
         tree, *_ = pickled.loaded
-        beside = plain(_beside(tree, choice))
+        extras = plain(_extras(tree, choice))
 
     def read(name: str) -> "Tensor":
         return pickled.loaded[2][name]
@@ -58,12 +59,57 @@ def open_pickled(path: Path, asked: Asked) -> Iterator[Contents]:
         layout=layout_of(tensors),
         read=read,
         fill=filler(read),
-        beside=beside,
+        extras=extras,
         extra=lambda: pickled.loaded[1].taken.extra if choice.taken.extra else {},
         state_key=choice.taken.key or None,
         others=tuple(map(str, choice.others)),
         dropped=choice.taken.dropped,
     )
+
+
+@contextmanager
+def open_pickled_shards(path: Path, options: OpenOptions) -> Iterator[Contents]:
+    """Open the shards of an index, or those without an index of which this is one, memory-mapped.
+
+    Raises:
+        DataError: If a shard is missing, has other tensors than the index states, or a tensor of another shard; also as
+            in `open_pickled`.
+    """
+    files, wanted = shards_of(path)
+    homes: dict[str, str] = {}
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: dict[str, Tensor] = {}
+    extra: dict[str, Any] = {}
+    extras: Mapping[str, Any] = {}
+    keys: set[str | None] = set()
+    for file in files:
+        with open_pickled(file, OpenOptions()) as shard:
+            names = set(shard.layout) if wanted is None else {n for n, home in wanted.items() if home == file.name}
+            for name in sorted(names - set(shard.layout)):
+                raise DataError(f"{path}: says that tensor {name!r} is in {file.name}, but it is not")
+            for name in sorted(set(shard.layout) - names):
+                raise DataError(f"{path}: does not list tensor {name!r} of {file.name}")
+            for name in sorted(set(shard.layout) & set(layout)):
+                raise present_twice(path, name, homes[name], file.name)
+            homes |= dict.fromkeys(names, file.name)
+            layout |= shard.layout
+            tensors |= {name: shard.read(name) for name in shard.layout}
+            extra |= shard.extra()
+            extras = extras or shard.extras
+            keys.add(shard.state_key)
+    contents = Contents(
+        path=path,
+        format=f"torch zip, {len(files)} shards" if len(files) > 1 or wanted is not None else "torch zip",
+        files=tuple(files) if wanted is None else (path, *files),
+        layout=layout,
+        read=tensors.__getitem__,
+        fill=filler(tensors.__getitem__),
+        extras=extras,
+        extra=lambda: extra,
+        state_key=keys.pop() if len(keys) == 1 else None,
+    )
+    inner = options.state_key not in {None, contents.state_key}
+    yield with_prefix(contents, str(options.state_key)) if inner else contents
 
 
 class _PickledFile:
@@ -157,7 +203,7 @@ def _plain_tensor(name: str, tensor: "Tensor", size: int) -> "Tensor":
     return detached
 
 
-def _beside(tree: Any, choice: Choice) -> Mapping[Any, Any]:
+def _extras(tree: Any, choice: Choice) -> Mapping[Any, Any]:
     """Return the top entries besides the chosen tensors, other mappings of tensors, and the state of training."""
     if not isinstance(tree, Mapping) or not choice.taken.key:
         return {}

@@ -1,45 +1,126 @@
-"""safetensors: one file, or shards with their index. Headers are read by us, without torch; tensors by safetensors."""
+"""Safetensors files: one file, or shards with their index. Their headers are read without torch and safetensors."""
 
+import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import Address
-from ckpt_probe.checkpoints.contents import Asked, Contents, Shard, below
+from ckpt_probe.checkpoints.contents import Contents, OpenOptions, Shard, with_prefix
 from ckpt_probe.checkpoints.folders import present_twice, shards_of
-from ckpt_probe.checkpoints.formats.headers import Header, Place, read_header
-from ckpt_probe.checkpoints.integrity import hash_of, require_hash
+from ckpt_probe.checkpoints.integrity import HASHES, hash_of, require_hash, stated_hashes
+from ckpt_probe.checkpoints.writing import BITS
 from ckpt_probe.errors import DataError
+from ckpt_probe.files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+LONGEST_HEADER = 100_000_000
+"""Largest size of a header in bytes, as in safetensors itself."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file.
+
+    Attributes:
+        dtype: Dtype, by safetensors' name.
+        shape: Shape.
+        start: Position of its first byte in the file.
+        stop: Position after its last byte.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file.
+
+    Attributes:
+        file: The file.
+        tensors: Tensors by name, in the order of their bytes.
+        metadata: Texts of the header, without the hashes.
+        hashes: Hashes of tensors by name, if the file states them.
+    """
+
+    file: Path
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+    hashes: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a safetensors file, without torch and safetensors.
+
+    Raises:
+        DataError: If the file is not safetensors, or the header does not fit the size of the file.
+    """
+    require_regular(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+            raise DataError(f"{path}: not a safetensors file, or a truncated one (a header of {length} bytes)")
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_without_repeats)
+        metadata = header.pop("__metadata__", {})
+        tensors = {name: _stored_tensor(entry, 8 + length) for name, entry in header.items()}
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("metadata must be strings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: not a safetensors file: its header cannot be read ({error})") from error
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)))
+    end = 8 + length
+    for name, tensor in ordered.items():
+        if tensor.start != end:
+            raise DataError(f"{path}: tensor {name!r} starts at byte {tensor.start}, expected {end}; file damaged")
+        end = tensor.stop
+    if end != size:
+        difference = "truncated: shorter" if size < end else "longer"
+        raise DataError(f"{path}: {difference} than its header says ({size:,} bytes instead of {end:,}); copy it again")
+    hashes = stated_hashes(path, metadata, ordered)
+    return Header(path, ordered, {name: text for name, text in metadata.items() if name != HASHES}, hashes)
+
+
 @contextmanager
-def open_file(path: Path, asked: Asked) -> Iterator[Contents]:
-    """Open one safetensors file. Raises DataError where a claim of its header does not hold."""
-    with _opened(path, asked, [read_header(path)], None) as contents:
+def open_file(path: Path, options: OpenOptions) -> Iterator[Contents]:
+    """Open a safetensors file.
+
+    Raises:
+        DataError: As in `read_header`.
+    """
+    with _contents(path, options, [read_header(path)], None) as contents:
         yield contents
 
 
 @contextmanager
-def open_shards(path: Path, asked: Asked) -> Iterator[Contents]:
-    """Open the shards that an index names, or of which this is one that no index names.
+def open_shards(path: Path, options: OpenOptions) -> Iterator[Contents]:
+    """Open the shards of an index, or those without an index of which this is one.
 
-    Raises DataError where a shard is absent, holds another tensor than the index says, or one that it does not list.
+    Raises:
+        DataError: If a shard is missing or has other tensors than the index states; also as in `read_header`.
     """
     files, wanted = shards_of(path)
     headers = [read_header(file) for file in files]
     _require_listed(path, wanted, headers)
-    with _opened(path, asked, headers, None if wanted is None else path) as contents:
+    with _contents(path, options, headers, None if wanted is None else path) as contents:
         yield contents
 
 
 @contextmanager
-def _opened(path: Path, asked: Asked, headers: list[Header], index: Path | None) -> Iterator[Contents]:
+def _contents(path: Path, options: OpenOptions, headers: list[Header], index: Path | None) -> Iterator[Contents]:
     homes = {name: header for header in headers for name in header.tensors}
     files = tuple(header.file for header in headers)
     with ExitStack() as stack:
@@ -52,13 +133,13 @@ def _opened(path: Path, asked: Asked, headers: list[Header], index: Path | None)
             fill=_filler(homes, stack),
             metadata={name: text for header in reversed(headers) for name, text in header.metadata.items()},
             hashes={name: text for header in headers for name, text in header.hashes.items()},
-            # Without an index, copies of them are written as a single file.
+            # Copies of shards without an index are written as one file.
             shards=()
             if index is None and len(files) > 1
             else tuple(Shard(h.file.name, tuple(h.tensors), h.metadata) for h in headers),
             index=index,
         )
-        yield contents if asked.state_key is None else below(contents, asked.state_key)
+        yield contents if options.state_key is None else with_prefix(contents, options.state_key)
 
 
 def _require_listed(index: Path, wanted: Mapping[str, str] | None, headers: list[Header]) -> None:
@@ -85,13 +166,13 @@ def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], T
     def read(name: str) -> "Tensor":
         from safetensors import SafetensorError, safe_open
 
-        file, place = homes[name].file, homes[name].tensors[name]
+        file, stored = homes[name].file, homes[name].tensors[name]
         try:
             if isinstance(file, Address):
                 if file not in opened:
                     opened[file] = stack.enter_context(file.open("rb", buffering=0))
-                opened[file].seek(place.start)
-                tensor = _from_bytes(place, opened[file].read(place.stop - place.start))
+                opened[file].seek(stored.start)
+                tensor = _from_bytes(stored, opened[file].read(stored.stop - stored.start))
             else:
                 if file not in opened:
                     opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
@@ -99,7 +180,7 @@ def _reader(homes: Mapping[str, Header], stack: ExitStack) -> "Callable[[str], T
         except (SafetensorError, OSError, ValueError) as error:
             raise DataError(f"{file}: tensor {name!r} cannot be read ({error})") from error
         if stated := homes[name].hashes.get(name):
-            require_hash(file, name, hash_of((place.dtype, place.shape), tensor), stated)
+            require_hash(file, name, hash_of((stored.dtype, stored.shape), tensor), stated)
         return tensor
 
     return read
@@ -111,34 +192,52 @@ def _filler(homes: Mapping[str, Header], stack: ExitStack) -> Callable[[str, int
     turn = Lock()
 
     def fill(name: str, offset: int, into: memoryview) -> None:
-        file, place = homes[name].file, homes[name].tensors[name]
+        file, stored = homes[name].file, homes[name].tensors[name]
         with turn:
             if file not in opened:
                 opened[file] = stack.enter_context(file.open("rb", buffering=0))
             if isinstance(file, Address):
-                opened[file].seek(place.start + offset)
+                opened[file].seek(stored.start + offset)
                 into[:] = opened[file].read(len(into))
                 return
-        _read_at(opened[file], file, name, place, offset, into)
+        _read_at(opened[file], file, name, stored.start + offset, into)
 
     return fill
 
 
-def _from_bytes(place: Place, data: bytes) -> "Tensor":
+def _from_bytes(stored: StoredTensor, data: bytes) -> "Tensor":
     """Return the tensor of these bytes, through a safetensors file in memory that has no other."""
-    import json
-
     from safetensors.torch import load
 
-    entry = {"dtype": place.dtype, "shape": list(place.shape), "data_offsets": [0, len(data)]}
+    entry = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [0, len(data)]}
     header = json.dumps({"tensor": entry}).encode()
     return load(len(header).to_bytes(8, "little") + header + data)["tensor"]
 
 
-def _read_at(opened: BinaryIO, file: Path, name: str, place: Place, offset: int, into: memoryview) -> None:
-    at = place.start + offset
+def _read_at(opened: BinaryIO, file: Path, name: str, position: int, into: memoryview) -> None:
     while into:
-        got = os.preadv(opened.fileno(), [into], at)
-        if not got:
+        count = os.preadv(opened.fileno(), [into], position)
+        if not count:
             raise DataError(f"{file}: became shorter while it was read, at tensor {name!r}")
-        at, into = at + got, into[got:]
+        position, into = position + count, into[count:]
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise ValueError(f"tensor {name!r} is present twice")
+        entries[name] = value
+    return entries
+
+
+def _stored_tensor(entry: Mapping[str, Any], data: int) -> StoredTensor:
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    start, stop = entry["data_offsets"]
+    if dtype not in BITS:
+        raise ValueError(f"unknown dtype {dtype}")
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError(f"shape {shape} or offsets {start}, {stop} are not all non-negative integers")
+    if stop - start != math.prod(shape) * BITS[dtype] // 8:
+        raise ValueError(f"{stop - start} bytes do not fit {dtype} of shape {shape}")
+    return StoredTensor(dtype, shape, data + start, data + stop)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from ckpt_probe.checkpoints.formats.adapter_settings import HANDLED, WITHOUT_EFFECT
+from ckpt_probe.checkpoints.formats.adapter_changes import HANDLED, WITHOUT_EFFECT
 
 State = dict[str, torch.Tensor]
 QUERIES = ["query", "value"]
