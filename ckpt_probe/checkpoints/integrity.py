@@ -86,7 +86,7 @@ def stated_hashes(path: Path, metadata: Mapping[str, str], names: Iterable[str])
     except (ValueError, KeyError, RecursionError) as error:
         raise DataError(f"{changed}: {HASHES} is not an object of hashes") from error
     if not intact:
-        raise DataError(f"{changed}: its metadata is not what was written; copy the file again")
+        raise DataError(f"{changed}: its metadata differs from what was written; copy the file again")
     unmatched = sorted(hashes.keys() ^ set(names))
     if unmatched:
         raise DataError(f"{changed}: tensor {unmatched[0]!r} has no hash, or a hash and no tensor; copy the file again")
@@ -94,7 +94,7 @@ def stated_hashes(path: Path, metadata: Mapping[str, str], names: Iterable[str])
 
 
 def require_hash(path: Path, name: str, computed: str, stated: str | None) -> None:
-    """Raise DataError if the hash of a tensor differs from the stated one; nothing is checked if that is None."""
+    """Raise DataError if the hash of a tensor differs from the stated one, unless no hash is stated."""
     if stated is not None and computed != stated:
         raise DataError(f"{path}: tensor {name!r} is damaged: its bytes are not those written; copy the file again")
 

@@ -112,7 +112,7 @@ class Checkpoint:
     @property
     def config_directory(self) -> Path | None:
         """Directory of a `config.json` beside its files, or beside those of an adapter's base; None without one."""
-        return next((found for file in (self.file, *self.files) if (found := config_beside(file))), None)
+        return next(filter(None, map(config_beside, (self.file, *self.files))), None)
 
     @property
     def shards(self) -> tuple[Shard, ...]:

@@ -37,7 +37,7 @@ FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of a tensor. Norm, mean and spread are those of the finite entries, None if there are none.
+    """Statistics of a tensor. Norm, mean and spread are those of the finite entries, or None without any.
 
     Attributes:
         norm: Euclidean norm.

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ckpt_probe.addresses import as_path
 from ckpt_probe.checkpoints import State, open_checkpoint, open_series, save_checkpoint
 from ckpt_probe.config import OptimizerSettings, TrainingConfig
 from ckpt_probe.errors import DataError
@@ -115,7 +116,7 @@ def _configuration(
         # Aligned B is our own file, without keys.
         net["state_keys"] = [None if end == directory.aligned else setup.state_key for end in ends]
     if setup.base is not None:
-        net["base"] = str(Path(setup.base).resolve())
+        net["base"] = str(as_path(setup.base).resolve())
     values = {
         "data": {"name": subject.data.name, "arguments": subject.data.arguments},
         "model": {"name": NET, "arguments": {**net, "a": a, "b": b}},

@@ -142,9 +142,9 @@ def resolve(path: Path | str | None) -> Path | None:
     address = without_secrets(str(path))
     if any(part in {"", ".", ".."} or "\0" in part for part in address.partition("://")[2].split("/")):
         raise DataError(f"{address}: not the address of a file or directory")
-    found = _restored(address, address)
-    found.exists()
-    return found
+    remote = _restored(address, address)
+    remote.exists()  # raises an error if there is nothing
+    return remote
 
 
 def local_texts(directory: Path) -> Path:
@@ -184,10 +184,10 @@ def _entry(address: str) -> Entry | None:
 
 def _names_in(directory: str) -> list[str]:
     if directory not in _listings:
-        found = _list(directory)
-        for entry in found:
+        listed = _list(directory)
+        for entry in listed:
             _entries.setdefault(entry.address, entry)
-        _listings[directory] = [entry.address for entry in found]
+        _listings[directory] = [entry.address for entry in listed]
     return _listings[directory]
 
 

@@ -156,7 +156,7 @@ def test_a_file_without_hashes_and_one_whose_hashes_are_of_other_tensors(tmp_pat
         with pytest.raises(DataError, match=told), open_checkpoint(path) as checkpoint:
             checkpoint.state_dict()
     for changed, told in (
-        ({"ckpt_probe.step": "4"}, "its metadata is not what was written"),
+        ({"ckpt_probe.step": "4"}, "its metadata differs from what was written"),
         ({HASHES: "[" * 100_000}, "no object of hashes"),
         ({HASHES: '{"big": 3}'}, "no object of hashes"),
         ({HASHES: "[]"}, "its metadata is not"),

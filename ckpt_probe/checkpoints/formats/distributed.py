@@ -203,7 +203,7 @@ def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:
 
 
 def _tree(metadata: Any, pieces: Mapping[Any, list[_Piece]]) -> dict[str, Any]:
-    """Return the tensors in the nested mappings that were saved, by the planner's data; flat if there are none."""
+    """Return the tensors in the nested mappings that were saved, by the planner's data; without them, at one level."""
     tree: dict[str, Any] = {}
     planned = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
     for name, entry in metadata.state_dict_metadata.items():
