@@ -157,8 +157,8 @@ def test_a_file_without_hashes_and_one_whose_hashes_are_of_other_tensors(tmp_pat
             checkpoint.state_dict()
     for changed, told in (
         ({"ckpt_probe.step": "4"}, "its metadata differs from what was written"),
-        ({HASHES: "[" * 100_000}, "no object of hashes"),
-        ({HASHES: '{"big": 3}'}, "no object of hashes"),
+        ({HASHES: "[" * 100_000}, "not an object of hashes"),
+        ({HASHES: '{"big": 3}'}, "not an object of hashes"),
         ({HASHES: "[]"}, "its metadata is not"),
     ):
         save_file(state(), path, {**metadata, "format": "pt", **changed})

@@ -124,7 +124,7 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         (["module.pt"], 1, "a whole pickled module"),
         (["text.pt"], 1, "not a checkpoint of a known format"),
         (["missing.pt"], 1, "no such file"),
-        (["adapter"], 2, "--base PATH"),
+        (["adapter"], 2, "with --base"),
     ):
         found, line = refused(capsys, tmp_path / words[0])
         assert found == code

@@ -238,7 +238,7 @@ def test_an_adapter_without_its_base(here: Path, capsys: Any) -> None:
     (here / "adapter").mkdir()
     save_file({"base_model.model.fc2.lora_A.weight": torch.ones(2, 16)}, here / "adapter" / "adapter_model.safetensors")
     (here / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
-    assert "--base PATH" in refused(["inspect", "adapter"], 2, here, capsys)
+    assert "with --base" in refused(["inspect", "adapter"], 2, here, capsys)
 
 
 @pytest.mark.parametrize(

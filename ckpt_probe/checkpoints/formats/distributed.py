@@ -6,7 +6,6 @@ to torch's reader, which would unpickle anything. That reader then reads the ten
 
 import io
 import pickle
-import pickletools
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ckpt_probe.checkpoints.contents import Contents, OpenOptions
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.pickled import load_checked
+from ckpt_probe.checkpoints.formats.scanning import Budget, scan
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
 from ckpt_probe.checkpoints.tensors import dtype_name, filler
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NO_METADATA = "not the metadata of a torch.distributed checkpoint, or damaged"
-LARGEST = 256 * 2**20
-"""Largest size of `.metadata` in bytes; it has about 300 bytes per tensor."""
+BUDGET = Budget(size=256 * 2**20, opcodes=40_000_000, containers=4_000_000)
+"""Limits of `.metadata`, which has about 300 bytes per part of a tensor."""
 SMALL = 2**16
 """Largest size in bytes of an entry besides the tensors, such as the step, that is read with the metadata."""
 CLASSES = {
@@ -154,11 +154,11 @@ class _Restricted(pickle.Unpickler):
 
 
 def _read_metadata(path: Path) -> Any:
-    if path.stat().st_size > LARGEST:
+    if path.stat().st_size > BUDGET.size:
         raise DataError(f"{path}: {path.stat().st_size:,} bytes, more than the metadata of any checkpoint")
     data = path.read_bytes()
     try:
-        _check_opcodes(data)
+        scan(io.BytesIO(data), len(data), BUDGET)
         metadata: Any = _Restricted(io.BytesIO(data)).load()
         tensors = {name: entry for name, entry in metadata.state_dict_metadata.items() if hasattr(entry, "chunks")}
         if not all(isinstance(name, str) for name in tensors) or not isinstance(metadata.storage_data, dict):
@@ -169,13 +169,6 @@ def _read_metadata(path: Path) -> Any:
         # A damaged file may lead to any exception.
         raise DataError(f"{path}: {NO_METADATA} ({last_line(error)})") from error
     return metadata
-
-
-def _check_opcodes(data: bytes) -> None:
-    """Raise ValueError for positions in the unpickler's memo that it would allocate although the data are shorter."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(data))):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
-            raise ValueError(f"opcode {opcode.name} {argument} at position {count}")
 
 
 def _pieces(path: Path, metadata: Any) -> dict[Any, list[_Piece]]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LONGEST_HEADER = 100_000_000
 """Largest size of a header in bytes, as in safetensors itself."""
+MOST_AXES = 64
+"""Largest number of axes, as in torch."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +238,10 @@ def _stored_tensor(entry: Mapping[str, Any], data: int) -> StoredTensor:
     start, stop = entry["data_offsets"]
     if dtype not in BITS:
         raise ValueError(f"unknown dtype {dtype}")
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
-        raise ValueError(f"shape {shape} or offsets {start}, {stop} are not all non-negative integers")
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"a shape of {len(shape):,} axes, expected at most {MOST_AXES}")
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in (*shape, start, stop)):
+        raise ValueError("shape or offsets are not all integers from 0 to 2^63 - 1")
     if stop - start != math.prod(shape) * BITS[dtype] // 8:
         raise ValueError(f"{stop - start} bytes do not fit {dtype} of shape {shape}")
     return StoredTensor(dtype, shape, data + start, data + stop)

@@ -7,7 +7,7 @@ opcodes are followed here first, on a stack of sizes in place of objects; nothin
 """
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -15,9 +15,26 @@ from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS
 
 LONGEST = 64 * 2**20
 """Most bytes of a pickle, without the numbers of its tensors, that is accepted as a checkpoint."""
-MOST_OPCODES = 10_000_000
 COPIES = 4
 """Most bytes that the calls in a pickle may copy, in multiples of its length."""
+HASH_COST = 1000
+"""Most objects that the hash of one key may visit."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of one pickle, counted while it is scanned.
+
+    Attributes:
+        size: Bytes.
+        opcodes: Number of opcodes.
+        containers: Number of dictionaries, lists and sets; an empty one takes one byte of the file, and 64 of memory.
+    """
+
+    size: int = LONGEST
+    opcodes: int = 10_000_000
+    containers: int = 400_000
+
 
 REBUILD = frozenset(
     f"torch._utils.{name}"
@@ -80,17 +97,18 @@ class Scan:
     whole_module: bool
 
 
-def scan(file: BinaryIO, length: int) -> Scan:
+def scan(file: BinaryIO, length: int, budget: Budget = Budget()) -> Scan:  # noqa: B008
     """Read one pickle from a file's position to the end of the pickle.
 
     Args:
         file: The open file.
         length: Most bytes that belong to the pickle.
+        budget: Limits of the pickle.
 
     Raises:
         ValueError: If torch does not write such a pickle, or if it ends early or is larger than any checkpoint.
     """
-    limit = min(length, LONGEST)
+    limit = min(length, budget.size)
     scanner = _Scanner(most_copied=COPIES * limit + 2**20)
     try:
         opcodes = pickletools.genops(_BoundedFile(file, limit))  # pyright: ignore[reportArgumentType]
@@ -99,8 +117,11 @@ def scan(file: BinaryIO, length: int) -> Scan:
                 if scanner.marked or len(scanner.stack) != 1:
                     raise ValueError("no complete pickle (it ends within a list)")
                 break
-            if count > MOST_OPCODES:
-                raise ValueError(f"more than {MOST_OPCODES:,} opcodes")
+            scanner.opcodes = count
+            if count > budget.opcodes:
+                raise ValueError(f"more than {budget.opcodes:,} opcodes")
+            if scanner.containers > budget.containers:
+                raise ValueError(f"more than {budget.containers:,} dictionaries, lists and sets")
             if opcode.name not in _STEPS:
                 raise ValueError(f"opcode {opcode.name}, which torch.save does not write")
             _STEPS[opcode.name](scanner, argument)
@@ -136,21 +157,36 @@ class _Name:
 
 @dataclass(frozen=True)
 class _Tuple:
-    """A tuple, and whether it contains another."""
+    """A tuple, and the number of objects that its hash visits.
+
+    The hash visits an element again wherever it occurs, so that few nested tuples may take forever.
+    """
 
     items: tuple[Any, ...]
-    nested: bool
+    cost: int
 
 
 @dataclass
 class _Object:
-    """Any other object: its number of entries or characters, and whether a nested tuple is among its entries.
+    """Any other object.
 
-    The hash of a nested tuple visits each element again wherever it occurs, which may never end.
+    Attributes:
+        size: Number of entries or characters.
+        cost: Number of objects that its hash visits; 1 for containers, which have none.
+        entries: Sum of the costs of its entries, which a hash of an object with this state visits.
+        largest: Largest cost of an entry.
     """
 
     size: int = 0
-    nested: bool = False
+    cost: int = 1
+    entries: int = 0
+    largest: int = 1
+
+    def add(self, items: list[Any], size: int) -> None:
+        costs = [_cost(item) for item in items]
+        self.size += size
+        self.entries += sum(costs)
+        self.largest = max(self.largest, *costs, 1)
 
 
 class _Scanner:
@@ -163,6 +199,7 @@ class _Scanner:
         self.forbidden: dict[str, None] = {}
         self.storages: dict[str, int] = {}
         self.fields: set[str] = set()
+        self.opcodes = self.containers = 0
         self._copied = 0
         self._most_copied = most_copied
 
@@ -170,6 +207,14 @@ class _Scanner:
         if text in MODULE_FIELDS:
             self.fields.add(text)
         self.stack.append(text)
+
+    def push_container(self, _: Any) -> None:
+        self.containers += 1
+        self.stack.append(_Object())
+
+    def push_global(self, _: Any) -> None:
+        module, name = self.pop(2)
+        self.push_name(f"{module} {name}")
 
     def push_name(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -189,21 +234,27 @@ class _Scanner:
         return items
 
     def push_tuple(self, items: list[Any]) -> None:
-        self.stack.append(_Tuple(tuple(items), any(isinstance(item, _Tuple) for item in items)))
+        self.stack.append(_Tuple(tuple(items), 1 + sum(map(_cost, items))))
 
     def pop(self, count: int) -> list[Any]:
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def extend(self, items: list[Any]) -> None:
-        container = self.stack[-1]
-        container.size += len(items)
-        container.nested |= any(isinstance(item, _Tuple) and item.nested for item in items)
+        self.stack[-1].add(items, len(items))
 
     def set_items(self, items: list[Any]) -> None:
         keys = items[::2]
-        if any(isinstance(key, _Tuple) and key.nested for key in keys):
-            raise ValueError("a key that is a tuple of tuples")
-        self.stack[-1].size += len(keys)
+        _require_cheap(map(_cost, keys))
+        self.stack[-1].add(items, len(keys))
+
+    def add_items(self, items: list[Any]) -> None:
+        _require_cheap(map(_cost, items))
+        self.extend(items)
+
+    def build(self, _: Any) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], _Object):
+            self.stack[-1].cost += _cost(state) + (state.entries if isinstance(state, _Object) else 0)
 
     def call(self, _: Any) -> None:
         function, arguments = self.pop(2)
@@ -213,13 +264,13 @@ class _Scanner:
             self.forbidden[name] = None
         if name == FROM_TYPE and not (isinstance(items[0], _Name) and items[0].name in REBUILD):
             self.forbidden[f"{name} of {getattr(items[0], 'name', 'the result of a call')}"] = None
-        if name in HASHING and any(isinstance(item, _Object) and item.nested for item in items):
-            raise ValueError("a key that is a tuple of tuples")
+        if name in HASHING:
+            _require_cheap(item.largest for item in items if isinstance(item, _Object))
         size = len(items) + sum(map(_size, items))
         self._copied += size
         if self._copied > self._most_copied:
             raise ValueError(f"its calls copy more than {self._most_copied:,} bytes")
-        self.stack.append(_Object(size))
+        self.stack.append(_Object(size, 1 + sum(map(_cost, items))))
 
     def push_storage(self, _: Any) -> None:
         kind, *rest = self.stack.pop().items
@@ -239,10 +290,23 @@ class _Scanner:
         self.stack.append(_Object())
 
     def remember(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
+        value = self.stack[-1]
+        if index > self.opcodes:
+            # An unpickler allocates this many positions.
+            raise ValueError(f"position {index:,} of its memo, after {self.opcodes:,} opcodes")
+        self.memo[index] = value
 
     def recall(self, index: int) -> None:
         self.stack.append(self.memo[index])
+
+
+def _cost(value: Any) -> int:
+    return value.cost if isinstance(value, _Tuple | _Object) else 1
+
+
+def _require_cheap(costs: Iterable[int]) -> None:
+    if any(cost > HASH_COST for cost in costs):
+        raise ValueError("a key that is a tuple of too many nested tuples")
 
 
 def _size(value: Any) -> int:
@@ -264,7 +328,12 @@ _STEPS: dict[str, Callable[[_Scanner, Any], Any]] = {
     "TUPLE3": lambda scanner, _: scanner.push_tuple(scanner.pop(3)),
     "REDUCE": _Scanner.call,
     "NEWOBJ": _Scanner.call,
-    "BUILD": lambda scanner, _: scanner.pop(1),
+    "BUILD": _Scanner.build,
+    "STACK_GLOBAL": _Scanner.push_global,
+    "MEMOIZE": lambda scanner, _: scanner.remember(len(scanner.memo)),
+    "FRAME": lambda scanner, _: None,
+    "SHORT_BINUNICODE": _Scanner.push_text,
+    "ADDITEMS": lambda scanner, _: scanner.add_items(scanner.since_mark()),
     "APPEND": lambda scanner, _: scanner.extend(scanner.pop(1)),
     "APPENDS": lambda scanner, _: scanner.extend(scanner.since_mark()),
     "SETITEM": lambda scanner, _: scanner.set_items(scanner.pop(2)),
@@ -278,7 +347,7 @@ _STEPS: dict[str, Callable[[_Scanner, Any], Any]] = {
     "NONE": lambda scanner, _: scanner.stack.append(None),
     "NEWTRUE": lambda scanner, _: scanner.stack.append(True),
     "NEWFALSE": lambda scanner, _: scanner.stack.append(False),
-    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"), lambda scanner, _: scanner.stack.append(_Object())),
+    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"), _Scanner.push_container),
     # Texts of Python 2, which torch decodes as UTF-8.
     "SHORT_BINSTRING": lambda scanner, text: scanner.stack.append(text.encode("latin-1").decode()),
     **dict.fromkeys(

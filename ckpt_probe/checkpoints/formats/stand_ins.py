@@ -104,11 +104,11 @@ class Inert:
 
     def plain(self) -> Any:
         """Return the fields if the state has some, else the arguments."""
-        if isinstance(self.state, tuple) and len(self.state) == 2:
-            # A class with __slots__: its fields, and its slots.
-            return {**(self.state[0] or {}), **(self.state[1] or {})}
-        if isinstance(self.state, dict):
-            return self.state
+        # The state of a class with __slots__ has two parts: its fields, and its slots.
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        fields = [part for part in parts if isinstance(part, dict)]
+        if fields:
+            return {name: value for part in fields for name, value in part.items()}
         packed = any(isinstance(argument, bytes) for argument in self.arguments)
         return type(self).__name__ if packed else list(self.arguments)
 

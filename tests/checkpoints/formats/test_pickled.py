@@ -96,7 +96,7 @@ def test_two_state_dicts_are_an_error_that_lists_both_until_one_is_named(tmp_pat
     one, other = network(1).state_dict(), network(2).state_dict()
     path = save(tmp_path / "a.pth", {"model": one, "ema": {"module": other, "decay": 0.9}})
     told = r"a\.pth: holds several state dicts: model \(9 tensors, 36 numbers\), ema\.module \(9 tensors, 36 numbers\)"
-    with pytest.raises(UsageError, match=rf"{told}; choose one with --state-key model"), open_checkpoint(path):
+    with pytest.raises(UsageError, match=rf"{told}; choose one with `state_key='model'`"), open_checkpoint(path):
         pass
     hashes = set()
     for key, taken in (("model", one), ("ema.module", other), ("ema", other)):
@@ -106,7 +106,7 @@ def test_two_state_dicts_are_an_error_that_lists_both_until_one_is_named(tmp_pat
             assert len(checkpoint.others) == 1
     assert len(hashes) == 2
     with (
-        pytest.raises(UsageError, match=r"--state-key emb: no state dict there; the file has: model \("),
+        pytest.raises(UsageError, match=r"`state_key='emb'`: no state dict there; the file has: model \("),
         open_checkpoint(path, state_key="emb"),
     ):
         pass
@@ -332,7 +332,10 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
         (pickle_of(b"K\x01a"), "no complete pickle"),
         (io.BytesIO(b"\x80\x02]"), "exhausted|no complete pickle"),
         # A key whose hash would visit 2^n leaves.
-        (pickle_of(b"}", b"K\x01", b"q\x00h\x00\x86" * 40, b"K\x01s"), "a key that is a tuple of tuples"),
+        (
+            pickle_of(b"}", b"K\x01", b"q\x00h\x00\x86" * 40, b"K\x01s"),
+            "a key that is a tuple of too many nested tuples",
+        ),
         # One long text, encoded again and again.
         (
             pickle_of(

@@ -156,5 +156,5 @@ def test_two_networks_in_one_file_by_what_their_names_begin_with(tmp_path: Path)
         raw = bytearray(4)
         checkpoint.fill("w", 4, memoryview(raw))
         assert raw == bytes(4)
-    with pytest.raises(UsageError, match="--state-key tutor: no tensor name starts with it; names start with student"):
+    with pytest.raises(UsageError, match="`state_key='tutor'`: no tensor name starts with it; names start with s"):
         open_checkpoint(tmp_path / "a.safetensors", state_key="tutor").__enter__()
