@@ -20,7 +20,6 @@ from ckpt_probe.checkpoints.trainers import HYPERPARAMETERS, TrainerInfo, traine
 from ckpt_probe.checkpoints.writing import Layout
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
-from ckpt_probe.keywords import checked_keywords
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -224,7 +223,6 @@ class Checkpoint:
         return self._contents.layout[name]
 
 
-@checked_keywords
 @contextmanager
 def open_checkpoint(
     path: Path | str, *, state_key: str | None = None, base: Path | str | None = None

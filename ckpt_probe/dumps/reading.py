@@ -19,7 +19,6 @@ from ckpt_probe.dumps.summary import to_html
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import CLASS_NAMES, opened, own_reads, read_names, require_own
-from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
 if TYPE_CHECKING:
@@ -197,7 +196,6 @@ class Dump:
             raise DataError(f"{where}: moments have {features} features but classifier weights {width}")
 
 
-@checked_keywords
 @contextmanager
 def open_dump(path: Path | str) -> Iterator[Dump]:
     """Open a dump for reading, within a `with` block.
