@@ -113,7 +113,7 @@ def test_analysis_of_dumps_on_s3_gives_the_same_records_and_keeps_them(
     s3.forget()
     code, again, said = probe("analyze", "s3://commands/dumps/", "--json")
     assert (code, again) == (0, out)
-    assert "2 of 2 dumps were read from the cache" in said
+    assert "2 of 2 dumps are from the cache" in said
     assert s3.sent < (dumps / "step-1.h5").stat().st_size
     assert not (tmp_path / "s3:").exists()
 
