@@ -1,10 +1,10 @@
 """Batches of a split in order, prepared in the background while the model processes the current one."""
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from ckpt_probe.data.samples import Inputs, LabelledBatch, Split, Streaming
 
 PREFETCHED = 3
+"""Number of batches that are read ahead."""
+THREAD_NAME = "batches"
 
 
 def ready_batches(
@@ -60,60 +62,41 @@ def ready_parts(
         with closing(split.batches(parts, total=total, pinned=pinned)) as batches:
             yield batches
         return
-    ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCHED)
-    stop, ended = threading.Event(), threading.Event()
     threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, THREAD_NAME, None if pinned else torch.set_num_threads, () if pinned else (1,))
+    remaining = iter(parts)
 
-    def prepare() -> None:
-        if not pinned:
-            torch.set_num_threads(1)
-        try:
-            for part in parts:
-                inputs, labels = split.batch(part)
-                if not _offer(ready, (_pinned(inputs) if pinned else inputs, labels), stop):
-                    return
-            _offer(ready, None, stop)
-        except Exception as error:  # raised again by `handed_out`
-            _offer(ready, error, stop)
-        finally:
-            # Threads that start later inherit this setting.
-            torch.set_num_threads(threads)
-            ended.set()
+    def read(part: slice) -> LabelledBatch:
+        inputs, labels = split.batch(part)
+        return _pinned(inputs) if pinned else inputs, labels
 
-    def handed_out() -> Iterator[LabelledBatch]:
-        while (item := ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
+    waiting = deque(pool.submit(read, part) for part in islice(remaining, PREFETCHED))
 
-    thread = threading.Thread(target=prepare, name="batches", daemon=True)
-    thread.start()
+    def batches() -> Iterator[LabelledBatch]:
+        while waiting:
+            batch = waiting.popleft().result()
+            waiting.extend(pool.submit(read, part) for part in islice(remaining, 1))
+            yield batch
+
     try:
-        yield handed_out()
+        yield batches()
     finally:
-        stop.set()
+        for batch in waiting:
+            batch.cancel()
+        # Threads that start later inherit this setting. It also runs after a batch that is being read.
+        last = pool.submit(torch.set_num_threads, threads)
         try:
             # Not a join, which treats the thread as ended if Ctrl-C interrupts it (CPython issue 90882).
-            ended.wait()
+            wait([last])
         except KeyboardInterrupt:
             # An HDF5 file must not be read while the process ends.
-            ended.wait()
-            thread.join()
+            wait([last])
             raise
-        thread.join()
+        finally:
+            pool.shutdown()
 
 
 def _pinned(inputs: Inputs) -> Inputs:
     if isinstance(inputs, Tensor):
         return inputs.pin_memory()
     return {name: tensor.pin_memory() for name, tensor in inputs.items()}
-
-
-def _offer(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False

@@ -163,7 +163,7 @@ def test_an_error_midway_leaves_nothing_under_the_final_name(run: Path, tmp_path
     with pytest.raises(KeyboardInterrupt):
         extract_series(run, tmp_path, device="cpu", batch_size=100, progress=Breaks())
     assert list(tmp_path.iterdir()) == []
-    assert not [thread for thread in threading.enumerate() if thread.name in {"batches", "dump writer"}]
+    assert not [thread for thread in threading.enumerate() if thread.name in {"batches_0", "dump writer"}]
     assert len(extract_series(run, tmp_path, device="cpu").written) == 3
 
 
@@ -255,7 +255,7 @@ def test_a_writer_that_raises_midway_leaves_no_thread(run: Path, tmp_path: Path)
     with pytest.raises(DataError, match="--feature-dtype float32") as told:
         extract_series(tmp_path / "a.safetensors", tmp_path / "d", device="cpu", feature_dtype="float16", batch_size=1)
     assert told.tb is not None
-    assert not [thread for thread in threading.enumerate() if thread.name in {"batches", "dump writer"}]
+    assert not [thread for thread in threading.enumerate() if thread.name in {"batches_0", "dump writer"}]
 
 
 def test_tuples_in_arguments_and_splits_named_twice(run: Path, tmp_path: Path) -> None:

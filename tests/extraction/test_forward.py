@@ -119,7 +119,7 @@ def test_a_broken_sample_reaches_the_caller_and_leaving_early_ends_the_thread() 
     passes = forward_blocks(network(), HEAD, split_of(), batch_size=1)
     next(passes)
     passes.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches_0"]
 
 
 @pytest.mark.gpu

@@ -153,4 +153,4 @@ def test_an_evaluation_that_breaks_midway_leaves_no_thread(
     ):
         evaluation.record("test", NullProgress(), writer=writer if breaks == "writer" else None)
     assert told.tb is not None
-    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches_0"]
