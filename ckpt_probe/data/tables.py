@@ -27,7 +27,8 @@ from ckpt_probe.data.dataset import LABEL_NAMES
 from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.labels import class_labels
-from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, first_samples, sample_shape, stratified
+from ckpt_probe.data.returned import of_splits
+from ckpt_probe.data.samples import ArraySplit, LabelledData, Split, stratified
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
 from ckpt_probe.errors import DataError, UsageError, last_line, listed
 from ckpt_probe.files import require_regular
@@ -119,18 +120,8 @@ def _load(
     others = [name for name in first.table.column_names if name not in {label, arguments.get("split"), *index}]
     notes = [f"columns without a name, or of an index, are no inputs: {listed([repr(name) for name in index])}"]
     splits, recorded = _splits(tables, labels, arguments, hints, others)
-    inputs, _ = first_samples(next(iter(splits.values())), 1)
-    classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
-    return LabelledData(
-        f"{kind}:{path}",
-        splits,
-        classes,
-        sample_shape(inputs),
-        {**arguments, **recorded},
-        names,
-        tuple(notes if index else ()),
-        padding=padding_of(splits),
-    )
+    data = of_splits(f"{kind}:{path}", splits, {**arguments, **recorded}, names)
+    return replace(data, notes=tuple(notes if index else ()), padding=padding_of(splits))
 
 
 def _files(path: Path, kind: str) -> list[Path]:

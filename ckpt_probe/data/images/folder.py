@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.images.pictures import SUFFIXES, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
 from ckpt_probe.data.images.steps import Steps
-from ckpt_probe.data.samples import LabelledData, first_samples, sample_shape
+from ckpt_probe.data.returned import of_splits
+from ckpt_probe.data.samples import LabelledData
 from ckpt_probe.errors import DataError, listed
 
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
@@ -72,19 +73,9 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     for split, folders in folders_of.items():
         _require_images(split, folders, names, allow_empty)
     splits = {split: _split(folders, preparation, workers) for split, folders in folders_of.items()}
-    inputs, _ = first_samples(next(iter(splits.values())), 1)
-    shape = sample_shape(inputs)
     recorded = {**preparation.arguments, **({"allow_empty": True} if allow_empty else {})}
-    return LabelledData(
-        f"imagefolder:{path}",
-        dict(splits),
-        len(names),
-        shape,
-        recorded,
-        tuple(names),
-        _notes(folders_of),
-        preparation=preparation.described(shape),
-    )
+    data = of_splits(f"imagefolder:{path}", splits, recorded, tuple(names))
+    return replace(data, notes=_notes(folders_of), preparation=preparation.described(data.input_shape))
 
 
 @dataclass(frozen=True)
