@@ -36,7 +36,7 @@ def require_own_files(path: Path) -> None:
         files = read_object(state, "the state of a data set").get("_data_files")
         for entry in files if isinstance(files, list) else []:
             name = entry.get("filename") if isinstance(entry, dict) else None
-            _require_uncompressed(own_file(directory, name, state))
+            _require_plausible(own_file(directory, name, state))
 
 
 def own_file(directory: Path, name: Any, source: Path | str) -> Path:
@@ -96,7 +96,11 @@ def _cache_folder(directory: Path) -> Path | None:
     return state.resolve().parent if state.is_symlink() else None
 
 
-def _require_uncompressed(path: Path) -> None:
+def _require_plausible(path: Path) -> None:
+    """Raise DataError if an Arrow file is damaged, is compressed, or claims more rows than it has bits.
+
+    Values of a file without compression are not copied to memory.
+    """
     pyarrow = require_extra("pyarrow", "datasets")
     ipc = require_extra("pyarrow.ipc", "datasets")
     try:
@@ -104,6 +108,11 @@ def _require_uncompressed(path: Path) -> None:
             for message in ipc.MessageReader.open_stream(source):
                 if _is_compressed(memoryview(message.metadata)):
                     raise DataError(f"{path}: compressed Arrow data; load and save the data set again with `datasets`")
+            source.seek(0)
+            table = ipc.open_stream(source).read_all()
+            table.validate()
+            if table.num_rows > 8 * source.size():
+                raise DataError(f"{path}: claims {table.num_rows:,} rows, more than a file of this size can contain")
     except (OSError, pyarrow.ArrowException, struct.error, IndexError) as error:
         raise DataError(f"{path}: the data set cannot be read, it may be damaged: {last_line(error)}") from error
 

@@ -271,3 +271,12 @@ def test_compressed_arrow_is_refused(tmp_path: Path, compression: str) -> None:
     rewrite(tmp_path / "d", rows_of(tmp_path / "d"), compression)
     with pytest.raises(DataError, match=r"\.arrow: compressed Arrow data; load and save the data set again"):
         load_data(f"hf-dataset:{tmp_path / 'd'}")
+
+
+def test_arrow_that_claims_rows_without_values_is_refused(tmp_path: Path) -> None:
+    images(3).save_to_disk(str(tmp_path / "d"))
+    rewrite(tmp_path / "d", pa.table({"image": pa.nulls(10**9), "label": pa.nulls(10**9)}))
+    with pytest.raises(
+        DataError, match=r"\.arrow: claims 1,000,000,000 rows, more than a file of this size can contain"
+    ):
+        load_data(f"hf-dataset:{tmp_path / 'd'}")
