@@ -147,7 +147,7 @@ def subject(folder: Path, name: str, samples: int, side: int) -> list[str]:
     draw, file = np.random.default_rng(0), folder / f"{side}.npz"
     images = draw.random((samples, 1, side, side), dtype=np.float32)
     np.savez(file, x_test=images, y_test=np.arange(samples) % 10)
-    model = ["--model", name, "--model-arguments", json.dumps(shape(side))]
+    model = ["--model", name, "--model-argument", json.dumps(shape(side))]
     return [*model, "--data", f"npz:{file}", "--device", "cpu"]
 
 
@@ -162,7 +162,9 @@ def speedup(folder: Path) -> None:
     for workers in (1, 2):
         staff = ("--workers", workers)
         taken["extract"].append(ours("extract", run, "-o", folder / f"dumps-{workers}", *model, *staff)[0])
-        taken["analyze"].append(ours("analyze", rows, "--no-cache", *staff, "-o", folder / f"{workers}.jsonl")[0])
+        taken["analyze"].append(
+            ours("analyze", rows, "--set", "cache=false", *staff, "-o", folder / f"{workers}.jsonl")[0]
+        )
     same = (folder / "1.jsonl").read_bytes() == (folder / "2.jsonl").read_bytes()
     for command, (one, two) in taken.items():
         print(f"speedup of {command}: {one:.1f} s with 1 worker, {two:.1f} s with 2: {one / two:.2f} ×")
@@ -176,7 +178,7 @@ def many(folder: Path) -> None:
         run = checkpoints(folder / f"many-{count}", count, "mlp", 8)
         out = folder / f"many-dumps-{count}"
         extracted, first = ours("extract", run, "-o", out, *model)
-        analyzed, second = ours("analyze", out, "-o", folder / f"many-{count}.jsonl", "--no-cache")
+        analyzed, second = ours("analyze", out, "-o", folder / f"many-{count}.jsonl", "--set", "cache=false")
         told = [f"{taken:.1f} s ({1e3 * taken / count:.0f} ms each" for taken in (extracted, analyzed)]
         print(
             f"many: {count:5,} checkpoints: extract {told[0]}, {first} MiB), analyze {told[1]}, {second} MiB)",

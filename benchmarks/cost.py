@@ -32,14 +32,14 @@ LARGE = (50_000, 512, 50_304)
 """A head of a language model: other routes, with float32 products whose decisions are exact."""
 UNSEEN = (200_000, 768, 1000)
 BUDGET, PROBES, STEPS = 2 * 2**30, 8, 20
-"""--memory, and what sampling keeps beside it: so many vectors as long as the joint matrix."""
+"""`memory`, and what sampling keeps beside it: so many vectors as long as the joint matrix."""
 MODELS = (
     ("resnet18", 64), ("resnet18", 128), ("resnet34", 128), ("resnet50", 128), ("resnet50", 224),
     ("vit_tiny_patch16_224", 224), ("vit_small_patch16_224", 224), ("vit_base_patch16_224", 224),
 )  # fmt: skip
 FAMILIES = ("class,nc", "sample")
 EXACT = 256
-"""--exact-limit: as large cases have it, joint entropies are sampled at the small points too."""
+"""`exact_limit`: as large cases have it, joint entropies are sampled at the small points too."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,20 @@ def run_in(folder: Path, words: list[str]) -> None:
     "words",
     [
         ["inspect", "dumps/step-0.h5"],
-        ["extract", "run", "-o", "out", "--model", "MODEL", "--data", "DATA", "--workers", "2", "--data-workers", "1"],
+        [
+            "extract",
+            "run",
+            "-o",
+            "out",
+            "--model",
+            "MODEL",
+            "--data",
+            "DATA",
+            "--workers",
+            "2",
+            "--set",
+            "data_workers=1",
+        ],
     ],
     ids=lambda words: words[0],
 )
@@ -88,7 +101,7 @@ def data():
 
 def test_python_m_imports_no_library_of_the_working_directory(tmp_path: Path, dumps: Path) -> None:
     mark = hostile(tmp_path, LIBRARIES - {"ckpt_probe"})
-    run_in(tmp_path, [*AS_MODULE, "analyze", dumps.name, "--no-cache", "--workers", "2"])
+    run_in(tmp_path, [*AS_MODULE, "analyze", dumps.name, "--set", "cache=false", "--workers", "2"])
     assert not mark.exists(), mark.read_text()
 
 

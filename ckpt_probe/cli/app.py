@@ -21,12 +21,14 @@ VERBS = (
     "prune",
     "extract",
     "analyze",
+    "weights",
     "similarity",
     "compare",
     "plot",
     "report",
     "export",
     "interpolate",
+    "barriers",
     "plane",
     "average",
     "inspect",
@@ -51,26 +53,6 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         return import_module(f"ckpt_probe.cli.{cmd_name}").command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the subcommand and its arguments; raise UsageError if an option for one value occurs repeatedly."""
-        name, command, words = super().resolve_command(ctx, args)
-        if command is not None and not ctx.resilient_parsing:
-            _require_single_values(command, click.Context(command, ctx, name), words)
-        return name, command, words
-
-
-def _require_single_values(command: click.Command, context: click.Context, words: Sequence[str]) -> None:
-    # click would silently use the last of several values.
-    _, _, parsed = command.make_parser(context).parse_args(list(words))
-    for option in parsed:
-        if not isinstance(option, click.Option) or option.multiple or option.count:
-            continue
-        if parsed.count(option) > 1 and (not option.is_flag or option.secondary_opts):
-            spelled = " or ".join([*option.opts, *option.secondary_opts])
-            raise click.UsageError(f"{spelled} takes one value, but occurs {parsed.count(option)} times", context)
 
 
 @click.command(

@@ -4,37 +4,37 @@ from pathlib import Path
 
 import click
 
-from ckpt_probe.cli.options import numbers, source_options, writer_options
+from ckpt_probe.cli.command import Command, option, option_group, setting_group
+from ckpt_probe.cli.options import CHECKPOINT_SETTINGS, DTYPE, NUMBERS, PATH, out_option, overwrite_option
 
 
 @click.command(
-    "average", epilog="Example: ckpt-probe average A.safetensors B.safetensors --weights 0.7,0.3 -o soup.safetensors"
+    "average",
+    cls=Command,
+    epilog="Example: ckpt-probe average A.safetensors B.safetensors --weights 0.7,0.3 -o soup.safetensors",
 )
-@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="File to write; a directory if the checkpoints are sharded.",
+@click.argument("checkpoints", nargs=-1, required=True, type=PATH)
+@option_group(
+    "Average",
+    option(
+        "--weights",
+        "N,…",
+        "One weight per checkpoint; they are not normalised.",
+        NUMBERS,
+        None,
+        "equal weights that sum to 1",
+    ),
+    out_option("File to write; a directory if the checkpoints are sharded."),
+    overwrite_option("Replace an existing file or sharded checkpoint."),
 )
-@click.option(
-    "--weights",
-    metavar="W,…",
-    show_default="equal weights that sum to 1",
-    help="One weight per checkpoint; they are not normalised.",
-)
-@source_options
-@writer_options
-@click.option("--overwrite", is_flag=True, help="Replace an existing file or sharded checkpoint.")
+@setting_group("--set", "Less common settings", DTYPE, *CHECKPOINT_SETTINGS)
 def command(
     checkpoints: tuple[Path, ...],
     out: Path,
-    weights: str | None,
+    weights: tuple[float, ...] | None,
     state_key: str | None,
     base: Path | None,
     dtype: str | None,
-    threads: int | None,
     overwrite: bool,
 ) -> None:
     """Write the weighted average of two or more CHECKPOINTS (a "model soup"); needs neither model nor data.
@@ -46,16 +46,14 @@ def command(
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.merging import average
 
-    chosen = None if weights is None else numbers(weights, "--weights")
     with bars() as progress:
         summary = average(
             checkpoints,
             out,
-            weights=chosen,
+            weights=weights,
             state_key=state_key,
             base=base,
             dtype=dtype,
-            threads=threads,
             overwrite=overwrite,
             progress=progress,
         )

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.command import Command, Setting, option, option_group, setting_group
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.errors import UsageError, printable
+from ckpt_probe.cli.options import CSV, JSON, PATH, WHOLE, Parsed, require_one_format
+from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Comparison
@@ -17,44 +19,56 @@ Examples: ckpt-probe compare runs/plain runs/decay --metric accuracy,loss
           ckpt-probe compare dumps/plain dumps/decay --metric class.mir --split train --json"""
 
 
-@click.command("compare", epilog=EXAMPLE)
-@click.argument("groups", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="GROUP GROUP...")
-@click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    default=["accuracy"],
-    show_default=True,
-    help="Metrics to compare, separated by commas; repeatable.",
+def parse_step(text: str) -> int | None:
+    """Parse a training step; "last" gives None. Raise ValueError for other texts."""
+    if text == "last":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f'expected a training step or "last", found {text!r}')
+    return int(text)
+
+
+@click.command("compare", cls=Command, epilog=EXAMPLE)
+@click.argument("groups", nargs=-1, required=True, type=PATH, metavar="GROUP GROUP...")
+@option_group(
+    "Comparison",
+    option(
+        "--metric metrics",
+        "NAME,…",
+        "Metrics to compare, separated by commas; repeatable.",
+        str,
+        ["accuracy"],
+        multiple=True,
+    ),
+    option("--split", "NAME", "Split whose values are compared.", str, "test"),
+    option(
+        "--step",
+        "N|last",
+        "Training step to compare at, or the last step of each entry.",
+        Parsed("N|last", parse_step),
+        "last",
+    ),
 )
-@click.option("--split", default="test", show_default=True, help="Split whose values are compared.")
-@click.option(
-    "--step",
-    default="last",
-    show_default=True,
-    metavar="N|last",
-    help="Training step to compare at, or the last step of each entry.",
+@setting_group(
+    "--sampling",
+    "Confidence interval",
+    Setting(
+        "method",
+        "NAME",
+        "bootstrap of the differences, or t: Student's interval, which assumes normal differences.",
+        click.Choice(["bootstrap", "t"]),
+        "bootstrap",
+    ),
+    Setting("confidence", "P", "Confidence level of the interval.", float, 0.95),
+    Setting("resamples", "N", "Number of bootstrap resamples.", click.IntRange(min=100), 9999),
+    Setting("seed", "N", "Seed of the bootstrap.", WHOLE, 0),
 )
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence level of the intervals.")
-@click.option(
-    "--interval",
-    "method",
-    type=click.Choice(["bootstrap", "t"]),
-    default="bootstrap",
-    show_default=True,
-    help="Bootstrap of the differences, or Student's t interval, which assumes normal differences.",
-)
-@click.option(
-    "--resamples", type=click.IntRange(min=100), default=9999, show_default=True, help="Number of bootstrap resamples."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
-@click.option("--json", is_flag=True, help="Print JSON Lines, one comparison per line, instead of the table.")
-@click.option("--csv", is_flag=True, help="Print comma-separated values instead of the table.")
+@option_group("Output", JSON, CSV)
 def command(
     groups: tuple[Path, ...],
     metrics: tuple[str, ...],
     split: str,
-    step: str,
+    step: int | None,
     json: bool,
     csv: bool,
     **options: Any,
@@ -65,16 +79,14 @@ def command(
     dumps, which are analyzed, or a file NAME.jsonl written by analyze. Entries of the same name are paired. The verdict
     is "higher" or "lower" if the confidence interval of the mean paired difference excludes 0, else "inconclusive".
     """
-    if json and csv:
-        raise UsageError("--json and --csv exclude each other")
-    chosen_step = _step(step)
+    require_one_format(json=json, csv=csv)
     names = [name.strip() for text in metrics for name in text.split(",") if name.strip()]
 
     from ckpt_probe.analysis import compare
     from ckpt_probe.cli.console import bars
 
     with bars() as progress:
-        comparisons = compare(groups, metrics=names, split=split, step=chosen_step, progress=progress, **options)
+        comparisons = compare(groups, metrics=names, split=split, step=step, progress=progress, **options)
     _print(comparisons, json=json, csv=csv)
 
 
@@ -95,11 +107,3 @@ def _print(comparisons: "Sequence[Comparison]", *, json: bool, csv: bool) -> Non
     console().print(comparison_table(comparisons))
     for note in comparison_footnotes(comparisons):
         click.echo(printable(flags_for_keywords(note)))
-
-
-def _step(text: str) -> int | None:
-    if text == "last":
-        return None
-    if not text.isascii() or not text.isdigit():
-        raise UsageError(f'--step: expected a training step or "last", found {text!r}')
-    return int(text)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from ckpt_probe.cli.command import Command, option, option_group
+from ckpt_probe.cli.options import overwrite_option
+
 CONFIG = """\
 # Run A: a small network on the packaged handwritten digits, trained well beyond zero training error.
 seed = 0
@@ -35,6 +38,7 @@ steps = [0, 5, 20, 60, 150, 400, 1000, 2200]
 """
 
 BRANCH_STEP = 20
+DEVICE = "cpu"
 PAGE = "report.html"
 TITLE = "Two small networks on handwritten digits"
 
@@ -47,18 +51,19 @@ keep_step = true
 """
 
 
-@click.command("demo", epilog="Example: ckpt-probe demo")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("ckpt-probe-demo"),
-    show_default=True,
-    help="Directory for the files of the demo.",
+@click.command("demo", cls=Command, epilog="Example: ckpt-probe demo")
+@option_group(
+    "Output",
+    option(
+        "-o --out",
+        "DIR",
+        "Directory for the files of the demo.",
+        click.Path(path_type=Path, file_okay=False),
+        Path("ckpt-probe-demo"),
+    ),
+    overwrite_option("Replace the files of an earlier demo."),
 )
-@click.option("--device", default="cpu", show_default=True, help="Device to run on: auto, cpu, cuda[:n] or mps.")
-@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier demo.")
-def command(out: Path, device: str, overwrite: bool) -> None:
+def command(out: Path, overwrite: bool) -> None:
     """Train, extract, analyze and interpolate on packaged data, and explain the results in words.
 
     Trains two small networks on handwritten digits that share their first steps and then separate. All files stay in
@@ -69,9 +74,9 @@ def command(out: Path, device: str, overwrite: bool) -> None:
     refuse_existing(out, overwrite=overwrite)
     started = time.perf_counter()
     _write_configs(out)
-    _train(out, device)
-    records = _extract_and_analyze(out, device)
-    barriers = _interpolate(out, device)
+    _train(out)
+    records = _extract_and_analyze(out)
+    barriers = _interpolate(out)
     _explain(records, barriers)
     _report(out)
     _next_commands(out, time.perf_counter() - started)
@@ -86,7 +91,7 @@ def _write_configs(out: Path) -> None:
     write_text(out / "b.toml", run_b + BRANCH_CONFIG.format(trunk=trunk.as_posix()), overwrite=True)
 
 
-def _train(out: Path, device: str) -> None:
+def _train(out: Path) -> None:
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.config import load_config
     from ckpt_probe.training import train
@@ -95,10 +100,10 @@ def _train(out: Path, device: str) -> None:
         say(f"Training run {run.upper()}: {out / f'{run}.toml'} → {out / 'runs' / run}")
         with bars() as progress:
             config = load_config(out / f"{run}.toml")
-            train(config, out / "runs" / run, overwrite=True, device=device, progress=progress)
+            train(config, out / "runs" / run, overwrite=True, device=DEVICE, progress=progress)
 
 
-def _extract_and_analyze(out: Path, device: str) -> list[dict]:
+def _extract_and_analyze(out: Path) -> list[dict]:
     from ckpt_probe.analysis import read_series
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.extraction import extract_series
@@ -107,7 +112,7 @@ def _extract_and_analyze(out: Path, device: str) -> list[dict]:
 
     say(f"Extracting features and classifier weights of run A → {out / 'dumps' / 'a'}")
     with bars() as progress:
-        extract_series(out / "runs" / "a", out / "dumps" / "a", overwrite=True, device=device, progress=progress)
+        extract_series(out / "runs" / "a", out / "dumps" / "a", overwrite=True, device=DEVICE, progress=progress)
     say("Analyzing: matrix entropy, MIR, HDR, neural collapse")
     with bars() as progress:
         # The settings of the page, so that it finds every result in the cache.
@@ -118,7 +123,7 @@ def _extract_and_analyze(out: Path, device: str) -> list[dict]:
     return records
 
 
-def _interpolate(out: Path, device: str) -> list[dict]:
+def _interpolate(out: Path) -> list[dict]:
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.paths import evaluate_path
 
@@ -126,7 +131,7 @@ def _interpolate(out: Path, device: str) -> list[dict]:
     say(f"Evaluating the straight line between the final checkpoints of A and B → {out / 'paths' / 'ab'}")
     with bars() as progress:
         result = evaluate_path(
-            ends[0], ends[1], out / "paths" / "ab", points=11, overwrite=True, device=device, progress=progress
+            ends[0], ends[1], out / "paths" / "ab", points=11, overwrite=True, device=DEVICE, progress=progress
         )
     return result.summary
 

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ckpt_probe.cli.command import Command, option, option_group
+from ckpt_probe.cli.options import PATH, out_option, overwrite_option
+from ckpt_probe.cli.output import require_writable, write_records
 from ckpt_probe.cli.plot import read_files, sources
 from ckpt_probe.errors import UsageError
 
@@ -14,35 +17,32 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\b
 Examples: ckpt-probe export records.jsonl --tensorboard events
-          ckpt-probe export plain=plain.jsonl decay=decay.jsonl --parquet both.parquet"""
+          ckpt-probe export plain=plain.jsonl decay=decay.jsonl -o both.parquet"""
 
 
-@click.command("export", epilog=EXAMPLE)
+@click.command("export", cls=Command, epilog=EXAMPLE)
 @click.argument("records", nargs=-1, required=True, metavar="RECORDS...")
-@click.option(
-    "--tensorboard",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write event files for TensorBoard, one run per split and per file of RECORDS.",
+@option_group(
+    "Output",
+    option(
+        "--tensorboard", "DIR", "Write event files for TensorBoard, one run per split and per file of RECORDS.", PATH
+    ),
+    out_option("Write all records to this file: Parquet or CSV by its suffix, else JSON Lines.", required=False),
+    overwrite_option("Replace existing output."),
 )
-@click.option(
-    "--parquet",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write all records to one Parquet file; a column names the file if there are several.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace existing output.")
-def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | None, overwrite: bool) -> None:
-    """Convert records to the formats of other programs: TensorBoard event files, Parquet.
+def command(records: tuple[str, ...], tensorboard: Path | None, out: Path | None, overwrite: bool) -> None:
+    """Convert records to the formats of other programs: TensorBoard event files, Parquet, CSV.
 
     RECORDS are files of JSON Lines and are named as for plot: NAME=FILE names one; NAME=FILE1,FILE2 are seeds of one
-    condition. Nothing is sent anywhere.
+    condition. If there are several, a column `condition` of the table names the file. Nothing is sent anywhere.
     """
-    if tensorboard is None and parquet is None:
-        raise UsageError("export: choose an output: --tensorboard DIR, --parquet FILE, or both")
+    if tensorboard is None and out is None:
+        raise UsageError("export: choose an output: --tensorboard DIR, -o FILE.parquet, or both")
+    if out is not None:
+        require_writable(out, overwrite=overwrite)
 
     from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.reporting import write_event_files, write_parquet
+    from ckpt_probe.reporting import write_event_files
 
     series = _named(read_files(sources(records)))
     if tensorboard is not None:
@@ -51,13 +51,14 @@ def command(records: tuple[str, ...], tensorboard: Path | None, parquet: Path | 
         for note in notes:
             say(note)
         say(f"{tensorboard}: {values} values; view them with: tensorboard --logdir {tensorboard}")
-    if parquet is not None:
+    if out is not None:
         rows = [
             {"condition": name, **record} if len(series) > 1 else record
             for name, group in series.items()
             for record in group
         ]
-        say(f"{parquet}: {write_parquet(rows, parquet, overwrite=overwrite)} records")
+        write_records(rows, out, overwrite=overwrite)
+        say(f"{out}: {len(rows)} records")
 
 
 def _named(conditions: "Mapping[str, Sequence[Records]]") -> "dict[str, Records]":

@@ -4,9 +4,13 @@ import ast
 import re
 import shlex
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import click
+
+AGAIN = re.compile(r"\b(extract|train) (?:(?:it |them )?again )?with ")
+"""Advice to run another command, whose flags the keywords after it become."""
 
 KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 """A keyword in a message: `overwrite`, `data=` or `batch_size=0`, in backquotes."""
@@ -17,7 +21,7 @@ REPLACED = {
     "--scheduler": "use --workers ADDRESS",
     "--weights-only": "use the command ckpt-probe weights CHECKPOINTS",
     "--consecutive": "use the command ckpt-probe barriers RUN",
-    "--resume": "repeat the same command, which continues, or prints what is finished",
+    "--resume": "repeat the same command, which continues, or prints the finished results",
     "--directions": "with one checkpoint the directions are random",
     "--range": "use --set span=LOW:HIGH",
     "--interval": "use --sampling method=t or method=bootstrap",
@@ -31,7 +35,6 @@ REPLACED = {
     "--no-logits": "use --set with_logits=false",
     "--no-cache": "use --set cache=false",
     "--threads": "the number of writer threads is chosen automatically",
-    "--every": "the directory is checked every five seconds; Python's `follow_series` has `every`",
 }
 """Removed options, and what to use instead. Options that have become a key of --set or --sampling are found there."""
 
@@ -44,10 +47,12 @@ def parameters_of(command: click.Command) -> dict[str, tuple[click.Parameter, st
             spelled[str(parameter.name)] = parameter, (parameter.metavar or str(parameter.name).upper())
             continue
         flag = max(parameter.opts, key=len)
+        settings = getattr(parameter, "settings", None)
+        if settings is not None:
+            spelled |= {name: (setting, f"{flag} {name}") for name, setting in settings.items()}
+            continue
         for name in (parameter.name, *getattr(parameter, "also", ())):
             spelled[str(name)] = parameter, flag
-        for name, setting in getattr(parameter, "settings", {}).items():
-            spelled[name] = setting, f"{flag} {name}"
     return spelled
 
 
@@ -75,10 +80,12 @@ def flags_for_keywords(message: str, command: click.Command | None = None) -> st
         command = None if context is None else context.command
     if command is None or "`" not in message:
         return message
-    parameters = parameters_of(command)
+    running = parameters_of(command)
 
     def replace(match: re.Match[str]) -> str:
         name, value = match.groups()
+        advised = AGAIN.search(message, 0, match.start())
+        parameters = parameters_of(import_module(f"ckpt_probe.cli.{advised[1]}").command) if advised else running
         return (name in parameters and _words(*parameters[name], value)) or match[0]
 
     return KEYWORD.sub(replace, message)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.command import Command, explicit_options, flag, option_group, setting_group
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.options import explicit_options, model_options, source_options, take_arguments
+from ckpt_probe.cli.options import MODEL_SETTINGS, PATH, model_options
 from ckpt_probe.errors import in_json, listed, printable
 
 if TYPE_CHECKING:
@@ -19,17 +20,18 @@ MOST_TRAINER_LINES = 40
 """Number of values of the trainer's metadata that are printed; --json has all of them."""
 
 
-@click.command("inspect", epilog="Example: ckpt-probe inspect runs/digits/checkpoints/step-000000.safetensors")
-@click.argument("path", type=click.Path(path_type=Path))
-@source_options
-@model_options
-@click.option(
-    "--statistics",
-    is_flag=True,
-    help="Compute norm, mean, spread, and shares of zeros, NaN and infinities of tensors.",
+@click.command(
+    "inspect", cls=Command, epilog="Example: ckpt-probe inspect runs/digits/checkpoints/step-000000.safetensors"
 )
-@click.option("--verify", is_flag=True, help="Read every byte and check it against the file's hashes or checksums.")
-@click.option("--json", is_flag=True, help="Print all information as one JSON object.")
+@click.argument("path", type=PATH)
+@option_group(
+    "Contents",
+    flag("--statistics", "Compute norm, mean, spread, and shares of zeros, NaN and infinities of tensors."),
+    flag("--verify", "Read every byte and check it against the file's hashes or checksums."),
+)
+@option_group("Output", flag("--json", "Print all information as one JSON object."))
+@model_options
+@setting_group("--set", "Less common settings", *MODEL_SETTINGS)
 def command(
     path: Path, state_key: str | None, base: Path | None, statistics: bool, verify: bool, json: bool, **options: Any
 ) -> None:
@@ -67,7 +69,7 @@ def _setup(state_key: str | None, base: Path | None, options: dict[str, Any]) ->
         return None
     from ckpt_probe.extraction import Setup
 
-    return Setup(device="cpu", state_key=state_key, base=base, **take_arguments(options), **options)
+    return Setup(device="cpu", state_key=state_key, base=base, **options)
 
 
 def _inspected(

@@ -6,15 +6,22 @@ from typing import Any
 
 import click
 
+from ckpt_probe.cli.command import Command, Setting, explicit_options, option, option_group, setting_group
 from ckpt_probe.cli.options import (
-    batchnorm_options,
-    check_batchnorm_samples,
-    explicit_options,
-    numbers,
+    BATCHNORM_SETTINGS,
+    CSV,
+    DTYPE,
+    JSON,
+    MODEL_SETTINGS,
+    PATH,
+    POINTS,
+    SPAN,
+    WIDE,
+    out_option,
+    overwrite_option,
+    require_batchnorm_samples,
+    require_one_format,
     subject_options,
-    take_arguments,
-    worker_options,
-    writer_options,
 )
 from ckpt_probe.errors import UsageError, printable
 from ckpt_probe.paths.options import BENT, METHODS, SHAPES
@@ -23,109 +30,72 @@ EXAMPLE = """\b
 Examples: ckpt-probe interpolate A.safetensors B.safetensors -o paths/ab --points 21
           ckpt-probe interpolate A.safetensors B.safetensors --alpha 0.3 --out mid.safetensors"""
 BARS = "▁▂▃▄▅▆▇█"
-WRITER_OPTIONS = ("state_key", "base", "dtype", "threads", "overwrite")
-POINT_OPTIONS = ("out", "alpha", *WRITER_OPTIONS)
+WRITER_OPTIONS = ("state_key", "base", "dtype", "overwrite")
+SHAPES_TEXT = "linear, slerp; curved: bezier, polychain"
+METHODS_TEXT = "Match B's channels to A's first: permutation or activations"
 STRAIGHT = ("path", "linear")
 """Option that --alpha accepts although it has no effect."""
 
 TRAINING_OPTIONS = ("curve_epochs", "curve_learning_rate")
-CURVE_OPTIONS = (*TRAINING_OPTIONS, "midpoint")
+
+SHAPE = option("--path", "SHAPE", f"{SHAPES_TEXT}.", click.Choice(SHAPES), "linear")
+POINT_COUNT = option("--points", "N|auto", "Positions; auto: more where the loss bends.", POINTS, "11")
+ALIGN = option("--align", "HOW", f"{METHODS_TEXT}.", click.Choice(METHODS))
+PATH_SETTINGS = (
+    Setting("span", "LOW:HIGH", "First and last position on the path.", SPAN, "0:1"),
+    Setting("curve_epochs", "N", "Epochs to train the midpoint of a curve.", float, 20),
+    Setting("curve_learning_rate", "RATE", "Learning rate of the midpoint.", float, None, "that of A"),
+    Setting("midpoint", "FILE", "Midpoint to use instead of training one.", PATH),
+    Setting("align_samples", "N", "Training samples for --align activations.", click.IntRange(min=2), 1024),
+    Setting("align_spec", "JSON", "Groups of channels that can be permuted, as a JSON file.", PATH),
+    *BATCHNORM_SETTINGS,
+    Setting("keep_dumps", "BOOL", "Also store features of every point, in OUT/dumps.", bool),
+)
 
 
-@click.command("interpolate", epilog=EXAMPLE)
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Directory for the results; with --alpha, the file to write.",
+@click.command("interpolate", cls=Command, epilog=EXAMPLE)
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@option_group(
+    "Path",
+    option("--alpha", "X", "Only write the checkpoint at this position (0: A, 1: B).", float),
+    SHAPE,
+    POINT_COUNT,
+    ALIGN,
 )
-@click.option("--alpha", type=float, help="Only write the checkpoint at this position (0 is A, 1 is B).")
-@click.option("--consecutive", is_flag=True, help="Compute the barriers between consecutive checkpoints of one run A.")
-@click.option(
-    "--path",
-    type=click.Choice(SHAPES),
-    default="linear",
-    show_default=True,
-    help="Shape of the path; bezier and polychain train a midpoint first.",
-)
-@click.option(
-    "--points", default="11", show_default=True, help='Number of positions, or "auto" to add more where the loss bends.'
-)
-@click.option(
-    "--range",
-    "span",
-    default="0:1",
-    show_default=True,
-    metavar="LOW:HIGH",
-    help="Range of positions on the path.",
-)
-@click.option("--curve-epochs", type=float, default=20, show_default=True, help="Training epochs of the midpoint.")
-@click.option("--curve-learning-rate", type=float, show_default="that of A", help="Learning rate of the midpoint.")
-@click.option(
-    "--midpoint", type=click.Path(path_type=Path), metavar="FILE", help="Use this midpoint instead of training one."
-)
-@click.option(
-    "--align",
-    type=click.Choice(METHODS),
-    help="First permute B's hidden channels to match A's, by weights or by activations.",
-)
-@click.option(
-    "--align-samples",
-    type=click.IntRange(min=2),
-    default=1024,
-    show_default=True,
-    help="Number of training samples for --align activations.",
-)
-@click.option(
-    "--align-spec",
-    type=click.Path(path_type=Path),
-    metavar="JSON",
-    help="JSON file of the groups of channels, if they cannot be derived from the model.",
-)
-@batchnorm_options
-@click.option("--keep-dumps", is_flag=True, help="Also store features and logits of every point, in OUT/dumps.")
 @subject_options
-@worker_options
-@click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the table.")
-@click.option("--csv", is_flag=True, help="Print comma-separated values instead of the table.")
-@click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is.")
-@writer_options
-@click.option("--resume", is_flag=True, help="Print a finished path again, from its stored records.")
-@click.option("--overwrite", is_flag=True, help="Replace existing results.")
-def command(a: Path, b: Path | None, out: Path, **options: Any) -> None:
+@option_group(
+    "Output",
+    out_option("Directory for results; with --alpha, the file.", "PATH"),
+    overwrite_option("Replace existing results."),
+    JSON,
+    CSV,
+    WIDE,
+)
+@setting_group("--set", "Less common settings", *PATH_SETTINGS, *MODEL_SETTINGS, DTYPE)
+def command(a: Path, b: Path, out: Path, alpha: float | None, **options: Any) -> None:
     """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
 
-    Computes loss, accuracy and every metric of analyze at each point, on every split, and the barrier. Writes
-    OUT/points.jsonl and OUT/path.json. The same command continues after an interruption. With --alpha it only writes
-    the checkpoint at that position, which needs neither model nor data. If A and B are runs, their checkpoints of equal
-    steps are paired, and the barrier is given for each step.
+    Computes loss, accuracy, every metric of analyze and the barrier. Writes OUT/points.jsonl and OUT/path.json. The
+    same command continues after an interruption. With --alpha writes a checkpoint, which needs neither model nor data.
     """
     from ckpt_probe.checkpoints import is_series
     from ckpt_probe.remote import resolve
 
-    consecutive = options.pop("consecutive")
-    if consecutive == (b is not None):
-        raise UsageError("interpolate takes two checkpoints or two runs A and B; with --consecutive it takes one run A")
-    if options["alpha"] is not None and b is None:
-        raise UsageError("--alpha and --consecutive exclude each other")
-    if options["alpha"] is not None and b is not None:
-        write_point(a, b, out, options)
-    elif b is None or (is_series(resolve(a)) and is_series(resolve(b))):
-        evaluate_runs(a, b, out, options)
+    if alpha is not None:
+        write_point(a, b, out, alpha, options)
+    elif is_series(resolve(a)) and is_series(resolve(b)):
+        raise UsageError(f"{a}, {b}: two runs; ckpt-probe barriers computes the barriers between them")
     else:
         evaluate_ends(a, b, out, options)
 
 
-def write_point(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
+def write_point(a: Path, b: Path, out: Path, alpha: float, options: dict[str, Any]) -> None:
     """Write the checkpoint at one position of the straight line, without evaluating it."""
-    alpha = options["alpha"]
     unused = [
         spelling
         for name, spelling in explicit_options().items()
-        if name not in POINT_OPTIONS and (name, options[name]) != STRAIGHT
+        if name not in {"out", "alpha", *WRITER_OPTIONS} and (name, options[name]) != STRAIGHT
     ]
     if unused:
         raise UsageError(
@@ -144,14 +114,15 @@ def write_point(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
 
 def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
     """Evaluate the path between two checkpoints and print its points and barriers."""
-    keywords, (json, csv, wide) = _evaluation_keywords(options)
+    json, csv, wide = take_printing(options)
+    keywords = path_keywords(options)
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_path
 
     with bars() as progress:
-        result = evaluate_path(a, b, out, progress=progress, **keywords)
+        result = evaluate_path(a, b, out, resume=not keywords["overwrite"], progress=progress, **keywords)
     print_records(result.points, json=json, csv=csv, wide=wide)
     if not json and not csv:
         print_barriers(result.points, result.summary)
@@ -163,62 +134,34 @@ def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
                 )
             )
         if (out / "midpoint.safetensors").exists():
-            click.echo(printable(f"{out / 'midpoint.safetensors'} is the trained midpoint; --midpoint uses it again"))
+            click.echo(printable(f"{out / 'midpoint.safetensors'} is the midpoint; --set midpoint=FILE uses it again"))
         click.echo(
             printable(f"distance between the ends {result.distance:.4g}, length of the path {result.length:.4g}")
         )
     say(f"{out}: {len(result.points)} records, one per point and split")
 
 
-def evaluate_runs(a: Path, b: Path | None, out: Path, options: dict[str, Any]) -> None:
-    """Evaluate the path of every pair of checkpoints of one run or two, and print the barriers by step."""
-    keywords, (json, csv, _) = _evaluation_keywords(options)
-
-    from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.paths import barriers
-    from ckpt_probe.reporting import to_csv, to_json_line
-
-    if keywords.pop("resume") and keywords["overwrite"]:
-        raise UsageError("--overwrite and --resume exclude each other")
-    with bars() as progress:
-        records = barriers(a, b, out=out, progress=progress, **keywords)
-    if csv:
-        click.echo(to_csv(records), nl=False)
-    for record in records if not csv else ():
-        step = str(record["step"]) + (f" to {record['to_step']}" if "to_step" in record else "")
-        excess = f"barrier in loss {_excess(record, 'loss')}, in error {_excess(record, 'error')}"
-        click.echo(printable(to_json_line(record) if json else f"step {step}  {record['split']}: {excess}"))
-    say(f"{out}: {len(records)} barriers")
+def take_printing(options: dict[str, Any]) -> tuple[bool, bool, bool]:
+    """Remove --json, --csv and --wide from the options, and return them; raise UsageError for two formats."""
+    json, csv, wide = options.pop("json"), options.pop("csv"), options.pop("wide", False)
+    require_one_format(json=json, csv=csv)
+    return json, csv, wide
 
 
-def _evaluation_keywords(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[bool, bool, bool]]:
-    """Convert the options to keywords of `evaluate_path` or `barriers`.
-
-    Returns:
-        The keywords, and the values of --json, --csv and --wide.
-
-    Raises:
-        UsageError: If an option has no effect with the others.
-    """
-    printed = options["json"], options["csv"], options["wide"]
-    if printed[:2] == (True, True):
-        raise UsageError("--json and --csv exclude each other")
+def path_keywords(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as keywords of `evaluate_path`; raise UsageError if one has no effect with the others."""
     explicit, path = explicit_options(), options["path"]
     for names, used, reason in (
-        (("dtype", "threads"), False, "--alpha, which writes a checkpoint, is needed for"),
-        (CURVE_OPTIONS, path in BENT, f"--path {' or '.join(BENT)} is needed for"),
-        (TRAINING_OPTIONS, "midpoint" not in explicit, "--midpoint, which needs no training, excludes"),
+        (("dtype",), False, "--alpha, which writes a checkpoint, is needed for"),
+        ((*TRAINING_OPTIONS, "midpoint"), path in BENT, f"--path {' or '.join(BENT)} is needed for"),
+        (TRAINING_OPTIONS, "midpoint" not in explicit, "--set midpoint=FILE, which needs no training, excludes"),
         (("align_samples",), options["align"] == "activations", "--align activations is needed for"),
     ):
         unused = [explicit[name] for name in names if name in explicit]
         if unused and not used:
             raise UsageError(f"{reason} {', '.join(unused)}")
-    check_batchnorm_samples(options["batchnorm"])
-    arguments = take_arguments(options)
-    other_uses = {"alpha", "dtype", "threads", "json", "csv", "wide"}
-    keywords = {name: value for name, value in options.items() if name not in other_uses}
-    parsed = {"points": _points(options["points"]), "span": _span(options["span"]), **arguments}
-    return {**keywords, **parsed}, printed
+    require_batchnorm_samples(options["batchnorm"])
+    return {name: value for name, value in options.items() if name != "dtype"}
 
 
 def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> None:
@@ -229,8 +172,8 @@ def print_barriers(points: Sequence[dict[str, Any]], summary: Sequence[dict[str,
         statistics = {"none": "", "recompute": "; batch-norm statistics recomputed between the ends"}
         note = statistics.get(barrier["batchnorm"], "; batch-norm statistics interpolated")
         click.echo(
-            f"{split}: loss {sparkline(loss)}  barrier in loss {_excess(barrier, 'loss')}, "
-            f"in error {_excess(barrier, 'error')}{note}"
+            f"{split}: loss {sparkline(loss)}  barrier in loss {excess(barrier, 'loss')}, "
+            f"in error {excess(barrier, 'error')}{note}"
         )
 
 
@@ -244,22 +187,8 @@ def sparkline(values: Sequence[float | None]) -> str:
     return "".join("·" if height is None else BARS[height] for height in heights)
 
 
-def _points(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not (text.isascii() and text.isdigit()) or int(text) < 3:
-        raise UsageError(f'--points: expected "auto" or a number of at least 3, found {text!r}')
-    return int(text)
-
-
-def _span(text: str) -> tuple[float, float]:
-    limits = numbers(text.replace(":", ","), "--range")
-    if len(limits) != 2 or limits[0] >= limits[1] or ":" not in text:
-        raise UsageError(f"--range: expected two increasing numbers such as -0.5:1.5, found {text!r}")
-    return limits[0], limits[1]
-
-
-def _excess(barrier: dict[str, Any], quantity: str) -> str:
+def excess(barrier: dict[str, Any], quantity: str) -> str:
+    """Return a barrier with its position as text, "0" without a barrier, "–" if it is unknown."""
     value = barrier[f"barrier.{quantity}"]
     if value is None:
         return "–"

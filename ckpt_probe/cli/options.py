@@ -3,214 +3,45 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
+from ckpt_probe.cli.command import Function, Setting, explicit_options, flag, option, option_group
 from ckpt_probe.errors import UsageError
 
-_SOURCE = (
-    click.option(
-        "--state-key",
-        metavar="A.B",
-        help="Key of the weights in a checkpoint, or the first part of their names, if it contains several models.",
-    ),
-    click.option(
-        "--base",
-        type=click.Path(path_type=Path),
-        help="Checkpoint of the base model of a PEFT adapter.",
-    ),
-)
+PATH = click.Path(path_type=Path)
+WHOLE, POSITIVE = click.IntRange(min=0), click.IntRange(min=1)
 
 
-def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that describe how to read a checkpoint."""
-    for option in reversed(_SOURCE):
-        command = option(command)
-    return command
+class Parsed(click.ParamType):
+    """Type of an option whose text a function parses; the function raises ValueError for other texts."""
 
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
-_MODEL = (
-    click.option(
-        "--model",
-        help="Model to use instead of the one in the checkpoint: timm:NAME, torchvision:NAME, hf:DIR, a builtin name, "
-        "package.module:function or path/to/file.py:function.",
-    ),
-    click.option(
-        "--model-argument",
-        metavar="NAME=VALUE",
-        multiple=True,
-        help="Argument of the model; repeatable.",
-    ),
-    click.option("--model-arguments", metavar="JSON", help="Arguments of the model, as a JSON object."),
-    click.option(
-        "--classifier",
-        metavar="NAME",
-        help='Name of the last linear layer (or layers, joined by "+"), if it cannot be found automatically; "none" '
-        "for a model without one.",
-    ),
-)
-_DATA = (
-    click.option(
-        "--data",
-        help="Data to use instead of those in the checkpoint: text:FILE, imagefolder:DIR, hf-dataset:DIR, csv:FILE, "
-        "parquet:FILE, npz:FILE, h5:FILE, idx:DIR, digits, "
-        "package.module:function or path/to/file.py:function.",
-    ),
-    click.option("--data-argument", metavar="NAME=VALUE", multiple=True, help="Argument of the data; repeatable."),
-    click.option("--data-arguments", metavar="JSON", help="Arguments of the data, as a JSON object."),
-    click.option(
-        "--data-workers",
-        type=click.IntRange(min=0),
-        show_default="one per free processor, at most 8",
-        help="Number of processes that read images; does not change the results.",
-    ),
-)
-_SUBJECT = (
-    *_SOURCE,
-    *_MODEL,
-    *_DATA,
-    click.option("--split", "splits", multiple=True, show_default="all", help="Split of the data to use; repeatable."),
-    click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Samples per batch."),
-    click.option("--device", default="auto", show_default=True, help="Device to run on: auto, cpu, cuda[:n] or mps."),
-)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a text; return any other value as it is."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
-
-def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of the forward pass: checkpoint, model, data, splits, batch size and device."""
-    for option in reversed(_SUBJECT):
-        command = option(command)
-    return command
-
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose the model and the data."""
-    for option in reversed((*_MODEL, *_DATA)):
-        command = option(command)
-    return command
-
-
-_LAYERS = (
-    click.option(
-        "--layers",
-        metavar="WHICH",
-        default="penultimate",
-        show_default=True,
-        help="Layers to store beside the penultimate: all, every=K, or NAME,… where * is any text without a dot.",
-    ),
-    click.option(
-        "--pooling",
-        type=click.Choice(["mean", "cls", "last", "tokens", "flatten"]),
-        show_default="mean; tokens where every position has a label",
-        help="How to reduce the output of a layer, or of a model without a head, to rows of features.",
-    ),
-)
-
-
-def layer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose layers and their pooling."""
-    for option in reversed(_LAYERS):
-        command = option(command)
-    return command
-
-
-_WORKERS = (
-    click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Number of processes on this machine; each works on one checkpoint or point at a time.",
-    ),
-    click.option(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Use the workers of a Dask cluster instead: tcp://HOST:PORT, or the scheduler file.",
-    ),
-)
-
-
-def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for parallel work."""
-    for option in reversed(_WORKERS):
-        command = option(command)
-    return command
-
-
-def range_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the option that divides a split between workers."""
-    return click.option("--rows-per-task", type=click.IntRange(min=1), metavar="N", help=help_text)
-
-
-def explicit_options() -> dict[str, str]:
-    """Return the options that the command line sets, as a mapping from parameter name to spelling."""
-    context = click.get_current_context()
-    options = [option for option in context.command.params if isinstance(option, click.Option)]
-    default = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    return {
-        option.name: option.opts[-1]
-        for option in options
-        if option.name is not None and context.get_parameter_source(option.name) not in default
-    }
-
-
-_BATCHNORM = (
-    click.option(
-        "--batchnorm",
-        type=click.Choice(["recompute", "interpolate"]),
-        default="recompute",
-        show_default=True,
-        help="Batch-norm statistics between checkpoints: recompute them on training data, or interpolate them.",
-    ),
-    click.option(
-        "--batchnorm-samples",
-        type=click.IntRange(min=2),
-        default=4096,
-        show_default=True,
-        help="Number of training samples for --batchnorm recompute.",
-    ),
-)
-
-
-def check_batchnorm_samples(batchnorm: str) -> None:
-    """Raise UsageError if --batchnorm-samples is set without --batchnorm recompute."""
-    if batchnorm != "recompute" and "batchnorm_samples" in explicit_options():
-        raise UsageError("--batchnorm-samples needs --batchnorm recompute")
-
-
-def batchnorm_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for batch-norm statistics between checkpoints."""
-    for option in reversed(_BATCHNORM):
-        command = option(command)
-    return command
-
-
-_WRITER = (
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float64", "float16", "bfloat16"]),
-        show_default="that of the first checkpoint",
-        help="Precision of the written tensors.",
-    ),
-    click.option("--threads", type=click.IntRange(min=1), help="Number of writer threads; does not change the output."),
-)
-
-
-def writer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of written checkpoints."""
-    for option in reversed(_WRITER):
-        command = option(command)
-    return command
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the name that stands for the value in a help page."""
+        return self.name
 
 
 def byte_count(text: str) -> int:
     """Parse a size such as "2GiB", "512 MiB", "1.5GB" or "1000000" into bytes.
 
     Raises:
-        UsageError: If the text is not a size, or the size is below one byte.
+        ValueError: If the text is not a size, or the size is below one byte.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b?\s*", text, flags=re.IGNORECASE)
     size = 0
@@ -218,60 +49,81 @@ def byte_count(text: str) -> int:
         number, prefix, binary = match.groups()
         size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
     if size < 1:
-        raise UsageError(f"--memory: expected a size such as 2GiB or 512MiB, found {text!r}")
+        raise ValueError(f"expected a size such as 2GiB or 512MiB, found {text!r}")
     return size
 
 
-def numbers(text: str, option: str) -> tuple[float, ...]:
-    """Parse numbers separated by commas, such as "0.5,2"; raise UsageError if one is not a finite number."""
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers separated by commas, such as "0.5,2"; raise ValueError if one is not a finite number."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = (math.inf,)
     if not all(math.isfinite(value) for value in values):
-        raise UsageError(f"{option}: expected numbers such as 0.5,2, found {text!r}")
+        raise ValueError(f"expected numbers such as 0.5,2, found {text!r}")
     return values
 
 
-def entropy_orders(text: str | None) -> tuple[float, ...]:
-    """Parse Rényi orders such as "0.5,2"; None gives none. Raise UsageError if one is not positive."""
-    orders = () if text is None else numbers(text, "--alpha")
+def entropy_orders(text: str) -> tuple[float, ...]:
+    """Parse Rényi orders such as "0.5,2"; raise ValueError if one is not positive."""
+    orders = numbers(text)
     if not all(order > 0 for order in orders):
-        raise UsageError(f"--alpha: expected positive numbers such as 0.5,2, found {text!r}")
+        raise ValueError(f"expected positive numbers such as 0.5,2, found {text!r}")
     return tuple(dict.fromkeys(orders))
 
 
-def take_arguments(options: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """Remove the arguments of the model and of the data from the options, and parse them.
+def parse_points(text: str) -> int | None:
+    """Parse a number of positions on a path; "auto" gives None. Raise ValueError for other texts."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) < 3:
+        raise ValueError(f'expected "auto" or a number of at least 3, found {text!r}')
+    return int(text)
 
-    Args:
-        options: Options of the command line, which this changes.
 
-    Returns:
-        "model_arguments" and "data_arguments": the arguments by name, None without any.
+def parse_span(text: str) -> tuple[float, float]:
+    """Parse two increasing numbers such as "-0.5:1.5"; raise ValueError for other texts."""
+    limits = numbers(text.replace(":", ",")) if text.count(":") == 1 else ()
+    if len(limits) != 2 or limits[0] >= limits[1]:
+        raise ValueError(f"expected two increasing numbers such as -0.5:1.5, found {text!r}")
+    return limits[0], limits[1]
+
+
+SIZE = Parsed("SIZE", byte_count)
+NUMBERS = Parsed("N,…", numbers)
+ORDERS = Parsed("N,…", entropy_orders)
+POINTS = Parsed("N|auto", parse_points)
+SPAN = Parsed("LOW:HIGH", parse_span)
+
+
+def parse_arguments(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, Any] | None:
+    """Parse arguments of a model or of data, each NAME=VALUE or a JSON object; None without any.
 
     Raises:
-        UsageError: If one is not NAME=VALUE or a JSON object, or a name occurs twice.
+        click.BadParameter: If one is neither, or a name occurs twice.
     """
-    arguments: dict[str, dict[str, Any] | None] = {}
-    for subject in ("model", "data"):
-        from_json = json_object(options.pop(f"{subject}_arguments"), f"--{subject}-arguments")
-        pairs: tuple[str, ...] = options.pop(f"{subject}_argument")
-        parsed = {**(from_json or {}), **_parse_pairs(pairs, from_json or {}, f"--{subject}-argument")}
-        arguments[f"{subject}_arguments"] = None if from_json is None and not pairs else parsed
-    return arguments
-
-
-def _parse_pairs(texts: Sequence[str], others: Mapping[str, Any], option: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise UsageError(f"{option} {text}: expected NAME=VALUE, such as width=64")
-        if name in values or name in others:
-            raise UsageError(f"{option} {text}: {name} occurs twice")
-        values[name] = parse_value(value)
-    return values
+        new = _json_object(text) if text.lstrip().startswith("{") else _named_value(text)
+        twice = next((name for name in new if name in values), None)
+        if twice is not None:
+            raise click.BadParameter(f"{text}: {twice} occurs twice")
+        values |= new
+    return values if texts else None
+
+
+def _named_value(text: str) -> dict[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.BadParameter(f"{text}: expected NAME=VALUE such as width=64, or a JSON object")
+    return {name: parse_value(value)}
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"not valid JSON: {error}") from error
 
 
 def parse_value(text: str) -> Any:
@@ -294,14 +146,120 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(text)
 
 
-def json_object(text: str | None, option: str) -> dict[str, Any] | None:
-    """Parse the JSON object of an option; None gives None. Raise UsageError for any other JSON."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{option}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f'{option}: expected a JSON object such as {{"width": 64}}, found {text}')
-    return value
+class WorkersOption(click.Option):
+    """Option --workers: a number of processes (parameter `workers`), or an address (parameter `scheduler`)."""
+
+    also = ("scheduler",)
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the number of processes, 1 for an address, and set the parameter `scheduler`."""
+        text = str(super().process_value(ctx, value))
+        is_number = re.fullmatch(r"[+-]?\d+", text) is not None
+        if is_number and int(text) < 1:
+            raise click.BadParameter(f"expected at least 1, found {text}", ctx, self)
+        ctx.params["scheduler"] = None if is_number else text
+        return int(text) if is_number else 1
+
+
+STATE_KEY = Setting("state_key", "A.B", "Key of the weights in a file that contains several models.")
+BASE = Setting("base", "PATH", "Checkpoint of the base model of a PEFT adapter.", PATH)
+CLASSIFIER = Setting("classifier", "NAME", "Last linear layer: NAME, NAME+NAME or none.", str, None, "automatic")
+DATA_WORKERS = Setting("data_workers", "N", "Processes that read images.", WHOLE, None, "one per free CPU, at most 8")
+CHECKPOINT_SETTINGS = (STATE_KEY, BASE)
+MODEL_SETTINGS = (CLASSIFIER, STATE_KEY, BASE, DATA_WORKERS)
+DTYPE = Setting(
+    "dtype",
+    "NAME",
+    "Precision of written tensors, such as float16.",
+    click.Choice(["float32", "float64", "float16", "bfloat16"]),
+    None,
+    "unchanged",
+)
+MEMORY = Setting("memory", "SIZE", "Memory limit for moments and matrices of a dump.", SIZE, "2GiB")
+ROWS_PER_TASK = Setting(
+    "rows_per_task", "N", "Let workers share splits of more than N rows, N rows at a time.", POSITIVE
+)
+EVERY = Setting(
+    "every", "SECONDS", "With --follow: time between two checks.", click.FloatRange(min=0, min_open=True), 5.0
+)
+CACHE = Setting("cache", "BOOL", "Read and write the cache beside the input files.", bool, True)
+BATCHNORM_SETTINGS = (
+    Setting(
+        "batchnorm",
+        "HOW",
+        "recompute the statistics, or interpolate them.",
+        click.Choice(["recompute", "interpolate"]),
+        "recompute",
+    ),
+    Setting("batchnorm_samples", "N", "Training samples for batchnorm=recompute.", click.IntRange(min=2), 4096),
+)
+
+FORWARD = "Model, data and device (model and data are those that the checkpoint names, if not set)"
+
+model_options = option_group(
+    FORWARD,
+    option("--model", "NAME", "timm:NAME, torchvision:NAME, hf:DIR, a builtin, module:function."),
+    option(
+        "--model-argument model_arguments",
+        "NAME=VALUE",
+        "Argument of the model, or a JSON object of several; repeatable.",
+        multiple=True,
+        callback=parse_arguments,
+    ),
+    option(
+        "--data",
+        "NAME",
+        "imagefolder:DIR, hf-dataset:DIR, csv:FILE, parquet:FILE, npz:FILE, h5:FILE, idx:DIR, text:FILE, a "
+        "builtin, or path/file.py:function.",
+    ),
+    option(
+        "--data-argument data_arguments",
+        "NAME=VALUE",
+        "Argument of the data, or a JSON object of several; repeatable.",
+        multiple=True,
+        callback=parse_arguments,
+    ),
+)
+SPLIT = option("--split splits", "NAME", "Split to use; repeatable.", str, None, "all", multiple=True)
+DEVICE = option("--device", "NAME", "Device to run on: auto, cpu, cuda[:n] or mps.", str, "auto")
+BATCH_SIZE = option("--batch-size", "N", "Samples per batch.", POSITIVE, 256)
+WORKERS = option(
+    "--workers", "N|ADDRESS", "Processes, or a Dask cluster's address or file.", str, "1", cls=WorkersOption
+)
+JSON = flag("--json", "Print JSON Lines, one record per line; missing values are null.")
+CSV = flag("--csv", "Print comma-separated values with a header.")
+WIDE = flag("--wide", "Show every column, however wide the terminal is.")
+
+
+def subject_options(function: Function) -> Function:
+    """Add the options of the forward pass: model and data, splits, batch size, device and workers."""
+    return model_options(option_group(FORWARD, SPLIT, BATCH_SIZE, DEVICE, WORKERS)(function))
+
+
+def overwrite_option(help_text: str) -> Callable[[Function], Function]:
+    """Return the option --overwrite with a help text."""
+    return flag("--overwrite", help_text)
+
+
+def out_option(help_text: str, metavar: str = "FILE", *, required: bool = True) -> Callable[[Function], Function]:
+    """Return the option --out with a help text."""
+    return option("-o --out", metavar, help_text, PATH, required=required)
+
+
+def require_batchnorm_samples(batchnorm: str) -> None:
+    """Raise UsageError if `batchnorm_samples` is set although no statistics are recomputed."""
+    if batchnorm != "recompute" and "batchnorm_samples" in explicit_options():
+        raise UsageError("--set batchnorm_samples=N needs --set batchnorm=recompute")
+
+
+def require_follow(follow: bool, *names: str) -> None:
+    """Raise UsageError if a setting of --follow is set without it."""
+    unused = [spelling for name, spelling in explicit_options().items() if name in names]
+    if unused and not follow:
+        raise UsageError(f"{unused[0]} needs --follow")
+
+
+def require_one_format(*, json: bool, csv: bool) -> None:
+    """Raise UsageError if the results were to be printed in two formats."""
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other")

@@ -66,34 +66,28 @@ def print_grids(records: Iterable[Record], metric: str, *, csv: bool, wide: bool
     return rows
 
 
-def file_format(path: Path | None, *, csv: bool, parquet: bool) -> str:
-    """Return the format of a file of records: "json" (JSON Lines), "csv" or "parquet".
-
-    The options decide, else the suffix of the file, else it is "json".
-    """
-    if parquet or csv:
-        return "parquet" if parquet else "csv"
-    by_suffix = {".csv": "csv", ".parquet": "parquet"}
-    return by_suffix.get(path.suffix.lower(), "json") if path is not None else "json"
+def file_format(path: Path) -> str:
+    """Return the format of a file of records by its suffix: "csv", "parquet", or "json" (JSON Lines) for others."""
+    return {".csv": "csv", ".parquet": "parquet"}.get(path.suffix.lower(), "json")
 
 
-def require_writable(path: Path, form: str, *, overwrite: bool) -> None:
+def require_writable(path: Path, *, overwrite: bool) -> None:
     """Raise UsageError if the file exists, or the libraries of its format are missing; call this before computing."""
     from ckpt_probe.files import refuse_existing
 
     refuse_existing(path, overwrite=overwrite)
-    if form == "parquet":
+    if file_format(path) == "parquet":
         from ckpt_probe.reporting.frames import require_parquet
 
         require_parquet(path, overwrite=overwrite)
 
 
-def write_records(records: Iterable[Record], path: Path, form: str, *, overwrite: bool) -> None:
-    """Write records into a file in a format that `file_format` returns."""
+def write_records(records: Iterable[Record], path: Path, *, overwrite: bool) -> None:
+    """Write records into a file, in the format that its suffix names."""
     from ckpt_probe.files import write_text
     from ckpt_probe.reporting import to_csv, to_json_line, write_parquet
 
-    rows = list(records)
+    rows, form = list(records), file_format(path)
     if form == "parquet":
         write_parquet(rows, path, overwrite=overwrite)
         return

@@ -6,21 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.command import Command, Setting, option, option_group, setting_group
 from ckpt_probe.cli.options import (
-    batchnorm_options,
-    check_batchnorm_samples,
+    BATCHNORM_SETTINGS,
+    CSV,
+    JSON,
+    MODEL_SETTINGS,
+    PATH,
+    WHOLE,
+    Parsed,
+    out_option,
+    overwrite_option,
+    require_batchnorm_samples,
+    require_one_format,
     subject_options,
-    take_arguments,
-    worker_options,
 )
-from ckpt_probe.errors import UsageError, printable
+from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
     from ckpt_probe.paths import PlaneResult
 
 EXAMPLE = """\b
 Examples: ckpt-probe plane A.safetensors B.safetensors C.safetensors -o planes/abc --grid 15
-          ckpt-probe plane A.safetensors --directions random -o planes/around"""
+          ckpt-probe plane A.safetensors -o planes/around"""
 SHADES = " ░▒▓█"
 WITHOUT = "?"
 STATISTICS = {
@@ -32,48 +40,46 @@ SIDE = 14
 """Width of the y axis beside a map, in cells."""
 
 
-@click.command("plane", epilog=EXAMPLE)
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", required=False, type=click.Path(path_type=Path))
-@click.argument("c", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the results.")
-@click.option(
-    "--grid",
-    default="15",
-    show_default=True,
-    metavar="N[xM]",
-    help="Number of points along x and y, such as 15 or 15x9.",
+def parse_grid(text: str) -> int | tuple[int, int]:
+    """Parse the numbers of points along x and y, such as "15" or "15x9"; raise ValueError for other texts."""
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 2 for part in parts):
+        raise ValueError(f"expected a number of at least 2, or two numbers such as 15x9, found {text!r}")
+    columns, *rows = (int(part) for part in parts)
+    return (columns, rows[0]) if rows else columns
+
+
+@click.command("plane", cls=Command, epilog=EXAMPLE)
+@click.argument("a", type=PATH)
+@click.argument("b", required=False, type=PATH)
+@click.argument("c", required=False, type=PATH)
+@option_group(
+    "Plane",
+    option("--grid", "N[xM]", "Number of points along x and y, such as 15 or 15x9.", Parsed("N[xM]", parse_grid), "15"),
 )
-@click.option(
-    "--margin",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="Extension of the grid beyond the checkpoints, as a fraction of their extent.",
-)
-@click.option(
-    "--directions",
-    type=click.Choice(["random"]),
-    help="Evaluate around A along two random filter-normalised directions; takes no B and C.",
-)
-@click.option(
-    "--radius", type=float, default=1.0, show_default=True, help="Half the side of the grid along random directions."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random directions.")
-@batchnorm_options
 @subject_options
-@worker_options
-@click.option("--json", is_flag=True, help="Print JSON Lines, one point per line, instead of the map.")
-@click.option("--csv", is_flag=True, help="Print comma-separated values instead of the map.")
-@click.option("--figure", type=click.Path(path_type=Path), help="Also draw contours into this .svg, .png or .pdf file.")
-@click.option("--resume", is_flag=True, help="Print a finished plane again, from its stored records.")
-@click.option("--overwrite", is_flag=True, help="Replace existing results.")
+@option_group(
+    "Output",
+    out_option("Directory for the results.", "DIR"),
+    overwrite_option("Replace existing results."),
+    JSON,
+    CSV,
+    option("--figure", "FILE", "Also draw contours into this .svg, .png or .pdf file.", PATH),
+)
+@setting_group(
+    "--set",
+    "Less common settings",
+    Setting("margin", "X", "Size of the margin around three checkpoints, relative.", float, 0.2),
+    Setting("radius", "X", "Half the side of the grid along random directions.", float, 1.0),
+    Setting("seed", "N", "Seed of the random directions.", WHOLE, 0),
+    *BATCHNORM_SETTINGS,
+    *MODEL_SETTINGS,
+)
 def command(
     a: Path,
     b: Path | None,
     c: Path | None,
     out: Path,
-    grid: str,
     json: bool,
     csv: bool,
     figure: Path | None,
@@ -81,26 +87,27 @@ def command(
 ) -> None:
     """Evaluate a grid in the plane through three checkpoints, or along random directions around one.
 
-    Computes loss, accuracy and every metric of analyze at each point, on every split, and prints a map of the loss.
-    Coordinates are distances in weight space, or with --directions random multiples of each filter's norm. Writes
+    Computes loss, accuracy and every metric of analyze at each point, and prints a map of the loss. Coordinates are
+    distances in weight space; with A alone, multiples of each filter's norm along two random directions. Writes
     OUT/points.jsonl and OUT/plane.json. The same command continues after an interruption.
     """
-    if json and csv:
-        raise UsageError("--json and --csv exclude each other")
-    check_batchnorm_samples(options["batchnorm"])
-    options |= {"grid": _grid(grid), **take_arguments(options)}
+    require_one_format(json=json, csv=csv)
+    require_batchnorm_samples(options["batchnorm"])
+    directions = "random" if b is None else None
+
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_plane
     from ckpt_probe.reporting.figures.canvas import require_drawable
     from ckpt_probe.reporting.figures.plane_figure import draw_plane
 
-    # --resume redraws the figure of a finished plane.
-    redraw = options["overwrite"] or options["resume"]
+    overwrite = options["overwrite"]
     if figure is not None:
-        require_drawable(figure, overwrite=redraw)
+        require_drawable(figure, overwrite=overwrite)
     with bars() as progress:
-        result = evaluate_plane(a, b, c, out=out, progress=progress, **options)
+        result = evaluate_plane(
+            a, b, c, out=out, directions=directions, resume=not overwrite, progress=progress, **options
+        )
     if json or csv:
         print_records(result.points, json=json, csv=csv, wide=True)
     else:
@@ -109,7 +116,7 @@ def command(
             print_map(result, summary, width)
         click.echo(printable(_axes(result.axes)))
     if figure is not None:
-        for note in draw_plane(result, figure, overwrite=redraw):
+        for note in draw_plane(result, figure, overwrite=overwrite):
             say(note)
         say(f"{figure}: drawn")
     say(f"{out}: {len(result.points)} records, one per point and split")
@@ -188,11 +195,3 @@ def _axes(axes: dict[str, Any]) -> str:
         return f"lengths of the directions {axes['length.first']:.4g}, {axes['length.second']:.4g}; cosine {cosine}"
     distances = ", ".join(f"{pair.upper()} {axes[f'distance.{pair}']:.4g}" for pair in ("ab", "ac", "bc"))
     return f"distances {distances}; angle at A {axes['angle']:.3g}°"
-
-
-def _grid(text: str) -> int | tuple[int, int]:
-    parts = text.lower().replace("×", "x").split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 2 for part in parts):
-        raise UsageError(f"--grid: expected a number of at least 2, or two numbers such as 15x9, found {text!r}")
-    columns, *rows = (int(part) for part in parts)
-    return (columns, rows[0]) if rows else columns

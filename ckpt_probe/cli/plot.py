@@ -8,52 +8,61 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.cli.command import Command, option, option_group
+from ckpt_probe.cli.options import out_option, overwrite_option
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Records
 
 EXAMPLE = """\b
-Examples: ckpt-probe plot records.jsonl -o collapse.svg --metric class.mir,class.hdr --metric nc1.pinv --log-x
-          ckpt-probe plot plain='plain/*.jsonl' decay='decay/*.jsonl' -o accuracy.svg --metric accuracy"""
+Examples: ckpt-probe plot records.jsonl -o a.svg --metric class.mir --metric nc1.pinv --log x
+          ckpt-probe plot plain='plain/*.jsonl' decay='decay/*.jsonl' -o b.svg --metric accuracy"""
 
 
-@click.command("plot", epilog=EXAMPLE)
+@click.command("plot", cls=Command, epilog=EXAMPLE)
 @click.argument("records", nargs=-1, required=True, metavar="RECORDS...")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="File for the figure; its suffix .svg, .png or .pdf decides the format.",
+@option_group(
+    "Figure",
+    option(
+        "--metric panels",
+        "NAME,…",
+        "Metric to draw in a panel, or several separated by commas; repeat for more panels.",
+        multiple=True,
+        required=True,
+    ),
+    option("--split splits", "NAME", "Split to draw; repeatable.", str, None, "all", multiple=True),
+    option(
+        "--x",
+        "NAME",
+        "Quantity on the x axis: step, alpha, sparsity or epoch.",
+        str,
+        None,
+        "alpha if present, else step",
+    ),
+    option(
+        "--log logarithmic",
+        "x|y",
+        "Logarithmic axis, x linear from 0 to the first positive value; repeatable.",
+        click.Choice(["x", "y"]),
+        multiple=True,
+    ),
+    option(
+        "--mark marks", "X=N:LABEL", "Vertical line with a label, such as step=1200:prune; repeatable.", multiple=True
+    ),
+    option("--title", "TEXT", "Title above the figure."),
 )
-@click.option(
-    "--metric",
-    "panels",
-    multiple=True,
-    required=True,
-    help="Metric to draw in a panel, or several separated by commas; repeat for more panels.",
+@option_group(
+    "Output",
+    out_option("File for the figure; its suffix .svg, .png or .pdf decides the format."),
+    overwrite_option("Replace the file if it exists."),
 )
-@click.option(
-    "--x", show_default="alpha if present, else step", help="Quantity on the x axis: step, alpha, sparsity or epoch."
-)
-@click.option("--split", "splits", multiple=True, show_default="all", help="Split to draw; repeatable.")
-@click.option("--log-x", is_flag=True, help="Logarithmic x axis, linear from 0 to the first positive value.")
-@click.option("--log-y", is_flag=True, help="Logarithmic y axis.")
-@click.option(
-    "--mark",
-    "marks",
-    multiple=True,
-    metavar="X=N:LABEL",
-    help="Vertical line with a label, such as step=1200:prune; repeatable.",
-)
-@click.option("--title", help="Title above the figure.")
-@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def command(
     records: tuple[str, ...],
     out: Path,
     panels: tuple[str, ...],
     x: str | None,
+    logarithmic: tuple[str, ...],
     marks: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -75,8 +84,9 @@ def command(
 
     series = read_files(sources(records))
     axis = x or axis_of([record for runs in series.values() for group in runs for record in group])
+    axes = {"log_x": "x" in logarithmic, "log_y": "y" in logarithmic}
     lines = [Mark(*_mark(text, axis)) for text in marks]
-    for note in draw(series, out, panels=metrics, x=axis, marks=lines, **options):
+    for note in draw(series, out, panels=metrics, x=axis, marks=lines, **axes, **options):
         say(note)
     say(f"{out}: {len(metrics)} panels of {sum(len(files) for files in series.values())} files")
 

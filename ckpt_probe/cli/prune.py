@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_probe.cli.options import explicit_options, numbers, source_options
+from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
+from ckpt_probe.cli.options import CHECKPOINT_SETTINGS, NUMBERS, PATH, WHOLE, out_option, overwrite_option
 from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
@@ -13,50 +14,52 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\b
 Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
-          ckpt-probe prune A.safetensors --sparsity 0.5,0.9 --retrain finetune.toml -o pruned/a-retrained"""
+          ckpt-probe prune A.safetensors --sparsity 0.5,0.9 --retrain finetune.toml -o pruned/b"""
 
 
-@click.command("prune", epilog=EXAMPLE)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the pruned checkpoints."
+@click.command("prune", cls=Command, epilog=EXAMPLE)
+@click.argument("checkpoint", type=PATH)
+@option_group(
+    "Pruning",
+    option(
+        "--sparsity sparsities",
+        "N,…",
+        "Fractions of the weights to set to zero, below 1.",
+        NUMBERS,
+        "0,0.2,0.5,0.8,0.9,0.95,0.98,0.99",
+    ),
+    flag("--keep-classifier", "Do not prune the weights of the last linear layer."),
+    option(
+        "--retrain config",
+        "CONFIG",
+        "Train after each sparsity with this TOML configuration, and prune the result further.",
+        PATH,
+    ),
 )
-@click.option(
-    "--sparsity",
-    "sparsities",
-    default="0,0.2,0.5,0.8,0.9,0.95,0.98,0.99",
-    show_default=True,
-    metavar="S,…",
-    help="Fractions of the weights to set to zero, each at least 0 and below 1.",
+@option_group(
+    "Output",
+    out_option("Directory for the pruned checkpoints.", "DIR"),
+    overwrite_option("Start over if the directory contains pruned checkpoints; they are removed."),
 )
-@click.option(
-    "--scope",
-    type=click.Choice(["global", "layer"]),
-    default="global",
-    show_default=True,
-    help="Rank the weights across all tensors, or within each tensor.",
-)
-@click.option("--keep-classifier", is_flag=True, help="Do not prune the weights of the last linear layer.")
-@click.option(
-    "--classifier", metavar="NAME", help="Name of the last linear layer, if it cannot be found automatically."
-)
-@click.option(
-    "--retrain",
-    "config",
-    type=click.Path(path_type=Path),
-    metavar="CONFIG",
-    help="Train after each sparsity with this TOML configuration, and prune the result further.",
-)
-@click.option("--device", default="auto", show_default=True, help="Device to retrain on: auto, cpu, cuda[:n] or mps.")
-@source_options
-@click.option("--seed", type=click.IntRange(min=0), help="Seed to use instead of the one in CONFIG.")
-@click.option(
-    "--overwrite", is_flag=True, help="Start over if the directory contains pruned checkpoints; they are removed."
+@setting_group(
+    "--set",
+    "Less common settings",
+    Setting("device", "NAME", "With --retrain: device to train on: auto, cpu, cuda[:n] or mps.", str, "auto"),
+    Setting(
+        "scope",
+        "NAME",
+        "Rank the weights across all tensors (global), or within each tensor (layer).",
+        click.Choice(["global", "layer"]),
+        "global",
+    ),
+    Setting("seed", "N", "With --retrain: seed to use instead of the one in CONFIG.", WHOLE),
+    Setting("classifier", "NAME", "With --keep-classifier: name of the last linear layer."),
+    *CHECKPOINT_SETTINGS,
 )
 def command(
     checkpoint: Path,
     out: Path,
-    sparsities: str,
+    sparsities: tuple[float, ...],
     scope: str,
     keep_classifier: bool,
     classifier: str | None,
@@ -77,12 +80,11 @@ def command(
     from ckpt_probe.errors import UsageError
 
     if seed is not None and config is None:
-        raise UsageError("--seed needs --retrain: pruning alone draws no random numbers")
+        raise UsageError("--set seed=N needs --retrain: pruning alone draws no random numbers")
     if config is None and "device" in explicit_options():
-        raise UsageError("--device needs --retrain: pruning alone does not run the network")
+        raise UsageError("--set device=NAME needs --retrain: pruning alone does not run the network")
     if classifier is not None and not keep_classifier:
-        raise UsageError("--classifier needs --keep-classifier")
-    shares = numbers(sparsities, "--sparsity")
+        raise UsageError("--set classifier=NAME needs --keep-classifier")
     settings = None if config is None else load_config(config, seed=seed)
 
     from ckpt_probe.cli.console import bars, say
@@ -92,7 +94,7 @@ def command(
         summary = prune(
             checkpoint,
             out,
-            shares,
+            sparsities,
             scope=scope,
             keep_classifier=keep_classifier,
             classifier=classifier,

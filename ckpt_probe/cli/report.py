@@ -10,77 +10,65 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.options import byte_count
+from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
+from ckpt_probe.cli.options import CACHE, EVERY, MEMORY, POSITIVE, SPLIT, WHOLE, overwrite_option, require_follow
 from ckpt_probe.errors import DataError, UsageError
 
 EXAMPLE = """\b
 Examples: ckpt-probe report dumps/digits paths/ab -o report.html
-          ckpt-probe report plain=dumps/plain decay=dumps/decay -o runs.html --figures figures --format pdf"""
-EVERY = 5.0
-"""Default seconds between two checks of --follow."""
-FORMATS = ("svg", "pdf", "png")
+          ckpt-probe report plain=dumps/plain decay=dumps/decay -o runs.html --figures figures"""
 
 
-@click.command("report", epilog=EXAMPLE)
+@click.command("report", cls=Command, epilog=EXAMPLE)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES...")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write the page to.")
-@click.option(
-    "--figures",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Also draw the plots into this directory, one file per plot.",
+@option_group(
+    "Output",
+    option("-o --out", "FILE", "HTML file to write the page to.", click.Path(path_type=Path, dir_okay=False)),
+    option(
+        "--figures",
+        "DIR",
+        "Also draw the plots into this directory, one file per plot.",
+        click.Path(path_type=Path, file_okay=False),
+    ),
+    option("--title", "TEXT", "Heading of the page.", str, "What happened in these runs"),
+    overwrite_option("Replace an existing page and existing figures."),
+    flag("--follow", "Write the page again whenever a source changes; ends with Ctrl-C."),
 )
-@click.option(
-    "--format", "kind", type=click.Choice(FORMATS), default="svg", show_default=True, help="Format of the figures."
+@option_group(
+    "Analysis of dumps",
+    SPLIT,
+    option("--workers", "N", "Number of processes to use.", POSITIVE, 1),
 )
-@click.option("--title", default="What happened in these runs", show_default=True, help="Heading of the page.")
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Text file with the names of the classes, one per line.",
-)
-@click.option("--split", "splits", multiple=True, show_default="all", help="Split of the dumps to analyze; repeatable.")
-@click.option("--memory", default="2GiB", show_default=True, help="Memory limit for the analysis of one dump.")
-@click.option(
-    "--mir-rows",
-    type=click.IntRange(min=0),
-    default=256,
-    show_default=True,
-    help="Number of stored rows for MIR between layers; 0 leaves it out.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Number of processes that analyze dumps.",
-)
-@click.option("--no-cache", is_flag=True, help="Do not read or write the cache beside the dumps.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing page and existing figures.")
-@click.option("--follow", is_flag=True, help="Write the page again whenever a source changes; ends with Ctrl-C.")
-@click.option(
-    "--every",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    show_default="5",
-    help="With --follow: seconds between two checks of the sources.",
+@setting_group(
+    "--set",
+    "Less common settings",
+    Setting(
+        "labels",
+        "FILE",
+        "Text file with the names of the classes, one per line.",
+        click.Path(path_type=Path, dir_okay=False),
+    ),
+    Setting(
+        "figure_format",
+        "NAME",
+        "Format of the files in --figures: svg, pdf or png.",
+        click.Choice(["svg", "pdf", "png"]),
+        "svg",
+    ),
+    Setting("mir_rows", "N", "Number of stored rows for MIR between layers; 0 leaves it out.", WHOLE, 256),
+    MEMORY,
+    CACHE,
+    EVERY,
 )
 def command(
     sources: tuple[str, ...],
     out: Path | None,
     figures: Path | None,
     follow: bool,
-    every: float | None,
-    kind: str,
+    every: float,
     labels: Path | None,
-    memory: str,
-    mir_rows: int,
-    no_cache: bool,
     overwrite: bool,
-    splits: tuple[str, ...],
-    title: str,
-    workers: int,
+    **options: Any,
 ) -> None:
     """Write a page of all results: metrics, matrices, spectra, classes, paths, planes and their provenance.
 
@@ -92,27 +80,16 @@ def command(
 
     if out is None and figures is None:
         raise UsageError("choose an output: -o report.html for a page, --figures DIR for figures, or both")
-    if every is not None and not follow:
-        raise UsageError("--every needs --follow")
+    require_follow(follow, "every")
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
-    options = {
-        "figure_format": kind,
-        "title": title,
-        "labels": labels or (),
-        "splits": splits,
-        "memory": byte_count(memory),
-        "mir_rows": mir_rows,
-        "workers": workers,
-        "cache": not no_cache,
-    }
-    write = partial(_write, sources, out, figures, options)
+    write = partial(_write, sources, out, figures, {"labels": labels or (), **options})
     if not follow:
         write(overwrite=overwrite)
         return
     made = [path.resolve() for path in (out, figures) if path is not None]
     with suppress(KeyboardInterrupt):
-        _follow(sources, write, made, every or EVERY, overwrite=overwrite)
+        _follow(sources, write, made, every, overwrite=overwrite)
 
 
 def _write(

@@ -4,30 +4,38 @@ from pathlib import Path
 
 import click
 
+from ckpt_probe.cli.command import Command, flag, option, option_group
+from ckpt_probe.cli.options import PATH, SPLIT, WIDE, out_option, overwrite_option, require_one_format
 from ckpt_probe.cli.output import require_writable
-from ckpt_probe.errors import UsageError
 
 
-@click.command("similarity", epilog="Example: ckpt-probe similarity dumps/layers/step-000880.h5 --split test")
-@click.argument("dump", type=click.Path(path_type=Path))
-@click.argument("other", type=click.Path(path_type=Path), required=False)
-@click.option("--split", "splits", multiple=True, show_default="all", help="Split to compare on; repeatable.")
-@click.option("--layer", "layers", multiple=True, show_default="all", help="Layer to compare; repeatable.")
-@click.option(
-    "--measure",
-    "measures",
-    type=click.Choice(["cka", "mir"]),
-    multiple=True,
-    show_default="both; cka for a directory of several dumps",
-    help="Measure of similarity to compute; repeatable.",
+@click.command(
+    "similarity", cls=Command, epilog="Example: ckpt-probe similarity dumps/layers/step-000880.h5 --split test"
 )
-@click.option("--json", is_flag=True, help="Print JSON Lines, one matrix per line; an undefined value is null.")
-@click.option("--csv", is_flag=True, help="Print comma-separated values with a header, one value per line.")
-@click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is.")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Also write to this file: CSV by its suffix, else JSON."
+@click.argument("dump", type=PATH)
+@click.argument("other", type=PATH, required=False)
+@option_group(
+    "Comparison",
+    SPLIT,
+    option("--layer layers", "NAME", "Layer to compare; repeatable.", str, None, "all", multiple=True),
+    option(
+        "--measure measures",
+        "cka|mir",
+        "Measure of similarity to compute; repeatable.",
+        click.Choice(["cka", "mir"]),
+        None,
+        "both; cka for a directory of several dumps",
+        multiple=True,
+    ),
 )
-@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@option_group(
+    "Output",
+    flag("--json", "Print JSON Lines, one matrix per line; an undefined value is null."),
+    flag("--csv", "Print comma-separated values with a header, one value per line."),
+    WIDE,
+    out_option("Also write to this file: CSV by its suffix, else JSON.", required=False),
+    overwrite_option("Replace the file if it exists."),
+)
 def command(
     dump: Path,
     other: Path | None,
@@ -46,10 +54,9 @@ def command(
     compared between the checkpoints. With OTHER, a second dump of the same data (of any model), the layers of DUMP are
     compared with those of OTHER.
     """
-    if json and csv:
-        raise UsageError("--json and --csv exclude each other")
+    require_one_format(json=json, csv=csv)
     if out is not None:
-        require_writable(out, "csv" if out.suffix.lower() == ".csv" else "json", overwrite=overwrite)
+        require_writable(out, overwrite=overwrite)
 
     from ckpt_probe.analysis import similarity
     from ckpt_probe.cli.console import bars, console, say

@@ -10,8 +10,21 @@ from typing import Any
 
 from ckpt_probe.addresses import redacted, without_credentials
 
-SPELLED = {"span": "range", "splits": "split", "with_logits": "logits"}
-"""Options of a command by the names of the parameters that differ from them."""
+FLAGS = {
+    **{
+        name: f"--{name}" for name in ("model", "data", "device", "layers", "store", "limit", "dtype", "path", "points")
+    },
+    **{name: f"--{name}" for name in ("path", "points", "align", "grid")},
+    "model_arguments": "--model-argument",
+    "data_arguments": "--data-argument",
+    "splits": "--split",
+    "batch_size": "--batch-size",
+}
+"""Options of the commands by keyword; other keywords are set as --sampling KEY=VALUE or --set KEY=VALUE."""
+
+SAMPLING = frozenset({"max_rows", "rows_seed", "similarity_rows", "similarity_seed"})
+IMPLIED = frozenset({"directions"})
+"""Keywords that follow from the number of checkpoints."""
 
 BETWEEN = {"span": ":", "grid": "x"}
 """Separators between the numbers of an option."""
@@ -38,32 +51,37 @@ def request_of(inputs: Sequence[Path], out: Path, *settings: Any) -> dict[str, A
     return without_credentials(json.loads(redacted(json.dumps(request, default=str))))
 
 
-def command_of(verb: str, request: Mapping[str, Any], out: Path, *more: str) -> str:
+def command_of(verb: str, request: Mapping[str, Any], out: Path) -> str:
     """Return the command line that makes the results in `out` again, from the directory in which it was given.
 
     Args:
         verb: Command of ckpt-probe.
         request: Request as `request_of` returns it.
         out: Directory of the results, as it is named now.
-        more: Further words of the command.
     """
     directory = (out / request["directory"]).resolve()
     elsewhere = directory != Path.cwd() and directory.is_dir()
     target = os.path.relpath(out.resolve(), directory) if elsewhere else str(out)
     options = [word for name, value in request["options"].items() for word in _words(name, value)]
-    line = shlex.join(["ckpt-probe", verb, *request["inputs"], "-o", target, *options, *more])
+    line = shlex.join(["ckpt-probe", verb, *request["inputs"], "-o", target, *options])
     return f"cd {shlex.quote(str(directory))} && {line}" if elsewhere else line
 
 
 def _words(name: str, value: Any) -> list[str]:
-    option = SPELLED.get(name, name).replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
+    if name in IMPLIED:
+        return []
     if name == "splits":
-        return [word for split in value for word in (f"--{option}", split)]
-    if isinstance(value, dict):
-        return [f"--{option}", json.dumps(value)]
+        return [word for split in value for word in (FLAGS[name], split)]
+    text = _text(name, value)
+    if name in FLAGS:
+        return [FLAGS[name], text]
+    return ["--sampling" if name in SAMPLING else "--set", f"{name}={text}"]
+
+
+def _text(name: str, value: Any) -> str:
     if isinstance(value, list):
-        return [f"--{option}", BETWEEN[name].join(map(str, value))]
+        return BETWEEN[name].join(map(str, value))
+    if isinstance(value, dict | bool):
+        return json.dumps(value)
     # None has a meaning for the number of points alone: chosen automatically.
-    return [f"--{option}", "auto" if value is None else str(value)]
+    return "auto" if value is None else str(value)

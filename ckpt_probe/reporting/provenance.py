@@ -49,8 +49,7 @@ def origin_of(source: Source) -> Origin:
     }
     present = tuple(_file(file) for file in files if file.exists())
     verb = "interpolate" if source.kind == PATH else "plane"
-    # --resume prints the finished path or plane again, and computes it if it is missing.
-    command = command_of(verb, plan[REQUEST], source.path, "--resume") if REQUEST in plan else ""
+    command = command_of(verb, plan[REQUEST], source.path) if REQUEST in plan else ""
     return Origin(source.name, source.kind, str(source.path), facts, present, command)
 
 

@@ -67,7 +67,7 @@ def test_a_series_of_anybodys_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     for step in (10, 20):
         torch.save({"epoch": step, "state_dict": network(seed=step).state_dict()}, tmp_path / f"step-{step}.pth")
     monkeypatch.chdir(tmp_path)
-    assert run(["analyze", ".", "--weights-only", "--json"]) == 0
+    assert run(["weights", ".", "--json"]) == 0
     told = capsys.readouterr()
     records = [json.loads(line) for line in told.out.splitlines()]
     assert [(record["step"], record["classifier"]) for record in records] == [(10, "2.weight"), (20, "2.weight")]
@@ -122,9 +122,9 @@ def test_a_convolution_is_a_head_as_well(tmp_path: Path) -> None:
 
 def test_no_head_at_all_and_options_that_would_do_nothing(tmp_path: Path, capsys) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"running_mean": torch.zeros(3)})
-    assert run(["analyze", str(tmp_path), "--weights-only"]) == 1
-    assert "no tensor looks like classifier weights; name the layer by " in capsys.readouterr().err
-    assert run(["analyze", str(tmp_path), "--weights-only", "--per-class"]) == 2
-    assert "it does not take --per-class" in capsys.readouterr().err
-    assert run(["analyze", str(tmp_path), "--classifier", "fc"]) == 2
-    assert "--classifier: only for checkpoints; add --weights-only" in capsys.readouterr().err
+    assert run(["weights", str(tmp_path)]) == 1
+    assert "no tensor looks like classifier weights; name the layer by --set classifier" in capsys.readouterr().err
+    assert run(["weights", str(tmp_path), "--per-class"]) == 2
+    assert "No such option '--per-class'" in capsys.readouterr().err
+    assert run(["analyze", str(tmp_path), "--weights-only"]) == 2
+    assert "use the command ckpt-probe weights CHECKPOINTS" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_edge_cases_are_records_that_the_plain_function_agrees_with(
     analyze: Analyze, tmp_path: Path, held: dict, expected: dict
 ) -> None:
     write(tmp_path / "step-5.h5", held)
-    code, records, _ = analyze("step-5.h5", "--no-cache")
+    code, records, _ = analyze("step-5.h5", "--set", "cache=false")
     assert code == 0
     plain = analyze_features(held["test/features"], held["test/labels"], held["classifier/weights"])
     for name, number in plain.items():
@@ -148,8 +148,8 @@ def series(where: Path, count: int = 3) -> None:
 
 def test_workers_change_nothing_but_the_time(analyze: Analyze, tmp_path: Path) -> None:
     series(tmp_path / "dumps", 4)
-    one = analyze("dumps", "--no-cache", "--centred", "--alpha", "0.5,2")
-    assert analyze("dumps", "--no-cache", "--centred", "--alpha", "0.5,2", "--workers", 3) == one
+    one = analyze("dumps", "--set", "cache=false", "--centred", "--renyi", "0.5,2")
+    assert analyze("dumps", "--set", "cache=false", "--centred", "--renyi", "0.5,2", "--workers", 3) == one
     assert [record["step"] for record in one[1]] == [0, 1, 2, 3]
 
 
@@ -172,7 +172,7 @@ def test_a_second_analysis_computes_only_what_is_new(
 
     original = module.compute_from_blocks
     monkeypatch.setattr(module, "compute_from_blocks", lambda *words: computed.append(1) or original(*words))
-    assert analyze("dumps") == (0, first, "3 of 3 dumps are from the cache; `cache=False` recomputes them")
+    assert analyze("dumps") == (0, first, "3 of 3 dumps are from the cache; --set cache=false recomputes them")
     write(tmp_path / "dumps" / "step-3.h5", arrays(seed=9))
     code, four, said = analyze("dumps")
     assert (code, four[:3], len(computed)) == (0, first, 1)
@@ -185,13 +185,13 @@ def test_a_second_analysis_computes_only_what_is_new(
     assert analyze("dumps")[1][0]["sample.mir"] != first[0]["sample.mir"]
     assert len(computed) == 2
     # So are other options; and what is no record of ours is computed anew.
-    analyze("dumps", "--alpha", "2")
+    analyze("dumps", "--renyi", "2")
     assert len(computed) == 6
     for file in (tmp_path / "dumps" / FOLDER).iterdir():
         file.write_text("no JSON")
     assert analyze("dumps")[1][1:3] == first[1:]
     assert len(computed) == 10
-    assert analyze("dumps", "--no-cache")[2] == ""
+    assert analyze("dumps", "--set", "cache=false")[2] == ""
 
 
 def test_a_directory_that_takes_no_cache_is_said(analyze: Analyze, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Pa
     held = arrays(samples, features=8, classes=4)
     for store in ("features", "moments", "both"):
         stored(tmp_path / f"{store}.h5", store, held)
-    wanted = ("--centred", "--alpha", "2")
+    wanted = ("--centred", "--renyi", "2")
     (_, [whole], _), (_, [moments], _), (_, [both], _) = (
         analyze(f"{store}.h5", *wanted) for store in ("features", "moments", "both")
     )
@@ -310,7 +310,7 @@ def test_a_dump_that_changes_while_it_is_read(
                 os.truncate(path, 10**6)
 
     monkeypatch.setattr(SplitView, "blocks", shrinking)
-    code, records, said = analyze("step-2.h5", "--no-cache")
+    code, records, said = analyze("step-2.h5", "--set", "cache=false")
     assert (code, records) == (1, [])
     assert said == "error: step-2.h5: changed while it was read; try again when no program writes to it"
 
@@ -318,17 +318,17 @@ def test_a_dump_that_changes_while_it_is_read(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--alpha", "0"), "--alpha: expected positive numbers such as 0.5,2, found '0'"),
-        (("--alpha", "two"), "--alpha: expected numbers such as 0.5,2, found 'two'"),
-        (("--memory", "lots"), "--memory: expected a size such as 2GiB or 512MiB, found 'lots'"),
-        (("--memory", "0"), "--memory: expected a size"),
-        (("--tolerance", "0"), "tolerance: expected a positive number, found 0.0"),
-        (("--budget", "-1"), "budget: expected a positive number of seconds, found -1.0"),
+        (("--renyi", "0"), "'--renyi': expected positive numbers such as 0.5,2, found '0'"),
+        (("--renyi", "two"), "'--renyi': expected numbers such as 0.5,2, found 'two'"),
+        (("--set", "memory=lots"), "--set memory=lots: expected a size such as 2GiB or 512MiB, found 'lots'"),
+        (("--set", "memory=0"), "--set memory=0: expected a size"),
+        (("--sampling", "tolerance=0"), "tolerance: expected a positive number, found 0.0"),
+        (("--sampling", "budget=-1"), "budget: expected a positive number of seconds, found -1.0"),
         (("--only", "nc,clas"), "'clas' is not a family of metrics; did you mean class?"),
         (("--only", "nc1.pinv"), "did you mean nc1?"),
         (("--only", ","), "'' is not a family of metrics"),
-        (("--precision", "float16"), "--precision"),
-        (("--min-samples", "0"), "--min-samples"),
+        (("--set", "precision=float16"), "--set precision=float16: "),
+        (("--set", "min_samples=0"), "--set min_samples=0: "),
         (("--workers", "0"), "--workers"),
     ],
 )
@@ -343,13 +343,13 @@ def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze,
     held = arrays(1200, features=24, classes=20)
     write(tmp_path / "a.h5", held)
     _, [exact], _ = analyze("a.h5")
-    code, [record], _ = analyze("a.h5", "--memory", "16KiB", "--tolerance", "1e-2", "--seed", "3")
+    code, [record], _ = analyze("a.h5", "--set", "memory=16KiB", "--sampling", "tolerance=1e-2", "--sampling", "seed=3")
     assert code == 0
     assert (exact["route"], record["route"], record["sample.seed"]) == ("dense-moments", "stochastic", 3)
     assert "over the memory budget" in record["route_reason"]
     assert abs(record["sample.mir"] - exact["sample.mir"]) <= 4 * record["sample.mir_stderr"]
     assert record["within.entropy_mean"] == pytest.approx(exact["within.entropy_mean"], rel=1e-9)
-    code, _, said = analyze("a.h5", "--memory", "16KiB", "--budget", "1e-9", "--no-cache")
+    code, _, said = analyze("a.h5", "--set", "memory=16KiB", "--sampling", "budget=1e-9", "--set", "cache=false")
     assert code == 1
     assert "the time budget of 1e-09 s ran out after" in said
 
@@ -364,9 +364,9 @@ def test_only_the_families_asked_for(analyze: Analyze, tmp_path: Path) -> None:
     assert not [name for name in record if name.startswith(("sample.", "nc1.", "nc4.", "within."))]
     assert "accuracy" not in record
     assert record["class.mir"] == pytest.approx(whole["class.mir"], rel=1e-12)
-    code, [single], _ = analyze("a.h5", "--only", "nc", "--precision", "float32")
+    code, [single], _ = analyze("a.h5", "--only", "nc", "--set", "precision=float32")
     assert single["nc1.pinv"] == pytest.approx(whole["nc1.pinv"], rel=1e-5)
-    code, [few], _ = analyze("a.h5", "--min-samples", "21")
+    code, [few], _ = analyze("a.h5", "--set", "min_samples=21")
     assert (few["classes_present"], few["classes_left_out"], few["nc1.pinv"]) == (3, 3, None)
 
 

@@ -29,8 +29,26 @@ def test_every_option_has_a_sentence_and_every_verb_an_example(verb: str) -> Non
     assert command.help
     for parameter in command.params:
         if isinstance(parameter, click.Option):
+            for setting in getattr(parameter, "settings", {}).values():
+                assert setting.help.endswith("."), f"{verb} {setting.name}: not a sentence"
             assert parameter.help, f"{verb} {parameter.name}"
             assert parameter.help.endswith("."), f"{verb} {parameter.name}: not a sentence"
+
+
+def test_options_and_lines_of_help_are_few(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    count = 0
+    for verb in VERBS:
+        command = group.get_command(click.Context(group), verb)
+        assert command is not None
+        options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+        count += len(options)
+        assert all(hasattr(option, "group") or hasattr(option, "title") for option in options), verb
+        assert run([verb, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 50, verb
+        assert max(map(len, lines)) <= 100, verb
+    assert count <= 145
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -69,16 +87,16 @@ def test_a_key_of_a_configuration_is_set_once(tmp_path: Path, capsys: pytest.Cap
         ),
         (["interpolate", "a", "b", "--alpha", "0.5", "-o", "c", "--path", "slerp"], "it does not take --path"),
         (
-            ["interpolate", "a", "b", "-o", "c", "--dtype", "float16"],
-            "--alpha, which writes a checkpoint, is needed for --dt",
+            ["interpolate", "a", "b", "-o", "c", "--set", "dtype=float16"],
+            "--alpha, which writes a checkpoint, is needed for --set dt",
         ),
         (
-            ["interpolate", "a", "b", "-o", "c", "--curve-epochs", "3"],
-            "--path bezier or polychain is needed for --curve-ep",
+            ["interpolate", "a", "b", "-o", "c", "--set", "curve_epochs=3"],
+            "--path bezier or polychain is needed for --set curve_ep",
         ),
         (
-            ["interpolate", "a", "b", "-o", "c", "--align", "permutation", "--align-samples", "9"],
-            "--align activations is needed for --align-samples",
+            ["interpolate", "a", "b", "-o", "c", "--align", "permutation", "--set", "align_samples=9"],
+            "--align activations is needed for --set align_samples",
         ),
         (["interpolate", "a", "b", "-o", "c", "--points", "²"], "a number of at least 3"),
     ],

@@ -43,7 +43,7 @@ def test_the_table_says_values_verdicts_and_how(groups: list[str], capsys: pytes
 
 
 def test_json_and_csv_are_what_python_gives(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--confidence", "0.9", "--resamples", "500", "--seed", "3", "--step", "50"]
+    options = ["--sampling", "confidence=0.9", "--sampling", "resamples=500", "--sampling", "seed=3", "--step", "50"]
     expected = compare(groups, metrics=["accuracy"], confidence=0.9, resamples=500, seed=3)
     assert run(["compare", *groups, *options, "--json"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -55,7 +55,7 @@ def test_json_and_csv_are_what_python_gives(groups: list[str], capsys: pytest.Ca
 
 
 def test_students_interval_is_wider_and_says_so(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["compare", *groups, "--interval", "t"]) == 0
+    assert run(["compare", *groups, "--sampling", "method=t"]) == 0
     shown = capsys.readouterr().out
     assert "Student’s t" in shown
     assert "resampling" not in shown
@@ -75,12 +75,12 @@ def test_what_is_left_out_is_said_on_standard_error(groups: list[str], capsys: p
         (["plain"], 2, "at least two groups"),
         ([], 2, "GROUP"),
         (["plain", "other", "--json", "--csv"], 2, "exclude each other"),
-        (["plain", "other", "--step", "-1"], 2, "--step: expected a training step"),
-        (["plain", "other", "--step", "best"], 2, "--step: expected a training step"),
+        (["plain", "other", "--step", "-1"], 2, "'--step': expected a training step"),
+        (["plain", "other", "--step", "best"], 2, "'--step': expected a training step"),
         (["plain", "other", "--step", "7"], 1, "nothing at step 7; there are: 50"),
         (["plain", "other", "--metric", "class.mir"], 1, "no metric 'class.mir'; there are: accuracy, loss"),
         (["plain", "other", "--metric", ","], 2, "at least one metric"),
-        (["plain", "other", "--confidence", "95"], 2, "between 0 and 1"),
+        (["plain", "other", "--sampling", "confidence=95"], 2, "between 0 and 1"),
         (["plain", "nowhere"], 1, "nowhere: no such directory"),
     ],
 )

@@ -53,7 +53,7 @@ def test_no_color_leaves_bars_without_colour(
 
 @pytest.mark.parametrize("place", [0, 1, 4])
 def test_quiet_leaves_results_and_errors(place: int, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["export", "r.jsonl", "--parquet", "r.parquet"]
+    words = ["export", "r.jsonl", "-o", "r.parquet"]
     assert run([*words[:place], "--quiet", *words[place:]]) == 0
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
@@ -111,4 +111,4 @@ def complete(words: str, shell: str = "bash") -> list[str]:
 
 def test_the_shell_completes_commands_and_options() -> None:
     assert complete("ckpt-probe ana") == ["analyze"]
-    assert "--tolerance" in complete("ckpt-probe analyze --")
+    assert "--sampling" in complete("ckpt-probe analyze --")

@@ -48,14 +48,14 @@ def test_neither_dump_nor_page_has_credentials_of_json_or_a_title(
     folder: Path, capfd: pytest.CaptureFixture, address: str
 ) -> None:
     arguments = f'{{"source": "{address}"}}'
-    named = ["--model", "nets.py:model", "--model-arguments", arguments, "--data", "nets.py:data"]
-    assert run(["extract", "step-1.safetensors", "-o", "dumps", *named, "--data-arguments", arguments]) == 0
+    named = ["--model", "nets.py:model", "--model-argument", arguments, "--data", "nets.py:data"]
+    assert run(["extract", "step-1.safetensors", "-o", "dumps", *named, "--data-argument", arguments]) == 0
     assert run(["report", "my run=dumps", "-o", "page.html", "--title", f"features of {ADDRESS} today"]) == 0
     assert "features of https://host.invalid/a.npz today" in (folder / "page.html").read_text()
     assert run(["analyze", "dumps", "--json"]) == 0
     assert run(["analyze", f"no such file {ADDRESS}"]) != 0
     assert (
-        run(["extract", "step-1.safetensors", "-o", "x", *named[:2], "--model-arguments", f'{{"a": {ADDRESS} }}']) == 2
+        run(["extract", "step-1.safetensors", "-o", "x", *named[:2], "--model-argument", f'{{"a": {ADDRESS} }}']) == 2
     )
     shown = capfd.readouterr()
     assert left_in(folder) == []

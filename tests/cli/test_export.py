@@ -27,12 +27,11 @@ def dumps(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("words", [["-o", "r.parquet"], ["-o", "r.frame", "--parquet"]])
-def test_analyze_writes_parquet_by_name_or_by_wish(dumps: Path, words: list[str]) -> None:
-    assert run(["analyze", str(dumps), "--no-cache", *words]) == 0
-    assert run(["analyze", str(dumps), "--no-cache", "-o", "r.jsonl"]) == 0
+def test_analyze_writes_parquet_by_the_suffix(dumps: Path) -> None:
+    assert run(["analyze", str(dumps), "--set", "cache=false", "-o", "r.parquet"]) == 0
+    assert run(["analyze", str(dumps), "--set", "cache=false", "-o", "r.jsonl"]) == 0
     expected = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
-    found = pd.read_parquet(words[1])
+    found = pd.read_parquet("r.parquet")
     assert found["class.mir"].tolist() == [record["class.mir"] for record in expected]
     assert found["step"].tolist() == [1, 2]
 
@@ -40,8 +39,8 @@ def test_analyze_writes_parquet_by_name_or_by_wish(dumps: Path, words: list[str]
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--parquet"], "name its file with --out"),
-        (["--parquet", "--csv", "-o", "r.parquet"], "exclude each other"),
+        (["--parquet"], "--parquet is no longer an option: use -o with a file name that ends in .parquet"),
+        (["--json", "--csv", "-o", "r.parquet"], "exclude each other"),
         (["-o", "there.parquet"], "there.parquet: exists already"),
     ],
 )
@@ -54,13 +53,16 @@ def test_what_parquet_is_not_for(dumps: Path, words: list[str], told: str, capsy
 def test_export_into_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("a", 0.5), ("b", 0.25)):
         Path(f"{name}.jsonl").write_text(json.dumps({"step": 3, "split": "test", "accuracy": value}) + "\n")
-    assert run(["export", "a.jsonl", "decay=b.jsonl", "--tensorboard", "events", "--parquet", "both.parquet"]) == 0
+    assert run(["export", "a.jsonl", "decay=b.jsonl", "--tensorboard", "events", "-o", "both.parquet"]) == 0
     assert pd.read_parquet("both.parquet").to_dict("list") == {
         "condition": ["a", "decay"],
         "step": [3, 3],
         "split": ["test", "test"],
         "accuracy": [0.5, 0.25],
     }
+    assert run(["export", "a.jsonl", "decay=b.jsonl", "-o", "both.csv"]) == 0
+    assert Path("both.csv").read_text().splitlines()[0] == "condition,step,split,accuracy"
+    assert run(["export", "a.jsonl", "-o", "both.csv"]) == 2
     assert {file.parent.as_posix() for file in Path("events").rglob("events.*")} == {
         "events/a/test",
         "events/decay/test",
@@ -80,4 +82,4 @@ def test_seeds_of_one_condition_are_numbered() -> None:
 def test_export_into_nothing_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.jsonl").write_text(json.dumps({"step": 3, "accuracy": 0.5}) + "\n")
     assert run(["export", "a.jsonl"]) == 2
-    assert "--tensorboard DIR, --parquet FILE" in capsys.readouterr().err
+    assert "--tensorboard DIR, -o FILE.parquet" in capsys.readouterr().err

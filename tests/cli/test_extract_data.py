@@ -59,7 +59,7 @@ def thin() -> nn.Module:
 
 IMAGES = ("extract", "net.safetensors", "-o", "dumps", "--model", "net.py:network", "--data", "imagefolder:photos")
 TABLE = ("extract", "thin.safetensors", "-o", "dumps", "--model", "net.py:thin", "--data")
-SMALL = ("--data-argument", "resize=[4,4]", "--data-argument", "mean=0.5,0.5,0.5", "--data-workers", "1")
+SMALL = ("--data-argument", "resize=[4,4]", "--data-argument", "mean=0.5,0.5,0.5", "--set", "data_workers=1")
 
 
 def test_names_go_from_folders_to_the_table(probe: Probe, tmp_path: Path) -> None:
@@ -100,7 +100,18 @@ def test_a_path_between_checkpoints_sees_images_too(probe: Probe, tmp_path: Path
     torch.manual_seed(1)
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3))
     save_checkpoint(tmp_path / "b.safetensors", network.state_dict(), {})
-    words = ("interpolate", "net.safetensors", "b.safetensors", "-o", "path", "--points", 3, "--json", "--keep-dumps")
+    words = (
+        "interpolate",
+        "net.safetensors",
+        "b.safetensors",
+        "-o",
+        "path",
+        "--points",
+        3,
+        "--json",
+        "--set",
+        "keep_dumps=true",
+    )
     code, shown, said = probe(*words, "--model", "net.py:network", "--data", "imagefolder:photos", *SMALL)
     assert code == 0, said
     assert [json.loads(line)["samples"] for line in shown.splitlines() if '"alpha"' in line] == [119] * 3
@@ -134,7 +145,7 @@ CSV = "x,y,label\n1,2,a\n3,4,b\n5,6,a\n"
         (IMAGES, {"photos/test/empty/x.txt": ""}, 1, "no image in empty"),
         (IMAGES, {"photos/train/x.png": ""}, 1, "train: no class folders in it"),
         ((*IMAGES, *SMALL), {f"photos/test/ant/{n:02}.png": "" for n in range(9)}, 1, "cannot be read, more than 1%"),
-        ((*IMAGES, "--data-workers", "-1"), {}, 2, "--data-workers"),
+        ((*IMAGES, "--set", "data_workers=-1"), {}, 2, "--set data_workers=-1: "),
         ((*IMAGES, "--data-argument", "resize=big"), {}, 2, "resize: expected pixels such as 224"),
     ],
 )

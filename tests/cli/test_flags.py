@@ -56,6 +56,12 @@ def test_other_text_stays(text: str) -> None:
     assert flags_for_keywords(text) == text
 
 
+def test_advice_to_run_another_command_names_its_flags() -> None:
+    message = "needs rows (extract again with `layer_store='both'` and `overwrite=True`); or `batch_size=1`"
+    expected = "needs rows (extract again with --set layer_store=both and --overwrite); or --batch-size 1"
+    assert flags_for_keywords(message, example) == expected
+
+
 def test_errors_of_a_command_name_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "demo").mkdir()
     assert run(["demo", "-o", str(tmp_path / "demo")]) == 2

@@ -12,9 +12,9 @@ import h5py
 import pytest
 
 from ckpt_probe.cli.app import group, run
-from ckpt_probe.cli.options import byte_count
+from ckpt_probe.cli.flags import parameters_of
 from ckpt_probe.extraction import Setup, Storage
-from ckpt_probe.extraction.request import SPELLED
+from ckpt_probe.extraction.request import command_of
 from ckpt_probe.paths import PlaneOptions
 from ckpt_probe.paths.options import PathOptions
 
@@ -33,13 +33,14 @@ ONE, LAST = "runs/s 0/checkpoints/step-000000.safetensors", "runs/s 0/checkpoint
 OTHER = "runs/s1/checkpoints/step-000002.safetensors"
 COMMANDS = {
     "dumps": (
-        'extract "runs/s 0" -o dumps --layers all --similarity-rows 50 --feature-dtype float64 --split test --limit 60 '
-        "--no-logits --device cpu --classifier 5 --model-arguments '{\"hidden\": [12, 8]}' --model mlp"
+        'extract "runs/s 0" -o dumps --layers all --sampling similarity_rows=50 --set feature_dtype=float64 --limit 60 '
+        "--split test --set with_logits=false --device cpu --set classifier=5 "
+        "--model-argument '{\"hidden\": [12, 8]}' --model mlp"
     ),
-    "line": f'interpolate "{ONE}" {OTHER} -o line --points 3 --range -0.5:1.5 --split test',
-    "curve": f'interpolate "{LAST}" {OTHER} -o curve --path bezier --points auto --curve-epochs 0.1 --device cpu',
-    "plane": f'plane "{ONE}" "{LAST}" {OTHER} -o plane --grid 3x2 --margin 0.1 --split test',
-    "around": f"plane {OTHER} -o around --directions random --radius 0.5 --seed 3 --grid 2 --split test",
+    "line": f'interpolate "{ONE}" {OTHER} -o line --points 3 --set span=-0.5:1.5 --split test',
+    "curve": f'interpolate "{LAST}" {OTHER} -o curve --path bezier --points auto --set curve_epochs=0.1 --device cpu',
+    "plane": f'plane "{ONE}" "{LAST}" {OTHER} -o plane --grid 3x2 --set margin=0.1 --split test',
+    "around": f"plane {OTHER} -o around --set radius=0.5 --set seed=3 --grid 2 --split test",
 }
 
 
@@ -50,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         Path("c.toml").write_text(CONFIG)
         for seed, name in enumerate(("s 0", "s1")):
-            assert run(["train", "c.toml", "-o", f"runs/{name}", "--seed", str(seed), "--device", "cpu"]) == 0
+            assert run(["train", "c.toml", "-o", f"runs/{name}", "--set", f"seed={seed}", "--device", "cpu"]) == 0
         for line in COMMANDS.values():
             assert run(shlex.split(line.replace("", ""))) == 0
         assert run(["report", *COMMANDS, "-o", "page.html"]) == 0
@@ -112,8 +113,8 @@ def test_dumps_of_one_name_are_told_apart(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(study)
-    assert run(["extract", "runs/s1", "-o", "other", "--layers", "all", "--similarity-rows", "50", "--split", "test",
-                "--limit", "60"]) == 0  # fmt: skip
+    line = "extract runs/s1 -o other --layers all --sampling similarity_rows=50 --split test --limit 60"
+    assert run(line.split()) == 0
     capsys.readouterr()
     assert run(["similarity", "dumps/step-000002.h5", "other/step-000002.h5", "--measure", "cka"]) == 0
     assert "layers of dumps/step-000002 (rows) and other/step-000002 (columns)" in capsys.readouterr().out
@@ -122,7 +123,7 @@ def test_dumps_of_one_name_are_told_apart(
 @pytest.mark.parametrize(
     ("store", "words"),
     [
-        ([], ["analyze", "thin", "--layer-metric", "separation"]),
+        ([], ["analyze", "thin", "--set", "layer_metric=separation"]),
         (["--store", "moments"], ["similarity", "thin/step-000002.h5"]),
         (["--store", "moments"], ["analyze", "thin"]),
         (["--layers", "all"], ["analyze", "thin", "--wide"]),
@@ -139,7 +140,7 @@ def test_the_options_that_a_message_names_are_enough(
     shown = capsys.readouterr()
     [hint, *_] = re.findall(r"extract (?:them )?again with (--[^);]*--overwrite)", shown.out + shown.err)
     kept = [] if "--store" in hint or "--layers" in hint else store
-    assert run([*extract, *kept, *hint.split()]) == 0
+    assert run([*extract, *kept, *hint.replace(" and ", " ").split()]) == 0
     capsys.readouterr()
     assert run(words) == 0
     shown = capsys.readouterr()
@@ -148,16 +149,19 @@ def test_the_options_that_a_message_names_are_enough(
 
 @pytest.mark.parametrize(
     ("verb", "settings"),
-    [("extract", (Setup, Storage)), ("interpolate", (Setup, PathOptions)), ("plane", (PlaneOptions,))],
+    [("extract", (Setup, Storage)), ("interpolate", (Setup, PathOptions)), ("plane", (Setup, PlaneOptions))],
 )
-def test_every_setting_is_an_option_with_the_same_default(verb: str, settings: tuple[Any, ...]) -> None:
+def test_every_setting_is_an_option_with_the_same_default(verb: str, settings: tuple[Any, ...], tmp_path: Path) -> None:
     command = group.get_command(click.Context(group), verb)
     assert command is not None
-    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    defaults = command.make_context(verb, ["A", "-o", "B"]).params
-    read = {"memory": byte_count, "points": int, "grid": int, "span": lambda text: tuple(map(float, text.split(":")))}
+    spelled = parameters_of(command)
+    defaults = command.make_context(verb, ["A", "B", "-o", "C"] if verb != "extract" else ["A", "-o", "C"]).params
     for field in (field for part in settings for field in fields(part)):
-        if field.name in {"layers", "pooling", "unlabelled"} and verb != "extract":
+        if (field.name in {"layers", "pooling", "unlabelled"} and verb != "extract") or field.name == "directions":
             continue
-        assert f"--{SPELLED.get(field.name, field.name).replace('_', '-')}" in options
-        assert (read.get(field.name, lambda value: value)(defaults[field.name]) or None) == (field.default or None)
+        assert (defaults[field.name] or None) == (field.default or None)
+        value = {"splits": ["x"], "span": [0, 1], "grid": [3, 2]}.get(field.name, 1)
+        request = {"inputs": [], "directory": ".", "options": {field.name: value}}
+        line = command_of(verb, request, tmp_path)
+        spelling = spelled[field.name][1]
+        assert f" {spelling}{'=' if ' ' in spelling else ' '}" in line

@@ -109,7 +109,7 @@ def test_two_state_dicts_and_quantised_weights(tmp_path: Path, capsys: pytest.Ca
     code, line = refused(capsys, tmp_path / "a.pth")
     assert code == 2
     assert "holds several state dicts: model (4 tensors, 195 numbers), ema (4 tensors, 195 numbers)" in line
-    assert "other state dict: model (4 tensors" in shown(capsys, tmp_path / "a.pth", "--state-key", "ema")
+    assert "other state dict: model (4 tensors" in shown(capsys, tmp_path / "a.pth", "--set", "state_key=ema")
     save_file({"fc.weight": torch.ones(4, 4, dtype=torch.int8), "fc.SCB": torch.ones(4)}, tmp_path / "q.safetensors")
     assert "quantised: 1 tensors, first fc.weight (bitsandbytes, 8 bits)" in shown(capsys, tmp_path / "q.safetensors")
 
@@ -124,7 +124,7 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         (["module.pt"], 1, "a whole pickled module"),
         (["text.pt"], 1, "not a checkpoint of a known format"),
         (["missing.pt"], 1, "no such file"),
-        (["adapter"], 2, "with --base"),
+        (["adapter"], 2, "--set base"),
     ):
         found, line = refused(capsys, tmp_path / words[0])
         assert found == code

@@ -95,16 +95,16 @@ def test_timm_needs_one_option_and_no_sizes(place: Path, capsys: pytest.CaptureF
         (
             ["--model", "my nets/nets.py:net", "--model-argument", "width"],
             2,
-            "width: expected NAME=VALUE, such as width=64",
+            "width: expected NAME=VALUE such as width=64",
         ),
         (
             ["--model", "mlp", "--model-argument", "a=1", "--model-argument", "a=2"],
             2,
-            "--model-argument a=2: a occurs twice",
+            "'--model-argument': a=2: a occurs twice",
         ),
-        (["--model", "mlp", "--model-argument", "a=1", "--model-arguments", '{"a": 2}'], 2, "a=1: a occurs twice"),
+        (["--model", "mlp", "--model-argument", "a=1", "--model-argument", '{"a": 2}'], 2, '{"a": 2}: a occurs twice'),
         (["--model", "nothing"], 2, "no model called 'nothing'; there are: mlp, "),
-        (["--classifier", "head"], 2, "does not name its model; use --model, such as timm:NAME, hf:DIR or"),
+        (["--set", "classifier=head"], 2, "does not name its model; use --model, such as timm:NAME, hf:DIR or"),
     ],
 )
 def test_what_is_no_model_of_the_checkpoint(
@@ -130,5 +130,5 @@ def test_an_adapter_is_shown_with_the_head_of_its_base(place: Path, capsys: pyte
     model = transformers.BertForSequenceClassification(config)
     model.save_pretrained("base")
     peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"])).save_pretrained("adapter")
-    shown = told(["inspect", "adapter", "--base", "base", "--model", "hf:base"], capsys)
+    shown = told(["inspect", "adapter", "--set", "base=base", "--model", "hf:base"], capsys)
     assert "head: classifier (Linear, linear), 3 classes × 8 features" in shown

@@ -8,18 +8,27 @@ from ckpt_probe.cli.app import run
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--alpha 0.5 --points 77 --keep-dumps --split nope", "it does not take --points, --keep-dumps, --split"),
         (
-            "--alpha 0.5 --device tpu --csv --batchnorm recompute --resume",
-            "it does not take --batchnorm, --device, --csv",
+            "--alpha 0.5 --points 77 --set keep_dumps=true --split nope",
+            "it does not take --points, --split, --set keep_dumps",
+        ),
+        (
+            "--alpha 0.5 --device tpu --csv --set batchnorm=recompute",
+            "it does not take --device, --csv, --set batchnorm",
         ),
         ("--alpha 0.5 --align permutation", "it does not take --align"),
-        ("--dtype float16 --threads 3", "--alpha, which writes a checkpoint, is needed for --dtype, --threads"),
-        ("--curve-epochs 20", "--path bezier or polychain is needed for --curve-epochs"),
-        ("--path slerp --midpoint m", "--path bezier or polychain is needed for --midpoint"),
-        ("--path bezier --midpoint m --curve-epochs 3", "--midpoint, which needs no training, excludes --curve-epochs"),
-        ("--align permutation --align-samples 1024", "--align activations is needed for --align-samples"),
-        ("--batchnorm interpolate --batchnorm-samples 9", "--batchnorm-samples needs --batchnorm recompute"),
+        ("--set dtype=float16", "--alpha, which writes a checkpoint, is needed for --set dtype"),
+        ("--set curve_epochs=20", "--path bezier or polychain is needed for --set curve_epochs"),
+        ("--path slerp --set midpoint=m", "--path bezier or polychain is needed for --set midpoint"),
+        (
+            "--path bezier --set midpoint=m --set curve_epochs=3",
+            "--set midpoint=FILE, which needs no training, excludes --set curve_epochs",
+        ),
+        ("--align permutation --set align_samples=1024", "--align activations is needed for --set align_samples"),
+        (
+            "--set batchnorm=interpolate --set batchnorm_samples=9",
+            "--set batchnorm_samples=N needs --set batchnorm=recompute",
+        ),
     ],
 )
 def test_options_that_do_nothing_are_refused(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:

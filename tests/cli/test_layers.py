@@ -30,14 +30,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(step)
         model = build_model("resnet", json.loads(MODEL))
         torch.save(model.state_dict(), here / "run" / f"step-{step:06d}.pth")
-    words = ["--model", "resnet", "--model-arguments", MODEL, "--data", f"npz:{here / 'data.npz'}", "--device", "cpu"]
-    how = ["--similarity-rows", "40"]
+    words = ["--model", "resnet", "--model-argument", MODEL, "--data", f"npz:{here / 'data.npz'}", "--device", "cpu"]
+    how = ["--sampling", "similarity_rows=40"]
     assert (
         run(["--quiet", "extract", str(here / "run"), "-o", str(here / "dumps"), *words, "--layers", "all", *how]) == 0
     )
     one = str(here / "run" / "step-000100.pth")
     assert run(["--quiet", "extract", one, "-o", str(here / "plain"), *words]) == 0
-    other = ["--layers", "3", *how, "--similarity-seed", "1"]
+    other = ["--layers", "3", *how, "--sampling", "similarity_seed=1"]
     assert run(["--quiet", "extract", one, "-o", str(here / "seeded"), *words, *other]) == 0
     return here
 
@@ -57,14 +57,14 @@ def test_rows_by_layer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     shown = told(["analyze", str(place / "dumps" / "step-000100.h5"), "--wide"], capsys)
     assert shown.splitlines()[0].split()[:5] == ["checkpoint", "step", "split", "layer", "depth"]
-    alone = told(["analyze", str(place / "dumps"), "--json", "--no-layers"], capsys).splitlines()
+    alone = told(["analyze", str(place / "dumps"), "--json", "--set", "layers=false"], capsys).splitlines()
     plain = told(["analyze", str(place / "plain"), "--json"], capsys).splitlines()
     assert len(alone) == 2
     assert alone[1] == plain[0]
 
 
 def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["analyze", str(place / "dumps"), "--only", "nc1", "--layer-metric", "separation"]
+    words = ["analyze", str(place / "dumps"), "--only", "nc1", "--set", "layer_metric=separation"]
     shown = told(words, capsys).splitlines()
     assert shown[0] == "test: separation"
     assert shown[1].split() == ["layer", "depth", "0", "100"]
@@ -82,15 +82,15 @@ def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[s
     ("words", "code", "line"),
     [
         (
-            ["plain", "--layer-metric", "separation"],
+            ["plain", "--set", "layer_metric=separation"],
             1,
             "no layers in these dumps; extract them again with --layers all --overwrite",
         ),
-        (["dumps", "--layer-metric", "accurracy"], 1, "no layer has a number 'accurracy'; available: "),
+        (["dumps", "--set", "layer_metric=accurracy"], 1, "no layer has a number 'accurracy'; available: "),
         (
-            ["dumps", "--layer-metric", "loss", "--json"],
+            ["dumps", "--set", "layer_metric=loss", "--json"],
             2,
-            "--layer-metric loss prints a table of layers and steps; it does not take",
+            "--set layer_metric=loss prints a table of layers and steps; it does not take",
         ),
     ],
 )
@@ -102,7 +102,7 @@ def test_what_has_no_grid(
 
 def test_inspect_lists_the_layers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = str(place / "run" / "step-000100.pth")
-    words = ["inspect", one, "--model", "resnet", "--model-arguments", MODEL]
+    words = ["inspect", one, "--model", "resnet", "--model-argument", MODEL]
     shown = told(words, capsys)
     assert "layers that --layers all takes: 5\n  0.00  2            16 × 8 × 8, mean: 16 features" in shown
     assert "  1.00  penultimate  64\n" in shown
@@ -172,7 +172,7 @@ def test_a_file_of_records_by_layer_is_the_run_of_the_penultimate_one(
 ) -> None:
     """Several records of one step would be an error, where a seed is compared with another."""
     found = []
-    for name, more in (("layers", []), ("plain", ["--no-layers"])):
+    for name, more in (("layers", []), ("plain", ["--set", "layers=false"])):
         file = tmp_path / f"{name}.jsonl"
         told(["analyze", str(place / "dumps"), "--only", "nc1", "-o", str(file), *more], capsys)
         found.append(measure(file, ["nc1.pinv"], split="test", step=100))

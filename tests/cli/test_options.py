@@ -1,11 +1,13 @@
-"""Arguments of models and data as options spell them."""
+"""Values of options: arguments of models and data, sizes, numbers, workers, and settings KEY=VALUE."""
 
 from typing import Any
 
+import click
 import pytest
 
-from ckpt_probe.cli.options import parse_value, take_arguments
-from ckpt_probe.errors import UsageError
+from ckpt_probe.cli.app import group, run
+from ckpt_probe.cli.flags import REPLACED, parameters_of
+from ckpt_probe.cli.options import parse_value
 
 
 @pytest.mark.parametrize(
@@ -36,20 +38,96 @@ def test_values_are_json_or_toml_or_text(text: str, value: Any) -> None:
     assert type(parse_value(text)) is type(value)
 
 
-def test_single_arguments_join_those_of_the_json_object() -> None:
-    options = {
-        "model_arguments": '{"a": 1}',
-        "model_argument": ("b=2",),
-        "data_arguments": None,
-        "data_argument": (),
-        "device": "cpu",
+def parsed(verb: str, *words: str) -> dict[str, Any]:
+    command = group.get_command(click.Context(group), verb)
+    assert command is not None
+    return command.make_context(verb, list(words)).params
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert run(words) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_arguments_join_those_of_a_json_object() -> None:
+    words = ("--model-argument", '{"a": 1}', "--model-argument", "b=2")
+    found = parsed("extract", "A", "-o", "B", *words)
+    assert (found["model_arguments"], found["data_arguments"]) == ({"a": 1, "b": 2}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("=3", "=3: expected NAME=VALUE such as width=64, or a JSON object"),
+        ("a", "a: expected NAME=VALUE such as width=64, or a JSON object"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_malformed_arguments_are_refused(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(capsys, "extract", "A", "-o", "B", "--model-argument", text)
+    assert f"Invalid value for '--model-argument': {message}" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "workers", "scheduler"),
+    [("3", 3, None), ("tcp://host:8786", 1, "tcp://host:8786"), ("s.json", 1, "s.json")],
+)
+def test_workers_are_a_number_or_an_address(text: str, workers: int, scheduler: str | None) -> None:
+    found = parsed("analyze", "A", "--workers", text)
+    assert (found["workers"], found["scheduler"]) == (workers, scheduler)
+
+
+def test_settings_become_parameters_of_the_command() -> None:
+    words = ("--set", "state_key=a.b", "--set", "batchnorm-samples=9", "--set", "keep_dumps=yes", "--set", "span=-1:2")
+    found = parsed("interpolate", "A", "B", "-o", "C", *words)
+    assert (found["state_key"], found["batchnorm_samples"], found["keep_dumps"]) == ("a.b", 9, True)
+    assert (found["span"], found["curve_epochs"], found["midpoint"]) == ((-1.0, 2.0), 20.0, None)
+    assert "set_values" not in found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--set", "state_kee=a"), "--set state_kee=a: unknown key; did you mean --set state_key?"),
+        (("--set", "batchsize=3"), "--set batchsize=3: unknown key; did you mean --batch-size?"),
+        (("--set", "x=a"), "--set x=a: unknown key; there are: "),
+        (("--set", "base"), "--set base: expected KEY=VALUE"),
+        (("--set", "base=a", "--set", "base=b"), "--set base=… takes one value, but occurs twice"),
+        (("--set", "with_logits=perhaps"), "--set with_logits=perhaps: 'perhaps' is not a valid boolean"),
+        (("--set", "rows_per_task=0"), "--set rows_per_task=0: 0 is not in the range x>=1."),
+        (("--sampling", "max_rows=many"), "--sampling max_rows=many: 'many' is not a valid integer range."),
+        (("--set", "until=3"), "--set until needs --follow"),
+    ],
+)
+def test_wrong_settings_are_refused(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in error_of(capsys, "extract", "A", "-o", "B", *words)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "message"),
+    [
+        ("extract", "--state-key", "--state-key is no longer an option: use --set state_key=VALUE"),
+        ("analyze", "--tolerance", "--tolerance is no longer an option: use --sampling tolerance=VALUE"),
+        ("analyze", "--alpha", "--alpha is no longer an option: use --renyi"),
+        ("analyze", "--weights-only", "use the command ckpt-probe weights CHECKPOINTS"),
+        ("interpolate", "--consecutive", "use the command ckpt-probe barriers RUN"),
+        ("extract", "--scheduler", "use --workers ADDRESS"),
+        ("plot", "--log-x", "use --log x"),
+        ("train", "--seed", "use --set seed=N"),
+    ],
+)
+def test_a_removed_option_names_its_replacement(
+    verb: str, option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error_of(capsys, verb, "A", "-o", "C", option, "x")
+
+
+def test_no_option_of_a_command_is_listed_as_removed_for_all() -> None:
+    existing = {
+        spelling
+        for verb in group.list_commands(click.Context(group))
+        if (command := group.get_command(click.Context(group), verb)) is not None
+        for _, spelling in parameters_of(command).values()
     }
-    assert take_arguments(options) == {"model_arguments": {"a": 1, "b": 2}, "data_arguments": None}
-    assert options == {"device": "cpu"}
-
-
-@pytest.mark.parametrize(("text", "told"), [("=3", "expected NAME=VALUE"), ("a", "expected NAME=VALUE")])
-def test_what_is_no_argument(text: str, told: str) -> None:
-    options = {"model_arguments": None, "model_argument": (text,), "data_arguments": None, "data_argument": ()}
-    with pytest.raises(UsageError, match=f"--model-argument {text}: {told}"):
-        take_arguments(options)
+    assert existing & REPLACED.keys() == {"--alpha", "--resume"}

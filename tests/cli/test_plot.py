@@ -34,7 +34,7 @@ def write(file: Path, records: list[dict]) -> None:
 def test_seeds_of_two_conditions(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plain=plain/*/metrics.jsonl", "decay=decay/seed-0/metrics.jsonl,decay/seed-1/metrics.jsonl"]
     panels = ["--metric", "class.mir,accuracy", "--metric", "accuracy"]
-    assert run(["plot", *words, "-o", "a.svg", *panels, "--log-x", "--mark", "step=50:half", "--title", "Two"]) == 0
+    assert run(["plot", *words, "-o", "a.svg", *panels, "--log", "x", "--mark", "step=50:half", "--title", "Two"]) == 0
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "a.svg: 2 panels of 4 files\n")
     text = (where / "a.svg").read_text()
@@ -103,7 +103,18 @@ def test_refused(where: Path, words: list[str], code: int, told: str, capsys: py
 
 def test_what_matplotlib_warns_of_is_one_line(where: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write(where / "flat.jsonl", [{"step": step, "split": "test", "accuracy": 0.0} for step in range(3)])
-    words = ["plot", "flat.jsonl", "-o", "a.png", "--metric", "accuracy", "--log-y", "--title", "\U00013000 \U00013001"]
+    words = [
+        "plot",
+        "flat.jsonl",
+        "-o",
+        "a.png",
+        "--metric",
+        "accuracy",
+        "--log",
+        "y",
+        "--title",
+        "\U00013000 \U00013001",
+    ]
     assert run(words) == 0
     said = capfd.readouterr().err.splitlines()
     assert said[0].startswith("3 values of 0 or less have no place on a logarithmic axis")

@@ -67,7 +67,7 @@ def test_a_pruned_series_is_told_extracted_and_analyzed_in_the_order_of_sparsity
 
 
 def test_the_default_goes_from_dense_to_one_in_a_hundred(probe: Probe, checkpoint: Path) -> None:
-    code, lines, _ = probe("prune", checkpoint, "-o", "out", "--scope", "layer", "--keep-classifier")
+    code, lines, _ = probe("prune", checkpoint, "-o", "out", "--set", "scope=layer", "--keep-classifier")
     assert code == 0
     assert [line.split(":")[0] for line in lines] == [
         f"sparsity {share}" for share in ("0", "0.2", "0.5", "0.8", "0.9", "0.95", "0.98", "0.99")
@@ -76,8 +76,8 @@ def test_the_default_goes_from_dense_to_one_in_a_hundred(probe: Probe, checkpoin
 
 
 def test_retraining_tells_accuracy_and_takes_a_seed(probe: Probe, checkpoint: Path) -> None:
-    words = ("prune", checkpoint, "--sparsity", "0.5,0.9", "--retrain", "config.toml", "--device", "cpu", "-o")
-    code, lines, _ = probe(*words, "out", "--seed", "7")
+    words = ("prune", checkpoint, "--sparsity", "0.5,0.9", "--retrain", "config.toml", "--set", "device=cpu", "-o")
+    code, lines, _ = probe(*words, "out", "--set", "seed=7")
     assert code == 0
     for line, name in zip(lines, ("sparsity-0.500", "sparsity-0.900"), strict=True):
         with open_checkpoint(Path("out") / f"{name}.safetensors") as opened:
@@ -95,15 +95,15 @@ def test_retraining_tells_accuracy_and_takes_a_seed(probe: Probe, checkpoint: Pa
     [
         (("--sparsity", "1"), 2, "sparsity: expected a fraction of at least 0 and below 1, found 1.0"),
         (("--sparsity", "-0.1"), 2, "found -0.1"),
-        (("--sparsity", "nan"), 2, "--sparsity: expected numbers such as 0.5,2, found 'nan'"),
+        (("--sparsity", "nan"), 2, "'--sparsity': expected numbers such as 0.5,2, found 'nan'"),
         (("--sparsity", "half"), 2, "found 'half'"),
-        (("--sparsity", ""), 2, "--sparsity: expected numbers"),
+        (("--sparsity", ""), 2, "'--sparsity': expected numbers"),
         (("--sparsity", "0.5,0.9,0.50"), 2, "0.5 occurs twice"),
-        (("--seed", "3"), 2, "--seed needs --retrain"),
-        (("--device", "cpu"), 2, "--device needs --retrain"),
-        (("--classifier", "3"), 2, "--classifier needs --keep-classifier"),
+        (("--set", "seed=3"), 2, "--set seed=N needs --retrain"),
+        (("--set", "device=cpu"), 2, "--set device=NAME needs --retrain"),
+        (("--set", "classifier=3"), 2, "--set classifier=NAME needs --keep-classifier"),
         (("--retrain", "missing.toml"), 2, "missing.toml: cannot be read"),
-        (("--keep-classifier",), 2, "to find its classifier with; use --classifier"),
+        (("--keep-classifier",), 2, "to find its classifier with; use --set classifier"),
         (("--out", "config.toml"), 2, "config.toml: a file; expected a directory"),
     ],
 )

@@ -25,8 +25,8 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
         "out/report.html",
         "--figures",
         "figures",
-        "--format",
-        "png",
+        "--set",
+        "figure_format=png",
         "--title",
         "T",
     ]
@@ -38,7 +38,10 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [file.name for file in Path("out").iterdir()] == ["report.html"]
     page = Path("out/report.html").read_text(encoding="utf-8")
     assert "<title>T</title>" in page
-    assert '"ckpt-probe report mine=a.jsonl -o out/report.html --figures figures --format png --title T"' in page
+    assert (
+        '"ckpt-probe report mine=a.jsonl -o out/report.html --figures figures --set figure_format=png --title T"'
+        in page
+    )
     before = page
     assert run(words) == 2
     assert "exists already" in capsys.readouterr().err
@@ -53,9 +56,9 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["-o", "r.html"], 2, "SOURCES"),
         (["nowhere", "-o", "r.html"], 1, "nowhere: cannot be read"),
         (["a.jsonl", "-o", "a.jsonl"], 2, "a.jsonl: exists already"),
-        (["a.jsonl", "-o", "r.html", "--memory", "much"], 2, "--memory"),
-        (["a.jsonl", "-o", "r.html", "--labels", "none.txt"], 1, "none.txt: cannot be read"),
-        (["a.jsonl", "-o", "r.html", "--format", "gif"], 2, "gif"),
+        (["a.jsonl", "-o", "r.html", "--set", "memory=much"], 2, "--set memory=much: "),
+        (["a.jsonl", "-o", "r.html", "--set", "labels=none.txt"], 1, "none.txt: cannot be read"),
+        (["a.jsonl", "-o", "r.html", "--set", "figure_format=gif"], 2, "gif"),
         (["a.jsonl", "a.jsonl", "-o", "r.html"], 2, "name each source once"),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_model_that_does_not_fit(probe: Run, trained: Path, tmp_path: Path) ->
     checkpoint = trained / "run" / "checkpoints" / "step-000010.safetensors"
     done = probe("extract", checkpoint, "-o", "out", "--model", "cnn")
     refused(done, 1, "does not fit the checkpoint", "missing: 0.bias", "unexpected: 1.bias")
-    done = probe("extract", checkpoint, "-o", "out", "--model-arguments", '{"hidden": [8]}')
+    done = probe("extract", checkpoint, "-o", "out", "--model-argument", '{"hidden": [8]}')
     refused(done, 1, "other shape: 1.bias (16,) for (8,)")
     assert not (tmp_path / "out").exists()
 

@@ -42,7 +42,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 def test_extract_keeps_up_with_a_training_run_until_a_step(probe: Run, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(CONFIG)
-    follow = ("extract", "run", "-o", "dumps", "--follow", "--until", "60", "--every", "0.1")
+    follow = ("extract", "run", "-o", "dumps", "--follow", "--set", "until=60", "--set", "every=0.1")
     with beside(follow, tmp_path) as following:
         assert probe("train", "config.toml", "-o", "run").returncode == 0
         _, errors = following.communicate(timeout=LIMIT)
@@ -57,7 +57,7 @@ def test_extract_keeps_up_with_a_training_run_until_a_step(probe: Run, tmp_path:
 def test_ctrl_c_ends_extract_and_says_what_was_extracted(trained: Path) -> None:
     last = trained / "run" / "checkpoints" / "step-000060.safetensors"
     later = last.rename(trained / "later")
-    with beside(("extract", "run", "-o", "new", "--follow", "--every", "0.1"), trained) as following:
+    with beside(("extract", "run", "-o", "new", "--follow", "--set", "every=0.1"), trained) as following:
         wait_for(lambda: len(list((trained / "new").glob("step-*.h5"))) == 2, following)
         later.rename(last)
         assert following.stderr is not None
@@ -79,7 +79,9 @@ def test_report_draws_its_page_again_when_a_source_changes(tmp_path: Path) -> No
         with records.open("a") as file:
             file.write(json.dumps({"checkpoint": f"at-{step}", "step": step, "split": "test", "loss": 1.0}) + end)
 
-    with beside(("report", "records.jsonl", "-o", "report.html", "--follow", "--every", "0.1"), tmp_path) as following:
+    with beside(
+        ("report", "records.jsonl", "-o", "report.html", "--follow", "--set", "every=0.1"), tmp_path
+    ) as following:
         add(1, "\n")
         wait_for(lambda: shows(1), following)
         add(2, "\n")

@@ -71,7 +71,7 @@ def left(where: Path) -> list[str]:
             "average run/checkpoints/step-000010.safetensors run/checkpoints/step-000060.safetensors "
             "-o more.safetensors",
         ),
-        (100, "analyze dumps --json -o more.jsonl --no-cache"),
+        (100, "analyze dumps --json -o more.jsonl --set cache=false"),
         (500, "report dumps -o more.html"),
         (500, "prune run/checkpoints/step-000060.safetensors --sparsity 0.5 -o more"),
     ],
@@ -83,7 +83,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(commands: Any, trained:
     assert not list(trained.glob("more.*"))
 
 
-@pytest.mark.parametrize("words", ["extract run -o more", "analyze dumps --no-cache"])
+@pytest.mark.parametrize("words", ["extract run -o more", "analyze dumps --set cache=false"])
 def test_too_many_open_files_are_one_line(commands: Any, trained: Path, words: str) -> None:
     done = ended(commands, LIMITED, trained, "RLIMIT_NOFILE", 3, *words.split())
     assert "too many open files" in told(done).lower()

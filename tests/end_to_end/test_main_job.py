@@ -52,8 +52,8 @@ def test_extract_says_what_it_skipped_and_takes_its_options(probe: Run, trained:
     assert facts["whole"] is True
     assert {t["name"]: t["shape"] for t in facts["tensors"]}["test/features"] == [40, 16]
     assert facts["metadata"]["forward_dtype"] == "float64"
-    assert probe("extract", trained / "run", "-o", "dumps", "--model-arguments", "[1]").returncode == 2
-    assert probe("extract", trained / "run", "-o", "dumps", "--data-arguments", "{").returncode == 2
+    assert probe("extract", trained / "run", "-o", "dumps", "--model-argument", "[1]").returncode == 2
+    assert probe("extract", trained / "run", "-o", "dumps", "--data-argument", "{").returncode == 2
 
 
 def test_inspect_tells_tensors_metadata_and_the_head(probe: Run, trained: Path) -> None:

@@ -57,7 +57,7 @@ def test_two_calls_for_one_path_or_plane(kind: str, ends: list[Path], tmp_path: 
         "path": (["interpolate", str(ends[0]), str(ends[2]), "-o", "out", "--points", "5"], 5),
         "plane": (["plane", *map(str, ends), "-o", "out", "--grid", "3"], 9),
     }[kind]
-    both = two_at_once([*words, "--split", "test", "--json", "--device", "cpu", "--resume"], tmp_path)
+    both = two_at_once([*words, "--split", "test", "--json", "--device", "cpu"], tmp_path)
     assert [done.returncode for done in both] == [0, 0], [done.stderr for done in both]
     assert numbers_of(both[0].stdout) == numbers_of(both[1].stdout)
     kept = numbers_of((tmp_path / "out" / "points.jsonl").read_text())

@@ -153,7 +153,7 @@ def test_a_few_damaged_samples_are_left_out_and_told_once(tmp_path: Path, monkey
 
 def test_what_a_killed_process_left_is_removed_and_the_rest_done(trained: Path, tmp_path: Path) -> None:
     words = ["extract", str(trained), "-o", str(tmp_path / "out"), "--device", "cpu", "--batch-size", "50"]
-    words += ["--workers", "2", "--rows-per-task", "100"]
+    words += ["--workers", "2", "--set", "rows_per_task=100"]
     child = os.fork()
     if not child:
         os.setpgid(0, 0)

@@ -305,7 +305,7 @@ def test_what_is_no_curve(
     assert middle.exists()
     words = ["interpolate", *map(str, mlps), "--device", "cpu"]
     for more, told in (
-        (["-o", str(out), "--path", "bezier", "--range", "0:2"], "range 0:2 goes beyond"),
+        (["-o", str(out), "--path", "bezier", "--set", "span=0:2"], "range 0:2 goes beyond"),
         (["-o", str(tmp_path / "x"), "--alpha", "0.5", "--path", "bezier"], "does not take --path"),
     ):
         assert run([*words, *more]) == 2
@@ -315,17 +315,35 @@ def test_what_is_no_curve(
 def test_the_command_shows_a_finished_curve_again(
     mlps: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["interpolate", *map(str, mlps), "-o", str(tmp_path / "out"), "--path", "bezier", "--curve-epochs", "0.2"]
-    words += ["--points", "3", "--split", "test", "--device", "cpu", "--align", "activations", "--align-samples", "200"]
+    words = [
+        "interpolate",
+        *map(str, mlps),
+        "-o",
+        str(tmp_path / "out"),
+        "--path",
+        "bezier",
+        "--set",
+        "curve_epochs=0.2",
+    ]
+    words += [
+        "--points",
+        "3",
+        "--split",
+        "test",
+        "--device",
+        "cpu",
+        "--align",
+        "activations",
+        "--set",
+        "align_samples=200",
+    ]
     assert run(words) == 0
     first = capsys.readouterr().out
-    assert "midpoint.safetensors is the trained midpoint" in first
+    assert "midpoint.safetensors is the midpoint" in first
     assert "aligned: distance between the ends" in first
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
-    assert run(words) == 2
-    assert "--resume shows it" in capsys.readouterr().err
-    assert run([*words, "--resume"]) == 0
+    assert run(words) == 0
     assert capsys.readouterr().out == first
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == stamps
-    assert run([*words[:-1], "300", "--resume"]) == 2
+    assert run([*words[:-1], "align_samples=300"]) == 2
     assert "align_samples 200 / 300" in capsys.readouterr().err

@@ -292,22 +292,24 @@ def test_the_command(mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixt
     assert "lowest loss 0." in out
     assert "angle at A" in out
     assert err == f"{tmp_path / 'plane'}: 15 records, one per point and split\n"
-    assert run([*words, "--grid", "5x3"]) == 2
+    assert run([*words, "--grid", "3x5"]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert run([*words, "--grid", "5x3", "--resume", "--json"]) == 0
+    assert run([*words, "--grid", "5x3", "--json"]) == 0
     points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(points) == 15
     pytest.importorskip("matplotlib")
-    assert run([*words, "--grid", "5x3", "--resume", "--csv", "--figure", str(tmp_path / "plane.svg")]) == 0
+    assert run([*words, "--grid", "5x3", "--csv", "--figure", str(tmp_path / "plane.svg")]) == 0
     assert (tmp_path / "plane.svg").stat().st_size > 1000
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [float(row["class.mir"]) for row in rows] == [point["class.mir"] for point in points]
     assert list(rows[0])[:3] == ["x", "y", "split"]
     (tmp_path / "plane.svg").write_text("an old one")
-    assert run([*words, "--grid", "5x3", "--resume", "--json", "--figure", str(tmp_path / "plane.svg")]) == 0
+    assert run([*words, "--grid", "5x3", "--json", "--figure", str(tmp_path / "plane.svg")]) == 2
+    assert (tmp_path / "plane.svg").read_text() == "an old one"
+    assert run([*words, "--grid", "5x3", "--json", "--figure", str(tmp_path / "plane.svg"), "--overwrite"]) == 0
     assert "svg" in (tmp_path / "plane.svg").read_text()
     capsys.readouterr()
-    assert run(["plane", str(mlp[0]), "--directions", "random", "-o", str(tmp_path / "r"), "--grid", "3"]) == 0
+    assert run(["plane", str(mlp[0]), "-o", str(tmp_path / "r"), "--grid", "3"]) == 0
     assert "cosine" in capsys.readouterr().out
 
 
@@ -318,7 +320,7 @@ def test_the_command(mlp: list[Path], tmp_path: Path, capsys: pytest.CaptureFixt
         ["--grid", "3x"],
         ["--grid", "a"],
         ["--json", "--csv"],
-        ["--batchnorm-samples", "9", "--batchnorm", "interpolate"],
+        ["--set", "batchnorm=interpolate", "--set", "batchnorm_samples=9"],
     ],
 )
 def test_wrong_use_of_the_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,18 @@ def test_nothing_is_kept_unasked_and_old_dumps_go(
     out = tmp_path / "path"
     evaluate_path(*ends, out, splits=["test"], **HERE)
     assert sorted(file.name for file in out.iterdir()) == ["path.json", "plan.json", "points.jsonl"]
-    words = ["interpolate", *map(str, ends), "-o", str(out), "--split", "test", "--device", "cpu", "--keep-dumps"]
+    words = [
+        "interpolate",
+        *map(str, ends),
+        "-o",
+        str(out),
+        "--split",
+        "test",
+        "--device",
+        "cpu",
+        "--set",
+        "keep_dumps=true",
+    ]
     assert run([*words, "--points", "5", "--overwrite"]) == 0
     assert len(list((out / "dumps").iterdir())) == 5
     (out / "dumps" / "mine.h5").write_text("mine")
@@ -127,7 +138,7 @@ sys.exit(run(sys.argv[1:]))
 def test_a_disk_that_is_full_midway_leaves_no_half_file(ends: tuple[Path, Path], tmp_path: Path, commands: Any) -> None:
     out = tmp_path / "out"
     words = ["interpolate", *map(str, ends), "-o", str(out), "--device", "cpu", "--split", "test", "--points", "3"]
-    words += ["--align", "permutation", "--keep-dumps"]
+    words += ["--align", "permutation", "--set", "keep_dumps=true"]
     done = subprocess.run(commands.python(LIMITED, *words), capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (1, f"error: {out / 'aligned.safetensors'}: {FULL}\n")
     assert [found.name for found in out.rglob("*")] == ["plan.json"]

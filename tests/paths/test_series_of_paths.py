@@ -62,7 +62,7 @@ def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) ->
 
 
 def test_neighbours_within_a_run(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["interpolate", str(runs[0]), "--consecutive", "-o", str(tmp_path / "out"), "--points", "3", "--json"]
+    words = ["barriers", str(runs[0]), "-o", str(tmp_path / "out"), "--points", "3", "--json"]
     assert run([*words, "--split", "test", "--device", "cpu"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(r["step"], r["to_step"]) for r in records] == [(0, 10), (10, 20), (20, 40)]
@@ -81,13 +81,18 @@ def test_what_cannot_be_paired(runs: tuple[Path, Path], tmp_path: Path, capsys: 
         shutil.copy(files[0], twice / f"{name}.safetensors")
     with pytest.raises(DataError, match="have the same step"):
         barriers(runs[0], twice, out=tmp_path / "out")
-    for words in (["a"], ["a", "b", "--consecutive"], ["a", "--consecutive", "--alpha", "0.5"]):
-        assert run(["interpolate", *words, "-o", "out"]) == 2
-        assert capsys.readouterr().err.startswith("error: ")
+    for words, told in (
+        (["interpolate", "a"], "Missing argument 'B'"),
+        (["interpolate", *map(str, runs)], "two runs; ckpt-probe barriers computes"),
+        (["interpolate", "a", "--consecutive"], "use the command ckpt-probe barriers RUN"),
+        (["barriers", "a", "--alpha", "0.5"], "No such option '--alpha'"),
+    ):
+        assert run([*words, "-o", "out"]) == 2
+        assert told in capsys.readouterr().err
     for words, told in (
         (["--points", "2"], "--points"),
-        (["--range", "1:0"], "--range"),
-        (["--range", "5"], "--range"),
+        (["--set", "span=1:0"], "--set span=1:0"),
+        (["--set", "span=5"], "--set span=5"),
     ):
         assert run(["interpolate", "a", "b", "-o", "out", *words]) == 2
         assert told in capsys.readouterr().err

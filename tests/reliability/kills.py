@@ -50,13 +50,13 @@ COMMANDS = {
     "extract-moments": "extract run -o out --split test --store moments",
     "analyze": "analyze dumps --json -o out.jsonl",
     "interpolate": f"interpolate {A} {B} -o out --points 5 --split test",
-    "midpoint": f"interpolate {A} {B} -o out --path bezier --curve-epochs 1 --points 3 --split test",
+    "midpoint": f"interpolate {A} {B} -o out --path bezier --set curve_epochs=1 --points 3 --split test",
     "interpolate-file": f"interpolate {A} {B} --alpha 0.3 --out out.safetensors",
     "plane": f"plane {A} {B} {C} -o out --grid 3 --split test",
     "prune": f"prune {B} --sparsity 0.5,0.9 -o out",
     "report": "report dumps -o out.html",
-    "ranges": "extract run -o out --split test --workers 2 --rows-per-task 128 --batch-size 64",
-    "cluster": "extract run -o out --split test --scheduler SCHEDULER",
+    "ranges": "extract run -o out --split test --workers 2 --set rows_per_task=128 --batch-size 64",
+    "cluster": "extract run -o out --split test --workers SCHEDULER",
 }
 EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"})
 

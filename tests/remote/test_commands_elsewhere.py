@@ -140,7 +140,7 @@ def test_weights_alone_are_read_from_an_address(probe: Probe, s3: Any, tmp_path:
     save_file(tensors, tmp_path / "step-1.safetensors")
     s3.put("commands", "weights/step-1.safetensors", tmp_path / "step-1.safetensors")
     s3.forget()
-    code, out, _ = probe("analyze", "--weights-only", "s3://commands/weights", "--classifier", "head", "--json")
+    code, out, _ = probe("weights", "s3://commands/weights", "--set", "classifier=head", "--json")
     assert (code, json.loads(out)["classifier"]) == (0, "head.weight")
     assert s3.sent < 200_000
 
@@ -282,7 +282,7 @@ def test_what_reads_local_files_alone_says_so(probe: Probe, words: tuple[str, ..
 
 
 def test_other_data_are_local(probe: Probe, dumps: Path) -> None:
-    code, _, said = probe("analyze", "dumps", "--outside", "s3://b/others")
+    code, _, said = probe("analyze", "dumps", "--set", "outside=s3://b/others")
     assert (code, said) == (2, "error: s3://b/others: dumps of other data are local ones; fetch them first")
 
 

@@ -74,7 +74,7 @@ def google(serve: Callable[[Any], str]) -> Served:
 
 def test_a_run_in_a_bucket_is_read_by_ranges(google: Served, probe_apart: Probe) -> None:
     state, environment = google
-    done = probe_apart(environment, "analyze", "--weights-only", "gs://bucket/run", "--classifier", "head", "--json")
+    done = probe_apart(environment, "weights", "gs://bucket/run", "--set", "classifier=head", "--json")
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["checkpoint"] for line in done.stdout.splitlines()] == ["step-1", "step-2"]
     assert state.sent < 0.1 * sum(map(len, state.files.values()))

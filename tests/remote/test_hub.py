@@ -99,9 +99,7 @@ def test_a_model_of_the_hub_is_inspected_by_its_header(hub: Served, probe_apart:
     assert [entry["name"] for entry in facts["tensors"]] == ["head.weight", "large"]
     assert facts["config_directory"] == "hf://org/model"
     assert state.sent < 0.02 * len(state.files["model.safetensors"])
-    weights = probe_apart(
-        environment, "analyze", "--weights-only", "hf://org/model@main", "--classifier", "head", "--json"
-    )
+    weights = probe_apart(environment, "weights", "hf://org/model@main", "--set", "classifier=head", "--json")
     assert weights.returncode == 0, (weights.stderr, state.asked)
     assert json.loads(weights.stdout)["classifier"] == "head.weight"
     assert state.sent < 0.04 * len(state.files["model.safetensors"])

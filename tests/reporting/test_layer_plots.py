@@ -149,5 +149,5 @@ def test_the_same_plots_as_figures(contents: Contents, tmp_path: Path) -> None:
 
 def test_the_command_takes_a_number_of_rows_or_none(layered: Path, tmp_path: Path) -> None:
     for rows, expected in (("20", True), ("0", False)):
-        assert run(["report", str(layered), "-o", str(tmp_path / f"{rows}.html"), "--mir-rows", rows]) == 0
+        assert run(["report", str(layered), "-o", str(tmp_path / f"{rows}.html"), "--set", f"mir_rows={rows}"]) == 0
         assert ("layers-mir" in (tmp_path / f"{rows}.html").read_text()) == expected

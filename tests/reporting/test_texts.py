@@ -80,7 +80,7 @@ def test_a_record_of_a_file_and_split_of_such_names_is_text_everywhere(
     [record] = analyze(path)
     assert record["checkpoint"] == path.stem
     for options in ([], ["--wide"], ["--json"], ["--csv"]):
-        assert run(["analyze", str(path), "--no-cache", *options]) == 0
+        assert run(["analyze", str(path), "--set", "cache=false", *options]) == 0
         out, said = capsys.readouterr()
         assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(out + said)
     page = tmp_path / "page.html"

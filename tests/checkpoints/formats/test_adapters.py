@@ -189,11 +189,11 @@ def test_commands_read_the_merged_tensors(
 ) -> None:
     base, adapter, expected = simple
     mean = tmp_path / "mean.safetensors"
-    assert run(["average", str(adapter), str(base), "--base", str(base), "-o", str(mean)]) == 0
+    assert run(["average", str(adapter), str(base), "--set", f"base={base}", "-o", str(mean)]) == 0
     start = load_file(base)
     for name, tensor in load_file(mean).items():
         torch.testing.assert_close(tensor, (expected[name] + start[name]) / 2, rtol=1e-6, atol=1e-6, msg=name)
-    assert run(["inspect", str(adapter), "--base", str(base)]) == 0
+    assert run(["inspect", str(adapter), "--set", f"base={base}"]) == 0
     shown = capsys.readouterr().out
     assert f"parameters: {sum(tensor.numel() for tensor in expected.values()):,}" in shown
     assert "lora_" not in shown

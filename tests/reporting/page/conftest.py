@@ -48,4 +48,4 @@ def _write(folder: Path) -> list[str]:
     records.write_text("".join(json.dumps(line) + "\n" for line in lines))
     labels = folder / "labels.txt"
     labels.write_text("\n".join(TEXTS))
-    return [str(records), "--labels", str(labels), "--title", TEXTS[1]]
+    return [str(records), "--set", f"labels={labels}", "--title", TEXTS[1]]

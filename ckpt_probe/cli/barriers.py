@@ -1,0 +1,72 @@
+"""`ckpt-probe barriers`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckpt_probe.cli.command import Command, Setting, option_group, setting_group
+from ckpt_probe.cli.interpolate import (
+    METHODS_TEXT,
+    PATH_SETTINGS,
+    POINT_COUNT,
+    SHAPES_TEXT,
+    excess,
+    path_keywords,
+    take_printing,
+)
+from ckpt_probe.cli.options import (
+    CSV,
+    JSON,
+    MODEL_SETTINGS,
+    PATH,
+    out_option,
+    overwrite_option,
+    subject_options,
+)
+from ckpt_probe.errors import printable
+from ckpt_probe.paths.options import METHODS, SHAPES
+
+SHAPE_SETTING = Setting("path", "SHAPE", f"{SHAPES_TEXT}.", click.Choice(SHAPES), "linear")
+ALIGN_SETTING = Setting("align", "HOW", f"{METHODS_TEXT}.", click.Choice(METHODS))
+EXAMPLE = """\b
+Examples: ckpt-probe barriers runs/a runs/b -o barriers/ab --points 5
+          ckpt-probe barriers runs/a -o barriers/a --split test"""
+
+
+@click.command("barriers", cls=Command, epilog=EXAMPLE)
+@click.argument("run", type=PATH)
+@click.argument("other", type=PATH, required=False)
+@option_group("Paths", POINT_COUNT)
+@subject_options
+@option_group(
+    "Output",
+    out_option("Directory for the results.", "DIR"),
+    overwrite_option("Replace existing results."),
+    JSON,
+    CSV,
+)
+@setting_group("--set", "Less common settings", SHAPE_SETTING, ALIGN_SETTING, *PATH_SETTINGS, *MODEL_SETTINGS)
+def command(run: Path, other: Path | None, out: Path, **options: Any) -> None:
+    """Compute the barriers in loss and error between checkpoints, by training step.
+
+    With two runs RUN and OTHER, their checkpoints of equal steps are the ends of the paths; with RUN alone, its
+    consecutive checkpoints. Every path is evaluated as interpolate does, into a directory OUT/NAME; the barriers are
+    in OUT/barriers.jsonl. The same command continues after an interruption.
+    """
+    json, csv, _ = take_printing(options)
+    keywords = path_keywords(options)
+
+    from ckpt_probe.cli.console import bars, say
+    from ckpt_probe.paths import barriers
+    from ckpt_probe.reporting import to_csv, to_json_line
+
+    with bars() as progress:
+        records = barriers(run, other, out=out, progress=progress, **keywords)
+    if csv:
+        click.echo(to_csv(records), nl=False)
+    for record in records if not csv else ():
+        step = str(record["step"]) + (f" to {record['to_step']}" if "to_step" in record else "")
+        text = f"barrier in loss {excess(record, 'loss')}, in error {excess(record, 'error')}"
+        click.echo(printable(to_json_line(record) if json else f"step {step}  {record['split']}: {text}"))
+    say(f"{out}: {len(records)} barriers")
