@@ -115,7 +115,7 @@ def proved(
     if not error <= SAME_OUTPUT:
         raise DataError(
             f"alignment: permuting the channels changes the network's outputs by {error:.1e} relative (at most "
-            f"{SAME_OUTPUT:g} is allowed): the groups are no symmetries of this model; pass them as --align-spec FILE"
+            f"{SAME_OUTPUT:g} is allowed): the groups are no symmetries of this model; pass them with `align_spec=`"
         )
     return Alignment(state, permutations, _distance(a, b), _distance(a, state), error)
 

@@ -16,7 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ckpt_probe.errors import DataError
 
-HINT = "name the groups yourself with --align-spec FILE"
+HINT = "name the groups yourself with `align_spec=`"
 ELEMENTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
     nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,

@@ -38,7 +38,7 @@ def made_up_inputs(model: nn.Module, arguments: Mapping[str, Any], samples: int 
         return _of_transformers(config, name, samples, draw)
     shape = _image_shape(model, arguments)
     if shape is None:
-        raise UsageError("the inputs of the model are not known; name data for it by --data")
+        raise UsageError("the inputs of the model are not known; name data for it with `data=`")
     return torch.randn(samples, *shape, generator=draw)
 
 
@@ -142,7 +142,7 @@ def _of_transformers(config: Any, name: str, samples: int, draw: torch.Generator
         known = torch.tensor([word for word in range(min(words, 1000)) if word not in special] or [0])
         ids = known[torch.randint(len(known), (samples, TOKENS), generator=draw)]
         return {name: ids, "attention_mask": torch.ones_like(ids)}
-    raise UsageError(f"the model takes {name}, of a shape that is not known; name data for it by --data")
+    raise UsageError(f"the model takes {name}, of a shape that is not known; name data for it with `data=`")
 
 
 def _image_shape(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, ...] | None:

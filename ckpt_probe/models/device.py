@@ -25,13 +25,15 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda[:n] or mps") from error
+        raise UsageError(f"`device={name!r}`: expected auto, cpu, cuda[:n] or mps") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here; try --device auto")
+        raise UsageError(
+            f"`device={name!r}`: {torch.cuda.device_count()} CUDA devices are available; try `device='auto'`"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"--device {name}: not available on this machine; try --device auto")
+        raise UsageError(f"`device={name!r}`: not available on this machine; try `device='auto'`")
     if device.type not in {"cpu", "cuda", "mps"}:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda[:n] or mps")
+        raise UsageError(f"`device={name!r}`: expected auto, cpu, cuda[:n] or mps")
     return device
 
 

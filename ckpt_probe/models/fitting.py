@@ -52,7 +52,7 @@ def load_weights(
         keys = trained_first(".".join(filter(None, [state_key, prefix.rstrip(".")])) for prefix in prefixes)
         raise DataError(
             f"{source}: contains weights for the whole model under several prefixes: {', '.join(keys)}; choose one "
-            f"with --state-key {keys[0]}"
+            f"with `state_key={keys[0]!r}`"
         )
     entries = unwrapped({**state_dict, **(extra or {})}, set(state))
     settings, opaque = _extra_states(entries)

@@ -22,7 +22,7 @@ SUMMARIES: dict[str, dict[str, type | tuple[type, ...]]] = {
     "plane": {"marks": list, "summary": list, "axes": dict, "xs": list, "ys": list},
 }
 """Entries of the file that is written when all positions are evaluated, and their types, by kind."""
-DAMAGED = "--overwrite computes all of it again"
+DAMAGED = "`overwrite=True` computes all of it again"
 PAUSE = 20
 """Factor between the time that writing the records took and the least time until they are written again."""
 
@@ -63,7 +63,7 @@ class Ledger:
         if other is not None:
             raise UsageError(f"{self.path}: contains a {other}; choose another name")
         if self.finished and not overwrite and not resume:
-            advice = "--overwrite replaces it, --resume shows it, or choose another name"
+            advice = "`overwrite=True` replaces it, `resume=True` returns it, or choose another name"
             raise UsageError(f"{self.path}: contains a finished {self.kind}; {advice}")
 
     def follow(self, plan: Record, *, begun: bool, request: Record | None = None) -> None:
@@ -83,7 +83,7 @@ class Ledger:
         if begun and planned:
             self._require_same(plan)
         elif self.begun:
-            raise UsageError(f"{self.path}: contains points of an unknown {self.kind}; --overwrite replaces them")
+            raise UsageError(f"{self.path}: contains points of an unknown {self.kind}; `overwrite=True` replaces them")
         else:
             content = {**plan, CODE: code_hash(), **({} if request is None else {REQUEST: request})}
             write_text(self.path / PLAN_FILE, json.dumps(content, indent=2) + "\n", overwrite=True)
@@ -163,12 +163,12 @@ class Ledger:
         earlier, plan = self._plan(), json.loads(json.dumps(plan))
         changed = [f"{key} {earlier.get(key)!r} / {plan[key]!r}" for key in plan if earlier.get(key) != plan[key]]
         if changed:
-            difference = f"(stored / now): {'; '.join(changed)}; --overwrite replaces them"
+            difference = f"(stored / now): {'; '.join(changed)}; `overwrite=True` replaces them"
             raise UsageError(f"{self.path}: contains points of another {self.kind} {difference}")
         if not self.finished and earlier.get(CODE) != code_hash():
             raise UsageError(
                 f"{self.path}: contains points of an unfinished {self.kind} from another version of ckpt-probe or of "
-                "its libraries, whose numbers may differ; --overwrite computes them again"
+                "its libraries, whose numbers may differ; `overwrite=True` computes them again"
             )
 
 

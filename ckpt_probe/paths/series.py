@@ -142,7 +142,7 @@ def _pairs(a: Path | str, b: Path | str | None, named: dict[str, Any]) -> tuple[
     first = open_series(resolve(a), **named)
     if b is None:
         if len(first) < 2:
-            raise UsageError(f"{a}: only one checkpoint; --consecutive needs at least two")
+            raise UsageError(f"{a}: only one checkpoint; barriers within a run need at least two")
         return list(pairwise(first)), 0
     second = open_series(resolve(b), **named)
     by_step = {member.step: member for member in second if member.step is not None}

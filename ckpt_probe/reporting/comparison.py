@@ -57,7 +57,7 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
             notes.append(
                 f"{comparison.group}: with {comparison.pairs} pairs the confidence of a resampled interval is at most "
                 f"{most}, not {requested}; "
-                "take more seeds, or --interval t, which assumes normal differences"
+                "take more seeds, or `method='t'`, which assumes normal differences"
             )
     return list(dict.fromkeys(notes))
 

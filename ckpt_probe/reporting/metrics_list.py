@@ -2,7 +2,7 @@
 
 from ckpt_probe.moments.registry import DEFAULT, FAMILIES, GROUPS, Metric, all_metrics
 
-HEAD = "Families of metrics for --only, with their cost for N samples of D features and C classes:"
+HEAD = "Families of metrics for `only=`, with their cost for N samples of D features and C classes:"
 
 
 def metrics_list() -> str:

@@ -73,7 +73,7 @@ def _notes(record: Record) -> Iterator[str]:
         classes = record["classes_present"] - (record.get("classes_below_min_samples") or 0)
         yield (
             f"{single} of {classes} classes have one sample and so no spread, which lowers NC1, CDNV and H within; "
-            "--min-samples 2 leaves these classes out of the class means"
+            "`min_samples=2` leaves these classes out of the class means"
         )
     if record.get("missing"):
         yield f"{MISSING} missing: {record['missing']}"
@@ -86,7 +86,7 @@ def _reasons_of_classes(record: Record) -> str:
     directionless = record["classes_left_out"] - absent - below
     reasons = {
         "no sample": absent,
-        "fewer samples than --min-samples": below,
+        "fewer samples than `min_samples`": below,
         "a class mean or classifier weights of zero length": directionless,
     }
     return ", ".join(f"{count}: {reason}" for reason, count in reasons.items() if count > 0)

@@ -182,7 +182,7 @@ def test_what_is_not_known_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.attention(self.first(x).flip(1))
 
-    with pytest.raises(DataError, match=r"unknown operation, function flip .*--align-spec FILE"):
+    with pytest.raises(DataError, match=r"unknown operation, function flip .*`align_spec=`"):
         trace_symmetry(Turned(), torch.randn(2, 4))
     with pytest.raises(DataError, match="module 1, a Softmax"):
         trace_symmetry(nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), torch.randn(2, 4))

@@ -104,7 +104,9 @@ def test_inspect_lists_the_layers(place: Path, capsys: pytest.CaptureFixture[str
     one = str(place / "run" / "step-000100.pth")
     words = ["inspect", one, "--model", "resnet", "--model-argument", MODEL]
     shown = told(words, capsys)
-    assert "layers that --layers all takes: 5\n  0.00  2            16 × 8 × 8, mean: 16 features" in shown
+    assert (
+        "layers that extract with --layers all stores: 5\n  0.00  2            16 × 8 × 8, mean: 16 features" in shown
+    )
     assert "  1.00  penultimate  64\n" in shown
     facts = json.loads(told([*words, "--json"], capsys))
     assert [layer["layer"] for layer in facts["head"]["layers"]] == ["2", "3", "4", "5", "penultimate"]

@@ -139,7 +139,7 @@ def test_token_rows_of_a_padded_batch_are_those_of_the_sequences(tmp_path: Path)
         ({"layer_store": "rows"}, r"--layer-store rows: expected one of features, moments, both"),
         ({"similarity_rows": 3}, r"--similarity-rows: expected at least 4, found 3"),
         ({"similarity_seed": -1}, r"--similarity-seed: expected at least 0, found -1"),
-        ({"layers": "nine"}, r"--layers nine: no layer has that name"),
+        ({"layers": "nine"}, r"`layers='nine'`: no layer has that name"),
         ({"pooling": "max"}, r"--pooling max: expected one of"),
     ],
 )

@@ -49,7 +49,7 @@ def test_texts_images_and_waves_of_transformers() -> None:
 
 
 def test_a_model_that_says_nothing_of_its_inputs() -> None:
-    with pytest.raises(UsageError, match=r"the inputs of the model are not known; name data .* by --data"):
+    with pytest.raises(UsageError, match=r"the inputs of the model are not known; name data .* with `data=`"):
         made_up_inputs(nn.Linear(3, 2), {})
 
 

@@ -69,7 +69,7 @@ def test_wrappers_within_names() -> None:
 def test_two_networks_that_fit_are_an_error_that_names_both() -> None:
     model = network()
     held = under("query.", network(1).state_dict()) | under("key.", network(2).state_dict())
-    with pytest.raises(DataError, match=r"under several prefixes: query, key; choose one with --state-key query$"):
+    with pytest.raises(DataError, match=r"under several prefixes: query, key; choose one with `state_key='query'`$"):
         load_weights(model, held, source="x")
 
 
@@ -217,6 +217,6 @@ def test_names_that_a_models_own_hooks_translate_are_loaded() -> None:
 def test_of_several_networks_the_trained_one_is_named_first(trained: str, copy: str) -> None:
     state = network().state_dict()
     both = under(f"{copy}.", state) | under(f"{trained}.", state)
-    keys = f"state_dict.{trained}, state_dict.{copy}; choose one with --state-key state_dict.{trained}"
+    keys = f"state_dict.{trained}, state_dict.{copy}; choose one with `state_key='state_dict.{trained}'`"
     with pytest.raises(DataError, match=f"{re.escape(keys)}$"):
         load_weights(network(), both, source="x", state_key="state_dict")

@@ -90,10 +90,10 @@ def test_the_head_is_found_whatever_it_is_called_and_wrapped_in(kind: str) -> No
 
 def test_no_head_lists_candidates_and_an_override_is_checked() -> None:
     model, inputs = Odd("square"), torch.randn(2, 6)
-    with pytest.raises(DataError, match=r"candidates and their outputs: zeta \(2, 3\), fc \(2, 4\).*--classifier"):
+    with pytest.raises(DataError, match=r"candidates and their outputs: zeta \(2, 3\), fc \(2, 4\).*`classifier=`"):
         find_classifier(model, inputs)
     assert find_classifier(model, inputs, "zeta") == "zeta"
-    with pytest.raises(UsageError, match="--classifier head: no linear layer has that name; there are: zeta, fc"):
+    with pytest.raises(UsageError, match="`classifier='head'`: no linear layer has that name; there are: zeta, fc"):
         find_classifier(model, inputs, "head")
     with pytest.raises(DataError, match=r"no torch\.nn\.Linear"):
         find_classifier(nn.ReLU(), inputs)
@@ -177,7 +177,7 @@ def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in {"cpu", "cuda", "mps"}
     for name in ("gpu", "meta", "cuda:99"):
-        with pytest.raises(UsageError, match=f"--device {name}"):
+        with pytest.raises(UsageError, match=f"`device={name!r}`"):
             choose_device(name)
 
 

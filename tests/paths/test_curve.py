@@ -209,7 +209,9 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
     assert evaluate_path(*mlps, tmp_path / "cut", progress=resumed, **options) == whole
     expected = read(tmp_path / "whole" / "midpoint.safetensors")
     assert all(torch.equal(t, expected[n]) for n, t in read(tmp_path / "cut" / "midpoint.safetensors").items())
-    with pytest.raises(UsageError, match=r"contains a finished path; --overwrite replaces it, --resume shows it"):
+    with pytest.raises(
+        UsageError, match=r"contains a finished path; `overwrite=True` replaces it, `resume=True` returns it"
+    ):
         evaluate_path(*mlps, tmp_path / "cut", **options)
     again = evaluate_path(*mlps, tmp_path / "cut", overwrite=True, progress=Cut(10**6), **options)
     assert again == whole

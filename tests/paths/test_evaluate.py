@@ -95,7 +95,7 @@ def test_files_hold_the_records_and_a_finished_path_is_kept(mlp: Path, tmp_path:
     told = json.loads((out / "path.json").read_text())
     assert told["summary"] == result.summary
     assert (told["from"], told["plan"]["points"]) == ("step-000010.safetensors", 3)
-    with pytest.raises(UsageError, match="contains a finished path; --overwrite"):
+    with pytest.raises(UsageError, match="contains a finished path; `overwrite=True`"):
         evaluate_path(*ends(mlp), out, points=3, **HERE)
     assert len(evaluate_path(*ends(mlp), out, points=4, overwrite=True, **HERE).points) == 8
 

@@ -52,7 +52,7 @@ def test_a_damaged_point_is_told_with_its_place(line: str, told: str, tmp_path: 
         kept(tmp_path, json.dumps(POINT), line).points(("train", "test"))
     assert str(raised.value).startswith(f"{tmp_path / 'points.jsonl'}: ")
     assert told in str(raised.value)
-    assert str(raised.value).endswith("--overwrite computes all of it again")
+    assert str(raised.value).endswith("`overwrite=True` computes all of it again")
 
 
 def test_a_point_of_a_plane_has_two_coordinates(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_point_of_a_plane_has_two_coordinates(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"summary": []}', '{"summary": {}, "distance": 1, "length": 1}'])
 def test_a_damaged_end_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "path.json").write_text(text)
-    with pytest.raises(DataError, match=r"path\.json: .*--overwrite computes all of it again"):
+    with pytest.raises(DataError, match=r"path\.json: .*`overwrite=True` computes all of it again"):
         Ledger(tmp_path, "path").summary()
 
 

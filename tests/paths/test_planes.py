@@ -124,7 +124,7 @@ def test_files_hold_everything_and_a_finished_plane_is_kept(mlp: list[Path], tmp
     [summary] = result.summary
     lowest = min(result.points, key=lambda point: point["loss"])
     assert [summary[f"lowest.{name}"] for name in ("loss", "x", "y")] == [lowest[n] for n in ("loss", "x", "y")]
-    with pytest.raises(UsageError, match="contains a finished plane; --overwrite"):
+    with pytest.raises(UsageError, match="contains a finished plane; `overwrite=True`"):
         evaluate_plane(*mlp, out=out, grid=2, **HERE)
     before = (out / "points.jsonl").stat().st_mtime_ns
     assert evaluate_plane(*mlp, out=out, grid=2, resume=True, **HERE) == result

@@ -71,7 +71,7 @@ def test_neighbours_within_a_run(runs: tuple[Path, Path], tmp_path: Path, capsys
 
 def test_what_cannot_be_paired(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [one / "checkpoints" / "step-000010.safetensors" for one in runs[:1]]
-    with pytest.raises(UsageError, match="only one checkpoint; --consecutive needs"):
+    with pytest.raises(UsageError, match="only one checkpoint; barriers within a run need"):
         barriers(files[0], None, out=tmp_path / "out")
     with pytest.raises(UsageError, match="the runs have no checkpoints at the same step"):
         barriers(files[0], runs[1] / "checkpoints" / "step-000030.safetensors", out=tmp_path / "out")

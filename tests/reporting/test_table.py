@@ -85,12 +85,12 @@ def test_footnotes_count_the_classes_left_out_by_reason() -> None:
     notes = " ".join(footnotes([many_classes(3)]))
     assert f"3 of 12 classes left out (2: no sample, {zero})" in notes
     assert "3 of 10 classes have one sample and so no spread" in notes
-    assert "--min-samples 2" in notes
+    assert "`min_samples=2`" in notes
     few = " ".join(footnotes([many_classes(3, min_samples=2)]))
-    assert f"6 of 12 classes left out (2: no sample, 3: fewer samples than --min-samples, {zero})" in few
+    assert f"6 of 12 classes left out (2: no sample, 3: fewer samples than `min_samples`, {zero})" in few
     assert "have one sample" not in few
     none = " ".join(footnotes([many_classes(3, min_samples=11)]))
-    assert "12 of 12 classes left out (2: no sample, 10: fewer samples than --min-samples)" in none
+    assert "12 of 12 classes left out (2: no sample, 10: fewer samples than `min_samples`)" in none
 
 
 def references(*held: dict) -> dict[str, str]:

@@ -157,7 +157,7 @@ def _config(transformers: Any, directory: str, entries: Mapping[str, Any]) -> An
 
 def _why(error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return "the model needs code that comes with it, which is never run; name a function of yours by --model"
+        return "the model needs code that comes with it, which is never run; name a function of yours with `model=`"
     return f"no configuration that transformers knows ({last_line(error)})"
 
 

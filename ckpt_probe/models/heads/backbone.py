@@ -75,10 +75,10 @@ def backbone_of(model: nn.Module, inputs: Batch, pooling: str | None = None) -> 
         UsageError: For an unknown pooling, or one that does not fit the output.
     """
     if pooling is not None and pooling not in POOLINGS:
-        raise UsageError(f"--pooling {pooling}: of a model without a head, expected one of {', '.join(POOLINGS)}")
+        raise UsageError(f"`pooling={pooling!r}`: of a model without a head, expected one of {', '.join(POOLINGS)}")
     state = _state(forward_once(model, inputs))
     if state.ndim == 2 and pooling is not None:
-        raise UsageError(f"--pooling {pooling}: the model gives one row {tuple(state.shape)} a sample, and no tokens")
+        raise UsageError(f"`pooling={pooling!r}`: the model gives one row {tuple(state.shape)} a sample, and no tokens")
     return Backbone(pooling or ("features" if state.ndim == 2 else "mean"), state.shape[-1])
 
 

@@ -63,7 +63,7 @@ def _returned(model: nn.Module, calls: Calls, results: Sequence[Tensor], samples
         same = [name for name, seen in calls.items() if any(_same(output, result) for _, output in seen)]
         if len(same) > 1:
             message = f"several layers yield the model's output: {', '.join(same)}"
-            raise DataError(f"{message}; pick one with --classifier NAME")
+            raise DataError(f"{message}; pick one with `classifier=`")
         if len(same) == 1 and len(calls[same[0]]) == 1:
             part, positions = _part(model, same[0], calls, samples)
             if part is not None:
@@ -121,14 +121,14 @@ def _named(model: nn.Module, inputs: Batch, names: Sequence[str], linears: Seque
     modules = dict(model.named_modules())
     unknown = next((name for name in names if name not in modules), None)
     if unknown is not None:
-        raise UsageError(f"--classifier {unknown}: no linear layer has that name; there are: {_last(linears)}")
+        raise UsageError(f"`classifier={unknown!r}`: no linear layer has that name; there are: {_last(linears)}")
     calls, output = _run(model, names, inputs)
     copies, _ = _run(model, names, inputs, copied=True)
     parts_found = [_part(model, name, copies, samples_in(inputs)) for name in names]
     other = next((name for name, (part, _) in zip(names, parts_found, strict=True) if part is None), None)
     if other is not None:
         kind = type(modules[other]).__name__
-        raise UsageError(f"--classifier {other}: {kind} is no linear layer; there are: {_last(linears)}")
+        raise UsageError(f"`classifier={other!r}`: {kind} is no linear layer; there are: {_last(linears)}")
     results = results_of(output)
     if len(names) == 1 and (head := _returned(model, calls, results, samples_in(inputs))):
         return head
@@ -157,7 +157,7 @@ def _not_found(model: nn.Module, calls: Calls, result: Tensor) -> DataError:
     likely = f"; likeliest {wide[-1]}, which gives {width} numbers a sample as the model does" if wide else ""
     return DataError(
         f"no linear layer yields the model's output {tuple(result.shape)}; candidates and their outputs: {listed}"
-        f"{likely}; pick one with --classifier NAME"
+        f"{likely}; pick one with `classifier=`"
     )
 
 

@@ -50,7 +50,7 @@ def choose_taps(
         DataError: If a layer runs twice in a pass, or its output is no tensor with the samples first.
     """
     if pooling is not None and pooling not in POOLINGS:
-        raise UsageError(f"--pooling {pooling}: expected one of {', '.join(POOLINGS)}")
+        raise UsageError(f"`pooling={pooling!r}`: expected one of {', '.join(POOLINGS)}")
     step = _step(layers)
     if layers.strip() == PENULTIMATE:
         return Taps()
@@ -79,7 +79,7 @@ def _step(layers: str) -> int | None:
         return None
     text = layers.removeprefix("every=")
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--layers {layers}: expected every=K with a whole number K of at least 1")
+        raise UsageError(f"`layers={layers!r}`: expected every=K with a whole number K of at least 1")
     return int(text)
 
 
@@ -92,10 +92,10 @@ def _named(layers: str, model: nn.Module, seen: Mapping[str, ModuleRun]) -> list
         matched = _matching(pattern, names)
         if not matched:
             near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise UsageError(f"--layers {pattern}: no layer has that name; closest: {listed(near)}")
+            raise UsageError(f"`layers={pattern!r}`: no layer has that name; closest: {listed(near)}")
         silent = [name for name in matched if name not in seen]
         if silent:
-            raise UsageError(f"--layers {pattern}: the model does not run {listed(silent)}")
+            raise UsageError(f"`layers={pattern!r}`: the model does not run {listed(silent)}")
         chosen |= {name: seen[name] for name in matched}
     return sorted(chosen.values(), key=lambda run: run.finished)
 
@@ -116,9 +116,9 @@ def _tap(run: ModuleRun, depth: float, owners: Tensor | None, samples: int, pool
     if run.name == PENULTIMATE or "/" in run.name:
         raise DataError(f"layer {run.name!r}: a dump cannot hold a layer of that name")
     if run.calls > 1:
-        raise DataError(f"layer {run.name} runs {run.calls} times in one forward pass; name other layers by --layers")
+        raise DataError(f"layer {run.name} runs {run.calls} times in a forward pass; name other layers with `layers=`")
     if run.shape is None:
-        raise DataError(f"layer {run.name} gives no tensor; name other layers by --layers")
+        raise DataError(f"layer {run.name} gives no tensor; name other layers with `layers=`")
     if owners is not None and (every or len(run.shape) != 2 or run.shape[0] != len(owners)):
         message = f"{run.shape} for {len(owners)} descriptions of classes"
         raise DataError(f"layer {run.name} gives {message}; (descriptions, D) is needed, and one label a sample")

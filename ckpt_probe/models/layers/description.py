@@ -43,7 +43,7 @@ def format_layers(facts: Mapping[str, Any]) -> list[str]:
     if not layers:
         return [f"layers: unknown: {facts['layers_reason']}"] if facts.get("layers_reason") else []
     longest = max(len(layer["layer"]) for layer in layers)
-    lines = [f"layers that --layers all takes: {len(layers)}"]
+    lines = [f"layers that extract with `layers='all'` stores: {len(layers)}"]
     for layer in layers:
         shape = " × ".join(map(str, layer["shape"]))
         pooled = "" if layer["pooling"] == "features" else f", {layer['pooling']}: {layer['features']:,} features"

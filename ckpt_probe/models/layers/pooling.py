@@ -32,16 +32,16 @@ def require_fitting(name: str, shape: tuple[int, ...], pooling: str | None, axis
     tokens = len(shape) == 3 and axis != 1
     if every:
         if pooling not in (None, "tokens"):
-            raise UsageError(f"--pooling {pooling}: every position has a label of its own; it takes only tokens")
+            raise UsageError(f"`pooling={pooling!r}`: every position has a label of its own; it takes only tokens")
         if not tokens:
             raise UsageError(f"layer {name} gives {shape}, not the (n, positions, D) that a label for each one needs")
         return "tokens"
     if pooling == "tokens":
-        raise UsageError("--pooling tokens: samples have one label each, positions none; use another pooling")
+        raise UsageError("`pooling='tokens'`: samples have one label each, positions none; use another pooling")
     if pooling in ("cls", "last") and not tokens:
-        raise UsageError(f"--pooling {pooling}: layer {name} gives {shape}, not tokens (n, positions, D)")
+        raise UsageError(f"`pooling={pooling!r}`: layer {name} gives {shape}, not tokens (n, positions, D)")
     if pooling == "flatten" and (width := math.prod(shape[1:])) > LARGEST_FLATTENED:
-        raise UsageError(f"--pooling flatten: layer {name} would have {width:,} features, over {LARGEST_FLATTENED:,}")
+        raise UsageError(f"`pooling='flatten'`: layer {name} would have {width:,} features, over {LARGEST_FLATTENED:,}")
     return FEATURES if len(shape) == 2 else pooling or "mean"
 
 

@@ -45,7 +45,7 @@ def test_what_a_model_without_a_head_returns() -> None:
     for pooling in POOLINGS:
         every = backbone_of(Returning({"last_hidden_state": torch.randn(2, 4, 5)}), inputs, pooling)
         assert (every.positions, every.width) == ("every" if pooling == "tokens" else "one", 5)
-    with pytest.raises(UsageError, match=r"--pooling cls: the model gives one row \(2, 5\) a sample, and no tokens"):
+    with pytest.raises(UsageError, match=r"`pooling='cls'`: the model gives one row \(2, 5\) a sample, and no tokens"):
         backbone_of(Returning(rows), inputs, "cls")
     with pytest.raises(DataError, match=r"the model has no head, and returned shape \(2,\), not features"):
         backbone_of(Returning(torch.zeros(2)), inputs)

@@ -270,9 +270,9 @@ def test_the_callers_word_chooses_and_is_checked() -> None:
     assert head.why == "named by the caller; what the model returns comes from its output in another way"
     scaled = body(nn.Linear(D, C), lambda out: 3 * out)
     assert find_head(scaled, inputs(), "head").parts[0].scale == pytest.approx(3)
-    with pytest.raises(UsageError, match="--classifier after: no linear layer has that name; there are: hidden, head"):
+    with pytest.raises(UsageError, match=r"`classifier='after'`: no linear layer has that name; .*: hidden, head"):
         find_head(model, inputs(), "after")
-    with pytest.raises(UsageError, match=r"--classifier head\.1: ReLU is no linear layer; there are: hidden, head\.0"):
+    with pytest.raises(UsageError, match=r"`classifier='head\.1'`: ReLU is no linear layer; .*: hidden, head\.0"):
         find_head(body(nn.Sequential(nn.Linear(D, C), nn.ReLU())), inputs(), "head.1")
     tokens = torch.randn(2, 7, IN)
     with pytest.raises(

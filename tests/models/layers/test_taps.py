@@ -137,13 +137,13 @@ def test_every_kth_and_names() -> None:
 @pytest.mark.parametrize(
     ("layers", "pooling", "told"),
     [
-        ("layer9", None, r"--layers layer9: no layer has that name; closest: layer\d"),
-        ("every=0", None, r"--layers every=0: expected every=K with a whole number K of at least 1"),
-        ("layer1.0,", None, r"--layers : no layer has that name"),
-        ("all", "cls", r"--pooling cls: layer maxpool gives \(2, 64, 32, 32\), not tokens"),
-        ("all", "tokens", r"--pooling tokens: samples have one label each"),
-        ("conv1", "flatten", r"--pooling flatten: layer conv1 would have 262,144 features, over 65,536"),
-        ("all", "max", r"--pooling max: expected one of mean, cls, last, tokens, flatten"),
+        ("layer9", None, r"`layers='layer9'`: no layer has that name; closest: layer\d"),
+        ("every=0", None, r"`layers='every=0'`: expected every=K with a whole number K of at least 1"),
+        ("layer1.0,", None, r"`layers=''`: no layer has that name"),
+        ("all", "cls", r"`pooling='cls'`: layer maxpool gives \(2, 64, 32, 32\), not tokens"),
+        ("all", "tokens", r"`pooling='tokens'`: samples have one label each"),
+        ("conv1", "flatten", r"`pooling='flatten'`: layer conv1 would have 262,144 features, over 65,536"),
+        ("all", "max", r"`pooling='max'`: expected one of mean, cls, last, tokens, flatten"),
     ],
 )
 def test_what_cannot_be_tapped(layers: str, pooling: str | None, told: str) -> None:
@@ -188,7 +188,7 @@ class Summed(nn.Module):
         ("twice", r"layer twice runs 2 times in one forward pass"),
         ("told", r"layer told gives no tensor"),
         ("summed", r"layer summed gives \(6,\) for 2 samples"),
-        ("idle", r"--layers idle: the model does not run idle"),
+        ("idle", r"`layers='idle'`: the model does not run idle"),
     ],
 )
 def test_layers_that_are_no_layers(layers: str, told: str) -> None:
