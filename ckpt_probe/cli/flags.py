@@ -27,8 +27,8 @@ REPLACED = {
     "--interval": "use --sampling method=t or method=bootstrap",
     "--parquet": "use -o with a file name that ends in .parquet",
     "--format": "use --set figure_format=pdf",
-    "--alpha": "use --renyi for the orders of entropies",
-    "--seed": "use --set seed=N",
+    "analyze --alpha": "use --renyi for the orders of entropies",
+    "train --seed": "use --set seed=N",
     "--log-x": "use --log x",
     "--log-y": "use --log y",
     "--no-layers": "use --set layers=false",
@@ -36,7 +36,7 @@ REPLACED = {
     "--no-cache": "use --set cache=false",
     "--threads": "the number of writer threads is chosen automatically",
 }
-"""Removed options, and what to use instead. Options that have become a key of --set or --sampling are found there."""
+"""Removed options, of all commands or of one, and what to use instead. Options that have become a key of --set or --sampling are found there."""
 
 
 def parameters_of(command: click.Command) -> dict[str, tuple[click.Parameter, str]]:
@@ -62,7 +62,7 @@ def new_name_of(option: str, command: click.Command) -> str | None:
     spelling = parameters_of(command).get(name, (None, ""))[1]
     if " " in spelling:
         return f"use {spelling}=VALUE"
-    return REPLACED.get(option)
+    return REPLACED.get(f"{command.name} {option}", REPLACED.get(option))
 
 
 def flags_for_keywords(message: str, command: click.Command | None = None) -> str:

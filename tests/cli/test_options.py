@@ -130,4 +130,4 @@ def test_no_option_of_a_command_is_listed_as_removed_for_all() -> None:
         if (command := group.get_command(click.Context(group), verb)) is not None
         for _, spelling in parameters_of(command).values()
     }
-    assert existing & REPLACED.keys() == {"--alpha", "--resume"}
+    assert existing & REPLACED.keys() == {"--resume"}
