@@ -36,7 +36,10 @@ REPLACED = {
     "--no-cache": "use --set cache=false",
     "--threads": "the number of writer threads is chosen automatically",
 }
-"""Removed options, of all commands or of one, and what to use instead. Options that have become a key of --set or --sampling are found there."""
+"""Removed options, of all commands or of one, and what to use instead.
+
+Options that have become a key of --set or --sampling are found there.
+"""
 
 
 def parameters_of(command: click.Command) -> dict[str, tuple[click.Parameter, str]]:
