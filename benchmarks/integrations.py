@@ -25,7 +25,7 @@ from transformers import BertConfig, BertForSequenceClassification, PrinterCallb
 from transformers.utils import logging
 
 from ckpt_probe.integrations import TrainerProbe
-from ckpt_probe.moments.gathering import Gathering
+from ckpt_probe.moments.quality import Gathering
 
 BATCH, WANTED = 32, 0.03
 SHAPES = ((64, 4), (64, 10), (128, 4), (128, 10), (256, 2), (256, 10))

@@ -12,7 +12,7 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.collapse import NearestMean
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
-from ckpt_probe.moments.quality import Head, Scored
+from ckpt_probe.moments.quality import LinearHead, Scored
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis.record import Blocks
@@ -29,7 +29,7 @@ class Predictions:
         available: Whether anything predicts classes.
     """
 
-    def __init__(self, head: Head | None, memory: int = 0) -> None:
+    def __init__(self, head: LinearHead | None, memory: int = 0) -> None:
         self.available = head is not None
         self._head = head
         self._decision: LinearDecision | None = None

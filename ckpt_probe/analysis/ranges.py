@@ -15,7 +15,7 @@ from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Dump, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.quality import Head, Quality
+from ckpt_probe.moments.quality import LinearHead, Quality
 from ckpt_probe.progress import Progress
 from ckpt_probe.scheduling import Team, in_turn, results
 
@@ -120,7 +120,7 @@ def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dic
 
 def _count_nearest(class_means: Tensor, confusion: bool, part: Range) -> NearestCounts:
     with open_dump(part.dump) as dump:
-        predictions = Predictions(Head.of(dump.weights, dump.bias))
+        predictions = Predictions(LinearHead.of(dump.weights, dump.bias))
         try:
             return count_nearest(part.blocks(dump), class_means, predictions, confusion=confusion)
         except DataError as error:

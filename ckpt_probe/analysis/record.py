@@ -17,7 +17,7 @@ from ckpt_probe.metrics.gram import Array
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments
 from ckpt_probe.moments.accumulator import rows_at_once
-from ckpt_probe.moments.quality import Head, Quality, Scored, double
+from ckpt_probe.moments.quality import LinearHead, Quality, Scored, double
 from ckpt_probe.moments.registry import COINCIDE, package_functions
 
 Block = tuple[Array, Array, Array | Scored | None]
@@ -161,7 +161,7 @@ def accumulate(
     Raises:
         DataError: If a row is invalid.
     """
-    head, families = Head.of(weights, bias), settings.families
+    head, families = LinearHead.of(weights, bias), settings.families
     moments = settings.moments(None if head is None else len(head.weights))
     quality, predictions = Quality(), Predictions(head, settings.memory // PREDICTED_SHARE)
     if head is not None and not SCORED & families:

@@ -15,7 +15,7 @@ from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
 from ckpt_probe.metrics.similarity import cka_between, mir_between
-from ckpt_probe.moments.subset import ROWS, chosen_rows
+from ckpt_probe.moments.grouping import SUBSET_ROWS, subset_indices
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 
@@ -153,7 +153,7 @@ def kept_of(dump: Dump, split: str) -> Kept:
         layers = {layer.name: layer.rows[()] for layer in view.layers if layer.rows is not None}
     elif view.features is not None:
         # Without layers nothing was set apart: the rows that would have been are read.
-        indices = chosen_rows(view.samples, ROWS).numpy()
+        indices = subset_indices(view.samples, SUBSET_ROWS).numpy()
         layers = {PENULTIMATE: view.features[indices]}
     else:
         raise DataError(f"{source}: no rows to be compared are stored; extract again with --layers all --overwrite")

@@ -29,7 +29,7 @@ from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.models import Backbone, Batch, choose_device, choose_taps, find_head, on_device, part_of
 from ckpt_probe.moments import MEMORY
-from ckpt_probe.moments.subset import ROWS
+from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.progress import DeduplicatedProgress, MessageLog, NullProgress, Progress, Task
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import ALONE, Busy, Team, Workers, claimed, made_once, remove_abandoned, results
@@ -72,7 +72,7 @@ def extract_series(
     max_rows: int | None = None,
     rows_seed: int = 0,
     layer_store: str = "moments",
-    similarity_rows: int = ROWS,
+    similarity_rows: int = SUBSET_ROWS,
     similarity_seed: int = 0,
     overwrite: bool = False,
     workers: int = 1,

@@ -16,7 +16,7 @@ from ckpt_probe.keywords import as_sequence
 from ckpt_probe.metrics.similarity import LEAST_ROWS
 from ckpt_probe.models import POOLINGS
 from ckpt_probe.moments import MEMORY
-from ckpt_probe.moments.subset import ROWS
+from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.remote import resolve
 
 FORWARD_DTYPES = {
@@ -128,7 +128,7 @@ class Storage:
     max_rows: int | None = None
     rows_seed: int = 0
     layer_store: str = "moments"
-    similarity_rows: int = ROWS
+    similarity_rows: int = SUBSET_ROWS
     similarity_seed: int = 0
 
     def __post_init__(self) -> None:

@@ -20,9 +20,8 @@ from ckpt_probe.extraction.setup import Storage
 from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.models import Taps
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.gathering import Gathering
-from ckpt_probe.moments.quality import Head, Scored
-from ckpt_probe.moments.subset import Subset
+from ckpt_probe.moments.grouping import Subset
+from ckpt_probe.moments.quality import Gathering, LinearHead, Scored
 
 WAITING_BLOCKS = 8
 """Largest number of actions that wait for the writer's thread."""
@@ -202,7 +201,11 @@ class StoreWriter:
         self._plan = plan = plan or SplitPlan()
         self._seen = 0
         if self._store != "features":
-            head = Head.of(*self._head) if self._head is not None and plan.scores == "none" and plan.labelled else None
+            head = (
+                LinearHead.of(*self._head)
+                if self._head is not None and plan.scores == "none" and plan.labelled
+                else None
+            )
             only = None if plan.labelled else ["sample"]
             classes = self._classes if plan.labelled else None
             self._gathering = Gathering(Moments(classes, memory=self._memory, only=only), head)

@@ -12,8 +12,7 @@ from ckpt_probe.extraction.forward import labels_of_rows
 from ckpt_probe.extraction.scoring import is_scored, score_logits
 from ckpt_probe.integrations.ranks import gathered, is_first, on_first
 from ckpt_probe.integrations.tap import Tap
-from ckpt_probe.moments.gathering import Gathering
-from ckpt_probe.moments.quality import Quality
+from ckpt_probe.moments.quality import Gathering, Quality
 
 Share = tuple[dict[str, Tensor], dict[str, float]]
 """Moments by name, and numbers of quality."""

@@ -13,8 +13,7 @@ from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, merge_share, share_of
 from ckpt_probe.keywords import checked_keywords
-from ckpt_probe.moments.gathering import Gathering
-from ckpt_probe.moments.quality import Head
+from ckpt_probe.moments.quality import Gathering, LinearHead
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class RecordMetric(Metric):
     def _empty(self) -> Gathering:
         weights, bias = self._classifier_parameters()
         classes = self._classes if weights is None else len(weights)
-        return Gathering(self._settings.moments(classes), Head.of(weights, bias))
+        return Gathering(self._settings.moments(classes), LinearHead.of(weights, bias))
 
     # torchmetrics copies, restores and merges states through the methods below. A state is never changed after it was
     # copied, since `reset` and `_sync_dist` replace it, so that a reference to it serves as the copy.

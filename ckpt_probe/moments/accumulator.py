@@ -1,4 +1,4 @@
-"""Class moments of a stream of labelled features: one pass, mergeable, and every metric from them."""
+"""Class moments of a stream of labelled features: accumulated in one pass, mergeable, and the inputs of all metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,43 +13,47 @@ from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.rounding import rounding, without_rounding
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments.grouping import Grouped, Rows, cached_rows, group
+from ckpt_probe.moments.class_sums import LOOP_ROWS, Scatter, UnitMoments
+from ckpt_probe.moments.entropies import Options
+from ckpt_probe.moments.grouping import RowBlocks, cached_rows, group
 from ckpt_probe.moments.inputs import Inputs
-from ckpt_probe.moments.levels.entropies import Options
-from ckpt_probe.moments.outer_products import symmetric
 from ckpt_probe.moments.record import DetailedRecord, Value, compute_record
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS, chosen_families, requirements
-from ckpt_probe.moments.scatter import MANY, Scatter
-from ckpt_probe.moments.unit_moments import UnitMoments
-from ckpt_probe.moments.validation import require_state
+from ckpt_probe.moments.state import load_unit_moments, require_state, state_of_unit_moments
 
 AnyRows = Callable[[], Iterable[tuple[Array, Array]]]
-"""Gives a fresh pass over blocks of features (n, D) and labels (n,), numpy or torch, the same rows each time."""
+"""Starts a new pass over blocks of features (n, D) and labels (n,), numpy or torch, with the same rows each time."""
 
 MEMORY = 2 * 2**30
-"""Bytes that second moments may take where a caller names no other budget."""
+"""Default memory budget of second moments, in bytes."""
 
 BLOCKS_AT_ONCE = 8
-"""Cachefuls of rows that are sorted together where classes are many: the fewer of them meet a block, the less work."""
+"""With many classes, this number of cached blocks is sorted together, so that each has more rows per class."""
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
 class Moments:
-    """Accumulates labelled features (rows of D numbers); `compute` reads every metric that moments allow from them.
+    """Accumulates labelled features, and computes all metrics that class moments determine.
 
-    `update` takes a block of rows, `merge` another accumulator, in any order and number: the result is that of one
-    pass over all rows, up to rounding. Kept, in float64: counts, means and the within-class scatter (C·D + D²), and
-    of the unit rows either the rows themselves, while there are fewer than D·min(C, D), or their second moment in
-    each class (C·D²). Memory therefore does not grow with the number of rows. Where C·D² is over `memory` bytes only
-    the total second moment is kept, and what needs the classes' own is missing, with the reason.
+    Blocks and other accumulators can be added in any order; up to rounding, the result is that of one pass over all
+    rows. In float64, it contains counts, means and the within-class scatter (C·D + D² numbers), and of the unit rows
+    the rows themselves, if there are fewer than D·min(C, D), or their second moment in each class (C·D²). Therefore the
+    memory does not grow with the number of rows. If C·D² numbers exceed `memory`, only the total second moment is
+    stored, and metrics that need second moments by class are missing, with this reason.
 
-    classes: number of classes; where None, labels may be any whole number ≥ 0. device: where the moments live, that
-    of the first block where None; the CPU for blocks on MPS, which has no float64. only: families of metrics, such as
-    ("nc1", "class"): what none of them needs is not accumulated, and the record has no others; the usual ones where
-    None. precision: "float32" multiplies rows in single precision, which halves the work and leaves about six digits;
-    sums over blocks, and everything that is read from them, stay in float64. Raises DataError for fewer than two
-    classes, and for MPS as the device, UsageError for a family or precision that there is not.
+    Args:
+        classes: Number of classes C; None if labels can be any whole number from 0.
+        device: Device of the moments; None for the device of the first block, or the CPU for blocks on MPS.
+        memory: Memory budget in bytes.
+        only: Families of metrics, such as ("nc1", "class"). Sums that none of them needs are not accumulated, and
+            records have no other metrics. None for the default families.
+        precision: "float64", or "float32" to multiply rows in single precision: half the work, about six correct
+            digits. Sums over blocks, and all further computations, are in float64.
+
+    Raises:
+        DataError: If there are fewer than two classes, or the device is MPS, which has no float64.
+        UsageError: If a family or precision is unknown.
     """
 
     @checked_keywords
@@ -77,60 +81,65 @@ class Moments:
 
     @property
     def samples(self) -> int:
-        """Rows seen so far, those of zero length included."""
+        """Return the number of rows, including rows of zero length."""
         return 0 if self._scatter is None else int(self._scatter.counts.sum())
 
     @property
     def features(self) -> int | None:
-        """D, None before the first block."""
+        """Return the number of features D, or None before the first block."""
         return None if self._scatter is None else self._scatter.means.shape[1]
 
     @property
     def counts(self) -> dict[int, int]:
-        """Rows seen of each class that has any."""
+        """Return the number of rows of each class that occurs."""
         counts = [] if self._scatter is None else self._scatter.counts.tolist()
         return {label: count for label, count in enumerate(counts) if count}
 
     @property
     def class_means(self) -> Tensor:
-        """Mean feature of each class, (C, D) float64; rows of NaN for classes without a sample."""
+        """Return the class means, (C, D) float64; rows of NaN for classes without a sample."""
         return self.means_of_classes(1)
 
     def means_of_classes(self, least: int) -> Tensor:
-        """As `class_means`, with rows of NaN for classes of fewer than `least` samples too."""
-        scatter, _ = self._seen()
+        """Return the class means, (C, D) float64; rows of NaN for classes with fewer than `least` samples."""
+        scatter, _ = self._sums()
         more = (self.classes or len(scatter.counts)) - len(scatter.counts)
         means = torch.nn.functional.pad(scatter.means * scatter.unit, (0, 0, 0, more), value=torch.nan)
         means[: len(scatter.counts)][scatter.counts < least] = torch.nan
         return means
 
     def coincide(self, least: int) -> bool:
-        """Return whether all means of the classes of at least `least` samples are the same but for rounding."""
-        inputs = Inputs(self._seen()[0], None, None, options=Options(min_samples=least))
+        """Return whether the means of all classes with at least `least` samples are equal up to rounding."""
+        inputs = Inputs(self._sums()[0], None, None, options=Options(min_samples=least))
         return len(inputs.present) > 1 and not bool(inputs.means.any())
 
     @property
     def mean(self) -> Tensor:
-        """Mean feature over all rows, (D,) float64."""
-        scatter, _ = self._seen()
+        """Return the mean of all rows, (D,) float64."""
+        scatter, _ = self._sums()
         return scatter.counts.to(torch.float64) @ scatter.means / scatter.counts.sum() * scatter.unit
 
     def centred(self, features: Array) -> Tensor:
-        """Return rows (n, D) less the mean over all rows, in the unit of the moments, float64 on their device.
+        """Return rows (n, D) minus the mean of all rows, in the unit of the moments, float64 on their device.
 
-        Rows that are no longer than the rounding of that mean are zero.
+        Rows that are no longer than the rounding of the mean become zero.
         """
-        scatter, _ = self._seen()
+        scatter, _ = self._sums()
         rows = where_float64_is(as_tensor(features, "features").detach()).to(self.device, torch.float64)
         shares = scatter.counts.to(torch.float64) / scatter.counts.sum()
         length = float((shares * scatter.lengths.square()).sum().sqrt())
         return without_rounding(rows / scatter.unit - shares @ scatter.means, rounding(self.samples, length))
 
     def update(self, features: Array, labels: Array | Sequence[int]) -> None:
-        """Add a block: features (n, D) of any floating dtype, labels (n,) whole numbers.
+        """Add a block of rows. If it is invalid, the accumulator does not change.
 
-        Raises DataError for NaN or infinity (how many rows, the first one), for labels outside 0 … C−1 (the first
-        one), and where shapes do not fit; the accumulator is then unchanged. Row numbers count from the first block.
+        Args:
+            features: Features, (n, D), of any floating dtype.
+            labels: Labels, (n,), whole numbers.
+
+        Raises:
+            DataError: If a row contains NaN or infinity, a label is outside 0 … C−1, or shapes do not match. Numbers
+                of rows in the message count from the first block.
         """
         rows, numbers, size = self._checked(features, labels)
         if not rows.shape[0]:
@@ -147,7 +156,11 @@ class Moments:
                 unit.update(block)
 
     def merge(self, other: "Moments") -> None:
-        """Add what another accumulator has seen. Raises DataError where D or C differ, naming both."""
+        """Add the rows of another accumulator.
+
+        Raises:
+            DataError: If the number of features or classes, or the families of metrics, differ.
+        """
         if other._scatter is None:
             return
         if self.families != other.families:
@@ -165,13 +178,20 @@ class Moments:
     def compute(
         self, weights: Array | None = None, bias: Array | None = None, *, rows: AnyRows | None = None, **options: Any
     ) -> dict[str, Value]:
-        """The record of these moments: dotted metric names to numbers (nats where entropies), None where undefined.
+        """Compute the record: metrics by dotted name, entropies in nats.
 
-        weights: classifier weights (C, D); without them what needs them is None. bias (C,) is accepted beside them
-        and enters no entropy. rows: gives the same rows once more, for what their moments do not hold (see `AnyRows`).
-        options: those of `read`. `missing` holds the reasons for what is None, one string; `route` names how the joint
-        entropy was computed, `route_reason` why. Raises DataError where nothing was added, shapes do not fit, or rows
-        have no direction.
+        Args:
+            weights: Classifier weights, (C, D). Without them, metrics that need them are None.
+            bias: Classifier bias, (C,); no entropy depends on it.
+            rows: Starts a new pass over the same rows, for metrics that the moments do not determine.
+            options: Further arguments of `read`.
+
+        Returns:
+            Values by name. A value that is undefined is None, with the reason in `missing`; `route` and `route_reason`
+            name and explain the computation of the joint entropy.
+
+        Raises:
+            DataError: If no rows were added, shapes do not match, or most rows have zero length.
         """
         return self.read(weights, bias, rows=rows, **options).record
 
@@ -189,15 +209,25 @@ class Moments:
         label_rows: Array | None = None,
         exact_limit: int | None = None,
     ) -> DetailedRecord:
-        """The record with what is behind it: eigenvalues and per-class numbers, where `details` asks for them.
+        """Compute the record and its details.
 
-        orders: Rényi's, whose entropies join the record as `renyi_2.class.mir` and so on. sampling: tolerance, budget
-        and seed of the stochastic route. only: some of the families that were accumulated. min_samples: rows that a
-        class needs, to be part of what is read from class means. label_rows: (C, E), of any width, what stands for the
-        labels at sample level in place of weights. exact_limit: largest side of a joint matrix that is solved and
-        not sampled (None: 12,000, or as memory allows). Values and errors as `compute`.
+        Args:
+            weights: Classifier weights, (C, D).
+            bias: Classifier bias, (C,).
+            rows: Starts a new pass over the same rows.
+            orders: Orders of Rényi entropies, which are added as `renyi_2.class.mir` and so on.
+            sampling: Tolerance, budget and seed of sampling.
+            details: Whether to compute eigenvalues, numbers per class and the portrait.
+            only: Some of the families of metrics that were accumulated.
+            min_samples: Classes with fewer samples are left out of metrics that use class means.
+            label_rows: Rows (C, E) of any width that stand for the labels at sample level in place of `weights`.
+            exact_limit: Largest side of a joint matrix that is solved exactly and not sampled; None for 12,000, or the
+                side that the memory allows.
+
+        Raises:
+            DataError: As `compute`.
         """
-        scatter, unit = self._seen()
+        scatter, unit = self._sums()
         for order in orders:
             require_order(order)
         heads = _checked_weights(weights, bias, self)
@@ -209,9 +239,9 @@ class Moments:
         options = Options(
             tuple(orders), self.memory, sampling or Sampling(), families, min_samples, exact_limit, details
         )
-        again = None if rows is None else _as_tensors(rows)
-        named = None if label_rows is None else _checked_rows(label_rows, self, None)
-        inputs = Inputs(scatter, unit, heads, label_rows=named, blocks=again, options=options)
+        blocks = None if rows is None else _as_tensors(rows)
+        other_rows = None if label_rows is None else _checked_rows(label_rows, self, None)
+        inputs = Inputs(scatter, unit, heads, label_rows=other_rows, blocks=blocks, options=options)
         return compute_record(inputs, classes)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -222,15 +252,8 @@ class Moments:
         Raises:
             DataError: If there was no row.
         """
-        scatter, unit = self._seen()
-        state = scatter.state()
-        if unit is None:
-            return state
-        state |= {"unit_counts": unit.counts.clone(), "left_out": torch.tensor(unit.left_out)}
-        if unit.kind == "rows":
-            held = unit.all_rows() if unit.rows else Grouped(scatter.means[:0], scatter.counts[:0], scatter.counts[:0])
-            return {**state, "rows": held.rows, "row_labels": held.labels[held.each()]}
-        return {**state, "second" if unit.kind == "classes" else "total": symmetric(unit.second)}
+        scatter, unit = self._sums()
+        return scatter.state() | ({} if unit is None else state_of_unit_moments(unit))
 
     def reset(self) -> None:
         """Remove all rows, and continue with the same settings."""
@@ -253,14 +276,8 @@ class Moments:
         self.device = self.device or tensors["means"].device
         scatter, unit = self._started(tensors["means"].shape[1], self.device)
         scatter.load(tensors)
-        if unit is None:
-            return
-        unit.counts, unit.left_out = tensors["unit_counts"], int(tensors["left_out"])
-        if "rows" in tensors:
-            unit.rows = [group(tensors["rows"], tensors["row_labels"])]
-        else:
-            unit.kind = "classes" if "second" in tensors else "total"
-            unit.second = tensors["second" if "second" in tensors else "total"].contiguous()
+        if unit is not None:
+            load_unit_moments(unit, tensors)
 
     def _started(self, features: int, device: torch.device) -> tuple[Scatter, UnitMoments | None]:
         self.device = self.device or device
@@ -271,7 +288,7 @@ class Moments:
                 self._unit = UnitMoments(features, self.classes, self.memory, self.device, self._dtype)
         return self._scatter, self._unit
 
-    def _seen(self) -> tuple[Scatter, UnitMoments | None]:
+    def _sums(self) -> tuple[Scatter, UnitMoments | None]:
         if self._scatter is None:
             raise DataError("no samples were added, so there is nothing to compute; call update first")
         return self._scatter, self._unit
@@ -303,19 +320,19 @@ class Moments:
 
 
 def rows_at_once(features: int, classes: int) -> int:
-    """How many rows of a block `Moments.update` sorts together: more where each class has few of them."""
+    """Return the number of rows that `Moments.update` sorts together; more if each class has few rows."""
     cached = cached_rows(features)
-    return cached if cached >= MANY * classes else BLOCKS_AT_ONCE * cached
+    return cached if cached >= LOOP_ROWS * classes else BLOCKS_AT_ONCE * cached
 
 
 def checked_precision(name: str) -> torch.dtype:
-    """The dtype of products that a precision names. Raises UsageError for another name."""
+    """Return the dtype of a precision; raise UsageError if it is unknown."""
     if name not in PRECISIONS:
         raise UsageError(f"precision: expected {' or '.join(PRECISIONS)}, found {name!r}")
     return PRECISIONS[name]
 
 
-def _as_tensors(rows: AnyRows) -> Rows:
+def _as_tensors(rows: AnyRows) -> RowBlocks:
     return lambda: ((as_tensor(features, "features"), as_labels(labels)) for features, labels in rows())
 
 
@@ -330,7 +347,7 @@ def _checked_weights(weights: Array | None, bias: Array | None, moments: Moments
 
 
 def _checked_rows(weights: Array, moments: Moments, width: int | None) -> Tensor:
-    """A row of `width` numbers for each class, of any width where that is None."""
+    """Return rows of classes as float64; raise DataError if they do not match the classes or a width."""
     rows = where_float64_is(as_tensor(weights, "classifier weights").detach()).to(moments.device, torch.float64)
     if rows.ndim != 2 or width not in (None, rows.shape[1]):
         expected = f"(classes, {width or 'features'})"
@@ -338,6 +355,6 @@ def _checked_rows(weights: Array, moments: Moments, width: int | None) -> Tensor
     require_finite(rows, "classifier weights")
     highest = max(moments.counts)
     if highest >= rows.shape[0] or moments.classes not in (None, rows.shape[0]):
-        found = f"labels go up to {highest}" if moments.classes is None else f"there are {moments.classes} classes"
-        raise DataError(f"classifier weights have {rows.shape[0]} rows, but {found}")
+        classes = f"labels go up to {highest}" if moments.classes is None else f"there are {moments.classes} classes"
+        raise DataError(f"classifier weights have {rows.shape[0]} rows, but {classes}")
     return rows

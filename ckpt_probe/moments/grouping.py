@@ -1,48 +1,58 @@
-"""Labelled rows by class: sorted blocks, and stacks of classes of about the same size, so that no loop is over rows."""
+"""Labelled rows sorted by class, stacks of classes of similar size, and a fixed random subset of a stream of rows."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.gram import directions, where_float64_is
 
-Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives a fresh pass over blocks of features (n, D) and labels (n,), the same rows in the same order each time."""
+RowBlocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Starts a new pass over blocks of features (n, D) and labels (n,), with the same rows in the same order each time."""
 
 CACHED_BYTES = 2**24
-"""Bytes of float64 rows that are worked on at once: what the processor's cache holds is twice as fast."""
+"""Bytes of float64 rows that are processed at a time; rows that fit into the processor's cache are twice as fast."""
+
+SUBSET_ROWS = 2048
+"""Default number of rows of a subset."""
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """Rows sorted by label: rows (n, D), the labels present (k,) in increasing order, how many rows each has (k,)."""
+    """Rows sorted by label.
+
+    Attributes:
+        rows: The rows, (n, D).
+        labels: Labels that occur, in increasing order, (k,).
+        sizes: Number of rows of each label, (k,).
+    """
 
     rows: Tensor
     labels: Tensor
     sizes: Tensor
 
     def by_class(self) -> list[Tensor]:
-        """Views of each class's rows, (n_c, D)."""
+        """Return views of the rows of each class, (n_c, D)."""
         return list(self.rows.split(self.sizes.tolist()))
 
     def each(self) -> Tensor:
-        """For every row the position of its class among `labels`, (n,)."""
+        """Return for every row the position of its class in `labels`, (n,)."""
         return torch.repeat_interleave(torch.arange(len(self.labels), device=self.labels.device), self.sizes)
 
     def to(self, dtype: torch.dtype) -> "Grouped":
-        """The same in another precision."""
+        """Return the rows in another precision."""
         return Grouped(self.rows.to(dtype), self.labels, self.sizes)
 
     def pieces(self) -> Iterator[slice]:
-        """Slices of the rows that are worked on at once."""
+        """Yield slices of the rows that are processed at a time."""
         at_once = cached_rows(self.rows.shape[1])
         for start in range(0, len(self.rows), at_once):
             yield slice(start, min(start + at_once, len(self.rows)))
 
     def split(self) -> "Iterator[Grouped]":
-        """The same rows, as many at a time."""
+        """Yield groups of at most the number of rows that are processed at a time."""
         pieces = list(self.pieces())
         if len(pieces) <= 1:
             yield self
@@ -51,23 +61,23 @@ class Grouped:
         for piece in pieces:
             yield group(self.rows[piece], self.labels[each[piece]])
 
-    def where(self, kept: Tensor) -> "Grouped":
-        """Only the rows that `kept` (n,) marks."""
-        if bool(kept.all()):
+    def where(self, mask: Tensor) -> "Grouped":
+        """Return the rows that a mask (n,) selects."""
+        if bool(mask.all()):
             return self
-        return group(self.rows[kept], self.labels[self.each()[kept]])
+        return group(self.rows[mask], self.labels[self.each()[mask]])
 
 
 def cached_rows(features: int) -> int:
-    """How many rows of `features` numbers are worked on at once."""
+    """Return the number of rows of D `features` that are processed at a time."""
     return max(1, CACHED_BYTES // (8 * features))
 
 
 def group(rows: Tensor, labels: Tensor) -> Grouped:
-    """Rows (n, D) sorted by their labels (n,), rows of one class in the order in which they came."""
+    """Sort rows (n, D) by their labels (n,); rows of one class stay in their order."""
     if len(labels) > 1 and bool((labels[1:] < labels[:-1]).any()):
         order = torch.argsort(labels, stable=True)
-        # Several times as fast as rows[order] on the CPU.
+        # Several times faster than rows[order] on the CPU.
         rows, labels = rows.index_select(0, order), labels.index_select(0, order)
     present, sizes = torch.unique_consecutive(labels, return_counts=True)
     return Grouped(rows, present, sizes)
@@ -75,114 +85,108 @@ def group(rows: Tensor, labels: Tensor) -> Grouped:
 
 @dataclass(frozen=True)
 class Stack:
-    """Some classes of about the same size: rows (k, P, D) padded with zero rows, and where each row stood.
+    """Classes of similar size in one array.
 
-    classes: their labels (k,); sizes: their numbers of rows (k,); places: (k, P) positions of the rows among all, the
-    padding's one past the last.
+    Attributes:
+        classes: Labels of the classes, (k,).
+        sizes: Number of rows of each class, (k,).
+        rows: Rows of the classes, padded with zero rows, (k, P, D).
+        positions: Positions of the rows among all rows, (k, P); padding has the number of all rows.
     """
 
     classes: Tensor
     sizes: Tensor
     rows: Tensor
-    places: Tensor
+    positions: Tensor
 
 
 def stacks(rows: Tensor, labels: Tensor, *, first: int = 0, total: int | None = None) -> Iterator[Stack]:
-    """Rows (n, D) as stacks of classes whose sizes differ by less than a factor of two.
+    """Yield stacks of classes whose sizes differ by less than a factor of two.
 
-    `first` is the position of the first row among all `total` rows.
+    Args:
+        rows: Rows (n, D).
+        labels: Labels (n,).
+        first: Position of the first row among all rows.
+        total: Number of all rows; n if None.
     """
     order = torch.argsort(labels, stable=True)
     present, sizes = torch.unique_consecutive(labels[order], return_counts=True)
     starts = sizes.cumsum(0) - sizes
-    beyond = len(labels) if total is None else total
+    padding = len(labels) if total is None else total
     doublings = torch.log2(sizes.double()).floor()
     for doubling in doublings.unique().tolist():
         chosen = (doublings == doubling).nonzero().squeeze(1)
         longest = int(sizes[chosen].max())
         offsets = torch.arange(longest, device=labels.device)
         real = offsets < sizes[chosen, None]
-        sorted_places = torch.where(real, starts[chosen, None] + offsets, 0)
-        padded = rows[order[sorted_places]] * real[:, :, None]
-        places = torch.where(real, order[sorted_places] + first, beyond)
-        yield Stack(present[chosen], sizes[chosen], padded, places)
+        sources = order[torch.where(real, starts[chosen, None] + offsets, 0)]
+        positions = torch.where(real, sources + first, padding)
+        yield Stack(present[chosen], sizes[chosen], rows[sources] * real[:, :, None], positions)
 
 
-ROWS_AT_ONCE = 4096
-"""Rows that one product of a run takes, and their copies in the precision of the product."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """`count` classes of `size` rows each, which lie one after another from row `start`.
-
-    classes: where they stand among all classes; whole: whether these are all rows of theirs.
-    """
-
-    classes: Tensor | slice
-    count: int
-    size: int
-    start: int
-    whole: bool
-
-    def add_sums(self, sums: Tensor, rows: Tensor, x: Tensor) -> None:
-        """Add Σ_i x_i z_i over the rows of each class to its (b, D) of `sums` (C, b, D); rows (n, D), x (n, b)."""
-        self._add(sums, self._of(x).mT, self._of(rows).to(x.dtype))
-
-    def put_products(self, image: Tensor, rows: Tensor, of_classes: Tensor) -> None:
-        """Put z_i · (b, D) of the row's class from `of_classes` (C, b, D) into `image` (n, b)."""
-        self._of(image).copy_(torch.bmm(self._of(rows).to(image.dtype), of_classes[self.classes].mT))
-
-    def add_second(self, sums: Tensor, rows: Tensor, a: Tensor, of_classes: Tensor) -> None:
-        """Add Σ_i a_i (u · z_i) z_i for each u of a class's (b, D) in `of_classes` to its own in `sums`; a (n, 1)."""
-        of_rows = self._of(rows).to(sums.dtype)
-        inner = torch.bmm(of_rows, of_classes[self.classes].mT).mul_(self._of(a))
-        self._add(sums, inner.mT, of_rows)
-
-    def _add(self, sums: Tensor, given: Tensor, of_rows: Tensor) -> None:
-        """Add given (k, b, n) @ of_rows (k, n, D) to the sums of the classes."""
-        if isinstance(self.classes, Tensor):
-            sums.index_add_(0, self.classes, torch.bmm(given, of_rows))
-        elif self.whole:
-            torch.bmm(given, of_rows, out=sums[self.classes])
-        else:
-            sums[self.classes].add_(torch.bmm(given, of_rows))
-
-    def _of(self, values: Tensor) -> Tensor:
-        return values[self.start : self.start + self.count * self.size].unflatten(0, (self.count, self.size))
-
-
-def runs(sizes: Tensor, classes: Tensor | None = None, *, first: int = 0) -> list[Run]:
-    """The classes of increasing sizes (k,), at most ROWS_AT_ONCE rows at a time; a class of more rows is cut.
-
-    classes: their numbers (k,), 0 … k−1 where None; first: where the rows of the first one begin.
-    """
-    found, number = [], 0
-    distinct, repeats = torch.unique_consecutive(sizes, return_counts=True)
-    for size, count in zip(distinct.tolist(), repeats.tolist(), strict=True):
-        at_once = max(1, ROWS_AT_ONCE // max(1, size))
-        for start in range(number, number + count, at_once):
-            part = slice(start, min(start + at_once, number + count))
-            for cut in range(0, size, ROWS_AT_ONCE):
-                height = min(size - cut, ROWS_AT_ONCE) if size > ROWS_AT_ONCE else size
-                named = part if classes is None else classes[part]
-                found.append(Run(named, part.stop - part.start, height, first + cut, whole=height == size))
-            first += size * (part.stop - part.start)
-        number += count
-    return found
-
-
-def by_size(labels: Tensor) -> tuple[Tensor, list[Run]]:
-    """The order (n,) of rows with these labels (n,) that puts classes of one size side by side, and their runs."""
-    present, each, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    order = torch.argsort(counts, stable=True)
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order), device=order.device)
-    return torch.argsort(ranks[each], stable=True), runs(counts[order], present[order])
-
-
-def unit_blocks(rows: Rows, device: torch.device | None, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows that have a direction, scaled to unit length (m, D), and their labels (m,), block by block."""
+def unit_blocks(rows: RowBlocks, device: torch.device | None, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows that have a direction, scaled to unit length (m, D), and their labels (m,), block by block."""
     for features, labels in rows():
-        unit, kept = directions(where_float64_is(features).to(device, torch.float64))
-        yield unit.to(dtype), labels.to(device, torch.int64)[kept]
+        unit, directed = directions(where_float64_is(features).to(device, torch.float64))
+        yield unit.to(dtype), labels.to(device, torch.int64)[directed]
+
+
+class Subset:
+    """A random subset of the rows of a stream, drawn without replacement.
+
+    Each row gets a random number, and the rows with the smallest numbers are selected. The selection depends on the
+    seed and the number of rows, not on the sizes of the blocks.
+
+    Args:
+        size: Number of rows to select.
+        seed: Seed of the random numbers.
+    """
+
+    def __init__(self, size: int = SUBSET_ROWS, seed: int = 0) -> None:
+        self.size = size
+        self.seed = seed
+        self._draw = np.random.default_rng(seed)
+        self._numbers = np.empty(0)
+        self._indices = np.empty(0, dtype=np.int64)
+        self._rows: dict[str, Tensor] = {}
+        self._seen = 0
+
+    def update(self, count: int, arrays: Mapping[str, Tensor]) -> None:
+        """Add the next rows of the stream.
+
+        Args:
+            count: Number of rows.
+            arrays: Arrays (count, D) by name, with equal names in each call.
+        """
+        drawn = self._draw.random(count)
+        largest = self._numbers.max() if len(self._numbers) == self.size else np.inf
+        new = np.flatnonzero(drawn < largest)
+        if len(new):
+            numbers = np.concatenate([self._numbers, drawn[new]])
+            selected = np.sort(np.argsort(numbers, kind="stable")[: self.size])
+            before = len(self._numbers)
+            old = torch.from_numpy(selected[selected < before])
+            added = torch.from_numpy(new[selected[selected >= before] - before])
+            for name, array in arrays.items():
+                rows = array[added]
+                self._rows[name] = torch.cat([self._rows[name][old], rows]) if name in self._rows else rows
+            self._numbers = numbers[selected]
+            self._indices = np.concatenate([self._indices, self._seen + new])[selected]
+        self._seen += count
+
+    @property
+    def indices(self) -> Tensor:
+        """Return the indices of the selected rows in increasing order, (R,); R is at most `size`."""
+        return torch.from_numpy(self._indices)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """Return the selected rows of each array, (R, D), in the order of their indices."""
+        return self._rows
+
+
+def subset_indices(count: int, size: int = SUBSET_ROWS, seed: int = 0) -> Tensor:
+    """Return the indices of the rows that a `Subset` selects from `count` rows, (R,)."""
+    subset = Subset(size, seed)
+    subset.update(count, {})
+    return subset.indices

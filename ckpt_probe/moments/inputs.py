@@ -9,19 +9,18 @@ from torch import Tensor
 from ckpt_probe.metrics import collapse, pairs
 from ckpt_probe.metrics.gram import where_float64_is
 from ckpt_probe.metrics.rounding import near_one, rounding, row_lengths, without_rounding
-from ckpt_probe.moments.grouping import Rows
-from ckpt_probe.moments.levels.entropies import (
+from ckpt_probe.moments.class_sums import Scatter, UnitMoments
+from ckpt_probe.moments.entropies import (
     NO_WEIGHTS,
-    Level,
+    LevelEntropies,
     Options,
-    Within,
+    WithinEntropies,
     class_level,
     sample_level,
     within_level,
 )
+from ckpt_probe.moments.grouping import RowBlocks
 from ckpt_probe.moments.registry import COINCIDE, MEANS, WEIGHTS, Undefined
-from ckpt_probe.moments.scatter import Scatter
-from ckpt_probe.moments.unit_moments import UnitMoments
 
 HIDING_SHARE = 1e-5
 """NC1 is computed from the rows if the rounding of Σ_W exceeds this share of it."""
@@ -65,7 +64,7 @@ class Inputs:
         weights: Tensor | None,
         *,
         label_rows: Tensor | None = None,
-        blocks: Rows | None = None,
+        blocks: RowBlocks | None = None,
         options: Options | None = None,
     ) -> None:
         self.scatter = scatter
@@ -139,18 +138,18 @@ class Inputs:
         return spread / len(self.means)
 
     @cached_property
-    def rows(self) -> Level:
+    def rows(self) -> LevelEntropies:
         """Return the entropies of all samples: features, and the weight rows of their labels."""
         assert self.unit is not None
         return sample_level(self.unit, self._label_rows, self._blocks, self.options)
 
     @cached_property
-    def classes(self) -> Level:
+    def classes(self) -> LevelEntropies:
         """Return the entropies of class means and classifier weights."""
         return class_level(self.means, None if self._all_weights is None else self.weights, self.options)
 
     @cached_property
-    def within_classes(self) -> Within | None:
+    def within_classes(self) -> WithinEntropies | None:
         """Return the entropies of the rows of each class; None if neither moments nor rows are available."""
         assert self.unit is not None
         within = within_level(self.unit, self._blocks, self.options)
@@ -183,7 +182,7 @@ def spreads(scatter: Scatter) -> Tensor:
     return torch.where(variances.sqrt() > rounding(counts, scatter.lengths), variances, 0.0)
 
 
-def _spread_of_rows(axes: Tensor, scatter: Scatter, blocks: Rows) -> float:
+def _spread_of_rows(axes: Tensor, scatter: Scatter, blocks: RowBlocks) -> float:
     """Return Σ_j a_jᵀ Σ_W a_j for axes a_j (r, D), computed from the rows; products that are rounding are zero."""
     total, widths = 0.0, row_lengths(axes)
     for features, labels in blocks():

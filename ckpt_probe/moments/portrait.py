@@ -1,4 +1,4 @@
-"""What a page draws of one checkpoint and split beside its record: small, whatever N, D and C are."""
+"""Data of the drawings of one checkpoint and split on the report page; small for any N, D and C."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,23 @@ from torch import Tensor
 from ckpt_probe.metrics.gram import directions
 
 MOST_BLOCKS = 64
-"""Rows of a cosine matrix: more classes than that are averaged in blocks of neighbours."""
+"""Largest number of rows of a cosine matrix; more classes are averaged in blocks of neighbours."""
 
 EVERY_RANK, RATIO = 20, 1.25
-"""So many of the largest eigenvalues of a spectrum are kept each, then one wherever the rank has grown by the ratio."""
+"""All of the largest eigenvalues up to the first rank are stored, then one whenever the rank has grown by the ratio."""
 
 
 @dataclass(frozen=True)
 class Portrait:
     """Cosines between class means and between classifier rows, and each spectrum at some of its ranks.
 
-    blocks: the classes of each row of the matrices, one each up to `MOST_BLOCKS`. cosines: "means" (centred) and
-    "weights", b × b; between blocks the mean over their pairs of different classes; None where a block has no
-    direction. spectra: by name of the Gram ("class.means", …, and "within", the mean over classes) its ranks, from 1,
-    and the eigenvalues there, in descending order. counts: how many eigenvalues each spectrum has.
+    Attributes:
+        blocks: Classes of each row of the cosine matrices; one class each up to `MOST_BLOCKS`.
+        cosines: Matrices (b, b) of "means" (centred) and "weights"; between blocks the mean over pairs of different
+            classes, None if a block has no direction.
+        spectra: Ranks from 1, and the eigenvalues at these ranks in descending order, by name of the Gram matrix
+            ("class.means", …, and "within", the mean over classes).
+        counts: Number of eigenvalues of each spectrum.
     """
 
     blocks: list[list[int]]
@@ -34,54 +37,60 @@ class Portrait:
 
 
 def portrait_of(labels: Sequence[int], sides: Mapping[str, Tensor], spectra: Mapping[str, Tensor]) -> Portrait:
-    """The portrait of rows (k, D) by name, one for each of k labels, and of eigenvalues by name of their Gram."""
+    """Return the portrait of a record.
+
+    Args:
+        labels: Labels of the classes, k of them.
+        sides: Rows (k, D) of class means and classifier weights by name.
+        spectra: Eigenvalues by name of the Gram matrix.
+    """
     edges = block_edges(len(labels))
     within = [values for name, values in spectra.items() if name.startswith("within.")]
-    shown = {name: values for name, values in spectra.items() if not name.startswith("within.")}
+    drawn = {name: values for name, values in spectra.items() if not name.startswith("within.")}
     if within:
-        shown["within"] = _mean_by_rank(within)
+        drawn["within"] = _mean_by_rank(within)
     return Portrait(
         [list(labels[low:high]) for low, high in pairwise(edges)],
         {name: block_cosines(rows) for name, rows in sides.items()},
-        {name: some_ranks(values) for name, values in shown.items()},
-        {name: len(values) for name, values in shown.items()},
+        {name: some_ranks(values) for name, values in drawn.items()},
+        {name: len(values) for name, values in drawn.items()},
     )
 
 
 def block_edges(count: int) -> list[int]:
-    """Where `MOST_BLOCKS` blocks of `count` rows begin and end, as even as they can be; one row each where they fit."""
+    """Return the edges of at most `MOST_BLOCKS` blocks of `count` rows, whose sizes differ by at most one."""
     blocks = min(count, MOST_BLOCKS)
     return [count * block // blocks for block in range(blocks + 1)] if blocks else [0]
 
 
 def block_cosines(rows: Tensor) -> list[list[float | None]]:
-    """Mean cosine between the rows (k, D) of each two blocks, (b, b): within a block over pairs of different rows.
+    """Return the mean cosine between the rows (k, D) of each two blocks, (b, b); in a block over different rows.
 
-    From the blocks' mean directions, so that nothing k × k is formed: the mean of all cosines between two blocks is the
-    product of these. A row by itself has cosine 1 with itself; rows of zero length count in no mean.
+    The mean of all cosines between two blocks is the product of their mean directions, so that no k × k matrix is
+    formed. A single row has cosine 1 with itself; rows of zero length are left out.
     """
     edges = block_edges(len(rows))
-    unit, kept = directions(rows)
+    unit, directed = directions(rows)
     block_of = torch.bucketize(
-        torch.arange(len(rows), device=rows.device)[kept], _tensor(edges[1:-1], rows), right=True
+        torch.arange(len(rows), device=rows.device)[directed], _tensor(edges[1:-1], rows), right=True
     )
     size = len(edges) - 1
     counts = torch.bincount(block_of, minlength=size).to(unit.dtype)
     means = unit.new_zeros(size, unit.shape[1]).index_add_(0, block_of, unit) / counts.clamp(min=1)[:, None]
-    found = (means @ means.T).clamp(-1, 1)
-    own = found.diagonal()
+    cosines = (means @ means.T).clamp(-1, 1)
+    diagonal = cosines.diagonal()
     several = counts > 1
-    pairs = (own * counts**2 - counts) / (counts * (counts - 1)).clamp(min=1)
-    own.copy_(torch.where(several, pairs, torch.ones_like(own)))
+    pairs = (diagonal * counts**2 - counts) / (counts * (counts - 1)).clamp(min=1)
+    diagonal.copy_(torch.where(several, pairs, torch.ones_like(diagonal)))
     absent = counts == 0
     return [
         [None if absent[i] or absent[j] else float(value) for j, value in enumerate(row)]
-        for i, row in enumerate(found.tolist())
+        for i, row in enumerate(cosines.tolist())
     ]
 
 
 def some_ranks(eigenvalues: Tensor) -> tuple[list[int], list[float]]:
-    """Some ranks, from 1, and the eigenvalues (n,) at them, descending; the same whatever n is."""
+    """Return some ranks, from 1, and the eigenvalues (n,) at these ranks in descending order."""
     values = eigenvalues.sort(descending=True).values.clamp(min=0)
     ranks = list(range(1, min(len(values), EVERY_RANK) + 1))
     while ranks and (after := math.ceil(RATIO * ranks[-1])) <= len(values):

@@ -1,4 +1,4 @@
-"""Accuracy and mean cross-entropy of logits that come block by block, or of a classifier that gives them."""
+"""Accuracy and mean cross-entropy of logits that come in blocks, or that a linear classifier computes."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,22 +11,29 @@ from torch.nn import functional as F
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
+from ckpt_probe.moments.accumulator import Moments
 
 FEW_CLASSES = 2048
-"""Classes up to which logits of a row are taken at once; beyond, class by class in parts of this size."""
+"""Up to this number of classes the logits of a row are computed at once; above, in parts of this number of classes."""
 
 LOGITS_AT_ONCE = 2**21
-"""Logits of a block: what a processor's cache holds."""
+"""Logits of a block, which fit into the processor's cache."""
 
 CLASSES_OF_DEVICE = 2**14
-"""Classes of a block off the CPU, where few large products cost less than many small ones."""
+"""Classes of a block on devices other than the CPU, where few large products cost less than many small ones."""
+
+GATHERED_ROWS = 8192
+GATHERED_BYTES = 2**26
+"""Small blocks are gathered up to this size, because small blocks take far more time per row."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What is known of samples in place of their logits: the predicted class and the cross-entropy (nats) of each.
+    """Predicted classes and losses of samples, in place of their logits.
 
-    prediction: (n,) whole numbers; loss: (n,).
+    Attributes:
+        prediction: Predicted classes, (n,).
+        loss: Cross-entropies in nats, (n,).
     """
 
     prediction: Array
@@ -34,77 +41,92 @@ class Scored:
 
     @property
     def predicted(self) -> Tensor:
-        """The predicted classes as whole numbers on the CPU, (n,)."""
+        """Return the predicted classes as whole numbers on the CPU, (n,)."""
         return as_tensor(self.prediction, "predictions").cpu().to(torch.int64)
 
     @staticmethod
     def of_rows(rows: Tensor, labels: Tensor, weights: Tensor, bias: Tensor | None) -> "Scored":
-        """Of rows (n, D) with labels (n,) under weights (C, D) and a bias (C,) where there is one, all on one device.
+        """Compute predictions and losses of rows, with the logits of some rows and some classes at a time.
 
-        Logits are at hand for some rows and some classes at a time, so that each of them is used while in the cache.
+        Args:
+            rows: Rows, (n, D), on the device of all other tensors.
+            labels: Labels, (n,).
+            weights: Classifier weights, (C, D).
+            bias: Classifier bias, (C,), or None.
         """
         at_once, classes = _rows_at_once(FEW_CLASSES), classes_at_once(rows.device)
         starts = range(0, len(weights), classes)
         heads = [(weights[s : s + classes], None if bias is None else bias[s : s + classes]) for s in starts]
         parts = zip(rows.split(at_once), labels.split(at_once), strict=True)
-        found = [Scored.of_logits((F.linear(part, *head) for head in heads), numbers) for part, numbers in parts]
-        predictions = torch.cat([as_tensor(each.prediction) for each in found])
-        return Scored(predictions, torch.cat([as_tensor(each.loss) for each in found]))
+        scored = [Scored.of_logits((F.linear(part, *head) for head in heads), numbers) for part, numbers in parts]
+        predictions = torch.cat([as_tensor(each.prediction) for each in scored])
+        return Scored(predictions, torch.cat([as_tensor(each.loss) for each in scored]))
 
     @staticmethod
     def of_logits(blocks: Iterable[Tensor], labels: Tensor) -> "Scored":
-        """Of rows with labels (n,) whose logits (n, c) come some classes at a time, in order; half precision as single.
+        """Compute predictions and losses from logits that come for some classes at a time.
 
-        Of equal logits the first is predicted. What a label outside the classes gets for a loss means nothing.
+        Of equal logits the first one is predicted. The loss of a label outside the classes is meaningless.
+
+        Args:
+            blocks: Logits (n, c) of consecutive classes; half precision is converted to float32.
+            labels: Labels, (n,).
         """
         prediction, start = torch.zeros_like(labels), 0
-        highest = total = own = torch.empty(0)
+        highest = total = labelled = torch.empty(0)
         for logits in blocks:
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             if not start:
                 highest = logits.new_full((len(labels),), torch.finfo(logits.dtype).min)
-                total, own = torch.zeros_like(highest), torch.zeros_like(highest)
+                total, labelled = torch.zeros_like(highest), torch.zeros_like(highest)
             inside = (labels - start).clamp(0, logits.shape[1] - 1)
-            mine = (labels >= start) & (labels < start + logits.shape[1])
-            own = torch.where(mine, logits.gather(1, inside[:, None])[:, 0], own)
-            best, place = logits.max(dim=1)
-            prediction = torch.where(best > highest, place + start, prediction)
+            in_block = (labels >= start) & (labels < start + logits.shape[1])
+            labelled = torch.where(in_block, logits.gather(1, inside[:, None])[:, 0], labelled)
+            best, index = logits.max(dim=1)
+            prediction = torch.where(best > highest, index + start, prediction)
             before, highest = highest, torch.maximum(highest, best)
             # Sums are relative to the highest logit so far, as exponentials of large ones overflow.
             total = total * (before - highest).exp() + (logits - highest[:, None]).exp_().sum(dim=1)
             start += logits.shape[1]
-        return Scored(prediction, highest + total.log() - own)
+        return Scored(prediction, highest + total.log() - labelled)
 
 
 @dataclass(frozen=True)
-class Head:
-    """The classifier, float64 on the CPU: weights (C, D) and bias (C,) where there is one."""
+class LinearHead:
+    """A linear classifier in float64 on the CPU.
+
+    Attributes:
+        weights: Weights, (C, D).
+        bias: Bias, (C,), or None.
+    """
 
     weights: Tensor
     bias: Tensor | None
 
     @staticmethod
-    def of(weights: Array | None, bias: Array | None) -> "Head | None":
-        """Return the head of these arrays, None where there are no weights."""
+    def of(weights: Array | None, bias: Array | None) -> "LinearHead | None":
+        """Return the classifier of these arrays, or None without weights."""
         if weights is None:
             return None
-        return Head(double(weights, "classifier weights"), None if bias is None else double(bias, "classifier bias"))
+        return LinearHead(
+            double(weights, "classifier weights"), None if bias is None else double(bias, "classifier bias")
+        )
 
     def logits(self, features: Array) -> Tensor:
-        """Return W z + b of features (n, D), (n, C)."""
+        """Return the logits W z + b of features (n, D), (n, C)."""
         return F.linear(double(features, "features"), self.weights, self.bias)
 
     def decision(self) -> LinearDecision:
-        """Predictions without the logits."""
+        """Return an object that predicts classes without computing all logits."""
         return LinearDecision(self.weights, self.bias)
 
     def scored(self, features: Array, labels: Tensor) -> Scored:
-        """Prediction and loss of features (n, D) with labels (n,), never with the logits of all classes at hand."""
+        """Return predictions and losses of features (n, D) with labels (n,), without the logits of all classes."""
         return Scored.of_rows(double(features, "features"), labels, self.weights, self.bias)
 
 
 class Quality:
-    """How many samples were scored, how many rightly, and their cross-entropy (nats); None until one is scored."""
+    """Counts of scored and correctly predicted samples, and their summed cross-entropy in nats."""
 
     def __init__(self, samples: int = 0, right: int = 0, loss: float = 0.0) -> None:
         self.samples = samples
@@ -112,7 +134,7 @@ class Quality:
         self.summed_loss = loss
 
     def update(self, logits: Tensor | None, labels: Array) -> Tensor | None:
-        """Add logits (n, C) and labels (n,), nothing where there are no logits; what they predict, (n,)."""
+        """Add logits (n, C) and labels (n,); return the predicted classes (n,), or None without logits."""
         if logits is None or not len(logits):
             return None
         numbers = as_labels(labels).to(logits.device, torch.int64)
@@ -121,52 +143,56 @@ class Quality:
         return prediction
 
     def update_scored(self, scored: Scored, labels: Array) -> Tensor:
-        """The same where prediction and loss are known in place of the logits."""
+        """Add predictions and losses of samples with labels (n,); return the predicted classes (n,)."""
         prediction = scored.predicted
         self._add(prediction, as_labels(labels).cpu().to(torch.int64), float(double(scored.loss).sum()))
         return prediction
 
     def update_scores(self, scores: Array | Scored | None, labels: Array) -> None:
-        """The same of whatever is known of rows: logits (n, C) of any dtype, or prediction and loss; or nothing."""
+        """Add samples with logits (n, C) of any dtype, or with predictions and losses; nothing without scores."""
         if isinstance(scores, Scored):
             self.update_scored(scores, labels)
         elif scores is not None:
             self.update(double(scores), labels)
 
-    def update_head(self, head: Head, features: Array, labels: Array) -> Tensor:
-        """The same for features (n, D), by their logits under a head, some rows or some classes at a time."""
+    def update_head(self, head: LinearHead, features: Array, labels: Array) -> Tensor:
+        """Add features (n, D), whose logits a classifier computes for some rows or classes at a time.
+
+        Returns:
+            Predicted classes, (n,).
+        """
         numbers, classes = as_labels(labels).cpu().to(torch.int64), len(head.weights)
         if classes > FEW_CLASSES:
             return self.update_scored(head.scored(features, numbers), numbers)
         rows, at_once = as_tensor(features, "features"), _rows_at_once(classes)
         parts = zip(rows.split(at_once), numbers.split(at_once), strict=True)
-        found = [self.update(head.logits(part), of_part) for part, of_part in parts if len(part)]
-        return torch.cat([part for part in found if part is not None]) if found else numbers
+        predictions = [self.update(head.logits(part), of_part) for part, of_part in parts if len(part)]
+        return torch.cat([part for part in predictions if part is not None]) if predictions else numbers
 
     def merge(self, other: "Quality") -> None:
-        """Add what another has seen."""
+        """Add the samples of another object."""
         self.samples += other.samples
         self.right += other.right
         self.summed_loss += other.summed_loss
 
     @property
     def accuracy(self) -> float | None:
-        """Share of samples predicted right."""
+        """Return the share of correctly predicted samples; None without scored samples."""
         return self.right / self.samples if self.samples else None
 
     @property
     def loss(self) -> float | None:
-        """Mean cross-entropy; None too where it is infinite."""
+        """Return the mean cross-entropy; None without scored samples, or if it is not finite."""
         mean = self.summed_loss / self.samples if self.samples else math.inf
         return mean if math.isfinite(mean) else None
 
     def to_numbers(self) -> dict[str, float]:
-        """What `from_numbers` takes back."""
+        """Return the counts and the sum by name, for `from_numbers`."""
         return {"scored": self.samples, "right": self.right, "summed_loss": self.summed_loss}
 
     @staticmethod
     def from_numbers(numbers: Mapping[str, float]) -> "Quality":
-        """The reverse of `to_numbers`."""
+        """Return the object with the numbers of `to_numbers`."""
         return Quality(int(numbers["scored"]), int(numbers["right"]), float(numbers["summed_loss"]))
 
     def _add(self, prediction: Tensor, labels: Tensor, loss: float) -> None:
@@ -175,8 +201,60 @@ class Quality:
         self.summed_loss += loss
 
 
+class Gathering:
+    """Accumulates class moments, accuracy and loss from blocks of any size; `finish` adds the last blocks.
+
+    Args:
+        moments: Accumulator of the class moments.
+        head: Classifier that computes the logits of blocks without scores, or None.
+
+    Attributes:
+        quality: Accuracy and loss.
+    """
+
+    def __init__(self, moments: Moments, head: LinearHead | None = None) -> None:
+        self.moments = moments
+        self.quality = Quality()
+        self._head = head
+        self._waiting: list[tuple[Tensor, Tensor, Tensor | Scored | None]] = []
+        self._rows = self._bytes = 0
+
+    def add(self, features: Tensor, labels: Tensor, scores: Tensor | Scored | None = None) -> None:
+        """Add a block, whose tensors must not change afterwards.
+
+        Args:
+            features: Features, (n, D).
+            labels: Labels, (n,).
+            scores: Logits (n, C), or predictions and losses, or None.
+
+        Raises:
+            DataError: As `Moments.update`; possibly for an earlier block.
+        """
+        self._waiting.append((features, labels, scores))
+        self._rows += len(labels)
+        self._bytes += features.nbytes
+        if self._rows >= GATHERED_ROWS or self._bytes >= GATHERED_BYTES:
+            self.finish()
+
+    def finish(self) -> None:
+        """Add the gathered blocks to the moments."""
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._rows, self._bytes = self._waiting, [], 0, 0
+        features, labels = torch.cat([block[0] for block in waiting]), torch.cat([block[1] for block in waiting])
+        self.moments.update(features, labels)
+        logits = [block[2] for block in waiting if isinstance(block[2], Tensor)]
+        scored = [(block[2], block[1]) for block in waiting if isinstance(block[2], Scored)]
+        for scores, numbers in scored:
+            self.quality.update_scores(scores, numbers)
+        if logits:
+            self.quality.update(double(torch.cat(logits)), labels)
+        elif self._head is not None and not scored:
+            self.quality.update(self._head.logits(features), labels)
+
+
 def classes_at_once(device: torch.device) -> int:
-    """Classes of which a block of logits on a device has those of its rows."""
+    """Return the number of classes of a block of logits on a device."""
     return FEW_CLASSES if device.type == "cpu" else CLASSES_OF_DEVICE
 
 
@@ -185,5 +263,5 @@ def _rows_at_once(classes: int) -> int:
 
 
 def double(values: Array, name: str = "logits") -> Tensor:
-    """An array as a float64 tensor on the CPU, without gradient; `name` is what an error calls it."""
+    """Return an array as a float64 tensor on the CPU, without gradient; `name` is used in error messages."""
     return as_tensor(values, name).detach().cpu().to(torch.float64)

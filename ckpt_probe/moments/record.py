@@ -1,4 +1,4 @@
-"""Record of class moments: the value of every requested metric, or the reason why it has none."""
+"""RecordBuilder of class moments: the value of every requested metric, or the reason why it has none."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from torch import Tensor
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
+from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
 from ckpt_probe.moments.inputs import Inputs, spreads
-from ckpt_probe.moments.levels.entropies import NO_WEIGHTS, Level
 from ckpt_probe.moments.portrait import Portrait, portrait_of
 from ckpt_probe.moments.registry import FROM_MOMENTS, MEANS, REFERENCES, WEIGHTS, Metric, Undefined, all_metrics
 
@@ -17,7 +17,7 @@ Value = float | int | str | None
 
 
 @dataclass
-class Record:
+class RecordBuilder:
     """Values by name, and the reason for each that is None."""
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def compute_record(inputs: Inputs, classes: int) -> DetailedRecord:
         inputs: Inputs of the metrics.
         classes: Number of classes C, also those without samples.
     """
-    record, families, counts = Record(), inputs.options.families, inputs.scatter.counts
+    record, families, counts = RecordBuilder(), inputs.options.families, inputs.scatter.counts
     occurring = len(inputs.scatter.present)
     record.put("samples", inputs.samples)
     record.put("features", inputs.features)
@@ -80,7 +80,7 @@ def compute_record(inputs: Inputs, classes: int) -> DetailedRecord:
     below, single = occurring - len(inputs.present), int((counts[inputs.present] == 1).sum())
     record.values |= {"classes_below_min_samples": below} if below else {}
     record.values |= {"classes_of_one_sample": single} if single else {}
-    levels: dict[str, Level] = {}
+    levels: dict[str, LevelEntropies] = {}
     if "sample" in families:
         levels["sample"] = inputs.rows
         _put_route(record, inputs.rows)
@@ -114,7 +114,7 @@ def _applies(metric: Metric, inputs: Inputs) -> bool:
     return from_moments and (inputs.compares_means or not compares)
 
 
-def _put_route(record: Record, level: Level) -> None:
+def _put_route(record: RecordBuilder, level: LevelEntropies) -> None:
     record.put("samples_left_out", level.left_out)
     if level.route is None:
         record.put("route", None, NO_WEIGHTS)
@@ -126,7 +126,7 @@ def _put_route(record: Record, level: Level) -> None:
     record.put("route_reason", level.route.reason + suffix)
 
 
-def _put_sampling(record: Record, name: str, level: Level, orders: Iterable[float]) -> None:
+def _put_sampling(record: RecordBuilder, name: str, level: LevelEntropies, orders: Iterable[float]) -> None:
     """Add standard errors, number of probes and seed of a joint entropy if it was sampled."""
     if level.estimate is None:
         return
@@ -142,7 +142,7 @@ def _put_sampling(record: Record, name: str, level: Level, orders: Iterable[floa
     record.put(f"{name}.seed", level.estimate.seed)
 
 
-def _put_references(record: Record, inputs: Inputs) -> None:
+def _put_references(record: RecordBuilder, inputs: Inputs) -> None:
     """Add the values at neural collapse."""
     names = [name for family, names in REFERENCES.items() if family in inputs.options.families for name in names]
     if MEANS in inputs.unavailable:

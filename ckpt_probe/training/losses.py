@@ -16,7 +16,7 @@ from ckpt_probe.metrics.entropy import entropy_of_gram, entropy_of_spectrum, wit
 from ckpt_probe.metrics.gram import directions, has_gradient, smaller_gram, to_rows, where_float64_is
 from ckpt_probe.metrics.information import Entropies, joint_gram
 from ckpt_probe.moments.grouping import stacks
-from ckpt_probe.moments.levels.spectra import of_label_rows, of_stack
+from ckpt_probe.moments.spectra import of_label_rows, of_stack
 
 __all__ = ["cma", "hdr_loss", "matrix_entropy", "mir_loss"]
 

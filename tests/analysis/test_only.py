@@ -13,7 +13,7 @@ from ckpt_probe.analysis import record as module
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import UsageError
 from ckpt_probe.moments import quality as quality_module
-from ckpt_probe.moments.quality import Head, Quality, Scored
+from ckpt_probe.moments.quality import LinearHead, Quality, Scored
 
 COMMON = {"samples", "features", "classes", "classes_present", "classes_left_out", "missing"}
 
@@ -108,8 +108,8 @@ def test_predictions_of_the_first_pass_serve_the_second_where_they_fit(
 ) -> None:
     features, labels, weights, bias = data()
     made = []
-    decision = Head.decision
-    monkeypatch.setattr(Head, "decision", lambda head: made.append(1) or decision(head))
+    decision = LinearHead.decision
+    monkeypatch.setattr(LinearHead, "decision", lambda head: made.append(1) or decision(head))
     monkeypatch.setattr(module, "PREDICTED_SHARE", 2**31 // room)
 
     def blocks():
@@ -133,7 +133,7 @@ def test_losses_of_many_classes_come_class_by_class(monkeypatch: pytest.MonkeyPa
     large = analyze_features(features * 1e3, labels, weights, bias, only=("quality",))
     logits = torch.tensor(features * 1e3 @ weights.T + bias)
     assert large["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-12)
-    scored = Head(torch.tensor(weights), torch.tensor(bias)).scored(features, torch.tensor(labels))
+    scored = LinearHead(torch.tensor(weights), torch.tensor(bias)).scored(features, torch.tensor(labels))
     losses = F.cross_entropy(torch.tensor(features @ weights.T + bias), torch.tensor(labels), reduction="none")
     assert torch.as_tensor(scored.loss).tolist() == pytest.approx(losses.tolist(), rel=1e-11, abs=1e-13)
 

@@ -14,7 +14,7 @@ from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import build_model
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.subset import Subset, chosen_rows
+from ckpt_probe.moments.grouping import Subset, subset_indices
 
 SAMPLES, CLASSES = 60, 3
 
@@ -52,7 +52,7 @@ def test_layers_of_a_dump(tmp_path: Path) -> None:
         assert found is not None
         indices, seed = found
         assert seed == 0
-        assert torch.equal(torch.from_numpy(indices), chosen_rows(SAMPLES, 20))
+        assert torch.equal(torch.from_numpy(indices), subset_indices(SAMPLES, 20))
         for layer in view.layers:
             whole = view.features if layer.name == "penultimate" else layer.features
             assert np.array_equal(layer.rows[:], whole[:][indices])
@@ -82,7 +82,7 @@ def test_another_choice_of_layers_is_another_provenance(tmp_path: Path) -> None:
 
 def test_the_subset_does_not_depend_on_the_blocks() -> None:
     rows = torch.arange(500.0)[:, None]
-    whole = chosen_rows(500, 40, seed=3)
+    whole = subset_indices(500, 40, seed=3)
     assert len(set(whole.tolist())) == 40
     for size in (1, 7, 500):
         subset = Subset(40, seed=3)
@@ -90,14 +90,14 @@ def test_the_subset_does_not_depend_on_the_blocks() -> None:
             subset.update(len(part), {"x": part})
         assert torch.equal(subset.indices, whole)
         assert torch.equal(subset.rows["x"][:, 0], whole.double().float())
-    assert not torch.equal(chosen_rows(500, 40, seed=4), whole)
-    assert torch.equal(chosen_rows(9, 40), torch.arange(9))
+    assert not torch.equal(subset_indices(500, 40, seed=4), whole)
+    assert torch.equal(subset_indices(9, 40), torch.arange(9))
 
 
 def test_every_row_is_kept_equally_often() -> None:
     counts = torch.zeros(20)
     for seed in range(2000):
-        counts[chosen_rows(20, 5, seed=seed)] += 1
+        counts[subset_indices(20, 5, seed=seed)] += 1
     # 500 on average, with a standard deviation of 19.
     assert (counts - 500).abs().max() < 80
 

@@ -14,7 +14,7 @@ import ckpt_probe as cp
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations import Probe
 from ckpt_probe.integrations.tap import Tap
-from ckpt_probe.moments import gathering
+from ckpt_probe.moments import quality
 
 torch.manual_seed(0)
 LABELS = torch.arange(150) % 3
@@ -57,9 +57,9 @@ def test_blocks_are_gathered_and_none_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extracted: Callable, same: Callable
 ) -> None:
     model = network()
-    monkeypatch.setattr(gathering, "ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(quality, "GATHERED_ROWS", 40)
     same(evaluated(cp.Probe(model, tmp_path / "a.jsonl"), model, size=7), extracted(model, batches()))
-    monkeypatch.setattr(gathering, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(quality, "GATHERED_BYTES", 1)
     same(evaluated(cp.Probe(model, tmp_path / "b.jsonl"), model, size=7), extracted(model, batches()))
 
 

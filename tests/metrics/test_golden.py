@@ -10,9 +10,7 @@ import pytest
 from ckpt_probe.metrics import hdr, mir, mutual_information
 from ckpt_probe.metrics.information import joint_entropies
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments import Moments
-from ckpt_probe.moments import unit_moments as unit_moments_module
-from ckpt_probe.moments.levels import routes
+from ckpt_probe.moments import Moments, class_sums
 
 CASES = json.loads((Path(__file__).parent / "golden.json").read_text())["cases"]
 TOLERANCE = 1e-9
@@ -63,7 +61,7 @@ def test_moments_by_each_route(case: dict, route: str, monkeypatch: pytest.Monke
     if route == "dense-gram" and case["N"] > case["D"] * case["C"]:
         pytest.skip("N is the larger side: the Gram route is that of the plain functions above")
     if route == "dense-moments":
-        monkeypatch.setattr(unit_moments_module, "dense_limit", lambda memory: 0)
+        monkeypatch.setattr(class_sums, "dense_limit", lambda memory: 0)
     for level, rows in (("sample_level", features), ("sample_level_centred", features - features.mean(axis=0))):
         moments = Moments(case["C"])
         moments.update(rows[:7], labels[:7])
@@ -87,7 +85,7 @@ def test_moments_by_each_route(case: dict, route: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
 def test_the_stochastic_route_within_its_error_bar(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "DENSE_LIMIT", case["C"])
+    monkeypatch.setattr(class_sums, "DENSE_LIMIT", case["C"])
     features, labels, weights = inputs(case)
     golden = expected(case, "sample_level")
     outside = 0

@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ckpt_probe.moments import Moments, gathering
+from ckpt_probe.moments import Moments
 from ckpt_probe.moments import quality as quality_module
-from ckpt_probe.moments.gathering import Gathering
-from ckpt_probe.moments.quality import Head, Quality, Scored
+from ckpt_probe.moments.quality import Gathering, LinearHead, Quality, Scored
 
 torch.manual_seed(0)
 FEATURES, LABELS = torch.randn(90, 6), torch.randint(0, 5000, (90,))
@@ -46,7 +45,7 @@ def test_blocks_add_up_and_merge() -> None:
 
 @pytest.mark.parametrize("classes", [1000, 5000], ids=["logits at once", "in parts"])
 def test_a_head_gives_the_same_without_stored_logits(classes: int) -> None:
-    head, labels = Head.of(WEIGHTS[:classes], BIAS[:classes]), LABELS % classes
+    head, labels = LinearHead.of(WEIGHTS[:classes], BIAS[:classes]), LABELS % classes
     assert head is not None
     quality = Quality()
     assert torch.equal(quality.update_head(head, FEATURES, labels), LOGITS[:, :classes].argmax(dim=1))
@@ -55,7 +54,7 @@ def test_a_head_gives_the_same_without_stored_logits(classes: int) -> None:
 
 
 def test_large_logits_do_not_overflow() -> None:
-    head = Head.of(1000 * WEIGHTS, None)
+    head = LinearHead.of(1000 * WEIGHTS, None)
     assert head is not None
     found = head.scored(FEATURES, LABELS)
     expected = F.cross_entropy(F.linear(FEATURES.double(), (1000 * WEIGHTS).double()), LABELS, reduction="none")
@@ -83,10 +82,10 @@ def test_nothing_scored_has_no_accuracy_and_an_infinite_loss_is_none() -> None:
 @pytest.mark.parametrize("how", ["logits", "scored", "head"])
 @pytest.mark.parametrize("rows", [1, 16, 1000])
 def test_gathered_blocks_are_those_of_one(how: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(quality_module, "GATHERED_ROWS", rows)
     labels = LABELS % 10
     logits = LOGITS[:, :10]
-    gathered = Gathering(Moments(10), Head.of(WEIGHTS[:10], BIAS[:10]) if how == "head" else None)
+    gathered = Gathering(Moments(10), LinearHead.of(WEIGHTS[:10], BIAS[:10]) if how == "head" else None)
     for part in torch.arange(90).split(8):
         known: Tensor | Scored | None = {
             "logits": logits[part],

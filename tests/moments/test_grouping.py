@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ckpt_probe.moments.subset import Subset, chosen_rows
+from ckpt_probe.moments.grouping import Subset, subset_indices
 
 ROWS, OTHER = torch.arange(300.0).reshape(100, 3), torch.arange(100.0)[:, None]
 
@@ -22,7 +22,7 @@ def test_rows_are_those_of_the_smallest_numbers_and_stand_at_their_places() -> N
     assert subset.indices.tolist() == smallest.tolist()
     assert torch.equal(subset.rows["a"], ROWS[subset.indices])
     assert torch.equal(subset.rows["b"], OTHER[subset.indices])
-    assert torch.equal(chosen_rows(100, 20, 5), subset.indices)
+    assert torch.equal(subset_indices(100, 20, 5), subset.indices)
     assert (subset.size, subset.seed) == (20, 5)
 
 
@@ -34,7 +34,7 @@ def test_blocks_of_any_size_keep_the_same_rows(sizes: list[int]) -> None:
 
 
 def test_fewer_rows_than_asked_are_all_kept_and_another_seed_takes_others() -> None:
-    assert chosen_rows(15, 20, 0).tolist() == list(range(15))
-    assert len(chosen_rows(5000, seed=1)) == 2048
-    assert chosen_rows(100, 20, 0).tolist() != chosen_rows(100, 20, 1).tolist()
+    assert subset_indices(15, 20, 0).tolist() == list(range(15))
+    assert len(subset_indices(5000, seed=1)) == 2048
+    assert subset_indices(100, 20, 0).tolist() != subset_indices(100, 20, 1).tolist()
     assert len(Subset().indices) == 0

@@ -6,12 +6,11 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.gram import directions
-from ckpt_probe.moments import grouping
+from ckpt_probe.moments import sampling
+from ckpt_probe.moments.class_sums import UnitMoments
 from ckpt_probe.moments.grouping import group
-from ckpt_probe.moments.levels import joint_operator
-from ckpt_probe.moments.levels.joint_operator import JointOperator, MomentsOperator
-from ckpt_probe.moments.levels.spectra import factor
-from ckpt_probe.moments.unit_moments import UnitMoments
+from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
+from ckpt_probe.moments.spectra import factor
 
 GIB = 2**30
 
@@ -83,7 +82,7 @@ def test_rows_are_held_in_their_own_precision_where_float64_does_not_fit(dtype: 
     for memory, held in ((GIB, torch.float64), (2 * 150 * 16 * dtype.itemsize, dtype), (1000, None)):
         operator = operator_of(features, labels, weights, memory, blocks=3)
         assert float((operator(x) - expected).norm() / expected.norm()) < 1e-12
-        assert (operator._held.rows.dtype if operator._held else None) == held
+        assert (operator._stored.rows.dtype if operator._stored else None) == held
 
 
 @pytest.mark.parametrize("memory", [GIB, 2 * 150 * 16 * 2])
@@ -100,8 +99,8 @@ def test_blocks_of_two_precisions_lose_no_digits(memory: int) -> None:
 
 @pytest.mark.parametrize("memory", [GIB, 1000])
 def test_classes_of_any_size_cut_where_they_are_long(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouping, "ROWS_AT_ONCE", 16)
-    monkeypatch.setattr(joint_operator, "GROUP", 7)
+    monkeypatch.setattr(sampling, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(sampling, "CLASSES_AT_ONCE", 7)
     generator = torch.Generator().manual_seed(0)
     # Sizes by Zipf's law: some classes of one row, one of nearly half of all.
     labels = torch.cat([torch.arange(40), (40 * torch.rand(200, generator=generator) ** 6).long()])
@@ -116,8 +115,8 @@ def test_classes_of_any_size_cut_where_they_are_long(memory: int, monkeypatch: p
 def test_many_rows_of_many_classes_take_vectors_of_the_squared_width(
     dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouping, "ROWS_AT_ONCE", at_once)
-    monkeypatch.setattr(joint_operator, "GROUP", 7)
+    monkeypatch.setattr(sampling, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(sampling, "CLASSES_AT_ONCE", 7)
     generator = torch.Generator().manual_seed(0)
     labels = torch.cat([torch.arange(40), (40 * torch.rand(200, generator=generator) ** 6).long()])
     features, weights = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (240, 40))

@@ -1,0 +1,324 @@
+"""Entropies at sample, class and within-class level, for every requested order."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.metrics.entropy import entropy_of_spectrum, without_small
+from ckpt_probe.metrics.gram import directions, require_directions
+from ckpt_probe.metrics.information import Entropies
+from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
+from ckpt_probe.moments import spectra
+from ckpt_probe.moments.class_sums import UnitMoments, dense_limit
+from ckpt_probe.moments.grouping import Grouped, RowBlocks
+from ckpt_probe.moments.registry import DEFAULT, Undefined
+from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
+from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Route, choose_route
+
+NO_WEIGHTS = "no classifier weights"
+UNRESOLVED = "sampling does not resolve the eigenvalues that decide this order"
+ZERO_ENTROPY = "the entropy in its denominator is zero up to rounding"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Selects what is computed from class moments.
+
+    Attributes:
+        orders: Rényi orders beside 1.
+        memory: Memory budget in bytes.
+        sampling: When sampling of joint entropies stops.
+        families: Names of families of metrics.
+        min_samples: Number of samples that a class needs to count as present.
+        exact_limit: Largest side of a joint matrix that is solved exactly; None: the side that the memory allows.
+        details: Whether eigenvalues are kept.
+    """
+
+    orders: tuple[float, ...] = ()
+    memory: int = 2 * 2**30
+    sampling: Sampling = field(default_factory=Sampling)
+    families: frozenset[str] = frozenset(DEFAULT)
+    min_samples: int = 1
+    exact_limit: int | None = None
+    details: bool = False
+
+    @property
+    def limit(self) -> int:
+        """Return the largest side of a joint matrix that is solved exactly and not sampled."""
+        return dense_limit(self.memory, self.exact_limit)
+
+    @property
+    def all_orders(self) -> tuple[float, ...]:
+        """Return 1 and the other orders."""
+        return (1.0, *(order for order in self.orders if order != 1))
+
+
+@dataclass(frozen=True)
+class LevelEntropies:
+    """Entropies of two Gram matrices and of their elementwise product, at one level (samples or classes).
+
+    Methods raise `Undefined` with the reason if a value does not exist.
+
+    Attributes:
+        entropies: For each order the entropies of both matrices and of the product; None if unknown.
+        eigenvalues: Eigenvalues by name of the matrix.
+        route: Way in which the joint entropy was computed; None without a second matrix.
+        estimate: Result of sampling, or None.
+        left_out: Number of rows without a direction.
+    """
+
+    entropies: dict[float, tuple[Tensor, Tensor | None, Tensor | None]]
+    eigenvalues: dict[str, Tensor]
+    route: Route | None = None
+    estimate: Estimate | None = None
+    left_out: int = 0
+
+    def first(self, order: float) -> Tensor:
+        """Return the entropy of the first matrix, in nats."""
+        return self.entropies[order][0]
+
+    def second(self, order: float) -> Tensor:
+        """Return the entropy of the second matrix, in nats."""
+        return self._existing(self.entropies[order][1], order)
+
+    def joint(self, order: float) -> Tensor:
+        """Return the entropy of the elementwise product, in nats."""
+        return self._existing(self.entropies[order][2], order)
+
+    def mutual_information(self, order: float) -> Tensor:
+        """Return the mutual information, in nats."""
+        return self._three(order).mutual_information
+
+    def mir(self, order: float) -> Tensor:
+        """Return the mutual information ratio."""
+        return _nonzero(self._three(order).mir)
+
+    def hdr(self, order: float) -> Tensor:
+        """Return the entropy difference ratio."""
+        return _nonzero(self._three(order).hdr)
+
+    def mir_stderr(self, order: float) -> float:
+        """Return the standard error of the mutual information ratio, 0 if it is exact."""
+        entropies = self._three(order)
+        _nonzero(entropies.mir)
+        if self.estimate is None:
+            return 0.0
+        return self.estimate.stderrs[order] / min(float(entropies.first), float(entropies.second))
+
+    def joint_stderr(self, order: float) -> float:
+        """Return the standard error of a sampled joint entropy."""
+        if self.estimate is None or order not in self.estimate.stderrs:
+            raise Undefined(UNRESOLVED)
+        return self.estimate.stderrs[order]
+
+    def _three(self, order: float) -> Entropies:
+        side = max(len(values) for values in self.eigenvalues.values())
+        return Entropies(self.first(order), self.second(order), self.joint(order), side)
+
+    def _existing(self, entropy: Tensor | None, order: float) -> Tensor:
+        if entropy is not None:
+            return entropy
+        if self.estimate is not None and order not in self.estimate.entropies:
+            raise Undefined(UNRESOLVED)
+        raise Undefined(self.route.reason if self.route else NO_WEIGHTS)
+
+
+def _nonzero(ratio: Tensor | None) -> Tensor:
+    if ratio is None:
+        raise Undefined(ZERO_ENTROPY)
+    return ratio
+
+
+def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | None, options: Options) -> LevelEntropies:
+    """Return the entropies of the features of all samples and of the weight rows of their labels.
+
+    Args:
+        unit: Unit rows, or their second moments.
+        weights: Classifier weights, or other rows for the labels, (C, E), float64.
+        rows: Starts a new pass over the rows, or None.
+        options: Orders, memory and sampling.
+
+    Raises:
+        DataError: If more than half of the samples have no direction.
+    """
+    counts = unit.counts
+    mask, zero_weights = counts > 0, 0
+    if weights is not None:
+        mask = mask & _has_direction(weights)[: len(counts)]
+        zero_weights = int(counts[~mask].sum())
+    samples, left_out = int(counts[mask].sum()), unit.left_out + zero_weights
+    require_directions(left_out, samples + left_out, "features and their classifier weights")
+    if zero_weights and unit.kind == "total":
+        raise DataError(f"{zero_weights} samples belong to classes whose weights are all zero; more memory is needed")
+    eigenvalues = {"features": spectra.of_features(unit, mask)}
+    if weights is None:
+        return _entropies_of(eigenvalues, options, left_out=left_out)
+    heads, _ = directions(weights[: len(counts)][mask])
+    eigenvalues["label_rows"] = spectra.of_label_rows(heads, counts[mask])
+    if (joint := _joint_of_rank_one(eigenvalues)) is not None:
+        return _entropies_of(eigenvalues | {"joint": joint}, options, RANK_ONE, left_out=left_out)
+    V = spectra.factor(heads)
+    side = unit.second.shape[1] * V.shape[1]
+    needed, readable = unit.needed(), rows is not None
+    route = choose_route(samples, side, kind=unit.kind, limit=options.limit, needed=needed, rows=readable)
+    estimate = None
+    if route.name == GRAM:
+        eigenvalues["joint"] = spectra.of_joint_gram(unit.rows_where(mask), heads)
+    elif route.name == MOMENTS:
+        eigenvalues["joint"] = spectra.of_joint_moments(unit, mask.nonzero().squeeze(1), V)
+    elif route.name == STOCHASTIC:
+        operator = _operator(unit, mask, heads, V, rows, options)
+        if operator is None:
+            route = Route(None, "sampling needs classifier rows that are no wider than the features, or fewer")
+        else:
+            estimate = _sample(operator, eigenvalues, options)
+    return _entropies_of(eigenvalues, options, route, estimate, left_out)
+
+
+def class_level(means: Tensor, weights: Tensor | None, options: Options) -> LevelEntropies:
+    """Return the entropies of centred class means (k, D) and classifier weights (k, D), one row per class."""
+    mask = _has_direction(means)
+    if weights is not None:
+        mask &= _has_direction(weights)
+    used = int(mask.sum())
+    left_out = len(means) - used
+    require_directions(left_out, len(means), "class means and classifier weights")
+    unit_means, _ = directions(means[mask])
+    labels = torch.arange(used, device=means.device)
+    ones = torch.ones_like(labels)
+    eigenvalues = {"means": spectra.of_label_rows(unit_means, ones)}
+    if weights is None:
+        return _entropies_of(eigenvalues, options, left_out=left_out)
+    unit_weights, _ = directions(weights[mask])
+    eigenvalues["weights"] = spectra.of_label_rows(unit_weights, ones)
+    if (joint := _joint_of_rank_one(eigenvalues)) is not None:
+        return _entropies_of(eigenvalues | {"joint": joint}, options, RANK_ONE, left_out=left_out)
+    V = spectra.factor(unit_weights)
+    route = choose_route(used, means.shape[1] * V.shape[1], kind="rows", limit=options.limit)
+    estimate = None
+    if route.name == GRAM:
+        eigenvalues["joint"] = spectra.of_joint_gram(Grouped(unit_means, labels, ones), unit_weights)
+    elif route.name == MOMENTS:
+        eigenvalues["joint"] = spectra.of_products(unit_means, V, options.memory)
+    else:
+        operator = JointOperator(lambda: [(unit_means, labels)], unit_weights, ones, memory=options.memory)
+        estimate = _sample(operator, eigenvalues, options)
+    return _entropies_of(eigenvalues, options, route, estimate, left_out)
+
+
+@dataclass(frozen=True)
+class WithinEntropies:
+    """Entropies of the unit rows of each class.
+
+    Attributes:
+        labels: Labels of the classes, (k,).
+        entropies: Entropies (k,) for each order.
+        eigenvalues: Eigenvalues by label, if `Options.details`.
+    """
+
+    labels: Tensor
+    entropies: dict[float, Tensor]
+    eigenvalues: dict[int, Tensor]
+
+    def of(self, classes: Tensor) -> "WithinEntropies":
+        """Return the entropies of some classes."""
+        mask, labels = torch.isin(self.labels, classes), set(classes.tolist())
+        eigenvalues = {label: values for label, values in self.eigenvalues.items() if label in labels}
+        return WithinEntropies(self.labels[mask], {order: h[mask] for order, h in self.entropies.items()}, eigenvalues)
+
+
+def within_level(unit: UnitMoments, rows: RowBlocks | None, options: Options) -> WithinEntropies | None:
+    """Return the entropy of the rows of each class; None if neither second moments nor rows are available."""
+    if unit.kind == "total" and rows is None:
+        return None
+    labels, entropies, eigenvalues = [], {order: [] for order in options.all_orders}, {}
+    for batch, values in spectra.within_classes(unit, rows, options.memory):
+        present = without_small(values)
+        labels.append(batch)
+        for order, parts in entropies.items():
+            parts.append(entropy_of_spectrum(present, alpha=order))
+        if options.details:
+            eigenvalues |= {int(label): v[v > 0] for label, v in zip(batch, present, strict=True)}
+    order = torch.argsort(torch.cat(labels))
+    by_order = {alpha: torch.cat(parts)[order] for alpha, parts in entropies.items()}
+    return WithinEntropies(torch.cat(labels)[order], by_order, eigenvalues)
+
+
+def _operator(
+    unit: UnitMoments, mask: Tensor, heads: Tensor, V: Tensor, rows: RowBlocks | None, options: Options
+) -> JointOperator | MomentsOperator | None:
+    """Return the joint matrix in the form that costs less per product, or None if it needs wider rows."""
+    counts, features = unit.counts[mask], unit.second.shape[1]
+    if unit.kind == "rows":
+        stored = unit.rows_where(mask)
+        rows = lambda: [(stored.rows, stored.labels[stored.each()])]  # noqa: E731
+    if unit.kind == "classes" and (rows is None or len(heads) * features <= int(counts.sum())):
+        return MomentsOperator(unit, mask.nonzero().squeeze(1), V)
+    fitted = _with_width(heads, V, features)
+    if fitted is None or rows is None:
+        return None
+    return JointOperator(_rows_of_classes(rows, mask), fitted, counts, memory=options.memory)
+
+
+def _sample(operator: JointOperator | MomentsOperator, eigenvalues: dict[str, Tensor], options: Options) -> Estimate:
+    return estimate_entropies(
+        operator,
+        operator.size,
+        known=sum(float(entropy_of_spectrum(values)) for values in eigenvalues.values()),
+        orders=options.orders,
+        sampling=options.sampling,
+        memory=options.memory // 2,
+        device=next(iter(eigenvalues.values())).device,
+    )
+
+
+def _entropies_of(
+    eigenvalues: dict[str, Tensor],
+    options: Options,
+    route: Route | None = None,
+    estimate: Estimate | None = None,
+    left_out: int = 0,
+) -> LevelEntropies:
+    first, *second = (values for name, values in eigenvalues.items() if name != "joint")
+    entropies = {}
+    for order in options.all_orders:
+        joint = entropy_of_spectrum(eigenvalues["joint"], alpha=order) if "joint" in eigenvalues else None
+        if estimate is not None:
+            joint = first.new_tensor(estimate.entropies[order]) if order in estimate.entropies else None
+        other = entropy_of_spectrum(second[0], alpha=order) if second else None
+        entropies[order] = (entropy_of_spectrum(first, alpha=order), other, joint)
+    return LevelEntropies(entropies, eigenvalues, route, estimate, left_out)
+
+
+def _joint_of_rank_one(eigenvalues: dict[str, Tensor]) -> Tensor | None:
+    """Return the joint eigenvalues if one Gram matrix has rank one, so that its entries are signs; else None."""
+    first, second = eigenvalues.values()
+    return first if len(second) == 1 else second if len(first) == 1 else None
+
+
+def _with_width(heads: Tensor, V: Tensor, width: int) -> Tensor | None:
+    """Return rows of `width` numbers with the products of the heads (k, E) or of V (k, r); None if both are wider."""
+    if heads.shape[1] == width:
+        return heads
+    narrow = heads if heads.shape[1] < width else V
+    missing = width - narrow.shape[1]
+    return torch.nn.functional.pad(narrow, (0, missing)) if missing >= 0 else None
+
+
+def _rows_of_classes(rows: RowBlocks, mask: Tensor) -> RowBlocks:
+    """Return a pass over the rows of the classes that a mask (C,) selects, with these classes numbered from 0."""
+    numbers = mask.cumsum(0) - 1
+
+    def blocks():
+        for features, labels in rows():
+            labels = labels.to(mask.device, torch.int64)
+            selected = mask[labels]
+            yield features[selected.to(features.device)], numbers[labels[selected]]
+
+    return blocks
+
+
+def _has_direction(rows: Tensor) -> Tensor:
+    return rows.any(dim=1)

@@ -1,1 +1,0 @@
-"""Sample, class and within-class level: how the entropies of each are found from what the moments hold."""
