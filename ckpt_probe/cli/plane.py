@@ -124,7 +124,7 @@ def command(
 
 def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> None:
     """Print the loss of one split as shades, rows from the highest y, with the checkpoints and the lowest loss."""
-    from ckpt_probe.reporting.plots.planes import loss_levels
+    from ckpt_probe.reporting.plots.paths import loss_levels
 
     split = summary["split"]
     marks = [mark for mark in result.marks if mark["split"] == split]

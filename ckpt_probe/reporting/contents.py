@@ -14,10 +14,9 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.progress import NullProgress, Progress, Task
 from ckpt_probe.reporting.plots.description import Axis, Plot
-from ckpt_probe.reporting.plots.layers import LayerLikeness, layer_maps, separation_plots, similarity_plots
+from ckpt_probe.reporting.plots.layers import LayerSimilarity, layer_maps, separation_plots, similarity_plots
 from ckpt_probe.reporting.plots.metrics import axis_along, metric_plots
-from ckpt_probe.reporting.plots.paths import path_plots
-from ckpt_probe.reporting.plots.planes import contour_plots
+from ckpt_probe.reporting.plots.paths import contour_plots, path_plots
 from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spectrum_plots
 from ckpt_probe.reporting.provenance import Origin, origin_of
 from ckpt_probe.reporting.reading import read_path as read_path_aloud
@@ -124,7 +123,7 @@ class _SourceContents:
     """Contents of all sources."""
 
     runs: list[Run] = field(default_factory=list)
-    similar: list[LayerLikeness] = field(default_factory=list)
+    similar: list[LayerSimilarity] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     """Reasons for missing similarities of layers."""
 
@@ -210,7 +209,7 @@ def _compare(source: Source, run: Run, contents: _SourceContents, mir_rows: int,
 
 def _similarities(
     source: Source, run: Run, members: Sequence[Member], split: str, mir_rows: int, bar: Task
-) -> LayerLikeness:
+) -> LayerSimilarity:
     stored_rows, names = kept_of_series([member.path for member in members], split)
     layers = tuple(stored_rows[0].layers)
     cka, mir = [], []
@@ -223,7 +222,7 @@ def _similarities(
     if len(stored_rows) > 1:
         by_step = {layer: _matrix(step_similarities(stored_rows, names, split, "cka", layer)) for layer in layers}
     rows = len(stored_rows[0].indices)
-    return LayerLikeness(
+    return LayerSimilarity(
         source.name,
         split,
         layers,

@@ -121,7 +121,7 @@ def test_a_path_has_its_chord_and_barrier_and_the_aligned_one_stands_beside_to_t
 def test_a_plane_has_its_checkpoints_and_levels(contents: Contents) -> None:
     [train, _] = plots(contents, "planes").values()
     assert train.values.shape == (4, 4)
-    assert [place.name for place in train.places] == ["A", "B", "C"]
+    assert [place.name for place in train.points] == ["A", "B", "C"]
     assert train.levels[0] == pytest.approx(np.nanmin(train.values))
     assert train.levels[-1] == pytest.approx(np.nanmax(train.values))
 

@@ -69,7 +69,7 @@ def test_matrices_are_those_of_similarity(contents: Contents, layered: Path) -> 
             np.testing.assert_array_equal(frame.values[place], np.array(found.values, dtype=float))
     for found in similarity(layered, measures=["cka"]):
         plot = plots[f"layers-cka-{found.layer}"]
-        assert plot.whole
+        assert plot.of_run
         frame = next(frame for frame in plot.frames if frame.split == found.split)
         np.testing.assert_array_equal(frame.values[0], np.array(found.values, dtype=float))
 

@@ -193,7 +193,7 @@ def scale_x(axes: "Axes", x: Axis, last: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if not x.log:
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=x.whole, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=x.integer, steps=[1, 2, 2.5, 5, 10]))
         return
     first = x.linear_to
     if first is None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckpt_probe.reporting.figures.canvas import require_drawable, save, styled
-from ckpt_probe.reporting.plots.description import ContourPlot, Place
-from ckpt_probe.reporting.plots.planes import contour_plots
+from ckpt_probe.reporting.plots.description import ContourPlot, PlanePoint
+from ckpt_probe.reporting.plots.paths import contour_plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def _panel(figure: "Figure", axes: "Axes", plot: ContourPlot) -> None:
         bar = figure.colorbar(filled, ax=axes, label=f"loss ({plot.unit})", ticks=ticks)
         bar.ax.set_yticklabels([f"{level:.3g}" for level in ticks])
         bar.ax.minorticks_off()
-    for mark in plot.places:
+    for mark in plot.points:
         _mark(axes, mark)
     axes.set_xlim(plot.xs[0], plot.xs[-1])
     axes.set_ylim(plot.ys[0], plot.ys[-1])
@@ -66,7 +66,7 @@ def _panel(figure: "Figure", axes: "Axes", plot: ContourPlot) -> None:
     axes.set_title(plot.title)
 
 
-def _mark(axes: "Axes", mark: Place) -> None:
+def _mark(axes: "Axes", mark: PlanePoint) -> None:
     position = mark.x, mark.y
     axes.plot(*position, marker="o", color="white", markeredgecolor="black", markersize=5, clip_on=False)
     axes.annotate(

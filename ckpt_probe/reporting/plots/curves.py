@@ -1,4 +1,4 @@
-"""Records → curves: for each condition, split and metric the values along x, over seeds their mean and range."""
+"""Turn records into curves: for each condition, metric and split the values along x, with mean and range over seeds."""
 
 import math
 import re
@@ -13,16 +13,24 @@ from ckpt_probe.moments.registry import metric_named, values_at_collapse
 
 Record = Mapping[str, Any]
 Runs = Sequence[Sequence[Record]]
-"""The records of one condition, those of each seed by themselves."""
+"""Records of each seed of one condition."""
 
 AXES = ("step", "alpha", "sparsity", "epoch")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a panel: x in ascending order, the mean over seeds, and the lowest and highest of them.
+    """Values of one condition, metric and split along x; NaN where a seed has no value.
 
-    A value is NaN, and the line broken there, where a seed has none.
+    Attributes:
+        condition: Name of the condition.
+        metric: Name of the metric.
+        split: Name of the split.
+        seeds: Number of seeds.
+        x: Positions in ascending order.
+        mean: Mean over the seeds.
+        low: Lowest value over the seeds.
+        high: Highest value over the seeds.
     """
 
     condition: str
@@ -37,7 +45,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class PlottedMetric:
-    """A metric as a figure names it: label, unit, values at collapse, one where all records agree; what it means."""
+    """Description of a metric in figures: label, unit, distinct values at collapse, and meaning."""
 
     name: str
     label: str
@@ -49,40 +57,61 @@ class PlottedMetric:
 def curves(
     series: Mapping[str, Runs], metrics: Sequence[str], x: str, splits: Sequence[str] | None = None
 ) -> tuple[list[Curve], list[str]]:
-    """The curves of every condition in `series`, by condition, metric and split; and what was left out, in words.
+    """Compute the curves of every condition.
 
-    `series` maps the name of each condition to its seeds' records. Raises DataError where a metric is nowhere, no
-    record has an x, or one seed has two values at one x; UsageError for a split that is nowhere.
+    Args:
+        series: Records of every seed, by condition.
+        metrics: Names of the metrics.
+        x: Name of the quantity on the x axis.
+        splits: Names of the splits; None for all.
+
+    Returns:
+        Curves in the order of conditions, metrics and splits, and notes on missing values and omitted records.
+
+    Raises:
+        DataError: If no record has a metric or an x, or one seed has two values at the same x.
+        UsageError: If no record has a split.
     """
-    records = _all(series)
-    _require_metrics(records, metrics)
+    records = _all_records(series)
+    for metric in metrics:
+        if not any(metric in record for record in records):
+            raise DataError(f"no record has the metric {metric!r}; {_available(records)}")
     _require_axis(records, x)
-    chosen = _splits(records, splits)
-    found, notes = [], []
+    chosen = _chosen_splits(records, splits)
+    result, notes = [], []
     for condition, runs in series.items():
+        count = len(result)
         for metric in metrics:
             for split in chosen:
                 seeds = [_values(records, metric, split, x, condition) for records in runs]
                 if any(seeds):
-                    curve, missing = _joined(condition, metric, split, seeds)
-                    found.append(curve)
+                    curve, missing = _mean_curve(condition, metric, split, seeds)
+                    result.append(curve)
                     if missing:
                         notes.append(f"{condition}: {metric}: {missing} values are missing; the line breaks there")
-        if not any(curve.condition == condition for curve in found):
+        if len(result) == count:
             wanted = f"{' or '.join(metrics)} at a known {x}"
-            raise DataError(f"{condition}: no record has {wanted}; {_there_is(_all({condition: runs}))}")
-    notes += _without_x(series, metrics, chosen, x)
-    return found, notes
+            raise DataError(f"{condition}: no record has {wanted}; {_available(_all_records({condition: runs}))}")
+    for condition, runs in series.items():
+        relevant = [
+            record
+            for record in _all_records({condition: runs})
+            if record.get("split") in chosen and any(metric in record for metric in metrics)
+        ]
+        without = sum(position(record, x, condition) is None for record in relevant)
+        if without:
+            notes.append(f"{condition}: {without} of {len(relevant)} records have no {x}, and were left out")
+    return result, notes
 
 
 def axis_of(records: Sequence[Record]) -> str:
-    """What stands on the x axis where none is named: alpha, the position on a path, where there is one, else step."""
+    """Return the default quantity on the x axis: alpha, the position on a path, if records have it, else step."""
     return next((name for name in ("alpha", "step") if any(r.get(name) is not None for r in records)), "step")
 
 
-def position(record: Record, x: str, where: str) -> float | None:
-    """A record's place on the axis `x`; the sparsity is taken from the checkpoint's name where it has none itself."""
-    value = number(record, x, where)
+def position(record: Record, x: str, source: str) -> float | None:
+    """Return the position of a record on the axis `x`; the sparsity may also be part of the checkpoint's name."""
+    value = number(record, x, source)
     if value is None and x == "sparsity":
         named = re.search(r"sparsity[-_=]?(\d*\.?\d+)", str(record.get("checkpoint") or ""))
         return float(named[1]) if named else None
@@ -90,8 +119,8 @@ def position(record: Record, x: str, where: str) -> float | None:
 
 
 def described(series: Mapping[str, Runs], name: str) -> PlottedMetric:
-    """Label, unit and values at collapse of a metric; its name and none where it is not one of ours."""
-    records = _all(series)
+    """Return the description of a metric; only its name if it is not a metric of this package."""
+    records = _all_records(series)
     metric = metric_named(name)
     if metric is None:
         return PlottedMetric(name, name, "", ())
@@ -103,69 +132,58 @@ def described(series: Mapping[str, Runs], name: str) -> PlottedMetric:
     return PlottedMetric(name, metric.label, metric.unit, references, meaning)
 
 
-def _values(records: Sequence[Record], metric: str, split: str | None, x: str, where: str) -> dict[float, float]:
+def _values(records: Sequence[Record], metric: str, split: str | None, x: str, source: str) -> dict[float, float]:
+    """Return the values of one seed by position, NaN for a missing one."""
     of_split = [record for record in records if record.get("split") == split and metric in record]
-    places = [(position(record, x, where), number(record, metric, where)) for record in of_split]
-    known = [(place, math.nan if value is None else value) for place, value in places if place is not None]
-    twice = [place for place, count in Counter(place for place, _ in known).items() if count > 1]
-    if twice:
-        told = f"{metric} of {split}" if split else metric
+    pairs = [(position(record, x, source), number(record, metric, source)) for record in of_split]
+    known = [(at, math.nan if value is None else value) for at, value in pairs if at is not None]
+    repeated = [at for at, count in Counter(at for at, _ in known).items() if count > 1]
+    if repeated:
+        curve = f"{metric} of {split}" if split else metric
         raise DataError(
-            f"{where}: {told} has several values at {x} {twice[0]:g}; name another --x, or give the seeds as files of "
-            "their own (NAME=FILE1,FILE2)"
+            f"{source}: {curve} has several values at {x} {repeated[0]:g}; choose another axis with `x=`, or separate "
+            "the seeds (NAME=FILE1,FILE2)"
         )
     return dict(sorted(known))
 
 
-def _joined(condition: str, metric: str, split: str | None, seeds: list[dict[float, float]]) -> tuple[Curve, int]:
-    # A mean over other seeds at one place than at its neighbour would bend the line: only where all have a value.
-    places = sorted({place for values in seeds for place in values})
-    columns = [[values.get(place, math.nan) for values in seeds] for place in places]
-    whole = [column if not any(map(math.isnan, column)) else [math.nan] for column in columns]
+def _mean_curve(condition: str, metric: str, split: str | None, seeds: list[dict[float, float]]) -> tuple[Curve, int]:
+    """Return the curve over all seeds, and the number of missing values.
+
+    A mean over fewer seeds at one position than at its neighbour would bend the line, so it needs all seeds.
+    """
+    positions = sorted({at for values in seeds for at in values})
+    columns = [[values.get(at, math.nan) for values in seeds] for at in positions]
     missing = sum(math.isnan(value) for column in columns for value in column)
-    mean = [sum(column) / len(column) for column in whole]
-    return Curve(condition, metric, split, len(seeds), places, mean, [*map(min, whole)], [*map(max, whole)]), missing
+    complete = [column if not any(map(math.isnan, column)) else [math.nan] for column in columns]
+    mean = [sum(column) / len(column) for column in complete]
+    curve = Curve(condition, metric, split, len(seeds), positions, mean, [*map(min, complete)], [*map(max, complete)])
+    return curve, missing
 
 
-def _splits(records: Sequence[Record], splits: Sequence[str] | None) -> list[str | None]:
-    there = dict.fromkeys(record.get("split") for record in records)
+def _chosen_splits(records: Sequence[Record], splits: Sequence[str] | None) -> list[str | None]:
+    available = dict.fromkeys(record.get("split") for record in records)
     if not splits:
         order = {"train": 0, "test": 1, None: 3}
-        return sorted(there, key=lambda split: (order.get(split, 2), str(split)))
+        return sorted(available, key=lambda split: (order.get(split, 2), str(split)))
     for split in splits:
-        if split not in there:
-            raise UsageError(f"no record of split {split!r}; there are: {listed([str(s) for s in there if s])}")
+        if split not in available:
+            raise UsageError(f"no record of split {split!r}; there are: {listed([str(s) for s in available if s])}")
     return list(dict.fromkeys(splits))
 
 
-def _without_x(series: Mapping[str, Runs], metrics: Sequence[str], splits: list[str | None], x: str) -> list[str]:
-    notes = []
-    for condition, runs in series.items():
-        of_split = [record for record in _all({condition: runs}) if record.get("split") in splits]
-        asked = [record for record in of_split if any(metric in record for metric in metrics)]
-        without = sum(position(record, x, condition) is None for record in asked)
-        if without:
-            notes.append(f"{condition}: {without} of {len(asked)} records have no {x}, and were left out")
-    return notes
-
-
-def _require_metrics(records: Sequence[Record], metrics: Sequence[str]) -> None:
-    for metric in metrics:
-        if not any(metric in record for record in records):
-            raise DataError(f"no record has the metric {metric!r}; {_there_is(records)}")
-
-
 def _require_axis(records: Sequence[Record], x: str) -> None:
-    if not any(position(record, x, "records") is not None for record in records):
-        there = [axis for axis in AXES if any(position(record, axis, "records") is not None for record in records)]
-        raise DataError(
-            f"no record has {x} to stand on the x axis; there are: {listed(there) or 'none of ' + listed(AXES)}"
-        )
+    def has(axis: str) -> bool:
+        return any(position(record, axis, "records") is not None for record in records)
+
+    if not has(x):
+        available = listed([axis for axis in AXES if has(axis)]) or "none of " + listed(AXES)
+        raise DataError(f"no record has {x} for the x axis; there are: {available}")
 
 
-def _there_is(records: Sequence[Record]) -> str:
+def _available(records: Sequence[Record]) -> str:
     return f"there are: {listed(metric_names(records), 40)}"
 
 
-def _all(series: Mapping[str, Runs]) -> list[Record]:
+def _all_records(series: Mapping[str, Runs]) -> list[Record]:
     return [record for runs in series.values() for records in runs for record in records]

@@ -1,4 +1,7 @@
-"""What a plot shows, decided once: data, scales, references, names and styles; the page and matplotlib only draw it."""
+"""Describe plots independently of how they are drawn: data, scales, references, names and styles.
+
+The page and matplotlib draw the same descriptions.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,19 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
-"""Okabe and Ito's palette, told apart with every kind of colour vision, less its yellow, which is faint on white."""
+"""Palette of Okabe and Ito, distinguishable with every kind of colour vision; without yellow, which is faint on white.
+"""
 
-ORDERED = (
-    "#00224e",
-    "#173473",
-    "#434e6c",
-    "#62656f",
-    "#7d7c78",
-    "#9a9376",
-    "#bcaf6f",
-    "#dfcd5d",
-)
-"""cividis, dark to light: for what is in an order, or is more than the palette tells apart."""
+ORDERED = ("#00224e", "#173473", "#434e6c", "#62656f", "#7d7c78", "#9a9376", "#bcaf6f", "#dfcd5d")
+"""cividis from dark to light, for ordered items, or for more items than the palette has colours."""
 
 MARKERS = ("circle", "square", "triangle", "diamond", "triangle2", "cross", "star")
 DASHES = {"train": "solid", "test": "dashed", None: "solid"}
@@ -28,7 +23,7 @@ GREY = "#444444"
 
 @dataclass(frozen=True)
 class Style:
-    """How a line is told from others: never by its colour alone. `hollow`: its marks are outlines."""
+    """Style of a line; lines never differ by colour alone. `hollow`: markers are outlines."""
 
     colour: str = COLOURS[0]
     dash: str = "solid"
@@ -38,11 +33,16 @@ class Style:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis measures, its unit, and its scale.
+    """Axis of a plot.
 
-    log: whether it is logarithmic, at first. linear_to: where a logarithmic axis has to hold 0 it is linear from there
-    to this. ticks: where an axis of that kind has them. whole: only whole numbers mean anything. bounds: its ends,
-    where they are not those of the data.
+    Attributes:
+        name: Quantity on the axis.
+        unit: Unit, empty for a plain number.
+        log: Whether the axis is logarithmic at first.
+        linear_to: If a logarithmic axis contains 0, the value up to which it is linear.
+        ticks: Positions of the ticks of such an axis.
+        integer: Whether only integers have a meaning.
+        bounds: Ends of the axis, if they are not those of the data.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Axis:
     log: bool = False
     linear_to: float | None = None
     ticks: tuple[float, ...] = ()
-    whole: bool = False
+    integer: bool = False
     bounds: tuple[float, float] | None = None
 
     @property
@@ -61,9 +61,19 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: what it is of, values y along x (NaN where it is broken), over several seeds the lowest and highest.
+    """Line of a plot.
 
-    name: what stands at its end, where there is room.
+    Attributes:
+        condition: Name of the run or condition.
+        metric: Name of the metric.
+        split: Name of the split.
+        x: Positions in ascending order.
+        y: Values, NaN where the line is interrupted; the mean if there are several seeds.
+        style: Style of the line.
+        name: Label at the end of the line, if there is room.
+        seeds: Number of seeds.
+        low: Lowest value over the seeds; empty for one seed.
+        high: Highest value over the seeds.
     """
 
     condition: str
@@ -80,7 +90,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A value that lines are held against: a horizontal line, dotted."""
+    """Reference value for lines, drawn as a dotted horizontal line."""
 
     value: float
     name: str
@@ -89,7 +99,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line at x, with a word above it."""
+    """Vertical line at x with a label above it."""
 
     x: float
     label: str
@@ -97,7 +107,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Span:
-    """How far a line rises above another at x: a measure from `low` to `high`; what it is of, and that with how far."""
+    """Vertical distance from `low` to `high` at x, with a name, and a label that includes its size."""
 
     x: float
     low: float
@@ -109,9 +119,20 @@ class Span:
 
 @dataclass(frozen=True)
 class LinePlot:
-    """Lines along a common x. names: of the metrics, by their name in the records. meaning: one sentence for a person.
+    """Plot of lines along a common x.
 
-    key names the plot within a report. chords: straight lines that spans are measured from, dotted.
+    Attributes:
+        key: Name of the plot, unique in a report.
+        title: Title.
+        x: Horizontal axis.
+        y: Vertical axis.
+        lines: The lines.
+        names: Labels of the metrics by their names in the records.
+        meaning: One sentence that explains the plot.
+        levels: Reference values.
+        marks: Vertical lines.
+        spans: Distances that are drawn, such as barriers.
+        chords: Dotted straight lines: x and y of one end, x and y of the other, colour.
     """
 
     key: str
@@ -125,17 +146,23 @@ class LinePlot:
     marks: tuple[Mark, ...] = ()
     spans: tuple[Span, ...] = ()
     chords: tuple[tuple[float, float, float, float, str], ...] = ()
-    """x, y of one end, x, y of the other, colour."""
 
     @property
     def positions(self) -> list[float]:
-        """Every place on the x axis, in order."""
-        return sorted({place for line in self.lines for place in line.x})
+        """All positions on the x axis, in order."""
+        return sorted({position for line in self.lines for position in line.x})
 
 
 @dataclass(frozen=True)
 class Frames:
-    """One picture a checkpoint, of one run and split: checkpoints (T,) by their number in the run, values (T, …)."""
+    """Arrays of one run and split, one for each checkpoint.
+
+    Attributes:
+        run: Name of the run.
+        split: Name of the split.
+        checkpoints: Indices (T,) of the checkpoints in the run.
+        values: The arrays, shape (T, …).
+    """
 
     run: str
     split: str
@@ -145,10 +172,18 @@ class Frames:
 
 @dataclass(frozen=True)
 class MatrixPlot:
-    """Cosines between rows, (T, b, b) for each run and split; `labels` (b,) name the rows of each run's matrices.
+    """Matrices of cosines or similarities.
 
-    off_diagonal: the value of all cosines of different classes at collapse, by run. unit: what else a value is, from
-    −1 to 1; rows: what the rows are. whole: whether a matrix is of a run as a whole, and not of one checkpoint.
+    Attributes:
+        key: Name of the plot, unique in a report.
+        title: Title.
+        meaning: One sentence that explains the plot.
+        frames: Matrices (T, b, b) of each run and split.
+        labels: Names (b,) of the rows, by run.
+        off_diagonal: Value of all cosines of different classes at collapse, by run.
+        unit: Quantity of the values, which lie between −1 and 1.
+        rows: Plural noun for the rows.
+        of_run: Whether a matrix belongs to the entire run, not to one checkpoint.
     """
 
     key: str
@@ -159,14 +194,21 @@ class MatrixPlot:
     off_diagonal: dict[str, float]
     unit: str = "cosine"
     rows: str = "classes"
-    whole: bool = False
+    of_run: bool = False
 
 
 @dataclass(frozen=True)
 class LayerMap:
-    """A number by layer and checkpoint, (1, L, T) for each run and split, NaN where there is none.
+    """Heat map of a metric by layer and checkpoint.
 
-    layers (L,) and columns (T,) name both by run. log: whether colours follow the logarithm.
+    Attributes:
+        key: Name of the plot, unique in a report.
+        title: Title.
+        meaning: One sentence that explains the plot.
+        frames: Values (1, L, T) of each run and split, NaN for a missing one.
+        layers: Names (L,) of the layers, by run.
+        columns: Names (T,) of the checkpoints, by run.
+        log: Whether colours follow the logarithm.
     """
 
     key: str
@@ -180,9 +222,15 @@ class LayerMap:
 
 @dataclass(frozen=True)
 class SpectrumPlot:
-    """Eigenvalues of one Gram at some ranks, (T, r) for each run and split, NaN beyond the spectrum's own length.
+    """Eigenvalues of a Gram matrix at some ranks.
 
-    ranks (r,), from 1. at_collapse: by run, how many equal eigenvalues there are then.
+    Attributes:
+        key: Name of the plot, unique in a report.
+        title: Title.
+        meaning: One sentence that explains the plot.
+        ranks: Ranks (r,), from 1.
+        frames: Eigenvalues (T, r) of each run and split, NaN beyond the length of the spectrum.
+        at_collapse: Number of equal eigenvalues at collapse, by run.
     """
 
     key: str
@@ -195,7 +243,7 @@ class SpectrumPlot:
 
 @dataclass(frozen=True)
 class Column:
-    """One number a class in a table: its name in the record, a heading, what it means."""
+    """Column of a table of classes: name in the record, heading, meaning."""
 
     name: str
     label: str
@@ -204,9 +252,16 @@ class Column:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Numbers by class, (T, C, columns) for each run and split; NaN where there is none. labels (C,) by run.
+    """Table of numbers by class.
 
-    nearest: for each frame of each of `frames` and each class, in words, the class means nearest to its samples.
+    Attributes:
+        key: Name of the table, unique in a report.
+        title: Title.
+        meaning: One sentence that explains the table.
+        columns: The columns.
+        frames: Values (T, C, columns) of each run and split, NaN for a missing one.
+        labels: Names (C,) of the classes, by run.
+        nearest: For each of `frames`, each checkpoint and each class: the class means nearest to its samples, as text.
     """
 
     key: str
@@ -219,8 +274,8 @@ class ClassTable:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A checkpoint in a plane."""
+class PlanePoint:
+    """Checkpoint in a plane: its name, coordinates, and label."""
 
     name: str
     x: float
@@ -230,9 +285,20 @@ class Place:
 
 @dataclass(frozen=True)
 class ContourPlot:
-    """The loss over a plane: xs (n,), ys (m,), values (m, n), NaN where there is none; levels in ascending order.
+    """Contours of the loss over a plane.
 
-    The levels are spaced evenly in the logarithm; none where the loss is the same everywhere.
+    Attributes:
+        key: Name of the plot, unique in a report.
+        title: Title.
+        meaning: One sentence that explains the plot.
+        x: Horizontal axis.
+        y: Vertical axis.
+        xs: Coordinates (n,) of the grid along x.
+        ys: Coordinates (m,) of the grid along y.
+        values: Loss (m, n), NaN for a missing one.
+        levels: Levels in ascending order, evenly spaced in the logarithm; empty if the loss is the same everywhere.
+        unit: Unit of the loss.
+        points: Checkpoints in the plane.
     """
 
     key: str
@@ -245,18 +311,18 @@ class ContourPlot:
     values: np.ndarray
     levels: tuple[float, ...]
     unit: str
-    places: tuple[Place, ...]
+    points: tuple[PlanePoint, ...]
 
 
 Plot = LinePlot | MatrixPlot | LayerMap | SpectrumPlot | ClassTable | ContourPlot
 
 
-def colour_of(number: int, count: int) -> str:
-    """The colour of one of `count`: the palette's, or in more than that a shade of an order."""
+def colour_of(index: int, count: int) -> str:
+    """Return the colour of one of `count` items: one of the palette, or a shade of `ORDERED` if they are more."""
     if count <= len(COLOURS):
-        return COLOURS[number]
-    place = number / (count - 1) * (len(ORDERED) - 1)
-    low = min(int(place), len(ORDERED) - 2)
+        return COLOURS[index]
+    position = index / (count - 1) * (len(ORDERED) - 1)
+    low = min(int(position), len(ORDERED) - 2)
     ends = [[int(ORDERED[i][at : at + 2], 16) for at in (1, 3, 5)] for i in (low, low + 1)]
-    mixed = [round(a + (b - a) * (place - low)) for a, b in zip(*ends, strict=True)]
+    mixed = [round(a + (b - a) * (position - low)) for a, b in zip(*ends, strict=True)]
     return "#" + "".join(f"{value:02X}" for value in mixed)

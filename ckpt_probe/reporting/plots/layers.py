@@ -1,4 +1,4 @@
-"""Records by layer, and rows kept of layers → heat maps, similarities of layers and checkpoints, and separation."""
+"""Describe plots of layers: heat maps of metrics, similarities of layers and checkpoints, separation by depth."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,22 +12,28 @@ from ckpt_probe.reporting.layers_table import Grid, grids_of
 from ckpt_probe.reporting.plots.description import COLOURS, Axis, Frames, LayerMap, Line, LinePlot, MatrixPlot, Style
 from ckpt_probe.reporting.runs import Run
 
-DESCRIBED = frozenset({"depth", "step", "epoch", "sample.mir_stderr"})
-"""Numbers of a record that say what was measured, or are of all layers at once."""
+NO_HEAT_MAP = frozenset({"depth", "step", "epoch", "sample.mir_stderr"})
+"""Numbers of a record that describe the measurement, or all layers at once."""
 
 DECADES = 2
-"""Powers of ten between the smallest and the largest value from which on colours follow the logarithm."""
-
-SHOWN = 3
-"""Checkpoints whose separation is drawn against depth."""
+"""Powers of ten between the smallest and the largest value above which colours follow the logarithm."""
 
 
 @dataclass(frozen=True)
-class LayerLikeness:
-    """Similarities of one run and split: between layers at each checkpoint, and between checkpoints of each layer.
+class LayerSimilarity:
+    """Similarities of one run and split.
 
-    layers (L,); cka (T, L, L) and mir, or None, at `checkpoints`, by their numbers in the run; through: CKA (T, T) by
-    layer. rows and mir_rows: of how many rows.
+    Attributes:
+        run: Name of the run.
+        split: Name of the split.
+        layers: Names (L,) of the layers.
+        checkpoints: Indices (T,) of the checkpoints in the run.
+        names: Names (T,) of the checkpoints.
+        cka: CKA between layers at each checkpoint, shape (T, L, L).
+        mir: MIR between layers at each checkpoint, shape (T, L, L), or None.
+        rows: Number of compared rows.
+        mir_rows: Number of compared rows for MIR.
+        by_checkpoint: CKA between checkpoints, shape (T, T), by layer.
     """
 
     run: str
@@ -39,79 +45,81 @@ class LayerLikeness:
     mir: np.ndarray | None
     rows: int
     mir_rows: int
-    through: dict[str, np.ndarray] = field(default_factory=dict)
+    by_checkpoint: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
-    """A heat map, layer by checkpoint, of every number that more than one layer has."""
-    described = {metric.name: (metric.label, metric.meaning) for metric in all_metrics()}
+    """Describe a heat map, layer by checkpoint, of every metric of at least two layers."""
+    descriptions = {metric.name: (metric.label, metric.meaning) for metric in all_metrics()}
     plots = []
     for name in _metrics(runs):
-        grids = {run.name: grids_of(run.layered, name) for run in runs if _has(run, name)}
+        grids = {
+            run.name: grids_of(run.layered, name)
+            for run in runs
+            if any(isinstance(record.get(name), float) for record in run.layered)
+        }
         frames = tuple(
-            Frames(run, grid.split, (0,), _values(grid)[None]) for run, held in grids.items() for grid in held
+            Frames(run, grid.split, (0,), _values(grid)[None]) for run, of_run in grids.items() for grid in of_run
         )
-        layers = {run: held[0].layers for run, held in grids.items()}
-        columns = {run: held[0].columns for run, held in grids.items()}
-        label, meaning = described.get(name, (name, ""))
+        layers = {run: of_run[0].layers for run, of_run in grids.items()}
+        columns = {run: of_run[0].columns for run, of_run in grids.items()}
+        label, meaning = descriptions.get(name, (name, ""))
         plots.append(LayerMap(f"layers-{name}", label, meaning, frames, layers, columns, _spans_decades(frames)))
     return plots
 
 
-def similarity_plots(found: Sequence[LayerLikeness]) -> list[MatrixPlot]:
-    """CKA and MIR between the layers of a checkpoint, moved by the slider, and CKA of each layer over checkpoints."""
-    if not found:
+def similarity_plots(similarities: Sequence[LayerSimilarity]) -> list[MatrixPlot]:
+    """Describe CKA and MIR between the layers of each checkpoint, and CKA of each layer between checkpoints."""
+    if not similarities:
         return []
     meaning = (
-        f"linear CKA between layers, on {_counts(one.rows for one in found)} rows that were kept of each; 1 where they "
-        "agree but for a rotation"
+        f"linear CKA between layers, on {_counts(each.rows for each in similarities)} rows that were kept of each; "
+        "1 where they agree but for a rotation"
     )
-    frames = tuple(Frames(one.run, one.split, one.checkpoints, one.cka) for one in found)
-    labels = {one.run: one.layers for one in found}
+    frames = tuple(Frames(each.run, each.split, each.checkpoints, each.cka) for each in similarities)
+    labels = {each.run: each.layers for each in similarities}
     plots = [MatrixPlot("layers-cka", "Layers with each other", meaning, frames, labels, {}, "CKA", "layers")]
-    frames = tuple(Frames(one.run, one.split, one.checkpoints, one.mir) for one in found if one.mir is not None)
-    if frames:
-        rows = _counts(one.mir_rows for one in found if one.mir is not None)
+    with_mir = [(each, each.mir) for each in similarities if each.mir is not None]
+    if with_mir:
         meaning = (
-            f"matrix mutual information ratio between layers, on {rows} of these rows; it depends on their number, and "
-            "is not 1 of a layer with itself"
+            f"matrix mutual information ratio between layers, on {_counts(each.mir_rows for each, _ in with_mir)} of "
+            "these rows; it depends on their number, and is not 1 of a layer with itself"
         )
+        frames = tuple(Frames(each.run, each.split, each.checkpoints, mir) for each, mir in with_mir)
         plots.append(
             MatrixPlot("layers-mir", "Information between layers", meaning, frames, labels, {}, "MIR", "layers")
         )
-    for layer in dict.fromkeys(layer for one in found for layer in one.through):
-        mine = [one for one in found if layer in one.through]
-        frames = tuple(Frames(one.run, one.split, (0,), one.through[layer][None]) for one in mine)
-        meaning = "CKA of the layer with itself at other checkpoints: the last row says how soon it is what it ends as"
-        names = {one.run: one.names for one in mine}
+    meaning = "CKA of the layer with itself at other checkpoints: the last row says how soon it is what it ends as"
+    for layer in dict.fromkeys(layer for each in similarities for layer in each.by_checkpoint):
+        of_layer = [each for each in similarities if layer in each.by_checkpoint]
+        frames = tuple(Frames(each.run, each.split, (0,), each.by_checkpoint[layer][None]) for each in of_layer)
+        names = {each.run: each.names for each in of_layer}
         title = f"{layer} through the run"
         plots.append(MatrixPlot(f"layers-cka-{layer}", title, meaning, frames, names, {}, "CKA", "checkpoints", True))
     return plots
 
 
 def separation_plots(runs: Sequence[Run]) -> list[LinePlot]:
-    """Separation against depth, at the first, the middle and the last checkpoint, with the line that fits each."""
-    return [plot for run in runs for split in _splits(run) if (plot := _separation(run, split)) is not None]
+    """Describe separation by depth at the first, the middle and the last checkpoint, with the line fitted to each."""
+    pairs = [(run, split) for run in runs for split in dict.fromkeys(str(record["split"]) for record in run.layered)]
+    return [plot for run, split in pairs if (plot := _separation(run, split)) is not None]
 
 
 def _separation(run: Run, split: str) -> LinePlot | None:
-    mine = [r for r in run.layered if r["split"] == split and isinstance(r.get("separation"), float)]
-    names = list(dict.fromkeys(str(record["checkpoint"]) for record in mine))
+    records = [r for r in run.layered if r["split"] == split and isinstance(r.get("separation"), float)]
+    names = list(dict.fromkeys(str(record["checkpoint"]) for record in records))
     lines, chords, fits = [], [], []
-    for place, number in enumerate(sorted({0, len(names) // 2, len(names) - 1}) if names else []):
-        points = sorted((float(r["depth"]), r["separation"]) for r in mine if str(r["checkpoint"]) == names[number])
-        fitted = line_through(points)
-        if fitted is None:
+    for index, number in enumerate(sorted({0, len(names) // 2, len(names) - 1}) if names else []):
+        points = sorted((float(r["depth"]), r["separation"]) for r in records if str(r["checkpoint"]) == names[number])
+        fit = line_through(points)
+        if fit is None:
             continue
-        style = Style(COLOURS[place], ("dotted", "dashed", "solid")[place], ("circle", "square", "triangle")[place])
+        style = Style(COLOURS[index], ("dotted", "dashed", "solid")[index], ("circle", "square", "triangle")[index])
         x, y = [depth for depth, _ in points], [value for _, value in points]
         lines.append(Line(run.name, "separation", split, x, y, style, name=names[number]))
-        ends = (min(x), max(x))
-        chords.append(
-            (ends[0], fitted.intercept + fitted.slope * ends[0], ends[1], fitted.intercept + fitted.slope * ends[1],
-             style.colour)
-        )  # fmt: skip
-        fits.append(f"{names[number]}: slope {fitted.slope:.3g}, R² {fitted.r2:.3f}")
+        first, last = ((depth, fit.intercept + fit.slope * depth) for depth in (min(x), max(x)))
+        chords.append((*first, *last, style.colour))
+        fits.append(f"{names[number]}: slope {fit.slope:.3g}, R² {fit.r2:.3f}")
     if not lines:
         return None
     return LinePlot(
@@ -131,27 +139,16 @@ def _counts(numbers: Iterable[int]) -> str:
 
 
 def _metrics(runs: Iterable[Run]) -> list[str]:
-    found: dict[str, set[str]] = {}
-    for run in runs:
-        for record in run.layered:
-            for name, value in record.items():
-                if isinstance(value, float) and math.isfinite(value) and not _is_described(name):
-                    found.setdefault(name, set()).add(str(record["layer"]))
+    """Return the names of metrics of at least two layers, in the documented order."""
+    layers: dict[str, set[str]] = {}
+    for record in (record for run in runs for record in run.layered):
+        for name, value in record.items():
+            described = name not in NO_HEAT_MAP and not name.startswith("reference.")
+            if described and isinstance(value, float) and math.isfinite(value):
+                layers.setdefault(name, set()).add(str(record["layer"]))
     order = [metric.name for metric in all_metrics()]
-    known = [name for name in order if name in found]
-    return [name for name in [*known, *(set(found) - set(order))] if len(found[name]) > 1]
-
-
-def _is_described(name: str) -> bool:
-    return name in DESCRIBED or name.startswith("reference.")
-
-
-def _has(run: Run, name: str) -> bool:
-    return any(isinstance(record.get(name), float) for record in run.layered)
-
-
-def _splits(run: Run) -> list[str]:
-    return list(dict.fromkeys(str(record["split"]) for record in run.layered))
+    known = [name for name in order if name in layers]
+    return [name for name in [*known, *(set(layers) - set(order))] if len(layers[name]) > 1]
 
 
 def _values(grid: Grid) -> np.ndarray:

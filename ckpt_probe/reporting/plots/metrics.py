@@ -1,4 +1,4 @@
-"""Runs → a plot for every metric, along what tells their checkpoints apart, in groups that a person would look for."""
+"""Describe a plot of every metric of some runs, in groups by topic."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ FIT = ("batch_accuracy", "batch_loss", "learning_rate")
 """Numbers of the training log that are shown with accuracy and loss."""
 
 NO_MEASURE = frozenset({"samples", "sample.probes", "sample.seed", "class.probes", "class.seed"})
-"""Names whose values say how a number was found, not what it is; so does every standard error."""
+"""Names of values that describe how a number was computed; so do all standard errors."""
 
 WIDE = 100
 """Ratio of the largest to the smallest value above which an axis of positive values is logarithmic at first."""
@@ -26,28 +26,36 @@ SPREAD = 4
 
 
 def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[LinePlot]]], list[str]]:
-    """Titled groups of plots, one for each metric that a run has; and what was left out, in words."""
+    """Describe one plot for each metric of the runs.
+
+    Args:
+        runs: The runs.
+        axis: Quantity on the x axis.
+
+    Returns:
+        Groups of plots with their titles, and notes on what is missing.
+    """
     notes: list[str] = []
     series = {}
     for run in runs:
-        along = placed(run, axis)
         if not metric_names(run.records):
             continue
-        if along is None:
+        positioned = placed(run, axis)
+        if positioned is None:
             notes.append(
                 f"{run.name}: its records have no {axis} that tells them apart; they are in no plot of metrics"
             )
         else:
-            series[run.name] = [along.records]
-    names = metric_names([record for held in series.values() for record in held[0]])
+            series[run.name] = [positioned.records]
+    names = metric_names([record for records in series.values() for record in records[0]])
     names = [name for name in names if name not in {ORDER, axis, *NO_MEASURE} and not name.endswith("_stderr")]
     if not names:
         return [], notes
     plots, more = line_plots(series, [[name] for name in names], Scales(x=axis))
     finished = [_finished(plot, len(series), axis) for plot in plots]
-    found = dict(zip(names, finished, strict=True))
+    by_name = dict(zip(names, finished, strict=True))
     titles = [*dict.fromkeys(family.group for family in FAMILIES), RENYI, BARRIERS, OTHERS]
-    groups = [(title, [found[name] for name in names if _group_of(name) == title]) for title in titles]
+    groups = [(title, [by_name[name] for name in names if _group_of(name) == title]) for title in titles]
     return [(title, plots) for title, plots in groups if plots], [*notes, *more]
 
 
@@ -62,8 +70,8 @@ def _group_of(name: str) -> str:
     return next((each.group for each in FAMILIES if each.name == family), OTHERS)
 
 
-def told_by_split(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Lines of one run, told apart by the colour of their splits too."""
+def coloured_by_split(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Return lines of one run with a colour for each split."""
     splits = list(dict.fromkeys(line.split for line in lines))
     return tuple(
         replace(line, style=replace(line.style, colour=colour_of(splits.index(line.split), len(splits))))
@@ -72,23 +80,23 @@ def told_by_split(lines: Sequence[Line]) -> tuple[Line, ...]:
 
 
 def spread_out(values: Sequence[float]) -> bool:
-    """Whether values, those that are numbers, want a logarithmic axis: all above 0 and of very different size."""
+    """Whether a logarithmic axis suits the values: all that are known are above 0, and of very different size."""
     known = [value for value in values if not math.isnan(value)]
     return bool(known) and min(known) > 0 and max(known) > WIDE * min(known)
 
 
-def axis_along(name: str, places: Sequence[float]) -> Axis:
-    """The axis that checkpoints at these places, in ascending order, are drawn along; logarithmic where they are so."""
-    positive = [place for place in places if place > 0]
-    log = len(positive) > 3 and places[0] >= 0 and places[-1] > SPREAD * median(positive)
-    x = x_axis(name, places, log=log)
-    return replace(x, name="checkpoint, in order", whole=True) if name == ORDER else x
+def axis_along(name: str, positions: Sequence[float]) -> Axis:
+    """Return the axis of checkpoints at positions in ascending order; logarithmic if their spacing is."""
+    positive = [position for position in positions if position > 0]
+    log = len(positive) > 3 and positions[0] >= 0 and positions[-1] > SPREAD * median(positive)
+    x = x_axis(name, positions, log=log)
+    return replace(x, name="checkpoint, in order", integer=True) if name == ORDER else x
 
 
 def _finished(plot: LinePlot, runs: int, axis: str) -> LinePlot:
     name = next(iter(plot.names))
-    lines = plot.lines if runs > 1 else told_by_split(plot.lines)
-    named = [_named(line, runs, len({one.split for one in lines})) for line in lines]
+    lines = plot.lines if runs > 1 else coloured_by_split(plot.lines)
+    named = [_named(line, runs, len({other.split for other in lines})) for line in lines]
     x = axis_along(axis, plot.positions)
     log_y = spread_out([value for line in lines for value in line.y])
     return replace(plot, key=f"metric-{name}", lines=tuple(named), x=x, y=replace(plot.y, log=log_y))

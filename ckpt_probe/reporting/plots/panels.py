@@ -1,4 +1,4 @@
-"""Curves → line plots: one a panel, with their styles, scales and values at collapse."""
+"""Turn curves into line plots, one for each panel, with styles, scales and values at collapse."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,13 @@ AXIS_NAMES = {"step": "training step", "alpha": "α, position on the path"}
 
 @dataclass(frozen=True)
 class Scales:
-    """What stands on the x axis of every panel (None: alpha where there is one, else step), and which axes are logs."""
+    """Scales of the panels.
+
+    Attributes:
+        x: Quantity on the x axis; None for alpha if the records have it, else step.
+        log_x: Whether the x axis is logarithmic.
+        log_y: Whether the y axes are logarithmic.
+    """
 
     x: str | None = None
     log_x: bool = False
@@ -40,43 +46,58 @@ def line_plots(
     splits: Sequence[str] | None = None,
     marks: Sequence[Mark] = (),
 ) -> tuple[list[LinePlot], list[str]]:
-    """One plot for each of `panels`, the metrics that share it; and what was left out, in words.
+    """Describe one plot for each panel.
 
-    series: for each condition its seeds' records. Colour tells conditions, and the marker the metrics that share a
-    panel; where there is only one condition, colour tells the metrics. Dashes tell splits. Raises DataError as
-    `curves`, UsageError where no metric is named or a logarithmic x has values below 0.
+    Colours distinguish conditions, and markers the metrics of a panel; with a single condition, colours distinguish
+    metrics. Dashes distinguish splits.
+
+    Args:
+        series: Records of every seed, by condition.
+        panels: Names of the metrics of each panel.
+        scales: Scales of the panels.
+        splits: Names of the splits; None for all.
+        marks: Vertical lines with labels.
+
+    Returns:
+        The plots, and notes on values that are missing or cannot be drawn.
+
+    Raises:
+        DataError: As `curves`.
+        UsageError: If there is no metric, or a logarithmic x axis has values below 0.
     """
     scales = scales or Scales()
-    shown = [list(dict.fromkeys(panel)) for panel in panels]
-    names = list(dict.fromkeys(name for panel in shown for name in panel))
+    panels = [list(dict.fromkeys(panel)) for panel in panels]
+    names = list(dict.fromkeys(name for panel in panels for name in panel))
     if not names:
         raise UsageError("a figure needs at least one metric")
     x = scales.x or axis_of([record for runs in series.values() for records in runs for record in records])
-    found, notes = curves(series, names, x, splits)
+    all_curves, notes = curves(series, names, x, splits)
     metrics = {name: described(series, name) for name in names}
-    axis = x_axis(x, sorted({place for curve in found for place in curve.x}), log=scales.log_x)
-    styles = _Styles(list(series), list(dict.fromkeys(curve.split for curve in found)))
-    plots = [_panel(panel, found, metrics, axis, scales.log_y, styles, tuple(marks)) for panel in shown]
-    return plots, [*notes, *(_unseen(found, metrics) if scales.log_y else [])]
+    axis = x_axis(x, sorted({at for curve in all_curves for at in curve.x}), log=scales.log_x)
+    styles = _Styles(list(series), list(dict.fromkeys(curve.split for curve in all_curves)))
+    plots = [_panel(panel, all_curves, metrics, axis, scales.log_y, styles, tuple(marks)) for panel in panels]
+    return plots, [*notes, *(_beyond_log_axis(all_curves, metrics) if scales.log_y else [])]
 
 
-def x_axis(name: str, places: Sequence[float], *, log: bool) -> Axis:
-    """The axis of `places`, in ascending order. Raises UsageError for a logarithmic one that goes below 0."""
-    if log and (places[0] < 0 or places[-1] <= 0):
-        raise UsageError(f"--log-x: {name} goes from {places[0]:g} to {places[-1]:g}; expected values above 0")
-    first = next((place for place in places if place > 0), None) if places and places[0] == 0 else None
+def x_axis(name: str, positions: Sequence[float], *, log: bool) -> Axis:
+    """Return the axis of positions in ascending order; raise UsageError if it is logarithmic and goes below 0."""
+    if log and (positions[0] < 0 or positions[-1] <= 0):
+        raise UsageError(
+            f"`log_x=True`: {name} goes from {positions[0]:g} to {positions[-1]:g}; expected values above 0"
+        )
+    first = next((at for at in positions if at > 0), None) if positions and positions[0] == 0 else None
     return Axis(
         AXIS_NAMES.get(name, name),
         log=log,
         linear_to=first,
-        ticks=() if first is None else _powers(first, places[-1]),
-        whole=name in {"step", "epoch"},
+        ticks=() if first is None else _ticks(first, positions[-1]),
+        integer=name in {"step", "epoch"},
     )
 
 
 @dataclass(frozen=True)
 class _Styles:
-    """Who is told apart by what."""
+    """Styles of all curves: which conditions and splits they must distinguish."""
 
     conditions: Sequence[str]
     splits: Sequence[str | None]
@@ -99,14 +120,13 @@ class _Styles:
 
 def _panel(
     panel: Sequence[str],
-    found: Sequence[Curve],
+    all_curves: Sequence[Curve],
     metrics: Mapping[str, PlottedMetric],
     x: Axis,
     log_y: bool,
     styles: _Styles,
     marks: tuple[Mark, ...],
 ) -> LinePlot:
-    mine = [curve for curve in found if curve.metric in panel]
     units = {metrics[name].unit for name in panel}
     title = ", ".join(metrics[name].label for name in panel)
     single = len(styles.conditions) == 1 and len(panel) > 1
@@ -127,7 +147,8 @@ def _panel(
             low=curve.low,
             high=curve.high,
         )
-        for curve in mine
+        for curve in all_curves
+        if curve.metric in panel
     ]
     return LinePlot(
         key="-".join(panel),
@@ -142,18 +163,20 @@ def _panel(
     )
 
 
-def _unseen(found: Sequence[Curve], metrics: Mapping[str, PlottedMetric]) -> list[str]:
-    """What a logarithmic axis cannot show, in words."""
-    below = sum(value <= 0 for curve in found for value in curve.mean)
-    flat = [metric.label for metric in metrics.values() if any(value <= 0 for value in metric.references)]
-    notes = [f"{below} values of 0 or less have no place on a logarithmic axis; the line breaks there"]
-    return (notes if below else []) + (
-        [f"at collapse {listed(flat)} is 0, which has no place on a logarithmic axis"] if flat else []
-    )
+def _beyond_log_axis(all_curves: Sequence[Curve], metrics: Mapping[str, PlottedMetric]) -> list[str]:
+    """Return notes on values that a logarithmic axis cannot show."""
+    below = sum(value <= 0 for curve in all_curves for value in curve.mean)
+    at_zero = [metric.label for metric in metrics.values() if any(value <= 0 for value in metric.references)]
+    notes = []
+    if below:
+        notes.append(f"{below} values of 0 or less have no place on a logarithmic axis; the line breaks there")
+    if at_zero:
+        notes.append(f"at collapse {listed(at_zero)} is 0, which has no place on a logarithmic axis")
+    return notes
 
 
-def _powers(first: float, last: float) -> tuple[float, ...]:
-    """0 and the powers of ten between; the ends where there is none."""
+def _ticks(first: float, last: float) -> tuple[float, ...]:
+    """Return 0 and the powers of ten between first and last, or 0, first and last if there are none."""
     low, high = math.ceil(math.log10(first)), math.floor(math.log10(last))
     if low > high:
         return 0, first, last

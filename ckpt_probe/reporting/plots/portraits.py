@@ -1,4 +1,4 @@
-"""Pictures of checkpoints → cosine matrices, spectra and the table of classes, one frame a checkpoint."""
+"""Describe plots of checkpoints with one frame each: cosine matrices, spectra, and the table of classes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from ckpt_probe.reporting.plots.description import ClassTable, Column, Frames, M
 from ckpt_probe.reporting.runs import Picture, Run
 
 MOST_NUMBERS = {"cosines": 300_000, "spectra": 300_000, "classes": 250_000}
-"""Numbers of each kind that a page holds; where more would be, evenly spaced checkpoints are kept, and that is said."""
+"""Largest number of values of each kind in a page; if there are more, only evenly spaced checkpoints are drawn."""
 
 MOST_NEAREST = 4
-"""Class means that are named as the nearest to a class's samples."""
+"""Largest number of class means that are listed as the nearest to the samples of a class."""
 
 MATRICES = {
     "means": (
@@ -36,157 +36,162 @@ SPECTRA = {
     "within": ("Within a class", "eigenvalues of the Gram matrix of a class's own features, mean over classes"),
 }
 AT_COLLAPSE = {"class.means", "class.weights"}
-"""Grams whose C − 1 eigenvalues are equal at collapse, if C classes can form a simplex."""
+"""Gram matrices whose C − 1 eigenvalues are equal at collapse, if C classes can form a simplex."""
 
 NEAREST = "nearest.confusion"
 
+Values = tuple[str, str, int, np.ndarray]
+"""Run, split, index of the checkpoint, and its array."""
+
 
 def matrix_plots(runs: Sequence[Run]) -> tuple[list[MatrixPlot], list[str]]:
-    """Cosine matrices of class means and of classifier rows, and what was left out, in words."""
+    """Describe cosine matrices of class means and of classifier rows; return the plots, and notes on omitted parts."""
     plots, notes = [], []
-    sizes = {run.name: _blocks(run) for run in runs}
+    blocks = {run.name: _blocks(run) for run in runs}
     for run in runs:
-        if sizes[run.name] and (most := max(map(len, sizes[run.name]))) > 1:
-            classes = sum(map(len, sizes[run.name]))
+        if blocks[run.name] and (most := max(map(len, blocks[run.name]))) > 1:
+            classes = sum(map(len, blocks[run.name]))
             notes.append(
-                f"{run.name}: cosines of {classes} classes, averaged in {len(sizes[run.name])} blocks of up to {most}"
+                f"{run.name}: cosines of {classes} classes, averaged in {len(blocks[run.name])} blocks of up to {most}"
             )
-    entries = {name: _matrices(runs, name, sizes) for name in MATRICES}
-    kept = _kept(runs, sum(values.size for one in entries.values() for _, _, _, values in one), "cosines", notes)
+    values = {name: _cosines(runs, name, blocks) for name in MATRICES}
+    drawn = _drawn_checkpoints(runs, values.values(), "cosines", notes)
     for name, (title, meaning) in MATRICES.items():
-        frames = _frames(entries[name], kept)
+        frames = _frames(values[name], drawn)
         if frames:
-            present = {frame.run for frame in frames}
-            labels = {run.name: _block_labels(run, sizes[run.name]) for run in runs if run.name in present}
-            counts = {run.name: _simplex(run) for run in runs if run.name in present}
-            level = {name: -1 / (count - 1) for name, count in counts.items() if count}
-            plots.append(MatrixPlot(f"cosines-{name}", title, meaning, frames, labels, level))
+            present = [run for run in runs if run.name in {frame.run for frame in frames}]
+            labels = {run.name: _block_labels(run, blocks[run.name]) for run in present}
+            levels = {run.name: -1 / (count - 1) for run in present if (count := _simplex(run))}
+            plots.append(MatrixPlot(f"cosines-{name}", title, meaning, frames, labels, levels))
     return plots, notes
 
 
 def spectrum_plots(runs: Sequence[Run]) -> tuple[list[SpectrumPlot], list[str]]:
-    """The spectrum of every Gram, and what was left out, in words."""
-    names = [name for name in SPECTRA if any(name in spectra for run in runs for spectra in _spectra(run))]
-    ranks = {name: max((s[name][0] for run in runs for s in _spectra(run) if name in s), key=len) for name in names}
-    entries = {name: _eigenvalues(runs, name, len(ranks[name])) for name in names}
+    """Describe the spectrum of every Gram matrix; return the plots, and notes on omitted parts."""
+    spectra = [picture.portrait.spectra for run in runs for picture in run.pictures if picture.portrait is not None]
+    names = [name for name in SPECTRA if any(name in of_checkpoint for of_checkpoint in spectra)]
+    ranks = {name: max((each[name][0] for each in spectra if name in each), key=len) for name in names}
+    values = {name: _eigenvalues(runs, name, len(ranks[name])) for name in names}
     notes: list[str] = []
-    kept = _kept(runs, sum(values.size for one in entries.values() for _, _, _, values in one), "spectra", notes)
-    if any(own[-1] > len(own) for own in ranks.values() if own):
+    drawn = _drawn_checkpoints(runs, values.values(), "spectra", notes)
+    if any(each[-1] > len(each) for each in ranks.values() if each):
         notes.append("spectra are drawn at the first 20 eigenvalues and at ever fewer of those after them")
     plots = []
     for name in names:
         title, meaning = SPECTRA[name]
-        frames = _frames(entries[name], kept)
-        collapse = {run.name: count - 1 for run in runs if name in AT_COLLAPSE and (count := _simplex(run))}
-        plots.append(SpectrumPlot(f"spectrum-{name}", title, meaning, tuple(ranks[name]), frames, collapse))
+        at_collapse = {run.name: count - 1 for run in runs if name in AT_COLLAPSE and (count := _simplex(run))}
+        frames = _frames(values[name], drawn)
+        plots.append(SpectrumPlot(f"spectrum-{name}", title, meaning, tuple(ranks[name]), frames, at_collapse))
     return plots, notes
 
 
 def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
-    """The numbers of each class, and what was left out, in words."""
+    """Describe the table of classes; return it, None without records of classes, and notes on omitted parts."""
     rows = [row for run in runs for picture in run.pictures for row in picture.per_class]
-    columns = [m for m in CLASS_METRICS if m.name != NEAREST and any(m.name in row for row in rows)]
-    if not columns:
+    metrics = [m for m in CLASS_METRICS if m.name != NEAREST and any(m.name in row for row in rows)]
+    if not metrics:
         return None, []
-    names = [metric.name for metric in columns]
-    labels = {run.name: sorted({row["class"] for p in run.pictures for row in p.per_class}) for run in runs}
+    classes = {run.name: sorted({row["class"] for p in run.pictures for row in p.per_class}) for run in runs}
 
     def numbers(run: Run, picture: Picture) -> np.ndarray | None:
-        held = {row["class"]: row for row in picture.per_class}
-        if not held:
+        by_class = {row["class"]: row for row in picture.per_class}
+        if not by_class:
             return None
-        return np.array([[_float(held.get(c, {}).get(name)) for name in names] for c in labels[run.name]])
+        return np.array(
+            [[_float(by_class.get(c, {}).get(metric.name)) for metric in metrics] for c in classes[run.name]]
+        )
 
     notes: list[str] = []
-    entries = list(_entries(runs, numbers))
-    kept = _kept(runs, sum(values.size for _, _, _, values in entries), "classes", notes)
-    frames = _frames(entries, kept)
-    told = {run.name: tuple(run.label(c) for c in labels[run.name]) for run in runs if labels[run.name]}
-    shown = tuple(Column(metric.name, metric.label, metric.meaning) for metric in columns)
-    nearest = tuple(_nearest(runs, frame, labels[frame.run]) for frame in frames)
+    values = _values(runs, numbers)
+    frames = _frames(values, _drawn_checkpoints(runs, [values], "classes", notes))
+    labels = {run.name: tuple(map(run.label, classes[run.name])) for run in runs if classes[run.name]}
+    columns = tuple(Column(metric.name, metric.label, metric.meaning) for metric in metrics)
+    nearest = tuple(_nearest(runs, frame, classes[frame.run]) for frame in frames)
     meaning = "one row a class, of the checkpoint that the slider stands at"
-    return ClassTable("classes", "Classes", meaning, shown, frames, told, nearest), notes
+    return ClassTable("classes", "Classes", meaning, columns, frames, labels, nearest), notes
 
 
-Entry = tuple[str, str, int, np.ndarray]
-"""Run, split, checkpoint, values."""
+def _values(runs: Sequence[Run], array_of: Callable[[Run, Picture], np.ndarray | None]) -> list[Values]:
+    """Return the arrays of all pictures that have one."""
+    pairs = [(run, picture) for run in runs for picture in run.pictures]
+    return [
+        (run.name, picture.split, picture.checkpoint, array)
+        for run, picture in pairs
+        if (array := array_of(run, picture)) is not None
+    ]
 
 
-def _entries(runs: Sequence[Run], of: Callable[[Run, Picture], np.ndarray | None]) -> Iterable[Entry]:
-    for run in runs:
-        for picture in run.pictures:
-            values = of(run, picture)
-            if values is not None:
-                yield run.name, picture.split, picture.checkpoint, values
-
-
-def _matrices(runs: Sequence[Run], name: str, sizes: Mapping[str, list[list[int]]]) -> list[Entry]:
-    def cosines(run: Run, picture: Picture) -> np.ndarray | None:
+def _cosines(runs: Sequence[Run], name: str, blocks: Mapping[str, list[list[int]]]) -> list[Values]:
+    def matrix(run: Run, picture: Picture) -> np.ndarray | None:
         if picture.portrait is None or name not in picture.portrait.cosines:
             return None
-        found = np.array(picture.portrait.cosines[name], dtype=float)
-        blocks = sizes[run.name]
-        if picture.portrait.blocks == blocks:
-            return found
-        whole = np.full((len(blocks), len(blocks)), np.nan)
-        if all(block in blocks for block in picture.portrait.blocks):
-            # A class without samples here has no row; the others keep their places.
-            places = [blocks.index(block) for block in picture.portrait.blocks]
-            whole[np.ix_(places, places)] = found
-        return whole
+        cosines, all_blocks = np.array(picture.portrait.cosines[name], dtype=float), blocks[run.name]
+        if picture.portrait.blocks == all_blocks:
+            return cosines
+        # A class without samples here has no row.
+        padded = np.full((len(all_blocks), len(all_blocks)), np.nan)
+        if all(block in all_blocks for block in picture.portrait.blocks):
+            indices = [all_blocks.index(block) for block in picture.portrait.blocks]
+            padded[np.ix_(indices, indices)] = cosines
+        return padded
 
-    entries = list(_entries(runs, cosines))
+    values = _values(runs, matrix)
     if name != "weights":
-        return entries
-    # The classifier is the same for every split: one of them, the one that knows most classes, stands for it.
-    best: dict[tuple[str, int], Entry] = {}
-    for run, _, checkpoint, values in entries:
+        return values
+    # The classifier is the same for every split; the split with the most classes represents it.
+    best: dict[tuple[str, int], Values] = {}
+    for run, _, checkpoint, cosines in values:
         before = best.get((run, checkpoint))
-        if before is None or np.isnan(values).sum() < np.isnan(before[3]).sum():
-            best[run, checkpoint] = run, "", checkpoint, values
+        if before is None or np.isnan(cosines).sum() < np.isnan(before[3]).sum():
+            best[run, checkpoint] = run, "", checkpoint, cosines
     return list(best.values())
 
 
-def _eigenvalues(runs: Sequence[Run], name: str, length: int) -> list[Entry]:
-    def values(_: Run, picture: Picture) -> np.ndarray | None:
+def _eigenvalues(runs: Sequence[Run], name: str, length: int) -> list[Values]:
+    def padded(_: Run, picture: Picture) -> np.ndarray | None:
         if picture.portrait is None or name not in picture.portrait.spectra:
             return None
-        found = picture.portrait.spectra[name][1]
-        return np.array([*found, *[np.nan] * (length - len(found))])
+        eigenvalues = picture.portrait.spectra[name][1]
+        return np.array([*eigenvalues, *[np.nan] * (length - len(eigenvalues))])
 
-    return list(_entries(runs, values))
+    return _values(runs, padded)
 
 
-def _kept(runs: Sequence[Run], numbers: int, kind: str, notes: list[str]) -> dict[str, set[int]]:
-    """The checkpoints of each run whose pictures fit; adds to `notes` where they are not all."""
+def _drawn_checkpoints(
+    runs: Sequence[Run], values: Iterable[Sequence[Values]], kind: str, notes: list[str]
+) -> dict[str, set[int]]:
+    """Return the checkpoints of each run whose pictures fit into the page; add a note if they are not all."""
+    numbers = sum(array.size for of_kind in values for _, _, _, array in of_kind)
     share = min(1.0, MOST_NUMBERS[kind] / max(1, numbers))
-    kept = {}
+    drawn = {}
     for run in runs:
-        drawn = sorted({picture.checkpoint for picture in run.pictures})
-        count = max(min(len(drawn), 2), int(len(drawn) * share))
-        places = np.linspace(0, len(drawn) - 1, count).round().astype(int) if drawn else []
-        kept[run.name] = {drawn[place] for place in places}
-        if count < len(drawn):
-            notes.append(f"{run.name}: {kind} of {count} of {len(drawn)} checkpoints, evenly spaced, to stay small")
-    return kept
+        checkpoints = sorted({picture.checkpoint for picture in run.pictures})
+        count = max(min(len(checkpoints), 2), int(len(checkpoints) * share))
+        indices = np.linspace(0, len(checkpoints) - 1, count).round().astype(int) if checkpoints else []
+        drawn[run.name] = {checkpoints[index] for index in indices}
+        if count < len(checkpoints):
+            notes.append(
+                f"{run.name}: {kind} of {count} of {len(checkpoints)} checkpoints, evenly spaced, to stay small"
+            )
+    return drawn
 
 
-def _frames(entries: Iterable[Entry], kept: Mapping[str, set[int]]) -> tuple[Frames, ...]:
-    groups: dict[tuple[str, str], list[tuple[int, np.ndarray]]] = {}
-    for run, split, checkpoint, values in entries:
-        if checkpoint in kept[run]:
-            groups.setdefault((run, split), []).append((checkpoint, values))
+def _frames(values: Iterable[Values], drawn: Mapping[str, set[int]]) -> tuple[Frames, ...]:
+    groups: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+    for run, split, checkpoint, array in values:
+        if checkpoint in drawn[run]:
+            groups.setdefault((run, split), {})[checkpoint] = array
     return tuple(
-        Frames(run, split, tuple(number for number, _ in held), np.stack([values for _, values in held]))
-        for (run, split), held in groups.items()
+        Frames(run, split, tuple(arrays), np.stack(list(arrays.values()))) for (run, split), arrays in groups.items()
     )
 
 
 def _blocks(run: Run) -> list[list[int]]:
-    found = [picture.portrait.blocks for picture in run.pictures if picture.portrait is not None]
-    if all(len(block) == 1 for blocks in found for block in blocks):
-        return [[label] for label in sorted({block[0] for blocks in found for block in blocks})]
-    return max(found, key=lambda blocks: sum(map(len, blocks)), default=[])
+    """Return the blocks of classes of a run's cosine matrices: single classes, or ranges of many."""
+    all_blocks = [picture.portrait.blocks for picture in run.pictures if picture.portrait is not None]
+    if all(len(block) == 1 for blocks in all_blocks for block in blocks):
+        return [[label] for label in sorted({block[0] for blocks in all_blocks for block in blocks})]
+    return max(all_blocks, key=lambda blocks: sum(map(len, blocks)), default=[])
 
 
 def _block_labels(run: Run, blocks: Sequence[Sequence[int]]) -> tuple[str, ...]:
@@ -197,27 +202,23 @@ def _block_labels(run: Run, blocks: Sequence[Sequence[int]]) -> tuple[str, ...]:
 
 
 def _simplex(run: Run) -> int:
-    """Return the number of classes that form a simplex at collapse, 0 where none exists."""
+    """Return the number of classes that form a simplex at collapse, 0 if none exists."""
     classes = sum(map(len, _blocks(run)))
     dimensions = {record.get("features") for record in run.records} - {None}
     return classes if classes > 1 and all(simplex_exists(classes, features) for features in dimensions) else 0
 
 
-def _spectra(run: Run) -> Iterable[Mapping[str, Any]]:
-    return (picture.portrait.spectra for picture in run.pictures if picture.portrait is not None)
-
-
-def _nearest(runs: Sequence[Run], frame: Frames, labels: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+def _nearest(runs: Sequence[Run], frame: Frames, classes: Sequence[int]) -> tuple[tuple[str, ...], ...]:
     run = next(run for run in runs if run.name == frame.run)
-    held = {p.checkpoint: {row["class"]: row for row in p.per_class} for p in run.pictures if p.split == frame.split}
+    rows = {p.checkpoint: {row["class"]: row for row in p.per_class} for p in run.pictures if p.split == frame.split}
     return tuple(
-        tuple(_told(run, str(held[checkpoint].get(label, {}).get(NEAREST) or "")) for label in labels)
+        tuple(_named_confusion(run, str(rows[checkpoint].get(c, {}).get(NEAREST) or "")) for c in classes)
         for checkpoint in frame.checkpoints
     )
 
 
-def _told(run: Run, confusion: str) -> str:
-    """`3:41 5:2` with names in place of numbers, the first few of them."""
+def _named_confusion(run: Run, confusion: str) -> str:
+    """Return a confusion such as `3:41 5:2` with the names of the first few classes."""
     parts = [part.partition(":") for part in confusion.split()]
     named = [(run.label(int(label)) if label.isdecimal() else label, count) for label, _, count in parts]
     more = f" and {len(named) - MOST_NEAREST} more" if len(named) > MOST_NEAREST else ""

@@ -146,7 +146,7 @@ def test_what_a_logarithmic_axis_cannot_show_is_said(tmp_path: Path) -> None:
     ]
     assert "at collapse" not in words(tmp_path / "a.svg")
     beyond = [{"alpha": a, "split": "test", "loss": 1.0} for a in (-0.5, 0.0, 1.0)]
-    with pytest.raises(UsageError, match=r"--log-x: alpha goes from -0\.5 to 1"):
+    with pytest.raises(UsageError, match=r"`log_x=True`: alpha goes from -0\.5 to 1"):
         draw({"run": [beyond]}, tmp_path / "b.svg", panels=[["loss"]], log_x=True)
     assert not (tmp_path / "b.svg").exists()
 
@@ -170,8 +170,8 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     for series, options, kind, told in (
         (good, {"panels": [["class.mir"]]}, DataError, "no record has the metric 'class.mir'; there are: accuracy"),
         (good, {"splits": ["train"]}, UsageError, "no record of split 'train'; there are: test"),
-        (good, {"x": "alpha"}, DataError, "no record has alpha to stand on the x axis; there are: step"),
-        (twice, {}, DataError, "run: accuracy of test has several values at step 0; name another --x"),
+        (good, {"x": "alpha"}, DataError, "no record has alpha for the x axis; there are: step"),
+        (twice, {}, DataError, "run: accuracy of test has several values at step 0; choose another axis with `x=`"),
         ({**good, "b": [records([1, 2, 3, 4], "loss")]}, {}, DataError, "b: no record has accuracy at a known step"),
         ({"run": [records([1, 2, "x", 4])]}, {}, DataError, "run: accuracy is 'x', expected a number"),
         (good, {"panels": []}, UsageError, "at least one metric"),

@@ -12,7 +12,7 @@ from ckpt_probe.cli.plane import shade
 from ckpt_probe.errors import UsageError
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.reporting.figures.plane_figure import draw_plane
-from ckpt_probe.reporting.plots.planes import loss_levels
+from ckpt_probe.reporting.plots.paths import loss_levels
 
 
 def plane(loss: Any, splits: tuple[str, ...] = ("test",)) -> PlaneResult:

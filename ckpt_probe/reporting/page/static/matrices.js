@@ -51,7 +51,7 @@ function matrixPlot(plot) {
 
 /** What a matrix is of: a checkpoint, or a run as a whole. */
 function pictureTold(plot, frame, moment) {
-  if (!plot.whole) return momentTold(frame, moment);
+  if (!plot.of_run) return momentTold(frame, moment);
   return [data.tracks.length > 1 ? frame.run : "", "all checkpoints", frame.split].filter(Boolean).join(" · ");
 }
 

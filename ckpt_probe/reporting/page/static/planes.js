@@ -35,12 +35,12 @@ function drawPlane(plot, values, width) {
       }) : null,
       Plot.axisX({ label: axisTold(plot.x), labelAnchor: "center", labelArrow: "none", tickFormat: tick, ticks: 5, fill: "var(--soft)" }),
       Plot.axisY({ label: axisTold(plot.y), labelArrow: "none", tickFormat: tick, ticks: 5, fill: "var(--soft)" }),
-      Plot.dot(plot.places, { x: "x", y: "y", r: 5, fill: "#fff", stroke: "#000", strokeWidth: 1.5 }),
-      Plot.text(plot.places, { x: "x", y: "y", text: "name", dy: -13, fontSize: 13, fontWeight: 600, fill: "#000", stroke: "#fff", strokeWidth: 4 }),
+      Plot.dot(plot.points, { x: "x", y: "y", r: 5, fill: "#fff", stroke: "#000", strokeWidth: 1.5 }),
+      Plot.text(plot.points, { x: "x", y: "y", text: "name", dy: -13, fontSize: 13, fontWeight: 600, fill: "#000", stroke: "#fff", strokeWidth: 4 }),
     ],
   });
   return element("div", {}, svg, levels.length ? lossKey(svg, levels) : element("p", { class: "none" }, "The loss is the same everywhere."),
-    element("p", { class: "meaning" }, plot.places.map((place) => `${place.name}: ${place.label}`).join("  ")));
+    element("p", { class: "meaning" }, plot.points.map((place) => `${place.name}: ${place.label}`).join("  ")));
 }
 
 /** The key of the colours: each level's own number, from low to high. */
@@ -55,7 +55,7 @@ function lossKey(svg, levels) {
 
 function planeSummary(plot, values) {
   const lowest = d3.minIndex(values);
-  const places = plot.places.map((place) => `${place.name} at ${told(place.x)}, ${told(place.y)}`);
+  const places = plot.points.map((place) => `${place.name} at ${told(place.x)}, ${told(place.y)}`);
   const where = lowest < 0 ? "no loss anywhere" : `lowest loss ${told(values[lowest])} at ${told(plot.xs[lowest % plot.xs.length])}, ${told(plot.ys[Math.floor(lowest / plot.xs.length)])}`;
   return `Contour map of the loss, ${plot.title}: ${[where, ...places].join("; ")}`;
 }
