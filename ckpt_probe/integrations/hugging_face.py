@@ -2,19 +2,17 @@
 
 import functools
 import importlib
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.nn import functional as F
 
 from ckpt_probe.analysis import Settings
-from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.data import LEFT_OUT
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
 from ckpt_probe.integrations.journal import Journal
-from ckpt_probe.integrations.ranks import is_first, on_first
+from ckpt_probe.integrations.ranks import on_first
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 else:
     TrainerCallback = require_extra("transformers", "transformers").TrainerCallback
-
-LOG = logging.getLogger(__name__)
 
 
 class TrainerProbe(TrainerCallback):
@@ -71,7 +67,6 @@ class TrainerProbe(TrainerCallback):
         self._classifier, self._split, self._every, self._overwrite = classifier, split, every, overwrite
         self._tap: Tap | None = None
         self._evaluation: Evaluation | None = None
-        self._last: dict[str, int] = {}
         self._unlabelled: list[str] = []
         self._shifts = _predicts_the_next_token(trainer.model)
         # No callback event receives the labels, and a Trainer with label smoothing removes them from the inputs.
@@ -99,23 +94,17 @@ class TrainerProbe(TrainerCallback):
         prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
         split = prefix.removeprefix("eval_") if prefix != "eval" else self._split
         step = state.global_step
-        if evaluation is None or (0 < step - self._last.get(split, step) < self._every):
+        if evaluation is None:
             return
         if self._unlabelled:
             expected, present = ", ".join(self._trainer.label_names), ", ".join(self._unlabelled)
             raise UsageError(f"the batches of the evaluation have no tensor of labels ({expected}), only: {present}")
-        try:
-            record = evaluation.finish(Origin(f"checkpoint-{step}", step, split, state.epoch))
-        except DataError as error:
-            LOG.warning("step %d, %s: not measured: %s", step, split, error)
-            return
-        self._last[split] = step
-        if is_first():
-            self._journal.append(record)
-        named = {f"{prefix}_{name}": record[name] for name in metric_names([record]) if record[name] is not None}
-        new = {name: value for name, value in named.items() if name not in metrics}
-        metrics.update(new)
-        self._trainer.log(dict(new))
+        origin = Origin(f"checkpoint-{step}", step, split, state.epoch)
+        values = self._journal.record(evaluation, origin, every=self._every)
+        new = {name: value for key, value in values.items() if (name := f"{prefix}_{key}") not in metrics}
+        if new:
+            metrics.update(new)
+            self._trainer.log(dict(new))
 
     def on_predict(
         self,

@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 from ckpt_probe.analysis import Record, read_records
+from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import write_text
+from ckpt_probe.integrations.evaluation import Evaluation, Origin
+from ckpt_probe.integrations.ranks import is_first
 
 Key = tuple[int, str]
 
@@ -21,6 +24,7 @@ class Journal:
         self.path = Path(path)
         self._known: set[Key] | None = None
         self._written: set[Key] = set()
+        self._last_step: dict[str, int] = {}
 
     def begin(self, step: int, *, overwrite: bool = False) -> None:
         """Prepare for training that continues after `step` updates: remove later records, which will come again.
@@ -45,6 +49,30 @@ class Journal:
         if len(mine) < len(records):
             write_text(self.path, "".join(map(_line, mine)), overwrite=True)
         self._known = {_key(record) for record in mine}
+
+    def record(self, evaluation: Evaluation, origin: Origin, *, every: int = 1) -> dict[str, float]:
+        """Finish an evaluation and write its record, unless it cannot be measured, which causes a warning.
+
+        Args:
+            evaluation: The evaluation.
+            origin: Its checkpoint, step and split.
+            every: Smallest number of steps between two records of a split; an earlier evaluation is not recorded.
+
+        Returns:
+            The values of the record by name; empty if there is no record.
+        """
+        step, split = origin.step, origin.split
+        if 0 < step - self._last_step.get(split, step) < every:
+            return {}
+        try:
+            record = evaluation.finish(origin)
+        except DataError as error:
+            LOG.warning("step %d, %s: not measured: %s", step, split, error)
+            return {}
+        self._last_step[split] = step
+        if is_first():
+            self.append(record)
+        return {name: record[name] for name in metric_names([record]) if record[name] is not None}
 
     def append(self, record: Record) -> None:
         """Write one line immediately; if the file has this step and split already, leave it unchanged and warn."""

@@ -1,6 +1,5 @@
 """Provide a probe for Lightning's Trainer."""
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ckpt_probe.analysis import Settings
-from ckpt_probe.analysis.records import metric_names
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, Evaluation, Origin
 from ckpt_probe.integrations.journal import Journal
-from ckpt_probe.integrations.ranks import count_distinct_rows, is_first, on_first
+from ckpt_probe.integrations.ranks import count_distinct_rows, on_first
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 else:
     Callback = require_extra("lightning.pytorch", "lightning").Callback
 
-LOG = logging.getLogger(__name__)
 LABELS = ("labels", "label", "targets", "target", "y")
 
 
@@ -75,31 +72,25 @@ class LightningProbe(Callback):
         self._settings = settings or DURING_TRAINING
         self._tap: Tap | None = None
         self._running: dict[str, Evaluation] = {}
-        self._last: dict[str, int] = {}
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Prepare the file of records for training from the trainer's step."""
         on_first(lambda: self._journal.begin(trainer.global_step, overwrite=self._overwrite))
 
     def on_validation_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Start a new evaluation."""
-        self._running = {}
-
-    def on_test_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Start a new evaluation."""
+        """Start new evaluations."""
         self._running = {}
 
     def on_validation_batch_start(
         self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Start recording the inputs of the classifier."""
-        self._start(trainer, pl_module)
-
-    def on_test_batch_start(
-        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Start recording the inputs of the classifier."""
-        self._start(trainer, pl_module)
+        if trainer.sanity_checking:
+            return
+        if self._tap is None or self._tap.model is not pl_module:
+            self._stop()
+            self._tap = Tap(pl_module, self._classifier)
+        self._tap.start()
 
     def on_validation_batch_end(
         self,
@@ -111,27 +102,34 @@ class LightningProbe(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the recorded inputs and the labels of the batch."""
-        self._end(trainer, "validation", trainer.val_dataloaders, batch, dataloader_idx)
-
-    def on_test_batch_end(
-        self,
-        trainer: "Trainer",
-        pl_module: "LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add the recorded inputs and the labels of the batch."""
-        self._end(trainer, "test", trainer.test_dataloaders, batch, dataloader_idx)
+        if trainer.sanity_checking or self._tap is None:
+            return
+        split, loaders = (
+            ("test", trainer.test_dataloaders) if trainer.testing else ("validation", trainer.val_dataloaders)
+        )
+        if isinstance(loaders, Mapping):
+            loaders = list(loaders.values())
+        parts = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+        name = f"{split}-{dataloader_idx}" if len(parts) > 1 else split
+        if name not in self._running:
+            self._running[name] = Evaluation(self._tap, self._settings, count_distinct_rows(parts[dataloader_idx]))
+        self._running[name].update(self._labels(batch))
+        self._tap.pause()
 
     def on_validation_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Log and store the records."""
-        self._finish(trainer, pl_module)
+        self._stop()
+        running, self._running = self._running, {}
+        step, epoch = trainer.global_step, float(trainer.current_epoch)
+        for split, evaluation in running.items():
+            values = self._journal.record(evaluation, Origin(f"step-{step:06d}", step, split, epoch), every=self._every)
+            named = {f"{split}/{name}": value for name, value in values.items()}
+            pl_module.log_dict(named, sync_dist=trainer.world_size > 1)
 
-    def on_test_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Log and store the records."""
-        self._finish(trainer, pl_module)
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
         """Remove the hooks."""
@@ -140,41 +138,3 @@ class LightningProbe(Callback):
     def _stop(self) -> None:
         if self._tap is not None:
             self._tap.stop()
-
-    def _start(self, trainer: "Trainer", module: "LightningModule") -> None:
-        if trainer.sanity_checking:
-            return
-        if self._tap is None or self._tap.model is not module:
-            self._stop()
-            self._tap = Tap(module, self._classifier)
-        self._tap.start()
-
-    def _end(self, trainer: "Trainer", split: str, loaders: Any, batch: Any, number: int) -> None:
-        if trainer.sanity_checking or self._tap is None:
-            return
-        if isinstance(loaders, Mapping):
-            loaders = list(loaders.values())
-        parts = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
-        name = f"{split}-{number}" if len(parts) > 1 else split
-        if name not in self._running:
-            self._running[name] = Evaluation(self._tap, self._settings, count_distinct_rows(parts[number]))
-        self._running[name].update(self._labels(batch))
-        self._tap.pause()
-
-    def _finish(self, trainer: "Trainer", module: "LightningModule") -> None:
-        self._stop()
-        running, self._running = self._running, {}
-        step, epoch = trainer.global_step, trainer.current_epoch
-        for split, evaluation in running.items():
-            if 0 < step - self._last.get(split, step) < self._every:
-                continue
-            try:
-                record = evaluation.finish(Origin(f"step-{step:06d}", step, split, float(epoch)))
-            except DataError as error:
-                LOG.warning("step %d, %s: not measured: %s", step, split, error)
-                continue
-            self._last[split] = step
-            if is_first():
-                self._journal.append(record)
-            named = {f"{split}/{name}": record[name] for name in metric_names([record]) if record[name] is not None}
-            module.log_dict(named, sync_dist=trainer.world_size > 1)
