@@ -16,8 +16,12 @@ from ckpt_probe.analysis.entries import (
 from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import require_regular
+from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments.registry import Metric, metrics_in, values_at_collapse
 from ckpt_probe.notebook import sparkline, table, text
+
+RECORD_FILES = ("metrics.jsonl", "records.jsonl", "barriers.jsonl")
+"""Usual files of records in a directory: of a run, of a probe inside training, of a series of paths."""
 
 NOT_METRICS = frozenset({*POSITION, *COUNTS, *COUNTS_IF_ANY, *REFERENCES, "epoch", "seconds", "to_step"})
 """Names of numbers in a record that are no metrics."""
@@ -107,19 +111,44 @@ class Records(Sequence[Record]):
         return True
 
 
-def read_records(path: Path | str) -> Records:
-    """Read the records of a file of JSON Lines, such as those of `analyze`, of paths, or the metrics of a run.
+@checked_keywords
+def read_records(
+    source: Path | str | Iterable[Path | str] | Mapping[str, Path | str | Iterable[Path | str]],
+) -> Records:
+    """Read records from JSON Lines, such as those of `analyze`, of paths, or the metrics of a run.
 
     Args:
-        path: File with one record per line; blank lines are skipped.
+        source: File with one record per line, where blank lines are skipped; directory of such files, of which
+            metrics.jsonl, records.jsonl or barriers.jsonl is read alone; several of these; or a mapping from names of
+            conditions to these.
 
     Returns:
-        The records in the order of the file.
+        The records in the order of the files, with `condition` first if they are from a mapping.
 
     Raises:
-        DataError: If the file cannot be read, or a line is not a JSON object; the message names file and line.
+        DataError: If a file cannot be read, or a line is not a JSON object; the message names file and line.
     """
-    return Records(read_lines(path))
+    if isinstance(source, Mapping):
+        return Records(
+            [{"condition": name, **record} for name, part in source.items() for record in read_records(part)]
+        )
+    files = [file for path in as_sequence(source) or () for file in record_files(Path(path))]
+    return Records([record for file in files for record in read_lines(file)])
+
+
+def record_files(path: Path) -> list[Path]:
+    """Return the files of records in a directory, the usual one alone if there is one; or the path of a file itself.
+
+    Raises:
+        DataError: If the directory has none.
+    """
+    if not path.is_dir():
+        return [path]
+    usual = [path / name for name in RECORD_FILES if (path / name).is_file()]
+    files = usual[:1] or [file for file in sorted(path.glob("*.jsonl")) if not file.name.startswith(".")]
+    if not files:
+        raise DataError(f"{path}: no file of records (.jsonl) in this directory")
+    return files
 
 
 def read_lines(path: Path | str) -> list[Record]:

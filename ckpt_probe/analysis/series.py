@@ -112,20 +112,27 @@ def read_series(
     cache: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[DetailedRecord]:
-    """Yield the records of every dump of a series with the details that `settings` request; spectra are numpy arrays.
+    """Return the records of every dump of a series with the details that `settings` request; spectra are numpy arrays.
 
-    Arguments, order and errors are those of `analyze`.
+    Each is computed when the iterator reaches it. Arguments, order and errors are those of `analyze`.
     """
-    progress, splits = progress or NullProgress(), as_sequence(splits)
-    members = open_dump_series(resolve(path))
+    settings.check()
+    members, splits = open_dump_series(resolve(path)), as_sequence(splits)
     task = _Task(Cache.of(settings, splits) if cache else None, splits, settings)
+    return _records(task, members, workers or Workers(), rows_per_task, progress or NullProgress())
+
+
+def _records(
+    task: "_Task", members: Sequence[Member], workers: Workers, rows_per_task: int | None, progress: Progress
+) -> Iterator[DetailedRecord]:
+    settings, cache = task.settings, task.cache is not None
     compares_ranks = "centred" in settings.families and len(members) > 1
     first: dict[Any, Record] = {}
     warnings: dict[str, None] = {}
     from_cache = 0
     with (
         progress.task("dumps", len(members), "dumps") as bar,
-        closing(_outcomes(task, members, workers or Workers(), rows_per_task, progress)) as outcomes,
+        closing(_outcomes(task, members, workers, rows_per_task, progress)) as outcomes,
     ):
         for outcome in in_turn(outcomes):
             from_cache += outcome.from_cache

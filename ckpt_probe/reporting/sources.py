@@ -7,7 +7,7 @@ from typing import Any
 
 from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
-from ckpt_probe.analysis.records import number
+from ckpt_probe.analysis.records import RECORD_FILES, number
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import distinct_names, read_object, require_regular
 from ckpt_probe.moments.registry import all_metrics
@@ -21,9 +21,6 @@ KINDS = (
 )
 HDF5 = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = frozenset({".h5", ".hdf5"})
-RECORD_FILES = ("metrics.jsonl", "records.jsonl", "barriers.jsonl")
-"""Usual files of records in a directory: of a run, of a probe inside training, of a series of paths."""
-
 PLAN_OR_SUMMARY = "the plan or summary of a path or a plane"
 
 

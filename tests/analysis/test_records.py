@@ -95,3 +95,27 @@ def test_records_of_a_file_and_of_dumps_are_such_records(tmp_path: Path) -> None
     analyzed = cp.analyze(tmp_path)
     assert analyzed == cp.analyze(tmp_path / "step-1.h5")
     assert "step 1 to 1" in analyzed._repr_html_()
+
+
+def test_records_come_from_directories_several_files_and_groups(tmp_path: Path) -> None:
+    for run, value in (("a", 0.5), ("b", 0.7)):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "metrics.jsonl").write_text(json.dumps({"step": 1, "accuracy": value}) + "\n")
+        (tmp_path / run / "other.jsonl").write_text(json.dumps({"step": 9}) + "\n")
+    a, b = ({"step": 1, "accuracy": value} for value in (0.5, 0.7))
+    assert cp.read_records(tmp_path / "a") == [a]
+    assert cp.read_records([str(tmp_path / "a"), tmp_path / "b" / "metrics.jsonl"]) == [a, b]
+    grouped = cp.read_records({"plain": tmp_path / "a", "both": [tmp_path / "a", tmp_path / "b"]})
+    assert grouped == [{"condition": "plain", **a}, {"condition": "both", **a}, {"condition": "both", **b}]
+    assert list(grouped[0]) == ["condition", "step", "accuracy"]
+    (tmp_path / "b" / "metrics.jsonl").unlink()
+    assert cp.read_records(tmp_path / "b") == [{"step": 9}]
+    with pytest.raises(DataError, match=r"no file of records \(\.jsonl\) in this directory"):
+        cp.read_records(tmp_path)
+
+
+def test_a_missing_dump_and_a_wrong_argument_are_errors_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        cp.analyze(tmp_path / "nowhere.h5")
+    with pytest.raises(cp.UsageError, match="min_samples"):
+        cp.analyze(tmp_path / "nowhere.h5", min_samples=0)

@@ -47,11 +47,12 @@ def test_a_report_needs_an_output(tmp_path: Path) -> None:
         cp.report(write(tmp_path / "a.jsonl"))
 
 
-@pytest.mark.parametrize("form", ["file", "records", "list", "mapping"])
+@pytest.mark.parametrize("form", ["file", "directory", "records", "list", "mapping"])
 def test_a_figure_is_that_of_the_command(tmp_path: Path, form: str) -> None:
     file = write(tmp_path / "run" / "metrics.jsonl")
     records = {
         "file": file,
+        "directory": file.parent,
         "records": cp.read_records(file),
         "list": [file],
         "mapping": {"run": [file]},
