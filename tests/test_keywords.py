@@ -149,3 +149,17 @@ def test_moments_start_again_and_take_a_state(tmp_path: Path) -> None:
     assert {name: value for name, value in again.compute().items() if isinstance(value, float)} == pytest.approx(
         {name: value for name, value in expected.items() if isinstance(value, float)}, rel=1e-10
     )
+
+
+def test_training_takes_the_path_of_a_configuration_and_pruning_one_sparsity(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text(
+        '[data]\nname = "digits"\n[model]\nname = "mlp"\narguments = { hidden = [8] }\n[training]\nsteps = 1\n'
+    )
+    assert cp.train(str(config), tmp_path / "run", device="cpu").last_step == 1
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000001.safetensors"
+    assert checkpoint.exists()
+    cp.prune(checkpoint, tmp_path / "pruned", 0.5)
+    assert (tmp_path / "pruned" / "sparsity-0.500.safetensors").exists()
+    with pytest.raises(cp.UsageError, match="at least two checkpoints"):
+        cp.average(str(checkpoint), tmp_path / "soup.safetensors")
