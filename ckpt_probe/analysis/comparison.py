@@ -160,7 +160,7 @@ def compare(
     Args:
         groups: Directories with one entry per seed: a run (metrics.jsonl), a directory of dumps, which are analyzed, or
             a file of records.
-        metrics: Names of metrics.
+        metrics: Names of metrics, ignoring case; also short labels such as "MIR", and patterns such as "nc1.*".
         split: Split of the values.
         step: Training step of the values; the last step of each entry if None.
         method: "bootstrap", or "t" for Student's interval, which is exact for normal differences.
@@ -189,12 +189,11 @@ def compare(
             measurements[label] = {}
             for name, source in group.members.items():
                 measurements[label][name] = measure(source, metrics, split=split, step=step)
+                metrics = tuple(measurements[label][name].values)  # full names, also for all other runs
                 bar.advance()
     for message in _warnings(opened, measurements):
         progress.message(message)
-    return [
-        _compare(metric, label, split, measurements, interval) for metric in dict.fromkeys(metrics) for label in opened
-    ]
+    return [_compare(metric, label, split, measurements, interval) for metric in metrics for label in opened]
 
 
 def expanded(confidence: float, pairs: int) -> float:

@@ -11,6 +11,7 @@ from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import open_dump_series
 from ckpt_probe.dumps.reading import SUFFIXES
 from ckpt_probe.errors import DataError, listed
+from ckpt_probe.moments.registry import find_metrics, suggest_metrics
 
 METRICS_FILE = "metrics.jsonl"
 MEMBER_KINDS = "a run (metrics.jsonl), a directory of dumps, or a file of records (NAME.jsonl)"
@@ -72,7 +73,7 @@ def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | Non
 
     Args:
         source: File of records, or directory of dumps.
-        metrics: Names of the metrics.
+        metrics: Names, labels or patterns of the metrics, as for `find_metrics`.
         split: Name of the split.
         step: Training step; None for the last one.
 
@@ -82,9 +83,10 @@ def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | Non
     record = _record_of_dumps(source, split, step) if source.is_dir() else _record_in(source, metrics, split, step)
     label = f"{source}: {split}"
     values = {}
-    for metric in metrics:
+    names = metric_names([record])
+    for metric in find_metrics(metrics, names):
         if metric not in record:
-            raise DataError(f"{label}: no metric {metric!r}; there are: {listed(metric_names([record]), 40)}")
+            raise DataError(f"{label}: no metric {metric!r}{suggest_metrics(metric, names)}")
         value = number(record, metric, label)
         if value is None:
             reason = f" ({record['missing']})" if record.get("missing") else ""
@@ -136,7 +138,8 @@ def _record_in(file: Path, metrics: Sequence[str], split: str, step: int | None)
     steps = [_step(record, label) for record in of_split]
     wanted = _chosen_step(steps, step, label)
     matching = [record for record, its_step in zip(of_split, steps, strict=True) if its_step == wanted]
-    if len({repr([record.get(metric) for metric in metrics]) for record in matching}) > 1:
+    names = find_metrics(metrics, metric_names(matching))
+    if len({repr([record.get(name) for name in names]) for record in matching}) > 1:
         raise DataError(f"{label}: {len(matching)} records {_at(wanted)}, expected one")
     return matching[0]
 

@@ -29,7 +29,7 @@ class Settings:
         per_class: Whether to add one record per class.
         spectra: Whether to add the eigenvalues behind every entropy.
         portrait: Whether to add the data of the drawings on a report page.
-        only: Families of metrics to compute, such as ("nc", "class"), or names joined by commas; None for the default
+        only: Metrics or families of metrics to compute, such as ("nc", "MIR") or "nc1.*,class"; None for the default
             families.
         min_samples: Classes with fewer samples are left out of metrics that use class means.
         precision: "float64", or "float32" to multiply rows in single precision: less time, about six correct digits.
@@ -50,7 +50,7 @@ class Settings:
     per_class: bool = False
     spectra: bool = False
     portrait: bool = False
-    only: Iterable[str] | None = None
+    only: str | Iterable[str] | None = None
     min_samples: int = 1
     precision: str = "float64"
     layers: bool = True
@@ -69,9 +69,8 @@ class Settings:
     @cached_property
     def families(self) -> frozenset[str]:
         """Families of metrics to compute, including those of other packages. Raises UsageError for an unknown name."""
-        names = self.only.split(",") if isinstance(self.only, str) else self.only
         implied = {"centred": self.centred, "nc5": self.outside is not None}
-        return chosen_families(names) | {name for name, is_set in implied.items() if is_set}
+        return chosen_families(self.only) | {name for name, is_set in implied.items() if is_set}
 
     def check(self) -> None:
         """Raise UsageError if an option is invalid."""

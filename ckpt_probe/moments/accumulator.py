@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.keywords import checked_keywords
+from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
@@ -63,7 +63,7 @@ class Moments:
         *,
         device: torch.device | str | None = None,
         memory: int = MEMORY,
-        only: Iterable[str] | None = None,
+        only: str | Iterable[str] | None = None,
         precision: str = "float64",
     ):
         if classes is not None and classes < 2:
@@ -234,7 +234,7 @@ class Moments:
         classes = self.classes or (heads.shape[0] if heads is not None else len(scatter.counts))
         families = self.families
         if only is not None:
-            names = tuple(only)
+            names = as_sequence(only)
             families = families & chosen_families(names) if names else frozenset()
         options = Options(
             tuple(orders), self.memory, sampling or Sampling(), families, min_samples, exact_limit, details

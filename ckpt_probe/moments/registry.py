@@ -9,13 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ckpt_probe.errors import UsageError, listed
+from ckpt_probe.keywords import as_sequence, matching, suggestion
 from ckpt_probe.metrics import collapse
 from ckpt_probe.metrics.theory import simplex_exists
 from ckpt_probe.plugins import registered
@@ -361,8 +361,34 @@ def family_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(f.name for f in FAMILIES), *(metric.family for metric in metrics), *functions]))
 
 
-def chosen_families(names: Iterable[str] | None) -> frozenset[str]:
-    """Return the families with these names, or the default families and those of installed packages for None.
+def find_metrics(names: str | Iterable[str], known: Iterable[str] | None = None) -> list[str]:
+    """Return the full names of metrics, ignoring case: "MIR" is `class.mir`, and "nc1.*" every metric of NC1.
+
+    Args:
+        names: Names, short labels of tables, or patterns; a single text may have several separated by commas.
+        known: Names to choose from, such as those in records; the registered ones if None.
+
+    Returns:
+        The names without repetition. A name that is neither a metric nor a label is returned unchanged.
+    """
+    known = [metric.name for metric in all_metrics()] if known is None else list(known)
+    labels = {metric.label: metric.name for metric in all_metrics()}
+    texts = [name.strip() for text in as_sequence(names) or () for name in text.split(",") if name.strip()]
+    return list(dict.fromkeys(name for text in texts for name in matching(text, known, labels) or [text]))
+
+
+def suggest_metrics(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" with the nearest metrics or labels, or the first known metrics if none is near."""
+    known = list(known)
+    labels = [metric.label for metric in all_metrics() if metric.name in known]
+    return suggestion(name, [*known, *labels]) or f"; there are: {listed(known)}"
+
+
+def chosen_families(names: str | Iterable[str] | None) -> frozenset[str]:
+    """Return the families of some metrics, or the default families and those of installed packages for None.
+
+    Args:
+        names: Names of families or metrics, labels or patterns (see `find_metrics`), ignoring case.
 
     Raises:
         UsageError: If a name is unknown, or there is no name.
@@ -370,11 +396,16 @@ def chosen_families(names: Iterable[str] | None) -> frozenset[str]:
     known = family_names()
     if names is None:
         return frozenset(known) - {family.name for family in FAMILIES if family.on_request}
+    family_of = {metric.name: metric.family for metric in all_metrics()}
     families: set[str] = set()
-    for name in names:
-        if name not in GROUPS and name not in known:
-            raise UsageError(f"`only`: {name!r} is not a family of metrics{_hint(name, [*GROUPS, *known])}")
-        families.update(GROUPS.get(name, (name,)))
+    for name in (name.strip() for text in as_sequence(names) or () for name in text.split(",") if name.strip()):
+        chosen = matching(name, [*GROUPS, *known])
+        metrics = [] if chosen else [metric for metric in find_metrics(name) if metric in family_of]
+        if not chosen and not metrics:
+            hint = suggestion(name, [*GROUPS, *known, *family_of]) or f"; families: {', '.join([*GROUPS, *known])}"
+            raise UsageError(f"`only`: {name!r} is neither a metric nor a family of metrics{hint}")
+        families.update(family for group in chosen for family in GROUPS.get(group, (group,)))
+        families.update(family_of[metric] for metric in metrics)
     if not families:
         raise UsageError(f"`only`: expected at least one family of metrics: {', '.join([*GROUPS, *known])}")
     return frozenset(families)
@@ -384,13 +415,6 @@ def requirements(families: Iterable[str]) -> frozenset[str]:
     """Return the requirements of all metrics of some families."""
     families = set(families)
     return frozenset().union(*(metric.requires for metric in all_metrics() if metric.family in families))
-
-
-def _hint(name: str, known: list[str]) -> str:
-    prefix = name.partition(".")[0]
-    close = [prefix] if prefix in known else get_close_matches(name, known, n=1)
-    guess = f"; did you mean {close[0]}?" if close else "."
-    return f"{guess} Families: {listed(known, 20)}"
 
 
 @cache

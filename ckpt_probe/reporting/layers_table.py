@@ -9,7 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ckpt_probe.errors import DataError, listed, printable
+from ckpt_probe.analysis.records import metric_names
+from ckpt_probe.errors import DataError, printable
+from ckpt_probe.moments.registry import find_metrics, suggest_metrics
 from ckpt_probe.reporting.table import MISSING, PADDING, short_number
 
 Record = Mapping[str, Any]
@@ -34,7 +36,7 @@ def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
 
     Args:
         records: Records of dumps with several layers.
-        metric: Name of the metric.
+        metric: Name of the metric, or its short label, ignoring case.
 
     Returns:
         One grid per split.
@@ -45,10 +47,10 @@ def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
     layered = [record for record in records if record.get("layer") is not None]
     if not layered:
         raise DataError("no layers in these dumps; extract them again with --layers all --overwrite")
-    known = [name for record in layered for name, value in record.items() if isinstance(value, float)]
+    known = metric_names(layered)
+    metric = find_metrics(metric, known)[0]
     if metric not in known:
-        names = listed(sorted(set(known) - {"depth"}), 40)
-        raise DataError(f"no layer has a number {metric!r}; available: {names}")
+        raise DataError(f"no layer has a number {metric!r}{suggest_metrics(metric, known)}")
     steps = [record.get("step") for record in layered]
     by_step = None not in steps and len(set(steps)) == len({record["checkpoint"] for record in layered})
     named = "step" if by_step else "checkpoint"

@@ -118,7 +118,8 @@ def plot(
         records: Records, or files or directories of them. A mapping names the conditions: each is one line, or with
             several files the mean of these seeds, with a band from the lowest to the highest value.
         out: File to write; its suffix .svg, .png or .pdf decides the format.
-        metrics: Metric of each panel; several in one panel are separated by commas, or a sequence.
+        metrics: Metric of each panel, by name, short label ("MIR") or pattern ("nc1.*"), ignoring case; several in one
+            panel are separated by commas, or a sequence.
         x: Quantity on the x axis: "step", "alpha", "sparsity", "epoch" or another name in the records; None for alpha
             if the records have it, else step.
         splits: Splits to draw; all if None.

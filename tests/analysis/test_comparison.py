@@ -304,3 +304,9 @@ def test_the_largest_confidence_there_is_has_bounds(tmp_path: Path, method: str)
         # With 2 degrees of freedom the tail beyond t is about 1 / (2 t²).
         half = math.sqrt(1 / (1 - confidence)) * np.std([0.03, 0.01, 0.05], ddof=1) / math.sqrt(3)
         assert (other.high - other.low) / 2 == pytest.approx(half, rel=1e-6)
+
+
+@pytest.mark.parametrize("metrics", ["accuracy", "ACC", "acc*", ["Accuracy", "acc"]])
+def test_metrics_are_compared_by_name_label_and_pattern(tmp_path: Path, metrics: str | list[str]) -> None:
+    compared = compare([group(tmp_path / "a", PLAIN), group(tmp_path / "b", OTHER)], metrics=metrics)
+    assert [(each.metric, each.group) for each in compared] == [("accuracy", "a"), ("accuracy", "b")]

@@ -147,7 +147,7 @@ def test_single_precision_is_close_and_named_in_settings() -> None:
 
 def test_settings_that_make_no_sense() -> None:
     for options, told in (
-        ({"only": "nc,clas"}, "'clas' is not a family of metrics; did you mean class?"),
+        ({"only": "nc,clas"}, "'clas' is neither a metric nor a family of metrics; did you mean class"),
         ({"only": ()}, "expected at least one family"),
         ({"precision": "float16"}, "precision: expected float64 or float32"),
         ({"min_samples": 0}, "`min_samples=0`: expected at least 1"),

@@ -86,7 +86,7 @@ def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[s
             1,
             "no layers in these dumps; extract them again with --layers all --overwrite",
         ),
-        (["dumps", "--set", "layer_metric=accurracy"], 1, "no layer has a number 'accurracy'; available: "),
+        (["dumps", "--set", "layer_metric=accurracy"], 1, "no layer has a number 'accurracy'; did you mean accuracy"),
         (
             ["dumps", "--set", "layer_metric=loss", "--json"],
             2,

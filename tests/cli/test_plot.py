@@ -81,7 +81,7 @@ def test_files_are_called_after_what_tells_them_apart(where: Path) -> None:
         ),
         (["points.jsonl"], 2, "--metric"),
         (["points.jsonl", "--metric", ","], 2, "--metric: expected names"),
-        (["points.jsonl", "--metric", "lost"], 1, "no record has the metric 'lost'; there are: loss"),
+        (["points.jsonl", "--metric", "lost"], 1, "no record has the metric 'lost'; did you mean loss?"),
         (["points.jsonl", "--metric", "loss", "--x", "epoch"], 1, "no record has epoch"),
         (["points.jsonl", "--metric", "loss", "--mark", "alpha=x:y"], 2, "--mark: expected a mark such as alpha=1200"),
         (

@@ -6,7 +6,15 @@ import torch
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import Moments, grouping
-from ckpt_probe.moments.registry import DEFAULT, FAMILIES, GROUPS, METRICS, chosen_families
+from ckpt_probe.moments.registry import (
+    DEFAULT,
+    FAMILIES,
+    GROUPS,
+    METRICS,
+    chosen_families,
+    find_metrics,
+    suggest_metrics,
+)
 
 COUNTS = {"samples", "features", "classes", "classes_present", "classes_left_out", "missing"}
 OF_SAMPLES = {"samples_left_out", "route", "route_reason"}
@@ -32,14 +40,39 @@ def test_names_mean_families_and_unknown_ones_are_told() -> None:
     assert chosen_families(["nc", "class", "nc1"]) == frozenset({*GROUPS["nc"], "class"})
     assert {metric.family for metric in METRICS} == {family.name for family in FAMILIES}
     for wrong, told in (
-        (["clas"], "'clas' is not a family of metrics; did you mean class?"),
-        (["nc1.pinv"], "'nc1.pinv' is not a family of metrics; did you mean nc1?"),
-        (["xyz"], "'xyz' is not a family of metrics. Families: nc, quality"),
+        (["clas"], "'clas' is neither a metric nor a family of metrics; did you mean class"),
+        (["xyz"], "'xyz' is neither a metric nor a family of metrics; families: nc, quality"),
         ([], "expected at least one family"),
     ):
         with pytest.raises(UsageError) as error:
             Moments(only=wrong)
         assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("only", "families"),
+    [
+        ("NC1", {"nc1"}),
+        ("mir", {"class"}),
+        ("CDNV, hdr", {"nc1", "class"}),
+        (["nc4.Disagreement"], {"nc4"}),
+        ("class.*", {"class"}),
+        ("nc?", {"nc1", "nc2", "nc3", "nc4", "nc5"}),
+        ("*.mir", {"class", "sample", "centred"}),
+    ],
+)
+def test_metrics_labels_and_patterns_mean_their_families(only: str | list[str], families: set[str]) -> None:
+    assert chosen_families(only) == families
+
+
+def test_metrics_are_found_by_name_label_and_pattern() -> None:
+    assert find_metrics("MIR") == ["class.mir"]
+    assert find_metrics(["NC1", "cdnv", "nc1.pinv"]) == ["nc1.pinv", "nc1.cdnv"]
+    assert find_metrics("nc3.*,acc") == ["nc3.duality", "nc3.uniformity", "accuracy"]
+    assert find_metrics("NC*", ["nc1.pinv", "loss"]) == ["nc1.pinv"]
+    assert find_metrics("mine, MIR", ["mine"]) == ["mine", "MIR"]
+    assert suggest_metrics("nc1.pin", ["nc1.pinv", "loss"]) == "; did you mean nc1.pinv?"
+    assert suggest_metrics("xyz", ["loss", "accuracy"]) == "; there are: loss, accuracy"
 
 
 def test_metrics_have_distinct_names_labels_and_priorities() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.moments.registry import metric_named, values_at_collapse
+from ckpt_probe.moments.registry import metric_named, suggest_metrics, values_at_collapse
 
 Record = Mapping[str, Any]
 Runs = Sequence[Sequence[Record]]
@@ -75,7 +75,7 @@ def curves(
     records = _all_records(series)
     for metric in metrics:
         if not any(metric in record for record in records):
-            raise DataError(f"no record has the metric {metric!r}; {_available(records)}")
+            raise DataError(f"no record has the metric {metric!r}{suggest_metrics(metric, metric_names(records))}")
     _require_axis(records, x)
     chosen = _chosen_splits(records, splits)
     result, notes = [], []

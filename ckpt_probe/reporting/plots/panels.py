@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import UsageError, listed
+from ckpt_probe.moments.registry import find_metrics
 from ckpt_probe.reporting.plots.curves import Curve, PlottedMetric, Runs, axis_of, curves, described
 from ckpt_probe.reporting.plots.description import (
     DASHES,
@@ -66,7 +68,8 @@ def line_plots(
         UsageError: If there is no metric, or a logarithmic x axis has values below 0.
     """
     scales = scales or Scales()
-    panels = [list(dict.fromkeys(panel)) for panel in panels]
+    known = metric_names(record for runs in series.values() for records in runs for record in records)
+    panels = [find_metrics(panel, known) for panel in panels]
     names = list(dict.fromkeys(name for panel in panels for name in panel))
     if not names:
         raise UsageError("a figure needs at least one metric")
