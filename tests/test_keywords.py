@@ -41,8 +41,14 @@ def test_public_functions_name_every_keyword() -> None:
     for name in cp.__all__:
         value = getattr(cp, name)
         if inspect.isfunction(value):
-            kinds = {parameter.kind for parameter in inspect.signature(value).parameters.values()}
-            assert inspect.Parameter.VAR_KEYWORD not in kinds, name
+            functions = [value]
+        else:
+            members = vars(value).items() if inspect.isclass(value) and not issubclass(value, Exception) else ()
+            functions = [member for key, member in members if inspect.isfunction(member) and not key.startswith("_")]
+        for function in functions:
+            kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+            named_by_framework = function.__name__.startswith("on_")
+            assert inspect.Parameter.VAR_KEYWORD not in kinds or named_by_framework, (name, function.__name__)
 
 
 @pytest.mark.parametrize(

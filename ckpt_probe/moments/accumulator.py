@@ -1,7 +1,6 @@
 """Class moments of a stream of labelled features: accumulated in one pass, mergeable, and the inputs of all metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,8 +174,19 @@ class Moments:
         if unit is not None and other._unit is not None:
             unit.merge(other._unit)
 
+    @checked_keywords
     def compute(
-        self, weights: Array | None = None, bias: Array | None = None, *, rows: AnyRows | None = None, **options: Any
+        self,
+        weights: Array | None = None,
+        bias: Array | None = None,
+        *,
+        rows: AnyRows | None = None,
+        orders: float | Sequence[float] = (),
+        sampling: Sampling | None = None,
+        only: str | Iterable[str] | None = None,
+        min_samples: int = 1,
+        label_rows: Array | None = None,
+        exact_limit: int | None = None,
     ) -> dict[str, Value]:
         """Compute the record: metrics by dotted name, entropies in nats.
 
@@ -184,7 +194,13 @@ class Moments:
             weights: Classifier weights, (C, D). Without them, metrics that need them are None.
             bias: Classifier bias, (C,); no entropy depends on it.
             rows: Starts a new pass over the same rows, for metrics that the moments do not determine.
-            options: Further arguments of `read`.
+            orders: Orders of Rényi entropies, which are added as `renyi_2.class.mir` and so on.
+            sampling: Tolerance, budget and seed of sampling.
+            only: Some of the metrics or families of metrics that were accumulated.
+            min_samples: Classes with fewer samples are left out of metrics that use class means.
+            label_rows: Rows (C, E) of any width that stand for the labels at sample level in place of `weights`.
+            exact_limit: Largest side of a joint matrix that is solved exactly and not sampled; None for 12,000, or the
+                side that the memory allows.
 
         Returns:
             Values by name. A value that is undefined is None, with the reason in `missing`; `route` and `route_reason`
@@ -193,7 +209,17 @@ class Moments:
         Raises:
             DataError: If no rows were added, shapes do not match, or most rows have zero length.
         """
-        return self.read(weights, bias, rows=rows, **options).record
+        return self.read(
+            weights,
+            bias,
+            rows=rows,
+            orders=as_sequence(orders) or (),
+            sampling=sampling,
+            only=only,
+            min_samples=min_samples,
+            label_rows=label_rows,
+            exact_limit=exact_limit,
+        ).record
 
     def read(
         self,
@@ -204,7 +230,7 @@ class Moments:
         orders: Sequence[float] = (),
         sampling: Sampling | None = None,
         details: bool = False,
-        only: Iterable[str] | None = None,
+        only: str | Iterable[str] | None = None,
         min_samples: int = 1,
         label_rows: Array | None = None,
         exact_limit: int | None = None,
