@@ -71,7 +71,7 @@ def test_metrics_are_found_by_name_label_and_pattern() -> None:
     assert find_metrics("nc3.*,acc") == ["nc3.duality", "nc3.uniformity", "accuracy"]
     assert find_metrics("NC*", ["nc1.pinv", "loss"]) == ["nc1.pinv"]
     assert find_metrics("mine, MIR", ["mine"]) == ["mine", "MIR"]
-    assert suggest_metrics("nc1.pin", ["nc1.pinv", "loss"]) == "; did you mean nc1.pinv?"
+    assert suggest_metrics("nc1.pin", ["nc1.pinv", "loss"]) == "; did you mean nc1.pinv or NC1?"
     assert suggest_metrics("xyz", ["loss", "accuracy"]) == "; there are: loss, accuracy"
 
 
