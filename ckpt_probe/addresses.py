@@ -51,15 +51,6 @@ def is_address(path: Path | str) -> bool:
     return _START.match(str(path)) is not None
 
 
-def place(path: Path | str) -> Path:
-    """Return a path without credentials: an `Address` for an address, else the path itself.
-
-    Raises:
-        UsageError: If the same address was used before with other parameters.
-    """
-    return Address(without_secrets(str(path))) if is_address(path) else Path(path)
-
-
 def as_path(path: Path | str) -> Path:
     """Return a text as a path, and a path as it is: `Path(path)` would make a local path of a remote one."""
     return path if isinstance(path, Path) else Path(path)
@@ -142,7 +133,9 @@ def redacted(text: str) -> str:
 def refuse_address(path: Path | str) -> None:
     """Raise UsageError if an output path is an address."""
     if is_address(path):
-        raise UsageError(f"{place(path)}: results are written to local files only; write there, then copy them")
+        raise UsageError(
+            f"{without_secrets(str(path))}: results are written to local files only; write there, then copy them"
+        )
 
 
 def _split(text: str) -> tuple[str, str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ckpt_probe.addresses import is_address, place
+from ckpt_probe.addresses import is_address, without_secrets
 from ckpt_probe.analysis.entries import (
     COUNTS,
     NOT_STORED,
@@ -90,7 +90,7 @@ def outside_dump(dump: Dump, outside: Path | str) -> Path:
         UsageError: If `outside` is an address.
     """
     if is_address(outside):
-        raise UsageError(f"{place(outside)}: dumps of other data are local ones; fetch them first")
+        raise UsageError(f"{without_secrets(str(outside))}: dumps of other data must be local; download them first")
     if Path(outside).is_file():
         return Path(outside)
     file = Path(outside) / dump.path.name

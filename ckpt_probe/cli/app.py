@@ -11,7 +11,7 @@ from itertools import pairwise
 import click
 
 from ckpt_probe import __version__
-from ckpt_probe.addresses import clean_words, is_address, place, redacted, refuse_address, without_credentials
+from ckpt_probe.addresses import clean_words, is_address, redacted, refuse_address, without_credentials, without_secrets
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.errors import CkptProbeError, UsageError, printable
 
@@ -135,7 +135,7 @@ def _require_local(words: Sequence[str]) -> None:
     verb = next((word for word in words if not word.startswith("-")), None)
     address = next((word for word in words if is_address(word)), None)
     if address is not None and (verb in LOCAL_VERBS or "--follow" in words):
-        raise UsageError(f"{place(address)}: {verb} reads local files only; download it and name the copy")
+        raise UsageError(f"{without_secrets(address)}: {verb} reads local files only; download it and name the copy")
 
 
 def _subcommand(words: Sequence[str]) -> click.Command | None:

@@ -1,5 +1,6 @@
 """fsspec's file system for HTTP, with credentials that are added to each request and so stand in no path of it."""
 
+import re
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -7,10 +8,35 @@ import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
-from ckpt_probe.addresses import credentials
+from ckpt_probe.addresses import credentials, without_secrets
+from ckpt_probe.errors import DataError
 
+LARGEST_PAGE = 64 * 2**20
+"""Largest size in bytes of the page of a directory."""
 LEGAL = "%/:=&?~+!$,;'@()*[]"
 """Characters that are not percent-encoded, besides letters and digits."""
+
+
+class LimitedResponse(aiohttp.ClientResponse):
+    """A response whose body is not read beyond the requested range, or beyond the largest page."""
+
+    async def read(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            DataError: If it is too long.
+        """
+        requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+        most = int(requested[2]) - int(requested[1]) + 1 if requested else LARGEST_PAGE
+        if self._body is None:
+            body = bytearray()
+            async for chunk in self.content.iter_chunked(2**20):
+                body += chunk
+                if len(body) > most:
+                    self.close()
+                    raise DataError(f"{without_secrets(str(self.url))}: the host sends more than {most:,} bytes")
+            self._body = bytes(body)
+        return self._body
 
 
 class WebFileSystem(HTTPFileSystem):
@@ -39,5 +65,6 @@ def web_file_system(timeout: float) -> WebFileSystem:
         # Sizes and ranges are those of the file as it is stored.
         "headers": {"Accept-Encoding": "identity"},
         "auto_decompress": False,
+        "response_class": LimitedResponse,
     }
     return WebFileSystem(encoded=True, simple_links=False, client_kwargs=client, skip_instance_cache=True)

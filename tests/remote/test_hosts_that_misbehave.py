@@ -1,5 +1,6 @@
 """What a host may do: fail for a while or for good, redirect, list what is elsewhere, lie about sizes, be no host."""
 
+import contextlib
 import ssl
 import threading
 from datetime import UTC, datetime, timedelta
@@ -178,6 +179,29 @@ def test_a_false_size_is_found_before_memory_is_allocated_for_it(web: Any, file:
     file.rename(web.folder / "other.safetensors")
     web.claims, web.ranges, web.says = {"/other.safetensors": 10**13}, False, "none"
     assert "(5 attempts)" in refused(web.at("other.safetensors"))
+
+
+def test_a_page_without_an_end_is_not_read_into_memory(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    class Endless(Quiet):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", "1000000000000")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"<p>" * 2**18)
+                    sent.append(3 * 2**18)
+
+    monkeypatch.setattr("ckpt_probe.remote.web.LARGEST_PAGE", 2**20)
+    with pytest.raises(DataError, match=r"/run/: the host sends more than 1,048,576 bytes$"):
+        open_series(resolve(f"{serve(Endless)}/run"))
+    assert sum(sent) < 2**28
 
 
 def test_credentials_in_an_s3_address_are_refused_without_being_told(s3: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from ckpt_probe.checkpoints.formats.scanning import LONGEST, Scan, scan
+from ckpt_probe.checkpoints.formats.scanning import CHECKPOINT, Scan, scan
 from ckpt_probe.errors import DataError
 
 LOCAL_HEADER = 30
@@ -64,7 +64,7 @@ def check_archive(file: BinaryIO) -> Scan:
             if "data.pkl" not in members:
                 raise ValueError(NOT_TORCH)
             pickle = members["data.pkl"]
-            if pickle.file_size > LONGEST:
+            if pickle.file_size > CHECKPOINT.size:
                 raise ValueError(f"its pickle alone has {pickle.file_size:,} bytes, more than any checkpoint's")
             with archive.open(pickle) as opened:
                 result = scan(opened, pickle.file_size)  # pyright: ignore[reportArgumentType]

@@ -13,10 +13,6 @@ from typing import Any, BinaryIO
 
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS
 
-LONGEST = 64 * 2**20
-"""Most bytes of a pickle, without the numbers of its tensors, that is accepted as a checkpoint."""
-COPIES = 4
-"""Most bytes that the calls in a pickle may copy, in multiples of its length."""
 HASH_COST = 1000
 """Most objects that the hash of one key may visit."""
 
@@ -29,12 +25,17 @@ class Budget:
         size: Bytes.
         opcodes: Number of opcodes.
         containers: Number of dictionaries, lists and sets; an empty one takes one byte of the file, and 64 of memory.
+        copied: Bytes that calls copy.
     """
 
-    size: int = LONGEST
+    size: int = 64 * 2**20
     opcodes: int = 10_000_000
     containers: int = 400_000
+    copied: int = 2**28
 
+
+CHECKPOINT = Budget()
+"""Limits of a pickled checkpoint, without the numbers of its tensors."""
 
 REBUILD = frozenset(
     f"torch._utils.{name}"
@@ -97,7 +98,7 @@ class Scan:
     whole_module: bool
 
 
-def scan(file: BinaryIO, length: int, budget: Budget = Budget()) -> Scan:  # noqa: B008
+def scan(file: BinaryIO, length: int, budget: Budget = CHECKPOINT) -> Scan:
     """Read one pickle from a file's position to the end of the pickle.
 
     Args:
@@ -109,7 +110,7 @@ def scan(file: BinaryIO, length: int, budget: Budget = Budget()) -> Scan:  # noq
         ValueError: If torch does not write such a pickle, or if it ends early or is larger than any checkpoint.
     """
     limit = min(length, budget.size)
-    scanner = _Scanner(most_copied=COPIES * limit + 2**20)
+    scanner = _Scanner(budget)
     try:
         opcodes = pickletools.genops(_BoundedFile(file, limit))  # pyright: ignore[reportArgumentType]
         for count, (opcode, argument, _) in enumerate(opcodes):
@@ -192,7 +193,7 @@ class _Object:
 class _Scanner:
     """The unpickler's stack, the stacks below its marks and its memo; each method is the step of an opcode."""
 
-    def __init__(self, most_copied: int) -> None:
+    def __init__(self, budget: Budget) -> None:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -201,7 +202,7 @@ class _Scanner:
         self.fields: set[str] = set()
         self.opcodes = self.containers = 0
         self._copied = 0
-        self._most_copied = most_copied
+        self._budget = budget
 
     def push_text(self, text: str) -> None:
         if text in MODULE_FIELDS:
@@ -268,8 +269,8 @@ class _Scanner:
             _require_cheap(item.largest for item in items if isinstance(item, _Object))
         size = len(items) + sum(map(_size, items))
         self._copied += size
-        if self._copied > self._most_copied:
-            raise ValueError(f"its calls copy more than {self._most_copied:,} bytes")
+        if self._copied > self._budget.copied:
+            raise ValueError(f"its calls copy more than {self._budget.copied:,} bytes")
         self.stack.append(_Object(size, 1 + sum(map(_cost, items))))
 
     def push_storage(self, _: Any) -> None:

@@ -283,7 +283,7 @@ def test_what_reads_local_files_alone_says_so(probe: Probe, words: tuple[str, ..
 
 def test_other_data_are_local(probe: Probe, dumps: Path) -> None:
     code, _, said = probe("analyze", "dumps", "--set", "outside=s3://b/others")
-    assert (code, said) == (2, "error: s3://b/others: dumps of other data are local ones; fetch them first")
+    assert (code, said) == (2, "error: s3://b/others: dumps of other data must be local; download them first")
 
 
 def test_paths_averages_and_similarities_take_addresses(probe: Probe, s3: Any, dumps: Path) -> None:
