@@ -199,7 +199,7 @@ def test_a_page_without_an_end_is_not_read_into_memory(serve: Any, monkeypatch: 
                     sent.append(3 * 2**18)
 
     monkeypatch.setattr("ckpt_probe.remote.web.LARGEST_PAGE", 2**20)
-    with pytest.raises(DataError, match=r"/run/: the host sends more than 1,048,576 bytes$"):
+    with pytest.raises(DataError, match=r"/run: the host sends more than 1,048,576 bytes$"):
         open_series(resolve(f"{serve(Endless)}/run"))
     assert sum(sent) < 2**28
 
