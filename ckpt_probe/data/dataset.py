@@ -251,7 +251,10 @@ def _read_label(dataset: Any, number: int) -> int:
     if isinstance(sample, _Failed):
         raise sample.error()
     try:
-        return int(sample[_label_name(sample)] if isinstance(sample, Mapping) else sample[1])
+        label = sample[_label_name(sample)] if isinstance(sample, Mapping) else sample[1]
+        if isinstance(label, float) or (isinstance(label, np.ndarray | Tensor) and label.ndim == 0):
+            label = as_labels(np.asarray(label), f"sample {number}: label")
+        return int(label)
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"sample {number} is neither (input, label) nor a mapping with a label") from error
 

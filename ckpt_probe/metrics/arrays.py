@@ -27,7 +27,15 @@ def as_tensor(values: Any, name: str = "the array") -> Tensor:
 
 
 def as_labels(values: Any, name: str = "labels") -> Tensor:
-    """Labels as `as_tensor` gives them. Raises DataError, saying how to number them, for texts."""
+    """Return class numbers as a tensor of integers.
+
+    Args:
+        values: Class numbers of any shape, array or tensor; floating-point numbers are accepted if they are whole.
+        name: What to call them in an error.
+
+    Raises:
+        DataError: If they are texts, or numbers that are not whole, such as the targets of a regression.
+    """
     if not isinstance(values, Tensor):
         values = _array(values, name)
         if values.dtype.kind in "USOT" and values.size and not _is_number(values.flat[0]):
@@ -35,7 +43,17 @@ def as_labels(values: Any, name: str = "labels") -> Tensor:
                 f"{name}: expected numbers of classes, 0 … C−1, found {str(values.flat[0])!r}; number them: "
                 "names, labels = numpy.unique(labels, return_inverse=True)"
             )
-    return as_tensor(values, name)
+    labels = as_tensor(values, name)
+    if not labels.is_floating_point():
+        return labels
+    numbers = labels.to(torch.int64)
+    fractions = (numbers != labels).flatten()
+    if fractions.any():
+        value = labels.flatten()[fractions][0].item()
+        raise DataError(
+            f"{name}: expected whole numbers of classes, found {value:g}; targets of a regression have none"
+        )
+    return numbers
 
 
 def _array(values: Any, name: str) -> np.ndarray:

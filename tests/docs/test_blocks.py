@@ -73,8 +73,10 @@ def test_every_block_of_a_document_runs(document: Path, tmp_path: Path, digits_d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", STUDIES, ids=label)
-def test_the_slow_blocks_of_a_study_run(document: Path, tmp_path: Path, commands: Any) -> None:
+@pytest.mark.parametrize(
+    "document", [page for page in DOCUMENTS if any(b.mark == "slow" for b in blocks(page))], ids=label
+)
+def test_the_slow_blocks_of_a_page_run(document: Path, tmp_path: Path, commands: Any) -> None:
     shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
     for block in blocks(document):
         if block.mark == "slow":

@@ -113,3 +113,15 @@ def test_labels_as_text_say_how_to_number_them(labels: object) -> None:
 def test_what_is_no_array_of_numbers(values: object, told: str) -> None:
     with pytest.raises(DataError, match=f"^mine: .*{told}"):
         as_tensor(values, "mine")
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.7], [float("nan"), 1.0], torch.tensor([[2.5], [1.0]])])
+def test_labels_that_are_not_whole_are_refused_and_not_truncated(values: object) -> None:
+    with pytest.raises(DataError, match="whole numbers of classes, found (0.7|nan|2.5)"):
+        as_labels(values)
+
+
+def test_whole_floating_point_labels_become_integers() -> None:
+    labels = as_labels(np.array([0.0, 2.0, -100.0], dtype=np.float32))
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [0, 2, -100]
