@@ -117,7 +117,7 @@ def test_what_is_no_array_of_numbers(values: object, told: str) -> None:
 
 @pytest.mark.parametrize("values", [[0.0, 0.7], [float("nan"), 1.0], torch.tensor([[2.5], [1.0]])])
 def test_labels_that_are_not_whole_are_refused_and_not_truncated(values: object) -> None:
-    with pytest.raises(DataError, match="whole numbers of classes, found (0.7|nan|2.5)"):
+    with pytest.raises(DataError, match=r"whole numbers of classes, found (0.7|nan|2.5)"):
         as_labels(values)
 
 
