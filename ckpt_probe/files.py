@@ -5,18 +5,28 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ckpt_probe.addresses import local_path, refuse_address
 from ckpt_probe.errors import DataError, UsageError
 
+ABANDONED_SECONDS = 86_400.0
+"""Age after which a temporary file of another machine is considered abandoned."""
+RENAMING_SECONDS = 60.0
+"""Age after which a directory that another machine moved aside is restored; its replacement takes milliseconds."""
 LARGEST_OBJECT = 256 * 2**20
 """Largest size of a JSON file that is read, in bytes."""
+
+_in_use: set[str] = set()
+"""Names of the temporary files that this process is writing."""
 
 PACKAGE = Path(__file__).parent
 DISPLAY_PACKAGES = frozenset({"cli", "reporting"})
@@ -36,10 +46,12 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path)
     _require_name(path)
     refuse_existing(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.part")
+    temporary = _temporary_name(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        _remove_abandoned(path, "part")
+        # A link or file that another user has put there is not followed or written.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
         yield temporary
         _sync(temporary)
         temporary.replace(path)
@@ -49,15 +61,15 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        _remove(temporary)
+        _release(temporary)
 
 
 @contextmanager
 def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`, else remove it.
 
-    An existing directory is renamed to `.NAME.HOST-PROCESS.old`, and removed after the new one has been renamed. After
-    an error between these two renames it is restored at once; after a kill the next call restores it first.
+    An existing directory is renamed to a hidden name that ends in `.old`, and removed after the new one is in its place.
+    After an error between these two renames it is restored at once; after a kill the next call restores it first.
 
     Raises:
         UsageError: If `path` exists and `overwrite` is false.
@@ -65,10 +77,9 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
     """
     path = Path(path)
     _require_name(path)
-    temporary = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.part")
-    old = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.old")
+    temporary, old = _temporary_name(path, "part"), _temporary_name(path, "old")
     try:
-        _recover(path, temporary, old)
+        _recover(path)
         refuse_existing(path, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -87,30 +98,30 @@ def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         _put_back(old, path)
-        _remove(temporary)
+        _in_use.discard(old.name)
+        _release(temporary)
 
 
 @contextmanager
 def parts_of(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path` for the parts of a file; it is removed at the end.
 
-    Directories of killed processes are removed first.
+    Directories of ended processes are removed first.
 
     Raises:
         DataError: If the directory cannot be created.
     """
-    folder = path.with_name(f".{path.name}.{host_name()}-{os.getpid()}.parts")
+    folder = _temporary_name(path, "parts")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in (folder, *_abandoned(path, "parts")):
-            _remove(left)
+        _remove_abandoned(path, "parts")
         folder.mkdir()
     except OSError as error:
         raise DataError(f"{folder}: cannot be created: {error.strerror or error}") from error
     try:
         yield folder
     finally:
-        _remove(folder)
+        _release(folder)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -222,9 +233,24 @@ def _stamp(file: Path) -> tuple[str, int, int] | None:
     return (str(file), status.st_size, status.st_mtime_ns) if not file.is_dir() else None
 
 
-def host_name() -> str:
-    """Return the name of this machine, reduced to letters and digits."""
-    return re.sub(r"\W", "", platform.node())[:32] or "host"
+@cache
+def machine_id() -> str:
+    """Return 16 hexadecimal digits of the set of processes whose numbers this process can look up.
+
+    It is a hash of the full host name, the boot and the namespace of process numbers: two containers differ in it even
+    if their names are equal, and so does a machine from itself before a restart.
+    """
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+    with suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _release(temporary: Path) -> None:
+    _remove(temporary)
+    _in_use.discard(temporary.name)
 
 
 def _remove(path: Path) -> None:
@@ -250,36 +276,61 @@ def _put_back(old: Path, path: Path) -> None:
         old.rename(path)
 
 
-def _recover(path: Path, temporary: Path, old: Path) -> None:
-    """Restore a directory that a killed process had renamed, and remove its other temporary directories."""
+def _recover(path: Path) -> None:
+    """Restore a directory that an ended process had moved aside, and remove its temporary directories."""
     if not path.parent.is_dir():
         return
-    # This process has not written yet, so files with its number are of an earlier process.
-    for left in (old, *_abandoned(path, "old")):
+    for left in _abandoned(path, "old"):
         _put_back(left, path)
-    for left in (temporary, *_abandoned(path, "part")):
+    _remove_abandoned(path, "part")
+
+
+def _remove_abandoned(path: Path, kind: str) -> None:
+    for left in _abandoned(path, kind):
         _remove(left)
 
 
-def _remove_abandoned(path: Path) -> None:
-    for left in _abandoned(path, "part"):
-        _remove(left)
+def _temporary_name(path: Path, kind: str) -> Path:
+    """Return `.NAME.MACHINE-PROCESS-RANDOM.KIND` beside `path`, which nobody else uses or can predict."""
+    name = f".{path.name}.{machine_id()}-{os.getpid()}-{secrets.token_hex(8)}.{kind}"
+    _in_use.add(name)
+    return path.with_name(name)
 
 
 def _abandoned(path: Path, kind: str) -> list[Path]:
-    # A killed process leaves temporary files; the process number in the name shows that it has ended.
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(host_name())}-(\d+)\.{kind}")
-    matches = [(entry, pattern.fullmatch(entry.name)) for entry in path.parent.iterdir()]
-    return [entry for entry, match in matches if match and not is_alive(int(match[1]))]
+    """Return temporary files of `path` whose process has ended; those of other machines count by their age."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\w+)-(\d+)(?:-[0-9a-f]{{16}})?\.{kind}")
+    abandoned = []
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match is None:
+            continue
+        machine, process = match[1], int(match[2])
+        if machine == machine_id():
+            ended = entry.name not in _in_use if process == os.getpid() else not is_alive(process)
+        else:
+            ended = _age(entry) > (RENAMING_SECONDS if kind == "old" else ABANDONED_SECONDS)
+        if ended:
+            abandoned.append(entry)
+    return abandoned
+
+
+def _age(entry: Path) -> float:
+    """Return the seconds since a file, or the newest file below a directory, was written or renamed."""
+    changes = [0.0]
+    for file in (entry, *entry.rglob("*")):
+        with suppress(OSError):
+            changes.append(file.lstat().st_ctime)
+    return time.time() - max(changes)
 
 
 def is_alive(process: int) -> bool:
     """Return whether a process with this number runs on this machine."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (PermissionError, OverflowError):
+    except PermissionError:
         return True
     return True
 

@@ -159,20 +159,51 @@ def test_a_directory_moved_aside_is_put_back_at_once_where_the_new_one_does_not_
     assert (out / "file").read_text() == "old"
 
 
-def test_only_what_dead_processes_have_left_is_touched(tmp_path: Path) -> None:
-    out, dead = tmp_path / "folder", 2**22 + 1  # no process has a number that high
-    mine = [f".folder.{files.host_name()}-{os.getppid()}.{kind}" for kind in ("old", "part")]
-    theirs = [f".folder.elsewhere-{dead}.old", f".folder2.{files.host_name()}-{dead}.old"]
-    left = [f".folder.{files.host_name()}-{dead}.{kind}" for kind in ("old", "part")]
-    for name in (*mine, *theirs, *left):
+def test_only_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
+    out, dead, random = tmp_path / "folder", 2**22 + 1, "0123456789abcdef"  # no process has a number that high
+    here, elsewhere = files.machine_id(), "f" * 16
+    alive = [f".folder.{here}-{os.getppid()}-{random}.{kind}" for kind in ("old", "part")]
+    theirs = [f".folder.{elsewhere}-{dead}-{random}.old", f".folder.{elsewhere}-{dead}-{random}.part"]
+    theirs += [f".folder2.{here}-{dead}-{random}.old", f".folder.host-{dead}.part"]
+    left = [f".folder.{here}-{process}-{random}.{kind}" for kind in ("old", "part") for process in (dead, os.getpid())]
+    for name in (*alive, *theirs, *left):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     with replacing_directory(out, overwrite=True) as folder:
         (folder / "file").write_text("new")
-    assert {path.name for path in tmp_path.iterdir()} == {"folder", *mine, *theirs}
-    (tmp_path / f".a.txt.{files.host_name()}-{dead}.part").mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", *alive, *theirs}
+    (tmp_path / f".a.txt.{here}-{dead}-{random}.part").mkdir()
     write_text(tmp_path / "a.txt", "new")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "folder", *mine, *theirs}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "folder", *alive, *theirs}
+
+
+def test_files_of_another_machine_are_removed_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [tmp_path / f".a.txt.{'f' * 16}-7-0123456789abcdef.part", tmp_path / ".a.txt.oldhost-7.part"]
+    for path in left:
+        path.write_text("half")
+    write_text(tmp_path / "a.txt", "1")
+    assert all(path.exists() for path in left)
+    now = files.time.time()
+    monkeypatch.setattr(files.time, "time", lambda: now + files.ABANDONED_SECONDS + 60)
+    write_text(tmp_path / "a.txt", "2", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_temporary_file_cannot_be_predicted_and_links_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replacing(tmp_path / "a") as first, replacing(tmp_path / "a") as second:
+        assert first != second
+        assert first.stat().st_size == second.stat().st_size == 0
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * 2 * size)
+    guessed = tmp_path / f".b.{files.machine_id()}-{os.getpid()}-{'0' * 16}.part"
+    guessed.symlink_to(precious)
+    monkeypatch.setattr(files, "_remove_abandoned", lambda path, kind: None)
+    with pytest.raises(DataError, match="b: cannot be written: File exists"):
+        write_text(tmp_path / "b", "other")
+    assert precious.read_text() == "precious"
 
 
 def test_what_has_no_name_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.files import is_alive
+from ckpt_probe.files import is_alive, machine_id
 from ckpt_probe.scheduling.tasks import Busy
 
 BEAT_SECONDS = 5.0
@@ -28,7 +28,7 @@ PAUSE_SECONDS = 0.5
 STALE_SECONDS = 60.0
 """Seconds without a change after which the holder of a claim is considered dead."""
 
-_CLAIM = re.compile(r"\.(.+)\.claim-(\d{1,9})")
+_CLAIM = re.compile(r"\.(.+)\.claim-(\d+)")
 _seen: dict[Path, tuple[tuple[int, int, str], float]] = {}
 """State of each claim of another process when last read, and the time since when it has been in that state."""
 
@@ -47,6 +47,21 @@ class Claim:
         """Touch the file to show that the holder is alive."""
         with suppress(OSError):
             os.utime(self.file)
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """The process that holds a claim; earlier versions wrote no `machine`."""
+
+    host: str
+    process: int
+    token: str
+    machine: str = ""
+
+    def has_ended(self) -> bool:
+        """Return whether the process ran on this machine and has ended."""
+        here = self.machine == machine_id() if self.machine else self.host == socket.gethostname()
+        return here and not is_alive(self.process)
 
 
 @contextmanager
@@ -115,7 +130,7 @@ def remove_abandoned(folder: Path) -> None:
     for name in _names(folder):
         if (match := _CLAIM.fullmatch(name)) and (folder / match[1]).exists():
             holder = _read_holder(folder / name)
-            if holder is not None and holder[0] == socket.gethostname() and not is_alive(holder[1]):
+            if holder is not None and holder.has_ended():
                 with suppress(OSError):
                     (folder / name).unlink()
 
@@ -131,7 +146,7 @@ def _claim(path: Path, stale: float) -> Claim | Busy:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with file.open("x", encoding="utf-8") as written:
-                written.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "token": _token()}))
+                written.write(json.dumps(asdict(_this_process())))
         except FileExistsError:
             return Busy("another process")
     except OSError as error:
@@ -147,32 +162,33 @@ def _live_holder(file: Path, stale: float) -> str | None:
     except OSError:
         return None if not file.exists() else "another process"
     # An empty file was created but not written yet, perhaps by a process that died in between.
-    host, process, token = _parse(text) or ("", 0, text)
-    if host == socket.gethostname() and not is_alive(process):
+    holder = _parse(text)
+    if holder is not None and holder.has_ended():
         return None
-    current, now = (state.st_mtime_ns, state.st_size, token), monotonic()
+    current, now = (state.st_mtime_ns, state.st_size, holder.token if holder else text), monotonic()
     before, since = _seen.get(file, (current, now))
     if before != current:
         since = now
     _seen[file] = (current, since)
     if now - since >= stale:
         return None
-    return f"process {process} of {host}" if host else "another process"
+    return f"process {holder.process} of {holder.host}" if holder else "another process"
 
 
-def _read_holder(file: Path) -> tuple[str, int, str] | None:
-    """Return host, process and token of a claim; None if they cannot be read."""
+def _read_holder(file: Path) -> "_Holder | None":
+    """Return the holder of a claim, None if it cannot be read."""
     try:
         return _parse(file.read_bytes()[:4096].decode(errors="replace"))
     except OSError:
         return None
 
 
-def _parse(text: str) -> tuple[str, int, str] | None:
+def _parse(text: str) -> "_Holder | None":
     try:
         holder = json.loads(text)
-        return str(holder["host"]), int(holder["process"]), str(holder["token"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        names = (str(holder["host"]), int(holder["process"]), str(holder["token"]), str(holder.get("machine", "")))
+        return _Holder(*names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -210,5 +226,5 @@ def _number(file: Path) -> int:
     return int(file.name.rpartition("-")[2])
 
 
-def _token() -> str:
-    return secrets.token_hex(8)
+def _this_process() -> _Holder:
+    return _Holder(socket.gethostname(), os.getpid(), secrets.token_hex(8), machine_id())

@@ -132,3 +132,19 @@ def test_a_claim_of_a_dead_process_on_what_is_there_is_removed_and_no_other(tmp_
     left = {file.name for file in tmp_path.iterdir() if ".claim-" in file.name}
     assert left == {".missing.claim-1", ".mine.claim-1", ".theirs.claim-1", ".torn.claim-1"}
     remove_abandoned(tmp_path / "nowhere")
+
+
+def test_a_claim_with_a_long_number_is_taken_over_and_not_repeated(tmp_path: Path) -> None:
+    ended = json.dumps({"host": socket.gethostname(), "process": 2**22 + 1, "token": "t"})
+    (tmp_path / f".x.h5.claim-{10**9 - 1}").write_text(ended)
+    for _ in range(2):
+        with claimed(tmp_path / "x.h5") as claim:
+            assert isinstance(claim, Claim)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_of_another_container_of_the_same_name_is_not_looked_up_here(tmp_path: Path) -> None:
+    holder = {"host": socket.gethostname(), "process": 2**22 + 1, "token": "t", "machine": "f" * 16}
+    (tmp_path / ".x.h5.claim-1").write_text(json.dumps(holder))
+    with claimed(tmp_path / "x.h5") as claim:
+        assert claim == Busy(f"process {2**22 + 1} of {socket.gethostname()}")
