@@ -68,7 +68,7 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def replacing_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`, else remove it.
 
-    An existing directory is renamed to a hidden name that ends in `.old`, and removed after the new one is in its place.
+    An existing directory is renamed to a hidden name that ends in `.old`, and removed once the new one is in its place.
     After an error between these two renames it is restored at once; after a kill the next call restores it first.
 
     Raises:
