@@ -10,6 +10,9 @@ from ckpt_probe.cli.flags import new_name_of, parameters_of
 
 Function = Callable[..., Any]
 
+SYNONYMS = {"--scheduler": "--workers"}
+"""Options with two names."""
+
 
 class Setting(click.Option):
     """One KEY of a `Settings` option.
@@ -47,7 +50,8 @@ class Settings(click.Option):
             [flag, f"{flag.lstrip('-')}_values"], multiple=True, metavar="KEY=VALUE", help=f"{title}; repeatable."
         )
         self.settings = {str(setting.name): setting for setting in settings}
-        self.title = f"{title} ({flag} KEY=VALUE, repeatable)"
+        either = " or --KEY VALUE" if flag == "--set" else ", repeatable"
+        self.title = f"{title} ({flag} KEY=VALUE{either})"
 
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
@@ -95,6 +99,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line; raise UsageError for an unknown option, or a repeated one that takes one value."""
+        args = self._with_settings(ctx, args)
         try:
             if not ctx.resilient_parsing:
                 self._require_single_values(ctx, args)
@@ -104,6 +109,34 @@ class Command(click.Command):
             if new is None:
                 raise
             raise click.UsageError(f"{error.option_name} is no longer an option: {new}", ctx) from error
+
+    def _with_settings(self, ctx: click.Context, words: Sequence[str]) -> list[str]:
+        """Rewrite keys of --set that are spelled as options: `--state-key A` becomes `--set state_key=A`."""
+        settings = {
+            name: setting
+            for parameter in self.params
+            if isinstance(parameter, Settings) and parameter.opts == ["--set"]
+            for name, setting in parameter.settings.items()
+        }
+        result, rest = [], iter(words)
+        for word in rest:
+            if word == "--":
+                return [*result, word, *rest]
+            flag, equals, value = word.partition("=")
+            flag = SYNONYMS.get(flag, flag)
+            name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+            if name in settings:
+                if not equals:
+                    is_switch = isinstance(settings[name].type, click.types.BoolParamType)
+                    value = "true" if is_switch else next(rest, None)
+                if value is None:
+                    raise click.BadOptionUsage(flag, f"Option '{flag}' requires an argument.", ctx)
+                result += ["--set", f"{name}={value}"]
+            elif name.startswith("no_") and name[3:] in settings and not equals:
+                result += ["--set", f"{name[3:]}=false"]
+            else:
+                result.append(flag + equals + value)
+        return result
 
     def _require_single_values(self, ctx: click.Context, args: Sequence[str]) -> None:
         # click would silently use the last of several values.

@@ -18,7 +18,6 @@ KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 REPLACED = {
     "--model-arguments": "use --model-argument, which also takes a JSON object",
     "--data-arguments": "use --data-argument, which also takes a JSON object",
-    "--scheduler": "use --workers ADDRESS",
     "--weights-only": "use the command ckpt-probe weights CHECKPOINTS",
     "--consecutive": "use the command ckpt-probe barriers RUN",
     "--resume": "repeat the same command, which continues, or prints the finished results",
@@ -32,8 +31,6 @@ REPLACED = {
     "--log-x": "use --log x",
     "--log-y": "use --log y",
     "--no-layers": "use --set layers=false",
-    "--no-logits": "use --set with_logits=false",
-    "--no-cache": "use --set cache=false",
     "--threads": "the number of writer threads is chosen automatically",
 }
 """Removed options, of all commands or of one, and what to use instead.

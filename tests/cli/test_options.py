@@ -78,6 +78,15 @@ def test_workers_are_a_number_or_an_address(text: str, workers: int, scheduler: 
     assert (found["workers"], found["scheduler"]) == (workers, scheduler)
 
 
+def test_a_setting_may_be_spelled_as_an_option() -> None:
+    words = ("--state-key", "a.b", "--rows-per-task=9", "--no-with-logits", "--unlabelled", "--scheduler", "s.json")
+    found = parsed("extract", "A", "-o", "B", *words)
+    assert (found["state_key"], found["rows_per_task"]) == ("a.b", 9)
+    assert (found["with_logits"], found["unlabelled"], found["scheduler"]) == (False, True, "s.json")
+    assert parsed("analyze", "A", "--no-cache")["cache"] is False
+    assert parsed("extract", "-o", "B", "--", "--state-key")["checkpoints"] is not None
+
+
 def test_settings_become_parameters_of_the_command() -> None:
     words = ("--set", "state_key=a.b", "--set", "batchnorm-samples=9", "--set", "keep_dumps=yes", "--set", "span=-1:2")
     found = parsed("interpolate", "A", "B", "-o", "C", *words)
@@ -94,6 +103,8 @@ def test_settings_become_parameters_of_the_command() -> None:
         (("--set", "x=a"), "--set x=a: unknown key; there are: "),
         (("--set", "base"), "--set base: expected KEY=VALUE"),
         (("--set", "base=a", "--set", "base=b"), "--set base=… takes one value, but occurs twice"),
+        (("--base", "a", "--set", "base=b"), "--set base=… takes one value, but occurs twice"),
+        (("--state-key",), "Option '--state-key' requires an argument."),
         (("--set", "with_logits=perhaps"), "--set with_logits=perhaps: 'perhaps' is not a valid boolean"),
         (("--set", "rows_per_task=0"), "--set rows_per_task=0: 0 is not in the range x>=1."),
         (("--sampling", "max_rows=many"), "--sampling max_rows=many: 'many' is not a valid integer range."),
@@ -107,12 +118,10 @@ def test_wrong_settings_are_refused(words: tuple[str, ...], message: str, capsys
 @pytest.mark.parametrize(
     ("verb", "option", "message"),
     [
-        ("extract", "--state-key", "--state-key is no longer an option: use --set state_key=VALUE"),
         ("analyze", "--tolerance", "--tolerance is no longer an option: use --sampling tolerance=VALUE"),
         ("analyze", "--alpha", "--alpha is no longer an option: use --renyi"),
         ("analyze", "--weights-only", "use the command ckpt-probe weights CHECKPOINTS"),
         ("interpolate", "--consecutive", "use the command ckpt-probe barriers RUN"),
-        ("extract", "--scheduler", "use --workers ADDRESS"),
         ("plot", "--log-x", "use --log x"),
         ("train", "--seed", "use --set seed=N"),
     ],
