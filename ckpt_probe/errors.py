@@ -35,12 +35,12 @@ def last_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace characters that could control a terminal or a page by visible ones.
+    """Replace characters that could control a terminal or a page by visible ones; the result is one line.
 
-    Control characters, including those of escape sequences, become their pictures (␛); characters that change the
-    direction of writing and other unprintable characters become �. Line breaks, tabs and joiners are unchanged.
+    Control characters, including line breaks and those of escape sequences, become their pictures (␊, ␛); characters
+    that change the direction of writing and other unprintable characters become �. Joiners are unchanged.
     """
-    return "".join(_visible(character) for character in text)
+    return text if text.isprintable() else "".join(_visible(character) for character in text)
 
 
 def in_cell(text: str) -> str:
@@ -79,7 +79,7 @@ def _is_number(text: str) -> bool:
 
 
 def _visible(character: str) -> str:
-    if character in "\n\t\u200c\u200d" or character.isprintable():
+    if character in "\u200c\u200d" or character.isprintable():
         return character
     code = ord(character)
     if code < 0x20:

@@ -13,7 +13,7 @@ from ckpt_probe.errors import printable
         ("a\x00b\x07c\r\x7f", "a␀b␇c␍␡"),
         ("\x9b31m", "\ufffd31m"),
         ("right \u202eto left", "right \ufffdto left"),
-        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+        ("two\nlines\tand a tab", "two␊lines␉and a tab"),
         ("می\u200cروم, no\u00a0break", "می\u200cروم, no break"),
         ("\ud800", "\ufffd"),
     ],

@@ -151,7 +151,8 @@ def _internal(error: BaseException, debug: bool) -> int:
 
 def _fail(line: str, code: int, debug: bool) -> int:
     if debug:
-        print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+        for shown in redacted(traceback.format_exc()).splitlines():
+            print(printable(shown), file=sys.stderr)
     print(printable(without_credentials(line)), file=sys.stderr)
     return code
 

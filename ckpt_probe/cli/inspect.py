@@ -334,20 +334,19 @@ def _cell(value: Any) -> str:
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
+    from rich.cells import cell_len  # characters as wide as a terminal shows them
 
-    from ckpt_probe.cli.console import console
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True, justify="left" if column in LEFT else "right")
-    rows = [[printable(cell) for cell in row] for row in rows]
-    for row in rows:
-        # As plain text: names in a file may look like markup.
-        table.add_row(*map(Text, row))
-    widths = [max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True)]
-    console(width=max(120, sum(widths))).print(table)
+    cells = [columns, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = []
+        for name, cell, width in zip(columns, row, widths, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(cell + space if name in LEFT else space + cell)
+        lines.append("  ".join(padded).rstrip())
+    lines[0] = click.style(lines[0], bold=True)
+    click.echo("\n".join(lines))
 
 
 LEFT = frozenset({"tensor", "dtype", "shape", "checkpoint", "from", "format", "also"})

@@ -198,3 +198,23 @@ def test_safetensors_are_inspected_without_torch(tmp_path: Path) -> None:
     words = [sys.executable, "-c", LOADED, str(tmp_path / "a.safetensors")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_name_with_a_line_break_cannot_add_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({"x\nverified: all 3 tensors": torch.zeros(1)}, file)
+    assert run(["inspect", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("verified")]
+    assert lines[-1].startswith("x␊verified: all 3 tensors")
+
+
+def test_a_traceback_of_debug_contains_no_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a\x1b]0;title\x07.safetensors"
+    file.write_text("no tensors")
+    assert run(["inspect", str(file), "--debug"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "\x1b" not in shown

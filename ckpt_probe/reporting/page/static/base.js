@@ -58,7 +58,7 @@ function paint(colour) {
 function csv(rows) {
   const cell = (value) => {
     if (typeof value === "number") return Number.isNaN(value) ? "" : String(value);
-    const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+    const text = /^\s*[=+\-@]/.test(value) && Number.isNaN(Number(value)) ? `'${value}` : value;
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
