@@ -1,6 +1,7 @@
 """`ckpt-probe average`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,15 +29,7 @@ from ckpt_probe.cli.options import CHECKPOINT_SETTINGS, DTYPE, NUMBERS, PATH, ou
     overwrite_option("Replace an existing file or sharded checkpoint."),
 )
 @setting_group("--set", "Less common settings", DTYPE, *CHECKPOINT_SETTINGS)
-def command(
-    checkpoints: tuple[Path, ...],
-    out: Path,
-    weights: tuple[float, ...] | None,
-    state_key: str | None,
-    base: Path | None,
-    dtype: str | None,
-    overwrite: bool,
-) -> None:
+def command(checkpoints: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Write the weighted average of two or more CHECKPOINTS (a "model soup"); needs neither model nor data.
 
     Checkpoints may be of any format, and must all have the same tensors, whose names may differ by the prefix of a
@@ -47,15 +40,6 @@ def command(
     from ckpt_probe.merging import average
 
     with bars() as progress:
-        summary = average(
-            checkpoints,
-            out,
-            weights=weights,
-            state_key=state_key,
-            base=base,
-            dtype=dtype,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        summary = average(checkpoints, out, progress=progress, **options)
     copied = f"; {len(summary.copied)} integer tensors copied from {checkpoints[0].name}" if summary.copied else ""
     say(f"{out}: {summary.interpolated} tensors averaged over {len(checkpoints)} checkpoints{copied}")

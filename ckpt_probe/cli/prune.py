@@ -1,7 +1,7 @@
 """`ckpt-probe prune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,7 +30,7 @@ Examples: ckpt-probe prune A.safetensors --sparsity 0,0.5,0.9 -o pruned/a
     ),
     flag("--keep-classifier", "Do not prune the weights of the last linear layer."),
     option(
-        "--retrain config",
+        "--retrain",
         "CONFIG",
         "Train after each sparsity with this TOML configuration, and prune the result further.",
         PATH,
@@ -60,15 +60,9 @@ def command(
     checkpoint: Path,
     out: Path,
     sparsities: tuple[float, ...],
-    scope: str,
-    keep_classifier: bool,
-    classifier: str | None,
-    config: Path | None,
-    device: str,
+    retrain: Path | None,
     seed: int | None,
-    state_key: str | None,
-    base: Path | None,
-    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Set the smallest weights of CHECKPOINT to zero, at one or more sparsities.
 
@@ -79,32 +73,19 @@ def command(
     from ckpt_probe.config import load_config
     from ckpt_probe.errors import UsageError
 
-    if seed is not None and config is None:
+    if seed is not None and retrain is None:
         raise UsageError("--set seed=N needs --retrain: pruning alone draws no random numbers")
-    if config is None and "device" in explicit_options():
+    if retrain is None and "device" in explicit_options():
         raise UsageError("--set device=NAME needs --retrain: pruning alone does not run the network")
-    if classifier is not None and not keep_classifier:
+    if options["classifier"] is not None and not options["keep_classifier"]:
         raise UsageError("--set classifier=NAME needs --keep-classifier")
-    settings = None if config is None else load_config(config, seed=seed)
+    config = None if retrain is None else load_config(retrain, seed=seed)
 
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.training import prune
 
     with bars() as progress:
-        summary = prune(
-            checkpoint,
-            out,
-            sparsities,
-            scope=scope,
-            keep_classifier=keep_classifier,
-            classifier=classifier,
-            retrain=settings,
-            device=device,
-            state_key=state_key,
-            base=base,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        summary = prune(checkpoint, out, sparsities, retrain=config, progress=progress, **options)
     for level in summary.levels:
         click.echo(printable(_description(level)))
     written = sum(level.written for level in summary.levels)

@@ -39,14 +39,12 @@ from ckpt_probe.cli.output import require_writable
 def command(
     dump: Path,
     other: Path | None,
-    splits: tuple[str, ...],
-    layers: tuple[str, ...],
-    measures: tuple[str, ...],
     json: bool,
     csv: bool,
     wide: bool,
     out: Path | None,
     overwrite: bool,
+    **chosen: tuple[str, ...],
 ) -> None:
     """Compare layers by linear CKA and MIR on the rows that extract --layers stores of each.
 
@@ -70,14 +68,8 @@ def command(
 
     with bars() as progress:
         matrices = []
-        for matrix in similarity(
-            dump,
-            other,
-            splits=splits or None,
-            measures=measures or None,
-            layers=layers or None,
-            progress=progress,
-        ):
+        options = {name: values or None for name, values in chosen.items()}
+        for matrix in similarity(dump, other, progress=progress, **options):
             matrices.append(matrix)
             if json:
                 click.echo(similarities_json([matrix]), nl=False)
