@@ -32,32 +32,32 @@ def arrays(samples: int = 60, features: int = 5, classes: int = 3, seed: int = 0
     }
 
 
-def write(path: Path, held: dict[str, np.ndarray]) -> Path:
+def write(path: Path, datasets: dict[str, np.ndarray]) -> Path:
     with h5py.File(path, "w") as file:
-        for name, value in held.items():
+        for name, value in datasets.items():
             file[name] = value
     return path
 
 
 @pytest.fixture
 def analyze(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Analyze:
-    """Runs analyze --json in the test's directory: exit code, records, what was said on standard error."""
+    """Runs analyze --json in the test's directory: exit code, records, standard error."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: object) -> tuple[int, list[dict], str]:
         code = run(["analyze", "--json", *map(str, words)])
-        shown = capsys.readouterr()
-        return code, [json.loads(line) for line in shown.out.splitlines()], shown.err.strip()
+        output = capsys.readouterr()
+        return code, [json.loads(line) for line in output.out.splitlines()], output.err.strip()
 
     return call
 
 
 def changed(**changes: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
-    held = arrays()
+    datasets = arrays()
     names = {"features": "test/features", "labels": "test/labels", "weights": "classifier/weights"}
     for short, change in changes.items():
-        held[names[short]] = change(held[names[short]])
-    return held
+        datasets[names[short]] = change(datasets[names[short]])
+    return datasets
 
 
 def put(*places: int, value: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
@@ -70,7 +70,7 @@ def put(*places: int, value: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("datasets", "message"),
     [
         (changed(features=put(4, 7, value=np.nan)), "test: features: 2 rows hold NaN or infinity, the first is row 4"),
         (changed(features=put(9, value=np.inf)), "test: features: 1 row holds NaN or infinity, the first is row 9"),
@@ -81,25 +81,25 @@ def put(*places: int, value: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
         (changed(labels=lambda y: y * 0, weights=lambda w: w[:1]), "at least two classes, found 1"),
     ],
 )
-def test_what_has_no_meaning_is_one_line_that_names_file_split_and_row(
-    analyze: Analyze, tmp_path: Path, held: dict, told: str
+def test_invalid_dumps_give_one_line_with_file_split_and_row(
+    analyze: Analyze, tmp_path: Path, datasets: dict, message: str
 ) -> None:
-    write(tmp_path / "bad.h5", held)
-    code, records, said = analyze("bad.h5")
+    write(tmp_path / "bad.h5", datasets)
+    code, records, errors = analyze("bad.h5")
     assert (code, records) == (1, [])
-    assert said.startswith("error: bad.h5: test: ")
-    assert told in said
-    assert len(said.splitlines()) == 1
+    assert errors.startswith("error: bad.h5: test: ")
+    assert message in errors
+    assert len(errors.splitlines()) == 1
 
 
 def uneven() -> dict[str, np.ndarray]:
-    held = arrays(10_001, classes=2)
-    held["test/labels"] = (np.arange(10_001) == 77).astype(int)
-    return held
+    datasets = arrays(10_001, classes=2)
+    datasets["test/labels"] = (np.arange(10_001) == 77).astype(int)
+    return datasets
 
 
 @pytest.mark.parametrize(
-    ("held", "expected"),
+    ("datasets", "expected"),
     [
         (changed(features=put(3, 30)), {"samples_left_out": 2, "samples": 60}),
         (changed(weights=put(2)), {"samples_left_out": 20, "classes_left_out": 1}),
@@ -126,12 +126,12 @@ def uneven() -> dict[str, np.ndarray]:
     ],
 )
 def test_edge_cases_are_records_that_the_plain_function_agrees_with(
-    analyze: Analyze, tmp_path: Path, held: dict, expected: dict
+    analyze: Analyze, tmp_path: Path, datasets: dict, expected: dict
 ) -> None:
-    write(tmp_path / "step-5.h5", held)
+    write(tmp_path / "step-5.h5", datasets)
     code, records, _ = analyze("step-5.h5", "--set", "cache=false")
     assert code == 0
-    plain = analyze_features(held["test/features"], held["test/labels"], held["classifier/weights"])
+    plain = analyze_features(datasets["test/features"], datasets["test/labels"], datasets["classifier/weights"])
     for name, number in plain.items():
         expected_here = pytest.approx(number, rel=1e-10) if isinstance(number, float) else number
         assert records[0][name] == expected_here, name
@@ -153,20 +153,20 @@ def test_workers_change_nothing_but_the_time(analyze: Analyze, tmp_path: Path) -
     assert [record["step"] for record in one[1]] == [0, 1, 2, 3]
 
 
-def test_an_error_in_a_worker_is_the_same_line(analyze: Analyze, tmp_path: Path) -> None:
+def test_an_error_in_a_worker_gives_the_same_line(analyze: Analyze, tmp_path: Path) -> None:
     series(tmp_path / "dumps")
     write(tmp_path / "dumps" / "step-1.h5", changed(features=put(4, value=np.nan)))
-    code, _, said = analyze("dumps", "--workers", 2)
+    code, _, errors = analyze("dumps", "--workers", 2)
     assert code == 1
-    assert said == "error: dumps/step-1.h5: test: features: 1 row holds NaN or infinity, the first is row 4"
+    assert errors == "error: dumps/step-1.h5: test: features: 1 row holds NaN or infinity, the first is row 4"
 
 
 def test_a_second_analysis_computes_only_what_is_new(
     analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     series(tmp_path / "dumps")
-    _, first, said = analyze("dumps")
-    assert said == ""
+    _, first, errors = analyze("dumps")
+    assert errors == ""
     computed = []
     from ckpt_probe.analysis import dump as module
 
@@ -174,9 +174,9 @@ def test_a_second_analysis_computes_only_what_is_new(
     monkeypatch.setattr(module, "compute_from_blocks", lambda *words: computed.append(1) or original(*words))
     assert analyze("dumps") == (0, first, "3 of 3 dumps are from the cache; --set cache=false recomputes them")
     write(tmp_path / "dumps" / "step-3.h5", arrays(seed=9))
-    code, four, said = analyze("dumps")
+    code, four, errors = analyze("dumps")
     assert (code, four[:3], len(computed)) == (0, first, 1)
-    assert "3 of 4" in said
+    assert "3 of 4" in errors
     # Other content under the same name, of the same size and time, is another dump.
     path = tmp_path / "dumps" / "step-0.h5"
     times = path.stat()
@@ -194,19 +194,19 @@ def test_a_second_analysis_computes_only_what_is_new(
     assert analyze("dumps", "--set", "cache=false")[2] == ""
 
 
-def test_a_directory_that_takes_no_cache_is_said(analyze: Analyze, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(analyze: Analyze, tmp_path: Path) -> None:
     series(tmp_path / "dumps")
     (tmp_path / "dumps" / FOLDER).write_text("a file is in the way")
-    code, records, said = analyze("dumps")
+    code, records, errors = analyze("dumps")
     assert (code, len(records)) == (0, 3)
-    assert said.startswith("the cache of records could not be written: ")
+    assert errors.startswith("the cache of records could not be written: ")
 
 
-def stored(path: Path, store: str, held: dict[str, np.ndarray], **options) -> Path:
+def stored(path: Path, store: str, datasets: dict[str, np.ndarray], **options) -> Path:
     import torch
 
-    weights = torch.tensor(held["classifier/weights"])
-    features, labels = torch.tensor(held["test/features"]), torch.tensor(held["test/labels"])
+    weights = torch.tensor(datasets["classifier/weights"])
+    features, labels = torch.tensor(datasets["test/features"]), torch.tensor(datasets["test/labels"])
     writer = DumpWriter(path, None, classes=len(weights), features=weights.shape[1], feature_dtype="float64")
     with StoreWriter(writer, Storage(store=store, feature_dtype="float64", **options)) as storing:
         storing.write_classifier(weights, None)
@@ -220,9 +220,9 @@ def stored(path: Path, store: str, held: dict[str, np.ndarray], **options) -> Pa
 
 @pytest.mark.parametrize("samples", [40, 900])
 def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Path, samples: int) -> None:
-    held = arrays(samples, features=8, classes=4)
+    datasets = arrays(samples, features=8, classes=4)
     for store in ("features", "moments", "both"):
-        stored(tmp_path / f"{store}.h5", store, held)
+        stored(tmp_path / f"{store}.h5", store, datasets)
     wanted = ("--centred", "--renyi", "2")
     (_, [whole], _), (_, [moments], _), (_, [both], _) = (
         analyze(f"{store}.h5", *wanted) for store in ("features", "moments", "both")
@@ -239,32 +239,32 @@ def test_moments_give_the_numbers_of_the_features(analyze: Analyze, tmp_path: Pa
     assert {**both, "checkpoint": "features"} == whole
 
 
-def test_moments_that_were_tampered_with_are_refused(analyze: Analyze, tmp_path: Path) -> None:
-    held = arrays(900, features=8, classes=4)
-    for name, tamper, told in (
+def test_invalid_stored_moments_are_refused(analyze: Analyze, tmp_path: Path) -> None:
+    datasets = arrays(900, features=8, classes=4)
+    for name, tamper, message in (
         ("missing", lambda g: g.__delitem__("second"), "stored moments: missing one of rows, second, total"),
         ("shape", lambda g: (g.__delitem__("within"), g.create_dataset("within", data=np.eye(3))), "within has shape"),
         ("nan", lambda g: g["means"].__setitem__(0, np.nan), "means contains NaN or infinity"),
         ("claims", lambda g: g.create_dataset("rows", (10**6, 8), "f8", chunks=(1, 8)), "claims 64,000,000 bytes"),
         ("counts", lambda g: g["counts"].__setitem__(0, -5), "counts contains negative numbers"),
     ):
-        path = stored(tmp_path / f"{name}.h5", "moments", held)
+        path = stored(tmp_path / f"{name}.h5", "moments", datasets)
         with h5py.File(path, "a") as file:
             tamper(file["test/moments"])
             # As another program writes it: the hash over a whole file of ours would tell first.
             del file.attrs["format"]
-        code, _, said = analyze(path.name)
-        assert code == 1, said
-        assert said.startswith(f"error: {name}.h5: test")
-        assert told in said
+        code, _, errors = analyze(path.name)
+        assert code == 1, errors
+        assert errors.startswith(f"error: {name}.h5: test")
+        assert message in errors
 
 
 def test_per_class_rows(analyze: Analyze, tmp_path: Path) -> None:
-    held = arrays(90)
-    write(tmp_path / "step-2.h5", held)
+    datasets = arrays(90)
+    write(tmp_path / "step-2.h5", datasets)
     code, rows, _ = analyze("step-2.h5", "--per-class")
     assert (code, [row["class"] for row in rows]) == (0, [0, 1, 2])
-    features, labels = held["test/features"], held["test/labels"]
+    features, labels = datasets["test/features"], datasets["test/labels"]
     means = np.stack([features[labels == c].mean(axis=0) for c in range(3)])
     nearest = np.linalg.norm(features[:, None] - means, axis=2).argmin(axis=1)
     for c, row in enumerate(rows):
@@ -281,17 +281,17 @@ def test_per_class_rows(analyze: Analyze, tmp_path: Path) -> None:
 
 
 def test_spectra_are_the_eigenvalues_of_each_gram(analyze: Analyze, tmp_path: Path) -> None:
-    held = arrays(50)
-    write(tmp_path / "step-2.h5", held)
-    code, [record], said = analyze("step-2.h5", "--spectra", "out.npz")
-    assert (code, said) == (0, "out.npz: 9 arrays of eigenvalues")
-    found = np.load(tmp_path / "out.npz")
-    unit = held["test/features"] / np.linalg.norm(held["test/features"], axis=1, keepdims=True)
+    datasets = arrays(50)
+    write(tmp_path / "step-2.h5", datasets)
+    code, [record], errors = analyze("step-2.h5", "--spectra", "out.npz")
+    assert (code, errors) == (0, "out.npz: 9 arrays of eigenvalues")
+    result = np.load(tmp_path / "out.npz")
+    unit = datasets["test/features"] / np.linalg.norm(datasets["test/features"], axis=1, keepdims=True)
     expected = np.linalg.eigvalsh(unit.T @ unit / 50)
-    assert np.allclose(np.sort(found["step-2/test/sample.features"]), expected)
-    values = found["step-2/test/sample.joint"]
+    assert np.allclose(np.sort(result["step-2/test/sample.features"]), expected)
+    values = result["step-2/test/sample.joint"]
     assert -(values * np.log(values)).sum() == pytest.approx(record["sample.entropy_joint"])
-    assert {f"step-2/test/within.{c}" for c in range(3)} < set(found.files)
+    assert {f"step-2/test/within.{c}" for c in range(3)} < set(result.files)
     assert analyze("step-2.h5", "--spectra", "out.npz")[0] == 2
 
 
@@ -310,13 +310,13 @@ def test_a_dump_that_changes_while_it_is_read(
                 os.truncate(path, 10**6)
 
     monkeypatch.setattr(SplitView, "blocks", shrinking)
-    code, records, said = analyze("step-2.h5", "--set", "cache=false")
+    code, records, errors = analyze("step-2.h5", "--set", "cache=false")
     assert (code, records) == (1, [])
-    assert said == "error: step-2.h5: changed while it was read; try again when no program writes to it"
+    assert errors == "error: step-2.h5: changed while it was read; try again when no program writes to it"
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--renyi", "0"), "'--renyi': expected positive numbers such as 0.5,2, found '0'"),
         (("--renyi", "two"), "'--renyi': expected numbers such as 0.5,2, found 'two'"),
@@ -331,16 +331,16 @@ def test_a_dump_that_changes_while_it_is_read(
         (("--workers", "0"), "--workers"),
     ],
 )
-def test_options_that_make_no_sense(analyze: Analyze, tmp_path: Path, words: tuple, told: str) -> None:
+def test_invalid_options_are_refused(analyze: Analyze, tmp_path: Path, words: tuple, message: str) -> None:
     write(tmp_path / "a.h5", arrays())
-    code, _, said = analyze("a.h5", *words)
+    code, _, errors = analyze("a.h5", *words)
     assert code == 2
-    assert told in said
+    assert message in errors
 
 
 def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze, tmp_path: Path) -> None:
-    held = arrays(1200, features=24, classes=20)
-    write(tmp_path / "a.h5", held)
+    datasets = arrays(1200, features=24, classes=20)
+    write(tmp_path / "a.h5", datasets)
     _, [exact], _ = analyze("a.h5")
     code, [record], _ = analyze("a.h5", "--set", "memory=16KiB", "--sampling", "tolerance=1e-2", "--sampling", "seed=3")
     assert code == 0
@@ -348,15 +348,15 @@ def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze,
     assert "over the memory budget" in record["route_reason"]
     assert abs(record["sample.mir"] - exact["sample.mir"]) <= 4 * record["sample.mir_stderr"]
     assert record["within.entropy_mean"] == pytest.approx(exact["within.entropy_mean"], rel=1e-9)
-    code, _, said = analyze("a.h5", "--set", "memory=16KiB", "--sampling", "budget=1e-9", "--set", "cache=false")
+    code, _, errors = analyze("a.h5", "--set", "memory=16KiB", "--sampling", "budget=1e-9", "--set", "cache=false")
     assert code == 1
-    assert "the time budget of 1e-09 s ran out after" in said
+    assert "the time budget of 1e-09 s ran out after" in errors
 
 
-def test_only_the_families_asked_for(analyze: Analyze, tmp_path: Path) -> None:
-    held = arrays()
-    write(tmp_path / "a.h5", held)
-    whole = analyze_features(held["test/features"], held["test/labels"], held["classifier/weights"])
+def test_only_the_requested_families_are_computed(analyze: Analyze, tmp_path: Path) -> None:
+    datasets = arrays()
+    write(tmp_path / "a.h5", datasets)
+    whole = analyze_features(datasets["test/features"], datasets["test/labels"], datasets["classifier/weights"])
     code, [record], _ = analyze("a.h5", "--only", "nc3, class")
     assert code == 0
     assert {"nc3.duality", "class.mir"} < set(record)
@@ -371,9 +371,9 @@ def test_only_the_families_asked_for(analyze: Analyze, tmp_path: Path) -> None:
 
 def test_the_list_of_metrics_needs_no_dump(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["analyze", "--list-metrics"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for family in FAMILIES:
-        assert f"\n{family.name}: {family.meaning}" in shown
-        assert f"cost: {family.cost}" in shown
-    assert all(f"  {metric.name} " in shown for metric in METRICS)
-    assert "nc: short for nc1,nc2,nc3,nc4" in shown
+        assert f"\n{family.name}: {family.meaning}" in output
+        assert f"cost: {family.cost}" in output
+    assert all(f"  {metric.name} " in output for metric in METRICS)
+    assert "nc: short for nc1,nc2,nc3,nc4" in output

@@ -16,8 +16,8 @@ def lines_of_error(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"  {verb} " in shown for verb in VERBS)
+    output = capsys.readouterr().out
+    assert all(f"  {verb} " in output for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -122,20 +122,20 @@ def test_bad_data_is_one_line_and_a_traceback_only_with_debug(
     assert any("Traceback" in line for line in lines_of_error(capsys))
 
 
-def test_nothing_named_shows_the_help_and_exits_2() -> None:
+def test_without_a_command_the_help_is_printed_and_the_exit_code_is_2() -> None:
     done = subprocess.run([sys.executable, "-m", "ckpt_probe"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "analyze" in done.stderr
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     program = f"{sys.executable} -m ckpt_probe --help | head -n 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {program}"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr == ""
 
 
-def test_the_end_of_a_file_is_no_interruption(
+def test_the_end_of_a_file_is_not_an_interruption(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ends(*_: object, **__: object) -> None:

@@ -26,17 +26,17 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["plain", "other"]
 
 
-def test_the_table_says_values_verdicts_and_how(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_values_verdicts_and_method(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", *groups, "--metric", "accuracy,loss"]) == 0
-    shown = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out.splitlines()
     columns = ["metric", "group", "seeds", "mean", "std", "difference", "interval", "confidence", "verdict"]
-    assert shown[0].split() == columns
-    assert "at most 87.5 %" in shown[2]
-    assert shown[1].split() == ["accuracy", "plain", "4", "0.9015", "0.0013", "baseline"]
-    assert shown[2].split()[:5] == ["other", "4", "0.9365", "0.0140", "+0.0350"]
-    assert shown[2].rstrip().endswith("higher")
-    assert shown[4].rstrip().endswith("inconclusive")
-    notes = " ".join(shown[5:])
+    assert output[0].split() == columns
+    assert "at most 87.5 %" in output[2]
+    assert output[1].split() == ["accuracy", "plain", "4", "0.9015", "0.0013", "baseline"]
+    assert output[2].split()[:5] == ["other", "4", "0.9365", "0.0140", "+0.0350"]
+    assert output[2].rstrip().endswith("higher")
+    assert output[4].rstrip().endswith("inconclusive")
+    notes = " ".join(output[5:])
     assert "test at step 50; differences from plain" in notes
     assert "bootstrap of 9999 resamples, seed 0" in notes
     assert "with 4 pairs the confidence of a resampled interval is at most 87.5 %, not 95 %" in notes
@@ -54,23 +54,23 @@ def test_json_and_csv_are_what_python_gives(groups: list[str], capsys: pytest.Ca
     assert [row["difference"] for row in rows] == ["", str(expected[1].difference)]
 
 
-def test_students_interval_is_wider_and_says_so(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_students_interval_is_wider_and_named_in_a_note(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", *groups, "--sampling", "method=t"]) == 0
-    shown = capsys.readouterr().out
-    assert "Student’s t" in shown
-    assert "resampling" not in shown
-    assert "  95 %  " in shown
+    output = capsys.readouterr().out
+    assert "Student’s t" in output
+    assert "resampling" not in output
+    assert "  95 %  " in output
     assert compare(groups, method="t")[1].resamples is None
 
 
-def test_what_is_left_out_is_said_on_standard_error(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_left_out_entries_are_reported_on_standard_error(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("other/seed-3").rename("other/seed-7")
     assert run(["compare", *groups, "--json"]) == 0
     assert "2 entries have no entry of the same name to pair with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["plain"], 2, "at least two groups"),
         ([], 2, "GROUP"),
@@ -84,8 +84,10 @@ def test_what_is_left_out_is_said_on_standard_error(groups: list[str], capsys: p
         (["plain", "nowhere"], 1, "nowhere: no such directory"),
     ],
 )
-def test_refused(groups: list[str], words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_and_bad_data_are_refused(
+    groups: list[str], words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["compare", *words]) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert message in line

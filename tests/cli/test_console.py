@@ -37,26 +37,26 @@ def checkpoints(tmp_path: Path) -> list[str]:
 def test_no_color_leaves_bars_without_colour(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = []
+    output = []
     for value in ("", "1"):
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm-256color")
         monkeypatch.setenv("NO_COLOR", value)
         with bars() as progress, progress.task("dumps", 2, "dumps") as bar:
             bar.advance()
-        shown.append(capsys.readouterr().err)
-    coloured, plain = shown
+        output.append(capsys.readouterr().err)
+    coloured, plain = output
     assert COLOUR.search(coloured)
     assert not COLOUR.search(plain)
     assert "dumps" in plain
 
 
-@pytest.mark.parametrize("place", [0, 1, 4])
-def test_quiet_leaves_results_and_errors(place: int, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("index", [0, 1, 4])
+def test_quiet_leaves_results_and_errors(index: int, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["export", "r.jsonl", "-o", "r.parquet"]
-    assert run([*words[:place], "--quiet", *words[place:]]) == 0
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "")
+    assert run([*words[:index], "--quiet", *words[index:]]) == 0
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "")
     assert (records / "r.parquet").exists()
     assert run(["--quiet", *words]) == 2
     assert capsys.readouterr().err.startswith("error: r.parquet: exists already")
@@ -76,7 +76,7 @@ def test_quiet_alone_shows_the_help() -> None:
         (["inspect", "A", "--statistics"], 1),
     ],
 )
-def test_what_reads_whole_files_says_how_far_it_is(
+def test_commands_that_read_whole_files_show_progress(
     command: list[str], steps: int, checkpoints: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -57,12 +57,12 @@ def test_neither_dump_nor_page_has_credentials_of_json_or_a_title(
     assert (
         run(["extract", "step-1.safetensors", "-o", "x", *named[:2], "--model-argument", f'{{"a": {ADDRESS} }}']) == 2
     )
-    shown = capfd.readouterr()
+    text = capfd.readouterr()
     assert left_in(folder) == []
-    assert not [secret for secret in SECRETS if secret.decode() in shown.out + shown.err]
+    assert not [secret for secret in SECRETS if secret.decode() in text.out + text.err]
 
 
-def test_python_calls_leave_none_either(folder: Path) -> None:
+def test_python_calls_store_no_credentials_either(folder: Path) -> None:
     arguments = {"source": ADDRESS}
     named = {"model": "nets.py:model", "model_arguments": arguments, "data": "nets.py:data"}
     extract_series("step-1.safetensors", "dumps", data_arguments=arguments, **named)

@@ -31,23 +31,25 @@ def test_analyze_writes_parquet_by_the_suffix(dumps: Path) -> None:
     assert run(["analyze", str(dumps), "--set", "cache=false", "-o", "r.parquet"]) == 0
     assert run(["analyze", str(dumps), "--set", "cache=false", "-o", "r.jsonl"]) == 0
     expected = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
-    found = pd.read_parquet("r.parquet")
-    assert found["class.mir"].tolist() == [record["class.mir"] for record in expected]
-    assert found["step"].tolist() == [1, 2]
+    table = pd.read_parquet("r.parquet")
+    assert table["class.mir"].tolist() == [record["class.mir"] for record in expected]
+    assert table["step"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--parquet"], "--parquet is no longer an option: use -o with a file name that ends in .parquet"),
         (["--json", "--csv", "-o", "r.parquet"], "exclude each other"),
         (["-o", "there.parquet"], "there.parquet: exists already"),
     ],
 )
-def test_what_parquet_is_not_for(dumps: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conflicting_outputs_are_refused(
+    dumps: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("there.parquet").touch()
     assert run(["analyze", str(dumps), *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_export_into_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,9 +69,9 @@ def test_export_into_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
         "events/a/test",
         "events/decay/test",
     }
-    said = capsys.readouterr().err
-    assert "events: 2 values; view them with: tensorboard --logdir events" in said
-    assert "both.parquet: 2 records" in said
+    errors = capsys.readouterr().err
+    assert "events: 2 values; view them with: tensorboard --logdir events" in errors
+    assert "both.parquet: 2 records" in errors
 
 
 def test_seeds_of_one_condition_are_numbered() -> None:

@@ -29,7 +29,7 @@ NAMES = ("ant", "b c", "[red]x")
 
 @pytest.fixture
 def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probe:
-    """Runs a command in a directory with net.py, its weights and photos: exit code, output, what was said."""
+    """Runs a command in a directory with net.py, its weights and photos: exit code, output, standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setenv("COLUMNS", "200")
@@ -47,8 +47,8 @@ def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
     def call(*words: object) -> tuple[int, str, str]:
         code = run([*map(str, words)])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err.strip()
+        description = capsys.readouterr()
+        return code, description.out, description.err.strip()
 
     return call
 
@@ -64,8 +64,8 @@ SMALL = ("--data-argument", "resize=[4,4]", "--data-argument", "mean=0.5,0.5,0.5
 
 def test_names_go_from_folders_to_the_table(probe: Probe, tmp_path: Path) -> None:
     (tmp_path / "photos" / "test" / "ant" / "07.png").write_bytes(b"")
-    code, _, said = probe(*IMAGES, *SMALL)
-    lines = [line for line in said.splitlines() if not line.startswith("accuracy stays near chance")]
+    code, _, errors = probe(*IMAGES, *SMALL)
+    lines = [line for line in errors.splitlines() if not line.startswith("accuracy stays near chance")]
     assert (code, lines) == (
         0,
         [
@@ -75,8 +75,8 @@ def test_names_go_from_folders_to_the_table(probe: Probe, tmp_path: Path) -> Non
             "dumps: 1 dump written, 0 already complete",
         ],
     )
-    code, shown, _ = probe("analyze", "dumps", "--per-class", "--json")
-    rows = [json.loads(line) for line in shown.splitlines()]
+    code, description, _ = probe("analyze", "dumps", "--per-class", "--json")
+    rows = [json.loads(line) for line in description.splitlines()]
     # Folders are in the order of their names.
     assert [(row["class"], row["class_name"], row["samples"]) for row in rows] == [
         (0, "[red]x", 40),
@@ -84,14 +84,14 @@ def test_names_go_from_folders_to_the_table(probe: Probe, tmp_path: Path) -> Non
         (2, "b c", 40),
     ]
     by_number = dict(pair.split(":") for pair in rows[1]["nearest.confusion"].split())
-    told = {"0": '"[red]x"', "1": "ant", "2": '"b c"'}
-    assert rows[1]["nearest.named"] == " ".join(f"{told[number]}:{count}" for number, count in by_number.items())
-    code, shown, _ = probe("analyze", "dumps", "--per-class", "--wide")
+    expected = {"0": '"[red]x"', "1": "ant", "2": '"b c"'}
+    assert rows[1]["nearest.named"] == " ".join(f"{expected[number]}:{count}" for number, count in by_number.items())
+    code, description, _ = probe("analyze", "dumps", "--per-class", "--wide")
     assert code == 0
-    assert "class_name" in shown
-    assert "[red]x" in shown
-    code, shown, _ = probe("inspect", "dumps/net.h5")
-    assert "classes: [red]x, ant, b c" in shown
+    assert "class_name" in description
+    assert "[red]x" in description
+    code, description, _ = probe("inspect", "dumps/net.h5")
+    assert "classes: [red]x, ant, b c" in description
     assert json.loads(probe("inspect", "dumps/net.h5", "--json")[1])["class_names"] == ["[red]x", "ant", "b c"]
 
 
@@ -112,10 +112,12 @@ def test_a_path_between_checkpoints_sees_images_too(probe: Probe, tmp_path: Path
         "--set",
         "keep_dumps=true",
     )
-    code, shown, said = probe(*words, "--model", "net.py:network", "--data", "imagefolder:photos", *SMALL)
-    assert code == 0, said
-    assert [json.loads(line)["samples"] for line in shown.splitlines() if '"alpha"' in line] == [119] * 3
-    assert said.startswith("split test: 1 of 120 samples cannot be read, and are left out: ant/07.png (an empty file)")
+    code, description, errors = probe(*words, "--model", "net.py:network", "--data", "imagefolder:photos", *SMALL)
+    assert code == 0, errors
+    assert [json.loads(line)["samples"] for line in description.splitlines() if '"alpha"' in line] == [119] * 3
+    assert errors.startswith(
+        "split test: 1 of 120 samples cannot be read, and are left out: ant/07.png (an empty file)"
+    )
     assert sorted(path.suffix for path in (tmp_path / "path" / "dumps").iterdir()) == [".h5"] * 3
 
 
@@ -155,25 +157,25 @@ def test_bad_data(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    found, shown, said = probe(*words)
-    assert (found, shown, said.count("\n")) == (code, "", 0), said
-    assert message in said
+    layout, description, errors = probe(*words)
+    assert (layout, description, errors.count("\n")) == (code, "", 0), errors
+    assert message in errors
     assert not list(tmp_path.glob("dumps/*"))
 
 
 def test_more_classes_than_the_data_name_are_taken_in_order_only_on_request(probe: Probe, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(CSV)
-    code, _, said = probe(*TABLE, "csv:t.csv")
+    code, _, errors = probe(*TABLE, "csv:t.csv")
     assert code == 1
-    assert "the data have 2 classes" in said
-    assert "add --data-argument" in said
-    assert "match=order" in said
+    assert "the data have 2 classes" in errors
+    assert "add --data-argument" in errors
+    assert "match=order" in errors
     assert not list(tmp_path.glob("dumps/*"))
     assert probe(*TABLE, "csv:t.csv", "--data-argument", "match=order")[0] == 0
 
 
-def test_numbered_classes_fewer_than_the_models_are_said(probe: Probe, tmp_path: Path) -> None:
+def test_numbered_classes_fewer_than_the_models_are_reported(probe: Probe, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y,label\n1,2,0\n3,4,1\n")
-    code, _, said = probe(*TABLE, "csv:t.csv")
+    code, _, errors = probe(*TABLE, "csv:t.csv")
     assert code == 0
-    assert "labels are below 2, the model has 3 classes" in said
+    assert "labels are below 2, the model has 3 classes" in errors

@@ -1,4 +1,4 @@
-"""Commands and options that pages and messages name: each is executed as it is printed."""
+"""Commands and options in pages and messages: each is executed as it is printed."""
 
 import json
 import re
@@ -59,13 +59,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def origins(page: Path) -> dict[str, dict[str, Any]]:
-    """Return what a page says of its sources, by their names."""
+    """Return the provenance of the sources of a page, by their names."""
     [text] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
     return {origin["name"]: origin for origin in json.loads(text)["origins"]}
 
 
 def content(name: str) -> Any:
-    """Return what a result holds, apart from times."""
+    """Return the contents of a result, except times."""
     folder = Path(name)
     if name == "dumps":
         return {file.name: sorted(h5py.File(file)["test"]) for file in folder.glob("*.h5")}
@@ -95,13 +95,13 @@ def test_a_page_made_elsewhere_names_the_directory_of_its_commands(
     monkeypatch.chdir(tmp_path)
     assert run(["report", str(study / "dumps"), str(study / "dumps" / "step-000002.h5"), "-o", "page.html"]) == 0
     for origin in origins(Path("page.html")).values():
-        place, command = origin["command"].split(" && ")
-        monkeypatch.chdir(shlex.split(place)[1])
+        directory, command = origin["command"].split(" && ")
+        monkeypatch.chdir(shlex.split(directory)[1])
         assert Path.cwd() == study
         assert run(shlex.split(command)[1:]) == 0
 
 
-def test_checkpoints_of_one_name_are_told_apart(study: Path) -> None:
+def test_checkpoints_of_one_name_get_distinct_labels(study: Path) -> None:
     marks = json.loads((study / "plane" / "plane.json").read_text())["marks"]
     expected = [name.removeprefix("runs/") for name in (ONE, LAST, OTHER)]
     assert [mark["checkpoint"] for mark in marks] == expected
@@ -109,7 +109,7 @@ def test_checkpoints_of_one_name_are_told_apart(study: Path) -> None:
     assert (path["from"], path["to"]) == tuple(expected[1:])
 
 
-def test_dumps_of_one_name_are_told_apart(
+def test_dumps_of_one_name_get_distinct_labels(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(study)
@@ -137,14 +137,14 @@ def test_the_options_that_a_message_names_are_enough(
     assert run([*extract, *store, "--overwrite"]) == 0
     capsys.readouterr()
     run(words)
-    shown = capsys.readouterr()
-    [hint, *_] = re.findall(r"extract (?:them )?again with (--[^);]*--overwrite)", shown.out + shown.err)
+    outputs = capsys.readouterr()
+    [hint, *_] = re.findall(r"extract (?:them )?again with (--[^);]*--overwrite)", outputs.out + outputs.err)
     kept = [] if "--store" in hint or "--layers" in hint else store
     assert run([*extract, *kept, *hint.replace(" and ", " ").split()]) == 0
     capsys.readouterr()
     assert run(words) == 0
-    shown = capsys.readouterr()
-    assert hint not in shown.out + shown.err
+    outputs = capsys.readouterr()
+    assert hint not in outputs.out + outputs.err
 
 
 @pytest.mark.parametrize(

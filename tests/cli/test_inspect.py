@@ -25,23 +25,23 @@ def facts(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-def shown(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+def output_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert run(["inspect", *map(str, words)]) == 0
     return capsys.readouterr().out
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     code = run(["inspect", *map(str, words)])
-    out, said = capsys.readouterr()
+    out, errors = capsys.readouterr()
     assert out == ""
-    [line] = said.splitlines()
+    [line] = errors.splitlines()
     return code, line
 
 
 def test_a_papers_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model_best.pth"
     torch.save({"state_dict": STATE, "epoch": 12, "best_acc1": 76.5, "arch": "mlp"}, path)
-    out = shown(capsys, path)
+    out = output_of(capsys, path)
     for line in (
         f"{path}: a whole checkpoint, {path.stat().st_size:,} bytes",
         "format: torch zip",
@@ -53,13 +53,13 @@ def test_a_papers_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "  arch: mlp",
     ):
         assert line in out
-    found = facts(capsys, path)
-    assert found["state_key"] == "state_dict"
-    assert (found["step"], found["step_source"], found["epoch"]) == (12, "epoch in the file", 12)
-    assert found["trainer"] == {"epoch": 12, "best_acc1": 76.5, "arch": "mlp"}
-    assert found["likely_heads"][0]["weight"] == "2.weight"
-    assert found["tensors"][0] == {"name": "0.bias", "dtype": "F32", "shape": [16]}
-    assert found["classifier"] is None
+    values = facts(capsys, path)
+    assert values["state_key"] == "state_dict"
+    assert (values["step"], values["step_source"], values["epoch"]) == (12, "epoch in the file", 12)
+    assert values["trainer"] == {"epoch": 12, "best_acc1": 76.5, "arch": "mlp"}
+    assert values["likely_heads"][0]["weight"] == "2.weight"
+    assert values["tensors"][0] == {"name": "0.bias", "dtype": "F32", "shape": [16]}
+    assert values["classifier"] is None
 
 
 def test_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tensors["x"]["zeros"], tensors["x"]["nan"], tensors["x"]["inf"]) == (0.25, 1, 0)
     assert (tensors["n"]["mean"], tensors["n"]["spread"]) == (2, 0)
     assert "norm" not in facts(capsys, tmp_path / "a.safetensors")["tensors"][0]
-    header, *rows = shown(capsys, tmp_path / "a.safetensors", "--statistics").splitlines()[-3:]
+    header, *rows = output_of(capsys, tmp_path / "a.safetensors", "--statistics").splitlines()[-3:]
     assert header.split() == ["tensor", "dtype", "shape", "norm", "mean", "spread", "zeros", "nan", "inf"]
     assert rows[1].split() == ["x", "F32", "4", "5", "2.333", "1.7", "0.25", "1", "0"]
 
@@ -80,7 +80,7 @@ def test_a_directory_has_a_line_for_each(tmp_path: Path, capsys: pytest.CaptureF
     for step in (9, 10):
         torch.save({"model": {"w": torch.full((2, 2), float(step))}}, tmp_path / f"step-{step}.pt")
     torch.save({"model": {"w": torch.full((2, 2), 10.0)}}, tmp_path / "last.pt")
-    out = shown(capsys, tmp_path).splitlines()
+    out = output_of(capsys, tmp_path).splitlines()
     assert out[0] == f"{tmp_path}: 2 checkpoints, in order"
     assert out[2].split()[:3] == ["step-9", "9", "name"]
     assert out[3].split()[-1] == "last"
@@ -100,7 +100,7 @@ def test_repeated_steps_and_weights_in_a_directory_are_reported(
         "warning: step 5 is the step of 2 checkpoints: a (step in the file), step-5 (step in the file)",
         "warning: the weights of step-6 (step 6) are identical to those of step-5 (step 5)",
     ]
-    assert shown(capsys, tmp_path).splitlines()[-2:] == expected
+    assert output_of(capsys, tmp_path).splitlines()[-2:] == expected
     assert facts(capsys, tmp_path)["warnings"] == expected
 
 
@@ -109,12 +109,14 @@ def test_two_state_dicts_and_quantised_weights(tmp_path: Path, capsys: pytest.Ca
     code, line = refused(capsys, tmp_path / "a.pth")
     assert code == 2
     assert "holds several state dicts: model (4 tensors, 195 numbers), ema (4 tensors, 195 numbers)" in line
-    assert "other state dict: model (4 tensors" in shown(capsys, tmp_path / "a.pth", "--set", "state_key=ema")
+    assert "other state dict: model (4 tensors" in output_of(capsys, tmp_path / "a.pth", "--set", "state_key=ema")
     save_file({"fc.weight": torch.ones(4, 4, dtype=torch.int8), "fc.SCB": torch.ones(4)}, tmp_path / "q.safetensors")
-    assert "quantised: 1 tensors, first fc.weight (bitsandbytes, 8 bits)" in shown(capsys, tmp_path / "q.safetensors")
+    assert "quantised: 1 tensors, first fc.weight (bitsandbytes, 8 bits)" in output_of(
+        capsys, tmp_path / "q.safetensors"
+    )
 
 
-def test_bad_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
     (tmp_path / "text.pt").write_text("text")
     (tmp_path / "adapter").mkdir()
@@ -126,8 +128,8 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         (["missing.pt"], 1, "no such file"),
         (["adapter"], 2, "--set base"),
     ):
-        found, line = refused(capsys, tmp_path / words[0])
-        assert found == code
+        values, line = refused(capsys, tmp_path / words[0])
+        assert values == code
         assert part in line
 
 
@@ -138,30 +140,30 @@ def damage(path: Path, *names: str) -> None:
     path.write_bytes(data)
 
 
-def test_verify_tells_a_line_for_each_damaged_tensor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_prints_a_line_for_each_damaged_tensor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, STATE, CheckpointMetadata(step=3))
-    assert "verified: 4 of 4 tensors are as written" in shown(capsys, path, "--verify")
+    assert "verified: 4 of 4 tensors are as written" in output_of(capsys, path, "--verify")
     assert facts(capsys, path, "--verify")["verified"] == {"tensors": 4, "checked": 4, "damaged": []}
     damage(path, "0.weight", "2.bias")
     assert run(["inspect", str(path), "--verify"]) == 1
-    out, said = capsys.readouterr()
+    out, errors = capsys.readouterr()
     lines = [line for line in out.splitlines() if line.startswith("damaged: ")]
     assert len(lines) == 2
     assert f"{path}: tensor '0.weight' is damaged" in lines[0]
     assert "verified: 2 of 4 tensors are as written" in out
-    assert said == f"error: {path}: 2 of 4 tensors are damaged\n"
+    assert errors == f"error: {path}: 2 of 4 tensors are damaged\n"
     assert run(["inspect", str(path), "--verify", "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["verified"]["damaged"]) == 2
     assert "verified" not in facts(capsys, path)
 
 
-def test_verify_says_what_carries_no_hashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reports_tensors_without_hashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file(STATE, tmp_path / "step-1.safetensors")
-    told = "verified: all 4 tensors were read; there are no hashes to check them against"
-    assert told in shown(capsys, tmp_path / "step-1.safetensors", "--verify")
+    message = "verified: all 4 tensors were read; there are no hashes to check them against"
+    assert message in output_of(capsys, tmp_path / "step-1.safetensors", "--verify")
     save_checkpoint(tmp_path / "step-2.safetensors", {name: tensor + 1 for name, tensor in STATE.items()})
-    assert "verified: 4 of 8 tensors; the other 4 carry no hash" in shown(capsys, tmp_path, "--verify")
+    assert "verified: 4 of 8 tensors; the other 4 carry no hash" in output_of(capsys, tmp_path, "--verify")
     damage(tmp_path / "step-2.safetensors", "2.bias")
     assert run(["inspect", str(tmp_path), "--verify"]) == 1
     assert "step-2.safetensors: tensor '2.bias' is damaged" in capsys.readouterr().out
@@ -174,7 +176,7 @@ def test_verify_reads_a_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         writer.write_classifier(torch.randn(3, 5))
         writer.start_split("test", 40, logits=False)
         writer.append("test", features, torch.arange(40) % 3)
-    assert "verified: 2 of 2 tensors are as written" in shown(capsys, path, "--verify")
+    assert "verified: 2 of 2 tensors are as written" in output_of(capsys, path, "--verify")
     data = bytearray(path.read_bytes())
     data[data.index(features.numpy().tobytes()[:64])] ^= 1
     path.write_bytes(data)

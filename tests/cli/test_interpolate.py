@@ -1,4 +1,4 @@
-"""`interpolate` as a person gets it wrong: options that would do nothing are told, in one line."""
+"""Options of `interpolate` that would have no effect are refused in one line."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ckpt_probe.cli.app import run
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             "--alpha 0.5 --points 77 --set keep_dumps=true --split nope",
@@ -31,7 +31,7 @@ from ckpt_probe.cli.app import run
         ),
     ],
 )
-def test_options_that_do_nothing_are_refused(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_do_nothing_are_refused(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["interpolate", "a", "b", "-o", "out", *words.split()]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line

@@ -19,7 +19,7 @@ MODEL = '{"input_shape": [1, 8, 8], "classes": 3}'
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two checkpoints of a small residual network, extracted with all layers, and one of another without."""
     here = tmp_path_factory.mktemp("layers")
     draw = np.random.default_rng(0)
@@ -42,37 +42,37 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def told(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+def output_of(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
     capsys.readouterr()
     assert run(["--quiet", *words]) == code
-    shown = capsys.readouterr()
-    return shown.out if code == 0 else shown.err
+    text = capsys.readouterr()
+    return text.out if code == 0 else text.err
 
 
-def test_rows_by_layer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = told(["analyze", str(place / "dumps"), "--json"], capsys).splitlines()
+def test_rows_by_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = output_of(["analyze", str(folder / "dumps"), "--json"], capsys).splitlines()
     records = [json.loads(line) for line in lines]
     assert [(record["step"], record["layer"]) for record in records] == [
         (step, layer) for step in (0, 100) for layer in ("2", "3", "4", "5", "penultimate")
     ]
-    shown = told(["analyze", str(place / "dumps" / "step-000100.h5"), "--wide"], capsys)
-    assert shown.splitlines()[0].split()[:5] == ["checkpoint", "step", "split", "layer", "depth"]
-    alone = told(["analyze", str(place / "dumps"), "--json", "--set", "layers=false"], capsys).splitlines()
-    plain = told(["analyze", str(place / "plain"), "--json"], capsys).splitlines()
+    text = output_of(["analyze", str(folder / "dumps" / "step-000100.h5"), "--wide"], capsys)
+    assert text.splitlines()[0].split()[:5] == ["checkpoint", "step", "split", "layer", "depth"]
+    alone = output_of(["analyze", str(folder / "dumps"), "--json", "--set", "layers=false"], capsys).splitlines()
+    plain = output_of(["analyze", str(folder / "plain"), "--json"], capsys).splitlines()
     assert len(alone) == 2
     assert alone[1] == plain[0]
 
 
-def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["analyze", str(place / "dumps"), "--only", "nc1", "--set", "layer_metric=separation"]
-    shown = told(words, capsys).splitlines()
-    assert shown[0] == "test: separation"
-    assert shown[1].split() == ["layer", "depth", "0", "100"]
-    assert [line.split()[0] for line in shown[2:]] == ["2", "3", "4", "5", "penultimate"]
-    rows = list(csv.DictReader(io.StringIO(told([*words, "--csv"], capsys))))
+def test_a_metric_by_layer_and_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["analyze", str(folder / "dumps"), "--only", "nc1", "--set", "layer_metric=separation"]
+    text = output_of(words, capsys).splitlines()
+    assert text[0] == "test: separation"
+    assert text[1].split() == ["layer", "depth", "0", "100"]
+    assert [line.split()[0] for line in text[2:]] == ["2", "3", "4", "5", "penultimate"]
+    rows = list(csv.DictReader(io.StringIO(output_of([*words, "--csv"], capsys))))
     [record] = [
         json.loads(line)
-        for line in told(["analyze", str(place / "dumps"), "--only", "nc1", "--json"], capsys).splitlines()
+        for line in output_of(["analyze", str(folder / "dumps"), "--only", "nc1", "--json"], capsys).splitlines()
         if '"layer": "4"' in line and '"step": 100' in line
     ]
     assert float(rows[2]["100"]) == record["separation"]
@@ -94,29 +94,27 @@ def test_a_metric_by_layer_and_step(place: Path, capsys: pytest.CaptureFixture[s
         ),
     ],
 )
-def test_what_has_no_grid(
-    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, line: str
+def test_tables_by_layer_that_cannot_be_printed_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, line: str
 ) -> None:
-    assert line in told(["analyze", str(place / words[0]), *words[1:]], capsys, code)
+    assert line in output_of(["analyze", str(folder / words[0]), *words[1:]], capsys, code)
 
 
-def test_inspect_lists_the_layers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = str(place / "run" / "step-000100.pth")
+def test_inspect_lists_the_layers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = str(folder / "run" / "step-000100.pth")
     words = ["inspect", one, "--model", "resnet", "--model-argument", MODEL]
-    shown = told(words, capsys)
-    assert (
-        "layers that extract with --layers all stores: 5\n  0.00  2            16 × 8 × 8, mean: 16 features" in shown
-    )
-    assert "  1.00  penultimate  64\n" in shown
-    facts = json.loads(told([*words, "--json"], capsys))
+    text = output_of(words, capsys)
+    assert "layers that extract with --layers all stores: 5\n  0.00  2            16 × 8 × 8, mean: 16 features" in text
+    assert "  1.00  penultimate  64\n" in text
+    facts = json.loads(output_of([*words, "--json"], capsys))
     assert [layer["layer"] for layer in facts["head"]["layers"]] == ["2", "3", "4", "5", "penultimate"]
-    dump = json.loads(told(["inspect", str(place / "dumps" / "step-000000.h5"), "--json"], capsys))
+    dump = json.loads(output_of(["inspect", str(folder / "dumps" / "step-000000.h5"), "--json"], capsys))
     assert {"name": "test/similarity/indices", "dtype": "int64", "shape": [40]} in dump["tensors"]
 
 
-def test_similarity_of_the_layers_of_a_checkpoint(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = place / "dumps" / "step-000100.h5"
-    cka, mir = (json.loads(line) for line in told(["similarity", str(path), "--json"], capsys).splitlines())
+def test_similarity_of_the_layers_of_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "dumps" / "step-000100.h5"
+    cka, mir = (json.loads(line) for line in output_of(["similarity", str(path), "--json"], capsys).splitlines())
     assert (cka["kind"], cka["measure"], mir["measure"]) == ("layers", "cka", "mir")
     assert cka["rows"] == cka["columns"] == ["2", "3", "4", "5", "penultimate"]
     assert (cka["checkpoint"], cka["step"], cka["split"], cka["samples"]) == ("step-000100", 100, "test", 40)
@@ -125,27 +123,29 @@ def test_similarity_of_the_layers_of_a_checkpoint(place: Path, capsys: pytest.Ca
     assert cka["values"][1][3] == pytest.approx(cp.cka(rows["3"], rows["5"]))
     assert mir["values"][3][1] == pytest.approx(cp.mir(rows["3"], rows["5"]))
     assert [cka["values"][n][n] for n in range(5)] == pytest.approx([1] * 5)
-    shown = told(["similarity", str(path), "--measure", "cka", "--layer", "4", "--layer", "5"], capsys).splitlines()
-    assert shown[0] == "test: CKA, layers of step-000100, 40 rows"
-    assert shown[1].split() == ["layer", "4", "5"]
-    assert shown[2].split()[:2] == ["4", "1.000"]
+    text = output_of(["similarity", str(path), "--measure", "cka", "--layer", "4", "--layer", "5"], capsys).splitlines()
+    assert text[0] == "test: CKA, layers of step-000100, 40 rows"
+    assert text[1].split() == ["layer", "4", "5"]
+    assert text[2].split()[:2] == ["4", "1.000"]
 
 
-def test_similarity_over_the_steps_of_a_series(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told(["similarity", str(place / "dumps"), "-o", str(tmp_path / "a.csv"), "--layer", "3"], capsys)
+def test_similarity_over_the_steps_of_a_series(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output_of(["similarity", str(folder / "dumps"), "-o", str(tmp_path / "a.csv"), "--layer", "3"], capsys)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
     assert [(row["row"], row["column"]) for row in rows] == [(a, b) for a in ("0", "100") for b in ("0", "100")]
     assert {(row["kind"], row["layer"], row["measure"]) for row in rows} == {("steps", "3", "cka")}
     assert float(rows[1]["value"]) == float(rows[2]["value"]) < 1
 
 
-def test_similarity_of_two_dumps(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_similarity_of_two_dumps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without layers the rows that would have been set apart are read, if there are as many."""
-    two = [str(place / "dumps" / f"step-000{step}.h5") for step in ("000", "100")]
-    [matrix] = [json.loads(told(["similarity", *two, "--measure", "cka", "--json"], capsys))]
+    two = [str(folder / "dumps" / f"step-000{step}.h5") for step in ("000", "100")]
+    [matrix] = [json.loads(output_of(["similarity", *two, "--measure", "cka", "--json"], capsys))]
     assert (matrix["kind"], matrix["checkpoint"], matrix["other"]) == ("models", "step-000000", "step-000100")
     assert matrix["values"][0][1] != matrix["values"][1][0]
-    alone = json.loads(told(["similarity", str(place / "plain"), "--measure", "cka", "--json"], capsys))
+    alone = json.loads(output_of(["similarity", str(folder / "plain"), "--measure", "cka", "--json"], capsys))
     assert alone["rows"] == ["penultimate"]
     assert alone["samples"] == 60
 
@@ -161,22 +161,22 @@ def test_similarity_of_two_dumps(place: Path, capsys: pytest.CaptureFixture[str]
         (["dumps", "--split", "train"], 1, "no split 'train'"),
     ],
 )
-def test_what_cannot_be_compared(
-    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, line: str
+def test_layers_that_cannot_be_compared_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, line: str
 ) -> None:
     paths = ("dumps", "plain", "seeded", "nowhere")
-    named = [str(place / word) if word.partition("/")[0] in paths else word for word in words]
-    assert line in told(["similarity", *named], capsys, code)
+    named = [str(folder / word) if word.partition("/")[0] in paths else word for word in words]
+    assert line in output_of(["similarity", *named], capsys, code)
 
 
 def test_a_file_of_records_by_layer_is_the_run_of_the_penultimate_one(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Several records of one step would be an error, where a seed is compared with another."""
-    found = []
+    result = []
     for name, more in (("layers", []), ("plain", ["--set", "layers=false"])):
         file = tmp_path / f"{name}.jsonl"
-        told(["analyze", str(place / "dumps"), "--only", "nc1", "-o", str(file), *more], capsys)
-        found.append(measure(file, ["nc1.pinv"], split="test", step=100))
-    assert found[0] == found[1]
+        output_of(["analyze", str(folder / "dumps"), "--only", "nc1", "-o", str(file), *more], capsys)
+        result.append(measure(file, ["nc1.pinv"], split="test", step=100))
+    assert result[0] == result[1]
     assert len(cp.read_records(tmp_path / "layers.jsonl")) == 10

@@ -52,8 +52,8 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_arguments_join_those_of_a_json_object() -> None:
     words = ("--model-argument", '{"a": 1}', "--model-argument", "b=2")
-    found = parsed("extract", "A", "-o", "B", *words)
-    assert (found["model_arguments"], found["data_arguments"]) == ({"a": 1, "b": 2}, None)
+    parameters = parsed("extract", "A", "-o", "B", *words)
+    assert (parameters["model_arguments"], parameters["data_arguments"]) == ({"a": 1, "b": 2}, None)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_malformed_arguments_are_refused(text: str, message: str, capsys: pytest
     [("3", 3, None), ("tcp://host:8786", 1, "tcp://host:8786"), ("s.json", 1, "s.json")],
 )
 def test_workers_are_a_number_or_an_address(text: str, workers: int, scheduler: str | None) -> None:
-    found = parsed("analyze", "A", "--workers", text)
-    assert (found["workers"], found["scheduler"]) == (workers, scheduler)
+    parameters = parsed("analyze", "A", "--workers", text)
+    assert (parameters["workers"], parameters["scheduler"]) == (workers, scheduler)
 
 
 def test_a_setting_may_be_spelled_as_an_option() -> None:
@@ -89,10 +89,10 @@ def test_a_setting_may_be_spelled_as_an_option() -> None:
 
 def test_settings_become_parameters_of_the_command() -> None:
     words = ("--set", "state_key=a.b", "--set", "batchnorm-samples=9", "--set", "keep_dumps=yes", "--set", "span=-1:2")
-    found = parsed("interpolate", "A", "B", "-o", "C", *words)
-    assert (found["state_key"], found["batchnorm_samples"], found["keep_dumps"]) == ("a.b", 9, True)
-    assert (found["span"], found["curve_epochs"], found["midpoint"]) == ((-1.0, 2.0), 20.0, None)
-    assert "set_values" not in found
+    parameters = parsed("interpolate", "A", "B", "-o", "C", *words)
+    assert (parameters["state_key"], parameters["batchnorm_samples"], parameters["keep_dumps"]) == ("a.b", 9, True)
+    assert (parameters["span"], parameters["curve_epochs"], parameters["midpoint"]) == ((-1.0, 2.0), 20.0, None)
+    assert "set_values" not in parameters
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for condition in ("plain", "decay"):
         for seed in range(2):
-            held = [
+            content = [
                 {"step": s, "split": t, "accuracy": s / 100, "class.mir": 0.9, "reference.mir": 0.95}
                 for s in (0, 10, 90)
                 for t in ("train", "test")
             ]
-            write(tmp_path / condition / f"seed-{seed}" / "metrics.jsonl", held)
+            write(tmp_path / condition / f"seed-{seed}" / "metrics.jsonl", content)
     write(tmp_path / "empty.jsonl", [])
     write(tmp_path / "points.jsonl", [{"alpha": a / 4, "split": "test", "loss": a} for a in range(5)])
     return tmp_path
@@ -35,11 +35,11 @@ def test_seeds_of_two_conditions(where: Path, capsys: pytest.CaptureFixture[str]
     words = ["plain=plain/*/metrics.jsonl", "decay=decay/seed-0/metrics.jsonl,decay/seed-1/metrics.jsonl"]
     panels = ["--metric", "class.mir,accuracy", "--metric", "accuracy"]
     assert run(["plot", *words, "-o", "a.svg", *panels, "--log", "x", "--mark", "step=50:half", "--title", "Two"]) == 0
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "a.svg: 2 panels of 4 files\n")
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "a.svg: 2 panels of 4 files\n")
     text = (where / "a.svg").read_text()
-    for told in ("plain (2 seeds)", "decay (2 seeds)", "half", "Two", "train", "test", "at collapse"):
-        assert f">{told}<" in text, told
+    for message in ("plain (2 seeds)", "decay (2 seeds)", "half", "Two", "train", "test", "at collapse"):
+        assert f">{message}<" in text, message
     assert run(["plot", *words, "-o", "b.svg", "--metric", "accuracy", "--split", "test"]) == 0
     assert ">train<" not in (where / "b.svg").read_text()
 
@@ -52,7 +52,7 @@ def test_a_path_is_drawn_along_alpha(where: Path) -> None:
     assert (where / "a.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_files_are_called_after_what_tells_them_apart(where: Path) -> None:
+def test_labels_distinguish_the_files(where: Path) -> None:
     runs = [f"plain/seed-{seed}/metrics.jsonl" for seed in range(2)]
     assert sources(["points.jsonl"]) == {"points": [Path("points.jsonl")]}
     assert sources(runs) == {f"seed-{seed}": [Path(run)] for seed, run in enumerate(runs)}
@@ -68,7 +68,7 @@ def test_files_are_called_after_what_tells_them_apart(where: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["nowhere.jsonl", "--metric", "loss"], 1, "nowhere.jsonl: cannot be read"),
         (["empty.jsonl", "--metric", "loss"], 1, "empty.jsonl: no record in it: the file is empty"),
@@ -93,15 +93,17 @@ def test_files_are_called_after_what_tells_them_apart(where: Path) -> None:
         (["points.jsonl", "--metric", "loss", "--out", "points.jsonl"], 2, "points.jsonl: expected a name"),
     ],
 )
-def test_refused(where: Path, words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_and_bad_data_are_refused(
+    where: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["plot", *([] if "--out" in words else ["--out", "a.svg"]), *words]) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert message in line
     assert not (where / "a.svg").exists()
 
 
-def test_what_matplotlib_warns_of_is_one_line(where: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_warnings_of_matplotlib_are_one_line(where: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write(where / "flat.jsonl", [{"step": step, "split": "test", "accuracy": 0.0} for step in range(3)])
     words = [
         "plot",
@@ -116,15 +118,15 @@ def test_what_matplotlib_warns_of_is_one_line(where: Path, capfd: pytest.Capture
         "\U00013000 \U00013001",
     ]
     assert run(words) == 0
-    said = capfd.readouterr().err.splitlines()
-    assert said[0].startswith("3 values of 0 or less have no place on a logarithmic axis")
-    assert said[1].startswith("matplotlib warns: ")
-    assert "Data has no positive values" in said[1]
-    assert said[1].count("Glyph") == 2
-    assert said[2:] == ["a.png: 1 panels of 1 files"]
+    errors = capfd.readouterr().err.splitlines()
+    assert errors[0].startswith("3 values of 0 or less have no place on a logarithmic axis")
+    assert errors[1].startswith("matplotlib warns: ")
+    assert "Data has no positive values" in errors[1]
+    assert errors[1].count("Glyph") == 2
+    assert errors[2:] == ["a.png: 1 panels of 1 files"]
 
 
-def test_nothing_is_overwritten_unasked(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_need_overwrite(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plot", "points.jsonl", "-o", "a.svg", "--metric", "loss"]
     assert run(words) == 0
     before = (where / "a.svg").read_bytes()

@@ -32,8 +32,8 @@ def probe(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
     def call(*words: object) -> tuple[int, list[str], list[str]]:
         code = run([str(word) for word in words])
-        shown = capsys.readouterr()
-        return code, shown.out.splitlines(), shown.err.splitlines()
+        text = capsys.readouterr()
+        return code, text.out.splitlines(), text.err.splitlines()
 
     return call
 
@@ -44,15 +44,13 @@ def checkpoint(probe: Probe) -> Path:
     return Path("run/checkpoints/step-000060.safetensors")
 
 
-def test_a_pruned_series_is_told_extracted_and_analyzed_in_the_order_of_sparsity(
-    probe: Probe, checkpoint: Path
-) -> None:
-    code, lines, said = probe("prune", checkpoint, "-o", "out", "--sparsity", "0.9,0,0.25")
+def test_a_pruned_series_is_extracted_and_analyzed_in_the_order_of_sparsity(probe: Probe, checkpoint: Path) -> None:
+    code, lines, errors = probe("prune", checkpoint, "-o", "out", "--sparsity", "0.9,0,0.25")
     assert code == 0
     assert lines == [
         f"sparsity {share:g}: {round(share * WEIGHTS):,} of {WEIGHTS:,} weights are zero" for share in (0, 0.25, 0.9)
     ]
-    assert said == ["out: 3 checkpoints written, 0 already complete"]
+    assert errors == ["out: 3 checkpoints written, 0 already complete"]
     assert probe("extract", "out", "-o", "dumps", "--device", "cpu")[0] == 0
     code, lines, _ = probe("analyze", "dumps", "--json", "--split", "test")
     records = [json.loads(line) for line in lines]
@@ -75,7 +73,7 @@ def test_the_default_goes_from_dense_to_one_in_a_hundred(probe: Probe, checkpoin
     assert lines[-1] == "sparsity 0.99: 1,014 of 1,024 weights are zero"
 
 
-def test_retraining_tells_accuracy_and_takes_a_seed(probe: Probe, checkpoint: Path) -> None:
+def test_retraining_prints_accuracy_and_uses_the_seed(probe: Probe, checkpoint: Path) -> None:
     words = ("prune", checkpoint, "--sparsity", "0.5,0.9", "--retrain", "config.toml", "--set", "device=cpu", "-o")
     code, lines, _ = probe(*words, "out", "--set", "seed=7")
     assert code == 0
@@ -112,10 +110,10 @@ def test_wrong_use_is_one_line_and_leaves_nothing(
 ) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"w": torch.ones(2, 2)})
     out = () if "--out" in words else ("--out", "out")
-    found, lines, said = probe("prune", "a.safetensors", *out, *words)
-    assert (found, lines, len(said)) == (code, [], 1)
-    assert said[0].startswith("error: ")
-    assert part in said[0]
+    zeros_found, lines, errors = probe("prune", "a.safetensors", *out, *words)
+    assert (zeros_found, lines, len(errors)) == (code, [], 1)
+    assert errors[0].startswith("error: ")
+    assert part in errors[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -123,24 +121,24 @@ def test_a_missing_checkpoint_and_an_output_of_another_pruning(probe: Probe, tmp
     assert probe("prune", "a.safetensors", "-o", "out")[::2] == (1, ["error: a.safetensors: no such file"])
     for name, value in (("a", 1.0), ("b", 2.0), ("c", float("nan"))):
         save_checkpoint(tmp_path / f"{name}.safetensors", {"w": torch.full((2, 2), value)})
-    code, _, said = probe("prune", "c.safetensors", "-o", "out", "--sparsity", "0.5")
-    assert (code, said) == (1, ["error: c.safetensors: tensor 'w' contains 4 weights that are NaN or infinite"])
+    code, _, errors = probe("prune", "c.safetensors", "-o", "out", "--sparsity", "0.5")
+    assert (code, errors) == (1, ["error: c.safetensors: tensor 'w' contains 4 weights that are NaN or infinite"])
     assert not (tmp_path / "out").exists()
     assert probe("prune", "a.safetensors", "-o", "out", "--sparsity", "0.5")[0] == 0
-    code, _, said = probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5")
+    code, _, errors = probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5")
     assert code == 2
     assert (
         "out/sparsity-0.500.safetensors: was pruned from another checkpoint; choose another directory, or --overwrite"
-        in said[0]
+        in errors[0]
     )
     assert probe("prune", "b.safetensors", "-o", "out", "--sparsity", "0.5", "--overwrite")[0] == 0
     with open_checkpoint(tmp_path / "out" / "sparsity-0.500.safetensors") as opened:
         assert opened.read("w").flatten().tolist() == [0, 0, 2, 2]
 
 
-def test_a_retraining_that_does_not_fit_the_checkpoint_says_so(probe: Probe, tmp_path: Path) -> None:
+def test_a_retraining_that_does_not_fit_the_checkpoint_is_refused(probe: Probe, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"w": torch.ones(2, 2)})
-    code, _, said = probe("prune", "a.safetensors", "-o", "out", "--sparsity", "0.5", "--retrain", "config.toml")
+    code, _, errors = probe("prune", "a.safetensors", "-o", "out", "--sparsity", "0.5", "--retrain", "config.toml")
     assert code == 1
-    assert "the model does not fit the checkpoint" in said[-1]
+    assert "the model does not fit the checkpoint" in errors[-1]
     assert not list((tmp_path / "out").glob("*.safetensors"))

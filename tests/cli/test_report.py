@@ -10,7 +10,7 @@ from ckpt_probe.cli.app import run
 
 @pytest.fixture
 def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory, the present one, with records."""
+    """The working directory, with records."""
     monkeypatch.chdir(tmp_path)
     lines = [{"step": s, "split": t, "accuracy": s / 10, "loss": 1.0} for s in (0, 5, 9) for t in ("train", "test")]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -31,9 +31,9 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
         "T",
     ]
     assert run(words) == 0
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err == "figures: 2 figures\nout/report.html: 1 sections, 0.6 MB; open it in a browser\n"
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "figures: 2 figures\nout/report.html: 1 sections, 0.6 MB; open it in a browser\n"
     assert sorted(file.name for file in Path("figures").iterdir()) == ["metric-accuracy.png", "metric-loss.png"]
     assert [file.name for file in Path("out").iterdir()] == ["report.html"]
     page = Path("out/report.html").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["a.jsonl"], 2, "choose an output: -o report.html"),
         (["-o", "r.html"], 2, "SOURCES"),
@@ -62,11 +62,13 @@ def test_a_page_and_figures(where: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["a.jsonl", "a.jsonl", "-o", "r.html"], 2, "name each source once"),
     ],
 )
-def test_refused(where: Path, words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_and_bad_data_are_refused(
+    where: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["report", *words]) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert message in line
     assert [file.name for file in Path().iterdir()] == ["a.jsonl"]
 
 

@@ -47,31 +47,31 @@ def test_one_run_a_seed_each_the_same_as_alone(
     assert all((alone[name] == among[name]).all() for name in alone)
     assert not (alone["1.weight"] == weights(out / "seed-1")[0]["1.weight"]).all()
     assert run(["train", str(config), "-o", str(out), "--seeds", "0..3", "--resume", "--device", "cpu"]) == 0
-    said = capsys.readouterr().err
-    assert said.count("already finished") == 3
-    assert "seed-3: trained steps 0 to 4" in said
+    errors = capsys.readouterr().err
+    assert errors.count("already finished") == 3
+    assert "seed-3: trained steps 0 to 4" in errors
 
 
-def test_set_changes_the_run_and_what_it_says_of_itself(config: Path, tmp_path: Path) -> None:
+def test_set_changes_the_run_and_its_metadata(config: Path, tmp_path: Path) -> None:
     changed = ["--set", "model.arguments.hidden=[12]", "--set", "loss.mir=0.01"]
     assert run(["train", str(config), "-o", str(tmp_path / "run"), "--device", "cpu", *changed]) == 0
     state, metadata = weights(tmp_path / "run")
     assert state["1.weight"].shape == (12, 64)
     assert metadata.config["loss"]["mir"] == 0.01
     assert set(metadata.metrics) == {"test"}
-    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {line["split"] for line in told if "split" in line} == {"test"}
+    expected = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in expected if "split" in line} == {"test"}
 
 
 @pytest.mark.parametrize(
     "text", ["", "0..999999999", "9" * 5000, "a", "3..1", "0..", "..2", "0,,1", "-1", "1,1", "0..2,2", "1.5"]
 )
-def test_seeds_that_are_none(text: str) -> None:
+def test_invalid_seeds_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"seed|at most 1000 at a time"):
         parse_seeds(text)
 
 
-def test_seeds_that_are_some() -> None:
+def test_seeds_are_parsed() -> None:
     assert parse_seeds("0..4") == [0, 1, 2, 3, 4]
     assert parse_seeds("7, 2..3") == [7, 2, 3]
 
