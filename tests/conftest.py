@@ -86,7 +86,7 @@ def ctrl_c() -> Iterator[None]:
 
 
 def _surroundings() -> dict[str, object]:
-    threads = {thread.name for thread in threading.enumerate()} & {"batches_0", "dump writer"}
+    threads = {thread.name for thread in threading.enumerate()} & {"batches_0"}
     return {
         "working directory": Path.cwd(),
         "sys.path": list(sys.path),

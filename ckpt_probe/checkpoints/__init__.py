@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from ckpt_probe.checkpoints.metadata import CheckpointMetadata, library_versions
     from ckpt_probe.checkpoints.reading import Checkpoint, State, open_checkpoint
     from ckpt_probe.checkpoints.recognition import LikelyHead, likely_heads, quantised
-    from ckpt_probe.checkpoints.series import RepeatedWeights, is_series, open_series, step_of
+    from ckpt_probe.checkpoints.series import (
+        RepeatedWeights,
+        fingerprint,
+        is_series,
+        open_series,
+        step_of,
+        unopened_member,
+    )
     from ckpt_probe.checkpoints.writing import CheckpointWriter, save_checkpoint
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "Member",
     "RepeatedWeights",
     "State",
+    "fingerprint",
     "is_series",
     "library_versions",
     "likely_heads",
@@ -30,6 +38,7 @@ __all__ = [
     "quantised",
     "save_checkpoint",
     "step_of",
+    "unopened_member",
 ]
 
 HOMES = {
@@ -37,7 +46,7 @@ HOMES = {
     "metadata": ("CheckpointMetadata", "library_versions"),
     "reading": ("Checkpoint", "State", "open_checkpoint"),
     "recognition": ("LikelyHead", "likely_heads", "quantised"),
-    "series": ("RepeatedWeights", "is_series", "open_series", "step_of"),
+    "series": ("RepeatedWeights", "fingerprint", "is_series", "open_series", "step_of", "unopened_member"),
     "writing": ("CheckpointWriter", "save_checkpoint"),
 }
 

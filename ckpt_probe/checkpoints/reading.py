@@ -169,6 +169,11 @@ class Checkpoint:
         """Return this checkpoint with other names for its tensors: new name → present name; others are left out."""
         return Checkpoint(self.path, renamed(self._contents, names))
 
+    @property
+    def stated_hashes(self) -> Mapping[str, str]:
+        """Hashes of tensors by name, as far as the file states them; every `read` checks against them."""
+        return self._contents.hashes
+
     def is_hashed(self, name: str) -> bool:
         """Return whether the file states a hash of a tensor, which `read` compares."""
         return name in self._contents.hashes

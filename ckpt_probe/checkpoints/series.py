@@ -1,8 +1,9 @@
 """Series: the checkpoints of a run in the order of their training steps, and those with identical weights."""
 
+import hashlib
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def open_series(path: Path | str, *, state_key: str | None = None, base: Path | 
         raise DataError(_nothing(path))
     members = in_order(member_of(file, name, state_key, base) for file, name in files)
     return _without_twins(members, state_key, base)
+
+
+def unopened_member(path: Path) -> Member | None:
+    """Return the entry of a single file, whose step is found once it is open; None for anything else."""
+    return Member(path, _stem(path), None) if path.is_file() else None
 
 
 def checkpoint_files(path: Path) -> list[tuple[Path, str]]:
@@ -112,17 +118,38 @@ class RepeatedWeights:
 
     def __init__(self, state_key: str | None, base: Path | str | None) -> None:
         self._state_key, self._base = state_key, base
-        self._seen: dict[Hashable, list[Member]] = {}
+        self._seen: dict[str, list[Member]] = {}
 
-    def warnings(self, member: Member) -> Iterator[str]:
-        """Yield a warning if a member that was passed before has identical weights."""
-        with open_checkpoint(member.path, state_key=self._state_key, base=self._base) as checkpoint:
-            alike = self._seen.setdefault(_sample(checkpoint), [])
+    def warnings(self, member: Member, fingerprint: str) -> Iterator[str]:
+        """Yield a warning if a member that was passed before has identical weights.
+
+        Args:
+            member: Checkpoint of the series.
+            fingerprint: Fingerprint of its weights, as `fingerprint` returns it.
+        """
+        alike = self._seen.setdefault(fingerprint, [])
         earlier = next((m for m in alike if have_same_weights(m, member, self._state_key, self._base)), None)
         if earlier is None:
             alike.append(member)
             return
         yield f"warning: the weights of {_with_step(member)} are identical to those of {_with_step(earlier)}"
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return a hash that is equal for identical weights: of the hashes that the file states, else of sampled bytes.
+
+    It covers names, dtypes and shapes of all tensors, and the first bytes of tensors at even distances, the last among
+    them, if the file states no hashes of tensors.
+    """
+    digest = hashlib.sha256(repr(sorted(checkpoint.layout.items())).encode())
+    stated = checkpoint.stated_hashes
+    if len(stated) == len(checkpoint.names):
+        digest.update(repr(sorted(stated.items())).encode())
+        return digest.hexdigest()
+    names = [name for name in reversed(checkpoint.names) if checkpoint.dtype(name) in BITS]
+    for name in names[:: math.ceil(len(names) / SAMPLED) or 1]:
+        digest.update(_bytes(checkpoint, name, 0, min(FIRST, _size(checkpoint, name))))
+    return digest.hexdigest()
 
 
 def have_same_weights(a: Member, b: Member, state_key: str | None, base: Path | str | None) -> bool:
@@ -202,14 +229,6 @@ def _same_bytes(first: Checkpoint, second: Checkpoint, name: str) -> bool:
         if _bytes(first, name, start, count) != _bytes(second, name, start, count):
             return False
     return True
-
-
-def _sample(checkpoint: Checkpoint) -> Hashable:
-    """Return names, dtypes, shapes and the first bytes of tensors at even distances, the last among them."""
-    names = [name for name in reversed(checkpoint.names) if checkpoint.dtype(name) in BITS]
-    sampled = names[:: math.ceil(len(names) / SAMPLED) or 1]
-    starts = tuple(bytes(_bytes(checkpoint, name, 0, min(FIRST, _size(checkpoint, name)))) for name in sampled)
-    return tuple(sorted(checkpoint.layout.items())), starts
 
 
 def _bytes(checkpoint: Checkpoint, name: str, start: int, count: int) -> bytearray:

@@ -90,35 +90,13 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
         if excluded:
             spelling = min(explicit_options()[name] for name in excluded)
             raise UsageError(f"--follow extracts one checkpoint at a time: leave out {spelling}")
-        for name in ("workers", "scheduler", "rows_per_task"):
-            options.pop(name)
-        _follow(checkpoints, out, {**options, "until": until, "every": every})
-        return
+        options |= {"follow": True, "until": until, "every": every}
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.extraction import extract_series
 
     with bars() as progress:
         summary = extract_series(checkpoints, out, progress=progress, **options)
-    say(_summary(out, len(summary.written), len(summary.skipped)))
-
-
-def _follow(checkpoints: Path, out: Path, options: dict[str, Any]) -> None:
-    from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.extraction import follow_series
-
-    written: list[str] = []
-    skipped: list[str] = []
-    end = ""
-    with bars() as progress:
-        try:
-            for name, new in follow_series(checkpoints, out, progress=progress, **options):
-                (written if new else skipped).append(name)
-                if new:
-                    progress.message(f"{out / name}.h5: written")
-        except KeyboardInterrupt:
-            # The usual way to end --follow without --until.
-            end = "; stopped"
-    say(_summary(out, len(written), len(skipped)) + end)
+    say(_summary(out, len(summary.written), len(summary.skipped)) + ("; stopped" if summary.stopped else ""))
 
 
 def _summary(out: Path, written: int, skipped: int) -> str:

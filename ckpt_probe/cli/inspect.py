@@ -146,10 +146,11 @@ def inspect_series(
     path: Path, members: "Sequence[Member]", state_key: str | None = None, base: Path | None = None
 ) -> dict[str, Any]:
     """Return a short description of each checkpoint of a directory, in order, and warnings about the series."""
-    from ckpt_probe.checkpoints import RepeatedWeights, open_checkpoint
+    from ckpt_probe.checkpoints import RepeatedWeights, fingerprint, open_checkpoint
     from ckpt_probe.series import step_warnings
 
-    descriptions = []
+    repeated = RepeatedWeights(state_key, base)
+    descriptions, repeats = [], []
     for member in members:
         with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
             descriptions.append(
@@ -166,8 +167,8 @@ def inspect_series(
                     "file": str(member.path),
                 }
             )
-    repeated = RepeatedWeights(state_key, base)
-    warnings = [*step_warnings(members), *(text for member in members for text in repeated.warnings(member))]
+            repeats += repeated.warnings(member, fingerprint(checkpoint))
+    warnings = [*step_warnings(members), *repeats]
     return {"file": str(path), "kind": "series", "checkpoints": descriptions, "warnings": warnings}
 
 

@@ -1,11 +1,14 @@
-"""Hash the names, shapes and attributes of a file, which HDF5's checksums do not cover."""
+"""Protect a dump: a hash of its structure, and a file object that survives a full disk."""
 
 import hashlib
+import io
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import items
 
 UNHASHED = frozenset({"complete", "structure_sha256", "DIMENSION_LIST", "REFERENCE_LIST"})
@@ -18,12 +21,50 @@ def structure_hash(file: h5py.File) -> str:
     The numbers in datasets are left out, because HDF5's checksums cover them.
     """
     digest = hashlib.sha256()
-    for name, item in items(file):
+    for name, item in list(items(file)):
         parts = [name, *(_attributes(item))]
         if isinstance(item, h5py.Dataset):
             parts += [str(item.shape), item.dtype.str]
         digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\1")
     return digest.hexdigest()
+
+
+class Sink(io.FileIO):
+    """A file object for h5py that remembers the first write error and then ignores further writes.
+
+    HDF5 writes late, when a dataset or the file is closed, tries again at the end of the process, and crashes if that
+    fails too. So it never sees the error: `require_written` raises it, and the dump is abandoned. The file is not
+    buffered, because a buffer would report errors late in the same way.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._failure: OSError | None = None
+
+    def require_written(self, path: Path) -> None:
+        """Raise DataError naming `path` if a write failed."""
+        if self._failure is not None:
+            raise DataError(f"{path}: cannot be written: {self._failure.strerror}") from self._failure
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing after a failure; return its size in both cases."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while self._failure is None and view:
+                view = view[super().write(view) or 0 :]
+        except OSError as error:
+            self._failure = error
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the file, with zeros for bytes that could not be written."""
+        view = memoryview(buffer).cast("B")
+        count = super().readinto(view) or 0
+        if self._failure is not None:
+            view[count:] = bytes(len(view) - count)
+            return len(view)
+        return count
 
 
 def _attributes(item: Any) -> list[str]:

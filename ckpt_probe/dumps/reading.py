@@ -12,10 +12,9 @@ import numpy as np
 
 from ckpt_probe.addresses import Address, as_path
 from ckpt_probe.dumps import schema
+from ckpt_probe.dumps.conversion import to_html, to_tree
 from ckpt_probe.dumps.integrity import structure_hash
-from ckpt_probe.dumps.labelled import to_tree
 from ckpt_probe.dumps.schema import Provenance
-from ckpt_probe.dumps.summary import to_html
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import CLASS_NAMES, opened, own_reads, read_names, require_own
@@ -273,8 +272,8 @@ def _signature(path: Path) -> tuple[int, ...] | None:
         return None
 
 
-def _signed(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _signed(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _require_same(path: Path, before: tuple[int, ...] | None, error: Exception | None = None) -> None:

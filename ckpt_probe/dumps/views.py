@@ -9,12 +9,51 @@ import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
-from ckpt_probe.dumps.stored import StoredArray
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import native, own_reads
 from ckpt_probe.moments.quality import Scored
 
-Block = tuple[np.ndarray, np.ndarray, np.ndarray | Scored | None]
+StoredBlock = tuple[np.ndarray, np.ndarray, np.ndarray | Scored | None]
+
+
+class StoredArray:
+    """An array on disk: `array[:100]` reads 100 rows; `dataset` is the underlying h5py dataset.
+
+    Slicing raises DataError, naming file and array, if the bytes cannot be read, and h5py's error for a bad index.
+    """
+
+    def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
+        self.dataset = dataset
+        self._path = path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, such as (N, D)."""
+        return self.dataset.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return self.dataset.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Data type as stored."""
+        return self.dataset.dtype
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except (OSError, RuntimeError, MemoryError) as error:
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            name = str(self.dataset.name).removeprefix("/")
+            raise DataError(f"{self._path}: {name}: cannot be read, it may be damaged: {cause}") from error
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[()], dtype=dtype)
 
 
 class SplitView:
@@ -75,7 +114,9 @@ class SplitView:
         """Number of features D."""
         return (self.features if self.features is not None else self._moments["means"]).shape[1]
 
-    def blocks(self, rows: int, start: int = 0, stop: int | None = None, *, scores: bool = True) -> Iterator[Block]:
+    def blocks(
+        self, rows: int, start: int = 0, stop: int | None = None, *, scores: bool = True
+    ) -> Iterator[StoredBlock]:
         """Yield features (n, D), labels (n,) and scores in blocks, in order and in the byte order of this machine.
 
         Labels are −1 if none are stored. Scores are logits (n, C), or prediction and loss of each row, or None.
@@ -165,7 +206,7 @@ class Pass:
     stop: int | None = None
     scores: bool = True
 
-    def __call__(self) -> Iterator[Block]:
+    def __call__(self) -> Iterator[StoredBlock]:
         return self.view.blocks(self.rows, self.start, self.stop, scores=self.scores)
 
     def without_scores(self) -> "Pass":

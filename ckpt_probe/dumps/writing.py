@@ -1,7 +1,9 @@
 """Write a dump block by block; the file is marked as complete at the end, and then renamed to its name."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,33 @@ import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
-from ckpt_probe.dumps.integrity import structure_hash
+from ckpt_probe.dumps.arrays import as_stored, create_array, create_rows, to_numpy
+from ckpt_probe.dumps.integrity import Sink, structure_hash
 from ckpt_probe.dumps.schema import Provenance
-from ckpt_probe.dumps.sink import Sink
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
 from ckpt_probe.hdf5 import CLASS_NAMES
 from ckpt_probe.moments.quality import Scored
 
-CHUNK_BYTES = 2**20
+
+@contextmanager
+def interrupts_delayed() -> Iterator[None]:
+    """Delay Ctrl-C until the end of the `with`; usable as a decorator.
+
+    HDF5 calls the `Sink`, and crashes the process if an exception is raised there.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+    arrived: list[Any] = []
+    signal.signal(signal.SIGINT, lambda _number, frame: arrived.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if arrived:
+            previous(signal.SIGINT, arrived[0])
 
 
 class DumpWriter:
@@ -57,7 +77,7 @@ class DumpWriter:
         self._provenance = provenance
         self._classes = classes
         self._features = features
-        self._dtype = feature_dtype
+        self.feature_dtype = feature_dtype
         self._overwrite = overwrite
         self._announced: dict[str, int | None] = {}
         self._written: dict[str, int] = {}
@@ -65,51 +85,61 @@ class DumpWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> "DumpWriter":
-        temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
         try:
-            self._sink = self._stack.enter_context(Sink(temporary))
-            self._file = self._stack.enter_context(h5py.File(self._sink, "w", libver=("v110", "v110")))
-            self._start()
+            with interrupts_delayed():
+                temporary = self._stack.enter_context(replacing(self.path, overwrite=self._overwrite))
+                self._sink = self._stack.enter_context(Sink(temporary))
+                self._file = self._stack.enter_context(h5py.File(self._sink, "w", libver=("v110", "v110")))
+                self._start()
         except BaseException as error:
-            self._stack.__exit__(type(error), error, error.__traceback__)
+            self._leave(error)
             raise
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            self._stack.__exit__(type(error), error, error.__traceback__)
+            self._leave(error)
             return
         try:
-            self._require_complete()
-            self._attribute("structure_sha256", structure_hash(self._file))
-            self._file.attrs["complete"] = True
-            self._file.close()
-            self._sink.require_written(self.path)
+            with interrupts_delayed():
+                self._require_complete()
+                self._attribute("structure_sha256", structure_hash(self._file))
+                self._file.attrs["complete"] = True
+                self._file.close()
+                self._sink.require_written(self.path)
+                self._stack.close()
         except BaseException as failure:
-            self._stack.__exit__(type(failure), failure, None)
+            self._leave(failure)
             raise
-        self._stack.close()
 
+    @interrupts_delayed()
+    def _leave(self, error: BaseException) -> None:
+        """Close and remove the unfinished file."""
+        self._stack.__exit__(type(error), error, error.__traceback__)
+
+    @interrupts_delayed()
     def write_classifier(self, weights: Any, bias: Any = None) -> None:
         """Write the classifier's weights (C, D) and its bias (C,), if it has one."""
         group = self._file.create_group(schema.CLASSIFIER)
-        dataset = _create(group, schema.WEIGHTS, _numpy(weights))
+        dataset = create_array(group, schema.WEIGHTS, to_numpy(weights))
         if dataset.shape != (self._classes, self._features):
             raise DataError(
                 f"{self.path}: classifier weights have shape {dataset.shape}, not the (classes, features) given"
             )
         self._label(dataset, schema.CLASS_SCALE, schema.FEATURE_SCALE)
         if bias is not None:
-            self._label(_create(group, schema.BIAS, _numpy(bias)), schema.CLASS_SCALE)
+            self._label(create_array(group, schema.BIAS, to_numpy(bias)), schema.CLASS_SCALE)
 
+    @interrupts_delayed()
     def write_class_names(self, names: Sequence[str]) -> None:
         """Write names of the first classes into the group of the classifier."""
         texts = [name.encode() for name in names]
         kind = h5py.string_dtype("utf-8", max(1, *map(len, texts)))
-        dataset = _create(self._file.require_group(schema.CLASSIFIER), CLASS_NAMES, np.array(texts, dtype=kind))
+        dataset = create_array(self._file.require_group(schema.CLASSIFIER), CLASS_NAMES, np.array(texts, dtype=kind))
         if len(texts) == self._classes:
             self._label(dataset, schema.CLASS_SCALE)
 
+    @interrupts_delayed()
     def leave_out(self, name: str, count: int) -> None:
         """Reduce the number of rows announced for a split by `count`, whose samples could not be read."""
         if not count:
@@ -120,6 +150,7 @@ class DumpWriter:
             self._announced[name] = announced - count
             self._resize(name, announced - count)
 
+    @interrupts_delayed()
     def start_split(
         self,
         name: str,
@@ -146,15 +177,16 @@ class DumpWriter:
         features = self._start_rows(group, samples, self._features, labelled=labelled)
         self._label(features, None, schema.FEATURE_SCALE)
         if logits and not scored:
-            scores = self._rows(group, schema.LOGITS, samples, self._classes, "float32")
-            scores.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
+            scores = self._add_rows(group, schema.LOGITS, samples, (self._classes,), "float32")
             self._label(scores, None, schema.CLASS_SCALE)
         if scored:
-            for array, kind in ((schema.PREDICTION, np.int32), *(((schema.LOSS, np.float32),) if labelled else ())):
-                self._single(group, array, samples, kind)
+            self._add_rows(group, schema.PREDICTION, samples, (), np.int32)
+            if labelled:
+                self._add_rows(group, schema.LOSS, samples, (), np.float32)
         if not labelled:
             group.attrs[schema.UNLABELLED] = True
 
+    @interrupts_delayed()
     def start_layer(
         self,
         split: str,
@@ -191,11 +223,12 @@ class DumpWriter:
             group.attrs[schema.UNLABELLED] = True
         if width is not None:
             features = self._start_rows(group, None, width, labelled=labelled)
-            scale = _create(group, schema.FEATURE_SCALE, np.arange(width, dtype=np.int64))
+            scale = create_array(group, schema.FEATURE_SCALE, np.arange(width, dtype=np.int64))
             scale.make_scale(schema.FEATURE_SCALE)
             features.dims[1].attach_scale(scale)
         return path
 
+    @interrupts_delayed()
     def write_similarity(self, split: str, indices: Any, seed: int, rows: Mapping[str, Any]) -> None:
         """Write the rows that are stored of every layer for comparisons.
 
@@ -209,16 +242,20 @@ class DumpWriter:
             DataError: If a value is too large for the stored precision.
         """
         group = self._file.create_group(f"{split}/{schema.SIMILARITY}")
-        _create(group, schema.INDICES, _numpy(indices))
+        create_array(group, schema.INDICES, to_numpy(indices))
         group.attrs[schema.SEED] = seed
         for layer, values in rows.items():
             path = schema.layer_place(split, layer)
-            _create(self._file[path], schema.SIMILARITY_ROWS, as_stored(values, self._dtype, f"{self.path}: {path}"))
+            create_array(
+                self._file[path], schema.SIMILARITY_ROWS, as_stored(values, self.feature_dtype, f"{self.path}: {path}")
+            )
 
+    @interrupts_delayed()
     def count_not_stored(self, name: str, count: int) -> None:
         """Write how many rows of a split were forwarded but not stored."""
         self._file[name].attrs[schema.NOT_STORED] = count
 
+    @interrupts_delayed()
     def write_moments(
         self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float], *, labelled: bool = True
     ) -> None:
@@ -236,9 +273,10 @@ class DumpWriter:
             split.attrs[schema.UNLABELLED] = True
         group = split.create_group(schema.MOMENTS)
         for part, values in state.items():
-            _create(group, part, _numpy(values))
+            create_array(group, part, to_numpy(values))
         group.attrs.update(numbers)
 
+    @interrupts_delayed()
     def append(self, name: str, features: Any, labels: Any, scores: Any = None) -> None:
         """Add a block of rows to a split.
 
@@ -263,9 +301,9 @@ class DumpWriter:
             arrays |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss}
         for array, dataset in self._rows_of[name].items():
             if array == schema.FEATURES:
-                dataset[start:stop] = as_stored(features, self._dtype, f"{self.path}: {name}")
+                dataset[start:stop] = as_stored(features, self.feature_dtype, f"{self.path}: {name}")
             elif array != schema.SAMPLE_SCALE:
-                dataset[start:stop] = _numpy(arrays[array])
+                dataset[start:stop] = to_numpy(arrays[array])
             elif announced is None:
                 dataset[start:stop] = np.arange(start, stop)
         self._written[name] = stop
@@ -276,7 +314,7 @@ class DumpWriter:
         for name, value in {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION, **stated}.items():
             self._attribute(name, value)
         for name, length in ((schema.FEATURE_SCALE, self._features), (schema.CLASS_SCALE, self._classes)):
-            _create(self._file, name, np.arange(length, dtype=np.int64)).make_scale(name)
+            create_array(self._file, name, np.arange(length, dtype=np.int64)).make_scale(name)
 
     def _attribute(self, name: str, value: Any, group: Any = None) -> None:
         # Text of variable length would be stored in a heap without a checksum.
@@ -286,40 +324,22 @@ class DumpWriter:
 
     def _start_rows(self, group: Any, samples: int | None, width: int, *, labelled: bool = True) -> Any:
         """Create datasets for features (N, D) and labels (N,), with their scale; return that of the features."""
-        scale = group.create_dataset(
-            schema.SAMPLE_SCALE,
-            data=np.arange(samples or 0, dtype=np.int64),
-            chunks=_chunks(samples, 8),
-            maxshape=_most(samples),
-            fletcher32=samples != 0,
-        )
-        scale.make_scale(schema.SAMPLE_SCALE)
         path = group.name.removeprefix("/")
-        self._announced[path], self._written[path] = samples, 0
-        self._rows_of[path] = {schema.SAMPLE_SCALE: scale}
-        features = self._rows(group, schema.FEATURES, samples, width, self._dtype)
-        features.dims[0].attach_scale(scale)
+        self._announced[path], self._written[path], self._rows_of[path] = samples, 0, {}
+        scale = self._add_rows(group, schema.SAMPLE_SCALE, samples, (), np.int64)
+        if samples:
+            scale[:] = np.arange(samples)
+        scale.make_scale(schema.SAMPLE_SCALE)
+        features = self._add_rows(group, schema.FEATURES, samples, (width,), self.feature_dtype)
         if labelled:
-            self._single(group, schema.LABELS, samples, np.int64)
+            self._add_rows(group, schema.LABELS, samples, (), np.int64)
         return features
 
-    def _single(self, group: Any, name: str, samples: int | None, kind: Any) -> None:
-        """Create a dataset with one number per row, shape (N,)."""
-        rows = {"chunks": _chunks(samples, np.dtype(kind).itemsize), "maxshape": _most(samples)}
-        dataset = group.create_dataset(name, shape=(samples or 0,), dtype=kind, fletcher32=samples != 0, **rows)
-        dataset.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
-        self._rows_of[group.name.removeprefix("/")][name] = dataset
-
-    def _rows(self, group: Any, name: str, samples: int | None, width: int, dtype: str) -> Any:
-        rows = _chunks(samples, width * np.dtype(dtype).itemsize)
-        dataset = group.create_dataset(
-            name,
-            shape=(samples or 0, width),
-            dtype=dtype,
-            chunks=None if rows is None else (rows[0], width),
-            maxshape=None if samples is not None else (None, width),
-            fletcher32=samples != 0,
-        )
+    def _add_rows(self, group: Any, name: str, samples: int | None, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Create a dataset with one entry per row, labelled with the scale of the rows."""
+        dataset = create_rows(group, name, samples, shape, dtype)
+        if name != schema.SAMPLE_SCALE:
+            dataset.dims[0].attach_scale(group[schema.SAMPLE_SCALE])
         self._rows_of[group.name.removeprefix("/")][name] = dataset
         return dataset
 
@@ -338,66 +358,3 @@ class DumpWriter:
                 raise DataError(
                     f"{self.path}: split {name} got {self._written[name]} rows, but {announced} were announced"
                 )
-
-
-def as_stored(features: Any, dtype: str, where: str) -> np.ndarray:
-    """Round features to the precision in which they are stored.
-
-    Args:
-        features: Numbers of any shape, numpy or torch.
-        dtype: One of `FEATURE_DTYPES`.
-        where: Beginning of the error message.
-
-    Raises:
-        DataError: If a finite number becomes infinite.
-    """
-    values = _numpy(features)
-    if np.can_cast(values.dtype, dtype):
-        return values.astype(dtype, copy=False)
-    with np.errstate(over="ignore"):
-        stored = values.astype(dtype)
-    overflowed = np.isinf(stored) & np.isfinite(values)
-    if overflowed.any():
-        largest, most = np.abs(values[overflowed]).max(), np.finfo(dtype).max
-        wider = schema.FEATURE_DTYPES[schema.FEATURE_DTYPES.index(dtype) + 1]
-        raise DataError(
-            f"{where}: features as large as {largest:.6g} overflow {dtype}, whose largest number is {most:.6g}; "
-            f"store them with --feature-dtype {wider}"
-        )
-    return stored
-
-
-def _create(group: Any, name: str, values: np.ndarray) -> Any:
-    """Create a dataset with its values and a checksum."""
-    if values.size and values.shape:
-        rows = max(1, CHUNK_BYTES // (values.nbytes // len(values)))
-        chunks = (min(len(values), rows), *values.shape[1:])
-        return group.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
-    # A single number or an empty array cannot be chunked: it is stored in the dataset's header, which has a checksum.
-    space = h5py.h5s.create_simple(values.shape) if values.shape else h5py.h5s.create(h5py.h5s.SCALAR)
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.COMPACT)
-    kind = h5py.h5t.py_create(values.dtype, logical=True)
-    dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties))
-    dataset[...] = values
-    return dataset
-
-
-def _chunks(samples: int | None, row_bytes: int) -> tuple[int] | None:
-    rows = max(1, CHUNK_BYTES // max(1, row_bytes))
-    if samples is None:
-        return (rows,)
-    return (min(samples, rows),) if samples else None
-
-
-def _most(samples: int | None) -> tuple[int | None] | None:
-    return (None,) if samples is None else None
-
-
-def _numpy(values: Any) -> np.ndarray:
-    # Neither HDF5 nor numpy has bfloat16: such tensors are stored as float32, which is exact.
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
-        return values.numpy()
-    return np.asarray(values)

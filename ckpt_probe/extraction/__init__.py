@@ -1,22 +1,27 @@
 """Run checkpoints on data and write dumps."""
 
-from ckpt_probe.extraction.extract import ExtractionSummary, extract, extract_series
-from ckpt_probe.extraction.following import follow_series
-from ckpt_probe.extraction.forward import Block, forward_blocks
+from ckpt_probe.extraction.blocks import Block, is_scored, score_logits
+from ckpt_probe.extraction.config import Setup, Storage
+from ckpt_probe.extraction.forward import forward_blocks, labels_of_rows
 from ckpt_probe.extraction.inspection import inspect_model
-from ckpt_probe.extraction.setup import Setup, Storage
+from ckpt_probe.extraction.series import ExtractionSummary, extract_series
+from ckpt_probe.extraction.single import extract
 from ckpt_probe.extraction.subject import Subject, open_subject
+from ckpt_probe.extraction.writer import StoreWriter
 
 __all__ = [
     "Block",
     "ExtractionSummary",
     "Setup",
     "Storage",
+    "StoreWriter",
     "Subject",
     "extract",
     "extract_series",
-    "follow_series",
     "forward_blocks",
     "inspect_model",
+    "is_scored",
+    "labels_of_rows",
     "open_subject",
+    "score_logits",
 ]

@@ -1,63 +1,16 @@
 """Run forward passes that yield the classifier's inputs and outputs in blocks, while the next batch is prepared."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, split_lengths
-from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.errors import DataError
 from ckpt_probe.extraction.allocation import keep_freed_memory
-from ckpt_probe.extraction.lengths import equal_lengths, rows_of_samples
-from ckpt_probe.extraction.scoring import is_scored, parameters_of, score_logits, score_rows
-from ckpt_probe.metrics.arrays import as_tensor
-from ckpt_probe.models import Backbone, Batch, Head, Taps, evaluating, on_device, padding_mask, part_of, unknown_index
-from ckpt_probe.moments.quality import Scored
+from ckpt_probe.extraction.blocks import Block, is_scored, score_logits, score_rows
+from ckpt_probe.models import Backbone, Batch, Head, Taps, on_device, padding_mask, part_of, unknown_index
 from ckpt_probe.progress import NullProgress, Progress, Task
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of rows on the CPU.
-
-    Attributes:
-        features: Inputs of the classifier, shape (n, D).
-        labels: Class indices, shape (n,); −1 for rows without a label.
-        logits: Outputs of the classifier, shape (n, C); (n, 0) without a classifier or with `scored`.
-        scored: Prediction and loss of each row in place of logits.
-        layers: Rows of other layers by name, shape (n, D) each.
-    """
-
-    features: Tensor
-    labels: Tensor
-    logits: Tensor
-    scored: Scored | None = None
-    layers: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def joined(cls, blocks: Sequence["Block"], order: Tensor) -> "Block":
-        """Return the rows of several blocks as one, row i of it row order[i] of all of theirs."""
-
-        def join(parts: Sequence[Tensor]) -> Tensor:
-            return torch.cat(list(parts))[order.to(parts[0].device)]
-
-        scored = None
-        if all(block.scored is not None for block in blocks):
-            pairs = [(block.scored.prediction, block.scored.loss) for block in blocks if block.scored is not None]
-            predictions, losses = zip(*pairs, strict=True)
-            scored = Scored(join([as_tensor(part, "predictions") for part in predictions]), join(losses))
-        layers = {layer: join([block.layers[layer] for block in blocks]) for layer in blocks[0].layers}
-        features, labels, logits = (
-            join([getattr(block, name) for block in blocks]) for name in ("features", "labels", "logits")
-        )
-        return cls(features, labels, logits, scored, layers)
-
-    @property
-    def scores(self) -> Tensor | Scored | None:
-        """Logits, or prediction and loss of each row, or None."""
-        return self.scored or (self.logits if self.logits.shape[1] else None)
 
 
 def forward_blocks(
@@ -142,16 +95,10 @@ def forward_batches(
         DataError: As in `forward_blocks`.
     """
     runner = _Runner(model, head, taps or Taps(), progress or NullProgress())
-    waiting: list[_Copy] = []
-    for batch, labels in batches:
-        inputs, lengths = split_lengths(batch)
-        for block in runner.run(on_device(inputs, device, dtype), labels, lengths):
-            # One block waits, so that its copy from the device overlaps the next forward pass.
-            waiting.append(_Copy(block))
-            if len(waiting) > 1:
-                yield _finished(waiting.pop(0), bar)
-    while waiting:
-        yield _finished(waiting.pop(0), bar)
+    for block in _on_cpu(runner.blocks(batches, device, dtype)):
+        if bar is not None:
+            bar.advance(len(block.labels))
+        yield block
     if runner.left_out:
         message = f"{runner.left_out:,} positions are padding, or labelled {LEFT_OUT}, and left out"
         (progress or NullProgress()).message(message)
@@ -193,36 +140,6 @@ def labels_of_rows(
     return named, named != LEFT_OUT
 
 
-@contextmanager
-def lent(model: nn.Module, device: torch.device) -> Iterator[torch.dtype]:
-    """Move a caller's model to a device and into evaluation mode for the duration of the `with`.
-
-    At the end, also after an error, the training mode of every module and the device are restored.
-
-    Yields:
-        Dtype of the first floating-point parameter, which is not changed.
-
-    Raises:
-        UsageError: If the model is spread over several devices, or is float64 and the device is MPS.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    homes = list(dict.fromkeys(tensor.device for tensor in tensors))
-    if len(homes) > 1:
-        raise UsageError(f"the model is spread over {listed([str(home) for home in homes])}; move it to one device")
-    kinds = list(dict.fromkeys(tensor.dtype for tensor in tensors if tensor.is_floating_point()))
-    if device.type == "mps" and torch.float64 in kinds:
-        raise UsageError(
-            'the model is float64, which MPS does not support; pass device="cpu", or convert it to float32'
-        )
-    try:
-        model.to(device)
-        with evaluating(model):
-            yield kinds[0] if kinds else torch.float32
-    finally:
-        if homes:
-            model.to(homes[0])
-
-
 class _Runner:
     """Run batches in parts that fit the device's memory, and record the inputs of the classifier and other layers."""
 
@@ -231,25 +148,55 @@ class _Runner:
         self._head = head
         self._taps = taps
         self._part: int | None = None
-        self._parameters = parameters_of(head, model)
+        weights, bias = head.parameters(model)
+        self._parameters = weights.detach(), None if bias is None else bias.detach()
         self._scored = is_scored(head, len(self._parameters[0]))
         self.left_out = 0
         self._progress = progress
 
-    def run(self, inputs: Batch, labels: Tensor, lengths: Tensor | None = None) -> Iterator[Block]:
-        if lengths is None or isinstance(inputs, Tensor):
-            yield from self._in_parts(inputs, labels)
-            return
+    def blocks(
+        self, batches: Iterable[tuple[Batch, Tensor]], device: torch.device, dtype: torch.dtype
+    ) -> Iterator[Block]:
+        for batch, labels in batches:
+            plain, lengths = split_lengths(batch)
+            inputs = on_device(plain, device, dtype)
+            if lengths is None or isinstance(inputs, Tensor):
+                yield from self._in_parts(inputs, labels)
+            else:
+                yield self._without_padding(inputs, labels, lengths)
+
+    def _without_padding(self, inputs: Mapping[str, Tensor], labels: Tensor, lengths: Tensor) -> Block:
+        """Forward samples of one length together and without padding, as if each sample were alone.
+
+        Args:
+            inputs: Tensors (n, T, …) by name, padded at the end; T is the largest length.
+            labels: Labels (n,), or (n, T) if each position has one.
+            lengths: Length of each sample, shape (n,).
+        """
+        longest = int(lengths.max())
+
+        def cut(tensor: Tensor, samples: Tensor, length: int) -> Tensor:
+            chosen = tensor[samples.to(tensor.device)]
+            return chosen[:, :length] if tensor.ndim > 1 and tensor.shape[1] == longest else chosen
+
         blocks: list[Block] = []
-        numbers: list[Tensor] = []
-        for samples, part, named in equal_lengths(inputs, labels, lengths):
-            forwarded = list(self._in_parts(part, named))
-            counts = rows_of_samples(named, sum(len(block.labels) for block in forwarded))
-            numbers.append(samples.repeat_interleave(counts))
+        samples_of_rows: list[Tensor] = []
+        for length in lengths.unique().tolist():
+            samples = (lengths == length).nonzero()[:, 0]
+            part = {name: cut(tensor, samples, length) for name, tensor in inputs.items()}
+            part_labels = cut(labels, samples, length)
+            forwarded = list(self._in_parts(part, part_labels))
+            rows = sum(len(block.labels) for block in forwarded)
+            counts = (
+                (part_labels != LEFT_OUT).sum(dim=1)
+                if part_labels.ndim == 2
+                else part_labels.new_full(part_labels.shape, rows // len(part_labels))
+            )
+            samples_of_rows.append(samples.repeat_interleave(counts))
             blocks += forwarded
         if self._head.positions == "every":
             self.left_out += int((lengths.max() - lengths).sum())
-        yield Block.joined(blocks, torch.cat(numbers).argsort(stable=True))
+        return _joined(blocks, torch.cat(samples_of_rows).argsort(stable=True))
 
     def _in_parts(self, inputs: Batch, labels: Tensor) -> Iterator[Block]:
         start = 0
@@ -272,30 +219,31 @@ class _Runner:
 
     def _halve(self, size: int) -> None:
         if size == 1:
-            raise DataError("not enough memory on the device for a single sample; try --device cpu") from None
+            raise DataError("not enough memory on the device for a single sample; try `device='cpu'`") from None
         self._part = size // 2
         torch.cuda.empty_cache()
         self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
     def _block(self, inputs: Batch, labels: Tensor) -> Block:
-        head = self._head
+        head, logits = self._head, None
         if self._scored and isinstance(head, Head) and head.ends:
             with self._taps.tapping(self._model, inputs) as calls:
                 features = head.entering(self._model, inputs)
             layers = self._taps.rows_in(calls, len(features))
-            named, mask = self._used_rows(len(features), labels, inputs, features.device)
-            features = features if mask is None else features[mask]
-            scored = score_rows(features, named.to(features.device), self._parameters)
-            return Block(features, named, features[:, :0], scored, self._taps.of_samples(layers, named, mask))
-        rows, layers = self._taps.tapped(self._model, head, inputs)
-        features, logits = rows.features, rows.logits
-        named, mask = self._used_rows(len(features), labels, inputs, features.device)
-        layers = self._taps.of_samples(layers, named, mask)
+        else:
+            rows, layers = self._taps.tapped(self._model, head, inputs)
+            features, logits = rows.features, rows.logits
+        used, mask = self._used_rows(len(features), labels, inputs, features.device)
+        layers = self._taps.of_samples(layers, used, mask)
         if mask is not None:
-            features, logits = features[mask], logits[mask]
-        if not self._scored:
-            return Block(features, named, logits, None, layers)
-        return Block(features, named, logits[:, :0], score_logits(logits, named.to(features.device)), layers)
+            features, logits = features[mask], None if logits is None else logits[mask]
+        scores = logits if logits is not None and logits.shape[1] else None
+        if self._scored:
+            on_device = used.to(features.device)
+            scores = (
+                score_rows(features, on_device, self._parameters) if logits is None else score_logits(logits, on_device)
+            )
+        return Block(features, used, scores, layers)
 
     def _used_rows(
         self, rows: int, labels: Tensor, inputs: Batch, device: torch.device
@@ -308,39 +256,35 @@ class _Runner:
         return named[mask], mask.to(device)
 
 
-class _Copy:
-    """A block that is being copied to the CPU."""
-
-    def __init__(self, block: Block) -> None:
-        self._event: torch.cuda.Event | None = None
+def _on_cpu(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Copy blocks to the CPU; a copy from CUDA overlaps the next forward pass."""
+    waiting: tuple[Block, torch.cuda.Event] | None = None
+    for block in blocks:
         if block.features.device.type != "cuda":
-            self._block = _on_cpu(block, lambda tensor: tensor.cpu())
-            return
-        self._block = _on_cpu(block, _pinned_copy)
-        self._event = torch.cuda.Event()
-        self._event.record(torch.cuda.current_stream(block.features.device))
-
-    def wait(self) -> Block:
-        if self._event is not None:
-            self._event.synchronize()
-        return self._block
-
-
-def _on_cpu(block: Block, copy: Callable[[Tensor], Tensor]) -> Block:
-    scored = block.scored
-    if scored is not None:
-        scored = Scored(copy(as_tensor(scored.prediction, "predictions")), copy(as_tensor(scored.loss, "losses")))
-    layers = {layer: copy(rows) for layer, rows in block.layers.items()}
-    return Block(copy(block.features), block.labels, copy(block.logits), scored, layers)
+            yield Block.from_tensors({name: tensor.cpu() for name, tensor in block.to_tensors().items()})
+            continue
+        copied = Block.from_tensors({name: _pinned_copy(tensor) for name, tensor in block.to_tensors().items()})
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(block.features.device))
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0]
+        waiting = copied, event
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield waiting[0]
 
 
 def _pinned_copy(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
     target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return target.copy_(tensor, non_blocking=True)
 
 
-def _finished(copy: _Copy, bar: Task | None) -> Block:
-    block = copy.wait()
-    if bar is not None:
-        bar.advance(len(block.labels))
-    return block
+def _joined(blocks: Sequence[Block], order: Tensor) -> Block:
+    """Return the rows of several blocks as one; row i is row order[i] of all of them."""
+    parts = [block.to_tensors() for block in blocks]
+    return Block.from_tensors(
+        {name: torch.cat([part[name] for part in parts])[order.to(first.device)] for name, first in parts[0].items()}
+    )

@@ -6,8 +6,9 @@ from torch import nn
 
 from ckpt_probe.checkpoints import Checkpoint
 from ckpt_probe.errors import CkptProbeError
-from ckpt_probe.extraction.setup import Setup
-from ckpt_probe.extraction.subject import fill, find_rows, model_of, open_subject
+from ckpt_probe.extraction.config import Setup
+from ckpt_probe.extraction.sources import choose_model, complete_model
+from ckpt_probe.extraction.subject import build_subject, fill, find_rows
 from ckpt_probe.models import (
     Backbone,
     Batch,
@@ -33,22 +34,21 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
         Name and arguments of the model, with the entries of `describe_head` and `describe_layers`.
 
     Raises:
-        UsageError: As in `open_subject`.
-        DataError: As in `open_subject`.
+        UsageError: As in `build_subject`.
+        DataError: As in `build_subject`.
     """
     path = checkpoint.path
     if setup.data or (setup.model is None and checkpoint.metadata.data):
-        subject = open_subject(path, setup)
+        subject = build_subject(checkpoint, setup)
         model = {"model": subject.model_name, "model_arguments": subject.model_arguments}
-        sample = on_device(subject.sample, subject.device)
+        dtype = next((each.dtype for each in subject.model.parameters() if each.is_floating_point()), None)
+        sample = on_device(subject.sample, subject.device, dtype)
         return {**model, "shown": f"data {subject.data.name}", **_facts(subject.head, subject.model, sample)}
-    name, arguments = model_of(checkpoint, setup)
-    device = choose_device(setup.device)
+    name, arguments = complete_model(checkpoint, setup, choose_model(checkpoint, setup))
     model = build_model(name, arguments, initialised=False)
-    fill(model, checkpoint)
-    model.to(device)
+    device, dtype, _ = fill(model, checkpoint, choose_device(setup.device))
     try:
-        sample = on_device(made_up_inputs(model, arguments), device)
+        sample = on_device(made_up_inputs(model, arguments), device, dtype)
         head = find_rows(model, sample, setup.classifier or checkpoint.metadata.classifier, setup.pooling)
     except CkptProbeError as error:
         raise type(error)(f"{path}: model {name}: {error}") from error

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ckpt_probe.checkpoints import Checkpoint
 from ckpt_probe.checkpoints.formats.pickled import MONITORED
-from ckpt_probe.extraction.forward import Block
-from ckpt_probe.extraction.setup import Setup
+from ckpt_probe.extraction.blocks import Block
+from ckpt_probe.extraction.config import Setup
 from ckpt_probe.metrics.arrays import as_tensor
 
 ACCURACY = frozenset({"accuracy", "acc", "acc1", "top1", "acc_top1", "multiclassaccuracy"})

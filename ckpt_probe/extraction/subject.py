@@ -1,36 +1,22 @@
-"""Build the model of a series of checkpoints once, find its classifier and open its data."""
+"""Build the model of a checkpoint, find its classifier and open its data; later checkpoints replace the weights."""
 
 from collections.abc import Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, State, library_versions, likely_heads
-from ckpt_probe.checkpoints.folders import snapshot_in
-from ckpt_probe.data import (
-    LEFT_OUT,
-    LabelledData,
-    ModelHints,
-    described_inputs,
-    first_samples,
-    in_model_order,
-    in_width,
-    load_data,
-    notes_of,
-    recorded_arguments,
-)
-from ckpt_probe.data import functions_named as data_functions
+from ckpt_probe.checkpoints import Checkpoint, State, library_versions
+from ckpt_probe.data import LEFT_OUT, LabelledData, described_inputs, first_samples, in_model_order, in_width, notes_of
 from ckpt_probe.data.language.windows import WindowSplit
-from ckpt_probe.data.sources import WITHOUT_LABELS
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError, listed
+from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.extraction.forward import Block, forward_blocks
-from ckpt_probe.extraction.setup import Setup, Storage
+from ckpt_probe.extraction.sources import choose_model, complete_model, open_data
 from ckpt_probe.models import (
     HEADLESS,
     PENULTIMATE,
@@ -38,8 +24,6 @@ from ckpt_probe.models import (
     Batch,
     Head,
     Taps,
-    arguments_taken,
-    assumed_arguments,
     backbone_of,
     build_model,
     choose_device,
@@ -49,20 +33,15 @@ from ckpt_probe.models import (
     is_backbone,
     is_extra_state,
     is_opaque,
-    is_recorded_model,
     load_weights,
-    model_arguments,
-    model_beside,
     on_device,
     part_of,
     require_classes,
     run_once,
     wrapper_note,
 )
-from ckpt_probe.models import functions_named as model_functions
-from ckpt_probe.plugins import functions_within, require_named
 from ckpt_probe.progress import Progress, Task
-from ckpt_probe.remote import local_data, local_texts
+from ckpt_probe.remote import local_texts
 
 SAMPLE = 2
 """Number of samples on which a model is run to find its head."""
@@ -72,7 +51,19 @@ SAMPLE = 2
 class Subject:
     """A model on its device, which takes the weights of one checkpoint after another, and the splits of its data.
 
-    If the head has a scale that depends on the weights, `load` determines it again by running the model on `sample`.
+    Attributes:
+        model: The model.
+        model_name: Its name.
+        model_arguments: Its complete arguments.
+        data: The data.
+        splits: Names of the splits that are used.
+        head: Classifier of the model. If its scale depends on the weights, `load` determines it again.
+        sample: Inputs of a few samples.
+        setup: Settings of the extraction.
+        device: Device of the forward passes.
+        model_notes: Notes about changed tensor names and about arguments that the user did not state.
+        taps: Layers whose rows are stored beside the classifier's input.
+        loaded_from: Path of the checkpoint whose weights are loaded.
     """
 
     model: nn.Module
@@ -85,13 +76,8 @@ class Subject:
     setup: Setup
     device: torch.device
     model_notes: tuple[str, ...] = ()
-    """Notes about changed tensor names, arguments from hyperparameters, and the storage of the dump."""
-
     taps: Taps = field(default_factory=Taps)
-    """Layers whose rows are stored beside the classifier's input."""
-
-    holds: str | None = None
-    """Path of the checkpoint whose weights are loaded."""
+    loaded_from: str | None = None
 
     @property
     def classifier(self) -> str | None:
@@ -103,18 +89,14 @@ class Subject:
 
         Args:
             state_dict: Tensors by name.
-            source: Path of the checkpoint, for messages.
+            source: Path of the checkpoint.
             extra: Extra state of modules.
 
         Raises:
             DataError: If they do not fit the model.
         """
-        self.holds = None
-        # The last forward pass may have left the model in a narrower dtype than these weights.
-        double = any(tensor.dtype == torch.float64 for tensor in state_dict.values())
-        device = torch.device("cpu") if double and self.device.type == "mps" else self.device
-        dtype = torch.float64 if double else torch.float32
-        self.model.to(device).to(dtype)
+        self.loaded_from = None
+        device, dtype = _prepare(self.model, state_dict, self.device)
         notes = load_weights(self.model, state_dict, source=source, extra=extra)
         self.model_notes = tuple(dict.fromkeys((*self.model_notes, *notes)))
         if not self.head.settled:
@@ -122,7 +104,7 @@ class Subject:
                 self.head = find_head(self.model, on_device(self.sample, device, dtype), self.head.name)
             except CkptProbeError as error:
                 raise type(error)(f"{source}: {error}") from error
-        self.holds = source
+        self.loaded_from = source
 
     @property
     def inputs(self) -> str:
@@ -178,7 +160,15 @@ class Subject:
         return int((samples.labels[:count] != LEFT_OUT).sum()) if samples.labels.ndim == 2 else None
 
     def provenance(
-        self, checkpoint: str, size: int, sha256: str, *, step: int | None, epoch: float | None, storage: Storage
+        self,
+        checkpoint: str,
+        size: int,
+        sha256: str,
+        *,
+        step: int | None,
+        epoch: float | None,
+        storage: Storage,
+        request: dict[str, Any] | None = None,
     ) -> Provenance:
         """Return the provenance of a dump.
 
@@ -189,7 +179,14 @@ class Subject:
             step: Its training step, if known.
             epoch: Its epoch, if known.
             storage: Contents of the dump.
+            request: Call that makes the dump, as `request_of` returns it.
         """
+        pooling = self.head.pooling if isinstance(self.head, Backbone) else None
+        layers: dict[str, Any] = {}
+        if self.taps.layers:
+            pooling = pooling if isinstance(self.head, Backbone) else self.setup.pooling
+            layers = {name: getattr(storage, name) for name in ("layer_store", "similarity_rows", "similarity_seed")}
+            layers["layers"] = self.setup.layers
         return Provenance(
             checkpoint=checkpoint,
             checkpoint_size=size,
@@ -211,25 +208,26 @@ class Subject:
             rows_seed=None if storage.max_rows is None else storage.rows_seed,
             device=str(self.device),
             versions=library_versions(),
-            pooling=self._pooling,
-            **(storage.of_layers() | {"layers": self.setup.layers} if self.taps.layers else {}),
+            pooling=pooling,
+            request=request,
+            **layers,
         )
-
-    @property
-    def _pooling(self) -> str | None:
-        if isinstance(self.head, Backbone):
-            return self.head.pooling
-        return self.setup.pooling if self.taps.layers else None
 
 
 def open_subject(path: Path, setup: Setup) -> Subject:
-    """Open model, data and classifier for a checkpoint.
+    """Open a checkpoint, and build its model and open its data; see `build_subject`."""
+    with setup.open(path) as checkpoint:
+        return build_subject(checkpoint, setup)
 
-    They are named by the setup, or else by the checkpoint's metadata. A user's function is called only if the setup
-    names it, because the metadata of an untrusted file could name any function.
+
+def build_subject(checkpoint: Checkpoint, setup: Setup) -> Subject:
+    """Build the model of an open checkpoint with its weights, find the classifier, and open the data.
+
+    Model and data are named by the settings, or else by the checkpoint's metadata. A user's function is called only if
+    the settings name it, because the metadata of an untrusted file could name any function.
 
     Args:
-        path: Checkpoint.
+        checkpoint: Open checkpoint.
         setup: Model and data.
 
     Raises:
@@ -238,57 +236,60 @@ def open_subject(path: Path, setup: Setup) -> Subject:
         DataError: If the checkpoint does not fit the model, the model does not accept the data, a split does not exist,
             or the classifier cannot be found; also as in `choose_taps`.
     """
-    with setup.open(path) as checkpoint:
-        directory, stated = checkpoint.config_directory, _stated_model(checkpoint, setup)
-        data = _data(path, setup, checkpoint.metadata, _hints(checkpoint, setup, stated))
-        splits = tuple(dict.fromkeys(setup.splits or data.splits))
-        for split in splits:
-            data.split(split)
-        name, arguments = _model(checkpoint, setup, stated, data)
-        device = choose_device(setup.device)
-        model = build_model(name, arguments, initialised=False)
-        remarks = [
-            _hyperparameters_note(checkpoint, setup, stated),
-            _assumption_note(checkpoint, setup, stated),
-            wrapper_note(checkpoint.names, set(model.state_dict())),
-            _opaque_note(checkpoint),
-        ]
-        remarks += fill(model, checkpoint)
-        model.to(device)
-        named = setup.classifier or checkpoint.metadata.classifier
-        inputs = None
-        try:
-            data = in_model_order(data, class_names(model))
-            sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
-            inputs = on_device(sample, device)
-            head = find_rows(model, inputs, named, setup.pooling, tapped=setup.layers != PENULTIMATE)
-            taps = choose_taps(model, inputs, head, setup.layers, setup.pooling)
-            classes = len(head_parameters(model, head)[0])
-            if not isinstance(head, Backbone):
-                require_classes(classes, data.classes, data.class_names)
-                data = in_width(data, classes)
-        except CkptProbeError as error:
-            hint = _channels_hint(model, inputs, data)
-            raise type(error)(f"{path}: model {name}, data {data.name}: {error}{hint}") from error
-    notes = tuple(note for note in remarks if note)
-    if directory is not None:
-        name = name.replace(str(local_texts(directory)), str(directory))
-    return Subject(model, name, arguments, data, splits, head, sample, setup, device, notes, taps)
+    path = checkpoint.path
+    choice = choose_model(checkpoint, setup)
+    data = open_data(checkpoint, setup, choice)
+    splits = tuple(dict.fromkeys(setup.splits or data.splits))
+    for split in splits:
+        data.split(split)
+    name, arguments = complete_model(checkpoint, setup, choice, data)
+    target = choose_device(setup.device)
+    model = build_model(name, arguments, initialised=False)
+    notes = [*choice.notes, wrapper_note(checkpoint.names, set(model.state_dict())), _opaque_note(checkpoint)]
+    device, dtype, load_notes = fill(model, checkpoint, target)
+    named = setup.classifier or checkpoint.metadata.classifier
+    inputs = None
+    try:
+        data = in_model_order(data, class_names(model))
+        sample = part_of(first_samples(next(iter(data.splits.values())), SAMPLE)[0], slice(0, SAMPLE))
+        inputs = on_device(sample, device, dtype)
+        head = find_rows(model, inputs, named, setup.pooling, tapped=setup.layers != PENULTIMATE)
+        taps = choose_taps(model, inputs, head, setup.layers, setup.pooling)
+        if not isinstance(head, Backbone):
+            classes = len(head.parameters(model)[0])
+            require_classes(classes, data.classes, data.class_names)
+            data = in_width(data, classes)
+    except CkptProbeError as error:
+        hint = _channels_hint(model, inputs, data)
+        raise type(error)(f"{path}: model {name}, data {data.name}: {error}{hint}") from error
+    all_notes = tuple(note for note in (*notes, *load_notes) if note)
+    if checkpoint.config_directory is not None:
+        name = name.replace(str(local_texts(checkpoint.config_directory)), str(checkpoint.config_directory))
+    return Subject(
+        model, name, arguments, data, splits, head, sample, setup, target, all_notes, taps, loaded_from=str(path)
+    )
 
 
-def model_of(checkpoint: Checkpoint, setup: Setup) -> tuple[str, dict[str, Any]]:
-    """Return name and complete arguments of a checkpoint's model, without the sizes that its data would give.
+def fill(
+    model: nn.Module, checkpoint: Checkpoint, target: torch.device
+) -> tuple[torch.device, torch.dtype, tuple[str, ...]]:
+    """Load a checkpoint's weights and extra state into a model.
+
+    Args:
+        model: The model, which is moved to its device.
+        checkpoint: Open checkpoint.
+        target: Device of the forward passes.
+
+    Returns:
+        Device and dtype of the model, and notes.
 
     Raises:
-        UsageError: As in `open_subject`.
+        DataError: If the weights do not fit.
     """
-    return _model(checkpoint, setup, _stated_model(checkpoint, setup), None)
-
-
-def fill(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Load weights and extra state into a model; return notes. Raises DataError if they do not fit."""
     state, extra = checkpoint.state_dict(), checkpoint.extra_state()
-    return load_weights(model, state, source=str(checkpoint.path), extra=extra, state_key=checkpoint.state_key)
+    device, dtype = _prepare(model, state, target)
+    notes = load_weights(model, state, source=str(checkpoint.path), extra=extra, state_key=checkpoint.state_key)
+    return device, dtype, notes
 
 
 def find_rows(
@@ -310,7 +311,7 @@ def find_rows(
     if named == HEADLESS or (named is None and is_backbone(model, sample)):
         return backbone_of(model, sample, pooling)
     if pooling is not None and not tapped:
-        raise UsageError(f"--pooling {pooling}: the model has a head, and its rows are the classifier's inputs")
+        raise UsageError(f"`pooling={pooling!r}`: the model has a head, and its rows are the classifier's inputs")
     return find_head(model, sample, named)
 
 
@@ -319,6 +320,16 @@ def head_parameters(model: nn.Module, head: Head | Backbone) -> tuple[Tensor, Te
     with torch.no_grad():
         weights, bias = head.parameters(model)
     return weights.detach().cpu().double(), None if bias is None else bias.detach().cpu().double()
+
+
+def _prepare(model: nn.Module, state: State, target: torch.device) -> tuple[torch.device, torch.dtype]:
+    """Move a model to the device and dtype in which it represents a checkpoint's weights exactly; return both."""
+    double = any(tensor.dtype == torch.float64 for tensor in state.values())
+    device = torch.device("cpu") if double and target.type == "mps" else target
+    dtype = torch.float64 if double else torch.float32
+    # The last forward pass may have left the model in a narrower dtype.
+    model.to(device).to(dtype)
+    return device, dtype
 
 
 def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -> str:
@@ -331,70 +342,10 @@ def _channels_hint(model: nn.Module, inputs: Batch | None, data: LabelledData) -
     except CkptProbeError:
         with suppress(CkptProbeError):
             run_once(model, inputs[:, :1].expand(-1, wanted, -1, -1))
-            how = f"; add --data-argument channels={wanted}" if data.preparation else ""
-            return (
-                f"; the model takes images of {wanted} {'channel' if wanted == 1 else 'channels'}, not {channels}{how}"
-            )
+            plural = "channel" if wanted == 1 else "channels"
+            advice = f"; add `data_arguments={ {'channels': wanted} }`" if data.preparation else ""
+            return f"; the model takes images of {wanted} {plural}, not {channels}{advice}"
     return ""
-
-
-def _hints(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> ModelHints:
-    """Return the model as data may know it; with the sizes of the checkpoint's own tensors if the data ask for them."""
-    name, stated_arguments = stated
-    arguments = {**stated_arguments, **(setup.model_arguments or {})}
-    complete = None
-    if name is not None and not model_functions(name):
-        complete = partial(model_arguments, name, arguments, tensors=_shapes(checkpoint))
-    path = checkpoint.path
-    directory = local_texts(snapshot_in(path) if path.is_dir() else path.parent)
-    return ModelHints(name, arguments, directory, complete=complete)
-
-
-def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    return {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names}
-
-
-def _data(path: Path, setup: Setup, metadata: CheckpointMetadata, hints: ModelHints) -> LabelledData:
-    name = setup.data or metadata.data
-    if name is None:
-        raise UsageError(f"{path}: does not name its data; use --data, such as idx:DIR or package.module:function")
-    stated = {} if setup.data_arguments else recorded_arguments(name, metadata.data, metadata.data_arguments)
-    arguments = setup.data_arguments or stated
-    hints = replace(hints, arguments_source="the checkpoint's metadata" if stated else "argument")
-    if setup.unlabelled:
-        arguments = {**arguments, WITHOUT_LABELS: True}
-    if functions := data_functions(name):
-        require_named(functions, setup.data, path, f"--data {name}")
-        require_named(functions_within(stated), setup.data, path, f"--data {name} --data-arguments …")
-    with local_data(name) as local:
-        data = load_data(local, arguments, hints=hints, workers=setup.data_workers)
-    return data if local == name else replace(data, name=name)
-
-
-def _stated_model(checkpoint: Checkpoint, setup: Setup) -> tuple[str | None, dict[str, Any]]:
-    """Return the model's name, from the setup, the metadata or a file beside the checkpoint, and stated arguments.
-
-    If the setup names another model than the metadata, the arguments are those hyperparameters of a Lightning module
-    that the model accepts.
-    """
-    metadata = checkpoint.metadata
-    if setup.model is None and metadata.model is None:
-        directory = checkpoint.config_directory
-        return model_beside(checkpoint.path if directory is None else local_texts(directory)) or (None, {})
-    if setup.model is None or is_recorded_model(setup.model, metadata.model):
-        return setup.model or metadata.model, dict(metadata.model_arguments)
-    return setup.model, arguments_taken(setup.model, checkpoint.hyperparameters)
-
-
-def _hyperparameters_note(
-    checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]
-) -> str | None:
-    """Return a sentence about model arguments that are taken from the checkpoint's hyperparameters."""
-    if setup.model is None or is_recorded_model(setup.model, checkpoint.metadata.model):
-        return None
-    used = {name: value for name, value in stated[1].items() if name not in (setup.model_arguments or {})}
-    values = ", ".join(f"{name}={value}" for name, value in used.items())
-    return f"model arguments from the checkpoint's hyperparameters: {values}" if values else None
 
 
 def _opaque_note(checkpoint: Checkpoint) -> str | None:
@@ -404,47 +355,3 @@ def _opaque_note(checkpoint: Checkpoint) -> str | None:
     if not names:
         return None
     return f"extra state that is bytes, which a module may unpickle, is left out: {listed(names)}"
-
-
-def _assumed(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
-    """Return arguments that a framework sets for a file like this one; metadata that name the model lack none."""
-    return {} if name == checkpoint.metadata.model else assumed_arguments(name)
-
-
-def _assumption_note(checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]]) -> str | None:
-    """Return a sentence about arguments that are assumed, since neither the file nor the caller states them."""
-    name, stated_arguments = stated
-    stated_arguments = {**stated_arguments, **(setup.model_arguments or {})}
-    assumed = {} if name is None else _assumed(checkpoint, name)
-    values = ", ".join(f"{key}={value}" for key, value in assumed.items() if key not in stated_arguments)
-    if not values:
-        return None
-    return (
-        f"model {name}: {values} is assumed, as its library sets it for pretrained weights; no file records it: state "
-        "it among the model's arguments if the network was trained otherwise"
-    )
-
-
-def _model(
-    checkpoint: Checkpoint, setup: Setup, stated: tuple[str | None, dict[str, Any]], data: LabelledData | None
-) -> tuple[str, dict[str, Any]]:
-    name, stated_arguments = stated
-    path = checkpoint.path
-    if name is None:
-        arch = checkpoint.facts.get("arch")
-        likely = f" ({arch!r} stands in the file: perhaps timm:{arch} or torchvision:{arch})" if arch else ""
-        kinds = "timm:NAME, hf:DIR or package.module:function"
-        raise UsageError(f"{path}: does not name its model; use --model, such as {kinds}{likely}")
-    chosen = setup.model_arguments or {}
-    stated_arguments = {key: value for key, value in stated_arguments.items() if key not in chosen}
-    if functions := model_functions(name):
-        require_named(functions, setup.model, path, f"--model {name}")
-        require_named(functions_within(stated_arguments), setup.model, path, f"--model {name} --model-arguments …")
-    shape, classes, padding = (None, None, None) if data is None else (data.input_shape, data.classes, data.padding)
-    if data is None and (heads := likely_heads(checkpoint.layout)):
-        classes = heads[0].classes
-    assumed = _assumed(checkpoint, name)
-    complete = {**assumed, **stated_arguments, **chosen}
-    tensors = _shapes(checkpoint)
-    known = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": tensors}
-    return name, model_arguments(name, complete, **known)

@@ -1,133 +1,242 @@
-"""Write the blocks of a forward pass to a dump: rows, class moments or both, in a background thread."""
+"""Write the blocks of forward passes to a dump: rows, class moments or both, of every layer that is stored."""
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ckpt_probe.data import LEFT_OUT
-from ckpt_probe.dumps import PENULTIMATE, DumpWriter, Provenance, as_stored
-from ckpt_probe.errors import DataError
-from ckpt_probe.extraction.forward import Block
-from ckpt_probe.extraction.setup import Storage
+from ckpt_probe.dumps import PENULTIMATE, DumpWriter, Provenance, as_stored, require_split_name
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.extraction.blocks import Block, is_scored
+from ckpt_probe.extraction.config import Storage
+from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.metrics.arrays import as_tensor
-from ckpt_probe.models import Taps
+from ckpt_probe.models import Backbone, Taps
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.grouping import Subset
 from ckpt_probe.moments.quality import Gathering, LinearHead, Scored
 
-WAITING_BLOCKS = 8
-"""Largest number of actions that wait for the writer's thread."""
-
-W = TypeVar("W")
+Scores = Literal["logits", "scored", "none"]
+"""What a dump has beside the rows: logits, or prediction and loss of each row, or neither."""
 
 
-class _Abandoned(Exception):
-    """Raised in the writer's thread to make it leave the dump unfinished, which removes the file."""
+class StoreWriter:
+    """Write one dump: its classifier, and the rows of each split, their class moments, or both.
 
+    Moments are computed from features rounded to the stored precision, of all rows, so that both kinds of dump give
+    the same numbers. An error within the `with` leaves no file.
 
-class BackgroundWriter(Generic[W]):
-    """Run actions on a writer in one background thread, in order and at most a few blocks behind.
-
-    The forward pass thus computes while the disk is busy. The writer is opened, used and closed by its thread alone. An
-    error of the writer is raised by the next `submit` or at the end of the `with`; an error inside the `with` makes the
-    writer abandon the dump, so that no unfinished file remains.
+        with StoreWriter(path, provenance, storage, weights, bias) as writer:
+            writer.write_split("test", blocks, rows=450)
 
     Args:
-        open_writer: Function that returns the writer as a context manager.
+        path: File to write.
+        provenance: Origin of the numbers, if it is known.
+        storage: Contents of the dump.
+        weights: Weights of the classifier, shape (C, D); C is 0 without a classifier.
+        bias: Bias of the classifier, shape (C,), if it has one.
+        taps: Layers whose rows are stored beside the classifier's input.
+        classes: Number of classes, if there is no classifier.
+        class_names: Names of the first classes.
+        overwrite: Whether to replace an existing file.
     """
 
-    def __init__(self, open_writer: Callable[[], AbstractContextManager[W]]) -> None:
-        self._open = open_writer
-        self._actions: queue.Queue[Callable[[W], None] | None] = queue.Queue(maxsize=WAITING_BLOCKS)
-        self._abandoned = threading.Event()
-        self._ended = False
-        self._done = threading.Event()
-        self._error: BaseException | None = None
-        self._threads = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._run, name="dump writer", daemon=True)
+    def __init__(
+        self,
+        path: Path,
+        provenance: Provenance | None,
+        storage: Storage,
+        weights: Tensor,
+        bias: Tensor | None = None,
+        *,
+        taps: Taps | None = None,
+        classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self._storage, self._weights, self._bias, self._taps = storage, weights, bias, taps or Taps()
+        self._classes = len(weights) or classes or 0
+        self._class_names = (class_names or ())[: self._classes]
+        self._dump = DumpWriter(
+            path,
+            provenance,
+            classes=self._classes,
+            features=weights.shape[1],
+            feature_dtype=storage.feature_dtype,
+            overwrite=overwrite,
+        )
+        self._stack = ExitStack()
 
-    def __enter__(self) -> "BackgroundWriter[W]":
-        self._thread.start()
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._dump)
+            if len(self._weights):
+                self._dump.write_classifier(self._weights, self._bias)
+            if self._class_names:
+                self._dump.write_class_names(self._class_names)
+            self._stack = stack.pop_all()
         return self
 
-    def submit(self, action: Callable[[W], None]) -> None:
-        """Add an action on the open writer to the queue; block while too many are waiting."""
-        self._raise_error()
-        self._actions.put(action)
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)  # pyright: ignore[reportArgumentType]
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._abandoned.set()
-        try:
-            self._end()
-        except KeyboardInterrupt:
-            # HDF5 crashes if the process ends while it writes. A second Ctrl-C ends this wait.
-            self._abandoned.set()
-            self._end()
-            raise
-        if error is None:
-            self._raise_error()
+    def write_split(
+        self,
+        name: str,
+        blocks: Iterable[Block],
+        *,
+        rows: int | None = None,
+        scores: Scores = "logits",
+        labelled: bool = True,
+        chosen: Tensor | None = None,
+    ) -> None:
+        """Write all blocks of a split.
 
-    def _end(self) -> None:
-        self._actions.put(None)
-        # A join interrupted by Ctrl-C marks the thread as ended (CPython issue 90882): a second join would not wait.
-        self._done.wait()
-        self._thread.join()
+        Args:
+            name: Name of the split.
+            blocks: Blocks of rows.
+            rows: Number of rows, if it is known; if fewer arrive, the samples of the others count as unreadable.
+            scores: Stored beside the rows: logits, prediction and loss, or nothing; accuracy and loss are then computed
+                from the classifier.
+            labelled: Whether rows have labels; otherwise all rows count as one class.
+            chosen: Indices of the rows that are stored, in ascending order; None for all of them. The other rows are
+                only counted, and enter the moments.
 
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
+        Raises:
+            DataError: If the number of rows is unknown and there is none, or as in `DumpWriter.append`.
+        """
+        stores_rows = self._storage.store != "moments"
+        if stores_rows:
+            announced = rows if chosen is None else None
+            logits, scored = scores == "logits", scores == "scored"
+            self._dump.start_split(name, announced, logits=logits, scored=scored, labelled=labelled)
+        group = _GroupWriter(self._dump, name, self._gathering(labelled, scores), stores_rows, labelled)
+        layers = _LayersWriter(self, name, labelled) if self._taps.layers else None
+        seen = stored = 0
+        for block in blocks:
+            count = len(block.labels)
+            block_scores = None if scores == "none" else block.scores
+            if chosen is None:
+                group.append(block.features, block.labels, block_scores)
+                stored += count
+            else:
+                start, stop = torch.searchsorted(chosen, torch.tensor([seen, seen + count])).tolist()
+                group.append(block.features, block.labels, block_scores, chosen[start:stop] - seen)
+                stored += stop - start
+            if layers is not None:
+                layers.append(block)
+            seen += count
+        if not seen and rows is None:
+            raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
+        group.finish(with_quality=True)
+        self._dump.leave_out(name, 0 if rows is None else rows - seen)
+        if chosen is not None and stores_rows:
+            self._dump.count_not_stored(name, seen - stored)
+        if layers is not None:
+            layers.finish()
 
-    def _run(self) -> None:
-        try:
-            self._write()
-        finally:
-            self._done.set()
-
-    def _write(self) -> None:
-        # Sums of moments may be most of the work; the thread that prepares batches sets a lower number of threads.
-        torch.set_num_threads(self._threads)
-        try:
-            with self._open() as writer:
-                while (action := self._next()) is not None:
-                    action(writer)
-                if self._abandoned.is_set():
-                    raise _Abandoned
-        except _Abandoned:
-            pass
-        except BaseException as error:  # raised again in the thread that entered the `with`
-            self._error = error
-        # Empty the queue, so that the other thread does not block on it.
-        while not self._ended:
-            self._next()
-
-    def _next(self) -> Callable[[W], None] | None:
-        action = self._actions.get()
-        self._ended = action is None
-        return action
+    def _gathering(self, labelled: bool, scores: Scores) -> Gathering | None:
+        """Return the class moments of a split, with accuracy and loss; None if only rows are stored."""
+        if self._storage.store == "features":
+            return None
+        computes_logits = labelled and scores == "none" and len(self._weights)
+        head = LinearHead.of(self._weights, self._bias) if computes_logits else None
+        return Gathering(_moments(self._classes, self._storage.memory, labelled), head)
 
 
-@dataclass(frozen=True)
-class SplitPlan:
-    """Contents of the rows of a split.
+class _GroupWriter:
+    """Write the rows, the class moments, or both, of one split or of one layer of it."""
 
-    Attributes:
-        scores: "logits", "scored" (prediction and loss) or "none".
-        labelled: Whether rows have labels.
-        chosen: Indices of the rows that are stored, in ascending order; None for all of them.
+    def __init__(
+        self, dump: DumpWriter, name: str, gathering: Gathering | None, stores_rows: bool, labelled: bool
+    ) -> None:
+        self._dump, self._name, self._gathering = dump, name, gathering
+        self._stores_rows, self._labelled = stores_rows, labelled
+
+    def append(
+        self, rows: Tensor, labels: Tensor, scores: Tensor | Scored | None = None, chosen: Tensor | None = None
+    ) -> None:
+        """Add rows (n, D) with labels (n,) and scores; `chosen` are the indices of the rows that are stored."""
+        if self._stores_rows and chosen is None:
+            self._dump.append(self._name, rows, labels, scores)
+        elif self._stores_rows and chosen is not None and len(chosen):
+            self._dump.append(self._name, rows[chosen], labels[chosen], _take_rows(scores, chosen))
+        if self._gathering is not None:
+            stored = torch.from_numpy(as_stored(rows, self._dump.feature_dtype, f"{self._dump.path}: {self._name}"))
+            if not self._labelled:
+                self._gathering.add(stored, torch.zeros_like(labels))
+            else:
+                self._gathering.add(stored, labels, scores.float() if isinstance(scores, Tensor) else scores)
+
+    def finish(self, *, with_quality: bool = False) -> None:
+        """Write the moments after the last row, with accuracy and loss if `with_quality`."""
+        if self._gathering is None:
+            return
+        self._gathering.finish()
+        moments = self._gathering.moments
+        numbers = {"samples": moments.samples, **(self._gathering.quality.to_numbers() if with_quality else {})}
+        if moments.samples or with_quality:
+            self._dump.write_moments(self._name, moments.state_dict(), numbers, labelled=self._labelled)
+
+
+class _LayersWriter:
+    """Write rows or moments of every tapped layer of a split, and the same subset of rows of all layers."""
+
+    def __init__(self, writer: StoreWriter, split: str, labelled: bool) -> None:
+        storage, taps = writer._storage, writer._taps.layers
+        self._dump, self._split = writer._dump, split
+        self._subset = Subset(storage.similarity_rows, storage.similarity_seed)
+        self._groups: dict[str, _GroupWriter] = {}
+        for tap in taps:
+            width = tap.width if storage.layer_store != "moments" else None
+            name = self._dump.start_layer(
+                split, tap.layer, depth=tap.depth, pooling=tap.pooling, labelled=labelled, width=width
+            )
+            gathering = None
+            if storage.layer_store != "features":
+                # Each layer has an equal share of the memory.
+                gathering = Gathering(_moments(writer._classes, storage.memory // len(taps), labelled))
+            self._groups[tap.layer] = _GroupWriter(self._dump, name, gathering, width is not None, labelled)
+        self._dump.start_layer(split, PENULTIMATE, depth=1.0, pooling="features")
+
+    def append(self, block: Block) -> None:
+        for layer, rows in block.layers.items():
+            self._groups[layer].append(rows, block.labels)
+        self._subset.update(len(block.labels), {**block.layers, PENULTIMATE: block.features})
+
+    def finish(self) -> None:
+        for group in self._groups.values():
+            group.finish()
+        self._dump.write_similarity(self._split, self._subset.indices, self._subset.seed, self._subset.rows)
+
+
+def require_storable(subject: Subject, storage: Storage) -> str | None:
+    """Check that the results of a subject can be stored.
+
+    Returns:
+        A warning if class moments were reduced to fit the memory limit, else None.
+
+    Raises:
+        UsageError: If they cannot be stored.
     """
-
-    scores: str = "logits"
-    labelled: bool = True
-    chosen: Tensor | None = None
+    for name in subject.splits:
+        require_split_name(name)
+    if storage.dtype == "float64" and subject.device.type == "mps":
+        raise UsageError("`dtype='float64'`: not supported by MPS; add `device='cpu'`, or use float32")
+    classes, features = subject.parameters()[0].shape
+    if isinstance(subject.head, Backbone):
+        classes = max(1, subject.data.classes)
+    elif subject.head.shows_logits and not storage.with_logits and not is_scored(subject.head, classes):
+        raise UsageError(
+            f"the model's logits are {subject.head.reading}, so that features and weights do not give its loss: they "
+            "have to be stored"
+        )
+    return storage.require_fitting(classes, features, positions=is_scored(subject.head, classes))
 
 
 def choose_rows(rows: int, most: int | None, seed: int) -> Tensor | None:
@@ -147,266 +256,8 @@ def choose_rows(rows: int, most: int | None, seed: int) -> Tensor | None:
     return torch.from_numpy(np.sort(indices))
 
 
-class StoreWriter:
-    """Write the rows of each split to a dump, their class moments, or both.
-
-    Moments are computed from features rounded to the stored precision, of all rows, so that both kinds of dump give
-    the same numbers. The object is a context manager that opens and closes the dump.
-
-    Args:
-        writer: Dump to write to.
-        storage: Contents of the dump.
-        classes: Number of classes, if no classifier is written.
-        taps: Layers whose rows are stored beside the classifier's input.
-    """
-
-    def __init__(
-        self, writer: DumpWriter, storage: Storage, classes: int | None = None, taps: Taps | None = None
-    ) -> None:
-        self._writer = writer
-        self._storage = storage
-        self._taps = taps or Taps()
-        self._store = storage.store
-        self._dtype = storage.feature_dtype
-        self._memory = storage.memory
-        self._classes = classes
-        self._head: tuple[Tensor, Tensor | None] | None = None
-
-    def __enter__(self) -> "StoreWriter":
-        self._writer.__enter__()
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._writer.__exit__(kind, error, trace)
-
-    def write_classifier(self, weights: Tensor, bias: Tensor | None = None) -> None:
-        """Write the classifier's weights (C, D) and bias (C,)."""
-        self._head, self._classes = (weights, bias), len(weights)
-        self._writer.write_classifier(weights, bias)
-
-    def write_class_names(self, names: Sequence[str]) -> None:
-        """Write the names of the first classes."""
-        self._writer.write_class_names(names)
-
-    def start_split(self, name: str, samples: int | None = None, plan: SplitPlan | None = None) -> None:
-        """Start a split.
-
-        Without scores, accuracy and loss are computed from the classifier's weights.
-
-        Args:
-            name: Name of the split.
-            samples: Number of rows that will be appended, if it is known.
-            plan: Contents of the rows.
-        """
-        self._plan = plan = plan or SplitPlan()
-        self._seen = 0
-        if self._store != "features":
-            head = (
-                LinearHead.of(*self._head)
-                if self._head is not None and plan.scores == "none" and plan.labelled
-                else None
-            )
-            only = None if plan.labelled else ["sample"]
-            classes = self._classes if plan.labelled else None
-            self._gathering = Gathering(Moments(classes, memory=self._memory, only=only), head)
-        if self._store != "moments":
-            announced = samples if plan.chosen is None else None
-            scores = {"logits": plan.scores == "logits", "scored": plan.scores == "scored"}
-            self._writer.start_split(name, announced, **scores, labelled=plan.labelled)
-        self._layers = _LayerWriter(
-            self._writer, self._storage, self._taps, name, self._classes, labelled=plan.labelled
-        )
-
-    def append(
-        self,
-        name: str,
-        features: Tensor,
-        labels: Tensor,
-        scores: Tensor | Scored | None,
-        layers: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Add a block of rows to a split.
-
-        Args:
-            name: Name of the split.
-            features: Inputs of the classifier, shape (n, D).
-            labels: Class indices, shape (n,).
-            scores: Logits (n, C), or prediction and loss of each row, or None.
-            layers: Rows of the tapped layers by name, shape (n, D) each.
-        """
-        scores = None if self._plan.scores == "none" else scores
-        if self._store != "moments":
-            self._append_chosen(name, features, labels, scores)
-        if self._store != "features":
-            stored = torch.from_numpy(as_stored(features, self._dtype, f"{self._writer.path}: {name}"))
-            counted = labels if self._plan.labelled else torch.zeros_like(labels)
-            known = scores if self._plan.labelled else None
-            self._gathering.add(stored, counted, known.float() if isinstance(known, Tensor) else known)
-        self._layers.append(features, labels, layers or {})
-
-    def finish_split(self, name: str, *, left_out: int = 0) -> None:
-        """Write the moments of a split after its last row.
-
-        Args:
-            name: Name of the split.
-            left_out: Number of announced rows whose samples could not be read.
-        """
-        if self._store != "features":
-            self._gathering.finish()
-            moments, quality = self._gathering.moments, self._gathering.quality
-            numbers = {"samples": moments.samples, **quality.to_numbers()}
-            self._writer.write_moments(name, moments.state_dict(), numbers, labelled=self._plan.labelled)
-        self._writer.leave_out(name, left_out)
-        if self._plan.chosen is not None and self._store != "moments":
-            self._writer.count_not_stored(name, self._seen - self._chosen_range(0, self._seen)[1])
-        self._layers.finish()
-
-    def _append_chosen(self, name: str, features: Tensor, labels: Tensor, scores: Tensor | Scored | None) -> None:
-        before, self._seen = self._seen, self._seen + len(labels)
-        if self._plan.chosen is None:
-            self._writer.append(name, features, labels, scores)
-            return
-        start, stop = self._chosen_range(before, self._seen)
-        if stop > start:
-            rows = self._plan.chosen[start:stop] - before
-            self._writer.append(name, features[rows], labels[rows], _take_rows(scores, rows))
-
-    def _chosen_range(self, first: int, end: int) -> tuple[int, int]:
-        """Return the range of positions in `chosen` whose rows lie in [first, end)."""
-        assert self._plan.chosen is not None
-        start, stop = torch.searchsorted(self._plan.chosen, torch.tensor([first, end])).tolist()
-        return start, stop
-
-
-class _LayerWriter:
-    """Write moments or rows of every tapped layer of one split, and one subset of rows of all layers.
-
-    The moments of each layer may take an equal share of the memory limit. Without taps nothing is written.
-
-    Args:
-        labelled: Whether rows have labels; otherwise all rows count as one class.
-    """
-
-    def __init__(
-        self,
-        writer: DumpWriter,
-        storage: Storage,
-        taps: Taps,
-        split: str,
-        classes: int | None,
-        *,
-        labelled: bool,
-    ) -> None:
-        self._writer = writer
-        self._storage = storage
-        self._taps = taps
-        self._split = split
-        self._labelled = labelled
-        self._subset = Subset(storage.similarity_rows, storage.similarity_seed)
-        self._groups: dict[str, str] = {}
-        self._gathered: dict[str, Gathering] = {}
-        for tap in taps.layers:
-            width = tap.width if storage.layer_store != "moments" else None
-            self._groups[tap.layer] = writer.start_layer(
-                split, tap.layer, depth=tap.depth, pooling=tap.pooling, labelled=labelled, width=width
-            )
-            if storage.layer_store != "features":
-                share = storage.memory // len(taps.layers)
-                moments = Moments(classes if labelled else None, memory=share, only=None if labelled else ["sample"])
-                self._gathered[tap.layer] = Gathering(moments)
-        if taps.layers:
-            writer.start_layer(split, PENULTIMATE, depth=1.0, pooling="features")
-
-    def append(self, features: Tensor, labels: Tensor, layers: Mapping[str, Tensor]) -> None:
-        """Add a block: the classifier's input (n, D), labels (n,), and the rows of each tap."""
-        if not self._taps.layers:
-            return
-        counted = labels if self._labelled else torch.zeros_like(labels)
-        for layer, rows in layers.items():
-            group = self._groups[layer]
-            if self._storage.layer_store != "moments":
-                self._writer.append(group, rows, labels)
-            if layer in self._gathered:
-                stored = as_stored(rows, self._storage.feature_dtype, f"{self._writer.path}: {group}")
-                self._gathered[layer].add(torch.from_numpy(stored), counted)
-        self._subset.update(len(labels), {**layers, PENULTIMATE: features})
-
-    def finish(self) -> None:
-        """Write the moments and the subset after the last row."""
-        if not self._taps.layers:
-            return
-        for layer, gathering in self._gathered.items():
-            gathering.finish()
-            moments = gathering.moments
-            if moments.samples:
-                numbers = {"samples": moments.samples}
-                self._writer.write_moments(self._groups[layer], moments.state_dict(), numbers, labelled=self._labelled)
-        self._writer.write_similarity(self._split, self._subset.indices, self._subset.seed, self._subset.rows)
-
-
-def open_background_writer(
-    path: Path,
-    provenance: Provenance | None,
-    parameters: tuple[Tensor, Tensor | None],
-    storage: Storage,
-    *,
-    taps: Taps,
-    overwrite: bool,
-    names: Sequence[str] | None = None,
-    classes: int | None = None,
-) -> BackgroundWriter[StoreWriter]:
-    """Return a background writer of a dump that starts with the classifier and the names of its classes.
-
-    Args:
-        path: File to write.
-        provenance: Origin of the numbers, if it is known.
-        parameters: Weights (C, D) and bias (C,) of the classifier; C is 0 without one.
-        storage: Contents of the dump.
-        taps: Layers whose rows are stored.
-        overwrite: Whether to replace an existing file.
-        names: Names of the classes.
-        classes: Number of classes in the data; used if there is no classifier.
-    """
-    weights, bias = parameters
-    number, features = len(weights) or classes or 0, weights.shape[1]
-    dtype = storage.feature_dtype
-    dump = DumpWriter(path, provenance, classes=number, features=features, feature_dtype=dtype, overwrite=overwrite)
-    background = BackgroundWriter(lambda: StoreWriter(dump, storage, number, taps))
-    if len(weights):
-        background.submit(lambda writer: writer.write_classifier(weights, bias))
-    if names:
-        background.submit(lambda writer: writer.write_class_names(names[:number]))
-    return background
-
-
-def write_split(
-    background: BackgroundWriter[StoreWriter], name: str, count: int | None, blocks: Iterable[Block], plan: SplitPlan
-) -> None:
-    """Write all blocks of a split.
-
-    Args:
-        background: Writer of the dump.
-        name: Name of the split.
-        count: Number of rows, if it is known; if fewer arrive, the others count as unreadable.
-        blocks: Blocks of rows.
-        plan: Contents of the rows.
-
-    Raises:
-        DataError: If the number of rows is unknown and there is none.
-    """
-
-    def append(block: Block) -> None:
-        background.submit(lambda writer: writer.append(name, block.features, block.labels, block.scores, block.layers))
-
-    background.submit(lambda writer: writer.start_split(name, count, plan))
-    rows = 0
-    for block in blocks:
-        append(block)
-        rows += len(block.labels)
-    if not rows and count is None:
-        raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
-    left_out = 0 if count is None else count - rows
-    background.submit(lambda writer: writer.finish_split(name, left_out=left_out))
+def _moments(classes: int, memory: int, labelled: bool) -> Moments:
+    return Moments(classes if labelled else None, memory=memory, only=None if labelled else ["sample"])
 
 
 def _take_rows(scores: Tensor | Scored | None, rows: Tensor) -> Tensor | Scored | None:

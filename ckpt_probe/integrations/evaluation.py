@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ckpt_probe.analysis import Record, Settings, compute_from_moments, in_order
 from ckpt_probe.errors import CkptProbeError, UsageError
-from ckpt_probe.extraction.forward import labels_of_rows
-from ckpt_probe.extraction.scoring import is_scored, score_logits
+from ckpt_probe.extraction import is_scored, labels_of_rows, score_logits
 from ckpt_probe.integrations.ranks import gathered, is_first, on_first
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.moments.quality import Gathering, Quality

@@ -1,15 +1,32 @@
 """A model by name, its classifier, and its weights from a checkpoint."""
 
-from ckpt_probe.models.calling import Batch, call, evaluating, logits_of, part_of, run_once, samples_in, unknown_index
-from ckpt_probe.models.description import describe_backbone, describe_head, format_head, made_up_inputs
-from ckpt_probe.models.device import choose_device, on_device
+from ckpt_probe.models.calling import (
+    Batch,
+    call,
+    choose_device,
+    evaluating,
+    logits_of,
+    on_device,
+    part_of,
+    run_once,
+    samples_in,
+    unknown_index,
+)
+from ckpt_probe.models.description import (
+    describe_backbone,
+    describe_head,
+    describe_layers,
+    format_head,
+    format_layers,
+    made_up_inputs,
+)
 from ckpt_probe.models.external.beside import class_names, model_beside
 from ckpt_probe.models.fitting import is_opaque, load_weights, require_classes
 from ckpt_probe.models.heads.backbone import HEADLESS, Backbone, backbone_of, is_backbone
-from ckpt_probe.models.heads.classifier import find_classifier, find_head
+from ckpt_probe.models.heads.classifier import find_head
 from ckpt_probe.models.heads.head import Head, Part, Rows
-from ckpt_probe.models.layers import PENULTIMATE, POOLINGS, Tap, Taps, choose_taps, describe_layers, format_layers
-from ckpt_probe.models.pooling import padding_mask
+from ckpt_probe.models.layers import PENULTIMATE, LayerTap, Taps, choose_taps
+from ckpt_probe.models.pooling import POOLINGS, padding_mask
 from ckpt_probe.models.sources import (
     arguments_taken,
     assumed_arguments,
@@ -27,9 +44,9 @@ __all__ = [
     "Backbone",
     "Batch",
     "Head",
+    "LayerTap",
     "Part",
     "Rows",
-    "Tap",
     "Taps",
     "arguments_taken",
     "assumed_arguments",
@@ -43,7 +60,6 @@ __all__ = [
     "describe_head",
     "describe_layers",
     "evaluating",
-    "find_classifier",
     "find_head",
     "fitting_names",
     "format_head",

@@ -1,19 +1,66 @@
-"""Calling a model on a batch, and extracting the logits from its output."""
+"""Choose a device, call a model on a batch, record calls of its layers, and extract the logits from its output."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.errors import DataError, last_line
+from ckpt_probe.errors import DataError, UsageError, last_line
 
 Batch = Tensor | Mapping[str, Tensor]
 """Inputs of n samples: a tensor of shape (n, …), or several by the names of the model's arguments."""
 
 Call = tuple[Tensor, Tensor]
 """Input and output of a layer."""
+
+
+def choose_device(name: str) -> torch.device:
+    """Return a device by name.
+
+    Args:
+        name: `auto` (CUDA if available, else MPS, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises:
+        UsageError: For another name, or a device that is not available.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"`device={name!r}`: expected auto, cpu, cuda[:n] or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"`device={name!r}`: there are {count} CUDA devices here; try `device='auto'`")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"`device={name!r}`: not available on this machine; try `device='auto'`")
+    if device.type not in {"cpu", "cuda", "mps"}:
+        raise UsageError(f"`device={name!r}`: expected auto, cpu, cuda[:n] or mps")
+    return device
+
+
+@overload
+def on_device(inputs: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor: ...
+@overload
+def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch: ...
+def on_device(inputs: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+    """Copy inputs to a device.
+
+    Copies to CUDA are asynchronous; an asynchronous copy to MPS may read memory that was freed meanwhile.
+
+    Args:
+        inputs: A tensor, or several by name.
+        device: The device.
+        dtype: Type of floating-point numbers; unchanged if None.
+    """
+    if not isinstance(inputs, Tensor):
+        return {name: on_device(tensor, device, dtype) for name, tensor in inputs.items()}
+    kind = dtype if dtype is not None and inputs.is_floating_point() else inputs.dtype
+    return inputs.to(device=device, dtype=kind, non_blocking=device.type == "cuda")
 
 
 def call(model: nn.Module, inputs: Batch) -> Any:
@@ -100,14 +147,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def tapping(
-    layers: Mapping[str, nn.Module], *, copied: bool = False, is_enabled: Callable[[], bool] = lambda: True
+    layers: Mapping[str, nn.Module], *, copied: bool = False, is_enabled: Callable[[], bool] | None = None
 ) -> Iterator[dict[str, list[Call]]]:
     """Record the calls of some layers within the `with` block.
 
     Args:
         layers: The layers by name.
         copied: Whether to copy the outputs, which the model may change in place.
-        is_enabled: Returns whether to record the current call.
+        is_enabled: Returns whether to record the current call; None to record all.
 
     Yields:
         For each name a list of the first tensor and the output of every call.
@@ -124,7 +171,7 @@ def tapping(
             hook.remove()
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     """Raised when a layer is about to run."""
 
 
@@ -143,12 +190,12 @@ def stopped_at(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
 
     def reach(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         received.append(first_tensor(arguments, named))
-        raise _Reached
+        raise _ReachedError
 
     hook = model.get_submodule(layer).register_forward_pre_hook(reach, with_kwargs=True)
     try:
         call(model, inputs)
-    except _Reached:
+    except _ReachedError:
         pass
     finally:
         hook.remove()
@@ -194,9 +241,9 @@ def results_of(output: Any) -> list[Tensor]:
     return tensors
 
 
-def _recorder(calls: list[Call], copied: bool, is_enabled: Callable[[], bool]) -> Callable[..., None]:
+def _recorder(calls: list[Call], copied: bool, is_enabled: Callable[[], bool] | None) -> Callable[..., None]:
     def record(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        if not is_enabled():
+        if is_enabled is not None and not is_enabled():
             return
         received = first_tensor(arguments, named)
         if received is not None and isinstance(output, Tensor):

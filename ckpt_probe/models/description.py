@@ -1,16 +1,17 @@
-"""Descriptions of a model's inputs and head, from random inputs of the right shape and a forward pass."""
+"""Descriptions of a model's inputs, head and layers, from random inputs of the right shape and a forward pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.models.calling import Batch, described, forward_once, part_of, results_of
 from ckpt_probe.models.heads.backbone import Backbone
 from ckpt_probe.models.heads.head import Head
+from ckpt_probe.models.layers import PENULTIMATE, choose_taps
 
 SIDE = 224
 """Default side of images in pixels, as for ImageNet."""
@@ -120,6 +121,45 @@ def format_head(facts: Mapping[str, Any]) -> list[str]:
         sure = f" ({facts['confidence']:.1%})" if facts["confidence"] is not None else ""
         passed += f", class {facts['prediction']}{sure}"
     return [*lines, passed]
+
+
+def describe_layers(head: Head, model: nn.Module, inputs: Batch) -> dict[str, Any]:
+    """Describe the layers that "all" chooses, with the classifier's input last.
+
+    Args:
+        head: The head.
+        model: The model.
+        inputs: Inputs of a batch.
+
+    Returns:
+        `layers`, with name, depth, shape for one sample, pooling and number of features of each; on an error it is
+        empty, and `layers_reason` is the error's message.
+    """
+    try:
+        taps = choose_taps(model, inputs, head, "all").layers
+    except CkptProbeError as error:
+        return {"layers": [], "layers_reason": str(error)}
+    width = sum(part.width for part in head.parts)
+    layers = [
+        {"layer": tap.layer, "depth": tap.depth, "shape": [*tap.shape], "pooling": tap.pooling, "features": tap.width}
+        for tap in taps
+    ]
+    last = {"layer": PENULTIMATE, "depth": 1.0, "shape": [width], "pooling": "features", "features": width}
+    return {"layers": [*layers, last]}
+
+
+def format_layers(facts: Mapping[str, Any]) -> list[str]:
+    """Format the result of `describe_layers` as lines of text."""
+    layers: Sequence[Mapping[str, Any]] = facts.get("layers", ())
+    if not layers:
+        return [f"layers: unknown: {facts['layers_reason']}"] if facts.get("layers_reason") else []
+    longest = max(len(layer["layer"]) for layer in layers)
+    lines = [f"layers that extract with `layers='all'` stores: {len(layers)}"]
+    for layer in layers:
+        shape = " × ".join(map(str, layer["shape"]))
+        pooled = "" if layer["pooling"] == "features" else f", {layer['pooling']}: {layer['features']:,} features"
+        lines.append(f"  {layer['depth']:.2f}  {layer['layer']:<{longest}}  {shape}{pooled}")
+    return lines
 
 
 def _confidence(logits: Tensor, reading: str) -> float | None:

@@ -1,5 +1,6 @@
 """Loading a checkpoint's tensors into a model, with exact messages if they do not fit."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ckpt_probe.copies import trained_first
 from ckpt_probe.errors import DataError, last_line, listed
-from ckpt_probe.models.renaming import translate_names
-from ckpt_probe.models.tying import shared_names, untie
+from ckpt_probe.plugins import loaded_by_transformers
 from ckpt_probe.wrappers import COUNTER, fitting_prefixes, is_extra_state, unwrapped
 
 QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_scale_inv")
@@ -32,7 +32,7 @@ def load_weights(
     norm may be absent, and tensors that the model ties to others.
 
     Args:
-        model: The model, changed in place; `untie` decides about tied tensors whose values differ.
+        model: The model, changed in place; `_untie` decides about tied tensors whose values differ.
         state_dict: Tensors by name.
         source: The file, for messages.
         extra: Values for modules' `set_extra_state` by name; if None, the model's values are unchanged.
@@ -56,7 +56,7 @@ def load_weights(
         )
     entries = unwrapped({**state_dict, **(extra or {})}, set(state))
     settings, opaque = _extra_states(entries)
-    tensors = translate_names(model, {name: tensor for name, tensor in entries.items() if not is_extra_state(name)})
+    tensors = _translate_names(model, {name: tensor for name, tensor in entries.items() if not is_extra_state(name)})
     _require_floats(wanted, tensors, source)
     tensors = {**_absent(wanted, tensors), **tensors}
     misshapen = [
@@ -68,7 +68,7 @@ def load_weights(
     if misshapen:
         missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     else:
-        notes = untie(model, tensors)
+        notes = _untie(model, tensors)
         missing, unexpected = _load(model, {**tensors, **settings}, source)
         missing = [name for name in missing if not is_extra_state(name) or (extra is not None and name not in opaque)]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
@@ -110,7 +110,7 @@ def _extra_states(entries: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]
 def _absent(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors that a checkpoint may omit: counters of batch norm, and tensors tied to ones that it has."""
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(COUNTER)}
-    known = [(names, [name for name in names if name in tensors]) for names in shared_names(wanted)]
+    known = [(names, [name for name in names if name in tensors]) for names in _shared_names(wanted)]
     return counters | {name: tensors[present[-1]] for names, present in known if present for name in names}
 
 
@@ -127,3 +127,81 @@ def _require_floats(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor],
     packed = [name for name in tensors if f".{name}".endswith(QUANTISED) and name not in wanted]
     if packed:
         raise DataError(f"{source}: tensor {packed[0]!r} belongs to a quantised checkpoint; dequantise it first")
+
+
+def _translate_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Translate a state dict to the names of a transformers model with its own loader.
+
+    Args:
+        model: The model; for other models the state dict is returned unchanged.
+        state_dict: Tensors by name.
+
+    Returns:
+        Tensors by the model's names. Tensors that the model lacks keep their old names, and tensors of another shape
+        are on the meta device, so that the caller can report what does not fit.
+    """
+    if not _is_of_transformers(model) or set(state_dict) == set(model.state_dict()):
+        return state_dict
+    translated, report = loaded_by_transformers(type(model), model.config, state_dict)
+    translated |= {name: state_dict[name] for name in report["unexpected_keys"] if name in state_dict}
+    return translated | {name: torch.empty(shape, device="meta") for name, shape, _ in report["mismatched_keys"]}
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    """Return whether a model is one of transformers, which is imported wherever such a model exists."""
+    transformers: Any = sys.modules.get("transformers")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def _shared_names(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the names of each tensor that a state dict has under several, in the order in which torch loads them."""
+    names_of: dict[tuple[int, torch.Size], list[str]] = {}
+    for name, tensor in tensors.items():
+        # The extra state of a module may be anything.
+        if isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.data_ptr():
+            names_of.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
+    return [names for names in names_of.values() if len(names) > 1]
+
+
+def _untie(model: nn.Module, values: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Prepare a model for values that differ under two names of one tensor.
+
+    A transformers model gets a separate tensor for each name, like with its own loader. Other models are unchanged;
+    torch's `load_state_dict` then uses the value of the last name.
+
+    Args:
+        model: The model, changed in place.
+        values: A value for each name of the model's state dict, of its shape.
+
+    Returns:
+        One note for each tensor whose values differ.
+    """
+    notes = []
+    for names in _shared_names(model.state_dict()):
+        different = [name for name in names[1:] if not _are_equal(values[names[0]], values[name])]
+        if not different:
+            continue
+        differ = f"{', '.join((names[0], *different))} are one tensor of the model, but differ in the file"
+        if _is_of_transformers(model):
+            for name in different:
+                _separate(model, name)
+            notes.append(f"{differ}: they are kept apart, as transformers does")
+        else:
+            notes.append(f"{differ}: {names[-1]} counts, as in torch's load_state_dict")
+    return tuple(notes)
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    return first is second or torch.equal(first.double(), second.double())
+
+
+def _separate(model: nn.Module, name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    parent = model.get_submodule(module)
+    shared = getattr(parent, attribute)
+    separate = shared.detach().clone()
+    setattr(
+        parent,
+        attribute,
+        nn.Parameter(separate, shared.requires_grad) if isinstance(shared, nn.Parameter) else separate,
+    )

@@ -1,10 +1,12 @@
-"""Pooling of tokens, shape (n, T, D), to rows: their mean, the first, the last, or all of them."""
+"""Pooling of token states, maps and other activations to rows."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ckpt_probe.errors import UsageError
 from ckpt_probe.models.calling import Batch
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -40,7 +42,7 @@ def tokens(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     return tokens.flatten(0, 1) if mask is None else tokens[mask != 0]
 
 
-POOLINGS = {"mean": mean, "cls": cls, "last": last, "tokens": tokens}
+TOKEN_POOLINGS = {"mean": mean, "cls": cls, "last": last, "tokens": tokens}
 
 
 def padding_mask(inputs: Batch) -> Tensor | None:
@@ -64,3 +66,91 @@ def _chosen(tokens: Tensor, mask: Tensor | None, *, first: bool) -> Tensor:
     is_token = (mask != 0).int()
     position = is_token.argmax(dim=1) if first else is_token.shape[1] - 1 - is_token.flip(1).argmax(dim=1)
     return tokens[torch.arange(len(tokens), device=tokens.device), position]
+
+
+POOLINGS = (*TOKEN_POOLINGS, "flatten")
+FEATURES = "features"
+"""Pooling of activations that are rows already, neither maps nor tokens."""
+
+LARGEST_FLATTENED = 65_536
+
+
+def require_fitting(name: str, shape: tuple[int, ...], pooling: str | None, axis: int, *, every: bool) -> str:
+    """Return the pooling of a layer's activation.
+
+    Args:
+        name: Name of the layer, for messages.
+        shape: Shape of the activation, (n, …).
+        pooling: The requested pooling; the default for the shape if None.
+        axis: Axis of channels, 1 or −1.
+        every: Whether every position of a sample is a separate row with a label.
+
+    Raises:
+        UsageError: If the pooling does not fit.
+    """
+    tokens = len(shape) == 3 and axis != 1
+    if every:
+        if pooling not in (None, "tokens"):
+            raise UsageError(f"`pooling={pooling!r}`: every position has a label of its own; it takes only tokens")
+        if not tokens:
+            raise UsageError(f"layer {name} gives {shape}, not the (n, positions, D) that a label for each one needs")
+        return "tokens"
+    if pooling == "tokens":
+        raise UsageError("`pooling='tokens'`: samples have one label each, positions none; use another pooling")
+    if pooling in ("cls", "last") and not tokens:
+        raise UsageError(f"`pooling={pooling!r}`: layer {name} gives {shape}, not tokens (n, positions, D)")
+    if pooling == "flatten" and (width := math.prod(shape[1:])) > LARGEST_FLATTENED:
+        raise UsageError(f"`pooling='flatten'`: layer {name} would have {width:,} features, over {LARGEST_FLATTENED:,}")
+    return FEATURES if len(shape) == 2 else pooling or "mean"
+
+
+def pooled(activation: Tensor, pooling: str, axis: int, mask: Tensor | None) -> Tensor:
+    """Pool an activation to rows in new memory.
+
+    Args:
+        activation: The activation, shape (n, …).
+        pooling: The pooling.
+        axis: 1 if channels come before positions, else −1.
+        mask: Zero for padding, shape (n, positions).
+
+    Returns:
+        Rows, shape (n, D), or (n · positions, D) for every token.
+    """
+    if pooling == FEATURES:
+        return activation.clone()
+    if pooling == "flatten":
+        return activation.flatten(1).clone()
+    if pooling == "tokens":
+        return activation.flatten(0, 1).clone()
+    if activation.ndim == 3 and axis != 1:
+        fitting_mask = mask if mask is not None and mask.shape == activation.shape[:2] else None
+        return TOKEN_POOLINGS[pooling](activation, fitting_mask).clone()
+    places = tuple(range(2, activation.ndim)) if axis == 1 else tuple(range(1, activation.ndim - 1))
+    return mean_over(activation, places)
+
+
+def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the axis of channels in a module's output of shape (n, …): 1 (before the positions) or −1.
+
+    Decided by the width of the last submodule that fits only one of the two axes, else by the map being square.
+    """
+    if len(shape) < 3 or shape[1] == shape[-1]:
+        return 1 if len(shape) > 3 else -1
+    for width in _widths(module):
+        if width in (shape[1], shape[-1]):
+            return 1 if width == shape[1] else -1
+    if len(shape) == 4 and shape[1] == shape[2]:
+        return -1
+    return 1 if len(shape) > 3 else -1
+
+
+def _widths(module: nn.Module) -> Iterator[int]:
+    """Yield the widths of the outputs of a module's parts, the last part first."""
+    for part in reversed(list(module.modules())):
+        for name in ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim"):
+            width = getattr(part, name, None)
+            if isinstance(width, int):
+                yield width
+        shape = getattr(part, "normalized_shape", None)
+        if isinstance(shape, tuple) and len(shape) == 1:
+            yield shape[0]

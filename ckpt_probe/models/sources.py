@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.models.builtin import BUILTIN
-from ckpt_probe.models.external.filling import Unfilled
 from ckpt_probe.models.external.hugging_face import hugging_face_arguments, hugging_face_model
 from ckpt_probe.models.external.image_models import (
     OF_WEIGHTS,
@@ -33,6 +34,10 @@ MOVED = {
 
 CLASSES = ("classes", "num_classes")
 """Accepted names of a user function's parameter for the number of classes."""
+
+
+DRAWN = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})
+"""Methods that frameworks call to fill a tensor, besides the functions of torch.nn.init."""
 
 
 def build_model(
@@ -60,7 +65,7 @@ def build_model(
     framework, reference = _of_framework(name)
     if framework is None:
         return _called(name, _function(name), complete)
-    with nullcontext() if initialised else Unfilled():
+    with nullcontext() if initialised else _Unfilled():
         return framework(reference, complete)
 
 
@@ -187,3 +192,21 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
         return set(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return set()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Skip the random initialisation of parameters within the `with` block, for models that a checkpoint fills.
+
+    Buffers, and parameters that are computed from others, are initialised as usual.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return the result of `func`, or the parameter unchanged if `func` would fill it."""
+        named = kwargs or {}
+        filled = args[0] if args else named.get("tensor")
+        fills = func in DRAWN or getattr(func, "__module__", None) == "torch.nn.init"
+        if fills and isinstance(filled, nn.Parameter):
+            return filled
+        return func(*args, **named)

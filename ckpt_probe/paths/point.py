@@ -13,8 +13,7 @@ from ckpt_probe.analysis import Record, compute_from_blocks, empty_record, settl
 from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Block, Storage, Subject
-from ckpt_probe.extraction.scoring import is_scored
+from ckpt_probe.extraction import Block, Storage, Subject, is_scored
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.options import Statistics

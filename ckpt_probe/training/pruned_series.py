@@ -20,7 +20,7 @@ from ckpt_probe.data import load_data
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import write_text
 from ckpt_probe.keywords import as_sequence, checked_keywords
-from ckpt_probe.models import build_model, find_classifier
+from ckpt_probe.models import build_model, find_head
 from ckpt_probe.models import functions_named as model_functions
 from ckpt_probe.plugins import require_named
 from ckpt_probe.progress import NullProgress, Progress
@@ -208,7 +208,7 @@ def _classifier(opened: Checkpoint) -> str:
     data = load_data(metadata.data, metadata.data_arguments)
     inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
     try:
-        return find_classifier(build_model(metadata.model, metadata.model_arguments), inputs)
+        return find_head(build_model(metadata.model, metadata.model_arguments), inputs).name
     except CkptProbeError as error:
         raise type(error)(f"{opened.path}: {error}") from error
 

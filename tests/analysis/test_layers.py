@@ -10,13 +10,11 @@ import torch
 
 import ckpt_probe as cp
 from ckpt_probe.analysis import Settings, read_series
-from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.writer import StoreWriter
+from ckpt_probe.extraction import Block, Storage, StoreWriter
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.models import Tap, Taps
+from ckpt_probe.models import LayerTap, Taps
 
 SAMPLES, CLASSES, WIDTHS = 90, 3, {"stem": 4, "block": 9, "last": 6}
 FEATURES = 7
@@ -35,16 +33,15 @@ def rows() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.T
 
 def write(path: Path, layer_store: str, **options: Any) -> Path:
     layers, features, labels, weights = rows()
-    taps = Taps(tuple(Tap(name, n / 3, "mean", (width,), width) for n, (name, width) in enumerate(WIDTHS.items())))
+    taps = Taps(tuple(LayerTap(name, n / 3, "mean", (width,), width) for n, (name, width) in enumerate(WIDTHS.items())))
     storage = Storage(layer_store=layer_store, similarity_rows=30, **options)
-    writer = DumpWriter(path, None, classes=CLASSES, features=FEATURES)
-    with StoreWriter(writer, storage, taps=taps) as writer:
-        writer.write_classifier(weights)
-        writer.start_split("test", SAMPLES)
-        for part in torch.arange(SAMPLES).split(40):
-            held = {name: values[part] for name, values in layers.items()}
-            writer.append("test", features[part], labels[part], features[part] @ weights.float().T, held)
-        writer.finish_split("test")
+    logits = features @ weights.float().T
+    blocks = [
+        Block(features[part], labels[part], logits[part], {name: values[part] for name, values in layers.items()})
+        for part in torch.arange(SAMPLES).split(40)
+    ]
+    with StoreWriter(path, None, storage, weights, taps=taps) as writer:
+        writer.write_split("test", blocks, rows=SAMPLES)
     return path
 
 

@@ -9,14 +9,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import save as save_distributed
 
-from ckpt_probe.checkpoints import CheckpointMetadata, RepeatedWeights, open_series, save_checkpoint
+from ckpt_probe.checkpoints import (
+    CheckpointMetadata,
+    RepeatedWeights,
+    fingerprint,
+    open_checkpoint,
+    open_series,
+    save_checkpoint,
+)
 
 STATE = {f"{n}.weight": torch.randn(40, 30) for n in range(40)} | {"bias": torch.zeros(3), "count": torch.tensor(0)}
 
 
 def warnings(path: Path) -> list[str]:
-    repeated = RepeatedWeights(None, None)
-    return [warning for member in open_series(path) for warning in repeated.warnings(member)]
+    repeated, found = RepeatedWeights(None, None), []
+    for member in open_series(path):
+        with open_checkpoint(member.path) as checkpoint:
+            found += repeated.warnings(member, fingerprint(checkpoint))
+    return found
 
 
 def pickled(state: dict[str, Tensor], path: Path, step: int) -> None:

@@ -13,9 +13,7 @@ import pytest
 from ckpt_probe.analysis import analyze_features
 from ckpt_probe.analysis.cache import FOLDER
 from ckpt_probe.cli.app import run
-from ckpt_probe.dumps import DumpWriter
-from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.writer import StoreWriter
+from ckpt_probe.extraction import Block, Storage, StoreWriter
 from ckpt_probe.moments.registry import FAMILIES, METRICS
 
 Analyze = Callable[..., tuple[int, list[dict], str]]
@@ -207,14 +205,10 @@ def stored(path: Path, store: str, datasets: dict[str, np.ndarray], **options) -
 
     weights = torch.tensor(datasets["classifier/weights"])
     features, labels = torch.tensor(datasets["test/features"]), torch.tensor(datasets["test/labels"])
-    writer = DumpWriter(path, None, classes=len(weights), features=weights.shape[1], feature_dtype="float64")
-    with StoreWriter(writer, Storage(store=store, feature_dtype="float64", **options)) as storing:
-        storing.write_classifier(weights, None)
-        storing.start_split("test", len(labels))
-        for start in range(0, len(labels), 7):
-            part = slice(start, start + 7)
-            storing.append("test", features[part], labels[part], (features[part] @ weights.T).float())
-        storing.finish_split("test")
+    parts = [slice(start, start + 7) for start in range(0, len(labels), 7)]
+    blocks = [Block(features[part], labels[part], (features[part] @ weights.T).float()) for part in parts]
+    with StoreWriter(path, None, Storage(store=store, feature_dtype="float64", **options), weights) as writer:
+        writer.write_split("test", blocks, rows=len(labels))
     return path
 
 

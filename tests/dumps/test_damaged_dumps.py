@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from ckpt_probe.analysis import analyze
-from ckpt_probe.dumps import DumpWriter, open_dump
+from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.writer import StoreWriter
+from ckpt_probe.extraction import Block, Storage, StoreWriter
 
 CASES, SECONDS = 60, 300
 
@@ -62,11 +61,8 @@ print(json.dumps(ends))
 def write(path: Path, store: str) -> Path:
     generator = torch.Generator().manual_seed(0)
     features, weights = torch.randn(40, 5, generator=generator), torch.randn(3, 5, generator=generator).double()
-    with StoreWriter(DumpWriter(path, None, classes=3, features=5), Storage(store=store)) as writer:
-        writer.write_classifier(weights, torch.zeros(3).double())
-        writer.start_split("test", 40)
-        writer.append("test", features, torch.arange(40) % 3, features @ weights.float().T)
-        writer.finish_split("test")
+    with StoreWriter(path, None, Storage(store=store), weights, torch.zeros(3).double()) as writer:
+        writer.write_split("test", [Block(features, torch.arange(40) % 3, features @ weights.float().T)], rows=40)
     return path
 
 

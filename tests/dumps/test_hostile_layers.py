@@ -10,11 +10,9 @@ import pytest
 import torch
 
 import ckpt_probe as cp
-from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.writer import StoreWriter
-from ckpt_probe.models import Tap, Taps
+from ckpt_probe.extraction import Block, Storage, StoreWriter
+from ckpt_probe.models import LayerTap, Taps
 
 
 def write(path: Path) -> Path:
@@ -25,13 +23,10 @@ def write(path: Path) -> Path:
         torch.randn(12, 4, generator=draw),
         torch.arange(12) % 2,
     )
-    taps = Taps((Tap("body", 0.0, "mean", (4, 2, 2), 4, 1),))
+    taps = Taps((LayerTap("body", 0.0, "mean", (4, 2, 2), 4, 1),))
     storage = Storage(layer_store="both", similarity_rows=5)
-    with StoreWriter(DumpWriter(path, None, classes=2, features=3), storage, taps=taps) as writer:
-        writer.write_classifier(torch.eye(2, 3).double())
-        writer.start_split("test", 12)
-        writer.append("test", features, labels, torch.zeros(12, 2), {"body": rows})
-        writer.finish_split("test")
+    with StoreWriter(path, None, storage, torch.eye(2, 3).double(), taps=taps) as writer:
+        writer.write_split("test", [Block(features, labels, torch.zeros(12, 2), {"body": rows})], rows=12)
     return path
 
 

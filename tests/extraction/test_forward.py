@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ckpt_probe.data import ArraySplit
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import forward_blocks
-from ckpt_probe.extraction.forward import forward_batches, lent
+from ckpt_probe.extraction.forward import forward_batches
+from ckpt_probe.extraction.single import lent
 from ckpt_probe.models import Head, Part
 from ckpt_probe.progress import NullProgress
 
@@ -38,7 +39,7 @@ def test_features_are_the_classifiers_input_and_logits_its_output(batch_size: in
         features = torch.relu(model[0](inputs))
         logits = model[3](features)
     torch.testing.assert_close(torch.cat([b.features for b in blocks]), features)
-    torch.testing.assert_close(torch.cat([b.logits for b in blocks]), logits)
+    torch.testing.assert_close(torch.cat([b.to_tensors()["logits"] for b in blocks]), logits)
     assert torch.equal(torch.cat([b.labels for b in blocks]), labels)
 
 
@@ -129,7 +130,7 @@ def test_cuda_gives_the_same_features() -> None:
     there = list(forward_blocks(network(), HEAD, split, batch_size=32, device="cuda"))
     here = list(forward_blocks(network(), HEAD, split, batch_size=32))
     for name in ("features", "labels", "logits"):
-        first, second = (torch.cat([getattr(b, name) for b in blocks]) for blocks in (there, here))
+        first, second = (torch.cat([b.to_tensors()[name] for b in blocks]) for blocks in (there, here))
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 

@@ -148,9 +148,9 @@ def test_any_model_can_be_said_to_have_no_head(save_model: Callable[..., Any], t
 
 def test_pooling_is_for_models_without_a_head(save_model: Callable[..., Any], documents: Path, tmp_path: Path) -> None:
     save_model("gpt2", "LMHeadModel", tmp_path / "model")
-    with pytest.raises(UsageError, match="--pooling mean: the model has a head"):
+    with pytest.raises(UsageError, match="`pooling='mean'`: the model has a head"):
         cp.extract_series(tmp_path / "model", tmp_path / "dumps", data=f"text:{documents}", pooling="mean")
-    with pytest.raises(UsageError, match="--pooling max: expected one of mean, cls, last, tokens"):
+    with pytest.raises(UsageError, match="`pooling='max'`: expected one of mean, cls, last, tokens"):
         cp.extract_series(tmp_path / "model", tmp_path / "dumps", data=f"text:{documents}", pooling="max")
 
 

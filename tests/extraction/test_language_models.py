@@ -191,7 +191,7 @@ def test_moments_of_many_classes_keep_the_total_alone(
     [record] = cp.analyze(tmp_path / "dumps", cache=False)
     assert record["within.entropy_mean"] is None
     assert record["sample.entropy_features"] is not None
-    with pytest.raises(UsageError, match="raise --memory, or use --store features"):
+    with pytest.raises(UsageError, match="raise `memory=`, or store features"):
         cp.extract_series(tmp_path / "model", tmp_path / "more", memory=100, **given)
 
 

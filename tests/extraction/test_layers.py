@@ -136,11 +136,11 @@ def test_token_rows_of_a_padded_batch_are_those_of_the_sequences(tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"layer_store": "rows"}, r"--layer-store rows: expected one of features, moments, both"),
-        ({"similarity_rows": 3}, r"--similarity-rows: expected at least 4, found 3"),
-        ({"similarity_seed": -1}, r"--similarity-seed: expected at least 0, found -1"),
+        ({"layer_store": "rows"}, r"`layer_store='rows'`: expected one of features, moments, both"),
+        ({"similarity_rows": 3}, r"`similarity_rows=3`: expected at least 4"),
+        ({"similarity_seed": -1}, r"`similarity_seed=-1`: expected at least 0"),
         ({"layers": "nine"}, r"`layers='nine'`: no layer has that name"),
-        ({"pooling": "max"}, r"--pooling max: expected one of"),
+        ({"pooling": "max"}, r"`pooling='max'`: expected one of"),
     ],
 )
 def test_options_without_a_meaning(tmp_path: Path, options: dict[str, Any], told: str) -> None:

@@ -17,9 +17,9 @@ from torchvision.datasets import ImageFolder
 
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import extract_series, follow_series
+from ckpt_probe.extraction import extract_series
+from ckpt_probe.extraction.config import Setup
 from ckpt_probe.extraction.plausibility import Outcome, Stated, Tally, stated_accuracies, warnings_of
-from ckpt_probe.extraction.setup import Setup
 from ckpt_probe.models import build_model
 from ckpt_probe.progress import MessageLog
 
@@ -182,10 +182,9 @@ def test_a_followed_run_is_judged_too(run: Run, trained: tuple[Path, nn.Module],
     run(NORMALISED)
     said, place = MessageLog(), trained[0]
     named: dict[str, Any] = {"model": f"{place / 'nets.py'}:cnn", "data": f"imagefolder:{place / 'stripes'}"}
-    assert (
-        len(list(follow_series(tmp_path / "run", tmp_path / "other", until=2, every=0.01, progress=said, **named))) == 2
-    )
-    assert [line.partition(":")[0] for line in said.messages] == [
+    how: dict[str, Any] = {"follow": True, "until": 2, "every": 0.01, "progress": said}
+    assert len(extract_series(tmp_path / "run", tmp_path / "other", **how, **named).written) == 2
+    assert [line.partition(":")[0] for line in said.messages if not line.endswith(".h5: written")] == [
         "inputs",
         "accuracy stays near chance at every checkpoint",
     ]
@@ -216,7 +215,7 @@ def test_a_mismatch_of_channels_names_the_argument(
     exec(NETS, names)
     torch.save(names["cnn"](channels=taken).state_dict(), tmp_path / "m.pt")
     plural = "channel" if taken == 1 else "channels"
-    message = rf"images of {taken} {plural}, not {held}; add --data-argument channels={taken}$"
+    message = rf"images of {taken} {plural}, not {held}; add `data_arguments={{'channels': {taken}}}`$"
     options: dict[str, Any] = {
         "model": f"{place / 'nets.py'}:cnn",
         "model_arguments": {"channels": taken},

@@ -157,12 +157,12 @@ def test_what_a_killed_process_left_is_removed_and_the_rest_done(trained: Path, 
     child = os.fork()
     if not child:
         os.setpgid(0, 0)
-        import ckpt_probe.extraction.ranges as ranges
+        import ckpt_probe.extraction.parallel as parallel
 
         def deadly(_file: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        ranges._read = deadly
+        parallel._read = deadly
         run(words)
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

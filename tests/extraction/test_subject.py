@@ -95,7 +95,9 @@ def test_a_function_in_the_files_arguments_is_not_passed_on(
 ) -> None:
     """A function that is given another's name may well call it, as `curve_net` builds the model that it is told."""
     path = checkpoint(**MINE, **{f"{what}_arguments": {"inner": inner}})
-    told = rf"names the function os:system, which is not called .*: --{what} marked_module:\w+ --{what}-arguments …"
+    told = (
+        rf"names the function os:system, which is not called .*: `{what}='marked_module:\w+'` and `{what}_arguments=`"
+    )
     with pytest.raises(UsageError, match=told):
         open_subject(path, Setup(device="cpu", **MINE))
     said: dict[str, Any] = {f"{what}_arguments": {"inner": inner}}

@@ -19,10 +19,9 @@ from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_che
 from ckpt_probe.config import load_config
 from ckpt_probe.data import load_data
 from ckpt_probe.data.images.pictures import Unreadable, read_picture
-from ckpt_probe.dumps import DumpWriter, open_dump_series
+from ckpt_probe.dumps import open_dump_series
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction import Storage
-from ckpt_probe.extraction.writer import StoreWriter
+from ckpt_probe.extraction import Block, Storage, StoreWriter
 from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.training import train
 
@@ -88,11 +87,8 @@ def write_dump(folder: Path, store: str = "features") -> None:
     generator = torch.Generator().manual_seed(0)
     features, weights = torch.randn(24, 4, generator=generator), torch.randn(3, 4, generator=generator).double()
     path = folder / "step-000003.h5"
-    with StoreWriter(DumpWriter(path, None, classes=3, features=4), Storage(store=store)) as writer:
-        writer.write_classifier(weights, torch.zeros(3).double())
-        writer.start_split("test", 24)
-        writer.append("test", features, torch.arange(24) % 3, features @ weights.float().T)
-        writer.finish_split("test")
+    with StoreWriter(path, None, Storage(store=store), weights, torch.zeros(3).double()) as writer:
+        writer.write_split("test", [Block(features, torch.arange(24) % 3, features @ weights.float().T)], rows=24)
 
 
 def write_foreign_dump(folder: Path) -> None:

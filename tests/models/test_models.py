@@ -11,7 +11,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import (
     build_model,
     choose_device,
-    find_classifier,
+    find_head,
     load_weights,
     logits_of,
     model_arguments,
@@ -36,7 +36,7 @@ def test_builtin_models_and_the_layer_that_gives_their_output(name: str, argumen
     model = build_model(name, complete)
     inputs = torch.randn(3, 1, 8, 8)
     assert model.eval()(inputs).shape == (3, 10)
-    found = find_classifier(model, inputs)
+    found = find_head(model, inputs).name
     assert found == classifier
     layer = model.get_submodule(found)
     assert isinstance(layer, nn.Linear)
@@ -54,7 +54,7 @@ def test_finding_leaves_the_mode_of_the_model_as_it_was() -> None:
     model[0].eval()
     modes = [module.training for module in model.modules()]
     assert len(set(modes)) == 2
-    find_classifier(model, torch.randn(3, 1, 8, 8))
+    find_head(model, torch.randn(3, 1, 8, 8))
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(DataError, match="does not take inputs"):
         run_once(model, torch.randn(3, 2))
@@ -85,18 +85,18 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("kind", ["dict", "tuple", "squeeze", "object"])
 def test_the_head_is_found_whatever_it_is_called_and_wrapped_in(kind: str) -> None:
-    assert find_classifier(Odd(kind), torch.randn(2, 6)) == "zeta"
+    assert find_head(Odd(kind), torch.randn(2, 6)).name == "zeta"
 
 
 def test_no_head_lists_candidates_and_an_override_is_checked() -> None:
     model, inputs = Odd("square"), torch.randn(2, 6)
     with pytest.raises(DataError, match=r"candidates and their outputs: zeta \(2, 3\), fc \(2, 4\).*`classifier=`"):
-        find_classifier(model, inputs)
-    assert find_classifier(model, inputs, "zeta") == "zeta"
+        find_head(model, inputs)
+    assert find_head(model, inputs, "zeta").name == "zeta"
     with pytest.raises(UsageError, match="`classifier='head'`: no linear layer has that name; there are: zeta, fc"):
-        find_classifier(model, inputs, "head")
+        find_head(model, inputs, "head")
     with pytest.raises(DataError, match=r"no torch\.nn\.Linear"):
-        find_classifier(nn.ReLU(), inputs)
+        find_head(nn.ReLU(), inputs)
     with pytest.raises(DataError, match="contains no logits"):
         logits_of(Odd("text")(inputs))
 
@@ -113,7 +113,7 @@ def test_several_heads_are_an_error() -> None:
             return out
 
     model = Several()
-    assert find_classifier(model, torch.randn(2, 4)) == "first"
+    assert find_head(model, torch.randn(2, 4)).name == "first"
 
     shared = torch.zeros(2, 3)
 
@@ -123,7 +123,7 @@ def test_several_heads_are_an_error() -> None:
     model.first.register_forward_hook(same_storage)
     model.second.register_forward_hook(same_storage)
     with pytest.raises(DataError, match="several layers yield the model's output: first, second"):
-        find_classifier(model, torch.randn(2, 4))
+        find_head(model, torch.randn(2, 4))
 
 
 def test_weights_fit_with_a_wrappers_prefix_and_misfits_are_listed() -> None:

@@ -159,7 +159,7 @@ def test_an_evaluation_that_breaks_midway_leaves_no_thread(
     how = {"classes": 10, "features": 6, "feature_dtype": "float16"}
     # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
     with (
-        pytest.raises(DataError, match="NaN" if breaks == "features" else "--feature-dtype float32") as told,
+        pytest.raises(DataError, match="NaN" if breaks == "features" else "`feature_dtype='float32'`") as told,
         DumpWriter(tmp_path / "a.h5", None, **how) as writer,
     ):
         evaluation.record("test", NullProgress(), writer=writer if breaks == "writer" else None)

@@ -12,7 +12,7 @@ from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import LabelledData, load_data
 from ckpt_probe.errors import UsageError
-from ckpt_probe.models import build_model, find_classifier
+from ckpt_probe.models import build_model, find_head
 from ckpt_probe.training import train
 
 BY_HAND = {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b, "multiply": lambda a, b: a * b}
@@ -91,7 +91,7 @@ def test_the_network_treats_both_operands_alike(study: Study) -> None:
     logits = model(pairs)
     assert logits.shape == (3, 7)
     torch.testing.assert_close(logits[0], logits[1])
-    assert find_classifier(model, pairs) == "classifier"
+    assert find_head(model, pairs).name == "classifier"
 
 
 def test_a_network_trains_on_it(study: Study, tmp_path: Path) -> None:

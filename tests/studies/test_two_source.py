@@ -23,7 +23,6 @@ from ckpt_probe.metrics.similarity import cka
 from ckpt_probe.models import (
     build_model,
     choose_taps,
-    find_classifier,
     find_head,
     load_weights,
     model_arguments,
@@ -179,7 +178,7 @@ def test_a_checkpoint_rebuilds_the_model(tmp_path: Path) -> None:
 
 def test_the_classifier_is_found_and_its_weights_are_the_anchors() -> None:
     model = build()
-    assert find_classifier(model, images()) == "classifier"
+    assert find_head(model, images()).name == "classifier"
     layer = model.get_submodule("classifier")
     assert layer.bias is None
     assert (layer.in_features, layer.out_features) == (5, 3)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models.calling import Batch, call, forward_once
 from ckpt_probe.models.heads.head import Positions, Rows
-from ckpt_probe.models.pooling import POOLINGS, padding_mask
+from ckpt_probe.models.pooling import TOKEN_POOLINGS, padding_mask
 
 STATE = "last_hidden_state"
 HEADLESS = "none"
@@ -22,7 +22,7 @@ class Backbone:
     """The output of a model without a head as rows: its last hidden state (n, T, D) pooled, or features (n, D).
 
     Args:
-        pooling: One of `POOLINGS`, or "features" for an output without tokens.
+        pooling: One of `TOKEN_POOLINGS`, or "features" for an output without tokens.
         width: Number of features of a row. Logits and weights have zero classes.
     """
 
@@ -58,7 +58,7 @@ class Backbone:
             # If tokens are rows, the caller removes padding, because it counts rows that are left out.
             mask = None if self.pooling == "tokens" else padding_mask(inputs)
             fits = mask is not None and mask.shape == state.shape[:2]
-            state = POOLINGS[self.pooling](state, mask if fits else None)
+            state = TOKEN_POOLINGS[self.pooling](state, mask if fits else None)
         return Rows(state, state.new_zeros(len(state), 0))
 
 
@@ -68,14 +68,16 @@ def backbone_of(model: nn.Module, inputs: Batch, pooling: str | None = None) -> 
     Args:
         model: The model.
         inputs: Inputs of a batch.
-        pooling: One of `POOLINGS`; the mean if None.
+        pooling: One of `TOKEN_POOLINGS`; the mean if None.
 
     Raises:
         DataError: If the output is neither features (n, D) nor tokens (n, T, D) nor a map (n, D, H, W).
         UsageError: For an unknown pooling, or one that does not fit the output.
     """
-    if pooling is not None and pooling not in POOLINGS:
-        raise UsageError(f"`pooling={pooling!r}`: of a model without a head, expected one of {', '.join(POOLINGS)}")
+    if pooling is not None and pooling not in TOKEN_POOLINGS:
+        raise UsageError(
+            f"`pooling={pooling!r}`: of a model without a head, expected one of {', '.join(TOKEN_POOLINGS)}"
+        )
     state = _state(forward_once(model, inputs))
     if state.ndim == 2 and pooling is not None:
         raise UsageError(f"`pooling={pooling!r}`: the model gives one row {tuple(state.shape)} a sample, and no tokens")

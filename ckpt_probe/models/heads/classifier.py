@@ -18,11 +18,6 @@ Calls = dict[str, list[Call]]
 """Calls of some layers, by name."""
 
 
-def find_classifier(model: nn.Module, inputs: Batch, override: str | None = None) -> str:
-    """Return the name of the last linear layer; see `find_head`."""
-    return find_head(model, inputs, override).name
-
-
 def find_head(model: nn.Module, inputs: Batch, override: str | None = None) -> Head:
     """Find the linear map whose output is the model's output on a batch of inputs (n, …).
 
@@ -106,13 +101,13 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _verified(model: nn.Module, inputs: Batch, relation: Relation, number: int, results: int) -> Head | None:
     """Return the head that a relation describes if its layers are linear maps of their inputs, else None."""
-    calls, _ = _run(model, [term.layer for term in relation.terms], inputs, copied=True)
+    calls, _ = _run(model, [part.layer for part in relation.parts], inputs, copied=True)
     parts = []
-    for term in relation.terms:
-        part, _ = _part(model, term.layer, calls, samples_in(inputs))
+    for related in relation.parts:
+        part, _ = _part(model, related.layer, calls, samples_in(inputs))
         if part is None:
             return None
-        parts.append(replace(part, positions=term.positions, scale=term.scale))
+        parts.append(replace(related, width=part.width, kind=part.kind))
     why = _why(relation.why, number, results)
     return Head(tuple(parts), relation.reading, number, settled=False, why=why)
 

@@ -21,10 +21,18 @@ Positions = Literal["one", "mean", "chosen", "every"]
 
 @dataclass(frozen=True)
 class Part:
-    """A layer whose output, times `scale`, enters the logits."""
+    """A layer whose output, times `scale`, enters the logits.
+
+    Attributes:
+        layer: Name of the layer.
+        width: Number of features D of its input.
+        kind: Its kind of linear map.
+        positions: Which of its rows belong to a sample.
+        scale: Factor of its output.
+    """
 
     layer: str
-    width: int
+    width: int = 0
     kind: Kind = "linear"
     positions: Positions = "one"
     scale: float = 1.0
@@ -118,13 +126,13 @@ class Head:
         return self.rows(model, calls, output, samples_in(inputs))
 
     def tapping(
-        self, model: nn.Module, is_enabled: Callable[[], bool] = lambda: True
+        self, model: nn.Module, is_enabled: Callable[[], bool] | None = None
     ) -> AbstractContextManager[dict[str, list[Call]]]:
         """Record the calls of its layers within the `with` block, in forward passes of the caller; see `rows`.
 
         Args:
             model: The model.
-            is_enabled: Returns whether to record the current call.
+            is_enabled: Returns whether to record the current call; None to record all.
         """
         layers = {part.layer: model.get_submodule(part.layer) for part in self.parts}
         return tapping(layers, copied=not self.settled, is_enabled=is_enabled)

@@ -1,8 +1,12 @@
-"""The relation of a model's output to the outputs of its layers, from runs with random layer outputs."""
+"""The relation of a model's output to the outputs of its layers, from runs with random layer outputs.
+
+Random numbers in place of the layers' own outputs give as many equations as are needed: one sample with one logit, or
+weights that are all zero, would fit any layer and any scale.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +14,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.models.calling import Batch, first_tensor, forward_once, results_of, samples_in
-from ckpt_probe.models.heads.head import Positions
+from ckpt_probe.models.heads.head import Part, Positions
 from ckpt_probe.models.heads.linear_map import CONVOLUTIONS
 
 EQUATIONS = 64
@@ -24,25 +28,16 @@ Drawn = dict[str, list[tuple[nn.Module, Tensor]]]
 
 
 @dataclass(frozen=True)
-class Term:
-    """A layer whose output at some positions, times `scale`, enters the logits."""
-
-    layer: str
-    positions: Positions
-    scale: float
-
-
-@dataclass(frozen=True)
 class Relation:
     """The model's output as a function of layer outputs.
 
     Args:
-        terms: Layer outputs that are summed to the logits.
+        parts: Layers whose scaled outputs are summed to the logits; their kinds and widths are not known yet.
         reading: Function from the logits to the output, such as "softmax".
         why: Description as a sentence, with {what} for the model's output.
     """
 
-    terms: tuple[Term, ...]
+    parts: tuple[Part, ...]
     reading: str
     why: str
 
@@ -52,14 +47,12 @@ class _Column:
     """A possible contribution of a layer to the logits.
 
     Args:
-        layer: Name of the layer.
-        positions: Which of its rows belong to a sample.
+        part: The layer.
         rectified: Whether negative numbers are replaced by zero first.
         values: The contribution, shape (n, C).
     """
 
-    layer: str
-    positions: Positions
+    part: Part
     rectified: bool
     values: Tensor
 
@@ -173,7 +166,7 @@ def _picked(drawn: Drawn, result: Tensor, samples: int) -> Relation | None:
             same = (rows == result.to(rows.dtype)[:, None]).all(dim=-1)
             if bool(same.any(dim=1).all()):
                 why = "its output at one position of each sample, such as the last token, is {what}"
-                return Relation((Term(name, "chosen", 1.0),), "", why)
+                return Relation((Part(name, positions="chosen"),), "", why)
     return None
 
 
@@ -185,20 +178,21 @@ def _columns(drawn: Drawn, result: Tensor, samples: int) -> tuple[list[_Column],
     if every:
         laid = _laid_out(once[every[-1]][0], result, samples)
         assert laid is not None
-        return [_Column(name, "every", False, rows[name].flatten(0, 1)) for name in every], laid.flatten(0, 1)
+        parts = {name: Part(name, positions="every") for name in every}
+        return [_Column(parts[name], False, rows[name].flatten(0, 1)) for name in every], laid.flatten(0, 1)
     columns = []
     for name, laid in rows.items():
         if samples * laid.shape[-1] == result.numel():
             positions: Positions = "one" if laid.shape[1] == 1 else "mean"
-            columns.append(_Column(name, positions, False, laid.mean(dim=1)))
-            columns.append(_Column(name, positions, True, laid.relu().mean(dim=1)))
+            part = Part(name, positions=positions)
+            columns += [_Column(part, False, laid.mean(dim=1)), _Column(part, True, laid.relu().mean(dim=1))]
     return columns, result.reshape(samples, -1)
 
 
 def _fitted(passes: Sequence[tuple[list[_Column], Tensor]], cap: float | None) -> Relation | None:
     columns = passes[0][0]
-    names = [column.layer for column in columns]
-    if any([column.layer for column in layer_columns] != names for layer_columns, _ in passes):
+    names = [column.part.layer for column in columns]
+    if any([column.part.layer for column in layer_columns] != names for layer_columns, _ in passes):
         return None
     result = torch.cat([layer_columns for _, layer_columns in passes]).cpu().double()
     tolerance = 0.02 if torch.finfo(passes[0][1].dtype).bits < 32 else 1e-4
@@ -259,24 +253,22 @@ def _scales(columns: Tensor, wanted: Tensor, tolerance: float) -> list[float] | 
 
 
 def _as_relation(scaled_columns: Sequence[tuple[_Column, float]], reading: str) -> Relation | None:
-    terms = tuple(Term(column.layer, column.positions, scale) for column, scale in scaled_columns)
-    rectified = [column.rectified for column, _ in scaled_columns]
-    if any(rectified) and (len(scaled_columns) > 1 or reading or terms[0].scale != 1):
-        return None
-    if any(rectified):
-        pooled = "the mean over positions of " if terms[0].positions == "mean" else ""
-        return Relation(terms, "rectified", f"{{what}} is {pooled}its output, negative numbers as zero")
-    sum_of_terms = " + ".join(_term(term, alone=len(terms) == 1) for term in terms)
-    if len(terms) > 1 and {term.scale for term in terms} == {float(f"{1 / len(terms):.6g}")}:
-        sum_of_terms = f"the mean of the outputs of {' and '.join(term.layer for term in terms)}"
-    return Relation(terms, reading, f"{{what}} is {f'the {reading} of ' if reading else ''}{sum_of_terms}")
+    parts = tuple(replace(column.part, scale=scale) for column, scale in scaled_columns)
+    if any(column.rectified for column, _ in scaled_columns):
+        if len(parts) > 1 or reading or parts[0].scale != 1:
+            return None
+        pooled = "the mean over positions of " if parts[0].positions == "mean" else ""
+        return Relation(parts, "rectified", f"{{what}} is {pooled}its output, negative numbers as zero")
+    total = " + ".join(_describe(part, alone=len(parts) == 1) for part in parts)
+    if len(parts) > 1 and {part.scale for part in parts} == {float(f"{1 / len(parts):.6g}")}:
+        total = f"the mean of the outputs of {' and '.join(part.layer for part in parts)}"
+    return Relation(parts, reading, f"{{what}} is {f'the {reading} of ' if reading else ''}{total}")
 
 
-def _term(term: Term, *, alone: bool) -> str:
-    whose = "its output" if alone else f"the output of {term.layer}"
-    where = {"mean": "the mean over positions of ", "every": "at every position "}.get(term.positions, "")
-    mean = f"{where}{whose}"
-    return mean if term.scale == 1 else f"{term.scale:g} · {mean}"
+def _describe(part: Part, *, alone: bool) -> str:
+    whose = "its output" if alone else f"the output of {part.layer}"
+    where = {"mean": "the mean over positions of ", "every": "at every position "}.get(part.positions, "")
+    return f"{where}{whose}" if part.scale == 1 else f"{part.scale:g} · {where}{whose}"
 
 
 def _centred(rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import backbone_of, is_backbone
-from ckpt_probe.models.pooling import POOLINGS, cls, last, mean, tokens
+from ckpt_probe.models.pooling import TOKEN_POOLINGS, cls, last, mean, tokens
 
 
 def test_poolings_by_hand() -> None:
@@ -42,7 +42,7 @@ def test_what_a_model_without_a_head_returns() -> None:
     assert tuple(found.parameters(Returning(rows))[0].shape) == (0, 5)
     of_maps = backbone_of(Returning((maps, rows)), inputs)
     torch.testing.assert_close(of_maps.tapped(Returning((maps,)), inputs).features, maps.mean((2, 3)))
-    for pooling in POOLINGS:
+    for pooling in TOKEN_POOLINGS:
         every = backbone_of(Returning({"last_hidden_state": torch.randn(2, 4, 5)}), inputs, pooling)
         assert (every.positions, every.width) == ("every" if pooling == "tokens" else "one", 5)
     with pytest.raises(UsageError, match=r"`pooling='cls'`: the model gives one row \(2, 5\) a sample, and no tokens"):

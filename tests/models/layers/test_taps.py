@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.models import Batch, Taps, build_model, choose_taps, find_head
 from ckpt_probe.models.calling import call
-from ckpt_probe.models.layers.pooling import channel_axis
+from ckpt_probe.models.pooling import channel_axis
 
 TEXT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
 

@@ -1,4 +1,4 @@
-"""Convert a dump to an xarray DataTree: named dimensions, one group per split, rows read when they are used."""
+"""Convert a dump to an xarray DataTree with named dimensions, or to HTML for a notebook."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from ckpt_probe.dumps import schema
 from ckpt_probe.hdf5 import CLASS_NAMES
+from ckpt_probe.notebook import sparkline, table, text
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ OF_MOMENTS = {
 OF_LAYERS = {schema.SIMILARITY_ROWS: ("kept_for_similarity", FEATURE)}
 
 
+MOST_CLASSES = 200
+"""Largest number of classifier rows in the sparkline, which is 120 pixels wide."""
+
+
 def to_tree(dump: "Dump") -> "DataTree":
     """Return the tree of an open dump: /classifier with weights and bias, /SPLIT, and /SPLIT/moments if stored.
 
@@ -67,6 +72,22 @@ def to_tree(dump: "Dump") -> "DataTree":
     for split in dump.splits:
         groups |= {name: xarray.Dataset(variables) for name, variables in _groups(dump[split]).items()}
     return xarray.DataTree.from_dict(groups, name=dump.name)
+
+
+def to_html(dump: "Dump", *, closed: bool) -> str:
+    """Return a table of a dump's arrays with a sparkline of the lengths of the classifier's rows; read no row."""
+    rows = []
+    if dump.weights is not None:
+        lengths = np.linalg.norm(dump.weights[:MOST_CLASSES], axis=1)
+        known = [float(length) if np.isfinite(length) else None for length in lengths]
+        line = sparkline(known, f"length of the classifier's rows of {len(known)} classes")
+        rows.append([text(f"{schema.CLASSIFIER}/{schema.WEIGHTS}"), text(dump.weights.shape), text("float64"), line])
+    if dump.bias is not None:
+        rows.append([text(f"{schema.CLASSIFIER}/{schema.BIAS}"), text(dump.bias.shape), text("float64"), ""])
+    for split in () if closed else dump.splits:
+        for name, array in dump[split].arrays().items():
+            rows.append([text(f"{split}/{name}"), text(tuple(array.shape)), text(array.dtype), ""])
+    return table(_caption(dump, closed), ["array", "shape", "dtype", "‖row‖ by class"], rows)
 
 
 def _attributes(dump: "Dump") -> dict[str, Any]:
@@ -112,3 +133,10 @@ def _variable(view: "SplitView", array: Any, dimensions: tuple[str, ...]) -> "Va
             return indexing.explicit_indexing_adapter(key, array.shape, vectors, lambda part: view.read(array, part))
 
     return Variable(dimensions, indexing.LazilyIndexedArray(Stored()))
+
+
+def _caption(dump: "Dump", closed: bool) -> str:
+    step = "" if dump.step is None else f", step {dump.step}"
+    source = "" if dump.provenance is None else f"; {dump.provenance.model} on {dump.provenance.data}"
+    shut = f"; closed (it had {', '.join(dump.splits)})" if closed else ""
+    return f"dump {dump.name}{step}{source}{shut}"

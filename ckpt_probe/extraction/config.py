@@ -1,8 +1,8 @@
-"""Define the settings of an extraction, which are checked before anything is opened."""
+"""Define the settings of an extraction, which are checked before any file is opened."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,12 @@ class Setup:
                 f"{type(self.model).__name__}; extract(model, loader, out) takes a module itself"
             )
         if self.pooling is not None and self.pooling not in POOLINGS:
-            raise UsageError(f"--pooling {self.pooling}: expected one of {', '.join(POOLINGS)}")
+            raise UsageError(f"`pooling={self.pooling!r}`: expected one of {', '.join(POOLINGS)}")
         if self.base is not None and is_address(self.base):
             # The fields are those of the call, so a local path stays as it is.
             object.__setattr__(self, "base", resolve(self.base))
         if self.batch_size < 1:
-            raise UsageError(f"--batch-size: expected at least 1, found {self.batch_size}")
+            raise UsageError(f"`batch_size={self.batch_size}`: expected at least 1")
 
     def open(self, path: Path) -> AbstractContextManager[Checkpoint]:
         """Open a checkpoint, within a `with` block; see `open_checkpoint`."""
@@ -89,11 +89,6 @@ class Setup:
         """Return the hash of a checkpoint's content, which does not depend on its format."""
         with self.open(path) as checkpoint:
             return checkpoint.content_hash()
-
-    @classmethod
-    def taken_from(cls, options: dict[str, Any]) -> "Setup":
-        """Create a setup from keyword options, and remove these from `options`."""
-        return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
 
 
 def layer_names(layers: str | Sequence[str]) -> str:
@@ -132,28 +127,15 @@ class Storage:
     similarity_seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, least, number in (
-            ("--limit", 1, self.limit),
-            ("--max-rows", 1, self.max_rows),
-            ("--rows-seed", 0, self.rows_seed),
-            ("--similarity-rows", LEAST_ROWS, self.similarity_rows),
-            ("--similarity-seed", 0, self.similarity_seed),
-        ):
-            if number is not None and number < least:
-                raise UsageError(f"{option}: expected at least {least}, found {number}")
-        for option, value, known in (
-            ("--dtype", self.dtype, FORWARD_DTYPES),
-            ("--feature-dtype", self.feature_dtype, FEATURE_DTYPES),
-            ("--store", self.store, STORES),
-            ("--layer-store", self.layer_store, STORES),
-        ):
-            if value not in known:
-                raise UsageError(f"{option} {value}: expected one of {', '.join(known)}")
-
-    def of_layers(self) -> dict[str, Any]:
-        """Return the fields of a provenance that describe layers."""
-        names = ("layer_store", "similarity_rows", "similarity_seed")
-        return {name: getattr(self, name) for name in names}
+        least = {"limit": 1, "max_rows": 1, "rows_seed": 0, "similarity_rows": LEAST_ROWS, "similarity_seed": 0}
+        for name, smallest in least.items():
+            number = getattr(self, name)
+            if number is not None and number < smallest:
+                raise UsageError(f"`{name}={number}`: expected at least {smallest}")
+        choices = {"dtype": FORWARD_DTYPES, "feature_dtype": FEATURE_DTYPES, "store": STORES, "layer_store": STORES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"`{name}={getattr(self, name)!r}`: expected one of {', '.join(known)}")
 
     @property
     def forward_dtype(self) -> torch.dtype:
@@ -181,11 +163,11 @@ class Storage:
         least = 8 * (classes + 2 * features) * features
         if positions and least <= self.memory:
             return (
-                f"second moments of {classes:,} classes would take {needed:,} bytes, more than --memory: only that of "
-                "all rows is kept, and within-class entropies are missing"
+                f"second moments of {classes:,} classes would take {needed:,} bytes, more than `memory={self.memory}`: "
+                "only that of all rows is stored, and within-class entropies are missing"
             )
         raise UsageError(
-            f"--store {self.store}: class moments of {classes} classes and {features} features take "
-            f"{least if positions else needed:,} "
-            f"bytes, more than the memory limit of {self.memory:,}; raise --memory, or use --store features"
+            f"`store={self.store!r}`: class moments of {classes} classes and {features} features take "
+            f"{least if positions else needed:,} bytes, more than `memory={self.memory}`; raise `memory=`, or store "
+            "features"
         )

@@ -1,46 +1,65 @@
-"""Divide the samples of one checkpoint among several workers: each range is a task, and blocks return in order."""
+"""Extract checkpoints by several workers: one each, or ranges of the samples of one checkpoint after another."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
 from ckpt_probe.checkpoints import CheckpointMetadata, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Streaming
 from ckpt_probe.errors import DataError
-from ckpt_probe.extraction.forward import Block
-from ckpt_probe.extraction.setup import Storage
-from ckpt_probe.extraction.subject import Subject
+from ckpt_probe.extraction.blocks import Block
+from ckpt_probe.extraction.checkpoint import Extracted, Job, extract_checkpoint, extract_here, open_checked_subject
+from ckpt_probe.extraction.subject import Subject, open_subject
 from ckpt_probe.files import parts_of
-from ckpt_probe.metrics.arrays import as_tensor
-from ckpt_probe.moments.quality import Scored
 from ckpt_probe.progress import MessageLog, Progress, Task
-from ckpt_probe.scheduling import Team, in_turn, made_once, results
+from ckpt_probe.scheduling import Busy, Team, Workers, in_turn, made_once, results
 from ckpt_probe.series import Member
 
-FEATURES, LABELS, LOGITS, PREDICTION, LOSS = "features", "labels", "logits", "prediction", "loss"
-LAYER = "layer/"
+
+def extract_in_parallel(
+    job: Job, members: Sequence[Member], staff: Workers, rows_per_task: int | None, progress: Progress
+) -> Generator[tuple[Member, Extracted], None, None]:
+    """Yield each checkpoint with its result; every worker takes one, or all workers divide one after another."""
+    job = replace(job, first=members[0].path)
+    # Errors of the settings are raised here, before any worker starts.
+    with job.setup.open(members[0].path) as checkpoint:
+        subject = open_checked_subject(checkpoint, job, progress)
+    if rows_per_task is not None:
+        with Team(staff, progress.message) as team:
+            shared = SharedForward(rows_per_task, team, progress)
+            if any(shared.divides(subject, split, job.storage.limit) for split in subject.splits):
+                yield from extract_here(job, [members], progress, subject, shared)
+                return
+    names = [member.name for member in members]
+    run = partial(_extract_in_worker, job)
+    with closing(results(run, members, names=names, workers=staff, say=progress.message)) as ready:
+        for result in in_turn(ready):
+            yield members[names.index(result[0])], result[1]
 
 
-class Order(Protocol):
-    """Settings that apply to every checkpoint of a series."""
+def _extract_in_worker(job: Job, member: Member) -> tuple[str, Extracted] | Busy:
+    """Extract a checkpoint in a worker, which opens model and data once for all of its checkpoints."""
+    subject, log = made_once(job, partial(_first_subject, job)), MessageLog()
+    with job.setup.open(member.path) as checkpoint:
+        result = extract_checkpoint(checkpoint, member, subject, job, log)
+    if isinstance(result, Busy):
+        return result
+    messages = (f"{member.name}: {text}" for text in log.messages)
+    return member.name, replace(result, notes=(*messages, *result.notes))
 
-    @property
-    def storage(self) -> Storage:
-        """Contents of the dumps, and number of samples."""
-        ...
 
-    def subject(self) -> Subject:
-        """Open model and data."""
-        ...
+def _first_subject(job: Job) -> Subject:
+    """Open model and data of the first checkpoint."""
+    assert job.first is not None
+    return open_subject(job.first, job.setup)
 
 
 @dataclass(frozen=True)
-class Range:
+class SampleRange:
     """A range of samples of a split for one checkpoint.
 
     Attributes:
@@ -71,13 +90,13 @@ class Forwarded:
         left_out: Samples that could not be read: their indices and the reasons.
     """
 
-    part: Range
+    part: SampleRange
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Ranges:
+class SharedForward:
     """The division of large splits into ranges, which a team of workers forwards.
 
     A range is a whole number of batches, so that blocks are identical to those of one process, bit for bit. Workers
@@ -98,11 +117,11 @@ class Ranges:
         return _count(subject, split, limit) > self._size(subject)
 
     def blocks(
-        self, order: Order, subject: Subject, member: Member, split: str, dump: Path, bar: Task
+        self, job: Job, subject: Subject, member: Member, split: str, dump: Path, bar: Task
     ) -> Generator[Block, None, None]:
         """Yield the blocks of a split, like `Subject.forward`, for the weights of the member."""
-        count = _count(subject, split, order.storage.limit)
-        with closing(self._forwarded(order, subject, member, split, dump)) as ranges:
+        count = _count(subject, split, job.storage.limit)
+        with closing(self._forwarded(job, subject, member, split, dump)) as ranges:
             for done in ranges:
                 for note in done.notes:
                     self.progress.message(f"{done.part}: {note}")
@@ -115,16 +134,16 @@ class Ranges:
                 done.part.file.unlink()
 
     def _forwarded(
-        self, order: Order, subject: Subject, member: Member, split: str, dump: Path
+        self, job: Job, subject: Subject, member: Member, split: str, dump: Path
     ) -> Generator[Forwarded, None, None]:
-        size, count, say = self._size(subject), _count(subject, split, order.storage.limit), self.progress.message
+        size, count, say = self._size(subject), _count(subject, split, job.storage.limit), self.progress.message
         with parts_of(dump) as folder:
             parts = [
-                Range(member, split, start, min(start + size, count), folder / f"{start}.safetensors")
+                SampleRange(member, split, start, min(start + size, count), folder / f"{start}.safetensors")
                 for start in range(0, count, size)
             ]
             names = [str(part) for part in parts]
-            with closing(results(partial(_forward, order), parts, names=names, workers=self.team, say=say)) as ready:
+            with closing(results(partial(_forward, job), parts, names=names, workers=self.team, say=say)) as ready:
                 yield from in_turn(ready)
 
     def _size(self, subject: Subject) -> int:
@@ -137,13 +156,13 @@ def _count(subject: Subject, split: str, limit: int | None) -> int:
     return samples if limit is None else min(limit, samples)
 
 
-def _forward(order: Order, part: Range) -> Forwarded:
+def _forward(job: Job, part: SampleRange) -> Forwarded:
     """Forward one range in a worker, which opens model and data once, and loads a checkpoint once for all ranges."""
-    subject, log = made_once(order, order.subject), MessageLog()
-    if subject.holds != str(part.member.path):
+    subject, log = made_once(job, partial(_first_subject, job)), MessageLog()
+    if subject.loaded_from != str(part.member.path):
         with subject.setup.open(part.member.path) as checkpoint:
             subject.load(checkpoint.state_dict(), str(part.member.path), checkpoint.extra_state())
-    storage, (start, stop) = order.storage, (part.start, part.stop)
+    storage, (start, stop) = job.storage, (part.start, part.stop)
     within = {"limit": storage.limit, "start": start, "stop": stop}
     with closing(subject.forward(part.split, dtype=storage.forward_dtype, progress=log, **within)) as blocks:
         _write(part.file, blocks)
@@ -156,13 +175,8 @@ def _forward(order: Order, part: Range) -> Forwarded:
 def _write(file: Path, blocks: Iterator[Block]) -> None:
     tensors: dict[str, Tensor] = {}
     for number, block in enumerate(blocks):
-        arrays = {FEATURES: block.features, LABELS: block.labels, LOGITS: block.logits}
-        if block.scored is not None:
-            arrays[PREDICTION] = as_tensor(block.scored.prediction, "predictions")
-            arrays[LOSS] = as_tensor(block.scored.loss, "losses")
-        arrays |= {f"{LAYER}{name}": rows for name, rows in block.layers.items()}
         # Copies, because the next batch may use the same memory.
-        tensors |= {f"{number}/{name}": tensor.contiguous().clone() for name, tensor in arrays.items()}
+        tensors |= {f"{number}/{name}": rows.contiguous().clone() for name, rows in block.to_tensors().items()}
     if not file.parent.is_dir():
         raise DataError(f"{file.parent}: the process that requested these samples has ended")
     # A worker that was killed may have written it just before.
@@ -170,14 +184,10 @@ def _write(file: Path, blocks: Iterator[Block]) -> None:
 
 
 def _read(file: Path) -> Iterator[Block]:
-    with open_checkpoint(file) as opened:
-        state = opened.state_dict()
     blocks: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
-        number, _, name = key.partition("/")
-        blocks.setdefault(int(number), {})[name] = tensor
+    with open_checkpoint(file) as checkpoint:
+        for key, tensor in checkpoint.state_dict().items():
+            number, _, name = key.partition("/")
+            blocks.setdefault(int(number), {})[name] = tensor
     for number in sorted(blocks):
-        arrays = blocks[number]
-        scored = Scored(arrays[PREDICTION], arrays[LOSS]) if PREDICTION in arrays else None
-        layers = {name.removeprefix(LAYER): rows for name, rows in arrays.items() if name.startswith(LAYER)}
-        yield Block(arrays[FEATURES], arrays[LABELS], arrays[LOGITS], scored, layers)
+        yield Block.from_tensors(blocks[number])

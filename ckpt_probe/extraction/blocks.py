@@ -1,0 +1,83 @@
+"""Blocks of rows that a forward pass yields, with logits, or with prediction and loss in place of large logits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.data import UNLABELLED
+from ckpt_probe.metrics.arrays import as_tensor
+from ckpt_probe.models import Backbone, Head
+from ckpt_probe.moments.quality import Scored, classes_at_once
+
+FEATURES, LABELS, LOGITS, PREDICTION, LOSS, LAYER = "features", "labels", "logits", "prediction", "loss", "layer/"
+"""Names of the tensors of a block; the rows of a layer are called LAYER and its name."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of rows.
+
+    Attributes:
+        features: Inputs of the classifier, shape (n, D).
+        labels: Class indices, shape (n,); −1 for rows without a label.
+        scores: Outputs of the classifier, shape (n, C), or prediction and loss of each row, or None without a
+            classifier.
+        layers: Rows of other layers by name, shape (n, D) each.
+    """
+
+    features: Tensor
+    labels: Tensor
+    scores: Tensor | Scored | None = None
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name; `from_tensors` is the inverse."""
+        tensors = {FEATURES: self.features, LABELS: self.labels}
+        if isinstance(self.scores, Scored):
+            tensors[PREDICTION] = as_tensor(self.scores.prediction, "predictions")
+            tensors[LOSS] = as_tensor(self.scores.loss, "losses")
+        elif self.scores is not None:
+            tensors[LOGITS] = self.scores
+        return tensors | {f"{LAYER}{name}": rows for name, rows in self.layers.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Block":
+        """Return the block of the tensors that `to_tensors` returned."""
+        scores = Scored(tensors[PREDICTION], tensors[LOSS]) if PREDICTION in tensors else tensors.get(LOGITS)
+        layers = {name.removeprefix(LAYER): rows for name, rows in tensors.items() if name.startswith(LAYER)}
+        return cls(tensors[FEATURES], tensors[LABELS], scores, layers)
+
+
+def is_scored(head: Head | Backbone, classes: int) -> bool:
+    """Return whether predictions and losses are stored in place of logits.
+
+    That is the case if every position of a sample is a row, and there are more logits than features per row.
+    """
+    return head.positions == "every" and classes > sum(part.width for part in head.parts)
+
+
+def score_rows(features: Tensor, labels: Tensor, parameters: tuple[Tensor, Tensor | None]) -> Scored:
+    """Compute prediction and loss of rows, a few logits at a time.
+
+    Args:
+        features: Rows, shape (m, D).
+        labels: Class indices, shape (m,).
+        parameters: Weights (C, D) and bias (C,) of the classifier.
+
+    Returns:
+        Prediction and loss in nats, on the device of the features.
+    """
+    return _of_labelled(Scored.of_rows(features, labels, *parameters), labels)
+
+
+def score_logits(logits: Tensor, labels: Tensor) -> Scored:
+    """Compute prediction and loss in nats of logits (m, C) with labels (m,)."""
+    return _of_labelled(Scored.of_logits(logits.split(classes_at_once(logits.device), dim=1), labels), labels)
+
+
+def _of_labelled(scored: Scored, labels: Tensor) -> Scored:
+    """Return the scores with NaN as loss of rows without a label."""
+    loss = as_tensor(scored.loss, "losses").float()
+    return Scored(scored.prediction, loss.masked_fill(labels == UNLABELLED, torch.nan))

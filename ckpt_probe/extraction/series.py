@@ -1,0 +1,207 @@
+"""Extract the checkpoints of a run to dumps, also while the run is writing them; finished dumps are skipped."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.addresses import as_path
+from ckpt_probe.checkpoints import Arrivals, RepeatedWeights, open_series, unopened_member
+from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.extraction.checkpoint import Job, extract_here
+from ckpt_probe.extraction.config import Setup, Storage
+from ckpt_probe.extraction.plausibility import Outcome, warnings_of
+from ckpt_probe.extraction.request import request_of
+from ckpt_probe.keywords import checked_keywords, from_arguments
+from ckpt_probe.moments import MEMORY
+from ckpt_probe.moments.grouping import SUBSET_ROWS
+from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
+from ckpt_probe.remote import resolve
+from ckpt_probe.scheduling import Workers, remove_abandoned
+from ckpt_probe.series import Member, step_warnings
+
+EVERY = 5.0
+"""Seconds between two looks at the directory of a run."""
+
+
+@dataclass(frozen=True)
+class ExtractionSummary:
+    """Result of the extraction of a series.
+
+    Attributes:
+        written: Names of the dumps that were written.
+        skipped: Names of the dumps that were complete already.
+        stopped: Whether following a run was ended by Ctrl-C.
+    """
+
+    written: tuple[str, ...]
+    skipped: tuple[str, ...]
+    stopped: bool = False
+
+
+@checked_keywords
+def extract_series(
+    source: Path | str,
+    out: Path | str,
+    *,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    classifier: str | None = None,
+    state_key: str | None = None,
+    base: Path | str | None = None,
+    splits: str | Sequence[str] | None = None,
+    unlabelled: bool = False,
+    limit: int | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    dtype: str = "float32",
+    data_workers: int | None = None,
+    layers: str | Sequence[str] = "penultimate",
+    pooling: str | None = None,
+    store: str = "features",
+    feature_dtype: str = "float32",
+    with_logits: bool = True,
+    max_rows: int | None = None,
+    rows_seed: int = 0,
+    layer_store: str = "moments",
+    similarity_rows: int = SUBSET_ROWS,
+    similarity_seed: int = 0,
+    memory: int = MEMORY,
+    overwrite: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
+    rows_per_task: int | None = None,
+    follow: bool = False,
+    until: int | None = None,
+    every: float = EVERY,
+    progress: Progress | None = None,
+) -> ExtractionSummary:
+    """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
+
+    A complete dump with the same provenance is skipped. Several processes may extract into the same directory at the
+    same time; they divide the checkpoints among themselves. A dump gets its name when it is complete.
+
+    Args:
+        source: Checkpoint, or directory of checkpoints.
+        out: Directory of the dumps.
+        model: Name of the model; that in the checkpoint's metadata if None.
+        model_arguments: Arguments of the model, which replace those in the metadata.
+        data: Name of the data; that in the checkpoint's metadata if None.
+        data_arguments: Arguments of the data, which replace those in the metadata.
+        classifier: Name of the last linear layer; found by running the model if None.
+        state_key: Key of the weights in a checkpoint, as in `open_checkpoint`.
+        base: Checkpoint onto which an adapter is merged, as in `open_checkpoint`.
+        splits: Splits of the data to use; all if None.
+        unlabelled: Whether labels of the data are ignored.
+        limit: Number of samples of each split that are used, the first ones; all if None.
+        batch_size: Samples per forward pass.
+        device: "auto", "cpu", "cuda[:n]" or "mps".
+        dtype: Precision of the forward pass: "float32", "float64", "float16" or "bfloat16".
+        data_workers: Number of processes that read images, which does not change the results; chosen by the number of
+            free cores if None.
+        layers: Layers that are stored beside the classifier's input: "penultimate" for none, "all", "every=K", or names
+            joined by commas.
+        pooling: Method by which activations of layers, or the tokens of a model without a head, become rows: "mean",
+            "cls", "last", "tokens" or "flatten"; the usual one of each layer if None.
+        store: "features" for rows, "moments" for class moments (at most 8·C·D² bytes), or "both".
+        feature_dtype: Precision of the stored features: "float32", "float64" or "float16".
+        with_logits: Whether logits are stored.
+        max_rows: Largest number of rows stored of each split; the other rows are only counted, and enter the moments.
+        rows_seed: Seed by which these rows are drawn.
+        layer_store: What to store of layers other than the classifier's input: "moments", "features" or "both".
+        similarity_rows: Number of rows stored of every layer for comparisons, the same rows of each.
+        similarity_seed: Seed by which these rows are drawn.
+        memory: Largest size of class moments in bytes.
+        overwrite: Whether to replace existing dumps; otherwise one with another provenance is an error.
+        workers: Number of checkpoints that are extracted at the same time, each in a process of its own.
+        scheduler: Address of a Dask scheduler whose workers extract the checkpoints instead.
+        rows_per_task: Number of samples per task, rounded up to whole batches: if a split has more, the workers divide
+            the samples of one checkpoint after another. The dumps are the same.
+        follow: Whether to wait for further checkpoints in the directory `source`, in this process. A checkpoint is
+            extracted when its files have not changed between two looks and its header is complete.
+        until: With `follow`, step of the last checkpoint to wait for; None to continue until Ctrl-C.
+        every: With `follow`, seconds between two looks.
+        progress: Where progress and notes go.
+
+    Raises:
+        UsageError: If settings do not fit, or a dump of another provenance exists and `overwrite` is false.
+        DataError: If a checkpoint or the data cannot be read, or do not fit the model.
+    """
+    setup, storage = from_arguments(Setup, locals()), from_arguments(Storage, locals())
+    staff, out = Workers(workers, scheduler), Path(out)
+    progress = DeduplicatedProgress(progress or NullProgress())
+    source = as_path(source) if follow else resolve(source)
+    job = Job(setup, storage, out, overwrite, request_of([as_path(source)], out, setup, storage))
+    members: list[Member] = []
+    if follow:
+        if not staff.alone or rows_per_task is not None:
+            raise UsageError("`follow` extracts one checkpoint at a time: leave out workers and `rows_per_task`")
+        extracted = extract_here(job, _arrivals(as_path(source), setup, until, every, progress), progress)
+    else:
+        lone = unopened_member(source)
+        members = open_series(source, state_key=state_key, base=setup.base) if lone is None else [lone]
+        _require_distinct_names(members)
+        if staff.alone:
+            extracted = extract_here(job, [members], progress)
+        else:
+            from ckpt_probe.extraction.parallel import extract_in_parallel
+
+            extracted = extract_in_parallel(job, members, staff, rows_per_task, progress)
+    written, skipped, stopped = [], [], False
+    followed: list[Member] = []
+    notes = {f"{member.name}: {listed(member.also)} has the same weights": None for member in members if member.also}
+    outcomes: list[Outcome] = []
+    repeated = RepeatedWeights(state_key, setup.base)
+    name, total = (f"following {source}", None) if follow else ("checkpoints", len(members))
+    with progress.task(name, total, "checkpoints") as bar, closing(extracted):
+        try:
+            for member, result in extracted:
+                (written if result.written else skipped).append(member.name)
+                followed.append(member)
+                for warning in (*step_warnings(members or followed), *repeated.warnings(member, result.fingerprint)):
+                    progress.message(warning)
+                if follow and result.written:
+                    progress.message(f"{out / member.name}.h5: written")
+                notes |= dict.fromkeys(result.notes)
+                outcomes += result.outcomes
+                bar.advance()
+        except KeyboardInterrupt:
+            if not follow:
+                raise
+            stopped = True
+    remove_abandoned(out)
+    for note in (*notes, *warnings_of(outcomes)):
+        progress.message(note)
+    return ExtractionSummary(tuple(written), tuple(skipped), stopped)
+
+
+def _arrivals(
+    source: Path, setup: Setup, until: int | None, every: float, progress: Progress
+) -> Iterator[list[Member]]:
+    """Yield the checkpoints that were completed in a directory since the last look; report those that are left out."""
+    if source.is_file():
+        raise UsageError(f"{source}: `follow=True` needs the directory of a run, not one checkpoint")
+    arrivals = Arrivals(source, state_key=setup.state_key, base=setup.base)
+    last = -1
+    while True:
+        members = arrivals.look()
+        yield members
+        last = max([last, *(member.step for member in members if member.step is not None)])
+        for name, reason in arrivals.left_out.items():
+            progress.message(f"{name}: not extracted: {reason}")
+        if until is not None and last >= until and arrivals.settled:
+            return
+        time.sleep(every)
+
+
+def _require_distinct_names(members: Sequence[Member]) -> None:
+    names = [member.name for member in members]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"two checkpoints are called {twice}, so their dumps would have the same name; extract them separately"
+        )
