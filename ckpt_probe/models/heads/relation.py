@@ -255,7 +255,7 @@ def _scales(columns: Tensor, wanted: Tensor, tolerance: float) -> list[float] | 
 def _as_relation(scaled_columns: Sequence[tuple[_Column, float]], reading: str) -> Relation | None:
     parts = tuple(replace(column.part, scale=scale) for column, scale in scaled_columns)
     if any(column.rectified for column, _ in scaled_columns):
-        if len(parts) > 1 or reading or parts[0].scale != 1:
+        if len(scaled_columns) > 1 or reading or parts[0].scale != 1:
             return None
         pooled = "the mean over positions of " if parts[0].positions == "mean" else ""
         return Relation(parts, "rectified", f"{{what}} is {pooled}its output, negative numbers as zero")
