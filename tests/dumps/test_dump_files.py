@@ -382,7 +382,9 @@ def test_features_beyond_their_precision_leave_no_file(tmp_path: Path, dtype: st
             writer.start_split("test", len(rows), logits=False)
             writer.append("test", rows, np.zeros(len(rows), dtype=int))
 
-    with pytest.raises(DataError, match=f"a.h5: test: features as large as .* overflow {dtype}, .* {wider}$") as error:
+    with pytest.raises(
+        DataError, match=f"a.h5: test: features as large as .* overflow {dtype}, .* `feature_dtype='{wider}'`$"
+    ) as error:
         fill(features)
     assert f"as large as {size:.6g}" in str(error.value)
     assert list(tmp_path.iterdir()) == []
