@@ -228,7 +228,8 @@ def require_storable(subject: Subject, storage: Storage) -> str | None:
         require_split_name(name)
     if storage.dtype == "float64" and subject.device.type == "mps":
         raise UsageError("`dtype='float64'`: not supported by MPS; add `device='cpu'`, or use float32")
-    classes, features = subject.parameters()[0].shape
+    with torch.no_grad():
+        classes, features = subject.head.parameters(subject.model)[0].shape
     if isinstance(subject.head, Backbone):
         classes = max(1, subject.data.classes)
     elif subject.head.shows_logits and not storage.with_logits and not is_scored(subject.head, classes):
