@@ -10,8 +10,10 @@ import os
 # One thread each, before torch is imported: tests compare bit for bit, and two processes share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import atexit
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -37,8 +40,19 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.en
 # Kept, as what it declares is gone with the last of its names.
 DECLARATIONS = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
 WARM = ENVIRONMENT / "warm.py"
+# A test finds no records that another one, or an earlier run, has cached.
+os.environ["CKPT_PROBE_CACHE"] = str(Path(tempfile.gettempdir(), f"ckpt-probe-tests-{os.getpid()}"))
+atexit.register(shutil.rmtree, os.environ["CKPT_PROBE_CACHE"], ignore_errors=True)
 VARIABLES = sorted(set(os.environ) - {"PYTEST_CURRENT_TEST"})
 """What the environment holds before any test; libraries add to it when they are imported."""
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of the user in this test, a directory that does not exist yet."""
+    directory = tmp_path_factory.getbasetemp() / f"cache-{uuid4().hex}"
+    monkeypatch.setenv("CKPT_PROBE_CACHE", str(directory))
+    return directory
 
 
 def pytest_fixture_setup() -> None:

@@ -1,4 +1,4 @@
-"""Records cached beside their dumps, so that a series with one new dump costs the analysis of that dump alone."""
+"""Records cached in the user's own directory: a series with one new dump costs the analysis of that dump alone."""
 
 import functools
 import json
@@ -15,9 +15,10 @@ from ckpt_probe.files import code_hash, write_text
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.registry import ENTRY_POINTS
-from ckpt_probe.remote import RemotePath, records_directory
+from ckpt_probe.user_cache import private_cache
 
-FOLDER = ".ckpt-probe-cache"
+RECORDS = "records"
+"""Subdirectory of the cache."""
 LIBRARIES = ("h5py", "numpy", "scipy", "torch")
 """Libraries that read dumps and compute with their numbers."""
 
@@ -49,9 +50,13 @@ class Cache:
         Args:
             file: A dump or a checkpoint.
             content: Hash of everything in it that its records depend on.
+
+        Raises:
+            DataError: If the cache cannot be written, or others may use it.
         """
-        name = f"{file.name}.{sha256(self.key.encode()).hexdigest()[:12]}.json"
-        return CacheEntry(cache_directory(file) / name, self.key, content)
+        identity = json.dumps([self.key, content, file.name])
+        name = f"{sha256(identity.encode()).hexdigest()[:32]}.json"
+        return CacheEntry(private_cache(RECORDS) / name, self.key, content)
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,6 @@ class CacheEntry:
         except CkptProbeError as error:
             return f"the cache of records could not be written: {error}"
         return None
-
-
-def cache_directory(file: Path) -> Path:
-    """Return the directory in which the records of a dump are cached."""
-    return (records_directory(file.parent) if isinstance(file, RemotePath) else file.parent) / FOLDER
 
 
 def _from_json(record: dict[str, Any], per_class: list[dict[str, Any]], portrait: dict[str, Any] | None):

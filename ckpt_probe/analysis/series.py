@@ -7,13 +7,14 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from ckpt_probe.analysis.cache import Cache, cache_directory
+from ckpt_probe.analysis.cache import RECORDS, Cache
 from ckpt_probe.analysis.dump import compute_dump, outside_dump
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
 from ckpt_probe.analysis.ranges import SharedSplits
 from ckpt_probe.analysis.records import Records
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, open_dump, open_dump_series
+from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
 from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
 from ckpt_probe.metrics.stochastic import MOST
@@ -22,6 +23,7 @@ from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
+from ckpt_probe.user_cache import cache_directory
 
 RANK, RANK_DIFFERENCE = "centred.effective_rank", "erank.difference"
 PAUSE_SECONDS = 0.5
@@ -80,7 +82,7 @@ def analyze(
         scheduler: Address of a Dask cluster that analyzes the dumps instead.
         rows_per_task: A split with more rows is divided into ranges of this size, one task each, so that several
             workers share one dump. The numbers are those of the undivided split up to rounding.
-        cache: Whether to keep the records in a hidden directory beside the dumps, and to read them from it if neither
+        cache: Whether to keep the records in the user's cache directory, and to read them from it if neither
             the dump nor the arguments have changed. Processes that analyze the same dumps then share the work.
         progress: Receives messages and a bar.
 
@@ -143,8 +145,8 @@ def _records(
                     detailed = replace(detailed, record=_with_rank_difference(detailed.record, start))
                 yield detailed
             bar.advance()
-    for directory in {cache_directory(member.path) for member in members} if cache else ():
-        remove_abandoned(directory)
+    if cache:
+        remove_abandoned(cache_directory() / RECORDS)
     if from_cache:
         progress.message(f"{from_cache} of {len(members)} dumps are from the cache; `cache=False` recomputes them")
     for warning in warnings:
@@ -176,7 +178,10 @@ class _Task:
             content = content_hash(dump.path)
             if self.settings.outside is not None:
                 content += content_hash(outside_dump(dump, self.settings.outside))
-            entry = self.cache.entry(dump.path, content)
+            try:
+                entry = self.cache.entry(dump.path, content)
+            except DataError as error:
+                return _Outcome(self._compute(dump), warning=f"records are not cached: {error}")
             if (records := entry.read()) is not None:
                 return _Outcome(records, from_cache=True)
             try:

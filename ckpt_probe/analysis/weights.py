@@ -124,8 +124,12 @@ def _record(
     """Return the record of one checkpoint, and a warning if it could not be written into the cache."""
     matrix = _matrix(checkpoint, name)
     content = hashlib.sha256(matrix.detach().double().contiguous().numpy().tobytes()).hexdigest()
-    entry = None if cache is None else cache.entry(checkpoint.file, content)
-    warning = None
+    entry = warning = None
+    if cache is not None:
+        try:
+            entry = cache.entry(checkpoint.file, content)
+        except DataError as error:
+            warning = f"records are not cached: {error}"
     if entry is not None and (cached := entry.read()):
         record = cached[0].record
     else:
@@ -133,7 +137,8 @@ def _record(
             record = weights_record(matrix, orders=settings.orders)
         except DataError as error:
             raise DataError(f"{checkpoint.path}: {name}: {error}") from error
-        warning = None if entry is None else entry.write([DetailedRecord(record, {}, [])])
+        if entry is not None:
+            warning = entry.write([DetailedRecord(record, {}, [])])
     position = {"checkpoint": member.name, "step": member.step, "classifier": name}
     return in_order({**position, **record}), warning
 

@@ -1,7 +1,6 @@
 """Local copies of remote files, in one directory of the cache for each version of a file or directory."""
 
 import json
-import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -10,29 +9,18 @@ from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing, replacing_directory
 from ckpt_probe.remote.failures import CHANGED
 from ckpt_probe.remote.hosts import Entry, file_system, look_up, request, scheme_of
+from ckpt_probe.user_cache import private_cache
 
-CACHE_VARIABLE = "CKPT_PROBE_CACHE"
-
-
-def cache_directory() -> Path:
-    """Return the directory of the cache: CKPT_PROBE_CACHE, or ckpt-probe in the user's directory of caches."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "ckpt-probe"
-
-
-def records_directory(address: Path) -> Path:
-    """Return the directory of the cache for records of the dumps in a remote directory."""
-    return cache_directory() / "records" / sha256(str(address).encode()).hexdigest()[:24]
+FILES = "files"
+"""Subdirectory of the cache."""
 
 
 def cached_copy(entry: Entry) -> Path | None:
     """Return the local copy of a file if it was downloaded before and the file has not changed, else None."""
-    copy = _copy_path(entry)
     try:
+        copy = _copy_path(entry)
         return copy if entry.validator and copy.stat().st_size == entry.size else None
-    except OSError:
+    except (OSError, DataError):
         return None
 
 
@@ -50,7 +38,6 @@ def download_file(entry: Entry) -> Path:
     if copy is not None:
         return copy
     copy = _copy_path(entry)
-    _make_private()
     with replacing(copy, overwrite=True) as temporary:
         _download([entry], [temporary])
     return copy
@@ -73,7 +60,6 @@ def download_directory(address: str, entries: Sequence[Entry]) -> Path:
     copy = _path_in_cache([address, versions], address)
     if copy.is_dir() and all(entry.validator for entry in entries):
         return copy
-    _make_private()
     with replacing_directory(copy, overwrite=True) as temporary:
         files = [temporary / name for name in names]
         for directory in {file.parent for file in files}:
@@ -120,13 +106,4 @@ def _copy_path(entry: Entry) -> Path:
 def _path_in_cache(version: object, address: str) -> Path:
     key = sha256(json.dumps(version).encode()).hexdigest()[:32]
     # The name is kept, since some files are recognised by it.
-    return cache_directory() / "files" / key / address.partition("?")[0].rpartition("/")[2]
-
-
-def _make_private() -> None:
-    directory = cache_directory()
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        advice = f"name another directory by {CACHE_VARIABLE}"
-        raise DataError(f"{directory}: cannot be written: {error.strerror}; {advice}") from error
+    return private_cache(FILES) / key / address.partition("?")[0].rpartition("/")[2]

@@ -79,11 +79,11 @@ def test_a_series_of_anybodys_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
     assert [record["class.entropy_weights"] for record in again] == [r["class.entropy_weights"] for r in records]
 
 
-def test_what_was_computed_is_kept_for_these_weights_alone(tmp_path: Path) -> None:
+def test_a_cached_record_belongs_to_these_weights_alone(tmp_path: Path, user_cache: Path) -> None:
     path = tmp_path / "step-1.safetensors"
     save_checkpoint(path, network().state_dict())
     [first] = cp.weights(path, cache=True)
-    [kept] = (tmp_path / ".ckpt-probe-cache").glob("*.json")
+    [kept] = (user_cache / "records").glob("*.json")
     text = json.loads(kept.read_text())
     text["records"][0]["record"]["class.entropy_weights"] = -1.0
     # A number that is not the one that was kept is computed anew.

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ckpt_probe.analysis import analyze_features
-from ckpt_probe.analysis.cache import FOLDER
 from ckpt_probe.cli.app import run
 from ckpt_probe.extraction import Block, Storage, StoreWriter
 from ckpt_probe.moments.registry import FAMILIES, METRICS
@@ -160,7 +159,7 @@ def test_an_error_in_a_worker_gives_the_same_line(analyze: Analyze, tmp_path: Pa
 
 
 def test_a_second_analysis_computes_only_what_is_new(
-    analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path
 ) -> None:
     series(tmp_path / "dumps")
     _, first, errors = analyze("dumps")
@@ -185,19 +184,45 @@ def test_a_second_analysis_computes_only_what_is_new(
     # So are other options; and what is no record of ours is computed anew.
     analyze("dumps", "--renyi", "2")
     assert len(computed) == 6
-    for file in (tmp_path / "dumps" / FOLDER).iterdir():
+    for file in (user_cache / "records").iterdir():
         file.write_text("no JSON")
     assert analyze("dumps")[1][1:3] == first[1:]
     assert len(computed) == 10
     assert analyze("dumps", "--set", "cache=false")[2] == ""
 
 
-def test_a_cache_that_cannot_be_written_is_reported(analyze: Analyze, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_used_is_reported(analyze: Analyze, tmp_path: Path, user_cache: Path) -> None:
     series(tmp_path / "dumps")
-    (tmp_path / "dumps" / FOLDER).write_text("a file is in the way")
-    code, records, errors = analyze("dumps")
+    user_cache.write_text("a file is in the way")
+    code, records, message = analyze("dumps")
     assert (code, len(records)) == (0, 3)
-    assert errors.startswith("the cache of records could not be written: ")
+    assert message.startswith(f"records are not cached: {user_cache}: cannot be written: ")
+
+
+def test_a_cache_that_others_may_use_is_neither_read_nor_written(
+    analyze: Analyze, tmp_path: Path, user_cache: Path
+) -> None:
+    series(tmp_path / "dumps")
+    user_cache.mkdir(mode=0o755)
+    code, records, message = analyze("dumps")
+    assert (code, len(records)) == (0, 3)
+    assert message == (
+        f"records are not cached: {user_cache}: others may use this cache (mode 755); chmod 700 it, or name another "
+        "directory by CKPT_PROBE_CACHE"
+    )
+    assert list(user_cache.iterdir()) == []
+
+
+def test_a_directory_of_dumps_is_not_written_and_its_hidden_files_are_not_read(
+    analyze: Analyze, tmp_path: Path, user_cache: Path
+) -> None:
+    series(tmp_path / "dumps")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "dumps" / ".ckpt-probe-cache").symlink_to(tmp_path / "elsewhere")
+    assert analyze("dumps")[0] == 0
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert len(list((user_cache / "records").glob("*.json"))) == 3
+    assert user_cache.stat().st_mode & 0o077 == 0
 
 
 def stored(path: Path, store: str, datasets: dict[str, np.ndarray], **options) -> Path:

@@ -101,7 +101,7 @@ def test_processes_that_download_the_same_file_at_once_all_have_it(
 
 def test_a_cache_that_cannot_be_written_is_reported(web: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKPT_PROBE_CACHE", str(file))
-    with pytest.raises(DataError, match=r"cannot be written: .*; name another directory by CKPT_PROBE_CACHE"):
+    with pytest.raises(DataError, match=r"cannot be written: .*, or name another directory by CKPT_PROBE_CACHE"):
         read(web.at("a.pt"))
 
 
@@ -132,3 +132,11 @@ def test_a_directory_is_downloaded_once_for_each_version_of_its_files(web: Any, 
     other = Path(resolve(web.at("a")).__fspath__())
     assert (copy / "x.txt").read_text() == "a/x.txt"
     assert (other / "x.txt").read_text() == "new"
+
+
+def test_a_cache_that_others_may_write_is_refused(web: Any, file: Path, cache: Path) -> None:
+    cache.mkdir(mode=0o755)
+    cache.chmod(0o777)
+    with pytest.raises(DataError, match=r"others may use this cache \(mode 777\); chmod 700 it"):
+        read(web.at("a.pt"))
+    assert list(cache.iterdir()) == []
