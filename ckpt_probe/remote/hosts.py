@@ -104,9 +104,10 @@ class RangeFile(io.RawIOBase):
         self._read_ahead = read_ahead
         self._several = False
         self._local = False
+        self._file: Any = io.BytesIO()
         cached = {"cache_type": "readahead", "block_size": READ_AHEAD} if read_ahead else {"cache_type": "none"}
         address = entry.address
-        self._file: Any = request(address, lambda: file_system(address).open(address, "rb", size=entry.size, **cached))
+        self._file = request(address, lambda: file_system(address).open(address, "rb", size=entry.size, **cached))
 
     def readable(self) -> bool:
         """Return True."""
