@@ -281,6 +281,7 @@ def raw(path: Path, header: str, data: bytes = b"\0" * 8) -> Path:
         ('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "longer than its header says"),
         ('{"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "truncated: shorter than its header says"),
         ('{"x": {"dtype": "Q9", "shape": [2], "data_offsets": [0, 8]}}', "unknown dtype Q9"),
+        (f'{{"x": {{"dtype": "F32", "shape": {[1] * 65}, "data_offsets": [0, 4]}}}}', "65 axes, expected at most 64"),
         ('{"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "are not all integers from 0"),
         ('{"x": 5}', "its header cannot be read"),
         ("[]", "its header cannot be read"),

@@ -105,7 +105,7 @@ class Inert:
     def plain(self) -> Any:
         """Return the fields if the state has some, else the arguments."""
         # The state of a class with __slots__ has two parts: its fields, and its slots.
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        parts = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else (self.state,)
         fields = [part for part in parts if isinstance(part, dict)]
         if fields:
             return {name: value for part in fields for name, value in part.items()}

@@ -125,6 +125,11 @@ def test_metadata_that_would_run_code_are_refused(copied: Path) -> None:
             "position 2,147,483,647 of its memo, after 2 opcodes",
         ),
         (pickle.dumps({"model": 1}), "not the metadata"),
+        # A key whose hash would visit 2^60 objects.
+        (
+            b"\x80\x02})" + b"".join(bytes([113, i, 104, i, 134]) for i in range(60)) + b"K\x01s.",
+            "a key that is a tuple of too many nested tuples",
+        ),
     ],
 )
 def test_metadata_that_are_none(copied: Path, data: bytes, told: str) -> None:

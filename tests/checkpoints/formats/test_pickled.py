@@ -23,7 +23,8 @@ from torch import nn
 
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.checkpoints.formats import pickled
-from ckpt_probe.checkpoints.formats.scanning import scan
+from ckpt_probe.checkpoints.formats.scanning import Budget, scan
+from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS
 from ckpt_probe.errors import DataError, UsageError
 
 ZIP, STREAM = "torch zip", "torch stream"
@@ -349,6 +350,26 @@ def pickle_of(*parts: bytes) -> io.BytesIO:
 def test_pickles_that_are_bombs_or_no_pickles(data: io.BytesIO, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         scan(data, len(data.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (Budget(containers=50), "more than 50 dictionaries, lists and sets"),
+        (Budget(opcodes=50), "more than 50 opcodes"),
+        (Budget(size=50), "exhausted|no complete pickle"),
+    ],
+)
+def test_a_pickle_beyond_its_budget_is_refused(budget: Budget, message: str) -> None:
+    data = pickle_of(b"](" + b"}" * 100 + b"e")
+    with pytest.raises(ValueError, match=message):
+        scan(data, len(data.getvalue()), budget)
+
+
+def test_a_state_without_fields_is_no_error() -> None:
+    namespace = STAND_INS["argparse.Namespace"]()
+    namespace.__setstate__((5, 6))
+    assert namespace.plain() == []
 
 
 def test_a_pickle_of_shared_lists_is_read_once(tmp_path: Path) -> None:
