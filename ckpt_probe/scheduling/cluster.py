@@ -11,8 +11,7 @@ from uuid import uuid4
 
 from ckpt_probe.addresses import all_credentials
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
-from ckpt_probe.files import code_hash
-from ckpt_probe.scheduling.tasks import Caller, Failed, Lost, attempt
+from ckpt_probe.scheduling.tasks import Caller, Failed, Lost, attempt, describe_mismatch, installed_code
 
 CONNECT_SECONDS = 15
 COUNTED_SECONDS = 1.0
@@ -38,7 +37,7 @@ class Cluster:
         self._done, self._warned = 0, False
         self._workers, self._counted = 0, -COUNTED_SECONDS
         # A unique prefix, because a task of the same name in another call would be mistaken for this one.
-        self._caller, self._count = Caller(str(Path.cwd()), f"ckpt-probe-{uuid4().hex[:8]}"), count()
+        self._caller, self._count = Caller(str(Path.cwd()), f"ckpt-probe-{uuid4().hex[:8]}", installed_code()), count()
         try:
             self._require_same_version()
             # Number of workers that may die while they hold a task before the scheduler gives it up.
@@ -122,23 +121,20 @@ class Cluster:
         return self._workers
 
     def _require_same_version(self) -> None:
-        ours = _version()
+        # Workers that join later compare their code with that of each task.
         try:
-            versions = self._client.run(_version, on_error="return")
+            versions = self._client.run(installed_code, on_error="return")
         except Exception as error:
             raise self._gone(error) from error
         try:
-            versions["scheduler"] = self._client.run_on_scheduler(_version)
+            versions["scheduler"] = self._client.run_on_scheduler(installed_code)
         except Exception as error:
             # The scheduler unpickles the tasks that it forwards, and so needs the package too.
             versions["scheduler"] = error
-        for worker, version in versions.items():
-            if version != ours:
-                theirs = version if isinstance(version, str) else last_line(version)
-                raise UsageError(
-                    f"{self._address}: {worker} has another ckpt-probe ({theirs} / here {ours}); "
-                    "install the same on the scheduler and on all workers"
-                )
+        for worker, code in versions.items():
+            if code != self._caller.code:
+                theirs = code if isinstance(code, str) else last_line(code)
+                raise UsageError(f"{self._address}: {describe_mismatch(worker, theirs, self._caller.code)}")
 
     def _gone(self, error: BaseException | None) -> DataError:
         cause = "" if error is None else f" ({last_line(error)})"
@@ -171,10 +167,3 @@ def _is_scheduler_file(address: str) -> bool:
 
 def _allowed_failures(dask_scheduler: Any) -> int:
     return int(dask_scheduler.allowed_failures)
-
-
-def _version() -> str:
-    """Return the code that a worker runs: the package's version and a hash of its modules."""
-    from importlib.metadata import version
-
-    return f"{version('ckpt-probe')} {code_hash()[:8]}"

@@ -1,14 +1,17 @@
 """Define tasks and their outcomes: work on one item, wherever it runs."""
 
 import os
+import socket
 import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from ckpt_probe.addresses import Credentials, redacted, use_credentials
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
+from ckpt_probe.files import code_hash
 
 T = TypeVar("T")
 
@@ -91,10 +94,26 @@ class Caller:
     Attributes:
         directory: Directory against which relative paths are resolved.
         name: Unique name of the call.
+        code: Version and hash of the package, which the worker's must equal.
     """
 
     directory: str
     name: str
+    code: str
+
+
+@cache
+def installed_code() -> str:
+    """Return the code that this process runs: the version of the package and a hash of its modules."""
+    from importlib.metadata import version  # takes longer to load than this module
+
+    return f"{version('ckpt-probe')} {code_hash()[:8]}"
+
+
+def describe_mismatch(worker: str, theirs: str, ours: str) -> str:
+    """Return the message for a worker whose code differs from that of the caller."""
+    hint = "install the same on the scheduler and on all workers"
+    return f"{worker} has another ckpt-probe ({theirs} / here {ours}); {hint}"
 
 
 def made_once(key: Any, make: Callable[[], T]) -> T:
@@ -127,6 +146,8 @@ def attempt(work: Callable[[Any], Any], item: Any, credentials: Credentials, cal
 def _attempt(work: Callable[[Any], Any], item: Any, caller: Caller | None) -> Any:
     try:
         if caller is not None:
+            if caller.code != installed_code():
+                raise UsageError(describe_mismatch(socket.gethostname(), installed_code(), caller.code))
             # Relative names have another meaning for another caller, and so has the cache.
             os.chdir(caller.directory)
             if _callers != [caller]:

@@ -108,8 +108,11 @@ class LoopbackCluster:
         self._start("scheduler", "dask_scheduler", "--port", "0", "--host", "127.0.0.1", *named, **environment)
         self.until(Path(self.scheduler_file).exists)
         for number in range(workers):
-            alone = ["--nthreads", str(threads), "--no-nanny"]
-            self._start(f"worker-{number}", "dask_worker", *alone, *named, **environment)
+            self.join(f"worker-{number}", threads, **environment)
+
+    def join(self, name: str, threads: int = 1, **environment: str) -> None:
+        alone = ["--nthreads", str(threads), "--no-nanny"]
+        self._start(name, "dask_worker", *alone, "--scheduler-file", self.scheduler_file, **environment)
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()

@@ -1,5 +1,6 @@
 """A real Dask cluster on loopback: workers that are killed cost nothing, a scheduler that is costs one line."""
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+import ckpt_probe
 from ckpt_probe.analysis import analyze
 from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
@@ -99,6 +101,24 @@ def test_a_task_that_kills_its_workers_is_set_aside(tasks: ModuleType, cluster: 
     with pytest.raises(DataError, match=r"^step-2: its worker process was killed 3 times"):
         done.update(results(tasks.deadly, [0, 1, 2, 3], names=NAMES, workers=staff, say=print))
     assert done == {0: 0, 1: 2, 3: 6}
+
+
+def test_a_worker_of_other_code_that_joins_late_refuses_the_tasks(
+    tasks: ModuleType, cluster: Any, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(Path(ckpt_probe.__file__).parent, other / "ckpt_probe")
+    with (other / "ckpt_probe" / "errors.py").open("a", encoding="utf-8") as file:
+        file.write("# other code\n")
+    cluster.start(0)
+
+    def join(message: str) -> None:
+        if "no worker yet" in message:
+            cluster.join("late", PYTHONPATH=os.pathsep.join([str(other), str(tmp_path), os.environ["PYTHONPATH"]]))
+
+    staff = Workers(scheduler=cluster.scheduler_file)
+    with pytest.raises(UsageError, match=r"has another ckpt-probe \(.* / here .*\); install the same"):
+        list(results(tasks.double, [1, 2], names=["a", "b"], workers=staff, say=join))
 
 
 def test_a_worker_of_many_threads_runs_one_task_at_a_time(tasks: ModuleType, cluster: Any) -> None:
