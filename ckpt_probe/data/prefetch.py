@@ -63,23 +63,27 @@ def ready_parts(
             yield batches
         return
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(1, THREAD_NAME, None if pinned else torch.set_num_threads, () if pinned else (1,))
     remaining = iter(parts)
+
+    def limit_threads() -> None:
+        if not pinned:
+            torch.set_num_threads(1)
 
     def read(part: slice) -> LabelledBatch:
         inputs, labels = split.batch(part)
         return _pinned(inputs) if pinned else inputs, labels
 
+    pool = ThreadPoolExecutor(1, THREAD_NAME, limit_threads)
     waiting = deque(pool.submit(read, part) for part in islice(remaining, PREFETCHED))
 
-    def batches() -> Iterator[LabelledBatch]:
+    def in_order() -> Iterator[LabelledBatch]:
         while waiting:
             batch = waiting.popleft().result()
             waiting.extend(pool.submit(read, part) for part in islice(remaining, 1))
             yield batch
 
     try:
-        yield batches()
+        yield in_order()
     finally:
         for batch in waiting:
             batch.cancel()
