@@ -1,6 +1,7 @@
 """Names of options: Python keywords in messages become flags, and removed options name their replacement."""
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -117,7 +118,12 @@ def _texts(value: Any, *, separate: bool) -> list[str]:
     if isinstance(value, bool):
         return [str(value).lower()]
     if isinstance(value, Mapping):
-        return [shlex.quote(f"{name}={inner}") for name, inner in value.items()]
+        return [shlex.quote(f"{name}={_text_or_json(inner)}") for name, inner in value.items()]
     if isinstance(value, list | tuple):
         return [str(inner) for inner in value] if separate else [",".join(map(str, value))]
     return [str(value)]
+
+
+def _text_or_json(value: Any) -> str:
+    """Return a value as an option NAME=VALUE takes it: plain text, or JSON for other values."""
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value, ensure_ascii=False)

@@ -40,6 +40,11 @@ def example(**_: object) -> None:
         ("`splits=['train', 'test']`", "--split train --split test"),
         ("`orders=(0.5, 2)`", "--renyi 0.5,2"),
         ("`data_arguments={'label': 'NAME', 'n': 3}`", "--data-argument label=NAME --data-argument n=3"),
+        (
+            "`data_arguments={'a': True, 'delimiter': '\\t'}`",
+            "--data-argument a=true --data-argument 'delimiter=\"\\t\"'",
+        ),
+        ("`data_arguments={'sources': [{'name': 'x'}]}`", '--data-argument \'sources=[{"name": "x"}]\''),
         ("`overrides='loss.mir=1'`", "--set loss.mir=1"),
         ("`checkpoints`", "CHECKPOINTS"),
     ],
