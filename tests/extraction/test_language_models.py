@@ -183,7 +183,7 @@ def test_moments_of_many_classes_keep_the_total_alone(
     given: dict[str, Any] = {"data": f"text:{tmp_path / 'long.jsonl'}", "device": "cpu", "store": "moments"}
     said = Listening()
     cp.extract_series(tmp_path / "model", tmp_path / "dumps", memory=6000, progress=said, **given)
-    assert any("only that of all rows is kept, and within-class entropies are missing" in line for line in said.said)
+    assert any("only that of all rows is stored, and within-class entropies are missing" in line for line in said.said)
     with cp.open_dump(tmp_path / "dumps" / "model.h5") as dump:
         arrays = dump["long"].arrays()
     assert "moments/total" in arrays
