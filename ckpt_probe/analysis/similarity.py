@@ -78,7 +78,7 @@ class Kept:
             raise DataError(
                 f"{both}: different rows were kept to be compared ({len(self.indices)} of {self.samples}, "
                 f"{len(other.indices)} of {other.samples}); extract both from the same data, with the same "
-                "--similarity-rows and --similarity-seed"
+                "`similarity_rows` and `similarity_seed`"
             )
         if self.labels is not None and other.labels is not None and not np.array_equal(self.labels, other.labels):
             raise DataError(f"{both}: the rows that were kept have other labels; extract both from the same data")
@@ -156,7 +156,9 @@ def kept_of(dump: Dump, split: str) -> Kept:
         indices = subset_indices(view.samples, SUBSET_ROWS).numpy()
         layers = {PENULTIMATE: view.features[indices]}
     else:
-        raise DataError(f"{source}: no rows to be compared are stored; extract again with --layers all --overwrite")
+        raise DataError(
+            f"{source}: no rows to compare are stored; extract again with `layers='all'` and `overwrite=True`"
+        )
     if not layers or (len(indices) and (indices.min() < 0 or indices.max() >= view.samples)):
         raise DataError(f"{source}: the rows kept to be compared are missing or damaged; extract again")
     return Kept(source, layers, indices, view.samples, _labels(view, indices))

@@ -46,7 +46,7 @@ def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
     """
     layered = [record for record in records if record.get("layer") is not None]
     if not layered:
-        raise DataError("no layers in these dumps; extract them again with --layers all --overwrite")
+        raise DataError("no layers in these dumps; extract them again with `layers='all'` and `overwrite=True`")
     known = metric_names(layered)
     metric = find_metrics(metric, known)[0]
     if metric not in known:

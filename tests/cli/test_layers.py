@@ -84,7 +84,7 @@ def test_a_metric_by_layer_and_step(folder: Path, capsys: pytest.CaptureFixture[
         (
             ["plain", "--set", "layer_metric=separation"],
             1,
-            "no layers in these dumps; extract them again with --layers all --overwrite",
+            "no layers in these dumps; extract them again with --layers all and --overwrite",
         ),
         (["dumps", "--set", "layer_metric=accurracy"], 1, "no layer has a number 'accurracy'; did you mean accuracy"),
         (
