@@ -1,10 +1,13 @@
 """Python keywords in messages become flags of the running command."""
 
+import ast
+import re
 from pathlib import Path
 
 import click
 import pytest
 
+import ckpt_probe
 from ckpt_probe.cli.app import group, run
 from ckpt_probe.cli.flags import flags_for_keywords
 
@@ -72,3 +75,22 @@ def test_errors_of_a_command_name_its_flags(tmp_path: Path, capsys: pytest.Captu
     assert run(["demo", "-o", str(tmp_path / "demo")]) == 2
     assert "add --overwrite to replace it" in capsys.readouterr().err
     assert group.get_command(click.Context(group), "nothing") is None
+
+
+def test_no_message_below_the_command_line_names_a_flag() -> None:
+    package = Path(ckpt_probe.__file__).parent
+    # Spellings of options for pages, flags of other programs, and the caption of printed tables.
+    excepted = {"extraction/request.py", "reporting/page/document.py", "scheduling/cluster.py", "reporting/table.py"}
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package).as_posix()
+        if name.startswith("cli/") or name in excepted:
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        documentation = {
+            id(statement.value)
+            for statement in ast.walk(tree)
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+                assert not re.search(r"(?<![\w-])--[a-z]", node.value), f"{name}:{node.lineno}: {node.value}"
