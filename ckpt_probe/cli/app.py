@@ -41,6 +41,10 @@ INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
 
+class Interrupted(Exception):
+    """The user has interrupted a subcommand; click would print an empty line first."""
+
+
 class Verbs(click.Group):
     """Command group that imports the module of a subcommand only when it is used."""
 
@@ -53,6 +57,13 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         return import_module(f"ckpt_probe.cli.{cmd_name}").command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
 
 
 @click.command(
@@ -94,7 +105,7 @@ def run(arguments: Sequence[str]) -> int:
         code = group.main([*first, *words], prog_name="ckpt-probe", standalone_mode=False, obj=words)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except (click.Abort, KeyboardInterrupt) as error:
+    except (click.Abort, Interrupted, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):
             # click takes the end of any file for the end of a person's input.
             return _internal(error.__cause__, debug)

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +199,30 @@ def test_a_demo_can_be_stopped_and_started_anew(interrupted: Callable, tmp_path:
     assert code == 130
     assert said_how_to_go_on(errors)
     assert halves(tmp_path) == []
+
+
+LOADING = """
+import os, signal, sys
+from ckpt_probe.__main__ import main
+
+module, sys.argv = sys.argv[1], ["ckpt-probe", *sys.argv[2:]]
+left = [1]
+
+def signalled(event, arguments):
+    if event == "import" and arguments[0] == module and left:
+        left.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(signalled)
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["ckpt_probe.cli.app", "h5py"])
+def test_an_interruption_while_modules_are_loaded_gives_one_line(module: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", LOADING, module, "inspect", str(tmp_path / "a.h5")]
+    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=1200)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 130
+    assert line.startswith("interrupted")
