@@ -21,14 +21,14 @@ from ckpt_probe.analysis.entries import (
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest
 from ckpt_probe.analysis.ranges import SharedSplits
 from ckpt_probe.analysis.record import (
-    FEW_SAMPLES,
     NEEDS_FEATURES,
     Block,
-    centred_record,
+    centred_entropies,
+    compute_detailed,
     compute_from_blocks,
     compute_from_moments,
-    compute_moments,
     distinct_means,
+    moment_inputs,
 )
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import PENULTIMATE, Dump, LayerView, Pass, SplitView, open_dump
@@ -36,7 +36,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality, double
-from ckpt_probe.moments.registry import FAMILIES, METRICS, SERIES
+from ckpt_probe.moments.registry import FAMILIES, METRICS, SECOND_PASS, SERIES
 
 BLOCK_BYTES = 2**20, 16 * 2**20
 """Least and most bytes of a block of rows as float64; between them, a block takes a sixteenth of the memory budget."""
@@ -52,7 +52,6 @@ CENTRED_RANK = "centred.effective_rank"
 OF_LAYERS = frozenset(family.name for family in FAMILIES if family.any_layer)
 """Families that apply to any layer; the others compare means with classifier rows of the same width."""
 
-NEAREST = "nearest_mean_accuracy"
 SLOPE, FIT = "separation.slope", "separation.r2"
 FEW_LAYERS = "separation is known of fewer than three layers"
 LAYER_NEEDS_FEATURES = (
@@ -159,20 +158,22 @@ def _compute_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled
             blocks, moments = Pass(layer, _rows_at_once(layer, settings), scores=False), narrowed.moments(classes)
             for features, labels, _ in blocks():
                 moments.update(features, labels)
-        detailed = compute_moments(moments, None, None, blocks, narrowed, label_rows=weights)
-        record: Record = {**position, **detailed.record}
+        inputs = moment_inputs(moments, None, None, blocks, narrowed, label_rows=weights)
+        inputs.provided.add(SECOND_PASS)
         counts = NearestCounts()
         if "nc4" in families:
             means, reason = (None, LAYER_NEEDS_FEATURES) if blocks is None else distinct_means(moments, settings)
             if blocks is not None and means is not None and reason is None:
                 counts = count_nearest(blocks, means, Predictions(None), confusion=settings.per_class)
-            record[NEAREST] = counts.accuracy
-            if counts.accuracy is None:
-                record["missing"] = join_reasons(record["missing"], f"{NEAREST}: {reason or FEW_SAMPLES}")
+            inputs.unavailable |= {SECOND_PASS: reason} if reason else {}
+        inputs.nearest = counts
+        detailed = compute_detailed(inputs)
     except DataError as error:
         raise DataError(f"layer {layer.name}: {error}") from error
     per_class = [{**position, **row, **counts.columns_of_class(row["class"])} for row in detailed.per_class]
-    return replace(detailed, record=in_order(settled(record)), per_class=per_class, portrait=None)
+    return replace(
+        detailed, record=in_order(settled({**position, **detailed.record})), per_class=per_class, portrait=None
+    )
 
 
 def _with_fitted_line(last: DetailedRecord, layers: Sequence[DetailedRecord], settings: Settings) -> DetailedRecord:
@@ -210,8 +211,8 @@ def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
     reason = NEEDS_FEATURES
     if "centred" in settings.families and view.features is not None:
         try:
-            centred = centred_record(lambda: _one_class(rows()), moments, None, settings)
-            record[CENTRED_RANK] = centred["sample.effective_rank"]
+            centred = centred_entropies(lambda: _one_class(rows()), moments, None, settings)
+            record[CENTRED_RANK] = float(centred.first(1.0).exp())
         except DataError as error:
             reason = str(error)
     absent = [name for name, value in record.items() if value is None and name not in REFERENCES]

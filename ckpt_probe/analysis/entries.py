@@ -10,13 +10,6 @@ from ckpt_probe.moments import registry
 
 Record = dict[str, Any]
 
-CENTRED = {
-    "centred.mir": "sample.mir",
-    "centred.hdr": "sample.hdr",
-    "centred.effective_rank": "sample.effective_rank",
-}
-"""Metrics of features minus their mean, each with its name among the metrics of the features themselves."""
-
 CONFUSION, NAMED_CONFUSION = "nearest.confusion", "nearest.named"
 PLAIN_NAME = re.compile(r"[\w.'-]+")
 """Class names that need no quotes beside a colon and a count."""
@@ -43,20 +36,13 @@ def join_reasons(*reasons: str | None) -> str | None:
     return "; ".join(reason for reason in reasons if reason) or None
 
 
-def settled(record: Record, *, scored: bool = False) -> Record:
-    """Replace values that are not finite by None, with the reason in `missing`.
-
-    Args:
-        record: The record.
-        scored: Whether the samples had logits, so that a missing loss means an infinite one.
-    """
+def settled(record: Record) -> Record:
+    """Replace values that are not finite by None, with the reason in `missing`."""
     infinite = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
-    reasons = [f"{', '.join(infinite)}: not finite"] if infinite else []
-    if scored and record.get("loss") is None:
-        reasons.append("loss: not finite, because logits are infinite or NaN")
-    if not reasons:
+    if not infinite:
         return record
-    return {**record, **dict.fromkeys(infinite), "missing": join_reasons(record.get("missing"), *reasons)}
+    missing = join_reasons(record.get("missing"), f"{', '.join(infinite)}: not finite")
+    return {**record, **dict.fromkeys(infinite), "missing": missing}
 
 
 def in_order(record: Mapping[str, Any]) -> Record:

@@ -6,19 +6,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis.entries import CENTRED, Record, in_order, join_reasons, settled
+from ckpt_probe.analysis.entries import Record, in_order, settled
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest, predicted_classes, without_scores
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.metrics.arrays import as_labels
-from ckpt_probe.metrics.collapse import nc5
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.metrics.stochastic import MOST
-from ckpt_probe.moments import MEMORY, DetailedRecord, Moments
+from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
 from ckpt_probe.moments.accumulator import rows_at_once
+from ckpt_probe.moments.entropies import LevelEntropies
+from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.quality import LinearHead, Quality, Scored, double
-from ckpt_probe.moments.registry import COINCIDE, package_functions
+from ckpt_probe.moments.record import compute_record
+from ckpt_probe.moments.registry import COINCIDE, FEW_SAMPLES, LOGITS, OUTSIDE, SECOND_PASS, package_functions
 
 Block = tuple[Array, Array, Array | Scored | None]
 """Features (n, D), labels (n,), and scores: logits (n, C), or predicted classes and losses, or None."""
@@ -36,14 +38,10 @@ MANY_CLASSES = 1000
 PREDICTED_SHARE = 8
 """Predictions of the first pass may take one eighth of the memory budget."""
 
-SCORED = frozenset({"quality", "nc4"})
+SCORED = frozenset(metric.family for metric in registry.METRICS if LOGITS in metric.requires)
 """Families of metrics that need predicted classes."""
 
-NEAREST = ("nc4.disagreement", "nearest_mean_accuracy")
-OUTSIDE = "nc5.cosine"
 NO_OUTSIDE = "no data of other classes (`outside=`)"
-FEW_SAMPLES = "no class has as many samples as a class needs"
-NO_SCORES = "neither logits nor classifier weights"
 NEEDS_FEATURES = (
     "needs the features, but only moments were stored (extract again with `store='both'` and `overwrite=True`)"
 )
@@ -213,39 +211,38 @@ def compute_from_moments(
     """
     settings = settings or Settings()
     families = settings.families
-    detailed = compute_moments(moments, weights, bias, blocks, settings)
-    record: Record = dict(detailed.record)
-    reasons = [record.pop("missing")]
+    inputs = moment_inputs(moments, weights, bias, blocks, settings)
+    inputs.provided |= {LOGITS, SECOND_PASS, registry.CENTRED, OUTSIDE}
+    inputs.quality, inputs.outside_mean = quality, outside
     counts = NearestCounts()
-    if "quality" in families:
-        record |= {"accuracy": quality.accuracy, "loss": quality.loss}
-        reasons += [f"accuracy, loss: {NO_SCORES}"] if weights is None and quality.accuracy is None else []
+    if not (predicted or quality.samples):
+        inputs.unavailable[LOGITS] = registry.NO_SCORES
     if "nc4" in families:
+        reason = NEEDS_FEATURES
         if second is not None:
             counts, reason = _compare_with_means(second, moments, settings, predicted=predicted)
-            reasons.append(reason)
-        record |= dict(zip(NEAREST, (counts.disagreement, counts.accuracy), strict=True))
-    if "centred" in families:
-        record |= dict.fromkeys(CENTRED)
-        if blocks is not None:
-            values, reason = _centred(blocks, moments, weights, settings)
-            record |= values
-            reasons.append(reason)
-    if "nc5" in families:
-        record[OUTSIDE], reason = _compare_with_outside(moments, outside, settings)
-        reasons.append(reason)
-    if blocks is None and (absent := [name for name in (*NEAREST, *CENTRED) if name in record]):
-        reasons.append(f"{', '.join(absent)}: {NEEDS_FEATURES}")
+        inputs.nearest = counts
+        inputs.unavailable |= {SECOND_PASS: reason} if reason else {}
+    if "centred" in families and blocks is None:
+        inputs.unavailable[registry.CENTRED] = NEEDS_FEATURES
+    elif "centred" in families and blocks is not None:
+        try:
+            inputs.centred = centred_entropies(blocks, moments, weights, settings)
+        except DataError as error:
+            inputs.unavailable[registry.CENTRED] = str(error)
+    if outside is None:
+        inputs.unavailable[OUTSIDE] = NO_OUTSIDE
+    detailed = compute_detailed(inputs)
+    record: Record = dict(detailed.record)
     for name, function in package_functions().items():
         if name in families:
             record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
-    record["missing"] = join_reasons(*reasons)
-    record = in_order(settled(record, scored="quality" in families and quality.samples > 0))
+    record = in_order(settled(record))
     per_class = [settled({**row, **counts.columns_of_class(row["class"])}) for row in detailed.per_class]
     return replace(detailed, record=record, per_class=per_class)
 
 
-def compute_moments(
+def moment_inputs(
     moments: Moments,
     weights: Array | None,
     bias: Array | None,
@@ -253,8 +250,8 @@ def compute_moments(
     settings: Settings,
     *,
     label_rows: Array | None = None,
-) -> DetailedRecord:
-    """Compute the metrics that class moments determine.
+) -> Inputs:
+    """Return the inputs of metrics that class moments provide.
 
     Args:
         moments: Class moments.
@@ -268,19 +265,24 @@ def compute_moments(
         DataError: As `analyze_features`.
     """
     rows = None if blocks is None else without_scores(blocks)
+    return moments.inputs(
+        weights,
+        bias,
+        rows=None if rows is None else lambda: ((features, labels) for features, labels, _ in rows()),
+        orders=settings.orders,
+        sampling=settings.sampling,
+        details=settings.per_class or settings.spectra or settings.portrait,
+        label_rows=label_rows,
+        only=settings.families,
+        min_samples=settings.min_samples,
+        exact_limit=settings.exact_limit,
+    )
+
+
+def compute_detailed(inputs: Inputs) -> DetailedRecord:
+    """Compute the record; raise DataError if a matrix has no eigenvalues."""
     try:
-        return moments.read(
-            weights,
-            bias,
-            rows=None if rows is None else lambda: ((features, labels) for features, labels, _ in rows()),
-            orders=settings.orders,
-            sampling=settings.sampling,
-            details=settings.per_class or settings.spectra or settings.portrait,
-            label_rows=label_rows,
-            only=settings.families,
-            min_samples=settings.min_samples,
-            exact_limit=settings.exact_limit,
-        )
+        return compute_record(inputs)
     except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise DataError("no eigenvalues: the features overflow float64, or stored moments are damaged") from error
 
@@ -318,50 +320,18 @@ def _compare_with_means(
     """Make the second pass, and return its counts and the reasons for the values that are missing."""
     # Without predictions and rows of classes nothing is compared, unless the family was named.
     if not (predicted or settings.per_class or settings.only is not None):
-        reason = f"{NEAREST[0]}: {NO_SCORES}; {NEAREST[1]}: needs a second pass, which only nc4 asks for here"
-        return NearestCounts(), reason
+        return NearestCounts(), "needs a second pass, which only nc4 asks for here"
     means, reason = distinct_means(moments, settings)
     if reason is not None:
-        return NearestCounts(), f"{', '.join(NEAREST)}: {reason}"
+        return NearestCounts(), reason
     counts = second(means, settings.per_class)
     if counts.samples != moments.samples:
         raise DataError(f"the data changed between two passes: {moments.samples} rows, then {counts.samples}")
-    return counts, join_reasons(
-        f"{NEAREST[0]}: {NO_SCORES}" if counts.disagreement is None else None,
-        f"{NEAREST[1]}: {FEW_SAMPLES}" if counts.accuracy is None else None,
-    )
+    return counts, None
 
 
-def _compare_with_outside(
-    moments: Moments, outside: Tensor | None, settings: Settings
-) -> tuple[float | None, str | None]:
-    """Compute NC5 against the mean feature of data of other classes; return it and the reason if it is missing."""
-    means = double(moments.means_of_classes(settings.min_samples))
-    means = means[~means[:, 0].isnan()]
-    if outside is None or not len(means):
-        return None, f"{OUTSIDE}: {NO_OUTSIDE if outside is None else FEW_SAMPLES}"
-    try:
-        return nc5(means, outside, samples=moments.samples), None
-    except DataError as error:
-        return None, f"{OUTSIDE}: {str(error).removeprefix('nc5: ')}"
-
-
-def _centred(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> tuple[Record, str | None]:
-    """Compute the metrics of centred features; return them and the reasons for missing values."""
-    try:
-        record = centred_record(blocks, moments, weights, settings)
-    except DataError as error:
-        return dict.fromkeys(CENTRED), f"{', '.join(CENTRED)}: {error}"
-    reasons = []
-    for part in str(record["missing"] or "").split("; "):
-        sources, _, reason = part.partition(": ")
-        names = [name for name, source in CENTRED.items() if source in sources.split(", ")]
-        reasons += [f"{', '.join(names)}: {reason}"] if names else []
-    return {name: record[source] for name, source in CENTRED.items()}, join_reasons(*reasons)
-
-
-def centred_record(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> Record:
-    """Compute the metrics at sample level of the features minus their mean.
+def centred_entropies(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> LevelEntropies:
+    """Compute the entropies at sample level of the features minus their mean.
 
     Args:
         blocks: Called without arguments, starts a new pass over the rows.
@@ -370,7 +340,7 @@ def centred_record(blocks: Blocks, moments: Moments, weights: Array | None, sett
         settings: Options of the analysis.
 
     Raises:
-        DataError: If the centred features have no such metrics, as when all of them are equal.
+        DataError: If the centred features have no direction, as when all of them are equal.
     """
     rows = without_scores(blocks)
 
@@ -382,6 +352,6 @@ def centred_record(blocks: Blocks, moments: Moments, weights: Array | None, sett
     for features, labels in centred():
         shifted.update(features, labels)
     try:
-        return shifted.compute(weights, rows=centred, sampling=settings.sampling)
+        return shifted.inputs(weights, rows=centred, sampling=settings.sampling).sample_level
     except DataError as error:
         raise DataError(f"less their mean, {error}") from error

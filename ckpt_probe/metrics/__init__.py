@@ -5,10 +5,9 @@ from ckpt_probe.metrics.collapse import nc5, nearest_means
 from ckpt_probe.metrics.entropy import effective_rank, erank_difference, matrix_entropy
 from ckpt_probe.metrics.gram import gram
 from ckpt_probe.metrics.information import hdr, mir, mutual_information
-from ckpt_probe.metrics.theory import collapse_values, reference_values, simplex_etf
+from ckpt_probe.metrics.theory import reference_values, simplex_etf
 
 __all__ = [
-    "collapse_values",
     "effective_rank",
     "erank_difference",
     "gram",

@@ -1,4 +1,4 @@
-"""The door for anybody's arrays: what numpy or torch holds becomes a tensor, or one line says why it cannot."""
+"""Conversion of arrays of users to tensors, with one-line errors for arrays that cannot be converted."""
 
 import warnings
 from typing import Any
@@ -10,14 +10,19 @@ from torch import Tensor
 from ckpt_probe.errors import DataError
 
 NUMBERS = "biufc"
-"""Kinds of numpy's that are numbers: truth, signed, unsigned, floating, complex."""
+"""Kinds of numpy dtypes that are numbers: boolean, signed, unsigned, floating, complex."""
 
 
 def as_tensor(values: Any, name: str = "the array") -> Tensor:
-    """Real numbers as a tensor on the device where they are, sharing their memory wherever torch can.
+    """Convert real numbers to a tensor on their device, which shares their memory if torch can.
 
-    values: a tensor, or what numpy takes for an array: read-only ones, those with negative strides and those in another
-    byte order too. Raises DataError, opening with `name`, for complex numbers and for what is not numbers at all.
+    Args:
+        values: A tensor, or anything that numpy converts to an array; also read-only arrays, and arrays with negative
+            strides or another byte order.
+        name: Name of the values in messages.
+
+    Raises:
+        DataError: If the values are complex, or no numbers.
     """
     tensor = values if isinstance(values, Tensor) else _from_numpy(_array(values, name), name)
     if tensor.is_complex():
@@ -31,7 +36,7 @@ def as_labels(values: Any, name: str = "labels") -> Tensor:
 
     Args:
         values: Class numbers of any shape, array or tensor; floating-point numbers are accepted if they are whole.
-        name: What to call them in an error.
+        name: Name of the values in messages.
 
     Raises:
         DataError: If they are texts, or numbers that are not whole, such as the targets of a regression.
@@ -71,7 +76,7 @@ def _from_numpy(array: np.ndarray, name: str) -> Tensor:
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
     with warnings.catch_warnings():
-        # Nothing here writes into what it is given.
+        # The package never writes into arrays of a user.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         try:
             return torch.from_numpy(array)

@@ -1,7 +1,7 @@
-"""Neural collapse NC1-NC5 (Papyan, Han and Donoho 2020; Ammar et al. 2024) and CDNV from class means and scatter.
+"""Neural collapse NC1 to NC5 (Papyan, Han and Donoho 2020; Ammar et al. 2024) and CDNV from class means and scatter.
 
-Below, M are centred class means (C, D): row m_c = μ_c − μ_G, μ_G the mean of the class means. All tensors float64.
-Nothing C × C is held for many classes, and little beside the rows themselves.
+M are centred class means (C, D): row m_c = μ_c − μ_G, with μ_G the mean of the class means. All tensors are float64.
+With many classes no C × C matrix is stored.
 """
 
 import math
@@ -24,7 +24,7 @@ from ckpt_probe.metrics.rounding import (
 )
 
 MANY_ENTRIES = 2**21
-"""Entries of (C, D) from which work that would need another matrix of that size, or C × C, is done another way."""
+"""Entries of (C, D) from which computations avoid another matrix of that size, and C × C matrices."""
 
 
 def nc1_pinv(within: Tensor, M: Tensor, *, size: float = 0.0) -> float | None:
@@ -56,53 +56,60 @@ def between_axes(M: Tensor, size: float = 0.0) -> Tensor | None:
 
 
 def separation(nc1: float | None, classes: int) -> float | None:
-    """log tr(Σ_W Σ_B⁺), the separation fuzziness of He and Su (PNAS 2023), from nc1 = tr(Σ_W Σ_B⁺)/C.
+    """Return log tr(Σ_W Σ_B⁺), the separation fuzziness of He and Su (PNAS 2023), from nc1 = tr(Σ_W Σ_B⁺)/C.
 
-    Falls about linearly with depth in a trained network. None where the classes have no spread, or no means apart.
+    In a trained network it falls about linearly with depth. None if classes have no spread, or equal means.
     """
     return math.log(classes * nc1) if nc1 is not None and nc1 > 0 else None
 
 
 def cdnv(variances: Tensor, means: Tensor) -> float | None:
-    """Class-distance normalised variance: mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²); 0 at collapse.
+    """Return the class-distance normalised variance, 0 at collapse (Galanti et al. 2021).
 
-    variances: v_c = mean ‖z − μ_c‖² (Galanti et al. 2021), (C,); means: (C, D). None where two class means coincide.
+    It is the mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²).
+
+    Args:
+        variances: v_c = mean ‖z − μ_c‖², (C,).
+        means: Class means μ_c, (C, D).
+
+    Returns:
+        The mean, or None if two class means coincide.
     """
     M = means - means.mean(dim=0)
-    found = pairs.Cdnv(variances, means, row_lengths(M), rounding(len(means), row_lengths(means)))
-    pairs.visit(pairs.unit_or_zero(M), [found])
-    return found.value
+    quantity = pairs.Cdnv(variances, means, row_lengths(M), rounding(len(means), row_lengths(means)))
+    pairs.visit(pairs.unit_or_zero(M), [quantity])
+    return quantity.value
 
 
 def equinorm(rows: Tensor) -> float | None:
-    """NC2: standard deviation over mean of the lengths of (C, D) rows; 0 at collapse. None where all are zero."""
+    """Return NC2: standard deviation over mean of the lengths of rows (C, D), 0 at collapse; None if all are zero."""
     lengths = row_lengths(near_one(rows))
     mean = lengths.mean()
     return float(lengths.std(correction=0) / mean) if mean > 0 else None
 
 
 def equiangular(rows: Tensor) -> float | None:
-    """NC2: mean over pairs of |cos(row_c, row_c') + 1/(C−1)|; 0 at collapse. None where a row has zero length."""
+    """Return NC2: mean over pairs of |cos(row_c, row_c') + 1/(C−1)|, 0 at collapse; None if a row has zero length."""
     unit = pairs.unit_or_zero(rows)
-    found = pairs.Equiangular(unit)
-    pairs.visit(unit, [found])
-    return found.value
+    quantity = pairs.Equiangular(unit)
+    pairs.visit(unit, [quantity])
+    return quantity.value
 
 
 def uniformity(rows: Tensor) -> tuple[float | None, float | None]:
-    """Generalised NC2: mean and standard deviation over pairs of log(1/‖r̂_c − r̂_c'‖) of (C, D) rows of unit length.
+    """Return generalised NC2: mean and standard deviation over pairs of log(1/‖r̂_c − r̂_c'‖) of unit rows (C, D).
 
-    The hyperspherical energy of Liu et al. 2023 (arXiv 2303.06484), which is least where rows are spread evenly, also
-    where C > D + 1 leaves no room for a simplex. (None, None) where a row has no direction or two have the same.
+    This is the hyperspherical energy of Liu et al. 2023 (arXiv 2303.06484), which is smallest for evenly spread rows,
+    also if C > D + 1, so that no simplex exists. (None, None) if a row has no direction, or two have the same one.
     """
     unit = pairs.unit_or_zero(rows)
-    found = pairs.Uniformity(unit, torch.zeros_like(unit[:, 0]))
-    pairs.visit(unit, [found])
-    return found.mean, found.spread
+    quantity = pairs.Uniformity(unit, torch.zeros_like(unit[:, 0]))
+    pairs.visit(unit, [quantity])
+    return quantity.mean, quantity.spread
 
 
 def etf_distance(M: Tensor) -> float | None:
-    """NC2: ‖M Mᵀ/‖M Mᵀ‖_F − E/‖E‖_F‖_F, E the Gram matrix of the simplex ETF; 0 at collapse. None where M = 0."""
+    """Return NC2: ‖M Mᵀ/‖M Mᵀ‖_F − E/‖E‖_F‖_F, E the Gram matrix of the simplex ETF, 0 at collapse; None if M = 0."""
     classes, M = len(M), near_one(M)
     # ‖M Mᵀ‖_F from the smaller of its two sides.
     gram = smaller_gram(M)
@@ -111,7 +118,7 @@ def etf_distance(M: Tensor) -> float | None:
         return None
     length = math.sqrt(classes - 1)
     if classes**2 > MANY_ENTRIES:
-        # Both matrices vanish on 1 and E is the identity elsewhere, so that eigenvalues tell their distance.
+        # Both matrices are zero on the vector of ones, and E is the identity elsewhere: eigenvalues determine the norm.
         values = torch.linalg.eigvalsh(gram)[-(classes - 1) :] / size
         absent = classes - 1 - len(values)
         return math.sqrt(float((values - 1 / length).square().sum()) + absent / length**2)
@@ -123,7 +130,7 @@ def etf_distance(M: Tensor) -> float | None:
 
 
 def duality(weights: Tensor, M: Tensor) -> float | None:
-    """NC3: ‖W/‖W‖_F − M/‖M‖_F‖_F for W and M of (C, D); 0 at collapse. None where either is zero."""
+    """Return NC3: ‖W/‖W‖_F − M/‖M‖_F‖_F for W and M (C, D), 0 at collapse; None if one of them is zero."""
     weights, M = near_one(weights), near_one(M)
     sizes = torch.linalg.matrix_norm(weights), torch.linalg.matrix_norm(M)
     if not bool(torch.stack(sizes).min() > 0):
@@ -133,9 +140,9 @@ def duality(weights: Tensor, M: Tensor) -> float | None:
 
 
 def duality_uniformity(weights: Tensor, M: Tensor) -> float | None:
-    """Standard deviation over classes of cos(w_c, m_c), W and M of (C, D); 0 at collapse (Wu and Papyan 2024).
+    """Return the standard deviation over classes of cos(w_c, m_c) for W and M (C, D), 0 at collapse.
 
-    None where a row of either has zero length.
+    Wu and Papyan 2024. None if a row of W or M has zero length.
     """
     cosines = []
     for rows in _parts(M):
@@ -172,18 +179,22 @@ def nc5(class_means: Array, outside_mean: Array, *, samples: int = 4096) -> floa
 
 
 class NearestMean:
-    """The class whose mean is nearest to a sample. class_means: (C, D), NaN rows for absent classes."""
+    """Finds the nearest class mean of samples.
+
+    Args:
+        class_means: Class means, (C, D), with rows of NaN for absent classes.
+    """
 
     def __init__(self, class_means: Tensor) -> None:
         present = ~class_means.isnan().any(dim=1)
         self._numbers = present.nonzero().squeeze(1)
-        # Where all are present there may be many, and a copy is as large as all else.
+        # If all classes are present, a copy would double the memory.
         means = class_means if bool(present.all()) else class_means[present]
         self._unit = power_of_two(largest(means))
         self._means = means if self._unit == 1 else means / self._unit
         centre = self._means.mean(dim=0)
         away = self._means - centre
-        # −‖z − μ‖² differs from 2 z·a − ‖a‖² − 2 c·a, where μ = c + a, by a term that is the same for every class.
+        # −‖z − μ‖² differs from 2 z·a − ‖a‖² − 2 c·a, with μ = c + a, by a term that is equal for all classes.
         sizes = away.square().sum(dim=1) + 2 * (away @ centre)
         self._decision = LinearDecision(away.mul_(2), -sizes, self._by_distance)
 
@@ -199,24 +210,26 @@ class NearestMean:
 
 
 def nearest_means(features: Tensor, class_means: Tensor) -> Tensor:
-    """The class whose mean is nearest to each sample, (n,): NC4 counts where it is not the predicted one.
+    """Return the class of the nearest mean of each sample, (n,); NC4 is the share where it is not the predicted one.
 
-    features: (n, D); class_means: (C, D), NaN rows for absent classes.
+    Args:
+        features: Features, (n, D).
+        class_means: Class means, (C, D), with rows of NaN for absent classes.
     """
     return NearestMean(class_means.to(torch.float64)).of(features)
 
 
 def _right_singular(M: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values of M (C, D) and its right singular vectors as rows."""
+    """Return the singular values of M (C, D), and its right singular vectors as rows."""
     if M.numel() > MANY_ENTRIES and M.shape[0] > M.shape[1]:
-        # The left ones, as large as M itself, are not needed.
+        # The left singular vectors, as large as M, are not needed.
         _, M = torch.linalg.qr(M, mode="r")
     _, singular, directions = torch.linalg.svd(M, full_matrices=False)
     return singular, directions
 
 
 def _parts(rows: Tensor) -> Iterator[slice]:
-    """Slices of (C, D) rows of a size that adds little to what is held."""
+    """Yield slices of rows (C, D) whose copies need little memory."""
     at_once = max(1, MANY_ENTRIES // rows.shape[1])
     for start in range(0, len(rows), at_once):
         yield slice(start, start + at_once)

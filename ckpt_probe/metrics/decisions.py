@@ -1,4 +1,4 @@
-"""Which of C linear scores is the highest, for many rows and many classes: fast products, exact decisions."""
+"""Index of the highest of C linear scores for many rows and classes: fast products, exact decisions."""
 
 from collections.abc import Callable
 
@@ -8,25 +8,28 @@ from torch import Tensor
 from ckpt_probe.metrics.rounding import rounding, row_lengths
 
 FEW = 128
-"""Classes up to which float64 products cost less than looking for near ties."""
+"""Number of classes up to which float64 products cost less than the search for near ties."""
 
 ROWS, COLUMNS, GROUP = 1024, 2048, 64
-"""Rows and classes whose scores are at hand at once, 8 MB; classes of which at first only the highest is sought."""
+"""Rows and classes of a block of scores (8 MB), and classes of a group, of which the highest score is found first."""
 
 SHORT, LONG = 1e-12, 1e12
-"""Lengths of rows of which float32 keeps the squares whole."""
+"""Lengths of rows whose squares neither underflow nor overflow in float32."""
 
 EXACT_BYTES = 2**22
-"""What rows in float64, or their scores, take at once: what the processor's cache holds with room to spare."""
+"""Bytes of float64 rows, or of their scores, that are processed at a time; they fit into the processor's cache."""
 
 
 class LinearDecision:
-    """argmax over classes of w_c·z + b_c for rows z, as float64 finds it.
+    """Computes argmax over classes of w_c·z + b_c for rows z, with the result of float64.
 
-    Scores come from float32 products. Where the two highest of a row are closer than rounding can take them apart
-    (|fl(x·y) − x·y| ≤ γ_D |x|·|y|, Higham 2002, section 3.1), that row's scores are computed again in float64, so that
-    speed costs no digit. weights: (C, D), finite; bias: (C,) or None. settle: decides rows (n, D) that even float64
-    scores leave open, where there is another way to.
+    Scores are computed by float32 products. If the two highest scores of a row are closer than their rounding
+    (|fl(x·y) − x·y| ≤ γ_D |x|·|y|, Higham 2002, section 3.1), its scores are computed again in float64.
+
+    Args:
+        weights: Finite weights, (C, D).
+        bias: Bias, (C,), or None.
+        settle: Decides rows (n, D) whose float64 scores are also closer than their rounding.
     """
 
     def __init__(
@@ -42,14 +45,14 @@ class LinearDecision:
             self._prepare()
 
     def of(self, rows: Tensor) -> Tensor:
-        """The class of each of (n, D) rows, (n,)."""
+        """Return the class of each of the rows (n, D), (n,)."""
         if len(self._weights) <= FEW or not len(rows):
             return self._exactly(rows)
         return torch.cat([self._quickly(part) for part in rows.split(ROWS)])
 
     def _prepare(self) -> None:
         classes, features = self._weights.shape
-        # Powers of two change no digit; weights and biases of any magnitude are then near 1.
+        # Powers of two change no digit, and bring weights and biases of any magnitude near 1.
         self._size, self._bias_size = _power_of_two(self._weights), 1.0
         extended = self._weights.new_zeros(classes, features + 1, dtype=torch.float32)
         extended[:, :features] = self._weights / self._size
@@ -63,7 +66,7 @@ class LinearDecision:
     def _quickly(self, rows: Tensor) -> Tensor:
         scaled, uncertain = self._scaled(rows)
         best, second = (scaled.new_full((len(rows),), -torch.inf) for _ in range(2))
-        found = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        classes = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
         buffer = scaled.new_empty(len(rows), min(COLUMNS, -(-len(self._extended) // GROUP) * GROUP))
         for start in range(0, len(self._extended), COLUMNS):
             part = self._extended[start : start + COLUMNS]
@@ -71,17 +74,17 @@ class LinearDecision:
             scores = buffer[:, :width]
             scores[:, len(part) :] = -torch.inf
             torch.mm(scaled, part.T, out=scores[:, : len(part)])
-            first, place, next_one = _two_highest(scores)
-            second = torch.maximum(torch.maximum(second, next_one), torch.minimum(best, first))
-            found = torch.where(first > best, place + start, found)
+            first, index, next_highest = _two_highest(scores)
+            second = torch.maximum(torch.maximum(second, next_highest), torch.minimum(best, first))
+            classes = torch.where(first > best, index + start, classes)
             best = torch.maximum(best, first)
         again = ~(best - second > uncertain)
         if bool(again.any()):
-            found[again] = self._exactly(rows[again])
-        return found
+            classes[again] = self._exactly(rows[again])
+        return classes
 
     def _scaled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of unit length in float32 with the bias's factor beside them, and what rounding may do to a score."""
+        """Return float32 unit rows with the factor of the bias as last column, and the rounding of their scores."""
         if rows.dtype != torch.float64:
             rows = rows.to(torch.float32)
         lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -90,13 +93,13 @@ class LinearDecision:
         factor = self._bias_size / (lengths.double() * self._size) if self._bias is not None else lengths * 0
         scaled[:, -1:] = factor
         uncertain = self._rounding * (self._longest + scaled[:, -1])
-        # Squares of other lengths underflow or overflow, and a row of zeros has none.
+        # Squares of other lengths underflow or overflow.
         safe = ((lengths > SHORT) & (lengths < LONG)).squeeze(1)
         return scaled, torch.where(safe, uncertain, torch.inf)
 
     def _exactly(self, rows: Tensor) -> Tensor:
         at_once = max(64, EXACT_BYTES // (8 * max(self._weights.shape)))
-        found = []
+        classes = []
         for part in rows.split(at_once):
             part = part.to(torch.float64)
             scores = part @ self._weights.T
@@ -106,15 +109,15 @@ class LinearDecision:
                 close = self._close(scores, part)
                 if len(close):
                     best[close] = self._settle(part[close])
-            found.append(best)
-        return torch.cat(found)
+            classes.append(best)
+        return torch.cat(classes)
 
     def _close(self, scores: Tensor, rows: Tensor) -> Tensor:
-        """Return which rows (n, D) have two scores (n, C) that rounding does not tell apart, their positions."""
+        """Return the positions of rows (n, D) whose two highest scores (n, C) are closer than their rounding."""
         highest, features = scores.topk(2, dim=1).values, rows.shape[1]
         longest, bias = row_lengths(self._weights).max(), 0.0 if self._bias is None else self._bias.abs().max()
         apart = highest[:, 0] - highest[:, 1]
-        # No row is longer than all of them together: lengths are only needed of rows that this leaves open.
+        # No row is longer than all rows together; lengths of rows are computed only if this bound does not suffice.
         most = longest * torch.linalg.matrix_norm(rows) + bias
         close = (~(apart > 2 * rounding(features + 2, most))).nonzero().squeeze(1)
         if not len(close):
@@ -123,19 +126,19 @@ class LinearDecision:
 
 
 def _two_highest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row (n, k·GROUP): the highest score, where it stands, and the next one (equal where it occurs twice)."""
+    """Return the highest score of each row (n, k·GROUP), its index, and the second highest one, which may be equal."""
     rows = torch.arange(len(scores), device=scores.device)
     groups = scores.unflatten(1, (-1, GROUP))
     tops = groups.amax(dim=2)
     group = tops.argmax(dim=1)
     inside = groups[rows, group]
-    best, place = inside.max(dim=1)
-    # With the highest one gone, the next is that of its own group or of all others.
-    tops[rows, group] = inside[rows, place] = -torch.inf
-    return best, group * GROUP + place, torch.maximum(tops.amax(dim=1), inside.amax(dim=1))
+    best, index = inside.max(dim=1)
+    # Without the highest score, the next one is the highest of its group or of all other groups.
+    tops[rows, group] = inside[rows, index] = -torch.inf
+    return best, group * GROUP + index, torch.maximum(tops.amax(dim=1), inside.amax(dim=1))
 
 
 def _power_of_two(values: Tensor) -> float:
-    """A power of two near the largest of some finite numbers, 1 where all are zero."""
+    """Return a power of two near the largest absolute value of finite numbers, 1 if all are zero."""
     _, exponent = torch.frexp(values.abs().max())
     return 2.0 ** int(exponent)

@@ -1,4 +1,4 @@
-"""Matrix entropy: the entropy of the spectrum of a Gram matrix, in nats."""
+"""Matrix entropy: the entropy of the eigenvalues of a Gram matrix, in nats."""
 
 import math
 
@@ -15,11 +15,21 @@ NEAR_ONE = 1e-2
 
 
 def matrix_entropy(X: Array, *, alpha: float = 1.0, normalized: bool = False) -> float | Tensor:
-    """Matrix entropy of the Gram matrix of X's rows: −tr((K/n) log (K/n)), in nats (arXiv 2409.16767, definition 1).
+    """Compute the matrix entropy of the Gram matrix K of the rows of X, between 0 and log n.
 
-    X: (n, d); rows of zero length are left out. `alpha` other than 1 gives Rényi's, (1/(1−α)) log tr((K/n)^α)
-    (Giraldo and Príncipe 2013). `normalized` divides by log n. Between 0 and log n. Returns a float for numpy, a 0-d
-    tensor with gradient for torch. Raises DataError as `gram` does, and for an alpha that is not positive and finite.
+    −tr((K/n) log (K/n)), in nats; arXiv 2409.16767, definition 1.
+
+    Args:
+        X: Rows, (n, d); rows of zero length are left out.
+        alpha: Order; another order than 1 computes the Rényi entropy (1/(1−α)) log tr((K/n)^α) (Giraldo and Príncipe
+            2013).
+        normalized: Whether to divide by log n.
+
+    Returns:
+        The entropy: a float for numpy, a 0-d tensor with gradient for torch.
+
+    Raises:
+        DataError: As `gram`, or if alpha is not positive and finite.
     """
     rows, _ = unit_rows(to_rows(X))
     n = rows.shape[0]
@@ -30,15 +40,15 @@ def matrix_entropy(X: Array, *, alpha: float = 1.0, normalized: bool = False) ->
 
 
 def effective_rank(X: Array) -> float | Tensor:
-    """exp(matrix entropy) of X's rows: how many directions they use (Roy and Vetterli 2007). (n, d) → 1 … min(n, d)."""
+    """Compute the effective rank exp(matrix entropy) of rows (n, d), 1 … min(n, d) (Roy and Vetterli 2007)."""
     entropy = matrix_entropy(X)
     return torch.exp(entropy) if isinstance(entropy, Tensor) else math.exp(entropy)
 
 
 def erank_difference(first: Array, rows: Array) -> float | Tensor:
-    """Return the effective rank of `first` minus that of `rows`, each less its mean.
+    """Return the effective rank of `first` minus that of `rows`, each minus its mean.
 
-    Wei et al. 2024, arXiv 2401.17139. Above 0 where training has concentrated the features. Entries that differ from
+    Wei et al. 2024, arXiv 2401.17139. Positive if training has concentrated the features. Entries that differ from
     the mean by rounding only are zero, so that a constant representation has no direction. Result and errors as
     `effective_rank`.
 
@@ -51,9 +61,12 @@ def erank_difference(first: Array, rows: Array) -> float | Tensor:
 
 
 def entropy_of_gram(K: Tensor, *, n: int | None = None, alpha: float = 1.0) -> Tensor:
-    """Matrix entropy (nats) of a Gram matrix K, or of any matrix with K's non-zero eigenvalues whose trace is n.
+    """Return the matrix entropy of a Gram matrix, or of a matrix with its non-zero eigenvalues, in nats, 0-d.
 
-    K: (m, m) symmetric positive semi-definite; n: number of rows behind it, m where not given. 0-d tensor.
+    Args:
+        K: Symmetric positive semi-definite matrix of trace n, (m, m).
+        n: Number of rows; m if None.
+        alpha: Order of the entropy.
     """
     K = K / (n or K.shape[0])
     if alpha == 2:
@@ -85,7 +98,7 @@ def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:
         DataError: If alpha is not positive and finite.
     """
     require_order(alpha)
-    # Their sum is 1 but for rounding, which must not show in an entropy near 0.
+    # Their sum is 1 up to rounding, which must not appear in an entropy near 0.
     shares = eigenvalues / eigenvalues.detach().sum(dim=-1, keepdim=True)
     present = shares > 0
     # 1 log 1 is 0 as well, and unlike 0 log 0 has a gradient that can be masked.
@@ -100,7 +113,7 @@ def entropy_of_spectrum(eigenvalues: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 
 def renyi_name(order: float) -> str:
-    """Return the prefix of the names of a Rényi order in a record, such as renyi_2; orders that differ differ in it."""
+    """Return the prefix of the names of a Rényi order in a record, such as renyi_2; it is unique for each order."""
     return f"renyi_{order:g}" if float(f"{order:g}") == order else f"renyi_{order!r}"
 
 
@@ -109,11 +122,11 @@ def _not_rounding(entropy: Tensor, side: int) -> Tensor:
 
 
 def require_order(alpha: float) -> None:
-    """Raise DataError for an alpha that is no order of an entropy."""
+    """Raise DataError if an order of an entropy is not positive and finite."""
     if not (alpha > 0 and math.isfinite(alpha)):
         raise DataError(f"alpha: the order of an entropy must be positive and finite, found {alpha}")
 
 
 def as_given(value: Tensor, *inputs: Array) -> float | Tensor:
-    """`value` as a 0-d tensor where an input is a tensor, else as a float."""
+    """Return a value as a 0-d tensor if an input is a tensor, else as a float."""
     return value if any(isinstance(X, Tensor) for X in inputs) else float(np.float64(value.item()))

@@ -1,4 +1,4 @@
-"""Rows, unit rows and their Gram matrix: where every matrix entropy begins."""
+"""Rows, unit rows and their Gram matrix, from which matrix entropies are computed."""
 
 import math
 from typing import TypeVar
@@ -16,11 +16,17 @@ AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
 
 
 def gram(X: AnyArray) -> AnyArray:
-    """Gram matrix of the rows of X, each scaled to unit length: K = X̂ X̂ᵀ, K_ii = 1 (arXiv 2409.16767, section 3).
+    """Return the Gram matrix K = X̂ X̂ᵀ of the rows of X, scaled to unit length (arXiv 2409.16767, section 3).
 
-    X: (n, d), numpy or torch. Returns (m, m) float64 of the same kind, with gradient for torch, on the CPU for MPS;
-    m < n where rows of zero length were left out, since they have no direction. Raises DataError where X is not a
-    finite matrix, or where more than half of its rows have zero length.
+    Args:
+        X: Rows, (n, d), numpy or torch.
+
+    Returns:
+        Matrix (m, m), float64, numpy or torch as X, with gradient for torch, on the CPU for MPS. m is smaller than n
+        if rows of zero length were left out, which have no direction.
+
+    Raises:
+        DataError: If X is not a finite matrix, or more than half of its rows have zero length.
     """
     rows, _ = unit_rows(to_rows(X))
     K = rows @ rows.T
@@ -30,11 +36,11 @@ def gram(X: AnyArray) -> AnyArray:
 def to_rows(X: Array, name: str = "X") -> Tensor:
     """Return X as a finite float64 tensor of rows, (n, d), on its device where that has float64; with gradient.
 
-    Denormal rows have no gradient, and a gradient that is larger than the dtype of X allows is cut to its largest
-    number: that of a direction grows as 1/length.
+    Denormal rows have no gradient. Gradients of directions grow as 1/length, and are limited to the largest number of
+    the dtype of X.
 
     Raises:
-        DataError: If X is not two-dimensional, has no row or column, or holds NaN, infinity or complex numbers.
+        DataError: If X is not two-dimensional, has no row or column, or contains NaN, infinity or complex numbers.
     """
     rows = as_tensor(X, name)
     if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] == 0:
@@ -44,7 +50,7 @@ def to_rows(X: Array, name: str = "X") -> Tensor:
         return where_float64_is(rows).to(torch.float64)
     lasting, most = has_gradient(rows)[:, None], torch.finfo(rows.dtype).max
     rows = where_float64_is(torch.where(lasting, rows, rows.detach())).to(torch.float64)
-    # On a view, so that the hook is not on a tensor of the caller.
+    # A view, because the hook must not be on a tensor of the caller.
     rows = rows.view_as(rows)
     rows.register_hook(lambda gradient: None if gradient is None else gradient.clamp(-most, most))
     return rows
@@ -56,7 +62,7 @@ def has_gradient(rows: Tensor) -> Tensor:
 
 
 def where_float64_is(X: Tensor) -> Tensor:
-    """X, or its copy on the CPU where X is on MPS, which has no float64; with gradient."""
+    """Return X, or a copy on the CPU if X is on MPS, which has no float64; with gradient."""
     return X.cpu() if X.device.type == "mps" else X
 
 
@@ -64,7 +70,7 @@ def require_finite(rows: Tensor, name: str, first_row: int = 0) -> float:
     """Return the largest absolute value of (n, d) rows, 0 for no rows.
 
     Raises:
-        DataError: If a row holds NaN or infinity: how many rows, and the number of the first one.
+        DataError: If rows contain NaN or infinity, with their number and the index of the first one.
     """
     size = largest(rows.detach())
     if math.isfinite(size):
@@ -76,32 +82,33 @@ def require_finite(rows: Tensor, name: str, first_row: int = 0) -> float:
 
 
 def unit_rows(rows: Tensor, name: str = "X") -> tuple[Tensor, Tensor]:
-    """The rows of (n, d) that have a direction, scaled to unit length, (m, d), and which ones they are, (n,) bool.
+    """Return the rows of (n, d) that have a direction, scaled to unit length (m, d), and their mask (n,).
 
-    Raises DataError where more than half of the rows have zero length.
+    Raises:
+        DataError: If more than half of the rows have zero length.
     """
-    unit, kept = directions(rows)
+    unit, mask = directions(rows)
     require_directions(rows.shape[0] - unit.shape[0], rows.shape[0], name)
-    return unit, kept
+    return unit, mask
 
 
 def directions(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """As `unit_rows`, however few rows have a direction."""
+    """Return the results of `unit_rows` for any number of rows that have a direction."""
     lengths = torch.linalg.vector_norm(rows, dim=1)
     measured = lengths.detach()
     if bool(((measured > SHORT) & (measured < LONG)).all()):
         return rows / lengths[:, None], torch.ones_like(measured, dtype=torch.bool)
-    # Scaling by the largest entry first keeps tiny rows from underflowing when they are squared, and huge ones whole.
+    # Division by the largest entry prevents underflow of squares of small rows, and overflow for large ones.
     scale = rows.detach().abs().amax(dim=1)
-    kept = scale > 0
-    if not bool(kept.all()):
-        rows, scale = rows[kept], scale[kept]
+    mask = scale > 0
+    if not bool(mask.all()):
+        rows, scale = rows[mask], scale[mask]
     scaled = rows / scale[:, None]
-    return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True), kept
+    return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True), mask
 
 
 def require_directions(left_out: int, total: int, name: str) -> None:
-    """Raise DataError where more than half of `total` rows were left out for having zero length."""
+    """Raise DataError if more than half of `total` rows were left out because they have zero length."""
     if 2 * left_out > total:
         raise DataError(f"{name}: {left_out} of {total} rows have zero length; at least half must be non-zero")
 
@@ -112,9 +119,9 @@ def smaller_gram(rows: Tensor) -> Tensor:
 
 
 def second_moment(rows: Tensor) -> Tensor:
-    """Return Xᵀ X of rows (n, d), (d, d), as that of rows less their mean and that of the mean.
+    """Return Xᵀ X of rows (n, d), (d, d), as the sum of the products of centred rows and of their mean.
 
-    A sum over many rows that hardly differ would hide in its rounding how they do.
+    The rounding of a plain sum over many similar rows would hide their differences.
     """
     mean = rows.mean(dim=0)
     away = rows - mean

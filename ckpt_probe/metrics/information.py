@@ -1,4 +1,4 @@
-"""What two representations of the same rows share: matrix mutual information, MIR and HDR."""
+"""Matrix mutual information, MIR and HDR of two representations of the same rows."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ckpt_probe.metrics.gram import Array, directions, require_directions, secon
 from ckpt_probe.metrics.rounding import rounding
 
 SIX_DIGITS = 1e6
-"""Times the rounding of an entropy that it has to be for a ratio over it to have as many digits."""
+"""Multiple of its rounding that an entropy must exceed, so that a ratio with it as denominator has six digits."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,19 @@ class Entropies:
 
     @property
     def mutual_information(self) -> Tensor:
-        """H(K1) + H(K2) − H(K1 ⊙ K2), in nats; 0 where it is rounding."""
+        """Return H(K1) + H(K2) − H(K1 ⊙ K2), in nats; 0 if it is rounding."""
         shared = self.first + self.second - self.joint
         return torch.where(shared.detach().abs() > self._rounding, shared, 0.0)
 
     @property
     def mir(self) -> Tensor | None:
-        """Mutual information over the smaller entropy; None where that is zero or too near to rounding."""
+        """Return the mutual information over the smaller entropy; None if that is zero or too close to rounding."""
         smaller = torch.minimum(self.first, self.second)
         return self.mutual_information / smaller if smaller > SIX_DIGITS * self._rounding else None
 
     @property
     def hdr(self) -> Tensor | None:
-        """|H(K1) − H(K2)| over the larger entropy; None where that is zero or too near to rounding."""
+        """Return |H(K1) − H(K2)| over the larger entropy; None if that is zero or too close to rounding."""
         larger = torch.maximum(self.first, self.second)
         return (self.first - self.second).abs() / larger if larger > SIX_DIGITS * self._rounding else None
 
@@ -54,18 +54,37 @@ class Entropies:
 
 
 def mutual_information(X: Array, Y: Array) -> float | Tensor:
-    """Matrix mutual information of two representations of the same rows, in nats (arXiv 2409.16767, definition 2).
+    """Compute the matrix mutual information of two representations of the same rows, in nats.
 
-    X: (n, d), Y: (n, e). Rows where either has zero length are left out. Returns a float for numpy, a 0-d tensor with
-    gradient for torch. Raises DataError where the numbers of rows differ, and as `gram` does.
+    MI = H(K_X) + H(K_Y) − H(K_X ⊙ K_Y); arXiv 2409.16767, definition 2. Rows with zero length in X or Y are left out.
+
+    Args:
+        X: Rows of the first representation, (n, d), numpy or torch.
+        Y: Rows of the second representation, (n, e), in the same order.
+
+    Returns:
+        The information: a float for numpy, a 0-d tensor with gradient for torch.
+
+    Raises:
+        DataError: If the numbers of rows differ, a value is not finite, or more than half of the rows have zero length.
     """
     return as_given(joint_entropies(X, Y).mutual_information, X, Y)
 
 
 def mir(X: Array, Y: Array) -> float | Tensor:
-    """Matrix mutual information ratio: mutual information over the smaller entropy (arXiv 2409.16767, definition 3).
+    """Compute the matrix mutual information ratio of two representations of the same rows.
 
-    Shapes and result as `mutual_information`. Raises DataError where the smaller entropy is zero: it is undefined.
+    MIR = (H(K_X) + H(K_Y) − H(K_X ⊙ K_Y)) / min(H(K_X), H(K_Y)); arXiv 2409.16767, definition 3.
+
+    Args:
+        X: Rows of the first representation, (n, d), numpy or torch.
+        Y: Rows of the second representation, (n, e), in the same order.
+
+    Returns:
+        The ratio: a float for numpy, a 0-d tensor with gradient for torch.
+
+    Raises:
+        DataError: As `mutual_information`, or if the smaller entropy is zero.
     """
     ratio = joint_entropies(X, Y).mir
     if ratio is None:
@@ -74,9 +93,19 @@ def mir(X: Array, Y: Array) -> float | Tensor:
 
 
 def hdr(X: Array, Y: Array) -> float | Tensor:
-    """Matrix entropy difference ratio: |H(K1) − H(K2)| over the larger one (arXiv 2409.16767, definition 4).
+    """Compute the matrix entropy difference ratio of two representations of the same rows.
 
-    Shapes and result as `mutual_information`. Raises DataError where both entropies are zero: it is undefined.
+    HDR = |H(K_X) − H(K_Y)| / max(H(K_X), H(K_Y)); arXiv 2409.16767, definition 4.
+
+    Args:
+        X: Rows of the first representation, (n, d), numpy or torch.
+        Y: Rows of the second representation, (n, e), in the same order.
+
+    Returns:
+        The ratio: a float for numpy, a 0-d tensor with gradient for torch.
+
+    Raises:
+        DataError: As `mutual_information`, or if both entropies are zero.
     """
     ratio = joint_entropies(X, Y).hdr
     if ratio is None:
@@ -85,7 +114,7 @@ def hdr(X: Array, Y: Array) -> float | Tensor:
 
 
 def joint_entropies(X: Array, Y: Array) -> Entropies:
-    """The three entropies behind mutual information, MIR and HDR of rows X (n, d) and Y (n, e)."""
+    """Return the three entropies of mutual information, MIR and HDR of rows X (n, d) and Y (n, e)."""
     first, second = to_rows(X, "X"), to_rows(Y, "Y")
     if first.shape[0] != second.shape[0]:
         raise DataError(f"X has {first.shape[0]} rows and Y has {second.shape[0]}: they must describe the same rows")
@@ -97,28 +126,33 @@ def joint_entropies(X: Array, Y: Array) -> Entropies:
 
 @dataclass(frozen=True)
 class Directed:
-    """Unit rows (n, d), and the entropy of their Gram matrix, a 0-d tensor."""
+    """Unit rows and the entropy of their Gram matrix.
+
+    Attributes:
+        rows: Unit rows, (n, d).
+        entropy: Entropy, a 0-d tensor.
+    """
 
     rows: Tensor
     entropy: Tensor
 
     @staticmethod
     def of(rows: Tensor) -> "Directed":
-        """Those of rows (n, d) that all have a direction."""
+        """Return unit rows and entropy of rows (n, d), all of which have a direction."""
         unit, _ = directions(rows)
         return Directed(unit, entropy_of_gram(smaller_gram(unit), n=len(unit)))
 
     def beside(self, other: "Directed") -> Entropies:
-        """The three entropies of these rows and others of the same samples."""
+        """Return the three entropies of these rows and others of the same samples."""
         product = joint_gram(self.rows, other.rows)
         joint = entropy_of_gram(product, n=len(self.rows))
         return Entropies(self.entropy, other.entropy, joint, len(product))
 
 
 def joint_gram(first: Tensor, second: Tensor) -> Tensor:
-    """K1 ⊙ K2 of unit rows (n, d) and (n, e), or the (d·e, d·e) matrix with the same non-zero eigenvalues if smaller.
+    """Return K1 ⊙ K2 of unit rows (n, d) and (n, e), or if smaller the (d·e, d·e) matrix with its eigenvalues.
 
-    It is the Gram matrix of the rows x̂_i ⊗ ŷ_i.
+    K1 ⊙ K2 is the Gram matrix of the rows x̂_i ⊗ ŷ_i.
     """
     n, d, e = first.shape[0], first.shape[1], second.shape[1]
     if n <= d * e:

@@ -1,7 +1,7 @@
-"""What is read from all pairs of C rows: tiles of their cosines, each pair visited once for all that is asked.
+"""Quantities of all pairs of C rows, from tiles of their cosines; each pair is visited once for all quantities.
 
-Nothing C × C is ever held. On the diagonal a tile has both (c, c') and (c', c), beside it only one of the two, which
-then counts twice: a sum over the tiles is one over ordered pairs.
+No C × C matrix is stored. Tiles on the diagonal contain both (c, c') and (c', c); other tiles contain one of them,
+which counts twice, so that a sum over the tiles is a sum over ordered pairs.
 """
 
 import math
@@ -15,20 +15,27 @@ from torch import Tensor
 from ckpt_probe.metrics.rounding import rounding, row_lengths
 
 TILE = 512
-"""Rows and columns of a tile: the 2 MB of its cosines stay in the processor's cache while they are read."""
+"""Rows and columns of a tile, whose 2 MB of cosines fit into the processor's cache."""
 
 CLOSE = 1e-2
-"""Squared distances below this share of the lengths' squares lose digits as |a|² + |b|² − 2 a·b."""
+"""Squared distances below this share of the squared lengths lose digits if computed as |a|² + |b|² − 2 a·b."""
 
 FEW_PAIRS = 2**26
-"""C²·D up to which all distances are taken by differences: the work is a fraction of a second."""
+"""C²·D up to which all distances are computed from differences, in a fraction of a second."""
 
 DIFFERENCES_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
 class Tile:
-    """cosines (r, s) of unit rows `rows` and `columns`; off_diagonal: which entries are pairs, None where all are."""
+    """Cosines of some pairs of rows.
+
+    Attributes:
+        rows: Slice of the first rows.
+        columns: Slice of the second rows.
+        cosines: Cosines, (r, s).
+        off_diagonal: Mask of the entries that are pairs, (r, s); None if all are.
+    """
 
     rows: slice
     columns: slice
@@ -36,15 +43,15 @@ class Tile:
     off_diagonal: Tensor | None
 
     def pairs(self, values: Tensor) -> Tensor:
-        """The entries of (r, s) values that belong to a pair."""
+        """Return the values, of (r, s), that belong to a pair."""
         return values if self.off_diagonal is None else values[self.off_diagonal]
 
     def sum(self, values: Tensor) -> float:
-        """What values (r, s) of its pairs add to a sum over ordered pairs."""
+        """Return the sum of values (r, s) over ordered pairs."""
         return float(self.pairs(values).sum()) * (2 if self.off_diagonal is None else 1)
 
     def where(self, marked: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of the pairs that (r, s) marks."""
+        """Return the positions of the pairs that a mask (r, s) selects."""
         if self.off_diagonal is not None:
             marked = marked & self.off_diagonal
         first, second = marked.nonzero(as_tuple=True)
@@ -52,52 +59,56 @@ class Tile:
 
 
 class Quantity(Protocol):
-    """A number that is read from pairs: `add` sees each tile once, `value` is its mean, None where undefined."""
+    """A quantity of pairs that is accumulated tile by tile."""
 
     def add(self, tile: Tile) -> None:
-        """Take in a tile."""
+        """Add the pairs of a tile."""
         ...
 
 
 def visit(unit: Tensor, quantities: Sequence[Quantity]) -> None:
-    """Show every tile of the cosines of unit rows (C, D) to all quantities. A row of zeros has cosine 0 to all."""
+    """Add every tile of the cosines of unit rows (C, D) to all quantities; cosines of a row of zeros are 0."""
     for tile in _tiles(unit):
         for quantity in quantities:
             quantity.add(tile)
 
 
 def unit_or_zero(rows: Tensor) -> Tensor:
-    """Return rows (C, D) divided by their lengths; those of length zero stay."""
+    """Return rows (C, D) divided by their lengths; rows of length zero do not change."""
     lengths = row_lengths(rows)[:, None]
     return rows / torch.where(lengths > 0, lengths, 1.0)
 
 
 class Equiangular:
-    """Mean over pairs of |cos(row_c, row_c') + 1/(C−1)|. unit: (C, D)."""
+    """Mean over pairs of |cos(row_c, row_c') + 1/(C−1)|.
+
+    Args:
+        unit: Unit rows, (C, D).
+    """
 
     def __init__(self, unit: Tensor) -> None:
         self._classes = len(unit)
-        self._whole = bool(unit.any(dim=1).all())
+        self._complete = bool(unit.any(dim=1).all())
         self._total = 0.0
 
     def add(self, tile: Tile) -> None:
-        """Take in a tile."""
+        """Add the pairs of a tile."""
         self._total += tile.sum((tile.cosines + 1 / (self._classes - 1)).abs_())
 
     @property
     def value(self) -> float | None:
-        """None where a row has zero length."""
-        return self._total / _ordered_pairs(self._classes) if self._whole else None
+        """Return the mean, or None if a row has zero length."""
+        return self._total / _ordered_pairs(self._classes) if self._complete else None
 
 
 class Cdnv:
-    """Mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²), from tiles of the means less their mean.
+    """Mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²), from tiles of the centred means.
 
     Args:
         variances: v_c, (C,).
         means: μ_c, (C, D).
-        lengths: Lengths of the means less their mean, (C,).
-        sizes: Rounding of each mean, (C,): two that are no farther apart than both of theirs coincide.
+        lengths: Lengths of the centred means, (C,).
+        sizes: Rounding of each mean, (C,); means that are not farther apart than the sum of theirs coincide.
     """
 
     def __init__(self, variances: Tensor, means: Tensor, lengths: Tensor, sizes: Tensor) -> None:
@@ -110,7 +121,7 @@ class Cdnv:
         self._total = 0.0
 
     def add(self, tile: Tile) -> None:
-        """Take in a tile."""
+        """Add the pairs of a tile."""
         squares = self._squared_distances(tile)
         limits = (self._sizes[tile.rows, None] + self._sizes[tile.columns]).square_()
         self._apart = self._apart and bool(tile.pairs(squares > limits).all())
@@ -119,7 +130,7 @@ class Cdnv:
 
     @property
     def value(self) -> float | None:
-        """None where two class means coincide."""
+        """Return the mean, or None if two class means coincide."""
         return self._total / _ordered_pairs(len(self._means)) if self._apart else None
 
     def _squared_distances(self, tile: Tile) -> Tensor:
@@ -129,7 +140,7 @@ class Cdnv:
         first, second = self._lengths[tile.rows, None], self._lengths[tile.columns]
         sizes = first.square() + second.square()
         squares = (tile.cosines * first).mul_(second).mul_(-2).add_(sizes)
-        # Means that lie close together: their difference is taken before it is squared.
+        # Means that are close to each other are subtracted before squaring.
         close = tile.where(squares < CLOSE * sizes)
         squares[close] = _squared_differences(rows, columns, close)
         return squares
@@ -140,21 +151,21 @@ class Uniformity:
 
     Args:
         unit: Rows u_c of unit length, (C, D).
-        sizes: Rounding of each of them, (C,), beside that of the scaling itself: two that are no farther apart than
-            both of theirs have the same direction.
+        sizes: Rounding of each row, (C,), beside that of the scaling. Rows that are not farther apart than the sum of
+            theirs have the same direction.
     """
 
     def __init__(self, unit: Tensor, sizes: Tensor) -> None:
         self._unit = unit
         self._sizes = sizes + rounding(unit.shape[1], 1.0)
         self._pairs = _ordered_pairs(len(unit))
-        # Sums are of what the simplex ETF does not explain, so that a spread of zero is not lost in rounding.
+        # Sums are relative to the simplex ETF, so that a spread of zero is not lost in rounding.
         self._etf = len(unit) / (len(unit) - 1)
         self._defined = bool(unit.any(dim=1).all())
         self._sum = self._squares = 0.0
 
     def add(self, tile: Tile) -> None:
-        """Take in a tile."""
+        """Add the pairs of a tile."""
         apart = 1 - tile.cosines
         close = tile.where(apart < CLOSE / 2)
         apart[close] = _squared_differences(self._unit[tile.rows], self._unit[tile.columns], close) / 2
@@ -166,12 +177,12 @@ class Uniformity:
 
     @property
     def mean(self) -> float | None:
-        """None where a row has zero length or two have the same direction."""
+        """Return the mean, or None if a row has zero length, or two have the same direction."""
         return self._sum / self._pairs - math.log(2 * self._etf) / 2 if self._defined else None
 
     @property
     def spread(self) -> float | None:
-        """As `mean`."""
+        """Return the standard deviation, or None as `mean`."""
         if not self._defined:
             return None
         return math.sqrt(max(0.0, self._squares / self._pairs - (self._sum / self._pairs) ** 2))

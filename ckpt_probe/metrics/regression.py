@@ -1,4 +1,4 @@
-"""A straight line through points, by least squares."""
+"""Line of least squares through points."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import numpy as np
 from ckpt_probe.metrics.rounding import rounding
 
 FEWEST = 3
-"""Points below which every line fits perfectly."""
+"""Smallest number of points; a line fits fewer points perfectly."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """y = intercept + slope · x, and R², the share of the variance of y that it explains."""
+    """Line y = intercept + slope · x; `r2` is the share of the variance of y that it explains."""
 
     slope: float
     intercept: float
@@ -23,7 +23,7 @@ class Line:
 def line_through(points: Sequence[tuple[float, float]]) -> Line | None:
     """Return the line of least squares through points (x, y).
 
-    None for fewer than three points, or where x or y are all the same but for rounding.
+    None for fewer than three points, or if all x or all y are equal up to rounding.
     """
     if len(points) < FEWEST:
         return None

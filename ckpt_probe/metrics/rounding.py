@@ -1,4 +1,4 @@
-"""The rule of zero: a number counts as zero up to the rounding of the numbers that it was computed from."""
+"""Rule of zero: a number that is not larger than the rounding of its inputs counts as zero."""
 
 import math
 from typing import TypeVar
@@ -27,20 +27,20 @@ def rounding(terms: int | Tensor, magnitude: Size, dtype: torch.dtype = torch.fl
 
 
 def without_rounding(rows: Tensor, sizes: float | Tensor) -> Tensor:
-    """Return rows (n, D) of which those no longer than `sizes`, one number or (n,), are zero."""
+    """Return rows (n, D), with rows that are not longer than `sizes` (a number, or (n,)) replaced by zero."""
     present = row_lengths(rows) > sizes
     return rows if bool(present.all()) else torch.where(present[:, None], rows, 0.0)
 
 
 def centred(rows: Tensor) -> Tensor:
-    """Return rows (n, D) less their mean; entries that are no more than the rounding of that mean are zero."""
+    """Return rows (n, D) minus their mean; entries that are not larger than the rounding of the mean are zero."""
     moved = rows - rows.mean(dim=0)
     sizes = rounding(len(rows), rows.detach().abs().amax(dim=0))
     return torch.where(moved.detach().abs() > sizes, moved, 0.0)
 
 
 def row_lengths(rows: Tensor) -> Tensor:
-    """Return the lengths (n,) of rows (n, D), also where their squares overflow or underflow."""
+    """Return the lengths (n,) of rows (n, D), also if their squares overflow or underflow."""
     lengths = torch.linalg.vector_norm(rows, dim=1)
     if bool(((lengths > SHORT) & (lengths < LONG)).all()):
         return lengths
@@ -49,7 +49,7 @@ def row_lengths(rows: Tensor) -> Tensor:
 
 
 def largest(values: Tensor) -> float:
-    """Return the largest absolute value, NaN where one is NaN; 0 where there are no values."""
+    """Return the largest absolute value; NaN if one is NaN, 0 without values."""
     # Several times as fast as abs().max(), and as aminmax().
     return max(float(values.max()), -float(values.min())) if values.numel() else 0.0
 
@@ -60,11 +60,11 @@ def power_of_two(size: float, widest: int = 200) -> float:
     Dividing by it changes no digit, and leaves fourth powers that neither overflow nor underflow.
     """
     exponent = math.frexp(size)[1]
-    # No further than 2^±1000, whose reciprocals are numbers too.
+    # At most 2^±1000, whose reciprocals are finite.
     return 1.0 if abs(exponent) <= widest else 2.0 ** max(-1000, min(exponent, 1000))
 
 
 def near_one(rows: Tensor) -> Tensor:
-    """Return rows divided by a power of two, for results that no scale changes; themselves where that is 1."""
+    """Return rows divided by a power of two near their largest entry, for results that do not depend on scale."""
     unit = power_of_two(largest(rows.detach()))
     return rows if unit == 1 else rows / unit

@@ -1,9 +1,9 @@
-"""How alike two representations of the same rows are: linear CKA by unbiased HSIC, at once or in one pass.
+"""Similarity of two representations of the same rows: linear CKA by unbiased HSIC, at once or block by block.
 
 HSIC₁ of linear kernels K = X Xᵀ and L = Y Yᵀ of n rows, with K̃ and L̃ their off-diagonal parts (Song et al. 2012,
 equation 5), is (tr(K̃ L̃) + 1ᵀK̃1 · 1ᵀL̃1 / ((n−1)(n−2)) − 2 · 1ᵀK̃L̃1 / (n−2)) / (n (n−3)). Its expectation does not depend
-on n, so that CKA of rows that have nothing in common is near 0, not near 1, where they are few beside their width. No
-offset changes it: about the mean, with k_i = |x_i|² and l_i = |y_i|², 1ᵀK̃1 = −Σ k, 1ᵀK̃L̃1 = Σ k l and
+on n, so that CKA of independent rows is near 0, not near 1, also if n is small compared with the width. It does not
+depend on offsets: about the mean, with k_i = |x_i|² and l_i = |y_i|², 1ᵀK̃1 = −Σ k, 1ᵀK̃L̃1 = Σ k l and
 tr(K̃ L̃) = ‖Xᵀ Y‖_F² − Σ k l, so that nothing n × n is needed.
 """
 
@@ -24,65 +24,82 @@ __all__ = ["CKA", "cka", "cka_between", "cka_matrix", "hdr", "hsic", "mir", "mir
 
 LEAST_ROWS = 4
 GRAM_BYTES = 2**28
-"""What blocks of Gram matrices may take when many representations are compared."""
+"""Bytes of blocks of Gram matrices when many representations are compared."""
 UNDEFINED = "cka: undefined, since one representation does not vary over the rows, or too few were given"
 TOO_FEW = f"cka: unbiased HSIC needs at least {LEAST_ROWS} rows"
 
 
 def cka(X: Array, Y: Array) -> float | Tensor:
-    """Linear CKA of two representations of the same rows: HSIC(X, Y) / √(HSIC(X, X) · HSIC(Y, Y)), unbiased HSIC₁.
+    """Compute linear CKA of two representations of the same rows, by unbiased HSIC₁.
 
-    X: (n, d), Y: (n, e), numpy or torch, n ≥ 4 (Kornblith et al. 2019; Nguyen et al. 2021). 1 where they are equal up
-    to rotation, scale and offset, near 0 (also just below) where they are independent. Returns a float for numpy, a 0-d
-    tensor with gradient for torch. Raises DataError where the numbers of rows differ, there are fewer than 4, values
-    are not finite, or one representation does not vary over the rows, so that it is undefined.
+    HSIC(X, Y) / √(HSIC(X, X) · HSIC(Y, Y)); Kornblith et al. 2019, Nguyen et al. 2021. 1 if they are equal up to
+    rotation, scale and offset; near 0, possibly negative, if they are independent.
+
+    Args:
+        X: Rows of the first representation, (n, d), numpy or torch, n ≥ 4.
+        Y: Rows of the second representation, (n, e), in the same order.
+
+    Returns:
+        The similarity: a float for numpy, a 0-d tensor with gradient for torch.
+
+    Raises:
+        DataError: If the numbers of rows differ, there are fewer than 4, values are not finite, or one representation
+            does not vary over the rows.
     """
     rows = (centred(near_one(rows)) for rows in _same_rows(X, Y))
     return as_given(_ratio(*(_hsic(first, second) for first, second in _pairings(*rows))), X, Y)
 
 
 def cka_matrix(layers: Sequence[Array]) -> Tensor:
-    """CKA of every two of L representations of the same rows, (L, L) float64 1 on the diagonal. Errors as `cka`."""
-    found = cka_between(layers)
-    if bool(found.isnan().any()):
+    """Return CKA of every two of L representations of the same rows, (L, L) float64; errors as `cka`."""
+    matrix = cka_between(layers)
+    if bool(matrix.isnan().any()):
         raise DataError(UNDEFINED)
-    return found
+    return matrix
 
 
 def cka_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
-    """CKA of each of L representations and each of M others of the same rows, (L, M) float64; NaN where undefined.
+    """Return CKA of each of L representations with each of M others of the same rows, (L, M) float64.
 
-    Of the first ones among themselves where `second` is None. Errors as `cka`, but not for what does not vary.
+    Args:
+        first: Representations, (n, d) each.
+        second: Other representations, (n, e) each; the first ones if None.
+
+    Returns:
+        The matrix; NaN where a representation does not vary over the rows.
+
+    Raises:
+        DataError: As `cka`, except for representations that do not vary.
     """
-    one = [centred(near_one(rows)) for rows in _all_rows(first)]
-    other = one if second is None else [centred(near_one(rows)) for rows in _all_rows(second)]
-    if not (one and other):
-        return torch.empty(len(one), len(other), dtype=torch.float64)
-    _require_rows(one[0], other[0], f"the first ones have {len(one[0])} rows and the others {len(other[0])}")
-    shared = _hsic_between(one, other)
+    left = [centred(near_one(rows)) for rows in _all_rows(first)]
+    right = left if second is None else [centred(near_one(rows)) for rows in _all_rows(second)]
+    if not (left and right):
+        return torch.empty(len(left), len(right), dtype=torch.float64)
+    _require_rows(left[0], right[0], f"the first ones have {len(left[0])} rows and the others {len(right[0])}")
+    shared = _hsic_between(left, right)
     if second is None:
         roots = [_roots(shared.diagonal())] * 2
     else:
-        roots = [_roots(torch.stack([_hsic(rows, rows) for rows in side])) for side in (one, other)]
-    found = shared / (roots[0][:, None] * roots[1][None, :])
+        roots = [_roots(torch.stack([_hsic(rows, rows) for rows in side])) for side in (left, right)]
+    matrix = shared / (roots[0][:, None] * roots[1][None, :])
     if second is None:
-        found.diagonal().copy_(roots[0] / roots[0])
-    return found
+        matrix.diagonal().copy_(roots[0] / roots[0])
+    return matrix
 
 
 def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -> Tensor:
-    """MIR of each of L representations and each of M others of the same rows, as `cka_between`."""
+    """Return MIR of each of L representations with each of M others of the same rows, as `cka_between`."""
     sides = [_all_rows(layers) for layers in (first, first if second is None else second)]
-    # Where every row of a layer has a direction, its own entropy is the same beside whatever other layer.
-    whole = [[_whole(rows) for rows in side] for side in sides]
+    # If every row of a layer has a direction, its entropy does not depend on the other layer.
+    directed = [[_all_directed(rows) for rows in side] for side in sides]
 
     def pair(a: int, b: int) -> float:
-        one, other = whole[0][a], whole[1][b]
+        left, right = directed[0][a], directed[1][b]
         try:
-            if one is None or other is None:
+            if left is None or right is None:
                 ratio = joint_entropies(sides[0][a], sides[1][b]).mir
             else:
-                ratio = one.beside(other).mir
+                ratio = left.beside(right).mir
         except DataError:
             # No row has a direction in both.
             ratio = None
@@ -91,13 +108,13 @@ def mir_between(first: Sequence[Array], second: Sequence[Array] | None = None) -
     return _matrix(len(sides[0]), len(sides[1]), pair, symmetric=second is None)
 
 
-def _whole(rows: Tensor) -> Directed | None:
-    """None where a row has no direction."""
+def _all_directed(rows: Tensor) -> Directed | None:
+    """Return unit rows and their entropy; None if a row has no direction."""
     return Directed.of(rows) if bool((rows.abs().amax(dim=1) > 0).all()) else None
 
 
 def hsic(X: Array, Y: Array) -> float | Tensor:
-    """Unbiased HSIC₁ of the linear kernels of X (n, d) and Y (n, e), n ≥ 4; may be negative. Errors as `cka`."""
+    """Compute unbiased HSIC₁ of linear kernels of X (n, d) and Y (n, e), n ≥ 4; may be negative; errors as `cka`."""
     return as_given(_hsic(*map(centred, _same_rows(X, Y))), X, Y)
 
 
@@ -117,7 +134,7 @@ class CKA:
         self._blocks = 0
 
     def update(self, X: Array, Y: Array) -> None:
-        """Add a block of the same rows, X (n, d) and Y (n, e). Raises DataError as `cka`."""
+        """Add a block of the same rows, X (n, d) and Y (n, e); errors as `cka`."""
         first, second = (rows.detach().cpu() for rows in _same_rows(X, Y, LEAST_ROWS if self._minibatches else 1))
         if self._minibatches:
             self._averaged += torch.stack([_hsic(a, b) for a, b in _pairings(centred(first), centred(second))])
@@ -127,7 +144,7 @@ class CKA:
         self.rows += len(first)
 
     def merge(self, other: "CKA") -> None:
-        """Add what another has seen. Raises DataError where one averages over minibatches and the other does not."""
+        """Add the rows of another object; raise DataError if only one of them averages over minibatches."""
         if self._minibatches != other._minibatches:
             raise DataError("cka: an average over minibatches cannot be merged with sums over all rows")
         self._averaged, self._blocks = self._averaged + other._averaged, self._blocks + other._blocks
@@ -135,11 +152,11 @@ class CKA:
         self.rows += other.rows
 
     def compute(self) -> float:
-        """CKA of all that was added. Raises DataError as `cka`."""
+        """Return CKA of all rows; errors as `cka`."""
         if self.rows < LEAST_ROWS:
             raise DataError(f"{TOO_FEW}, found {self.rows}")
-        found = self._averaged / self._blocks if self._minibatches else [sums.hsic() for sums in self._sums]
-        return float(_ratio(*found))
+        values = self._averaged / self._blocks if self._minibatches else [sums.hsic() for sums in self._sums]
+        return float(_ratio(*values))
 
     def _add(self, new: "Sequence[_Sums]") -> None:
         if not (self._sums and new):
@@ -173,7 +190,7 @@ class _Sums:
         return _Sums(len(X), means, X.T @ Y, (k.sum(), m.sum()), k @ m, (m @ X, k @ Y))
 
     def about(self, means: tuple[Tensor, Tensor], shifts: tuple[Tensor, Tensor]) -> "_Sums":
-        """Return the same sums about other means, from which their own ones lie at these shifts.
+        """Return the sums about other means, at these shifts from the present ones.
 
         Only sums about the rows' own mean have a `plus` and an `hsic`.
         """
@@ -213,22 +230,22 @@ def _all_rows(layers: Sequence[Array]) -> list[Tensor]:
 
 
 def _matrix(count: int, others: int, pair: Callable[[int, int], float], *, symmetric: bool) -> Tensor:
-    found = torch.empty(count, others, dtype=torch.float64)
+    matrix = torch.empty(count, others, dtype=torch.float64)
     for a in range(count):
         for b in range(a + 1 if symmetric else others):
-            found[a, b] = pair(a, b)
+            matrix[a, b] = pair(a, b)
             if symmetric:
-                found[b, a] = found[a, b]
-    return found
+                matrix[b, a] = matrix[a, b]
+    return matrix
 
 
 def _unbiased(n: int, product: Tensor, k: Tensor, m: Tensor, both: Tensor) -> Tensor:
-    """HSIC₁ from ‖Xᵀ Y‖_F², Σ k, Σ l and Σ k l about the mean."""
+    """Return HSIC₁ from ‖Xᵀ Y‖_F², Σ k, Σ l and Σ k l about the mean."""
     return (product - both + k * m / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
 
 
 def _hsic(X: Tensor, Y: Tensor) -> Tensor:
-    """HSIC₁ of centred rows (n, d) and (n, e)."""
+    """Return HSIC₁ of centred rows (n, d) and (n, e)."""
     k, m = X.square().sum(dim=1), Y.square().sum(dim=1)
     few = len(X) ** 2 < X.shape[1] * Y.shape[1]
     product = ((X @ X.T) * (Y @ Y.T)).sum() if few else (X.T @ Y).square().sum()
@@ -236,14 +253,14 @@ def _hsic(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def _hsic_between(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """HSIC₁ of each of the centred rows (n, d) with each of the others, (L, M)."""
+    """Return HSIC₁ of each of the centred rows (n, d) with each of the others, (L, M)."""
     sizes = [torch.stack([rows.square().sum(dim=1) for rows in side]) for side in (first, second)]
     k, m = sizes[0].sum(dim=1)[:, None], sizes[1].sum(dim=1)[None, :]
     return _unbiased(len(first[0]), _squared_products(first, second), k, m, sizes[0] @ sizes[1].T)
 
 
 def _squared_products(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """‖Xᵀ Y‖_F² of every pair, (L, M): one product each, or by Gram matrices where that is less work."""
+    """Return ‖Xᵀ Y‖_F² of every pair, (L, M), by one product each, or by Gram matrices if that is less work."""
     n = len(first[0])
     widths = [sum(rows.shape[1] for rows in side) for side in (first, second)]
     same = first is second
@@ -255,21 +272,21 @@ def _squared_products(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tens
 
 
 def _by_grams(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """⟨X Xᵀ, Y Yᵀ⟩ of every pair: n² d once for each, and only n² for each pair, some rows of all Grams at a time."""
+    """Return ⟨X Xᵀ, Y Yᵀ⟩ of every pair, from some rows of all Gram matrices at a time."""
     n = len(first[0])
-    found = torch.zeros(len(first), len(second), dtype=torch.float64)
+    products = torch.zeros(len(first), len(second), dtype=torch.float64)
     block = max(1, GRAM_BYTES // (8 * n * (len(first) + len(second))))
     for start in range(0, n, block):
         part = slice(start, start + block)
-        one = torch.stack([(rows[part] @ rows.T).flatten() for rows in first])
-        other = one if first is second else torch.stack([(rows[part] @ rows.T).flatten() for rows in second])
-        found += one @ other.T
-    return found
+        left = torch.stack([(rows[part] @ rows.T).flatten() for rows in first])
+        right = left if first is second else torch.stack([(rows[part] @ rows.T).flatten() for rows in second])
+        products += left @ right.T
+    return products
 
 
-def _roots(own: Tensor) -> Tensor:
-    """√HSIC(X, X), NaN where X does not vary over the rows, or there are too few of them."""
-    return torch.where(own > 0, own, math.nan).sqrt()
+def _roots(values: Tensor) -> Tensor:
+    """Return √HSIC(X, X); NaN if X does not vary over the rows, or there are too few of them."""
+    return torch.where(values > 0, values, math.nan).sqrt()
 
 
 def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -281,7 +298,7 @@ def _ratio(shared: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _apart(mean: Tensor, other: Tensor, count: int) -> Tensor:
-    """Return other − mean (d,), entries zero that are no more than the rounding of means of `count` rows."""
+    """Return other − mean (d,), entries zero that are not larger than the rounding of means of `count` rows."""
     apart = other - mean
     return torch.where(apart.abs() > rounding(count, torch.maximum(mean.abs(), other.abs())), apart, 0.0)
 
@@ -298,8 +315,8 @@ def _same_rows(X: Array, Y: Array, least: int = LEAST_ROWS) -> tuple[Tensor, Ten
     return first, second
 
 
-def _require_rows(first: Tensor, second: Tensor, found: str, least: int = LEAST_ROWS) -> None:
+def _require_rows(first: Tensor, second: Tensor, numbers: str, least: int = LEAST_ROWS) -> None:
     if len(first) != len(second):
-        raise DataError(f"{found}: they must describe the same rows")
+        raise DataError(f"{numbers}: they must describe the same rows")
     if len(first) < least:
         raise DataError(f"{TOO_FEW}, found {len(first)}")

@@ -1,13 +1,11 @@
-"""What the metrics become at neural collapse, and the geometry that reaches it."""
+"""Values of metrics at neural collapse, and the simplex equiangular tight frame."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.entropy import entropy_of_spectrum, spectrum
 
 
 def reference_values(classes: int, features: int | None = None) -> dict[str, float | None]:
@@ -54,11 +52,11 @@ def without_simplex(classes: int, features: int) -> str:
 
 
 def uniformity_reference(classes: int, features: int) -> float | None:
-    """What gnc2.uniformity is where class means are spread as evenly as can be said in closed form.
+    """Return the value of gnc2.uniformity for evenly spread class means, as far as there is a closed form.
 
-    That is the simplex ETF, −½ log(2C/(C−1)), while it exists (C ≤ D + 1); beyond it the expectation over directions
-    that are uniform on the sphere, −log 2 + ½ (ψ(D−1) − ψ((D−1)/2)), which even spreading falls below. None for more
-    than two classes in one dimension.
+    For C ≤ D + 1 this is the value of the simplex ETF, −½ log(2C/(C−1)). Otherwise it is the expectation over
+    directions that are uniform on the sphere, −log 2 + ½ (ψ(D−1) − ψ((D−1)/2)); evenly spread means have a lower value.
+    None for more than two classes in one dimension.
     """
     if simplex_exists(classes, features):
         return -math.log(2 * classes / (classes - 1)) / 2
@@ -69,59 +67,20 @@ def uniformity_reference(classes: int, features: int) -> float | None:
     return -math.log(2) + float(torch.digamma(2 * half) - torch.digamma(half)) / 2
 
 
-ZERO_AT_COLLAPSE = (
-    "class.hdr",
-    "sample.hdr",
-    "within.entropy_mean",
-    "within.entropy_max",
-    "nc1.pinv",
-    "nc1.cdnv",
-    "nc2.equinorm_means",
-    "nc2.equinorm_weights",
-    "nc2.equiangular_means",
-    "nc2.equiangular_weights",
-    "nc2.etf",
-    "gnc2.spread",
-    "nc3.duality",
-    "nc3.uniformity",
-    "nc4.disagreement",
-)
-
-
-def collapse_values(counts: Sequence[int]) -> dict[str, float | None]:
-    """Every metric that has a value at neural collapse, for classes of `counts` samples each, equal or not.
-
-    Features are then their class's mean, and means and weights aligned simplex ETFs around the origin. Class level as
-    `reference_values`; at sample level, with p_c the share of class c and E the ETF's Gram matrix, the entropies (nats)
-    are those of diag(√p) E diag(√p) and diag(√p) (E ⊙ E) diag(√p): equal shares give the class level's values. With two
-    classes the ratios at class level are None. Raises DataError for fewer than two classes or one without a sample.
-    """
-    classes = len(counts)
-    reference = reference_values(classes)
-    if min(counts) < 1:
-        raise DataError("the values at neural collapse need every class to have at least one sample; a count is 0")
-    shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
-    E = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
-    roots = shares.sqrt().outer(shares.sqrt())
-    single, joint = (float(entropy_of_spectrum(spectrum(roots * matrix))) for matrix in (E, E * E))
-    entropy, ratio = reference["reference.entropy"], reference["reference.mir"]
-    means = {"class.entropy_means": entropy, "class.entropy_weights": entropy, "class.mir": ratio}
-    means["gnc2.uniformity"] = -math.log(2 * classes / (classes - 1)) / 2
-    means["class.mutual_information"] = 0.0 if ratio is None or entropy is None else ratio * entropy
-    samples: dict[str, float | None] = dict.fromkeys(("sample.entropy_features", "sample.entropy_weights"), single)
-    samples |= {"sample.entropy_joint": joint, "sample.mutual_information": 2 * single - joint}
-    samples |= {"sample.effective_rank": math.exp(single)}
-    samples["sample.mir"] = (2 * single - joint) / single if single > 0 else None
-    zeros: dict[str, float | None] = dict.fromkeys(ZERO_AT_COLLAPSE, 0.0)
-    if classes == 2:
-        zeros |= {"class.hdr": None, "sample.hdr": None}
-    return {**means, **samples, **zeros}
-
-
 def simplex_etf(classes: int, features: int) -> Tensor:
-    """Rows of a simplex equiangular tight frame: unit length, cosine −1/(C−1) between any two. (C, D) float64.
+    """Return the rows of a simplex equiangular tight frame: unit length, cosine −1/(C−1) between any two.
 
-    Raises DataError where it does not exist: C < 2 or C > D + 1 (Papyan, Han and Donoho 2020).
+    Papyan, Han and Donoho 2020.
+
+    Args:
+        classes: Number of rows C.
+        features: Number of columns D.
+
+    Returns:
+        Rows (C, D), float64.
+
+    Raises:
+        DataError: If the frame does not exist, for C < 2 or C > D + 1.
     """
     if classes < 2 or not simplex_exists(classes, features):
         raise DataError(f"a simplex of {classes} vertices does not exist in {features} dimensions (2 ≤ C ≤ D + 1)")

@@ -1,4 +1,4 @@
-"""One pass over labelled rows: what is accumulated of them, and every metric that is read from it."""
+"""Class moments of labelled rows, accumulated in one pass, and the registry of metrics that are computed from them."""
 
 from ckpt_probe.moments.accumulator import MEMORY, Moments
 from ckpt_probe.moments.record import DetailedRecord

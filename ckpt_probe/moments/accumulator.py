@@ -1,6 +1,7 @@
 """Class moments of a stream of labelled features: accumulated in one pass, mergeable, and the inputs of all metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -221,7 +222,11 @@ class Moments:
             exact_limit=exact_limit,
         ).record
 
-    def read(
+    def read(self, weights: Array | None = None, bias: Array | None = None, **options: Any) -> DetailedRecord:
+        """Compute the record and its details, with the arguments of `inputs`."""
+        return compute_record(self.inputs(weights, bias, **options))
+
+    def inputs(
         self,
         weights: Array | None = None,
         bias: Array | None = None,
@@ -234,8 +239,8 @@ class Moments:
         min_samples: int = 1,
         label_rows: Array | None = None,
         exact_limit: int | None = None,
-    ) -> DetailedRecord:
-        """Compute the record and its details.
+    ) -> Inputs:
+        """Return the inputs of metrics, from which `compute_record` computes the record and its details.
 
         Args:
             weights: Classifier weights, (C, D).
@@ -267,8 +272,7 @@ class Moments:
         )
         blocks = None if rows is None else _as_tensors(rows)
         other_rows = None if label_rows is None else _checked_rows(label_rows, self, None)
-        inputs = Inputs(scatter, unit, heads, label_rows=other_rows, blocks=blocks, options=options)
-        return compute_record(inputs, classes)
+        return Inputs(scatter, unit, heads, label_rows=other_rows, blocks=blocks, options=options, all_classes=classes)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that was accumulated as tensors by name, for `load_state_dict` on any device.

@@ -24,7 +24,7 @@ ZERO_ENTROPY = "the entropy in its denominator is zero up to rounding"
 
 @dataclass(frozen=True)
 class Options:
-    """Selects what is computed from class moments.
+    """Options of the computation of a record from class moments.
 
     Attributes:
         orders: Rényi orders beside 1.

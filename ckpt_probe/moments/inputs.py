@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,10 @@ from ckpt_probe.moments.entropies import (
     within_level,
 )
 from ckpt_probe.moments.grouping import RowBlocks
-from ckpt_probe.moments.registry import COINCIDE, MEANS, WEIGHTS, Undefined
+from ckpt_probe.moments.registry import COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Undefined
+
+if TYPE_CHECKING:
+    from ckpt_probe.moments.quality import Quality
 
 HIDING_SHARE = 1e-5
 """NC1 is computed from the rows if the rounding of Σ_W exceeds this share of it."""
@@ -40,6 +44,20 @@ class Pairs:
     evenness: pairs.Uniformity
 
 
+class NearestMeans(Protocol):
+    """Result of the second pass, which finds the nearest class mean of every sample."""
+
+    @property
+    def disagreement(self) -> float | None:
+        """Return the share of samples whose predicted class is another; None without predictions."""
+        ...
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the share of samples that are nearest to the mean of their class; None if no class has a mean."""
+        ...
+
+
 class Inputs:
     """Provides the inputs of metrics, for k classes that have enough samples.
 
@@ -51,10 +69,16 @@ class Inputs:
             compared with weights.
         blocks: Starts a new pass over the rows, if they are available.
         options: Families of metrics, orders and limits.
+        all_classes: Number of classes C, also those without samples; None for the highest label plus 1.
 
     Attributes:
         present: Labels of the classes that have enough samples, (k,).
-        unavailable: Reason for each requirement of metrics that is not fulfilled.
+        provided: Requirements of metrics that are fulfilled, or `unavailable`; metrics with others are left out.
+        unavailable: Reason for each requirement that is not fulfilled.
+        quality: Accuracy and loss, for `LOGITS`.
+        nearest: Nearest class means, for `SECOND_PASS`.
+        centred: Entropies at sample level of centred features, for `CENTRED`.
+        outside_mean: Mean feature of outside data, (D,), for `OUTSIDE`.
     """
 
     def __init__(
@@ -66,6 +90,7 @@ class Inputs:
         label_rows: Tensor | None = None,
         blocks: RowBlocks | None = None,
         options: Options | None = None,
+        all_classes: int | None = None,
     ) -> None:
         self.scatter = scatter
         self.unit = unit
@@ -74,7 +99,13 @@ class Inputs:
         self.present = (scatter.counts >= self.options.min_samples).nonzero().squeeze(1)
         self.samples = int(scatter.counts.sum())
         self.features = scatter.means.shape[1]
+        self.all_classes = len(scatter.counts) if all_classes is None else all_classes
+        self.provided = set(FROM_MOMENTS)
         self.unavailable: dict[str, str] = {}
+        self.quality: Quality | None = None
+        self.nearest: NearestMeans | None = None
+        self.centred: LevelEntropies | None = None
+        self.outside_mean: Tensor | None = None
         if len(self.present) < 2:
             self.unavailable[MEANS] = ONE_CLASS if self.options.min_samples == 1 else FEW_CLASSES
         if weights is None and label_rows is None:
@@ -115,7 +146,7 @@ class Inputs:
             pairs.Uniformity(unit, self._centred_sizes / torch.where(lengths > 0, lengths, 1.0)),
         )
         of_families = {"nc1": [quantities.distances], "nc2": [quantities.angles, quantities.evenness]}
-        visitors = [one for name, some in of_families.items() if name in self.options.families for one in some]
+        visitors = [each for name, some in of_families.items() if name in self.options.families for each in some]
         pairs.visit(unit, visitors)
         return quantities
 
@@ -138,13 +169,13 @@ class Inputs:
         return spread / len(self.means)
 
     @cached_property
-    def rows(self) -> LevelEntropies:
+    def sample_level(self) -> LevelEntropies:
         """Return the entropies of all samples: features, and the weight rows of their labels."""
         assert self.unit is not None
         return sample_level(self.unit, self._label_rows, self._blocks, self.options)
 
     @cached_property
-    def classes(self) -> LevelEntropies:
+    def class_level(self) -> LevelEntropies:
         """Return the entropies of class means and classifier weights."""
         return class_level(self.means, None if self._all_weights is None else self.weights, self.options)
 

@@ -11,7 +11,7 @@ from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformi
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
 from ckpt_probe.moments.inputs import Inputs, spreads
 from ckpt_probe.moments.portrait import Portrait, portrait_of
-from ckpt_probe.moments.registry import FROM_MOMENTS, MEANS, REFERENCES, WEIGHTS, Metric, Undefined, all_metrics
+from ckpt_probe.moments.registry import MEANS, REFERENCES, WEIGHTS, Metric, Undefined, all_metrics
 
 Value = float | int | str | None
 
@@ -64,29 +64,24 @@ class DetailedRecord:
     portrait: Portrait | None = None
 
 
-def compute_record(inputs: Inputs, classes: int) -> DetailedRecord:
-    """Compute all metrics of the requested families.
-
-    Args:
-        inputs: Inputs of the metrics.
-        classes: Number of classes C, also those without samples.
-    """
+def compute_record(inputs: Inputs) -> DetailedRecord:
+    """Compute all metrics of the requested families."""
     record, families, counts = RecordBuilder(), inputs.options.families, inputs.scatter.counts
     occurring = len(inputs.scatter.present)
     record.put("samples", inputs.samples)
     record.put("features", inputs.features)
-    record.put("classes", classes)
+    record.put("classes", inputs.all_classes)
     record.put("classes_present", occurring)
     below, single = occurring - len(inputs.present), int((counts[inputs.present] == 1).sum())
     record.values |= {"classes_below_min_samples": below} if below else {}
     record.values |= {"classes_of_one_sample": single} if single else {}
     levels: dict[str, LevelEntropies] = {}
     if "sample" in families:
-        levels["sample"] = inputs.rows
-        _put_route(record, inputs.rows)
+        levels["sample"] = inputs.sample_level
+        _put_route(record, inputs.sample_level)
     if "class" in families and MEANS not in inputs.unavailable:
-        levels["class"] = inputs.classes
-    left_out = classes - len(inputs.present) + (levels["class"].left_out if "class" in levels else 0)
+        levels["class"] = inputs.class_level
+    left_out = inputs.all_classes - len(inputs.present) + (levels["class"].left_out if "class" in levels else 0)
     record.put("classes_left_out", left_out)
     metrics = [metric for metric in all_metrics() if metric.family in families and _applies(metric, inputs)]
     for order in inputs.options.all_orders:
@@ -110,8 +105,8 @@ def compute_record(inputs: Inputs, classes: int) -> DetailedRecord:
 
 def _applies(metric: Metric, inputs: Inputs) -> bool:
     compares = {MEANS, WEIGHTS} <= set(metric.requires)
-    from_moments = metric.function is not None and FROM_MOMENTS.issuperset(metric.requires)
-    return from_moments and (inputs.compares_means or not compares)
+    possible = metric.function is not None and inputs.provided.issuperset(metric.requires)
+    return possible and (inputs.compares_means or not compares)
 
 
 def _put_route(record: RecordBuilder, level: LevelEntropies) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ckpt_probe.errors import UsageError, listed
+from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence, matching, suggestion
 from ckpt_probe.metrics import collapse
 from ckpt_probe.metrics.theory import simplex_exists
@@ -86,9 +86,9 @@ class Metric:
         label: Short label for tables.
         meaning: Description of one line.
         family: Name of the family of metrics to which it belongs.
-        function: Returns the value for `Inputs`, or raises `Undefined` with the reason why there is none. With
-            `all_orders`, its second argument is the order of the entropy. None for a metric that is computed from other
-            sources than the rows of one layer (see `requires`).
+        function: Returns the value for `Inputs`, or raises `Undefined` with the reason for its absence. With
+            `all_orders`, its second argument is the order of the entropy. None for a metric that compares several
+            records, or that only classifier weights determine.
         requires: Requirements, such as `MEANS` or `UNIT_ROWS`.
         unit: Unit, empty for a plain number.
         direction: "up", "down", "toward reference", or empty if neither is better.
@@ -166,6 +166,30 @@ def _defined(value: float | Tensor | None, reason: str) -> float | Tensor:
 COINCIDE = "class means coincide"
 SAME_DIRECTION = "two class means have the same direction"
 ZERO_WEIGHTS = "a row of classifier weights has zero length"
+NO_SCORES = "neither logits nor classifier weights"
+FEW_SAMPLES = "no class has as many samples as a class needs"
+
+
+def _accuracy(inputs: "Inputs") -> float | Tensor:
+    return _defined(inputs.quality and inputs.quality.accuracy, NO_SCORES)
+
+
+def _loss(inputs: "Inputs") -> float | Tensor:
+    if inputs.quality is None or not inputs.quality.samples:
+        raise Undefined(NO_SCORES)
+    return _defined(inputs.quality.loss, "not finite, because logits are infinite or NaN")
+
+
+def _outside_cosine(inputs: "Inputs") -> float | Tensor:
+    assert inputs.outside_mean is not None
+    if not len(inputs.present):
+        raise Undefined(FEW_SAMPLES)
+    try:
+        return collapse.nc5(
+            (inputs.class_means * inputs.scatter.unit).cpu(), inputs.outside_mean, samples=inputs.samples
+        )
+    except DataError as error:
+        raise Undefined(str(error).removeprefix("nc5: ")) from error
 
 
 def _separation(inputs: "Inputs") -> float | Tensor:
@@ -184,10 +208,10 @@ def _spread_of_cosines(inputs: "Inputs") -> float | Tensor:
 
 
 def _normalized_entropy(inputs: "Inputs") -> float | Tensor:
-    side = min(inputs.samples - inputs.rows.left_out, inputs.features)
+    side = min(inputs.samples - inputs.sample_level.left_out, inputs.features)
     if side < 2:
         raise Undefined("one sample or one feature has one direction")
-    return inputs.rows.first(1.0) / math.log(side)
+    return inputs.sample_level.first(1.0) / math.log(side)
 
 
 _OF_MEANS, _OF_BOTH, _OF_SCATTER = (MEANS,), (MEANS, WEIGHTS), (MEANS, SCATTER)
@@ -202,50 +226,50 @@ REFERENCES = {"class": (_MIR, _HDR, _ENTROPY), "nc2": (_UNIFORMITY,)}
 # fmt: off
 METRICS = (
     Metric("accuracy", "acc", "share of samples predicted correctly", "quality", 1,
-           None, (LOGITS,), "", "up"),
+           _accuracy, (LOGITS,), "", "up"),
     Metric("loss", "loss", "mean cross-entropy", "quality", 2,
-           None, (LOGITS,), "nats", "down"),
+           _loss, (LOGITS,), "nats", "down"),
     Metric("class.mir", "MIR", "class means and weights: MIR", "class", 3,
-           lambda d, a: d.classes.mir(a), _OF_BOTH, "", TOWARD, _MIR, SONG, all_orders=True, of_simplex=True),
+           lambda d, a: d.class_level.mir(a), _OF_BOTH, "", TOWARD, _MIR, SONG, all_orders=True, of_simplex=True),
     Metric("class.hdr", "HDR", "class means and weights: HDR", "class", 4,
-           lambda d, a: d.classes.hdr(a), _OF_BOTH, "", TOWARD, _HDR, SONG, all_orders=True),
+           lambda d, a: d.class_level.hdr(a), _OF_BOTH, "", TOWARD, _HDR, SONG, all_orders=True),
     Metric("nc1.pinv", "NC1", "tr(Σ_W Σ_B⁺)/C", "nc1", 5,
            lambda d: d.nc1, _OF_SCATTER, "", "down", 0.0, PAPYAN),
     Metric("class.entropy_means", "H means", "entropy of class means", "class", 6,
-           lambda d, a: d.classes.first(a), _OF_MEANS, "nats", TOWARD, _ENTROPY, SONG,
+           lambda d, a: d.class_level.first(a), _OF_MEANS, "nats", TOWARD, _ENTROPY, SONG,
            all_orders=True, of_simplex=True),
     Metric("class.entropy_weights", "H weights", "entropy of classifier weights", "class", 7,
-           lambda d, a: d.classes.second(a), _OF_BOTH, "nats", TOWARD, _ENTROPY, SONG,
+           lambda d, a: d.class_level.second(a), _OF_BOTH, "nats", TOWARD, _ENTROPY, SONG,
            all_orders=True, of_simplex=True),
     Metric("within.entropy_mean", "H within", "within-class entropy, mean", "within", 8,
            lambda d, a: d.within(a).mean(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
     Metric("sample.mir", "sample MIR", "features and their labels' weight rows: MIR", "sample", 9,
-           lambda d, a: d.rows.mir(a), _OF_PAIRS, source=SONG, all_orders=True),
+           lambda d, a: d.sample_level.mir(a), _OF_PAIRS, source=SONG, all_orders=True),
     Metric("sample.hdr", "sample HDR", "features and their labels' weight rows: HDR", "sample", 10,
-           lambda d, a: d.rows.hdr(a), _OF_PAIRS, source=SONG, all_orders=True),
+           lambda d, a: d.sample_level.hdr(a), _OF_PAIRS, source=SONG, all_orders=True),
     Metric("nc2.etf", "NC2", "distance of class means from the simplex ETF", "nc2", 11,
            lambda d: _defined(collapse.etf_distance(d.means), COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN,
            of_simplex=True),
     Metric("nc3.duality", "NC3", "distance of class means from weights", "nc3", 12,
            _duality, _OF_BOTH, "", "down", 0.0, PAPYAN),
     Metric("nc4.disagreement", "NC4", "prediction is not the nearest mean's class", "nc4", 13,
-           None, (LOGITS, SECOND_PASS), "", "down", 0.0, PAPYAN),
+           lambda d: _defined(d.nearest.disagreement, NO_SCORES), (LOGITS, SECOND_PASS), "", "down", 0.0, PAPYAN),
     Metric("class.mutual_information", "MI", "class means and weights: mutual information", "class", 14,
-           lambda d, a: d.classes.mutual_information(a), _OF_BOTH, "nats", source=SONG, all_orders=True),
+           lambda d, a: d.class_level.mutual_information(a), _OF_BOTH, "nats", source=SONG, all_orders=True),
     Metric("sample.entropy_features", "H features", "entropy of the features", "sample", 15,
-           lambda d, a: d.rows.first(a), _OF_ROWS, "nats", source=SONG, all_orders=True),
+           lambda d, a: d.sample_level.first(a), _OF_ROWS, "nats", source=SONG, all_orders=True),
     Metric("sample.entropy_normalized", "H norm.", "entropy of the features over log min(N, D)", "sample", 29,
            _normalized_entropy, _OF_ROWS, source=SKEAN),
     Metric("sample.effective_rank", "eff. rank", "exp of the features' entropy", "sample", 16,
-           lambda d: d.rows.first(1.0).exp(), _OF_ROWS, source=ROY),
+           lambda d: d.sample_level.first(1.0).exp(), _OF_ROWS, source=ROY),
     Metric("sample.entropy_weights", "H label rows", "entropy of the labels' weight rows", "sample", 17,
-           lambda d, a: d.rows.second(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+           lambda d, a: d.sample_level.second(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
     Metric("sample.entropy_joint", "H joint", "entropy of features and weight rows together", "sample", 18,
-           lambda d, a: d.rows.joint(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+           lambda d, a: d.sample_level.joint(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
     Metric("sample.mutual_information", "sample MI", "features and weight rows: mutual information", "sample", 19,
-           lambda d, a: d.rows.mutual_information(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
+           lambda d, a: d.sample_level.mutual_information(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
     Metric("sample.mir_stderr", "MIR s.e.", "standard error of sample.mir, 0 if exact", "sample", 28,
-           lambda d, a: d.rows.mir_stderr(a), _OF_PAIRS, all_orders=True),
+           lambda d, a: d.sample_level.mir_stderr(a), _OF_PAIRS, all_orders=True),
     Metric("within.entropy_max", "H within max", "within-class entropy, largest", "within", 20,
            lambda d, a: d.within(a).max(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
     Metric("nc1.cdnv", "CDNV", "class-distance normalised variance", "nc1", 21,
@@ -269,7 +293,7 @@ METRICS = (
     Metric("nc3.uniformity", "NC3 s.d.", "standard deviation of cos(w, m) over classes", "nc3", 33,
            _spread_of_cosines, _OF_BOTH, "", "down", 0.0, WU),
     Metric("nearest_mean_accuracy", "NCM acc", "share nearest to their own class mean", "nc4", 34,
-           None, (SECOND_PASS,), "", "up", 1.0, PAPYAN),
+           lambda d: _defined(d.nearest.accuracy, FEW_SAMPLES), (SECOND_PASS,), "", "up", 1.0, PAPYAN),
     Metric("class.effective_rank_weights", "eff. rank w", "effective rank of the weights alone", "class", 35,
            None, (WEIGHTS,), source=ROY, of_weights=True),
     Metric("nc2.etf_weights", "NC2 w", "distance of weights from the simplex ETF", "nc2", 36,
@@ -279,15 +303,15 @@ METRICS = (
     Metric("separation.r2", "sep. R²", "how well a line fits separation over depth", "nc1", 41,
            None, (MEANS, SCATTER, LAYERS), "", "up", 1.0, HE_SU),
     Metric("centred.mir", "centred MIR", "sample.mir of features minus their mean", "centred", 26,
-           None, (CENTRED, WEIGHTS), source=SONG),
+           lambda d: d.centred.mir(1.0), (CENTRED, WEIGHTS), source=SONG),
     Metric("centred.hdr", "centred HDR", "sample.hdr of features minus their mean", "centred", 27,
-           None, (CENTRED, WEIGHTS), source=SONG),
+           lambda d: d.centred.hdr(1.0), (CENTRED, WEIGHTS), source=SONG),
     Metric("centred.effective_rank", "centred rank", "effective rank of features minus their mean", "centred", 37,
-           None, (CENTRED,), source=WEI),
+           lambda d: d.centred.first(1.0).exp(), (CENTRED,), source=WEI),
     Metric("erank.difference", "Δ rank", "effective rank of the first checkpoint minus this one's", "centred", 38,
            None, (CENTRED, SERIES), source=WEI),
     Metric("nc5.cosine", "NC5", "mean |cos(μ_c − μ_G, μ_out − μ_G)|", "nc5", 39,
-           None, (MEANS, OUTSIDE), "", "down", 0.0, AMMAR),
+           _outside_cosine, (OUTSIDE,), "", "down", 0.0, AMMAR),
 )
 
 CLASS_METRICS = (

@@ -8,8 +8,54 @@ import torch
 
 from ckpt_probe.analysis import analyze_features
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics import collapse_values, reference_values, simplex_etf
+from ckpt_probe.metrics import reference_values, simplex_etf
+from ckpt_probe.metrics.entropy import entropy_of_spectrum, spectrum
 from ckpt_probe.moments.registry import metrics_in
+
+ZERO_AT_COLLAPSE = (
+    "class.hdr",
+    "sample.hdr",
+    "within.entropy_mean",
+    "within.entropy_max",
+    "nc1.pinv",
+    "nc1.cdnv",
+    "nc2.equinorm_means",
+    "nc2.equinorm_weights",
+    "nc2.equiangular_means",
+    "nc2.equiangular_weights",
+    "nc2.etf",
+    "gnc2.spread",
+    "nc3.duality",
+    "nc3.uniformity",
+    "nc4.disagreement",
+)
+
+
+def collapse_values(counts: list[int]) -> dict[str, float | None]:
+    """Return the value at neural collapse of every metric that has one, for classes of `counts` samples.
+
+    Features equal their class mean, and class means and weights are aligned simplex ETFs around the origin. At class
+    level the values are those of `reference_values`. At sample level, with p_c the share of class c and E the Gram
+    matrix of the ETF, the entropies are those of diag(√p) E diag(√p) and diag(√p) (E ⊙ E) diag(√p).
+    """
+    classes = len(counts)
+    reference = reference_values(classes)
+    shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+    E = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
+    roots = shares.sqrt().outer(shares.sqrt())
+    single, joint = (float(entropy_of_spectrum(spectrum(roots * matrix))) for matrix in (E, E * E))
+    entropy, ratio = reference["reference.entropy"], reference["reference.mir"]
+    means = {"class.entropy_means": entropy, "class.entropy_weights": entropy, "class.mir": ratio}
+    means["gnc2.uniformity"] = -math.log(2 * classes / (classes - 1)) / 2
+    means["class.mutual_information"] = 0.0 if ratio is None or entropy is None else ratio * entropy
+    samples: dict[str, float | None] = dict.fromkeys(("sample.entropy_features", "sample.entropy_weights"), single)
+    samples |= {"sample.entropy_joint": joint, "sample.mutual_information": 2 * single - joint}
+    samples |= {"sample.effective_rank": math.exp(single)}
+    samples["sample.mir"] = (2 * single - joint) / single if single > 0 else None
+    zeros: dict[str, float | None] = dict.fromkeys(ZERO_AT_COLLAPSE, 0.0)
+    if classes == 2:
+        zeros |= {"class.hdr": None, "sample.hdr": None}
+    return {**means, **samples, **zeros}
 
 
 def collapsed(counts: list[int], features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
