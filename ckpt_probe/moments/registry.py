@@ -269,7 +269,7 @@ METRICS = (
     Metric("sample.mutual_information", "sample MI", "features and weight rows: mutual information", "sample", 19,
            lambda d, a: d.sample_level.mutual_information(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
     Metric("sample.mir_stderr", "MIR s.e.", "standard error of sample.mir, 0 if exact", "sample", 28,
-           lambda d, a: d.sample_level.mir_stderr(a), _OF_PAIRS, all_orders=True),
+           lambda d: d.sample_level.mir_stderr(1.0), _OF_PAIRS),
     Metric("within.entropy_max", "H within max", "within-class entropy, largest", "within", 20,
            lambda d, a: d.within(a).max(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
     Metric("nc1.cdnv", "CDNV", "class-distance normalised variance", "nc1", 21,
@@ -339,7 +339,7 @@ def metric_named(name: str) -> Metric | None:
         return known[name]
     order = re.fullmatch(r"renyi_([^.]+(?:\.\d+)?)\.(.+)", name)
     metric = known.get(order[2]) if order else None
-    if order is None or metric is None or not metric.all_orders:
+    if order is None or metric is None or metric.family not in {"class", "sample", "within"}:
         return None
     at_collapse = None if metric.at_collapse == _MIR else metric.at_collapse
     return replace(metric, name=name, label=f"{metric.label} α={order[1]}", at_collapse=at_collapse, priority=1000)
