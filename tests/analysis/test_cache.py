@@ -47,7 +47,7 @@ def test_modules_that_compute_import_none_that_show() -> None:
 
 def test_a_module_that_comes_goes_or_is_renamed_is_another_key(copied: Path) -> None:
     keys = {files.code_hash(copied)}
-    module = copied / "moments" / "levels" / "new.py"
+    module = copied / "moments" / "new.py"
     module.write_text("x = 1\n")
     keys.add(files.code_hash(copied))
     module.rename(module.with_name("newer.py"))
