@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ckpt_probe.config import TrainingConfig, load_config
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
+    from ckpt_probe.inspection import inspect
     from ckpt_probe.integrations import LightningProbe, Probe, RecordMetric, TrainerProbe
     from ckpt_probe.merging import average, interpolate
     from ckpt_probe.metrics import (
@@ -54,6 +55,7 @@ _HOMES = {
     "config": ("TrainingConfig", "load_config"),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
+    "inspection": ("inspect",),
     "integrations": ("LightningProbe", "Probe", "RecordMetric", "TrainerProbe"),
     "merging": ("average", "interpolate"),
     "metrics": (
@@ -109,6 +111,7 @@ __all__ = [
     "gram",
     "hdr",
     "hsic",
+    "inspect",
     "interpolate",
     "load_config",
     "load_data",

@@ -1,6 +1,6 @@
 """`ckpt-probe inspect`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,11 @@ import click
 from ckpt_probe.cli.command import Command, explicit_options, flag, option_group, setting_group
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import MODEL_SETTINGS, PATH, model_options
-from ckpt_probe.errors import in_json, listed, printable
+from ckpt_probe.errors import DataError, in_json, listed, printable
 
 if TYPE_CHECKING:
-    from ckpt_probe.checkpoints import Checkpoint, Member
     from ckpt_probe.extraction import Setup
 
-DUMP_SUFFIXES = frozenset({".h5", ".hdf5"})
 MOST_TRAINER_LINES = 40
 """Number of values of the trainer's metadata that are printed; --json has all of them."""
 
@@ -44,15 +42,12 @@ def command(
     """
     from json import dumps
 
-    from ckpt_probe.remote import resolve
+    from ckpt_probe.cli.console import bars
+    from ckpt_probe.inspection import describe
 
-    path, base = resolve(path), resolve(base)
     setup = _setup(state_key, base, options)
-    facts = _inspected(path, state_key, base, statistics, setup)
-    if verify:
-        from ckpt_probe.cli.verification import require_undamaged, verified
-
-        facts["verified"] = verified(facts, state_key, base)
+    with bars() as progress:
+        facts = describe(path, setup, state_key, base, statistics=statistics, verify=verify, progress=progress)
     if json:
         click.echo(in_json(dumps(facts, ensure_ascii=False, allow_nan=False)))
     elif facts["kind"] == "series":
@@ -60,7 +55,7 @@ def command(
     else:
         _print(facts, statistics)
     if verify:
-        require_undamaged(path, facts["verified"])
+        _require_undamaged(path, facts["verified"])
 
 
 def _setup(state_key: str | None, base: Path | None, options: dict[str, Any]) -> "Setup | None":
@@ -70,174 +65,6 @@ def _setup(state_key: str | None, base: Path | None, options: dict[str, Any]) ->
     from ckpt_probe.extraction import Setup
 
     return Setup(device="cpu", state_key=state_key, base=base, **options)
-
-
-def _inspected(
-    path: Path, state_key: str | None, base: Path | None, statistics: bool, setup: "Setup | None"
-) -> dict[str, Any]:
-    from ckpt_probe.errors import UsageError
-
-    if path.suffix in DUMP_SUFFIXES:
-        if explicit_options().keys() - {"json", "verify"}:
-            raise UsageError(f"{path}: a dump; only --json and --verify apply to it")
-        return inspect_dump(path)
-    if not path.is_dir():
-        return inspect_checkpoint(path, state_key, base, statistics, setup)
-    from ckpt_probe.checkpoints import open_series
-
-    members = open_series(path, state_key=state_key, base=base)
-    if len(members) == 1:
-        return inspect_checkpoint(members[0].path, state_key, base, statistics, setup)
-    if statistics or setup is not None:
-        option = "--statistics" if statistics else "running a model"
-        raise UsageError(f"{path}: {len(members)} checkpoints; {option} takes one, such as {members[-1].path}")
-    return inspect_series(path, members, state_key, base)
-
-
-def inspect_checkpoint(
-    file: Path,
-    state_key: str | None = None,
-    base: Path | None = None,
-    statistics: bool = False,
-    setup: "Setup | None" = None,
-) -> dict[str, Any]:
-    """Return a description of a checkpoint, as `inspect --json` prints it.
-
-    Args:
-        file: Path of the checkpoint.
-        state_key: Key of the weights in a pickled checkpoint.
-        base: Checkpoint that a PEFT adapter was trained on.
-        statistics: Whether to compute statistics of every tensor.
-        setup: Model and data to run; None uses those that the checkpoint names.
-
-    Raises:
-        DataError: If the checkpoint is damaged.
-    """
-    from dataclasses import asdict
-
-    from ckpt_probe.checkpoints import likely_heads, open_checkpoint, quantised
-
-    with open_checkpoint(file, state_key=state_key, base=base) as checkpoint:
-        metadata = {**asdict(checkpoint.metadata), "step": None, "epoch": None}
-        foreign = {k: v for k, v in checkpoint.raw_metadata.items() if not k.startswith("ckpt_probe.")}
-        return {
-            "file": str(file),
-            "kind": "checkpoint",
-            "whole": True,
-            "format": checkpoint.format,
-            "files": [part.name for part in checkpoint.files],
-            "bytes": checkpoint.size,
-            **_of_a_run(checkpoint),
-            "parameters": checkpoint.parameters(),
-            "state_key": checkpoint.state_key,
-            "other_state_dicts": list(checkpoint.others),
-            "not_tensors": list(checkpoint.dropped),
-            "config_directory": str(checkpoint.config_directory) if checkpoint.config_directory else None,
-            "metadata": {**{k: v for k, v in metadata.items() if v not in (None, {}, [])}, **foreign},
-            "trainer": checkpoint.facts,
-            **_head(checkpoint, setup),
-            "likely_heads": [asdict(head) for head in likely_heads(checkpoint.layout)],
-            "quantised": quantised(checkpoint.layout),
-            "tensors": list(_tensors(checkpoint, statistics)),
-        }
-
-
-def inspect_series(
-    path: Path, members: "Sequence[Member]", state_key: str | None = None, base: Path | None = None
-) -> dict[str, Any]:
-    """Return a short description of each checkpoint of a directory, in order, and warnings about the series."""
-    from ckpt_probe.checkpoints import RepeatedWeights, fingerprint, open_checkpoint
-    from ckpt_probe.series import step_warnings
-
-    repeated = RepeatedWeights(state_key, base)
-    descriptions, repeats = [], []
-    for member in members:
-        with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
-            descriptions.append(
-                {
-                    "checkpoint": member.name,
-                    **_of_a_run(checkpoint),
-                    "step": member.step,
-                    "step_source": member.step_source,
-                    "format": checkpoint.format,
-                    "bytes": checkpoint.size,
-                    "tensors": len(checkpoint),
-                    "parameters": checkpoint.parameters(),
-                    "same_weights": list(member.also),
-                    "file": str(member.path),
-                }
-            )
-            repeats += repeated.warnings(member, fingerprint(checkpoint))
-    warnings = [*step_warnings(members), *repeats]
-    return {"file": str(path), "kind": "series", "checkpoints": descriptions, "warnings": warnings}
-
-
-def inspect_dump(file: Path) -> dict[str, Any]:
-    """Return a description of a dump, as `inspect --json` prints it; raise DataError if it is damaged."""
-    from dataclasses import asdict
-
-    from ckpt_probe.dumps import open_dump
-
-    with open_dump(file) as dump:
-        tensors = []
-        if dump.weights is not None:
-            tensors.append({"name": "classifier/weights", "dtype": "float64", "shape": list(dump.weights.shape)})
-        if dump.bias is not None:
-            tensors.append({"name": "classifier/bias", "dtype": "float64", "shape": list(dump.bias.shape)})
-        for split in dump.splits:
-            for name, array in dump[split].arrays().items():
-                tensors.append({"name": f"{split}/{name}", "dtype": str(array.dtype), "shape": list(array.shape)})
-        return {
-            "file": str(file),
-            "kind": "dump" if dump.provenance else "dump without provenance",
-            "whole": True,
-            "bytes": dump.path.stat().st_size,
-            "step": dump.step,
-            "metadata": asdict(dump.provenance) if dump.provenance else {},
-            "classifier": dump.provenance.classifier if dump.provenance else None,
-            "class_names": None if dump.class_names is None else list(dump.class_names),
-            "tensors": tensors,
-        }
-
-
-def _of_a_run(checkpoint: "Checkpoint") -> dict[str, Any]:
-    from ckpt_probe.checkpoints import step_of
-
-    step, source = step_of(checkpoint)
-    return {"step": step, "step_source": source, "epoch": checkpoint.metadata.epoch}
-
-
-def _tensors(checkpoint: "Checkpoint", statistics: bool) -> Iterator[dict[str, Any]]:
-    if not statistics:
-        for name in checkpoint.names:
-            yield {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
-        return
-    from dataclasses import asdict
-
-    from ckpt_probe.checkpoints.statistics import statistics_of
-    from ckpt_probe.cli.console import bars
-
-    with bars() as progress, progress.task("statistics", len(checkpoint), "tensors") as bar:
-        for name, values in statistics_of(checkpoint):
-            bar.advance()
-            description = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
-            yield {**description, **(asdict(values) if values else {})}
-
-
-def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
-    """Return the head of the model, identified by running it; an unknown head if no model is named."""
-    if setup is None and checkpoint.metadata.model is None:
-        return {"classifier": None}
-    from ckpt_probe.errors import CkptProbeError
-    from ckpt_probe.extraction import Setup, inspect_model
-
-    try:
-        head = inspect_model(checkpoint, setup or Setup(device="cpu"))
-    except CkptProbeError as error:
-        if setup is not None:
-            raise
-        return {"classifier": f"unknown: {str(error).removeprefix(f'{checkpoint.path}: ')}"}
-    return {"classifier": head["layer"], "head": head}
 
 
 def _print(facts: dict[str, Any], statistics: bool) -> None:
@@ -260,9 +87,7 @@ def _print(facts: dict[str, Any], statistics: bool) -> None:
 
 def _print_verified(facts: dict[str, Any]) -> None:
     if "verified" in facts:
-        from ckpt_probe.cli.verification import verification_lines
-
-        for line in verification_lines(facts["verified"]):
+        for line in _verification_lines(facts["verified"]):
             click.echo(printable(line))
 
 
@@ -351,3 +176,24 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
 
 
 LEFT = frozenset({"tensor", "dtype", "shape", "checkpoint", "from", "format", "also"})
+
+
+def _verification_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each damaged tensor and a summary."""
+    for line in result["damaged"]:
+        yield f"damaged: {line}"
+    without = result["tensors"] - result["checked"]
+    if not result["checked"]:
+        yield f"verified: all {result['tensors']:,} tensors were read; there are no hashes to check them against"
+    elif without:
+        yield f"verified: {result['checked']:,} of {result['tensors']:,} tensors; the other {without:,} carry no hash"
+    else:
+        intact = result["checked"] - len(result["damaged"])
+        yield f"verified: {intact:,} of {result['tensors']:,} tensors are as written"
+
+
+def _require_undamaged(path: Path, result: dict[str, Any]) -> None:
+    """Raise DataError if a tensor is damaged."""
+    if result["damaged"]:
+        count = len(result["damaged"])
+        raise DataError(f"{path}: {count} of {result['tensors']} tensors {'is' if count == 1 else 'are'} damaged")

@@ -141,7 +141,7 @@ def test_the_end_of_a_file_is_not_an_interruption(
     def ends(*_: object, **__: object) -> None:
         raise EOFError("no more data")
 
-    monkeypatch.setattr("ckpt_probe.cli.inspect.inspect_checkpoint", ends)
+    monkeypatch.setattr("ckpt_probe.inspection.inspect_checkpoint", ends)
     assert run(["inspect", "a.safetensors"]) == 70
     [line] = lines_of_error(capsys)
     assert line.startswith("internal error: EOFError: no more data")

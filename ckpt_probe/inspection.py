@@ -1,0 +1,304 @@
+"""Describe checkpoints, directories of checkpoints, and dumps: tensors, metadata, step, head, and damage."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError
+from ckpt_probe.keywords import checked_keywords
+from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
+
+if TYPE_CHECKING:
+    from ckpt_probe.checkpoints import Checkpoint, Member
+    from ckpt_probe.extraction import Setup
+
+DUMP_SUFFIXES = frozenset({".h5", ".hdf5"})
+
+
+@checked_keywords
+def inspect(
+    path: Path | str,
+    *,
+    statistics: bool = False,
+    verify: bool = False,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    classifier: str | None = None,
+    state_key: str | None = None,
+    base: Path | str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Describe a checkpoint of any format, a directory of checkpoints, or a dump.
+
+    Args:
+        path: File, directory, or address.
+        statistics: Whether to compute norm, mean, spread, and shares of zeros, NaN and infinities of tensors.
+        verify: Whether to read every byte and check it against the hashes or checksums of the file.
+        model: Name of the model to run on one sample, which shows its head and layers; that in the metadata of the
+            checkpoint if None.
+        model_arguments: Arguments of the model, which replace those in the metadata.
+        data: Name of the data of that sample.
+        data_arguments: Arguments of the data, which replace those in the metadata.
+        classifier: Name of the last linear layer; found by running the model if None.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint that a PEFT adapter was trained on.
+        progress: Receives bars.
+
+    Returns:
+        The object that `ckpt-probe inspect --json` prints, with "verified" if `verify` is set: the numbers of
+        tensors and of those with a hash, and the errors of damaged ones.
+
+    Raises:
+        UsageError: If an argument does not apply to the path.
+        DataError: If the path cannot be read, or a header is damaged.
+    """
+    from ckpt_probe.extraction import Setup
+
+    setup = None
+    if any(value is not None for value in (model, model_arguments, data, data_arguments, classifier)):
+        setup = Setup(
+            model=model,
+            model_arguments=model_arguments,
+            data=data,
+            data_arguments=data_arguments,
+            classifier=classifier,
+            state_key=state_key,
+            base=base,
+            device="cpu",
+        )
+    return describe(path, setup, state_key, base, statistics=statistics, verify=verify, progress=progress)
+
+
+def describe(
+    path: Path | str,
+    setup: "Setup | None",
+    state_key: str | None = None,
+    base: Path | str | None = None,
+    *,
+    statistics: bool = False,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Describe a checkpoint, a directory of checkpoints or a dump; as `inspect`, with the model and data in `setup`."""
+    path, base, progress = resolve(path), resolve(base), progress or NullProgress()
+    description = _description(path, setup, state_key, base, statistics, progress)
+    if verify:
+        description["verified"] = verify_files(description, state_key, base, progress)
+    return description
+
+
+def _description(
+    path: Path, setup: "Setup | None", state_key: str | None, base: Path | None, statistics: bool, progress: Progress
+) -> dict[str, Any]:
+    if path.suffix in DUMP_SUFFIXES:
+        if statistics or any(value is not None for value in (setup, state_key, base)):
+            raise UsageError(f"{path}: a dump; only `verify` applies to it")
+        return inspect_dump(path)
+    if not path.is_dir():
+        return inspect_checkpoint(path, state_key, base, statistics, setup, progress)
+    from ckpt_probe.checkpoints import open_series
+
+    members = open_series(path, state_key=state_key, base=base)
+    if len(members) == 1:
+        return inspect_checkpoint(members[0].path, state_key, base, statistics, setup, progress)
+    if statistics or setup is not None:
+        option = "`statistics`" if statistics else "running a model"
+        raise UsageError(f"{path}: {len(members)} checkpoints; {option} takes one, such as {members[-1].path}")
+    return inspect_series(path, members, state_key, base)
+
+
+def inspect_checkpoint(
+    file: Path,
+    state_key: str | None = None,
+    base: Path | None = None,
+    statistics: bool = False,
+    setup: "Setup | None" = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return a description of a checkpoint, as `inspect --json` prints it.
+
+    Args:
+        file: Path of the checkpoint.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint that a PEFT adapter was trained on.
+        statistics: Whether to compute statistics of every tensor.
+        setup: Model and data to run; None uses those that the checkpoint names.
+        progress: Receives a bar.
+
+    Raises:
+        DataError: If the checkpoint is damaged.
+    """
+    from ckpt_probe.checkpoints import likely_heads, open_checkpoint, quantised
+
+    with open_checkpoint(file, state_key=state_key, base=base) as checkpoint:
+        metadata = {**asdict(checkpoint.metadata), "step": None, "epoch": None}
+        foreign = {k: v for k, v in checkpoint.raw_metadata.items() if not k.startswith("ckpt_probe.")}
+        return {
+            "file": str(file),
+            "kind": "checkpoint",
+            "whole": True,
+            "format": checkpoint.format,
+            "files": [part.name for part in checkpoint.files],
+            "bytes": checkpoint.size,
+            **_of_a_run(checkpoint),
+            "parameters": checkpoint.parameters(),
+            "state_key": checkpoint.state_key,
+            "other_state_dicts": list(checkpoint.others),
+            "not_tensors": list(checkpoint.dropped),
+            "config_directory": str(checkpoint.config_directory) if checkpoint.config_directory else None,
+            "metadata": {**{k: v for k, v in metadata.items() if v not in (None, {}, [])}, **foreign},
+            "trainer": checkpoint.facts,
+            **_head(checkpoint, setup),
+            "likely_heads": [asdict(head) for head in likely_heads(checkpoint.layout)],
+            "quantised": quantised(checkpoint.layout),
+            "tensors": list(_tensors(checkpoint, statistics, progress or NullProgress())),
+        }
+
+
+def inspect_series(
+    path: Path, members: "Sequence[Member]", state_key: str | None = None, base: Path | None = None
+) -> dict[str, Any]:
+    """Return a short description of each checkpoint of a directory, in order, and warnings about the series."""
+    from ckpt_probe.checkpoints import RepeatedWeights, fingerprint, open_checkpoint
+    from ckpt_probe.series import step_warnings
+
+    repeated = RepeatedWeights(state_key, base)
+    descriptions, repeats = [], []
+    for member in members:
+        with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
+            descriptions.append(
+                {
+                    "checkpoint": member.name,
+                    **_of_a_run(checkpoint),
+                    "step": member.step,
+                    "step_source": member.step_source,
+                    "format": checkpoint.format,
+                    "bytes": checkpoint.size,
+                    "tensors": len(checkpoint),
+                    "parameters": checkpoint.parameters(),
+                    "same_weights": list(member.also),
+                    "file": str(member.path),
+                }
+            )
+            repeats += repeated.warnings(member, fingerprint(checkpoint))
+    warnings = [*step_warnings(members), *repeats]
+    return {"file": str(path), "kind": "series", "checkpoints": descriptions, "warnings": warnings}
+
+
+def inspect_dump(file: Path) -> dict[str, Any]:
+    """Return a description of a dump, as `inspect --json` prints it; raise DataError if it is damaged."""
+    from ckpt_probe.dumps import open_dump
+
+    with open_dump(file) as dump:
+        tensors = []
+        if dump.weights is not None:
+            tensors.append({"name": "classifier/weights", "dtype": "float64", "shape": list(dump.weights.shape)})
+        if dump.bias is not None:
+            tensors.append({"name": "classifier/bias", "dtype": "float64", "shape": list(dump.bias.shape)})
+        for split in dump.splits:
+            for name, array in dump[split].arrays().items():
+                tensors.append({"name": f"{split}/{name}", "dtype": str(array.dtype), "shape": list(array.shape)})
+        return {
+            "file": str(file),
+            "kind": "dump" if dump.provenance else "dump without provenance",
+            "whole": True,
+            "bytes": dump.path.stat().st_size,
+            "step": dump.step,
+            "metadata": asdict(dump.provenance) if dump.provenance else {},
+            "classifier": dump.provenance.classifier if dump.provenance else None,
+            "class_names": None if dump.class_names is None else list(dump.class_names),
+            "tensors": tensors,
+        }
+
+
+def _of_a_run(checkpoint: "Checkpoint") -> dict[str, Any]:
+    from ckpt_probe.checkpoints import step_of
+
+    step, source = step_of(checkpoint)
+    return {"step": step, "step_source": source, "epoch": checkpoint.metadata.epoch}
+
+
+def _tensors(checkpoint: "Checkpoint", statistics: bool, progress: Progress) -> Iterator[dict[str, Any]]:
+    if not statistics:
+        for name in checkpoint.names:
+            yield {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
+        return
+    from ckpt_probe.checkpoints.statistics import statistics_of
+
+    with progress.task("statistics", len(checkpoint), "tensors") as bar:
+        for name, values in statistics_of(checkpoint):
+            bar.advance()
+            description = {"name": name, "dtype": checkpoint.dtype(name), "shape": list(checkpoint.shape(name))}
+            yield {**description, **(asdict(values) if values else {})}
+
+
+def _head(checkpoint: "Checkpoint", setup: "Setup | None") -> dict[str, Any]:
+    """Return the head of the model, identified by running it; an unknown head if no model is named."""
+    if setup is None and checkpoint.metadata.model is None:
+        return {"classifier": None}
+    from ckpt_probe.extraction import Setup, inspect_model
+
+    try:
+        head = inspect_model(checkpoint, setup or Setup(device="cpu"))
+    except CkptProbeError as error:
+        if setup is not None:
+            raise
+        return {"classifier": f"unknown: {str(error).removeprefix(f'{checkpoint.path}: ')}"}
+    return {"classifier": head["layer"], "head": head}
+
+
+def verify_files(
+    description: dict[str, Any], state_key: str | None, base: Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Read every tensor of the inspected files and check it against its hash or checksum.
+
+    Args:
+        description: Description of a checkpoint, a series or a dump, from `inspect`.
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint that a PEFT adapter was trained on.
+        progress: Receives a bar.
+
+    Returns:
+        "tensors": number of tensors; "checked": number of those with a hash or checksum; "damaged": error messages.
+    """
+    files = [resolve(part["file"]) for part in description.get("checkpoints", [description])]
+    read, checked, damaged = 0, 0, []
+    with progress.task("verify", None, "tensors") as bar:
+        for file in files:
+            if description["kind"].startswith("dump"):
+                results = _verify_dump(file)
+            else:
+                results = _verify_checkpoint(file, state_key, base)
+            for under_hash, error in results:
+                bar.advance()
+                read, checked = read + 1, checked + under_hash
+                damaged += [] if error is None else [error]
+    return {"tensors": read, "checked": checked, "damaged": damaged}
+
+
+def _verify_checkpoint(file: Path, state_key: str | None, base: Path | None) -> Iterator[tuple[bool, str | None]]:
+    from ckpt_probe.checkpoints import open_checkpoint
+
+    with open_checkpoint(file, state_key=state_key, base=base) as checkpoint:
+        for name in checkpoint.names:
+            yield checkpoint.is_hashed(name), _error_of(checkpoint.read, name)
+
+
+def _verify_dump(file: Path) -> Iterator[tuple[bool, str | None]]:
+    from ckpt_probe.dumps import open_dump
+
+    with open_dump(file) as dump:
+        for split in dump.splits:
+            yield from dump[split].verify()
+
+
+def _error_of(read: Callable[[str], Any], name: str) -> str | None:
+    try:
+        read(name)
+    except DataError as error:
+        return str(error)
+    return None
