@@ -327,7 +327,7 @@ def test_labels_out_of_range_are_named(label: int, message: str) -> None:
     [
         (np.ones((4, 2)), np.zeros(5, dtype=int), r"expected \(n, D\) and \(n,\)"),
         (np.ones(4), np.zeros(4, dtype=int), r"expected \(n, D\) and \(n,\)"),
-        (np.ones((4, 2)), np.zeros(4), "expected whole numbers"),
+        (np.ones((4, 2)), np.full(4, 0.5), "expected whole numbers of classes, found 0.5"),
         (np.ones((4, 2)), np.zeros(4, dtype=bool), "expected whole numbers"),
     ],
 )
