@@ -1,7 +1,6 @@
 """Class moments of a stream of labelled features: accumulated in one pass, mergeable, and the inputs of all metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -222,9 +221,34 @@ class Moments:
             exact_limit=exact_limit,
         ).record
 
-    def read(self, weights: Array | None = None, bias: Array | None = None, **options: Any) -> DetailedRecord:
+    def read(
+        self,
+        weights: Array | None = None,
+        bias: Array | None = None,
+        *,
+        rows: AnyRows | None = None,
+        orders: Sequence[float] = (),
+        sampling: Sampling | None = None,
+        details: bool = False,
+        only: str | Iterable[str] | None = None,
+        min_samples: int = 1,
+        label_rows: Array | None = None,
+        exact_limit: int | None = None,
+    ) -> DetailedRecord:
         """Compute the record and its details, with the arguments of `inputs`."""
-        return compute_record(self.inputs(weights, bias, **options))
+        inputs = self.inputs(
+            weights,
+            bias,
+            rows=rows,
+            orders=orders,
+            sampling=sampling,
+            details=details,
+            only=only,
+            min_samples=min_samples,
+            label_rows=label_rows,
+            exact_limit=exact_limit,
+        )
+        return compute_record(inputs)
 
     def inputs(
         self,
