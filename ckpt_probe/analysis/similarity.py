@@ -1,16 +1,15 @@
-"""How alike layers are: those of one checkpoint, one layer over the checkpoints of a series, those of two models."""
+"""Compare layers by CKA or MIR: those of one checkpoint, of two models, or one layer between checkpoints."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, open_dump_series
+from ckpt_probe.dumps import PENULTIMATE, Dump, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
@@ -24,10 +23,20 @@ MEASURES = {"cka": cka_between, "mir": mir_between}
 
 @dataclass(frozen=True)
 class Similarity:
-    """A measure between some representations of the same rows and others: `values[i][j]`, None where it is undefined.
+    """Matrix of a measure between representations of the same samples.
 
-    kind: "layers" of one checkpoint, "steps" of one layer, or "models", the layers of one dump and of another. samples:
-    how many rows were compared.
+    Attributes:
+        kind: "layers" of one checkpoint, "steps" of one layer, or "models" for the layers of two dumps.
+        measure: "cka" or "mir".
+        split: Name of the split.
+        rows: Names of the representations in the rows.
+        columns: Names of the representations in the columns.
+        values: The matrix, None for an undefined value.
+        samples: Number of samples that were compared.
+        checkpoint: Name of the checkpoint; None for "steps".
+        step: Training step of the checkpoint.
+        layer: Name of the layer, for "steps".
+        other: Name of the second dump, for "models".
     """
 
     kind: str
@@ -43,18 +52,24 @@ class Similarity:
     other: str | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """As one record, without what does not apply."""
-        told = {
-            name: getattr(self, name) for name in ("kind", "measure", "split", "checkpoint", "step", "layer", "other")
-        }
+        """Return the matrix as a record, without the names that are None."""
+        names = ("kind", "measure", "split", "checkpoint", "step", "layer", "other")
+        identity = {name: value for name in names if (value := getattr(self, name)) is not None}
         values = [list(row) for row in self.values]
-        held = {"samples": self.samples, "rows": list(self.rows), "columns": list(self.columns), "values": values}
-        return {**{name: value for name, value in told.items() if value is not None}, **held}
+        return {**identity, "samples": self.samples, "rows": [*self.rows], "columns": [*self.columns], "values": values}
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The rows that a dump keeps of the layers of a split, (R, D) by layer, which ones they are, and their labels."""
+class StoredRows:
+    """Rows of every layer of a split that a dump stores for comparisons.
+
+    Attributes:
+        source: File and split, for messages.
+        layers: Rows (R, D) by layer, as they are stored.
+        indices: Indices (R,) of the rows in the split.
+        samples: Number of samples of the split.
+        labels: Labels (R,) of the rows, or None.
+    """
 
     source: str
     layers: dict[str, np.ndarray]
@@ -62,26 +77,39 @@ class Kept:
     samples: int
     labels: np.ndarray | None
 
-    def thinned(self, most: int) -> "Kept":
-        """At most so many of the rows, evenly from all of them."""
+    def thinned(self, most: int) -> "StoredRows":
+        """Return at most `most` evenly spaced rows."""
         if len(self.indices) <= most:
             return self
-        places = np.linspace(0, len(self.indices) - 1, most).round().astype(int)
-        layers = {name: rows[places] for name, rows in self.layers.items()}
-        labels = None if self.labels is None else self.labels[places]
-        return Kept(self.source, layers, self.indices[places], self.samples, labels)
+        chosen = np.linspace(0, len(self.indices) - 1, most).round().astype(int)
+        layers = {name: rows[chosen] for name, rows in self.layers.items()}
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, layers=layers, indices=self.indices[chosen], labels=labels)
 
-    def require_same(self, other: "Kept") -> None:
-        """Raise DataError where another's rows are those of other samples."""
+    def of_layers(self, layers: Sequence[str] | None) -> "StoredRows":
+        """Return the rows of some layers, all if None; raise DataError for an unknown layer."""
+        if layers is None:
+            return self
+        unknown = [layer for layer in layers if layer not in self.layers]
+        if unknown:
+            raise DataError(f"{self.source}: no layer {unknown[0]!r}; there are: {listed(list(self.layers), 40)}")
+        return replace(self, layers={name: rows for name, rows in self.layers.items() if name in layers})
+
+    def matrices(self) -> dict[str, torch.Tensor]:
+        """Return the rows of every layer as float64 tensors."""
+        return {layer: _double(rows) for layer, rows in self.layers.items()}
+
+    def require_same(self, other: "StoredRows") -> None:
+        """Raise DataError if the rows of another dump belong to other samples."""
         both = f"{self.source} and {other.source}"
         if self.samples != other.samples or not np.array_equal(self.indices, other.indices):
             raise DataError(
-                f"{both}: different rows were kept to be compared ({len(self.indices)} of {self.samples}, "
+                f"{both}: different rows are stored for comparisons ({len(self.indices)} of {self.samples}, "
                 f"{len(other.indices)} of {other.samples}); extract both from the same data, with the same "
                 "`similarity_rows` and `similarity_seed`"
             )
         if self.labels is not None and other.labels is not None and not np.array_equal(self.labels, other.labels):
-            raise DataError(f"{both}: the rows that were kept have other labels; extract both from the same data")
+            raise DataError(f"{both}: the stored rows have other labels; extract both from the same data")
 
 
 @checked_keywords
@@ -116,43 +144,57 @@ def similarity(
     """
     splits, layers, measures = as_sequence(splits), as_sequence(layers), as_sequence(measures)
     members = open_dump_series(resolve(path))
-    asked = tuple(measures or (("cka",) if len(members) > 1 and other is None else ("cka", "mir")))
-    unknown = [name for name in asked if name not in MEASURES]
+    measures = tuple(measures or (("cka",) if len(members) > 1 and other is None else ("cka", "mir")))
+    unknown = [name for name in measures if name not in MEASURES]
     if unknown:
         raise UsageError(f"`measures={unknown[0]}`: expected {' or '.join(MEASURES)}{suggestion(unknown[0], MEASURES)}")
     progress = progress or NullProgress()
     if other is None and len(members) > 1:
-        return _of_series([member.path for member in members], splits, asked, layers, progress)
+        return _of_series([member.path for member in members], splits, measures, layers, progress)
     others = [] if other is None else open_dump_series(resolve(other))
     several = path if len(members) > 1 else other
     if len(members) > 1 or len(others) > 1:
         raise UsageError(f"{several}: several dumps; name one of them, to be compared with the other")
     if not others:
-        return _of_layers(members[0].path, splits, asked, layers, progress)
-    return _of_two(members[0].path, others[0].path, splits, asked, layers, progress)
+        return _of_layers(members[0].path, splits, measures, layers, progress)
+    return _of_two(members[0].path, others[0].path, splits, measures, layers, progress)
 
 
-def layer_similarities(kept: Kept, split: str, measure: str, **place: Any) -> Similarity:
-    """The layers of one dump among themselves; place: its `checkpoint` and `step`. Errors as `similarity`."""
-    rows = {layer: _tensor(values) for layer, values in kept.layers.items()}
-    return _similarity("layers", kept, split, measure, rows, None, **place)
+def layer_similarities(
+    stored: StoredRows, split: str, measure: str, checkpoint: str | None = None, step: int | None = None
+) -> Similarity:
+    """Compare the layers of one dump with each other; raise DataError as `similarity`."""
+    return _similarity("layers", stored, split, measure, stored.matrices(), checkpoint=checkpoint, step=step)
 
 
-def step_similarities(kept: Sequence[Kept], names: Sequence[str], split: str, measure: str, layer: str) -> Similarity:
-    """One layer over the checkpoints of a series, which have these names. Errors as `similarity`."""
-    rows = {name: _tensor(one.layers[layer]) for name, one in zip(names, kept, strict=True)}
-    return _similarity("steps", kept[0], split, measure, rows, None, layer=layer)
+def step_similarities(
+    stored: Sequence[StoredRows], names: Sequence[str], split: str, measure: str, layer: str
+) -> Similarity:
+    """Compare one layer between the checkpoints of a series.
+
+    Args:
+        stored: Stored rows of each checkpoint.
+        names: Names of the checkpoints.
+        split: Name of the split.
+        measure: "cka" or "mir".
+        layer: Name of the layer.
+
+    Raises:
+        DataError: As `similarity`.
+    """
+    rows = {name: _double(each.layers[layer]) for name, each in zip(names, stored, strict=True)}
+    return _similarity("steps", stored[0], split, measure, rows, layer=layer)
 
 
-def kept_of(dump: Dump, split: str) -> Kept:
-    """What an open dump keeps of a split to be compared, as it is stored. Errors as `similarity`."""
+def stored_rows(dump: Dump, split: str) -> StoredRows:
+    """Return the rows that an open dump stores for comparisons; raise DataError if they are missing or damaged."""
     view, source = dump[split], f"{dump.path}: {split}"
     stored = view.similarity_indices()
     if stored is not None:
         indices = stored[0]
         layers = {layer.name: layer.rows[()] for layer in view.layers if layer.rows is not None}
     elif view.features is not None:
-        # Without layers nothing was set apart: the rows that would have been are read.
+        # A dump without layers stores no such rows; the same choice is read from the features.
         indices = subset_indices(view.samples, SUBSET_ROWS).numpy()
         layers = {PENULTIMATE: view.features[indices]}
     else:
@@ -160,27 +202,36 @@ def kept_of(dump: Dump, split: str) -> Kept:
             f"{source}: no rows to compare are stored; extract again with `layers='all'` and `overwrite=True`"
         )
     if not layers or (len(indices) and (indices.min() < 0 or indices.max() >= view.samples)):
-        raise DataError(f"{source}: the rows kept to be compared are missing or damaged; extract again")
-    return Kept(source, layers, indices, view.samples, _labels(view, indices))
+        raise DataError(f"{source}: the rows stored for comparisons are missing or damaged; extract again")
+    labels = None if view.labels is None else view.labels[()][indices]
+    return StoredRows(source, layers, indices, view.samples, labels)
 
 
-def kept_of_series(paths: Sequence[Path], split: str) -> tuple[list[Kept], list[str]]:
-    """What each dump of a series keeps of a split, and the names of its checkpoints: their steps where they differ.
+def stored_rows_of_series(paths: Sequence[Path], split: str) -> tuple[list[StoredRows], list[str]]:
+    """Read the rows that the dumps of a series store for comparisons.
 
-    Arrays stay as they are stored. Errors as `similarity`.
+    Args:
+        paths: Files of the dumps.
+        split: Name of the split.
+
+    Returns:
+        The rows of each dump, and the names of the checkpoints: their steps if these are known and distinct.
+
+    Raises:
+        DataError: As `similarity`.
     """
-    kept, steps, names = [], [], []
+    stored, steps, names = [], [], []
     for path in paths:
         with open_dump(path) as dump:
-            kept.append(kept_of(dump, split))
+            stored.append(stored_rows(dump, split))
             steps.append(dump.step)
             names.append(dump.name)
-    for one in kept[1:]:
-        kept[0].require_same(one)
-        missing = sorted(set(kept[0].layers) ^ set(one.layers))
-        if missing:
-            raise DataError(f"{kept[0].source} and {one.source}: layers {listed(missing)} are in only one of them")
-    return kept, [str(step) for step in steps] if None not in steps and len(set(steps)) == len(steps) else names
+    first, *others = stored
+    for other in others:
+        first.require_same(other)
+        if missing := sorted(set(first.layers) ^ set(other.layers)):
+            raise DataError(f"{first.source} and {other.source}: layers {listed(missing)} are in only one of them")
+    return stored, [str(step) for step in steps] if None not in steps and len(set(steps)) == len(steps) else names
 
 
 def _of_layers(
@@ -188,10 +239,10 @@ def _of_layers(
 ) -> Iterator[Similarity]:
     with open_dump(path) as dump:
         for split in splits or dump.splits:
-            kept = _chosen(kept_of(dump, split), layers)
+            stored = stored_rows(dump, split).of_layers(layers)
             with progress.task(f"{dump.name} {split}", len(measures), "matrices") as bar:
                 for measure in measures:
-                    yield layer_similarities(kept, split, measure, checkpoint=dump.name, step=dump.step)
+                    yield layer_similarities(stored, split, measure, dump.name, dump.step)
                     bar.advance()
 
 
@@ -203,23 +254,18 @@ def _of_two(
     layers: Sequence[str] | None,
     progress: Progress,
 ) -> Iterator[Similarity]:
-    with open_dump(path) as one, open_dump(other) as two:
-        names = dict(
-            zip(("checkpoint", "other"), distinct_names([path.with_suffix(""), other.with_suffix("")]), strict=True)
-        )
-        shared = splits or [split for split in one.splits if split in two.splits]
-        if not shared:
-            raise DataError(f"{path} and {other}: no split in common ({listed(one.splits)}; {listed(two.splits)})")
-        for split in shared:
-            first, second = kept_of(one, split), kept_of(two, split)
+    checkpoint, name = distinct_names([path.with_suffix(""), other.with_suffix("")])
+    with open_dump(path) as a, open_dump(other) as b:
+        common = splits or [split for split in a.splits if split in b.splits]
+        if not common:
+            raise DataError(f"{path} and {other}: no split in common ({listed(a.splits)}; {listed(b.splits)})")
+        for split in common:
+            first, second = stored_rows(a, split), stored_rows(b, split)
             first.require_same(second)
-            sides = [
-                {layer: _tensor(rows) for layer, rows in _chosen(kept, layers).layers.items()}
-                for kept in (first, second)
-            ]
+            rows, columns = first.of_layers(layers).matrices(), second.of_layers(layers).matrices()
             with progress.task(f"{split}", len(measures), "matrices") as bar:
                 for measure in measures:
-                    yield _similarity("models", first, split, measure, sides[0], sides[1], **names)
+                    yield _similarity("models", first, split, measure, rows, columns, checkpoint=checkpoint, other=name)
                     bar.advance()
 
 
@@ -231,50 +277,35 @@ def _of_series(
     progress: Progress,
 ) -> Iterator[Similarity]:
     with open_dump(paths[0]) as dump:
-        found = list(splits or dump.splits)
-    for split in found:
-        kept, names = kept_of_series(paths, split)
-        chosen = list(_chosen(kept[0], layers).layers)
+        all_splits = list(splits or dump.splits)
+    for split in all_splits:
+        stored, names = stored_rows_of_series(paths, split)
+        chosen = list(stored[0].of_layers(layers).layers)
         with progress.task(split, len(chosen), "layers") as bar:
             for layer in chosen:
                 for measure in measures:
-                    yield step_similarities(kept, names, split, measure, layer)
+                    yield step_similarities(stored, names, split, measure, layer)
                 bar.advance()
 
 
 def _similarity(
     kind: str,
-    kept: Kept,
+    stored: StoredRows,
     split: str,
     measure: str,
-    first: Mapping[str, Tensor],
-    second: Mapping[str, Tensor] | None,
-    **place: Any,
+    rows: Mapping[str, torch.Tensor],
+    columns: Mapping[str, torch.Tensor] | None = None,
+    **identity: Any,
 ) -> Similarity:
-    others = None if second is None else list(second.values())
+    others = None if columns is None else list(columns.values())
     try:
-        found = MEASURES[measure](list(first.values()), others).tolist()
+        matrix = MEASURES[measure](list(rows.values()), others).tolist()
     except DataError as error:
-        raise DataError(f"{kept.source}: {error}") from error
-    values = tuple(tuple(None if math.isnan(value) else value for value in row) for row in found)
-    columns = tuple(first if second is None else second)
-    return Similarity(kind, measure, split, tuple(first), columns, values, len(kept.indices), **place)
+        raise DataError(f"{stored.source}: {error}") from error
+    values = tuple(tuple(None if math.isnan(value) else value for value in row) for row in matrix)
+    names = tuple(rows if columns is None else columns)
+    return Similarity(kind, measure, split, tuple(rows), names, values, len(stored.indices), **identity)
 
 
-def _labels(view: SplitView, indices: np.ndarray) -> np.ndarray | None:
-    return None if view.labels is None else view.labels[()][indices]
-
-
-def _chosen(kept: Kept, layers: Sequence[str] | None) -> Kept:
-    """Only some of the layers. Raises DataError for one that there is not."""
-    if layers is None:
-        return kept
-    absent = [layer for layer in layers if layer not in kept.layers]
-    if absent:
-        raise DataError(f"{kept.source}: no layer {absent[0]!r}; there are: {listed(list(kept.layers), 40)}")
-    chosen = {name: rows for name, rows in kept.layers.items() if name in layers}
-    return Kept(kept.source, chosen, kept.indices, kept.samples, kept.labels)
-
-
-def _tensor(rows: np.ndarray) -> Tensor:
+def _double(rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows)).to(torch.float64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ckpt_probe.analysis import Settings, read_series
-from ckpt_probe.analysis.similarity import Similarity, kept_of_series, layer_similarities, step_similarities
+from ckpt_probe.analysis.similarity import Similarity, layer_similarities, step_similarities, stored_rows_of_series
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths import PlaneResult
@@ -210,18 +210,18 @@ def _compare(source: Source, run: Run, contents: _SourceContents, mir_rows: int,
 def _similarities(
     source: Source, run: Run, members: Sequence[Member], split: str, mir_rows: int, bar: Task
 ) -> LayerSimilarity:
-    stored_rows, names = kept_of_series([member.path for member in members], split)
-    layers = tuple(stored_rows[0].layers)
+    stored, names = stored_rows_of_series([member.path for member in members], split)
+    layers = tuple(stored[0].layers)
     cka, mir = [], []
-    for rows_of_dump in stored_rows:
+    for rows_of_dump in stored:
         cka.append(_matrix(layer_similarities(rows_of_dump, split, "cka")))
         if mir_rows:
             mir.append(_matrix(layer_similarities(rows_of_dump.thinned(mir_rows), split, "mir")))
         bar.advance()
     by_step = {}
-    if len(stored_rows) > 1:
-        by_step = {layer: _matrix(step_similarities(stored_rows, names, split, "cka", layer)) for layer in layers}
-    rows = len(stored_rows[0].indices)
+    if len(stored) > 1:
+        by_step = {layer: _matrix(step_similarities(stored, names, split, "cka", layer)) for layer in layers}
+    rows = len(stored[0].indices)
     return LayerSimilarity(
         source.name,
         split,

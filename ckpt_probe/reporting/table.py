@@ -32,7 +32,8 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
         # Steps may be equal, as in a pruned series; then only the names distinguish the checkpoints.
         identifiers.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
     present = metrics_in(records)
-    columns = present if width is None else _fitting(records, identifiers, present, width)
+    at_collapse = {metric.name: _at_collapse(records, metric) for metric in present}
+    columns = present if width is None else _fitting(records, identifiers, present, at_collapse, width)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in identifiers:
         table.add_column(
@@ -45,7 +46,10 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
         cells += [_cell(_value(record, metric)) for metric in columns]
         # As plain text: names in a file may look like markup.
         table.add_row(*map(Text, cells))
-    table.add_row(*_reference_row(records, identifiers, columns), style="dim")
+    label = ["at collapse", *[""] * (len(identifiers) - 1)]
+    if len(identifiers) > 1 and identifiers[0] != "checkpoint":
+        label = [*[""] * (len(identifiers) - 1), "collapse"]
+    table.add_row(*label, *(at_collapse[metric.name] for metric in columns), style="dim")
     hidden = len(present) - len(columns)
     if hidden:
         table.caption = Text(f"{hidden} more columns with --wide, --json or --csv", style="dim")
@@ -100,12 +104,15 @@ def short_number(value: float) -> str:
     return f"{value:.{max(0, 4 - before) if abs(value) >= 1 else 4}f}"
 
 
-def _fitting(records: Sequence[Record], identifiers: list[str], metrics: list[Metric], width: int) -> list[Metric]:
+def _fitting(
+    records: Sequence[Record], identifiers: list[str], metrics: list[Metric], at_collapse: Mapping[str, str], width: int
+) -> list[Metric]:
+    """Return the metrics of highest priority whose columns fit into the width."""
     used = sum(max([len(name), 6, *(len(_identifier(r.get(name))) for r in records)]) + PADDING for name in identifiers)
     chosen = []
     for metric in sorted(metrics, key=lambda metric: metric.priority):
         cells = [_cell(_value(record, metric)) for record in records]
-        needed = max(len(text) for text in [metric.label, _reference(records, metric), *cells]) + PADDING
+        needed = max(len(text) for text in [metric.label, at_collapse[metric.name], *cells]) + PADDING
         if used + needed > width:
             break
         used += needed
@@ -113,14 +120,7 @@ def _fitting(records: Sequence[Record], identifiers: list[str], metrics: list[Me
     return [metric for metric in metrics if metric in chosen]
 
 
-def _reference_row(records: Sequence[Record], identifiers: list[str], columns: list[Metric]) -> list[str]:
-    label = ["at collapse", *[""] * (len(identifiers) - 1)]
-    if identifiers and identifiers[0] != "checkpoint" and len(identifiers) > 1:
-        label = [*[""] * (len(identifiers) - 1), "collapse"]
-    return [*label, *(_reference(records, metric) for metric in columns)]
-
-
-def _reference(records: Sequence[Record], metric: Metric) -> str:
+def _at_collapse(records: Sequence[Record], metric: Metric) -> str:
     values = values_at_collapse(metric, records)
     if metric.at_collapse is None or len(values) != 1:
         return "" if len(values) < 2 else "varies"
@@ -130,7 +130,7 @@ def _reference(records: Sequence[Record], metric: Metric) -> str:
 
 
 def _value(record: Record, metric: Metric) -> Any:
-    """Return the value of an metric; a confusion with the names of classes if they have names."""
+    """Return the value of a metric; a confusion with the names of classes if they have names."""
     named = record.get(NAMED_CONFUSION) if metric.name == CONFUSION else None
     return record.get(metric.name) if named is None else named
 

@@ -153,8 +153,8 @@ def test_similarity_of_two_dumps(folder: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (["dumps/step-000100.h5", "seeded"], 1, "different rows were kept to be compared (40 of 60, 40 of 60)"),
-        (["dumps/step-000100.h5", "plain"], 1, "different rows were kept to be compared (40 of 60, 60 of 60)"),
+        (["dumps/step-000100.h5", "seeded"], 1, "different rows are stored for comparisons (40 of 60, 40 of 60)"),
+        (["dumps/step-000100.h5", "plain"], 1, "different rows are stored for comparisons (40 of 60, 60 of 60)"),
         (["dumps", "plain"], 2, "several dumps; name one of them"),
         (["dumps", "--layer", "9"], 1, "no layer '9'; there are: 2, 3, 4, 5, penultimate"),
         (["nowhere"], 1, "nowhere: no such file or directory"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.analysis import Settings, read_series
-from ckpt_probe.analysis.similarity import kept_of, similarity
+from ckpt_probe.analysis.similarity import similarity, stored_rows
 from ckpt_probe.cli.app import run
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
@@ -90,7 +90,7 @@ def test_information_between_layers_is_that_of_evenly_chosen_rows(layered: Path)
     for frame in plot.frames:
         assert frame.checkpoints == (0, 1, 2, 3)
         with open_dump(layered / f"{names[2]}.h5") as dump:
-            kept = kept_of(dump, frame.split)
+            kept = stored_rows(dump, frame.split)
         places = np.linspace(0, len(kept.indices) - 1, 50).round().astype(int)
         rows = [values[places].astype(float) for values in kept.layers.values()]
         expected = np.array([[mir_or_nan(one, other) for other in rows] for one in rows])
