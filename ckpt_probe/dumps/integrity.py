@@ -29,17 +29,22 @@ def structure_hash(file: h5py.File) -> str:
     return digest.hexdigest()
 
 
-class Sink(io.FileIO):
+class Sink(io.RawIOBase):
     """A file object for h5py that remembers the first write error and then ignores further writes.
 
     HDF5 writes late, when a dataset or the file is closed, tries again at the end of the process, and crashes if that
-    fails too. So it never sees the error: `require_written` raises it, and the dump is abandoned. The file is not
-    buffered, because a buffer would report errors late in the same way.
+    fails too. So it never sees the error: `require_written` raises it, and the dump is abandoned.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
+        # Unbuffered: a buffer would report errors late in the same way.
+        self._file = path.open("w+b", buffering=0)
         self._failure: OSError | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
     def require_written(self, path: Path) -> None:
         """Raise DataError naming `path` if a write failed."""
@@ -52,7 +57,7 @@ class Sink(io.FileIO):
         size = len(view)
         try:
             while self._failure is None and view:
-                view = view[super().write(view) or 0 :]
+                view = view[self._file.write(view) or 0 :]
         except OSError as error:
             self._failure = error
         return size
@@ -60,11 +65,26 @@ class Sink(io.FileIO):
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the file, with zeros for bytes that could not be written."""
         view = memoryview(buffer).cast("B")
-        count = super().readinto(view) or 0
+        count = self._file.readinto(view) or 0
         if self._failure is not None:
             view[count:] = bytes(len(view) - count)
             return len(view)
         return count
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Set the position in the file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position in the file."""
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file."""
+        return self._file.truncate(size)
+
+    def flush(self) -> None:
+        """Do nothing: the file is unbuffered."""
 
 
 def _attributes(item: Any) -> list[str]:
