@@ -147,7 +147,7 @@ FAMILIES = (
         any_layer=True,
     ),
     Family("centred", "sample level of features minus their mean", "that of sample, in two more passes", SAMPLES, True),
-    Family("nc5", "class means compared with data of other classes, named by `outside=`", "N·D + C·D", COLLAPSE, True),
+    Family("nc5", "class means compared with data of other classes", "N·D + C·D", COLLAPSE, True),
 )
 GROUPS = {"nc": ("nc1", "nc2", "nc3", "nc4")}
 """Short names for several families."""
