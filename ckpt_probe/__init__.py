@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "analysis": ("Comparison", "Records", "Settings", "Similarity", "analyze", "analyze_features", "compare"),
+    "analysis.series": ("analyze_dump", "analyze_series"),
     "analysis.collapse": ("nc1", "nc2", "nc3", "nc4"),
     "analysis.records": ("read_records",),
     "analysis.similarity": ("similarity",),

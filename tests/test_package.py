@@ -31,6 +31,12 @@ def test_every_public_name_loads_and_says_what_it_is() -> None:
         assert getattr(ckpt_probe, name).__doc__, name
 
 
+def test_earlier_names_of_public_functions_stay() -> None:
+    assert ckpt_probe.analyze_series is ckpt_probe.analyze_dump is ckpt_probe.analyze
+    assert ckpt_probe.similarity.cka is ckpt_probe.cka
+    assert ckpt_probe.similarity.CKA is ckpt_probe.CKA
+
+
 def test_dir_lists_the_public_names_alone() -> None:
     listed = {name for name in dir(ckpt_probe) if not (name.startswith("__") and name.endswith("__"))}
     assert listed == set(ckpt_probe.__all__)

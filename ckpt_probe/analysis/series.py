@@ -104,6 +104,10 @@ def analyze(
     )
 
 
+analyze_series = analyze_dump = analyze
+"""Earlier names of `analyze`."""
+
+
 def read_series(
     path: Path | str,
     settings: Settings,

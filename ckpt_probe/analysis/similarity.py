@@ -13,7 +13,7 @@ from ckpt_probe.dumps import PENULTIMATE, Dump, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
-from ckpt_probe.metrics.similarity import cka_between, mir_between
+from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
 from ckpt_probe.moments.grouping import SUBSET_ROWS, subset_indices
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
@@ -158,6 +158,11 @@ def similarity(
     if not others:
         return _of_layers(members[0].path, splits, measures, layers, progress)
     return _of_two(members[0].path, others[0].path, splits, measures, layers, progress)
+
+
+# `cp.similarity` was the module of these functions: `cp.similarity.cka(X, Y)` stays valid.
+for _function in (CKA, cka, cka_between, cka_matrix, hsic, mir_between):
+    setattr(similarity, _function.__name__, _function)
 
 
 def layer_similarities(

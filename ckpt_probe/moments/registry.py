@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ckpt_probe.moments.record import Inputs
 
 ENTRY_POINTS = "ckpt_probe.metrics"
+INFINITE_LOGITS = "not finite, because logits are infinite or NaN"
+"""Reason for a missing loss."""
 
 SONG = "Song et al., arXiv 2409.16767"
 PAPYAN = "Papyan, Han and Donoho 2020"
@@ -177,7 +179,7 @@ def _accuracy(inputs: "Inputs") -> float | Tensor:
 def _loss(inputs: "Inputs") -> float | Tensor:
     if inputs.quality is None or not inputs.quality.samples:
         raise Undefined(NO_SCORES)
-    return _defined(inputs.quality.loss, "not finite, because logits are infinite or NaN")
+    return _defined(inputs.quality.loss, INFINITE_LOGITS)
 
 
 def _outside_cosine(inputs: "Inputs") -> float | Tensor:

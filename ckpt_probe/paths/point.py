@@ -15,6 +15,7 @@ from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, Subject, is_scored
 from ckpt_probe.moments.quality import Quality
+from ckpt_probe.moments.registry import INFINITE_LOGITS
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.options import Statistics
 from ckpt_probe.progress import Progress
@@ -128,8 +129,10 @@ class Evaluation:
         with closing(self.subject.forward(split, progress=progress)) as blocks:
             for block in blocks:
                 quality.update_scores(block.scores, block.labels)
+        if quality.loss is None:
+            reason = f"{reason}; loss: {INFINITE_LOGITS}"
         values = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
-        return _without_overflow(settled({**empty_record(), **values}, scored=True))
+        return _without_overflow(settled({**empty_record(), **values}))
 
 
 @contextmanager
