@@ -162,8 +162,8 @@ def _internal(error: BaseException, debug: bool) -> int:
 
 def _fail(line: str, code: int, debug: bool) -> int:
     if debug:
-        for shown in redacted(traceback.format_exc()).splitlines():
-            print(printable(shown), file=sys.stderr)
+        for trace_line in redacted(traceback.format_exc()).splitlines():
+            print(printable(trace_line), file=sys.stderr)
     print(printable(without_credentials(line)), file=sys.stderr)
     return code
 

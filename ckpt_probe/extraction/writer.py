@@ -108,7 +108,7 @@ class StoreWriter:
                 only counted, and enter the moments.
 
         Raises:
-            DataError: If the number of rows is unknown and there is none, or as in `DumpWriter.append`.
+            DataError: If the number of rows is unknown and no row comes, or as in `DumpWriter.append`.
         """
         stores_rows = self._storage.store != "moments"
         if stores_rows:

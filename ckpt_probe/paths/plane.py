@@ -226,7 +226,7 @@ def _marks(files: tuple[Path, ...], plane: Plane, evaluation: Evaluation, progre
     records: list[Record] = []
     for file, label, (name, x, y) in zip(files, distinct_names(files), plane.marks, strict=True):
         with evaluation.subject.setup.open(file) as checkpoint:
-            batchnorm = evaluation.load(checkpoint.state_dict(), str(file), own=True)
+            batchnorm = evaluation.load(checkpoint.state_dict(), str(file), keep_batchnorm=True)
         for split in evaluation.subject.splits:
             try:
                 record = evaluation.record(split, progress)

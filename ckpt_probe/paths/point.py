@@ -56,13 +56,13 @@ class Evaluation:
             "batchnorm_samples": self.statistics.samples if self.batchnorm == "recompute" else None,
         }
 
-    def load(self, state: State, source: str, *, own: bool = False) -> str:
+    def load(self, state: State, source: str, *, keep_batchnorm: bool = False) -> str:
         """Load weights into the model, in place.
 
         Args:
             state: The weights.
             source: Name of the weights in messages.
-            own: Whether to keep the batch-norm statistics in `state`, which are those of a trained network.
+            keep_batchnorm: Whether to keep the batch-norm statistics in `state`, which are those of a trained network.
 
         Returns:
             The source of the batch-norm statistics: "own", "recompute", "interpolate" or "none".
@@ -71,7 +71,7 @@ class Evaluation:
             DataError: If the weights do not fit the model.
         """
         self.subject.load(state, source)
-        if own and self.batchnorm != "none":
+        if keep_batchnorm and self.batchnorm != "none":
             return "own"
         if self.batchnorm == "recompute":
             splits = self.subject.data.splits

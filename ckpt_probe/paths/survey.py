@@ -53,7 +53,7 @@ class Survey:
             raise DataError(f"{source}: {error}") from error
         evaluation, trained = self.evaluation, position in self.trained
         coordinates = dict(zip(AXES[self.kind], position, strict=True))
-        batchnorm = evaluation.load(state, str(self.files[0]), own=trained)
+        batchnorm = evaluation.load(state, str(self.files[0]), keep_batchnorm=trained)
         record_of = evaluation.record if trained else evaluation.explained_record
         records = []
         with self._writer(position, label) as writer:

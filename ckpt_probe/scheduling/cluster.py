@@ -49,7 +49,7 @@ class Cluster:
             raise
 
     def capacity(self) -> int:
-        """Return twice the number of workers; 1 if there is none yet, as a waiting task may start an adaptive one."""
+        """Return twice the number of workers; 1 before the first joins, as a waiting task may start an adaptive one."""
         return max(1, AHEAD * self._present())
 
     def submit(self, number: int, work: Callable[[Any], Any], item: Any) -> None:

@@ -49,7 +49,7 @@ PAGE = """\
 <div id="page">
 <noscript><p>This page is drawn by a script that it holds itself. Allow scripts to see it.</p></noscript>
 </div>
-<div id="said" class="away" role="status" aria-live="polite"></div>
+<div id="announcement" class="away" role="status" aria-live="polite"></div>
 <script type="application/json" id="data">{data}</script>
 {scripts}
 </body>

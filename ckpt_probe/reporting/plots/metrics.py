@@ -33,7 +33,7 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
         axis: Quantity on the x axis.
 
     Returns:
-        Groups of plots with their titles, and notes on what is missing.
+        Groups of plots with their titles, and notes on missing values.
     """
     notes: list[str] = []
     series = {}

@@ -179,7 +179,7 @@ def _beyond_log_axis(all_curves: Sequence[Curve], metrics: Mapping[str, PlottedM
 
 
 def _ticks(first: float, last: float) -> tuple[float, ...]:
-    """Return 0 and the powers of ten between first and last, or 0, first and last if there are none."""
+    """Return 0 and the powers of ten between first and last, or 0, first and last if no power of ten lies there."""
     low, high = math.ceil(math.log10(first)), math.floor(math.log10(last))
     if low > high:
         return 0, first, last

@@ -128,7 +128,7 @@ def _path_plot(name: str, path: PathContents, quantity: str) -> LinePlot:
 
 
 def _barrier(name: str, path: PathContents, quantity: str, line: Line, ends: Sequence[float]) -> list[Span]:
-    """Return the distance of the barrier above the chord; empty if there is none."""
+    """Return the distance of the barrier above the chord; empty without one."""
     summary = next((record for record in path.summary if str(record.get("split")) == line.split), {})
     barrier = number(summary, f"barrier.{quantity}", name)
     alpha = number(summary, f"barrier.{quantity}_alpha", name)

@@ -77,7 +77,7 @@ function copyButton(what, rows) {
 }
 
 function announce(text) {
-  document.getElementById("said").textContent = text;
+  document.getElementById("announcement").textContent = text;
 }
 
 async function copy(text) {
