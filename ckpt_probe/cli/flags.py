@@ -50,7 +50,9 @@ def parameters_of(command: click.Command) -> dict[str, tuple[click.Parameter, st
         flag = max(parameter.opts, key=len)
         settings = getattr(parameter, "settings", None)
         if settings is not None:
-            spelled |= {name: (setting, f"{flag} {name}") for name, setting in settings.items()}
+            # A key of --set is also an option of its own.
+            words = {name: max(setting.opts, key=len) for name, setting in settings.items()}
+            spelled |= {n: (settings[n], word if flag == "--set" else f"{flag} {n}") for n, word in words.items()}
             continue
         for name in (parameter.name, *getattr(parameter, "also", ())):
             spelled[str(name)] = parameter, flag
@@ -99,8 +101,9 @@ def _words(parameter: click.Parameter, spelling: str, text: str | None) -> str |
     if not isinstance(parameter, click.Option):
         return None
     value = _value(text)
-    if parameter.is_flag and " " not in spelling:
-        return {True: spelling, False: next(iter(parameter.secondary_opts), None)}.get(value)
+    if " " not in spelling and (parameter.is_flag or isinstance(parameter.type, click.types.BoolParamType)):
+        negative = f"--no-{spelling[2:]}" if not parameter.is_flag else next(iter(parameter.secondary_opts), None)
+        return {True: spelling, False: negative}.get(value)
     if value is None:
         return None
     joint = "=" if " " in spelling else " "

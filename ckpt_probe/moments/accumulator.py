@@ -333,6 +333,9 @@ class Moments:
         if unit is not None:
             load_unit_moments(unit, tensors)
 
+    load = load_state_dict
+    """Earlier name of `load_state_dict`."""
+
     def _started(self, features: int, device: torch.device) -> tuple[Scatter, UnitMoments | None]:
         self.device = self.device or device
         if self._scatter is None:

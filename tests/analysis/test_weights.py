@@ -123,7 +123,7 @@ def test_a_convolution_is_a_head_as_well(tmp_path: Path) -> None:
 def test_no_head_at_all_and_options_that_would_do_nothing(tmp_path: Path, capsys) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"running_mean": torch.zeros(3)})
     assert run(["weights", str(tmp_path)]) == 1
-    assert "no tensor looks like classifier weights; name the layer by --set classifier" in capsys.readouterr().err
+    assert "no tensor looks like classifier weights; name the layer by --classifier" in capsys.readouterr().err
     assert run(["weights", str(tmp_path), "--per-class"]) == 2
     assert "No such option '--per-class'" in capsys.readouterr().err
     assert run(["analyze", str(tmp_path), "--weights-only"]) == 2

@@ -169,7 +169,7 @@ def test_a_second_analysis_computes_only_what_is_new(
 
     original = module.compute_from_blocks
     monkeypatch.setattr(module, "compute_from_blocks", lambda *words: computed.append(1) or original(*words))
-    assert analyze("dumps") == (0, first, "3 of 3 dumps are from the cache; --set cache=false recomputes them")
+    assert analyze("dumps") == (0, first, "3 of 3 dumps are from the cache; --no-cache recomputes them")
     write(tmp_path / "dumps" / "step-3.h5", arrays(seed=9))
     code, four, errors = analyze("dumps")
     assert (code, four[:3], len(computed)) == (0, first, 1)

@@ -88,15 +88,15 @@ def test_a_key_of_a_configuration_is_set_once(tmp_path: Path, capsys: pytest.Cap
         (["interpolate", "a", "b", "--alpha", "0.5", "-o", "c", "--path", "slerp"], "it does not take --path"),
         (
             ["interpolate", "a", "b", "-o", "c", "--set", "dtype=float16"],
-            "--alpha, which writes a checkpoint, is needed for --set dt",
+            "--alpha, which writes a checkpoint, is needed for --dt",
         ),
         (
             ["interpolate", "a", "b", "-o", "c", "--set", "curve_epochs=3"],
-            "--path bezier or polychain is needed for --set curve_ep",
+            "--path bezier or polychain is needed for --curve-ep",
         ),
         (
             ["interpolate", "a", "b", "-o", "c", "--align", "permutation", "--set", "align_samples=9"],
-            "--align activations is needed for --set align_samples",
+            "--align activations is needed for --align-samples",
         ),
         (["interpolate", "a", "b", "-o", "c", "--points", "²"], "a number of at least 3"),
     ],

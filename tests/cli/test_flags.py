@@ -66,7 +66,7 @@ def test_other_text_stays(text: str) -> None:
 
 def test_advice_to_run_another_command_names_its_flags() -> None:
     message = "needs rows (extract again with `layer_store='both'` and `overwrite=True`); or `batch_size=1`"
-    expected = "needs rows (extract again with --set layer_store=both and --overwrite); or --batch-size 1"
+    expected = "needs rows (extract again with --layer-store both and --overwrite); or --batch-size 1"
     assert flags_for_keywords(message, example) == expected
 
 

@@ -12,6 +12,7 @@ import h5py
 import pytest
 
 from ckpt_probe.cli.app import group, run
+from ckpt_probe.cli.command import Setting
 from ckpt_probe.cli.flags import parameters_of
 from ckpt_probe.extraction import Setup, Storage
 from ckpt_probe.extraction.request import command_of
@@ -163,5 +164,7 @@ def test_every_setting_is_an_option_with_the_same_default(verb: str, settings: t
         value = {"splits": ["x"], "span": [0, 1], "grid": [3, 2]}.get(field.name, 1)
         request = {"inputs": [], "directory": ".", "options": {field.name: value}}
         line = command_of(verb, request, tmp_path)
-        spelling = spelled[field.name][1]
+        parameter, spelling = spelled[field.name]
+        if isinstance(parameter, Setting) and " " not in spelling:
+            spelling = f"--set {field.name}"
         assert f" {spelling}{'=' if ' ' in spelling else ' '}" in line

@@ -126,7 +126,7 @@ def test_bad_files_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["module.pt"], 1, "a whole pickled module"),
         (["text.pt"], 1, "not a checkpoint of a known format"),
         (["missing.pt"], 1, "no such file"),
-        (["adapter"], 2, "--set base"),
+        (["adapter"], 2, "--base"),
     ):
         values, line = refused(capsys, tmp_path / words[0])
         assert values == code

@@ -90,7 +90,7 @@ def test_a_metric_by_layer_and_step(folder: Path, capsys: pytest.CaptureFixture[
         (
             ["dumps", "--set", "layer_metric=loss", "--json"],
             2,
-            "--set layer_metric=loss prints a table of layers and steps; it does not take",
+            "--layer-metric loss prints a table of layers and steps; it does not take",
         ),
     ],
 )

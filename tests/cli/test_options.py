@@ -98,7 +98,7 @@ def test_settings_become_parameters_of_the_command() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--set", "state_kee=a"), "--set state_kee=a: unknown key; did you mean --set state_key?"),
+        (("--set", "state_kee=a"), "--set state_kee=a: unknown key; did you mean --state-key?"),
         (("--set", "batchsize=3"), "--set batchsize=3: unknown key; did you mean --batch-size?"),
         (("--set", "x=a"), "--set x=a: unknown key; there are: "),
         (("--set", "base"), "--set base: expected KEY=VALUE"),
@@ -108,7 +108,7 @@ def test_settings_become_parameters_of_the_command() -> None:
         (("--set", "with_logits=perhaps"), "--set with_logits=perhaps: 'perhaps' is not a valid boolean"),
         (("--set", "rows_per_task=0"), "--set rows_per_task=0: 0 is not in the range x>=1."),
         (("--sampling", "max_rows=many"), "--sampling max_rows=many: 'many' is not a valid integer range."),
-        (("--set", "until=3"), "--set until needs --follow"),
+        (("--set", "until=3"), "--until needs --follow"),
     ],
 )
 def test_wrong_settings_are_refused(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_retraining_prints_accuracy_and_uses_the_seed(probe: Probe, checkpoint: 
         (("--set", "device=cpu"), 2, "--set device=NAME needs --retrain"),
         (("--set", "classifier=3"), 2, "--set classifier=NAME needs --keep-classifier"),
         (("--retrain", "missing.toml"), 2, "missing.toml: cannot be read"),
-        (("--keep-classifier",), 2, "to find its classifier with; use --set classifier"),
+        (("--keep-classifier",), 2, "to find its classifier with; use --classifier"),
         (("--out", "config.toml"), 2, "config.toml: a file; expected a directory"),
     ],
 )

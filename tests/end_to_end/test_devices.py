@@ -96,7 +96,7 @@ def test_moments_and_records(pretended: Callable[[str], Any], device: str) -> No
         return loaded.compute(weights.to(place))
 
     def record(place: str) -> dict[str, Any]:
-        options = {"centred": True, "per_class": True, "orders": (2,)}
+        options = {"centred": True, "orders": (2,)}
         return cp.analyze_features(features.to(place), labels.to(place), weights.to(place), **options)
 
     expected = moments("cpu"), record("cpu")
@@ -121,7 +121,7 @@ def test_train_and_extract_on_mps(pretended: Callable[[str], Any], tmp_path: Pat
     expected = records("cpu")
     with pretended("mps"):
         assert records("mps") == expected
-        with pytest.raises(UsageError, match="float64: not supported by MPS"):
+        with pytest.raises(UsageError, match=r"`dtype=.float64.`: not supported by MPS"):
             cp.extract_series(tmp_path / "mps", tmp_path / "double", device="mps", dtype="float64")
 
 

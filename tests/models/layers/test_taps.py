@@ -185,7 +185,7 @@ class Summed(nn.Module):
 @pytest.mark.parametrize(
     ("layers", "told"),
     [
-        ("twice", r"layer twice runs 2 times in a forward pass"),
+        ("twice", r"layer twice runs 2 times in one forward pass"),
         ("told", r"layer told gives no tensor"),
         ("summed", r"layer summed gives \(6,\) for 2 samples"),
         ("idle", r"`layers='idle'`: the model does not run idle"),
