@@ -1,7 +1,8 @@
 """Open untrusted HDF5 files; refuse links to other files and false sizes, and report damage in one line."""
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6:
 """HDF5's own filters and h5py's, by number."""
 
 COMPRESSING = frozenset({1, 4, 5, 6, 32000})
-LARGEST_RATIO = 1000
+LARGEST_RATIO = 100
 UNCHECKED_BYTES = 2**30
 """Size in bytes up to which a dataset may have any compression ratio."""
+LARGEST_CHUNK = 256 * 2**20
+"""Largest size in bytes of a compressed chunk, which is decompressed as a whole."""
+CHUNK_CACHE = 2**20
+"""Size in bytes of HDF5's cache of decompressed chunks; a chunk that does not fit is decompressed at each read."""
 
 FOLLOWED = (h5l.TYPE_HARD, h5l.TYPE_SOFT)
 """Kinds of links to objects of the same file."""
@@ -63,6 +68,9 @@ def opened_here(path: Path) -> Iterator[h5py.File]:
     except BROKEN as error:
         raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
     with file:
+        largest = _largest_chunk(file)
+    cache = largest if CHUNK_CACHE < largest <= LARGEST_CHUNK else None
+    with h5py.File(local_path(path), "r", rdcc_nbytes=cache) as file:
         yield file
 
 
@@ -87,7 +95,7 @@ def require_own(path: Path, file: h5py.File) -> None:
     Raises:
         DataError: For external and user-defined links, external raw storage, virtual datasets, unknown filters,
             datasets other than numbers (class names may be texts of one length), shapes larger than the stored bytes,
-            and datasets over 1 GiB compressed by more than 1,000 times.
+            datasets over 1 GiB compressed by more than 100 times, and compressed chunks over 256 MiB.
     """
     for name, item in items(file, path):
         if isinstance(item, h5py.Dataset):
@@ -119,6 +127,27 @@ def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]
                 waiting.append((inner, member, depth + 1))
 
 
+def _largest_chunk(file: h5py.File) -> int:
+    """Return the size in bytes of the largest compressed chunk of a file; 0 without one that can be read."""
+    largest = 0
+    with suppress(DataError, *BROKEN):  # reading the file raises the error again
+        for _, item in items(file):
+            if isinstance(item, h5py.Dataset):
+                largest = max(largest, _compressed_chunk(item))
+    return largest
+
+
+def _compressed_chunk(dataset: h5py.Dataset) -> int:
+    """Return the size in bytes of a decompressed chunk; 0 without compression."""
+    compressed = bool(COMPRESSING & set(_filters(dataset)))
+    return math.prod(dataset.chunks) * dataset.dtype.itemsize if compressed and dataset.chunks else 0
+
+
+def _filters(dataset: h5py.Dataset) -> list[int]:
+    properties = dataset.id.get_create_plist()
+    return [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+
+
 def _described(link: Any) -> str:
     if isinstance(link, h5py.ExternalLink):
         return f"a link to another file ({link.filename!r})"
@@ -134,8 +163,7 @@ def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> None:
         )
     if dataset.dtype.kind not in kinds:
         raise DataError(f"{where}: contains {dataset.dtype}, expected numbers")
-    properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+    filters = _filters(dataset)
     unknown = [number for number in filters if number not in FILTERS]
     if unknown:
         raise DataError(f"{where}: stored with the unknown filter {unknown[0]}; write it with gzip, lzf or no filter")
@@ -146,6 +174,8 @@ def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> None:
         raise DataError(
             f"{where}: claims {claimed:,} bytes from only {stored:,} stored; write it with less compression"
         )
+    if (chunk := _compressed_chunk(dataset)) > LARGEST_CHUNK:
+        raise DataError(f"{where}: one compressed chunk has {chunk:,} bytes; write it in chunks of at most 256 MiB")
 
 
 def groups_with(file: h5py.File, *names: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 from ckpt_probe.analysis import analyze
 from ckpt_probe.errors import DataError
+from ckpt_probe.hdf5 import opened
 
 
 def external_link(file: h5py.File) -> None:
@@ -37,6 +38,11 @@ def never_written(file: h5py.File) -> None:
 def squeezed(file: h5py.File) -> None:
     # Chunks that are never written are not stored at all, as if compressed without end.
     file.create_dataset("test/features", (2 * 10**8, 2), "f4", chunks=(10**6, 2), compression="gzip")[:1] = 1.0
+
+
+def one_chunk(file: h5py.File) -> None:
+    shape = (10**8, 2)
+    file.create_dataset("test/features", shape, "f4", chunks=shape, compression="gzip")
 
 
 def objects(file: h5py.File) -> None:
@@ -67,6 +73,7 @@ CASES: list[tuple[Callable[[h5py.File], None], str]] = [
     (virtual, r"test/features: a virtual dataset"),
     (never_written, r"test/features: claims 8,000,000,000,000 bytes, but only 0 were ever written"),
     (squeezed, r"test/features: claims 1,600,000,000 bytes from only"),
+    (one_chunk, r"test/features: one compressed chunk has 800,000,000 bytes; write it in chunks of at most 256 MiB"),
     (objects, r"test/features: contains object, expected numbers"),
     (references, r"test/features: contains object"),
     (ragged, r"test/features: contains object"),
@@ -102,3 +109,14 @@ def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
         file["test/itself"] = file["test"]
     [record] = analyze(tmp_path / "a.h5")
     assert record["samples"] == 30
+
+
+def test_a_chunk_larger_than_a_block_of_rows_is_decompressed_once(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(40_000, 16)).astype("f4")
+    with h5py.File(tmp_path / "step-1.h5", "w") as file:
+        file.create_dataset("test/features", data=features, chunks=features.shape, compression="gzip")
+        file["test/labels"] = np.arange(len(features)) % 4
+    with opened(tmp_path / "step-1.h5") as file:
+        cache = file.id.get_access_plist().get_cache()
+        assert cache[2] == features.nbytes
+        assert np.array_equal(file["test/features"][100:200], features[100:200])
