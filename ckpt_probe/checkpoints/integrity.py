@@ -86,7 +86,7 @@ def stated_hashes(path: Path, metadata: Mapping[str, str], names: Iterable[str])
     except (ValueError, KeyError, RecursionError) as error:
         raise DataError(f"{changed}: {HASHES} is not an object of hashes") from error
     if not intact:
-        raise DataError(f"{changed}: its metadata is not the one that was written; copy the file again")
+        raise DataError(f"{changed}: its metadata differs from the metadata that was written; copy the file again")
     unmatched = sorted(hashes.keys() ^ set(names))
     if unmatched:
         raise DataError(f"{changed}: tensor {unmatched[0]!r} has no hash, or a hash and no tensor; copy the file again")

@@ -156,7 +156,7 @@ def test_a_file_without_hashes_and_one_whose_hashes_are_of_other_tensors(tmp_pat
         with pytest.raises(DataError, match=told), open_checkpoint(path) as checkpoint:
             checkpoint.state_dict()
     for changed, told in (
-        ({"ckpt_probe.step": "4"}, "its metadata is not the one that was written"),
+        ({"ckpt_probe.step": "4"}, "its metadata differs from the metadata that was written"),
         ({HASHES: "[" * 100_000}, "not an object of hashes"),
         ({HASHES: '{"big": 3}'}, "not an object of hashes"),
         ({HASHES: "[]"}, "its metadata differs"),
