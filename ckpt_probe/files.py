@@ -22,8 +22,8 @@ ABANDONED_SECONDS = 86_400.0
 """Age after which a temporary file of another machine is considered abandoned."""
 RENAMING_SECONDS = 60.0
 """Age after which a directory that another machine moved aside is restored; its replacement takes milliseconds."""
-LARGEST_OBJECT = 256 * 2**20
-"""Largest size of a JSON file that is read, in bytes."""
+LARGEST_OBJECT = 32 * 2**20
+"""Largest size of a JSON file that is read, in bytes; parsed, it may take thirty times as much."""
 
 _in_use: set[str] = set()
 """Names of the temporary files that this process is writing."""

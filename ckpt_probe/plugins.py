@@ -115,7 +115,7 @@ def hub_switched_off() -> Iterator[None]:
 
 
 @contextmanager
-def told_nothing(transformers: Any) -> Iterator[None]:
+def quiet_transformers(transformers: Any) -> Iterator[None]:
     """Disable the progress bars of transformers and its messages below errors within the context."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -143,7 +143,7 @@ def load_pretrained(loader: Any, source: Any, **options: Any) -> Any:
     transformers = require_extra("transformers", "transformers")
     dynamic: Any = importlib.import_module("transformers.dynamic_module_utils")
     seconds = getattr(dynamic, "TIME_OUT_REMOTE_CODE", None)
-    with hub_switched_off(), told_nothing(transformers):
+    with hub_switched_off(), quiet_transformers(transformers):
         try:
             dynamic.TIME_OUT_REMOTE_CODE = 0  # transformers raises an error instead of waiting for an answer
             return loader.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)

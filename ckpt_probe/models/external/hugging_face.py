@@ -17,7 +17,7 @@ from ckpt_probe.models.external.sizing import (
     sizes_from_tensors,
     square_side,
 )
-from ckpt_probe.plugins import hub_switched_off, load_pretrained, require_extra, told_nothing
+from ckpt_probe.plugins import hub_switched_off, load_pretrained, quiet_transformers, require_extra
 
 BACKBONE = "feature-extraction"
 """The task of models without a head."""
@@ -60,7 +60,7 @@ def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Modul
     task = entries.pop("task", None)
     config = _config(transformers, directory, entries)
     model_class = _class(transformers, config, directory, task)
-    with hub_switched_off(), told_nothing(transformers):
+    with hub_switched_off(), quiet_transformers(transformers):
         try:
             return model_class.from_config(config, trust_remote_code=False, dtype=torch.float32)
         except Exception as error:
