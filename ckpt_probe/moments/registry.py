@@ -428,7 +428,8 @@ def chosen_families(names: str | Iterable[str] | None) -> frozenset[str]:
         chosen = matching(name, [*GROUPS, *known])
         metrics = [] if chosen else [metric for metric in find_metrics(name) if metric in family_of]
         if not chosen and not metrics:
-            hint = suggestion(name, [*GROUPS, *known, *family_of]) or f"; families: {', '.join([*GROUPS, *known])}"
+            candidates = [*GROUPS, *known, *family_of, *(metric.label for metric in all_metrics())]
+            hint = suggestion(name, candidates) or f"; families: {', '.join([*GROUPS, *known])}"
             raise UsageError(f"`only`: {name!r} is neither a metric nor a family of metrics{hint}")
         families.update(family for group in chosen for family in GROUPS.get(group, (group,)))
         families.update(family_of[metric] for metric in metrics)

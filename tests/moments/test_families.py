@@ -41,6 +41,7 @@ def test_names_mean_families_and_unknown_ones_are_told() -> None:
     assert {metric.family for metric in METRICS} == {family.name for family in FAMILIES}
     for wrong, told in (
         (["clas"], "'clas' is neither a metric nor a family of metrics; did you mean class"),
+        (["MIRR"], "'MIRR' is neither a metric nor a family of metrics; did you mean MIR"),
         (["xyz"], "'xyz' is neither a metric nor a family of metrics; families: nc, quality"),
         ([], "expected at least one family"),
     ):
