@@ -11,7 +11,7 @@ import h5py
 from ckpt_probe.hdf5.files import items, opened_here, require_own
 
 MEMORY = 2 * 2**30
-LARGEST_CHUNK = 2**26
+LARGEST_TEST = 2**26
 """Largest size in bytes of a chunk that is read to test its filters."""
 
 
@@ -49,7 +49,7 @@ def _read_ends(dataset: h5py.Dataset) -> None:
         return
     bytes_a_row = dataset.nbytes // len(dataset)
     rows = dataset.chunks[0] if dataset.chunks else 1
-    if rows * bytes_a_row <= LARGEST_CHUNK:
+    if rows * bytes_a_row <= LARGEST_TEST:
         _ = dataset[:1], dataset[-1:]
 
 

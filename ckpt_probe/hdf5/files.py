@@ -69,8 +69,10 @@ def opened_here(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
     with file:
         largest = _largest_chunk(file)
-    cache = largest if CHUNK_CACHE < largest <= LARGEST_CHUNK else None
-    with h5py.File(local_path(path), "r", rdcc_nbytes=cache) as file:
+        if not CHUNK_CACHE < largest <= LARGEST_CHUNK:
+            yield file
+            return
+    with h5py.File(local_path(path), "r", rdcc_nbytes=largest) as file:
         yield file
 
 
