@@ -152,20 +152,24 @@ def extract_series(
 
             extracted = extract_in_parallel(job, members, staff, rows_per_task, progress)
     written, skipped, stopped = [], [], False
-    followed: list[Member] = []
     notes = {f"{member.name}: {listed(member.also)} has the same weights": None for member in members if member.also}
     outcomes: list[Outcome] = []
     repeated = RepeatedWeights(state_key, setup.base)
+    for warning in step_warnings(members):
+        progress.message(warning)
     name, total = (f"following {source}", None) if follow else ("checkpoints", len(members))
     with progress.task(name, total, "checkpoints") as bar, closing(extracted):
         try:
             for member, result in extracted:
                 (written if result.written else skipped).append(member.name)
-                followed.append(member)
-                for warning in (*step_warnings(members or followed), *repeated.warnings(member, result.fingerprint)):
+                for warning in repeated.warnings(member, result.fingerprint):
                     progress.message(warning)
-                if follow and result.written:
-                    progress.message(f"{out / member.name}.h5: written")
+                if follow:
+                    members.append(member)
+                    for warning in step_warnings(members):
+                        progress.message(warning)
+                    if result.written:
+                        progress.message(f"{out / member.name}.h5: written")
                 notes |= dict.fromkeys(result.notes)
                 outcomes += result.outcomes
                 bar.advance()
