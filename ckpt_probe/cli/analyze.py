@@ -127,7 +127,7 @@ def command(
 
     DUMPS is one .h5 file that extract wrote, or a directory of them; files of other programs with the documented names
     work too. Prints one row per checkpoint and split, in the order of the training steps, and the values at neural
-    collapse. Results are cached in a hidden folder beside the dumps.
+    collapse. Results are cached in your own cache directory.
     """
     require_one_format(json=json, csv=csv)
     _require_free(out, spectra, overwrite=overwrite)

@@ -10,9 +10,6 @@ from ckpt_probe.cli.flags import new_name_of, parameters_of
 
 Function = Callable[..., Any]
 
-SYNONYMS = {"--scheduler": "--workers"}
-"""Options with two names."""
-
 
 class Setting(click.Option):
     """One KEY of a `Settings` option.
@@ -123,7 +120,6 @@ class Command(click.Command):
             if word == "--":
                 return [*result, word, *rest]
             flag, equals, value = word.partition("=")
-            flag = SYNONYMS.get(flag, flag)
             name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
             if name in settings:
                 if not equals:
@@ -135,7 +131,7 @@ class Command(click.Command):
             elif name.startswith("no_") and name[3:] in settings and not equals:
                 result += ["--set", f"{name[3:]}=false"]
             else:
-                result.append(flag + equals + value)
+                result.append(word)
         return result
 
     def _require_single_values(self, ctx: click.Context, args: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ def parameters_of(command: click.Command) -> dict[str, tuple[click.Parameter, st
         if not isinstance(parameter, click.Option):
             spelled[str(parameter.name)] = parameter, (parameter.metavar or str(parameter.name).upper())
             continue
-        flag = max(parameter.opts, key=len)
+        flag = next((name for name in parameter.opts if name.startswith("--")), parameter.opts[0])
         settings = getattr(parameter, "settings", None)
         if settings is not None:
             # A key of --set is also an option of its own.

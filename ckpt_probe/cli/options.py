@@ -151,6 +151,10 @@ class WorkersOption(click.Option):
 
     also = ("scheduler",)
 
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the row of the help page, which names --workers alone."""
+        return f"{self.opts[0]} {self.metavar}", str(self.help)
+
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Return the number of processes, 1 for an address, and set the parameter `scheduler`."""
         text = str(super().process_value(ctx, value))
@@ -182,7 +186,7 @@ ROWS_PER_TASK = Setting(
 EVERY = Setting(
     "every", "SECONDS", "With --follow: time between two checks.", click.FloatRange(min=0, min_open=True), 5.0
 )
-CACHE = Setting("cache", "BOOL", "Read and write the cache beside the input files.", bool, True)
+CACHE = Setting("cache", "BOOL", "Read and write the cache of records.", bool, True)
 BATCHNORM_SETTINGS = (
     Setting(
         "batchnorm",
@@ -224,7 +228,12 @@ SPLIT = option("--split splits", "NAME", "Split to use; repeatable.", str, None,
 DEVICE = option("--device", "NAME", "Device to run on: auto, cpu, cuda[:n] or mps.", str, "auto")
 BATCH_SIZE = option("--batch-size", "N", "Samples per batch.", POSITIVE, 256)
 WORKERS = option(
-    "--workers", "N|ADDRESS", "Processes, or a Dask cluster's address or file.", str, "1", cls=WorkersOption
+    "--workers --scheduler workers",
+    "N|ADDRESS",
+    "Processes, or a Dask cluster's address or file.",
+    str,
+    "1",
+    cls=WorkersOption,
 )
 JSON = flag("--json", "Print JSON Lines, one record per line; missing values are null.")
 CSV = flag("--csv", "Print comma-separated values with a header.")
