@@ -69,7 +69,7 @@ def open_group(path: Path | str) -> RunGroup:
 
 
 def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | None) -> Measurement:
-    """Read the values of a run on one split; dumps are analyzed, with the cache beside them.
+    """Read the values of a run on one split; dumps are analyzed, with the cache of records.
 
     Args:
         source: File of records, or directory of dumps.

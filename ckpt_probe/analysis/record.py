@@ -297,7 +297,7 @@ def distinct_means(moments: Moments, settings: Settings) -> tuple[Tensor, str | 
 
 def _require_labels(features: Array, labels: Array, scores: Array | Scored | None, moments: Moments) -> None:
     numbers = as_labels(labels)
-    if features.ndim != 2 or numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point():
+    if features.ndim != 2 or numbers.ndim != 1 or not len(numbers):
         return  # `Moments.update` raises the error for these.
     numbers = numbers.to(torch.int64)
     row = int(numbers.argmax())

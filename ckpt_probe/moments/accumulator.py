@@ -358,7 +358,7 @@ class Moments:
             raise DataError(f"features and labels: expected (n, D) and (n,), found {shapes}")
         if self.features is not None and rows.shape[1] != self.features:
             raise DataError(f"features: this block has {rows.shape[1]} columns, earlier blocks had {self.features}")
-        if numbers.is_floating_point() or numbers.dtype == torch.bool:
+        if numbers.dtype == torch.bool:
             raise DataError(f"labels: expected whole numbers, found {numbers.dtype}")
         rows = where_float64_is(rows.detach())
         self.device = self.device or rows.device

@@ -336,7 +336,7 @@ def metric_named(name: str) -> Metric | None:
 
     At collapse the entropies of a simplex are equal at every order; the entropy of the joint matrix, and MIR, are not.
     """
-    known = _by_name()
+    known = _by_name(tuple(sys.path))
     if name in known:
         return known[name]
     order = re.fullmatch(r"renyi_([^.]+(?:\.\d+)?)\.(.+)", name)
@@ -459,5 +459,7 @@ def _installed(path: tuple[str, ...]) -> tuple[tuple[Metric, ...], dict[str, Cal
     return tuple(metrics), functions
 
 
-def _by_name() -> dict[str, Metric]:
-    return {metric.name: metric for metric in all_metrics()}
+@cache
+def _by_name(path: tuple[str, ...]) -> dict[str, Metric]:
+    """Return the builtin metrics and those that packages on the import path register, by name."""
+    return {metric.name: metric for metric in (*METRICS, *_installed(path)[0])}

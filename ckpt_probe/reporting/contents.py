@@ -54,7 +54,7 @@ class ReportOptions:
         splits: Splits to analyze; empty for all.
         memory: Memory limit for the analysis of one dump, in bytes.
         workers: Number of processes that analyze dumps.
-        cache: Whether to use the cache beside the dumps.
+        cache: Whether to use the cache of records.
         mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
     """
 
@@ -136,7 +136,7 @@ def gather(
 ) -> Contents:
     """Read all sources and collect the contents of a report about them.
 
-    Dumps are analyzed, with the cache beside them.
+    Dumps are analyzed, with the cache of records.
 
     Args:
         sources: Sources of the report.

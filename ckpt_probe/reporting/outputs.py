@@ -69,7 +69,7 @@ def report(
         memory: Memory limit for the analysis of one dump, in bytes.
         mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
         workers: Number of processes that analyze dumps.
-        cache: Whether to use the cache beside the dumps.
+        cache: Whether to use the cache of records.
         overwrite: Whether to replace an existing page and existing figures.
         command: Command line that made the report, shown with its provenance.
         progress: Receives messages and bars.
