@@ -1,4 +1,4 @@
-"""RecordBuilder of class moments: the value of every requested metric, or the reason why it has none."""
+"""The record of class moments: the value of every requested metric, or the reason why it has none."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class RecordBuilder:
         """Set the value of a metric for one order of the entropy, or its reason."""
         assert metric.function is not None
         name = metric.name if order == 1 else f"{renyi_name(order)}.{metric.name}"
-        reasons = [inputs.unavailable[name] for name in metric.requires if name in inputs.unavailable]
+        reasons = [inputs.unavailable[need] for need in metric.requires if need in inputs.unavailable]
         try:
             if reasons:
                 raise Undefined(reasons[0])
