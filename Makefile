@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 # Modules are compiled when they are first imported: to compile all of them now costs half a gigabyte and a minute.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+# Images of containers often turn that off; then every command compiles torch once more.
+unexport PYTHONDONTWRITEBYTECODE
 # Each worker takes tests from the other once it has none of its own; each uses one thread (tests/conftest.py).
 TESTS := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal
 BUSY := $(BIN)/python -c 'while True: pass'

@@ -5,14 +5,21 @@ tensors of the CPU, they become numpy only through `.cpu()`, and MPS takes no fl
 for. No test of speed, nor of kernels; those marked `gpu` need the real thing.
 """
 
+# ruff: noqa: E402, as the environment is prepared before torch is imported
 import os
+import runpy
+from pathlib import Path
 
+ENVIRONMENT = Path(__file__).parent / "environment"
+# Processes that tests start find its sitecustomize by themselves; this one has started already, and imports torch next.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.environ.get("PYTHONPATH")]))
+# Kept, as what it declares is gone with the last of its names.
+DECLARATIONS = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
 # One thread each, before torch is imported: tests compare bit for bit, and two processes share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import atexit
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -22,7 +29,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -34,11 +40,6 @@ from torch.overrides import TorchFunctionMode
 
 from ckpt_probe.progress import NullProgress, Task
 
-ENVIRONMENT = Path(__file__).parent / "environment"
-# Processes that tests start find its sitecustomize by themselves; this one has started already.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.environ.get("PYTHONPATH")]))
-# Kept, as what it declares is gone with the last of its names.
-DECLARATIONS = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
 WARM = ENVIRONMENT / "warm.py"
 # A test finds no records that another one, or an earlier run, has cached.
 os.environ["CKPT_PROBE_CACHE"] = str(Path(tempfile.gettempdir(), f"ckpt-probe-tests-{os.getpid()}"))

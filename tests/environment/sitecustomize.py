@@ -1,4 +1,7 @@
-"""Only for tests: lets torchvision from the package index load beside a CPU build of torch.
+"""Only for tests: keeps compiled modules, and lets torchvision from the package index load beside a CPU build of torch.
+
+Images of containers often have Python keep no bytecode. Then every process compiles what it imports once more, which
+takes three times as long as to import torch.
 
 That build of torchvision holds kernels that need CUDA's libraries. Without them it registers no operator, then fails
 where it describes those operators to torch. Declared here without a kernel they can be described, and everything that
@@ -7,8 +10,12 @@ does not call them works. The package itself must never do this to its users.
 
 import importlib.abc
 import importlib.util
+import os
 import sys
 from pathlib import Path
+
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 OPERATORS = (
     "_deform_conv2d_backward",

@@ -32,6 +32,7 @@ BEFOREHAND = (
     "scipy.optimize",
     "scipy.stats",
     "torch",
+    "torch._dynamo",
     "torch.fx",
     "torch.func",
     "torch.utils.data",

@@ -10,6 +10,7 @@ scheduler and its two workers outlive the command that is killed, and serve the 
 import argparse
 import gc
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -21,11 +22,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import ckpt_probe
 from ckpt_probe.analysis import analyze
 from ckpt_probe.cli.app import run
 
@@ -58,7 +61,17 @@ COMMANDS = {
     "ranges": "extract run -o out --split test --workers 2 --set rows_per_task=128 --batch-size 64",
     "cluster": "extract run -o out --split test --workers SCHEDULER",
 }
+APART = re.compile(r"ckpt_probe\.(integrations|.*\.child|.*__main__)")
+"""Modules that no command imports, or that are programs."""
 EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"})
+
+
+def import_all() -> None:
+    """Import what commands import, so that every copy has it, and no event is the reading of a module."""
+    import_module("torch._dynamo")
+    for module in pkgutil.walk_packages(ckpt_probe.__path__, "ckpt_probe."):
+        if not APART.match(module.name):
+            import_module(module.name)
 
 
 def in_a_copy(where: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
@@ -240,6 +253,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--events-only", action="store_true")
     asked = parser.parse_args()
+    import_all()
     gc.freeze()
     torch.set_num_threads(1)
     ends: Counter = Counter()
