@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ckpt_probe.integrations import LightningProbe, Probe, RecordMetric, TrainerProbe
     from ckpt_probe.merging import average, interpolate
     from ckpt_probe.metrics import (
+        alpha_req,
         effective_rank,
         erank_difference,
         gram,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
         mir,
         mutual_information,
         nc5,
+        participation_ratio,
+        rankme,
     )
     from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
     from ckpt_probe.moments import Moments
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "analysis": ("Comparison", "Records", "Settings", "Similarity", "analyze", "analyze_features", "compare"),
     "analysis.series": ("analyze_dump", "analyze_series"),
-    "analysis.collapse": ("nc1", "nc2", "nc3", "nc4"),
+    "analysis.collapse": ("cdnv", "nc1", "nc2", "nc3", "nc4"),
     "analysis.records": ("read_records",),
     "analysis.similarity": ("similarity",),
     "analysis.weights": ("weights",),
@@ -60,6 +63,7 @@ _HOMES = {
     "integrations": ("LightningProbe", "Probe", "RecordMetric", "TrainerProbe"),
     "merging": ("average", "interpolate"),
     "metrics": (
+        "alpha_req",
         "effective_rank",
         "erank_difference",
         "gram",
@@ -68,6 +72,8 @@ _HOMES = {
         "mir",
         "mutual_information",
         "nc5",
+        "participation_ratio",
+        "rankme",
     ),
     "metrics.similarity": ("CKA", "cka", "cka_between", "cka_matrix", "hsic", "mir_between"),
     "moments": ("Moments",),
@@ -95,10 +101,12 @@ __all__ = [
     "TrainerProbe",
     "TrainingConfig",
     "UsageError",
+    "alpha_req",
     "analyze",
     "analyze_features",
     "average",
     "barriers",
+    "cdnv",
     "cka",
     "cka_between",
     "cka_matrix",
@@ -128,8 +136,10 @@ __all__ = [
     "nc5",
     "open_checkpoint",
     "open_dump",
+    "participation_ratio",
     "plot",
     "prune",
+    "rankme",
     "read_records",
     "report",
     "save_checkpoint",

@@ -3,7 +3,10 @@
 from ckpt_probe.analysis.record import analyze_features
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords
+from ckpt_probe.metrics import collapse
 from ckpt_probe.metrics.gram import Array
+from ckpt_probe.moments import Moments
+from ckpt_probe.moments.registry import COINCIDE, MEANS
 
 
 @checked_keywords
@@ -20,6 +23,31 @@ def nc1(features: Array, labels: Array) -> float:
         DataError: If the class means coincide, a value is not finite, or shapes do not match.
     """
     return _value("nc1.pinv", features, labels)
+
+
+@checked_keywords
+def cdnv(features: Array, labels: Array, *, dist_exp: float = 1.0) -> float:
+    """Compute CDNV, the mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²), v_c = mean ‖z − μ_c‖²; 0 at collapse.
+
+    Galanti et al. 2021. Only with `dist_exp=1` the value does not depend on the scale of the features.
+
+    Args:
+        features: Features of the samples, shape (N, D), numpy or torch.
+        labels: Classes of the samples, shape (N,), whole numbers from 0.
+        dist_exp: Power of the squared distance; 2 divides by ‖μ_c − μ_c'‖⁴, as Wu and Papyan 2024 do in places.
+
+    Raises:
+        DataError: If two class means coincide, a value is not finite, or shapes do not match.
+    """
+    moments = Moments(only=["nc1"])
+    moments.update(features, labels)
+    inputs = moments.inputs()
+    if MEANS in inputs.unavailable:
+        raise DataError(f"nc1.cdnv: {inputs.unavailable[MEANS]}")
+    value = collapse.cdnv(inputs.variances, inputs.class_means, dist_exp=dist_exp)
+    if value is None:
+        raise DataError(f"nc1.cdnv: {COINCIDE}")
+    return float(value) * inputs.scatter.unit ** (2 - 2 * dist_exp)
 
 
 @checked_keywords

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ckpt_probe.addresses import is_address, without_secrets
 from ckpt_probe.analysis.entries import (
     COUNTS,
+    FIT_RANGE,
     NOT_STORED,
     REFERENCES,
     Record,
@@ -44,8 +46,13 @@ BLOCK_BYTES = 2**20, 16 * 2**20
 ROWS_AT_ONCE = 8192
 
 NO_LABELS = "the data have no labels"
-UNLABELLED = ("sample.entropy_features", "sample.entropy_normalized", "sample.effective_rank")
-"""Metrics that need no labels."""
+UNLABELLED = {
+    "sample": ("sample.entropy_features", "sample.entropy_normalized", "sample.effective_rank"),
+    "spectrum": ("rankme", "alpha_req", *FIT_RANGE, "participation_ratio"),
+}
+"""Metrics by family that need no labels."""
+
+NO_SPECTRUM = "the rows have too few directions, or an earlier version stored moments without covariance"
 
 CENTRED_RANK = "centred.effective_rank"
 
@@ -193,10 +200,11 @@ def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
     """Compute the record of rows without labels: values that need labels are None, with the reason in `missing`."""
     settings.check()
     rows = Pass(view, _rows_at_once(view, settings), scores=False)
-    moments = Moments(None, memory=settings.memory, only=["sample"], precision=settings.precision)
-    if view.features is None:
-        stored = view.read_moments()
-        assert stored is not None
+    stored = view.read_moments() if view.features is None else None
+    # Earlier dumps have no second moment of rows without labels.
+    only = ["sample", "spectrum"] if stored is None or "within" in stored[0] else ["sample"]
+    moments = Moments(None, memory=settings.memory, only=only, precision=settings.precision)
+    if stored is not None:
         moments.load_state_dict(stored[0])
     else:
         for features, labels, _ in _one_class(rows()):
@@ -206,8 +214,8 @@ def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
     names = [metric.name for metric in metrics if SERIES not in metric.requires]
     record: Record = dict.fromkeys((*COUNTS, *names, *REFERENCES))
     record |= {name: computed.record[name] for name in ("samples", "features", "samples_left_out")}
-    if "sample" in settings.families:
-        record |= {name: value for name, value in computed.record.items() if name.endswith(UNLABELLED)}
+    for family in settings.families & set(UNLABELLED):
+        record |= {name: value for name, value in computed.record.items() if name.endswith(UNLABELLED[family])}
     reason = NEEDS_FEATURES
     if "centred" in settings.families and view.features is not None:
         try:
@@ -216,13 +224,16 @@ def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
         except DataError as error:
             reason = str(error)
     absent = [name for name, value in record.items() if value is None and name not in REFERENCES]
-    record["missing"] = f"{', '.join(name for name in absent if name != CENTRED_RANK)}: {NO_LABELS}"
+    of_labels = [name for name in absent if name not in (CENTRED_RANK, *UNLABELLED["spectrum"])]
+    record["missing"] = f"{', '.join(of_labels)}: {NO_LABELS}"
+    if of_rows := [name for name in absent if name in UNLABELLED["spectrum"]]:
+        record["missing"] += f"; {', '.join(of_rows)}: {NO_SPECTRUM}"
     if CENTRED_RANK in absent:
         record["missing"] += f"; {CENTRED_RANK}: {reason}"
     return replace(computed, record=in_order(settled(record)), per_class=[])
 
 
-def _stored_moments(view: SplitView, settings: Settings, classes: int | None) -> tuple[Moments, dict[str, float]]:
+def _stored_moments(view: SplitView, settings: Settings, classes: int | None) -> tuple[Moments, dict[str, Any]]:
     """Return the stored class moments, and the stored numbers of accuracy and loss."""
     stored = view.read_moments()
     if stored is None:

@@ -19,6 +19,8 @@ COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out
 NOT_STORED = "samples_not_stored"
 COUNTS_IF_ANY = (NOT_STORED, "classes_below_min_samples", "classes_of_one_sample")
 """Counts that are absent from a record where they are 0."""
+FIT_RANGE = ("alpha_req_first", "alpha_req_last")
+"""Ranks of the eigenvalues to which `alpha_req` is fitted."""
 REFERENCES = tuple(name for names in registry.REFERENCES.values() for name in names)
 EXTRA = ("route", "route_reason", "missing")
 """Names of a record beside the metrics: where it belongs, counts, values at collapse, how and why not."""
@@ -28,7 +30,7 @@ def empty_record() -> Record:
     """Return a record of a split without any value: every name that such a record always has, with None."""
     metrics = [metric for metric in registry.METRICS if metric.family in registry.DEFAULT]
     names = [metric.name for metric in metrics if not metric.of_weights and registry.LAYERS not in metric.requires]
-    return dict.fromkeys([*COUNTS, *names, *REFERENCES, *EXTRA])
+    return dict.fromkeys([*COUNTS, *names, *FIT_RANGE, *REFERENCES, *EXTRA])
 
 
 def join_reasons(*reasons: str | None) -> str | None:
@@ -47,7 +49,8 @@ def settled(record: Record) -> Record:
 
 def in_order(record: Mapping[str, Any]) -> Record:
     """Return a record with its names in the documented order, and other names at the end."""
-    known = [*POSITION, *COUNTS, *COUNTS_IF_ANY, *(metric.name for metric in registry.all_metrics()), *REFERENCES]
+    metrics = [metric.name for metric in registry.all_metrics()]
+    known = [*POSITION, *COUNTS, *COUNTS_IF_ANY, *metrics, *FIT_RANGE, *REFERENCES]
     ordered = {name: record[name] for name in known if name in record}
     others = {name: value for name, value in record.items() if name not in ordered and name not in EXTRA}
     extra = {name: record.get(name) for name in EXTRA if name in record or name == "missing"}

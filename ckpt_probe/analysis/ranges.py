@@ -108,7 +108,7 @@ class SharedSplits:
             yield from in_turn(ready)
 
 
-def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dict[str, float], bool]:
+def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dict[str, Any], bool]:
     """Make the first pass over a range: state of the moments, numbers of the quality, whether anything predicts."""
     with open_dump(part.dump) as dump:
         try:

@@ -188,8 +188,10 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def excess(barrier: dict[str, Any], quantity: str) -> str:
-    """Return a barrier with its position as text, "0" without a barrier, "–" if it is unknown."""
+    """Return a barrier with its position and the rise over the mean of both ends as text, "–" if it is unknown."""
     value = barrier[f"barrier.{quantity}"]
     if value is None:
         return "–"
-    return f"{value:.4g} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}" if value > 0 else "0"
+    above = f"{value:.4g} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}" if value > 0 else "0"
+    over_mean = barrier.get(f"barrier.{quantity}_over_mean")
+    return above if over_mean is None else f"{above} ({over_mean:.4g} over the mean of the ends)"

@@ -23,6 +23,7 @@ DIMENSIONS = {
     schema.LOGITS: (SAMPLE, CLASS),
     schema.PREDICTION: (SAMPLE,),
     schema.LOSS: (SAMPLE,),
+    schema.CONFIDENCE: (SAMPLE,),
 }
 OF_MOMENTS = {
     "counts": ("seen_class",),

@@ -174,7 +174,7 @@ class Dump:
             )
 
     def _check_scored(self, name: str, rows: int) -> None:
-        for array, kinds in ((schema.PREDICTION, "iu"), (schema.LOSS, "f")):
+        for array, kinds in ((schema.PREDICTION, "iu"), (schema.LOSS, "f"), (schema.CONFIDENCE, "f")):
             scores = self._array(name, array)
             if scores is not None and (scores.shape != (rows,) or scores.dtype.kind not in kinds):
                 numbers = "integers" if kinds == "iu" else "floating-point numbers"

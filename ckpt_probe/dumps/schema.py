@@ -21,7 +21,8 @@ LABELS = "labels"
 LOGITS = "logits"
 PREDICTION = "prediction"
 LOSS = "loss"
-SCORES = (LOGITS, PREDICTION, LOSS)
+CONFIDENCE = "confidence"
+SCORES = (LOGITS, PREDICTION, LOSS, CONFIDENCE)
 OF_ROWS = (FEATURES, LABELS, *SCORES)
 """Arrays of a split with one entry per row."""
 

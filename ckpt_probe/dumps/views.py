@@ -66,6 +66,7 @@ class SplitView:
         logits: Outputs of the classifier, shape (N, C).
         prediction: Predicted classes, shape (N,), stored in place of logits.
         loss: Cross-entropy of each row in nats, shape (N,), stored in place of logits.
+        confidence: Largest probability of each row, shape (N,), stored in place of logits.
         labelled: Whether rows have labels.
         not_stored: Number of rows that were forwarded but not stored.
     """
@@ -82,6 +83,7 @@ class SplitView:
         self.logits = arrays.get(schema.LOGITS)
         self.prediction = arrays.get(schema.PREDICTION)
         self.loss = arrays.get(schema.LOSS)
+        self.confidence = arrays.get(schema.CONFIDENCE)
         self.labelled = not bool(group.attrs.get(schema.UNLABELLED, False))
         self.not_stored = int(group.attrs.get(schema.NOT_STORED, 0))
         self._moments = group.get(schema.MOMENTS)
@@ -140,7 +142,7 @@ class SplitView:
             labels = arrays.get(schema.LABELS, np.full(len(features), -1))
             known: np.ndarray | Scored | None = arrays.get(schema.LOGITS)
             if schema.PREDICTION in arrays and schema.LOSS in arrays:
-                known = Scored(arrays[schema.PREDICTION], arrays[schema.LOSS])
+                known = Scored(arrays[schema.PREDICTION], arrays[schema.LOSS], arrays.get(schema.CONFIDENCE))
             yield features, labels, known
 
     def read(self, array: Any, part: Any) -> np.ndarray:
@@ -165,7 +167,7 @@ class SplitView:
         return arrays
 
     def _rows(self) -> dict[str, StoredArray]:
-        arrays = (self.features, self.labels, self.logits, self.prediction, self.loss)
+        arrays = (self.features, self.labels, self.logits, self.prediction, self.loss, self.confidence)
         return {name: array for name, array in zip(schema.OF_ROWS, arrays, strict=True) if array is not None}
 
     def verify(self, rows: int = 4096) -> Iterator[tuple[bool, str | None]]:
@@ -183,7 +185,7 @@ class SplitView:
             else:
                 yield checked, None
 
-    def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
+    def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Return class moments as arrays by name, and the numbers stored beside them, or None if there are no moments.
 
         Raises:
@@ -193,7 +195,7 @@ class SplitView:
             return None
         with own_reads(self._path, f"{self.name}/{schema.MOMENTS}"):
             arrays = {name: native(np.asarray(dataset)) for name, dataset in self._moments.items()}
-            return arrays, {name: _number(value) for name, value in self._moments.attrs.items()}
+            return arrays, {name: _as_number(value) for name, value in self._moments.attrs.items()}
 
 
 @dataclass(frozen=True)
@@ -245,5 +247,5 @@ def _by_depth(layer: LayerView) -> tuple[float, str]:
     return layer.depth, layer.name
 
 
-def _number(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+def _as_number(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value

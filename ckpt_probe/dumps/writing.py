@@ -166,7 +166,7 @@ class DumpWriter:
             name: Name of the split.
             samples: Number of rows that will be appended; None if it is not known yet.
             logits: Whether logits are stored, unless `scored`.
-            scored: Whether prediction and loss of each row are stored in place of logits.
+            scored: Whether prediction, confidence and loss of each row are stored in place of logits.
             labelled: Whether labels are stored.
 
         Raises:
@@ -181,6 +181,7 @@ class DumpWriter:
             self._label(scores, None, schema.CLASS_SCALE)
         if scored:
             self._add_rows(group, schema.PREDICTION, samples, (), np.int32)
+            self._add_rows(group, schema.CONFIDENCE, samples, (), np.float32)
             if labelled:
                 self._add_rows(group, schema.LOSS, samples, (), np.float32)
         if not labelled:
@@ -257,7 +258,7 @@ class DumpWriter:
 
     @interrupts_delayed()
     def write_moments(
-        self, name: str, state: Mapping[str, Any], numbers: Mapping[str, float], *, labelled: bool = True
+        self, name: str, state: Mapping[str, Any], numbers: Mapping[str, Any], *, labelled: bool = True
     ) -> None:
         """Write class moments of a split or a layer.
 
@@ -284,7 +285,7 @@ class DumpWriter:
             name: Name of the split, or of the group that `start_layer` returned.
             features: Features, shape (n, D).
             labels: Class indices, shape (n,).
-            scores: Logits (n, C), or prediction and loss of each row, as announced.
+            scores: Logits (n, C), or `Scored`, as announced.
 
         Raises:
             DataError: If a feature is too large for the stored precision.
@@ -298,7 +299,8 @@ class DumpWriter:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
         arrays = {schema.LABELS: labels, schema.LOGITS: scores}
         if isinstance(scores, Scored):
-            arrays |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss}
+            confidence = np.full(len(labels), np.nan) if scores.confidence is None else scores.confidence
+            arrays |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss, schema.CONFIDENCE: confidence}
         for array, dataset in self._rows_of[name].items():
             if array == schema.FEATURES:
                 dataset[start:stop] = as_stored(features, self.feature_dtype, f"{self.path}: {name}")

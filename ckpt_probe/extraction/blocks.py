@@ -1,4 +1,4 @@
-"""Blocks of rows that a forward pass yields, with logits, or with prediction and loss in place of large logits."""
+"""Blocks of rows that a forward pass yields, with logits, or with numbers of each row in place of large logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,8 @@ from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.models import Backbone, Head
 from ckpt_probe.moments.quality import Scored, classes_at_once
 
-FEATURES, LABELS, LOGITS, PREDICTION, LOSS, LAYER = "features", "labels", "logits", "prediction", "loss", "layer/"
+FEATURES, LABELS, LOGITS, LAYER = "features", "labels", "logits", "layer/"
+PREDICTION, LOSS, CONFIDENCE = "prediction", "loss", "confidence"
 """Names of the tensors of a block; the rows of a layer are called LAYER and its name."""
 
 
@@ -22,8 +23,7 @@ class Block:
     Attributes:
         features: Inputs of the classifier, shape (n, D).
         labels: Class indices, shape (n,); −1 for rows without a label.
-        scores: Outputs of the classifier, shape (n, C), or prediction and loss of each row, or None without a
-            classifier.
+        scores: Outputs of the classifier, shape (n, C), or `Scored`, or None without a classifier.
         layers: Rows of other layers by name, shape (n, D) each.
     """
 
@@ -38,6 +38,8 @@ class Block:
         if isinstance(self.scores, Scored):
             tensors[PREDICTION] = as_tensor(self.scores.prediction, "predictions")
             tensors[LOSS] = as_tensor(self.scores.loss, "losses")
+            if self.scores.confidence is not None:
+                tensors[CONFIDENCE] = as_tensor(self.scores.confidence, "confidences")
         elif self.scores is not None:
             tensors[LOGITS] = self.scores
         return tensors | {f"{LAYER}{name}": rows for name, rows in self.layers.items()}
@@ -45,7 +47,9 @@ class Block:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Block":
         """Return the block of the tensors that `to_tensors` returned."""
-        scores = Scored(tensors[PREDICTION], tensors[LOSS]) if PREDICTION in tensors else tensors.get(LOGITS)
+        scores = tensors.get(LOGITS)
+        if PREDICTION in tensors:
+            scores = Scored(tensors[PREDICTION], tensors[LOSS], tensors.get(CONFIDENCE))
         layers = {name.removeprefix(LAYER): rows for name, rows in tensors.items() if name.startswith(LAYER)}
         return cls(tensors[FEATURES], tensors[LABELS], scores, layers)
 
@@ -59,7 +63,7 @@ def is_scored(head: Head | Backbone, classes: int) -> bool:
 
 
 def score_rows(features: Tensor, labels: Tensor, parameters: tuple[Tensor, Tensor | None]) -> Scored:
-    """Compute prediction and loss of rows, a few logits at a time.
+    """Compute prediction, loss and confidence of rows, a few logits at a time.
 
     Args:
         features: Rows, shape (m, D).
@@ -67,17 +71,17 @@ def score_rows(features: Tensor, labels: Tensor, parameters: tuple[Tensor, Tenso
         parameters: Weights (C, D) and bias (C,) of the classifier.
 
     Returns:
-        Prediction and loss in nats, on the device of the features.
+        The numbers, losses in nats, on the device of the features.
     """
     return _of_labelled(Scored.of_rows(features, labels, *parameters), labels)
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> Scored:
-    """Compute prediction and loss in nats of logits (m, C) with labels (m,)."""
+    """Compute prediction, loss in nats and confidence of logits (m, C) with labels (m,)."""
     return _of_labelled(Scored.of_logits(logits.split(classes_at_once(logits.device), dim=1), labels), labels)
 
 
 def _of_labelled(scored: Scored, labels: Tensor) -> Scored:
     """Return the scores with NaN as loss of rows without a label."""
     loss = as_tensor(scored.loss, "losses").float()
-    return Scored(scored.prediction, loss.masked_fill(labels == UNLABELLED, torch.nan))
+    return Scored(scored.prediction, loss.masked_fill(labels == UNLABELLED, torch.nan), scored.confidence)

@@ -15,7 +15,6 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction.blocks import Block, is_scored
 from ckpt_probe.extraction.config import Storage
 from ckpt_probe.extraction.subject import Subject
-from ckpt_probe.metrics.arrays import as_tensor
 from ckpt_probe.models import Backbone, Taps
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.grouping import Subset
@@ -258,10 +257,10 @@ def choose_rows(rows: int, most: int | None, seed: int) -> Tensor | None:
 
 
 def _moments(classes: int, memory: int, labelled: bool) -> Moments:
-    return Moments(classes if labelled else None, memory=memory, only=None if labelled else ["sample"])
+    return Moments(classes if labelled else None, memory=memory, only=None if labelled else ["sample", "spectrum"])
 
 
 def _take_rows(scores: Tensor | Scored | None, rows: Tensor) -> Tensor | Scored | None:
     if isinstance(scores, Scored):
-        return Scored(as_tensor(scores.prediction, "predictions")[rows], as_tensor(scores.loss, "losses")[rows])
+        return scores.rows(rows)
     return None if scores is None else scores[rows]

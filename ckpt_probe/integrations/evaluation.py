@@ -13,7 +13,7 @@ from ckpt_probe.integrations.ranks import gathered, is_first, on_first
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.moments.quality import Gathering, Quality
 
-Share = tuple[dict[str, Tensor], dict[str, float]]
+Share = tuple[dict[str, Tensor], dict[str, Any]]
 """Moments by name, and numbers of quality."""
 
 

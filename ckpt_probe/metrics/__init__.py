@@ -2,12 +2,14 @@
 
 from ckpt_probe.metrics import similarity
 from ckpt_probe.metrics.collapse import nc5, nearest_means
+from ckpt_probe.metrics.covariance import alpha_req, participation_ratio, rankme
 from ckpt_probe.metrics.entropy import effective_rank, erank_difference, matrix_entropy
 from ckpt_probe.metrics.gram import gram
 from ckpt_probe.metrics.information import hdr, mir, mutual_information
 from ckpt_probe.metrics.theory import reference_values, simplex_etf
 
 __all__ = [
+    "alpha_req",
     "effective_rank",
     "erank_difference",
     "gram",
@@ -17,6 +19,8 @@ __all__ = [
     "mutual_information",
     "nc5",
     "nearest_means",
+    "participation_ratio",
+    "rankme",
     "reference_values",
     "similarity",
     "simplex_etf",

@@ -55,6 +55,19 @@ def between_axes(M: Tensor, size: float = 0.0) -> Tensor | None:
     return directions[present] / singular[present, None] if bool(present.any()) else None
 
 
+def quotient(variances: Tensor, counts: Tensor, M: Tensor) -> Tensor | None:
+    """Return tr Σ_W / tr Σ_B, the quotient form of NC1 (Tirer et al. 2023); 0 at collapse. None where M = 0.
+
+    Args:
+        variances: v_c = mean ‖z − μ_c‖² of every class that has samples, (c,).
+        counts: Numbers of their samples, (c,).
+        M: (C, D).
+    """
+    between = M.square().sum(dim=1).mean()
+    within = (variances * (counts / counts.sum())).sum()
+    return within / between if bool(between.detach() > 0) else None
+
+
 def separation(nc1: float | None, classes: int) -> float | None:
     """Return log tr(Σ_W Σ_B⁺), the separation fuzziness of He and Su (PNAS 2023), from nc1 = tr(Σ_W Σ_B⁺)/C.
 
@@ -63,7 +76,7 @@ def separation(nc1: float | None, classes: int) -> float | None:
     return math.log(classes * nc1) if nc1 is not None and nc1 > 0 else None
 
 
-def cdnv(variances: Tensor, means: Tensor) -> float | None:
+def cdnv(variances: Tensor, means: Tensor, *, dist_exp: float = 1.0) -> float | None:
     """Return the class-distance normalised variance, 0 at collapse (Galanti et al. 2021).
 
     It is the mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²).
@@ -71,12 +84,14 @@ def cdnv(variances: Tensor, means: Tensor) -> float | None:
     Args:
         variances: v_c = mean ‖z − μ_c‖², (C,).
         means: Class means μ_c, (C, D).
+        dist_exp: Power of the squared distance; 2 divides by ‖μ_c − μ_c'‖⁴, as Wu and Papyan 2024 do in places.
 
     Returns:
         The mean, or None if two class means coincide.
     """
     M = means - means.mean(dim=0)
-    quantity = pairs.Cdnv(variances, means, row_lengths(M), rounding(len(means), row_lengths(means)))
+    sizes = rounding(len(means), row_lengths(means))
+    quantity = pairs.Cdnv(variances, means, row_lengths(M), sizes, exponent=dist_exp)
     pairs.visit(pairs.unit_or_zero(M), [quantity])
     return quantity.value
 
@@ -86,6 +101,15 @@ def equinorm(rows: Tensor) -> float | None:
     lengths = row_lengths(near_one(rows))
     mean = lengths.mean()
     return float(lengths.std(correction=0) / mean) if mean > 0 else None
+
+
+def lognorm_variance(rows: Tensor) -> Tensor | None:
+    """Return NC2: variance (over C − 1) of the logarithms of the lengths of rows (C, D), 0 at collapse.
+
+    Wu and Papyan 2024. None if a row has zero length.
+    """
+    lengths = row_lengths(near_one(rows))
+    return lengths.log().var() if bool((lengths.detach() > 0).all()) else None
 
 
 def equiangular(rows: Tensor) -> float | None:
@@ -139,6 +163,24 @@ def duality(weights: Tensor, M: Tensor) -> float | None:
     return math.hypot(*(float(part) for part in parts))
 
 
+def simplex_duality(weights: Tensor, M: Tensor) -> Tensor | None:
+    """Return NC3 as ‖W Mᵀ/‖W Mᵀ‖_F − (I − 11ᵀ/C)/√(C−1)‖_F for W and M (C, D), 0 at collapse; None where W Mᵀ = 0.
+
+    Zhu et al. 2021. With many classes the norm is computed from the cosine of both matrices, which leaves an absolute
+    error of about 1e-8 near zero.
+    """
+    classes, weights, M = len(M), near_one(weights), near_one(M)
+    least = rounding(M.shape[1], float(torch.linalg.matrix_norm(weights) * torch.linalg.matrix_norm(M)))
+    if classes**2 <= MANY_ENTRIES:
+        product = weights @ M.T
+        size = torch.linalg.matrix_norm(product)
+        simplex = torch.eye(classes, dtype=M.dtype, device=M.device) - 1 / classes
+        return torch.linalg.matrix_norm(product / size - simplex / math.sqrt(classes - 1)) if size > least else None
+    size = ((weights.T @ weights) * (M.T @ M)).sum().sqrt()
+    along = torch.tensordot(weights, M, dims=2) - weights.sum(dim=0) @ M.sum(dim=0) / classes
+    return (2 - 2 * along / (size * math.sqrt(classes - 1))).clamp(min=0).sqrt() if size > least else None
+
+
 def duality_uniformity(weights: Tensor, M: Tensor) -> float | None:
     """Return the standard deviation over classes of cos(w_c, m_c) for W and M (C, D), 0 at collapse.
 
@@ -153,17 +195,19 @@ def duality_uniformity(weights: Tensor, M: Tensor) -> float | None:
     return float(torch.cat(cosines).std(correction=0))
 
 
-def nc5(class_means: Array, outside_mean: Array, *, samples: int = 4096) -> float:
-    """Return NC5: mean over classes of |cos(μ_c − μ_G, μ_out − μ_G)|; 0 where data of other classes lie orthogonal.
+def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, samples: int = 4096) -> float:
+    """Return NC5: mean over classes of |cos(μ_c, μ_out)|; 0 where data of other classes lie orthogonal to the means.
 
     Args:
         class_means: Means of the classes that were trained on, (C, D).
         outside_mean: Mean feature of data of classes that were not, (D,) (Ammar et al. 2024, arXiv 2310.06823).
+        centred: Whether to subtract the mean of the class means μ_G from all means first, which is not the published
+            definition.
         samples: Rows behind the means, to which their rounding is proportional.
 
     Raises:
-        DataError: If shapes do not fit, values are not finite, or a class mean or the outside mean coincides with μ_G,
-            so that a cosine is undefined.
+        DataError: If shapes do not fit, values are not finite, or a mean is zero (if `centred`: is μ_G), so that a
+            cosine is undefined.
     """
     means = to_rows(class_means, "class means")
     outside = to_rows(torch.as_tensor(outside_mean)[None], "outside mean")
@@ -172,9 +216,10 @@ def nc5(class_means: Array, outside_mean: Array, *, samples: int = 4096) -> floa
     both = near_one(torch.cat([means, outside]))
     lengths = row_lengths(both)
     size = rounding(max(samples, len(means)), float(lengths.max()))
-    away = pairs.unit_or_zero(without_rounding(both - both[:-1].mean(dim=0), size))
+    away = pairs.unit_or_zero(without_rounding(both - both[:-1].mean(dim=0) if centred else both, size))
     if not bool(away.any(dim=1).all()):
-        raise DataError("nc5: undefined, because a class mean or the outside mean equals the mean of the class means")
+        reason = "equals the mean of the class means" if centred else "is zero"
+        raise DataError(f"nc5: undefined, because a class mean or the outside mean {reason}")
     return float((away[:-1] @ away[-1]).abs().mean())
 
 

@@ -109,13 +109,17 @@ class Cdnv:
         means: μ_c, (C, D).
         lengths: Lengths of the centred means, (C,).
         sizes: Rounding of each mean, (C,); means that are not farther apart than the sum of theirs coincide.
+        exponent: Power of the squared distance.
     """
 
-    def __init__(self, variances: Tensor, means: Tensor, lengths: Tensor, sizes: Tensor) -> None:
+    def __init__(
+        self, variances: Tensor, means: Tensor, lengths: Tensor, sizes: Tensor, *, exponent: float = 1.0
+    ) -> None:
         self._variances = variances
         self._means = means
         self._lengths = lengths
         self._sizes = sizes
+        self._exponent = exponent
         self._few = len(means) ** 2 * means.shape[1] <= FEW_PAIRS and len(means) <= TILE
         self._apart = True
         self._total = 0.0
@@ -126,7 +130,7 @@ class Cdnv:
         limits = (self._sizes[tile.rows, None] + self._sizes[tile.columns]).square_()
         self._apart = self._apart and bool(tile.pairs(squares > limits).all())
         sums = self._variances[tile.rows, None] + self._variances[tile.columns]
-        self._total += tile.sum(sums.div_(2 * squares))
+        self._total += tile.sum(sums / (2 * (squares if self._exponent == 1 else squares**self._exponent)))
 
     @property
     def value(self) -> float | None:

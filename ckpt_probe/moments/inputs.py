@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics import collapse, pairs
+from ckpt_probe.metrics import collapse, covariance, pairs
 from ckpt_probe.metrics.gram import where_float64_is
 from ckpt_probe.metrics.rounding import near_one, rounding, row_lengths, without_rounding
 from ckpt_probe.moments.class_sums import Scatter, UnitMoments
@@ -134,7 +134,36 @@ class Inputs:
     @cached_property
     def variances(self) -> Tensor:
         """Return the mean ‖z − μ_c‖² of each class, (k,); values that are rounding are zero."""
-        return spreads(self.scatter)[self.present]
+        return self.all_variances[self.present]
+
+    @cached_property
+    def all_variances(self) -> Tensor:
+        """Return the mean ‖z − μ_c‖² of each class, (C,), also of those with few samples."""
+        return spreads(self.scatter)
+
+    @cached_property
+    def row_mean(self) -> Tensor:
+        """Return the mean of all rows, (D,)."""
+        return self._shares @ self.scatter.means
+
+    @cached_property
+    def row_covariance(self) -> Tensor:
+        """Return the covariance of all rows, (D, D); zero if they differ by rounding only."""
+        lengths = (self._shares * self.scatter.lengths.square()).sum().sqrt()
+        away = without_rounding(self.scatter.means - self.row_mean, rounding(self.samples, lengths))
+        between = away * self._shares.sqrt()[:, None]
+        within = self.scatter.covariance() if bool(self.all_variances.any()) else 0.0
+        return between.T @ between + within
+
+    @cached_property
+    def row_eigenvalues(self) -> Tensor:
+        """Return the positive eigenvalues of the covariance of all rows, the largest first, (r,)."""
+        return covariance.descending(self.row_covariance)
+
+    @property
+    def row_second_moment(self) -> Tensor:
+        """Return the second moment of all rows as they are, (1/N) Σ z zᵀ, (D, D)."""
+        return self.row_covariance + torch.outer(self.row_mean, self.row_mean)
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -156,7 +185,7 @@ class Inputs:
         axes = collapse.between_axes(self.means, float(self._centred_sizes.square().mean().sqrt()))
         if axes is None:
             raise Undefined(COINCIDE)
-        if not bool(spreads(self.scatter).any()):
+        if not bool(self.all_variances.any()):
             return 0.0
         within = self.scatter.covariance()
         spread = float(((axes @ within) * axes).sum())
@@ -193,6 +222,11 @@ class Inputs:
         if not len(self.within_classes.labels):
             raise Undefined(FEW_CLASSES)
         return self.within_classes.entropies[order]
+
+    @property
+    def _shares(self) -> Tensor:
+        """Return the share of each class in the rows, (C,)."""
+        return self.scatter.counts.to(torch.float64) / self.scatter.counts.sum()
 
     @cached_property
     def _sizes(self) -> Tensor:

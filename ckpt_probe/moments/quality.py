@@ -1,8 +1,9 @@
-"""Accuracy and mean cross-entropy of logits that come in blocks, or that a linear classifier computes."""
+"""Accuracy, mean cross-entropy and calibration of logits that come in blocks, or that a linear classifier computes."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments.accumulator import Moments
+
+BINS = 15
+"""Bins of equal width of the expected calibration error (Guo et al. 2017)."""
 
 FEW_CLASSES = 2048
 """Up to this number of classes the logits of a row are computed at once; above, in parts of this number of classes."""
@@ -29,24 +33,32 @@ GATHERED_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Scored:
-    """Predicted classes and losses of samples, in place of their logits.
+    """Predicted classes, losses and confidences of samples, in place of their logits.
 
     Attributes:
         prediction: Predicted classes, (n,).
         loss: Cross-entropies in nats, (n,).
+        confidence: Largest probabilities, (n,), NaN where unknown; None if all are unknown.
     """
 
     prediction: Array
     loss: Array
+    confidence: Array | None = None
 
     @property
     def predicted(self) -> Tensor:
         """Return the predicted classes as whole numbers on the CPU, (n,)."""
         return as_tensor(self.prediction, "predictions").cpu().to(torch.int64)
 
+    def rows(self, indices: Tensor) -> "Scored":
+        """Return the scores of some samples, by their indices (m,)."""
+        confidence = None if self.confidence is None else as_tensor(self.confidence, "confidences")[indices]
+        prediction, loss = as_tensor(self.prediction, "predictions"), as_tensor(self.loss, "losses")
+        return Scored(prediction[indices], loss[indices], confidence)
+
     @staticmethod
     def of_rows(rows: Tensor, labels: Tensor, weights: Tensor, bias: Tensor | None) -> "Scored":
-        """Compute predictions and losses of rows, with the logits of some rows and some classes at a time.
+        """Compute the scores of rows, with the logits of some rows and some classes at a time.
 
         Args:
             rows: Rows, (n, D), on the device of all other tensors.
@@ -59,12 +71,12 @@ class Scored:
         heads = [(weights[s : s + classes], None if bias is None else bias[s : s + classes]) for s in starts]
         parts = zip(rows.split(at_once), labels.split(at_once), strict=True)
         scored = [Scored.of_logits((F.linear(part, *head) for head in heads), numbers) for part, numbers in parts]
-        predictions = torch.cat([as_tensor(each.prediction) for each in scored])
-        return Scored(predictions, torch.cat([as_tensor(each.loss) for each in scored]))
+        columns = zip(*((each.prediction, each.loss, each.confidence) for each in scored), strict=True)
+        return Scored(*(torch.cat([as_tensor(part) for part in column]) for column in columns))
 
     @staticmethod
     def of_logits(blocks: Iterable[Tensor], labels: Tensor) -> "Scored":
-        """Compute predictions and losses from logits that come for some classes at a time.
+        """Compute scores from logits that come for some classes at a time.
 
         Of equal logits the first one is predicted. The loss of a label outside the classes is meaningless.
 
@@ -88,7 +100,7 @@ class Scored:
             # Sums are relative to the highest logit so far, as exponentials of large ones overflow.
             total = total * (before - highest).exp() + (logits - highest[:, None]).exp_().sum(dim=1)
             start += logits.shape[1]
-        return Scored(prediction, highest + total.log() - labelled)
+        return Scored(prediction, highest + total.log() - labelled, total.reciprocal())
 
 
 @dataclass(frozen=True)
@@ -121,17 +133,27 @@ class LinearHead:
         return LinearDecision(self.weights, self.bias)
 
     def scored(self, features: Array, labels: Tensor) -> Scored:
-        """Return predictions and losses of features (n, D) with labels (n,), without the logits of all classes."""
+        """Return the scores of features (n, D) with labels (n,), without the logits of all classes."""
         return Scored.of_rows(double(features, "features"), labels, self.weights, self.bias)
 
 
 class Quality:
-    """Counts of scored and correctly predicted samples, and their summed cross-entropy in nats."""
+    """Counts of scored and correctly predicted samples, their summed cross-entropy in nats, and their calibration.
+
+    Attributes:
+        samples: Number of scored samples.
+        right: Number of correctly predicted samples.
+        summed_loss: Sum of their cross-entropies.
+        confident: Number of samples with a known confidence, which is the largest probability.
+        gaps: Sums of confidence minus correctness over the samples in each of `BINS` bins of confidence, (BINS,).
+    """
 
     def __init__(self, samples: int = 0, right: int = 0, loss: float = 0.0) -> None:
         self.samples = samples
         self.right = right
         self.summed_loss = loss
+        self.confident = 0
+        self.gaps = torch.zeros(BINS, dtype=torch.float64)
 
     def update(self, logits: Tensor | None, labels: Array) -> Tensor | None:
         """Add logits (n, C) and labels (n,); return the predicted classes (n,), or None without logits."""
@@ -139,13 +161,17 @@ class Quality:
             return None
         numbers = as_labels(labels).to(logits.device, torch.int64)
         prediction = logits.argmax(dim=1)
-        self._add(prediction, numbers, float(F.cross_entropy(logits, numbers, reduction="sum")))
+        losses = F.cross_entropy(logits, numbers, reduction="none")
+        # The loss of a label is −log of its probability, so that of the prediction needs no second softmax.
+        highest, labelled = (logits.gather(1, classes[:, None])[:, 0] for classes in (prediction, numbers))
+        self._add(prediction, numbers, float(losses.sum()), (highest - labelled - losses).exp())
         return prediction
 
     def update_scored(self, scored: Scored, labels: Array) -> Tensor:
         """Add predictions and losses of samples with labels (n,); return the predicted classes (n,)."""
         prediction = scored.predicted
-        self._add(prediction, as_labels(labels).cpu().to(torch.int64), float(double(scored.loss).sum()))
+        confidence = None if scored.confidence is None else double(scored.confidence)
+        self._add(prediction, as_labels(labels).cpu().to(torch.int64), float(double(scored.loss).sum()), confidence)
         return prediction
 
     def update_scores(self, scores: Array | Scored | None, labels: Array) -> None:
@@ -174,6 +200,8 @@ class Quality:
         self.samples += other.samples
         self.right += other.right
         self.summed_loss += other.summed_loss
+        self.confident += other.confident
+        self.gaps = self.gaps + other.gaps
 
     @property
     def accuracy(self) -> float | None:
@@ -186,19 +214,42 @@ class Quality:
         mean = self.summed_loss / self.samples if self.samples else math.inf
         return mean if math.isfinite(mean) else None
 
-    def to_numbers(self) -> dict[str, float]:
-        """Return the counts and the sum by name, for `from_numbers`."""
-        return {"scored": self.samples, "right": self.right, "summed_loss": self.summed_loss}
+    @property
+    def calibration_error(self) -> Tensor | None:
+        """Return the expected calibration error (Guo et al. 2017), 0-d; None if a confidence is unknown.
+
+        Σ_b (n_b/N) |mean confidence − accuracy| over bins b of equal width in which the confidence lies.
+        """
+        return self.gaps.abs().sum() / self.samples if self.samples and self.confident == self.samples else None
+
+    def to_numbers(self) -> dict[str, Any]:
+        """Return counts and sums by name, for `from_numbers`."""
+        numbers = {"scored": self.samples, "right": self.right, "summed_loss": self.summed_loss}
+        return {**numbers, "confident": self.confident, "confidence_gaps": self.gaps.tolist()}
 
     @staticmethod
-    def from_numbers(numbers: Mapping[str, float]) -> "Quality":
-        """Return the object with the numbers of `to_numbers`."""
-        return Quality(int(numbers["scored"]), int(numbers["right"]), float(numbers["summed_loss"]))
+    def from_numbers(numbers: Mapping[str, Any]) -> "Quality":
+        """Return the object with the numbers of `to_numbers`; those of earlier versions have no calibration."""
+        quality = Quality(int(numbers["scored"]), int(numbers["right"]), float(numbers["summed_loss"]))
+        gaps = torch.as_tensor(numbers.get("confidence_gaps", ()), dtype=torch.float64)
+        if gaps.shape == (BINS,):
+            quality.gaps, quality.confident = gaps, int(numbers["confident"])
+        return quality
 
-    def _add(self, prediction: Tensor, labels: Tensor, loss: float) -> None:
+    def _add(self, prediction: Tensor, labels: Tensor, loss: float, confidence: Tensor | None = None) -> None:
+        correct = prediction == labels
         self.samples += len(labels)
-        self.right += int((prediction == labels).sum())
+        self.right += int(correct.sum())
         self.summed_loss += loss
+        if confidence is not None:
+            known = confidence.isfinite()
+            confidence, correct = confidence[known], correct[known].to(torch.float64)
+            # Bin b holds confidences above b/15 and up to (b + 1)/15.
+            edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=confidence.device)[1:-1]
+            bins = torch.bucketize(confidence.to(torch.float64), edges)
+            gaps = torch.zeros(BINS, dtype=torch.float64, device=confidence.device)
+            self.gaps = self.gaps + gaps.index_add(0, bins, confidence.to(torch.float64) - correct).cpu()
+            self.confident += len(confidence)
 
 
 class Gathering:

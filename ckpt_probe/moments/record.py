@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ckpt_probe.metrics.covariance import FEW_DIRECTIONS, fit_range
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
@@ -88,6 +89,11 @@ def compute_record(inputs: Inputs) -> DetailedRecord:
         for metric in metrics:
             if order == 1 or metric.all_orders:
                 record.compute(metric, inputs, order)
+    if "alpha_req" in record.values:
+        known = record.values["alpha_req"] is not None
+        ranks = fit_range(len(inputs.row_eigenvalues)) if known else (None, None)
+        for name, rank in zip(("alpha_req_first", "alpha_req_last"), ranks, strict=True):
+            record.put(name, rank, FEW_DIRECTIONS)
     for name, level in levels.items():
         _put_sampling(record, name, level, inputs.options.all_orders)
     _put_references(record, inputs)

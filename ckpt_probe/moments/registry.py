@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence, matching, suggestion
-from ckpt_probe.metrics import collapse
+from ckpt_probe.metrics import collapse, covariance
 from ckpt_probe.metrics.theory import simplex_exists
 from ckpt_probe.plugins import registered
 
@@ -37,6 +38,14 @@ LIU = "Liu et al. 2023"
 WU = "Wu and Papyan 2024"
 WEI = "Wei et al. 2024"
 AMMAR = "Ammar et al. 2024"
+TIRER = "Tirer et al. 2023"
+ZHU = "Zhu et al. 2021"
+GARRIDO = "Garrido et al. 2023"
+AGRAWAL = "Agrawal et al. 2022"
+ENTEZARI = "Entezari et al. 2022"
+FRANKLE = "Frankle et al. 2020"
+GUO = "Guo et al. 2017"
+GAO = "Gao and Ganguli 2015"
 
 TOWARD = "toward reference"
 
@@ -121,7 +130,7 @@ class Metric:
 SAMPLED = "sampled with an error bar if that side exceeds 12,000 or the memory budget"
 COLLAPSE, SAMPLES = "Neural collapse", "Samples"
 FAMILIES = (
-    Family("quality", "accuracy and loss", "N·C·D; none if logits or predictions are stored", "Fit"),
+    Family("quality", "accuracy, loss and calibration", "N·C·D; none if logits or predictions are stored", "Fit"),
     Family(
         "class",
         "entropies, MIR and HDR of class means and weights",
@@ -132,7 +141,7 @@ FAMILIES = (
     Family(
         "nc2", "NC2, and its generalisation to more classes than dimensions", "N·D + C²·D", COLLAPSE, any_layer=True
     ),
-    Family("nc3", "NC3 and its uniformity", "N·D + C·D", COLLAPSE),
+    Family("nc3", "NC3, its uniformity and its distance from a simplex", "N·D + C·D·min(C, D)", COLLAPSE),
     Family(
         "nc4",
         "NC4 and nearest class means",
@@ -147,6 +156,9 @@ FAMILIES = (
         f"N·D² + D³; joint entropy: a side of min(N, D·min(C, D)), cubed, {SAMPLED}",
         SAMPLES,
         any_layer=True,
+    ),
+    Family(
+        "spectrum", "RankMe, α-ReQ and participation ratio of rows as they are", "N·D² + D³", SAMPLES, any_layer=True
     ),
     Family("centred", "sample level of features minus their mean", "that of sample, in two more passes", SAMPLES, True),
     Family("nc5", "class means compared with data of other classes", "N·D + C·D", COLLAPSE, True),
@@ -167,8 +179,10 @@ def _defined(value: float | Tensor | None, reason: str) -> float | Tensor:
 
 COINCIDE = "class means coincide"
 SAME_DIRECTION = "two class means have the same direction"
+CENTRAL_MEAN = "a class mean equals the mean of the class means"
 ZERO_WEIGHTS = "a row of classifier weights has zero length"
 NO_SCORES = "neither logits nor classifier weights"
+NO_CONFIDENCE = "largest probabilities are unknown: earlier versions stored predictions and losses alone; extract again"
 FEW_SAMPLES = "no class has as many samples as a class needs"
 
 
@@ -182,14 +196,26 @@ def _loss(inputs: "Inputs") -> float | Tensor:
     return _defined(inputs.quality.loss, INFINITE_LOGITS)
 
 
-def _outside_cosine(inputs: "Inputs") -> float | Tensor:
+def _calibration(inputs: "Inputs") -> float | Tensor:
+    if inputs.quality is None or not inputs.quality.samples:
+        raise Undefined(NO_SCORES)
+    reason = NO_CONFIDENCE if inputs.quality.loss is not None else "some probabilities are not finite"
+    return _defined(inputs.quality.calibration_error, reason)
+
+
+def _quotient(inputs: "Inputs") -> float | Tensor:
+    scatter = inputs.scatter
+    value = collapse.quotient(inputs.all_variances, scatter.counts.to(torch.float64), inputs.means)
+    return _defined(value, COINCIDE)
+
+
+def _outside_cosine(inputs: "Inputs", *, centred: bool) -> float | Tensor:
     assert inputs.outside_mean is not None
     if not len(inputs.present):
         raise Undefined(FEW_SAMPLES)
+    means = (inputs.class_means * inputs.scatter.unit).cpu()
     try:
-        return collapse.nc5(
-            (inputs.class_means * inputs.scatter.unit).cpu(), inputs.outside_mean, samples=inputs.samples
-        )
+        return collapse.nc5(means, inputs.outside_mean, centred=centred, samples=inputs.samples)
     except DataError as error:
         raise Undefined(str(error).removeprefix("nc5: ")) from error
 
@@ -202,6 +228,11 @@ def _separation(inputs: "Inputs") -> float | Tensor:
 def _duality(inputs: "Inputs") -> float | Tensor:
     value = collapse.duality(inputs.weights, inputs.means)
     return _defined(value, ZERO_WEIGHTS if bool(inputs.means.any()) else COINCIDE)
+
+
+def _simplex_duality(inputs: "Inputs") -> float | Tensor:
+    value = collapse.simplex_duality(inputs.weights, inputs.means)
+    return _defined(value, "the class means are orthogonal to the classifier weights, or one of them is zero")
 
 
 def _spread_of_cosines(inputs: "Inputs") -> float | Tensor:
@@ -217,7 +248,7 @@ def _normalized_entropy(inputs: "Inputs") -> float | Tensor:
 
 
 _OF_MEANS, _OF_BOTH, _OF_SCATTER = (MEANS,), (MEANS, WEIGHTS), (MEANS, SCATTER)
-_OF_ROWS, _OF_PAIRS = (UNIT_ROWS,), (UNIT_ROWS, WEIGHTS)
+_OF_ROWS, _OF_PAIRS, _OF_SPECTRUM = (UNIT_ROWS,), (UNIT_ROWS, WEIGHTS), (SCATTER,)
 _MIR, _HDR, _ENTROPY, _UNIFORMITY = "reference.mir", "reference.hdr", "reference.entropy", "reference.uniformity"
 
 REFERENCES = {"class": (_MIR, _HDR, _ENTROPY), "nc2": (_UNIFORMITY,)}
@@ -231,6 +262,8 @@ METRICS = (
            _accuracy, (LOGITS,), "", "up"),
     Metric("loss", "loss", "mean cross-entropy", "quality", 2,
            _loss, (LOGITS,), "nats", "down"),
+    Metric("ece", "ECE", "expected calibration error, 15 bins of equal width", "quality", 49,
+           _calibration, (LOGITS,), "", "down", source=GUO),
     Metric("class.mir", "MIR", "class means and weights: MIR", "class", 3,
            lambda d, a: d.class_level.mir(a), _OF_BOTH, "", TOWARD, _MIR, SONG, all_orders=True, of_simplex=True),
     Metric("class.hdr", "HDR", "class means and weights: HDR", "class", 4,
@@ -276,12 +309,16 @@ METRICS = (
            lambda d, a: d.within(a).max(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
     Metric("nc1.cdnv", "CDNV", "class-distance normalised variance", "nc1", 21,
            lambda d: _defined(d.pairs.distances.value, COINCIDE), _OF_MEANS, "", "down", 0.0, GALANTI),
+    Metric("nc1.quotient", "tr W/B", "tr Σ_W / tr Σ_B", "nc1", 43,
+           _quotient, _OF_MEANS, "", "down", 0.0, TIRER),
     Metric("separation", "log sep.", "log tr(Σ_W Σ_B⁺), separation fuzziness", "nc1", 30,
            _separation, _OF_SCATTER, "", "down", None, HE_SU),
     Metric("nc2.equinorm_means", "equinorm μ", "std/mean of class mean norms", "nc2", 22,
            lambda d: _defined(collapse.equinorm(d.means), COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN),
     Metric("nc2.equinorm_weights", "equinorm w", "std/mean of weight norms", "nc2", 23,
            lambda d: _defined(collapse.equinorm(d.weights), ZERO_WEIGHTS), _OF_BOTH, "", "down", 0.0, PAPYAN),
+    Metric("nc2.lognorm_variance", "var log‖μ‖", "variance of the logarithm of class mean norms", "nc2", 42,
+           lambda d: _defined(collapse.lognorm_variance(d.means), CENTRAL_MEAN), _OF_MEANS, "", "down", 0.0, WU),
     Metric("nc2.equiangular_means", "equiang. μ", "mean |cos + 1/(C−1)|, means", "nc2", 24,
            lambda d: _defined(d.pairs.angles.value, COINCIDE), _OF_MEANS, "", "down", 0.0, PAPYAN, of_simplex=True),
     Metric("nc2.equiangular_weights", "equiang. w", "mean |cos + 1/(C−1)|, weights", "nc2", 25,
@@ -294,6 +331,8 @@ METRICS = (
            of_simplex=True),
     Metric("nc3.uniformity", "NC3 s.d.", "standard deviation of cos(w, m) over classes", "nc3", 33,
            _spread_of_cosines, _OF_BOTH, "", "down", 0.0, WU),
+    Metric("nc3.simplex", "NC3 simplex", "distance of W Mᵀ from the simplex ETF", "nc3", 44,
+           _simplex_duality, _OF_BOTH, "", "down", 0.0, ZHU, of_simplex=True),
     Metric("nearest_mean_accuracy", "NCM acc", "share nearest to their own class mean", "nc4", 34,
            lambda d: _defined(d.nearest.accuracy, FEW_SAMPLES), (SECOND_PASS,), "", "up", 1.0, PAPYAN),
     Metric("class.effective_rank_weights", "eff. rank w", "effective rank of the weights alone", "class", 35,
@@ -312,10 +351,31 @@ METRICS = (
            lambda d: d.centred.first(1.0).exp(), (CENTRED,), source=WEI),
     Metric("erank.difference", "Δ rank", "effective rank of the first checkpoint minus this one's", "centred", 38,
            None, (CENTRED, SERIES), source=WEI),
-    Metric("nc5.cosine", "NC5", "mean |cos(μ_c − μ_G, μ_out − μ_G)|", "nc5", 39,
-           _outside_cosine, (OUTSIDE,), "", "down", 0.0, AMMAR),
+    Metric("rankme", "RankMe", "exp H(σ/Σσ), σ the singular values of the features", "spectrum", 45,
+           lambda d: _defined(covariance.rankme_of(d.row_second_moment), covariance.NO_ROWS), _OF_SPECTRUM,
+           source=GARRIDO),
+    Metric("alpha_req", "α-ReQ", "α of λ_i ∝ i^−α, λ_i the eigenvalues of the features' covariance", "spectrum", 46,
+           lambda d: _defined(covariance.decay_rate(d.row_eigenvalues), covariance.FEW_DIRECTIONS), _OF_SPECTRUM,
+           source=AGRAWAL),
+    Metric("participation_ratio", "part. ratio", "(Σλ)²/Σλ² of the features' covariance", "spectrum", 47,
+           lambda d: _defined(covariance.participation(d.row_covariance), covariance.EQUAL_ROWS), _OF_SPECTRUM,
+           source=GAO),
+    Metric("nc5.cosine", "NC5", "mean |cos(μ_c, μ_out)|, μ_out the mean of other data", "nc5", 39,
+           lambda d: _outside_cosine(d, centred=False), (OUTSIDE,), "", "down", 0.0, AMMAR),
+    Metric("nc5.centred", "NC5 centred", "mean |cos(μ_c − μ_G, μ_out − μ_G)|", "nc5", 48,
+           lambda d: _outside_cosine(d, centred=True), (OUTSIDE,), "", "down", 0.0),
 )
 
+BARRIERS = (
+    Metric("barrier.loss", "barrier", "largest rise of the loss above the chord between both ends", "",
+           unit="nats", direction="down", source=ENTEZARI),
+    Metric("barrier.loss_over_mean", "over mean", "largest loss on the path minus the mean of both ends", "",
+           unit="nats", direction="down", source=FRANKLE),
+    Metric("barrier.error", "error barrier", "largest rise of the error above the chord between both ends", "",
+           direction="down", source=ENTEZARI),
+    Metric("barrier.error_over_mean", "error over mean", "largest error on the path minus the mean of both ends", "",
+           direction="down", source=FRANKLE),
+)
 CLASS_METRICS = (
     Metric("samples", "samples", "samples of the class", "", 1),
     Metric("mean_norm", "‖mean‖", "norm of the class mean", "", 2),
@@ -328,7 +388,7 @@ CLASS_METRICS = (
            None, (SECOND_PASS,), source=PAPYAN),
 )
 # fmt: on
-"""Columns of `--per-class`, one row per class."""
+"""Barriers of paths, which no family of metrics computes; and columns of `--per-class`, one row per class."""
 
 
 def metric_named(name: str) -> Metric | None:
@@ -462,4 +522,4 @@ def _installed(path: tuple[str, ...]) -> tuple[tuple[Metric, ...], dict[str, Cal
 @cache
 def _by_name(path: tuple[str, ...]) -> dict[str, Metric]:
     """Return the builtin metrics and those that packages on the import path register, by name."""
-    return {metric.name: metric for metric in (*METRICS, *_installed(path)[0])}
+    return {metric.name: metric for metric in (*METRICS, *BARRIERS, *_installed(path)[0])}

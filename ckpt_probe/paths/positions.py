@@ -22,17 +22,19 @@ FLAT = 1e-3
 
 @dataclass(frozen=True)
 class Barrier:
-    """Excess of a quantity over the chord between both ends.
+    """Excess of a quantity over the chord between both ends, and over the mean of both ends.
 
     Attributes:
-        value: Largest excess.
-        alpha: Position of the largest excess.
-        mean: Mean excess over the positions.
+        value: Largest excess over the chord.
+        alpha: Position of the largest excess over the chord.
+        mean: Mean excess over the chord, over the positions.
+        over_mean: Largest value minus the mean of both ends.
     """
 
     value: float
     alpha: float
     mean: float
+    over_mean: float
 
 
 def evenly(points: int, span: tuple[float, float] = (0.0, 1.0)) -> list[float]:
@@ -79,7 +81,11 @@ def refined(alphas: Sequence[float], curves: Sequence[Sequence[float]]) -> list[
 
 
 def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
-    """Compute max over α of L(α) − [(1−α) L(A) + α L(B)] (Entezari et al. 2022), at least 0.
+    """Compute the barrier of L over the chord, and over the mean of both ends; both are at least 0.
+
+    Over the chord: max over α of L(α) − [(1−α) L(A) + α L(B)] (Entezari et al. 2022). Over the mean: max over α of
+    L(α), minus ½ (L(A) + L(B)) (Frankle et al. 2020; Ainsworth et al. 2022). Where both ends have the same value, they
+    are equal; otherwise the second is larger, and positive without any rise above the chord.
 
     Args:
         alphas: Increasing positions from 0 to 1.
@@ -96,7 +102,8 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
     # By definition, the ends lie on the chord; rounding may move them off it.
     excess[0] = excess[-1] = 0.0
     highest = max(range(len(excess)), key=excess.__getitem__)
-    return Barrier(excess[highest], alphas[highest], sum(excess) / len(excess))
+    over_mean = max(values) - (values[0] + values[-1]) / 2
+    return Barrier(excess[highest], alphas[highest], sum(excess) / len(excess), over_mean)
 
 
 def curves(records: Sequence[Record], splits: Sequence[str]) -> tuple[list[float], list[list[float]]]:
@@ -118,7 +125,9 @@ def curves(records: Sequence[Record], splits: Sequence[str]) -> tuple[list[float
 
 
 def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
-    """Compute the barriers of loss and error of a split between 0 and 1, the α of each, and the mean excess.
+    """Compute the barriers of loss and error of a split between 0 and 1, over the chord and over the mean of the ends.
+
+    Those over the chord come with the α of the largest excess and with the mean excess.
 
     Args:
         records: Records in the order of their positions.
@@ -135,6 +144,7 @@ def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
         summary[f"barrier.{quantity}"] = excess.value if excess else None
         summary[f"barrier.{quantity}_alpha"] = excess.alpha if excess else None
         summary[f"barrier.{quantity}_mean"] = excess.mean if excess else None
+        summary[f"barrier.{quantity}_over_mean"] = excess.over_mean if excess else None
     return summary
 
 

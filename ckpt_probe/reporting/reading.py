@@ -6,7 +6,10 @@ from typing import Any
 Record = Mapping[str, Any]
 
 ONE_BASIN = 0.02
-"""Error barrier under which two networks count as linearly connected (Frankle et al. 2020, section 3)."""
+"""Error barrier under which two networks count as linearly connected (Frankle et al. 2020, section 3).
+
+There it is the rise above the mean of both ends, which is that above the chord where both ends have the same error.
+"""
 
 UNCHANGED = 0.02
 """Relative change below which a number counts as unchanged."""

@@ -28,11 +28,11 @@ def data(samples: int = 120, classes: int = 4) -> tuple[np.ndarray, np.ndarray, 
 @pytest.mark.parametrize(
     ("only", "names"),
     [
-        ("quality", {"accuracy", "loss"}),
+        ("quality", {"accuracy", "loss", "ece"}),
         ("nc4", {"nc4.disagreement", "nearest_mean_accuracy"}),
         ("centred", {"centred.mir", "centred.hdr", "centred.effective_rank"}),
         ("within", {"within.entropy_mean", "within.entropy_max"}),
-        ("quality,nc3", {"accuracy", "loss", "nc3.duality", "nc3.uniformity"}),
+        ("quality,nc3", {"accuracy", "loss", "ece", "nc3.duality", "nc3.uniformity", "nc3.simplex"}),
     ],
 )
 def test_a_record_has_what_was_asked_for_with_the_numbers_of_the_whole(only: str, names: set[str]) -> None:
@@ -94,10 +94,11 @@ def test_samples_of_classes_that_do_not_count_have_no_mean_to_be_near() -> None:
 def test_scores_in_place_of_logits_give_the_same_record() -> None:
     features, labels, weights, bias = data()
     logits = torch.tensor(features @ weights.T + bias)
-    scored = Scored(logits.argmax(dim=1), F.cross_entropy(logits, torch.tensor(labels), reduction="none").numpy())
+    losses, confidence = F.cross_entropy(logits, torch.tensor(labels), reduction="none"), logits.softmax(1).amax(1)
+    scored = Scored(logits.argmax(dim=1), losses.numpy(), confidence.numpy())
     expected = analyze_features(features, labels, weights, bias)
     found = compute_from_blocks(lambda: [(features, labels, scored)], weights, bias).record
-    assert found == {**expected, "loss": pytest.approx(expected["loss"], rel=1e-12)}
+    assert found == {**expected, **{name: pytest.approx(expected[name], rel=1e-12) for name in ("loss", "ece")}}
     # Without a head too, as for layers below it.
     assert compute_from_blocks(lambda: [(features, labels, scored)], None).record["nc4.disagreement"] is not None
 

@@ -25,7 +25,8 @@ DOCUMENTED = {
     "reference.entropy", "samples", "features", "classes", "samples_left_out", "classes_left_out", "route",
     "route_reason", "missing",
     "classes_present", "sample.entropy_normalized", "separation", "gnc2.uniformity", "gnc2.spread", "nc3.uniformity",
-    "nearest_mean_accuracy", "reference.uniformity",
+    "nearest_mean_accuracy", "reference.uniformity", "ece", "nc1.quotient", "nc2.lognorm_variance", "nc3.simplex",
+    "rankme", "alpha_req", "alpha_req_first", "alpha_req_last", "participation_ratio",
 }  # fmt: skip
 
 OF_PACKAGE = """

@@ -15,7 +15,8 @@ from ckpt_probe.errors import UsageError
 
 pytest.importorskip("transformers")
 
-OF_ROWS = ("sample.entropy_features", "sample.effective_rank", "sample.entropy_normalized")
+OF_ROWS = {"sample.entropy_features", "sample.effective_rank", "sample.entropy_normalized"}
+OF_SPECTRUM = {"rankme", "alpha_req", "participation_ratio"}
 
 
 def shown(place: Path, documents: Path) -> Any:
@@ -56,7 +57,8 @@ def test_an_encoder_of_texts(
     centred = rows.double() - rows.double().mean(0)
     assert record["centred.effective_rank"] == pytest.approx(cp.effective_rank(centred).item(), rel=1e-4)
     numbers = {name for name, value in record.items() if isinstance(value, float)}
-    assert numbers == {*OF_ROWS, "centred.effective_rank"}
+    assert numbers == {*OF_ROWS, *OF_SPECTRUM, "centred.effective_rank"}
+    assert record["rankme"] == pytest.approx(cp.rankme(rows.double()).item(), rel=1e-5)
     assert "nc1.pinv" in record["missing"]
     assert record["missing"].endswith(": the data have no labels")
 
@@ -168,9 +170,11 @@ def test_class_means_against_data_of_other_classes(tmp_path: Path) -> None:
             file["test/features"], file["test/labels"], file["classifier/weights"] = features, labels, weights
     [record] = cp.analyze(tmp_path / "own", outside=tmp_path / "other", cache=True)
     means = np.stack([made["own"][0][made["own"][1] == label].mean(0) for label in range(3)])
-    assert record["nc5.cosine"] == pytest.approx(cp.nc5(means, made["other"][0].mean(0)), rel=1e-9)
+    outside = made["other"][0].mean(0)
+    assert record["nc5.cosine"] == pytest.approx(cp.nc5(means, outside), rel=1e-9)
+    assert record["nc5.centred"] == pytest.approx(cp.nc5(means, outside, centred=True), rel=1e-9)
     [plain] = cp.analyze(tmp_path / "own", cache=True)
     assert "nc5.cosine" not in plain
     [asked] = cp.analyze(tmp_path / "own", only=("nc5",), cache=False)
     assert asked["nc5.cosine"] is None
-    assert "nc5.cosine: no data of other classes (`outside=`)" in asked["missing"]
+    assert "nc5.cosine, nc5.centred: no data of other classes (`outside=`)" in asked["missing"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import ckpt_probe as cp
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics import collapse, erank_difference, nc5, nearest_means, simplex_etf
 from ckpt_probe.metrics.collapse import (
@@ -93,16 +94,21 @@ def test_uniformity_of_duality_is_the_spread_of_cosines() -> None:
 def test_nc5_against_its_definition_and_what_has_none() -> None:
     means, outside = rows(5, 4).numpy(), rows(1, 4, seed=1).numpy()[0]
     centre = means.mean(axis=0)
-    away = outside - centre
-    cosines = [abs((m - centre) @ away) / np.linalg.norm(m - centre) / np.linalg.norm(away) for m in means]
-    assert nc5(means, outside) == pytest.approx(np.mean(cosines), rel=1e-12)
-    for wrong, told in (
-        ((means, outside[:3]), "class means have 4 features and the outside mean 3"),
-        ((means, centre), "undefined"),
-        ((means, outside * np.nan), "outside mean: 1 row"),
+    for centred, origin in ((False, np.zeros(4)), (True, centre)):
+        away = outside - origin
+        cosines = [abs((m - origin) @ away) / np.linalg.norm(m - origin) / np.linalg.norm(away) for m in means]
+        assert nc5(means, outside, centred=centred) == pytest.approx(np.mean(cosines), rel=1e-12)
+    # The package neural-collapse: cosine_similarity of the means as they are with the outside mean.
+    peer = torch.nn.functional.cosine_similarity(torch.tensor(means), torch.tensor(outside)[None]).abs().mean()
+    assert nc5(means, outside) == pytest.approx(peer.item(), rel=1e-12)
+    for wrong, centred, reason in (
+        ((means, outside[:3]), False, "class means have 4 features and the outside mean 3"),
+        ((means, centre), True, "undefined, because a class mean or the outside mean equals the mean"),
+        ((means, 0 * outside), False, "undefined, because a class mean or the outside mean is zero"),
+        ((means, outside * np.nan), False, "outside mean: 1 row"),
     ):
-        with pytest.raises(DataError, match=told):
-            nc5(*wrong)
+        with pytest.raises(DataError, match=reason):
+            nc5(*wrong, centred=centred)
 
 
 def test_the_difference_of_effective_ranks() -> None:
@@ -118,3 +124,63 @@ def test_the_difference_of_effective_ranks() -> None:
 
     assert erank_difference(first, rows_now) == pytest.approx(rank(first) - rank(rows_now), rel=1e-10)
     assert erank_difference(first, rows_now) > 3
+
+
+def peer_structure_error(A: np.ndarray, B: np.ndarray) -> float:
+    """Compute the structure error of the package neural-collapse: B Aᵀ against the simplex."""
+    struct = B @ A.T
+    struct = struct / np.linalg.norm(struct)
+    return float(np.linalg.norm(struct - (np.eye(len(A)) - 1 / len(A)) / math.sqrt(len(A) - 1)))
+
+
+@pytest.mark.parametrize("at_once", [collapse.MANY_ENTRIES, 10], ids=["complete", "from the cosine"])
+def test_nc3_against_the_simplex_is_the_self_duality_error(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collapse, "MANY_ENTRIES", at_once)
+    M, weights = rows(6, 9), rows(6, 9, seed=1)
+    M = M - M.mean(dim=0)
+    found = collapse.simplex_duality(weights, M)
+    assert found is not None
+    assert found.item() == pytest.approx(peer_structure_error(M.numpy(), weights.numpy()))
+    etf = simplex_etf(6, 9)
+    at_collapse = collapse.simplex_duality(3 * etf, 1e-180 * etf)
+    assert at_collapse is not None
+    assert at_collapse.item() == pytest.approx(0, abs=1e-7)
+    apart = torch.nn.functional.pad(M, (9, 0))
+    assert collapse.simplex_duality(torch.nn.functional.pad(weights, (0, 9)), apart) is None
+
+
+def test_variance_of_log_norms_is_unbiased() -> None:
+    M = rows(5, 7)
+    M = M - M.mean(dim=0)
+    found = collapse.lognorm_variance(M)
+    assert found is not None
+    assert found.item() == pytest.approx(M.norm(dim=-1).log().var().item(), rel=1e-12)
+    M[2] = 0
+    assert collapse.lognorm_variance(M) is None
+
+
+def test_the_quotient_and_the_power_of_distances_against_sums_over_samples_and_pairs() -> None:
+    generator = np.random.default_rng(3)
+    labels = np.repeat(np.arange(4), [3, 9, 20, 28])
+    features = generator.normal(size=(4, 6))[labels] + 0.4 * generator.normal(size=(60, 6))
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(4)])
+    within = np.cov((features - means[labels]).T, bias=True)
+    between = np.cov(means.T, bias=True)
+    record = cp.analyze_features(features, labels, only=["nc1", "nc2"])
+    assert record["nc1.quotient"] == pytest.approx(np.trace(within) / np.trace(between), rel=1e-12)
+    lengths = np.linalg.norm(means - means.mean(axis=0), axis=1)
+    assert record["nc2.lognorm_variance"] == pytest.approx(np.log(lengths).var(ddof=1), rel=1e-12)
+    variances = [((features[labels == c] - means[c]) ** 2).sum(axis=1).mean() for c in range(4)]
+    for dist_exp in (1, 2, 0.5):
+        terms = [
+            (variances[a] + variances[b]) / 2 / ((means[a] - means[b]) ** 2).sum() ** dist_exp
+            for a in range(4)
+            for b in range(a)
+        ]
+        assert cp.cdnv(features, labels, dist_exp=dist_exp) == pytest.approx(np.mean(terms), rel=1e-11)
+    assert cp.cdnv(features, labels) == pytest.approx(record["nc1.cdnv"], rel=1e-12)
+    scaled = cp.cdnv(features * 2.0**300, labels, dist_exp=1.5)
+    assert scaled == pytest.approx(cp.cdnv(features, labels, dist_exp=1.5) / 2.0**300, rel=1e-11)
+    for wrong in (np.ones((60, 6)), features):
+        with pytest.raises(DataError, match=r"nc1.cdnv: (class means coincide|only one class has samples)"):
+            cp.cdnv(wrong, labels if wrong is not features else 0 * labels)

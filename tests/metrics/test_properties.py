@@ -176,14 +176,15 @@ def test_collapse_knows_no_rotation_scale_offset_or_order(held, seed: int, scale
 def test_nc5_is_a_mean_of_cosines_that_an_outside_at_a_right_angle_has_none_of(held, seed: int) -> None:
     means, _, weights = held
     outside = weights[0]
-    found = nc5(means, outside)
+    found = nc5(means, outside, centred=True)
     turn = torch.tensor(rotation(means.shape[1], seed))
     assert 0 <= found <= 1 + 1e-12
-    assert nc5(means @ turn, outside @ turn) == pytest.approx(found, rel=1e-6, abs=1e-8)
-    assert nc5(3 * means + 1, 3 * outside + 1) == pytest.approx(found, rel=1e-6, abs=1e-8)
+    assert nc5(means @ turn, outside @ turn, centred=True) == pytest.approx(found, rel=1e-6, abs=1e-8)
+    assert nc5(3 * means + 1, 3 * outside + 1, centred=True) == pytest.approx(found, rel=1e-6, abs=1e-8)
+    assert nc5(3 * means @ turn, outside @ turn) == pytest.approx(nc5(means, outside), rel=1e-6, abs=1e-8)
     wider = torch.nn.functional.pad(means, (0, 1))
     away = torch.nn.functional.pad(means.mean(dim=0), (0, 1), value=5.0)
-    assert nc5(wider, away) == pytest.approx(0, abs=1e-10)
+    assert nc5(wider, away, centred=True) == pytest.approx(0, abs=1e-10)
 
 
 @CAREFULLY

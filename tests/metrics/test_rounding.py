@@ -111,7 +111,9 @@ def test_numbers_of_collapse_know_no_scale(scale: float) -> None:
     for function in (equinorm, etf_distance, lambda rows: uniformity(rows)[0]):
         assert function(M * scale) == pytest.approx(function(M), rel=1e-12)
     outside = torch.tensor(RNG.normal(size=7))
-    assert nc5(M * scale + scale, outside * scale) == pytest.approx(nc5(M + 1, outside), rel=1e-9)
+    for less_mean in (False, True):
+        expected = nc5(M + 1, outside, centred=less_mean)
+        assert nc5(M * scale + scale, outside * scale, centred=less_mean) == pytest.approx(expected, rel=1e-9)
 
 
 def test_class_means_that_differ_by_rounding_coincide() -> None:

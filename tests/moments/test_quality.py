@@ -1,5 +1,7 @@
 """Accuracy and cross-entropy against torch's own, in blocks, by class in parts, and gathered."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -129,3 +131,45 @@ def test_rows_are_scored_class_by_class_whatever_their_logits(monkeypatch: pytes
                 torch.as_tensor(found.loss).double()[finite], expected[finite], rtol=digits, atol=digits
             )
     assert torch.equal(Scored.of_logits([torch.zeros(90, 4)] * 3, LABELS).predicted, torch.zeros(90, dtype=torch.int64))
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Compute the error by the code of Guo et al. 2017 (temperature_scaling), which loops over bins."""
+    confidences, predictions = F.softmax(logits, dim=1).max(1)
+    edges, error = torch.linspace(0, 1, 16, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for low, high in pairwise(edges):
+        inside = confidences.gt(low.item()) * confidences.le(high.item())
+        if inside.double().mean().item() > 0:
+            accuracy = predictions.eq(labels)[inside].double().mean()
+            error += torch.abs(confidences[inside].mean() - accuracy) * inside.double().mean()
+    return error.item()
+
+
+def test_the_calibration_error_is_that_of_guo() -> None:
+    for scale in (0.2, 1.0, 1000.0):
+        logits = scale * LOGITS[:, :30]
+        labels = torch.where(torch.arange(90) % 3 == 0, logits.argmax(dim=1), LABELS % 30)
+        expected = pytest.approx(expected_calibration_error(logits, labels), rel=1e-10)
+        whole, parts, scored = Quality(), Quality(), Quality()
+        whole.update(logits, labels)
+        scored.update_scored(Scored.of_logits(logits.split(7, dim=1), labels), labels)
+        for part in (slice(0, 11), slice(11, 90)):
+            other = Quality()
+            other.update(logits[part], labels[part])
+            parts.merge(Quality.from_numbers(other.to_numbers()))
+        for quality in (whole, parts, scored):
+            assert quality.calibration_error is not None
+            assert quality.calibration_error.item() == expected
+
+
+def test_without_every_confidence_there_is_no_calibration_error() -> None:
+    known = Scored.of_logits(LOGITS.split(1000, dim=1), LABELS)
+    assert known.confidence is not None
+    one_unknown = torch.where(torch.arange(90) == 5, torch.nan, torch.as_tensor(known.confidence))
+    for confidence in (None, one_unknown):
+        quality = Quality()
+        quality.update_scored(Scored(known.prediction, known.loss, confidence), LABELS)
+        assert quality.calibration_error is None
+        assert quality.loss == pytest.approx(LOSS, rel=1e-12)
+    earlier = {name: number for name, number in Quality(90, 3, 1.0).to_numbers().items() if "confiden" not in name}
+    assert Quality.from_numbers(earlier).calibration_error is None

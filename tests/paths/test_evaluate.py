@@ -86,6 +86,9 @@ def test_the_middle_is_the_model_with_interpolated_weights(mlp: Path, tmp_path: 
     [summary] = result.summary
     losses = [p["loss"] for p in result.points]
     assert summary["barrier.loss"] == pytest.approx(max(0, losses[1] - (losses[0] + losses[2]) / 2), abs=1e-12)
+    assert summary["barrier.loss_over_mean"] == pytest.approx(max(losses) - (losses[0] + losses[2]) / 2, abs=1e-12)
+    errors = [1 - p["accuracy"] for p in result.points]
+    assert summary["barrier.error_over_mean"] == pytest.approx(max(errors) - (errors[0] + errors[2]) / 2, abs=1e-12)
 
 
 def test_files_hold_the_records_and_a_finished_path_is_kept(mlp: Path, tmp_path: Path) -> None:

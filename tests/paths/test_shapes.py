@@ -115,7 +115,10 @@ def test_barrier_is_the_largest_excess_over_the_chord() -> None:
     assert found.value == pytest.approx(1.5)
     assert found.alpha == 0.5
     assert found.mean == pytest.approx((-0.25 + 1.5) / 4)
+    assert found.over_mean == pytest.approx(3 - (1 + 2) / 2)
     assert barrier([0, 0.5, 1], [1.0, 0.0, 1.0]).value == 0
+    # Without a rise, the higher end is above the mean of both.
+    assert (barrier([0, 1], [1.0, 2.0]).value, barrier([0, 1], [1.0, 2.0]).over_mean) == (0, 0.5)
     assert barrier([0, 0.3, 1], [0.1, 0.1 * 0.7 + 0.7 * 0.3, 0.7]).value == pytest.approx(0, abs=1e-15)
 
 
