@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Comparison, Records, Settings, Similarity, analyze, analyze_features, compare
-    from ckpt_probe.analysis.collapse import nc1, nc2, nc3, nc4
+    from ckpt_probe.analysis.collapse import cdnv, nc1, nc2, nc3, nc4
     from ckpt_probe.analysis.records import read_records
     from ckpt_probe.analysis.similarity import similarity
     from ckpt_probe.analysis.weights import weights
