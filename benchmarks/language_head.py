@@ -101,7 +101,14 @@ def record(part, folder: Path, dump, view) -> str:
         blocks, dump.weights, None, Settings(only=only, tolerance=TOLERANCE, memory=MEMORY)
     ).record
     spent = time.perf_counter() - started
-    names = ("sample.mir", "sample.mir_stderr", "sample.probes", "class.mir", "class.mir_stderr", "class.probes")
+    names = (
+        "sample.mir",
+        "sample.mir_computing_error",
+        "sample.probes",
+        "class.mir",
+        "class.mir_computing_error",
+        "class.probes",
+    )
     names += (
         "class.hdr",
         "nc1.pinv",

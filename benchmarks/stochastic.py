@@ -144,7 +144,7 @@ def large(tolerances: list[float]) -> None:
             moments.update(*block)
         record = moments.compute(weights, rows=blocks, sampling=Sampling(tolerance))
         spent = time.perf_counter() - started
-        mir, error = float(record["sample.mir"] or 0), float(record["sample.mir_stderr"] or 0)
+        mir, error = float(record["sample.mir"] or 0), float(record["sample.mir_computing_error"] or 0)
         print(
             f"tolerance {tolerance:.0e}: MIR {mir:.6f} relative s.e. {error / mir:.1e}  "
             f"probes {record['sample.probes']:4}  {spent:6.1f} s = {spent / unit:5.1f} × Z.T @ Z  "

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         rankme,
     )
     from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
-    from ckpt_probe.moments import Moments
+    from ckpt_probe.moments import Moments, difference
     from ckpt_probe.opening import load_data, open_checkpoint, open_dump
     from ckpt_probe.paths import barriers, evaluate_path, evaluate_plane
     from ckpt_probe.reporting import to_dataframe
@@ -76,7 +76,7 @@ _HOMES = {
         "rankme",
     ),
     "metrics.similarity": ("CKA", "cka", "cka_between", "cka_matrix", "hsic", "mir_between"),
-    "moments": ("Moments",),
+    "moments": ("Moments", "difference"),
     "opening": ("load_data", "open_checkpoint", "open_dump"),
     "paths": ("barriers", "evaluate_path", "evaluate_plane"),
     "reporting": ("to_dataframe",),
@@ -111,6 +111,7 @@ __all__ = [
     "cka_between",
     "cka_matrix",
     "compare",
+    "difference",
     "effective_rank",
     "erank_difference",
     "evaluate_path",

@@ -6,6 +6,7 @@ With many classes no C × C matrix is stored.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ckpt_probe.metrics.gram import Array, smaller_gram, to_rows
 from ckpt_probe.metrics.rounding import (
     largest,
     near_one,
+    number,
     power_of_two,
     rounding,
     row_lengths,
@@ -27,7 +29,7 @@ MANY_ENTRIES = 2**21
 """Entries of (C, D) from which computations avoid another matrix of that size, and C × C matrices."""
 
 
-def nc1_pinv(within: Tensor, M: Tensor, *, size: float = 0.0) -> float | None:
+def nc1_pinv(within: Tensor, M: Tensor, *, size: float = 0.0) -> float | Tensor | None:
     """Return tr(Σ_W Σ_B⁺)/C: spread within classes against that between their means; 0 at collapse. None where M = 0.
 
     Args:
@@ -36,7 +38,33 @@ def nc1_pinv(within: Tensor, M: Tensor, *, size: float = 0.0) -> float | None:
         size: Rounding of the rows of M; see `between_axes`.
     """
     axes = between_axes(M, size)
-    return None if axes is None else float(((axes @ within) * axes).sum() / len(M))
+    return None if axes is None else trace_along(axes, within, M)
+
+
+def trace_along(axes: Tensor, within: Tensor, M: Tensor) -> float | Tensor:
+    """Return tr(Σ_W Σ_B⁺)/C for the axes (r, D) of Σ_B⁺ that `between_axes` computes from M (C, D), with gradient."""
+    return number(_TraceOfPseudoInverse.apply(axes, within, M))
+
+
+class _TraceOfPseudoInverse(torch.autograd.Function):
+    """tr(W B⁺)/C with B = MᵀM/C, whose derivative needs no derivative of singular vectors.
+
+    At constant rank dB⁺ = −B⁺ dB B⁺ + B⁺B⁺ dB (1 − BB⁺) + (1 − BB⁺) dB B⁺B⁺ (Golub and Pereyra 1973).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, axes: Tensor, within: Tensor, M: Tensor) -> Tensor:
+        ctx.save_for_backward(axes, within, M)
+        return ((axes @ within) * axes).sum() / len(M)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
+        axes, within, M = ctx.saved_tensors
+        inner, unit = axes @ within, axes / torch.linalg.vector_norm(axes, dim=1, keepdim=True)
+        outside = inner - (inner @ unit.T) @ unit
+        change = (axes @ axes.T) @ outside - (inner @ axes.T) @ axes
+        of_means = 2 / len(M) ** 2 * (M @ axes.T) @ change
+        return None, gradients[0] / len(M) * (axes.T @ axes), gradients[0] * of_means
 
 
 def between_axes(M: Tensor, size: float = 0.0) -> Tensor | None:
@@ -48,6 +76,7 @@ def between_axes(M: Tensor, size: float = 0.0) -> Tensor | None:
             apart than that, or than the rounding of the farthest, count as absent.
     """
     classes, features = M.shape
+    M = M.detach()
     singular, directions = _right_singular(M / classes**0.5)
     # Centred rows sum to zero, so that they span at most C − 1 directions; the last one is rounding and nothing else.
     singular, directions = singular[: classes - 1], directions[: classes - 1]
@@ -68,15 +97,17 @@ def quotient(variances: Tensor, counts: Tensor, M: Tensor) -> Tensor | None:
     return within / between if bool(between.detach() > 0) else None
 
 
-def separation(nc1: float | None, classes: int) -> float | None:
+def separation(nc1: float | Tensor | None, classes: int) -> float | Tensor | None:
     """Return log tr(Σ_W Σ_B⁺), the separation fuzziness of He and Su (PNAS 2023), from nc1 = tr(Σ_W Σ_B⁺)/C.
 
     In a trained network it falls about linearly with depth. None if classes have no spread, or equal means.
     """
-    return math.log(classes * nc1) if nc1 is not None and nc1 > 0 else None
+    if nc1 is None or not nc1 > 0:
+        return None
+    return (classes * nc1).log() if isinstance(nc1, Tensor) else math.log(classes * nc1)
 
 
-def cdnv(variances: Tensor, means: Tensor, *, dist_exp: float = 1.0) -> float | None:
+def cdnv(variances: Tensor, means: Tensor, *, dist_exp: float = 1.0) -> float | Tensor | None:
     """Return the class-distance normalised variance, 0 at collapse (Galanti et al. 2021).
 
     It is the mean over pairs of (v_c + v_c') / (2 ‖μ_c − μ_c'‖²).
@@ -96,11 +127,11 @@ def cdnv(variances: Tensor, means: Tensor, *, dist_exp: float = 1.0) -> float | 
     return quantity.value
 
 
-def equinorm(rows: Tensor) -> float | None:
+def equinorm(rows: Tensor) -> float | Tensor | None:
     """Return NC2: standard deviation over mean of the lengths of rows (C, D), 0 at collapse; None if all are zero."""
     lengths = row_lengths(near_one(rows))
     mean = lengths.mean()
-    return float(lengths.std(correction=0) / mean) if mean > 0 else None
+    return number(lengths.std(correction=0) / mean) if mean > 0 else None
 
 
 def lognorm_variance(rows: Tensor) -> Tensor | None:
@@ -112,7 +143,7 @@ def lognorm_variance(rows: Tensor) -> Tensor | None:
     return lengths.log().var() if bool((lengths.detach() > 0).all()) else None
 
 
-def equiangular(rows: Tensor) -> float | None:
+def equiangular(rows: Tensor) -> float | Tensor | None:
     """Return NC2: mean over pairs of |cos(row_c, row_c') + 1/(C−1)|, 0 at collapse; None if a row has zero length."""
     unit = pairs.unit_or_zero(rows)
     quantity = pairs.Equiangular(unit)
@@ -120,7 +151,7 @@ def equiangular(rows: Tensor) -> float | None:
     return quantity.value
 
 
-def uniformity(rows: Tensor) -> tuple[float | None, float | None]:
+def uniformity(rows: Tensor) -> tuple[float | Tensor | None, float | Tensor | None]:
     """Return generalised NC2: mean and standard deviation over pairs of log(1/‖r̂_c − r̂_c'‖) of unit rows (C, D).
 
     This is the hyperspherical energy of Liu et al. 2023 (arXiv 2303.06484), which is smallest for evenly spread rows,
@@ -132,7 +163,7 @@ def uniformity(rows: Tensor) -> tuple[float | None, float | None]:
     return quantity.mean, quantity.spread
 
 
-def etf_distance(M: Tensor) -> float | None:
+def etf_distance(M: Tensor) -> float | Tensor | None:
     """Return NC2: ‖M Mᵀ/‖M Mᵀ‖_F − E/‖E‖_F‖_F, E the Gram matrix of the simplex ETF, 0 at collapse; None if M = 0."""
     classes, M = len(M), near_one(M)
     # ‖M Mᵀ‖_F from the smaller of its two sides.
@@ -145,22 +176,22 @@ def etf_distance(M: Tensor) -> float | None:
         # Both matrices are zero on the vector of ones, and E is the identity elsewhere: eigenvalues determine the norm.
         values = torch.linalg.eigvalsh(gram)[-(classes - 1) :] / size
         absent = classes - 1 - len(values)
-        return math.sqrt(float((values - 1 / length).square().sum()) + absent / length**2)
+        return number(((values - 1 / length).square().sum() + absent / length**2).sqrt())
     difference = M @ M.T / size
     others = ~torch.eye(classes, dtype=torch.bool, device=M.device)
     difference[others] += 1 / classes / length
     difference[~others] -= (1 - 1 / classes) / length
-    return math.sqrt(float(difference.square().sum()))
+    return number(difference.square().sum().sqrt())
 
 
-def duality(weights: Tensor, M: Tensor) -> float | None:
+def duality(weights: Tensor, M: Tensor) -> float | Tensor | None:
     """Return NC3: ‖W/‖W‖_F − M/‖M‖_F‖_F for W and M (C, D), 0 at collapse; None if one of them is zero."""
     weights, M = near_one(weights), near_one(M)
     sizes = torch.linalg.matrix_norm(weights), torch.linalg.matrix_norm(M)
     if not bool(torch.stack(sizes).min() > 0):
         return None
-    parts = (torch.linalg.matrix_norm(weights[rows] / sizes[0] - M[rows] / sizes[1]) for rows in _parts(M))
-    return math.hypot(*(float(part) for part in parts))
+    parts = [torch.linalg.matrix_norm(weights[rows] / sizes[0] - M[rows] / sizes[1]) for rows in _parts(M)]
+    return number(torch.linalg.vector_norm(torch.stack(parts)))
 
 
 def simplex_duality(weights: Tensor, M: Tensor) -> Tensor | None:
@@ -170,7 +201,7 @@ def simplex_duality(weights: Tensor, M: Tensor) -> Tensor | None:
     error of about 1e-8 near zero.
     """
     classes, weights, M = len(M), near_one(weights), near_one(M)
-    least = rounding(M.shape[1], float(torch.linalg.matrix_norm(weights) * torch.linalg.matrix_norm(M)))
+    least = rounding(M.shape[1], float(torch.linalg.matrix_norm(weights) * torch.linalg.matrix_norm(M.detach())))
     if classes**2 <= MANY_ENTRIES:
         product = weights @ M.T
         size = torch.linalg.matrix_norm(product)
@@ -181,7 +212,7 @@ def simplex_duality(weights: Tensor, M: Tensor) -> Tensor | None:
     return (2 - 2 * along / (size * math.sqrt(classes - 1))).clamp(min=0).sqrt() if size > least else None
 
 
-def duality_uniformity(weights: Tensor, M: Tensor) -> float | None:
+def duality_uniformity(weights: Tensor, M: Tensor) -> float | Tensor | None:
     """Return the standard deviation over classes of cos(w_c, m_c) for W and M (C, D), 0 at collapse.
 
     Wu and Papyan 2024. None if a row of W or M has zero length.
@@ -192,10 +223,10 @@ def duality_uniformity(weights: Tensor, M: Tensor) -> float | None:
         if not bool((first.any(dim=1) & second.any(dim=1)).all()):
             return None
         cosines.append((first * second).sum(dim=1))
-    return float(torch.cat(cosines).std(correction=0))
+    return number(torch.cat(cosines).std(correction=0))
 
 
-def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, samples: int = 4096) -> float:
+def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, samples: int = 4096) -> float | Tensor:
     """Return NC5: mean over classes of |cos(μ_c, μ_out)|; 0 where data of other classes lie orthogonal to the means.
 
     Args:
@@ -215,12 +246,12 @@ def nc5(class_means: Array, outside_mean: Array, *, centred: bool = False, sampl
         raise DataError(f"nc5: class means have {means.shape[1]} features and the outside mean {outside.shape[1]}")
     both = near_one(torch.cat([means, outside]))
     lengths = row_lengths(both)
-    size = rounding(max(samples, len(means)), float(lengths.max()))
+    size = rounding(max(samples, len(means)), float(lengths.detach().max()))
     away = pairs.unit_or_zero(without_rounding(both - both[:-1].mean(dim=0) if centred else both, size))
     if not bool(away.any(dim=1).all()):
         reason = "equals the mean of the class means" if centred else "is zero"
         raise DataError(f"nc5: undefined, because a class mean or the outside mean {reason}")
-    return float((away[:-1] @ away[-1]).abs().mean())
+    return number((away[:-1] @ away[-1]).abs().mean())
 
 
 class NearestMean:

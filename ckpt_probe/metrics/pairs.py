@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ckpt_probe.metrics.rounding import rounding, row_lengths
+from ckpt_probe.metrics.rounding import number, rounding, row_lengths
 
 TILE = 512
 """Rows and columns of a tile, whose 2 MB of cosines fit into the processor's cache."""
@@ -46,9 +46,15 @@ class Tile:
         """Return the values, of (r, s), that belong to a pair."""
         return values if self.off_diagonal is None else values[self.off_diagonal]
 
-    def sum(self, values: Tensor) -> float:
+    def sum(self, values: Tensor) -> float | Tensor:
         """Return the sum of values (r, s) over ordered pairs."""
-        return float(self.pairs(values).sum()) * (2 if self.off_diagonal is None else 1)
+        return number(self.pairs(values).sum()) * (2 if self.off_diagonal is None else 1)
+
+    def only_pairs(self, values: Tensor) -> Tensor:
+        """Return values (r, s) with 1 on the diagonal where they have a gradient, which would be NaN for a zero."""
+        if self.off_diagonal is None or not values.requires_grad:
+            return values
+        return values.where(self.off_diagonal, 1.0)
 
     def where(self, marked: Tensor) -> tuple[Tensor, Tensor]:
         """Return the positions of the pairs that a mask (r, s) selects."""
@@ -89,14 +95,14 @@ class Equiangular:
     def __init__(self, unit: Tensor) -> None:
         self._classes = len(unit)
         self._complete = bool(unit.any(dim=1).all())
-        self._total = 0.0
+        self._total: float | Tensor = 0.0
 
     def add(self, tile: Tile) -> None:
         """Add the pairs of a tile."""
         self._total += tile.sum((tile.cosines + 1 / (self._classes - 1)).abs_())
 
     @property
-    def value(self) -> float | None:
+    def value(self) -> float | Tensor | None:
         """Return the mean, or None if a row has zero length."""
         return self._total / _ordered_pairs(self._classes) if self._complete else None
 
@@ -122,18 +128,18 @@ class Cdnv:
         self._exponent = exponent
         self._few = len(means) ** 2 * means.shape[1] <= FEW_PAIRS and len(means) <= TILE
         self._apart = True
-        self._total = 0.0
+        self._total: float | Tensor = 0.0
 
     def add(self, tile: Tile) -> None:
         """Add the pairs of a tile."""
-        squares = self._squared_distances(tile)
+        squares = tile.only_pairs(self._squared_distances(tile))
         limits = (self._sizes[tile.rows, None] + self._sizes[tile.columns]).square_()
         self._apart = self._apart and bool(tile.pairs(squares > limits).all())
         sums = self._variances[tile.rows, None] + self._variances[tile.columns]
         self._total += tile.sum(sums / (2 * (squares if self._exponent == 1 else squares**self._exponent)))
 
     @property
-    def value(self) -> float | None:
+    def value(self) -> float | Tensor | None:
         """Return the mean, or None if two class means coincide."""
         return self._total / _ordered_pairs(len(self._means)) if self._apart else None
 
@@ -146,8 +152,7 @@ class Cdnv:
         squares = (tile.cosines * first).mul_(second).mul_(-2).add_(sizes)
         # Means that are close to each other are subtracted before squaring.
         close = tile.where(squares < CLOSE * sizes)
-        squares[close] = _squared_differences(rows, columns, close)
-        return squares
+        return squares.index_put(close, _squared_differences(rows, columns, close))
 
 
 class Uniformity:
@@ -166,13 +171,15 @@ class Uniformity:
         # Sums are relative to the simplex ETF, so that a spread of zero is not lost in rounding.
         self._etf = len(unit) / (len(unit) - 1)
         self._defined = bool(unit.any(dim=1).all())
-        self._sum = self._squares = 0.0
+        self._sum: float | Tensor = 0.0
+        self._squares: float | Tensor = 0.0
 
     def add(self, tile: Tile) -> None:
         """Add the pairs of a tile."""
         apart = 1 - tile.cosines
         close = tile.where(apart < CLOSE / 2)
-        apart[close] = _squared_differences(self._unit[tile.rows], self._unit[tile.columns], close) / 2
+        apart = apart.index_put(close, _squared_differences(self._unit[tile.rows], self._unit[tile.columns], close) / 2)
+        apart = tile.only_pairs(apart)
         limits = (self._sizes[tile.rows, None] + self._sizes[tile.columns]).square_() / 2
         self._defined = self._defined and bool(tile.pairs(apart > limits).all())
         excess = apart.div_(self._etf).log_().mul_(-0.5)
@@ -180,16 +187,17 @@ class Uniformity:
         self._squares += tile.sum(excess.square())
 
     @property
-    def mean(self) -> float | None:
+    def mean(self) -> float | Tensor | None:
         """Return the mean, or None if a row has zero length, or two have the same direction."""
         return self._sum / self._pairs - math.log(2 * self._etf) / 2 if self._defined else None
 
     @property
-    def spread(self) -> float | None:
+    def spread(self) -> float | Tensor | None:
         """Return the standard deviation, or None as `mean`."""
         if not self._defined:
             return None
-        return math.sqrt(max(0.0, self._squares / self._pairs - (self._sum / self._pairs) ** 2))
+        variance = self._squares / self._pairs - (self._sum / self._pairs) ** 2
+        return variance.clamp(min=0).sqrt() if isinstance(variance, Tensor) else math.sqrt(max(0.0, variance))
 
 
 def _tiles(unit: Tensor) -> Iterator[Tile]:

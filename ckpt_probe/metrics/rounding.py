@@ -26,9 +26,14 @@ def rounding(terms: int | Tensor, magnitude: Size, dtype: torch.dtype = torch.fl
     return terms * torch.finfo(dtype).eps * magnitude  # pyright: ignore[reportReturnType]
 
 
+def number(value: Tensor) -> float | Tensor:
+    """Return a value (0-d) as a float, or unchanged if it has a gradient."""
+    return value if value.requires_grad else float(value)
+
+
 def without_rounding(rows: Tensor, sizes: float | Tensor) -> Tensor:
     """Return rows (n, D), with rows that are not longer than `sizes` (a number, or (n,)) replaced by zero."""
-    present = row_lengths(rows) > sizes
+    present = row_lengths(rows.detach()) > sizes
     return rows if bool(present.all()) else torch.where(present[:, None], rows, 0.0)
 
 

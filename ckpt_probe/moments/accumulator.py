@@ -14,11 +14,13 @@ from ckpt_probe.metrics.rounding import rounding, without_rounding
 from ckpt_probe.metrics.stochastic import Sampling
 from ckpt_probe.moments.class_sums import LOOP_ROWS, Scatter, UnitMoments
 from ckpt_probe.moments.entropies import Options
+from ckpt_probe.moments.errors import RecordWithErrors, Sample
 from ckpt_probe.moments.grouping import RowBlocks, cached_rows, group
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.record import DetailedRecord, Value, compute_record
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS, chosen_families, requirements
-from ckpt_probe.moments.state import load_unit_moments, require_state, state_of_unit_moments
+from ckpt_probe.moments.state import HALVES, Sums, divided_state, require_state, require_subset
+from ckpt_probe.moments.subset import RowSubset, priorities
 
 AnyRows = Callable[[], Iterable[tuple[Array, Array]]]
 """Starts a new pass over blocks of features (n, D) and labels (n,), numpy or torch, with the same rows each time."""
@@ -49,10 +51,15 @@ class Moments:
             records have no other metrics. None for the default families.
         precision: "float64", or "float32" to multiply rows in single precision: half the work, about six correct
             digits. Sums over blocks, and all further computations, are in float64.
+        halves: Whether two accumulators receive the rows alternately within each class (documents as a unit), from
+            which the bias of each metric is estimated. Their merge is the whole; they need twice the memory.
+        subset: Largest number of rows that are kept for standard errors, such as 2048; 0 for none. Rows are balanced by
+            class, or drawn by documents where documents are passed.
+        seed: Seed of the draw of the subset.
 
     Raises:
         DataError: If there are fewer than two classes, or the device is MPS, which has no float64.
-        UsageError: If a family or precision is unknown.
+        UsageError: If a family or precision is unknown, or `subset` is negative.
     """
 
     @checked_keywords
@@ -64,6 +71,9 @@ class Moments:
         memory: int = MEMORY,
         only: str | Iterable[str] | None = None,
         precision: str = "float64",
+        halves: bool = False,
+        subset: int = 0,
+        seed: int = 0,
     ):
         if classes is not None and classes < 2:
             raise DataError(f"neural collapse and mutual information need at least two classes, found {classes}")
@@ -75,24 +85,27 @@ class Moments:
         self.device = torch.device(device) if device is not None else None
         if self.device is not None and self.device.type == "mps":
             raise DataError("moments are kept in float64, which MPS lacks: omit device, or pass device='cpu'")
-        self._scatter: Scatter | None = None
-        self._unit: UnitMoments | None = None
+        if subset < 0:
+            raise UsageError(f"`subset={subset}`: expected at least 0")
+        self.halves = halves
+        self.subset = RowSubset(subset, seed) if subset else None
+        self._parts: list[Sums] = []
+        self._merged: Scatter | None = None
 
     @property
     def samples(self) -> int:
         """Return the number of rows, including rows of zero length."""
-        return 0 if self._scatter is None else int(self._scatter.counts.sum())
+        return sum(int(part.scatter.counts.sum()) for part in self._parts)
 
     @property
     def features(self) -> int | None:
         """Return the number of features D, or None before the first block."""
-        return None if self._scatter is None else self._scatter.means.shape[1]
+        return self._parts[0].scatter.means.shape[1] if self._parts else None
 
     @property
     def counts(self) -> dict[int, int]:
         """Return the number of rows of each class that occurs."""
-        counts = [] if self._scatter is None else self._scatter.counts.tolist()
-        return {label: count for label, count in enumerate(counts) if count}
+        return {label: count for label, count in enumerate(self._counts().tolist()) if count}
 
     @property
     def class_means(self) -> Tensor:
@@ -101,7 +114,7 @@ class Moments:
 
     def means_of_classes(self, least: int) -> Tensor:
         """Return the class means, (C, D) float64; rows of NaN for classes with fewer than `least` samples."""
-        scatter, _ = self._sums()
+        scatter = self._scatter()
         more = (self.classes or len(scatter.counts)) - len(scatter.counts)
         means = torch.nn.functional.pad(scatter.means * scatter.unit, (0, 0, 0, more), value=torch.nan)
         means[: len(scatter.counts)][scatter.counts < least] = torch.nan
@@ -109,13 +122,13 @@ class Moments:
 
     def coincide(self, least: int) -> bool:
         """Return whether the means of all classes with at least `least` samples are equal up to rounding."""
-        inputs = Inputs(self._sums()[0], None, None, options=Options(min_samples=least))
+        inputs = Inputs(self._scatter(), None, None, options=Options(min_samples=least))
         return len(inputs.present) > 1 and not bool(inputs.means.any())
 
     @property
     def mean(self) -> Tensor:
         """Return the mean of all rows, (D,) float64."""
-        scatter, _ = self._sums()
+        scatter = self._scatter()
         return scatter.counts.to(torch.float64) @ scatter.means / scatter.counts.sum() * scatter.unit
 
     def centred(self, features: Array) -> Tensor:
@@ -123,18 +136,27 @@ class Moments:
 
         Rows that are no longer than the rounding of the mean become zero.
         """
-        scatter, _ = self._sums()
+        scatter = self._scatter()
         rows = where_float64_is(as_tensor(features, "features").detach()).to(self.device, torch.float64)
         shares = scatter.counts.to(torch.float64) / scatter.counts.sum()
         length = float((shares * scatter.lengths.square()).sum().sqrt())
         return without_rounding(rows / scatter.unit - shares @ scatter.means, rounding(self.samples, length))
 
-    def update(self, features: Array, labels: Array | Sequence[int]) -> None:
+    def update(
+        self,
+        features: Array,
+        labels: Array | Sequence[int],
+        indices: Array | Sequence[int] | None = None,
+        documents: Array | Sequence[int] | None = None,
+    ) -> None:
         """Add a block of rows. If it is invalid, the accumulator does not change.
 
         Args:
             features: Features, (n, D), of any floating dtype.
             labels: Labels, (n,), whole numbers.
+            indices: Absolute indices of the rows, (n,), which decide the rows of the subset; the positions in the
+                stream if None. Accumulators that are merged later need them, for their subset to be that of one pass.
+            documents: Documents of the rows, (n,), whole numbers, where rows of one document depend on each other.
 
         Raises:
             DataError: If a row contains NaN or infinity, a label is outside 0 … C−1, or shapes do not match. Numbers
@@ -143,24 +165,26 @@ class Moments:
         rows, numbers, size = self._checked(features, labels)
         if not rows.shape[0]:
             return
-        scatter, unit = self._started(rows.shape[1], rows.device)
-        scatter.fit(size)
-        at_once = rows_at_once(rows.shape[1], max(len(scatter.counts), self.classes or 0))
-        for part, labels in zip(rows.split(at_once), numbers.split(at_once), strict=True):
-            block = group(part, labels)
-            if len(block.rows) <= cached_rows(rows.shape[1]):
-                block = block.to(torch.float64)
-            scatter.update(block)
-            if unit is not None:
-                unit.update(block)
+        places, owners = (
+            _checked_numbers(indices, "indices", len(rows)),
+            _checked_numbers(documents, "documents", len(rows)),
+        )
+        if places is None:
+            places = torch.arange(self.samples, self.samples + len(rows))
+        halves = self._halves_of(numbers, owners) if self.halves else None
+        if self.subset is not None:
+            self.subset.update(rows, numbers, places, torch.zeros_like(numbers) if halves is None else halves, owners)
+        for half, part in enumerate(self._started(rows.shape[1], rows.device)):
+            chosen = slice(None) if halves is None else (halves == half).nonzero().squeeze(1)
+            self._add(part, rows[chosen], numbers[chosen], size)
 
     def merge(self, other: "Moments") -> None:
         """Add the rows of another accumulator.
 
         Raises:
-            DataError: If the number of features or classes, or the families of metrics, differ.
+            DataError: If the number of features or classes, the families of metrics, or halves or subset differ.
         """
-        if other._scatter is None:
+        if not other._parts:
             return
         if self.families != other.families:
             raise DataError("moments for different families of metrics cannot be merged")
@@ -168,11 +192,16 @@ class Moments:
             raise DataError(f"moments of {self.features} features cannot be merged with moments of {other.features}")
         if self.classes != other.classes:
             raise DataError(f"moments of {self.classes} classes cannot be merged with moments of {other.classes}")
-        device = self.device or other._scatter.counts.device
-        scatter, unit = self._started(other._scatter.means.shape[1], device)
-        scatter.merge(other._scatter)
-        if unit is not None and other._unit is not None:
-            unit.merge(other._unit)
+        if self.halves and not other.halves:
+            raise DataError("moments without halves cannot be merged into moments with halves")
+        if self.subset is not None:
+            if other.subset is None:
+                raise DataError("moments without a subset of rows cannot be merged into moments with a subset")
+            self.subset.merge(other.subset)
+        device = self.device or other._parts[0].scatter.counts.device
+        parts = self._started(other._parts[0].scatter.means.shape[1], device)
+        for number, part in enumerate(other._parts):
+            parts[number if self.halves else 0].merge(part)
 
     @checked_keywords
     def compute(
@@ -187,6 +216,7 @@ class Moments:
         min_samples: int = 1,
         label_rows: Array | None = None,
         exact_limit: int | None = None,
+        errors: bool = False,
     ) -> dict[str, Value]:
         """Compute the record: metrics by dotted name, entropies in nats.
 
@@ -201,15 +231,17 @@ class Moments:
             label_rows: Rows (C, E) of any width that stand for the labels at sample level in place of `weights`.
             exact_limit: Largest side of a joint matrix that is solved exactly and not sampled; None for 12,000, or the
                 side that the memory allows.
+            errors: Whether to add `NAME_stderr` and `NAME_bias` for each metric; needs `subset` and `halves`.
 
         Returns:
-            Values by name. A value that is undefined is None, with the reason in `missing`; `route` and `route_reason`
-            name and explain the computation of the joint entropy.
+            Values by name; with `errors` a dictionary whose attribute `influences` serves `difference`. A value that is
+            undefined is None, with the reason in `missing`; `route` and `route_reason` name and explain the computation
+            of the joint entropy.
 
         Raises:
             DataError: If no rows were added, shapes do not match, or most rows have zero length.
         """
-        return self.read(
+        detailed = self.read(
             weights,
             bias,
             rows=rows,
@@ -219,7 +251,9 @@ class Moments:
             min_samples=min_samples,
             label_rows=label_rows,
             exact_limit=exact_limit,
-        ).record
+            errors=errors,
+        )
+        return RecordWithErrors(detailed.record, detailed.influences) if errors else detailed.record
 
     def read(
         self,
@@ -234,6 +268,7 @@ class Moments:
         min_samples: int = 1,
         label_rows: Array | None = None,
         exact_limit: int | None = None,
+        errors: bool = False,
     ) -> DetailedRecord:
         """Compute the record and its details, with the arguments of `inputs`."""
         inputs = self.inputs(
@@ -247,6 +282,7 @@ class Moments:
             min_samples=min_samples,
             label_rows=label_rows,
             exact_limit=exact_limit,
+            errors=errors,
         )
         return compute_record(inputs)
 
@@ -263,6 +299,7 @@ class Moments:
         min_samples: int = 1,
         label_rows: Array | None = None,
         exact_limit: int | None = None,
+        errors: bool = False,
     ) -> Inputs:
         """Return the inputs of metrics, from which `compute_record` computes the record and its details.
 
@@ -278,15 +315,16 @@ class Moments:
             label_rows: Rows (C, E) of any width that stand for the labels at sample level in place of `weights`.
             exact_limit: Largest side of a joint matrix that is solved exactly and not sampled; None for 12,000, or the
                 side that the memory allows.
+            errors: Whether the record gets standard errors and biases.
 
         Raises:
             DataError: As `compute`.
         """
-        scatter, unit = self._sums()
+        sums = self._sums()
         for order in orders:
             require_order(order)
         heads = _checked_weights(weights, bias, self)
-        classes = self.classes or (heads.shape[0] if heads is not None else len(scatter.counts))
+        classes = self.classes or (heads.shape[0] if heads is not None else len(sums.scatter.counts))
         families = self.families
         if only is not None:
             names = as_sequence(only)
@@ -296,7 +334,29 @@ class Moments:
         )
         blocks = None if rows is None else _as_tensors(rows)
         other_rows = None if label_rows is None else _checked_rows(label_rows, self, None)
-        return Inputs(scatter, unit, heads, label_rows=other_rows, blocks=blocks, options=options, all_classes=classes)
+
+        def inputs_of(part: Sums, present: Tensor | None = None, blocks: RowBlocks | None = None) -> Inputs:
+            return Inputs(
+                part.scatter,
+                part.unit,
+                heads,
+                label_rows=other_rows,
+                blocks=blocks,
+                options=options,
+                all_classes=classes,
+                present=present,
+            )
+
+        if not errors:
+            return inputs_of(sums, blocks=blocks)
+        sample = Sample.of(self.subset, sums.scatter.counts)
+        sample.head = heads, None if bias is None else as_tensor(bias).detach().to(self.device, torch.float64)
+        inputs = inputs_of(sums if sample.reason else sums.along(sample), blocks=blocks)
+        inputs.sample = sample
+        if self.halves:
+            inputs.halves = [lambda present, part=part: inputs_of(part, present) for part in self._parts]
+        inputs.of_rows = lambda rows, labels, present: inputs_of(self._sums_of(rows, labels), present)
+        return inputs
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that was accumulated as tensors by name, for `load_state_dict` on any device.
@@ -306,17 +366,24 @@ class Moments:
         Raises:
             DataError: If there was no row.
         """
-        scatter, unit = self._sums()
-        return scatter.state() | ({} if unit is None else state_of_unit_moments(unit))
+        sums = self._sums()
+        state = sums.state()
+        if self.halves:
+            for prefix, part in zip(HALVES, self._parts, strict=True):
+                state |= {prefix + name: tensor for name, tensor in part.state().items()}
+        return state if self.subset is None else state | self.subset.state()
 
     def reset(self) -> None:
         """Remove all rows, and continue with the same settings."""
-        self._scatter = self._unit = None
+        self._parts, self._merged = [], None
+        if self.subset is not None:
+            self.subset = RowSubset(self.subset.size, self.subset.seed)
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Replace everything that was accumulated by the result of `state_dict` of an accumulator with equal settings.
 
-        The tensors become part of this accumulator.
+        The tensors become part of this accumulator. Without halves or a subset in the state, this accumulator has none
+        either.
 
         Args:
             state: Tensors or arrays by name, on any device.
@@ -325,30 +392,101 @@ class Moments:
             DataError: If a tensor is missing, or has another dtype or shape than expected.
         """
         tensors = {name: as_tensor(value, f"moments: {name}").to(self.device) for name, value in state.items()}
-        require_state(tensors, self.classes, self._requirements)
-        self._scatter = self._unit = None
-        self.device = self.device or tensors["means"].device
-        scatter, unit = self._started(tensors["means"].shape[1], self.device)
-        scatter.load(tensors)
-        if unit is not None:
-            load_unit_moments(unit, tensors)
+        subset, whole, halves = divided_state(tensors)
+        self.halves = self.halves and bool(halves)
+        states = halves if self.halves else [whole]
+        for each in [whole, *halves]:
+            require_state(each, self.classes, self._requirements)
+        require_subset(subset, whole)
+        self.reset()
+        if self.subset is not None and subset:
+            self.subset.load(subset)
+        elif not subset:
+            self.subset = None
+        self.device = self.device or whole["means"].device
+        for part, tensors in zip(self._started(whole["means"].shape[1], self.device), states, strict=True):
+            part.load(tensors)
 
     load = load_state_dict
     """Earlier name of `load_state_dict`."""
 
-    def _started(self, features: int, device: torch.device) -> tuple[Scatter, UnitMoments | None]:
-        self.device = self.device or device
-        if self._scatter is None:
-            products = SCATTER in self._requirements
-            self._scatter = Scatter(features, self.device, products=products, dtype=self._dtype)
-            if UNIT_ROWS in self._requirements:
-                self._unit = UnitMoments(features, self.classes, self.memory, self.device, self._dtype)
-        return self._scatter, self._unit
+    def _add(self, part: Sums, rows: Tensor, numbers: Tensor, size: float) -> None:
+        if not len(rows):
+            return
+        part.scatter.fit(size)
+        at_once = rows_at_once(rows.shape[1], max(len(part.scatter.counts), self.classes or 0))
+        for some, labels in zip(rows.split(at_once), numbers.split(at_once), strict=True):
+            block = group(some, labels)
+            if len(block.rows) <= cached_rows(rows.shape[1]):
+                block = block.to(torch.float64)
+            part.scatter.update(block)
+            if part.unit is not None:
+                part.unit.update(block)
 
-    def _sums(self) -> tuple[Scatter, UnitMoments | None]:
-        if self._scatter is None:
+    def _halves_of(self, labels: Tensor, documents: Tensor | None) -> Tensor:
+        """Return 0 or 1 for each row: alternately within each class, or by document."""
+        if documents is not None:
+            return torch.from_numpy((priorities(documents, 0) & 1).astype("int64")).to(labels.device)
+        order = torch.argsort(labels, stable=True)
+        present, each, sizes = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
+        before = torch.zeros(int(present[-1]) + 1, dtype=torch.int64, device=labels.device)
+        counts = self._counts()[: len(before)]
+        before[: len(counts)] = counts
+        offsets = torch.arange(len(order), device=labels.device) - (sizes.cumsum(0) - sizes)[each]
+        halves = torch.empty_like(labels)
+        halves[order] = (before[labels[order]] + offsets) % 2
+        return halves
+
+    def _started(self, features: int, device: torch.device) -> list[Sums]:
+        self.device, self._merged = self.device or device, None
+        if not self._parts:
+            self._parts = [self._empty(features, self.device) for _ in range(2 if self.halves else 1)]
+        return self._parts
+
+    def _empty(self, features: int, device: torch.device) -> Sums:
+        scatter = Scatter(features, device, products=SCATTER in self._requirements, dtype=self._dtype)
+        if UNIT_ROWS not in self._requirements:
+            return Sums(scatter, None)
+        return Sums(scatter, UnitMoments(features, self.classes, self.memory, device, self._dtype))
+
+    def _sums_of(self, rows: Tensor, labels: Tensor) -> Sums:
+        """Return the sums of other rows."""
+        part = self._empty(rows.shape[1], rows.device)
+        self._add(part, rows, labels.to(rows.device), require_finite(rows, "features"))
+        return part
+
+    def _counts(self) -> Tensor:
+        """Return the number of rows of each class, (C,)."""
+        counts = [part.scatter.counts for part in self._parts]
+        return torch.nn.utils.rnn.pad_sequence(counts).sum(dim=1) if counts else torch.zeros(0, dtype=torch.int64)
+
+    def _scatter(self) -> Scatter:
+        """Return the counts, means and scatter of all rows."""
+        self._require_rows()
+        if len(self._parts) == 1:
+            return self._parts[0].scatter
+        if self._merged is None:
+            assert self.device is not None
+            whole = self._empty(self._parts[0].scatter.means.shape[1], self.device).scatter
+            for part in self._parts:
+                whole.merge(part.scatter)
+            self._merged = whole
+        return self._merged
+
+    def _sums(self) -> Sums:
+        """Return the sums of all rows; with halves the unit rows are a copy."""
+        scatter = self._scatter()
+        if len(self._parts) == 1:
+            return self._parts[0]
+        unit = self._empty(scatter.means.shape[1], scatter.means.device).unit
+        for part in self._parts:
+            if unit is not None and part.unit is not None:
+                unit.merge(part.unit)
+        return Sums(scatter, unit)
+
+    def _require_rows(self) -> None:
+        if not self.samples:
             raise DataError("no samples were added, so there is nothing to compute; call update first")
-        return self._scatter, self._unit
 
     def _checked(self, features: Array, labels: Array | Sequence[int]) -> tuple[Tensor, Tensor, float]:
         """Return rows, labels, and the largest absolute entry of the rows."""
@@ -387,6 +525,18 @@ def checked_precision(name: str) -> torch.dtype:
     if name not in PRECISIONS:
         raise UsageError(f"precision: expected {' or '.join(PRECISIONS)}, found {name!r}")
     return PRECISIONS[name]
+
+
+def _checked_numbers(values: Array | Sequence[int] | None, name: str, count: int) -> Tensor | None:
+    """Return whole numbers of rows on the CPU, (n,); raise DataError if their number differs or one is negative."""
+    if values is None:
+        return None
+    numbers = as_labels(values, name).detach().cpu()
+    if numbers.shape != (count,):
+        raise DataError(f"{name}: expected shape ({count},), found {tuple(numbers.shape)}")
+    if count and int(numbers.min()) < 0:
+        raise DataError(f"{name}: row {int(numbers.argmin())} is {int(numbers.min())}, expected at least 0")
+    return numbers.to(torch.int64)
 
 
 def _as_tensors(rows: AnyRows) -> RowBlocks:

@@ -1,7 +1,9 @@
 """Sums per class that are accumulated and merged exactly: means and within-class scatter, and unit rows."""
 
+import copy
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,6 +11,9 @@ from torch import Tensor
 from ckpt_probe.metrics.gram import directions
 from ckpt_probe.metrics.rounding import largest, power_of_two, row_lengths
 from ckpt_probe.moments.grouping import Grouped, group
+
+if TYPE_CHECKING:
+    from ckpt_probe.moments.errors import Sample
 
 STRIP = 96
 """Columns of a strip of `add_outer`, twice as many for more than 256 features; narrower strips are less efficient."""
@@ -83,6 +88,7 @@ class Scatter:
         within: Lower triangle of the within-class scatter, (D, D), or None.
         size: Largest absolute entry of all rows.
         unit: Unit of all sums.
+        sizes: Number of rows of each class, (C,), float64; after `along` a function of the weights of rows.
     """
 
     def __init__(
@@ -95,6 +101,12 @@ class Scatter:
         self.size = 0.0
         self.unit = 1.0
         self.dtype = dtype
+        self._sizes: Tensor | None = None
+
+    @property
+    def sizes(self) -> Tensor:
+        """Return the number of rows of each class, (C,), float64."""
+        return self.counts.double() if self._sizes is None else self._sizes
 
     @property
     def present(self) -> Tensor:
@@ -104,7 +116,7 @@ class Scatter:
     @property
     def lengths(self) -> Tensor:
         """Return the root mean square length of the rows of each class, (C,)."""
-        return torch.hypot((self.squares / self.counts.clamp(min=1)).sqrt(), row_lengths(self.means))
+        return torch.hypot((self.squares.detach() / self.counts.clamp(min=1)).sqrt(), row_lengths(self.means.detach()))
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of all sums by name, and the unit if it is not 1."""
@@ -127,7 +139,19 @@ class Scatter:
     def covariance(self) -> Tensor:
         """Return Σ_W, the within-class covariance over all samples, (D, D)."""
         assert self.within is not None
-        return symmetric(self.within) / self.counts.sum()
+        return symmetric(self.within) / self.sizes.sum()
+
+    def along(self, sample: "Sample") -> "Scatter":
+        """Return the sums as functions of the weights of the rows of a sample, exact to first order at weight zero."""
+        labels, weights = sample.labels, sample.weights
+        away = sample.features / self.unit - self.means[labels]
+        moved = copy.copy(self)
+        moved._sizes = self.counts.double().index_add(0, labels, weights)
+        moved.means = self.means.index_add(0, labels, away * (weights / self.counts[labels])[:, None])
+        moved.squares = self.squares.index_add(0, labels, away.square().sum(dim=1) * weights)
+        if self.within is not None:
+            moved.within = self.within + (away * weights[:, None]).T @ away
+        return moved
 
     def fit(self, size: float) -> None:
         """Choose the unit for further rows whose largest absolute entry is `size`."""
@@ -225,6 +249,7 @@ class UnitMoments:
         left_out: Number of rows without a direction.
         rows: Blocks of unit rows, if `kind` is "rows".
         second: Lower triangles of the sums, (C, D, D), or (1, D, D) if `kind` is "total".
+        sample: Unit rows, labels and weights of a sample of which spectra are functions, or None.
     """
 
     def __init__(
@@ -244,6 +269,20 @@ class UnitMoments:
         self._classes = classes
         self._memory = memory
         self._dtype = dtype
+        self.sample: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def sizes(self) -> Tensor:
+        """Return the number of rows with a direction in each class, (C,), float64; with gradient after `along`."""
+        counts = self.counts.double()
+        return counts if self.sample is None else counts.index_add(0, self.sample[1], self.sample[2])
+
+    def along(self, sample: "Sample") -> "UnitMoments":
+        """Return the moments with a sample of rows, along whose weights spectra have gradients."""
+        moved = copy.copy(self)
+        rows, directed = directions(sample.features)
+        moved.sample = (rows, sample.labels[directed], sample.weights[directed])
+        return moved
 
     def update(self, block: Grouped) -> None:
         """Add a block of rows; rows of zero length are counted and left out."""

@@ -99,16 +99,16 @@ class LevelEntropies:
         """Return the entropy difference ratio."""
         return _nonzero(self._three(order).hdr)
 
-    def mir_stderr(self, order: float) -> float:
-        """Return the standard error of the mutual information ratio, 0 if it is exact."""
+    def mir_computing_error(self, order: float) -> float:
+        """Return the error of the mutual information ratio from sampling its joint entropy, 0 if it is exact."""
         entropies = self._three(order)
         _nonzero(entropies.mir)
         if self.estimate is None:
             return 0.0
         return self.estimate.stderrs[order] / min(float(entropies.first), float(entropies.second))
 
-    def joint_stderr(self, order: float) -> float:
-        """Return the standard error of a sampled joint entropy."""
+    def joint_computing_error(self, order: float) -> float:
+        """Return the error of a sampled joint entropy."""
         if self.estimate is None or order not in self.estimate.stderrs:
             raise Undefined(UNRESOLVED)
         return self.estimate.stderrs[order]
@@ -156,7 +156,7 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | No
     if weights is None:
         return _entropies_of(eigenvalues, options, left_out=left_out)
     heads, _ = directions(weights[: len(counts)][mask])
-    eigenvalues["label_rows"] = spectra.of_label_rows(heads, counts[mask])
+    eigenvalues["label_rows"] = spectra.of_label_rows(heads, unit.sizes[mask])
     if (joint := _joint_of_rank_one(eigenvalues)) is not None:
         return _entropies_of(eigenvalues | {"joint": joint}, options, RANK_ONE, left_out=left_out)
     V = spectra.factor(heads)
@@ -165,7 +165,9 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | No
     route = choose_route(samples, side, kind=unit.kind, limit=options.limit, needed=needed, rows=readable)
     estimate = None
     if route.name == GRAM:
-        eigenvalues["joint"] = spectra.of_joint_gram(unit.rows_where(mask), heads)
+        present = mask.nonzero().squeeze(1)
+        sample = None if unit.sample is None else spectra.sample_of_classes(unit, present)
+        eigenvalues["joint"] = spectra.of_joint_gram(unit.rows_where(mask), heads, sample)
     elif route.name == MOMENTS:
         eigenvalues["joint"] = spectra.of_joint_moments(unit, mask.nonzero().squeeze(1), V)
     elif route.name == STOCHASTIC:

@@ -1,5 +1,6 @@
 """Inputs of metrics: class means, scatter and entropies, each of which is computed when a metric first uses it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +25,7 @@ from ckpt_probe.moments.grouping import RowBlocks
 from ckpt_probe.moments.registry import COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Undefined
 
 if TYPE_CHECKING:
+    from ckpt_probe.moments.errors import Sample
     from ckpt_probe.moments.quality import Quality
 
 HIDING_SHARE = 1e-5
@@ -70,6 +72,7 @@ class Inputs:
         blocks: Starts a new pass over the rows, if they are available.
         options: Families of metrics, orders and limits.
         all_classes: Number of classes C, also those without samples; None for the highest label plus 1.
+        present: Labels of the classes that count as present; those with enough samples if None.
 
     Attributes:
         present: Labels of the classes that have enough samples, (k,).
@@ -79,6 +82,9 @@ class Inputs:
         nearest: Nearest class means, for `SECOND_PASS`.
         centred: Entropies at sample level of centred features, for `CENTRED`.
         outside_mean: Mean feature of outside data, (D,), for `OUTSIDE`.
+        sample: Rows along whose weights all inputs have gradients; None if no errors are requested.
+        halves: Functions that return the inputs of each half of the rows for the labels of the present classes.
+        of_rows: Function that returns the inputs of other rows (n, D), labels (n,) and labels of present classes.
     """
 
     def __init__(
@@ -91,12 +97,14 @@ class Inputs:
         blocks: RowBlocks | None = None,
         options: Options | None = None,
         all_classes: int | None = None,
+        present: Tensor | None = None,
     ) -> None:
         self.scatter = scatter
         self.unit = unit
         self.options = options or Options()
         self.compares_means = label_rows is None
-        self.present = (scatter.counts >= self.options.min_samples).nonzero().squeeze(1)
+        enough = scatter.counts >= self.options.min_samples
+        self.present = enough.nonzero().squeeze(1) if present is None else present
         self.samples = int(scatter.counts.sum())
         self.features = scatter.means.shape[1]
         self.all_classes = len(scatter.counts) if all_classes is None else all_classes
@@ -106,6 +114,9 @@ class Inputs:
         self.nearest: NearestMeans | None = None
         self.centred: LevelEntropies | None = None
         self.outside_mean: Tensor | None = None
+        self.sample: Sample | None = None
+        self.halves: list[Callable[[Tensor], Inputs]] = []
+        self.of_rows: Callable[[Tensor, Tensor, Tensor], Inputs] | None = None
         if len(self.present) < 2:
             self.unavailable[MEANS] = ONE_CLASS if self.options.min_samples == 1 else FEW_CLASSES
         if weights is None and label_rows is None:
@@ -151,9 +162,8 @@ class Inputs:
         """Return the covariance of all rows, (D, D); zero if they differ by rounding only."""
         lengths = (self._shares * self.scatter.lengths.square()).sum().sqrt()
         away = without_rounding(self.scatter.means - self.row_mean, rounding(self.samples, lengths))
-        between = away * self._shares.sqrt()[:, None]
-        within = self.scatter.covariance() if bool(self.all_variances.any()) else 0.0
-        return between.T @ between + within
+        between = (away * self._shares[:, None]).T @ away
+        return between + self.scatter.covariance() if bool(self.all_variances.any()) else between
 
     @cached_property
     def row_eigenvalues(self) -> Tensor:
@@ -180,7 +190,7 @@ class Inputs:
         return quantities
 
     @cached_property
-    def nc1(self) -> float:
+    def nc1(self) -> float | Tensor:
         """Return NC1. If a few rows are so long that their products hide the spread, it is computed from the rows."""
         axes = collapse.between_axes(self.means, float(self._centred_sizes.square().mean().sqrt()))
         if axes is None:
@@ -188,14 +198,35 @@ class Inputs:
         if not bool(self.all_variances.any()):
             return 0.0
         within = self.scatter.covariance()
-        spread = float(((axes @ within) * axes).sum())
+        value = collapse.trace_along(axes, within, self.means)
+        spread = float(((axes @ within.detach()) * axes).sum())
         # Each product of entries was rounded once, up or down; the largest ones are on the diagonal.
-        hidden = rounding(1, float((axes.square() @ within.diagonal()).sum()), self.scatter.dtype)
-        if hidden > HIDING_SHARE * spread:
-            if self._blocks is None:
-                raise Undefined(HIDDEN)
-            spread = _spread_of_rows(axes, self.scatter, self._blocks)
-        return spread / len(self.means)
+        hidden = rounding(1, float((axes.square() @ within.detach().diagonal()).sum()), self.scatter.dtype)
+        if hidden <= HIDING_SHARE * spread:
+            return value
+        if self._blocks is None:
+            raise Undefined(HIDDEN)
+        return _spread_of_rows(axes, self.scatter, self._blocks) / len(self.means)
+
+    def mean_of_rows(self, name: str, mean: float) -> float | Tensor:
+        """Return the mean of all rows of a value, with gradient if errors are requested and values of rows known."""
+        if self.sample is None:
+            return mean
+        signs = None if self.quality is None else self.quality.gaps.sign()
+        nearest = None if self.nearest is None else self.nearest_of_sample
+        return self.sample.mean_of_rows(name, mean, nearest, signs)
+
+    @cached_property
+    def nearest_of_sample(self) -> Tensor | None:
+        """Return the class of the nearest class mean of each row of the sample, (m,); None where means coincide."""
+        assert self.sample is not None
+        return self.nearest_means(self.sample.features) if len(self.present) else None
+
+    def nearest_means(self, features: Tensor) -> Tensor:
+        """Return the class of the nearest class mean of each of the features (n, D), (n,)."""
+        means = torch.full_like(self.scatter.means, torch.nan)
+        means[self.present] = self.class_means.detach() * self.scatter.unit
+        return collapse.nearest_means(features, means)
 
     @cached_property
     def sample_level(self) -> LevelEntropies:
@@ -213,7 +244,7 @@ class Inputs:
         """Return the entropies of the rows of each class; None if neither moments nor rows are available."""
         assert self.unit is not None
         within = within_level(self.unit, self._blocks, self.options)
-        return within.of(self.present) if within is not None and self.options.min_samples > 1 else within
+        return within.of(self.present) if within is not None and len(self.present) < len(within.labels) else within
 
     def within(self, order: float) -> Tensor:
         """Return the entropy of the rows of each class, (k,)."""
@@ -226,7 +257,7 @@ class Inputs:
     @property
     def _shares(self) -> Tensor:
         """Return the share of each class in the rows, (C,)."""
-        return self.scatter.counts.to(torch.float64) / self.scatter.counts.sum()
+        return self.scatter.sizes / self.scatter.sizes.sum()
 
     @cached_property
     def _sizes(self) -> Tensor:
@@ -243,8 +274,8 @@ class Inputs:
 def spreads(scatter: Scatter) -> Tensor:
     """Return the mean ‖z − μ_c‖² of each class, (C,); zero where the distances are the rounding of the mean."""
     counts = scatter.counts.clamp(min=1)
-    variances = scatter.squares / counts
-    return torch.where(variances.sqrt() > rounding(counts, scatter.lengths), variances, 0.0)
+    variances = scatter.squares / scatter.sizes.clamp(min=1)
+    return torch.where(variances.detach().sqrt() > rounding(counts, scatter.lengths), variances, 0.0)
 
 
 def _spread_of_rows(axes: Tensor, scatter: Scatter, blocks: RowBlocks) -> float:

@@ -1,15 +1,19 @@
 """The record of class moments: the value of every requested metric, or the reason why it has none."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ckpt_probe.metrics.covariance import FEW_DIRECTIONS, fit_range
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
+from ckpt_probe.moments.bias import bias_of
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
+from ckpt_probe.moments.errors import Influences, Sample
 from ckpt_probe.moments.inputs import Inputs, spreads
 from ckpt_probe.moments.portrait import Portrait, portrait_of
 from ckpt_probe.moments.registry import MEANS, REFERENCES, WEIGHTS, Metric, Undefined, all_metrics
@@ -19,14 +23,23 @@ Value = float | int | str | None
 
 @dataclass
 class RecordBuilder:
-    """Values by name, and the reason for each that is None."""
+    """Values by name, and the reason for each that is None.
+
+    Attributes:
+        values: Values by name.
+        reasons: Names of the values that are None, by reason.
+        tensors: Values of metrics as their functions returned them, by name.
+        metrics: The metrics of these names.
+    """
 
     values: dict[str, Value] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
+    tensors: dict[str, float | Tensor] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
 
     def put(self, name: str, value: Value | Tensor, reason: str = "undefined here") -> None:
         """Set a value; the reason is stored if it is None."""
-        self.values[name] = float(value) if isinstance(value, Tensor) else value
+        self.values[name] = float(value.detach()) if isinstance(value, Tensor) else value
         if value is None:
             self.reasons.setdefault(reason, []).append(name)
 
@@ -34,11 +47,14 @@ class RecordBuilder:
         """Set the value of a metric for one order of the entropy, or its reason."""
         assert metric.function is not None
         name = metric.name if order == 1 else f"{renyi_name(order)}.{metric.name}"
+        self.metrics[name] = metric
         reasons = [inputs.unavailable[need] for need in metric.requires if need in inputs.unavailable]
         try:
             if reasons:
                 raise Undefined(reasons[0])
-            self.put(name, metric.function(inputs, order) if metric.all_orders else metric.function(inputs))
+            value = metric.function(inputs, order) if metric.all_orders else metric.function(inputs)
+            self.tensors[name] = value
+            self.put(name, value)
         except Undefined as error:
             self.put(name, None, str(error))
 
@@ -57,16 +73,23 @@ class DetailedRecord:
         spectra: Eigenvalues of each entropy by name.
         per_class: One record for each class that has a sample.
         portrait: Data of the drawings on the report page, or None.
+        influences: Influences (m,) of the rows of the subset by name of the metric; None if no errors were requested.
     """
 
     record: dict[str, Value]
     spectra: dict[str, Tensor]
     per_class: list[dict[str, Value]]
     portrait: Portrait | None = None
+    influences: Influences | None = None
 
 
 def compute_record(inputs: Inputs) -> DetailedRecord:
-    """Compute all metrics of the requested families."""
+    """Compute all metrics of the requested families, with their errors if the inputs have a sample."""
+    with torch.set_grad_enabled(inputs.sample is not None and inputs.sample.reason is None):
+        return _computed(inputs)
+
+
+def _computed(inputs: Inputs) -> DetailedRecord:
     record, families, counts = RecordBuilder(), inputs.options.families, inputs.scatter.counts
     occurring = len(inputs.scatter.present)
     record.put("samples", inputs.samples)
@@ -84,11 +107,7 @@ def compute_record(inputs: Inputs) -> DetailedRecord:
         levels["class"] = inputs.class_level
     left_out = inputs.all_classes - len(inputs.present) + (levels["class"].left_out if "class" in levels else 0)
     record.put("classes_left_out", left_out)
-    metrics = [metric for metric in all_metrics() if metric.family in families and _applies(metric, inputs)]
-    for order in inputs.options.all_orders:
-        for metric in metrics:
-            if order == 1 or metric.all_orders:
-                record.compute(metric, inputs, order)
+    _compute_metrics(record, inputs)
     if "alpha_req" in record.values:
         known = record.values["alpha_req"] is not None
         ranks = fit_range(len(inputs.row_eigenvalues)) if known else (None, None)
@@ -97,16 +116,76 @@ def compute_record(inputs: Inputs) -> DetailedRecord:
     for name, level in levels.items():
         _put_sampling(record, name, level, inputs.options.all_orders)
     _put_references(record, inputs)
+    influences = None if inputs.sample is None else _put_errors(record, inputs, inputs.sample, levels)
     if not inputs.options.details:
-        return DetailedRecord(record.finish(), {}, [])
-    spectra = {f"{name}.{key}": values for name, level in levels.items() for key, values in level.eigenvalues.items()}
+        return DetailedRecord(record.finish(), {}, [], influences=influences)
+    spectra = {
+        f"{name}.{key}": values.detach() for name, level in levels.items() for key, values in level.eigenvalues.items()
+    }
     if "within" in families and inputs.within_classes is not None:
-        spectra |= {f"within.{label}": values for label, values in inputs.within_classes.eigenvalues.items()}
-    sides = {} if MEANS in inputs.unavailable else {"means": inputs.means}
+        spectra |= {f"within.{label}": values.detach() for label, values in inputs.within_classes.eigenvalues.items()}
+    sides = {} if MEANS in inputs.unavailable else {"means": inputs.means.detach()}
     if sides and inputs.compares_means and WEIGHTS not in inputs.unavailable:
         sides["weights"] = inputs.weights
     portrait = portrait_of(inputs.present.tolist(), sides, spectra)
-    return DetailedRecord(record.finish(), spectra, _per_class(inputs), portrait)
+    return DetailedRecord(record.finish(), spectra, _per_class(inputs), portrait, influences)
+
+
+def _compute_metrics(record: RecordBuilder, inputs: Inputs) -> None:
+    """Set the values of all metrics of the requested families."""
+    families = inputs.options.families
+    metrics = [metric for metric in all_metrics() if metric.family in families and _applies(metric, inputs)]
+    for order in inputs.options.all_orders:
+        for metric in metrics:
+            if order == 1 or metric.all_orders:
+                record.compute(metric, inputs, order)
+
+
+def values_of(inputs: Inputs) -> dict[str, Value]:
+    """Return the values of all metrics of the requested families."""
+    record = RecordBuilder()
+    with torch.no_grad():
+        _compute_metrics(record, inputs)
+    return record.values
+
+
+def _put_errors(
+    record: RecordBuilder, inputs: Inputs, sample: Sample, levels: Mapping[str, LevelEntropies]
+) -> Influences:
+    """Add the standard error and the bias of each metric, or the reasons for their absence."""
+    influences: dict[str, Tensor] = {}
+    without = {name: reason for reason, names in record.reasons.items() for name in names}
+    for name, metric in record.metrics.items():
+        value, error = record.values[name], None
+        reason = without.get(name) or sample.reason_of(metric)
+        if reason is None:
+            of_rows, reason = sample.influence(record.tensors[name])
+            if of_rows is not None:
+                influences[name] = of_rows
+                error, reason = sample.stderr(float(value or 0.0), of_rows)
+        if error is not None:
+            error = math.hypot(error, _computing_error(name, levels))
+        record.put(f"{name}_stderr", error, reason or "undefined here")
+    for name, (bias, reason) in bias_of(record.metrics, record.values, inputs, values_of).items():
+        if bias is None:
+            record.put(f"{name}_bias", None, without.get(name) or reason or "undefined here")
+        else:
+            record.put(f"{name}_bias", bias)
+            if reason is not None:
+                record.reasons.setdefault(reason, []).append(f"{name}_bias")
+    return Influences(sample.design, influences)
+
+
+def _computing_error(name: str, levels: Mapping[str, LevelEntropies]) -> float:
+    """Return the error of a metric from sampling its joint entropy; 0 if it was not sampled."""
+    for prefix, level in levels.items():
+        for order in () if level.estimate is None else level.estimate.stderrs:
+            start = prefix if order == 1 else f"{renyi_name(order)}.{prefix}"
+            if name == f"{start}.mir":
+                return level.mir_computing_error(order)
+            if name in (f"{start}.entropy_joint", f"{start}.mutual_information"):
+                return level.joint_computing_error(order)
+    return 0.0
 
 
 def _applies(metric: Metric, inputs: Inputs) -> bool:
@@ -128,12 +207,15 @@ def _put_route(record: RecordBuilder, level: LevelEntropies) -> None:
 
 
 def _put_sampling(record: RecordBuilder, name: str, level: LevelEntropies, orders: Iterable[float]) -> None:
-    """Add standard errors, number of probes and seed of a joint entropy if it was sampled."""
+    """Add computing errors, number of probes and seed of a joint entropy if it was sampled."""
     if level.estimate is None:
         return
     for order in orders:
         prefix = name if order == 1 else f"{renyi_name(order)}.{name}"
-        for quantity, function in (("entropy_joint_stderr", level.joint_stderr), ("mir_stderr", level.mir_stderr)):
+        for quantity, function in (
+            ("entropy_joint_computing_error", level.joint_computing_error),
+            ("mir_computing_error", level.mir_computing_error),
+        ):
             if f"{prefix}.{quantity}" not in record.values:
                 try:
                     record.put(f"{prefix}.{quantity}", function(order))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError, UsageError, listed
@@ -187,25 +186,36 @@ FEW_SAMPLES = "no class has as many samples as a class needs"
 
 
 def _accuracy(inputs: "Inputs") -> float | Tensor:
-    return _defined(inputs.quality and inputs.quality.accuracy, NO_SCORES)
+    accuracy = inputs.quality and inputs.quality.accuracy
+    return inputs.mean_of_rows("accuracy", float(_defined(accuracy, NO_SCORES)))
 
 
 def _loss(inputs: "Inputs") -> float | Tensor:
     if inputs.quality is None or not inputs.quality.samples:
         raise Undefined(NO_SCORES)
-    return _defined(inputs.quality.loss, INFINITE_LOGITS)
+    return inputs.mean_of_rows("loss", float(_defined(inputs.quality.loss, INFINITE_LOGITS)))
+
+
+def _disagreement(inputs: "Inputs") -> float | Tensor:
+    disagreement = None if inputs.nearest is None else inputs.nearest.disagreement
+    return inputs.mean_of_rows("nc4.disagreement", float(_defined(disagreement, NO_SCORES)))
+
+
+def _nearest_mean_accuracy(inputs: "Inputs") -> float | Tensor:
+    accuracy = None if inputs.nearest is None else inputs.nearest.accuracy
+    return inputs.mean_of_rows("nearest_mean_accuracy", float(_defined(accuracy, FEW_SAMPLES)))
 
 
 def _calibration(inputs: "Inputs") -> float | Tensor:
     if inputs.quality is None or not inputs.quality.samples:
         raise Undefined(NO_SCORES)
     reason = NO_CONFIDENCE if inputs.quality.loss is not None else "some probabilities are not finite"
-    return _defined(inputs.quality.calibration_error, reason)
+    return inputs.mean_of_rows("ece", float(_defined(inputs.quality.calibration_error, reason)))
 
 
 def _quotient(inputs: "Inputs") -> float | Tensor:
     scatter = inputs.scatter
-    value = collapse.quotient(inputs.all_variances, scatter.counts.to(torch.float64), inputs.means)
+    value = collapse.quotient(inputs.all_variances, scatter.sizes, inputs.means)
     return _defined(value, COINCIDE)
 
 
@@ -288,7 +298,7 @@ METRICS = (
     Metric("nc3.duality", "NC3", "distance of class means from weights", "nc3", 12,
            _duality, _OF_BOTH, "", "down", 0.0, PAPYAN),
     Metric("nc4.disagreement", "NC4", "prediction is not the nearest mean's class", "nc4", 13,
-           lambda d: _defined(d.nearest.disagreement, NO_SCORES), (LOGITS, SECOND_PASS), "", "down", 0.0, PAPYAN),
+           _disagreement, (LOGITS, SECOND_PASS), "", "down", 0.0, PAPYAN),
     Metric("class.mutual_information", "MI", "class means and weights: mutual information", "class", 14,
            lambda d, a: d.class_level.mutual_information(a), _OF_BOTH, "nats", source=SONG, all_orders=True),
     Metric("sample.entropy_features", "H features", "entropy of the features", "sample", 15,
@@ -303,8 +313,8 @@ METRICS = (
            lambda d, a: d.sample_level.joint(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
     Metric("sample.mutual_information", "sample MI", "features and weight rows: mutual information", "sample", 19,
            lambda d, a: d.sample_level.mutual_information(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
-    Metric("sample.mir_stderr", "MIR s.e.", "standard error of sample.mir, 0 if exact", "sample", 28,
-           lambda d: d.sample_level.mir_stderr(1.0), _OF_PAIRS),
+    Metric("sample.mir_computing_error", "MIR c.e.", "error of sample.mir from sampling, 0 if exact", "sample", 28,
+           lambda d: d.sample_level.mir_computing_error(1.0), _OF_PAIRS),
     Metric("within.entropy_max", "H within max", "within-class entropy, largest", "within", 20,
            lambda d, a: d.within(a).max(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),
     Metric("nc1.cdnv", "CDNV", "class-distance normalised variance", "nc1", 21,
@@ -334,7 +344,7 @@ METRICS = (
     Metric("nc3.simplex", "NC3 simplex", "distance of W Mᵀ from the simplex ETF", "nc3", 44,
            _simplex_duality, _OF_BOTH, "", "down", 0.0, ZHU, of_simplex=True),
     Metric("nearest_mean_accuracy", "NCM acc", "share nearest to their own class mean", "nc4", 34,
-           lambda d: _defined(d.nearest.accuracy, FEW_SAMPLES), (SECOND_PASS,), "", "up", 1.0, PAPYAN),
+           _nearest_mean_accuracy, (SECOND_PASS,), "", "up", 1.0, PAPYAN),
     Metric("class.effective_rank_weights", "eff. rank w", "effective rank of the weights alone", "class", 35,
            None, (WEIGHTS,), source=ROY, of_weights=True),
     Metric("nc2.etf_weights", "NC2 w", "distance of weights from the simplex ETF", "nc2", 36,

@@ -1,4 +1,9 @@
-"""Eigenvalues of the Gram matrices behind a record, each from the smaller of its two forms."""
+"""Eigenvalues of the Gram matrices behind a record, each from the smaller of its two forms.
+
+If the moments have a sample of rows, eigenvalues have gradients along the weights of these rows. For the second moment
+A = Σ φφᵀ/N, weight w on a row with vector φ changes the eigenvalue of a unit eigenvector u by w ((u·φ)² − λ)/N. In the
+Gram form K = V diag(λ) Vᵀ of the rows, u·φ is v·k/√(N λ), with k the products of the row with all rows.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +13,7 @@ from torch import Tensor
 
 from ckpt_probe.metrics.entropy import spectrum
 from ckpt_probe.metrics.gram import smaller_gram
+from ckpt_probe.metrics.rounding import rounding
 from ckpt_probe.moments.class_sums import UnitMoments, add_outer
 from ckpt_probe.moments.grouping import Grouped, RowBlocks, Stack, stacks, unit_blocks
 
@@ -15,6 +21,9 @@ LEAST_BYTES = 2**23
 """Bytes for the rows of a range of classes with any memory budget: each range is one more pass over all rows."""
 
 ROWS_AT_ONCE = 512
+
+SAMPLE_BYTES = 2**26
+"""Bytes of the vectors φ of some rows of a sample that are formed at a time."""
 
 GRAM, MOMENTS, STOCHASTIC = "dense-gram", "dense-moments", "stochastic"
 
@@ -62,10 +71,19 @@ def choose_route(n: int, side: int, *, kind: str, limit: int, needed: int = 0, r
 def of_features(unit: UnitMoments, mask: Tensor) -> Tensor:
     """Return the eigenvalues of gram(Z)/N over the classes that a mask (C,) selects."""
     samples = int(unit.counts[mask].sum())
-    if unit.kind == "rows":
-        return spectrum(smaller_gram(unit.rows_where(mask).rows) / samples)
-    total = unit.total() if unit.kind == "total" or bool(mask.all()) else unit.of_classes(_indices(mask)).sum(dim=0)
-    return spectrum(total / samples)
+    rows = unit.rows_where(mask).rows if unit.kind == "rows" else None
+    if rows is not None:
+        matrix = smaller_gram(rows) / samples
+    else:
+        total = unit.total() if unit.kind == "total" or bool(mask.all()) else unit.of_classes(_indices(mask)).sum(dim=0)
+        matrix = total / samples
+    if unit.sample is None:
+        return spectrum(matrix)
+    values, vectors = _eigenpairs(matrix)
+    sampled, _, weights = _sample_of(unit, mask)
+    if rows is not None and rows.shape[0] <= rows.shape[1]:
+        vectors = rows.T @ (vectors / (samples * values).sqrt())
+    return _moved(values, (sampled @ vectors).square(), weights, samples)
 
 
 def of_label_rows(heads: Tensor, counts: Tensor) -> Tensor:
@@ -74,8 +92,14 @@ def of_label_rows(heads: Tensor, counts: Tensor) -> Tensor:
     return spectrum(smaller_gram(shares.sqrt()[:, None] * heads))
 
 
-def of_joint_gram(rows: Grouped, heads: Tensor) -> Tensor:
-    """Return the eigenvalues of (K1 ⊙ K2)/N from N unit rows and the unit classifier rows (k, D) of their classes."""
+def of_joint_gram(rows: Grouped, heads: Tensor, sample: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+    """Return the eigenvalues of (K1 ⊙ K2)/N from N unit rows and the unit classifier rows (k, D) of their classes.
+
+    Args:
+        rows: Unit rows.
+        heads: Unit classifier rows of the classes of the rows, (k, D).
+        sample: Unit rows, positions of their classes among the k, and weights, of a sample; or None.
+    """
     similarity, each = heads @ heads.T, rows.each()
     joint = rows.rows @ rows.rows.T
     if len(rows.labels) == len(rows.rows):
@@ -83,7 +107,15 @@ def of_joint_gram(rows: Grouped, heads: Tensor) -> Tensor:
     # In place and in parts, because the memory budget allows two matrices: this one and the copy of the solver.
     for part, labels in zip(joint.split(ROWS_AT_ONCE), each.split(ROWS_AT_ONCE), strict=True):
         part.mul_(similarity[labels][:, each])
-    return spectrum(joint.div_(len(rows.rows)))
+    if sample is None:
+        return spectrum(joint.div_(len(rows.rows)))
+    values, vectors = _eigenpairs(joint.div_(len(rows.rows)))
+    sampled, classes, weights = sample
+    products = sampled @ rows.rows.T
+    for part, labels in zip(products.split(ROWS_AT_ONCE), classes.split(ROWS_AT_ONCE), strict=True):
+        part.mul_(similarity[labels][:, each])
+    squares = (products @ vectors).square() / (len(rows.rows) * values)
+    return _moved(values, squares, weights, len(rows.rows))
 
 
 def of_joint_moments(unit: UnitMoments, labels: Tensor, V: Tensor) -> Tensor:
@@ -103,8 +135,22 @@ def of_joint_moments(unit: UnitMoments, labels: Tensor, V: Tensor) -> Tensor:
         # Only the lower triangle of a symmetric matrix is read.
         joint[a, :, : a + 1] = blocks.transpose(0, 1)
     side = rank * features
+    samples = int(unit.counts[labels].sum())
     # In place, because this may be the largest matrix.
-    return spectrum(joint.reshape(side, side).div_(unit.counts[labels].sum()))
+    matrix = joint.reshape(side, side).div_(samples)
+    if unit.sample is None:
+        return spectrum(matrix)
+    values, vectors = _eigenpairs(matrix)
+    sampled, classes, weights = sample_of_classes(unit, labels)
+    squares = torch.cat(
+        [
+            ((V[c][:, :, None] * x[:, None, :]).reshape(len(x), side) @ vectors).square()
+            for x, c in zip(
+                *(each.split(max(1, SAMPLE_BYTES // (8 * side))) for each in (sampled, classes)), strict=True
+            )
+        ]
+    )
+    return _moved(values, squares, weights, samples)
 
 
 def of_products(means: Tensor, V: Tensor, memory: int) -> Tensor:
@@ -136,18 +182,75 @@ def within_classes(unit: UnitMoments, rows: RowBlocks | None, memory: int) -> It
     if unit.kind == "classes":
         present = _indices(unit.counts > 0)
         for labels in present.split(max(1, memory // (4 * 8 * unit.second.shape[1] ** 2))):
-            yield labels, torch.linalg.eigvalsh(unit.of_classes(labels) / unit.counts[labels][:, None, None])
+            matrices = unit.of_classes(labels) / unit.counts[labels][:, None, None]
+            if unit.sample is None:
+                yield labels, torch.linalg.eigvalsh(matrices)
+            else:
+                yield labels, _moved_by_class(unit, labels, *torch.linalg.eigh(matrices))
         return
     for unit_rows, labels in _by_ranges(unit, rows, memory):
         for stack in stacks(unit_rows, labels):
-            yield stack.classes, of_stack(stack)
+            if unit.sample is None:
+                yield stack.classes, of_stack(stack)
+                continue
+            values, vectors = torch.linalg.eigh(_grams_of_stack(stack))
+            if stack.rows.shape[1] <= stack.rows.shape[2]:
+                lengths = (stack.sizes[:, None] * values.clamp(min=0)).sqrt()
+                vectors = stack.rows.mT @ vectors / torch.where(values > _small(values), lengths, torch.inf)[:, None, :]
+            yield stack.classes, _moved_by_class(unit, stack.classes, values, vectors)
 
 
 def of_stack(stack: Stack) -> Tensor:
     """Return the eigenvalues of gram(Z_c)/n_c of the classes in a stack of unit rows, (k, m), zeros included."""
+    return torch.linalg.eigvalsh(_grams_of_stack(stack))
+
+
+def sample_of_classes(unit: UnitMoments, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sampled unit rows of classes with increasing `labels` (k,), the position of the class, and weights."""
+    assert unit.sample is not None
+    rows, classes, weights = unit.sample
+    positions = torch.searchsorted(labels, classes).clamp(max=len(labels) - 1)
+    chosen = labels[positions] == classes
+    return rows[chosen], positions[chosen], weights[chosen]
+
+
+def _sample_of(unit: UnitMoments, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return sample_of_classes(unit, _indices(mask))
+
+
+def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues (k,) that are more than the rounding of the largest one, and unit eigenvectors (m, k)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    present = values > _small(values)
+    return values[present], vectors[:, present]
+
+
+def _small(values: Tensor) -> Tensor:
+    return rounding(values.shape[-1], values.amax(dim=-1, keepdim=True), values.dtype)
+
+
+def _moved(values: Tensor, squares: Tensor, weights: Tensor, samples: int) -> Tensor:
+    """Return eigenvalues (k,) as functions of the weights (m,) of rows, whose squares (u·φ)² are (m, k)."""
+    return values + weights @ (squares - values) / samples
+
+
+def _moved_by_class(unit: UnitMoments, labels: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    """Return eigenvalues (k, r) of classes as functions of the weights of their rows, for eigenvectors (k, D, r)."""
+    order = torch.argsort(labels)
+    rows, positions, weights = sample_of_classes(unit, labels[order])
+    classes = order[positions]
+    squares = rows.new_empty(len(rows), values.shape[1])
+    for number in classes.unique().tolist():
+        chosen = classes == number
+        squares[chosen] = (rows[chosen] @ vectors[number]).square()
+    changes = (squares - values[classes]) * (weights / unit.counts[labels][classes])[:, None]
+    return values.index_add(0, classes, changes)
+
+
+def _grams_of_stack(stack: Stack) -> Tensor:
     wide = stack.rows.shape[1] > stack.rows.shape[2]
     grams = stack.rows.mT @ stack.rows if wide else stack.rows @ stack.rows.mT
-    return torch.linalg.eigvalsh(grams / stack.sizes[:, None, None])
+    return grams / stack.sizes[:, None, None]
 
 
 def _by_ranges(unit: UnitMoments, rows: RowBlocks | None, memory: int) -> Iterator[tuple[Tensor, Tensor]]:

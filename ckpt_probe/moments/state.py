@@ -1,19 +1,101 @@
-"""Stored class moments: unit rows as named tensors and back, and checks of tensors that come from a file."""
+"""Sums of all rows or of a half, as named tensors and back, and checks of tensors that come from a file."""
 
 from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.class_sums import UnitMoments, symmetric
+from ckpt_probe.moments.class_sums import Scatter, UnitMoments, symmetric
 from ckpt_probe.moments.grouping import group
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS
+from ckpt_probe.moments.subset import PREFIX as OF_SUBSET
+
+if TYPE_CHECKING:
+    from ckpt_probe.moments.errors import Sample
 
 ALWAYS = ("counts", "means", "squares")
 OF_UNIT = ("unit_counts", "left_out")
 UNIT_KINDS = ("rows", "second", "total")
 WHOLE_NUMBERS = frozenset({"counts", "unit_counts", "left_out", "row_labels"})
+HALVES = ("first_half.", "second_half.")
+"""Prefixes of the names of tensors of the two halves; those of the whole have none."""
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums of all rows, or of a half of them.
+
+    Attributes:
+        scatter: Class means and scatter.
+        unit: Unit rows or their second moments, or None.
+    """
+
+    scatter: Scatter
+    unit: UnitMoments | None
+
+    def merge(self, other: "Sums") -> None:
+        """Add the rows of other sums."""
+        self.scatter.merge(other.scatter)
+        if self.unit is not None and other.unit is not None:
+            self.unit.merge(other.unit)
+
+    def along(self, sample: "Sample") -> "Sums":
+        """Return the sums as functions of the weights of the rows of a sample, with gradient."""
+        return Sums(self.scatter.along(sample), None if self.unit is None else self.unit.along(sample))
+
+    def state(self) -> State:
+        """Return copies of all sums as tensors by name."""
+        return self.scatter.state() | ({} if self.unit is None else state_of_unit_moments(self.unit))
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Replace all sums by the tensors of a state, which become part of this object."""
+        self.scatter.load(state)
+        if self.unit is not None:
+            load_unit_moments(self.unit, state)
+
+
+def divided_state(state: Mapping[str, Tensor]) -> tuple[State, State, list[State]]:
+    """Return the tensors of the subset, of the whole, and of each half without their prefix; no halves if none are."""
+    subset = {name: tensor for name, tensor in state.items() if name.startswith(OF_SUBSET)}
+    halves = [
+        {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for prefix in HALVES
+    ]
+    whole = {name: tensor for name, tensor in state.items() if not name.startswith((OF_SUBSET, *HALVES))}
+    return subset, whole, [half for half in halves if half] if all(halves) else []
+
+
+def require_subset(subset: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
+    """Check the tensors of a subset of rows against those of all rows; no tensor at all is valid.
+
+    Raises:
+        DataError: If a tensor is missing, or has another dtype, shape or range than expected.
+    """
+    if not subset:
+        return
+    optional = {OF_SUBSET + "documents", OF_SUBSET + "document_rows"}
+    names = {OF_SUBSET + name for name in ("features", "labels", "indices", "halves")}
+    if not names <= subset.keys() or len(optional & subset.keys()) == 1 or subset.keys() - names - optional:
+        raise DataError(f"stored moments: the subset needs {', '.join(sorted(names))}, found {', '.join(subset)}")
+    features = subset[OF_SUBSET + "features"]
+    if features.ndim != 2 or features.shape[1] != whole["means"].shape[1] or not features.is_floating_point():
+        raise DataError(f"stored moments: {OF_SUBSET}features has shape {tuple(features.shape)} of {features.dtype}")
+    if not bool(torch.isfinite(features).all()):
+        raise DataError(f"stored moments: {OF_SUBSET}features contains NaN or infinity")
+    for name, tensor in subset.items():
+        if name == OF_SUBSET + "features":
+            continue
+        if tensor.dtype != torch.int64 or tensor.shape != features.shape[:1] or (len(tensor) and int(tensor.min()) < 0):
+            raise DataError(f"stored moments: {name}: expected {len(features)} whole numbers from 0")
+    labels, counts = subset[OF_SUBSET + "labels"], whole["counts"]
+    seen = torch.bincount(labels, minlength=len(counts))
+    if len(seen) > len(counts) or bool((seen > counts.to(seen.device)).any()):
+        raise DataError(f"stored moments: {OF_SUBSET}labels does not agree with counts")
 
 
 def state_of_unit_moments(unit: UnitMoments) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from ckpt_probe.reporting.table import records_table
 DOCUMENTED = {
     "class.mir", "class.hdr", "class.entropy_means", "class.entropy_weights", "class.mutual_information",
     "sample.mir", "sample.hdr", "sample.entropy_features", "sample.entropy_weights", "sample.entropy_joint",
-    "sample.mutual_information", "sample.effective_rank", "sample.mir_stderr", "within.entropy_mean",
+    "sample.mutual_information", "sample.effective_rank", "sample.mir_computing_error", "within.entropy_mean",
     "within.entropy_max", "nc1.pinv", "nc1.cdnv", "nc2.equinorm_means", "nc2.equinorm_weights",
     "nc2.equiangular_means", "nc2.equiangular_weights", "nc2.etf", "nc3.duality", "nc4.disagreement", "accuracy",
     "loss", "centred.mir", "centred.hdr", "centred.effective_rank", "reference.mir", "reference.hdr",

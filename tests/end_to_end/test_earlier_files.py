@@ -10,7 +10,8 @@ import ckpt_probe as cp
 from ckpt_probe.cli.app import run
 
 EARLIER = Path(__file__).parent / "earlier"
-RECORDS = [json.loads(line) for line in (EARLIER / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+TEXT = (EARLIER / "records.jsonl").read_text(encoding="utf-8").replace("mir_stderr", "mir_computing_error")
+RECORDS = [json.loads(line) for line in TEXT.splitlines()]
 
 
 def of(name: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from ckpt_probe.reporting.layers_table import Grid, grids_of
 from ckpt_probe.reporting.plots.description import COLOURS, Axis, Frames, LayerMap, Line, LinePlot, MatrixPlot, Style
 from ckpt_probe.reporting.runs import Run
 
-NO_HEAT_MAP = frozenset({"depth", "step", "epoch", "sample.mir_stderr"})
+NO_HEAT_MAP = frozenset({"depth", "step", "epoch", "sample.mir_computing_error"})
 """Numbers of a record that describe the measurement, or all layers at once."""
 
 DECADES = 2

@@ -1,0 +1,169 @@
+"""Bias of metrics from the number of rows: values of two halves against that of all rows, checked by quarters.
+
+A metric of N rows exceeds that of the population by about b/N. The mean over two halves then exceeds the value of all
+rows by the same b/N, which estimates the bias (Quenouille 1956). If b/N describes the bias, the mean over four quarters
+exceeds the value of all rows by three times as much.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+from ckpt_probe.moments.registry import CENTRED, LOGITS, SECOND_PASS, Metric
+from ckpt_probe.moments.subset import priorities
+
+if TYPE_CHECKING:
+    from ckpt_probe.moments.inputs import Inputs
+
+NO_HALVES = "rows were not accumulated by halves (`halves=True`)"
+NO_HALF = "a half of the rows has no value"
+NOT_ACCUMULATED = "needs further passes over each half"
+TOO_SMALL = "the sample is too small for this number: its bias does not fall as 1/N"
+UNCHECKED = (
+    "the sample may be too small for this number: its bias exceeds 5 standard errors, and too few rows were kept to "
+    "check that it falls as 1/N"
+)
+MANY_ERRORS = 5
+"""Standard errors that a bias must exceed to be checked by quarters."""
+
+Values = Mapping[str, Any]
+Bias = tuple[float | None, str | None]
+"""Bias and a reason: why it is missing, or why it cannot be relied on."""
+
+
+def bias_of(
+    metrics: Mapping[str, Metric], values: Values, inputs: "Inputs", values_of: Callable[["Inputs"], Values]
+) -> dict[str, Bias]:
+    """Return the bias of each metric.
+
+    Args:
+        metrics: Metrics by their names in the record.
+        values: Values of all rows and their standard errors by name.
+        inputs: Inputs of all rows, with a sample.
+        values_of: Computes the values of other inputs.
+    """
+    sample = inputs.sample
+    assert sample is not None
+    halves: list[Values] = []
+    if inputs.halves and not sample.single and sample.reason is None:
+        halves = [_of_part(half(inputs.present), inputs, values_of) for half in inputs.halves]
+    biases: dict[str, Bias] = {}
+    for name, metric in metrics.items():
+        value, reason = values[name], sample.reason_of(metric)
+        if value is None or reason is not None:
+            biases[name] = None, reason
+        elif not inputs.halves:
+            biases[name] = None, NO_HALVES
+        else:
+            biases[name] = _bias(name, metric, value, inputs, halves)
+    suspects = {}
+    for name, (bias, _) in biases.items():
+        error = values.get(f"{name}_stderr")
+        if bias is not None and error is not None and abs(bias) > MANY_ERRORS * error:
+            suspects[name] = (bias, error)
+    return biases | _checked(suspects, values, inputs, values_of)
+
+
+def _bias(name: str, metric: Metric, value: Any, inputs: "Inputs", halves: list[Values]) -> Bias:
+    if SECOND_PASS in metric.requires:
+        return _of_nearest_means(name, inputs)
+    if CENTRED in metric.requires or name == "ece":
+        return None, NOT_ACCUMULATED
+    if LOGITS in metric.requires:
+        return 0.0, None
+    mean = _mean_of(name, halves)
+    return (None, NO_HALF) if mean is None else (mean - float(value), None)
+
+
+def _of_nearest_means(name: str, inputs: "Inputs") -> Bias:
+    """Return the change of a share of rows if each row is compared with the class means of its own half."""
+    sample = inputs.sample
+    assert sample is not None
+    nearest, by_half = inputs.nearest_of_sample, inputs.nearest_of_sample
+    if nearest is None or by_half is None or name in sample.row_values:
+        return None, NOT_ACCUMULATED
+    by_half = by_half.clone()
+    for number, half in enumerate(inputs.halves):
+        chosen = (sample.halves == number).to(by_half.device)
+        by_half[chosen] = half(inputs.present).nearest_means(sample.features[chosen])
+    before, after = (sample.values_of_rows(name, classes) for classes in (nearest, by_half))
+    if before is None or after is None:
+        return None, NOT_ACCUMULATED
+    return float(sample.design.shares @ (after.double() - before.double()).cpu()), None
+
+
+def _mean_of(name: str, parts: list[Values]) -> float | None:
+    """Return the mean of a metric over parts of the rows; None if a part has no value, or there are no parts."""
+    values = [part[name] for part in parts if part.get(name) is not None]
+    return sum(values) / len(values) if parts and len(values) == len(parts) else None
+
+
+def _of_part(part: "Inputs", inputs: "Inputs", values_of: Callable[["Inputs"], Values]) -> Values:
+    part.provided, part.unavailable = set(inputs.provided) - {LOGITS, SECOND_PASS, CENTRED}, dict(inputs.unavailable)
+    part.outside_mean = inputs.outside_mean
+    try:
+        return values_of(part)
+    except DataError:
+        return {}
+
+
+def _checked(
+    suspects: Mapping[str, tuple[float, float]],
+    values: Values,
+    inputs: "Inputs",
+    values_of: Callable[["Inputs"], Values],
+) -> dict[str, Bias]:
+    """Return the biases that are large, with the reason if smaller parts of the rows do not agree with them."""
+    if not suspects:
+        return {}
+    parts = _quarters(inputs)
+    if not parts:
+        return {name: (bias, UNCHECKED) for name, (bias, _) in suspects.items()}
+    sample, of_parts = inputs.sample, []
+    assert sample is not None
+    assert inputs.of_rows is not None
+    for chosen in parts:
+        part = inputs.of_rows(sample.features[chosen], sample.labels[chosen], inputs.present)
+        of_parts.append(_of_part(part, inputs, values_of))
+    ratio = inputs.samples / (sum(len(chosen) for chosen in parts) / len(parts))
+    checked = {}
+    for name, (bias, error) in suspects.items():
+        mean = _mean_of(name, of_parts)
+        if mean is None:
+            checked[name] = bias, UNCHECKED
+            continue
+        excess = mean - float(values[name])
+        # With a further term of 1/N², this is the bias that remains after the correction.
+        remaining = abs((ratio - 1) * bias - excess) / (ratio - 1)
+        checked[name] = bias, TOO_SMALL if remaining > error else None
+    return checked
+
+
+MOST_PARTS = 8
+"""Largest factor between all rows and the rows of a part that stands for a quarter."""
+
+
+def _quarters(inputs: "Inputs") -> list[Tensor]:
+    """Return positions in the sample of four quarters of all rows, or of one part of it with the shares of all classes.
+
+    Empty if the sample is too small.
+    """
+    sample = inputs.sample
+    assert sample is not None
+    if sample.design.documents is not None:
+        return []
+    labels, counts = sample.design.labels, inputs.scatter.counts.cpu()
+    order = torch.from_numpy(priorities(sample.design.indices, 1).argsort(kind="stable"))
+    order = order[torch.argsort(labels[order], stable=True)]
+    sizes = torch.bincount(labels, minlength=len(counts))
+    ranks = torch.empty_like(labels)
+    ranks[order] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+    if len(labels) == inputs.samples:
+        return [(ranks % 4 == number).nonzero().squeeze(1) for number in range(4)]
+    share = float((sizes / counts.clamp(min=1))[counts > 0].min())
+    if share * MOST_PARTS < 1:
+        return []
+    return [(ranks < (share * counts)[labels].floor()).nonzero().squeeze(1)]

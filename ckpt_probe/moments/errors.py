@@ -1,0 +1,293 @@
+"""Standard errors of metrics: the influence of each row of a sample, by autograd along the weights of these rows.
+
+Metrics are functions F of weighted sums over rows. Row i gets the weight 1 + w_i, and N · ∂F/∂w_i at w = 0 is its
+influence, whose standard deviation over √N is the standard error (Hampel 1974). All sums are functions of w exactly to
+first order, so that one backward pass through the code of a metric returns the influences of all rows of a sample.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ckpt_probe.moments.registry import MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
+from ckpt_probe.moments.subset import RowSubset
+
+FEWEST_ROWS = 8
+"""Rows, and documents, below which there is no standard error."""
+
+NO_SUBSET = "no rows were kept for standard errors (`subset=2048`)"
+FEW_ROWS = f"a standard error needs at least {FEWEST_ROWS} rows"
+FEW_DOCUMENTS = f"a standard error needs at least {FEWEST_ROWS} documents"
+SINGLE_ROWS = "a class has fewer than two rows"
+MISSES_CLASS = "the rows kept for standard errors miss a class"
+NO_GRADIENT = "its function has no gradient, or the values of its rows are not known"
+FIXED = "it does not depend on the rows"
+NO_SPREAD = "all rows have equal influence, up to rounding"
+NOT_FINITE = "its gradient is not finite here"
+LOGITS_AT_ONCE = 2**21
+EQUAL = 1e-9
+"""Influences relative to the value, or to their terms, up to which they are rounding."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """How the rows of a sample were drawn, and therefore how their influences become a standard error.
+
+    Attributes:
+        indices: Absolute indices of the rows, (m,).
+        labels: Labels of the rows, (m,).
+        shares: Share of all rows for which each row stands, (m,), of sum 1.
+        samples: Number of all rows.
+        fixed: Whether classes were drawn with fixed counts, all of them equal.
+        documents: Documents of the rows, (m,), or None.
+        document_rows: Number of rows of the document of each row, (m,), or None.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    shares: Tensor
+    samples: int
+    fixed: bool = False
+    documents: Tensor | None = None
+    document_rows: Tensor | None = None
+
+    def stderr(self, influences: Tensor) -> float | None:
+        """Return the standard error for influences (m,); None with fewer than `FEWEST_ROWS` documents."""
+        values = influences.double().cpu()
+        values = values - self.shares @ values
+        if self.documents is not None:
+            return self._by_documents(values)
+        labels = torch.unique(self.labels, return_inverse=True)[1]
+        sizes = torch.bincount(labels)
+        if self.fixed and bool((sizes > 1).all()):
+            sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, labels, values)
+            values = (values - (sums / sizes)[labels]) * (sizes / (sizes - 1)).sqrt()[labels]
+            return math.sqrt(float(self.shares @ values.square()) / self.samples)
+        return math.sqrt(float(self.shares @ values.square()) / (self.samples - 1))
+
+    def same_rows(self, other: "Design") -> bool:
+        """Return whether both have the same rows with equal labels."""
+        pairs = ((self.indices, other.indices), (self.labels, other.labels))
+        return self.samples == other.samples and all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+    def _by_documents(self, values: Tensor) -> float | None:
+        """Return the standard error with the influences of a document summed up.
+
+        Of the n rows of a document, m are in the sample: the square of their sum is estimated without bias from the
+        squares of the m influences and the products of different ones.
+        """
+        assert self.documents is not None
+        assert self.document_rows is not None
+        documents, each, sizes = torch.unique(self.documents, return_inverse=True, return_counts=True)
+        if len(documents) < FEWEST_ROWS:
+            return None
+        rows = torch.zeros(len(documents), dtype=torch.float64)
+        rows[each] = self.document_rows.double()
+        sums = torch.zeros_like(rows).index_add(0, each, values)
+        squares = torch.zeros_like(rows).index_add(0, each, values.square())
+        pairs = rows * (rows - 1) / (sizes * (sizes - 1)).clamp(min=1)
+        totals = rows / sizes * squares + pairs * (sums.square() - squares)
+        # Rows of the sample stand for all rows; documents are more alike than independent rows, never less.
+        independent = float((rows / sizes * squares).sum())
+        total = max(float(totals.sum()), independent) * self.samples / float(rows.sum())
+        return math.sqrt(total * len(documents) / (len(documents) - 1)) / self.samples
+
+
+class Scores(NamedTuple):
+    """Predicted classes, cross-entropies in nats, and largest probabilities of rows, (m,) each."""
+
+    predicted: Tensor
+    losses: Tensor
+    confidence: Tensor
+
+
+@dataclass
+class Sample:
+    """Rows along whose weights the inputs of metrics have gradients.
+
+    Attributes:
+        features: Rows, (m, D), float64, on the device of the moments.
+        labels: Labels of the rows, (m,), on this device.
+        weights: Weights of the rows, zeros, (m,), with gradient.
+        halves: Half of each row, 0 or 1, (m,).
+        design: How the rows were drawn.
+        reason: Reason why no metric has a standard error, or None.
+        single: Whether a class has one row only.
+        misses: Whether a class has no row in the sample.
+        row_values: Values (m,) of the rows of the sample, such as 1 for a correct prediction, by name of the metric
+            that is their mean over all rows. Those that features and classifier determine are computed if they are not
+            set, for example from stored logits.
+        head: Weights and bias of the classifier; None if unknown.
+    """
+
+    features: Tensor
+    labels: Tensor
+    weights: Tensor
+    halves: Tensor
+    design: Design
+    reason: str | None = None
+    single: bool = False
+    misses: bool = False
+    row_values: dict[str, Tensor] = field(default_factory=dict)
+    head: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    @staticmethod
+    def of(subset: RowSubset | None, counts: Tensor) -> "Sample":
+        """Return the sample of a subset of all rows, whose numbers by class are `counts` (C,)."""
+        subset = RowSubset(1) if subset is None else subset
+        counts, device, samples = counts.cpu(), counts.device, int(counts.sum())
+        labels = subset.labels
+        if subset.documents is None:
+            shares = counts[labels] / torch.bincount(labels, minlength=len(counts))[labels]
+        else:
+            _, each, sizes = torch.unique(subset.documents, return_inverse=True, return_counts=True)
+            assert subset.document_rows is not None
+            shares = subset.document_rows / sizes[each]
+        present = counts[counts > 0]
+        design = Design(
+            subset.indices,
+            labels,
+            shares.double() / shares.sum(),
+            samples,
+            fixed=int(present.max() - present.min()) <= 1,
+            documents=subset.documents,
+            document_rows=subset.document_rows,
+        )
+        reason = NO_SUBSET if not len(subset) else FEW_ROWS if samples < FEWEST_ROWS else None
+        return Sample(
+            subset.features.to(device, torch.float64),
+            labels.to(device),
+            torch.zeros(len(subset), dtype=torch.float64, device=device, requires_grad=True),
+            subset.halves,
+            design,
+            reason,
+            single=bool((present == 1).any()),
+            misses=len(labels.unique()) < len(present),
+        )
+
+    def reason_of(self, metric: Metric) -> str | None:
+        """Return the reason why a metric has no standard error or bias, or None."""
+        if self.reason is not None:
+            return self.reason
+        if metric.family != "within" and not {MEANS, SCATTER, OUTSIDE, SECOND_PASS} & set(metric.requires):
+            return None
+        return SINGLE_ROWS if self.single else MISSES_CLASS if self.misses else None
+
+    def mean_of_rows(
+        self, name: str, mean: float, nearest: Tensor | None = None, signs: Tensor | None = None
+    ) -> float | Tensor:
+        """Return the mean of all rows of a value as a function of their weights; unchanged without values of the rows.
+
+        Args:
+            name: Name of the metric.
+            mean: Mean over all rows.
+            nearest: Class of the nearest class mean of each row of the sample, (m,).
+            signs: Sign of the sum of confidence minus correctness in each bin of confidence, (bins,).
+        """
+        if self.reason is not None:
+            return mean
+        values = self.row_values.get(name)
+        if values is None:
+            values = self.values_of_rows(name, nearest, signs)
+        if values is None:
+            return mean
+        return mean + self.weights @ (values.to(self.weights) - mean) / self.design.samples
+
+    def values_of_rows(self, name: str, nearest: Tensor | None, signs: Tensor | None = None) -> Tensor | None:
+        """Return the values (m,) of the rows of a metric that features and classifier determine, or None."""
+        if name == "nearest_mean_accuracy" and nearest is not None:
+            return nearest == self.labels
+        if self.head[0] is None:
+            return None
+        if name == "accuracy":
+            return self._scores.predicted == self.labels
+        if name == "loss":
+            return self._scores.losses
+        if name == "ece" and signs is not None:
+            confidence = self._scores.confidence
+            bins = (confidence * len(signs)).ceil().to(torch.int64).clamp(1, len(signs)) - 1
+            return signs.to(confidence)[bins] * (confidence - (self._scores.predicted == self.labels).double())
+        return nearest != self._scores.predicted if name == "nc4.disagreement" and nearest is not None else None
+
+    @cached_property
+    def _scores(self) -> Scores:
+        """Return the predicted classes, losses and confidences of the rows."""
+        weights, bias = self.head
+        assert weights is not None
+        at_once = max(1, LOGITS_AT_ONCE // len(weights))
+        predicted, losses, confidence = [], [], []
+        for rows, labels in zip(self.features.split(at_once), self.labels.split(at_once), strict=True):
+            logs = F.linear(rows, weights, bias).log_softmax(dim=1)
+            highest = logs.max(dim=1)
+            predicted.append(highest.indices)
+            losses.append(-logs.gather(1, labels[:, None])[:, 0])
+            confidence.append(highest.values.exp())
+        return Scores(torch.cat(predicted), torch.cat(losses), torch.cat(confidence))
+
+    def influence(self, value: Any) -> tuple[Tensor | None, str | None]:
+        """Return the influences (m,) of the rows on a value, or the reason why there are none."""
+        if not isinstance(value, Tensor):
+            return None, NO_GRADIENT
+        if not value.requires_grad:
+            return None, FIXED
+        (gradient,) = torch.autograd.grad(value, self.weights, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return None, FIXED
+        influences = self.design.samples * gradient.cpu()
+        return (influences, None) if bool(torch.isfinite(influences).all()) else (None, NOT_FINITE)
+
+    def stderr(self, value: float, influences: Tensor) -> tuple[float | None, str | None]:
+        """Return the standard error of a value for influences (m,), or the reason why there is none."""
+        error = self.design.stderr(influences)
+        if error is None:
+            return None, FEW_DOCUMENTS
+        scale = max(abs(value), float(influences.abs().max()))
+        return (error, None) if error * math.sqrt(self.design.samples) > EQUAL * scale else (None, NO_SPREAD)
+
+
+class Influences(Mapping[str, Tensor]):
+    """Influences (m,), float32, of the rows of a sample by name of the metric, and how the rows were drawn.
+
+    Attributes:
+        design: How the rows were drawn.
+    """
+
+    def __init__(self, design: Design, values: Mapping[str, Tensor]) -> None:
+        self.design = design
+        self._values = {name: tensor.to(torch.float32) for name, tensor in values.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def indices(self) -> Tensor:
+        """Return the absolute indices of the rows, (m,)."""
+        return self.design.indices
+
+    def stderr(self, name: str) -> float | None:
+        """Return the standard error of a metric from the sampling of rows."""
+        return self.design.stderr(self[name])
+
+
+class RecordWithErrors(dict[str, Any]):
+    """A record with standard errors.
+
+    Attributes:
+        influences: Influences of the rows of the sample, or None.
+    """
+
+    def __init__(self, record: Mapping[str, Any], influences: Influences | None) -> None:
+        super().__init__(record)
+        self.influences = influences

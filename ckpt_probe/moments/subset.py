@@ -1,0 +1,188 @@
+"""A fixed subset of rows, balanced by class or drawn by documents, from which standard errors are computed.
+
+Each row has a random priority that depends on its index and the seed alone. The subset is therefore equal for every
+checkpoint and layer, whatever the sizes of blocks, the order of merges and the device.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckpt_probe.errors import DataError
+
+ROWS_PER_DOCUMENT = 8
+"""Rows of each document that are drawn before a second batch of rows of any document is."""
+
+PREFIX = "subset."
+
+
+def priorities(numbers: Tensor, seed: int) -> np.ndarray:
+    """Return a random number for each index or document number (n,), by the mixing function of SplitMix64."""
+    with np.errstate(over="ignore"):
+        x = numbers.cpu().numpy().astype(np.uint64) + np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x + np.uint64(0x9E3779B97F4A7C15)) if shift == 30 else x
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        return x ^ (x >> np.uint64(31))
+
+
+class RowSubset:
+    """At most `size` rows of a stream: as many of each class, or of each document where documents are known.
+
+    Rows of a class are ranked by their priority, and the rows of the lowest ranks are selected. Documents are ranked by
+    their own priority, and contribute `ROWS_PER_DOCUMENT` rows each before one of them contributes more. A row that is
+    not selected can never be selected later, so that selections can be merged.
+
+    Args:
+        size: Largest number of rows.
+        seed: Seed of the priorities.
+
+    Attributes:
+        features: Selected rows, (m, D), in order of their indices.
+        labels: Their labels, (m,), on the CPU as all following ones.
+        indices: Their absolute indices, (m,).
+        halves: 0 or 1 for the half to which each row belongs, (m,).
+        documents: Their documents, (m,), or None.
+        document_rows: Number of rows of the document of each row, (m,), or None.
+    """
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        self.size = size
+        self.seed = seed
+        self.features = torch.empty(0, 0)
+        self.labels = self.indices = self.halves = torch.empty(0, dtype=torch.int64)
+        self.documents: Tensor | None = None
+        self.document_rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def update(
+        self, features: Tensor, labels: Tensor, indices: Tensor, halves: Tensor, documents: Tensor | None
+    ) -> None:
+        """Add a block of rows.
+
+        Args:
+            features: Rows, (n, D).
+            labels: Labels, (n,).
+            indices: Absolute indices of the rows, (n,).
+            halves: Half of each row, (n,).
+            documents: Document of each row, (n,), or None; either all blocks have documents or none.
+
+        Raises:
+            DataError: If only some of the blocks have documents.
+        """
+        rows = None if documents is None else torch.ones(len(labels), dtype=torch.int64)
+        self._add(
+            features, labels.cpu(), indices.cpu(), halves.cpu(), None if documents is None else documents.cpu(), rows
+        )
+
+    def merge(self, other: "RowSubset") -> None:
+        """Add the rows of another subset with equal size and seed."""
+        if not len(other):
+            return
+        if (self.size, self.seed) != (other.size, other.seed):
+            raise DataError("moments whose subsets have different sizes or seeds cannot be merged")
+        self._add(
+            other.features, other.labels, other.indices, other.halves, other.documents, other.document_rows, whole=True
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the subset as tensors by name, for `load`."""
+        names = ("features", "labels", "indices", "halves", "documents", "document_rows")
+        return {PREFIX + name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Replace the rows by those of a state; the settings do not change."""
+        self.features = state[PREFIX + "features"]
+        for name in ("labels", "indices", "halves", "documents", "document_rows"):
+            tensor = state.get(PREFIX + name)
+            setattr(self, name, None if tensor is None else tensor.cpu())
+
+    def _add(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        halves: Tensor,
+        documents: Tensor | None,
+        document_rows: Tensor | None,
+        *,
+        whole: bool = False,
+    ) -> None:
+        before = len(self)
+        if before and (documents is None) != (self.documents is None):
+            raise DataError("documents: pass the document of every row, or of none")
+        joined = {
+            "labels": torch.cat([self.labels, labels]),
+            "indices": torch.cat([self.indices, indices]),
+            "halves": torch.cat([self.halves, halves]),
+        }
+        if documents is not None and document_rows is not None:
+            mine = documents[:0], document_rows[:0]
+            if self.documents is not None and self.document_rows is not None:
+                mine = self.documents, self.document_rows
+            joined["documents"] = torch.cat([mine[0], documents])
+            joined["document_rows"] = _rows_of_documents(*mine, documents, document_rows, whole=whole)
+        chosen = self._chosen(joined)
+        for name, values in joined.items():
+            setattr(self, name, values[chosen])
+        kept, added = chosen < before, chosen >= before
+        new = features[(chosen[added] - before).to(features.device)]
+        self.features = (
+            _interleaved(self.features, new.detach(), chosen[kept], kept) if before else new.detach().clone()
+        )
+
+    def _chosen(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """Return the positions of the selected rows, in order of their indices."""
+        own = priorities(rows["indices"], self.seed)
+        groups = rows.get("documents", rows["labels"]).numpy()
+        order = np.lexsort((own, groups))
+        first = np.r_[True, groups[order][1:] != groups[order][:-1]]
+        starts = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+        ranks = np.empty(len(order), dtype=np.int64)
+        ranks[order] = np.arange(len(order)) - starts
+        if "documents" in rows:
+            of_group = priorities(rows["documents"], self.seed + 1)
+            selected = np.lexsort((ranks, of_group, ranks // ROWS_PER_DOCUMENT))[: self.size]
+        else:
+            selected = np.lexsort((own, ranks))[: self.size]
+        indices = rows["indices"].numpy()
+        return torch.from_numpy(selected[np.argsort(indices[selected], kind="stable")])
+
+
+def _rows_of_documents(mine: Tensor, mine_rows: Tensor, others: Tensor, other_rows: Tensor, *, whole: bool) -> Tensor:
+    """Return the number of rows of the document of each row of both, (n,).
+
+    Args:
+        mine: Documents of selected rows.
+        mine_rows: Numbers of rows of these documents.
+        others: Documents of new rows.
+        other_rows: 1 for each new row, or with `whole` the numbers of rows of these documents.
+        whole: Whether the new rows are a subset with its own numbers.
+    """
+    documents, each = torch.unique(torch.cat([mine, others]), return_inverse=True)
+    first = torch.zeros(len(documents), dtype=torch.int64)
+    first[each[: len(mine)]] = mine_rows
+    second = torch.zeros_like(first)
+    if whole:
+        second[each[len(mine) :]] = other_rows
+    else:
+        second.index_add_(0, each[len(mine) :], other_rows)
+    return (first + second)[each]
+
+
+def _interleaved(old: Tensor, new: Tensor, positions: Tensor, kept: Tensor) -> Tensor:
+    """Return old rows at `positions` and all new rows, in the order that `kept` (m,) defines."""
+    if bool(kept.all()) and len(positions) == len(old) and not len(new):
+        return old
+    if old.dtype != new.dtype:
+        dtype = torch.promote_types(old.dtype, new.dtype)
+        old, new = old.to(dtype), new.to(dtype)
+    rows = old.new_empty(len(kept), old.shape[1])
+    mask = kept.to(old.device)
+    rows[mask] = old[positions.to(old.device)]
+    rows[~mask] = new.to(old.device)
+    return rows
