@@ -392,19 +392,19 @@ class Moments:
             DataError: If a tensor is missing, or has another dtype or shape than expected.
         """
         tensors = {name: as_tensor(value, f"moments: {name}").to(self.device) for name, value in state.items()}
-        subset, whole, halves = divided_state(tensors)
+        subset, total, halves = divided_state(tensors)
         self.halves = self.halves and bool(halves)
-        states = halves if self.halves else [whole]
-        for each in [whole, *halves]:
+        states = halves if self.halves else [total]
+        for each in [total, *halves]:
             require_state(each, self.classes, self._requirements)
-        require_subset(subset, whole)
+        require_subset(subset, total)
         self.reset()
         if self.subset is not None and subset:
             self.subset.load(subset)
         elif not subset:
             self.subset = None
-        self.device = self.device or whole["means"].device
-        for part, tensors in zip(self._started(whole["means"].shape[1], self.device), states, strict=True):
+        self.device = self.device or total["means"].device
+        for part, tensors in zip(self._started(total["means"].shape[1], self.device), states, strict=True):
             part.load(tensors)
 
     load = load_state_dict
@@ -467,10 +467,10 @@ class Moments:
             return self._parts[0].scatter
         if self._merged is None:
             assert self.device is not None
-            whole = self._empty(self._parts[0].scatter.means.shape[1], self.device).scatter
+            merged = self._empty(self._parts[0].scatter.means.shape[1], self.device).scatter
             for part in self._parts:
-                whole.merge(part.scatter)
-            self._merged = whole
+                merged.merge(part.scatter)
+            self._merged = merged
         return self._merged
 
     def _sums(self) -> Sums:

@@ -231,7 +231,7 @@ class Sample:
         return Scores(torch.cat(predicted), torch.cat(losses), torch.cat(confidence))
 
     def influence(self, value: Any) -> tuple[Tensor | None, str | None]:
-        """Return the influences (m,) of the rows on a value, or the reason why there are none."""
+        """Return the influences (m,) of the rows on a value, or the reason for their absence."""
         if not isinstance(value, Tensor):
             return None, NO_GRADIENT
         if not value.requires_grad:
@@ -243,7 +243,7 @@ class Sample:
         return (influences, None) if bool(torch.isfinite(influences).all()) else (None, NOT_FINITE)
 
     def stderr(self, value: float, influences: Tensor) -> tuple[float | None, str | None]:
-        """Return the standard error of a value for influences (m,), or the reason why there is none."""
+        """Return the standard error of a value for influences (m,), or the reason for its absence."""
         error = self.design.stderr(influences)
         if error is None:
             return None, FEW_DOCUMENTS

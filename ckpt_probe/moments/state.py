@@ -66,11 +66,11 @@ def divided_state(state: Mapping[str, Tensor]) -> tuple[State, State, list[State
         {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         for prefix in HALVES
     ]
-    whole = {name: tensor for name, tensor in state.items() if not name.startswith((OF_SUBSET, *HALVES))}
-    return subset, whole, [half for half in halves if half] if all(halves) else []
+    total = {name: tensor for name, tensor in state.items() if not name.startswith((OF_SUBSET, *HALVES))}
+    return subset, total, [half for half in halves if half] if all(halves) else []
 
 
-def require_subset(subset: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
+def require_subset(subset: Mapping[str, Tensor], total: Mapping[str, Tensor]) -> None:
     """Check the tensors of a subset of rows against those of all rows; no tensor at all is valid.
 
     Raises:
@@ -83,7 +83,7 @@ def require_subset(subset: Mapping[str, Tensor], whole: Mapping[str, Tensor]) ->
     if not names <= subset.keys() or len(optional & subset.keys()) == 1 or subset.keys() - names - optional:
         raise DataError(f"stored moments: the subset needs {', '.join(sorted(names))}, found {', '.join(subset)}")
     features = subset[OF_SUBSET + "features"]
-    if features.ndim != 2 or features.shape[1] != whole["means"].shape[1] or not features.is_floating_point():
+    if features.ndim != 2 or features.shape[1] != total["means"].shape[1] or not features.is_floating_point():
         raise DataError(f"stored moments: {OF_SUBSET}features has shape {tuple(features.shape)} of {features.dtype}")
     if not bool(torch.isfinite(features).all()):
         raise DataError(f"stored moments: {OF_SUBSET}features contains NaN or infinity")
@@ -91,8 +91,8 @@ def require_subset(subset: Mapping[str, Tensor], whole: Mapping[str, Tensor]) ->
         if name == OF_SUBSET + "features":
             continue
         if tensor.dtype != torch.int64 or tensor.shape != features.shape[:1] or (len(tensor) and int(tensor.min()) < 0):
-            raise DataError(f"stored moments: {name}: expected {len(features)} whole numbers from 0")
-    labels, counts = subset[OF_SUBSET + "labels"], whole["counts"]
+            raise DataError(f"stored moments: {name}: expected {len(features)} total numbers from 0")
+    labels, counts = subset[OF_SUBSET + "labels"], total["counts"]
     seen = torch.bincount(labels, minlength=len(counts))
     if len(seen) > len(counts) or bool((seen > counts.to(seen.device)).any()):
         raise DataError(f"stored moments: {OF_SUBSET}labels does not agree with counts")

@@ -86,7 +86,13 @@ class RowSubset:
         if (self.size, self.seed) != (other.size, other.seed):
             raise DataError("moments whose subsets have different sizes or seeds cannot be merged")
         self._add(
-            other.features, other.labels, other.indices, other.halves, other.documents, other.document_rows, whole=True
+            other.features,
+            other.labels,
+            other.indices,
+            other.halves,
+            other.documents,
+            other.document_rows,
+            complete=True,
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -110,7 +116,7 @@ class RowSubset:
         documents: Tensor | None,
         document_rows: Tensor | None,
         *,
-        whole: bool = False,
+        complete: bool = False,
     ) -> None:
         before = len(self)
         if before and (documents is None) != (self.documents is None):
@@ -125,21 +131,21 @@ class RowSubset:
             if self.documents is not None and self.document_rows is not None:
                 mine = self.documents, self.document_rows
             joined["documents"] = torch.cat([mine[0], documents])
-            joined["document_rows"] = _rows_of_documents(*mine, documents, document_rows, whole=whole)
+            joined["document_rows"] = _rows_of_documents(*mine, documents, document_rows, complete=complete)
         chosen = self._chosen(joined)
         for name, values in joined.items():
             setattr(self, name, values[chosen])
-        kept, added = chosen < before, chosen >= before
+        retained, added = chosen < before, chosen >= before
         new = features[(chosen[added] - before).to(features.device)]
         self.features = (
-            _interleaved(self.features, new.detach(), chosen[kept], kept) if before else new.detach().clone()
+            _interleaved(self.features, new.detach(), chosen[retained], retained) if before else new.detach().clone()
         )
 
     def _chosen(self, rows: Mapping[str, Tensor]) -> Tensor:
         """Return the positions of the selected rows, in order of their indices."""
-        own = priorities(rows["indices"], self.seed)
+        of_rows = priorities(rows["indices"], self.seed)
         groups = rows.get("documents", rows["labels"]).numpy()
-        order = np.lexsort((own, groups))
+        order = np.lexsort((of_rows, groups))
         first = np.r_[True, groups[order][1:] != groups[order][:-1]]
         starts = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
         ranks = np.empty(len(order), dtype=np.int64)
@@ -148,41 +154,43 @@ class RowSubset:
             of_group = priorities(rows["documents"], self.seed + 1)
             selected = np.lexsort((ranks, of_group, ranks // ROWS_PER_DOCUMENT))[: self.size]
         else:
-            selected = np.lexsort((own, ranks))[: self.size]
+            selected = np.lexsort((of_rows, ranks))[: self.size]
         indices = rows["indices"].numpy()
         return torch.from_numpy(selected[np.argsort(indices[selected], kind="stable")])
 
 
-def _rows_of_documents(mine: Tensor, mine_rows: Tensor, others: Tensor, other_rows: Tensor, *, whole: bool) -> Tensor:
+def _rows_of_documents(
+    mine: Tensor, mine_rows: Tensor, others: Tensor, other_rows: Tensor, *, complete: bool
+) -> Tensor:
     """Return the number of rows of the document of each row of both, (n,).
 
     Args:
         mine: Documents of selected rows.
         mine_rows: Numbers of rows of these documents.
         others: Documents of new rows.
-        other_rows: 1 for each new row, or with `whole` the numbers of rows of these documents.
-        whole: Whether the new rows are a subset with its own numbers.
+        other_rows: 1 for each new row, or with `complete` the numbers of rows of these documents.
+        complete: Whether the new rows are a subset with its own numbers.
     """
     documents, each = torch.unique(torch.cat([mine, others]), return_inverse=True)
     first = torch.zeros(len(documents), dtype=torch.int64)
     first[each[: len(mine)]] = mine_rows
     second = torch.zeros_like(first)
-    if whole:
+    if complete:
         second[each[len(mine) :]] = other_rows
     else:
         second.index_add_(0, each[len(mine) :], other_rows)
     return (first + second)[each]
 
 
-def _interleaved(old: Tensor, new: Tensor, positions: Tensor, kept: Tensor) -> Tensor:
-    """Return old rows at `positions` and all new rows, in the order that `kept` (m,) defines."""
-    if bool(kept.all()) and len(positions) == len(old) and not len(new):
+def _interleaved(old: Tensor, new: Tensor, positions: Tensor, retained: Tensor) -> Tensor:
+    """Return old rows at `positions` and all new rows, in the order that `retained` (m,) defines."""
+    if bool(retained.all()) and len(positions) == len(old) and not len(new):
         return old
     if old.dtype != new.dtype:
         dtype = torch.promote_types(old.dtype, new.dtype)
         old, new = old.to(dtype), new.to(dtype)
-    rows = old.new_empty(len(kept), old.shape[1])
-    mask = kept.to(old.device)
+    rows = old.new_empty(len(retained), old.shape[1])
+    mask = retained.to(old.device)
     rows[mask] = old[positions.to(old.device)]
     rows[~mask] = new.to(old.device)
     return rows
