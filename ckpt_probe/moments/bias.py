@@ -5,7 +5,7 @@ rows by the same b/N, which estimates the bias (Quenouille 1956). If b/N describ
 exceeds the value of all rows by three times as much.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,30 +26,32 @@ UNCHECKED = (
     "the sample may be too small for this number: its bias exceeds 5 standard errors, and too few rows were kept to "
     "check that it falls as 1/N"
 )
+MOST_PARTS = 8
+"""Largest factor between all rows and the rows of a part that stands for a quarter."""
+
 MANY_ERRORS = 5
 """Standard errors that a bias must exceed to be checked by quarters."""
 
 Values = Mapping[str, Any]
+ValuesOf = Callable[["Inputs", frozenset[str]], Values]
 Bias = tuple[float | None, str | None]
 """Bias and a reason: why it is missing, or why it cannot be relied on."""
 
 
-def bias_of(
-    metrics: Mapping[str, Metric], values: Values, inputs: "Inputs", values_of: Callable[["Inputs"], Values]
-) -> dict[str, Bias]:
+def bias_of(metrics: Mapping[str, Metric], values: Values, inputs: "Inputs", values_of: ValuesOf) -> dict[str, Bias]:
     """Return the bias of each metric.
 
     Args:
         metrics: Metrics by their names in the record.
         values: Values of all rows and their standard errors by name.
         inputs: Inputs of all rows, with a sample.
-        values_of: Computes the values of other inputs.
+        values_of: Computes the metrics of some names from other inputs.
     """
     sample = inputs.sample
     assert sample is not None
     halves: list[Values] = []
     if inputs.halves and not sample.single and sample.reason is None:
-        halves = [_of_part(half(inputs.present), inputs, values_of) for half in inputs.halves]
+        halves = [_of_part(half(inputs.present), inputs, values_of, metrics) for half in inputs.halves]
     biases: dict[str, Bias] = {}
     for name, metric in metrics.items():
         value, reason = values[name], sample.reason_of(metric)
@@ -101,11 +103,12 @@ def _mean_of(name: str, parts: list[Values]) -> float | None:
     return sum(values) / len(values) if parts and len(values) == len(parts) else None
 
 
-def _of_part(part: "Inputs", inputs: "Inputs", values_of: Callable[["Inputs"], Values]) -> Values:
+def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, names: Iterable[str]) -> Values:
+    """Return the metrics of some names of a part of the rows; empty if they cannot be computed."""
     part.provided, part.unavailable = set(inputs.provided) - {LOGITS, SECOND_PASS, CENTRED}, dict(inputs.unavailable)
     part.outside_mean = inputs.outside_mean
     try:
-        return values_of(part)
+        return values_of(part, frozenset(names))
     except DataError:
         return {}
 
@@ -114,7 +117,7 @@ def _checked(
     suspects: Mapping[str, tuple[float, float]],
     values: Values,
     inputs: "Inputs",
-    values_of: Callable[["Inputs"], Values],
+    values_of: ValuesOf,
 ) -> dict[str, Bias]:
     """Return the biases that are large, with the reason if smaller parts of the rows do not agree with them."""
     if not suspects:
@@ -127,7 +130,7 @@ def _checked(
     assert inputs.of_rows is not None
     for chosen in parts:
         part = inputs.of_rows(sample.features[chosen], sample.labels[chosen], inputs.present)
-        of_parts.append(_of_part(part, inputs, values_of))
+        of_parts.append(_of_part(part, inputs, values_of, suspects))
     ratio = inputs.samples / (sum(len(chosen) for chosen in parts) / len(parts))
     checked = {}
     for name, (bias, error) in suspects.items():
@@ -142,14 +145,10 @@ def _checked(
     return checked
 
 
-MOST_PARTS = 8
-"""Largest factor between all rows and the rows of a part that stands for a quarter."""
-
-
 def _quarters(inputs: "Inputs") -> list[Tensor]:
-    """Return positions in the sample of four quarters of all rows, or of one part of it with the shares of all classes.
+    """Return positions in the sample of four quarters of all rows, or of a part of it with the shares of all classes.
 
-    Empty if the sample is too small.
+    A part has a quarter of all rows, or fewer. Empty if the sample is too small.
     """
     sample = inputs.sample
     assert sample is not None
@@ -163,7 +162,7 @@ def _quarters(inputs: "Inputs") -> list[Tensor]:
     ranks[order] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
     if len(labels) == inputs.samples:
         return [(ranks % 4 == number).nonzero().squeeze(1) for number in range(4)]
-    share = float((sizes / counts.clamp(min=1))[counts > 0].min())
+    share = min(0.25, float((sizes / counts.clamp(min=1))[counts > 0].min()))
     if share * MOST_PARTS < 1:
         return []
     return [(ranks < (share * counts)[labels].floor()).nonzero().squeeze(1)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ckpt_probe.moments.registry import MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
+from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
 from ckpt_probe.moments.subset import RowSubset
 
 FEWEST_ROWS = 8
@@ -24,10 +24,13 @@ FEWEST_ROWS = 8
 NO_SUBSET = "no rows were kept for standard errors (`subset=2048`)"
 FEW_ROWS = f"a standard error needs at least {FEWEST_ROWS} rows"
 FEW_DOCUMENTS = f"a standard error needs at least {FEWEST_ROWS} documents"
+ONE_CLASS = "only one class has samples"
 SINGLE_ROWS = "a class has fewer than two rows"
 MISSES_CLASS = "the rows kept for standard errors miss a class"
-NO_GRADIENT = "its function has no gradient, or the values of its rows are not known"
+NO_GRADIENT = "it does not depend on the rows, or its function has no gradient"
+NO_VALUES_OF_ROWS = "the values of its rows are not known"
 FIXED = "it does not depend on the rows"
+OF_COMPUTATION = "it is an error of the computation"
 NO_SPREAD = "all rows have equal influence, up to rounding"
 NOT_FINITE = "its gradient is not finite here"
 LOGITS_AT_ONCE = 2**21
@@ -118,6 +121,7 @@ class Sample:
         halves: Half of each row, 0 or 1, (m,).
         design: How the rows were drawn.
         reason: Reason why no metric has a standard error, or None.
+        classes: Number of classes that have rows.
         single: Whether a class has one row only.
         misses: Whether a class has no row in the sample.
         row_values: Values (m,) of the rows of the sample, such as 1 for a correct prediction, by name of the metric
@@ -132,6 +136,7 @@ class Sample:
     halves: Tensor
     design: Design
     reason: str | None = None
+    classes: int = 0
     single: bool = False
     misses: bool = False
     row_values: dict[str, Tensor] = field(default_factory=dict)
@@ -167,6 +172,7 @@ class Sample:
             subset.halves,
             design,
             reason,
+            classes=len(present),
             single=bool((present == 1).any()),
             misses=len(labels.unique()) < len(present),
         )
@@ -175,8 +181,12 @@ class Sample:
         """Return the reason why a metric has no standard error or bias, or None."""
         if self.reason is not None:
             return self.reason
+        if metric.name == COMPUTING_ERROR:
+            return OF_COMPUTATION
         if metric.family != "within" and not {MEANS, SCATTER, OUTSIDE, SECOND_PASS} & set(metric.requires):
             return None
+        if self.classes < 2:
+            return ONE_CLASS
         return SINGLE_ROWS if self.single else MISSES_CLASS if self.misses else None
 
     def mean_of_rows(
@@ -230,10 +240,10 @@ class Sample:
             confidence.append(highest.values.exp())
         return Scores(torch.cat(predicted), torch.cat(losses), torch.cat(confidence))
 
-    def influence(self, value: Any) -> tuple[Tensor | None, str | None]:
-        """Return the influences (m,) of the rows on a value, or the reason for their absence."""
+    def influence(self, metric: Metric, value: Any) -> tuple[Tensor | None, str | None]:
+        """Return the influences (m,) of the rows on the value of a metric, or the reason for their absence."""
         if not isinstance(value, Tensor):
-            return None, NO_GRADIENT
+            return None, NO_VALUES_OF_ROWS if {LOGITS, SECOND_PASS} & set(metric.requires) else NO_GRADIENT
         if not value.requires_grad:
             return None, FIXED
         (gradient,) = torch.autograd.grad(value, self.weights, retain_graph=True, allow_unused=True)

@@ -21,18 +21,17 @@ from ckpt_probe.moments.entropies import (
     sample_level,
     within_level,
 )
+from ckpt_probe.moments.errors import ONE_CLASS, Sample
 from ckpt_probe.moments.grouping import RowBlocks
 from ckpt_probe.moments.registry import COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Undefined
 
 if TYPE_CHECKING:
-    from ckpt_probe.moments.errors import Sample
     from ckpt_probe.moments.quality import Quality
 
 HIDING_SHARE = 1e-5
 """NC1 is computed from the rows if the rounding of Σ_W exceeds this share of it."""
 
 HIDDEN = "along the class means the spread is below the rounding of Σ_W, and the features are not available"
-ONE_CLASS = "only one class has samples"
 FEW_CLASSES = "fewer than two classes have as many samples as a class needs"
 OVER_BUDGET = "second moments per class exceed the memory budget"
 

@@ -13,7 +13,7 @@ from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.moments.bias import bias_of
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
-from ckpt_probe.moments.errors import Influences, Sample
+from ckpt_probe.moments.errors import FIXED, NO_GRADIENT, Influences, Sample
 from ckpt_probe.moments.inputs import Inputs, spreads
 from ckpt_probe.moments.portrait import Portrait, portrait_of
 from ckpt_probe.moments.registry import MEANS, REFERENCES, WEIGHTS, Metric, Undefined, all_metrics
@@ -46,7 +46,7 @@ class RecordBuilder:
     def compute(self, metric: Metric, inputs: Inputs, order: float = 1.0) -> None:
         """Set the value of a metric for one order of the entropy, or its reason."""
         assert metric.function is not None
-        name = metric.name if order == 1 else f"{renyi_name(order)}.{metric.name}"
+        name = _name_of(metric, order)
         self.metrics[name] = metric
         reasons = [inputs.unavailable[need] for need in metric.requires if need in inputs.unavailable]
         try:
@@ -131,21 +131,22 @@ def _computed(inputs: Inputs) -> DetailedRecord:
     return DetailedRecord(record.finish(), spectra, _per_class(inputs), portrait, influences)
 
 
-def _compute_metrics(record: RecordBuilder, inputs: Inputs) -> None:
-    """Set the values of all metrics of the requested families."""
+def _compute_metrics(record: RecordBuilder, inputs: Inputs, names: frozenset[str] | None = None) -> None:
+    """Set the values of all metrics of the requested families, or of those with some names."""
     families = inputs.options.families
     metrics = [metric for metric in all_metrics() if metric.family in families and _applies(metric, inputs)]
     for order in inputs.options.all_orders:
         for metric in metrics:
-            if order == 1 or metric.all_orders:
+            name = _name_of(metric, order)
+            if (order == 1 or metric.all_orders) and (names is None or name in names):
                 record.compute(metric, inputs, order)
 
 
-def values_of(inputs: Inputs) -> dict[str, Value]:
-    """Return the values of all metrics of the requested families."""
+def values_of(inputs: Inputs, names: frozenset[str]) -> dict[str, Value]:
+    """Return the values of the metrics of some names."""
     record = RecordBuilder()
     with torch.no_grad():
-        _compute_metrics(record, inputs)
+        _compute_metrics(record, inputs, names)
     return record.values
 
 
@@ -159,15 +160,17 @@ def _put_errors(
         value, error = record.values[name], None
         reason = without.get(name) or sample.reason_of(metric)
         if reason is None:
-            of_rows, reason = sample.influence(record.tensors[name])
+            of_rows, reason = sample.influence(metric, record.tensors[name])
             if of_rows is not None:
                 influences[name] = of_rows
                 error, reason = sample.stderr(float(value or 0.0), of_rows)
         if error is not None:
             error = math.hypot(error, _computing_error(name, levels))
+        if reason in (FIXED, NO_GRADIENT):
+            without[name] = reason
         record.put(f"{name}_stderr", error, reason or "undefined here")
     for name, (bias, reason) in bias_of(record.metrics, record.values, inputs, values_of).items():
-        if bias is None:
+        if bias is None or name in without:
             record.put(f"{name}_bias", None, without.get(name) or reason or "undefined here")
         else:
             record.put(f"{name}_bias", bias)
@@ -186,6 +189,10 @@ def _computing_error(name: str, levels: Mapping[str, LevelEntropies]) -> float:
             if name in (f"{start}.entropy_joint", f"{start}.mutual_information"):
                 return level.joint_computing_error(order)
     return 0.0
+
+
+def _name_of(metric: Metric, order: float) -> str:
+    return metric.name if order == 1 else f"{renyi_name(order)}.{metric.name}"
 
 
 def _applies(metric: Metric, inputs: Inputs) -> bool:

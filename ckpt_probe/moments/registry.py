@@ -58,6 +58,8 @@ Predictions with losses can replace logits. The second pass goes over the featur
 centred features take two more passes. Outside data are of classes that were not trained on.
 """
 
+COMPUTING_ERROR = "sample.mir_computing_error"
+
 FROM_MOMENTS = frozenset({MEANS, WEIGHTS, SCATTER, UNIT_ROWS})
 """Requirements that class moments and classifier weights fulfil."""
 
@@ -313,7 +315,7 @@ METRICS = (
            lambda d, a: d.sample_level.joint(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
     Metric("sample.mutual_information", "sample MI", "features and weight rows: mutual information", "sample", 19,
            lambda d, a: d.sample_level.mutual_information(a), _OF_PAIRS, "nats", source=SONG, all_orders=True),
-    Metric("sample.mir_computing_error", "MIR c.e.", "error of sample.mir from sampling, 0 if exact", "sample", 28,
+    Metric(COMPUTING_ERROR, "MIR c.e.", "error of sample.mir from sampling, 0 if exact", "sample", 28,
            lambda d: d.sample_level.mir_computing_error(1.0), _OF_PAIRS),
     Metric("within.entropy_max", "H within max", "within-class entropy, largest", "within", 20,
            lambda d, a: d.within(a).max(), _OF_ROWS, "nats", "down", 0.0, SONG, all_orders=True),

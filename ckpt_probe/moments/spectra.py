@@ -22,9 +22,6 @@ LEAST_BYTES = 2**23
 
 ROWS_AT_ONCE = 512
 
-SAMPLE_BYTES = 2**26
-"""Bytes of the vectors φ of some rows of a sample that are formed at a time."""
-
 GRAM, MOMENTS, STOCHASTIC = "dense-gram", "dense-moments", "stochastic"
 
 
@@ -142,14 +139,11 @@ def of_joint_moments(unit: UnitMoments, labels: Tensor, V: Tensor) -> Tensor:
         return spectrum(matrix)
     values, vectors = _eigenpairs(matrix)
     sampled, classes, weights = sample_of_classes(unit, labels)
-    squares = torch.cat(
-        [
-            ((V[c][:, :, None] * x[:, None, :]).reshape(len(x), side) @ vectors).square()
-            for x, c in zip(
-                *(each.split(max(1, SAMPLE_BYTES // (8 * side))) for each in (sampled, classes)), strict=True
-            )
-        ]
-    )
+    squares = vectors.new_empty(len(sampled), len(values))
+    for number in classes.unique().tolist():
+        # The vectors φ = v_c ⊗ x of a class have one factor in common.
+        of_class = torch.tensordot(V[number], vectors.reshape(rank, features, -1), dims=1)
+        squares[classes == number] = (sampled[classes == number] @ of_class).square()
     return _moved(values, squares, weights, samples)
 
 

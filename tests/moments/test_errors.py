@@ -1,12 +1,21 @@
-"""Standard errors and biases: influences against closed forms and finite differences, merging, bad input."""
+"""Standard errors and biases: closed forms, derivatives, agreement with the bootstrap, documents, and bad input."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ckpt_probe.moments import Moments
+import ckpt_probe.data
+from ckpt_probe.analysis.nearest import NearestCounts
+from ckpt_probe.metrics.collapse import NearestMean
+from ckpt_probe.moments import DetailedRecord, Moments
+from ckpt_probe.moments.errors import FEW_ROWS, FIXED, MISSES_CLASS, NO_GRADIENT, NO_SPREAD, OF_COMPUTATION, SINGLE_ROWS
+from ckpt_probe.moments.quality import Quality
+from ckpt_probe.moments.record import compute_record
+from ckpt_probe.moments.registry import LAYERS, LOGITS, METRICS, OUTSIDE, SECOND_PASS, SERIES
 
 CLASSES, FEATURES, SAMPLES = 4, 6, 160
 
@@ -27,6 +36,21 @@ def moments_of(rows: Tensor, labels: Tensor, **options) -> Moments:
     return moments
 
 
+def complete_record(rows: Tensor, labels: Tensor, weights: Tensor) -> DetailedRecord:
+    """Return the record with errors, also of accuracy, loss, nearest class means and data of other classes."""
+    moments = moments_of(rows, labels, only=["nc", "nc5", "quality", "class", "sample", "within", "spectrum"])
+    inputs = moments.inputs(weights, errors=True, orders=(2,))
+    inputs.provided |= {LOGITS, SECOND_PASS, OUTSIDE}
+    inputs.outside_mean = torch.ones(rows.shape[1], dtype=torch.float64)
+    inputs.quality = Quality()
+    predicted = inputs.quality.update(rows @ weights.T, labels)
+    nearest = NearestMean(moments.class_means).of(rows)
+    assert predicted is not None
+    correct, disagreeing = int((nearest == labels).sum()), int((nearest != predicted).sum())
+    inputs.nearest = NearestCounts(len(rows), len(rows), disagreeing, len(rows), correct)
+    return compute_record(inputs)
+
+
 def test_influence_of_the_entropy_is_its_closed_form() -> None:
     rows, labels, weights = classes_of_gaussians()
     record = moments_of(rows, labels).compute(weights, errors=True)
@@ -41,26 +65,174 @@ def test_influence_of_the_entropy_is_its_closed_form() -> None:
     assert record["sample.entropy_features_stderr"] == pytest.approx(error, rel=1e-5)
 
 
-def weighted_record(rows: Tensor, labels: Tensor, weights: Tensor, row: int, copies: int) -> dict:
-    """Return the record with one row added as often as all rows were counted `copies` times less one."""
-    repeated = torch.cat([rows.repeat(copies, 1), rows[row][None]])
-    moments = Moments(CLASSES)
-    moments.update(repeated, torch.cat([labels.repeat(copies), labels[row][None]]))
-    return moments.compute(weights, orders=(2,))
-
-
 @pytest.mark.parametrize("features", [6, 200], ids=["N > D", "N < D"])
 def test_influences_are_derivatives_by_the_weight_of_a_row(features: int) -> None:
     rows, labels, weights = classes_of_gaussians(60, features)
     record = moments_of(rows, labels).compute(weights, orders=(2,), errors=True)
-    copies = 400
     plain = moments_of(rows, labels, halves=False, subset=0).compute(weights, orders=(2,))
+    copies = 400
     for row in (0, 7, 33):
-        other = weighted_record(rows, labels, weights, row, copies)
+        # One row more among 400 copies of all rows is a small weight on this row.
+        repeated = torch.cat([rows.repeat(copies, 1), rows[row][None]])
+        other = moments_of(repeated, torch.cat([labels.repeat(copies), labels[row][None]]), halves=False, subset=0)
+        changed = other.compute(weights, orders=(2,))
         for name, influences in record.influences.items():
             if name == "sample.entropy_normalized" and features > len(rows):
                 continue  # its denominator log N changes with the repetition
             assert record[name] == pytest.approx(plain[name], rel=1e-9, abs=1e-12)
-            change = (other[name] - plain[name]) * (copies * len(rows) + 1)
+            change = (changed[name] - plain[name]) * (copies * len(rows) + 1)
             scale = float(influences.abs().max())
             assert change == pytest.approx(float(influences[row]), abs=0.02 * scale), (name, row)
+
+
+RECORD = complete_record(*classes_of_gaussians(200))
+OF_SERIES = {metric.name for metric in METRICS if {LAYERS, SERIES} & set(metric.requires) or metric.of_weights}
+
+
+@pytest.mark.parametrize("name", [metric.name for metric in METRICS if metric.name not in OF_SERIES])
+def test_each_metric_has_an_error_or_a_stated_reason(name: str) -> None:
+    record = RECORD.record
+    if name not in record:
+        # These need further passes, another split or documents.
+        assert name.startswith(("centred.", "erank.", "nc4.disagreement_", "nearest_mean_accuracy_", "documents."))
+        return
+    error = record[f"{name}_stderr"]
+    if error is None:
+        assert f"{name}_stderr" in record["missing"]
+        assert any(reason in record["missing"] for reason in (FIXED, NO_GRADIENT, NO_SPREAD, OF_COMPUTATION))
+        assert "weights" in name or "computing" in name
+    else:
+        assert math.isfinite(error)
+        assert error > 0
+        assert record[f"{name}_bias"] is not None or f"{name}_bias" in record["missing"]
+
+
+def test_errors_of_means_of_rows_are_those_of_their_values() -> None:
+    rows, labels, weights = classes_of_gaussians(200)
+    correct = ((rows @ weights.T).argmax(dim=1) == labels).double().reshape(-1, CLASSES)
+    losses = torch.nn.functional.cross_entropy(rows @ weights.T, labels, reduction="none").reshape(-1, CLASSES)
+    for name, values in (("accuracy", correct), ("loss", losses)):
+        error = math.sqrt(float(values.var(dim=0, correction=1).mean()) / 200)
+        assert RECORD.record[f"{name}_stderr"] == pytest.approx(error, rel=1e-5)
+        assert RECORD.record[f"{name}_bias"] == 0
+
+
+def test_bias_is_the_mean_over_halves_minus_the_value_of_all_rows() -> None:
+    rows, labels, weights = classes_of_gaussians(200)
+    record = moments_of(rows, labels).compute(weights, errors=True)
+    order = torch.argsort(labels, stable=True).reshape(CLASSES, -1)
+    halves = [order[:, half::2].flatten() for half in (0, 1)]
+    parts = [moments_of(rows[half], labels[half], halves=False, subset=0).compute(weights) for half in halves]
+    for name in ("sample.mir", "within.entropy_mean", "nc1.pinv", "nc3.duality", "rankme"):
+        expected = sum(part[name] for part in parts) / 2 - record[name]
+        assert record[f"{name}_bias"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_sample_that_is_too_small_is_stated() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 64, generator=generator, dtype=torch.float64)
+    labels = torch.arange(200) % 20
+    record = moments_of(rows, labels, classes=20).compute(errors=True)
+    assert record["within.entropy_mean_bias"] < -5 * record["within.entropy_mean_stderr"]
+    assert "within.entropy_mean_bias: the sample is too small" in record["missing"] or (
+        "within.entropy_mean_bias" in record["missing"].split(": the sample is too small")[0].split("; ")[-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "reason"),
+    [
+        (torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), [0, 0, 1, 1, 2, 2, 2], FEW_ROWS),
+        (torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), [0, 1, 2, 3], FEW_ROWS),
+        (torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), list(range(12)), SINGLE_ROWS),
+        (torch.randn(21, 5, generator=torch.Generator().manual_seed(0)), [0] * 10 + [1] * 10 + [2], SINGLE_ROWS),
+        (torch.randn(20, 5, generator=torch.Generator().manual_seed(0)), [3] * 20, "only one class"),
+        (torch.eye(5)[torch.arange(20) % 4], [0, 1, 2, 3] * 5, NO_SPREAD),
+    ],
+    ids=["N < 8", "N = 4", "one row per class", "a class of one row", "a single class", "identical rows in each class"],
+)
+def test_bad_input_has_values_without_errors(rows: Tensor, labels: list[int], reason: str) -> None:
+    moments = moments_of(rows, torch.tensor(labels), classes=12)
+    plain = moments_of(rows, torch.tensor(labels), classes=12, halves=False, subset=0)
+    weights = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    record = moments.compute(weights, errors=True)
+    for name, value in plain.compute(weights).items():
+        if isinstance(value, float):
+            assert record[name] == pytest.approx(value, rel=1e-7, abs=1e-12)
+    for name in [name for name in record if name.endswith(("_stderr", "_bias"))]:
+        assert record[name] is None or math.isfinite(record[name])
+        assert record[name] != 0 or name.endswith("_bias")
+        assert record[name] is not None or name in record["missing"]
+    assert reason in record["missing"]
+    assert record["within.entropy_mean_stderr"] is None
+    assert record["class.mir_stderr"] is None
+
+
+def test_a_subset_that_misses_a_class_gives_no_errors_of_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, labels = torch.randn(400, 8, generator=generator), torch.arange(400) % 40
+    record = moments_of(rows, labels, classes=40, subset=30).compute(errors=True)
+    assert record["nc1.pinv"] is not None
+    assert record["nc1.pinv_stderr"] is None
+    assert MISSES_CLASS in record["missing"]
+    assert record["sample.entropy_features_stderr"] > 0
+
+
+def test_without_subset_or_halves_the_reason_is_stated() -> None:
+    rows, labels, weights = classes_of_gaussians()
+    record = moments_of(rows, labels, subset=0).compute(weights, errors=True)
+    assert record["class.mir_stderr"] is None
+    assert "no rows were kept for standard errors (`subset=2048`)" in record["missing"]
+    record = moments_of(rows, labels, halves=False).compute(weights, errors=True)
+    assert record["class.mir_stderr"] > 0
+    assert record["class.mir_bias"] is None
+    assert "`halves=True`" in record["missing"]
+
+
+def test_repeated_rows_of_documents_do_not_shrink_the_error() -> None:
+    rows, labels, weights = classes_of_gaussians(120)
+    once = moments_of(rows, labels).compute(weights, errors=True)
+    four = Moments(CLASSES, halves=True, subset=2048)
+    four.update(rows.repeat(4, 1), labels.repeat(4), documents=torch.arange(120).repeat(4))
+    clustered = four.compute(weights, errors=True)
+    for name in ("sample.entropy_features", "nc1.pinv", "class.mir"):
+        # Clustered errors do not remove the means of classes.
+        assert clustered[f"{name}_stderr"] == pytest.approx(once[f"{name}_stderr"], rel=0.3)
+    independent = Moments(CLASSES, halves=True, subset=2048)
+    independent.update(rows.repeat(4, 1), labels.repeat(4))
+    ratio = once["nc1.pinv_stderr"] / independent.compute(weights, errors=True)["nc1.pinv_stderr"]
+    assert ratio == pytest.approx(2, rel=0.05)
+
+
+def test_a_few_rows_of_each_document_estimate_the_error_of_all() -> None:
+    random = np.random.default_rng(0)
+    documents = np.repeat(np.arange(200), 40)
+    centres = random.normal(size=(200, 6))
+    rows = centres[documents] + random.normal(size=(8000, 6)) + 2
+    labels = np.arange(8000) % 2
+    errors = []
+    for subset in (8000, 1600):
+        moments = Moments(2, halves=True, subset=subset, only=["sample"])
+        moments.update(rows, labels, documents=documents)
+        errors.append(moments.compute(errors=True)["sample.entropy_features_stderr"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.15)
+
+
+@pytest.mark.slow
+def test_errors_agree_with_a_bootstrap_on_digits() -> None:
+    digits = np.load(Path(ckpt_probe.data.__file__).parent / "digits.npz")
+    rows = torch.from_numpy(digits["x"].reshape(-1, 64).astype(np.float64))[:900]
+    labels = torch.from_numpy(digits["y"].astype(np.int64))[:900]
+    weights = torch.stack([rows[labels == label].mean(dim=0) for label in range(10)]) - rows.mean(dim=0)
+    record = Moments(10, halves=True, subset=2048)
+    record.update(rows, labels)
+    record = record.compute(weights, errors=True)
+    random, values = np.random.default_rng(0), []
+    for _ in range(200):
+        chosen = torch.from_numpy(random.integers(0, 900, 900))
+        drawn = Moments(10)
+        drawn.update(rows[chosen], labels[chosen])
+        values.append(drawn.compute(weights))
+    for name in record.influences:
+        spread = np.std([float(value[name]) for value in values])
+        assert record[f"{name}_stderr"] == pytest.approx(spread, rel=0.2), name

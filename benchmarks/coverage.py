@@ -1,0 +1,161 @@
+"""Coverage of 95 % intervals: how often value − bias ± 1.96 standard errors contains the value of the population.
+
+    python benchmarks/coverage.py --family gaussian --draws 500
+
+Five families of labelled rows: Gaussian classes, heavy tails, uneven classes, near collapse, and fewer rows than
+features. The value of the population is that of 500,000 rows. For each metric the table has the coverage of the plain
+and of the corrected interval, the mean of the corrected value minus that of the population in units of its standard
+deviation over draws, the mean standard error over this standard deviation, and the share of draws whose record states
+that the sample is too small for the metric.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckpt_probe.analysis.nearest import NearestCounts
+from ckpt_probe.metrics.collapse import NearestMean
+from ckpt_probe.moments import DetailedRecord, Moments
+from ckpt_probe.moments.bias import TOO_SMALL, UNCHECKED
+from ckpt_probe.moments.quality import Quality
+from ckpt_probe.moments.record import compute_record
+from ckpt_probe.moments.registry import LOGITS, OUTSIDE, SECOND_PASS
+
+POPULATION = 500_000
+
+
+@dataclass(frozen=True)
+class Family:
+    """Labelled rows.
+
+    Attributes:
+        samples: Number of rows N.
+        features: Number of features D.
+        shares: Shares of the classes, (C,).
+        noise: Standard deviation of the rows of a class in each dimension.
+        fixed: Whether each class has N/C rows in every draw.
+        freedom: Degrees of freedom of Student's t; Gaussian if None.
+    """
+
+    samples: int
+    features: int
+    shares: tuple[float, ...]
+    noise: float = 1.0
+    fixed: bool = False
+    freedom: float | None = None
+
+    @property
+    def classes(self) -> int:
+        """Return the number of classes."""
+        return len(self.shares)
+
+    def centres(self) -> Tensor:
+        """Return the class means, (C, D)."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.classes, self.features, generator=generator, dtype=torch.float64)
+
+    def weights(self) -> Tensor:
+        """Return classifier weights near the class means, (C, D)."""
+        generator = torch.Generator().manual_seed(2)
+        centres = self.centres()
+        return centres + 0.3 * torch.randn(centres.shape, generator=generator, dtype=torch.float64)
+
+    def draw(self, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return rows (n, D) and labels (n,)."""
+        random = np.random.default_rng(seed)
+        if self.fixed:
+            labels = np.arange(samples) % self.classes
+        else:
+            labels = random.choice(self.classes, samples, p=np.array(self.shares) / sum(self.shares))
+        noise = random.standard_normal((samples, self.features))
+        if self.freedom is not None:
+            noise *= np.sqrt((self.freedom - 2) / random.chisquare(self.freedom, samples))[:, None]
+        rows = self.centres().numpy()[labels] + self.noise * noise
+        return torch.from_numpy(rows), torch.from_numpy(labels)
+
+
+SIX = (1.0,) * 6
+FAMILIES = {
+    "gaussian": Family(600, 16, SIX, fixed=True),
+    "tails": Family(600, 16, SIX, freedom=5),
+    "uneven": Family(600, 16, (20, 10, 8, 5, 2, 1)),
+    "collapse": Family(600, 16, SIX, noise=0.14),
+    "wide": Family(96, 128, (1.0,) * 4, noise=0.3),
+}
+
+
+def record_of(family: Family, rows: Tensor, labels: Tensor, *, errors: bool) -> DetailedRecord:
+    """Compute the record of rows, with accuracy and nearest class means."""
+    weights = family.weights()
+    moments = Moments(family.classes, halves=errors, subset=2048 if errors else 0)
+    for part in range(0, len(rows), 50_000):
+        moments.update(rows[part : part + 50_000], labels[part : part + 50_000])
+    inputs = moments.inputs(weights, errors=errors)
+    inputs.provided |= {LOGITS, SECOND_PASS, OUTSIDE}
+    inputs.outside_mean = family.centres().sum(dim=0) + 1
+    inputs.quality = Quality()
+    predicted = inputs.quality.update(rows @ weights.T, labels)
+    nearest = NearestMean(moments.class_means).of(rows)
+    assert predicted is not None
+    correct, disagreeing = int((nearest == labels).sum()), int((nearest != predicted).sum())
+    inputs.nearest = NearestCounts(len(rows), len(rows), disagreeing, len(rows), correct)
+    return compute_record(inputs)
+
+
+def coverage(family: Family, draws: int, report: Callable[[int], None]) -> list[tuple[str, ...]]:
+    """Return for each metric: name, true value, coverage plain and corrected, z, ratio of errors, share flagged."""
+    rows, labels = family.draw(POPULATION, 10**6)
+    truth = record_of(family, rows, labels, errors=False).record
+    records = []
+    for seed in range(draws):
+        records.append(record_of(family, *family.draw(family.samples, seed), errors=True).record)
+        report(seed)
+    table = []
+    for name in [key.removesuffix("_stderr") for key in records[0] if key.endswith("_stderr")]:
+        usable = [r for r in records if r[f"{name}_stderr"] is not None and r[name] is not None]
+        if not usable or truth[name] is None:
+            table.append((name, "no standard error: " + reason_of(records[0], f"{name}_stderr")))
+            continue
+        value = np.array([float(r[name]) for r in usable])
+        error = np.array([float(r[f"{name}_stderr"]) for r in usable])
+        bias = np.array([float(r[f"{name}_bias"] or 0) for r in usable])
+        small = [TOO_SMALL, UNCHECKED]
+        flagged = np.array([reason_of(r, f"{name}_bias") in small for r in usable])
+        plain, corrected = (np.abs(v - float(truth[name])) <= 1.96 * error for v in (value, value - bias))
+        away = value - bias - float(truth[name])
+        spread = max(away.std(), 1e-300)
+        numbers = (plain.mean(), corrected.mean(), away.mean() / spread, error.mean() / spread, flagged.mean())
+        table.append((name, f"{truth[name]:.4f}", *(f"{number:.2f}" for number in numbers)))
+    return table
+
+
+def reason_of(record: dict, name: str) -> str:
+    """Return the reason that the record states for a name, or an empty text."""
+    for part in (record["missing"] or "").split("; "):
+        names, _, reason = part.partition(": ")
+        if name in names.split(", "):
+            return reason
+    return ""
+
+
+def main() -> None:
+    """Print the table of one family."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--draws", type=int, default=500)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    table = coverage(FAMILIES[arguments.family], arguments.draws, lambda seed: None)
+    print(f"{arguments.family}, {arguments.draws} draws")
+    print("| metric | population | plain | corrected | z | s.e./spread | too small |")
+    print("|---|---|---|---|---|---|---|")
+    for row in table:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Cost of a record with standard errors and biases against one without, from rows to record, on one thread.
+
+    python benchmarks/errors_cost.py [--case exact|nc|sampled] [--scale 1.0]
+
+`exact`: N = 4,000, D = 128, C = 10, all families. `nc`: N = 60,000, D = 512, C = 10, only NC1 to NC3. `sampled`: a
+joint matrix that is sampled, N = 50,000, D = 2,048, C = 1,000, scaled down by `--scale`. Medians of alternating runs.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from ckpt_probe.moments import Moments
+
+CASES = {"exact": (4_000, 128, 10, None), "nc": (60_000, 512, 10, ["nc"]), "sampled": (50_000, 2_048, 1_000, None)}
+
+
+def main() -> None:
+    """Time both in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, default="exact")
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    samples, features, classes, only = CASES[arguments.case]
+    samples, features, classes = (max(2, round(size * arguments.scale)) for size in (samples, features, classes))
+    if arguments.case != "sampled":
+        samples, features, classes, only = CASES[arguments.case]
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(classes, features, generator=generator)
+    labels = torch.arange(samples) % classes
+    rows = weights[labels] + torch.randn(samples, features, generator=generator)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    limit = 256 if arguments.scale < 1 else None
+    for _ in range(arguments.repeats):
+        for errors in times:
+            began = time.perf_counter()
+            moments = Moments(classes, only=only, halves=errors, subset=2048 if errors else 0)
+            for start in range(0, samples, 8192):
+                moments.update(rows[start : start + 8192], labels[start : start + 8192])
+            accumulated = time.perf_counter() - began
+            record = moments.compute(weights, errors=errors, exact_limit=limit)
+            times[errors].append(time.perf_counter() - began)
+            spent = f"{times[errors][-1]:.2f} s, of which update {accumulated:.2f} s"
+            print(f"errors={errors}: {spent}, {record.get('route')}")
+    plain, both = (statistics.median(times[errors]) for errors in (False, True))
+    shape = f"N = {samples:,}, D = {features}, C = {classes}"
+    print(f"{arguments.case}, {shape}: {plain:.2f} s, {both:.2f} s, x{both / plain:.2f}")
+
+
+if __name__ == "__main__":
+    main()
