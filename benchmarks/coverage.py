@@ -12,6 +12,7 @@ that the sample is too small for the metric.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,8 +110,8 @@ def record_of(family: Family, rows: Tensor, labels: Tensor, *, errors: bool) -> 
 def coverage(family: Family, draws: int, report: Callable[[int], None]) -> list[tuple[str, ...]]:
     """Return for each metric: name, true value, coverage plain and corrected, z, ratio of errors, share flagged."""
     rows, labels = family.draw(POPULATION, 10**6)
-    truth = record_of(family, rows, labels, errors=False).record
-    records = []
+    truth: dict[str, Any] = record_of(family, rows, labels, errors=False).record
+    records: list[dict[str, Any]] = []
     for seed in range(draws):
         records.append(record_of(family, *family.draw(family.samples, seed), errors=True).record)
         report(seed)
@@ -133,7 +134,7 @@ def coverage(family: Family, draws: int, report: Callable[[int], None]) -> list[
     return table
 
 
-def reason_of(record: dict, name: str) -> str:
+def reason_of(record: dict[str, Any], name: str) -> str:
     """Return the reason that the record states for a name, or an empty text."""
     for part in (record["missing"] or "").split("; "):
         names, _, reason = part.partition(": ")
