@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ckpt_probe.config import TrainingConfig, load_config
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
     from ckpt_probe.extraction import extract, extract_series
+    from ckpt_probe.findings import events
     from ckpt_probe.inspection import inspect
     from ckpt_probe.integrations import LightningProbe, Probe, RecordMetric, TrainerProbe
     from ckpt_probe.merging import average, interpolate
@@ -59,6 +60,7 @@ _HOMES = {
     "config": ("TrainingConfig", "load_config"),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
     "extraction": ("extract", "extract_series"),
+    "findings": ("events",),
     "inspection": ("inspect",),
     "integrations": ("LightningProbe", "Probe", "RecordMetric", "TrainerProbe"),
     "merging": ("average", "interpolate"),
@@ -116,6 +118,7 @@ __all__ = [
     "erank_difference",
     "evaluate_path",
     "evaluate_plane",
+    "events",
     "extract",
     "extract_series",
     "gram",

@@ -1,7 +1,7 @@
 """Groups of runs: the runs of one condition that differ in their seed, and their values at one step."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import open_dump_series
 from ckpt_probe.dumps.reading import SUFFIXES
 from ckpt_probe.errors import DataError, listed
-from ckpt_probe.moments.registry import find_metrics, suggest_metrics
+from ckpt_probe.moments.registry import find_metrics, metrics_in, suggest_metrics, values_at_collapse
 
 METRICS_FILE = "metrics.jsonl"
 MEMBER_KINDS = "a run (metrics.jsonl), a directory of dumps, or a file of records (NAME.jsonl)"
@@ -34,10 +34,17 @@ class RunGroup:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Values of the metrics of one run at one step."""
+    """Values of the metrics of one run at one step.
+
+    Attributes:
+        step: The step.
+        values: Value of each metric.
+        at_collapse: Value of each metric at neural collapse, as far as known.
+    """
 
     step: int | None
     values: Mapping[str, float]
+    at_collapse: Mapping[str, float] = field(default_factory=dict)
 
 
 def open_group(path: Path | str) -> RunGroup:
@@ -50,8 +57,8 @@ def open_group(path: Path | str) -> RunGroup:
     if not path.is_dir():
         problem = "a file" if path.exists() else "no such directory"
         raise DataError(f"{path}: {problem}; a group is a directory with one entry per seed: {MEMBER_KINDS}")
-    if _has_dumps(path) or (path / METRICS_FILE).exists():
-        kind = "a directory of dumps" if _has_dumps(path) else "a run"
+    if has_dumps(path) or (path / METRICS_FILE).exists():
+        kind = "a directory of dumps" if has_dumps(path) else "a run"
         raise DataError(f"{path}: is itself {kind}; pass the directory above it, which holds one such entry per seed")
     members: dict[str, Path] = {}
     others: list[str] = []
@@ -92,7 +99,45 @@ def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | Non
             reason = f" ({record['missing']})" if record.get("missing") else ""
             raise DataError(f"{label}: {metric} is undefined at step {record.get('step')}{reason}")
         values[metric] = value
-    return Measurement(_step(record, label), values)
+    return Measurement(_step(record, label), values, collapse_values(record, values))
+
+
+def collapse_values(record: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
+    """Return the values at neural collapse of the named metrics of a record, as far as known."""
+    known = {metric.name: values_at_collapse(metric, [record]) for metric in metrics_in([record])}
+    return {name: float(known[name][0]) for name in names if known.get(name) and known[name][0] is not None}
+
+
+def read_course(source: Path, metrics: Sequence[str], *, split: str) -> dict[int, Mapping[str, Any]]:
+    """Read the records of a run on one split at every step; dumps are analyzed, with the cache of records.
+
+    Args:
+        source: File of records, or directory of dumps.
+        metrics: Names of metrics; of several records at a step, those must be equal.
+        split: Name of the split.
+
+    Returns:
+        The records by step, in ascending order, without those that have no step.
+
+    Raises:
+        DataError: If a value is not a number, or several records have the step.
+    """
+    label = f"{source}: {split}"
+    if source.is_dir():
+        readings = read_series(source, Settings(layers=False), splits=[split], cache=True)
+        records: Iterable[Mapping[str, Any]] = [reading.record for reading in readings]
+    else:
+        records = [record for record in of_penultimate(read_lines(source)) if record.get("split") == split]
+    course: dict[int, Mapping[str, Any]] = {}
+    for record in records:
+        step = _step(record, label)
+        values = [number(record, metric, label) for metric in metrics]
+        if step is None:
+            continue
+        if step in course and values != [course[step].get(metric) for metric in metrics]:
+            raise DataError(f"{label}: several records at step {step}, expected one")
+        course[step] = record
+    return dict(sorted(course.items()))
 
 
 def _source(child: Path) -> Path | None:
@@ -100,7 +145,7 @@ def _source(child: Path) -> Path | None:
         raise DataError(f"{child}: a broken symbolic link; repair or remove it")
     if not child.is_dir():
         return child if child.suffix == ".jsonl" else None
-    if _has_dumps(child):
+    if has_dumps(child):
         return child
     files = [file for file in sorted(child.glob("*.jsonl")) if not file.name.startswith(".")]
     if child / METRICS_FILE in files:
@@ -109,7 +154,8 @@ def _source(child: Path) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-def _has_dumps(directory: Path) -> bool:
+def has_dumps(directory: Path) -> bool:
+    """Return whether a directory contains dumps."""
     try:
         return any(file.suffix in SUFFIXES and not file.name.startswith(".") for file in directory.iterdir())
     except OSError as error:

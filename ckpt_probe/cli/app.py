@@ -23,6 +23,7 @@ VERBS = (
     "analyze",
     "weights",
     "similarity",
+    "events",
     "compare",
     "plot",
     "report",
@@ -35,7 +36,7 @@ VERBS = (
 )
 WRITTEN = frozenset({"-o", "--out", "--spectra", "--figure", "--figures", "--tensorboard"})
 """Options that name an output file or directory."""
-LOCAL_VERBS = frozenset({"demo", "train", "compare", "plot", "report", "export"})
+LOCAL_VERBS = frozenset({"demo", "train", "events", "compare", "plot", "report", "export"})
 """Subcommands that do not accept addresses."""
 INTERRUPTED = 130
 INTERNAL_ERROR = 70

@@ -1,6 +1,7 @@
 """`ckpt-probe compare`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ import click
 
 from ckpt_probe.cli.command import Command, Setting, option, option_group, setting_group
 from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.options import CSV, JSON, PATH, WHOLE, Parsed, require_one_format
+from ckpt_probe.cli.options import CSV, JSON, PATH, WHOLE, Parsed, out_option, overwrite_option, require_one_format
+from ckpt_probe.cli.output import require_writable, write_records
 from ckpt_probe.errors import printable
 
 if TYPE_CHECKING:
@@ -19,12 +21,12 @@ Examples: ckpt-probe compare runs/plain runs/decay --metric accuracy,loss
           ckpt-probe compare dumps/plain dumps/decay --metric class.mir --split train --json"""
 
 
-def parse_step(text: str) -> int | None:
-    """Parse a training step; "last" gives None. Raise ValueError for other texts."""
-    if text == "last":
-        return None
+def parse_step(text: str) -> int | str | None:
+    """Parse a training step or "all"; "last" gives None. Raise ValueError for other texts."""
+    if text in ("last", "all"):
+        return None if text == "last" else text
     if not text.isascii() or not text.isdigit():
-        raise ValueError(f'expected a training step or "last", found {text!r}')
+        raise ValueError(f'expected a training step, "last" or "all", found {text!r}')
     return int(text)
 
 
@@ -43,11 +45,14 @@ def parse_step(text: str) -> int | None:
     option("--split", "NAME", "Split whose values are compared.", str, "test"),
     option(
         "--step",
-        "N|last",
-        "Training step to compare at, or the last step of each entry.",
-        Parsed("N|last", parse_step),
+        "N|last|all",
+        "Training step to compare at, the last step of each entry, or every common step.",
+        Parsed("N|last|all", parse_step),
+        None,
         "last",
     ),
+    option("--at", "loss", "Compare at equal loss in place of a step.", click.Choice(["loss"])),
+    option("--margin", "X", "Difference up to which groups are equivalent.", float, None, "5 % of the range"),
 )
 @setting_group(
     "--sampling",
@@ -63,36 +68,46 @@ def parse_step(text: str) -> int | None:
     Setting("resamples", "N", "Number of bootstrap resamples.", click.IntRange(min=100), 9999),
     Setting("seed", "N", "Seed of the bootstrap.", WHOLE, 0),
 )
-@option_group("Output", JSON, CSV)
+@option_group(
+    "Output",
+    JSON,
+    CSV,
+    out_option("Also write to this file: .csv, .parquet, else JSON Lines.", required=False),
+    overwrite_option("Replace the file if it exists."),
+)
 def command(
     groups: tuple[Path, ...],
     metrics: tuple[str, ...],
     split: str,
-    step: int | None,
     json: bool,
     csv: bool,
+    out: Path | None,
+    overwrite: bool,
     **options: Any,
 ) -> None:
     """Compare groups of runs that differ only in their seed; the first GROUP is the baseline.
 
     A GROUP is a directory with one entry per seed: a run (its metrics.jsonl has loss and accuracy), a directory of
     dumps, which are analyzed, or a file NAME.jsonl written by analyze. Entries of the same name are paired. The verdict
-    is "higher" or "lower" if the confidence interval of the mean paired difference excludes 0, else "inconclusive".
+    is different, equivalent (within --margin) or undecided, corrected for the number of metrics, groups and steps.
     """
     require_one_format(json=json, csv=csv)
+    if out is not None:
+        require_writable(out, overwrite=overwrite)
     names = [name.strip() for text in metrics for name in text.split(",") if name.strip()]
 
     from ckpt_probe.analysis import compare
-    from ckpt_probe.cli.console import bars
+    from ckpt_probe.cli.console import bars, say
 
     with bars() as progress:
-        comparisons = compare(groups, metrics=names, split=split, step=step, progress=progress, **options)
+        comparisons = compare(groups, metrics=names, split=split, progress=progress, **options)
     _print(comparisons, json=json, csv=csv)
+    if out is not None:
+        write_records(map(asdict, comparisons), out, overwrite=overwrite)
+        say(f"{out}: {len(comparisons)} records")
 
 
 def _print(comparisons: "Sequence[Comparison]", *, json: bool, csv: bool) -> None:
-    from dataclasses import asdict
-
     from ckpt_probe.cli.console import console
     from ckpt_probe.reporting import comparison_footnotes, comparison_table, to_csv, to_json_line
 

@@ -13,15 +13,19 @@ PADDING = 2
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Return a table with one row per metric and group; each interval has the confidence that it can reach."""
+    """Return a table with one row per metric and group; each interval has the confidence that it can reach.
+
+    Of comparisons at every step, the table has those of the last.
+    """
+    at_loss = any(comparison.loss_range for comparison in comparisons)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in ("metric", "group"):
         table.add_column(name, no_wrap=True)
-    for name in ("seeds", "mean", "std", "difference", "interval", "confidence"):
+    for name in ("seeds", "mean", "std", "difference", *(["at loss"] if at_loss else []), "interval", "confidence"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     before = None
-    for comparison in comparisons:
+    for comparison in _last_of_each(comparisons):
         table.add_row(
             # As plain text: names in a file may look like markup.
             Text(printable(comparison.metric) if comparison.metric != before else ""),
@@ -29,12 +33,23 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             str(comparison.seeds),
             short_number(comparison.mean),
             _number(comparison.deviation),
-            *_difference_cells(comparison),
-            comparison.verdict,
+            *_difference_cells(comparison, at_loss),
+            verdict_text(comparison),
             style="dim" if comparison.pairs is None else None,
         )
         before = comparison.metric
     return table
+
+
+def verdict_text(comparison: Comparison) -> str:
+    """Return the verdict with its direction, the first step, and the relation to the value at collapse."""
+    details = [
+        *([comparison.direction] if comparison.direction else []),
+        *([f"from step {comparison.differs_from} on"] if comparison.differs_from is not None else []),
+        *([f"{comparison.collapse} {'to' if comparison.collapse == 'nearer' else 'from'} collapse"]
+          if comparison.collapse else []),
+    ]  # fmt: skip
+    return f"{comparison.verdict}: {', '.join(details)}" if details else comparison.verdict
 
 
 def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
@@ -42,13 +57,27 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
     if not comparisons:
         return []
     first = comparisons[0]
+    shown = _last_of_each(comparisons)
     steps = {comparison.step for comparison in comparisons}
     step = f"step {steps.pop()}" if len(steps) == 1 and None not in steps else "each entry's own step"
+    if len(shown) < len(comparisons):
+        step = f"{len(steps)} steps, of which the table has the last"
+    if first.loss_range:
+        low, high = (short_number(loss) for loss in first.loss_range)
+        step = f"equal loss, from {high} to {low}"
     how = f"bootstrap of {first.resamples} resamples, seed {first.seed}, expanded for few seeds"
+    of_what = "band of the mean difference over all losses" if first.loss_range else "intervals of the mean difference"
     notes = [
         f"{first.split} at {step}; differences from {first.baseline} of entries of the same name; "
-        f"intervals of the mean difference: {how if first.interval == 'bootstrap' else 'Student’s t'}"
+        f"{of_what}: {how if first.interval == 'bootstrap' or first.loss_range else 'Student’s t'}"
     ]
+    tested = next((comparison for comparison in comparisons if comparison.tests), None)
+    if tested is not None:
+        test = "the largest of Student's ratios over all losses" if first.loss_range else "Student's paired test"
+        notes.append(
+            f"verdicts at {_percent(first.confidence)}, corrected for the number of tests, {tested.tests} (Holm); "
+            f"different: {test}; equivalent: two one-sided tests within the margin ({_margins(shown)})"
+        )
     for comparison in comparisons:
         if comparison.note:
             notes.append(f"{MISSING} {comparison.group}: {comparison.note}")
@@ -62,10 +91,23 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _difference_cells(comparison: Comparison) -> tuple[str, str, str]:
+def _last_of_each(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    return list({(each.metric, each.group): each for each in comparisons}.values())
+
+
+def _margins(comparisons: Sequence[Comparison]) -> str:
+    margins = {each.metric: each.margin for each in comparisons if each.tests}
+    return ", ".join(
+        f"{metric} {'unknown: one step, no range' if margin is None else short_number(margin)}"
+        for metric, margin in margins.items()
+    )
+
+
+def _difference_cells(comparison: Comparison, at_loss: bool) -> list[str]:
     if comparison.pairs is None:
-        return "", "", ""
-    return _signed(comparison.difference), _interval(comparison), _confidence(comparison)
+        return [""] * (4 if at_loss else 3)
+    loss = [_number(comparison.loss)] if at_loss else []
+    return [_signed(comparison.difference), *loss, _interval(comparison), _confidence(comparison)]
 
 
 def _percent(share: float) -> str:

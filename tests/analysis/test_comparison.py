@@ -8,9 +8,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from scipy import stats
 
 from ckpt_probe.analysis import analyze, compare
 from ckpt_probe.analysis.comparison import Interval, expanded
+from ckpt_probe.analysis.equal_loss import band
+from ckpt_probe.analysis.paired import difference_p
 from ckpt_probe.errors import DataError, UsageError
 
 PLAIN = {"seed-0": 0.90, "seed-1": 0.94, "seed-2": 0.92}
@@ -58,7 +61,7 @@ def test_sums_that_overflow_change_no_digit(tmp_path: Path, size: float, method:
     assert other.difference / size == differences.mean()
     low, high = Interval(method=method).bounds(differences)
     assert (other.low / size, other.high / size) == (low, high)
-    assert other.verdict == "higher"
+    assert (other.verdict, other.direction) == ("different", "higher")
 
 
 def test_values_too_far_apart_for_a_difference_are_told(tmp_path: Path) -> None:
@@ -80,7 +83,7 @@ def test_means_deviations_and_paired_differences_by_hand(tmp_path: Path) -> None
     assert plain.deviation == pytest.approx(0.02)
     assert other.mean == pytest.approx(0.95)
     assert other.difference == pytest.approx((0.03 + 0.01 + 0.05) / 3)
-    assert (other.pairs, other.unpaired, other.verdict, other.baseline) == (3, 0, "higher", "plain")
+    assert (other.pairs, other.unpaired, other.verdict, other.baseline) == (3, 0, "undecided", "plain")
     assert (other.low, other.high) == (pytest.approx(0.01), pytest.approx(0.05))
     assert other.coverage_at_most == 0.75
 
@@ -126,25 +129,107 @@ def test_students_interval_against_its_formula() -> None:
 def test_few_pairs_have_no_interval_and_equal_differences_one_point(tmp_path: Path) -> None:
     few = [group(tmp_path / "a", {"s0": 0.5, "s1": 0.6}), group(tmp_path / "b", {"s0": 0.7, "s1": 0.9})]
     two = compare(few)[1]
-    assert (two.low, two.high, two.verdict) == (None, None, "inconclusive")
+    assert (two.low, two.high, two.verdict) == (None, None, "undecided")
     assert two.note == "an interval needs at least 3 pairs of runs, found 2"
     assert Interval().bounds([0.25] * 4) == (0.25, 0.25)
     assert Interval().bounds([0.0] * 3) == (0.0, 0.0)
     same = compare([group(tmp_path / "c", PLAIN), group(tmp_path / "d", PLAIN)])[1]
-    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "inconclusive")
+    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "equivalent")
     assert Interval().coverage_at_most(6) is None
     assert Interval(method="t").coverage_at_most(3) is None
 
 
-def test_a_verdict_only_where_the_interval_excludes_zero(tmp_path: Path) -> None:
+def test_verdicts_are_those_of_students_test_and_of_two_one_sided_tests(tmp_path: Path) -> None:
     mixed = {"seed-0": 0.95, "seed-1": 0.90, "seed-2": 0.99}
-    lower = {name: value - 0.1 for name, value in PLAIN.items()}
-    found = compare([group(tmp_path / n, v) for n, v in (("plain", PLAIN), ("mixed", mixed), ("lower", lower))])
-    assert [one.verdict for one in found] == ["baseline", "inconclusive", "lower"]
-    for one in found[1:]:
-        assert one.low is not None
-        assert one.high is not None
-        assert (one.low <= 0 <= one.high) == (one.verdict == "inconclusive")
+    lower = {name: value - 0.1 + 0.001 * seed for seed, (name, value) in enumerate(PLAIN.items())}
+    close = {name: value + 0.001 * (seed - 1) for seed, (name, value) in enumerate(PLAIN.items())}
+    names = {"plain": PLAIN, "mixed": mixed, "lower": lower, "close": close}
+    compared = compare([group(tmp_path / name, values) for name, values in names.items()])
+    assert [each.verdict for each in compared] == ["baseline", "undecided", "different", "equivalent"]
+    assert [each.direction for each in compared] == [None, None, "lower", None]
+    assert {each.tests for each in compared[1:]} == {3}
+    # The range over training is that of 0.1 at step 0 and 0.99.
+    assert compared[1].margin == pytest.approx(0.05 * 0.89)
+    p_values = [stats.ttest_rel(list(each.values()), list(PLAIN.values())).pvalue for each in (mixed, lower, close)]
+    order = np.argsort(p_values)
+    by_hand = np.maximum.accumulate([min(1, (3 - rank) * p_values[index]) for rank, index in enumerate(order)])
+    assert [compared[1 + index].p_value for index in order] == pytest.approx(by_hand)
+    tight = compare([tmp_path / "plain", tmp_path / "close"], margin=1e-4)[1]
+    assert (tight.verdict, tight.margin) == ("undecided", 1e-4)
+
+
+def course(directory: Path, shift: float, noise: float = 0.004, seeds: int = 6, seed: int = 0) -> Path:
+    """Write runs whose accuracy differs by `shift` from step 30 on, and whose loss falls to 0.1."""
+    generator = np.random.default_rng(seed)
+    for number in range(seeds):
+        rows = [
+            {
+                "step": step,
+                "split": "test",
+                "loss": 2 * math.exp(-step / 20) + 0.1,
+                "accuracy": 1 - 0.9 * math.exp(-step / 20) + shift * (step >= 30) + noise * generator.normal(),
+            }
+            for step in range(0, 100, 10)
+        ]
+        lines(directory / f"seed-{number}.jsonl", *rows)
+    return directory
+
+
+def test_every_step_is_compared_and_the_first_lasting_difference_named(tmp_path: Path) -> None:
+    pair = [course(tmp_path / "a", 0), course(tmp_path / "b", 0.1, seed=1)]
+    compared = compare(pair, step="all")
+    other = [each for each in compared if each.group == "b"]
+    assert [each.step for each in other] == list(range(0, 100, 10))
+    assert {each.differs_from for each in other} == {30}
+    assert {each.tests for each in other} == {10}
+    assert [each.verdict for each in other][3:] == ["different"] * 7
+    same = compare([pair[0], course(tmp_path / "c", 0, seed=2)], step="all")
+    assert not any(each.verdict == "different" for each in same)
+    assert {each.differs_from for each in same} == {None}
+
+
+def test_equal_loss_has_one_band_for_all_losses(tmp_path: Path) -> None:
+    pair = [course(tmp_path / "a", 0), course(tmp_path / "b", 0.1, seed=1)]
+    _, other = compare(pair, at="loss")
+    assert (other.verdict, other.direction, other.pairs) == ("different", "higher", 6)
+    assert other.loss is not None
+    assert other.loss < 2 * math.exp(-1) + 0.1
+    assert other.low is not None
+    assert other.high is not None
+    assert other.low < 0.1 < other.high
+    assert other.loss_range == pytest.approx((2 * math.exp(-90 / 20) + 0.1, 2.1))
+    _, same = compare([pair[0], course(tmp_path / "c", 0, seed=2)], at="loss")
+    assert same.verdict == "equivalent"
+    with pytest.raises(UsageError, match="leave out `step=30`"):
+        compare(pair, at="loss", step=30)
+    with pytest.raises(DataError, match="steps with loss and accuracy"):
+        compare([group(tmp_path / "d", PLAIN), group(tmp_path / "e", OTHER)], at="loss")
+
+
+def test_groups_of_one_pool_rarely_differ() -> None:
+    """Draw A/A groups, at one level and along a correlated curve; 5 % with three standard errors."""
+    generator = np.random.default_rng(0)
+    for pairs in (3, 4, 6, 10):
+        differences = generator.normal(size=(600, pairs, 8)).cumsum(axis=2)
+        single = np.mean([difference_p(each[:, 0].tolist()) <= 0.05 for each in differences])
+        bands = np.mean([band(each, 0.95, 400, 1).p_value <= 0.05 for each in differences])
+        assert single < 0.077, pairs
+        assert bands < 0.077, pairs
+
+
+def test_one_run_per_group_is_no_claim_about_recipes(tmp_path: Path) -> None:
+    pair = [group(tmp_path / "a", {"seed-0": 0.9}), group(tmp_path / "b", {"seed-0": 0.99})]
+    _, other = compare(pair)
+    assert (other.verdict, other.p_value) == ("undecided", None)
+    assert other.note == "one run per group: no claim about the recipes, whose runs with other seeds may differ as much"
+
+
+def test_different_groups_are_nearer_to_collapse_or_further(tmp_path: Path) -> None:
+    values = {"a": 0.5, "b": 0.2, "c": 0.9}
+    for name, value in values.items():
+        group(tmp_path / name, {f"seed-{n}": value + 0.01 * n * (n + len(name)) for n in range(6)}, "nc1.pinv")
+    _, near, far = compare([tmp_path / name for name in values], metrics=["nc1.pinv"])
+    assert (near.collapse, far.collapse) == ("nearer", "further")
 
 
 def test_entries_are_paired_by_name_and_the_rest_is_said(tmp_path: Path) -> None:

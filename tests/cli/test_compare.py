@@ -34,8 +34,8 @@ def test_the_table_has_values_verdicts_and_method(groups: list[str], capsys: pyt
     assert "at most 87.5 %" in output[2]
     assert output[1].split() == ["accuracy", "plain", "4", "0.9015", "0.0013", "baseline"]
     assert output[2].split()[:5] == ["other", "4", "0.9365", "0.0140", "+0.0350"]
-    assert output[2].rstrip().endswith("higher")
-    assert output[4].rstrip().endswith("inconclusive")
+    assert output[2].rstrip().endswith("different: higher")
+    assert output[4].rstrip().endswith("undecided")
     notes = " ".join(output[5:])
     assert "test at step 50; differences from plain" in notes
     assert "bootstrap of 9999 resamples, seed 0" in notes
@@ -48,7 +48,7 @@ def test_json_and_csv_are_what_python_gives(groups: list[str], capsys: pytest.Ca
     assert run(["compare", *groups, *options, "--json"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert records == [vars(one) for one in expected]
-    assert records[1]["verdict"] == "higher"
+    assert (records[1]["verdict"], records[1]["direction"]) == ("different", "higher")
     assert run(["compare", *groups, *options, "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["difference"] for row in rows] == ["", str(expected[1].difference)]
@@ -61,6 +61,38 @@ def test_students_interval_is_wider_and_named_in_a_note(groups: list[str], capsy
     assert "resampling" not in output
     assert "  95 %  " in output
     assert compare(groups, method="t")[1].resamples is None
+
+
+def test_every_step_and_equal_loss_and_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, shift in (("plain", 0.0), ("other", 0.2)):
+        for seed in range(6):
+            rows = [
+                {
+                    "step": s,
+                    "split": "test",
+                    "loss": 1 / (s + 1),
+                    "accuracy": 0.5 + shift * (s > 2) + 0.001 * (seed * s % 5),
+                }
+                for s in range(8)
+            ]
+            file = tmp_path / name / f"seed-{seed}.jsonl"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["compare", "plain", "other", "--step", "all", "-o", "steps.csv"]) == 0
+    output = capsys.readouterr()
+    assert "different: higher, from step 3 on" in output.out
+    assert "8 steps, of which the table has the last" in output.out
+    assert len(Path("steps.csv").read_text().splitlines()) == 17
+    assert "16 records" in output.err
+    assert run(["compare", "plain", "other", "--at", "loss", "--margin", "0.01"]) == 0
+    output = capsys.readouterr().out
+    assert "at loss" in output
+    assert "test at equal loss, from 1.000 to 0.1250" in output
+    assert "margin (accuracy 0.0100)" in output
+    assert run(["compare", "plain", "other", "-o", "steps.csv"]) == 2
 
 
 def test_left_out_entries_are_reported_on_standard_error(groups: list[str], capsys: pytest.CaptureFixture[str]) -> None:

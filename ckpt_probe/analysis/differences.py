@@ -1,0 +1,264 @@
+"""Compare a group of runs with the baseline on one metric, and decide: different, equivalent or undecided."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ckpt_probe.analysis.equal_loss import Curves, band
+from ckpt_probe.analysis.groups import Measurement
+from ckpt_probe.analysis.paired import FEWEST_PAIRS, Interval, difference_p, equivalence_p, holm
+from ckpt_probe.errors import DataError
+
+SMALL, LARGE = 1e-100, 1e100
+"""Sizes between which the squares of numbers and their sums neither underflow nor overflow."""
+
+Measurements = Mapping[str, Mapping[str, Measurement]]
+"""Values of every run by group and name."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one group, and its difference from the first group, the baseline.
+
+    Attributes:
+        metric: Name of the metric.
+        group: Name of the group.
+        split: Name of the split.
+        step: Training step; None if the runs have different steps, or none.
+        seeds: Number of runs of the group.
+        mean: Mean over the runs.
+        deviation: Standard deviation over the runs (n − 1); None for a single run.
+        baseline: Name of the baseline.
+        pairs: Number of runs with a run of the same name in the baseline.
+        unpaired: Number of runs without one, in either group.
+        difference: Mean over the pairs of the value of this group less that of the baseline.
+        low: Lower end of the interval of the difference; None if `note` is set.
+        high: Upper end of the interval.
+        verdict: "different" or "equivalent" by tests at `confidence`, corrected for their number, else "undecided";
+            "baseline" for the baseline.
+        note: Reason why there is no interval.
+        direction: "higher" or "lower" if the verdict is "different".
+        collapse: "nearer" or "further": whether a different group is nearer to the value at collapse than the baseline.
+        p_value: p-value of Student's paired test of no difference, adjusted by Holm for `tests`.
+        margin: Margin of equivalence, in units of the metric.
+        equivalence_p: p-value of two one-sided tests of a difference beyond the margin, adjusted for `tests`.
+        tests: Number of tests of this call: metrics, groups and steps.
+        differs_from: With every step compared, the first from which the verdict is "different" until the end.
+        loss: With groups compared at equal loss, the loss at which the difference is clearest; `low` and `high` are the
+            ends of a band that holds for all losses together.
+        loss_range: With groups compared at equal loss, the common range of the loss.
+        interval: Method of the interval, "bootstrap" or "t".
+        confidence: Requested confidence of the interval.
+        coverage_at_most: Largest coverage of a resampled interval with so few pairs, if less than `confidence`.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
+    """
+
+    metric: str
+    group: str
+    split: str
+    step: int | None
+    seeds: int
+    mean: float
+    deviation: float | None
+    baseline: str
+    pairs: int | None = None
+    unpaired: int | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: str = "baseline"
+    note: str | None = None
+    direction: str | None = None
+    collapse: str | None = None
+    p_value: float | None = None
+    margin: float | None = None
+    equivalence_p: float | None = None
+    tests: int | None = None
+    differs_from: int | None = None
+    loss: float | None = None
+    loss_range: tuple[float, float] | None = None
+    interval: str = "bootstrap"
+    confidence: float = 0.95
+    coverage_at_most: float | None = None
+    resamples: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A comparison without its verdict, its paired differences by level, and its p-value; None for the baseline."""
+
+    comparison: Comparison
+    differences: np.ndarray | None = None
+    p_value: float = 1.0
+
+
+def compare_at_step(metric: str, label: str, split: str, measurements: Measurements, interval: Interval) -> Tested:
+    baseline = next(iter(measurements))
+    values, reference = (
+        {name: measurement.values[metric] for name, measurement in measurements[group].items()}
+        for group in (label, baseline)
+    )
+    unit = _unit([*values.values(), *reference.values()])
+    values, reference = ({name: value / unit for name, value in each.items()} for each in (values, reference))
+    steps = {measurement.step for measurement in measurements[label].values()}
+    comparison = Comparison(
+        metric=metric,
+        group=label,
+        split=split,
+        step=steps.pop() if len(steps) == 1 else None,
+        seeds=len(values),
+        mean=float(np.mean(list(values.values()))),
+        deviation=float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None,
+        baseline=baseline,
+        interval=interval.method,
+        confidence=interval.confidence,
+        resamples=interval.resamples if interval.method == "bootstrap" else None,
+        seed=interval.seed if interval.method == "bootstrap" else None,
+    )
+    if label == baseline:
+        return Tested(_times(comparison, unit))
+    pairs = {name: value - reference[name] for name, value in values.items() if name in reference}
+    bounds = interval.bounds(list(pairs.values()))
+    comparison = replace(
+        _paired(comparison, len(pairs), len(values.keys() ^ reference.keys()), interval),
+        difference=float(np.mean(list(pairs.values()))) if pairs else None,
+        low=bounds and bounds[0],
+        high=bounds and bounds[1],
+    )
+    at_collapse = [
+        measurement.at_collapse[metric]
+        for measurement in measurements[label].values()
+        if metric in measurement.at_collapse
+    ]
+    if at_collapse:
+        distances = [abs(float(np.mean(list(each.values()))) - at_collapse[0] / unit) for each in (values, reference)]
+        comparison = replace(comparison, collapse="nearer" if distances[0] < distances[1] else "further")
+    comparison = _times(comparison, unit)
+    return Tested(comparison, np.array(list(pairs.values()))[:, None] * unit, difference_p(list(pairs.values())))
+
+
+def _paired(comparison: Comparison, pairs: int, unpaired: int, interval: Interval) -> Comparison:
+    note = None if pairs >= FEWEST_PAIRS else f"an interval needs at least {FEWEST_PAIRS} pairs of runs, found {pairs}"
+    if pairs == 1 and comparison.seeds == 1:
+        note = "one run per group: no claim about the recipes, whose runs with other seeds may differ as much"
+    return replace(
+        comparison,
+        pairs=pairs,
+        unpaired=unpaired,
+        note=note,
+        coverage_at_most=interval.coverage_at_most(pairs),
+    )
+
+
+def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interval: Interval) -> Tested:
+    """Compare a group with the baseline at equal loss; its mean is that over the common range of the loss."""
+    baseline = next(iter(curves.values))
+    own, reference = curves.values[label], curves.values[baseline]
+    comparison = Comparison(
+        metric=metric,
+        group=label,
+        split=split,
+        step=None,
+        seeds=len(own),
+        mean=float(np.mean(list(own.values()))),
+        deviation=float(np.std([each.mean() for each in own.values()], ddof=1)) if len(own) > 1 else None,
+        baseline=baseline,
+        loss_range=(float(curves.levels[-1]), float(curves.levels[0])),
+        interval=interval.method,
+        confidence=interval.confidence,
+        resamples=interval.resamples,
+        seed=interval.seed,
+    )
+    if label == baseline:
+        return Tested(comparison)
+    differences = np.array([own[name] - reference[name] for name in own if name in reference])
+    comparison = _paired(comparison, len(differences), len(own.keys() ^ reference.keys()), interval)
+    if len(differences) < FEWEST_PAIRS:
+        return Tested(comparison, differences)
+    simultaneous = band(differences, interval.confidence, interval.resamples, interval.seed)
+    clearest = simultaneous.clearest
+    comparison = replace(
+        comparison,
+        difference=float(differences[:, clearest].mean()),
+        low=float(simultaneous.low[clearest]),
+        high=float(simultaneous.high[clearest]),
+        loss=float(curves.levels[clearest]),
+    )
+    return Tested(comparison, differences, simultaneous.p_value)
+
+
+def with_verdicts(compared: Sequence[Tested], margins: Mapping[str, float]) -> list[Comparison]:
+    """Return the comparisons with verdicts, corrected for the number of all tests by Holm's procedure."""
+    tested = [index for index, each in enumerate(compared) if each.differences is not None]
+    equivalent = [_equivalence(compared[index], margins) for index in tested]
+    adjusted = dict(zip(tested, holm([compared[index].p_value for index in tested]), strict=True))
+    adjusted_equivalent = dict(zip(tested, holm(equivalent), strict=True))
+    results = []
+    for index, each in enumerate(compared):
+        comparison = each.comparison
+        if index in adjusted:
+            level = 1 - comparison.confidence
+            enough = (comparison.pairs or 0) >= FEWEST_PAIRS
+            different = enough and adjusted[index] <= level
+            same = enough and not different and adjusted_equivalent[index] <= level
+            direction = "higher" if (comparison.difference or 0) > 0 else "lower"
+            comparison = replace(
+                comparison,
+                verdict="different" if different else "equivalent" if same else "undecided",
+                direction=direction if different else None,
+                collapse=comparison.collapse if different else None,
+                p_value=adjusted[index] if enough else None,
+                margin=margins[comparison.metric] or None,
+                equivalence_p=adjusted_equivalent[index] if enough else None,
+                tests=len(tested),
+            )
+        results.append(comparison)
+    return _with_first_steps(results)
+
+
+def _equivalence(tested: Tested, margins: Mapping[str, float]) -> float:
+    """Return the p-value of a difference beyond the margin, at most over the levels of a comparison."""
+    margin, differences = margins[tested.comparison.metric], tested.differences
+    if differences is None or not len(differences) or not margin:
+        return 1.0
+    return max(equivalence_p(column.tolist(), 1) for column in (differences / margin).T)
+
+
+def _with_first_steps(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Set `differs_from` where the comparisons of a metric and group are those of several steps."""
+    by_pair: dict[tuple[str, str], list[Comparison]] = {}
+    for each in comparisons:
+        by_pair.setdefault((each.metric, each.group), []).append(each)
+    results = []
+    for steps in by_pair.values():
+        first = None
+        for each in reversed(steps):
+            if len(steps) == 1 or each.verdict != "different":
+                break
+            first = each.step
+        results += [replace(each, differs_from=first) for each in steps]
+    return results
+
+
+def _unit(values: Sequence[float]) -> float:
+    """Return a power of two by which very large or small values are divided, so that their squares are finite; else 1.
+
+    Division by a power of two changes no digit.
+    """
+    largest = max(map(abs, values))
+    return 1.0 if largest == 0 or SMALL < largest < LARGE else 2.0 ** (math.frexp(largest)[1] - 1)
+
+
+def _times(comparison: Comparison, unit: float) -> Comparison:
+    names = ("mean", "deviation", "difference", "low", "high")
+    values = {name: value * unit for name in names if (value := getattr(comparison, name)) is not None}
+    if not all(map(math.isfinite, values.values())):
+        raise DataError(
+            f"{comparison.group} against {comparison.baseline}: {comparison.metric}: the values lie too far apart for "
+            "their difference to be a number"
+        )
+    return replace(comparison, **values)

@@ -1,0 +1,226 @@
+"""Events of a run: intervals of steps that contain a change, and intervals of the onset and the end of each metric."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_probe.errors import UsageError
+from ckpt_probe.findings.intervals import Family, Interval, families, interval, narrowest, statistic
+from ckpt_probe.findings.noise import Noise, NoiseModel
+from ckpt_probe.findings.series import Series
+
+FEWEST = 12
+"""Number of checkpoints below which no events are reported."""
+
+LEVEL = 0.05
+"""Family-wise error over the intervals and metrics of a run."""
+
+OF_CHANGES, OF_LEVELS = 0.65, 0.25
+"""Shares of the family-wise error for changes, and for onset and end; the rest covers the error of the simulation."""
+
+POWER_QUANTILE = 1.2815515655446004
+"""Quantile of the normal distribution at 0.9: the smallest detectable change is reported in 90 % of the cases."""
+
+ABRUPT = math.log(2)
+"""Largest width, in log step, of an abrupt change."""
+
+SMOOTH, BESIDE = 5, 8
+"""Degree of the smooth trend from which an abrupt change departs, and the least number of checkpoints on either side of
+its interval in which that trend is fitted."""
+
+DEPARTURE, OF_CRITICAL = 0.05, 0.7
+"""Least departure as a share of the range of the values there, and least statistic as a share of the critical value."""
+
+Record = dict[str, Any]
+
+
+def find_events(series: Sequence[Series], level: float = LEVEL) -> tuple[list[Record], list[Record]]:
+    """Find the events of one run, with Holm's correction over its series.
+
+    Args:
+        series: Series of one run.
+        level: Family-wise error over intervals and series.
+
+    Returns:
+        One record per event, by series and step; and one record per series, with its noise, its smallest detectable
+        change, and the reason if no events can be reported.
+
+    Raises:
+        UsageError: If `level` is not between 0 and 0.5.
+    """
+    if not 0 < level < 0.5:
+        raise UsageError(f"`level={level}`: expected a number between 0 and 0.5, such as 0.05")
+    tested = [each for each in series if untested(each) is None]
+    analyses = list(_analyses(tested))
+    order = {id(each): index for index, each in enumerate(tested)}
+    analyses.sort(key=lambda analysis: order[id(analysis.series)])
+    changes = _holm([analysis.changes_p for analysis in analyses], OF_CHANGES * level)
+    levels = _holm([analysis.levels_p for analysis in analyses], OF_LEVELS * level)
+    found: dict[int, list[Record]] = {}
+    limits: dict[int, Record] = {}
+    first = level / max(1, len(analyses))
+    for analysis, of_changes, of_levels in zip(analyses, changes, levels, strict=True):
+        events = [*analysis.changes(of_changes), *analysis.onset_and_end(of_levels)]
+        found[id(analysis.series)] = sorted(events, key=lambda event: (event["from_step"], event["to_step"]))
+        limits[id(analysis.series)] = analysis.limit(OF_CHANGES * first)
+    smallest = {key: limit["smallest_detectable"] for key, limit in limits.items()}
+    return (
+        [{**event, "smallest_detectable": smallest[id(each)]} for each in tested for event in found[id(each)]],
+        [limits.get(id(each)) or _without_events(each) for each in series],
+    )
+
+
+def untested(series: Series) -> str | None:
+    """Return the reason why a series has no events: too few checkpoints, equal steps, or values that are all equal."""
+    if len(series.steps) < FEWEST:
+        return f"{len(series.steps)} checkpoints with a value; events need at least {FEWEST}"
+    if np.ptp(series.values) == 0:
+        return f"all values are {series.values[0]:g}"
+    if not np.isfinite(np.square(series.values)).all():
+        return "values too large for squares"
+    return None
+
+
+def identity(series: Series) -> Record:
+    """Return the entries of a record that name a series."""
+    return {"group": series.group, "seed": series.seed, **series.subject, "metric": series.metric}
+
+
+def name_of(record: Record) -> str:
+    """Return the name of the series of an event, `Series.name`, from the entries of `identity`."""
+    names = list(record)
+    return " ".join(str(record[name]) for name in names[2 : names.index("metric") + 1])
+
+
+def positions(steps: np.ndarray) -> np.ndarray:
+    """Return log(step + t₁), t₁ being the first positive step."""
+    return np.log(steps - min(steps[0], 0) + float(steps[steps > 0][0] if (steps > 0).any() else 1))
+
+
+class _Analysis:
+    """Statistics of one series."""
+
+    def __init__(
+        self,
+        series: Series,
+        models: tuple[NoiseModel, Family, Family],
+        noise: Noise,
+        statistics: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        self.series = series
+        self._model, self._level, self._line = models
+        self._noise = noise
+        self._of_level, self._of_line = statistics
+        self.levels_p, self.changes_p = (
+            family.p_value(each.max()) for family, each in zip(models[1:], statistics, strict=True)
+        )
+
+    def changes(self, level: float | None) -> Iterator[Record]:
+        """Yield a record for each interval that contains a change; none if `level` is None."""
+        if level is None:
+            return
+        critical = self._line.critical(level)
+        for each in narrowest(self._line, self._of_line, critical):
+            yield self._event("change", each, abrupt=self._is_abrupt(each, critical))
+
+    def onset_and_end(self, level: float | None) -> Iterator[Record]:
+        """Yield the records of the onset and the end; none if `level` is None."""
+        if level is None:
+            return
+        critical = self._level.critical(level)
+        significant = [
+            each for each, size in zip(self._level.intervals, self._of_level, strict=True) if size > critical
+        ]
+        yield self._event("onset", min(significant, key=lambda each: (each.stop, -each.start)))
+        last = max(significant, key=lambda each: (each.start, -each.stop))
+        # An interval that reaches the last checkpoint does not show that the metric has come to rest.
+        if last.stop < len(self.series.steps):
+            yield self._event("end", last)
+
+    def limit(self, level: float) -> Record:
+        """Return the noise of the series, and the jump at its middle that is reported in 90 % of the cases."""
+        middle = len(self.series.steps) // 2
+        needed = self._line.critical(level) + POWER_QUANTILE
+        sizes = [
+            needed * self._noise.scale[0, middle] * each.errors[self._noise.limit[0]] / each.response.max()
+            for each in self._line.intervals
+            if each.start < middle < each.stop - 1
+        ]
+        return {
+            **identity(self.series),
+            "checkpoints": len(self.series.steps),
+            "absent": self.series.absent,
+            "noise": float(self._noise.scale[0].min()),
+            "smallest_detectable": float(min(sizes)),
+            "missing": None,
+        }
+
+    def _event(self, kind: str, at: Interval, **more: Any) -> Record:
+        steps, values = self.series.steps, self.series.values
+        return {
+            **identity(self.series),
+            "kind": kind,
+            "from_step": _step(steps[at.start]),
+            "to_step": _step(steps[at.stop - 1]),
+            **more,
+            "value_before": float(values[at.start]),
+            "value_after": float(values[at.stop - 1]),
+        }
+
+    def _is_abrupt(self, at: Interval, critical: float) -> bool:
+        """Return whether an interval is narrower than a factor of 2, and its change no part of a smooth curve.
+
+        A curve is smooth if a polynomial of degree 5 in the step or in its logarithm describes it in and around the
+        interval; with little noise and many checkpoints, even a power law departs from a line within a factor of 2.
+        """
+        x, count = self._model.x, at.stop - at.start
+        if x[at.stop - 1] - x[at.start] > ABRUPT:
+            return False
+        start = max(0, at.start - max(BESIDE, count))
+        stop = min(len(x), at.stop + max(BESIDE, count))
+        values = self.series.values[start:stop]
+        for axis in (x, np.exp(x)):
+            window = interval(self._model, start, stop, SMOOTH, axis)
+            answers = window.contrasts @ values
+            largest = int(np.abs(answers).argmax())
+            departure = np.ptp(answers[largest] * window.contrasts[largest])
+            significant = statistic(window, self.series.values[:, None], self._noise)[0] > OF_CRITICAL * critical
+            if not significant or departure < DEPARTURE * np.ptp(values):
+                return False
+        return True
+
+
+def _analyses(series: Sequence[Series]) -> Iterator[_Analysis]:
+    by_grid: dict[tuple[float, ...], list[Series]] = {}
+    for each in series:
+        by_grid.setdefault(tuple(positions(each.steps).tolist()), []).append(each)
+    for x, members in by_grid.items():
+        model, level, line = models = families(x)
+        values = np.array([each.values for each in members])
+        noise = model.estimate(values)
+        of_level, of_line = level.statistics(values, noise), line.statistics(values, noise)
+        for index, each in enumerate(members):
+            own = Noise(noise.scale[index : index + 1], noise.limit[index : index + 1])
+            yield _Analysis(each, models, own, (of_level[:, index], of_line[:, index]))
+
+
+def _without_events(series: Series) -> Record:
+    counts = {"checkpoints": len(series.steps), "absent": series.absent}
+    return {**identity(series), **counts, "smallest_detectable": None, "missing": untested(series)}
+
+
+def _holm(p_values: Sequence[float], level: float) -> list[float | None]:
+    """Return the level at which each test is rejected by Holm's procedure; None for those that are not rejected."""
+    result: list[float | None] = [None] * len(p_values)
+    for rank, index in enumerate(np.argsort(p_values)):
+        own_level = level / (len(p_values) - rank)
+        if p_values[index] > own_level:
+            break
+        result[index] = own_level
+    return result
+
+
+def _step(step: float) -> int | float:
+    return int(step) if step == int(step) else float(step)

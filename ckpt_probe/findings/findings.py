@@ -1,0 +1,122 @@
+"""Findings about runs: their events, the smallest detectable changes, and the order of onsets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_probe.analysis.records import Records
+from ckpt_probe.errors import UsageError
+from ckpt_probe.findings.detection import LEVEL, find_events
+from ckpt_probe.findings.order import FEWEST_SEEDS, order_in_run, order_over_seeds
+from ckpt_probe.findings.series import Series, read_runs, series_of
+from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.progress import NullProgress, Progress
+
+Record = dict[str, Any]
+
+
+class Findings(Records):
+    """Events of runs, one record each, with the noise of every series and the order of onsets.
+
+    Args:
+        events: Records of the events.
+        limits: One record per series: its noise, its smallest detectable change, and why it has no events.
+        orders: Orders that the runs support: over the seeds of a group, or within a run.
+        series: The series, in the order of `limits`.
+        level: Family-wise error over the intervals and series of a run.
+    """
+
+    def __init__(
+        self,
+        events: Sequence[Record],
+        limits: Sequence[Record],
+        orders: Sequence[Record],
+        series: Sequence[Series],
+        level: float = LEVEL,
+    ) -> None:
+        super().__init__(events)
+        self.level = level
+        self.limits = list(limits)
+        self.orders = list(orders)
+        self.series = list(series)
+
+
+@dataclass(frozen=True)
+class _Run:
+    series: list[Series]
+    events: list[Record]
+    limits: list[Record]
+
+
+@checked_keywords
+def events(
+    sources: Path | str | Sequence[Path | str] = (),
+    *,
+    groups: Mapping[str, Path | str] | None = None,
+    metrics: str | Sequence[str] = (),
+    splits: str | Sequence[str] = (),
+    level: float = LEVEL,
+    progress: Progress | None = None,
+) -> Findings:
+    """Find when metrics of runs change, each with an interval of steps, and the order of their onsets.
+
+    Args:
+        sources: Runs: files of records (.jsonl), CSV files with a column `step`, dumps, or directories of these;
+            a directory with one run per seed is a group.
+        groups: Directories with one run per seed, by the name of the group.
+        metrics: Names, labels or patterns of metrics; all if empty.
+        splits: Splits; all if empty.
+        level: Family-wise error over the intervals and metrics of a run.
+        progress: Receives messages and bars.
+
+    Returns:
+        One record per event: `kind` ("change", "onset" or "end"), `metric`, `from_step`, `to_step`, and for a change
+        `abrupt`; and as attributes `limits` and `orders`.
+
+    Raises:
+        DataError: If a source cannot be read, or has no records with a step.
+        UsageError: If there is no source, or an argument is invalid.
+    """
+    paths, names = as_sequence(sources) or (), as_sequence(metrics) or ()
+    if not paths and not groups:
+        raise UsageError("events needs records or dumps, such as records.jsonl, or a group of runs")
+    records = read_runs(paths, groups or {}, progress or NullProgress())
+    series = {
+        key: series_of(rows, metrics=names, splits=as_sequence(splits) or (), group=key[0], seed=key[1])
+        for key, rows in records.items()
+    }
+    return findings_of(series, level, progress)
+
+
+def findings_of(
+    series: Mapping[tuple[str, str], Sequence[Series]], level: float = LEVEL, progress: Progress | None = None
+) -> Findings:
+    """Find the events of series by group and seed, and their order.
+
+    Args:
+        series: Series of each run.
+        level: Family-wise error over the intervals and series of a run.
+        progress: Receives a bar.
+    """
+    runs = {}
+    with (progress or NullProgress()).task("events", len(series), "runs") as bar:
+        for key, of_run in series.items():
+            found_events, limits = find_events(of_run, level)
+            runs[key] = _Run(list(of_run), found_events, limits)
+            bar.advance()
+    orders: list[Record] = []
+    for group in dict.fromkeys(group for group, _ in runs):
+        members = {seed: run for (its_group, seed), run in runs.items() if its_group == group}
+        if len(members) >= FEWEST_SEEDS:
+            of_seeds = {seed: run.series for seed, run in members.items()}
+            orders += order_over_seeds(of_seeds, {seed: run.events for seed, run in members.items()})
+        else:
+            orders += [order for run in members.values() for order in order_in_run(run.series, run.events)]
+    return Findings(
+        [event for run in runs.values() for event in run.events],
+        [limit for run in runs.values() for limit in run.limits],
+        orders,
+        [each for run in runs.values() for each in run.series],
+        level,
+    )

@@ -1,0 +1,186 @@
+"""Narrowest intervals in which a series departs from a line or a constant, with a simulated critical value.
+
+The idea is that of Narrowest Significance Pursuit (Fryzlewicz, arXiv 2009.05431): every interval of a family is
+tested, and each reported one contains a change, with one family-wise error for all of them. Here the tests are kinks
+and jumps at points of the interval, each relative to its standard error under AR(1) noise. The coefficient φ is
+replaced by an upper limit, and the critical value is the largest over φ of those simulated on the same grid with the
+same estimates.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ckpt_probe.findings.noise import COEFFICIENTS, Noise, NoiseModel, contrasts, simulate
+
+SHORTEST, MOST_SPLITS = 4, 9
+"""Number of checkpoints of the shortest interval, and the number of its points at which changes are tested."""
+
+SIMULATED = (0.0, 0.25, 0.5, 0.7, 0.8)
+"""Coefficients φ under which the critical value is simulated."""
+
+DRAWS, SEED = 2000, 1
+"""Number of simulated series for each coefficient, half of it on grids of more than 200 checkpoints, and their seed."""
+
+TAIL = 0.05
+"""Probability beyond which the simulated distribution is extrapolated by a generalised Pareto tail."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval of checkpoints and its tests.
+
+    Attributes:
+        start: Index of the first checkpoint.
+        stop: Index after the last checkpoint.
+        contrasts: Unit vectors (tests, stop − start): kinks and jumps, less their fit by the null trend.
+        errors: Standard error (coefficients,) of the contrasts, in mean square, for a scale of second differences of 1.
+        response: Answer (tests,) of each contrast to a jump of size 1 at its point; 0 for kinks.
+    """
+
+    start: int
+    stop: int
+    contrasts: np.ndarray
+    errors: np.ndarray
+    response: np.ndarray
+
+
+class Family:
+    """All tested intervals of one grid for one null trend, and the distribution of the largest statistic under it.
+
+    Args:
+        model: Model of the noise on the grid.
+        degree: Degree of the trend in which there is no change: 0 for a constant, 1 for a line.
+    """
+
+    def __init__(self, model: NoiseModel, degree: int) -> None:
+        self.model = model
+        self.intervals = [interval(model, start, stop, degree) for start, stop in spans(len(model.x))]
+        self._null: list[np.ndarray] = []
+        self._tails: list[tuple[float, float, float]] = []
+
+    def learn(self, values: np.ndarray, noise: Noise) -> None:
+        """Add simulated series (m, n) without a change, under one coefficient, to the distribution."""
+        columns = np.ascontiguousarray(values.T, dtype=np.float32)
+        largest = np.zeros(len(values))
+        for each in self.intervals:
+            np.maximum(largest, statistic(each, columns, noise), out=largest)
+        self._null.append(np.sort(largest))
+        self._tails.append(_tail(self._null[-1]))
+
+    def statistics(self, values: np.ndarray, noise: Noise) -> np.ndarray:
+        """Return the largest statistic of each interval, shape (intervals, m), of series (m, n) and their noise."""
+        columns = np.ascontiguousarray(values.T)
+        return np.array([statistic(each, columns, noise) for each in self.intervals])
+
+    def p_value(self, largest: float) -> float:
+        """Return the probability of a largest statistic of at least this size without a change, at most over φ."""
+        return max(_exceedance(largest, null, tail) for null, tail in zip(self._null, self._tails, strict=True))
+
+    def critical(self, level: float) -> float:
+        """Return the size that the largest statistic exceeds with a probability of at most `level` without a change."""
+        return max(_quantile(level, null, tail) for null, tail in zip(self._null, self._tails, strict=True))
+
+
+@lru_cache(maxsize=32)
+def families(x: tuple[float, ...]) -> tuple[NoiseModel, Family, Family]:
+    """Return the noise model of a grid, and its families for a constant and a line; simulated once for each grid."""
+    model = NoiseModel(np.array(x))
+    level, line = Family(model, 0), Family(model, 1)
+    for coefficient in SIMULATED:
+        values = simulate(np.random.default_rng(SEED), coefficient, DRAWS if len(x) <= 200 else DRAWS // 2, len(x))
+        noise = model.estimate(values)
+        level.learn(values, noise)
+        line.learn(values, noise)
+    return model, level, line
+
+
+def interval(model: NoiseModel, start: int, stop: int, degree: int, x: np.ndarray | None = None) -> Interval:
+    """Return an interval with its tests.
+
+    Args:
+        model: Model of the noise.
+        start: Index of the first checkpoint.
+        stop: Index after the last checkpoint.
+        degree: Degree of the null trend.
+        x: Positions (n,) in which the trend is a polynomial, if not those of the model.
+    """
+    positions = model.x if x is None else x
+    _, vectors, response = contrasts(positions[start:stop], degree, MOST_SPLITS)
+    return Interval(start, stop, vectors, standard_errors(model, vectors), response)
+
+
+def standard_errors(model: NoiseModel, vectors: np.ndarray) -> np.ndarray:
+    """Return the standard error (coefficients,) of contrasts (tests, n), in mean square over the tests."""
+    products = vectors.T @ vectors / len(vectors)
+    by_distance = np.array([np.trace(products, distance) for distance in range(len(products))])
+    by_distance[1:] *= 2
+    variances = COEFFICIENTS[:, None] ** np.arange(len(products)) @ by_distance
+    return np.sqrt(variances) / model.scales
+
+
+def statistic(tested: Interval, columns: np.ndarray, noise: Noise) -> np.ndarray:
+    """Return the largest statistic (m,) of an interval for series in columns (n, m)."""
+    sizes = tested.contrasts.astype(columns.dtype, copy=False) @ columns[tested.start : tested.stop]
+    largest = np.abs(sizes, out=sizes).max(axis=0)
+    scale = noise.scale[:, (tested.start + tested.stop) // 2] * tested.errors[noise.limit]
+    return largest / np.where(scale > 0, scale, np.inf)
+
+
+def spans(count: int) -> list[tuple[int, int]]:
+    """Return first index and index after the last of every tested interval: each length is about 1.3 times the last."""
+    lengths, length = [], float(SHORTEST)
+    while length < count:
+        lengths.append(int(length))
+        length = max(length + 1, length * 1.3)
+    result = []
+    for length in [*lengths, count]:
+        starts = [*range(0, count - length + 1, max(1, length // 5)), count - length]
+        result += [(start, start + length) for start in dict.fromkeys(starts)]
+    return result
+
+
+def narrowest(family: Family, statistics: np.ndarray, critical: float) -> list[Interval]:
+    """Return disjoint significant intervals in order, the narrowest first chosen; of equals, the most significant.
+
+    Args:
+        family: The tested intervals.
+        statistics: Their statistics (intervals,) for one series.
+        critical: Critical value.
+    """
+    x = family.model.x
+    significant = np.flatnonzero(statistics > critical)
+    width = {index: x[family.intervals[index].stop - 1] - x[family.intervals[index].start] for index in significant}
+    chosen: list[Interval] = []
+    for index in sorted(significant, key=lambda index: (round(width[index], 9), -statistics[index])):
+        new = family.intervals[index]
+        if all(new.stop - 1 <= other.start or other.stop - 1 <= new.start for other in chosen):
+            chosen.append(new)
+    return sorted(chosen, key=lambda each: each.start)
+
+
+def _tail(null: np.ndarray) -> tuple[float, float, float]:
+    """Return threshold, scale and shape of a generalised Pareto tail, by probability-weighted moments."""
+    beyond = null[int(len(null) * (1 - TAIL)) :]
+    excess = beyond - beyond[0]
+    count = len(excess)
+    first, second = excess.mean(), (excess * (count - 1 - np.arange(count))).sum() / (count * (count - 1))
+    shape = float(np.clip(2 - first / max(first - 2 * second, 1e-12), 0, 0.5))
+    return float(beyond[0]), float(first * (1 - shape)), shape
+
+
+def _exceedance(size: float, null: np.ndarray, tail: tuple[float, float, float]) -> float:
+    threshold, scale, shape = tail
+    if size <= threshold:
+        return float(1 + len(null) - np.searchsorted(null, size)) / (1 + len(null))
+    excess = (size - threshold) / scale
+    return TAIL * float(np.exp(-excess) if shape < 1e-6 else (1 + shape * excess) ** (-1 / shape))
+
+
+def _quantile(level: float, null: np.ndarray, tail: tuple[float, float, float]) -> float:
+    threshold, scale, shape = tail
+    if level >= TAIL:
+        return float(np.quantile(null, 1 - level))
+    ratio = level / TAIL
+    return threshold + scale * float(-np.log(ratio) if shape < 1e-6 else (ratio**-shape - 1) / shape)

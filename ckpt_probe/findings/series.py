@@ -1,0 +1,212 @@
+"""Series of checkpoints: the values of every metric of a run by training step, from records, dumps or CSV files."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckpt_probe.analysis.groups import has_dumps, open_group
+from ckpt_probe.analysis.records import RECORD_FILES, metric_names, read_records
+from ckpt_probe.analysis.series import read_series
+from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.dumps.reading import SUFFIXES
+from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.files import distinct_names, require_regular
+from ckpt_probe.moments.registry import find_metrics, suggest_metrics
+from ckpt_probe.progress import Progress
+
+SUBJECT = ("split", "layer", "class", "alpha")
+"""Entries of a record by which its numbers belong to different series of one run."""
+
+NOT_SUBJECT = frozenset({"checkpoint", "missing", "route", "route_reason", "class_name", "group", "seed", "condition"})
+OF_A_METRIC = ("_bias", "_stderr", "_computing_error")
+"""Endings of names of numbers that belong to a metric: its bias by sample size, and its errors."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric of one run by training step.
+
+    Attributes:
+        group: Name of the group of runs; the name of the run itself where it belongs to none.
+        seed: Name of the run in its group.
+        subject: Split, layer and other entries that tell series of one metric apart, by name.
+        metric: Name of the metric.
+        steps: Training steps (n,) in ascending order.
+        values: Values (n,), corrected for sample size where the records have a bias.
+        absent: Number of steps without a value.
+    """
+
+    group: str
+    seed: str
+    subject: Mapping[str, str]
+    metric: str
+    steps: np.ndarray
+    values: np.ndarray
+    absent: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the metric with its subject, such as "test class.mir"."""
+        return " ".join([*self.subject.values(), self.metric])
+
+
+def read_runs(
+    sources: Sequence[Path | str], groups: Mapping[str, Path | str], progress: Progress
+) -> dict[tuple[str, str], list[Record]]:
+    """Read the records of every run by group and seed; a run outside a group is its own group.
+
+    Args:
+        sources: Runs: files of records or CSV files, dumps, directories of either; or directories with a run per seed.
+        groups: Directories with one run per seed, by the name of the group.
+        progress: Receives a bar.
+    """
+    members: dict[tuple[str, str], Path] = {}
+    names = distinct_names([_naming_part(Path(source)) for source in sources])
+    for name, source in [*zip(names, map(Path, sources), strict=True), *((n, Path(p)) for n, p in groups.items())]:
+        if name in groups or _is_group(source):
+            members |= {(name, seed): run for seed, run in open_group(source).members.items()}
+        else:
+            members[name, name] = source
+    runs: dict[tuple[str, str], list[Record]] = {}
+    with progress.task("runs", len(members), "runs") as bar:
+        for (group, seed), path in members.items():
+            for record in _records_of(path, progress):
+                own_group = record.get("group") or record.get("condition") or group
+                own_seed = record.get("seed")
+                key = str(own_group), str(seed if own_seed is None else own_seed)
+                runs.setdefault(key, []).append(record)
+            bar.advance()
+    return runs
+
+
+def series_of(
+    records: Iterable[Record],
+    *,
+    metrics: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    group: str = "",
+    seed: str = "",
+) -> list[Series]:
+    """Return the series of a run, one for each subject and metric, ordered by subject, then by metric.
+
+    Args:
+        records: Records of the run.
+        metrics: Names, labels or patterns of metrics; all if empty.
+        splits: Splits; all if empty.
+        group: Name of the group.
+        seed: Name of the run.
+
+    Raises:
+        DataError: If no record has a step, or two records of one subject have the same step.
+        UsageError: If no record is of a requested split.
+    """
+    stepped = [record for record in records if _number(record.get("step")) is not None]
+    label = seed if seed == group or not group else f"{group}: {seed}"
+    if not stepped:
+        raise DataError(f"{label}: no record has a step; expected a number called step in each")
+    if splits and not any(record.get("split") in splits for record in stepped):
+        existing = listed(sorted({str(record.get("split")) for record in stepped}))
+        raise UsageError(f"{label}: `splits={list(splits)!r}`: no such record; there are: {existing}")
+    stepped = [record for record in stepped if not splits or record.get("split") in splits]
+    names = [name for name in metric_names(stepped) if not name.endswith(OF_A_METRIC) and name != "seed"]
+    if metrics:
+        existing, names = names, find_metrics(metrics, names)
+        unknown = next((name for name in names if name not in existing), None)
+        if unknown is not None:
+            raise DataError(f"{label}: no metric {unknown!r}{suggest_metrics(unknown, existing)}")
+    result = []
+    for subject, rows in _by_subject(stepped, label).items():
+        rows = sorted(rows, key=lambda record: float(record["step"]))
+        for name in names:
+            values = [_corrected(record, name) for record in rows]
+            kept_rows = [(row["step"], value) for row, value in zip(rows, values, strict=True) if value is not None]
+            if kept_rows:
+                steps, numbers = np.array(kept_rows, dtype=float).T
+                absent = len(rows) - len(steps)
+                result.append(Series(group, seed, dict(subject), name, steps, numbers, absent))
+    return result
+
+
+def read_csv(path: Path) -> list[Record]:
+    """Read a CSV file with a header that has a column `step`; empty cells are missing values.
+
+    Raises:
+        DataError: If it cannot be read, or has no such column.
+    """
+    require_regular(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+    if not rows or "step" not in rows[0]:
+        columns = listed([str(name) for name in rows[0]]) if rows else "no row"
+        raise DataError(f"{path}: no column step; there are: {columns}")
+    return [{name: _cell(text) for name, text in row.items() if name is not None} for row in rows]
+
+
+def _records_of(path: Path, progress: Progress) -> list[Record]:
+    if path.suffix.lower() == ".csv":
+        return read_csv(path)
+    if path.suffix in SUFFIXES or (path.is_dir() and has_dumps(path)):
+        readings = read_series(path, Settings(layers=False), cache=True, progress=progress)
+        return [reading.record for reading in readings]
+    return list(read_records(path))
+
+
+def _is_group(path: Path) -> bool:
+    if not path.is_dir() or has_dumps(path) or any((path / name).is_file() for name in RECORD_FILES):
+        return False
+    children = [child for child in path.iterdir() if not child.name.startswith(".")]
+    return any(map(Path.is_dir, children)) or sum(child.suffix == ".jsonl" for child in children) > 1
+
+
+def _naming_part(path: Path) -> Path:
+    return path.resolve().parent if path.name in RECORD_FILES else path.with_suffix("")
+
+
+def _by_subject(records: Sequence[Record], label: str) -> dict[tuple[tuple[str, str], ...], list[Record]]:
+    """Divide records into those of one subject each; texts tell them apart where split, layer and class do not."""
+    texts = dict.fromkeys(name for record in records for name, value in record.items() if isinstance(value, str))
+    further = [name for name in texts if name not in NOT_SUBJECT and name not in SUBJECT]
+    for names in (SUBJECT, (*SUBJECT, *further)):
+        divided: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+        for record in records:
+            subject = tuple((name, str(record[name])) for name in names if record.get(name) is not None)
+            divided.setdefault(subject, []).append(record)
+        repeated = [rows for rows in divided.values() if len({float(row["step"]) for row in rows}) < len(rows)]
+        if not repeated:
+            return divided
+    steps = [float(row["step"]) for row in repeated[0]]
+    twice = next(step for step in steps if steps.count(step) > 1)
+    raise DataError(f"{label}: several records at step {twice:g} of one split; keep one run in a file")
+
+
+def _corrected(record: Record, name: str) -> float | None:
+    value, bias = _number(record.get(name)), _number(record.get(f"{name}_bias"))
+    return value if value is None or bias is None else value - bias
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _cell(text: str | None) -> Any:
+    if text is None or not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,118 @@
+"""Intervals of changes: their error without a change, and that they contain planted changes."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from ckpt_probe.findings.detection import find_events, positions
+from ckpt_probe.findings.intervals import families, narrowest, spans
+from ckpt_probe.findings.noise import COEFFICIENTS, contrasts, simulate
+from ckpt_probe.findings.series import Series
+
+STEPS = np.geomspace(1, 10_000, 44)
+
+
+def test_contrasts_are_unit_vectors_without_the_trend_and_answer_a_jump_by_its_residual() -> None:
+    x = np.log(STEPS[:9] + 1)
+    trend, vectors, response = contrasts(x, 1, 20)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    assert np.allclose(vectors @ np.c_[np.ones(9), x], 0, atol=1e-10)
+    assert np.allclose(trend.T @ trend, np.eye(2))
+    for split, (vector, size) in enumerate(zip(vectors[:8], response[:8], strict=True), 1):
+        jump = (np.arange(9) >= split).astype(float)
+        residual = jump - np.polyval(np.polyfit(x, jump, 1), x)
+        assert size == pytest.approx(np.linalg.norm(residual))
+        assert vector @ jump == pytest.approx(size)
+
+
+def test_noise_is_estimated_with_changes_in_the_series() -> None:
+    x = positions(STEPS)
+    model, _, _ = families(tuple(x))
+    noise = simulate(np.random.default_rng(0), 0.0, 400, 44) + 50 * (np.arange(44) > 20) + 3 * x
+    assert np.median(model.estimate(noise).scale) == pytest.approx(1, abs=0.1)
+    correlated = simulate(np.random.default_rng(0), 0.7, 400, 44)
+    assert (COEFFICIENTS[model.estimate(correlated).limit] >= 0.7).mean() > 0.7
+    assert np.corrcoef(correlated[:, 1:].ravel(), correlated[:, :-1].ravel())[0, 1] == pytest.approx(0.7, abs=0.02)
+
+
+def test_scale_of_second_differences_follows_the_coefficient() -> None:
+    x = positions(STEPS)
+    model, _, _ = families(tuple(x))
+    noise = simulate(np.random.default_rng(1), float(COEFFICIENTS[5]), 4000, 44)
+    assert np.median(model.estimate(noise).scale[:, 22]) == pytest.approx(model.scales[5], rel=0.06)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.7])
+def test_lines_with_noise_rarely_have_an_interval(coefficient: float) -> None:
+    x = positions(STEPS)
+    model, _, line = families(tuple(x))
+    values = 4 * x + simulate(np.random.default_rng(2), coefficient, 600, 44)
+    largest = line.statistics(values, model.estimate(values)).max(axis=0)
+    # Three standard errors above 5 %: sqrt(0.05 · 0.95 / 600) = 0.009.
+    assert (largest > line.critical(0.05)).mean() < 0.077
+    p_values = [line.p_value(size) for size in largest]
+    assert np.mean(np.array(p_values) <= 0.05) == pytest.approx((largest > line.critical(0.05)).mean(), abs=0.01)
+
+
+def test_intervals_contain_a_planted_jump_and_are_disjoint() -> None:
+    x = positions(STEPS)
+    model, _, line = families(tuple(x))
+    values = simulate(np.random.default_rng(3), 0.3, 200, 44) + 12 * (np.arange(44) >= 25)
+    statistics = line.statistics(values, model.estimate(values))
+    hits = 0
+    for column in statistics.T:
+        intervals = narrowest(line, column, line.critical(0.05))
+        hits += any(each.start < 25 < each.stop for each in intervals)
+        assert all(a.stop - 1 <= b.start for a, b in pairwise(intervals))
+    assert hits / 200 > 0.95
+
+
+def test_spans_cover_every_scale() -> None:
+    found = spans(30)
+    assert found[0] == (0, 4)
+    assert found[-1] == (0, 30)
+    assert len(set(found)) == len(found)
+    assert all(0 <= start < stop <= 30 for start, stop in found)
+
+
+def one(values: np.ndarray, steps: np.ndarray = STEPS) -> Series:
+    return Series("run", "run", {"split": "test"}, "accuracy", steps, values)
+
+
+def test_a_jump_is_abrupt_and_smooth_curves_are_not() -> None:
+    noise = simulate(np.random.default_rng(4), 0.0, 1, 44)[0]
+    events, limits = find_events([one(0.01 * noise + (np.arange(44) >= 25))])
+    changes = [event for event in events if event["kind"] == "change"]
+    assert [event["abrupt"] for event in changes] == [True]
+    assert changes[0]["from_step"] < STEPS[25] <= changes[0]["to_step"] <= 2.1 * changes[0]["from_step"]
+    assert {event["kind"] for event in events} == {"change", "onset", "end"}
+    assert 0.03 < limits[0]["smallest_detectable"] < 0.3
+    for curve in (STEPS**-0.5, np.cos(np.pi * STEPS / STEPS[-1]), np.exp(-STEPS / 500)):
+        events, _ = find_events([one(curve + 0.01 * noise)])
+        assert events
+        assert not any(event.get("abrupt") for event in events)
+
+
+def test_a_metric_that_still_moves_at_the_last_checkpoint_has_no_end() -> None:
+    noise = 0.01 * simulate(np.random.default_rng(5), 0.0, 1, 44)[0]
+    events, _ = find_events([one(np.maximum(positions(STEPS) - 6, 0) + noise)])
+    assert {event["kind"] for event in events} >= {"change", "onset"}
+    assert not any(event["kind"] == "end" for event in events)
+
+
+def test_reasons_for_series_that_are_not_tested() -> None:
+    events, limits = find_events([one(np.arange(11.0), STEPS[:11]), one(np.ones(44))])
+    assert events == []
+    assert [limit["missing"] for limit in limits] == [
+        "11 checkpoints with a value; events need at least 12",
+        "all values are 1",
+    ]
+
+
+def test_holm_makes_many_metrics_harder_than_one() -> None:
+    noise = simulate(np.random.default_rng(6), 0.0, 40, 44)
+    alone = find_events([one(noise[0])])[1][0]["smallest_detectable"]
+    many = find_events([one(row) for row in noise])
+    assert many[0] == []
+    assert many[1][0]["smallest_detectable"] > 1.1 * alone

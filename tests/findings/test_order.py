@@ -1,0 +1,74 @@
+"""Order of onsets: planted lags are found, two scales of one process are not ordered."""
+
+import numpy as np
+import pytest
+
+from ckpt_probe.findings import findings_of
+from ckpt_probe.findings.order import flip_p_values, is_one_process, lag, noise_lag
+from ckpt_probe.findings.series import Series
+
+STEPS = np.unique(np.geomspace(1, 6000, 44).round())
+X = np.log(STEPS + 1)
+
+
+def logistic(centre: float, width: float = 0.12) -> np.ndarray:
+    return 1 / (1 + np.exp(-(X - centre) / width))
+
+
+def runs(seeds: int, second: float, noise: tuple[float, float] = (0.02, 0.02), power: float = 1) -> dict:
+    """Return series of two metrics: the second moves later by `second` in log step, or is a power of the first."""
+    result = {}
+    for seed in range(seeds):
+        generator = np.random.default_rng(seed)
+        centre = 5 + 0.3 * generator.normal()
+        curves = {"first": logistic(centre), "second": logistic(centre + second) ** power}
+        name = f"seed-{seed}"
+        result["group", name] = [
+            Series("group", name, {}, metric, STEPS, curve + sigma * generator.normal(size=len(X)))
+            for (metric, curve), sigma in zip(curves.items(), noise, strict=True)
+        ]
+    return result
+
+
+def test_a_planted_lag_is_an_order_with_six_seeds_and_of_each_run_with_fewer() -> None:
+    [order] = findings_of(runs(6, 1.2)).orders
+    assert (order["before"], order["after"], order["relation"], order["seeds"]) == ("first", "second", "before", 6)
+    assert order["p_value"] == pytest.approx(2 / 64)
+    assert order["lag_factor"] == pytest.approx(np.exp(1.2), rel=0.15)
+    few = findings_of(runs(3, 1.2)).orders
+    assert len(few) == 3
+    assert all(each["before"] == "first" and each["first_by"] <= each["second_from"] for each in few)
+
+
+@pytest.mark.parametrize("power", [3, 1 / 3])
+def test_two_scales_of_one_process_have_no_order(power: float) -> None:
+    [order] = findings_of(runs(6, 0, power=power)).orders
+    assert order["relation"] == "one process"
+    assert findings_of(runs(1, 0, power=power)).orders == []
+
+
+def test_one_process_is_recognised_in_either_direction() -> None:
+    pairs = [tuple(series) for series in runs(6, 0, power=3).values()]
+    assert is_one_process(pairs)
+    assert is_one_process([(second, first) for first, second in pairs])
+    assert not is_one_process([tuple(series) for series in runs(6, 1.2).values()])
+
+
+def test_sign_flips_are_counted_and_adjusted_for_pairs() -> None:
+    lags = np.array([[1.0, 1.2, 0.9, 1.1, 1.0, 0.8], [0.5, -0.4, 0.3, -0.2, 0.1, -0.3]])
+    first, second = flip_p_values(lags)
+    assert first == pytest.approx(2 / 64)
+    assert second > 0.5
+    assert flip_p_values(np.zeros((1, 6)))[0] == 1
+
+
+def test_lags_of_overlapping_intervals_are_zero() -> None:
+    assert lag((1, 2), (1.5, 3)) == 0
+    assert lag((1, 2), (2, 4)) == 1.5
+    assert lag((2, 4), (1, 2)) == -1.5
+
+
+def test_noise_alone_makes_the_noisier_metric_seem_later() -> None:
+    [(clean, noisy)] = [tuple(series) for series in runs(1, 0, noise=(0.004, 0.15)).values()]
+    assert noise_lag(clean, noisy) >= 0
+    assert noise_lag(noisy, clean) == -noise_lag(clean, noisy)

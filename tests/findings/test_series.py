@@ -1,0 +1,86 @@
+"""Series of metrics from records, CSV files and groups."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ckpt_probe as cp
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.findings.series import read_csv, series_of
+
+STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
+
+
+def write(path: Path, jump: int, seed: int = 0, metrics: tuple[str, ...] = ("accuracy",)) -> Path:
+    generator = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index, step in enumerate(STEPS):
+        values = {name: float(index >= jump + 6 * k) + 0.02 * generator.normal() for k, name in enumerate(metrics)}
+        lines.append(json.dumps({"step": step, "split": "test", **values}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_values_are_corrected_by_their_bias_and_errors_are_no_metrics() -> None:
+    rows = [{"step": s, "split": "test", "mir": 1.0, "mir_bias": 0.25, "mir_stderr": 0.1, "samples": 5} for s in (2, 1)]
+    [series] = series_of([*rows, {"step": 3, "split": "test", "mir": None}])
+    assert series.metric == "mir"
+    assert series.steps.tolist() == [1, 2]
+    assert series.values.tolist() == [0.75, 0.75]
+    assert series.absent == 1
+    assert series.name == "test mir"
+
+
+def test_layers_and_texts_tell_series_apart() -> None:
+    rows = [{"step": s, "tensor": name, "norm": 1.0} for s in (1, 2) for name in ("a", "b")]
+    assert [each.name for each in series_of(rows)] == ["a norm", "b norm"]
+    with pytest.raises(DataError, match="several records at step 1"):
+        series_of([{"step": 1, "x": 1.0}, {"step": 1, "x": 2.0}])
+    with pytest.raises(DataError, match="no record has a step"):
+        series_of([{"x": 1.0}])
+    with pytest.raises(UsageError, match="there are: test"):
+        series_of([{"step": 1, "split": "test", "x": 1.0}], splits=["train"])
+
+
+def test_a_csv_file_with_a_step_column(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("step,loss,note\n1,0.5,a\n2,,b\n3,nan,c\n")
+    rows = read_csv(file)
+    assert rows[0] == {"step": 1.0, "loss": 0.5, "note": "a"}
+    assert rows[1]["loss"] is None
+    [series] = series_of(rows)
+    assert (series.values.tolist(), series.absent) == ([0.5], 2)
+    file.write_text("epoch,loss\n1,2\n")
+    with pytest.raises(DataError, match="no column step; there are: epoch, loss"):
+        cp.events(file)
+
+
+def test_events_of_a_csv_file_are_those_of_the_records(tmp_path: Path) -> None:
+    records = write(tmp_path / "run.jsonl", 20)
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    table = tmp_path / "run.csv"
+    table.write_text("step,split,accuracy\n" + "".join(f"{r['step']},test,{r['accuracy']!r}\n" for r in rows))
+    first, second = cp.events(records), cp.events(table)
+    assert list(first) == list(second)
+    assert first[0]["from_step"] < STEPS[20] <= first[0]["to_step"]
+
+
+def test_a_directory_with_a_run_per_seed_is_a_group(tmp_path: Path) -> None:
+    for seed in range(2):
+        write(tmp_path / "plain" / f"seed-{seed}" / "metrics.jsonl", 15, seed, ("class.mir", "accuracy"))
+    found = cp.events(tmp_path / "plain")
+    assert {(event["group"], event["seed"]) for event in found} == {("plain", "seed-0"), ("plain", "seed-1")}
+    assert [(order["before"], order["after"]) for order in found.orders] == [("test class.mir", "test accuracy")] * 2
+    named = cp.events(groups={"p": tmp_path / "plain"}, metrics="acc")
+    assert {event["group"] for event in named} == {"p"}
+    assert {event["metric"] for event in named} == {"accuracy"}
+
+
+def test_wrong_use(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs records or dumps"):
+        cp.events()
+    with pytest.raises(UsageError, match="`level=2`"):
+        cp.events(write(tmp_path / "a.jsonl", 15), level=2)
