@@ -12,6 +12,12 @@ from ckpt_probe.progress import Progress
 LEVELS = 25
 """Number of losses at which groups are compared."""
 
+INDEPENDENT = 3.0
+"""Share of the variance that is drawn independently for each loss, times the number of pairs."""
+
+BLOCK = 500
+"""Number of resamples that are drawn at a time."""
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -86,9 +92,9 @@ def curves_by_loss(
 def band(differences: np.ndarray, confidence: float, resamples: int, seed: int) -> Band:
     """Return the simultaneous band of the mean of paired differences by loss.
 
-    The critical value is the quantile of the largest |mean| / standard error over the losses, by a bootstrap over seeds
-    with normal multipliers, divided by the root of χ²/(n − 1) as Student's t is, so that it is wide enough for few
-    seeds.
+    The critical value is the quantile of the largest |mean| / standard error over the losses, by a bootstrap over
+    seeds: each resample has n runs, which are normal combinations of the observed differences. Of few seeds, the
+    correlation of different losses is uncertain; so a share of their variance is drawn independently.
 
     Args:
         differences: Differences (n, k) of n ≥ 3 pairs at k losses.
@@ -100,11 +106,17 @@ def band(differences: np.ndarray, confidence: float, resamples: int, seed: int) 
     mean = differences.mean(axis=0)
     error = differences.std(axis=0, ddof=1) / np.sqrt(count)
     error = np.maximum(error, 1e-12 * max(float(np.abs(differences).max()), 1e-300))
+    share = min(1.0, INDEPENDENT / count)
+    rest = (differences - mean) / (error * np.sqrt(count * (count - 1)))
     generator = np.random.default_rng(seed)
-    multipliers = generator.standard_normal((resamples, count))
-    scaled = (differences - mean) / (error * np.sqrt(count * (count - 1)))
-    largest = np.abs(multipliers @ scaled).max(axis=1)
-    largest /= np.sqrt(generator.chisquare(count - 1, resamples) / (count - 1))
+    largest = np.empty(resamples)
+    for start in range(0, resamples, BLOCK):
+        size = min(BLOCK, resamples - start)
+        together = generator.standard_normal((size, count, count)) @ rest
+        apart = generator.standard_normal((size, count, differences.shape[1]))
+        drawn = np.sqrt(1 - share) * together + np.sqrt(share / count) * apart
+        errors = drawn.std(axis=1, ddof=1) / np.sqrt(count)
+        largest[start : start + size] = (np.abs(drawn.mean(axis=1)) / np.maximum(errors, 1e-300)).max(axis=1)
     ratio = np.abs(mean) / error
     half = float(np.quantile(largest, confidence)) * error
     p_value = float(1 + (largest >= ratio.max()).sum()) / (1 + resamples)
