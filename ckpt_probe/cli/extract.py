@@ -51,8 +51,8 @@ STORES = click.Choice(["features", "moments", "both"])
     "Random choice of rows",
     Setting("max_rows", "N", "Store only N random rows of each split; moments use all.", POSITIVE),
     Setting("rows_seed", "N", "Seed for the rows of max_rows.", WHOLE, 0),
-    Setting("similarity_rows", "N", "Rows of each layer for ckpt-probe similarity.", click.IntRange(min=4), 2048),
-    Setting("similarity_seed", "N", "Seed for the rows of similarity_rows.", WHOLE, 0),
+    Setting("subset_rows", "N", "Rows of each layer for errors and for similarity.", click.IntRange(min=4), 2048),
+    Setting("subset_seed", "N", "Seed for the rows of subset_rows.", WHOLE, 0),
 )
 @setting_group(
     "--set",

@@ -23,6 +23,9 @@ LEFT_OUT = -100
 LENGTHS = "lengths before padding"
 """Name among a batch's inputs of the lengths, shape (n,), of its padded samples."""
 
+DOCUMENTS = "documents of the samples"
+"""Name among a batch's inputs of the document of each sample, and its first position in it, shape (n, 2)."""
+
 UNLABELLED = -1
 """Label of a sample without a label."""
 
@@ -179,9 +182,14 @@ def to_model_dtype(inputs: Tensor) -> Tensor:
 
 def split_lengths(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
     """Return the model's inputs, and the lengths, shape (n,), of padded samples, None without padding."""
-    if isinstance(inputs, Tensor) or LENGTHS not in inputs:
+    if isinstance(inputs, Tensor) or not {LENGTHS, DOCUMENTS} & inputs.keys():
         return inputs, None
-    return {name: tensor for name, tensor in inputs.items() if name != LENGTHS}, inputs[LENGTHS]
+    return {name: part for name, part in inputs.items() if name not in (LENGTHS, DOCUMENTS)}, inputs.get(LENGTHS)
+
+
+def documents_of(inputs: Inputs) -> Tensor | None:
+    """Return the document of each sample and its first position in it, shape (n, 2); None if a batch states none."""
+    return None if isinstance(inputs, Tensor) else inputs.get(DOCUMENTS)
 
 
 def first_samples(split: Split, count: int) -> LabelledBatch:

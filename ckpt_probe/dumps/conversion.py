@@ -24,7 +24,10 @@ DIMENSIONS = {
     schema.PREDICTION: (SAMPLE,),
     schema.LOSS: (SAMPLE,),
     schema.CONFIDENCE: (SAMPLE,),
+    schema.DOCUMENTS: (SAMPLE,),
+    schema.POSITIONS: (SAMPLE,),
 }
+SUBSET_ROW = "subset_row"
 OF_MOMENTS = {
     "counts": ("seen_class",),
     "means": ("seen_class", FEATURE),
@@ -39,7 +42,7 @@ OF_MOMENTS = {
     "total": ("whole", FEATURE, "other_feature"),
 }
 """Dimensions of stored moments; `seen_class` may lack the last classes if they have no sample."""
-OF_LAYERS = {schema.SIMILARITY_ROWS: ("kept_for_similarity", FEATURE)}
+OF_LAYERS = {schema.SUBSET_ROWS: (SUBSET_ROW, FEATURE), schema.EARLIER_ROWS: (SUBSET_ROW, FEATURE)}
 
 
 MOST_CLASSES = 200
@@ -107,8 +110,10 @@ def _groups(view: "SplitView") -> dict[str, "dict[str, Variable]"]:
 
 
 def _dimensions(folder: str, name: str) -> tuple[str, ...] | None:
-    if folder == schema.SIMILARITY:
-        return ("kept_for_similarity",)
+    if folder in (schema.SUBSET, schema.EARLIER_SUBSET):
+        return (SUBSET_ROW, FEATURE) if name == schema.FEATURES else (SUBSET_ROW,)
+    if folder.endswith(schema.BY_DOCUMENT):
+        return ("document",)
     known = OF_MOMENTS if folder.endswith(schema.MOMENTS) else {**DIMENSIONS, **OF_LAYERS}
     dimensions = known.get(name)
     if dimensions is None or not folder.startswith(f"{schema.LAYERS}/"):

@@ -18,6 +18,7 @@ from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import CLASS_NAMES, opened, own_reads, read_names, require_own
+from ckpt_probe.moments.documents import NUMBERS
 from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
 if TYPE_CHECKING:
@@ -114,8 +115,8 @@ class Dump:
     def _check_layers(self, split: str) -> None:
         group = self._required(split, h5py.Group)
         indices = None
-        if schema.SIMILARITY in set(group):
-            indices = self._check_indices(f"{split}/{schema.SIMILARITY}")
+        for subset in {schema.SUBSET, schema.EARLIER_SUBSET} & set(group):
+            indices = self._check_indices(f"{split}/{subset}")
         for name in self._required(f"{split}/{schema.LAYERS}", h5py.Group) if schema.LAYERS in set(group) else ():
             path = schema.layer_place(split, name)
             layer: Any = self._required(path, h5py.Group)
@@ -123,12 +124,13 @@ class Dump:
             if not isinstance(depth, float) or not 0 <= depth <= 1 or schema.POOLING not in layer.attrs:
                 raise DataError(f"{self.path}: {path}: depth (0 … 1) or pooling is missing; extract again")
             self._check_split(path, None)
-            if schema.SIMILARITY_ROWS not in set(layer):
-                continue
-            subset = f"{path}/{schema.SIMILARITY_ROWS}"
-            rows = self._required(subset, h5py.Dataset)
-            if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[0] != indices:
-                raise DataError(f"{self.path}: {subset}: expected ({indices}, D), found {_describe(rows)}")
+            for array in {schema.SUBSET_ROWS, schema.EARLIER_ROWS} & set(layer):
+                self._check_subset_rows(f"{path}/{array}", indices)
+
+    def _check_subset_rows(self, path: str, count: int | None) -> None:
+        rows = self._required(path, h5py.Dataset)
+        if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[0] != count:
+            raise DataError(f"{self.path}: {path}: expected ({count}, D), found {_describe(rows)}")
 
     def _check_indices(self, name: str) -> int:
         group = self._required(name, h5py.Group)
@@ -138,6 +140,13 @@ class Dump:
         indices = self._required(path, h5py.Dataset)
         if indices.ndim != 1 or indices.dtype.kind not in "iu":
             raise DataError(f"{self.path}: {path}: expected integers of shape (R,), found {_describe(indices)}")
+        for member in set(group) - {schema.INDICES, schema.FEATURES}:
+            numbers = self._required(f"{name}/{member}", h5py.Dataset)
+            if numbers.shape != indices.shape or numbers.dtype.kind not in "iu":
+                expected = f"integers of shape {indices.shape}"
+                raise DataError(f"{self.path}: {name}/{member}: expected {expected}, found {_describe(numbers)}")
+        if schema.FEATURES in group:
+            self._check_subset_rows(f"{name}/{schema.FEATURES}", indices.shape[0])
         return indices.shape[0]
 
     def _check_split(self, name: str, width: int | None) -> None:
@@ -146,6 +155,8 @@ class Dump:
         where = f"{self.path}: {name}"
         if schema.MOMENTS in set(self._required(name, h5py.Group)):
             self._check_moments(f"{name}/{schema.MOMENTS}", width)
+        if schema.BY_DOCUMENT in set(self._required(name, h5py.Group)):
+            self._check_documents(f"{name}/{schema.BY_DOCUMENT}")
         if features is None:
             return
         self._check_scored(name, features.shape[0] if features.ndim else 0)
@@ -174,7 +185,8 @@ class Dump:
             )
 
     def _check_scored(self, name: str, rows: int) -> None:
-        for array, kinds in ((schema.PREDICTION, "iu"), (schema.LOSS, "f"), (schema.CONFIDENCE, "f")):
+        integers = (schema.PREDICTION, schema.DOCUMENTS, schema.POSITIONS)
+        for array, kinds in (*((name, "iu") for name in integers), (schema.LOSS, "f"), (schema.CONFIDENCE, "f")):
             scores = self._array(name, array)
             if scores is not None and (scores.shape != (rows,) or scores.dtype.kind not in kinds):
                 numbers = "integers" if kinds == "iu" else "floating-point numbers"
@@ -182,9 +194,21 @@ class Dump:
                     f"{self.path}: {name}/{array}: expected {numbers} of shape ({rows},), found {_describe(scores)}"
                 )
 
+    def _check_documents(self, path: str) -> None:
+        group = self._required(path, h5py.Group)
+        arrays = {name: self._required(f"{path}/{name}", h5py.Dataset) for name in NUMBERS}
+        count = arrays[NUMBERS[0]].shape
+        for name, array in arrays.items():
+            if len(count) != 1 or array.shape != count or array.dtype.kind != "f" or len(group) != len(NUMBERS):
+                raise DataError(f"{self.path}: {path}/{name}: expected (K,), found {_describe(array)}; extract again")
+
     def _check_moments(self, path: str, width: int | None) -> None:
         where, size, group = f"{self.path}: {path}", self.path.stat().st_size, self._required(path, h5py.Group)
         for name in group:
+            member = self._file.get(f"{path}/{name}")
+            if isinstance(member, h5py.Group):
+                self._check_moments(f"{path}/{name}", width)
+                continue
             claimed = self._required(f"{path}/{name}", h5py.Dataset).nbytes
             if claimed > size:
                 raise DataError(f"{where}/{name}: claims {claimed:,} bytes, but the file has {size:,}; extract again")

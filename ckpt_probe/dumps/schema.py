@@ -9,7 +9,7 @@ from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import DataError, UsageError
 
 FORMAT = "ckpt-probe-dump"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FIRST_HASHED = 3
 """First version with checksums of all numbers and a hash of everything else."""
 
@@ -23,22 +23,32 @@ PREDICTION = "prediction"
 LOSS = "loss"
 CONFIDENCE = "confidence"
 SCORES = (LOGITS, PREDICTION, LOSS, CONFIDENCE)
-OF_ROWS = (FEATURES, LABELS, *SCORES)
+DOCUMENTS = "documents"
+POSITIONS = "positions"
+"""Index of the document of each row, and the row's position in it; rows of one document are not independent."""
+OF_ROWS = (FEATURES, LABELS, *SCORES, DOCUMENTS, POSITIONS)
 """Arrays of a split with one entry per row."""
 
 MOMENTS = "moments"
+BY_DOCUMENT = "by_document"
+OVERSIZED = "oversized"
+"""Group of a split with numbers of each document, and its attribute with the number of documents that have none."""
 LAYERS = "layers"
 DEPTH = "depth"
 POOLING = "pooling"
 PENULTIMATE = "penultimate"
 """Name of the classifier's input among the layers of a split; its arrays are those of the split itself."""
 
-SIMILARITY = "similarity"
-"""Group of a split with the indices of the rows that are stored of every layer for comparisons."""
+SUBSET = "subset"
+"""Group of a split with its fixed subset of rows, which standard errors and similarities of layers come from."""
 
 INDICES = "indices"
-SIMILARITY_ROWS = "similarity_rows"
+SUBSET_ROWS = "subset_rows"
+"""Rows of the subset in a layer other than the penultimate one."""
 SEED = "seed"
+
+EARLIER_SUBSET, EARLIER_ROWS = "similarity", "similarity_rows"
+"""Names of the subset and of its rows in every layer up to version 3, which has indices and seed only."""
 
 UNLABELLED = "unlabelled"
 NOT_STORED = "not_stored"
@@ -106,8 +116,8 @@ class Provenance:
     pooling: str | None = None
     layers: str | None = None
     layer_store: str | None = None
-    similarity_rows: int | None = None
-    similarity_seed: int | None = None
+    subset_rows: int | None = None
+    subset_seed: int | None = None
     request: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -128,7 +138,15 @@ class Provenance:
     def differences(self, other: "Provenance") -> list[str]:
         """Return each field of the identity that differs, with this value and the other one."""
         theirs = other.identity()
-        return [f"{name} {mine!r} / {theirs[name]!r}" for name, mine in self.identity().items() if mine != theirs[name]]
+        pairs = {name: (mine, theirs[name]) for name, mine in self.identity().items()}
+        # A dump of an earlier version keeps no subset; everything else of it is that of a new one.
+        earlier = self.subset_rows is None or other.subset_rows is None
+        ignored = {"subset_rows", "subset_seed"} if earlier else set()
+        return [
+            f"{name} {mine!r} / {other_value!r}"
+            for name, (mine, other_value) in pairs.items()
+            if mine != other_value and name not in ignored
+        ]
 
     def to_attributes(self) -> dict[str, Any]:
         """Return HDF5 attributes; fields that are None, such as an unknown step, are left out."""
@@ -148,6 +166,8 @@ class Provenance:
             values = {f.name: _value(f.name, attributes.get(f.name)) for f in fields(Provenance)}
             # Format 1 stored features only.
             values["store"] = values["store"] or "features"
+            for name, earlier in (("subset_rows", EARLIER_ROWS), ("subset_seed", "similarity_seed")):
+                values[name] = _value(name, attributes.get(name, attributes.get(earlier)))
         except (ValueError, TypeError) as error:
             raise DataError(f"the provenance attributes cannot be read ({error})") from error
         return Provenance(**values)

@@ -67,6 +67,8 @@ class SplitView:
         prediction: Predicted classes, shape (N,), stored in place of logits.
         loss: Cross-entropy of each row in nats, shape (N,), stored in place of logits.
         confidence: Largest probability of each row, shape (N,), stored in place of logits.
+        documents: Index of the document of each row, shape (N,); rows of other documents do not depend on it.
+        positions: Position of each row in its document, shape (N,).
         labelled: Whether rows have labels.
         not_stored: Number of rows that were forwarded but not stored.
     """
@@ -84,24 +86,43 @@ class SplitView:
         self.prediction = arrays.get(schema.PREDICTION)
         self.loss = arrays.get(schema.LOSS)
         self.confidence = arrays.get(schema.CONFIDENCE)
+        self.documents = arrays.get(schema.DOCUMENTS)
+        self.positions = arrays.get(schema.POSITIONS)
         self.labelled = not bool(group.attrs.get(schema.UNLABELLED, False))
         self.not_stored = int(group.attrs.get(schema.NOT_STORED, 0))
         self._moments = group.get(schema.MOMENTS)
+        self._by_document = group.get(schema.BY_DOCUMENT)
 
     @property
     def layers(self) -> "list[LayerView]":
         """Stored layers, including the penultimate one, in execution order; often an empty list."""
         with own_reads(self._path, self.name):
             groups = dict(self._group.get(schema.LAYERS, {}))
-            return sorted((LayerView(self._path, name, group) for name, group in groups.items()), key=_by_depth)
+            layers = (LayerView(self._path, name, group, self._group) for name, group in groups.items())
+            return sorted(layers, key=_by_depth)
 
-    def similarity_indices(self) -> tuple[np.ndarray, int] | None:
-        """Return indices of the rows stored of every layer for comparisons, shape (R,), and their seed, or None."""
-        subset = self._group.get(schema.SIMILARITY)
-        if subset is None:
+    def subset_indices(self) -> tuple[np.ndarray, int] | None:
+        """Return the indices of the rows of the fixed subset, shape (R,), and its seed, or None without a subset."""
+        for name in (schema.SUBSET, schema.EARLIER_SUBSET):
+            subset = self._group.get(name)
+            if subset is not None:
+                with own_reads(self._path, f"{self.name}/{name}"):
+                    return native(np.asarray(subset[schema.INDICES])), int(subset.attrs[schema.SEED])
+        return None
+
+    def read_subset(self) -> dict[str, np.ndarray] | None:
+        """Return the features of the fixed subset, shape (R, D), and numbers of its rows, shape (R,), by name, or None.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        return self._read_subset(self._group.get(schema.SUBSET))
+
+    def _read_subset(self, group: Any) -> dict[str, np.ndarray] | None:
+        if group is None:
             return None
-        with own_reads(self._path, f"{self.name}/{schema.SIMILARITY}"):
-            return native(np.asarray(subset[schema.INDICES])), int(subset.attrs[schema.SEED])
+        with own_reads(self._path, f"{self.name}/{schema.SUBSET}"):
+            return {name: native(np.asarray(dataset)) for name, dataset in group.items()}
 
     @property
     def samples(self) -> int:
@@ -132,7 +153,8 @@ class SplitView:
         Raises:
             DataError: If the rows cannot be read.
         """
-        stored = self._rows() if scores else {k: v for k, v in self._rows().items() if k not in schema.SCORES}
+        names = (schema.FEATURES, schema.LABELS, *(schema.SCORES if scores else ()))
+        stored = {name: array for name, array in self._rows().items() if name in names}
         end = self.samples if stop is None else min(stop, self.samples)
         for first in range(start, end, rows):
             part = slice(first, min(first + rows, end))
@@ -157,17 +179,18 @@ class SplitView:
     def arrays(self) -> dict[str, Any]:
         """Return every stored array, unread, by its name below the split."""
         arrays: dict[str, Any] = {**self._rows()}
-        arrays |= {f"{schema.MOMENTS}/{name}": array for name, array in (self._moments or {}).items()}
+        for part in (schema.MOMENTS, schema.BY_DOCUMENT, schema.SUBSET, schema.EARLIER_SUBSET):
+            arrays |= {f"{part}/{name}": array for name, array in datasets_in(self._group.get(part)).items()}
         for layer in self.layers:
-            members = {schema.SIMILARITY_ROWS: layer.rows} if layer.rows is not None else {}
+            rows = (schema.SUBSET_ROWS, schema.EARLIER_ROWS)
+            members = {name: layer._group[name] for name in rows if name in layer._group}
             members |= layer.arrays() if layer.stored else {}
             arrays |= {f"{schema.LAYERS}/{layer.name}/{name}": array for name, array in members.items()}
-        if schema.SIMILARITY in self._group:
-            arrays[f"{schema.SIMILARITY}/{schema.INDICES}"] = self._group[schema.SIMILARITY][schema.INDICES]
         return arrays
 
     def _rows(self) -> dict[str, StoredArray]:
-        arrays = (self.features, self.labels, self.logits, self.prediction, self.loss, self.confidence)
+        scores = (self.logits, self.prediction, self.loss, self.confidence)
+        arrays = (self.features, self.labels, *scores, self.documents, self.positions)
         return {name: array for name, array in zip(schema.OF_ROWS, arrays, strict=True) if array is not None}
 
     def verify(self, rows: int = 4096) -> Iterator[tuple[bool, str | None]]:
@@ -188,14 +211,31 @@ class SplitView:
     def read_moments(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Return class moments as arrays by name, and the numbers stored beside them, or None if there are no moments.
 
+        The names of the arrays are those of `Moments.state_dict`, with the subset of rows and the halves.
+
         Raises:
             DataError: If they cannot be read.
         """
         if self._moments is None:
             return None
         with own_reads(self._path, f"{self.name}/{schema.MOMENTS}"):
-            arrays = {name: native(np.asarray(dataset)) for name, dataset in self._moments.items()}
-            return arrays, {name: _as_number(value) for name, value in self._moments.attrs.items()}
+            stored = datasets_in(self._moments)
+            arrays = {name.replace("/", "."): native(np.asarray(dataset)) for name, dataset in stored.items()}
+            numbers = {name: _as_number(value) for name, value in self._moments.attrs.items()}
+        subset = self.read_subset() or {}
+        return {**arrays, **{f"{schema.SUBSET}.{name}": values for name, values in subset.items()}}, numbers
+
+    def read_documents(self) -> tuple[dict[str, np.ndarray], int] | None:
+        """Return numbers of each document by name, shape (K,), and how many have none because of their size, or None.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        if self._by_document is None:
+            return None
+        with own_reads(self._path, f"{self.name}/{schema.BY_DOCUMENT}"):
+            arrays = {name: native(np.asarray(dataset)) for name, dataset in self._by_document.items()}
+            return arrays, int(self._by_document.attrs.get(schema.OVERSIZED, 0))
 
 
 @dataclass(frozen=True)
@@ -211,6 +251,11 @@ class Pass:
     def __call__(self) -> Iterator[StoredBlock]:
         return self.view.blocks(self.rows, self.start, self.stop, scores=self.scores)
 
+    def documents(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the documents (n,) of the rows `start` … `stop` of the split, or None if rows have none."""
+        documents = self.view.documents
+        return None if documents is None else self.view.read(documents, slice(start, stop))
+
     def without_scores(self) -> "Pass":
         """Return a pass that does not read scores, which may be far larger than the features."""
         return replace(self, scores=False)
@@ -222,14 +267,17 @@ class LayerView(SplitView):
     Attributes:
         depth: Position among the layers, 0 … 1.
         pooling: Name of the method by which activations become rows.
-        rows: Rows stored for comparisons with other layers, shape (R, D), or None.
+        rows: Rows of the fixed subset, shape (R, D), or None.
     """
 
-    def __init__(self, path: Path, name: str, group: Any) -> None:
+    def __init__(self, path: Path, name: str, group: Any, split: Any) -> None:
         super().__init__(path, name, group)
+        self._subset = split.get(schema.SUBSET)
         self.depth = float(group.attrs[schema.DEPTH])
         self.pooling = str(schema.text(group.attrs[schema.POOLING]))
-        rows = group.get(schema.SIMILARITY_ROWS)
+        rows = group.get(schema.SUBSET_ROWS, group.get(schema.EARLIER_ROWS))
+        if name == schema.PENULTIMATE and rows is None and self._subset is not None:
+            rows = self._subset.get(schema.FEATURES)
         self.rows = None if rows is None else StoredArray(path, rows)
 
     @property
@@ -241,6 +289,24 @@ class LayerView(SplitView):
     def layers(self) -> "list[LayerView]":
         """Empty list: a layer contains no layers."""
         return []
+
+    def read_subset(self) -> dict[str, np.ndarray] | None:
+        """Return the features of the fixed subset in this layer, and the numbers of its rows, by name, or None.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        subset = self._read_subset(self._subset)
+        return None if subset is None or self.rows is None else {**subset, schema.FEATURES: native(self.rows[()])}
+
+
+def datasets_in(group: Any) -> dict[str, h5py.Dataset]:
+    """Return the datasets in a group and in the groups within it, by their path from the group; {} without a group."""
+    datasets: dict[str, h5py.Dataset] = {}
+    for name, member in (group or {}).items():
+        nested = datasets_in(member) if isinstance(member, h5py.Group) else {"": member}
+        datasets |= {f"{name}/{path}".rstrip("/"): dataset for path, dataset in nested.items()}
+    return datasets
 
 
 def _by_depth(layer: LayerView) -> tuple[float, str]:

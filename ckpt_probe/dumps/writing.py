@@ -159,6 +159,8 @@ class DumpWriter:
         logits: bool = True,
         scored: bool = False,
         labelled: bool = True,
+        documents: bool = False,
+        positions: bool = False,
     ) -> None:
         """Create a split.
 
@@ -168,6 +170,8 @@ class DumpWriter:
             logits: Whether logits are stored, unless `scored`.
             scored: Whether prediction, confidence and loss of each row are stored in place of logits.
             labelled: Whether labels are stored.
+            documents: Whether the document of each row is stored.
+            positions: Whether the position of each row in its document is stored.
 
         Raises:
             DataError: If a split cannot have this name (`require_split_name`).
@@ -184,6 +188,9 @@ class DumpWriter:
             self._add_rows(group, schema.CONFIDENCE, samples, (), np.float32)
             if labelled:
                 self._add_rows(group, schema.LOSS, samples, (), np.float32)
+        for array, stored in ((schema.DOCUMENTS, documents), (schema.POSITIONS, positions)):
+            if stored:
+                self._add_rows(group, array, samples, (), np.int64)
         if not labelled:
             group.attrs[schema.UNLABELLED] = True
 
@@ -230,25 +237,29 @@ class DumpWriter:
         return path
 
     @interrupts_delayed()
-    def write_similarity(self, split: str, indices: Any, seed: int, rows: Mapping[str, Any]) -> None:
-        """Write the rows that are stored of every layer for comparisons.
+    def write_subset(self, split: str, arrays: Mapping[str, Any], seed: int, layers: Mapping[str, Any]) -> None:
+        """Write the fixed subset of rows of a split.
 
         Args:
             split: Name of the split.
-            indices: Indices of the rows, shape (R,).
-            seed: Seed by which they were drawn.
-            rows: Rows of each layer by its name, shape (R, D).
+            arrays: Features (R, D), and whole numbers of each row (R,) by name: indices, labels and others.
+            seed: Seed by which the rows were drawn.
+            layers: Features of the rows in each other layer by its name, shape (R, D).
 
         Raises:
             DataError: If a value is too large for the stored precision.
         """
-        group = self._file.create_group(f"{split}/{schema.SIMILARITY}")
-        create_array(group, schema.INDICES, to_numpy(indices))
+        group = self._file.require_group(split).create_group(schema.SUBSET)
+        for name, values in arrays.items():
+            stored = to_numpy(values)
+            if name == schema.FEATURES:
+                stored = as_stored(values, self.feature_dtype, f"{self.path}: {split}")
+            create_array(group, name, stored)
         group.attrs[schema.SEED] = seed
-        for layer, values in rows.items():
+        for layer, values in layers.items():
             path = schema.layer_place(split, layer)
             create_array(
-                self._file[path], schema.SIMILARITY_ROWS, as_stored(values, self.feature_dtype, f"{self.path}: {path}")
+                self._file[path], schema.SUBSET_ROWS, as_stored(values, self.feature_dtype, f"{self.path}: {path}")
             )
 
     @interrupts_delayed()
@@ -264,7 +275,7 @@ class DumpWriter:
 
         Args:
             name: Name of the split, or of the group that `start_layer` returned.
-            state: Arrays by name.
+            state: Arrays by name, those of a half with its name and a point before theirs; the subset is left out.
             numbers: Numbers stored as attributes.
             labelled: Whether rows have labels; otherwise the moments are those of one class.
         """
@@ -274,11 +285,29 @@ class DumpWriter:
             split.attrs[schema.UNLABELLED] = True
         group = split.create_group(schema.MOMENTS)
         for part, values in state.items():
-            create_array(group, part, to_numpy(values))
+            if not part.startswith(f"{schema.SUBSET}."):
+                half, _, array = part.rpartition(".")
+                create_array(group.require_group(half) if half else group, array, to_numpy(values))
         group.attrs.update(numbers)
 
     @interrupts_delayed()
-    def append(self, name: str, features: Any, labels: Any, scores: Any = None) -> None:
+    def write_documents(self, name: str, numbers: Mapping[str, Any], oversized: int) -> None:
+        """Write numbers of the documents of a split or a layer.
+
+        Args:
+            name: Name of the split, or of the group that `start_layer` returned.
+            numbers: Numbers of each document by name, shape (K,) each.
+            oversized: Number of documents whose rows did not fit into the memory limit.
+        """
+        group = self._file.require_group(name).create_group(schema.BY_DOCUMENT)
+        for number, values in numbers.items():
+            create_array(group, number, to_numpy(values))
+        group.attrs[schema.OVERSIZED] = oversized
+
+    @interrupts_delayed()
+    def append(
+        self, name: str, features: Any, labels: Any, scores: Any = None, documents: Any = None, positions: Any = None
+    ) -> None:
         """Add a block of rows to a split.
 
         Args:
@@ -286,6 +315,8 @@ class DumpWriter:
             features: Features, shape (n, D).
             labels: Class indices, shape (n,).
             scores: Logits (n, C), or `Scored`, as announced.
+            documents: Index of the document of each row, shape (n,), as announced.
+            positions: Position of each row in its document, shape (n,), as announced.
 
         Raises:
             DataError: If a feature is too large for the stored precision.
@@ -298,6 +329,7 @@ class DumpWriter:
         elif stop > announced:
             raise DataError(f"{self.path}: split {name} got more rows than the {announced} announced")
         arrays = {schema.LABELS: labels, schema.LOGITS: scores}
+        arrays |= {schema.DOCUMENTS: documents, schema.POSITIONS: positions}
         if isinstance(scores, Scored):
             confidence = np.full(len(labels), np.nan) if scores.confidence is None else scores.confidence
             arrays |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss, schema.CONFIDENCE: confidence}

@@ -13,6 +13,7 @@ from ckpt_probe.moments.quality import Scored, classes_at_once
 
 FEATURES, LABELS, LOGITS, LAYER = "features", "labels", "logits", "layer/"
 PREDICTION, LOSS, CONFIDENCE = "prediction", "loss", "confidence"
+DOCUMENTS, POSITIONS = "documents", "positions"
 """Names of the tensors of a block; the rows of a layer are called LAYER and its name."""
 
 
@@ -25,12 +26,16 @@ class Block:
         labels: Class indices, shape (n,); −1 for rows without a label.
         scores: Outputs of the classifier, shape (n, C), or `Scored`, or None without a classifier.
         layers: Rows of other layers by name, shape (n, D) each.
+        documents: Index of the document of each row, shape (n,), or None if rows are independent.
+        positions: Position of each row in its document, shape (n,), or None if a row is more than one position.
     """
 
     features: Tensor
     labels: Tensor
     scores: Tensor | Scored | None = None
     layers: Mapping[str, Tensor] = field(default_factory=dict)
+    documents: Tensor | None = None
+    positions: Tensor | None = None
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name; `from_tensors` is the inverse."""
@@ -42,6 +47,8 @@ class Block:
                 tensors[CONFIDENCE] = as_tensor(self.scores.confidence, "confidences")
         elif self.scores is not None:
             tensors[LOGITS] = self.scores
+        tensors |= {} if self.documents is None else {DOCUMENTS: self.documents}
+        tensors |= {} if self.positions is None else {POSITIONS: self.positions}
         return tensors | {f"{LAYER}{name}": rows for name, rows in self.layers.items()}
 
     @classmethod
@@ -51,7 +58,7 @@ class Block:
         if PREDICTION in tensors:
             scores = Scored(tensors[PREDICTION], tensors[LOSS], tensors.get(CONFIDENCE))
         layers = {name.removeprefix(LAYER): rows for name, rows in tensors.items() if name.startswith(LAYER)}
-        return cls(tensors[FEATURES], tensors[LABELS], scores, layers)
+        return cls(tensors[FEATURES], tensors[LABELS], scores, layers, tensors.get(DOCUMENTS), tensors.get(POSITIONS))
 
 
 def is_scored(head: Head | Backbone, classes: int) -> bool:

@@ -110,8 +110,9 @@ class Storage:
         max_rows: Largest number of rows stored of each split; the other rows are only counted, and enter the moments.
         rows_seed: Seed by which these rows are drawn.
         layer_store: What to store of layers other than the classifier's input: moments, features or both.
-        similarity_rows: Number of rows stored of every layer for comparisons, the same rows of each.
-        similarity_seed: Seed by which these rows are drawn.
+        subset_rows: Number of rows of the fixed subset, which is balanced by class, or drawn by documents. Of every
+            layer these rows are stored, for standard errors and comparisons.
+        subset_seed: Seed by which these rows are drawn.
     """
 
     limit: int | None = None
@@ -123,11 +124,11 @@ class Storage:
     max_rows: int | None = None
     rows_seed: int = 0
     layer_store: str = "moments"
-    similarity_rows: int = SUBSET_ROWS
-    similarity_seed: int = 0
+    subset_rows: int = SUBSET_ROWS
+    subset_seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"limit": 1, "max_rows": 1, "rows_seed": 0, "similarity_rows": LEAST_ROWS, "similarity_seed": 0}
+        least = {"limit": 1, "max_rows": 1, "rows_seed": 0, "subset_rows": LEAST_ROWS, "subset_seed": 0}
         for name, smallest in least.items():
             number = getattr(self, name)
             if number is not None and number < smallest:

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, ready_batches, split_lengths
+from ckpt_probe.data import LEFT_OUT, UNLABELLED, Split, documents_of, ready_batches, split_lengths
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction.allocation import keep_freed_memory
 from ckpt_probe.extraction.blocks import Block, is_scored, score_logits, score_rows
@@ -59,7 +59,15 @@ def forward_blocks(
     within = {"start": start, "stop": stop}
     with ready_batches(split, batch_size, limit, **within, pinned=device.type == "cuda") as batches:
         yield from forward_batches(
-            model, head, batches, device=device, dtype=dtype, taps=taps, progress=progress or NullProgress(), bar=bar
+            model,
+            head,
+            batches,
+            device=device,
+            dtype=dtype,
+            first=start,
+            taps=taps,
+            progress=progress or NullProgress(),
+            bar=bar,
         )
 
 
@@ -70,6 +78,7 @@ def forward_batches(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    first: int = 0,
     taps: Taps | None = None,
     progress: Progress | None = None,
     bar: Task | None = None,
@@ -79,7 +88,8 @@ def forward_batches(
     Only floating-point inputs are cast, to `dtype`. If every position of a sample is a row, such as the tokens of a
     text, labels have shape (n, positions), rows labelled −100 are left out, and with `is_scored` never all logits are
     in memory. Samples with known lengths are forwarded without padding, so that they do not depend on each other.
-    Memory errors of the device are handled as in `forward_blocks`.
+    Memory errors of the device are handled as in `forward_blocks`. The rows of a sample are those of one document,
+    unless the batch states other documents (`DOCUMENTS`).
 
     Args:
         model: Model.
@@ -87,6 +97,7 @@ def forward_batches(
         batches: Batches of inputs and labels.
         device: Device of the model.
         dtype: Precision of the model.
+        first: Number of the first sample.
         taps: Layers whose rows are returned beside the classifier's input.
         progress: Where messages go.
         bar: Progress bar, advanced by rows.
@@ -94,7 +105,7 @@ def forward_batches(
     Raises:
         DataError: As in `forward_blocks`.
     """
-    runner = _Runner(model, head, taps or Taps(), progress or NullProgress())
+    runner = _Runner(model, head, taps or Taps(), progress or NullProgress(), first)
     for block in _on_cpu(runner.blocks(batches, device, dtype)):
         if bar is not None:
             bar.advance(len(block.labels))
@@ -143,7 +154,7 @@ def labels_of_rows(
 class _Runner:
     """Run batches in parts that fit the device's memory, and record the inputs of the classifier and other layers."""
 
-    def __init__(self, model: nn.Module, head: Head | Backbone, taps: Taps, progress: Progress) -> None:
+    def __init__(self, model: nn.Module, head: Head | Backbone, taps: Taps, progress: Progress, first: int) -> None:
         self._model = model
         self._head = head
         self._taps = taps
@@ -153,6 +164,7 @@ class _Runner:
         self._scored = is_scored(head, len(self._parameters[0]))
         self.left_out = 0
         self._progress = progress
+        self._samples = first
 
     def blocks(
         self, batches: Iterable[tuple[Batch, Tensor]], device: torch.device, dtype: torch.dtype
@@ -160,18 +172,26 @@ class _Runner:
         for batch, labels in batches:
             plain, lengths = split_lengths(batch)
             inputs = on_device(plain, device, dtype)
+            places = documents_of(batch)
+            if places is None and self._head.positions == "every":
+                samples = torch.arange(self._samples, self._samples + len(labels))
+                places = torch.stack([samples, torch.zeros_like(samples)], dim=1)
+            self._samples += len(labels)
             if lengths is None or isinstance(inputs, Tensor):
-                yield from self._in_parts(inputs, labels)
+                yield from self._in_parts(inputs, labels, places)
             else:
-                yield self._without_padding(inputs, labels, lengths)
+                yield self._without_padding(inputs, labels, lengths, places)
 
-    def _without_padding(self, inputs: Mapping[str, Tensor], labels: Tensor, lengths: Tensor) -> Block:
+    def _without_padding(
+        self, inputs: Mapping[str, Tensor], labels: Tensor, lengths: Tensor, places: Tensor | None
+    ) -> Block:
         """Forward samples of one length together and without padding, as if each sample were alone.
 
         Args:
             inputs: Tensors (n, T, …) by name, padded at the end; T is the largest length.
             labels: Labels (n,), or (n, T) if each position has one.
             lengths: Length of each sample, shape (n,).
+            places: Document of each sample and its first position in it, shape (n, 2).
         """
         longest = int(lengths.max())
 
@@ -185,7 +205,7 @@ class _Runner:
             samples = (lengths == length).nonzero()[:, 0]
             part = {name: cut(tensor, samples, length) for name, tensor in inputs.items()}
             part_labels = cut(labels, samples, length)
-            forwarded = list(self._in_parts(part, part_labels))
+            forwarded = list(self._in_parts(part, part_labels, None if places is None else places[samples]))
             rows = sum(len(block.labels) for block in forwarded)
             counts = (
                 (part_labels != LEFT_OUT).sum(dim=1)
@@ -198,14 +218,14 @@ class _Runner:
             self.left_out += int((lengths.max() - lengths).sum())
         return _joined(blocks, torch.cat(samples_of_rows).argsort(stable=True))
 
-    def _in_parts(self, inputs: Batch, labels: Tensor) -> Iterator[Block]:
+    def _in_parts(self, inputs: Batch, labels: Tensor, places: Tensor | None) -> Iterator[Block]:
         start = 0
         while start < len(labels):
             stop = len(labels) if self._part is None else min(start + self._part, len(labels))
             part = slice(start, stop)
             try:
                 with torch.inference_mode():
-                    block = self._block(part_of(inputs, part), labels[part])
+                    block = self._block(part_of(inputs, part), labels[part], None if places is None else places[part])
             except RuntimeError as error:
                 # CUDA has an error class for this, MPS only a message.
                 if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -224,7 +244,7 @@ class _Runner:
         torch.cuda.empty_cache()
         self._progress.message(f"out of memory: continuing with batches of {self._part} samples")
 
-    def _block(self, inputs: Batch, labels: Tensor) -> Block:
+    def _block(self, inputs: Batch, labels: Tensor, places: Tensor | None) -> Block:
         head, logits = self._head, None
         if self._scored and isinstance(head, Head) and head.ends:
             with self._taps.tapping(self._model, inputs) as calls:
@@ -233,17 +253,28 @@ class _Runner:
         else:
             rows, layers = self._taps.tapped(self._model, head, inputs)
             features, logits = rows.features, rows.logits
+        documents, positions = self._documents(places, len(features))
         used, mask = self._used_rows(len(features), labels, inputs, features.device)
         layers = self._taps.of_samples(layers, used, mask)
         if mask is not None:
             features, logits = features[mask], None if logits is None else logits[mask]
+            documents = None if documents is None else documents[mask.cpu()]
+            positions = None if positions is None else positions[mask.cpu()]
         scores = logits if logits is not None and logits.shape[1] else None
         if self._scored:
             on_device = used.to(features.device)
             scores = (
                 score_rows(features, on_device, self._parameters) if logits is None else score_logits(logits, on_device)
             )
-        return Block(features, used, scores, layers)
+        return Block(features, used, scores, layers, documents, positions)
+
+    def _documents(self, places: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return document and position (m,) of rows of the documents and first positions (n, 2) of their samples."""
+        if places is None or self._head.positions != "every":
+            return None if places is None else places[:, 0], None
+        each = rows // len(places)
+        positions = (places[:, 1:] + torch.arange(each)).flatten()
+        return places[:, 0].repeat_interleave(each), positions
 
     def _used_rows(
         self, rows: int, labels: Tensor, inputs: Batch, device: torch.device

@@ -22,7 +22,7 @@ FLAGS = {
 }
 """Options of the commands by keyword; other keywords are set as --sampling KEY=VALUE or --set KEY=VALUE."""
 
-SAMPLING = frozenset({"max_rows", "rows_seed", "similarity_rows", "similarity_seed"})
+SAMPLING = frozenset({"max_rows", "rows_seed", "subset_rows", "subset_seed"})
 IMPLIED = frozenset({"directions"})
 """Keywords that follow from the number of checkpoints."""
 

@@ -68,8 +68,8 @@ def extract_series(
     max_rows: int | None = None,
     rows_seed: int = 0,
     layer_store: str = "moments",
-    similarity_rows: int = SUBSET_ROWS,
-    similarity_seed: int = 0,
+    subset_rows: int = SUBSET_ROWS,
+    subset_seed: int = 0,
     memory: int = MEMORY,
     overwrite: bool = False,
     workers: int = 1,
@@ -113,8 +113,9 @@ def extract_series(
         max_rows: Largest number of rows stored of each split; the other rows are only counted, and enter the moments.
         rows_seed: Seed by which these rows are drawn.
         layer_store: What to store of layers other than the classifier's input: "moments", "features" or "both".
-        similarity_rows: Number of rows stored of every layer for comparisons, the same rows of each.
-        similarity_seed: Seed by which these rows are drawn.
+        subset_rows: Number of rows of the fixed subset, balanced by class, that is stored of every layer for standard
+            errors and comparisons.
+        subset_seed: Seed by which these rows are drawn.
         memory: Largest size of class moments in bytes.
         overwrite: Whether to replace existing dumps; otherwise one with another provenance is an error.
         workers: Number of checkpoints that are extracted at the same time, each in a process of its own.

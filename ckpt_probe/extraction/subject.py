@@ -185,8 +185,7 @@ class Subject:
         layers: dict[str, Any] = {}
         if self.taps.layers:
             pooling = pooling if isinstance(self.head, Backbone) else self.setup.pooling
-            layers = {name: getattr(storage, name) for name in ("layer_store", "similarity_rows", "similarity_seed")}
-            layers["layers"] = self.setup.layers
+            layers = {"layer_store": storage.layer_store, "layers": self.setup.layers}
         return Provenance(
             checkpoint=checkpoint,
             checkpoint_size=size,
@@ -209,6 +208,8 @@ class Subject:
             device=str(self.device),
             versions=library_versions(),
             pooling=pooling,
+            subset_rows=storage.subset_rows,
+            subset_seed=storage.subset_seed,
             request=request,
             **layers,
         )

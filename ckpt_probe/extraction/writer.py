@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from ckpt_probe.extraction.config import Storage
 from ckpt_probe.extraction.subject import Subject
 from ckpt_probe.models import Backbone, Taps
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.grouping import Subset
+from ckpt_probe.moments.documents import Documents
 from ckpt_probe.moments.quality import Gathering, LinearHead, Scored
+from ckpt_probe.moments.subset import PREFIX, RowSubset
 
 Scores = Literal["logits", "scored", "none"]
 """What a dump has beside the rows: logits, or prediction and loss of each row, or neither."""
@@ -110,22 +113,33 @@ class StoreWriter:
             DataError: If the number of rows is unknown and no row comes, or as in `DumpWriter.append`.
         """
         stores_rows = self._storage.store != "moments"
+        # The first block has what all of them have.
+        blocks = iter(blocks)
+        first = next(blocks, None)
+        documents, positions = (None, None) if first is None else (first.documents, first.positions)
         if stores_rows:
-            announced = rows if chosen is None else None
-            logits, scored = scores == "logits", scores == "scored"
-            self._dump.start_split(name, announced, logits=logits, scored=scored, labelled=labelled)
-        group = _GroupWriter(self._dump, name, self._gathering(labelled, scores), stores_rows, labelled)
-        layers = _LayersWriter(self, name, labelled) if self._taps.layers else None
+            self._dump.start_split(
+                name,
+                rows if chosen is None else None,
+                logits=scores == "logits",
+                scored=scores == "scored",
+                labelled=labelled,
+                documents=documents is not None,
+                positions=positions is not None,
+            )
+        group = _GroupWriter(self._dump, name, self._gathering(labelled, scores), stores_rows, labelled, self._subset())
+        if positions is not None and (chosen is not None or self._storage.store != "features"):
+            group.documents = Documents(self._storage.memory)
+        layers = _LayersWriter(self, name, labelled, positions is not None) if self._taps.layers else None
         seen = stored = 0
-        for block in blocks:
+        for block in () if first is None else chain([first], blocks):
             count = len(block.labels)
-            block_scores = None if scores == "none" else block.scores
             if chosen is None:
-                group.append(block.features, block.labels, block_scores)
+                group.append(block, scores=scores)
                 stored += count
             else:
                 start, stop = torch.searchsorted(chosen, torch.tensor([seen, seen + count])).tolist()
-                group.append(block.features, block.labels, block_scores, chosen[start:stop] - seen)
+                group.append(block, chosen[start:stop] - seen, scores=scores)
                 stored += stop - start
             if layers is not None:
                 layers.append(block)
@@ -136,8 +150,16 @@ class StoreWriter:
         self._dump.leave_out(name, 0 if rows is None else rows - seen)
         if chosen is not None and stores_rows:
             self._dump.count_not_stored(name, seen - stored)
-        if layers is not None:
-            layers.finish()
+        subsets = {} if layers is None else layers.finish()
+        arrays = {array.removeprefix(PREFIX): values for array, values in group.subset.state().items()}
+        # Without moments of the split, halves are those of the moments of its layers.
+        if self._storage.store == "features" and self._storage.layer_store != "features":
+            arrays["halves"] = next((subset.halves for subset in subsets.values()), arrays["halves"])
+        features = {layer: subset.features for layer, subset in subsets.items()}
+        self._dump.write_subset(name, arrays, group.subset.seed, features)
+
+    def _subset(self) -> RowSubset:
+        return RowSubset(self._storage.subset_rows, self._storage.subset_seed)
 
     def _gathering(self, labelled: bool, scores: Scores) -> Gathering | None:
         """Return the class moments of a split, with accuracy and loss; None if only rows are stored."""
@@ -145,35 +167,59 @@ class StoreWriter:
             return None
         computes_logits = labelled and scores == "none" and len(self._weights)
         head = LinearHead.of(self._weights, self._bias) if computes_logits else None
-        return Gathering(_moments(self._classes, self._storage.memory, labelled), head)
+        return Gathering(_moments(self._classes, self._storage, self._storage.memory, labelled), head)
 
 
 class _GroupWriter:
-    """Write the rows, the class moments, or both, of one split or of one layer of it."""
+    """Write the rows, the class moments, or both, of one split or of one layer of it.
+
+    Attributes:
+        documents: Computes the numbers of each document, or None.
+        subset: The fixed subset of rows; that of the moments if there are any.
+    """
 
     def __init__(
-        self, dump: DumpWriter, name: str, gathering: Gathering | None, stores_rows: bool, labelled: bool
+        self,
+        dump: DumpWriter,
+        name: str,
+        gathering: Gathering | None,
+        stores_rows: bool,
+        labelled: bool,
+        subset: RowSubset,
     ) -> None:
         self._dump, self._name, self._gathering = dump, name, gathering
         self._stores_rows, self._labelled = stores_rows, labelled
+        self.documents: Documents | None = None
+        of_moments = None if gathering is None else gathering.moments.subset
+        self.subset = subset if of_moments is None else of_moments
+        self._seen = 0
 
-    def append(
-        self, rows: Tensor, labels: Tensor, scores: Tensor | Scored | None = None, chosen: Tensor | None = None
-    ) -> None:
-        """Add rows (n, D) with labels (n,) and scores; `chosen` are the indices of the rows that are stored."""
+    def append(self, block: Block, chosen: Tensor | None = None, *, scores: Scores = "none") -> None:
+        """Add rows, with scores unless they are "none"; `chosen` are the indices of the rows that are stored."""
+        known = None if scores == "none" else block.scores
+        arrays = (block.features, block.labels, known, block.documents, block.positions)
         if self._stores_rows and chosen is None:
-            self._dump.append(self._name, rows, labels, scores)
+            self._dump.append(self._name, *arrays)
         elif self._stores_rows and chosen is not None and len(chosen):
-            self._dump.append(self._name, rows[chosen], labels[chosen], _take_rows(scores, chosen))
-        if self._gathering is not None:
-            stored = torch.from_numpy(as_stored(rows, self._dump.feature_dtype, f"{self._dump.path}: {self._name}"))
-            if not self._labelled:
-                self._gathering.add(stored, torch.zeros_like(labels))
-            else:
-                self._gathering.add(stored, labels, scores.float() if isinstance(scores, Tensor) else scores)
+            self._dump.append(self._name, *(_take_rows(array, chosen) for array in arrays))
+        where = f"{self._dump.path}: {self._name}"
+        stored = torch.from_numpy(as_stored(block.features, self._dump.feature_dtype, where))
+        labels = block.labels.cpu() if self._labelled else torch.zeros(len(block.labels), dtype=torch.int64)
+        if self._gathering is None:
+            indices = torch.arange(self._seen, self._seen + len(labels))
+            self.subset.update(stored, labels, indices, torch.zeros_like(labels), block.documents)
+            self._seen += len(labels)
+        else:
+            scored = known.float() if isinstance(known, Tensor) else known
+            self._gathering.add(stored, labels, scored if self._labelled else None, block.documents)
+        if self.documents is not None and block.documents is not None and block.positions is not None:
+            self.documents.update(stored, block.documents, block.positions)
 
     def finish(self, *, with_quality: bool = False) -> None:
         """Write the moments after the last row, with accuracy and loss if `with_quality`."""
+        if self.documents is not None:
+            numbers = self.documents.finish()
+            self._dump.write_documents(self._name, numbers.values, numbers.oversized)
         if self._gathering is None:
             return
         self._gathering.finish()
@@ -184,12 +230,11 @@ class _GroupWriter:
 
 
 class _LayersWriter:
-    """Write rows or moments of every tapped layer of a split, and the same subset of rows of all layers."""
+    """Write rows or moments of every tapped layer of a split."""
 
-    def __init__(self, writer: StoreWriter, split: str, labelled: bool) -> None:
+    def __init__(self, writer: StoreWriter, split: str, labelled: bool, positions: bool) -> None:
         storage, taps = writer._storage, writer._taps.layers
-        self._dump, self._split = writer._dump, split
-        self._subset = Subset(storage.similarity_rows, storage.similarity_seed)
+        self._dump = writer._dump
         self._groups: dict[str, _GroupWriter] = {}
         for tap in taps:
             width = tap.width if storage.layer_store != "moments" else None
@@ -199,19 +244,22 @@ class _LayersWriter:
             gathering = None
             if storage.layer_store != "features":
                 # Each layer has an equal share of the memory.
-                gathering = Gathering(_moments(writer._classes, storage.memory // len(taps), labelled))
-            self._groups[tap.layer] = _GroupWriter(self._dump, name, gathering, width is not None, labelled)
+                gathering = Gathering(_moments(writer._classes, storage, storage.memory // len(taps), labelled))
+            group = _GroupWriter(self._dump, name, gathering, width is not None, labelled, writer._subset())
+            if positions and gathering is not None:
+                group.documents = Documents(storage.memory // len(taps))
+            self._groups[tap.layer] = group
         self._dump.start_layer(split, PENULTIMATE, depth=1.0, pooling="features")
 
     def append(self, block: Block) -> None:
         for layer, rows in block.layers.items():
-            self._groups[layer].append(rows, block.labels)
-        self._subset.update(len(block.labels), {**block.layers, PENULTIMATE: block.features})
+            self._groups[layer].append(replace(block, features=rows))
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, RowSubset]:
+        """Write the moments after the last row; return the fixed subset of rows by layer."""
         for group in self._groups.values():
             group.finish()
-        self._dump.write_similarity(self._split, self._subset.indices, self._subset.seed, self._subset.rows)
+        return {layer: group.subset for layer, group in self._groups.items()}
 
 
 def require_storable(subject: Subject, storage: Storage) -> str | None:
@@ -256,11 +304,18 @@ def choose_rows(rows: int, most: int | None, seed: int) -> Tensor | None:
     return torch.from_numpy(np.sort(indices))
 
 
-def _moments(classes: int, memory: int, labelled: bool) -> Moments:
-    return Moments(classes if labelled else None, memory=memory, only=None if labelled else ["sample", "spectrum"])
+def _moments(classes: int, storage: Storage, memory: int, labelled: bool) -> Moments:
+    return Moments(
+        classes if labelled else None,
+        memory=memory,
+        only=None if labelled else ["sample", "spectrum"],
+        halves=True,
+        subset=storage.subset_rows,
+        seed=storage.subset_seed,
+    )
 
 
-def _take_rows(scores: Tensor | Scored | None, rows: Tensor) -> Tensor | Scored | None:
-    if isinstance(scores, Scored):
-        return scores.rows(rows)
-    return None if scores is None else scores[rows]
+def _take_rows(array: Tensor | Scored | None, rows: Tensor) -> Any:
+    if isinstance(array, Scored):
+        return array.rows(rows)
+    return None if array is None else array[rows]

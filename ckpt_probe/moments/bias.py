@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.registry import CENTRED, LOGITS, SECOND_PASS, Metric
+from ckpt_probe.moments.registry import CENTRED, DOCUMENTS, LOGITS, SECOND_PASS, TRAIN_MEANS, Metric
 from ckpt_probe.moments.subset import priorities
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ def bias_of(metrics: Mapping[str, Metric], values: Values, inputs: "Inputs", val
 def _bias(name: str, metric: Metric, value: Any, inputs: "Inputs", halves: list[Values]) -> Bias:
     if SECOND_PASS in metric.requires:
         return _of_nearest_means(name, inputs)
+    if TRAIN_MEANS in metric.requires:
+        # Means of other rows do not depend on the rows that are compared with them.
+        same_means = inputs.nearest_train is inputs.nearest
+        return _of_nearest_means(name.removesuffix("_train_means"), inputs) if same_means else (0.0, None)
     if CENTRED in metric.requires or name == "ece":
         return None, NOT_ACCUMULATED
     if LOGITS in metric.requires:
@@ -105,7 +109,8 @@ def _mean_of(name: str, parts: list[Values]) -> float | None:
 
 def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, names: Iterable[str]) -> Values:
     """Return the metrics of some names of a part of the rows; empty if they cannot be computed."""
-    part.provided, part.unavailable = set(inputs.provided) - {LOGITS, SECOND_PASS, CENTRED}, dict(inputs.unavailable)
+    part.provided = set(inputs.provided) - {LOGITS, SECOND_PASS, CENTRED, TRAIN_MEANS, DOCUMENTS}
+    part.unavailable = dict(inputs.unavailable)
     part.outside_mean = inputs.outside_mean
     try:
         return values_of(part, frozenset(names))

@@ -1,9 +1,8 @@
-"""Labelled rows sorted by class, stacks of classes of similar size, and a fixed random subset of a stream of rows."""
+"""Labelled rows sorted by class, and stacks of classes of similar size."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,64 +128,3 @@ def unit_blocks(rows: RowBlocks, device: torch.device | None, dtype: torch.dtype
     for features, labels in rows():
         unit, directed = directions(where_float64_is(features).to(device, torch.float64))
         yield unit.to(dtype), labels.to(device, torch.int64)[directed]
-
-
-class Subset:
-    """A random subset of the rows of a stream, drawn without replacement.
-
-    Each row gets a random number, and the rows with the smallest numbers are selected. The selection depends on the
-    seed and the number of rows, not on the sizes of the blocks.
-
-    Args:
-        size: Number of rows to select.
-        seed: Seed of the random numbers.
-    """
-
-    def __init__(self, size: int = SUBSET_ROWS, seed: int = 0) -> None:
-        self.size = size
-        self.seed = seed
-        self._draw = np.random.default_rng(seed)
-        self._numbers = np.empty(0)
-        self._indices = np.empty(0, dtype=np.int64)
-        self._rows: dict[str, Tensor] = {}
-        self._seen = 0
-
-    def update(self, count: int, arrays: Mapping[str, Tensor]) -> None:
-        """Add the next rows of the stream.
-
-        Args:
-            count: Number of rows.
-            arrays: Arrays (count, D) by name, with equal names in each call.
-        """
-        drawn = self._draw.random(count)
-        largest = self._numbers.max() if len(self._numbers) == self.size else np.inf
-        new = np.flatnonzero(drawn < largest)
-        if len(new):
-            numbers = np.concatenate([self._numbers, drawn[new]])
-            selected = np.sort(np.argsort(numbers, kind="stable")[: self.size])
-            before = len(self._numbers)
-            old = torch.from_numpy(selected[selected < before])
-            added = torch.from_numpy(new[selected[selected >= before] - before])
-            for name, array in arrays.items():
-                rows = array[added]
-                self._rows[name] = torch.cat([self._rows[name][old], rows]) if name in self._rows else rows
-            self._numbers = numbers[selected]
-            self._indices = np.concatenate([self._indices, self._seen + new])[selected]
-        self._seen += count
-
-    @property
-    def indices(self) -> Tensor:
-        """Return the indices of the selected rows in increasing order, (R,); R is at most `size`."""
-        return torch.from_numpy(self._indices)
-
-    @property
-    def rows(self) -> dict[str, Tensor]:
-        """Return the selected rows of each array, (R, D), in the order of their indices."""
-        return self._rows
-
-
-def subset_indices(count: int, size: int = SUBSET_ROWS, seed: int = 0) -> Tensor:
-    """Return the indices of the rows that a `Subset` selects from `count` rows, (R,)."""
-    subset = Subset(size, seed)
-    subset.update(count, {})
-    return subset.indices

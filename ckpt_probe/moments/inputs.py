@@ -26,6 +26,7 @@ from ckpt_probe.moments.grouping import RowBlocks
 from ckpt_probe.moments.registry import COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Undefined
 
 if TYPE_CHECKING:
+    from ckpt_probe.moments.documents import DocumentNumbers
     from ckpt_probe.moments.quality import Quality
 
 HIDING_SHARE = 1e-5
@@ -79,11 +80,14 @@ class Inputs:
         unavailable: Reason for each requirement that is not fulfilled.
         quality: Accuracy and loss, for `LOGITS`.
         nearest: Nearest class means, for `SECOND_PASS`.
+        nearest_train: Nearest class means of the training split, for `TRAIN_MEANS`.
         centred: Entropies at sample level of centred features, for `CENTRED`.
         outside_mean: Mean feature of outside data, (D,), for `OUTSIDE`.
         sample: Rows along whose weights all inputs have gradients; None if no errors are requested.
         halves: Functions that return the inputs of each half of the rows for the labels of the present classes.
         of_rows: Function that returns the inputs of other rows (n, D), labels (n,) and labels of present classes.
+        documents: Numbers of each document, for `DOCUMENTS`.
+        reference: Numbers of each document of the reference dump, for `REFERENCE`.
     """
 
     def __init__(
@@ -111,11 +115,14 @@ class Inputs:
         self.unavailable: dict[str, str] = {}
         self.quality: Quality | None = None
         self.nearest: NearestMeans | None = None
+        self.nearest_train: NearestMeans | None = None
         self.centred: LevelEntropies | None = None
         self.outside_mean: Tensor | None = None
         self.sample: Sample | None = None
         self.halves: list[Callable[[Tensor], Inputs]] = []
         self.of_rows: Callable[[Tensor, Tensor, Tensor], Inputs] | None = None
+        self.documents: DocumentNumbers | None = None
+        self.reference: DocumentNumbers | None = None
         if len(self.present) < 2:
             self.unavailable[MEANS] = ONE_CLASS if self.options.min_samples == 1 else FEW_CLASSES
         if weights is None and label_rows is None:
@@ -209,7 +216,7 @@ class Inputs:
 
     def mean_of_rows(self, name: str, mean: float) -> float | Tensor:
         """Return the mean of all rows of a value, with gradient if errors are requested and values of rows known."""
-        if self.sample is None:
+        if self.sample is None or self.sample.reason is not None:
             return mean
         signs = None if self.quality is None else self.quality.gaps.sign()
         nearest = None if self.nearest is None else self.nearest_of_sample

@@ -258,30 +258,41 @@ class Gathering:
     Args:
         moments: Accumulator of the class moments.
         head: Classifier that computes the logits of blocks without scores, or None.
+        rank: Number of this process among those that see every other row.
+        ranks: Number of these processes; row i of this one has the index rank + i · ranks.
 
     Attributes:
         quality: Accuracy and loss.
     """
 
-    def __init__(self, moments: Moments, head: LinearHead | None = None) -> None:
+    def __init__(self, moments: Moments, head: LinearHead | None = None, *, rank: int = 0, ranks: int = 1) -> None:
         self.moments = moments
         self.quality = Quality()
         self._head = head
-        self._waiting: list[tuple[Tensor, Tensor, Tensor | Scored | None]] = []
+        self._waiting: list[tuple[Tensor, Tensor, Tensor | Scored | None, Tensor | None]] = []
         self._rows = self._bytes = 0
+        self._rank, self._ranks = rank, ranks
+        self._seen = 0
 
-    def add(self, features: Tensor, labels: Tensor, scores: Tensor | Scored | None = None) -> None:
+    def add(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        scores: Tensor | Scored | None = None,
+        documents: Tensor | None = None,
+    ) -> None:
         """Add a block, whose tensors must not change afterwards.
 
         Args:
             features: Features, (n, D).
             labels: Labels, (n,).
             scores: Logits (n, C), or predictions and losses, or None.
+            documents: Documents of the rows, (n,), or None.
 
         Raises:
             DataError: As `Moments.update`; possibly for an earlier block.
         """
-        self._waiting.append((features, labels, scores))
+        self._waiting.append((features, labels, scores, documents))
         self._rows += len(labels)
         self._bytes += features.nbytes
         if self._rows >= GATHERED_ROWS or self._bytes >= GATHERED_BYTES:
@@ -293,7 +304,10 @@ class Gathering:
             return
         waiting, self._waiting, self._rows, self._bytes = self._waiting, [], 0, 0
         features, labels = torch.cat([block[0] for block in waiting]), torch.cat([block[1] for block in waiting])
-        self.moments.update(features, labels)
+        documents = [block[3] for block in waiting if block[3] is not None]
+        indices = self._rank + self._ranks * torch.arange(self._seen, self._seen + len(labels))
+        self.moments.update(features, labels, indices, torch.cat(documents) if documents else None)
+        self._seen += len(labels)
         logits = [block[2] for block in waiting if isinstance(block[2], Tensor)]
         scored = [(block[2], block[1]) for block in waiting if isinstance(block[2], Scored)]
         for scores, numbers in scored:

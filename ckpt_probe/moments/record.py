@@ -12,8 +12,9 @@ from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.moments.bias import bias_of
+from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
-from ckpt_probe.moments.errors import FIXED, NO_GRADIENT, Influences, Sample
+from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample
 from ckpt_probe.moments.inputs import Inputs, spreads
 from ckpt_probe.moments.portrait import Portrait, portrait_of
 from ckpt_probe.moments.registry import MEANS, REFERENCES, WEIGHTS, Metric, Undefined, all_metrics
@@ -96,6 +97,7 @@ def _computed(inputs: Inputs) -> DetailedRecord:
     record.put("features", inputs.features)
     record.put("classes", inputs.all_classes)
     record.put("classes_present", occurring)
+    record.values |= {} if inputs.documents is None else {"documents": inputs.documents.count}
     below, single = occurring - len(inputs.present), int((counts[inputs.present] == 1).sum())
     record.values |= {"classes_below_min_samples": below} if below else {}
     record.values |= {"classes_of_one_sample": single} if single else {}
@@ -156,7 +158,9 @@ def _put_errors(
     """Add the standard error and the bias of each metric, or the reasons for their absence."""
     influences: dict[str, Tensor] = {}
     without = {name: reason for reason, names in record.reasons.items() for name in names}
-    for name, metric in record.metrics.items():
+    of_documents = {} if inputs.documents is None else errors_of_documents(inputs.documents, inputs.reference)
+    metrics = {name: metric for name, metric in record.metrics.items() if name not in of_documents}
+    for name, metric in metrics.items():
         value, error = record.values[name], None
         reason = without.get(name) or sample.reason_of(metric)
         if reason is None:
@@ -169,13 +173,16 @@ def _put_errors(
         if reason in (FIXED, NO_GRADIENT):
             without[name] = reason
         record.put(f"{name}_stderr", error, reason or "undefined here")
-    for name, (bias, reason) in bias_of(record.metrics, record.values, inputs, values_of).items():
+    for name, (bias, reason) in bias_of(metrics, record.values, inputs, values_of).items():
         if bias is None or name in without:
             record.put(f"{name}_bias", None, without.get(name) or reason or "undefined here")
         else:
             record.put(f"{name}_bias", bias)
             if reason is not None:
                 record.reasons.setdefault(reason, []).append(f"{name}_bias")
+    for name, numbers in of_documents.items():
+        for ending, number in zip(("_stderr", "_bias"), numbers, strict=True) if name in record.metrics else ():
+            record.put(f"{name}{ending}", number, without.get(name) or FEW_DOCUMENTS)
     return Influences(sample.design, influences)
 
 

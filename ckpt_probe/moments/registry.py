@@ -18,6 +18,8 @@ from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence, matching, suggestion
 from ckpt_probe.metrics import collapse, covariance
 from ckpt_probe.metrics.theory import simplex_exists
+from ckpt_probe.moments.documents import CENTRED as CENTRED_ENTROPY
+from ckpt_probe.moments.documents import CURVATURE, ENTROPY, REASONS
 from ckpt_probe.plugins import registered
 
 if TYPE_CHECKING:
@@ -45,17 +47,20 @@ ENTEZARI = "Entezari et al. 2022"
 FRANKLE = "Frankle et al. 2020"
 GUO = "Guo et al. 2017"
 GAO = "Gao and Ganguli 2015"
+HOSSEINI = "Hosseini and Fedorenko 2023"
 
 TOWARD = "toward reference"
 
 MEANS, WEIGHTS, SCATTER, UNIT_ROWS = "class means", "classifier weights", "within-class scatter", "unit rows"
 LOGITS, SECOND_PASS, CENTRED, OUTSIDE = "logits", "second pass", "centred features", "outside data"
 LAYERS, SERIES = "several layers", "series of dumps"
+DOCUMENTS, REFERENCE, TRAIN_MEANS = "documents", "reference dump", "training means"
 """Requirements of metrics.
 
 Class means are always accumulated; the within-class scatter and the unit rows only if a metric requires them.
 Predictions with losses can replace logits. The second pass goes over the features once the class means are known;
-centred features take two more passes. Outside data are of classes that were not trained on.
+centred features take two more passes. Outside data are of classes that were not trained on. Documents are groups of
+rows that depend on each other, such as the positions of a text. Training means are those of the training split.
 """
 
 COMPUTING_ERROR = "sample.mir_computing_error"
@@ -163,6 +168,13 @@ FAMILIES = (
     ),
     Family("centred", "sample level of features minus their mean", "that of sample, in two more passes", SAMPLES, True),
     Family("nc5", "class means compared with data of other classes", "N·D + C·D", COLLAPSE, True),
+    Family(
+        "documents",
+        "entropy, curvature and effective rank of the rows of each document",
+        "N·D·min(T, D) for documents of T rows; only of data with documents",
+        "Documents",
+        any_layer=True,
+    ),
 )
 GROUPS = {"nc": ("nc1", "nc2", "nc3", "nc4")}
 """Short names for several families."""
@@ -208,6 +220,14 @@ def _nearest_mean_accuracy(inputs: "Inputs") -> float | Tensor:
     return inputs.mean_of_rows("nearest_mean_accuracy", float(_defined(accuracy, FEW_SAMPLES)))
 
 
+def _of_train_means(inputs: "Inputs", name: str) -> float | Tensor:
+    nearest = inputs.nearest_train
+    assert nearest is not None
+    value, reason = (nearest.accuracy, FEW_SAMPLES) if name.startswith("nearest") else (nearest.disagreement, NO_SCORES)
+    own_means = nearest is inputs.nearest
+    return inputs.mean_of_rows(name.removesuffix("_train_means") if own_means else name, float(_defined(value, reason)))
+
+
 def _calibration(inputs: "Inputs") -> float | Tensor:
     if inputs.quality is None or not inputs.quality.samples:
         raise Undefined(NO_SCORES)
@@ -230,6 +250,34 @@ def _outside_cosine(inputs: "Inputs", *, centred: bool) -> float | Tensor:
         return collapse.nc5(means, inputs.outside_mean, centred=centred, samples=inputs.samples)
     except DataError as error:
         raise Undefined(str(error).removeprefix("nc5: ")) from error
+
+
+def _mean_of_documents(name: str) -> Callable[["Inputs"], float]:
+    """Return a function that computes the mean over documents of one of their numbers."""
+
+    def mean(inputs: "Inputs") -> float:
+        assert inputs.documents is not None
+        if inputs.documents.oversized:
+            raise Undefined(f"{inputs.documents.oversized} documents have more rows than the memory budget allows")
+        value = inputs.documents.mean(name)
+        if value is None:
+            raise Undefined(REASONS[name])
+        return value
+
+    return mean
+
+
+_centred_entropy = _mean_of_documents(CENTRED_ENTROPY)
+
+
+def _rank_of_documents(inputs: "Inputs") -> float:
+    return math.exp(_centred_entropy(inputs))
+
+
+def _rank_difference_of_documents(inputs: "Inputs") -> float:
+    rank = _rank_of_documents(inputs)
+    reference = inputs.reference and inputs.reference.effective_rank()
+    return float(_defined(reference, REASONS[CENTRED_ENTROPY])) - rank
 
 
 def _separation(inputs: "Inputs") -> float | Tensor:
@@ -376,6 +424,20 @@ METRICS = (
            lambda d: _outside_cosine(d, centred=False), (OUTSIDE,), "", "down", 0.0, AMMAR),
     Metric("nc5.centred", "NC5 centred", "mean |cos(μ_c − μ_G, μ_out − μ_G)|", "nc5", 48,
            lambda d: _outside_cosine(d, centred=True), (OUTSIDE,), "", "down", 0.0),
+    Metric("nc4.disagreement_train_means", "NC4 train μ", "prediction is not the nearest training mean's class",
+           "nc4", 54, lambda d: _of_train_means(d, "nc4.disagreement_train_means"), (LOGITS, TRAIN_MEANS), "", "down",
+           0.0, PAPYAN),
+    Metric("nearest_mean_accuracy_train_means", "NCM acc train μ", "share nearest to the training mean of their class",
+           "nc4", 55, lambda d: _of_train_means(d, "nearest_mean_accuracy_train_means"), (TRAIN_MEANS,), "", "up", 1.0,
+           PAPYAN),
+    Metric("documents.entropy", "H doc.", "entropy of a document's own rows, mean over documents", "documents", 50,
+           _mean_of_documents(ENTROPY), (DOCUMENTS,), "nats", source=SKEAN),
+    Metric("documents.curvature", "curvature", "mean angle between successive steps within a document", "documents", 51,
+           _mean_of_documents(CURVATURE), (DOCUMENTS,), "rad", source=HOSSEINI),
+    Metric("erank.documents", "doc. rank", "exp of the mean over documents of the entropy of centred rows", "documents",
+           52, _rank_of_documents, (DOCUMENTS,), source=WEI),
+    Metric("erank.documents_difference", "Δ doc. rank", "erank.documents of the reference minus this one's",
+           "documents", 53, _rank_difference_of_documents, (DOCUMENTS, REFERENCE), source=WEI),
 )
 
 BARRIERS = (

@@ -14,8 +14,10 @@ from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, Subject, is_scored
+from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.registry import INFINITE_LOGITS
+from ckpt_probe.moments.subset import PREFIX, RowSubset
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.options import Statistics
 from ckpt_probe.progress import Progress
@@ -105,12 +107,7 @@ class Evaluation:
 
             blocks = list(forward()) if fits else None
             if writer is not None:
-                writer.start_split(split, samples, logits=not scored, scored=scored)
-                rows = 0
-                for block in blocks or forward():
-                    writer.append(split, block.features, block.labels, block.scores)
-                    rows += len(block.labels)
-                writer.leave_out(split, samples - rows)
+                _write_rows(writer, split, blocks or forward(), samples, scored=scored)
             return compute_from_blocks(
                 lambda: ((block.features, block.labels, block.scores) for block in blocks or forward()), weights, bias
             ).record
@@ -133,6 +130,22 @@ class Evaluation:
             reason = f"{reason}; loss: {INFINITE_LOGITS}"
         values = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
         return _without_overflow(settled({**empty_record(), **values}))
+
+
+def _write_rows(writer: DumpWriter, split: str, blocks: Iterable[Block], samples: int, *, scored: bool) -> None:
+    """Write all rows of a split, and its fixed subset of rows."""
+    subset, rows = RowSubset(SUBSET_ROWS), 0
+    for block in blocks:
+        if not rows:
+            parts = {"documents": block.documents is not None, "positions": block.positions is not None}
+            writer.start_split(split, samples, logits=not scored, scored=scored, **parts)
+        writer.append(split, block.features, block.labels, block.scores, block.documents, block.positions)
+        indices = torch.arange(rows, rows + len(block.labels))
+        subset.update(block.features, block.labels, indices, torch.zeros_like(indices), block.documents)
+        rows += len(block.labels)
+    writer.leave_out(split, samples - rows)
+    arrays = {name.removeprefix(PREFIX): values for name, values in subset.state().items()}
+    writer.write_subset(split, arrays, subset.seed, {})
 
 
 @contextmanager

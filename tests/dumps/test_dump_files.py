@@ -103,7 +103,7 @@ def test_plain_h5py_reads_the_documented_names(tmp_path: Path) -> None:
     features, labels, _ = arrays()
     with h5py.File(write(tmp_path / "a.h5", provenance()), "r") as file:
         assert file.attrs["format"].decode() == "ckpt-probe-dump"
-        assert file.attrs["format_version"] == 3
+        assert file.attrs["format_version"] == 4
         assert bool(file.attrs["complete"])
         np.testing.assert_array_equal(file["test/features"][:], features)
         np.testing.assert_array_equal(file["train/labels"][:], labels)
@@ -189,8 +189,8 @@ def test_ours_without_the_mark_is_an_interrupted_one(tmp_path: Path) -> None:
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5")
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = 4
-    with pytest.raises(DataError, match="dump format 4, but this ckpt-probe reads formats up to 3"), open_dump(path):
+        file.attrs["format_version"] = 5
+    with pytest.raises(DataError, match="dump format 5, but this ckpt-probe reads formats up to 4"), open_dump(path):
         pass
 
 

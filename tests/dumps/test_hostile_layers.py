@@ -24,7 +24,7 @@ def write(path: Path) -> Path:
         torch.arange(12) % 2,
     )
     taps = Taps((LayerTap("body", 0.0, "mean", (4, 2, 2), 4, 1),))
-    storage = Storage(layer_store="both", similarity_rows=5)
+    storage = Storage(layer_store="both", subset_rows=5)
     with StoreWriter(path, None, storage, torch.eye(2, 3).double(), taps=taps) as writer:
         writer.write_split("test", [Block(features, labels, torch.zeros(12, 2), {"body": rows})], rows=12)
     return path
@@ -69,16 +69,16 @@ LAYER = "test/layers/body"
         (without(f"{LAYER}/labels"), r"layers/body: features without labels"),
         (without(f"{LAYER}/moments/counts"), r"layers/body/moments: counts \(C,\) or means \(C, D\) are missing"),
         (
-            replaced(f"{LAYER}/similarity_rows", np.zeros((4, 4))),
-            r"layers/body/similarity_rows: expected \(5, D\), found shape",
+            replaced(f"{LAYER}/subset_rows", np.zeros((4, 4))),
+            r"layers/body/subset_rows: expected \(5, D\), found shape",
         ),
         (
-            replaced(f"{LAYER}/similarity_rows", np.arange(5)),
-            r"layers/body/similarity_rows: expected \(5, D\), found shape",
+            replaced(f"{LAYER}/subset_rows", np.arange(5)),
+            r"layers/body/subset_rows: expected \(5, D\), found shape",
         ),
-        (without("test/similarity"), r"layers/body/similarity_rows: expected \(None, D\)"),
-        (without("test/similarity/indices"), r"test/similarity: indices or seed are missing"),
-        (replaced("test/similarity/indices", np.zeros(5)), r"indices: expected integers of shape \(R,\)"),
+        (without("test/subset"), r"layers/body/subset_rows: expected \(None, D\)"),
+        (without("test/subset/indices"), r"test/subset: indices or seed are missing"),
+        (replaced("test/subset/indices", np.zeros(5)), r"indices: expected integers of shape \(R,\)"),
         (replaced(LAYER, np.zeros(3)), r"layers/body: expected a group"),
         (replaced("test/layers", h5py.SoftLink("/nowhere")), r"test/layers: expected a group"),
     ],

@@ -35,7 +35,7 @@ def test_each_layer_has_the_entropy_of_its_mean_tokens(place: Path, store: str) 
         "layers": "all",
         "layer_store": store,
     }
-    extract_series(place / "run", place / "dumps", device="cpu", similarity_rows=4, **how)
+    extract_series(place / "run", place / "dumps", device="cpu", subset_rows=4, **how)
     records = {record["layer"]: record for record in analyze(place / "dumps", layers=True)}
     assert list(records) == ["embeddings", *(f"encoder.layer.{k}" for k in range(3)), "penultimate"]
     model = BertModel.from_pretrained(place / "run").eval()

@@ -14,7 +14,6 @@ from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import build_model
 from ckpt_probe.moments import Moments
-from ckpt_probe.moments.grouping import Subset, subset_indices
 
 SAMPLES, CLASSES = 60, 3
 
@@ -41,23 +40,27 @@ def series(place: Path, **options: Any) -> Path:
 
 
 def test_layers_of_a_dump(tmp_path: Path) -> None:
-    path = series(tmp_path, layers="all", layer_store="both", similarity_rows=20, batch_size=7)
+    path = series(tmp_path, layers="all", layer_store="both", subset_rows=20, batch_size=7)
     with cp.open_dump(path) as dump:
         view = dump["test"]
         assert [(layer.name, layer.depth, layer.pooling) for layer in view.layers] == [
             *((name, number / 4, "mean") for number, name in enumerate(("2", "3", "4", "5"))),
             ("penultimate", 1.0, "features"),
         ]
-        found = view.similarity_indices()
+        found = view.subset_indices()
         assert found is not None
         indices, seed = found
         assert seed == 0
-        assert torch.equal(torch.from_numpy(indices), subset_indices(SAMPLES, 20))
+        assert (indices[1:] > indices[:-1]).all()
+        counts, all_counts = (np.bincount(view.labels[:][part], minlength=CLASSES) for part in (indices, slice(None)))
+        assert counts.sum() == 20
+        # As equal as the classes allow.
+        assert all(count == total or count >= counts.max() - 1 for count, total in zip(counts, all_counts, strict=True))
         for layer in view.layers:
             whole = view.features if layer.name == "penultimate" else layer.features
             assert np.array_equal(layer.rows[:], whole[:][indices])
         held = view.layers[2]
-        moments = Moments(CLASSES)
+        moments = Moments(CLASSES, halves=True, subset=20)
         moments.update(held.features[:], held.labels[:])
         stored = held.read_moments()
         assert stored is not None
@@ -71,35 +74,13 @@ def test_the_rest_of_a_dump_is_as_without_layers(tmp_path: Path) -> None:
     with h5py.File(plain) as one, h5py.File(layered) as other:
         for name in ("features", "labels", "logits"):
             assert np.array_equal(one[f"data/{name}"][()], other[f"data/{name}"][()])
-        assert set(other["data"]) - set(one["data"]) == {"layers", "similarity"}
+        assert set(other["data"]) - set(one["data"]) == {"layers"}
 
 
 def test_another_choice_of_layers_is_another_provenance(tmp_path: Path) -> None:
     series(tmp_path, layers="all")
     with pytest.raises(UsageError, match=r"another provenance .*: layers 'all' / '3'"):
         series(tmp_path, layers="3")
-
-
-def test_the_subset_does_not_depend_on_the_blocks() -> None:
-    rows = torch.arange(500.0)[:, None]
-    whole = subset_indices(500, 40, seed=3)
-    assert len(set(whole.tolist())) == 40
-    for size in (1, 7, 500):
-        subset = Subset(40, seed=3)
-        for part in rows.split(size):
-            subset.update(len(part), {"x": part})
-        assert torch.equal(subset.indices, whole)
-        assert torch.equal(subset.rows["x"][:, 0], whole.double().float())
-    assert not torch.equal(subset_indices(500, 40, seed=4), whole)
-    assert torch.equal(subset_indices(9, 40), torch.arange(9))
-
-
-def test_every_row_is_kept_equally_often() -> None:
-    counts = torch.zeros(20)
-    for seed in range(2000):
-        counts[subset_indices(20, 5, seed=seed)] += 1
-    # 500 on average, with a standard deviation of 19.
-    assert (counts - 500).abs().max() < 80
 
 
 class Tokens(nn.Module):
@@ -137,8 +118,8 @@ def test_token_rows_of_a_padded_batch_are_those_of_the_sequences(tmp_path: Path)
     ("options", "told"),
     [
         ({"layer_store": "rows"}, r"`layer_store='rows'`: expected one of features, moments, both"),
-        ({"similarity_rows": 3}, r"`similarity_rows=3`: expected at least 4"),
-        ({"similarity_seed": -1}, r"`similarity_seed=-1`: expected at least 0"),
+        ({"subset_rows": 3}, r"`subset_rows=3`: expected at least 4"),
+        ({"subset_seed": -1}, r"`subset_seed=-1`: expected at least 0"),
         ({"layers": "nine"}, r"`layers='nine'`: no layer has that name"),
         ({"pooling": "max"}, r"`pooling='max'`: expected one of"),
     ],
@@ -158,9 +139,9 @@ def test_a_layers_name_that_is_a_path(tmp_path: Path) -> None:
 
 def test_a_dump_with_layers_as_a_tree(tmp_path: Path) -> None:
     pytest.importorskip("xarray")
-    path = series(tmp_path, layers="3", layer_store="both", similarity_rows=20)
+    path = series(tmp_path, layers="3", layer_store="both", subset_rows=20)
     with cp.open_dump(path) as dump:
         tree = dump.to_xarray().load()
     assert tree["/test/layers/3/features"].dims == ("sample", "layer_feature")
-    assert tree["/test/layers/3/similarity_rows"].dims == ("kept_for_similarity", "layer_feature")
-    assert tree["/test/similarity/indices"].shape == (20,)
+    assert tree["/test/layers/3/subset_rows"].dims == ("subset_row", "layer_feature")
+    assert tree["/test/subset/indices"].shape == (20,)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.hints import ModelHints
-from ckpt_probe.data.samples import LEFT_OUT, LENGTHS, UNLABELLED, LabelledBatch, LabelledData, Split
+from ckpt_probe.data.samples import DOCUMENTS, LEFT_OUT, LENGTHS, UNLABELLED, LabelledBatch, LabelledData, Split
 from ckpt_probe.data.text import TOKENIZER, Vocabulary, vocabulary
 from ckpt_probe.errors import DataError, UsageError
 
@@ -138,6 +138,9 @@ class WindowSplit:
     def __init__(self, tokens: _Tokens, windows: Tensor, notes: tuple[str, ...] = ()) -> None:
         self._tokens = tokens
         self._windows = windows
+        # Each document ends at another token.
+        self._documents = torch.unique_consecutive(windows[:, 3], return_inverse=True)[1]
+        self._begins = torch.cat([torch.zeros(1, dtype=torch.int64), windows[:, 3].unique()])
         self.notes = notes
 
     @property
@@ -163,7 +166,10 @@ class WindowSplit:
         return len(self._windows)
 
     def batch(self, indices: Tensor | slice) -> LabelledBatch:
-        """Return input_ids and attention_mask, each (n, T), with their lengths, and labels (n, T), else (n,) of −1."""
+        """Return input_ids and attention_mask, each (n, T), and labels (n, T), else (n,) of −1.
+
+        Lengths, and the documents of the windows with their first positions, are among the inputs.
+        """
         tokens, vocab = self._tokens, self._tokens.vocab
         starts, stops, fresh, ends = (part[:, None] for part in self._windows[indices].unbind(1))
         positions = starts + torch.arange(int((stops - starts).max()))
@@ -179,8 +185,10 @@ class WindowSplit:
             ids = ids.masked_fill(hidden, vocab.mask)
         ids = ids.masked_fill(~inside, vocab.padding)
         labels = labels if labelled is None else labels.masked_fill(~labelled, LEFT_OUT)
+        documents = self._documents[indices]
+        places = torch.stack([documents, starts[:, 0] - self._begins[documents]], dim=1)
         inputs = {"input_ids": ids, "attention_mask": inside.to(torch.int64), LENGTHS: (stops - starts)[:, 0]}
-        return inputs, labels
+        return {**inputs, DOCUMENTS: places}, labels
 
 
 def _windows(lengths: list[int], context: int, stride: int, *, short: int) -> Tensor:
