@@ -9,9 +9,10 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
+from ckpt_probe.analysis.influences import bytes_of_influences, read_influences
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import CkptProbeError
-from ckpt_probe.files import code_hash, write_text
+from ckpt_probe.files import code_hash, replacing, write_text
 from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.registry import ENTRY_POINTS
@@ -73,6 +74,11 @@ class CacheEntry:
     key: str
     content: str
 
+    @property
+    def _influences(self) -> Path:
+        """File of the influences of rows, beside the records."""
+        return self.file.with_suffix(".npz")
+
     def read(self) -> list[DetailedRecord] | None:
         """Return the records; None if they are missing, damaged, or belong to other content or options."""
         try:
@@ -80,7 +86,13 @@ class CacheEntry:
             identity = (self.key, self.content, _hash(cached["records"]))
             if (cached["key"], cached["content"], cached["sha256"]) != identity:
                 return None
-            return [_from_json(**values) for values in cached["records"]]
+            records = [_from_json(**values) for values in cached["records"]]
+            if cached["influences_sha256"] is None:
+                return records
+            stored = self._influences.read_bytes()
+            if sha256(stored).hexdigest() != cached["influences_sha256"]:
+                return None
+            return read_influences(stored, records)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -95,7 +107,12 @@ class CacheEntry:
             for detailed in records
         ]
         cached = {"key": self.key, "content": self.content, "sha256": _hash(values), "records": values}
+        influences = bytes_of_influences(records)
+        cached["influences_sha256"] = None if influences is None else sha256(influences).hexdigest()
         try:
+            if influences is not None:
+                with replacing(self._influences, overwrite=True) as temporary:
+                    temporary.write_bytes(influences)
             write_text(self.file, json.dumps(cached, allow_nan=False), overwrite=True)
         except CkptProbeError as error:
             return f"the cache of records could not be written: {error}"

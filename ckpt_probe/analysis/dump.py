@@ -1,7 +1,8 @@
 """Compute the records of a dump: one for each split, or one for each layer of a split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.addresses import is_address, without_secrets
+from ckpt_probe.analysis.documents import documents_of
 from ckpt_probe.analysis.entries import (
     COUNTS,
     FIT_RANGE,
@@ -25,7 +27,9 @@ from ckpt_probe.analysis.ranges import SharedSplits
 from ckpt_probe.analysis.record import (
     NEEDS_FEATURES,
     Block,
+    Context,
     centred_entropies,
+    compare_with_train_means,
     compute_detailed,
     compute_from_blocks,
     compute_from_moments,
@@ -38,7 +42,8 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments import DetailedRecord, Moments
 from ckpt_probe.moments.quality import Quality, double
-from ckpt_probe.moments.registry import FAMILIES, METRICS, SECOND_PASS, SERIES
+from ckpt_probe.moments.record import RecordBuilder
+from ckpt_probe.moments.registry import DOCUMENTS, FAMILIES, METRICS, SECOND_PASS, SERIES, TRAIN_MEANS
 
 BLOCK_BYTES = 2**20, 16 * 2**20
 """Least and most bytes of a block of rows as float64; between them, a block takes a sixteenth of the memory budget."""
@@ -55,6 +60,8 @@ UNLABELLED = {
 NO_SPECTRUM = "the rows have too few directions, or an earlier version stored moments without covariance"
 
 CENTRED_RANK = "centred.effective_rank"
+TRAIN = "train"
+"""Name of the training split."""
 
 OF_LAYERS = frozenset(family.name for family in FAMILIES if family.any_layer)
 """Families that apply to any layer; the others compare means with classifier rows of the same width."""
@@ -81,7 +88,8 @@ def compute_dump(
         DataError: If a split is missing or contains invalid values; the message names file, split and row.
     """
     names = dict.fromkeys(splits or dump.splits)
-    return [detailed for name in names for detailed in _compute_split(dump, dump[name], settings, shared)]
+    train_means = cache(partial(_train_means, dump, settings))
+    return [detailed for name in names for detailed in _compute_split(dump, dump[name], settings, shared, train_means)]
 
 
 def outside_dump(dump: Dump, outside: Path | str) -> Path:
@@ -106,13 +114,26 @@ def outside_dump(dump: Dump, outside: Path | str) -> Path:
 
 
 def _compute_split(
-    dump: Dump, view: SplitView, settings: Settings, shared: SharedSplits | None
+    dump: Dump,
+    view: SplitView,
+    settings: Settings,
+    shared: SharedSplits | None,
+    train_means: Callable[[str], Tensor | None],
 ) -> list[DetailedRecord]:
     outside = None if settings.outside is None else _mean_of_outside(outside_dump(dump, settings.outside), view)
     layers = [layer for layer in view.layers if layer.name != PENULTIMATE] if settings.layers else []
+
+    def context(layer: SplitView) -> Context:
+        of_train, name = view.name == TRAIN, PENULTIMATE if layer is view else layer.name
+        means = None if of_train or "nc4" not in settings.families else train_means(name)
+        shares = shared is not None and layer is view and shared.contains(view)
+        read = partial(shared.documents, dump, view, settings) if shares else None  # pyright: ignore[reportOptionalMemberAccess]
+        beside = documents_of(view, layer, settings, read)
+        return replace(beside, outside_mean=outside, training=of_train, train_means=means)
+
     try:
-        last = _compute_penultimate(dump, view, settings, outside, shared)
-        records = [_compute_layer(dump, layer, settings, labelled=view.labelled) for layer in layers]
+        last = _compute_penultimate(dump, view, settings, context(view), shared)
+        records = [_compute_layer(dump, layer, settings, context(layer), labelled=view.labelled) for layer in layers]
     except DataError as error:
         raise DataError(f"{dump.path}: {view.name}: {error}") from error
     records.append(_with_fitted_line(last, records, settings) if layers else last)
@@ -120,10 +141,10 @@ def _compute_split(
 
 
 def _compute_penultimate(
-    dump: Dump, view: SplitView, settings: Settings, outside: Tensor | None, shared: SharedSplits | None
+    dump: Dump, view: SplitView, settings: Settings, context: Context, shared: SharedSplits | None
 ) -> DetailedRecord:
     if not view.labelled:
-        return _compute_unlabelled(view, settings)
+        return _compute_unlabelled(view, settings, context)
     weights, bias, rows = dump.weights, dump.bias, _rows_at_once(view, settings)
     if view.features is None:
         moments, numbers = _stored_moments(view, settings, None if weights is None else len(weights))
@@ -131,10 +152,10 @@ def _compute_penultimate(
             quality = Quality.from_numbers(numbers)
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise DataError("stored moments: scored, right and summed_loss are missing; extract again") from error
-        return compute_from_moments(moments, quality, weights, bias, settings=settings, outside=outside)
+        return compute_from_moments(moments, quality, weights, bias, settings=settings, context=context)
     blocks = Pass(view, rows)
     if shared is None or not shared.contains(view):
-        return compute_from_blocks(blocks, weights, bias, settings, outside)
+        return compute_from_blocks(blocks, weights, bias, settings, context)
     moments, quality, predicted = shared.accumulate(dump, view, settings, rows)
     return compute_from_moments(
         moments,
@@ -143,18 +164,20 @@ def _compute_penultimate(
         bias,
         settings=settings,
         blocks=blocks,
-        outside=outside,
+        context=context,
         predicted=predicted,
         second=lambda means, confusion: shared.count_nearest(dump, view, rows, means, confusion),
     )
 
 
-def _compute_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled: bool) -> DetailedRecord:
+def _compute_layer(
+    dump: Dump, layer: LayerView, settings: Settings, context: Context, *, labelled: bool
+) -> DetailedRecord:
     """Compute the record of a layer of any width; at sample level the classifier weights stand for the labels."""
     position = {"layer": layer.name, "depth": layer.depth}
     try:
         if not labelled:
-            detailed = _compute_unlabelled(layer, settings)
+            detailed = _compute_unlabelled(layer, settings, context)
             return replace(detailed, record=in_order({**position, **detailed.record}))
         families, weights = settings.families & OF_LAYERS, dump.weights
         narrowed = replace(settings, only=tuple(families) or ("quality",), centred=False)
@@ -167,12 +190,19 @@ def _compute_layer(dump: Dump, layer: LayerView, settings: Settings, *, labelled
                 moments.update(features, labels)
         inputs = moment_inputs(moments, None, None, blocks, narrowed, label_rows=weights)
         inputs.provided.add(SECOND_PASS)
+        context.add_to(inputs)
         counts = NearestCounts()
         if "nc4" in families:
             means, reason = (None, LAYER_NEEDS_FEATURES) if blocks is None else distinct_means(moments, settings)
-            if blocks is not None and means is not None and reason is None:
-                counts = count_nearest(blocks, means, Predictions(None), confusion=settings.per_class)
+
+            def second(means: Tensor, confusion: bool) -> NearestCounts:
+                assert blocks is not None
+                return count_nearest(blocks, means, Predictions(None), confusion=confusion)
+
+            if means is not None and reason is None:
+                counts = second(means, settings.per_class)
             inputs.unavailable |= {SECOND_PASS: reason} if reason else {}
+            compare_with_train_means(inputs, context, second, counts, reason)
         inputs.nearest = counts
         detailed = compute_detailed(inputs)
     except DataError as error:
@@ -196,7 +226,7 @@ def _with_fitted_line(last: DetailedRecord, layers: Sequence[DetailedRecord], se
     return replace(last, record=in_order(record), per_class=[{**position, **row} for row in last.per_class])
 
 
-def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
+def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -> DetailedRecord:
     """Compute the record of rows without labels: values that need labels are None, with the reason in `missing`."""
     settings.check()
     rows = Pass(view, _rows_at_once(view, settings), scores=False)
@@ -211,7 +241,7 @@ def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
             moments.update(features, labels)
     computed = moments.read(orders=settings.orders, details=settings.spectra)
     metrics = [metric for metric in METRICS if metric.family in settings.families and not metric.of_weights]
-    names = [metric.name for metric in metrics if SERIES not in metric.requires]
+    names = [metric.name for metric in metrics if not {SERIES, DOCUMENTS, TRAIN_MEANS} & set(metric.requires)]
     record: Record = dict.fromkeys((*COUNTS, *names, *REFERENCES))
     record |= {name: computed.record[name] for name in ("samples", "features", "samples_left_out")}
     for family in settings.families & set(UNLABELLED):
@@ -230,7 +260,41 @@ def _compute_unlabelled(view: SplitView, settings: Settings) -> DetailedRecord:
         record["missing"] += f"; {', '.join(of_rows)}: {NO_SPECTRUM}"
     if CENTRED_RANK in absent:
         record["missing"] += f"; {CENTRED_RANK}: {reason}"
+    of_documents = _record_of_documents(moments, context, settings)
+    record |= {**of_documents, "missing": join_reasons(record["missing"], of_documents["missing"])}
     return replace(computed, record=in_order(settled(record)), per_class=[])
+
+
+def _record_of_documents(moments: Moments, context: Context, settings: Settings) -> Record:
+    """Return the metrics of documents of rows without labels, and `missing`."""
+    inputs, record = moments.inputs(), RecordBuilder()
+    context.add_to(inputs)
+    if context.documents is not None:
+        record.put("documents", context.documents.count)
+    for metric in METRICS:
+        if metric.family == "documents" in settings.families and inputs.provided.issuperset(metric.requires):
+            record.compute(metric, inputs)
+    return record.finish()
+
+
+def _train_means(dump: Dump, settings: Settings, layer: str) -> Tensor | None:
+    """Return the class means (C, D) of a layer of the training split, NaN for absent classes; None without them."""
+    if TRAIN not in dump.splits or not dump[TRAIN].labelled:
+        return None
+    split = dump[TRAIN]
+    view = split if layer == PENULTIMATE else next((each for each in split.layers if each.name == layer), None)
+    if view is None or not view.samples:
+        return None
+    moments = Moments(None if dump.weights is None else len(dump.weights), only=["nc2"])
+    if view.features is None:
+        stored = view.read_moments()
+        if stored is None:
+            return None
+        moments.load_state_dict(stored[0])
+    else:
+        for features, labels, _ in view.blocks(_rows_at_once(view, settings), scores=False):
+            moments.update(features, labels)
+    return double(moments.means_of_classes(settings.min_samples))
 
 
 def _stored_moments(view: SplitView, settings: Settings, classes: int | None) -> tuple[Moments, dict[str, Any]]:

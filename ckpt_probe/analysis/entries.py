@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ckpt_probe.moments import registry
@@ -17,7 +17,8 @@ PLAIN_NAME = re.compile(r"[\w.'-]+")
 POSITION = ("checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
 COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
 NOT_STORED = "samples_not_stored"
-COUNTS_IF_ANY = (NOT_STORED, "classes_below_min_samples", "classes_of_one_sample")
+DOCUMENTS = "documents"
+COUNTS_IF_ANY = (NOT_STORED, DOCUMENTS, "classes_below_min_samples", "classes_of_one_sample")
 """Counts that are absent from a record where they are 0."""
 FIT_RANGE = ("alpha_req_first", "alpha_req_last")
 """Ranks of the eigenvalues to which `alpha_req` is fitted."""
@@ -26,10 +27,48 @@ EXTRA = ("route", "route_reason", "missing")
 """Names of a record beside the metrics: where it belongs, counts, values at collapse, how and why not."""
 
 
+STDERR, BIAS = "_stderr", "_bias"
+"""Endings of the names of the standard error and of the bias of a metric."""
+
+
+def is_uncertainty(name: str, names: Collection[str]) -> bool:
+    """Return whether a name is that of the standard error or the bias of one of the metrics `names`."""
+    return any(name.endswith(ending) and name.removesuffix(ending) in names for ending in (STDERR, BIAS))
+
+
+def corrected(record: Mapping[str, Any]) -> Record:
+    """Return a record with the bias subtracted from each value whose bias is known and can be relied on.
+
+    A bias with a reason in `missing`, because the sample is too small for this number, is not subtracted.
+
+    Args:
+        record: Values by name, with `NAME_bias` beside `NAME`.
+    """
+    return {name: _corrected(record, name, value) for name, value in record.items()}
+
+
+def corrected_value(record: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+    """Return a value less its bias, and its standard error; None if one is unknown, or the bias cannot be relied on."""
+    bias, stderr = record.get(f"{name}{BIAS}"), record.get(f"{name}{STDERR}")
+    if record.get(name) is None or bias is None or stderr is None or not _reliable(record, name):
+        return None
+    return record[name] - bias, stderr
+
+
+def _corrected(record: Mapping[str, Any], name: str, value: Any) -> Any:
+    bias = record.get(f"{name}{BIAS}")
+    return value - bias if bias is not None and value is not None and _reliable(record, name) else value
+
+
+def _reliable(record: Mapping[str, Any], name: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(name + BIAS)}(?![\w.])", record.get("missing") or "") is None
+
+
 def empty_record() -> Record:
     """Return a record of a split without any value: every name that such a record always has, with None."""
     metrics = [metric for metric in registry.METRICS if metric.family in registry.DEFAULT]
-    names = [metric.name for metric in metrics if not metric.of_weights and registry.LAYERS not in metric.requires]
+    sometimes = {registry.LAYERS, registry.DOCUMENTS, registry.TRAIN_MEANS}
+    names = [metric.name for metric in metrics if not metric.of_weights and not sometimes & set(metric.requires)]
     return dict.fromkeys([*COUNTS, *names, *FIT_RANGE, *REFERENCES, *EXTRA])
 
 
@@ -51,6 +90,7 @@ def in_order(record: Mapping[str, Any]) -> Record:
     """Return a record with its names in the documented order, and other names at the end."""
     metrics = [metric.name for metric in registry.all_metrics()]
     known = [*POSITION, *COUNTS, *COUNTS_IF_ANY, *metrics, *FIT_RANGE, *REFERENCES]
+    known = [f"{name}{ending}" for name in known for ending in ("", STDERR, BIAS)]
     ordered = {name: record[name] for name in known if name in record}
     others = {name: value for name, value in record.items() if name not in ordered and name not in EXTRA}
     extra = {name: record.get(name) for name in EXTRA if name in record or name == "missing"}

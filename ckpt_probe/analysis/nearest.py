@@ -51,6 +51,10 @@ class Predictions:
         else:
             self._blocks = None
 
+    def restart(self) -> None:
+        """Begin another second pass."""
+        self._position = 0
+
     def next_block(self, features: Array, scores: Array | Scored | None) -> Tensor | None:
         """Return the predicted classes (n,) of the next block of the second pass, or None if nothing predicts them."""
         if self._blocks:
@@ -137,6 +141,7 @@ def count_nearest(
         confusion: Whether to count each class separately.
     """
     counts = NearestCounts(confusion={} if confusion else None)
+    predictions.restart()
     nearest_mean, present = NearestMean(class_means), ~class_means[:, 0].isnan()
     for features, labels, scores in (without_scores(blocks) if predictions.remembered else blocks)():
         predicted = predictions.next_block(features, scores)

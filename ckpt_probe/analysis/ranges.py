@@ -7,14 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from ckpt_probe.analysis.documents import ROWS_AT_ONCE as DOCUMENT_ROWS
+from ckpt_probe.analysis.documents import numbers_of_rows
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest
 from ckpt_probe.analysis.record import accumulate
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import Dump, Pass, SplitView, open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments import Moments
+from ckpt_probe.moments.documents import DocumentNumbers, joined_documents
 from ckpt_probe.moments.quality import LinearHead, Quality
 from ckpt_probe.progress import Progress
 from ckpt_probe.scheduling import Team, in_turn, results
@@ -86,11 +90,28 @@ class SharedSplits:
             counts.add(part)
         return counts
 
+    def documents(self, dump: Dump, view: SplitView, settings: Settings) -> DocumentNumbers:
+        """Compute the numbers of documents in ranges that begin with a document."""
+        indices = view.read(view.documents, slice(None))
+        starts = sorted({int(np.searchsorted(indices, indices[start])) for start in self._starts(view)})
+        work = partial(_documents, settings.memory)
+        return joined_documents(list(self._map(work, dump, view, DOCUMENT_ROWS, "documents", starts)))
+
+    def _starts(self, view: SplitView) -> list[int]:
+        return list(range(0, view.samples, self.rows))
+
     def _map(
-        self, work: Callable[[Range], Any], dump: Dump, view: SplitView, at_once: int, description: str
+        self,
+        work: Callable[[Range], Any],
+        dump: Dump,
+        view: SplitView,
+        at_once: int,
+        description: str,
+        starts: list[int] | None = None,
     ) -> Iterator[Any]:
-        starts = range(0, view.samples, self.rows)
-        ranges = [Range(dump.path, view.name, start, min(start + self.rows, view.samples), at_once) for start in starts]
+        starts = starts or self._starts(view)
+        stops = [*starts[1:], view.samples]
+        ranges = [Range(dump.path, view.name, *ends, at_once) for ends in zip(starts, stops, strict=True)]
         with (
             self.progress.task(f"{dump.name} {view.name}: {description}", len(ranges), "ranges") as bar,
             closing(self._results(work, ranges)) as parts,
@@ -116,6 +137,12 @@ def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dic
         except DataError as error:
             raise _located(error, part) from error
         return moments.state_dict(), quality.to_numbers(), predictions.available
+
+
+def _documents(memory: int, part: Range) -> DocumentNumbers:
+    with open_dump(part.dump) as dump:
+        view = dump[part.split]
+        return numbers_of_rows(view, view, memory, part.start, part.stop, part.at_once)
 
 
 def _count_nearest(class_means: Tensor, confusion: bool, part: Range) -> NearestCounts:

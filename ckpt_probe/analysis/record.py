@@ -1,14 +1,16 @@
 """Compute the record of one split in three stages: accumulate class moments, pass over the rows again, compute."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ckpt_probe.analysis.entries import Record, in_order, settled
+from ckpt_probe.analysis.influences import add_values_by_means
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest, predicted_classes, without_scores
 from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.dumps import Pass
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.metrics.arrays import as_labels
@@ -16,11 +18,20 @@ from ckpt_probe.metrics.gram import Array
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
 from ckpt_probe.moments.accumulator import rows_at_once
+from ckpt_probe.moments.documents import DocumentNumbers
 from ckpt_probe.moments.entropies import LevelEntropies
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.quality import LinearHead, Quality, Scored, double
 from ckpt_probe.moments.record import compute_record
-from ckpt_probe.moments.registry import COINCIDE, FEW_SAMPLES, LOGITS, OUTSIDE, SECOND_PASS, package_functions
+from ckpt_probe.moments.registry import (
+    COINCIDE,
+    FEW_SAMPLES,
+    LOGITS,
+    OUTSIDE,
+    SECOND_PASS,
+    TRAIN_MEANS,
+    package_functions,
+)
 
 Block = tuple[Array, Array, Array | Scored | None]
 """Features (n, D), labels (n,), and scores: logits (n, C), or predicted classes and losses, or None."""
@@ -45,6 +56,35 @@ NO_OUTSIDE = "no data of other classes (`outside=`)"
 NEEDS_FEATURES = (
     "needs the features, but only moments were stored (extract again with `store='both'` and `overwrite=True`)"
 )
+
+
+@dataclass(frozen=True)
+class Context:
+    """Inputs of the record of a split from elsewhere than its rows and the classifier.
+
+    Attributes:
+        outside_mean: Mean feature of data of other classes, shape (D,), or None.
+        training: Whether the split is the training split.
+        train_means: Class means of the training split, shape (C, D), NaN for absent classes; None without such a split.
+        documents: Numbers of each document, or None if rows have no documents.
+        reference: Numbers of each document of the reference dump, or None.
+        unavailable: Reason for each requirement of metrics that the split and the settings name, but that is not
+            fulfilled.
+    """
+
+    outside_mean: Tensor | None = None
+    training: bool = False
+    train_means: Tensor | None = None
+    documents: DocumentNumbers | None = None
+    reference: DocumentNumbers | None = None
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+    def add_to(self, inputs: Inputs) -> None:
+        """Provide the documents and the reference to the metrics of `inputs`."""
+        inputs.documents, inputs.reference = self.documents, self.reference
+        fulfilled = {registry.DOCUMENTS: self.documents, registry.REFERENCE: self.reference}
+        inputs.provided |= {name for name, value in fulfilled.items() if value is not None} | self.unavailable.keys()
+        inputs.unavailable |= self.unavailable
 
 
 @checked_keywords
@@ -120,7 +160,7 @@ def compute_from_blocks(
     weights: Array | None,
     bias: Array | None = None,
     settings: Settings | None = None,
-    outside: Tensor | None = None,
+    context: Context | None = None,
 ) -> DetailedRecord:
     """Compute the record of a stream of blocks in two passes: one for the moments, one against the class means.
 
@@ -131,7 +171,7 @@ def compute_from_blocks(
         weights: Classifier weights, shape (C, D).
         bias: Classifier bias, shape (C,).
         settings: Options of the analysis.
-        outside: Mean feature of data of other classes, shape (D,).
+        context: What the record takes from elsewhere.
 
     Raises:
         DataError: As `analyze_features`.
@@ -145,7 +185,7 @@ def compute_from_blocks(
         bias,
         settings=settings,
         blocks=blocks,
-        outside=outside,
+        context=context,
         predicted=predictions.available,
         second=lambda means, confusion: count_nearest(blocks, means, predictions, confusion=confusion),
     )
@@ -164,9 +204,10 @@ def accumulate(
     quality, predictions = Quality(), Predictions(head, settings.memory // PREDICTED_SHARE)
     if head is not None and not SCORED & families:
         blocks = without_scores(blocks)
+    origin = _Origin.of(blocks)
     for features, labels, scores in blocks():
         _require_labels(features, labels, scores, moments)
-        moments.update(features, labels)
+        moments.update(features, labels, *(origin.next_block(len(features)) if settings.errors else ()))
         predictions.available = predictions.available or scores is not None
         if "quality" not in families:
             predicted = predicted_classes(scores)
@@ -181,6 +222,30 @@ def accumulate(
     return moments, quality, predictions
 
 
+@dataclass
+class _Origin:
+    """Indices and documents of the rows of a pass, block by block.
+
+    Attributes:
+        blocks: The pass, or None for rows in memory.
+        position: Index of the next row.
+    """
+
+    blocks: Pass | None
+    position: int = 0
+
+    @staticmethod
+    def of(blocks: Blocks) -> "_Origin":
+        """Return the origin of the rows of a pass."""
+        return _Origin(blocks, blocks.start) if isinstance(blocks, Pass) else _Origin(None)
+
+    def next_block(self, rows: int) -> tuple[Tensor, Array | None]:
+        """Return the indices and the documents of the next rows, (n,) each; None without documents."""
+        start, self.position = self.position, self.position + rows
+        documents = None if self.blocks is None else self.blocks.documents(start, self.position)
+        return torch.arange(start, self.position), documents
+
+
 def compute_from_moments(
     moments: Moments,
     quality: Quality,
@@ -189,7 +254,7 @@ def compute_from_moments(
     *,
     settings: Settings | None = None,
     blocks: Blocks | None = None,
-    outside: Tensor | None = None,
+    context: Context | None = None,
     predicted: bool = False,
     second: SecondPass | None = None,
 ) -> DetailedRecord:
@@ -202,18 +267,19 @@ def compute_from_moments(
         bias: Classifier bias, shape (C,).
         settings: Options of the analysis.
         blocks: Called without arguments, starts a new pass over the rows.
-        outside: Mean feature of data of other classes, shape (D,).
+        context: What the record takes from elsewhere.
         predicted: Whether the second pass knows the predicted classes.
         second: Makes the second pass; None if the rows are not available.
 
     Raises:
         DataError: As `analyze_features`.
     """
-    settings = settings or Settings()
+    settings, context = settings or Settings(), context or Context()
     families = settings.families
     inputs = moment_inputs(moments, weights, bias, blocks, settings)
     inputs.provided |= {LOGITS, SECOND_PASS, registry.CENTRED, OUTSIDE}
-    inputs.quality, inputs.outside_mean = quality, outside
+    inputs.quality, inputs.outside_mean = quality, context.outside_mean
+    context.add_to(inputs)
     counts = NearestCounts()
     if not (predicted or quality.samples):
         inputs.unavailable[LOGITS] = registry.NO_SCORES
@@ -223,6 +289,7 @@ def compute_from_moments(
             counts, reason = _compare_with_means(second, moments, settings, predicted=predicted)
         inputs.nearest = counts
         inputs.unavailable |= {SECOND_PASS: reason} if reason else {}
+        compare_with_train_means(inputs, context, second, counts, reason)
     if "centred" in families and blocks is None:
         inputs.unavailable[registry.CENTRED] = NEEDS_FEATURES
     elif "centred" in families and blocks is not None:
@@ -230,7 +297,9 @@ def compute_from_moments(
             inputs.centred = centred_entropies(blocks, moments, weights, settings)
         except DataError as error:
             inputs.unavailable[registry.CENTRED] = str(error)
-    if outside is None:
+    if inputs.sample is not None and context.train_means is not None:
+        add_values_by_means(inputs.sample, context.train_means)
+    if context.outside_mean is None:
         inputs.unavailable[OUTSIDE] = NO_OUTSIDE
     detailed = compute_detailed(inputs)
     record: Record = dict(detailed.record)
@@ -240,6 +309,23 @@ def compute_from_moments(
     record = in_order(settled(record))
     per_class = [settled({**row, **counts.columns_of_class(row["class"])}) for row in detailed.per_class]
     return replace(detailed, record=record, per_class=per_class)
+
+
+def compare_with_train_means(
+    inputs: Inputs, context: Context, second: SecondPass | None, counts: NearestCounts, reason: str | None
+) -> None:
+    """Provide the nearest class means of the training split, in another second pass unless this is that split."""
+    if not context.training and context.train_means is None:
+        return
+    inputs.provided.add(TRAIN_MEANS)
+    means = context.train_means
+    if context.training or means is None:
+        inputs.nearest_train = counts
+    elif reason is None and bool(means[:, 0].isnan().all()):
+        reason = FEW_SAMPLES
+    elif reason is None and second is not None:
+        inputs.nearest_train = second(means, False)
+    inputs.unavailable |= {TRAIN_MEANS: reason} if reason else {}
 
 
 def moment_inputs(
@@ -276,6 +362,7 @@ def moment_inputs(
         only=settings.families,
         min_samples=settings.min_samples,
         exact_limit=settings.exact_limit,
+        errors=settings.errors,
     )
 
 

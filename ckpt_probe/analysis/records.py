@@ -12,6 +12,7 @@ from ckpt_probe.analysis.entries import (
     POSITION,
     REFERENCES,
     Record,
+    is_uncertainty,
 )
 from ckpt_probe.dumps import PENULTIMATE
 from ckpt_probe.errors import DataError
@@ -169,10 +170,15 @@ def of_penultimate(records: Iterable[Mapping[str, Any]]) -> list[Any]:
     return [record for record in records if record.get("layer") in (None, PENULTIMATE)]
 
 
-def metric_names(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the names of metrics with a number in at least one record, in order of appearance."""
+def metric_names(records: Iterable[Mapping[str, Any]], *, errors: bool = False) -> list[str]:
+    """Return the names of metrics with a number in at least one record, in order of appearance.
+
+    Args:
+        records: The records.
+        errors: Whether to include the names of their standard errors and biases.
+    """
     names = dict.fromkeys(name for record in records for name, value in record.items() if _is_number(value))
-    return [name for name in names if name not in NOT_METRICS]
+    return [name for name in names if name not in NOT_METRICS and (errors or not is_uncertainty(name, names))]
 
 
 def number(record: Mapping[str, Any], name: str, source: str) -> float | None:

@@ -8,8 +8,10 @@ from time import sleep
 from typing import Any
 
 from ckpt_probe.analysis.cache import RECORDS, Cache
+from ckpt_probe.analysis.documents import reference_dump
 from ckpt_probe.analysis.dump import compute_dump, outside_dump
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
+from ckpt_probe.analysis.entries import corrected as corrected_record
 from ckpt_probe.analysis.ranges import SharedSplits
 from ckpt_probe.analysis.records import Records
 from ckpt_probe.analysis.settings import Settings
@@ -19,6 +21,7 @@ from ckpt_probe.files import content_hash
 from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord
+from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
@@ -39,7 +42,10 @@ def analyze(
     layers: bool = True,
     per_class: bool = False,
     centred: bool = False,
+    errors: bool = False,
+    corrected: bool = False,
     outside: Path | str | None = None,
+    reference: Path | str | None = None,
     orders: float | Sequence[float] = (),
     min_samples: int = 1,
     tolerance: float = 1e-3,
@@ -66,7 +72,12 @@ def analyze(
             last; otherwise only that one.
         per_class: Whether to return one record per class instead.
         centred: Whether to compute MIR, HDR and effective rank also of features minus their mean.
+        errors: Whether to add the standard error `NAME_stderr` of each metric from the sampling of rows, and the bias
+            `NAME_bias` from their number.
+        corrected: Whether to subtract the bias from each value; includes `errors`. Values whose bias cannot be relied
+            on do not change, and `missing` states the reason.
         outside: Dump of data of other classes, or a directory with one of the same name for each dump; for NC5.
+        reference: Dump of a model with fresh random weights on the same texts; for `erank.documents_difference`.
         orders: Rényi orders of entropies that are computed beside those of order 1.
         min_samples: Smallest number of samples of a class that enters metrics of class means.
         tolerance: Relative standard error of MIR at which sampling stops.
@@ -90,6 +101,7 @@ def analyze(
         DataError: If a dump cannot be read or contains invalid values; the message names file, split and row.
         UsageError: If an argument is invalid.
     """
+    errors = errors or corrected
     results_of_series = read_series(
         path,
         from_arguments(Settings, locals()),
@@ -99,8 +111,13 @@ def analyze(
         cache=cache,
         progress=progress,
     )
+    in_form = corrected_record if corrected else dict
     return Records(
-        record for detailed in results_of_series for record in (detailed.per_class if per_class else [detailed.record])
+        record
+        for detailed in results_of_series
+        for record in (
+            detailed.per_class if per_class else [RecordWithErrors(in_form(detailed.record), detailed.influences)]
+        )
     )
 
 
@@ -182,6 +199,8 @@ class _Task:
             content = content_hash(dump.path)
             if self.settings.outside is not None:
                 content += content_hash(outside_dump(dump, self.settings.outside))
+            if self.settings.reference is not None:
+                content += content_hash(reference_dump(self.settings.reference))
             try:
                 entry = self.cache.entry(dump.path, content)
             except DataError as error:

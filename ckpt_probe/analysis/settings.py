@@ -11,6 +11,7 @@ from ckpt_probe.keywords import as_sequence
 from ckpt_probe.metrics.stochastic import MOST, Sampling
 from ckpt_probe.moments import Moments
 from ckpt_probe.moments.accumulator import MEMORY, checked_precision
+from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.moments.registry import chosen_families, package_functions
 
 
@@ -39,6 +40,8 @@ class Settings:
         exact_limit: Largest side of a joint matrix that is solved exactly; larger ones are sampled. None for 12,000, or
             as `memory` allows.
         probes: Largest number of random probes of sampling, even if the tolerance is not reached.
+        errors: Whether to add the standard error and the bias of each metric, `NAME_stderr` and `NAME_bias`.
+        reference: Dump of a model with fresh random weights on the same texts, for `erank.documents_difference`.
     """
 
     centred: bool = False
@@ -57,6 +60,8 @@ class Settings:
     outside: Path | str | None = None
     exact_limit: int | None = None
     probes: int = MOST
+    errors: bool = False
+    reference: Path | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "orders", as_sequence(self.orders))
@@ -69,7 +74,7 @@ class Settings:
     @cached_property
     def families(self) -> frozenset[str]:
         """Families of metrics to compute, including those of other packages. Raises UsageError for an unknown name."""
-        implied = {"centred": self.centred, "nc5": self.outside is not None}
+        implied = {"centred": self.centred, "nc5": self.outside is not None, "documents": self.reference is not None}
         return chosen_families(self.only) | {name for name, is_set in implied.items() if is_set}
 
     def check(self) -> None:
@@ -84,11 +89,19 @@ class Settings:
         """Return an empty accumulator for the families of metrics; functions of packages need all moments."""
         self.check()
         only = None if self.families & package_functions().keys() else self.families
-        return Moments(classes, memory=self.memory, only=only, precision=self.precision)
+        return Moments(
+            classes,
+            memory=self.memory,
+            only=only,
+            precision=self.precision,
+            halves=self.errors,
+            subset=SUBSET_ROWS if self.errors else 0,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as values of JSON, for comparison with those of a cached record."""
         options = asdict(self) | {"orders": list(self.orders), "only": sorted(self.families)}
-        options["outside"] = None if self.outside is None else str(self.outside)
+        for name in ("outside", "reference"):
+            options[name] = None if options[name] is None else str(options[name])
         del options["centred"]  # part of "only"
         return options

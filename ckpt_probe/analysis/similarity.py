@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ckpt_probe.dumps import PENULTIMATE, Dump, open_dump, open_dump_series
+from ckpt_probe.dumps import PENULTIMATE, Dump, SplitView, open_dump, open_dump_series
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
 from ckpt_probe.metrics.similarity import CKA, cka, cka_between, cka_matrix, hsic, mir_between
-from ckpt_probe.moments.grouping import SUBSET_ROWS, subset_indices
+from ckpt_probe.moments.grouping import SUBSET_ROWS
+from ckpt_probe.moments.subset import RowSubset
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 
@@ -106,7 +107,7 @@ class StoredRows:
             raise DataError(
                 f"{both}: different rows are stored for comparisons ({len(self.indices)} of {self.samples}, "
                 f"{len(other.indices)} of {other.samples}); extract both from the same data, with the same "
-                "`similarity_rows` and `similarity_seed`"
+                "`subset_rows` and `subset_seed`"
             )
         if self.labels is not None and other.labels is not None and not np.array_equal(self.labels, other.labels):
             raise DataError(f"{both}: the stored rows have other labels; extract both from the same data")
@@ -194,22 +195,37 @@ def step_similarities(
 def stored_rows(dump: Dump, split: str) -> StoredRows:
     """Return the rows that an open dump stores for comparisons; raise DataError if they are missing or damaged."""
     view, source = dump[split], f"{dump.path}: {split}"
-    stored = view.similarity_indices()
+    subset: dict[str, np.ndarray] = {}
+    stored = view.subset_indices()
     if stored is not None:
-        indices = stored[0]
+        indices, subset = stored[0], view.read_subset() or {}
         layers = {layer.name: layer.rows[()] for layer in view.layers if layer.rows is not None}
+        layers = layers or ({PENULTIMATE: subset["features"]} if subset else {})
     elif view.features is not None:
-        # A dump without layers stores no such rows; the same choice is read from the features.
-        indices = subset_indices(view.samples, SUBSET_ROWS).numpy()
+        # Dumps of other programs and of earlier versions have no subset; its rows are read from the features.
+        indices = _subset_of(view)
         layers = {PENULTIMATE: view.features[indices]}
     else:
         raise DataError(
             f"{source}: no rows to compare are stored; extract again with `layers='all'` and `overwrite=True`"
         )
-    if not layers or (len(indices) and (indices.min() < 0 or indices.max() >= view.samples)):
+    samples = view.samples + view.not_stored
+    if not layers or (len(indices) and (indices.min() < 0 or indices.max() >= samples)):
         raise DataError(f"{source}: the rows stored for comparisons are missing or damaged; extract again")
-    labels = None if view.labels is None else view.labels[()][indices]
-    return StoredRows(source, layers, indices, view.samples, labels)
+    labels = subset.get("labels")
+    if labels is None and view.labels is not None:
+        labels = view.labels[()][indices]
+    return StoredRows(source, layers, indices, samples, labels)
+
+
+def _subset_of(view: SplitView) -> np.ndarray:
+    """Return the indices (R,) of the rows that a new dump would keep."""
+    labels = torch.zeros(view.samples, dtype=torch.int64)
+    if view.labels is not None:
+        labels = torch.from_numpy(view.read(view.labels, slice(None)).astype(np.int64))
+    subset = RowSubset(SUBSET_ROWS)
+    subset.update(torch.empty(len(labels), 0), labels, torch.arange(len(labels)), torch.zeros_like(labels), None)
+    return subset.indices.numpy()
 
 
 def stored_rows_of_series(paths: Sequence[Path], split: str) -> tuple[list[StoredRows], list[str]]:

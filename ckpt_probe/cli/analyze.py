@@ -59,7 +59,10 @@ RENYI = option("--renyi orders", "N,…", "Also compute Rényi entropies of thes
         help="List the families, their cost and their metrics, and exit.",
     ),
     flag("--centred", "Also compute MIR, HDR, effective rank of centred features."),
+    flag("--errors", "Also compute standard errors, and bias from few rows."),
+    flag("--corrected", "Print values less this bias; includes --errors."),
     RENYI,
+    option("--reference", "DUMP", "Dump of random weights, for the rank of documents.", PATH),
     flag("--per-class", "Print one row per class: samples, mean, variance, confusion."),
     WORKERS,
 )
@@ -121,6 +124,8 @@ def command(
     cache: bool,
     out: Path | None,
     overwrite: bool,
+    errors: bool,
+    corrected: bool,
     **options: Any,
 ) -> None:
     """Compute matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
@@ -139,7 +144,8 @@ def command(
     from ckpt_probe.scheduling import Workers
 
     families = None if only is None else tuple(name.strip() for name in only.split(","))
-    settings = Settings(orders=orders or (), spectra=spectra is not None, only=families, **options)
+    options |= {"orders": orders or (), "only": families, "errors": errors or corrected}
+    settings = Settings(spectra=spectra is not None, **options)
     settings.check()
     readings: list[DetailedRecord] = []
     with bars() as progress:
@@ -154,9 +160,9 @@ def command(
         )
         rows = _rows(results, readings, settings)
         if layer_metric is None:
-            records = print_records(rows, json=json, csv=csv, wide=wide)
+            records = print_records(rows, json=json, csv=csv, wide=wide, corrects=corrected)
         else:
-            records = print_grids(rows, layer_metric, csv=csv, wide=wide)
+            records = print_grids(rows, layer_metric, csv=csv, wide=wide, corrects=corrected)
     if out is not None:
         write_records(records, out, overwrite=overwrite)
         say(f"{out}: {len(records)} records")

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 
-def print_records(records: Iterable[Record], *, json: bool, csv: bool, wide: bool) -> list[Record]:
+def print_records(
+    records: Iterable[Record], *, json: bool, csv: bool, wide: bool, corrects: bool = False
+) -> list[Record]:
     """Print records on standard output: JSON Lines one by one as they arrive, other formats at the end.
+
+    With `corrects` the values in a table are less their bias; JSON and CSV have the bias as a column.
 
     Returns:
         The records.
@@ -33,8 +37,14 @@ def print_records(records: Iterable[Record], *, json: bool, csv: bool, wide: boo
     if csv:
         click.echo(to_csv(rows), nl=False)
     else:
-        print_table(rows, wide=wide)
+        print_table(_less_bias(rows, corrects), wide=wide)
     return rows
+
+
+def _less_bias(records: list[Record], corrects: bool) -> list[Record]:
+    from ckpt_probe.analysis.entries import corrected
+
+    return [corrected(record) for record in records] if corrects else records
 
 
 def print_table(records: list[Record], *, wide: bool) -> None:
@@ -48,14 +58,16 @@ def print_table(records: list[Record], *, wide: bool) -> None:
         click.echo(printable(flags_for_keywords(note)))
 
 
-def print_grids(records: Iterable[Record], metric: str, *, csv: bool, wide: bool) -> list[Record]:
+def print_grids(
+    records: Iterable[Record], metric: str, *, csv: bool, wide: bool, corrects: bool = False
+) -> list[Record]:
     """Print one metric by layer and step, as tables or CSV, and return the records."""
     from ckpt_probe.cli.console import console
     from ckpt_probe.reporting import to_csv
     from ckpt_probe.reporting.layers_table import grid_records, grid_table, grids_of
 
     rows = list(records)
-    grids = grids_of(rows, metric)
+    grids = grids_of(_less_bias(rows, corrects), metric)
     if csv:
         click.echo(to_csv(grid_records(grids)), nl=False)
         return rows

@@ -9,7 +9,7 @@ from torch import Tensor
 from ckpt_probe.analysis import Record, Settings, compute_from_moments, in_order
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction import is_scored, labels_of_rows, score_logits
-from ckpt_probe.integrations.ranks import gathered, is_first, on_first
+from ckpt_probe.integrations.ranks import gathered, is_first, on_first, rank_of
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.moments.quality import Gathering, Quality
 
@@ -65,6 +65,7 @@ class Evaluation:
         self._remaining = limit
         self._gathering: Gathering | None = None
         self._error: CkptProbeError | None = None
+        self._samples = 0
 
     def update(self, labels: Tensor, used: int | None = None) -> None:
         """Add the labels of the batch that has just run.
@@ -107,17 +108,26 @@ class Evaluation:
             self._remaining -= samples
         row_labels, mask = labels_of_rows(recorded.head, recorded.rows.features.shape[0], classes)
         features, logits = recorded.rows.features, recorded.rows.logits.float()
+        documents = self._documents(count, len(features)) if classes.ndim == 2 else None
         if mask is not None or samples < count:
             mask = torch.ones_like(row_labels, dtype=torch.bool) if mask is None else mask
             mask[samples * (len(row_labels) // count) :] = False
             on_device = mask.to(features.device)
             features, logits, row_labels = features[on_device], logits[on_device], row_labels[mask]
+            documents = None if documents is None else documents[mask.cpu()]
         if self._gathering is None:
             weights, _ = self._tap.parameters()
-            self._gathering = Gathering(self._settings.moments(len(weights)))
+            self._gathering = Gathering(self._settings.moments(len(weights)), **rank_of())
         row_labels = row_labels.to(features.device)
         scores = score_logits(logits, row_labels) if is_scored(recorded.head, logits.shape[1]) else logits
-        self._gathering.add(features, row_labels, scores)
+        self._gathering.add(features, row_labels, scores, documents)
+
+    def _documents(self, samples: int, rows: int) -> Tensor:
+        """Return the sample of each row (m,), numbered over all processes, for samples whose positions are rows."""
+        known = rank_of()
+        numbers = torch.arange(self._samples, self._samples + samples)
+        self._samples += samples
+        return (known.get("rank", 0) + known.get("ranks", 1) * numbers).repeat_interleave(rows // samples)
 
     def _share(self) -> Any:
         """Return the contribution of this process: an error, moments and quality, or None if it saw no sample."""

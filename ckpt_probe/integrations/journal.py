@@ -72,7 +72,7 @@ class Journal:
         self._last_step[split] = step
         if is_first():
             self.append(record)
-        return {name: record[name] for name in metric_names([record]) if record[name] is not None}
+        return {name: record[name] for name in metric_names([record], errors=True) if record[name] is not None}
 
     def append(self, record: Record) -> None:
         """Write one line immediately; if the file has this step and split already, leave it unchanged and warn."""

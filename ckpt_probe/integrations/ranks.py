@@ -16,6 +16,11 @@ def is_first() -> bool:
     return not _several() or dist.get_rank() == 0
 
 
+def rank_of() -> dict[str, int]:
+    """Return the number of this process and of all processes as `rank` and `ranks`."""
+    return {"rank": dist.get_rank(), "ranks": dist.get_world_size()} if _several() else {}
+
+
 def gathered(item: Any) -> list[Any]:
     """Collect one object of every process at rank 0.
 

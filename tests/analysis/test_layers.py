@@ -34,7 +34,7 @@ def rows() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.T
 def write(path: Path, layer_store: str, **options: Any) -> Path:
     layers, features, labels, weights = rows()
     taps = Taps(tuple(LayerTap(name, n / 3, "mean", (width,), width) for n, (name, width) in enumerate(WIDTHS.items())))
-    storage = Storage(layer_store=layer_store, similarity_rows=30, **options)
+    storage = Storage(layer_store=layer_store, subset_rows=30, **options)
     logits = features @ weights.float().T
     blocks = [
         Block(features[part], labels[part], logits[part], {name: values[part] for name, values in layers.items()})

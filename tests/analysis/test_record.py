@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ckpt_probe.analysis import Settings, analyze_features, compute_from_blocks, in_order
 from ckpt_probe.errors import DataError
-from ckpt_probe.moments.registry import LAYERS, METRICS, OUTSIDE, SERIES
+from ckpt_probe.moments.registry import DOCUMENTS, LAYERS, METRICS, OUTSIDE, SERIES, TRAIN_MEANS
 from ckpt_probe.reporting.metrics_list import metrics_list
 from ckpt_probe.reporting.table import records_table
 
@@ -53,7 +53,9 @@ def test_a_record_has_every_documented_name_and_every_entry() -> None:
     features, labels, weights, bias = data()
     record = analyze_features(features, labels, weights, bias, centred=True)
     assert set(record) == DOCUMENTED
-    others = {m.name for m in METRICS if m.of_weights or {LAYERS, SERIES, OUTSIDE} & set(m.requires)}
+    others = {
+        m.name for m in METRICS if m.of_weights or {LAYERS, SERIES, OUTSIDE, DOCUMENTS, TRAIN_MEANS} & set(m.requires)
+    }
     assert {metric.name for metric in METRICS} - set(record) == others
     assert record["missing"] is None
     assert list(record) == list(in_order(dict(reversed(record.items()))))

@@ -34,7 +34,7 @@ ONE, LAST = "runs/s 0/checkpoints/step-000000.safetensors", "runs/s 0/checkpoint
 OTHER = "runs/s1/checkpoints/step-000002.safetensors"
 COMMANDS = {
     "dumps": (
-        'extract "runs/s 0" -o dumps --layers all --sampling similarity_rows=50 --set feature_dtype=float64 --limit 60 '
+        'extract "runs/s 0" -o dumps --layers all --sampling subset_rows=50 --set feature_dtype=float64 --limit 60 '
         "--split test --set with_logits=false --device cpu --set classifier=5 "
         "--model-argument '{\"hidden\": [12, 8]}' --model mlp"
     ),
@@ -114,7 +114,7 @@ def test_dumps_of_one_name_get_distinct_labels(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(study)
-    line = "extract runs/s1 -o other --layers all --sampling similarity_rows=50 --split test --limit 60"
+    line = "extract runs/s1 -o other --layers all --sampling subset_rows=50 --split test --limit 60"
     assert run(line.split()) == 0
     capsys.readouterr()
     assert run(["similarity", "dumps/step-000002.h5", "other/step-000002.h5", "--measure", "cka"]) == 0

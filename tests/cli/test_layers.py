@@ -31,13 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = build_model("resnet", json.loads(MODEL))
         torch.save(model.state_dict(), here / "run" / f"step-{step:06d}.pth")
     words = ["--model", "resnet", "--model-argument", MODEL, "--data", f"npz:{here / 'data.npz'}", "--device", "cpu"]
-    how = ["--sampling", "similarity_rows=40"]
+    how = ["--sampling", "subset_rows=40"]
     assert (
         run(["--quiet", "extract", str(here / "run"), "-o", str(here / "dumps"), *words, "--layers", "all", *how]) == 0
     )
     one = str(here / "run" / "step-000100.pth")
     assert run(["--quiet", "extract", one, "-o", str(here / "plain"), *words]) == 0
-    other = ["--layers", "3", *how, "--sampling", "similarity_seed=1"]
+    other = ["--layers", "3", *how, "--sampling", "subset_seed=1"]
     assert run(["--quiet", "extract", one, "-o", str(here / "seeded"), *words, *other]) == 0
     return here
 
@@ -109,7 +109,7 @@ def test_inspect_lists_the_layers(folder: Path, capsys: pytest.CaptureFixture[st
     facts = json.loads(output_of([*words, "--json"], capsys))
     assert [layer["layer"] for layer in facts["head"]["layers"]] == ["2", "3", "4", "5", "penultimate"]
     dump = json.loads(output_of(["inspect", str(folder / "dumps" / "step-000000.h5"), "--json"], capsys))
-    assert {"name": "test/similarity/indices", "dtype": "int64", "shape": [40]} in dump["tensors"]
+    assert {"name": "test/subset/indices", "dtype": "int64", "shape": [40]} in dump["tensors"]
 
 
 def test_similarity_of_the_layers_of_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
