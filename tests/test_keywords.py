@@ -84,7 +84,7 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_name(call, message: str)
 
 def test_a_suggestion_ignores_case_and_has_at_most_three_names() -> None:
     assert suggestion("LAYER", ["layers", "layer_store"]) == "; did you mean layers or layer_store?"
-    assert suggestion("seed", ["rows_seed", "similarity_seed", "seeds", "seed_a", "seeded"]).count(",") == 1
+    assert suggestion("seed", ["rows_seed", "subset_seed", "seeds", "seed_a", "seeded"]).count(",") == 1
     assert suggestion("zzz", ["layers"]) == ""
 
 

@@ -7,7 +7,8 @@ from rich.text import Text
 
 from ckpt_probe.analysis import Comparison
 from ckpt_probe.errors import printable
-from ckpt_probe.reporting.table import MISSING, short_number
+from ckpt_probe.reporting.table import MISSING
+from ckpt_probe.reporting.uncertain import short_number
 
 PADDING = 2
 

@@ -69,7 +69,7 @@ class ReportOptions:
     @property
     def settings(self) -> Settings:
         """Settings of the analysis of dumps, with everything that a report shows."""
-        return Settings(per_class=True, portrait=True, memory=self.memory, layers=True)
+        return Settings(per_class=True, portrait=True, errors=True, memory=self.memory, layers=True)
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,8 @@ def _sections(contents: _SourceContents, axis: str) -> Iterable[Section]:
     yield Section(
         "metrics",
         "Metrics",
-        "Every number of every checkpoint. Solid and filled: train; dashed and hollow: test; dotted: at collapse.",
+        "Every number of every checkpoint. Solid and filled: train; dashed and hollow: test; dotted: at "
+        "collapse; shaded: 95 % intervals.",
         tuple(Group(title, tuple(plots)) for title, plots in groups),
         tuple(notes),
     )

@@ -70,7 +70,7 @@ def _runs(series: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Points], li
     notes = []
     for condition, records in series.items():
         prefix = [condition] if len(series) > 1 else []
-        metrics = metric_names(records)
+        metrics = metric_names(records, errors=True)
         stepped = [record for record in records if number(record, "step", condition) is not None]
         if len(stepped) < len(records):
             notes.append(f"{condition}: {len(records) - len(stepped)} of {len(records)} records have no step, left out")

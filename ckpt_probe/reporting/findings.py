@@ -11,7 +11,8 @@ from ckpt_probe.errors import listed, printable
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.findings.order import FEWEST_SEEDS
-from ckpt_probe.reporting.table import MISSING, short_number
+from ckpt_probe.reporting.table import MISSING
+from ckpt_probe.reporting.uncertain import short_number
 
 Record = Mapping[str, Any]
 

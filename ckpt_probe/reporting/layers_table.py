@@ -12,14 +12,18 @@ from rich.text import Text
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
-from ckpt_probe.reporting.table import MISSING, PADDING, short_number
+from ckpt_probe.reporting.table import MISSING, PADDING
+from ckpt_probe.reporting.uncertain import error_of, number_with_error
 
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Values of a metric on one split: `values[i][j]` of layer i, at depth `depths[i]`, in column j, or None."""
+    """Values of a metric on one split: `values[i][j]` of layer i, at depth `depths[i]`, in column j, or None.
+
+    `errors` has the standard errors in the same places.
+    """
 
     split: str
     metric: str
@@ -27,6 +31,7 @@ class Grid:
     depths: tuple[float, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
+    errors: tuple[tuple[float | None, ...], ...] = ()
 
 
 def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
@@ -59,9 +64,14 @@ def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
 
 def grid_table(grid: Grid, width: int | None = None) -> Group:
     """Return a grid as a table for a terminal of `width` characters, in blocks if not all columns fit."""
+    errors = grid.errors or [[None] * len(row) for row in grid.values]
     rows = [
-        [printable(layer), f"{depth:.2f}", *(MISSING if value is None else short_number(float(value)) for value in row)]
-        for layer, depth, row in zip(grid.layers, grid.depths, grid.values, strict=True)
+        [
+            printable(layer),
+            f"{depth:.2f}",
+            *(MISSING if value is None else number_with_error(float(value), error) for value, error in cells),
+        ]
+        for layer, depth, cells in zip(grid.layers, grid.depths, map(zip, grid.values, errors), strict=True)
     ]
     return blocks_of_columns(("layer", "depth"), [printable(column) for column in grid.columns], rows, width)
 
@@ -114,6 +124,8 @@ def _grid(records: Sequence[Record], split: str, metric: str, named: str) -> Gri
     depths = {record["layer"]: float(record["depth"]) for record in of_split}
     layers = sorted(depths, key=lambda layer: depths[layer])
     columns = list(dict.fromkeys(str(record[named]) for record in of_split))
-    by_cell = {(record["layer"], str(record[named])): record.get(metric) for record in of_split}
-    values = tuple(tuple(by_cell.get((layer, column)) for column in columns) for layer in layers)
-    return Grid(split, metric, tuple(layers), tuple(depths[layer] for layer in layers), tuple(columns), values)
+    by_cell = {(record["layer"], str(record[named])): record for record in of_split}
+    rows = [[by_cell.get((layer, column), {}) for column in columns] for layer in layers]
+    values = tuple(tuple(record.get(metric) for record in row) for row in rows)
+    errors = tuple(tuple(error_of(record, metric) for record in row) for row in rows)
+    return Grid(split, metric, tuple(layers), tuple(depths[layer] for layer in layers), tuple(columns), values, errors)

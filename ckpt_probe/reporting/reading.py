@@ -1,7 +1,11 @@
 """Summaries of runs, paths and planes in sentences, computed from their records."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ckpt_probe.analysis.entries import STDERR, corrected_value
+from ckpt_probe.moments import difference
 
 Record = Mapping[str, Any]
 
@@ -12,13 +16,18 @@ There it is the rise above the mean of both ends, which is that above the chord 
 """
 
 UNCHANGED = 0.02
-"""Relative change below which a number counts as unchanged."""
+"""Relative change below which a number without an error counts as unchanged."""
+
+INTERVAL = 1.96
+"""Standard errors of a difference up to which it is within its error: those of a 95 % interval."""
 
 
 def read_run(records: Sequence[Record]) -> list[str]:
     """Return sentences about one run from its records of `analyze`, with any splits and steps.
 
-    The sentences are about the splits "train" and "test"; those about a missing split are left out.
+    The sentences are about the splits "train" and "test"; those about a missing split are left out. Splits and steps
+    are compared by values less their bias; ± is half of the 95 % interval, from paired errors for records of the same
+    rows.
     """
     sentences: list[str] = []
     train = _of_split(records, "train")
@@ -26,7 +35,8 @@ def read_run(records: Sequence[Record]) -> list[str]:
     if train:
         sentences += [_fit(train, test), _collapse(train), _alignment(train), _head(train)]
     if train and test:
-        sentences.append(_generalisation(train[-1], test[-1]))
+        last, unseen = train[-1], test[-1]
+        sentences += [_generalisation(last, unseen), _splits(last, unseen, "class.mir", "MIR"), _nearest(unseen)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -115,10 +125,54 @@ def _head(train: list[Record]) -> str:
     return f"{text}." if text else ""
 
 
+def _change(last: Record, first: Record, name: str) -> tuple[float, float] | None:
+    """Return the difference of two values less their biases, and half of its 95 % interval; None if it is unknown."""
+    if corrected_value(last, name) is None or corrected_value(first, name) is None:
+        return None
+    change = difference(last, first, metrics=[name])
+    value, error = change[f"{name}_corrected"], change[f"{name}{STDERR}"]
+    return None if value is None or error is None else (value, INTERVAL * error)
+
+
+def _splits(train: Record, test: Record, name: str, label: str) -> str:
+    """Return a sentence on the difference of a number between the training and the test split."""
+    if train.get(name) is None or test.get(name) is None:
+        return ""
+    change = _change(train, test, name)
+    if change is None:
+        return (
+            f"Training and test {label} cannot be compared: it depends on the number of samples, and its bias or error "
+            "is not known."
+        )
+    return f"Training and test {label} {_differ(*change)}."
+
+
+def _differ(change: float, error: float) -> str:
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    verdict = "within their error" if abs(change) <= error else "more than their error"
+    return f"differ by {abs(change):.{decimals}f} ± {error:.{decimals}f}: {verdict}"
+
+
+def _nearest(test: Record) -> str:
+    accuracy, disagreement = (test.get(f"{name}_train_means") for name in ("nearest_mean_accuracy", "nc4.disagreement"))
+    if accuracy is None:
+        return ""
+    of_classifier = (
+        "" if disagreement is None else f"; the classifier disagrees with that mean for {disagreement:.3f} (NC4)"
+    )
+    return f"Of the test samples {accuracy:.3f} are nearest to the training mean of their class{of_classifier}."
+
+
 def _generalisation(train: Record, test: Record) -> str:
     inside, outside = train.get("nc1.pinv"), test.get("nc1.pinv")
     if not inside or not outside:
         return ""
+    change = _change(train, test, "nc1.pinv")
+    if change is not None and abs(change[0]) <= change[1]:
+        return f"At the end training and test NC1 {_differ(*change)}."
+    values = corrected_value(train, "nc1.pinv"), corrected_value(test, "nc1.pinv")
+    if change is not None and values[0] is not None and values[1] is not None and values[0][0] > 0:
+        inside, outside = values[0][0], values[1][0]
     ratio = outside / inside
     if ratio > 1 + UNCHANGED:
         return f"At the end NC1 on test data is {ratio:.3g} times that on training data: unseen samples collapse less."
@@ -148,7 +202,12 @@ def _moved(records: list[Record], name: str, text: str) -> str:
         return ""
     if len(records) == 1:
         return text.replace("{first} → {last}", "{last}").format(verb="is", last=f"{last:.3g}")
-    return text.format(verb=_verb(first, last), first=f"{first:.3g}", last=f"{last:.3g}")
+    change = _change(records[-1], records[0], name)
+    if change is None:
+        return text.format(verb=_verb(first, last), first=f"{first:.3g}", last=f"{last:.3g}")
+    within_error = abs(change[0]) <= change[1]
+    verb = "held within its error," if within_error else "fell" if change[0] < 0 else "rose"
+    return text.format(verb=verb, first=f"{first:.3g}", last=f"{last:.3g}")
 
 
 def _verb(first: float, last: float) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.records import number, of_penultimate
 from ckpt_probe.errors import DataError
+from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.reporting.plots.curves import position
@@ -51,7 +52,7 @@ def run_of_readings(name: str, readings: Sequence[DetailedRecord], class_names: 
     """Make a run of the results of analyzing dumps."""
     layered = _layered([dict(reading.record) for reading in readings])
     readings = [reading for reading in readings if of_penultimate([reading.record])]
-    records = [dict(reading.record) for reading in readings]
+    records = [RecordWithErrors(reading.record, reading.influences) for reading in readings]
     numbers = {name: index for index, name in enumerate(dict.fromkeys(map(name_of, records)))}
     pictures = [
         Picture(numbers[name_of(record)], str(record["split"]), list(reading.per_class), reading.portrait)

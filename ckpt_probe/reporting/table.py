@@ -6,15 +6,17 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ckpt_probe.analysis.entries import CONFUSION, NAMED_CONFUSION, POSITION
+from ckpt_probe.analysis.entries import BIAS, CONFUSION, NAMED_CONFUSION, POSITION, STDERR
 from ckpt_probe.errors import printable
-from ckpt_probe.moments.registry import METRICS, Metric, metrics_in, values_at_collapse
+from ckpt_probe.moments.registry import METRICS, Metric, metric_named, metrics_in, values_at_collapse
+from ckpt_probe.reporting.uncertain import error_of, number_with_error
 
 Record = Mapping[str, Any]
 
 MISSING = "–"
 PADDING = 2
 MOST_WORDS = 3
+NO_ERROR, BIAS_OF = "no standard error of", "bias of"
 SPREAD = frozenset(metric.name for metric in METRICS if metric.family in {"nc1", "within"})
 """Metrics that are lower if a class has only one sample, which has no spread."""
 
@@ -43,7 +45,7 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
         table.add_column(metric.label, justify="right", no_wrap=True)
     for record in records:
         cells = [*(_identifier(record.get(name)) for name in identifiers)]
-        cells += [_cell(_value(record, metric)) for metric in columns]
+        cells += [_cell(_value(record, metric), error_of(record, metric.name)) for metric in columns]
         # As plain text: names in a file may look like markup.
         table.add_row(*map(Text, cells))
     label = ["at collapse", *[""] * (len(identifiers) - 1)]
@@ -63,7 +65,41 @@ def footnotes(records: Sequence[Record]) -> list[str]:
     for record in records:
         for note in _notes(record):
             notes.setdefault(note, []).append(_where(record))
-    return [f"{note} [{_listed(rows)}]" for note, rows in notes.items()]
+    plain = [f"{note} [{_listed(rows)}]" for note, rows in notes.items()]
+    return [*plain, *_notes_of_errors(records)]
+
+
+def _notes_of_errors(records: Sequence[Record]) -> list[str]:
+    """Return one note for each reason of missing errors and biases, with the metrics and records that it is about."""
+    metrics: dict[tuple[str, str], dict[str, None]] = {}
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    for record in records:
+        for names, reason in _reasons(record):
+            for name in names:
+                ending = next((ending for ending in (STDERR, BIAS) if name.endswith(ending)), None)
+                if ending is not None:
+                    known = metric_named(name.removesuffix(ending))
+                    key = f"{MISSING} {NO_ERROR if ending == STDERR else BIAS_OF}", reason
+                    metrics.setdefault(key, {})[known.label if known else name.removesuffix(ending)] = None
+                    rows.setdefault(key, {})[_where(record)] = None
+    return [f"{key[0]} {', '.join(labels)}: {key[1]} [{_listed([*rows[key]])}]" for key, labels in metrics.items()]
+
+
+def _reasons(record: Record) -> list[tuple[list[str], str]]:
+    """Return the names in `missing` with the reason for each group of them."""
+    groups = [part.partition(": ") for part in (record.get("missing") or "").split("; ")]
+    return [(names.split(", "), reason) for names, _, reason in groups if reason]
+
+
+def _without_errors(missing: str) -> str:
+    """Return the text of `missing` without the names of errors and biases."""
+    parts = []
+    for part in missing.split("; "):
+        names, colon, reason = part.partition(": ")
+        others = [name for name in names.split(", ") if not name.endswith((STDERR, BIAS))]
+        if others or not colon:
+            parts.append(f"{', '.join(others)}: {reason}" if colon else part)
+    return "; ".join(parts)
 
 
 def _notes(record: Record) -> Iterator[str]:
@@ -79,8 +115,8 @@ def _notes(record: Record) -> Iterator[str]:
             f"{single} of {classes} classes have one sample and so no spread, which lowers NC1, CDNV and H within; "
             "`min_samples=2` leaves these classes out of the class means"
         )
-    if record.get("missing"):
-        yield f"{MISSING} missing: {record['missing']}"
+    if missing := _without_errors(record.get("missing") or ""):
+        yield f"{MISSING} missing: {missing}"
 
 
 def _reasons_of_classes(record: Record) -> str:
@@ -96,14 +132,6 @@ def _reasons_of_classes(record: Record) -> str:
     return ", ".join(f"{count}: {reason}" for reason, count in reasons.items() if count > 0)
 
 
-def short_number(value: float) -> str:
-    """Format a number with four significant digits and at most four decimals, or in powers of ten."""
-    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
-        return f"{value:.3e}"
-    before = len(str(int(abs(value))))
-    return f"{value:.{max(0, 4 - before) if abs(value) >= 1 else 4}f}"
-
-
 def _fitting(
     records: Sequence[Record], identifiers: list[str], metrics: list[Metric], at_collapse: Mapping[str, str], width: int
 ) -> list[Metric]:
@@ -111,7 +139,7 @@ def _fitting(
     used = sum(max([len(name), 6, *(len(_identifier(r.get(name))) for r in records)]) + PADDING for name in identifiers)
     chosen = []
     for metric in sorted(metrics, key=lambda metric: metric.priority):
-        cells = [_cell(_value(record, metric)) for record in records]
+        cells = [_cell(_value(record, metric), error_of(record, metric.name)) for record in records]
         needed = max(len(text) for text in [metric.label, at_collapse[metric.name], *cells]) + PADDING
         if used + needed > width:
             break
@@ -135,13 +163,13 @@ def _value(record: Record, metric: Metric) -> Any:
     return record.get(metric.name) if named is None else named
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, error: float | None = None) -> str:
     if isinstance(value, str):
         first = value.split(" ")
         return " ".join(first[:MOST_WORDS]) + (" …" if len(first) > MOST_WORDS else "")
     if isinstance(value, int):
         return str(value)
-    return MISSING if value is None else short_number(float(value))
+    return MISSING if value is None else number_with_error(float(value), error)
 
 
 def _identifier(value: Any) -> str:

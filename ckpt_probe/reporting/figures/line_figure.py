@@ -175,8 +175,9 @@ def _line(axes: "Axes", line: Line) -> None:
         markeredgewidth=0.8,
         linewidth=1.4 if len(line.x) <= MANY else 0.7,
     )
-    if line.seeds > 1:
-        axes.fill_between(line.x, line.low, line.high, color=style.colour, alpha=0.16, linewidth=0)
+    low, high = (line.low, line.high) if line.seeds > 1 else line.interval
+    if low:
+        axes.fill_between(line.x, low, high, color=style.colour, alpha=0.16, linewidth=0)
 
 
 def _scales(axes: "Axes", plot: LinePlot, positions: Sequence[float]) -> None:
@@ -266,6 +267,8 @@ def _legend(plots: Sequence[LinePlot]) -> list[Any]:
     if max(seeds.values()) > 1:
         of = f"of {max(seeds.values())} seeds" if len(seeds) == 1 else "seed"
         handles.append(Patch(color=GREY, alpha=0.2, linewidth=0, label=f"lowest to highest {of}"))
+    if any(line.errors for line in lines):
+        handles.append(Patch(color=GREY, alpha=0.2, linewidth=0, label="95 % interval"))
     if any(level.value > 0 or not plot.y.log for plot in plots for level in plot.levels):
         handles.append(Line2D([], [], color=GREY, linewidth=0.9, linestyle=LEVEL, label="at collapse"))
     return handles

@@ -16,7 +16,11 @@ from ckpt_probe.reporting.plots.description import Frames, Line, LinePlot
 MOST_CHARACTERS = 4000
 """Largest number of characters of a text in a page; longer texts are cut and end in an ellipsis."""
 
-ARRAYS = {(Line, "x"): "f8", (Line, "y"): "f4", (Line, "low"): "f4", (Line, "high"): "f4", (Frames, "values"): "f4"}
+ARRAYS = {
+    (Line, "x"): "f8",
+    (Frames, "values"): "f4",
+    **{(Line, name): "f4" for name in ("y", "low", "high", "errors")},
+}
 """Types of fields that are arrays of numbers. Positions may be steps, which float32 cannot represent exactly."""
 
 

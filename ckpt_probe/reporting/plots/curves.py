@@ -4,9 +4,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.moments.registry import metric_named, suggest_metrics, values_at_collapse
@@ -31,6 +32,7 @@ class Curve:
         mean: Mean over the seeds.
         low: Lowest value over the seeds.
         high: Highest value over the seeds.
+        errors: Standard errors of a single seed, NaN where they are unknown; empty if none is known.
     """
 
     condition: str
@@ -41,6 +43,7 @@ class Curve:
     mean: list[float]
     low: list[float]
     high: list[float]
+    errors: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def curves(
                 seeds = [_values(records, metric, split, x, condition) for records in runs]
                 if any(seeds):
                     curve, missing = _mean_curve(condition, metric, split, seeds)
-                    result.append(curve)
+                    result.append(_with_errors(curve, runs, x))
                     if missing:
                         notes.append(f"{condition}: {metric}: {missing} values are missing; the line breaks there")
         if len(result) == count:
@@ -159,6 +162,19 @@ def _mean_curve(condition: str, metric: str, split: str | None, seeds: list[dict
     mean = [sum(column) / len(column) for column in complete]
     curve = Curve(condition, metric, split, len(seeds), positions, mean, [*map(min, complete)], [*map(max, complete)])
     return curve, missing
+
+
+def _with_errors(curve: Curve, runs: Runs, x: str) -> Curve:
+    """Return a curve of a single seed with its standard errors, if its records have any."""
+    if len(runs) != 1:
+        return curve
+    name = f"{curve.metric}{STDERR}"
+    known = {
+        position(record, x, curve.condition): error
+        for record in runs[0]
+        if record.get("split") == curve.split and (error := number(record, name, curve.condition)) is not None
+    }
+    return replace(curve, errors=[known.get(at, math.nan) for at in curve.x]) if known else curve
 
 
 def _chosen_splits(records: Sequence[Record], splits: Sequence[str] | None) -> list[str | None]:

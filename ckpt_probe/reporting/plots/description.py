@@ -20,6 +20,9 @@ DASHES = {"train": "solid", "test": "dashed", None: "solid"}
 OTHER_DASHES = ("dotted", "dash-dot", "dash-dot-dot")
 GREY = "#444444"
 
+INTERVAL = 1.96
+"""Standard errors from a value to the ends of its 95 % interval."""
+
 
 @dataclass(frozen=True)
 class Style:
@@ -74,6 +77,7 @@ class Line:
         seeds: Number of seeds.
         low: Lowest value over the seeds; empty for one seed.
         high: Highest value over the seeds.
+        errors: Standard errors of the values, NaN where they are unknown; empty if none is known.
     """
 
     condition: str
@@ -86,6 +90,13 @@ class Line:
     seeds: int = 1
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    errors: Sequence[float] = ()
+
+    @property
+    def interval(self) -> tuple[list[float], list[float]]:
+        """Lower and upper ends of the 95 % intervals, NaN where the error is unknown; empty without errors."""
+        pairs = list(zip(self.y, self.errors, strict=True)) if self.errors else []
+        return [y - INTERVAL * error for y, error in pairs], [y + INTERVAL * error for y, error in pairs]
 
 
 @dataclass(frozen=True)
@@ -243,11 +254,12 @@ class SpectrumPlot:
 
 @dataclass(frozen=True)
 class Column:
-    """Column of a table of classes: name in the record, heading, meaning."""
+    """Column of a table of classes: name in the record, heading, meaning, and index of its standard errors, or −1."""
 
     name: str
     label: str
     meaning: str
+    error: int = -1
 
 
 @dataclass(frozen=True)
@@ -259,7 +271,7 @@ class ClassTable:
         title: Title.
         meaning: One sentence that explains the table.
         columns: The columns.
-        frames: Values (T, C, columns) of each run and split, NaN for a missing one.
+        frames: Values (T, C, columns and then their standard errors) of each run and split, NaN for a missing one.
         labels: Names (C,) of the classes, by run.
         nearest: For each of `frames`, each checkpoint and each class: the class means nearest to its samples, as text.
     """

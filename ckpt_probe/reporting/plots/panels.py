@@ -149,6 +149,7 @@ def _panel(
             seeds=curve.seeds,
             low=curve.low,
             high=curve.high,
+            errors=curve.errors,
         )
         for curve in all_curves
         if curve.metric in panel

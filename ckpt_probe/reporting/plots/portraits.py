@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.metrics.theory import simplex_exists
 from ckpt_probe.moments.registry import CLASS_METRICS
 from ckpt_probe.reporting.plots.description import ClassTable, Column, Frames, MatrixPlot, SpectrumPlot
@@ -93,19 +94,22 @@ def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
         return None, []
     classes = {run.name: sorted({row["class"] for p in run.pictures for row in p.per_class}) for run in runs}
 
+    names = [metric.name for metric in metrics]
+    with_errors = [name for name in names if any(f"{name}{STDERR}" in row for row in rows)]
+    all_names = [*names, *(f"{name}{STDERR}" for name in with_errors)]
+
     def numbers(run: Run, picture: Picture) -> np.ndarray | None:
         by_class = {row["class"]: row for row in picture.per_class}
         if not by_class:
             return None
-        return np.array(
-            [[_float(by_class.get(c, {}).get(metric.name)) for metric in metrics] for c in classes[run.name]]
-        )
+        return np.array([[_float(by_class.get(c, {}).get(name)) for name in all_names] for c in classes[run.name]])
 
     notes: list[str] = []
     values = _values(runs, numbers)
     frames = _frames(values, _drawn_checkpoints(runs, [values], "classes", notes))
     labels = {run.name: tuple(map(run.label, classes[run.name])) for run in runs if classes[run.name]}
-    columns = tuple(Column(metric.name, metric.label, metric.meaning) for metric in metrics)
+    places = {name: len(names) + index for index, name in enumerate(with_errors)}
+    columns = tuple(Column(m.name, m.label, m.meaning, places.get(m.name, -1)) for m in metrics)
     nearest = tuple(_nearest(runs, frame, classes[frame.run]) for frame in frames)
     meaning = "one row a class, of the checkpoint that the slider stands at"
     return ClassTable("classes", "Classes", meaning, columns, frames, labels, nearest), notes

@@ -37,6 +37,27 @@ function told(value) {
   return value.toFixed(size < 1 ? 4 : digits).replaceAll("-", "−");
 }
 
+/** A value with its standard error in units of the last digits, 0.5991(24); the value alone where there is none. */
+function toldWithError(value, error) {
+  const size = Math.max(Math.abs(value), error);
+  if (!(error > 0) || !Number.isFinite(value) || !Number.isFinite(error)) return told(value);
+  if (size < 1e-3 || size >= 1e5) {
+    const power = Math.floor(Math.log10(size));
+    return `${digitsWithError(value / 10 ** power, error / 10 ** power)}e${String(power).replace("-", "−")}`;
+  }
+  return digitsWithError(value, error);
+}
+
+/** The value with as many decimals as the two digits of its error. */
+function digitsWithError(value, error) {
+  const decimals = 1 - Math.floor(Math.log10(Number(error.toExponential(1))));
+  const unit = 10 ** -decimals;
+  const [shown, digits] = decimals < 0
+    ? [(Math.round(value / unit) * unit).toFixed(0), (Math.round(error / unit) * unit).toFixed(0)]
+    : [value.toFixed(decimals), Math.round(error / unit).toFixed(0)];
+  return `${shown.replaceAll("-", "−")}(${digits})`;
+}
+
 /** A tick's number: short, and with its unit of ten where that is shorter. */
 function tick(value) {
   const size = Math.abs(value);

@@ -49,7 +49,7 @@ function classTable(plot) {
     kept.forEach((row, i) => {
       const line = body.rows[i] ?? body.appendChild(element("tr", {}, element("th", { scope: "row" }), headings.slice(1).map(() => element("td"))));
       line.cells[0].textContent = row.label;
-      row.values.forEach((value, j) => { line.cells[j + 1].textContent = told(value); });
+      row.values.forEach((value, j) => { line.cells[j + 1].textContent = toldWithError(value, row.errors[j]); });
       line.cells[headings.length - 1].textContent = row.nearest;
     });
     count.textContent = `${kept.length} of ${rows.length} classes`;
@@ -58,11 +58,11 @@ function classTable(plot) {
   function move() {
     const frame = frameOf(plot);
     const moment = frame ? momentOf(frame) : -1;
-    const width = plot.columns.length;
+    const width = frame ? frame.shape.at(-1) : 0;
     const labels = frame ? plot.labels[frame.run] : [];
     const values = moment < 0 ? [] : atMoment(frame, moment);
     const nearest = moment < 0 ? [] : plot.nearest[plot.frames.indexOf(frame)][moment];
-    rows = labels.map((label, c) => ({ label, nearest: nearest[c] ?? "", values: plot.columns.map((_, j) => values[c * width + j] ?? NaN) }));
+    rows = labels.map((label, c) => ({ label, nearest: nearest[c] ?? "", values: plot.columns.map((_, j) => values[c * width + j] ?? NaN), errors: plot.columns.map((column) => (column.error < 0 ? NaN : values[c * width + column.error])) }));
     caption.textContent = frame ? momentTold(frame, moment) : `${state.run}: no classes`;
     fill();
   }

@@ -7,7 +7,7 @@ const HEIGHT = 210;
 
 /** A figure of lines: {root, draw(width), move()}. */
 function linePlot(plot) {
-  const lines = plot.lines.map((line) => ({ ...line, xs: numbers(line.x), ys: numbers(line.y) }));
+  const lines = plot.lines.map((line) => ({ ...line, xs: numbers(line.x), ys: numbers(line.y), es: numbers(line.errors) }));
   const along = plot.key.startsWith("metric-");
   let log = plot.y.log;
   let drawn = null;
@@ -54,7 +54,9 @@ function linePlot(plot) {
 
 function drawLines(plot, lines, { log, logX, width }) {
   const drawable = (value) => !Number.isNaN(value) && (!log || value > 0);
-  const points = lines.map((line) => Array.from(line.xs, (x, i) => ({ x, y: drawable(line.ys[i]) ? line.ys[i] : NaN, line })));
+  const points = lines.map((line) => Array.from(line.xs, (x, i) => ({ x, y: drawable(line.ys[i]) ? line.ys[i] : NaN, error: line.es[i], line })));
+  // 95 % intervals; on a logarithmic axis from a tenth of the value where they reach 0.
+  const low = (p) => (log ? Math.max(p.y - 1.96 * p.error, p.y / 10) : p.y - 1.96 * p.error);
   const marked = lines.every((line) => line.xs.length <= MOST_MARKED);
   const levels = plot.levels.filter((level) => !log || level.value > 0);
   const named = lines.length <= MOST_NAMED;
@@ -70,6 +72,9 @@ function drawLines(plot, lines, { log, logX, width }) {
       Plot.axisX({ ...xTicks(plot, logX, width), tickSize: 4, label: axisTold(plot.x), labelAnchor: "center", labelArrow: "none", fill: "var(--soft)" }),
       Plot.ruleY(levels, { y: "value", stroke: "var(--soft)", strokeDasharray: "1.5 3" }),
       ...plot.chords.map(([x1, y1, x2, y2, colour]) => Plot.line(d3.range(0, 1.001, 1 / 40).map((t) => [x1 + t * (x2 - x1), y1 + t * (y2 - y1)]), { stroke: paint(colour), strokeDasharray: "1.5 3", strokeWidth: 1.2 })),
+      ...lines.map((line, i) => (line.es.length ? Plot.areaY(points[i].filter((p) => p.error >= 0), {
+        x: "x", y1: low, y2: (p) => p.y + 1.96 * p.error, fill: paint(line.style.colour), fillOpacity: 0.16,
+      }) : null)),
       ...lines.map((line, i) => Plot.line(points[i], {
         x: "x", y: "y", stroke: paint(line.style.colour), strokeWidth: 1.8, strokeDasharray: DASH[line.style.dash],
       })),
@@ -79,7 +84,7 @@ function drawLines(plot, lines, { log, logX, width }) {
       })) : []),
       Plot.ruleX(plot.spans, { x: "x", y1: "low", y2: "high", stroke: (span) => paint(span.colour), strokeWidth: 2.5 }),
       ...spanNames(plot.spans, d3.extent(points.flat(), (p) => p.y)),
-      Plot.tip(points.flat(), Plot.pointerX({ x: "x", y: "y", title: (p) => `${p.line.name || plot.title}\n${plot.x.name} ${told(p.x)}\n${told(p.y)}`, fill: "var(--card)", stroke: "var(--soft)" })),
+      Plot.tip(points.flat(), Plot.pointerX({ x: "x", y: "y", title: (p) => `${p.line.name || plot.title}\n${plot.x.name} ${told(p.x)}\n${toldWithError(p.y, p.error)}`, fill: "var(--card)", stroke: "var(--soft)" })),
     ],
   });
   const [x, y] = [made.scale("x"), made.scale("y")];
@@ -164,7 +169,7 @@ function moveCursor(plot, { x, y, points, cursor }) {
       cursor.dots[i].setAttribute("cy", y.apply(point.y));
     }
     const value = index < 0 ? NaN : own[index].line.ys[index];
-    return [own[0]?.line, told(value)];
+    return [own[0]?.line, toldWithError(value, own[index]?.error)];
   });
   return [
     ...words.filter(([line]) => line).map(([line, value]) => ({ line, value })),
