@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ckpt_probe.moments import Moments, difference
     from ckpt_probe.opening import load_data, open_checkpoint, open_dump
     from ckpt_probe.paths import barriers, evaluate_path, evaluate_plane
+    from ckpt_probe.predictions import examples, function_similarity
     from ckpt_probe.reporting import to_dataframe
     from ckpt_probe.reporting.outputs import plot, report
     from ckpt_probe.training import losses, prune, train
@@ -81,6 +82,7 @@ _HOMES = {
     "moments": ("Moments", "difference"),
     "opening": ("load_data", "open_checkpoint", "open_dump"),
     "paths": ("barriers", "evaluate_path", "evaluate_plane"),
+    "predictions": ("examples", "function_similarity"),
     "reporting": ("to_dataframe",),
     "reporting.outputs": ("plot", "report"),
     "training": ("prune", "train"),
@@ -119,8 +121,10 @@ __all__ = [
     "evaluate_path",
     "evaluate_plane",
     "events",
+    "examples",
     "extract",
     "extract_series",
+    "function_similarity",
     "gram",
     "hdr",
     "hsic",

@@ -27,8 +27,9 @@ class Similarity:
     """Matrix of a measure between representations of the same samples.
 
     Attributes:
-        kind: "layers" of one checkpoint, "steps" of one layer, or "models" for the layers of two dumps.
-        measure: "cka" or "mir".
+        kind: "layers" of one checkpoint, "steps" of one layer or of predictions, "models" for the layers of two dumps,
+            or "runs" for the predictions of several runs.
+        measure: "cka" or "mir"; of predictions "disagreement", "divergence" or "error_agreement".
         split: Name of the split.
         rows: Names of the representations in the rows.
         columns: Names of the representations in the columns.

@@ -24,6 +24,7 @@ VERBS = (
     "weights",
     "similarity",
     "events",
+    "examples",
     "compare",
     "plot",
     "report",

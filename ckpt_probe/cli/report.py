@@ -11,7 +11,17 @@ from typing import Any
 import click
 
 from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
-from ckpt_probe.cli.options import CACHE, EVERY, MEMORY, POSITIVE, SPLIT, WHOLE, overwrite_option, require_follow
+from ckpt_probe.cli.options import (
+    CACHE,
+    EVERY,
+    MEMORY,
+    POSITIVE,
+    SPLIT,
+    WHOLE,
+    overwrite_option,
+    parse_arguments,
+    require_follow,
+)
 from ckpt_probe.errors import DataError, UsageError
 
 EXAMPLE = """\b
@@ -38,6 +48,14 @@ Examples: ckpt-probe report dumps/digits paths/ab -o report.html
     "Analysis of dumps",
     SPLIT,
     option("--workers", "N", "Number of processes to use.", POSITIVE, 1),
+    option("--data", "NAME", "Data of the dumps, as for extract: shows small pictures of the worst examples."),
+    option(
+        "--data-argument data_arguments",
+        "NAME=VALUE",
+        "Argument of the data, or a JSON object of several; repeatable.",
+        multiple=True,
+        callback=parse_arguments,
+    ),
 )
 @setting_group(
     "--set",

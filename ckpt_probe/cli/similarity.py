@@ -1,19 +1,25 @@
 """`ckpt-probe similarity`."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckpt_probe.cli.command import Command, flag, option, option_group
 from ckpt_probe.cli.options import PATH, SPLIT, WIDE, out_option, overwrite_option, require_one_format
 from ckpt_probe.cli.output import require_writable
+from ckpt_probe.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from ckpt_probe.analysis import Similarity
+    from ckpt_probe.progress import Progress
 
 
 @click.command(
     "similarity", cls=Command, epilog="Example: ckpt-probe similarity dumps/layers/step-000880.h5 --split test"
 )
-@click.argument("dump", type=PATH)
-@click.argument("other", type=PATH, required=False)
+@click.argument("dumps", type=PATH, nargs=-1, required=True, metavar="DUMP [OTHER] | --function DUMPS...")
 @option_group(
     "Comparison",
     SPLIT,
@@ -27,6 +33,7 @@ from ckpt_probe.cli.output import require_writable
         "both; cka for a directory of several dumps",
         multiple=True,
     ),
+    flag("--function", "Add disagreement and divergence of predictions, between steps or between runs."),
 )
 @option_group(
     "Output",
@@ -37,8 +44,8 @@ from ckpt_probe.cli.output import require_writable
     overwrite_option("Replace the file if it exists."),
 )
 def command(
-    dump: Path,
-    other: Path | None,
+    dumps: tuple[Path, ...],
+    function: bool,
     json: bool,
     csv: bool,
     wide: bool,
@@ -51,12 +58,16 @@ def command(
     DUMP is one .h5 file: its layers are compared with each other. If it is a directory of several, each layer is
     compared between the checkpoints. With OTHER, a second dump of the same data (of any model), the layers of DUMP are
     compared with those of OTHER.
+
+    With --function, the predictions of the same rows are compared too: those of the checkpoints of one directory of
+    dumps, or those of several runs at their last checkpoints.
     """
+    if len(dumps) > 2 and not function:
+        raise UsageError("similarity compares the layers of one or two dumps; --function compares more runs")
     require_one_format(json=json, csv=csv)
     if out is not None:
         require_writable(out, overwrite=overwrite)
 
-    from ckpt_probe.analysis import similarity
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.files import write_text
     from ckpt_probe.reporting.similarity_table import (
@@ -69,7 +80,7 @@ def command(
     with bars() as progress:
         matrices = []
         options = {name: values or None for name, values in chosen.items()}
-        for matrix in similarity(dump, other, progress=progress, **options):
+        for matrix in _matrices(dumps, function, options, progress):
             matrices.append(matrix)
             if json:
                 click.echo(similarities_json([matrix]), nl=False)
@@ -83,3 +94,21 @@ def command(
         to_text = similarities_csv if out.suffix.lower() == ".csv" else similarities_json
         write_text(out, to_text(matrices), overwrite=overwrite)
         say(f"{out}: {len(matrices)} matrices")
+
+
+def _matrices(
+    dumps: Sequence[Path], function: bool, options: Mapping[str, Any], progress: "Progress"
+) -> "Iterator[Similarity]":
+    from ckpt_probe.analysis import similarity
+
+    if not function:
+        yield from similarity(*dumps, progress=progress, **options)
+        return
+    from ckpt_probe.predictions import function_similarity
+
+    if len(dumps) == 1:
+        try:
+            yield from similarity(*dumps, progress=progress, **options)
+        except DataError as error:
+            progress.message(f"no similarity of layers: {error}")
+    yield from function_similarity(dumps, splits=options["splits"], progress=progress)

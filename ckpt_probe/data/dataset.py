@@ -115,6 +115,11 @@ class DatasetSplit:
         message = f"{len(self._left_out):,} of {len(self):,} samples cannot be read, and are left out"
         return (f"{message}: {listed(list(self._left_out.values()))}",)
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Return the names of the samples, such as files in the directory of the split; None if they have none."""
+        return getattr(self._dataset, "files", None)
+
     def __len__(self) -> int:
         return len(self._dataset)
 

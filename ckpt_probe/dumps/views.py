@@ -71,6 +71,7 @@ class SplitView:
         positions: Position of each row in its document, shape (N,).
         labelled: Whether rows have labels.
         not_stored: Number of rows that were forwarded but not stored.
+        unreadable: Number of samples that could not be read, and have no row.
     """
 
     def __init__(self, path: Path, name: str, group: Any) -> None:
@@ -90,6 +91,7 @@ class SplitView:
         self.positions = arrays.get(schema.POSITIONS)
         self.labelled = not bool(group.attrs.get(schema.UNLABELLED, False))
         self.not_stored = int(group.attrs.get(schema.NOT_STORED, 0))
+        self.unreadable = int(group.attrs.get("unreadable", 0))
         self._moments = group.get(schema.MOMENTS)
         self._by_document = group.get(schema.BY_DOCUMENT)
 

@@ -450,6 +450,20 @@ BARRIERS = (
     Metric("barrier.error_over_mean", "error over mean", "largest error on the path minus the mean of both ends", "",
            direction="down", source=FRANKLE),
 )
+PREDICTION_METRICS = (
+    Metric("function.disagreement", "disagreement", "share of rows predicted otherwise than at the checkpoint before",
+           "function", requires=(SERIES,), source="Milani Fard et al. 2016"),
+    Metric("function.divergence", "JS divergence", "mean Jensen–Shannon divergence of the softmax from the checkpoint "
+           "before", "function", requires=(SERIES,), unit="nats", source="Lin 1991"),
+    Metric("function.error_agreement", "error agreement", "share of the rows that are wrong here and at the checkpoint "
+           "before in which both predict one wrong class", "function", requires=(SERIES,)),
+    Metric("function.learned", "learned", "share of rows that were wrong at the checkpoint before and are right",
+           "function", requires=(SERIES,), direction="up"),
+    Metric("function.forgotten", "forgotten", "share of rows that were right at the checkpoint before and are wrong",
+           "function", requires=(SERIES,), direction="down", source="Toneva et al. 2019"),
+)
+"""Metrics of records of `examples` by step, which `analyze` does not compute."""
+
 CLASS_METRICS = (
     Metric("samples", "samples", "samples of the class", "", 1),
     Metric("mean_norm", "‖mean‖", "norm of the class mean", "", 2),
@@ -596,4 +610,4 @@ def _installed(path: tuple[str, ...]) -> tuple[tuple[Metric, ...], dict[str, Cal
 @cache
 def _by_name(path: tuple[str, ...]) -> dict[str, Metric]:
     """Return the builtin metrics and those that packages on the import path register, by name."""
-    return {metric.name: metric for metric in (*METRICS, *BARRIERS, *_installed(path)[0])}
+    return {metric.name: metric for metric in (*METRICS, *BARRIERS, *PREDICTION_METRICS, *_installed(path)[0])}

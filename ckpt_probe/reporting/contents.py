@@ -12,8 +12,18 @@ from ckpt_probe.analysis.similarity import Similarity, layer_similarities, step_
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths import PlaneResult
+from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import NullProgress, Progress, Task
 from ckpt_probe.reporting.plots.description import Axis, Plot
+from ckpt_probe.reporting.plots.examples import (
+    NO_DATA,
+    NamedData,
+    disagreement_maps,
+    history_maps,
+    run_table,
+    step_plots,
+    worst_table,
+)
 from ckpt_probe.reporting.plots.layers import LayerSimilarity, layer_maps, separation_plots, similarity_plots
 from ckpt_probe.reporting.plots.metrics import axis_along, metric_plots
 from ckpt_probe.reporting.plots.paths import contour_plots, path_plots
@@ -56,6 +66,7 @@ class ReportOptions:
         workers: Number of processes that analyze dumps.
         cache: Whether to use the cache of records.
         mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
+        data: Data of the dumps, to show names and pictures of examples.
     """
 
     title: str = TITLE
@@ -65,6 +76,7 @@ class ReportOptions:
     workers: int = 1
     cache: bool = True
     mir_rows: int = MIR_ROWS
+    data: NamedData = NO_DATA
 
     @property
     def settings(self) -> Settings:
@@ -127,6 +139,10 @@ class _SourceContents:
     missing: list[str] = field(default_factory=list)
     """Reasons for missing similarities of layers."""
 
+    predictions: list[list[Predictions]] = field(default_factory=list)
+    """Predictions of each run, one for each split."""
+
+    without_predictions: list[str] = field(default_factory=list)
     paths: dict[str, PathContents] = field(default_factory=dict)
     planes: dict[str, PlaneResult] = field(default_factory=dict)
 
@@ -160,7 +176,7 @@ def gather(
         raise DataError("nothing to report")
     axis = common_axis(contents.runs) if contents.runs else "step"
     tracks = [Track(run.name, tuple(run.checkpoints), tuple(_slider_positions(run, axis))) for run in contents.runs]
-    sections = [section for section in _sections(contents, axis) if section.plots]
+    sections = [section for section in _sections(contents, axis, options.data) if section.plots]
     return Contents(
         options.title,
         tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences),
@@ -194,6 +210,12 @@ def _read(source: Source, contents: _SourceContents, options: ReportOptions, pro
         contents.runs.append(run)
         if run.layered:
             _compare(source, run, contents, options.mir_rows, progress)
+        try:
+            contents.predictions.append(
+                read_predictions(source.path, options.splits or None, run=source.name, progress=progress)
+            )
+        except DataError as error:
+            contents.without_predictions.append(str(error))
 
 
 def _compare(source: Source, run: Run, contents: _SourceContents, mir_rows: int, progress: Progress) -> None:
@@ -250,7 +272,7 @@ def _slider_positions(run: Run, axis: str) -> Iterable[float | None]:
     return map(float, range(len(run.checkpoints))) if axis == ORDER else positions(run, axis)
 
 
-def _sections(contents: _SourceContents, axis: str) -> Iterable[Section]:
+def _sections(contents: _SourceContents, axis: str, data: NamedData) -> Iterable[Section]:
     groups, notes = metric_plots(contents.runs, axis)
     yield Section(
         "metrics",
@@ -278,11 +300,33 @@ def _sections(contents: _SourceContents, axis: str) -> Iterable[Section]:
         Group("Separation by depth", tuple(separation_plots(contents.runs))),
     )
     yield Section("layers", "Layers", lead, tuple(group for group in groups if group.plots), tuple(contents.missing))
+    yield _examples(contents, axis, data)
     lead = "Loss and error between two checkpoints, and how far they rise above the chord: the barrier."
     paths = tuple(Group(title, tuple(plots)) for title, plots in path_plots(contents.paths))
     yield Section("paths", "Paths", lead, paths, tuple(_without_metrics(contents.paths)))
     planes = tuple(Group(name, tuple(contour_plots(plane, f"plane-{name}"))) for name, plane in contents.planes.items())
     yield Section("planes", "Planes", "The loss over a plane of weights, with the checkpoints in it.", planes)
+
+
+def _examples(contents: _SourceContents, axis: str, data: NamedData) -> Section:
+    series = [each for run in contents.predictions for each in run if len(each.members) > 1]
+    left_out = [reason for run in contents.predictions for each in run for reason in each.left_out.values()]
+    pairs, notes_on_pairs = run_table(contents.predictions)
+    worst, notes_on_samples = worst_table(series, data)
+    by_class, notes_on_classes = history_maps(series)
+    steps, notes_on_steps = step_plots(series, axis)
+    matrices, notes_on_matrices = disagreement_maps(series)
+    groups = (
+        Group("", tuple(by_class)),
+        Group("", () if worst is None else (worst,)),
+        Group("From checkpoint to checkpoint", tuple(steps)),
+        Group("Every two checkpoints", tuple(matrices)),
+        Group("", () if pairs is None else (pairs,)),
+    )
+    notes = (*left_out, *notes_on_classes, *notes_on_samples, *notes_on_steps, *notes_on_matrices, *notes_on_pairs)
+    lead = "Which rows were learned when and forgotten how often, and how much the predictions of networks differ."
+    present = tuple(group for group in groups if group.plots)
+    return Section("examples", "Examples", lead, present, (*contents.without_predictions, *notes))
 
 
 def _without_metrics(paths: dict[str, PathContents]) -> Iterable[str]:

@@ -16,6 +16,7 @@ from ckpt_probe.reporting.contents import MIR_ROWS, TITLE, ReportOptions, gather
 from ckpt_probe.reporting.figures import draw
 from ckpt_probe.reporting.page import write_page
 from ckpt_probe.reporting.plots.description import Mark
+from ckpt_probe.reporting.plots.examples import NamedData
 from ckpt_probe.reporting.sources import class_names, open_sources
 
 RecordsSource = Path | str | Iterable[Any]
@@ -49,6 +50,8 @@ def report(
     splits: str | Sequence[str] | None = None,
     memory: int = MEMORY,
     mir_rows: int = MIR_ROWS,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
     workers: int = 1,
     cache: bool = True,
     overwrite: bool = False,
@@ -68,6 +71,8 @@ def report(
         splits: Splits of the dumps to analyze; all if None.
         memory: Memory limit for the analysis of one dump, in bytes.
         mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
+        data: Name of the data of the dumps, as for `extract`, to show names and small pictures of the worst examples.
+        data_arguments: Arguments of the data; those in the dumps if None and they name the same data.
         workers: Number of processes that analyze dumps.
         cache: Whether to use the cache of records.
         overwrite: Whether to replace an existing page and existing figures.
@@ -87,7 +92,8 @@ def report(
         refuse_existing(Path(out), overwrite=overwrite)
     progress = progress or NullProgress()
     names = class_names(Path(labels)) if isinstance(labels, Path | str) else tuple(labels)
-    options = ReportOptions(title, names, as_sequence(splits) or (), memory, workers, cache, mir_rows)
+    named_data = NamedData(data, data_arguments)
+    options = ReportOptions(title, names, as_sequence(splits) or (), memory, workers, cache, mir_rows, named_data)
     contents = gather(open_sources(_named(sources)), options, progress)
     files: list[Path] = []
     if figures is not None:

@@ -38,7 +38,7 @@ def frame(plot: Any, run: str, split: str) -> Frames:
 
 def test_every_section_appears_where_there_is_something_to_show(contents: Contents, study: Any) -> None:
     keys = [section.key for section in contents.sections]
-    assert keys == ["metrics", "cosines", "spectra", "classes", "paths", "planes"]
+    assert keys == ["metrics", "cosines", "spectra", "classes", "examples", "paths", "planes"]
     for source, expected in (
         (study.records, ["metrics"]),
         (study.root / "paths" / "plain", ["paths"]),

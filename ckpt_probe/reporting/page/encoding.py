@@ -11,7 +11,7 @@ import numpy as np
 from ckpt_probe.addresses import without_credentials
 from ckpt_probe.errors import printable
 from ckpt_probe.reporting.contents import Contents
-from ckpt_probe.reporting.plots.description import Frames, Line, LinePlot
+from ckpt_probe.reporting.plots.description import Frames, Line, LinePlot, TableRows
 
 MOST_CHARACTERS = 4000
 """Largest number of characters of a text in a page; longer texts are cut and end in an ellipsis."""
@@ -20,6 +20,7 @@ ARRAYS = {
     (Line, "x"): "f8",
     (Frames, "values"): "f4",
     **{(Line, name): "f4" for name in ("y", "low", "high", "errors")},
+    (TableRows, "pictures"): "u1",
 }
 """Types of fields that are arrays of numbers. Positions may be steps, which float32 cannot represent exactly."""
 
@@ -48,9 +49,11 @@ class _Arrays:
         for field in fields(instance):
             kind = ARRAYS.get((type(instance), field.name))
             value = getattr(instance, field.name)
-            result[field.name] = self.value(value) if kind is None else self.array(value, kind)
+            result[field.name] = self.value(value) if kind is None or value is None else self.array(value, kind)
         if isinstance(instance, Frames):
             result["shape"] = list(instance.values.shape)
+        if isinstance(instance, TableRows) and instance.pictures is not None:
+            result["shape"] = list(instance.pictures.shape)
         if isinstance(instance, LinePlot):
             result["names"] = {_text(name): _text(label) for name, label in instance.names.items()}
         return result

@@ -210,7 +210,7 @@ class MatrixPlot:
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Heat map of a metric by layer and checkpoint.
+    """Heat map of a number by layer and checkpoint, or by other rows and columns.
 
     Attributes:
         key: Name of the plot, unique in a report.
@@ -220,6 +220,8 @@ class LayerMap:
         layers: Names (L,) of the layers, by run.
         columns: Names (T,) of the checkpoints, by run.
         log: Whether colours follow the logarithm.
+        rows: Plural noun for the rows.
+        across: Noun for the columns; empty if they are the checkpoints of the slider.
     """
 
     key: str
@@ -229,6 +231,8 @@ class LayerMap:
     layers: dict[str, tuple[str, ...]]
     columns: dict[str, tuple[str, ...]]
     log: bool = False
+    rows: str = "layers"
+    across: str = ""
 
 
 @dataclass(frozen=True)
@@ -286,6 +290,44 @@ class ClassTable:
 
 
 @dataclass(frozen=True)
+class TableRows:
+    """Rows of a table of one run and split ("" for all).
+
+    Attributes:
+        run: Name of the run.
+        split: Name of the split.
+        summary: A sentence on all rows, of which the table may have the first.
+        cells: Cells of each row, in the order of the columns.
+        pictures: A small picture for each row, shape (n, h, w, 3), uint8, or None.
+    """
+
+    run: str
+    split: str
+    summary: str
+    cells: tuple[tuple[str | float, ...], ...]
+    pictures: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Table of rows that have no class and no checkpoint: examples, or pairs of runs.
+
+    Attributes:
+        key: Name of the table, unique in a report.
+        title: Title.
+        meaning: One sentence that explains the table.
+        columns: Headings of the columns.
+        tables: Rows of each run and split.
+    """
+
+    key: str
+    title: str
+    meaning: str
+    columns: tuple[str, ...]
+    tables: tuple[TableRows, ...]
+
+
+@dataclass(frozen=True)
 class PlanePoint:
     """Checkpoint in a plane: its name, coordinates, and label."""
 
@@ -326,7 +368,7 @@ class ContourPlot:
     points: tuple[PlanePoint, ...]
 
 
-Plot = LinePlot | MatrixPlot | LayerMap | SpectrumPlot | ClassTable | ContourPlot
+Plot = LinePlot | MatrixPlot | LayerMap | SpectrumPlot | ClassTable | RowTable | ContourPlot
 
 
 def colour_of(index: int, count: int) -> str:

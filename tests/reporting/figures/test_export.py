@@ -38,8 +38,8 @@ def words(svg: Path) -> str:
 def test_every_plot_is_a_figure_that_says_what_the_page_says(contents: Contents, tmp_path: Path) -> None:
     files = draw_contents(contents, tmp_path / "figures", "svg")
     assert sorted(file.name for file in files) == [
-        "cosines-means-a.svg", "metric-accuracy.svg", "path-plain-loss.svg", "plane-abc-train.svg",
-        "spectrum-class.means-a.svg",
+        "cosines-means-a.svg", "examples-learned-a.svg", "metric-accuracy.svg", "path-plain-loss.svg",
+        "plane-abc-train.svg", "spectrum-class.means-a.svg",
     ]  # fmt: skip
     told = {file.name: words(file) for file in files}
     assert "zero one␛[31m $2$ 3" in told["cosines-means-a.svg"]

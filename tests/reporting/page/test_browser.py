@@ -11,6 +11,7 @@ import pytest
 from ckpt_probe.cli.app import run
 from ckpt_probe.reporting.contents import ReportOptions, gather
 from ckpt_probe.reporting.page import write_page
+from ckpt_probe.reporting.plots.examples import NamedData
 from ckpt_probe.reporting.sources import open_sources
 
 _spec = importlib.util.spec_from_file_location(
@@ -48,7 +49,8 @@ def driver() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(gather(open_sources(study.sources), ReportOptions(class_names=NAMES)), file, command="ckpt-probe report")
+    options = ReportOptions(class_names=NAMES, data=NamedData("digits"))
+    write_page(gather(open_sources(study.sources), options), file, command="ckpt-probe report")
     return file
 
 
@@ -88,7 +90,8 @@ def slide(driver: Any, place: int) -> None:
 
 def test_every_plot_has_marks_and_nothing_is_asked_for_or_complained_of(opened: Any) -> None:
     keys = opened.execute_script(CARDS)
-    assert {key.partition("-")[0] for key in keys} == {"metric", "cosines", "spectrum", "classes", "path", "plane"}
+    kinds = {"metric", "cosines", "spectrum", "classes", "examples", "path", "plane"}
+    assert {key.partition("-")[0] for key in keys} == kinds
     for key in keys:
         assert opened.execute_script(DRAWN, card(opened, key)) > 5, key
     lines = card(opened, "metric-loss").find_elements("css selector", "g[aria-label=line] path")
@@ -223,6 +226,26 @@ def test_the_table_is_sorted_filtered_and_copied(opened: Any) -> None:
     assert header.startswith("class,samples,")
     assert [row.partition(",")[0] for row in rows] == column(1)
     assert copy.text == "Copied"
+
+
+def test_the_table_of_examples_shows_pictures_of_the_chosen_run(opened: Any) -> None:
+    table = card(opened, "examples-worst")
+    assert len(table.find_elements("css selector", "tbody canvas")) == 30
+    grey = "const c = arguments[0]; return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    assert opened.execute_script(grey, table.find_element("css selector", "tbody canvas")) > 5
+    captions = [table.find_element("tag name", "caption").text]
+    for key, value in (("run", "b"), ("split", "test")):
+        choose = (
+            "s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
+        )
+        opened.execute_script(choose, f"picture-{key}", value)
+        captions.append(card(opened, "examples-worst").find_element("tag name", "caption").text)
+    assert [caption.split(" examples: ")[0] for caption in captions] == [
+        "a · train · 1,347",
+        "b · train · 1,347",
+        "b · test · 450",
+    ]
+    assert len(card(opened, "examples-runs").find_elements("css selector", "tbody tr")) == 2
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (380, True)])

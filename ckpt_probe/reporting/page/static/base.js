@@ -5,6 +5,7 @@ const held = data.arrays.map((text) => Uint8Array.from(atob(text), (character) =
 
 /** The numbers of an array: {array, type, shape} in the data; NaN where there is none. */
 function numbers(reference) {
+  if (reference.type === "u1") return new Uint8Array(held[reference.array]);
   return reference.type === "f8" ? new Float64Array(held[reference.array]) : new Float32Array(held[reference.array]);
 }
 

@@ -32,6 +32,12 @@ function layerMap(plot) {
     if (!frame) return undefined;
     const layers = plot.layers[frame.run];
     const columns = plot.columns[frame.run];
+    if (plot.across) {
+      card.read([{ name: [data.tracks.length > 1 ? frame.run : "", frame.split].filter(Boolean).join(" · "), value: "" }]);
+      card.describe(`${plot.title} of ${layers.length} ${plot.rows} by ${columns.length} columns (${plot.across}), ${frame.split}; ` +
+        `from ${told(d3.min(drawn.values))} to ${told(d3.max(drawn.values))}`);
+      return undefined;
+    }
     const column = Math.min(Math.max(checkpointAt(frame.run), 0), columns.length - 1);
     drawn.mark(column);
     const at = layers.map((_, i) => drawn.values[i * columns.length + column]);
@@ -88,7 +94,7 @@ function drawLayers(plot, frame, width) {
     svg.append(below);
   });
   const frameOfColumn = svgElement("rect", { y: -0.5, width: wide, height: height + 1, fill: "none", stroke: "var(--ink)", "stroke-width": 2 });
-  cells.append(frameOfColumn);
+  if (!plot.across) cells.append(frameOfColumn);
   svg.append(cells, layerKey(margin, height + 26, width - margin - 8, d3.extent(finite), plot.log));
   return {
     svg,
@@ -99,7 +105,7 @@ function drawLayers(plot, frame, width) {
       const x = Math.floor((((event.clientX - box.left) / box.width) * width - margin) / wide);
       const y = Math.floor((((event.clientY - box.top) / box.width) * width) / high);
       if (x < 0 || y < 0 || x >= columns.length || y >= layers.length) return "";
-      return `${shortened(layers[y], 40)} at ${columns[x]}: ${told(values[y * columns.length + x])}`;
+      return `${shortened(layers[y], 40)} ${plot.across ? "·" : "at"} ${columns[x]}: ${told(values[y * columns.length + x])}`;
     },
   };
 }
@@ -123,5 +129,5 @@ function layerRows(plot) {
   const frame = frameOf(plot);
   const columns = plot.columns[frame.run];
   const values = numbers(frame.values);
-  return [["layer", ...columns], ...plot.layers[frame.run].map((layer, i) => [layer, ...columns.map((_, j) => values[i * columns.length + j])])];
+  return [[plot.across ? plot.rows : "layer", ...columns], ...plot.layers[frame.run].map((layer, i) => [layer, ...columns.map((_, j) => values[i * columns.length + j])])];
 }

@@ -1,0 +1,314 @@
+"""List the examples of a run: when each was learned and how often it was forgotten; also by class, step and run."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckpt_probe.analysis import Records
+from ckpt_probe.analysis.entries import Record, join_reasons
+from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.files import distinct_names
+from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
+from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences
+from ckpt_probe.predictions.histories import Histories, counts_by_class, histories, worst_first
+from ckpt_probe.predictions.samples import open_samples, sample_names
+from ckpt_probe.predictions.scores import probability_blocks
+from ckpt_probe.predictions.series import Predictions, read_predictions
+from ckpt_probe.progress import NullProgress, Progress
+
+BY = ("example", "class", "step", "run")
+Runs = Path | str | Sequence[Path | str] | Mapping[str, Path | str]
+
+NO_LABELS = "the rows have no labels"
+ONE_CHECKPOINT = "one checkpoint has predictions, so there is no other to compare it with"
+NO_LOGITS = "only predictions are stored, not logits"
+NO_ERRORS = "no row is predicted wrongly by both"
+LAST_WRONG = "predicted wrongly at the last checkpoint"
+
+
+@checked_keywords
+def examples(
+    dumps: Runs,
+    *,
+    by: str = "example",
+    splits: str | Sequence[str] | None = None,
+    data: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Records:
+    """List which examples a run learned when, and how often it forgot them, from the predictions in its dumps.
+
+    Dumps without predictions, and those with other rows than most dumps of the run, are left out with the reason.
+
+    Args:
+        dumps: Directory of dumps, or several; a mapping names the runs.
+        by: "example" for a record of each example, the worst first; "class" for counts and histograms by class; "step"
+            for a record of each checkpoint compared with the one before; "run" for a record of each pair of runs at
+            their last checkpoints.
+        splits: Names of splits; all if None.
+        data: Name of the data, as for `extract`, to name the examples by their files.
+        data_arguments: Arguments of the data; those in the dump if None and it names the same data.
+        progress: Receives messages and bars.
+
+    Returns:
+        The records, each with `split`, and with `run` if there are several runs.
+
+    Raises:
+        UsageError: If `by` is unknown, or "run" with a single run.
+        DataError: If no dump has predictions, or the runs have other rows.
+    """
+    if by not in BY:
+        raise UsageError(f"`by={by!r}`: expected {', '.join(BY)}{suggestion(by, BY)}")
+    progress, runs = progress or NullProgress(), named_runs(dumps)
+    if by == "run" and len(runs) < 2:
+        raise UsageError("`by='run'` compares several runs; name at least two directories of dumps")
+    wanted = as_sequence(splits)
+    read = [read_predictions(path, wanted, run=name, progress=progress) for name, path in runs.items()]
+    several = len(runs) > 1
+    if by == "run":
+        return Records(record for ends in common_splits(read) for record in pair_records(ends))
+    if by in {"example", "class"}:
+        read = _labelled(read, wanted, progress)
+    records = (
+        {"run": predictions.run, **record} if several else record
+        for of_run in read
+        for predictions in of_run
+        for record in _records(predictions, by, data, data_arguments, progress)
+    )
+    return Records(records)
+
+
+def named_runs(dumps: Runs) -> dict[str, Path | str]:
+    """Return runs by name: the names of a mapping, or the shortest ones that tell the paths apart."""
+    if isinstance(dumps, Mapping):
+        return dict(dumps)
+    paths = as_sequence(dumps) or ()
+    names = distinct_names([Path(path).with_suffix("") for path in paths])
+    if len(set(names)) < len(names):
+        raise UsageError(f"{paths[names.index(max(names, key=names.count))]}: the same dumps twice; name each once")
+    return dict(zip(names, paths, strict=True))
+
+
+def step_records(predictions: Predictions) -> list[Record]:
+    """Return a record of every checkpoint of a run, compared with the one before; see `examples`."""
+    count = len(predictions.members)
+    pairs = [(index, index + 1) for index in range(count - 1)]
+    agreement = compare_predictions(predictions.predicted, predictions.labels, pairs)
+    divergence = np.full(len(pairs), math.nan)
+    if predictions.with_logits and pairs:
+        divergence = divergences(probability_blocks(predictions.paths, predictions.split), pairs)
+    values = {
+        "function.disagreement": agreement.disagreement,
+        "function.divergence": divergence,
+        "function.error_agreement": agreement.error_agreement,
+        "function.learned": agreement.wins,
+        "function.forgotten": agreement.losses,
+    }
+    accuracies = predictions.accuracies
+    records = {}
+    for index, member in enumerate(predictions.members):
+        record: Record = {"checkpoint": member.name, "step": member.step, "split": predictions.split}
+        record |= {"samples": predictions.predicted.shape[1]}
+        record |= {"accuracy": None if accuracies is None else float(accuracies[index])}
+        if index:
+            record |= _defined({name: array[index - 1] for name, array in values.items()}, predictions)
+        else:
+            reason = "the first checkpoint" if count > 1 else ONE_CHECKPOINT
+            record |= {**dict.fromkeys(values), "missing": f"{', '.join(values)}: {reason}"}
+        records[member.name] = record
+    for member in predictions.all_members:
+        if member.name in predictions.left_out:
+            position = {"checkpoint": member.name, "step": member.step, "split": predictions.split}
+            empty = dict.fromkeys(["samples", "accuracy", *values])
+            records[member.name] = {**position, **empty, "missing": predictions.left_out[member.name]}
+    return [records[member.name] for member in predictions.all_members]
+
+
+def class_records(predictions: Predictions) -> list[Record]:
+    """Return a record of every class of a run, with histograms as texts `value:examples`; see `examples`."""
+    labels = _labels(predictions)
+    numbers, classes = histories(predictions.predicted, labels), np.unique(labels)
+    most = int(numbers.forgotten.max(initial=0))
+    learned = counts_by_class(numbers.first_learned, labels, classes, len(predictions.members) + 1)
+    forgotten = counts_by_class(numbers.forgotten, labels, classes, most + 1)
+    never = counts_by_class(numbers.never_learned.astype(int), labels, classes, 2)[:, 1]
+    several = len(predictions.members) > 1
+    return [
+        {
+            "split": predictions.split,
+            "class": int(label),
+            "class_name": predictions.class_name(int(label)),
+            "samples": int(learned[row].sum()),
+            "learned": int(learned[row, :-1].sum()),
+            "never_learned": int(never[row]),
+            "forgotten": int(forgotten[row, 1:].sum()) if several else None,
+            "forgetting_events": int(forgotten[row] @ np.arange(most + 1)) if several else None,
+            "first_learned.histogram": _histogram(learned[row, :-1], predictions.names),
+            "forgotten.histogram": _histogram(forgotten[row], [str(n) for n in range(most + 1)]) if several else None,
+            "missing": None if several else f"forgotten: {ONE_CHECKPOINT}",
+        }
+        for row, label in enumerate(classes)
+    ]
+
+
+def example_records(predictions: Predictions, names: Sequence[str] | None = None) -> Iterator[Record]:
+    """Yield a record of every example of a run, the worst first; see `examples`.
+
+    Args:
+        predictions: The predictions.
+        names: Names of the examples; None if they have none.
+    """
+    labels = _labels(predictions)
+    numbers = histories(predictions.predicted, labels)
+    for index in worst_first(numbers, predictions.loss):
+        yield _example(predictions, numbers, labels, int(index), names)
+
+
+def _example(
+    predictions: Predictions, numbers: Histories, labels: np.ndarray, index: int, names: Sequence[str] | None
+) -> Record:
+    label, predicted = int(labels[index]), int(predictions.predicted[-1, index])
+    learned, several = int(numbers.first_learned[index]), len(predictions.members) > 1
+    position = None if learned == len(predictions.members) else predictions.positions[learned]
+    loss = None if predictions.loss is None else float(predictions.loss[index])
+    infinite = loss is not None and not math.isfinite(loss)
+    return {
+        "split": predictions.split,
+        "index": index,
+        "name": None if names is None else str(names[index]),
+        "class": label,
+        "class_name": predictions.class_name(label),
+        "first_learned": position,
+        "forgotten": int(numbers.forgotten[index]) if several else None,
+        "never_learned": bool(numbers.never_learned[index]),
+        "right": int(numbers.right[index]),
+        "changed": int(numbers.changed[index]) if several else None,
+        "predicted": predicted,
+        "predicted_name": predictions.class_name(predicted),
+        "loss": None if infinite else loss,
+        "missing": join_reasons(
+            None if position is not None else f"first_learned: {LAST_WRONG}",
+            None if several else f"forgotten, changed: {ONE_CHECKPOINT}",
+            "loss: not finite" if infinite else None,
+        ),
+    }
+
+
+def _records(
+    predictions: Predictions, by: str, data: str | None, arguments: Mapping[str, Any] | None, progress: Progress
+) -> Iterator[Record]:
+    if by == "step":
+        yield from step_records(predictions)
+    elif by == "class":
+        yield from class_records(predictions)
+    else:
+        names = None
+        if data is not None:
+            try:
+                names = sample_names(open_samples(data, arguments, predictions))
+            except DataError as error:
+                progress.message(f"examples have no names: {error}")
+            else:
+                if names is None:
+                    progress.message(f"examples have no names: {data} has none; they are called by their index")
+        yield from example_records(predictions, names)
+
+
+def pair_records(ends: Sequence[Predictions]) -> list[Record]:
+    """Return a record of every pair of runs at their last checkpoints; see `examples`.
+
+    Args:
+        ends: Predictions of runs with the same rows of one split.
+    """
+    predicted, pairs = np.stack([run.predicted[-1] for run in ends]), all_pairs(len(ends))
+    agreement = compare_predictions(predicted, ends[0].labels, pairs)
+    divergence = run_divergences(ends, pairs)
+    return [
+        {
+            "run": ends[i].run,
+            "other": ends[j].run,
+            "split": ends[i].split,
+            "step": ends[i].members[-1].step,
+            "other_step": ends[j].members[-1].step,
+            "samples": predicted.shape[1],
+            "accuracy": _last(ends[i].accuracies),
+            "other_accuracy": _last(ends[j].accuracies),
+            **_defined(
+                {
+                    "function.disagreement": agreement.disagreement[number],
+                    "function.divergence": divergence[number],
+                    "function.error_agreement": agreement.error_agreement[number],
+                    "churn.wins": agreement.wins[number],
+                    "churn.losses": agreement.losses[number],
+                },
+                ends[i],
+            ),
+        }
+        for number, (i, j) in enumerate(pairs)
+    ]
+
+
+def run_divergences(ends: Sequence[Predictions], pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Compute the divergence of pairs of runs at their last checkpoints, shape (len(pairs),); NaN without logits."""
+    if not all(run.with_logits for run in ends) or len({run.classes for run in ends}) > 1:
+        return np.full(len(pairs), math.nan)
+    return divergences(probability_blocks([run.paths[-1] for run in ends], ends[0].split), pairs)
+
+
+def common_splits(read: Sequence[Sequence[Predictions]]) -> list[list[Predictions]]:
+    """Return the predictions of all runs for each split that every run has.
+
+    Raises:
+        DataError: If there is no such split, or the runs have other rows.
+    """
+    by_split = [{predictions.split: predictions for predictions in run} for run in read]
+    splits = [split for split in by_split[0] if all(split in run for run in by_split)]
+    if not splits:
+        raise DataError("the runs have no split with predictions in common")
+    for split in splits:
+        for other in by_split[1:]:
+            by_split[0][split].require_same_rows(other[split])
+    return [[run[split] for run in by_split] for split in splits]
+
+
+def _labelled(
+    read: Sequence[Sequence[Predictions]], wanted: Sequence[str] | None, progress: Progress
+) -> list[list[Predictions]]:
+    """Return the predictions without splits that have no labels, unless these are named or there is no other."""
+    known = [[predictions for predictions in run if predictions.labels is not None] for run in read]
+    if wanted or not any(known):
+        return [list(run) for run in read]
+    for predictions in (each for run in read for each in run if each.labels is None):
+        progress.message(f"left out: {predictions.run}: {predictions.split}: {NO_LABELS}")
+    return known
+
+
+def _labels(predictions: Predictions) -> np.ndarray:
+    if predictions.labels is None:
+        raise DataError(
+            f"{predictions.run}: {predictions.split}: {NO_LABELS}, so no example is learned or forgotten; "
+            "`by='step'` compares the predictions alone"
+        )
+    return predictions.labels
+
+
+def _defined(values: Mapping[str, float], predictions: Predictions) -> Record:
+    """Return values with None for NaN, and the reasons in `missing`."""
+    reasons = {
+        "function.divergence": NO_LOGITS,
+        "function.error_agreement": NO_LABELS if predictions.labels is None else NO_ERRORS,
+    }
+    missing = [f"{name}: {reasons.get(name, NO_LABELS)}" for name, value in values.items() if math.isnan(value)]
+    known = {name: None if math.isnan(value) else float(value) for name, value in values.items()}
+    return {**known, "missing": join_reasons(*missing)}
+
+
+def _histogram(counts: np.ndarray, names: Sequence[str]) -> str:
+    return " ".join(f"{name}:{count}" for name, count in zip(names, counts.tolist(), strict=True) if count)
+
+
+def _last(accuracies: np.ndarray | None) -> float | None:
+    return None if accuracies is None else float(accuracies[-1])

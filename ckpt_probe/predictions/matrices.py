@@ -1,0 +1,104 @@
+"""Matrices of disagreement, divergence and agreement among errors between the checkpoints of a run, or between runs."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ckpt_probe.analysis import Similarity
+from ckpt_probe.errors import DataError
+from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences, symmetric
+from ckpt_probe.predictions.examples import Runs, common_splits, named_runs
+from ckpt_probe.predictions.scores import probability_blocks
+from ckpt_probe.predictions.series import Predictions, read_predictions
+from ckpt_probe.progress import NullProgress, Progress
+
+DISAGREEMENT, DIVERGENCE, ERROR_AGREEMENT = "disagreement", "divergence", "error_agreement"
+
+
+@checked_keywords
+def function_similarity(
+    dumps: Runs, *, splits: str | Sequence[str] | None = None, progress: Progress | None = None
+) -> Iterator[Similarity]:
+    """Compare the functions of networks by their predictions of the same rows, split by split.
+
+    The checkpoints of one run are compared with each other (step × step); several runs at their last checkpoints (run
+    × run). Measures are the share of rows that are predicted differently ("disagreement"), the mean Jensen–Shannon
+    divergence of the softmax in nats ("divergence", only with logits), and the share of common errors in which both
+    predict one wrong class ("error_agreement", only with labels).
+
+    Args:
+        dumps: Directory of dumps, or several; a mapping names the runs.
+        splits: Names of splits; all if None.
+        progress: Receives messages and bars.
+
+    Returns:
+        The matrices, each computed when the iterator reaches it.
+
+    Raises:
+        DataError: If no dump has predictions, the runs have other rows, or there is a single checkpoint.
+    """
+    progress, runs = progress or NullProgress(), named_runs(dumps)
+    read = [read_predictions(path, as_sequence(splits), run=name, progress=progress) for name, path in runs.items()]
+    if len(read) == 1:
+        return (matrix for predictions in read[0] for matrix in step_matrices(predictions, progress=progress))
+    return (matrix for ends in common_splits(read) for matrix in run_matrices(ends, progress=progress))
+
+
+def step_matrices(
+    predictions: Predictions, *, rows: np.ndarray | None = None, progress: Progress | None = None
+) -> Iterator[Similarity]:
+    """Compare every two checkpoints of a run.
+
+    Args:
+        predictions: The predictions.
+        rows: Indices of the rows for the divergence, in ascending order; all if None.
+        progress: Receives messages.
+
+    Raises:
+        DataError: If fewer than two checkpoints have predictions.
+    """
+    if len(predictions.members) < 2:
+        raise DataError(
+            f"{predictions.run}: {predictions.split}: one checkpoint has predictions; two are needed to compare"
+        )
+    yield from _matrices([predictions], predictions.names, predictions.predicted, "steps", rows, progress)
+
+
+def run_matrices(ends: Sequence[Predictions], *, progress: Progress | None = None) -> Iterator[Similarity]:
+    """Compare every two runs at their last checkpoints; the runs have the same rows."""
+    predicted = np.stack([run.predicted[-1] for run in ends])
+    yield from _matrices(ends, [run.run for run in ends], predicted, "runs", None, progress)
+
+
+def _matrices(
+    runs: Sequence[Predictions],
+    names: Sequence[str],
+    predicted: np.ndarray,
+    kind: str,
+    rows: np.ndarray | None,
+    progress: Progress | None,
+) -> Iterator[Similarity]:
+    first, pairs, count = runs[0], all_pairs(len(names)), len(names)
+    agreement = compare_predictions(predicted, first.labels, pairs)
+
+    def matrix(measure: str, values: np.ndarray, diagonal: float, samples: int) -> Similarity:
+        cells = tuple(
+            tuple(None if math.isnan(value) else value for value in row)
+            for row in symmetric(values, count, diagonal).tolist()
+        )
+        return Similarity(kind, measure, first.split, tuple(names), tuple(names), cells, samples)
+
+    yield matrix(DISAGREEMENT, agreement.disagreement, 0.0, predicted.shape[1])
+    classes = {run.classes for run in runs}
+    if all(run.with_logits for run in runs) and len(classes) == 1:
+        paths = first.paths if kind == "steps" else [run.paths[-1] for run in runs]
+        values = divergences(probability_blocks(paths, first.split, rows), pairs)
+        yield matrix(DIVERGENCE, values, 0.0, predicted.shape[1] if rows is None else len(rows))
+    elif progress is not None:
+        progress.message(
+            f"{first.split}: no divergence: it needs the logits of equally many classes at every checkpoint"
+        )
+    if first.labels is not None:
+        yield matrix(ERROR_AGREEMENT, agreement.error_agreement, 1.0, predicted.shape[1])

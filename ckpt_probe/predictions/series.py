@@ -1,0 +1,178 @@
+"""Predictions of a run: those of the same rows at every checkpoint that has them; the others with the reason."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ckpt_probe.dumps import open_dump, open_dump_series
+from ckpt_probe.errors import DataError, listed
+from ckpt_probe.predictions.scores import Scores, read_scores
+from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.remote import resolve
+from ckpt_probe.series import Member
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted classes of one split at every checkpoint of a run.
+
+    Attributes:
+        run: Name of the run.
+        split: Name of the split.
+        members: The T checkpoints, in order.
+        predicted: Predicted classes, shape (T, N), int32.
+        labels: Class indices, shape (N,), or None if rows have no labels.
+        loss: Cross-entropy at the last checkpoint in nats, shape (N,), or None.
+        classes: Number of logits of a row; 0 if a checkpoint has none, or they have different numbers.
+        class_names: Names of the first classes; empty if they have none.
+        all_members: Every dump of the run, in order.
+        left_out: Reasons by the name of each dump of the run that is left out.
+    """
+
+    run: str
+    split: str
+    members: tuple[Member, ...]
+    predicted: np.ndarray
+    labels: np.ndarray | None
+    loss: np.ndarray | None
+    classes: int
+    class_names: tuple[str, ...]
+    all_members: tuple[Member, ...]
+    left_out: dict[str, str]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Return the files of the checkpoints."""
+        return [member.path for member in self.members]
+
+    @property
+    def with_logits(self) -> bool:
+        """Return whether every checkpoint has logits, as the divergence needs."""
+        return self.classes > 0
+
+    @cached_property
+    def positions(self) -> list[int | str]:
+        """Return the steps of the checkpoints if these are known and distinct, else their names."""
+        steps = [member.step for member in self.members if member.step is not None]
+        by_step = len(set(steps)) == len(self.members)
+        return [*steps] if by_step else [member.name for member in self.members]
+
+    @property
+    def names(self) -> list[str]:
+        """Return the positions as texts."""
+        return [str(position) for position in self.positions]
+
+    @property
+    def accuracies(self) -> np.ndarray | None:
+        """Return the share of correct predictions at every checkpoint, shape (T,); None without labels."""
+        return None if self.labels is None else (self.predicted == self.labels).mean(axis=1)
+
+    def class_name(self, label: int) -> str | None:
+        """Return the name of a class, or None if it has none."""
+        return self.class_names[label] if 0 <= label < len(self.class_names) else None
+
+    def at(self, indices: Sequence[int]) -> "Predictions":
+        """Return the predictions of some checkpoints, the last of which is the last one."""
+        members = tuple(self.members[index] for index in indices)
+        return replace(self, members=members, predicted=self.predicted[list(indices)])
+
+    def require_same_rows(self, other: "Predictions") -> None:
+        """Raise DataError if the rows of another run have another number or other labels."""
+        if _key(self.predicted[0], self.labels) != _key(other.predicted[0], other.labels):
+            mine, theirs = self.predicted.shape[1], other.predicted.shape[1]
+            what = f"{mine:,} and {theirs:,} rows" if mine != theirs else f"{mine:,} rows with other labels"
+            raise DataError(
+                f"{self.run} and {other.run}: {self.split}: {what}; extract both from the same data to compare them"
+            )
+
+
+def read_predictions(
+    path: Path | str, splits: Sequence[str] | None = None, *, run: str = "", progress: Progress | None = None
+) -> list[Predictions]:
+    """Read the predictions of a run, split by split.
+
+    A dump without predictions, or with other rows than most dumps of the run, is left out with a message. So is a
+    split without any predictions, unless it is named.
+
+    Args:
+        path: A dump, or a directory of dumps.
+        splits: Names of splits; all if None.
+        run: Name of the run, for messages.
+        progress: Receives messages and bars.
+
+    Raises:
+        DataError: If no dump has predictions of a split.
+    """
+    progress = progress or NullProgress()
+    members = open_dump_series(resolve(path))
+    known: dict[str, None] = {}
+    for member in () if splits else members:
+        with open_dump(member.path) as dump:
+            known |= dict.fromkeys(dump.splits)
+    read, failed = [], []
+    for split in splits or known:
+        try:
+            read.append(_of_split(members, split, run or str(path), progress))
+        except DataError as error:
+            failed.append(error)
+    if failed and (splits or not read):
+        raise failed[0]
+    for error in failed:
+        progress.message(f"left out: {error}")
+    return read
+
+
+def _of_split(members: Sequence[Member], split: str, run: str, progress: Progress) -> Predictions:
+    scores: dict[str, Scores] = {}
+    reasons: dict[str, str] = {}
+    names: tuple[str, ...] = ()
+    with progress.task(f"predictions of {split}", len(members), "dumps") as bar:
+        for member in members:
+            try:
+                with open_dump(member.path) as dump:
+                    scores[member.name] = read_scores(dump, split)
+                    names = names or dump.class_names or ()
+            except DataError as error:
+                reasons[member.name] = str(error)
+            bar.advance()
+    if not scores:
+        more = f" ({len(reasons) - 1} more dumps likewise)" if len(reasons) > 1 else ""
+        raise DataError(f"{next(iter(reasons.values()))}{more}")
+    keys = {name: _key(each.predicted, each.labels) for name, each in scores.items()}
+    common, agreeing = Counter(keys.values()).most_common(1)[0]
+    reference = next(name for name, key in keys.items() if key == common)
+    for member in members:
+        if member.name in scores and keys[member.name] != common:
+            reasons[member.name] = _different(member.path, split, scores.pop(member.name), scores, reference, agreeing)
+    for reason in reasons.values():
+        progress.message(f"left out: {reason}")
+    complete = [member for member in members if member.name in scores]
+    of_complete = [scores[member.name] for member in complete]
+    return Predictions(
+        run,
+        split,
+        tuple(complete),
+        np.stack([each.predicted for each in of_complete]),
+        of_complete[0].labels,
+        of_complete[-1].loss,
+        of_complete[0].classes if len({each.classes for each in of_complete}) == 1 else 0,
+        names,
+        tuple(members),
+        {member.name: reasons[member.name] for member in members if member.name in reasons},
+    )
+
+
+def _key(predicted: np.ndarray, labels: np.ndarray | None) -> tuple[int, str]:
+    """Return the number of rows and a hash of their labels, which two dumps of the same rows share."""
+    return len(predicted), "" if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
+
+
+def _different(path: Path, split: str, mine: Scores, others: dict[str, Scores], reference: str, agreeing: int) -> str:
+    rows, usual = len(mine.predicted), len(others[reference].predicted)
+    what = f"{rows:,} rows, not the {usual:,}" if rows != usual else f"{rows:,} rows with other labels than those"
+    return f"{path}: {split}: {what} of {listed([reference])} and {agreeing - 1} more; extract it from the same data"

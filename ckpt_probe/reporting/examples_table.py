@@ -1,0 +1,118 @@
+"""Tables of examples, and of the comparisons of checkpoints and runs by their predictions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ckpt_probe.errors import printable
+from ckpt_probe.reporting.table import MISSING, PADDING, short_number
+
+Record = Mapping[str, Any]
+
+HEADINGS = {
+    "example": {
+        "index": "index",
+        "name": "name",
+        "class": "class",
+        "class_name": "class name",
+        "first_learned": "first learned",
+        "forgotten": "forgotten",
+        "never_learned": "never learned",
+        "predicted": "predicted",
+        "loss": "loss",
+    },
+    "class": {
+        "class": "class",
+        "class_name": "class name",
+        "samples": "examples",
+        "learned": "learned",
+        "never_learned": "never learned",
+        "forgotten": "forgotten",
+        "forgetting_events": "times forgotten",
+        "first_learned.histogram": "first learned",
+        "forgotten.histogram": "times forgotten:examples",
+    },
+    "step": {
+        "checkpoint": "checkpoint",
+        "step": "step",
+        "accuracy": "acc",
+        "function.disagreement": "disagreement",
+        "function.divergence": "divergence",
+        "function.error_agreement": "error agreement",
+        "function.learned": "learned",
+        "function.forgotten": "forgotten",
+    },
+    "run": {
+        "other": "other run",
+        "accuracy": "acc",
+        "other_accuracy": "other acc",
+        "function.disagreement": "disagreement",
+        "function.divergence": "divergence",
+        "function.error_agreement": "error agreement",
+        "churn.wins": "wins",
+        "churn.losses": "losses",
+    },
+}
+"""Columns of the table of each kind of record, after its run and split; those without any value are left out."""
+
+TEXTS = frozenset({"run", "split", "name", "class_name", "checkpoint", "other"})
+LONGEST = 40
+
+
+def examples_table(records: Sequence[Record], by: str) -> Table:
+    """Return a table of records of `examples`, without columns that have no value.
+
+    Args:
+        records: The records.
+        by: Kind of the records, as for `examples`.
+    """
+    columns = {"run": "run", "split": "split", **HEADINGS[by]}
+    present = {key: label for key, label in columns.items() if any(record.get(key) is not None for record in records)}
+    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
+    for key, label in present.items():
+        table.add_column(label, justify="left" if key in TEXTS or "histogram" in key else "right")
+    for record in records:
+        # As plain text: names in a file may look like markup.
+        table.add_row(*(Text(_cell(record.get(key))) for key in present))
+    return table
+
+
+def summaries(records: Sequence[Record]) -> list[str]:
+    """Return a sentence for each run and split on its records of examples."""
+    groups: dict[tuple[Any, Any], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.get("run"), record["split"]), []).append(record)
+    return [
+        printable(
+            f"{' '.join(str(name) for name in names if name is not None)}: {len(group):,} examples: "
+            f"{sum(record['first_learned'] is not None for record in group):,} learned for good, "
+            f"{sum(record['never_learned'] for record in group):,} never learned, "
+            f"{sum(bool(record['forgotten']) for record in group):,} forgotten at least once"
+        )
+        for names, group in groups.items()
+    ]
+
+
+def first_of_each(records: Sequence[Record], most: int) -> list[Record]:
+    """Return the first records of each run and split, at most `most` of each."""
+    counts: dict[tuple[Any, Any], int] = {}
+    chosen = []
+    for record in records:
+        key = (record.get("run"), record["split"])
+        counts[key] = counts.get(key, 0) + 1
+        if counts[key] <= most:
+            chosen.append(record)
+    return chosen
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return short_number(value)
+    if value is None:
+        return MISSING
+    text = printable(str(value))
+    return text if len(text) <= LONGEST else f"…{text[1 - LONGEST :]}" if "/" in text else f"{text[: LONGEST - 1]}…"

@@ -1,0 +1,265 @@
+"""Describe plots of examples: learned when, forgotten how often, the worst ones, and matrices of disagreement."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ckpt_probe.analysis import Similarity
+from ckpt_probe.errors import DataError
+from ckpt_probe.predictions import Predictions
+from ckpt_probe.predictions.examples import common_splits, example_records, pair_records, step_records
+from ckpt_probe.predictions.histories import Histories, counts_by_class, histories
+from ckpt_probe.predictions.matrices import step_matrices
+from ckpt_probe.predictions.samples import open_samples, pictures, sample_names
+from ckpt_probe.reporting.plots.description import Frames, LayerMap, LinePlot, RowTable, TableRows
+from ckpt_probe.reporting.plots.metrics import metric_plots
+from ckpt_probe.reporting.runs import run_of_records
+
+MOST_CHECKPOINTS, MOST_CLASSES, MOST_EXAMPLES = 40, 40, 30
+"""Checkpoints of a matrix, classes of a histogram, and examples of a table of one run and split."""
+
+EXAMPLES_OF_PAGE = 300
+"""Examples of all tables of a page, whose pictures take up to 1.2 MB."""
+
+LOGARITHMS = 2**27
+"""Logarithms of the divergences of all pairs of checkpoints of a run; with more, only evenly spaced rows are used."""
+
+MATRICES = {
+    "disagreement": ("Disagreement of checkpoints", "share of rows that the two checkpoints predict differently"),
+    "divergence": ("Divergence of checkpoints", "mean Jensen–Shannon divergence of the predictions, in nats"),
+    "error_agreement": (
+        "Agreement among errors",
+        "share of the rows that both checkpoints predict wrongly in which both predict one wrong class",
+    ),
+}
+CHECKPOINTS = ("checkpoints", "checkpoint")
+"""Nouns for the rows and the columns of a matrix."""
+
+LEARNED = "examples of each class by the first step from which on they are always predicted correctly"
+FORGOTTEN = "examples of each class by the number of times that they were correct at a checkpoint and wrong at the next"
+
+COLUMNS = {
+    "index": "index",
+    "name": "name",
+    "class": "class",
+    "predicted": "predicted at the end",
+    "first_learned": "first learned",
+    "forgotten": "times forgotten",
+    "right": "checkpoints right",
+    "loss": "loss at the end",
+}
+PAIRS = {
+    "run": "run",
+    "other": "other run",
+    "split": "split",
+    "accuracy": "accuracy",
+    "other_accuracy": "other accuracy",
+    "function.disagreement": "disagreement",
+    "function.divergence": "divergence",
+    "function.error_agreement": "error agreement",
+    "churn.wins": "only the other is right",
+    "churn.losses": "only the first is right",
+}
+
+
+@dataclass(frozen=True)
+class NamedData:
+    """Data that the caller names, to show the samples of examples.
+
+    Attributes:
+        name: Name of the data, as for `extract`; None for none.
+        arguments: Arguments of the data; None for those in the dump if it names the same data.
+    """
+
+    name: str | None = None
+    arguments: Mapping[str, Any] | None = None
+
+
+NO_DATA = NamedData()
+
+
+def step_plots(read: Sequence[Predictions], axis: str) -> tuple[list[LinePlot], list[str]]:
+    """Describe plots of every number that compares a checkpoint with the one before; return them and notes."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for predictions in read:
+        records = [record for record in step_records(predictions) if record["checkpoint"] not in predictions.left_out]
+        without = ("accuracy", "samples", "missing")
+        runs.setdefault(predictions.run, []).extend(
+            {name: value for name, value in record.items() if name not in without} for record in records[1:]
+        )
+    positioned = [run_of_records(name, records, ()) for name, records in runs.items() if records]
+    groups, notes = metric_plots(positioned, axis)
+    return [plot for _, plots in groups for plot in plots], notes
+
+
+def history_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list[str]]:
+    """Describe histograms by class: when examples are learned for good, and how often they are forgotten."""
+    notes: list[str] = []
+    learned, forgotten = [], []
+    classes, steps, times = {}, {}, {}
+    for run, of_run in _by_run([each for each in read if each.labels is not None]).items():
+        numbers = [(each, _labels(each), histories(each.predicted, _labels(each))) for each in of_run]
+        labels = np.unique(np.concatenate([of_rows for _, of_rows, _ in numbers]))
+        chosen = _most_forgotten(numbers, labels)
+        if len(chosen) < len(labels):
+            notes.append(f"{run}: {len(chosen)} of {len(labels)} classes, those that were forgotten most often")
+        names = list(dict.fromkeys(name for each in of_run for name in each.names))
+        most = max(int(history.forgotten.max(initial=0)) for _, _, history in numbers)
+        classes[run] = tuple(of_run[0].class_name(int(label)) or str(label) for label in labels[chosen])
+        steps[run], times[run] = (*names, "not learned"), tuple(map(str, range(most + 1)))
+        for each, of_rows, history in numbers:
+            by_step = np.full((len(chosen), len(names) + 1), math.nan)
+            positions = [*(names.index(name) for name in each.names), len(names)]
+            by_step[:, positions] = counts_by_class(history.first_learned, of_rows, labels, len(positions))[chosen]
+            learned.append(Frames(run, each.split, (0,), by_step[None]))
+            by_times = counts_by_class(history.forgotten, of_rows, labels, most + 1)[chosen].astype(float)
+            forgotten.append(Frames(run, each.split, (0,), by_times[None]))
+    maps = [
+        LayerMap(f"examples-{key}", title, meaning, tuple(frames), classes, columns, False, "classes", across)
+        for key, title, meaning, frames, columns, across in (
+            ("learned", "Learned when", LEARNED, learned, steps, "first learned"),
+            ("forgotten", "Forgotten how often", FORGOTTEN, forgotten, times, "times forgotten"),
+        )
+        if frames
+    ]
+    return maps, notes
+
+
+def disagreement_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list[str]]:
+    """Describe matrices, checkpoint by checkpoint, of disagreement, divergence and agreement among errors."""
+    frames: dict[str, list[Frames]] = {measure: [] for measure in MATRICES}
+    names: dict[str, tuple[str, ...]] = {}
+    counts: set[int] = set()
+    notes = []
+    for each in read:
+        thin = each.at(_evenly(len(each.members), MOST_CHECKPOINTS))
+        if names.setdefault(each.run, tuple(thin.names)) != tuple(thin.names):
+            notes.append(f"{each.run}: {each.split}: no matrices, since its checkpoints are not those of other splits")
+            continue
+        for matrix in step_matrices(thin, rows=_rows_of(thin)):
+            values = _array(matrix)
+            # The diagonal has no information, and would set the scale.
+            np.fill_diagonal(values, math.nan)
+            if np.isfinite(values).any():
+                frames[matrix.measure].append(Frames(each.run, each.split, (0,), values[None]))
+                counts |= {matrix.samples} if matrix.measure == "divergence" else set()
+    on_rows = f", on {' or '.join(f'{count:,}' for count in sorted(counts))} rows"
+    maps = [
+        LayerMap(f"examples-{measure}", title, meaning, tuple(frames[measure]), names, names, False, *CHECKPOINTS)
+        for measure, (title, meaning) in MATRICES.items()
+        if frames[measure]
+    ]
+    return [replace(plot, meaning=plot.meaning + on_rows * plot.key.endswith("divergence")) for plot in maps], notes
+
+
+def worst_table(read: Sequence[Predictions], data: NamedData) -> tuple[RowTable | None, list[str]]:
+    """Describe the table of the worst examples of every run and split, with pictures if the data are images.
+
+    Args:
+        read: Predictions of every run and split.
+        data: Data to read names and pictures from.
+
+    Returns:
+        The table, None without labels, and notes on missing pictures.
+    """
+    notes: list[str] = []
+    tables = []
+    labelled = [each for each in read if each.labels is not None]
+    most = min(MOST_EXAMPLES, max(3, EXAMPLES_OF_PAGE // max(1, len(labelled))))
+    for predictions in labelled:
+        names = images = samples = None
+        if data.name is not None:
+            try:
+                samples = open_samples(data.name, data.arguments, predictions)
+                names = sample_names(samples)
+            except DataError as error:
+                notes.append(f"{predictions.run}: no pictures of examples: {error}")
+        records = list(islice(example_records(predictions, names), most))
+        if samples is not None:
+            try:
+                images = pictures(samples, [record["index"] for record in records])
+            except DataError as error:
+                notes.append(f"{predictions.run}: {predictions.split}: {error}")
+        rows = tuple(tuple(_cell(record, name) for name in COLUMNS) for record in records)
+        tables.append(TableRows(predictions.run, predictions.split, _summary(predictions), rows, images))
+    if not tables:
+        return None, notes
+    meaning = (
+        "never learned first, then those that were forgotten most often, then those that were learned latest; "
+        "`ckpt-probe examples` lists all"
+    )
+    return RowTable("examples-worst", "The worst examples", meaning, tuple(COLUMNS.values()), tuple(tables)), notes
+
+
+def run_table(runs: Sequence[Sequence[Predictions]]) -> tuple[RowTable | None, list[str]]:
+    """Describe the table of pairs of runs at their last checkpoints; None with a note if their rows differ."""
+    if len(runs) < 2:
+        return None, []
+    try:
+        records = [record for ends in common_splits(runs) for record in pair_records(ends)]
+    except DataError as error:
+        return None, [f"runs are not compared: {error}"]
+    rows = tuple(tuple(_cell(record, name) for name in PAIRS) for record in records)
+    meaning = (
+        "each pair of runs at their last checkpoints, on the same rows: equal accuracies may hide different errors"
+    )
+    table = RowTable("examples-runs", "Between runs", meaning, tuple(PAIRS.values()), (TableRows("", "", "", rows),))
+    return table, []
+
+
+def _cell(record: Mapping[str, Any], name: str) -> str | float:
+    value = (
+        record.get(f"{name}_name") if name in {"class", "predicted"} and record.get(f"{name}_name") else record[name]
+    )
+    if value is None:
+        return "not learned" if name == "first_learned" else "–" if name != "name" else ""
+    return value if isinstance(value, int | float) else str(value)
+
+
+def _summary(predictions: Predictions) -> str:
+    numbers = histories(predictions.predicted, _labels(predictions))
+    learned = np.count_nonzero(numbers.first_learned < len(predictions.members))
+    never, forgotten = np.count_nonzero(numbers.never_learned), np.count_nonzero(numbers.forgotten)
+    return (
+        f"{len(numbers.right):,} examples: {learned:,} learned for good, {never:,} never learned, "
+        f"{forgotten:,} forgotten at least once"
+    )
+
+
+def _labels(predictions: Predictions) -> np.ndarray:
+    assert predictions.labels is not None
+    return predictions.labels
+
+
+def _most_forgotten(numbers: Sequence[tuple[Predictions, np.ndarray, Histories]], labels: np.ndarray) -> np.ndarray:
+    """Return the indices of at most `MOST_CLASSES` classes, in order."""
+    events = np.zeros(len(labels))
+    for _, of_rows, history in numbers:
+        events += np.bincount(np.searchsorted(labels, of_rows), history.forgotten, len(labels))
+    return np.sort(np.argsort(-events, kind="stable")[:MOST_CLASSES])
+
+
+def _by_run(read: Sequence[Predictions]) -> dict[str, list[Predictions]]:
+    runs: dict[str, list[Predictions]] = {}
+    for predictions in read:
+        runs.setdefault(predictions.run, []).append(predictions)
+    return runs
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def _rows_of(predictions: Predictions) -> np.ndarray | None:
+    """Return evenly spaced rows for the divergences of all pairs, or None for all rows."""
+    steps, samples = predictions.predicted.shape
+    most = max(100, LOGARITHMS // max(1, steps * (steps - 1) // 2 * max(1, predictions.classes)))
+    return None if samples <= most else np.array(_evenly(samples, most))
+
+
+def _array(matrix: Similarity) -> np.ndarray:
+    return np.array([[math.nan if value is None else value for value in row] for row in matrix.values], dtype=float)

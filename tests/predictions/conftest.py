@@ -1,0 +1,60 @@
+"""Small dumps with predictions that are known."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ckpt_probe.dumps import DumpWriter
+from ckpt_probe.moments.quality import Scored
+
+Writing = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Writing:
+    """A function that writes the dumps of a run and returns their directory."""
+
+    def write(
+        name: str,
+        scores: Sequence[np.ndarray | Scored | None],
+        labels: np.ndarray | Sequence[np.ndarray | None] | None,
+        *,
+        split: str = "test",
+        class_names: Sequence[str] | None = None,
+        classes: int = 3,
+    ) -> Path:
+        directory = tmp_path / name
+        directory.mkdir()
+        for step, score in enumerate(scores):
+            own = labels[step] if isinstance(labels, list) else labels
+            write_dump(directory / f"step-{10 * step:04d}.h5", score, own, split, class_names, classes)
+        return directory
+
+    return write
+
+
+def write_dump(
+    path: Path,
+    scores: np.ndarray | Scored | None,
+    labels: np.ndarray | None,
+    split: str = "test",
+    class_names: Sequence[str] | None = None,
+    classes: int = 3,
+) -> None:
+    """Write a dump with these scores, or without any."""
+    rows = len(scores.prediction if isinstance(scores, Scored) else scores) if scores is not None else len(labels)  # pyright: ignore
+    with DumpWriter(path, None, classes=classes, features=2) as writer:
+        if class_names is not None:
+            writer.write_class_names(class_names)
+        writer.start_split(
+            split, rows, logits=scores is not None, scored=isinstance(scores, Scored), labelled=labels is not None
+        )
+        features = np.zeros((rows, 2), dtype=np.float32)
+        writer.append(split, features, np.full(rows, -1) if labels is None else labels, scores)
+
+
+def logits_of(predicted: Sequence[int], classes: int = 3) -> np.ndarray:
+    """Return logits (n, classes) whose largest is that of the predicted class."""
+    return np.eye(classes, dtype=np.float32)[np.asarray(predicted)] * 3
