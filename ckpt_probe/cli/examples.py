@@ -38,7 +38,7 @@ Examples: ckpt-probe examples dumps/digits --split test
         "example",
     ),
     SPLIT,
-    option("--data", "NAME", "Data of the dumps, as for extract, to name the examples by their files."),
+    option("--data", "NAME", "Data of the dumps, as for extract, to name examples if the dumps hold no names."),
     option(
         "--data-argument data_arguments",
         "NAME=VALUE",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ckpt_probe.data.arguments import suggestion
 from ckpt_probe.data.prefetch import ready_parts
-from ckpt_probe.data.samples import UNLABELLED, LabelledBatch, LabelledData, Split, Streaming, notes_of
+from ckpt_probe.data.samples import UNLABELLED, LabelledBatch, LabelledData, Split, Streaming, names_of, notes_of
 from ckpt_probe.errors import DataError, listed
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -163,6 +163,11 @@ class RelabelledSplit:
     def labels(self) -> Tensor:
         """Return all labels, shape (N,), int64."""
         return torch.full((len(self._split),), UNLABELLED) if self._order is None else self._order[self._split.labels]
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Return the names of the samples; None if they have none."""
+        return names_of(self._split)
 
     @property
     def left_out(self) -> Mapping[int, str]:

@@ -215,6 +215,11 @@ def first_samples(split: Split, count: int) -> LabelledBatch:
     return split_lengths(inputs)[0], labels
 
 
+def names_of(split: Split) -> Sequence[str] | None:
+    """Return the names of the samples of a split, such as files in its folder; None if they have none."""
+    return getattr(split, "names", None)
+
+
 def notes_of(split: Split) -> tuple[str, ...]:
     """Return notes on the samples of a split read so far, such as the number left out."""
     return tuple(getattr(split, "notes", ()))

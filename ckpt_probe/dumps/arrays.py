@@ -1,6 +1,7 @@
 """Create datasets of a dump with checksums, from arrays of numpy or torch rounded to the stored precision."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import h5py
@@ -54,6 +55,13 @@ def create_array(group: Any, name: str, values: np.ndarray) -> Any:
     dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties))
     dataset[...] = values
     return dataset
+
+
+def create_texts(group: Any, name: str, texts: Sequence[str]) -> Any:
+    """Create a dataset of texts of one length in UTF-8 with a checksum."""
+    encoded = [text.encode("utf-8", "replace") for text in texts]
+    kind = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
+    return create_array(group, name, np.array(encoded, dtype=kind))
 
 
 def create_rows(group: Any, name: str, samples: int | None, shape: tuple[int, ...], dtype: Any) -> Any:

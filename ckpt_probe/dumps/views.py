@@ -10,7 +10,7 @@ import numpy as np
 
 from ckpt_probe.dumps import schema
 from ckpt_probe.errors import DataError
-from ckpt_probe.hdf5 import native, own_reads
+from ckpt_probe.hdf5 import SAMPLE_NAMES, native, own_reads, read_names
 from ckpt_probe.moments.quality import Scored
 
 StoredBlock = tuple[np.ndarray, np.ndarray, np.ndarray | Scored | None]
@@ -103,6 +103,21 @@ class SplitView:
             layers = (LayerView(self._path, name, group, self._group) for name, group in groups.items())
             return sorted(layers, key=_by_depth)
 
+    def sample_names(self) -> tuple[str, ...] | None:
+        """Return the names of the samples of the rows, such as files in the folder of the split, or None.
+
+        Raises:
+            DataError: If they are no texts, or not one for each row.
+        """
+        stored = self._group.get(SAMPLE_NAMES)
+        if stored is None or self.features is None:
+            return None
+        names = read_names(self._path, stored, f"{self.name}/{SAMPLE_NAMES}")
+        if len(names) != self.samples:
+            rows = f"{len(names)} names for {self.samples} rows"
+            raise DataError(f"{self._path}: {self.name}/{SAMPLE_NAMES}: {rows}; extract again")
+        return names
+
     def subset_indices(self) -> tuple[np.ndarray, int] | None:
         """Return the indices of the rows of the fixed subset, shape (R,), and its seed, or None without a subset."""
         for name in (schema.SUBSET, schema.EARLIER_SUBSET):
@@ -188,6 +203,8 @@ class SplitView:
             members = {name: layer._group[name] for name in rows if name in layer._group}
             members |= layer.arrays() if layer.stored else {}
             arrays |= {f"{schema.LAYERS}/{layer.name}/{name}": array for name, array in members.items()}
+        if isinstance(self._group.get(SAMPLE_NAMES), h5py.Dataset):
+            arrays[SAMPLE_NAMES] = self._group[SAMPLE_NAMES]
         return arrays
 
     def _rows(self) -> dict[str, StoredArray]:

@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 
 from ckpt_probe.dumps import schema
-from ckpt_probe.dumps.arrays import as_stored, create_array, create_rows, to_numpy
+from ckpt_probe.dumps.arrays import as_stored, create_array, create_rows, create_texts, to_numpy
 from ckpt_probe.dumps.integrity import Sink, structure_hash
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import replacing
-from ckpt_probe.hdf5 import CLASS_NAMES
+from ckpt_probe.hdf5 import CLASS_NAMES, SAMPLE_NAMES
 from ckpt_probe.moments.quality import Scored
 
 
@@ -133,11 +133,14 @@ class DumpWriter:
     @interrupts_delayed()
     def write_class_names(self, names: Sequence[str]) -> None:
         """Write names of the first classes into the group of the classifier."""
-        texts = [name.encode() for name in names]
-        kind = h5py.string_dtype("utf-8", max(1, *map(len, texts)))
-        dataset = create_array(self._file.require_group(schema.CLASSIFIER), CLASS_NAMES, np.array(texts, dtype=kind))
-        if len(texts) == self._classes:
+        dataset = create_texts(self._file.require_group(schema.CLASSIFIER), CLASS_NAMES, names)
+        if len(names) == self._classes:
             self._label(dataset, schema.CLASS_SCALE)
+
+    @interrupts_delayed()
+    def write_sample_names(self, split: str, names: Sequence[str]) -> None:
+        """Write the names of the samples of all rows of a split."""
+        create_texts(self._file[split], SAMPLE_NAMES, names)
 
     @interrupts_delayed()
     def leave_out(self, name: str, count: int) -> None:

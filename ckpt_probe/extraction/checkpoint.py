@@ -217,6 +217,9 @@ def _write_dump(
             with closing(forwarded) as blocks:
                 counted = tallies[name].counted(blocks)
                 writer.write_split(name, counted, rows=count, scores=scores, labelled=labelled, chosen=chosen)
+            names = subject.names_of_rows(name, storage.limit)
+            if names is not None:
+                writer.write_sample_names(name, names, chosen)
     return tallies
 
 

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import Checkpoint, State, library_versions
-from ckpt_probe.data import LEFT_OUT, LabelledData, described_inputs, first_samples, in_model_order, in_width, notes_of
+from ckpt_probe.data import (
+    LEFT_OUT,
+    LabelledData,
+    Streaming,
+    described_inputs,
+    first_samples,
+    in_model_order,
+    in_width,
+    names_of,
+    notes_of,
+)
 from ckpt_probe.data.language.windows import WindowSplit
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError, listed
@@ -148,6 +158,15 @@ class Subject:
             progress=progress,
             bar=bar,
         )
+
+    def names_of_rows(self, split: str, limit: int | None) -> list[str] | None:
+        """Return the names of the readable first `limit` samples; None without names, or if rows are not samples."""
+        samples = self.data.split(split)
+        names = names_of(samples)
+        if names is None or self.head.positions == "every":
+            return None
+        left_out = samples.left_out if isinstance(samples, Streaming) else {}
+        return [name for index, name in enumerate(names[:limit]) if index not in left_out]
 
     def rows_of(self, split: str, limit: int | None) -> int | None:
         """Return the number of rows of the first `limit` samples of a split; None if it is known only after reading."""

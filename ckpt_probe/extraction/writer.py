@@ -72,6 +72,7 @@ class StoreWriter:
             feature_dtype=storage.feature_dtype,
             overwrite=overwrite,
         )
+        self._stored: dict[str, int] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -147,6 +148,7 @@ class StoreWriter:
         if not seen and rows is None:
             raise DataError(f"split {name}: no row: every label is {LEFT_OUT}, or there is no sample")
         group.finish(with_quality=True)
+        self._stored[name] = stored
         self._dump.leave_out(name, 0 if rows is None else rows - seen)
         if chosen is not None and stores_rows:
             self._dump.count_not_stored(name, seen - stored)
@@ -160,6 +162,12 @@ class StoreWriter:
 
     def _subset(self) -> RowSubset:
         return RowSubset(self._storage.subset_rows, self._storage.subset_seed)
+
+    def write_sample_names(self, name: str, names: Sequence[str], chosen: Tensor | None = None) -> None:
+        """Write the names of the samples of a split, each of which has one row; see `write_split` for `chosen`."""
+        of_rows = names if chosen is None else [names[index] for index in chosen.tolist() if index < len(names)]
+        if self._storage.store != "moments" and len(of_rows) == self._stored[name]:
+            self._dump.write_sample_names(name, of_rows)
 
     def _gathering(self, labelled: bool, scores: Scores) -> Gathering | None:
         """Return the class moments of a split, with accuracy and loss; None if only rows are stored."""

@@ -3,6 +3,7 @@
 from ckpt_probe.hdf5.files import (
     BROKEN,
     CLASS_NAMES,
+    SAMPLE_NAMES,
     groups_with,
     items,
     native,
@@ -15,6 +16,7 @@ from ckpt_probe.hdf5.files import (
 __all__ = [
     "BROKEN",
     "CLASS_NAMES",
+    "SAMPLE_NAMES",
     "groups_with",
     "items",
     "native",

@@ -18,7 +18,10 @@ BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 """Errors that h5py raises for damaged files; text that is not UTF-8 raises a ValueError."""
 
 CLASS_NAMES = "class_names"
-"""Name of the dataset of class names, the only one that contains texts."""
+SAMPLE_NAMES = "sample_names"
+"""Names of the datasets of names of classes and of samples, the only ones that contain texts."""
+
+TEXTS = (f"/{CLASS_NAMES}", f"/{SAMPLE_NAMES}")
 
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
 """HDF5's own filters and h5py's, by number."""
@@ -101,7 +104,7 @@ def require_own(path: Path, file: h5py.File) -> None:
     """
     for name, item in items(file, path):
         if isinstance(item, h5py.Dataset):
-            _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(f"/{CLASS_NAMES}") else "biuf")
+            _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(TEXTS) else "biuf")
 
 
 def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]]:
@@ -187,16 +190,16 @@ def groups_with(file: h5py.File, *names: str) -> dict[str, Any]:
     return {name: item for name, item in file.items() if isinstance(item, h5py.Group) and set(names) <= set(item)}
 
 
-def read_names(path: Path, dataset: Any) -> tuple[str, ...]:
-    """Return class names, stored as texts of one length in UTF-8.
+def read_names(path: Path, dataset: Any, name: str = CLASS_NAMES) -> tuple[str, ...]:
+    """Return the names in a dataset called `name`, stored as texts of one length in UTF-8.
 
     Raises:
         DataError: If the dataset is something else.
     """
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind != "S":
-        raise DataError(f"{path}: {CLASS_NAMES}: expected (C,) texts of fixed length, found {dataset}")
-    with own_reads(path, CLASS_NAMES):
-        return tuple(bytes(name).decode("utf-8") for name in dataset[()])
+        raise DataError(f"{path}: {name}: expected a list of texts of fixed length, found {dataset}")
+    with own_reads(path, name):
+        return tuple(bytes(text).decode("utf-8") for text in dataset[()])
 
 
 def native(values: np.ndarray) -> np.ndarray:

@@ -9,12 +9,13 @@ import numpy as np
 
 from ckpt_probe.analysis import Records
 from ckpt_probe.analysis.entries import Record, join_reasons
+from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
 from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences
 from ckpt_probe.predictions.histories import Histories, counts_by_class, histories, worst_first
-from ckpt_probe.predictions.samples import open_samples, sample_names
+from ckpt_probe.predictions.samples import open_samples
 from ckpt_probe.predictions.scores import probability_blocks
 from ckpt_probe.predictions.series import Predictions, read_predictions
 from ckpt_probe.progress import NullProgress, Progress
@@ -49,7 +50,7 @@ def examples(
             for a record of each checkpoint compared with the one before; "run" for a record of each pair of runs at
             their last checkpoints.
         splits: Names of splits; all if None.
-        data: Name of the data, as for `extract`, to name the examples by their files.
+        data: Name of the data, as for `extract`, to name the examples by their files if the dumps hold no names.
         data_arguments: Arguments of the data; those in the dump if None and it names the same data.
         progress: Receives messages and bars.
 
@@ -159,12 +160,12 @@ def example_records(predictions: Predictions, names: Sequence[str] | None = None
 
     Args:
         predictions: The predictions.
-        names: Names of the examples; None if they have none.
+        names: Names of the examples; None for those in the dumps, if there are any.
     """
     labels = _labels(predictions)
     numbers = histories(predictions.predicted, labels)
     for index in worst_first(numbers, predictions.loss):
-        yield _example(predictions, numbers, labels, int(index), names)
+        yield _example(predictions, numbers, labels, int(index), names or predictions.sample_names)
 
 
 def _example(
@@ -205,10 +206,10 @@ def _records(
     elif by == "class":
         yield from class_records(predictions)
     else:
-        names = None
-        if data is not None:
+        names = predictions.sample_names
+        if data is not None and names is None:
             try:
-                names = sample_names(open_samples(data, arguments, predictions))
+                names = names_of(open_samples(data, arguments, predictions))
             except DataError as error:
                 progress.message(f"examples have no names: {error}")
             else:

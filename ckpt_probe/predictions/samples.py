@@ -53,11 +53,6 @@ def open_samples(data: str, arguments: Mapping[str, Any] | None, predictions: Pr
     return samples
 
 
-def sample_names(samples: "Split") -> Sequence[str] | None:
-    """Return the names of the samples of a split, or None if they have none."""
-    return getattr(samples, "names", None)
-
-
 def pictures(samples: "Split", indices: Sequence[int]) -> np.ndarray:
     """Return small pictures of some samples, whose values are spread over the range from black to white.
 

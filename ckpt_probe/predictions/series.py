@@ -30,6 +30,7 @@ class Predictions:
         loss: Cross-entropy at the last checkpoint in nats, shape (N,), or None.
         classes: Number of logits of a row; 0 if a checkpoint has none, or they have different numbers.
         class_names: Names of the first classes; empty if they have none.
+        sample_names: Names of the samples, such as files, or None if no dump has them.
         all_members: Every dump of the run, in order.
         left_out: Reasons by the name of each dump of the run that is left out.
     """
@@ -42,6 +43,7 @@ class Predictions:
     loss: np.ndarray | None
     classes: int
     class_names: tuple[str, ...]
+    sample_names: tuple[str, ...] | None
     all_members: tuple[Member, ...]
     left_out: dict[str, str]
 
@@ -82,7 +84,10 @@ class Predictions:
         return replace(self, members=members, predicted=self.predicted[list(indices)])
 
     def require_same_rows(self, other: "Predictions") -> None:
-        """Raise DataError if the rows of another run have another number or other labels."""
+        """Raise DataError if the rows of another run have another number, other labels or other names."""
+        names = (self.sample_names, other.sample_names)
+        if None not in names and names[0] != names[1]:
+            raise DataError(f"{self.run} and {other.run}: {self.split}: other samples, by their names")
         if _key(self.predicted[0], self.labels) != _key(other.predicted[0], other.labels):
             mine, theirs = self.predicted.shape[1], other.predicted.shape[1]
             what = f"{mine:,} and {theirs:,} rows" if mine != theirs else f"{mine:,} rows with other labels"
@@ -130,13 +135,19 @@ def read_predictions(
 def _of_split(members: Sequence[Member], split: str, run: str, progress: Progress) -> Predictions:
     scores: dict[str, Scores] = {}
     reasons: dict[str, str] = {}
-    names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    names_of: dict[str, tuple[str, ...]] = {}
+    hashes: dict[str, str] = {}
     with progress.task(f"predictions of {split}", len(members), "dumps") as bar:
         for member in members:
             try:
                 with open_dump(member.path) as dump:
                     scores[member.name] = read_scores(dump, split)
-                    names = names or dump.class_names or ()
+                    class_names = class_names or dump.class_names or ()
+                    names = dump[split].sample_names()
+                if names is not None:
+                    hashes[member.name] = _hash("\0".join(names).encode())
+                    names_of.setdefault(hashes[member.name], names)
             except DataError as error:
                 reasons[member.name] = str(error)
             bar.advance()
@@ -149,6 +160,12 @@ def _of_split(members: Sequence[Member], split: str, run: str, progress: Progres
     for member in members:
         if member.name in scores and keys[member.name] != common:
             reasons[member.name] = _different(member.path, split, scores.pop(member.name), scores, reference, agreeing)
+    hashes = {name: value for name, value in hashes.items() if name in scores}
+    usual = Counter(hashes.values()).most_common(1)[0][0] if hashes else None
+    for member in members:
+        if hashes.get(member.name, usual) != usual:
+            del scores[member.name]
+            reasons[member.name] = f"{member.path}: {split}: other samples, by their names, than in most dumps"
     for reason in reasons.values():
         progress.message(f"left out: {reason}")
     complete = [member for member in members if member.name in scores]
@@ -161,7 +178,8 @@ def _of_split(members: Sequence[Member], split: str, run: str, progress: Progres
         of_complete[0].labels,
         of_complete[-1].loss,
         of_complete[0].classes if len({each.classes for each in of_complete}) == 1 else 0,
-        names,
+        class_names,
+        None if usual is None else names_of[usual],
         tuple(members),
         {member.name: reasons[member.name] for member in members if member.name in reasons},
     )
@@ -169,7 +187,11 @@ def _of_split(members: Sequence[Member], split: str, run: str, progress: Progres
 
 def _key(predicted: np.ndarray, labels: np.ndarray | None) -> tuple[int, str]:
     """Return the number of rows and a hash of their labels, which two dumps of the same rows share."""
-    return len(predicted), "" if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
+    return len(predicted), "" if labels is None else _hash(labels.tobytes())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _different(path: Path, split: str, mine: Scores, others: dict[str, Scores], reference: str, agreeing: int) -> str:

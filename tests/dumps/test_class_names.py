@@ -66,3 +66,22 @@ def test_names_of_anybodys_that_are_none(tmp_path: Path) -> None:
         file["test/features"], file["test/labels"] = np.array([b"a", b"b"]), np.zeros(2, int)
     with pytest.raises(DataError, match="expected numbers"), open_dump(tmp_path / "text.h5"):
         pass
+
+
+def test_names_of_samples_come_back_and_must_be_as_many_as_the_rows(tmp_path: Path) -> None:
+    files = ("ant/1.png", "käfer/甲虫.png", "c", "d", "e", "f")
+    for path, names in ((tmp_path / "x.h5", files), (tmp_path / "few.h5", files[:4])):
+        with DumpWriter(path, None, classes=3, features=4) as writer:
+            writer.start_split("test", 6, logits=False)
+            writer.append("test", np.zeros((6, 4)), np.arange(6) % 3)
+            writer.write_sample_names("test", names)
+    with open_dump(tmp_path / "x.h5") as dump:
+        assert dump["test"].sample_names() == files
+        assert all(problem is None and checked for checked, problem in dump["test"].verify())
+        assert "sample_names" in dump["test"].arrays()
+    with open_dump(tmp_path / "few.h5") as dump, pytest.raises(DataError, match="4 names for 6 rows"):
+        dump["test"].sample_names()
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["test/features"], file["test/labels"], file["test/sample_names"] = np.zeros((2, 2)), [0, 1], [1, 2]
+    with open_dump(tmp_path / "x.h5") as dump, pytest.raises(DataError, match="expected a list of texts"):
+        dump["test"].sample_names()

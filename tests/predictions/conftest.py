@@ -42,10 +42,11 @@ def write_dump(
     split: str = "test",
     class_names: Sequence[str] | None = None,
     classes: int = 3,
+    sample_names: Sequence[str] | None = None,
 ) -> None:
     """Write a dump with these scores, or without any."""
     rows = len(scores.prediction if isinstance(scores, Scored) else scores) if scores is not None else len(labels)  # pyright: ignore
-    with DumpWriter(path, None, classes=classes, features=2) as writer:
+    with DumpWriter(path, None, classes=classes, features=2, overwrite=True) as writer:
         if class_names is not None:
             writer.write_class_names(class_names)
         writer.start_split(
@@ -53,6 +54,8 @@ def write_dump(
         )
         features = np.zeros((rows, 2), dtype=np.float32)
         writer.append(split, features, np.full(rows, -1) if labels is None else labels, scores)
+        if sample_names is not None:
+            writer.write_sample_names(split, sample_names)
 
 
 def logits_of(predicted: Sequence[int], classes: int = 3) -> np.ndarray:

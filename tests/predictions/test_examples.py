@@ -208,6 +208,17 @@ def test_examples_are_named_by_the_files_of_their_data(write_run: Writing, tmp_p
     assert "examples have no names: digits: split test has other labels than the rows of the dump" in log.messages[-1]
 
 
+def test_names_in_dumps_name_examples_and_tell_rows_apart(write_run: Writing) -> None:
+    directory, log = write_run("run", [logits_of(row) for row in PREDICTED], LABELS), MessageLog()
+    for step, names in ((10, "abcd"), (20, "abcd"), (30, "abdc")):
+        write_dump(directory / f"step-{step:04d}.h5", logits_of(PREDICTED[2]), LABELS, sample_names=[*names])
+    records = cp.examples(directory, progress=log)
+    assert {record["index"]: record["name"] for record in records} == dict(enumerate("abcd"))
+    assert log.messages == [
+        f"left out: {directory}/step-0030.h5: test: other samples, by their names, than in most dumps"
+    ]
+
+
 def test_a_foreign_file_needs_no_more_than_features_labels_and_logits(tmp_path: Path) -> None:
     for step, row in enumerate(PREDICTED):
         with h5py.File(tmp_path / f"step_{step}.h5", "w") as file:

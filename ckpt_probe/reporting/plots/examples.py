@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ckpt_probe.analysis import Similarity
+from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError
 from ckpt_probe.predictions import Predictions
 from ckpt_probe.predictions.examples import common_splits, example_records, pair_records, step_records
 from ckpt_probe.predictions.histories import Histories, counts_by_class, histories
 from ckpt_probe.predictions.matrices import step_matrices
-from ckpt_probe.predictions.samples import open_samples, pictures, sample_names
+from ckpt_probe.predictions.samples import open_samples, pictures
 from ckpt_probe.reporting.plots.description import Frames, LayerMap, LinePlot, RowTable, TableRows
 from ckpt_probe.reporting.plots.metrics import metric_plots
 from ckpt_probe.reporting.runs import run_of_records
@@ -175,7 +176,7 @@ def worst_table(read: Sequence[Predictions], data: NamedData) -> tuple[RowTable 
         if data.name is not None:
             try:
                 samples = open_samples(data.name, data.arguments, predictions)
-                names = sample_names(samples)
+                names = names_of(samples)
             except DataError as error:
                 notes.append(f"{predictions.run}: no pictures of examples: {error}")
         records = list(islice(example_records(predictions, names), most))
