@@ -462,8 +462,6 @@ PREDICTION_METRICS = (
     Metric("function.forgotten", "forgotten", "share of rows that were right at the checkpoint before and are wrong",
            "function", requires=(SERIES,), direction="down", source="Toneva et al. 2019"),
 )
-"""Metrics of records of `examples` by step, which `analyze` does not compute."""
-
 CLASS_METRICS = (
     Metric("samples", "samples", "samples of the class", "", 1),
     Metric("mean_norm", "‖mean‖", "norm of the class mean", "", 2),
@@ -476,7 +474,7 @@ CLASS_METRICS = (
            None, (SECOND_PASS,), source=PAPYAN),
 )
 # fmt: on
-"""Barriers of paths, which no family of metrics computes; and columns of `--per-class`, one row per class."""
+"""Barriers of paths and comparisons of predictions, which no family of metrics computes; columns of `--per-class`."""
 
 
 def metric_named(name: str) -> Metric | None:

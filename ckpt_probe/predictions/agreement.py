@@ -62,7 +62,7 @@ def compare_predictions(
     with np.errstate(invalid="ignore", divide="ignore"):
         errors = same_wrong / wrong if labels is not None else np.full(len(pairs), math.nan)
         unknown = 0.0 if labels is not None else math.nan
-        return Agreement(1 - same / samples, errors, wins / samples + unknown, losses / samples + unknown)
+        return Agreement((samples - same) / samples, errors, wins / samples + unknown, losses / samples + unknown)
 
 
 def divergences(blocks: Iterable[np.ndarray], pairs: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -317,11 +317,11 @@ def _examples(contents: _SourceContents, axis: str, data: NamedData) -> Section:
     steps, notes_on_steps = step_plots(series, axis)
     matrices, notes_on_matrices = disagreement_maps(series)
     groups = (
-        Group("", tuple(by_class)),
-        Group("", () if worst is None else (worst,)),
+        Group("By class", tuple(by_class)),
+        Group("By example", () if worst is None else (worst,)),
         Group("From checkpoint to checkpoint", tuple(steps)),
         Group("Every two checkpoints", tuple(matrices)),
-        Group("", () if pairs is None else (pairs,)),
+        Group("Between runs", () if pairs is None else (pairs,)),
     )
     notes = (*left_out, *notes_on_classes, *notes_on_samples, *notes_on_steps, *notes_on_matrices, *notes_on_pairs)
     lead = "Which rows were learned when and forgotten how often, and how much the predictions of networks differ."

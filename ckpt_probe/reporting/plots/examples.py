@@ -17,7 +17,7 @@ from ckpt_probe.predictions.histories import Histories, counts_by_class, histori
 from ckpt_probe.predictions.matrices import step_matrices
 from ckpt_probe.predictions.samples import open_samples, pictures
 from ckpt_probe.reporting.plots.description import Frames, LayerMap, LinePlot, RowTable, TableRows
-from ckpt_probe.reporting.plots.metrics import metric_plots
+from ckpt_probe.reporting.plots.metrics import metric_plots, spread_out
 from ckpt_probe.reporting.runs import run_of_records
 
 MOST_CHECKPOINTS, MOST_CLASSES, MOST_EXAMPLES = 40, 40, 30
@@ -150,7 +150,16 @@ def disagreement_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list
                 counts |= {matrix.samples} if matrix.measure == "divergence" else set()
     on_rows = f", on {' or '.join(f'{count:,}' for count in sorted(counts))} rows"
     maps = [
-        LayerMap(f"examples-{measure}", title, meaning, tuple(frames[measure]), names, names, False, *CHECKPOINTS)
+        LayerMap(
+            f"examples-{measure}",
+            title,
+            meaning,
+            tuple(frames[measure]),
+            names,
+            names,
+            _log(frames[measure]),
+            *CHECKPOINTS,
+        )
         for measure, (title, meaning) in MATRICES.items()
         if frames[measure]
     ]
@@ -191,7 +200,7 @@ def worst_table(read: Sequence[Predictions], data: NamedData) -> tuple[RowTable 
         return None, notes
     meaning = (
         "never learned first, then those that were forgotten most often, then those that were learned latest; "
-        "`ckpt-probe examples` lists all"
+        "the command examples lists all"
     )
     return RowTable("examples-worst", "The worst examples", meaning, tuple(COLUMNS.values()), tuple(tables)), notes
 
@@ -208,7 +217,7 @@ def run_table(runs: Sequence[Sequence[Predictions]]) -> tuple[RowTable | None, l
     meaning = (
         "each pair of runs at their last checkpoints, on the same rows: equal accuracies may hide different errors"
     )
-    table = RowTable("examples-runs", "Between runs", meaning, tuple(PAIRS.values()), (TableRows("", "", "", rows),))
+    table = RowTable("examples-runs", "Pairs of runs", meaning, tuple(PAIRS.values()), (TableRows("", "", "", rows),))
     return table, []
 
 
@@ -260,6 +269,10 @@ def _rows_of(predictions: Predictions) -> np.ndarray | None:
     steps, samples = predictions.predicted.shape
     most = max(100, LOGARITHMS // max(1, steps * (steps - 1) // 2 * max(1, predictions.classes)))
     return None if samples <= most else np.array(_evenly(samples, most))
+
+
+def _log(frames: Sequence[Frames]) -> bool:
+    return spread_out([value for frame in frames for value in frame.values.ravel().tolist()])
 
 
 def _array(matrix: Similarity) -> np.ndarray:

@@ -8,7 +8,7 @@ function layerMap(plot) {
   let shownKey = null;
   let width = 0;
   const copied = copyButton(plot.title, () => layerRows(plot));
-  const card = cardOf(plot, [copied], plot.key.replace(/^layers-/, ""));
+  const card = cardOf(plot, [copied], plot.across ? "" : plot.key.replace(/^layers-/, ""));
 
   function draw(wide) {
     width = wide;
