@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ckpt_probe.errors import printable
-from ckpt_probe.reporting.table import MISSING, PADDING, short_number
+from ckpt_probe.reporting.table import MISSING, PADDING
+from ckpt_probe.reporting.uncertain import short_number
 
 Record = Mapping[str, Any]
 
