@@ -1,6 +1,7 @@
 """Class moments of a stream of labelled features: accumulated in one pass, mergeable, and the inputs of all metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.entropy import require_order
 from ckpt_probe.metrics.gram import Array, require_finite, where_float64_is
 from ckpt_probe.metrics.rounding import rounding, without_rounding
-from ckpt_probe.metrics.stochastic import Sampling
+from ckpt_probe.metrics.stochastic import FEWEST, Sampling
 from ckpt_probe.moments.class_sums import LOOP_ROWS, Scatter, UnitMoments
 from ckpt_probe.moments.entropies import Options
 from ckpt_probe.moments.errors import RecordWithErrors, Sample
@@ -335,6 +336,9 @@ class Moments:
         blocks = None if rows is None else _as_tensors(rows)
         other_rows = None if label_rows is None else _checked_rows(label_rows, self, None)
 
+        # The bias needs far fewer digits than the value: parts of the rows are sampled by the fewest probes.
+        few = replace(options, sampling=replace(options.sampling, probes=FEWEST), details=False)
+
         def inputs_of(part: Sums, present: Tensor | None = None, blocks: RowBlocks | None = None) -> Inputs:
             return Inputs(
                 part.scatter,
@@ -342,14 +346,14 @@ class Moments:
                 heads,
                 label_rows=other_rows,
                 blocks=blocks,
-                options=options,
+                options=options if present is None else few,
                 all_classes=classes,
                 present=present,
             )
 
         if not errors:
             return inputs_of(sums, blocks=blocks)
-        sample = Sample.of(self.subset, sums.scatter.counts)
+        sample = Sample.of(self.subset, sums.scatter.counts, min_samples)
         sample.head = heads, None if bias is None else as_tensor(bias).detach().to(self.device, torch.float64)
         inputs = inputs_of(sums if sample.reason else sums.along(sample), blocks=blocks)
         inputs.sample = sample

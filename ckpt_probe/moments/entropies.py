@@ -13,6 +13,7 @@ from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import UnitMoments, dense_limit
 from ckpt_probe.moments.grouping import Grouped, RowBlocks
+from ckpt_probe.moments.influences import InfluencesOfOrder, influences_of_rows, linear
 from ckpt_probe.moments.registry import DEFAULT, Undefined
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
 from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Route, choose_route
@@ -105,7 +106,7 @@ class LevelEntropies:
         _nonzero(entropies.mir)
         if self.estimate is None:
             return 0.0
-        return self.estimate.stderrs[order] / min(float(entropies.first), float(entropies.second))
+        return self.estimate.stderrs[order] / min(float(entropies.first.detach()), float(entropies.second.detach()))
 
     def joint_computing_error(self, order: float) -> float:
         """Return the error of a sampled joint entropy."""
@@ -163,7 +164,7 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | No
     side = unit.second.shape[1] * V.shape[1]
     needed, readable = unit.needed(), rows is not None
     route = choose_route(samples, side, kind=unit.kind, limit=options.limit, needed=needed, rows=readable)
-    estimate = None
+    estimate = along = None
     if route.name == GRAM:
         present = mask.nonzero().squeeze(1)
         sample = None if unit.sample is None else spectra.sample_of_classes(unit, present)
@@ -176,7 +177,10 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | No
             route = Route(None, "sampling needs classifier rows that are no wider than the features, or fewer")
         else:
             estimate = _sample(operator, eigenvalues, options)
-    return _entropies_of(eigenvalues, options, route, estimate, left_out)
+            if unit.sample is not None:
+                sampled = spectra.sample_of_classes(unit, mask.nonzero().squeeze(1))
+                along = influences_of_rows(operator, samples, *sampled[:2]), sampled[2]
+    return _entropies_of(eigenvalues, options, route, estimate, left_out, along)
 
 
 def class_level(means: Tensor, weights: Tensor | None, options: Options) -> LevelEntropies:
@@ -199,7 +203,7 @@ def class_level(means: Tensor, weights: Tensor | None, options: Options) -> Leve
         return _entropies_of(eigenvalues | {"joint": joint}, options, RANK_ONE, left_out=left_out)
     V = spectra.factor(unit_weights)
     route = choose_route(used, means.shape[1] * V.shape[1], kind="rows", limit=options.limit)
-    estimate = None
+    estimate = along = None
     if route.name == GRAM:
         eigenvalues["joint"] = spectra.of_joint_gram(Grouped(unit_means, labels, ones), unit_weights)
     elif route.name == MOMENTS:
@@ -207,7 +211,8 @@ def class_level(means: Tensor, weights: Tensor | None, options: Options) -> Leve
     else:
         operator = JointOperator(lambda: [(unit_means, labels)], unit_weights, ones, memory=options.memory)
         estimate = _sample(operator, eigenvalues, options)
-    return _entropies_of(eigenvalues, options, route, estimate, left_out)
+        along = (lambda order, entropy: means.new_full((means.numel(),), torch.nan)), means.flatten()
+    return _entropies_of(eigenvalues, options, route, estimate, left_out, along)
 
 
 @dataclass(frozen=True)
@@ -268,7 +273,7 @@ def _sample(operator: JointOperator | MomentsOperator, eigenvalues: dict[str, Te
     return estimate_entropies(
         operator,
         operator.size,
-        known=sum(float(entropy_of_spectrum(values)) for values in eigenvalues.values()),
+        known=sum(float(entropy_of_spectrum(values.detach())) for values in eigenvalues.values()),
         orders=options.orders,
         sampling=options.sampling,
         memory=options.memory // 2,
@@ -282,6 +287,7 @@ def _entropies_of(
     route: Route | None = None,
     estimate: Estimate | None = None,
     left_out: int = 0,
+    along: tuple[InfluencesOfOrder, Tensor] | None = None,
 ) -> LevelEntropies:
     first, *second = (values for name, values in eigenvalues.items() if name != "joint")
     entropies = {}
@@ -289,6 +295,8 @@ def _entropies_of(
         joint = entropy_of_spectrum(eigenvalues["joint"], alpha=order) if "joint" in eigenvalues else None
         if estimate is not None:
             joint = first.new_tensor(estimate.entropies[order]) if order in estimate.entropies else None
+            if joint is not None and along is not None and along[1].requires_grad:
+                joint = linear(joint, along[1], along[0](order, float(joint)))
         other = entropy_of_spectrum(second[0], alpha=order) if second else None
         entropies[order] = (entropy_of_spectrum(first, alpha=order), other, joint)
     return LevelEntropies(entropies, eigenvalues, route, estimate, left_out)

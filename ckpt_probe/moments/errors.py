@@ -7,7 +7,7 @@ first order, so that one backward pass through the code of a metric returns the 
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -62,6 +62,9 @@ class Design:
 
     def stderr(self, influences: Tensor) -> float | None:
         """Return the standard error for influences (m,); None with fewer than `FEWEST_ROWS` documents."""
+        known = influences.isfinite()
+        if not bool(known.all()):
+            return self._of(known).stderr(influences[known])
         values = influences.double().cpu()
         values = values - self.shares @ values
         if self.documents is not None:
@@ -78,6 +81,20 @@ class Design:
         """Return whether both have the same rows with equal labels."""
         pairs = ((self.indices, other.indices), (self.labels, other.labels))
         return self.samples == other.samples and all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+    def _of(self, chosen: Tensor) -> "Design":
+        """Return the design of the rows that a mask (m,) selects."""
+        documents, document_rows = (
+            None if values is None else values[chosen] for values in (self.documents, self.document_rows)
+        )
+        return replace(
+            self,
+            indices=self.indices[chosen],
+            labels=self.labels[chosen],
+            shares=self.shares[chosen] / self.shares[chosen].sum(),
+            documents=documents,
+            document_rows=document_rows,
+        )
 
     def _by_documents(self, values: Tensor) -> float | None:
         """Return the standard error with the influences of a document summed up.
@@ -121,9 +138,9 @@ class Sample:
         halves: Half of each row, 0 or 1, (m,).
         design: How the rows were drawn.
         reason: Reason why no metric has a standard error, or None.
-        classes: Number of classes that have rows.
-        single: Whether a class has one row only.
-        misses: Whether a class has no row in the sample.
+        classes: Number of classes that are present.
+        single: Whether one of these has one row only.
+        misses: Whether one of these has no row in the sample.
         row_values: Values (m,) of the rows of the sample, such as 1 for a correct prediction, by name of the metric
             that is their mean over all rows. Those that features and classifier determine are computed if they are not
             set, for example from stored logits.
@@ -143,8 +160,14 @@ class Sample:
     head: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @staticmethod
-    def of(subset: RowSubset | None, counts: Tensor) -> "Sample":
-        """Return the sample of a subset of all rows, whose numbers by class are `counts` (C,)."""
+    def of(subset: RowSubset | None, counts: Tensor, least: int = 1) -> "Sample":
+        """Return the sample of a subset of rows.
+
+        Args:
+            subset: The subset, or None.
+            counts: Numbers of all rows by class, (C,).
+            least: Number of rows of a class from which it counts as present.
+        """
         subset = RowSubset(1) if subset is None else subset
         counts, device, samples = counts.cpu(), counts.device, int(counts.sum())
         labels = subset.labels
@@ -172,9 +195,9 @@ class Sample:
             subset.halves,
             design,
             reason,
-            classes=len(present),
-            single=bool((present == 1).any()),
-            misses=len(labels.unique()) < len(present),
+            classes=int((counts >= max(1, least)).sum()),
+            single=least < 2 and bool((present == 1).any()),
+            misses=bool((torch.bincount(labels, minlength=len(counts))[counts >= max(1, least)] == 0).any()),
         )
 
     def reason_of(self, metric: Metric) -> str | None:
@@ -250,14 +273,17 @@ class Sample:
         if gradient is None:
             return None, FIXED
         influences = self.design.samples * gradient.cpu()
-        return (influences, None) if bool(torch.isfinite(influences).all()) else (None, NOT_FINITE)
+        # A sampled joint entropy has the influences of some rows; those of the others are NaN.
+        known = int(influences.isfinite().sum())
+        enough = known >= FEWEST_ROWS and not bool(influences.isinf().any())
+        return (influences, None) if enough else (None, NOT_FINITE)
 
     def stderr(self, value: float, influences: Tensor) -> tuple[float | None, str | None]:
         """Return the standard error of a value for influences (m,), or the reason for its absence."""
         error = self.design.stderr(influences)
         if error is None:
             return None, FEW_DOCUMENTS
-        scale = max(abs(value), float(influences.abs().max()))
+        scale = max(abs(value), float(influences.abs().nan_to_num().max()))
         return (error, None) if error * math.sqrt(self.design.samples) > EQUAL * scale else (None, NO_SPREAD)
 
 

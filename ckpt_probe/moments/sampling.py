@@ -191,6 +191,29 @@ class JointOperator:
         parts = [product(part) for part in x.split(columns, dim=1)]
         return torch.cat(parts, dim=1).div_(self._samples)
 
+    def rows_as_vectors(self, rows: Tensor, classes: Tensor) -> tuple[Tensor, bool]:
+        """Return the vectors (size, m) of unit rows that are among the rows, and whether they are unit vectors of rows.
+
+        Args:
+            rows: Unit rows, (m, D).
+            classes: Indices of their classes, (m,).
+        """
+        if self._squared:
+            heads = self._heads[torch.argsort(self._order)[classes]]
+            return (heads[:, :, None] * rows[:, None, :]).flatten(1).T, False
+        best, positions = rows.new_full((len(rows),), -torch.inf), torch.zeros_like(classes)
+        for block in self._blocks():
+            for part, scales, numbers in zip(
+                *(each.split(ROWS_AT_ONCE) for each in (block.rows, block.scales, block.positions)), strict=True
+            ):
+                nearest = (rows @ (part.to(rows.dtype) * scales).T).max(dim=1)
+                closer = nearest.values > best
+                best = torch.where(closer, nearest.values, best)
+                positions = torch.where(closer, numbers[nearest.indices], positions)
+        vectors = rows.new_zeros(self.size, len(rows))
+        vectors[positions, torch.arange(len(rows), device=rows.device)] = 1
+        return vectors, True
+
     def _groups_of_classes(self) -> list[tuple[list[ClassRun], Tensor]]:
         """Return the runs of stored rows and the classifier weights of each group of classes."""
         groups, first = [], 0
@@ -338,6 +361,7 @@ class MomentsOperator:
         # Classes that do not count get zero vectors; selecting the others would copy all moments.
         self._V = V.new_zeros(len(unit.second), V.shape[1])
         self._V[labels] = V
+        self._labels = labels
         self._second = unit.second
         for second in self._second:
             second.copy_(symmetric(second))
@@ -346,6 +370,10 @@ class MomentsOperator:
     def size(self) -> int:
         """Return the length of the vectors, D·r."""
         return self._second.shape[1] * self._V.shape[1]
+
+    def rows_as_vectors(self, rows: Tensor, classes: Tensor) -> tuple[Tensor, bool]:
+        """Return the vectors v_c ⊗ z (D·r, m) of unit rows (m, D) with indices (m,) of classes, and False."""
+        return (self._V[self._labels[classes]][:, :, None] * rows[:, None, :]).flatten(1).T, False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the products with vectors x (D·r, b), float64."""

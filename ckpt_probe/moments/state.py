@@ -20,6 +20,7 @@ ALWAYS = ("counts", "means", "squares")
 OF_UNIT = ("unit_counts", "left_out")
 UNIT_KINDS = ("rows", "second", "total")
 WHOLE_NUMBERS = frozenset({"counts", "unit_counts", "left_out", "row_labels"})
+MANY_CLASSES = 2048
 HALVES = ("first_half.", "second_half.")
 """Prefixes of the names of tensors of the two halves; those of the whole have none."""
 
@@ -46,7 +47,9 @@ class Sums:
 
     def along(self, sample: "Sample") -> "Sums":
         """Return the sums as functions of the weights of the rows of a sample, with gradient."""
-        return Sums(self.scatter.along(sample), None if self.unit is None else self.unit.along(sample))
+        # Then no metric of class means has an error, and gradients of all pairs would need much memory.
+        scatter = self.scatter if sample.misses and sample.classes > MANY_CLASSES else self.scatter.along(sample)
+        return Sums(scatter, None if self.unit is None else self.unit.along(sample))
 
     def state(self) -> State:
         """Return copies of all sums as tensors by name."""

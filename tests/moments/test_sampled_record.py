@@ -129,3 +129,19 @@ def test_rows_of_one_direction_need_no_sampling() -> None:
         assert record["sample.mir_computing_error"] is None
         assert record["sample.entropy_joint"] == pytest.approx(joint_entropy(rows, labels, heads), rel=1e-10)
         assert record["sample.mutual_information"] == pytest.approx(0, abs=1e-10)
+
+
+def test_standard_errors_of_sampled_entropies_match_exact_ones() -> None:
+    features, labels, weights = data(noise=0.5, samples=600)
+    moments = Moments(CLASSES, halves=True, subset=2048)
+    moments.update(features, labels)
+    exact = moments.compute(weights, errors=True, orders=(2,))
+    record = moments.compute(weights, errors=True, orders=(2,), exact_limit=64, sampling=Sampling(tolerance=1e-3))
+    assert (exact["route"], record["route"]) == ("dense-moments", "stochastic")
+    for name in ("sample.entropy_joint", "sample.mir", "renyi_2.sample.mir"):
+        assert record[f"{name}_stderr"] == pytest.approx(exact[f"{name}_stderr"], rel=0.15)
+        assert record[f"{name}_bias"] == pytest.approx(exact[f"{name}_bias"], rel=0.15)
+    assert record["sample.mir_stderr"] > record["sample.mir_computing_error"] > 0
+    # The subset has 600 rows, of which 256 have a recurrence of their own.
+    assert int(record.influences["sample.mir"].isfinite().sum()) == 256
+    assert record.influences["sample.entropy_features"].isfinite().all()
