@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ckpt_probe.analysis.entries import is_uncertainty
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments.registry import all_metrics
 from ckpt_probe.reporting.layers_table import Grid, grids_of
@@ -148,7 +149,8 @@ def _metrics(runs: Iterable[Run]) -> list[str]:
                 layers.setdefault(name, set()).add(str(record["layer"]))
     order = [metric.name for metric in all_metrics()]
     known = [name for name in order if name in layers]
-    return [name for name in [*known, *(set(layers) - set(order))] if len(layers[name]) > 1]
+    others = [name for name in layers if name not in order and not is_uncertainty(name, layers)]
+    return [name for name in [*known, *others] if len(layers[name]) > 1]
 
 
 def _values(grid: Grid) -> np.ndarray:
