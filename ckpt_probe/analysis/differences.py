@@ -157,15 +157,15 @@ def _paired(comparison: Comparison, pairs: int, unpaired: int, interval: Interva
 def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interval: Interval) -> Tested:
     """Compare a group with the baseline at equal loss; its mean is that over the common range of the loss."""
     baseline = next(iter(curves.values))
-    own, reference = curves.values[label], curves.values[baseline]
+    of_group, reference = curves.values[label], curves.values[baseline]
     comparison = Comparison(
         metric=metric,
         group=label,
         split=split,
         step=None,
-        seeds=len(own),
-        mean=float(np.mean(list(own.values()))),
-        deviation=float(np.std([each.mean() for each in own.values()], ddof=1)) if len(own) > 1 else None,
+        seeds=len(of_group),
+        mean=float(np.mean(list(of_group.values()))),
+        deviation=float(np.std([each.mean() for each in of_group.values()], ddof=1)) if len(of_group) > 1 else None,
         baseline=baseline,
         loss_range=(float(curves.levels[-1]), float(curves.levels[0])),
         interval=interval.method,
@@ -175,8 +175,8 @@ def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interva
     )
     if label == baseline:
         return Tested(comparison)
-    differences = np.array([own[name] - reference[name] for name in own if name in reference])
-    comparison = _paired(comparison, len(differences), len(own.keys() ^ reference.keys()), interval)
+    differences = np.array([of_group[name] - reference[name] for name in of_group if name in reference])
+    comparison = _paired(comparison, len(differences), len(of_group.keys() ^ reference.keys()), interval)
     if len(differences) < FEWEST_PAIRS:
         return Tested(comparison, differences)
     simultaneous = band(differences, interval.confidence, interval.resamples, interval.seed)

@@ -58,16 +58,16 @@ def find_events(series: Sequence[Series], level: float = LEVEL) -> tuple[list[Re
     analyses.sort(key=lambda analysis: order[id(analysis.series)])
     changes = _holm([analysis.changes_p for analysis in analyses], OF_CHANGES * level)
     levels = _holm([analysis.levels_p for analysis in analyses], OF_LEVELS * level)
-    found: dict[int, list[Record]] = {}
+    events_of: dict[int, list[Record]] = {}
     limits: dict[int, Record] = {}
     first = level / max(1, len(analyses))
     for analysis, of_changes, of_levels in zip(analyses, changes, levels, strict=True):
         events = [*analysis.changes(of_changes), *analysis.onset_and_end(of_levels)]
-        found[id(analysis.series)] = sorted(events, key=lambda event: (event["from_step"], event["to_step"]))
+        events_of[id(analysis.series)] = sorted(events, key=lambda event: (event["from_step"], event["to_step"]))
         limits[id(analysis.series)] = analysis.limit(OF_CHANGES * first)
     smallest = {key: limit["smallest_detectable"] for key, limit in limits.items()}
     return (
-        [{**event, "smallest_detectable": smallest[id(each)]} for each in tested for event in found[id(each)]],
+        [{**event, "smallest_detectable": smallest[id(each)]} for each in tested for event in events_of[id(each)]],
         [limits.get(id(each)) or _without_events(each) for each in series],
     )
 
@@ -118,7 +118,7 @@ class _Analysis:
         )
 
     def changes(self, level: float | None) -> Iterator[Record]:
-        """Yield a record for each interval that contains a change; none if `level` is None."""
+        """Yield a record for each interval that contains a change; no record without a `level`."""
         if level is None:
             return
         critical = self._line.critical(level)
@@ -126,7 +126,7 @@ class _Analysis:
             yield self._event("change", each, abrupt=self._is_abrupt(each, critical))
 
     def onset_and_end(self, level: float | None) -> Iterator[Record]:
-        """Yield the records of the onset and the end; none if `level` is None."""
+        """Yield the records of the onset and the end; no record without a `level`."""
         if level is None:
             return
         critical = self._level.critical(level)
@@ -202,8 +202,8 @@ def _analyses(series: Sequence[Series]) -> Iterator[_Analysis]:
         noise = model.estimate(values)
         of_level, of_line = level.statistics(values, noise), line.statistics(values, noise)
         for index, each in enumerate(members):
-            own = Noise(noise.scale[index : index + 1], noise.limit[index : index + 1])
-            yield _Analysis(each, models, own, (of_level[:, index], of_line[:, index]))
+            of_series = Noise(noise.scale[index : index + 1], noise.limit[index : index + 1])
+            yield _Analysis(each, models, of_series, (of_level[:, index], of_line[:, index]))
 
 
 def _without_events(series: Series) -> Record:

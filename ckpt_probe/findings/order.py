@@ -106,14 +106,14 @@ def order_over_seeds(runs: Mapping[str, Sequence[Series]], events: Mapping[str, 
                 lags[row, column] = lag(onsets[seed][first], onsets[seed][second])
                 noise_lags[row, column] = noise_lag(*of_seed)
         p_values = flip_p_values(_towards_zero(lags, noise_lags))
-        for (first, second, _), own, of_noise, p_value in zip(tested, lags, noise_lags, p_values, strict=True):
-            earlier, later = (first, second) if own.sum() >= 0 else (second, first)
+        for (first, second, _), of_pair, of_noise, p_value in zip(tested, lags, noise_lags, p_values, strict=True):
+            earlier, later = (first, second) if of_pair.sum() >= 0 else (second, first)
             relations.append(
                 {
                     "before": earlier,
                     "after": later,
                     "relation": "before" if p_value <= LEVEL else "undecided",
-                    "lag_factor": float(np.exp(abs(own.mean()))),
+                    "lag_factor": float(np.exp(abs(of_pair.mean()))),
                     "noise_lag_factor": float(np.exp(abs(of_noise.mean()))),
                     "p_value": float(p_value),
                 }
@@ -145,9 +145,9 @@ def is_one_process(pair: Sequence[tuple[Series, Series]]) -> bool:
     count = sum(len(steps) for steps, _, _ in common)
     for explained, explaining in ((1, 2), (2, 1)):
         variance = float(np.mean([each[explained - 1].deviation ** 2 for each in noise]))
-        own, covariance = _order_in_time(common, explained, explaining)
-        ordered = own > correlation + IN_TIME / np.sqrt(count)
-        clearly = own > IN_TIME / np.sqrt(count) and covariance > BEYOND_NOISE * variance
+        in_time, covariance = _order_in_time(common, explained, explaining)
+        ordered = in_time > correlation + IN_TIME / np.sqrt(count)
+        clearly = in_time > IN_TIME / np.sqrt(count) and covariance > BEYOND_NOISE * variance
         if not (ordered or clearly):
             return True
     return False

@@ -58,10 +58,10 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
     if not comparisons:
         return []
     first = comparisons[0]
-    shown = _last_of_each(comparisons)
+    displayed = _last_of_each(comparisons)
     steps = {comparison.step for comparison in comparisons}
     step = f"step {steps.pop()}" if len(steps) == 1 and None not in steps else "each entry's own step"
-    if len(shown) < len(comparisons):
+    if len(displayed) < len(comparisons):
         step = f"{len(steps)} steps, of which the table has the last"
     if first.loss_range:
         low, high = (short_number(loss) for loss in first.loss_range)
@@ -77,7 +77,7 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
         test = "the largest of Student's ratios over all losses" if first.loss_range else "Student's paired test"
         notes.append(
             f"verdicts at {_percent(first.confidence)}, corrected for the number of tests, {tested.tests} (Holm); "
-            f"different: {test}; equivalent: two one-sided tests within the margin ({_margins(shown)})"
+            f"different: {test}; equivalent: two one-sided tests within the margin ({_margins(displayed)})"
         )
     for comparison in comparisons:
         if comparison.note:
@@ -99,7 +99,7 @@ def _last_of_each(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def _margins(comparisons: Sequence[Comparison]) -> str:
     margins = {each.metric: each.margin for each in comparisons if each.tests}
     return ", ".join(
-        f"{metric} {'unknown: one step, no range' if margin is None else short_number(margin)}"
+        f"{metric} {'unknown: one step, no range' if not margin else short_number(margin)}"
         for metric, margin in margins.items()
     )
 
