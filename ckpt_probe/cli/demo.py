@@ -34,7 +34,7 @@ weight_decay = 5e-4
 name = "cosine"
 
 [checkpoints]
-steps = [0, 5, 20, 60, 150, 400, 1000, 2200]
+steps = [0, 5, 10, 20, 35, 60, 90, 150, 220, 300, 400, 550, 700, 1000, 1400, 1800, 2200]
 """
 
 BRANCH_STEP = 20
@@ -137,10 +137,17 @@ def _interpolate(out: Path) -> list[dict]:
 
 
 def _explain(records: list[dict], barriers: list[dict]) -> None:
-    from ckpt_probe.reporting.reading import read_path, read_run
+    from ckpt_probe.findings.sentences import findings_of_run, read_findings
+    from ckpt_probe.reporting.reading import read_path, read_supported
 
+    findings = read_findings(findings_of_run("a", records))
     click.echo("\nWhat the numbers say")
-    for sentence in [*read_run(records), f"Runs A and B separated at step {BRANCH_STEP}.", *read_path(barriers)]:
+    for sentence in [
+        f"Runs A and B separated at step {BRANCH_STEP}.",
+        *read_path(barriers),
+        *read_supported(records),
+        *findings,
+    ]:
         click.echo(f"  - {sentence}")
 
 

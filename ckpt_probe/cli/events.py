@@ -106,13 +106,9 @@ def named_groups(texts: Sequence[str]) -> dict[str, Path]:
 
 def _print(findings: "Findings", *, json: bool, csv: bool) -> None:
     from ckpt_probe.cli.console import console, say
+    from ckpt_probe.findings.sentences import order_sentence
     from ckpt_probe.reporting import to_csv, to_json_line
-    from ckpt_probe.reporting.findings import (
-        findings_drawing,
-        findings_footnotes,
-        findings_table,
-        order_sentence,
-    )
+    from ckpt_probe.reporting.findings import findings_drawing, findings_footnotes, findings_table
 
     notes = [flags_for_keywords(note) for note in findings_footnotes(findings)]
     if json or csv:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,9 @@ from ckpt_probe.cli.options import (
     require_follow,
 )
 from ckpt_probe.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from ckpt_probe.findings.watching import EventWatch
 
 EXAMPLE = """\b
 Examples: ckpt-probe report dumps/digits paths/ab -o report.html
@@ -105,13 +108,23 @@ def command(
     if not follow:
         write(overwrite=overwrite)
         return
+
+    from ckpt_probe.findings.watching import EventWatch
+
+    write = partial(write, watch=EventWatch())
     made = [path.resolve() for path in (out, figures) if path is not None]
     with suppress(KeyboardInterrupt):
         _follow(sources, write, made, every, overwrite=overwrite)
 
 
 def _write(
-    sources: tuple[str, ...], out: Path | None, figures: Path | None, options: dict[str, Any], *, overwrite: bool
+    sources: tuple[str, ...],
+    out: Path | None,
+    figures: Path | None,
+    options: dict[str, Any],
+    *,
+    overwrite: bool,
+    watch: "EventWatch | None" = None,
 ) -> None:
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.reporting.outputs import report
@@ -124,6 +137,12 @@ def _write(
             say(f"{figures}: {len(summary.figures)} figures")
         if summary.size is not None:
             say(f"{out}: {summary.sections} sections, {summary.size / 1e6:.1f} MB; open it in a browser")
+    if watch is not None:
+        events = [
+            ((f"{run} {bar.row}", bar.kind, bar.start, bar.stop), f"{run}: {bar.label}") for run, bar in summary.events
+        ]
+        for sentence in watch.unreported(events):
+            say(f"event: {sentence}")
 
 
 def _follow(

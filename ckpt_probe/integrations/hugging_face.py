@@ -101,6 +101,8 @@ class TrainerProbe(TrainerCallback):
             raise UsageError(f"the batches of the evaluation have no tensor of labels ({expected}), only: {present}")
         origin = Origin(f"checkpoint-{step}", step, split, state.epoch)
         values = self._journal.record(evaluation, origin, every=self._every)
+        for callback in self._trainer.callback_handler.callbacks:
+            self._journal.write_events(getattr(callback, "tb_writer", None), step)
         new = {name: value for key, value in values.items() if (name := f"{prefix}_{key}") not in metrics}
         if new:
             metrics.update(new)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.records import metric_names
@@ -11,6 +12,9 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import write_text
 from ckpt_probe.integrations.evaluation import Evaluation, Origin
 from ckpt_probe.integrations.ranks import is_first
+
+if TYPE_CHECKING:
+    from ckpt_probe.findings.watching import EventWatch
 
 Key = tuple[int, str]
 
@@ -25,6 +29,9 @@ class Journal:
         self._known: set[Key] | None = None
         self._written: set[Key] = set()
         self._last_step: dict[str, int] = {}
+        self._watch: EventWatch | None = None
+        self.events: list[str] = []
+        """Sentences about the events that the last record has completed."""
 
     def begin(self, step: int, *, overwrite: bool = False) -> None:
         """Prepare for training that continues after `step` updates: remove later records, which will come again.
@@ -74,6 +81,17 @@ class Journal:
             self.append(record)
         return {name: record[name] for name in metric_names([record], errors=True) if record[name] is not None}
 
+    def write_events(self, writer: Any, step: int) -> None:
+        """Write the events that the last record has completed as texts of TensorBoard, if the writer takes texts.
+
+        Args:
+            writer: A SummaryWriter, or another object.
+            step: Training step.
+        """
+        if hasattr(writer, "add_text"):
+            for sentence in self.events:
+                writer.add_text("events", sentence, step)
+
     def append(self, record: Record) -> None:
         """Write one line immediately; if the file has this step and split already, leave it unchanged and warn."""
         if self._known is None:
@@ -94,6 +112,19 @@ class Journal:
             raise DataError(f"{self.path}: cannot be written: {error.strerror}") from error
         self._known.add(_key(record))
         self._written.add(_key(record))
+        self._report_events(str(record.get("split")))
+
+    def _report_events(self, split: str) -> None:
+        from ckpt_probe.findings.watching import EventWatch  # scipy, which starts slowly
+
+        records = [record for record in self._records() if str(record.get("split")) == split]
+        if self._watch is None:
+            # Events of an earlier part of a resumed run are known.
+            self._watch = EventWatch()
+            self._watch.look(split, records[:-1])
+        self.events = self._watch.look(split, records)
+        for sentence in self.events:
+            LOG.warning("%s: event: %s", self.path, sentence)
 
     def _mend(self) -> None:
         """Remove an incomplete last line."""

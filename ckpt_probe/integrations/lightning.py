@@ -125,6 +125,8 @@ class LightningProbe(Callback):
             values = self._journal.record(evaluation, Origin(f"step-{step:06d}", step, split, epoch), every=self._every)
             named = {f"{split}/{name}": value for name, value in values.items()}
             pl_module.log_dict(named, sync_dist=trainer.world_size > 1)
+            for logger in trainer.loggers if self._journal.events else ():
+                self._journal.write_events(getattr(logger, "experiment", None), step)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,6 +35,7 @@ class Probe:
         start: Step from which a resumed run continues; later records in the file are removed, as they will come again.
         overwrite: Whether a run that starts at step 0 replaces the records of an earlier one.
         settings: Settings of the records.
+        writer: SummaryWriter of TensorBoard that receives events as texts.
 
     Raises:
         UsageError: If the run starts at step 0, the file has records and `overwrite` is false.
@@ -49,7 +51,9 @@ class Probe:
         start: int = 0,
         overwrite: bool = False,
         settings: Settings | None = None,
+        writer: Any = None,
     ) -> None:
+        self._writer = writer
         self._tap = Tap(model, classifier)
         self._settings = settings or DURING_TRAINING
         self._journal = Journal(records)
@@ -82,3 +86,4 @@ class Probe:
         record = evaluation.finish(Origin(f"step-{step:06d}", step, split, epoch))
         if is_first():
             self._journal.append(record)
+            self._journal.write_events(self._writer, step)

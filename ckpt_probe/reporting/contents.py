@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ from ckpt_probe.analysis import Settings, read_series
 from ckpt_probe.analysis.similarity import Similarity, layer_similarities, step_similarities, stored_rows_of_series
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
+from ckpt_probe.findings import Findings
+from ckpt_probe.findings.sentences import findings_of_run, read_findings
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import NullProgress, Progress, Task
 from ckpt_probe.reporting.plots.description import Axis, Plot
+from ckpt_probe.reporting.plots.events import event_plots
 from ckpt_probe.reporting.plots.examples import (
     NO_DATA,
     NamedData,
@@ -31,7 +35,7 @@ from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spec
 from ckpt_probe.reporting.provenance import Origin, origin_of
 from ckpt_probe.reporting.reading import read_path as read_path_aloud
 from ckpt_probe.reporting.reading import read_plane as read_plane_aloud
-from ckpt_probe.reporting.reading import read_run
+from ckpt_probe.reporting.reading import read_supported
 from ckpt_probe.reporting.runs import ORDER, Run, common_axis, positions, run_of_readings, run_of_records
 from ckpt_probe.reporting.sources import (
     DUMP,
@@ -145,6 +149,11 @@ class _SourceContents:
     without_predictions: list[str] = field(default_factory=list)
     paths: dict[str, PathContents] = field(default_factory=dict)
     planes: dict[str, PlaneResult] = field(default_factory=dict)
+
+    @cached_property
+    def findings(self) -> dict[str, Findings]:
+        """Return the findings about the main metrics of each run."""
+        return {run.name: findings_of_run(run.name, run.records) for run in self.runs}
 
 
 def gather(
@@ -282,6 +291,8 @@ def _sections(contents: _SourceContents, axis: str, data: NamedData) -> Iterable
         tuple(Group(title, tuple(plots)) for title, plots in groups),
         tuple(notes),
     )
+    lead = "When metrics change: an interval of steps for each event, the earliest onset first."
+    yield Section("findings", "Findings", lead, (Group("", tuple(event_plots(contents.findings))),))
     matrices, notes = matrix_plots(contents.runs)
     lead = "Cosines between the directions of classes, at the checkpoint of the slider."
     yield Section("cosines", "Class means and classifier", lead, (Group("", tuple(matrices)),), tuple(notes))
@@ -339,7 +350,7 @@ def _without_metrics(paths: dict[str, PathContents]) -> Iterable[str]:
 
 def _reading(contents: _SourceContents) -> Iterable[tuple[str, list[str]]]:
     for run in contents.runs:
-        yield run.name, read_run(run.records)
+        yield run.name, [*read_findings(contents.findings[run.name]), *read_supported(run.records)]
     for name, path in contents.paths.items():
         yield name, read_path_aloud(path.summary, path.plan.get("path"))
     for name, plane in contents.planes.items():

@@ -1,4 +1,4 @@
-"""Findings as sentences, as a table, and as a drawing of intervals on the axis of steps."""
+"""Findings as a table, and as a drawing of intervals on the axis of steps."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,7 @@ from ckpt_probe.errors import listed, printable
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.findings.order import FEWEST_SEEDS
+from ckpt_probe.findings.sentences import run_name, series_key
 from ckpt_probe.reporting.table import MISSING
 from ckpt_probe.reporting.uncertain import short_number
 
@@ -24,75 +25,20 @@ MARKS = {"change": "─", "onset": "█", "end": "▒"}
 """Characters of the intervals in a drawing; later ones cover earlier ones."""
 
 
-def read_findings(findings: Findings, *, of_runs: bool = False) -> list[str]:
-    """Return one sentence for each event and order, with its interval.
-
-    Args:
-        findings: The findings.
-        of_runs: Whether each sentence names its run.
-    """
-    return [
-        *(event_sentence(event, of_runs=of_runs) for event in findings),
-        *(order_sentence(order, of_runs=of_runs) for order in findings.orders if order.get("relation") != "undecided"),
-    ]
-
-
-def event_sentence(event: Record, *, of_runs: bool = False) -> str:
-    """Return the sentence of an event, which states its interval.
-
-    Args:
-        event: Record of the event.
-        of_runs: Whether the sentence names the run.
-    """
-    between = f"between steps {event['from_step']} and {event['to_step']}"
-    values = f"{short_number(event['value_before'])} → {short_number(event['value_after'])}"
-    text = {
-        "change": f"changed {'abruptly' if event.get('abrupt') else 'gradually'} {between} ({values})",
-        "onset": f"left its initial level {between}",
-        "end": f"reached its final level {between}",
-    }[event["kind"]]
-    return f"{_run(event, of_runs)}{name_of(event)} {text}."
-
-
-def order_sentence(order: Record, *, of_runs: bool = False) -> str:
-    """Return the sentence of a relation of two onsets.
-
-    Args:
-        order: Record of the relation.
-        of_runs: Whether the sentence names the run or group.
-    """
-    first, second = order["before"], order["after"]
-    if "relation" not in order:
-        return (
-            f"{_run(order, of_runs)}in this run, {first} left its initial level by step {order['first_by']}, before "
-            f"{second} did (after step {order['second_from']})."
-        )
-    group = f"{order['group']}: " if of_runs else ""
-    if order["relation"] == "one process":
-        return f"{group}{first} and {second} follow one curve: two scales of one process, and neither leads."
-    factor, seeds = order["lag_factor"], order["seeds"]
-    if order["relation"] == "undecided":
-        return f"{group}the {seeds} seeds support no order of {first} and {second} (p = {order['p_value']:.2g})."
-    return (
-        f"{group}{first} moves before {second}: its onset is earlier by a factor of {factor:.3g} in steps over {seeds} "
-        f"seeds (p = {order['p_value']:.2g}; noise alone produces {order['noise_lag_factor']:.3g})."
-    )
-
-
 def findings_table(findings: Findings) -> Table:
     """Return a table of all intervals; a series without events has one row with its smallest detectable change."""
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    several = len({_key(limit)[:2] for limit in findings.limits}) > 1
+    several = len({series_key(limit)[:2] for limit in findings.limits}) > 1
     for name in (*(["run"] if several else []), "metric", "event"):
         table.add_column(name, no_wrap=True)
     for name in ("from step", "to step", "before", "after", "smallest detectable"):
         table.add_column(name, justify="right", no_wrap=True)
     by_series: dict[tuple[str, ...], list[Record]] = {}
     for event in findings:
-        by_series.setdefault(_key(event), []).append(event)
+        by_series.setdefault(series_key(event), []).append(event)
     for limit in findings.limits:
-        rows = by_series.get(_key(limit), [])
-        name = [*([_run_name(limit)] if several else []), name_of(limit)]
+        rows = by_series.get(series_key(limit), [])
+        name = [*([run_name(limit)] if several else []), name_of(limit)]
         smallest = MISSING if limit.get("missing") else short_number(limit["smallest_detectable"])
         if not rows:
             table.add_row(*map(_text, [*name, "no event", "", "", "", "", smallest]), style="dim")
@@ -145,7 +91,7 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
     """
     by_series: dict[tuple[str, ...], list[Record]] = {}
     for event in findings:
-        by_series.setdefault(_key(event), []).append(event)
+        by_series.setdefault(series_key(event), []).append(event)
     if not by_series:
         return []
     several = len({key[:2] for key in by_series}) > 1
@@ -153,7 +99,7 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
     first = min(
         (float(series.steps[series.steps > 0][0]) for series in findings.series if series.steps[-1] > 0), default=1
     )
-    names = {key: _cut(" ".join([*([_run_name(rows[0])] if several else []), name_of(rows[0])]), MOST_NAME)
+    names = {key: _cut(" ".join([*([run_name(rows[0])] if several else []), name_of(rows[0])]), MOST_NAME)
              for key, rows in by_series.items()}  # fmt: skip
     margin = max(map(len, names.values())) + 2
     axis = max(LEAST_AXIS, width - margin)
@@ -179,18 +125,6 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
 
 def _onset(events: Iterable[Record]) -> tuple[float, float]:
     return min((0.0 if event["kind"] == "onset" else 1.0, float(event["from_step"])) for event in events)
-
-
-def _key(record: Record) -> tuple[str, ...]:
-    return str(record["group"]), str(record["seed"]), name_of(record)
-
-
-def _run_name(record: Record) -> str:
-    return record["seed"] if record["seed"] == record["group"] else f"{record['group']}/{record['seed']}"
-
-
-def _run(record: Record, of_runs: bool) -> str:
-    return f"{_run_name(record)}: " if of_runs else ""
 
 
 def _text(cell: str) -> Text:

@@ -15,7 +15,7 @@ from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.reporting.contents import MIR_ROWS, TITLE, ReportOptions, gather
 from ckpt_probe.reporting.figures import draw
 from ckpt_probe.reporting.page import write_page
-from ckpt_probe.reporting.plots.description import Mark
+from ckpt_probe.reporting.plots.description import Bar, IntervalPlot, Mark
 from ckpt_probe.reporting.plots.examples import NamedData
 from ckpt_probe.reporting.sources import class_names, open_sources
 
@@ -31,11 +31,13 @@ class ReportSummary:
         sections: Number of sections of the page.
         size: Size of the page in bytes; None if only figures were written.
         figures: Files of the figures.
+        events: Intervals of events of every run: the run, the bar of the event.
     """
 
     sections: int
     size: int | None
     figures: tuple[Path, ...]
+    events: tuple[tuple[str, Bar], ...] = ()
 
 
 @checked_keywords
@@ -101,7 +103,14 @@ def report(
 
         files = draw_contents(contents, Path(figures), figure_format, overwrite=overwrite, progress=progress)
     size = None if out is None else write_page(contents, Path(out), command=command, overwrite=overwrite)
-    return ReportSummary(len(contents.sections), size, tuple(files))
+    events = [
+        (plot.title, bar)
+        for section in contents.sections
+        for plot in section.plots
+        if isinstance(plot, IntervalPlot)
+        for bar in plot.bars
+    ]
+    return ReportSummary(len(contents.sections), size, tuple(files), tuple(events))
 
 
 @checked_keywords

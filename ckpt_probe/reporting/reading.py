@@ -40,6 +40,11 @@ def read_run(records: Sequence[Record]) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+def read_supported(records: Sequence[Record]) -> list[str]:
+    """Return those sentences of `read_run` that state an interval, which records with standard errors support."""
+    return [sentence for sentence in read_run(records) if "±" in sentence]
+
+
 ON_A = {
     "linear": "On the straight line",
     "slerp": "On the arc",

@@ -1,6 +1,8 @@
 """Figures of events: intervals of onset, change and end on the axis of steps, with the metrics beneath."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,17 +10,25 @@ from ckpt_probe.errors import DataError, printable
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.reporting.figures.canvas import require_drawable, save, styled
-from ckpt_probe.reporting.plots.description import colour_of
+from ckpt_probe.reporting.plots.description import Axis, IntervalPlot, colour_of
+from ckpt_probe.reporting.plots.events import sorted_rows
+from ckpt_probe.reporting.plots.metrics import axis_along
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HEIGHT_OF_ROW, HEIGHT_OF_METRICS, WIDTH = 0.22, 2.6, 7.0
 BARS = {"change": (0.25, 0.35), "onset": (0.7, 1.0), "end": (0.7, 0.55)}
 """Height and opacity of the bars of each kind of event."""
 
+Bars = Iterable[tuple[str, str, float, float]]
+"""Row, kind, and both ends of each interval."""
+
 
 def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False) -> None:
     """Draw intervals, one row per metric sorted by onset, and the metrics beneath, each between 0 and 1.
 
-    Rows of one metric in several runs of a group are drawn upon each other; the metrics have a band over the runs.
+    Intervals of one metric in several runs are drawn upon each other; the metrics have a band over the runs.
 
     Args:
         findings: The findings.
@@ -31,14 +41,12 @@ def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
-    rows: dict[str, list] = {}
-    for event in findings:
-        rows.setdefault(name_of(event), []).append(event)
-    if not rows:
+    names = sorted_rows(findings)
+    if not names:
         raise DataError(f"{path}: no event to draw")
-    names = sorted(
-        rows, key=lambda name: np.median([e["from_step"] for e in rows[name] if e["kind"] == "onset"] or [0])
-    )
+    runs = len({(event["group"], event["seed"]) for event in findings})
+    steps = sorted({float(step) for series in findings.series for step in series.steps})
+    bars = [(name_of(event), event["kind"], event["from_step"], event["to_step"]) for event in findings]
     with styled():
         import matplotlib.pyplot as plt
 
@@ -46,25 +54,51 @@ def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False
         figure, (above, below) = plt.subplots(
             2, 1, sharex=True, figsize=(WIDTH, sum(heights) + 0.6), height_ratios=heights, layout="constrained"
         )
+        _rows(above, names, bars, runs)
         for row, name in enumerate(names):
-            colour = colour_of(row, len(names))
-            count = len({(event["group"], event["seed"]) for event in rows[name]})
-            for event in rows[name]:
-                height, opacity = BARS[event["kind"]]
-                width = event["to_step"] - event["from_step"]
-                above.barh(row, width, height, event["from_step"], color=colour, alpha=opacity / count**0.5, lw=0)
-            curves = [each for each in findings.series if each.name == name]
-            steps = sorted(set.intersection(*(set(each.steps.tolist()) for each in curves)))
-            values = np.array([np.interp(steps, each.steps, each.values) for each in curves])
-            values = (values - values.min()) / max(np.ptp(values), 1e-300)
-            below.plot(steps, values.mean(axis=0), color=colour, label=printable(name))
-            if len(curves) > 1:
-                below.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
-        above.set_yticks(range(len(names)), [printable(name) for name in names])
-        above.invert_yaxis()
-        first = min(float(each.steps[each.steps > 0][0]) for each in findings.series if each.steps[-1] > 0)
-        below.set_xscale("symlog", linthresh=first)
-        below.set(xlabel="step", ylabel="share of the range")
-        above.set_title("dark: onset, medium: end, thin: change", loc="left")
+            _metric(below, findings, name, colour_of(row, len(names)))
+        _scale(below, axis_along("step", steps))
+        below.set(ylabel="share of the range")
         save(figure, path, overwrite=overwrite)
         plt.close(figure)
+
+
+def draw_interval_plot(plot: IntervalPlot, path: Path, *, overwrite: bool = False) -> list[str]:
+    """Draw the intervals of one run, and return warnings of matplotlib."""
+    with styled() as notes:
+        import matplotlib.pyplot as plt
+
+        height = HEIGHT_OF_ROW * len(plot.rows) + 0.9
+        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+        _rows(axes, plot.rows, [(bar.row, bar.kind, bar.start, bar.stop) for bar in plot.bars], 1)
+        _scale(axes, plot.x)
+        save(figure, path, overwrite=overwrite)
+        plt.close(figure)
+    return notes
+
+
+def _rows(axes: "Axes", names: Sequence[str], bars: Bars, runs: int) -> None:
+    rows = {name: row for row, name in enumerate(names)}
+    for name, kind, start, stop in bars:
+        height, opacity = BARS[kind]
+        colour = colour_of(rows[name], len(names))
+        axes.barh(rows[name], stop - start, height, start, color=colour, alpha=opacity / runs**0.5, lw=0)
+    axes.set_yticks(range(len(names)), [printable(name) for name in names])
+    axes.invert_yaxis()
+    axes.set_title("full: onset, pale: end, thin: change", loc="left")
+
+
+def _metric(axes: "Axes", findings: Findings, name: str, colour: str) -> None:
+    curves = [each for each in findings.series if each.name == name]
+    steps = sorted(set.intersection(*(set(each.steps.tolist()) for each in curves)))
+    values = np.array([np.interp(steps, each.steps, each.values) for each in curves])
+    values = (values - values.min()) / max(float(np.ptp(values)), 1e-300)
+    axes.plot(steps, values.mean(axis=0), color=colour)
+    if len(curves) > 1:
+        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
+
+
+def _scale(axes: "Axes", x: Axis) -> None:
+    if x.log:
+        axes.set_xscale("symlog", linthresh=x.linear_to or 1)
+    axes.set_xlabel(x.label)

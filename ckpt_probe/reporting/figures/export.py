@@ -9,12 +9,14 @@ from ckpt_probe.errors import printable
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.reporting.contents import Contents
 from ckpt_probe.reporting.figures.canvas import require_drawable
+from ckpt_probe.reporting.figures.events_figure import draw_interval_plot
 from ckpt_probe.reporting.figures.frame_figures import draw_layer_map, draw_matrices, draw_spectra
 from ckpt_probe.reporting.figures.line_figure import draw_line_plots
 from ckpt_probe.reporting.figures.plane_figure import draw_contour_plots
 from ckpt_probe.reporting.plots.description import (
     ContourPlot,
     Frames,
+    IntervalPlot,
     LayerMap,
     LinePlot,
     MatrixPlot,
@@ -56,6 +58,8 @@ def draw_contents(
 def _drawings(plot: Plot, contents: Contents) -> Iterable[Drawing]:
     if isinstance(plot, LinePlot):
         yield plot.key, partial(draw_line_plots, [plot])
+    elif isinstance(plot, IntervalPlot):
+        yield plot.key, partial(draw_interval_plot, plot)
     elif isinstance(plot, ContourPlot):
         yield plot.key, partial(draw_contour_plots, [plot])
     elif isinstance(plot, MatrixPlot):

@@ -17,7 +17,7 @@ from ckpt_probe.reporting.provenance import versions
 STATIC = Path(__file__).parent / "static"
 LIBRARIES = ("vendor/d3-7.9.0.min.js", "vendor/plot-0.6.17.umd.min.js")
 PARTS = (
-    *("base", "state", "cards", "lines", "matrices", "layers"),
+    *("base", "state", "cards", "lines", "events", "matrices", "layers"),
     *("spectra", "classes", "examples", "planes", "controls", "page"),
 )
 """The page's own program, in the order in which it is read; one script, so that its parts know one another."""

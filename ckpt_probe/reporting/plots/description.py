@@ -368,7 +368,39 @@ class ContourPlot:
     points: tuple[PlanePoint, ...]
 
 
-Plot = LinePlot | MatrixPlot | LayerMap | SpectrumPlot | ClassTable | RowTable | ContourPlot
+@dataclass(frozen=True)
+class Bar:
+    """Interval of an event: row of its metric, kind, ends on the x axis, and a sentence about it."""
+
+    row: str
+    kind: str
+    start: float
+    stop: float
+    label: str
+
+
+@dataclass(frozen=True)
+class IntervalPlot:
+    """Intervals of events, one row for each metric.
+
+    Attributes:
+        key: Name of the plot, unique in a report.
+        title: Title.
+        meaning: One sentence that explains the plot.
+        x: Horizontal axis.
+        rows: Names of the rows, the metric with the earliest onset first.
+        bars: The intervals.
+    """
+
+    key: str
+    title: str
+    meaning: str
+    x: Axis
+    rows: tuple[str, ...]
+    bars: tuple[Bar, ...]
+
+
+Plot = LinePlot | MatrixPlot | LayerMap | SpectrumPlot | ClassTable | RowTable | ContourPlot | IntervalPlot
 
 
 def colour_of(index: int, count: int) -> str:

@@ -3,7 +3,7 @@
 const parts = [];
 /** By its element; a property of the element would not do, as some names (part) are the browser's own. */
 const partAt = new Map();
-const MAKERS = { LinePlot: linePlot, MatrixPlot: matrixPlot, LayerMap: layerMap, SpectrumPlot: spectrumPlot, ClassTable: classTable, RowTable: rowTable, ContourPlot: contourPlot };
+const MAKERS = { LinePlot: linePlot, MatrixPlot: matrixPlot, LayerMap: layerMap, SpectrumPlot: spectrumPlot, ClassTable: classTable, RowTable: rowTable, ContourPlot: contourPlot, IntervalPlot: intervalPlot };
 const waiting = new Set();
 // Not every browser tells when it is idle.
 const whenIdle = window.requestIdleCallback?.bind(window) ?? ((call) => setTimeout(() => call({ timeRemaining: () => 8 }), 1));

@@ -1,0 +1,131 @@
+"""Findings as sentences, each with its interval; an unsupported sentence does not exist."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ckpt_probe.analysis.records import metric_names
+from ckpt_probe.errors import DataError, listed
+from ckpt_probe.findings.detection import LEVEL, name_of
+from ckpt_probe.findings.findings import Findings, findings_of
+from ckpt_probe.findings.series import series_of
+
+Record = Mapping[str, Any]
+
+READ = ("accuracy", "loss", "nc1.pinv", "nc2.etf", "nc3.duality", "class.mir", "class.hdr", "within.entropy_mean")
+"""Metrics of the plain-language reading of a run; `events` tests all."""
+
+
+def findings_of_run(name: str, records: Iterable[Record], level: float = LEVEL) -> Findings:
+    """Return the findings about the main metrics of a run, or about all if it has none of these.
+
+    Args:
+        name: Name of the run.
+        records: Records of the run; those without a step are left out.
+        level: Family-wise error over the intervals and metrics.
+    """
+    stepped = [record for record in records if isinstance(record.get("step"), int | float)]
+    if not stepped:
+        return findings_of({})
+    present = metric_names(stepped)
+    names = [metric for metric in READ if metric in present]
+    try:
+        series = series_of(stepped, metrics=names, group=name, seed=name)
+    except DataError:
+        # Several records at one step, as of a pruned series, are no course of training.
+        return findings_of({})
+    return findings_of({(name, name): series}, level)
+
+
+def read_findings(findings: Findings, *, of_runs: bool = False) -> list[str]:
+    """Return the findings as sentences, each with its interval; unsupported ones are left out.
+
+    Each metric has one sentence about its events. Metrics without an event have one together, with the smallest change
+    that would have been reported; series that were not tested have one with the reason.
+
+    Args:
+        findings: The findings.
+        of_runs: Whether each sentence names its run.
+    """
+    by_series: dict[tuple[str, ...], list[Record]] = {}
+    for event in findings:
+        by_series.setdefault(series_key(event), []).append(event)
+    sentences = [
+        f"{_run(events[0], of_runs)}{name_of(events[0])} {'; '.join(map(_clause, events))}."
+        for events in by_series.values()
+    ]
+    sentences += [
+        order_sentence(each, of_runs=of_runs) for each in findings.orders if each.get("relation") != "undecided"
+    ]
+    quiet = [limit for limit in findings.limits if not limit["missing"] and series_key(limit) not in by_series]
+    if quiet:
+        named = [f"{name_of(limit)} ({_short(limit['smallest_detectable'])})" for limit in quiet]
+        sentences.append(f"No event (smallest change that would be reported): {listed(named, 12)}.")
+    reasons: dict[str, list[str]] = {}
+    for limit in findings.limits:
+        if limit["missing"]:
+            reasons.setdefault(limit["missing"], []).append(name_of(limit))
+    sentences += [f"No events are reported of {listed(names, 12)}: {reason}." for reason, names in reasons.items()]
+    return sentences
+
+
+def event_sentence(event: Record, *, of_runs: bool = False) -> str:
+    """Return the sentence of an event, which states its interval.
+
+    Args:
+        event: Record of the event.
+        of_runs: Whether the sentence names the run.
+    """
+    return f"{_run(event, of_runs)}{name_of(event)} {_clause(event)}."
+
+
+def _clause(event: Record) -> str:
+    between = f"between steps {event['from_step']} and {event['to_step']}"
+    values = f"{_short(event['value_before'])} → {_short(event['value_after'])}"
+    return {
+        "change": f"changed {'abruptly' if event.get('abrupt') else 'gradually'} {between} ({values})",
+        "onset": f"left its initial level {between}",
+        "end": f"reached its final level {between}",
+    }[event["kind"]]
+
+
+def order_sentence(order: Record, *, of_runs: bool = False) -> str:
+    """Return the sentence of a relation of two onsets.
+
+    Args:
+        order: Record of the relation.
+        of_runs: Whether the sentence names the run or group.
+    """
+    first, second = order["before"], order["after"]
+    if "relation" not in order:
+        return (
+            f"{_run(order, of_runs) or 'In this run, '}{first} left its initial level by step {order['first_by']}, "
+            f"before {second} did (after step {order['second_from']})."
+        )
+    group = f"{order['group']}: " if of_runs else ""
+    if order["relation"] == "one process":
+        return f"{group}{first} and {second} follow one curve: two scales of one process, and neither leads."
+    factor, seeds = order["lag_factor"], order["seeds"]
+    if order["relation"] == "undecided":
+        return f"{group}the {seeds} seeds support no order of {first} and {second} (p = {order['p_value']:.2g})."
+    return (
+        f"{group}{first} moves before {second}: its onset is earlier by a factor of {factor:.3g} in steps over {seeds} "
+        f"seeds (p = {order['p_value']:.2g}; noise alone produces {order['noise_lag_factor']:.3g})."
+    )
+
+
+def series_key(record: Record) -> tuple[str, str, str]:
+    """Return group, seed and name of the series of an event or a limit."""
+    return str(record["group"]), str(record["seed"]), name_of(record)
+
+
+def run_name(record: Record) -> str:
+    """Return the name of the run of an event: its seed, with its group if it belongs to one."""
+    return record["seed"] if record["seed"] == record["group"] else f"{record['group']}/{record['seed']}"
+
+
+def _run(record: Record, of_runs: bool) -> str:
+    return f"{run_name(record)}: " if of_runs else ""
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"

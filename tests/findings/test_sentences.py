@@ -1,0 +1,46 @@
+"""Sentences about a run state their intervals; a growing run has each event reported once."""
+
+import numpy as np
+
+from ckpt_probe.findings.sentences import findings_of_run, read_findings
+from ckpt_probe.findings.watching import EventWatch
+
+STEPS = [int(step) for step in np.unique(np.geomspace(1, 6000, 40).round())]
+
+
+def records(count: int = len(STEPS)) -> list[dict]:
+    generator = np.random.default_rng(0)
+    noise = 0.02 * generator.normal(size=(len(STEPS), 2))
+    return [
+        {"step": step, "split": "test", "accuracy": (index > 20) + noise[index, 0], "nc1.pinv": noise[index, 1]}
+        for index, step in enumerate(STEPS[:count])
+    ]
+
+
+def test_every_sentence_has_its_interval_or_the_smallest_detectable_change() -> None:
+    accuracy, quiet = read_findings(findings_of_run("run", records()))
+    assert accuracy.startswith("test accuracy ")
+    assert "changed abruptly between steps" in accuracy
+    assert "left its initial level between steps" in accuracy
+    assert quiet.startswith("No event (smallest change that would be reported): test nc1.pinv (0.")
+
+
+def test_short_runs_have_the_reason_and_runs_without_steps_nothing() -> None:
+    [reason] = read_findings(findings_of_run("run", records(8)))
+    assert reason == (
+        "No events are reported of test accuracy, test nc1.pinv: 8 checkpoints with a value; events need at least 12."
+    )
+    assert read_findings(findings_of_run("run", [{"split": "test", "accuracy": 1.0}])) == []
+    twice = [{"step": 1, "sparsity": s, "accuracy": s} for s in (0.1, 0.2)]
+    assert read_findings(findings_of_run("run", twice)) == []
+
+
+def test_a_growing_run_has_each_event_reported_once_and_soon() -> None:
+    watch, reported = EventWatch(), []
+    for count in range(1, len(STEPS) + 1):
+        new = watch.look("test", records(count))
+        reported += [(count, sentence) for sentence in new]
+    onsets = [count for count, sentence in reported if "left its initial level" in sentence]
+    assert len(onsets) == 1
+    assert 22 <= onsets[0] <= 27
+    assert sum("changed" in sentence for _, sentence in reported) == 1
