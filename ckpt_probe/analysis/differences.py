@@ -48,7 +48,8 @@ class Comparison:
         differs_from: With every step compared, the first from which the verdict is "different" until the end.
         loss: With groups compared at equal loss, the loss at which the difference is clearest; `low` and `high` are the
             ends of a band that holds for all losses together.
-        loss_range: With groups compared at equal loss, the common range of the loss.
+        loss_low: With groups compared at equal loss, the lower end of the common range of the loss.
+        loss_high: The upper end.
         interval: Method of the interval, "bootstrap" or "t".
         confidence: Requested confidence of the interval.
         coverage_at_most: Largest coverage of a resampled interval with so few pairs, if less than `confidence`.
@@ -79,7 +80,8 @@ class Comparison:
     tests: int | None = None
     differs_from: int | None = None
     loss: float | None = None
-    loss_range: tuple[float, float] | None = None
+    loss_low: float | None = None
+    loss_high: float | None = None
     interval: str = "bootstrap"
     confidence: float = 0.95
     coverage_at_most: float | None = None
@@ -167,7 +169,8 @@ def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interva
         mean=float(np.mean(list(of_group.values()))),
         deviation=float(np.std([each.mean() for each in of_group.values()], ddof=1)) if len(of_group) > 1 else None,
         baseline=baseline,
-        loss_range=(float(curves.levels[-1]), float(curves.levels[0])),
+        loss_low=float(curves.levels[-1]),
+        loss_high=float(curves.levels[0]),
         interval=interval.method,
         confidence=interval.confidence,
         resamples=interval.resamples,

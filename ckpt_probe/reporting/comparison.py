@@ -18,7 +18,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
     Of comparisons at every step, the table has those of the last.
     """
-    at_loss = any(comparison.loss_range for comparison in comparisons)
+    at_loss = any(comparison.loss_low is not None for comparison in comparisons)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in ("metric", "group"):
         table.add_column(name, no_wrap=True)
@@ -63,18 +63,18 @@ def comparison_footnotes(comparisons: Sequence[Comparison]) -> list[str]:
     step = f"step {steps.pop()}" if len(steps) == 1 and None not in steps else "each entry's own step"
     if len(displayed) < len(comparisons):
         step = f"{len(steps)} steps, of which the table has the last"
-    if first.loss_range:
-        low, high = (short_number(loss) for loss in first.loss_range)
-        step = f"equal loss, from {high} to {low}"
+    at_loss = first.loss_low is not None
+    if at_loss:
+        step = f"equal loss, from {_number(first.loss_high)} to {_number(first.loss_low)}"
     how = f"bootstrap of {first.resamples} resamples, seed {first.seed}, expanded for few seeds"
-    of_what = "band of the mean difference over all losses" if first.loss_range else "intervals of the mean difference"
+    of_what = "band of the mean difference over all losses" if at_loss else "intervals of the mean difference"
     notes = [
         f"{first.split} at {step}; differences from {first.baseline} of entries of the same name; "
-        f"{of_what}: {how if first.interval == 'bootstrap' or first.loss_range else 'Student’s t'}"
+        f"{of_what}: {how if first.interval == 'bootstrap' or at_loss else 'Student’s t'}"
     ]
     tested = next((comparison for comparison in comparisons if comparison.tests), None)
     if tested is not None:
-        test = "the largest of Student's ratios over all losses" if first.loss_range else "Student's paired test"
+        test = "the largest of Student's ratios over all losses" if at_loss else "Student's paired test"
         notes.append(
             f"verdicts at {_percent(first.confidence)}, corrected for the number of tests, {tested.tests} (Holm); "
             f"different: {test}; equivalent: two one-sided tests within the margin ({_margins(displayed)})"

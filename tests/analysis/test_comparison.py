@@ -197,7 +197,7 @@ def test_equal_loss_has_one_band_for_all_losses(tmp_path: Path) -> None:
     assert other.low is not None
     assert other.high is not None
     assert other.low < 0.1 < other.high
-    assert other.loss_range == pytest.approx((2 * math.exp(-90 / 20) + 0.1, 2.1))
+    assert (other.loss_low, other.loss_high) == pytest.approx((2 * math.exp(-90 / 20) + 0.1, 2.1))
     _, same = compare([pair[0], course(tmp_path / "c", 0, seed=2)], at="loss")
     assert same.verdict == "equivalent"
     with pytest.raises(UsageError, match="leave out `step=30`"):

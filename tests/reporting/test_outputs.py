@@ -98,7 +98,7 @@ def test_comparisons_are_a_data_frame(tmp_path: Path) -> None:
         for seed in range(3):
             write(tmp_path / group / f"seed-{seed}" / "metrics.jsonl", factor + seed / 100)
     frame = cp.to_dataframe(cp.compare([tmp_path / "plain", tmp_path / "decay"], metrics="accuracy"))
-    assert list(frame["verdict"]) == ["baseline", "lower"]
+    assert list(frame["verdict"]) == ["baseline", "different"]
     assert list(frame["group"]) == ["plain", "decay"]
     assert frame["difference"].isna().tolist() == [True, False]
     assert float(frame["difference"][1]) == pytest.approx(-0.45)
