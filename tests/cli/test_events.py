@@ -36,7 +36,7 @@ def test_the_table_has_intervals_and_the_smallest_detectable_change(
     assert "no event" in quiet
     assert 0 < float(quiet.split()[-1]) < 1
     assert "family-wise error of 5%" in output
-    assert "in this run, test class.mir left its initial level by step" in output
+    assert "In this run, test class.mir left its initial level by step" in output
     drawing = [line for line in output.splitlines() if "█" in line]
     assert drawing[0].startswith("test class.mir")
     assert drawing[1].startswith("test accuracy")
