@@ -14,7 +14,8 @@ CONFUSION, NAMED_CONFUSION = "nearest.confusion", "nearest.named"
 PLAIN_NAME = re.compile(r"[\w.'-]+")
 """Class names that need no quotes beside a colon and a count."""
 
-POSITION = ("checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
+GROUP_AND_SEED = ("group", "seed")
+POSITION = (*GROUP_AND_SEED, "checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
 COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
 NOT_STORED = "samples_not_stored"
 DOCUMENTS = "documents"

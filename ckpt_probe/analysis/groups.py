@@ -8,8 +8,7 @@ from typing import Any
 from ckpt_probe.analysis.records import metric_names, number, of_penultimate, read_lines
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.dumps import open_dump_series
-from ckpt_probe.dumps.reading import SUFFIXES
+from ckpt_probe.dumps import has_dumps, open_dump_series
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.moments.registry import find_metrics, metrics_in, suggest_metrics, values_at_collapse
 
@@ -152,14 +151,6 @@ def _source(child: Path) -> Path | None:
         return child / METRICS_FILE
     # The directory of a path, or of a series of paths, has one file of records.
     return files[0] if len(files) == 1 else None
-
-
-def has_dumps(directory: Path) -> bool:
-    """Return whether a directory contains dumps."""
-    try:
-        return any(file.suffix in SUFFIXES and not file.name.startswith(".") for file in directory.iterdir())
-    except OSError as error:
-        raise DataError(f"{directory}: cannot be read: {error.strerror}; repair or remove it") from error
 
 
 def _record_of_dumps(directory: Path, split: str, step: int | None) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any, overload
 from ckpt_probe.analysis.entries import (
     COUNTS,
     COUNTS_IF_ANY,
+    FIT_RANGE,
+    GROUP_AND_SEED,
     POSITION,
     REFERENCES,
     Record,
@@ -24,7 +26,7 @@ from ckpt_probe.notebook import sparkline, table, text
 RECORD_FILES = ("metrics.jsonl", "records.jsonl", "barriers.jsonl")
 """Usual files of records in a directory: of a run, of a probe inside training, of a series of paths."""
 
-NOT_METRICS = frozenset({*POSITION, *COUNTS, *COUNTS_IF_ANY, *REFERENCES, "epoch", "seconds", "to_step"})
+NOT_METRICS = frozenset({*POSITION, *COUNTS, *COUNTS_IF_ANY, *FIT_RANGE, *REFERENCES, "epoch", "seconds", "to_step"})
 """Names of numbers in a record that are no metrics."""
 
 MOST_ROWS, LAST = 12, 1000
@@ -163,6 +165,15 @@ def read_lines(path: Path | str) -> list[Record]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file; expected JSON Lines (one record per line)") from error
     return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def by_run(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str | None, str | None], list[Any]]:
+    """Return the records of each group and seed, None for records without them."""
+    runs: dict[tuple[str | None, str | None], list[Any]] = {}
+    for record in records:
+        group, seed = (None if record.get(name) is None else str(record[name]) for name in GROUP_AND_SEED)
+        runs.setdefault((group, seed), []).append(record)
+    return runs
 
 
 def of_penultimate(records: Iterable[Mapping[str, Any]]) -> list[Any]:

@@ -13,16 +13,17 @@ from ckpt_probe.analysis.dump import compute_dump, outside_dump
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
 from ckpt_probe.analysis.entries import corrected as corrected_record
 from ckpt_probe.analysis.ranges import SharedSplits
-from ckpt_probe.analysis.records import Records
+from ckpt_probe.analysis.records import Records, read_records, record_files
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.dumps import PENULTIMATE, Dump, open_dump, open_dump_series
+from ckpt_probe.dumps import PENULTIMATE, Dump, has_dumps, open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import content_hash
+from ckpt_probe.groups import GroupedRun, Sources, find_runs
 from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord
 from ckpt_probe.moments.errors import RecordWithErrors
-from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Busy, Team, UnclaimedError, Workers, claimed, in_turn, remove_abandoned, results
 from ckpt_probe.series import Member
@@ -35,7 +36,7 @@ PAUSE_SECONDS = 0.5
 
 @checked_keywords
 def analyze(
-    path: Path | str,
+    path: Sources,
     *,
     splits: str | Sequence[str] | None = None,
     only: str | Iterable[str] | None = None,
@@ -63,8 +64,11 @@ def analyze(
 ) -> Records:
     """Return the records of every dump of a series, in the order of their steps; each is computed on first access.
 
+    Of several series the records follow each other, with the names `group` and `seed`; see `ckpt_probe.groups`.
+
     Args:
-        path: A dump, or a directory of dumps.
+        path: A dump, or a directory of dumps; a directory with one of these per seed, which is a group of runs; a
+            directory of such groups; several of these, or NAME=PATTERN; or a mapping from names of groups to paths.
         splits: Names of splits; all if None.
         only: Metrics, families of metrics or patterns to compute, such as "nc,class" or ("MIR", "nc1.*"); the usual
             ones if None.
@@ -102,7 +106,7 @@ def analyze(
         UsageError: If an argument is invalid.
     """
     errors = errors or corrected
-    results_of_series = read_series(
+    results_of_series = read_runs(
         path,
         from_arguments(Settings, locals()),
         splits=splits,
@@ -123,6 +127,62 @@ def analyze(
 
 analyze_series = analyze_dump = analyze
 """Earlier names of `analyze`."""
+
+
+def read_runs(
+    sources: Sources, settings: Settings, *, progress: Progress | None = None, **options: Any
+) -> Iterator[DetailedRecord]:
+    """Return what `read_series` returns for every run of sources, with group and seed in all records.
+
+    Args:
+        sources: As the path of `analyze`.
+        settings: Options of the analysis.
+        progress: Receives messages and bars.
+        **options: Further arguments of `read_series`.
+
+    Raises:
+        DataError: As `analyze`.
+        UsageError: As `find_runs`.
+    """
+    settings.check()
+    progress = DeduplicatedProgress(progress or NullProgress())
+    runs = find_dumps(sources, progress)
+    results = [read_series(run.path, settings, progress=progress, **options) for run in runs]
+    return (_labelled(detailed, run) for run, readings in zip(runs, results, strict=True) for detailed in readings)
+
+
+def find_dumps(sources: Sources, progress: Progress | None = None) -> list[GroupedRun]:
+    """Return the dumps, or directories of dumps, of sources with their groups; see `find_runs`."""
+    say = (progress or NullProgress()).message
+    return find_runs(sources, has_dumps, "a dump (.h5) or a directory of dumps", say)
+
+
+def is_recorded(path: Path) -> bool:
+    """Return whether a path is a run with dumps or records: a file or a directory of them."""
+    if has_dumps(path) or not path.is_dir():
+        return has_dumps(path) or path.suffix == ".jsonl"
+    try:
+        return len(record_files(path)) == 1
+    except DataError:
+        return False
+
+
+def records_of(path: Path | str) -> Sequence[Record]:
+    """Return the records of a run: those of its files, or of its dumps, which are analyzed with the cache of records.
+
+    Raises:
+        DataError: As `analyze` and `read_records`, and if there is no record.
+    """
+    path = Path(path)
+    records = list(analyze(path, cache=True)) if has_dumps(path) else read_records(path)
+    if not records:
+        raise DataError(f"{path}: no record in it: the file is empty; leave it out, or write it again")
+    return records
+
+
+def _labelled(detailed: DetailedRecord, run: GroupedRun) -> DetailedRecord:
+    rows = [{**run.labels, **row} for row in detailed.per_class]
+    return replace(detailed, record={**run.labels, **detailed.record}, per_class=rows) if run.labels else detailed
 
 
 def read_series(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ckpt_probe.checkpoints.series import (
         RepeatedWeights,
         fingerprint,
+        is_run,
         is_series,
         open_series,
         step_of,
@@ -30,6 +31,7 @@ __all__ = [
     "RepeatedWeights",
     "State",
     "fingerprint",
+    "is_run",
     "is_series",
     "library_versions",
     "likely_heads",
@@ -46,7 +48,7 @@ HOMES = {
     "metadata": ("CheckpointMetadata", "library_versions"),
     "reading": ("Checkpoint", "State", "open_checkpoint"),
     "recognition": ("LikelyHead", "likely_heads", "quantised"),
-    "series": ("RepeatedWeights", "fingerprint", "is_series", "open_series", "step_of", "unopened_member"),
+    "series": ("RepeatedWeights", "fingerprint", "is_run", "is_series", "open_series", "step_of", "unopened_member"),
     "writing": ("CheckpointWriter", "save_checkpoint"),
 }
 

@@ -71,6 +71,17 @@ def checkpoint_files(path: Path) -> list[tuple[Path, str]]:
     return files or _nested(_directories(path))
 
 
+def is_run(path: Path) -> bool:
+    """Return whether a path is a checkpoint or a directory in which `open_series` finds checkpoints; none is opened."""
+    if not path.is_dir():
+        return path.is_file() and path.name.endswith(SUFFIXES)
+    try:
+        return bool(checkpoint_files(snapshot_in(path)))
+    except (DataError, OSError):
+        # Opening it raises this error again, with its reason.
+        return True
+
+
 def is_series(path: Path | str) -> bool:
     """Return whether `path` is a directory of checkpoints, and not a file or a directory that holds one checkpoint.
 

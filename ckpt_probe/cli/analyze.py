@@ -45,7 +45,7 @@ RENYI = option("--renyi orders", "N,…", "Also compute Rényi entropies of thes
 
 
 @click.command("analyze", cls=Command, epilog="Example: ckpt-probe analyze dumps/digits --split test --json > r.jsonl")
-@click.argument("dumps", type=PATH)
+@click.argument("dumps", nargs=-1, required=True, metavar="DUMPS...")
 @option_group(
     "Metrics",
     SPLIT,
@@ -109,7 +109,7 @@ RENYI = option("--renyi orders", "N,…", "Also compute Rényi entropies of thes
     CACHE,
 )
 def command(
-    dumps: Path,
+    dumps: tuple[str, ...],
     splits: tuple[str, ...],
     json: bool,
     csv: bool,
@@ -130,15 +130,16 @@ def command(
 ) -> None:
     """Compute matrix entropy, MIR, HDR, neural collapse, accuracy and loss from dumps.
 
-    DUMPS is one .h5 file that extract wrote, or a directory of them; files of other programs with the documented names
-    work too. Prints one row per checkpoint and split, in the order of the training steps, and the values at neural
-    collapse. Results are cached in your own cache directory.
+    DUMPS is a .h5 file that extract wrote, or a directory of them: a run; a directory with one run per seed, or one
+    of such groups; several of these, or NAME='GLOB', whose matches are the runs of a group. Prints one row per
+    checkpoint and split, in the order of the training steps, and the values at neural collapse.
     """
     require_one_format(json=json, csv=csv)
     _require_free(out, spectra, overwrite=overwrite)
     _require_grid(layer_metric, json=json, **options)
 
-    from ckpt_probe.analysis import Settings, read_series
+    from ckpt_probe.analysis import Settings
+    from ckpt_probe.analysis.series import read_runs
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_grids, print_records, write_records, write_spectra
     from ckpt_probe.scheduling import Workers
@@ -149,7 +150,7 @@ def command(
     settings.check()
     readings: list[DetailedRecord] = []
     with bars() as progress:
-        results = read_series(
+        results = read_runs(
             dumps,
             settings,
             splits=splits or None,

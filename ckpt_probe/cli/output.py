@@ -111,7 +111,7 @@ def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite
     """Write the eigenvalues of every Gram matrix into an .npz file.
 
     Arrays are named CHECKPOINT/SPLIT/LEVEL.NAME, those of layers other than the penultimate
-    CHECKPOINT/SPLIT/LAYER/LEVEL.NAME.
+    CHECKPOINT/SPLIT/LAYER/LEVEL.NAME; with group and seed before them if the readings have these.
 
     Returns:
         The number of arrays.
@@ -131,7 +131,10 @@ def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite
 
 
 def _array_prefix(record: Record) -> str:
+    from ckpt_probe.analysis.entries import GROUP_AND_SEED
     from ckpt_probe.dumps import PENULTIMATE
 
     layer = record.get("layer", PENULTIMATE)
-    return "/".join([str(record["checkpoint"]), str(record["split"]), *([] if layer == PENULTIMATE else [str(layer)])])
+    labels = [str(record[name]) for name in GROUP_AND_SEED if name in record]
+    of_layer = [] if layer == PENULTIMATE else [str(layer)]
+    return "/".join([*labels, str(record["checkpoint"]), str(record["split"]), *of_layer])

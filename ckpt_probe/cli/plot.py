@@ -1,6 +1,5 @@
 """`ckpt-probe plot`."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ import click
 
 from ckpt_probe.cli.command import Command, option, option_group
 from ckpt_probe.cli.options import out_option, overwrite_option
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import UsageError
+from ckpt_probe.groups import group_runs, named_paths
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis import Records
@@ -68,10 +68,10 @@ def command(
 ) -> None:
     """Draw metrics against the training step, the position on a path, sparsity or epoch.
 
-    RECORDS are files of JSON Lines: from analyze -o, points.jsonl of a path, barriers.jsonl, metrics.jsonl of a run.
-    Each file becomes one line in the figure; NAME=FILE gives it a name. NAME=FILE1,FILE2 or NAME='GLOB' is one
-    condition with several seeds, drawn as their mean with a band from the lowest to the highest value. The training
-    split is solid, the test split dashed, the value at collapse dotted.
+    RECORDS are files of JSON Lines: from analyze -o, points.jsonl of a path, barriers.jsonl, metrics.jsonl of a run; or
+    dumps, which are analyzed. Each becomes one line in the figure; NAME=FILE gives it a name. NAME=FILE1,FILE2,
+    NAME='GLOB' or a directory of runs is one group with several seeds, drawn as their mean with a band from the lowest
+    to the highest value. The training split is solid, the test split dashed, the value at collapse dotted.
     """
     metrics = [[name.strip() for name in panel.split(",") if name.strip()] for panel in panels]
     if not all(metrics):
@@ -93,41 +93,35 @@ def command(
 
 def read_files(files: Mapping[str, Sequence[Path]]) -> "dict[str, list[Records]]":
     """Read the records of every file of each condition; raise DataError if a file cannot be read or has no record."""
-    from ckpt_probe.analysis import Records, read_records
-    from ckpt_probe.analysis.records import of_penultimate
+    from ckpt_probe.analysis import Records
+    from ckpt_probe.analysis.records import by_run, of_penultimate
+    from ckpt_probe.analysis.series import records_of
     from ckpt_probe.cli.console import bars, say
 
-    records: dict[str, list[Records]] = {label: [] for label in files}
+    records: dict[str, list[Records]] = {}
     with bars() as progress, progress.task("records", sum(map(len, files.values())), "files") as bar:
         for label, paths in files.items():
             for path in paths:
-                rows = read_records(path)
-                if not rows:
-                    raise DataError(f"{path}: no record in it: the file is empty; leave it out, or write it again")
+                rows = records_of(path)
                 curves = of_penultimate(rows)
                 if len(curves) < len(rows):
                     say(f"{path}: {len(rows) - len(curves)} records of other layers than the penultimate are left out")
-                records[label].append(Records(curves))
+                for (group, _), part in by_run(curves).items():
+                    records.setdefault(label if group is None else group, []).append(Records(part))
                 bar.advance()
     return records
 
 
 def sources(texts: Sequence[str]) -> dict[str, list[Path]]:
-    """Parse FILE, NAME=FILE, NAME=FILE1,FILE2 and NAME='GLOB' into the files of each condition by its label.
+    """Parse PATH, NAME=PATH, NAME=PATH1,PATH2 and NAME='GLOB' into the files of each condition by its label.
 
-    A condition without a NAME gets the shortest label that distinguishes its files from the others.
+    A condition without a NAME gets the shortest label that distinguishes its files from the others. A directory of runs
+    is a condition with one path per seed, and a directory of such directories has several (see `ckpt_probe.groups`).
 
     Raises:
         UsageError: If a glob matches nothing, or two conditions have the same name.
     """
-    named: list[tuple[str | None, list[Path]]] = []
-    for text in texts:
-        if _exists(text):
-            named.append((None, [Path(text)]))
-            continue
-        name, separator, rest = text.partition("=")
-        paths = [file for part in (rest if separator else text).split(",") for file in _files(part.strip())]
-        named.append((name or None if separator else None, paths))
+    named = [condition for text in texts for condition in _conditions(*named_paths(text))]
     derived = iter(_labels([files for name, files in named if name is None]))
     labels = [name or next(derived) for name, _ in named]
     repeated = next((label for label in labels if labels.count(label) > 1), None)
@@ -147,19 +141,17 @@ def _labels(files: Sequence[Sequence[Path]]) -> list[str]:
     return different[0] if different else [paths[0].as_posix() for paths in files]
 
 
-def _exists(text: str) -> bool:
-    # Path.exists raises an error for a text longer than a file name can be, such as a list of many files.
-    return os.path.exists(text)  # noqa: PTH110
+def _conditions(name: str | None, paths: Sequence[Path | str]) -> list[tuple[str | None, list[Path]]]:
+    """Return the paths, or those of every group in them if they are one directory of runs, with the group's name."""
+    from ckpt_probe.analysis.series import is_recorded
 
-
-def _files(text: str) -> list[Path]:
-    if not any(character in text for character in "*?[") or _exists(text):
-        return [Path(text)]
-    pattern = Path(text)
-    matches = sorted(Path(pattern.anchor or ".").glob(pattern.relative_to(pattern.anchor).as_posix()))
-    if not matches:
-        raise UsageError(f"{text}: no file matches this pattern")
-    return matches
+    files = [Path(path) for path in paths]
+    if len(files) != 1 or not files[0].is_dir() or is_recorded(files[0]):
+        return [(name, files)]
+    groups: dict[str | None, list[Path]] = {}
+    for run in group_runs([(name, [*files])], is_recorded, "dumps or records", lambda _: None):
+        groups.setdefault(run.group or name, []).append(Path(run.path))
+    return [*groups.items()]
 
 
 def _mark(text: str, axis: str) -> tuple[float, str]:

@@ -166,9 +166,9 @@ def _follow(
 
 def _stamps(sources: tuple[str, ...], made: list[Path]) -> list[tuple[str, int, int]]:
     from ckpt_probe.files import stamp_of
-    from ckpt_probe.reporting.sources import named
+    from ckpt_probe.groups import named_paths
 
-    stamps = [stamp for text in sources for stamp in stamp_of(named(text)[1].resolve())]
+    stamps = [stamp for text in sources for path in named_paths(text)[1] for stamp in stamp_of(Path(path).resolve())]
     # The page may be in a directory that is a source.
     return [stamp for stamp in stamps if not any(Path(stamp[0]).is_relative_to(path) for path in made)]
 

@@ -257,6 +257,16 @@ def read_provenance(path: Path | str) -> Provenance | None:
         return _provenance(path, file)
 
 
+def has_dumps(path: Path) -> bool:
+    """Return whether a path is a dump by its suffix, or a directory with one."""
+    if not path.is_dir():
+        return path.suffix in SUFFIXES
+    try:
+        return any(entry.suffix in SUFFIXES and not entry.name.startswith(".") for entry in path.iterdir())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; repair or remove it") from error
+
+
 def open_dump_series(path: Path | str) -> list[Member]:
     """List the dumps at `path`, one .h5 file or a directory of them, ordered by step.
 

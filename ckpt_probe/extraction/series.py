@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.addresses import as_path
-from ckpt_probe.checkpoints import Arrivals, RepeatedWeights, open_series, unopened_member
+from ckpt_probe.addresses import as_path, is_address
+from ckpt_probe.checkpoints import Arrivals, RepeatedWeights, is_run, open_series, unopened_member
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.extraction.checkpoint import Job, extract_here
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.extraction.plausibility import Outcome, warnings_of
 from ckpt_probe.extraction.request import request_of
+from ckpt_probe.groups import GroupedRun, find_runs
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.moments.grouping import SUBSET_ROWS
@@ -82,11 +83,12 @@ def extract_series(
 ) -> ExtractionSummary:
     """Write `out`/NAME.h5 for every checkpoint at `source`: features (N, D), labels, logits, classifier weights.
 
+    A directory of runs, such as RECIPE/SEED/checkpoints, is mirrored: `out`/RECIPE/SEED/NAME.h5.
     A complete dump with the same provenance is skipped. Several processes may extract into the same directory at the
     same time; they divide the checkpoints among themselves. A dump gets its name when it is complete.
 
     Args:
-        source: Checkpoint, or directory of checkpoints.
+        source: Checkpoint, directory of checkpoints, or directory of runs, or of groups of runs.
         out: Directory of the dumps.
         model: Name of the model; that in the checkpoint's metadata if None.
         model_arguments: Arguments of the model, which replace those in the metadata.
@@ -132,7 +134,12 @@ def extract_series(
         UsageError: If settings do not fit, or a dump of another provenance exists and `overwrite` is false.
         DataError: If a checkpoint or the data cannot be read, or do not fit the model.
     """
-    setup, storage = from_arguments(Setup, locals()), from_arguments(Storage, locals())
+    keywords = {name: value for name, value in locals().items() if name not in ("source", "out")}
+    setup, storage = from_arguments(Setup, keywords), from_arguments(Storage, keywords)
+    if runs := _runs_below(source, progress):
+        if follow:
+            raise UsageError(f"{source}: `follow=True` needs one run; name one of {len(runs)}, such as {runs[0].path}")
+        return _extract_runs(runs, Path(source), Path(out), keywords)
     staff, out = Workers(workers, scheduler), Path(out)
     progress = DeduplicatedProgress(progress or NullProgress())
     source = as_path(source) if follow else resolve(source)
@@ -182,6 +189,26 @@ def extract_series(
     for note in (*notes, *warnings_of(outcomes)):
         progress.message(note)
     return ExtractionSummary(tuple(written), tuple(skipped), stopped)
+
+
+def _runs_below(source: Path | str, progress: Progress | None) -> list[GroupedRun]:
+    """Return the runs in a directory of runs or of groups of runs; none for a run itself, or a remote one."""
+    if is_address(source) or not Path(source).is_dir() or is_run(Path(source)):
+        return []
+    runs = find_runs(Path(source), is_run, "a run: a directory of checkpoints", (progress or NullProgress()).message)
+    return [run for run in runs if run.seed is not None or run.group is not None]
+
+
+def _extract_runs(runs: Sequence[GroupedRun], source: Path, out: Path, keywords: dict[str, Any]) -> ExtractionSummary:
+    """Extract runs one after another into directories of the same relative paths; names in the result have them."""
+    written, skipped = [], []
+    keywords["progress"] = DeduplicatedProgress(keywords["progress"] or NullProgress())
+    for run in runs:
+        relative = Path(run.path).relative_to(source)
+        summary = extract_series(run.path, out / relative, **keywords)
+        written += [(relative / name).as_posix() for name in summary.written]
+        skipped += [(relative / name).as_posix() for name in summary.skipped]
+    return ExtractionSummary(tuple(written), tuple(skipped))
 
 
 def _arrivals(

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis.groups import has_dumps, open_group
+from ckpt_probe.analysis.groups import open_group
 from ckpt_probe.analysis.records import RECORD_FILES, metric_names, read_records
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.dumps import has_dumps
 from ckpt_probe.dumps.reading import SUFFIXES
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.files import distinct_names, require_regular

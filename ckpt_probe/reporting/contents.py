@@ -1,14 +1,16 @@
 """Contents of a report in order: sentences, sections of plots, and provenance of the sources."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ckpt_probe.analysis import Settings, read_series
+from ckpt_probe.analysis.records import by_run
 from ckpt_probe.analysis.similarity import Similarity, layer_similarities, step_similarities, stored_rows_of_series
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
@@ -16,7 +18,16 @@ from ckpt_probe.findings import Findings
 from ckpt_probe.findings.sentences import findings_of_run, read_findings
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.predictions import Predictions, read_predictions
-from ckpt_probe.progress import NullProgress, Progress, Task
+from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress, Task
+from ckpt_probe.reporting.differences import (
+    TOP,
+    Difference,
+    difference_sentences,
+    difference_table,
+    differences,
+    grouped,
+    has_groups,
+)
 from ckpt_probe.reporting.plots.description import Axis, Plot
 from ckpt_probe.reporting.plots.events import event_plots
 from ckpt_probe.reporting.plots.examples import (
@@ -32,7 +43,7 @@ from ckpt_probe.reporting.plots.layers import LayerSimilarity, layer_maps, separ
 from ckpt_probe.reporting.plots.metrics import axis_along, metric_plots
 from ckpt_probe.reporting.plots.paths import contour_plots, path_plots
 from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spectrum_plots
-from ckpt_probe.reporting.provenance import Origin, origin_of
+from ckpt_probe.reporting.provenance import Origin, origin_of, without_shared
 from ckpt_probe.reporting.reading import read_path as read_path_aloud
 from ckpt_probe.reporting.reading import read_plane as read_plane_aloud
 from ckpt_probe.reporting.reading import read_supported
@@ -53,6 +64,9 @@ from ckpt_probe.series import Member
 
 TITLE = "What happened in these runs"
 """Default heading of the page."""
+
+DIFFERENCES = "differences"
+"""Key of the section of the differences between groups, whose plots are open; all others are folded."""
 
 MIR_ROWS = 256
 """Default number of rows for MIR between layers; 10 layers take 0.3 s with 256 rows and 20 s with 2,048."""
@@ -90,10 +104,11 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class Group:
-    """Plots under one heading ("" for no heading)."""
+    """Plots under one heading ("" for no heading); `folded` hides them until they are asked for."""
 
     title: str
     plots: tuple[Plot, ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,18 @@ class Track:
 
 @dataclass(frozen=True)
 class Contents:
-    """Contents of a report. reading: sentences by the name of their source. axis: axis of the slider."""
+    """Contents of a report.
+
+    Attributes:
+        title: Heading.
+        reading: Sentences by the name of their source.
+        sections: The sections.
+        axis: Axis of the slider.
+        tracks: Runs on the slider.
+        origins: Provenance of the sources; that of several has only the facts in which they differ.
+        shared: Facts that are the same for all sources.
+        notes: Notes on missing parts.
+    """
 
     title: str
     reading: tuple[tuple[str, tuple[str, ...]], ...]
@@ -131,6 +157,7 @@ class Contents:
     axis: Axis
     tracks: tuple[Track, ...]
     origins: tuple[Origin, ...]
+    shared: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -174,7 +201,7 @@ def gather(
     Raises:
         DataError: If a source cannot be read, or contains nothing that can be shown.
     """
-    options, progress = options or ReportOptions(), progress or NullProgress()
+    options, progress = options or ReportOptions(), DeduplicatedProgress(progress or NullProgress())
     contents, origins = _SourceContents(), []
     with progress.task("sources", len(sources), "sources") as bar:
         for source in sources:
@@ -186,13 +213,15 @@ def gather(
     axis = common_axis(contents.runs) if contents.runs else "step"
     tracks = [Track(run.name, tuple(run.checkpoints), tuple(_slider_positions(run, axis))) for run in contents.runs]
     sections = [section for section in _sections(contents, axis, options.data) if section.plots]
+    if has_groups(contents.runs):
+        sections = [_folded(section) if section.key != DIFFERENCES else section for section in sections]
     return Contents(
         options.title,
         tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences),
         tuple(sections),
         axis_along(axis, sorted({value for track in tracks for value in track.positions if value is not None})),
         tuple(tracks),
-        tuple(origins),
+        *(without_shared(origins) if has_groups(contents.runs) else (tuple(origins), {})),
     )
 
 
@@ -202,7 +231,11 @@ def _read(source: Source, contents: _SourceContents, options: ReportOptions, pro
     elif source.kind == PLANE:
         contents.planes[source.name] = read_plane(source)
     elif source.kind == RECORDS:
-        contents.runs.append(run_of_records(source.name, records_of(source), options.class_names))
+        for (group, seed), records in by_run(records_of(source)).items():
+            name = source.name if group is None else f"{group}/{seed}" if seed else group
+            run = run_of_records(name, records, options.class_names)
+            position = (source.group, source.seed) if group is None else (group if seed else None, seed)
+            contents.runs.append(replace(run, group=position[0], seed=position[1]))
     elif source.kind == DUMP:
         readings = list(
             read_series(
@@ -215,7 +248,7 @@ def _read(source: Source, contents: _SourceContents, options: ReportOptions, pro
             )
         )
         names = options.class_names or _class_names(source.path)
-        run = run_of_readings(source.name, readings, names)
+        run = replace(run_of_readings(source.name, readings, names), group=source.group, seed=source.seed)
         contents.runs.append(run)
         if run.layered:
             _compare(source, run, contents, options.mir_rows, progress)
@@ -283,20 +316,23 @@ def _slider_positions(run: Run, axis: str) -> Iterable[float | None]:
 
 def _sections(contents: _SourceContents, axis: str, data: NamedData) -> Iterable[Section]:
     groups, notes = metric_plots(contents.runs, axis)
+    if has_groups(contents.runs) and (ranked := differences(contents.runs)):
+        yield _differences(ranked, groups)
+        groups = [(title, [plot for plot in plots if not _is_top(plot, ranked)]) for title, plots in groups]
     yield Section(
         "metrics",
         "Metrics",
         "Every number of every checkpoint. Solid and filled: train; dashed and hollow: test; dotted: at "
         "collapse; shaded: 95 % intervals.",
-        tuple(Group(title, tuple(plots)) for title, plots in groups),
+        tuple(Group(title, tuple(plots)) for title, plots in groups if plots),
         tuple(notes),
     )
     lead = "When metrics change: an interval of steps for each event, the earliest onset first."
     yield Section("findings", "Findings", lead, (Group("", tuple(event_plots(contents.findings))),))
-    matrices, notes = matrix_plots(contents.runs)
+    matrices, notes = _by_group(matrix_plots, contents.runs)
     lead = "Cosines between the directions of classes, at the checkpoint of the slider."
     yield Section("cosines", "Class means and classifier", lead, (Group("", tuple(matrices)),), tuple(notes))
-    spectra, notes = spectrum_plots(contents.runs)
+    spectra, notes = _by_group(spectrum_plots, contents.runs)
     lead = "Eigenvalues of each Gram matrix divided by its size: at the checkpoint of the slider, and over the run."
     yield Section("spectra", "Spectra", lead, (Group("", tuple(spectra)),), tuple(notes))
     table, notes = class_table(contents.runs)
@@ -340,6 +376,45 @@ def _examples(contents: _SourceContents, axis: str, data: NamedData) -> Section:
     return Section("examples", "Examples", lead, present, (*contents.without_predictions, *notes))
 
 
+def _differences(ranked: Sequence[Difference], groups: Sequence[tuple[str, Sequence[Plot]]]) -> Section:
+    """Return the section of the differences between groups: their table, and the plots of the clearest ones."""
+    plots = {plot.key: plot for _, of_group in groups for plot in of_group}
+    clearest = tuple(plots[key] for key in _top(ranked) if key in plots)
+    lead = "How the groups differ at the end, the most clearly separated metrics first: mean and range over seeds."
+    return Section(DIFFERENCES, "Differences", lead, (Group("", (difference_table(ranked),)), Group("", clearest)))
+
+
+def _folded(section: Section) -> Section:
+    """Return a section whose plots are hidden until they are asked for."""
+    groups = (replace(group, title=group.title or section.title, folded=True) for group in section.groups)
+    return replace(section, groups=tuple(groups))
+
+
+def _top(ranked: Sequence[Difference]) -> list[str]:
+    """Return the keys of the plots of the most clearly separated metrics."""
+    return [f"metric-{name}" for name in list(dict.fromkeys(each.metric for each in ranked))[:TOP]]
+
+
+def _is_top(plot: Plot, ranked: Sequence[Difference]) -> bool:
+    return plot.key in _top(ranked)
+
+
+def _by_group(describe: Callable[[Sequence[Run]], tuple[list[Any], list[str]]], runs: Sequence[Run]) -> Any:
+    """Describe plots of each group of runs beside each other; those of all runs together without groups."""
+    if not has_groups(runs):
+        return describe(runs)
+    described = {group: describe(members) for group, members in grouped(runs).items()}
+    pairs = [
+        replace(plot, key=f"{plot.key}-{group}", title=f"{plot.title}: {group}")
+        for group, (plots, _) in described.items()
+        for plot in plots
+    ]
+    # The plots of one matrix or spectrum follow each other.
+    kinds = list(dict.fromkeys(plot.title.rpartition(": ")[0] for plot in pairs))
+    pairs.sort(key=lambda plot: kinds.index(plot.title.rpartition(": ")[0]))
+    return pairs, [note for _, notes in described.values() for note in notes]
+
+
 def _without_metrics(paths: dict[str, PathContents]) -> Iterable[str]:
     if paths:
         yield "metrics along a path are in its points.jsonl; `plot` draws them"
@@ -349,7 +424,10 @@ def _without_metrics(paths: dict[str, PathContents]) -> Iterable[str]:
 
 
 def _reading(contents: _SourceContents) -> Iterable[tuple[str, list[str]]]:
-    for run in contents.runs:
+    by_group = has_groups(contents.runs)
+    if by_group and (ranked := differences(contents.runs)):
+        yield "groups", difference_sentences(ranked)
+    for run in [] if by_group else contents.runs:
         yield run.name, [*read_findings(contents.findings[run.name]), *read_supported(run.records)]
     for name, path in contents.paths.items():
         yield name, read_path_aloud(path.summary, path.plan.get("path"))

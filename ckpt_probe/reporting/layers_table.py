@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ckpt_probe.analysis.entries import GROUP_AND_SEED
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
@@ -59,7 +60,7 @@ def grids_of(records: Sequence[Record], metric: str) -> list[Grid]:
     steps = [record.get("step") for record in layered]
     by_step = None not in steps and len(set(steps)) == len({record["checkpoint"] for record in layered})
     named = "step" if by_step else "checkpoint"
-    return [_grid(layered, split, metric, named) for split in dict.fromkeys(record["split"] for record in layered)]
+    return [_grid(layered, split, metric, named) for split in dict.fromkeys(map(_split_of, layered))]
 
 
 def grid_table(grid: Grid, width: int | None = None) -> Group:
@@ -119,8 +120,15 @@ def grid_records(grids: Sequence[Grid]) -> list[dict[str, Any]]:
     ]
 
 
+def _split_of(record: Record) -> str:
+    """Return the split of a record, after its group and seed if it has these."""
+    return " ".join(
+        ["/".join(str(record[name]) for name in GROUP_AND_SEED if name in record), str(record["split"])]
+    ).strip()
+
+
 def _grid(records: Sequence[Record], split: str, metric: str, named: str) -> Grid:
-    of_split = [record for record in records if record["split"] == split]
+    of_split = [record for record in records if _split_of(record) == split]
     depths = {record["layer"]: float(record["depth"]) for record in of_split}
     layers = sorted(depths, key=lambda layer: depths[layer])
     columns = list(dict.fromkeys(str(record[named]) for record in of_split))

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis import Record, Records, read_records
-from ckpt_probe.analysis.records import of_penultimate
+from ckpt_probe.analysis import Record, Records
+from ckpt_probe.analysis.records import by_run, of_penultimate
+from ckpt_probe.analysis.series import is_recorded, records_of
 from ckpt_probe.errors import UsageError
-from ckpt_probe.files import distinct_names, refuse_existing
+from ckpt_probe.files import refuse_existing
+from ckpt_probe.groups import find_runs, seed_names
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import NullProgress, Progress
@@ -130,8 +132,9 @@ def plot(
     """Draw metrics against the training step, the position on a path, sparsity or epoch.
 
     Args:
-        records: Records, or files or directories of them. A mapping names the conditions: each is one line, or with
-            several files the mean of these seeds, with a band from the lowest to the highest value.
+        records: Records, or files or directories of them or of dumps, which are analyzed. A directory of runs, or of
+            groups of runs, has one line per group. A mapping names the conditions: each is one line, or with several
+            files the mean of these seeds, with a band from the lowest to the highest value.
         out: File to write; its suffix .svg, .png or .pdf decides the format.
         metrics: Metric of each panel, by name, short label ("MIR") or pattern ("nc1.*"), ignoring case; several in one
             panel are separated by commas, or a sequence.
@@ -196,19 +199,19 @@ def _conditions(records: RecordsSource | Mapping[str, RecordsSource]) -> dict[st
     sources = as_sequence(records) or ()
     if not all(isinstance(source, Path | str) for source in sources):
         return {"records": _runs(sources)}
-    names = distinct_names([_without_suffix(Path(source)) for source in sources])
-    return {name: _runs(source) for name, source in zip(names, sources, strict=True)}
+    conditions: dict[str, list[list[Record]]] = {}
+    for run in find_runs([*map(str, sources)], is_recorded, "dumps or records", lambda _: None):
+        for (group, _), part in by_run(of_penultimate(records_of(run.path))).items():
+            name = group or run.group or seed_names([run.path])[0]
+            conditions.setdefault(name, []).append(part)
+    return conditions
 
 
 def _runs(source: RecordsSource) -> list[list[Record]]:
     """Return the records of each seed of a condition."""
     if isinstance(source, Path | str):
-        return [of_penultimate(read_records(source))]
+        return [run for runs in _conditions(source).values() for run in runs]
     items = list(source)
     if isinstance(source, Records) or all(isinstance(item, Mapping) for item in items):
         return [of_penultimate(items)]
     return [run for item in items for run in _runs(item)]
-
-
-def _without_suffix(path: Path) -> Path:
-    return path.resolve().parent if path.name == "metrics.jsonl" else path.with_suffix("")

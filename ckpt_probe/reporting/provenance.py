@@ -1,7 +1,7 @@
 """Provenance of the sources of a report: files and their hashes, settings, and commands that repeat them."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,16 @@ def origin_of(source: Source) -> Origin:
     verb = "interpolate" if source.kind == PATH else "plane"
     command = command_of(verb, plan[REQUEST], source.path) if REQUEST in plan else ""
     return Origin(source.name, source.kind, str(source.path), facts, present, command)
+
+
+def without_shared(origins: Sequence[Origin]) -> tuple[tuple[Origin, ...], dict[str, str]]:
+    """Return the origins with the facts in which they differ, and the facts that all of several have in common."""
+    if len(origins) < 2:
+        return tuple(origins), {}
+    first = origins[0].facts
+    shared = {name: text for name, text in first.items() if all(each.facts.get(name) == text for each in origins)}
+    differing = [{name: text for name, text in each.facts.items() if name not in shared} for each in origins]
+    return tuple(replace(each, facts=facts) for each, facts in zip(origins, differing, strict=True)), shared
 
 
 def versions() -> dict[str, str]:

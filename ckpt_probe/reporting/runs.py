@@ -37,6 +37,9 @@ class Run:
     class_names: tuple[str, ...] = ()
     layered: tuple[Record, ...] = ()
     """Records of every layer including the penultimate; empty if there are no other layers."""
+    group: str | None = None
+    seed: str | None = None
+    """Group of runs that differ in their seed, and the name of this one in it; None for a run without others."""
 
     @cached_property
     def checkpoints(self) -> list[str]:

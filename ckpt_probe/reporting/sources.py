@@ -8,8 +8,9 @@ from typing import Any
 from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
 from ckpt_probe.analysis.records import RECORD_FILES, number
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError
 from ckpt_probe.files import distinct_names, read_object, require_regular
+from ckpt_probe.groups import group_runs, named_paths
 from ckpt_probe.moments.registry import all_metrics
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
@@ -26,11 +27,13 @@ PLAN_OR_SUMMARY = "the plan or summary of a path or a plane"
 
 @dataclass(frozen=True)
 class Source:
-    """Source of a report: its kind, its path, and its name in the report."""
+    """Source of a report: its kind, its path, its name in the report, and its group and seed, None without."""
 
     kind: str
     path: Path
     name: str
+    group: str | None = None
+    seed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,44 @@ class PathContents:
 
 
 def open_sources(texts: Sequence[str]) -> list[Source]:
-    """Open the sources of a command line, each PATH or NAME=PATH.
+    """Open the sources of a command line, each PATH, NAME=PATH or NAME=PATTERN.
+
+    A directory of sources is a group, as in `ckpt_probe.groups`.
 
     Args:
         texts: Words of the command line.
 
     Returns:
-        The sources, in order.
+        The sources, in order. Only runs of a group of several have a group and a seed.
 
     Raises:
         DataError: If a path is not a source of a known kind.
         UsageError: If two sources have the same name or the same path.
     """
-    pairs = [named(text) for text in texts]
-    kinds = [kind_of(path) for _, path in pairs]
-    paths = [_source_path(kind, path) for kind, (_, path) in zip(kinds, pairs, strict=True)]
-    derived = iter(
-        distinct_names([_naming_part(path) for (name, _), path in zip(pairs, paths, strict=True) if name is None])
-    )
-    names = [name or next(derived) for name, _ in pairs]
-    for relation, values in (("called", names), ("read from", [str(path.resolve()) for path in paths])):
-        repeated = next((value for value in values if values.count(value) > 1), None)
-        if repeated is not None:
-            raise UsageError(f"two sources are {relation} {repeated}; name each source once (NAME=PATH)")
-    return [Source(kind, path, name) for kind, path, name in zip(kinds, paths, names, strict=True)]
+    runs = group_runs(map(_named_sources, texts), _is_source, KINDS)
+    paths = [Path(run.path) for run in runs]
+    kinds = [kind_of(path) for path in paths]
+    alone = runs[0].name or distinct_names([_naming_part(_source_path(kinds[0], paths[0]))])[0]
+    return [
+        Source(kind, _source_path(kind, path), run.name or alone, run.group if run.seed else None, run.seed)
+        for kind, path, run in zip(kinds, paths, runs, strict=True)
+    ]
+
+
+def _named_sources(text: str) -> tuple[str | None, list[Path | str]]:
+    name, paths = named_paths(text)
+    # A file of a path or of a run stands for its directory, by which it is named.
+    return name, [_source_path(kind_of(Path(path)), Path(path)) if _is_source(Path(path)) else path for path in paths]
+
+
+def _is_source(path: Path) -> bool:
+    """Return whether a path is a source; among the files of a directory, those with a usual suffix."""
+    if path.is_file():
+        return path.suffix in {*SUFFIXES, ".jsonl"}
+    try:
+        return bool(kind_of(path))
+    except DataError:
+        return False
 
 
 def kind_of(path: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ckpt_probe.analysis.entries import BIAS, CONFUSION, NAMED_CONFUSION, POSITION, STDERR
+from ckpt_probe.analysis.entries import BIAS, CONFUSION, GROUP_AND_SEED, NAMED_CONFUSION, POSITION, STDERR
 from ckpt_probe.errors import printable
 from ckpt_probe.moments.registry import METRICS, Metric, metric_named, metrics_in, values_at_collapse
 from ckpt_probe.reporting.uncertain import error_of, number_with_error
@@ -39,7 +39,9 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in identifiers:
         table.add_column(
-            name, justify="left" if name in {"checkpoint", "split", "layer", "class_name"} else "right", no_wrap=True
+            name,
+            justify="left" if name in {*GROUP_AND_SEED, "checkpoint", "split", "layer", "class_name"} else "right",
+            no_wrap=True,
         )
     for metric in columns:
         table.add_column(metric.label, justify="right", no_wrap=True)
@@ -187,7 +189,9 @@ def _any(records: Sequence[Record], name: str) -> bool:
 
 
 def _where(record: Record) -> str:
-    return " ".join(str(record[name]) for name in ("checkpoint", "split", "layer") if record.get(name) is not None)
+    return " ".join(
+        str(record[name]) for name in (*GROUP_AND_SEED, "checkpoint", "split", "layer") if record.get(name) is not None
+    )
 
 
 def _listed(rows: list[str]) -> str:

@@ -57,13 +57,13 @@ def test_export_into_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
         Path(f"{name}.jsonl").write_text(json.dumps({"step": 3, "split": "test", "accuracy": value}) + "\n")
     assert run(["export", "a.jsonl", "decay=b.jsonl", "--tensorboard", "events", "-o", "both.parquet"]) == 0
     assert pd.read_parquet("both.parquet").to_dict("list") == {
-        "condition": ["a", "decay"],
+        "group": ["a", "decay"],
         "step": [3, 3],
         "split": ["test", "test"],
         "accuracy": [0.5, 0.25],
     }
     assert run(["export", "a.jsonl", "decay=b.jsonl", "-o", "both.csv"]) == 0
-    assert Path("both.csv").read_text().splitlines()[0] == "condition,step,split,accuracy"
+    assert Path("both.csv").read_text().splitlines()[0] == "group,step,split,accuracy"
     assert run(["export", "a.jsonl", "-o", "both.csv"]) == 2
     assert {file.parent.as_posix() for file in Path("events").rglob("events.*")} == {
         "events/a/test",
@@ -79,6 +79,12 @@ def test_seeds_of_one_condition_are_numbered() -> None:
         Path(f"seed-{seed}.jsonl").write_text(json.dumps({"step": 3, "accuracy": 0.5}) + "\n")
     assert run(["export", "plain=seed-*.jsonl", "--tensorboard", "events"]) == 0
     assert {file.parent.as_posix() for file in Path("events").rglob("events.*")} == {"events/plain-0", "events/plain-1"}
+    assert run(["export", "plain=seed-*.jsonl", "-o", "seeds.csv"]) == 0
+    assert Path("seeds.csv").read_text().splitlines() == [
+        "group,seed,step,accuracy",
+        "plain,seed-0,3,0.5",
+        "plain,seed-1,3,0.5",
+    ]
 
 
 def test_export_into_nothing_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
+from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.moments.registry import FAMILIES, metric_named
 from ckpt_probe.reporting.plots.description import Axis, Line, LinePlot, colour_of
@@ -26,7 +27,7 @@ SPREAD = 4
 
 
 def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[LinePlot]]], list[str]]:
-    """Describe one plot for each metric of the runs.
+    """Describe one plot for each metric of the runs; the runs of a group are one line, their mean, with a band.
 
     Args:
         runs: The runs.
@@ -36,7 +37,7 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
         Groups of plots with their titles, and notes on missing values.
     """
     notes: list[str] = []
-    series = {}
+    series: dict[str, list[list[Record]]] = {}
     for run in runs:
         if not metric_names(run.records):
             continue
@@ -46,9 +47,9 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
                 f"{run.name}: its records have no {axis} that tells them apart; they are in no plot of metrics"
             )
         else:
-            series[run.name] = [positioned.records]
-    names = metric_names([record for records in series.values() for record in records[0]])
-    names = [name for name in names if name not in {ORDER, axis, *NO_MEASURE} and not name.endswith("_stderr")]
+            series.setdefault(run.group or run.name, []).append(positioned.records)
+    names = metric_names([record for seeds in series.values() for records in seeds for record in records])
+    names = [name for name in names if name not in {ORDER, axis} and is_measure(name)]
     if not names:
         return [], notes
     plots, more = line_plots(series, [[name] for name in names], Scales(x=axis))
@@ -57,6 +58,11 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
     titles = [*dict.fromkeys(family.group for family in FAMILIES), RENYI, BARRIERS, OTHERS]
     groups = [(title, [by_name[name] for name in names if _group_of(name) == title]) for title in titles]
     return [(title, plots) for title, plots in groups if plots], [*notes, *more]
+
+
+def is_measure(name: str) -> bool:
+    """Return whether a number of a record is drawn: all but those that describe how others were computed."""
+    return name not in NO_MEASURE and not name.endswith(("_stderr", "_bias", "_computing_error"))
 
 
 def _group_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """The page in a real browser: what is drawn, what the slider and the keyboard do, what assistive technology is told."""
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -338,3 +339,32 @@ def test_maps_of_layers_are_drawn_and_follow_the_slider(driver: Any, page_of_lay
     assert "CKA of 4 layers" in between.find_element("css selector", ".plot").get_attribute("aria-label")
     assert chromium.console(opened) == []
     assert chromium.requests(opened) == []
+
+
+def test_a_page_of_groups_begins_with_their_differences_and_unfolds_the_rest(driver: Any, tmp_path: Path) -> None:
+    for group in ("plain", "decay"):
+        for seed in range(3):
+            folder = tmp_path / "runs" / group / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            rows = [
+                {"step": step, "split": "test", **{f"number.{i}": i + step * (seed + len(group)) for i in range(9)}}
+                for step in (1, 10, 100)
+            ]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_page(gather(open_sources([str(tmp_path / "runs")])), tmp_path / "report.html")
+    opened = look(driver, tmp_path / "report.html")
+    sections = opened.find_elements("css selector", "main section")
+    assert [section.get_attribute("id") for section in sections] == ["reading", "differences", "metrics", "origin"]
+    table, *cards = opened.find_elements("css selector", "#differences [data-key]")
+    assert len(table.find_elements("css selector", "tbody tr")) == 9
+    assert len(cards) == 6
+    key = cards[0].get_attribute("data-key")
+    assert len(card(opened, key).find_elements("css selector", "g[aria-label=line] path")) == 2
+    assert [box.text for box in opened.find_elements("css selector", "legend")] == ["Groups"]
+    folded = opened.find_element("css selector", "#metrics details")
+    assert not folded.find_element("css selector", "[data-key]").is_displayed()
+    opened.execute_script("arguments[0].open = true", folded)
+    inside = folded.find_element("css selector", "[data-key]")
+    assert opened.execute_script(DRAWN, card(opened, inside.get_attribute("data-key"))) > 5
+    assert inside.find_element("css selector", ".plot svg").size["width"] > 240
+    assert chromium.console(opened) == []

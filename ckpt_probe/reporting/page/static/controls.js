@@ -26,8 +26,8 @@ function controlBar() {
 }
 
 function lineKinds(of) {
-  const lines = data.sections.flatMap((section) => (section.key === "metrics" ? section.groups : []))
-    .flatMap((group) => group.plots).flatMap((plot) => plot.lines);
+  const lines = data.sections.flatMap((section) => (["metrics", "differences"].includes(section.key) ? section.groups : []))
+    .flatMap((group) => group.plots).flatMap((plot) => plot.lines ?? []);
   return [...new Map(lines.map((line) => [of(line), line])).entries()].filter(([name]) => name != null);
 }
 
@@ -44,7 +44,7 @@ function toggles(legend, kinds, hidden, style) {
 }
 
 function runChoice() {
-  return toggles("Runs", lineKinds((line) => line.condition), state.hiddenRuns, (line) => ({ ...line.style, dash: "solid", hollow: false }));
+  return toggles(grouped ? "Groups" : "Runs", lineKinds((line) => line.condition), state.hiddenRuns, (line) => ({ ...line.style, dash: "solid", hollow: false }));
 }
 
 function splitChoice() {

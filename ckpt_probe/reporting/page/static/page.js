@@ -27,6 +27,12 @@ function sectionPart(section) {
       partAt.set(part.root, part);
       grid.append(part.root);
     }
+    if (group.folded) {
+      const fold = element("details", { class: "fold", ontoggle: () => { if (fold.open) drawIn(grid); } },
+        element("summary", {}, `${shortened(group.title, 160)} (${group.plots.length})`), grid);
+      made.append(fold);
+      continue;
+    }
     if (group.title) made.append(element("h3", {}, shortened(group.title, 160)));
     made.append(grid);
   }
@@ -38,12 +44,13 @@ function sectionPart(section) {
 }
 
 function originPart() {
+  const list = (facts) => Object.keys(facts).length ? element("dl", {}, Object.entries(facts).flatMap(([name, value]) =>
+    [element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, value)])) : null;
   const origin = (one) => element("div", { class: "card wide origin" },
     element("h3", {}, shortened(one.name, 120), " ", element("small", {}, one.kind)),
     element("p", { class: "meaning" }, one.path),
     one.command ? [element("p", {}, "A command that makes it:"), element("pre", { tabindex: "0" }, one.command)] : null,
-    Object.keys(one.facts).length ? element("dl", {}, Object.entries(one.facts).flatMap(([name, value]) =>
-      [element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, value)])) : null,
+    list(one.facts),
     element("details", {}, element("summary", {}, `Files and hashes (${one.files.length})`),
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Files of ${shortened(one.name, 60)}` }, element("table", {},
         element("thead", {}, element("tr", {}, ["file", "bytes", "SHA-256", "of"].map((label) => element("th", { scope: "col" }, label)))),
@@ -53,7 +60,10 @@ function originPart() {
     element("p", { class: "lead" }, "Files, their hashes, and commands that make them again."),
     data.command ? element("div", { class: "card wide" }, element("h3", {}, "This page"), element("pre", { tabindex: "0" }, data.command),
       element("p", { class: "meaning" }, Object.entries(data.versions).map(([name, version]) => `${name} ${version}`).join(", "))) : null,
-    data.origins.map(origin));
+    Object.keys(data.shared).length ? element("div", { class: "card wide" }, element("h3", {}, `Common to all ${data.origins.length} sources`), list(data.shared)) : null,
+    data.origins.length > 3
+      ? element("details", { class: "fold" }, element("summary", {}, `Each source, with what differs (${data.origins.length})`), data.origins.map(origin))
+      : data.origins.map(origin));
 }
 
 function headPart() {
@@ -75,6 +85,11 @@ function drawPart(part) {
   waiting.delete(part);
   part.behind = false;
   part.draw(widthOf(part));
+}
+
+/** Draw the parts of a grid that has become visible: while it was folded, it had no width. */
+function drawIn(grid) {
+  for (const part of parts) if (grid.contains(part.root)) drawPart(part);
 }
 
 /** Let a part show what is chosen now, where it does not yet. */
@@ -142,7 +157,10 @@ function start() {
     width = innerWidth;
     drawAll();
   });
-  addEventListener("beforeprint", () => parts.forEach(bringUp));
+  addEventListener("beforeprint", () => {
+    for (const fold of document.querySelectorAll("details.fold")) fold.open = true;
+    parts.forEach(bringUp);
+  });
   document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 

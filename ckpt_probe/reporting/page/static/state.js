@@ -2,6 +2,7 @@
 
 const positions = [...new Set(data.tracks.flatMap((track) => track.positions.filter((place) => place != null)))]
   .sort((a, b) => a - b);
+const grouped = data.sections.some((section) => section.key === "differences");
 const tracks = new Map(data.tracks.map((track) => [track.run, track]));
 const pictured = [...new Set(data.sections.flatMap((section) => section.groups)
   .flatMap((group) => group.plots).flatMap((plot) => plot.frames ?? []).map((frame) => frame.run))];
@@ -25,9 +26,14 @@ function checkpointAt(run) {
   return found;
 }
 
-/** The frame of a plot for the run and split that are chosen; the run's other split where it has none. */
+/** The frame of a plot for the run and split that are chosen; the run's other split where it has none.
+ * A plot of another group shows its run of the same seed, or else its first. */
 function frameOf(plot) {
-  const mine = plot.frames.filter((frame) => frame.run === state.run);
+  const runs = plot.frames.map((frame) => frame.run);
+  const seed = state.run?.split("/").at(-1);
+  const other = grouped ? runs.find((name) => name.split("/").at(-1) === seed) ?? runs[0] : null;
+  const run = runs.includes(state.run) ? state.run : other;
+  const mine = plot.frames.filter((frame) => frame.run === run);
   return mine.find((frame) => frame.split === state.split) ?? mine.find((frame) => frame.split === "") ?? mine[0];
 }
 

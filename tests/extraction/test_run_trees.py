@@ -1,0 +1,69 @@
+"""A tree of runs is mirrored by extraction, and its records have group and seed."""
+
+from pathlib import Path
+
+import pytest
+
+import ckpt_probe as cp
+from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
+from ckpt_probe.errors import DataError
+from ckpt_probe.models import build_model
+
+PLACES = ("plain/seed-0", "plain/seed-1", "decay/seed-0")
+
+
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tree")
+    for place in PLACES:
+        for step in (1, 20):
+            model = build_model("mlp", {"hidden": [4]}, input_shape=(1, 8, 8), classes=10)
+            named = CheckpointMetadata(
+                model="mlp", model_arguments={"hidden": [4]}, data="digits", data_arguments={}, step=step
+            )
+            place_of = root / "runs" / place / "checkpoints"
+            place_of.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(place_of / f"step-{step:03}.safetensors", model.state_dict(), named)
+    summary = cp.extract_series(root / "runs", root / "dumps", splits="test", limit=60, device="cpu")
+    assert set(summary.written) == {f"{place}/step-{step:03}" for place in PLACES for step in (1, 20)}
+    again = cp.extract_series(root / "runs", root / "dumps", splits="test", limit=60, device="cpu")
+    assert (again.written, set(again.skipped)) == ((), set(summary.written))
+    return root / "dumps"
+
+
+def test_dumps_lie_where_their_runs_lie(dumps: Path) -> None:
+    files = {file.relative_to(dumps).as_posix() for file in dumps.rglob("*.h5")}
+    assert files == {f"{place}/step-{step:03}.h5" for place in PLACES for step in (1, 20)}
+    alone = cp.extract_series(dumps.parent / "runs" / "plain", dumps.parent / "of-seeds", splits="test", limit=60)
+    assert alone.written[0] == "seed-0/step-001"
+
+
+def test_records_of_a_tree_have_group_and_seed(dumps: Path) -> None:
+    records = cp.analyze(dumps, only="quality", cache=False)
+    assert [(r["group"], r["seed"], r["step"]) for r in records] == [
+        ("decay", "seed-0", 1),
+        ("decay", "seed-0", 20),
+        ("plain", "seed-0", 1),
+        ("plain", "seed-0", 20),
+        ("plain", "seed-1", 1),
+        ("plain", "seed-1", 20),
+    ]
+    assert list(records[0])[:4] == ["group", "seed", "checkpoint", "step"]
+    [*alone] = cp.analyze(dumps / "plain" / "seed-1", only="quality", cache=False)
+    assert "group" not in alone[0]
+    assert alone[0]["loss"] == records[4]["loss"]
+    named = cp.analyze({"x": str(dumps / "*" / "seed-0")}, only="quality", cache=False)
+    assert [(r["group"], r["seed"]) for r in named][::2] == [("x", "decay/seed-0"), ("x", "plain/seed-0")]
+    frame = cp.to_dataframe(records)
+    assert frame.groupby(["group", "seed"]).size().to_dict() == {
+        ("decay", "seed-0"): 2,
+        ("plain", "seed-0"): 2,
+        ("plain", "seed-1"): 2,
+    }
+    rows = cp.analyze(dumps, only="nc1", per_class=True, cache=False)
+    assert (rows[0]["group"], rows[0]["seed"], rows[0]["class"]) == ("decay", "seed-0", 0)
+
+
+def test_nothing_to_analyze_has_the_reason_of_a_single_directory(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no dump found"):
+        cp.analyze(tmp_path)
