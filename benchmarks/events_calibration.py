@@ -13,7 +13,7 @@ import numpy as np
 from ckpt_probe.analysis.equal_loss import band
 from ckpt_probe.analysis.paired import difference_p
 from ckpt_probe.findings import findings_of
-from ckpt_probe.findings.detection import find_events, positions
+from ckpt_probe.findings.detection import OF_CHANGES, OF_LEVELS, analyses, find_events, positions
 from ckpt_probe.findings.intervals import Family, families
 from ckpt_probe.findings.noise import COEFFICIENTS, Noise, simulate
 from ckpt_probe.findings.series import Series
@@ -35,8 +35,13 @@ def grid(spacing: str, count: int) -> np.ndarray:
 
 
 def events_alone(values: np.ndarray, steps: np.ndarray) -> list[list[dict]]:
-    """Return the events of each series (m, n), tested as the only metric of its run."""
-    return [find_events([Series("", "", {}, "m", steps, row)])[0] for row in values]
+    """Return the events of each series (m, n), tested as the only metric of its run at 5 %."""
+    results = []
+    for analysis in analyses([Series("", "", {}, "m", steps, row) for row in values]):
+        of_changes, of_levels = 0.05 * OF_CHANGES, 0.05 * OF_LEVELS
+        events = list(analysis.changes(of_changes)) if analysis.changes_p <= of_changes else []
+        results.append(events + (list(analysis.onset_and_end(of_levels)) if analysis.levels_p <= of_levels else []))
+    return results
 
 
 def share(hits: Iterable[object]) -> str:
@@ -67,7 +72,8 @@ def nulls(trials: int) -> None:
             steps = grid(spacing, count)
             cells = []
             for phi in CORRELATIONS:
-                noise = simulate(np.random.default_rng(count), phi, trials, count)
+                generator = np.random.default_rng([count, spacing == "linear", round(10 * phi)])
+                noise = simulate(generator, phi, trials, count)
                 cells.append(share(events_alone(noise, steps)))
             row(count, spacing, *cells)
 

@@ -53,15 +53,15 @@ def find_events(series: Sequence[Series], level: float = LEVEL) -> tuple[list[Re
     if not 0 < level < 0.5:
         raise UsageError(f"`level={level}`: expected a number between 0 and 0.5, such as 0.05")
     tested = [each for each in series if untested(each) is None]
-    analyses = list(_analyses(tested))
+    results = list(analyses(tested))
     order = {id(each): index for index, each in enumerate(tested)}
-    analyses.sort(key=lambda analysis: order[id(analysis.series)])
-    changes = _holm([analysis.changes_p for analysis in analyses], OF_CHANGES * level)
-    levels = _holm([analysis.levels_p for analysis in analyses], OF_LEVELS * level)
+    results.sort(key=lambda analysis: order[id(analysis.series)])
+    changes = _holm([analysis.changes_p for analysis in results], OF_CHANGES * level)
+    levels = _holm([analysis.levels_p for analysis in results], OF_LEVELS * level)
     events_of: dict[int, list[Record]] = {}
     limits: dict[int, Record] = {}
-    first = level / max(1, len(analyses))
-    for analysis, of_changes, of_levels in zip(analyses, changes, levels, strict=True):
+    first = level / max(1, len(results))
+    for analysis, of_changes, of_levels in zip(results, changes, levels, strict=True):
         events = [*analysis.changes(of_changes), *analysis.onset_and_end(of_levels)]
         events_of[id(analysis.series)] = sorted(events, key=lambda event: (event["from_step"], event["to_step"]))
         limits[id(analysis.series)] = analysis.limit(OF_CHANGES * first)
@@ -99,8 +99,15 @@ def positions(steps: np.ndarray) -> np.ndarray:
     return np.log(steps - min(steps[0], 0) + float(steps[steps > 0][0] if (steps > 0).any() else 1))
 
 
-class _Analysis:
-    """Statistics of one series."""
+class Analysis:
+    """Statistics of one series, with `changes_p` and `levels_p`, the p-values of any change and of a level that moves.
+
+    Args:
+        series: The series.
+        models: Noise model and families of its grid.
+        noise: Its noise.
+        statistics: Statistics of the intervals of both families.
+    """
 
     def __init__(
         self,
@@ -192,7 +199,8 @@ class _Analysis:
         return True
 
 
-def _analyses(series: Sequence[Series]) -> Iterator[_Analysis]:
+def analyses(series: Sequence[Series]) -> Iterator[Analysis]:
+    """Yield the analysis of each series, those on one grid of steps together."""
     by_grid: dict[tuple[float, ...], list[Series]] = {}
     for each in series:
         by_grid.setdefault(tuple(positions(each.steps).tolist()), []).append(each)
@@ -203,7 +211,7 @@ def _analyses(series: Sequence[Series]) -> Iterator[_Analysis]:
         of_level, of_line = level.statistics(values, noise), line.statistics(values, noise)
         for index, each in enumerate(members):
             of_series = Noise(noise.scale[index : index + 1], noise.limit[index : index + 1])
-            yield _Analysis(each, models, of_series, (of_level[:, index], of_line[:, index]))
+            yield Analysis(each, models, of_series, (of_level[:, index], of_line[:, index]))
 
 
 def _without_events(series: Series) -> Record:
