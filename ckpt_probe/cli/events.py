@@ -1,6 +1,5 @@
 """`ckpt-probe events`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import CSV, JSON, PATH, out_option, overwrite_option, require_one_format
 from ckpt_probe.cli.output import require_writable
 from ckpt_probe.errors import UsageError, printable
+from ckpt_probe.groups import named_paths
 
 if TYPE_CHECKING:
     from ckpt_probe.findings import Findings
@@ -21,11 +21,14 @@ Examples: ckpt-probe events records.jsonl --split test
 
 
 @click.command("events", cls=Command, epilog=EXAMPLE)
-@click.argument("sources", nargs=-1, type=PATH, metavar="[RECORDS|DUMPS]...")
+@click.argument("sources", nargs=-1, metavar="[RECORDS|DUMPS]...")
 @option_group(
     "Series",
     option(
-        "--group groups", "NAME=DIR", "Group of runs: a directory with one entry per seed; repeatable.", multiple=True
+        "--group groups",
+        "NAME=DIR",
+        "Group of runs: a directory with a run per seed, or a pattern; repeatable.",
+        multiple=True,
     ),
     option(
         "--metric metrics",
@@ -48,7 +51,7 @@ Examples: ckpt-probe events records.jsonl --split test
     overwrite_option("Replace existing files."),
 )
 def command(
-    sources: tuple[Path, ...],
+    sources: tuple[str, ...],
     groups: tuple[str, ...],
     metrics: tuple[str, ...],
     splits: tuple[str, ...],
@@ -76,10 +79,11 @@ def command(
     from ckpt_probe.cli.output import write_records
     from ckpt_probe.findings import events
 
+    named = dict(map(named_paths, groups))
+    if len(named) < len(groups) or None in named:
+        raise UsageError("--group: expected NAME=DIR, each with another name")
     with bars() as progress:
-        findings = events(
-            sources, groups=named_groups(groups), metrics=names, splits=splits, level=level, progress=progress
-        )
+        findings = events(sources, groups=named, metrics=names, splits=splits, level=level, progress=progress)
     _print(findings, json=json, csv=csv)
     if out is not None:
         write_records(findings, out, overwrite=overwrite)
@@ -89,19 +93,6 @@ def command(
 
         draw_events(findings, figure, overwrite=overwrite)
         say(f"{figure}: {len(findings)} events")
-
-
-def named_groups(texts: Sequence[str]) -> dict[str, Path]:
-    """Parse NAME=DIR, or DIR, into directories by name; raise UsageError if two have the same name."""
-    groups: dict[str, Path] = {}
-    for text in texts:
-        name, equals, rest = text.partition("=")
-        path = Path(rest if equals else text)
-        name = name if equals else path.resolve().name
-        if name in groups:
-            raise UsageError(f"two groups are called {name}; name them apart (--group NAME=DIR)")
-        groups[name] = path
-    return groups
 
 
 def _print(findings: "Findings", *, json: bool, csv: bool) -> None:

@@ -10,6 +10,7 @@ from ckpt_probe.errors import UsageError
 from ckpt_probe.findings.detection import LEVEL, find_events
 from ckpt_probe.findings.order import FEWEST_SEEDS, order_in_run, order_over_seeds
 from ckpt_probe.findings.series import Series, read_runs, series_of
+from ckpt_probe.groups import Sources
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.progress import NullProgress, Progress
 
@@ -51,9 +52,9 @@ class _Run:
 
 @checked_keywords
 def events(
-    sources: Path | str | Sequence[Path | str] = (),
+    sources: Sources = (),
     *,
-    groups: Mapping[str, Path | str] | None = None,
+    groups: Mapping[str, Path | str | Sequence[Path | str]] | None = None,
     metrics: str | Sequence[str] = (),
     splits: str | Sequence[str] = (),
     level: float = LEVEL,
@@ -63,8 +64,8 @@ def events(
 
     Args:
         sources: Runs: files of records (.jsonl), CSV files with a column `step`, dumps, or directories of these;
-            a directory with one run per seed is a group.
-        groups: Directories with one run per seed, by the name of the group.
+            a directory with one run per seed is a group, and NAME=PATTERN the group of the paths that match.
+        groups: Directories with one run per seed, or the paths of runs, by the name of the group.
         metrics: Names, labels or patterns of metrics; all if empty.
         splits: Splits; all if empty.
         level: Family-wise error over the intervals and metrics of a run.
@@ -78,10 +79,10 @@ def events(
         DataError: If a source cannot be read, or has no records with a step.
         UsageError: If there is no source, or an argument is invalid.
     """
-    paths, names = as_sequence(sources) or (), as_sequence(metrics) or ()
-    if not paths and not groups:
+    names = as_sequence(metrics) or ()
+    if not sources and not groups:
         raise UsageError("events needs records or dumps, such as records.jsonl, or a group of runs")
-    records = read_runs(paths, groups or {}, progress or NullProgress())
+    records = read_runs(sources, groups or {}, progress or NullProgress())
     series = {
         key: series_of(rows, metrics=names, splits=as_sequence(splits) or (), group=key[0], seed=key[1])
         for key, rows in records.items()

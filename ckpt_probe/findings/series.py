@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis.groups import open_group
 from ckpt_probe.analysis.records import RECORD_FILES, metric_names, read_records
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps
 from ckpt_probe.dumps.reading import SUFFIXES
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.files import distinct_names, require_regular
+from ckpt_probe.files import require_regular
+from ckpt_probe.groups import Sources, find_runs, seed_names
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
 from ckpt_probe.progress import Progress
 
@@ -26,6 +26,8 @@ SUBJECT = ("split", "layer", "class", "alpha")
 NOT_SUBJECT = frozenset({"checkpoint", "missing", "route", "route_reason", "class_name", "group", "seed", "condition"})
 OF_A_METRIC = ("_bias", "_stderr", "_computing_error")
 """Endings of names of numbers that belong to a metric: its bias by sample size, and its errors."""
+
+EXPECTED = "records (.jsonl), a CSV file with a column step, or dumps"
 
 Record = Mapping[str, Any]
 
@@ -58,31 +60,25 @@ class Series:
         return " ".join([*self.subject.values(), self.metric])
 
 
-def read_runs(
-    sources: Sequence[Path | str], groups: Mapping[str, Path | str], progress: Progress
-) -> dict[tuple[str, str], list[Record]]:
+def read_runs(sources: Sources, groups: Sources, progress: Progress) -> dict[tuple[str, str], list[Record]]:
     """Read the records of every run by group and seed; a run outside a group is its own group.
 
     Args:
-        sources: Runs: files of records or CSV files, dumps, directories of either; or directories with a run per seed.
-        groups: Directories with one run per seed, by the name of the group.
-        progress: Receives a bar.
+        sources: Runs, directories with a run per seed, and NAME=PATTERN, as `find_runs` takes them.
+        groups: Further groups, by the name of the group.
+        progress: Receives messages and a bar.
     """
-    members: dict[tuple[str, str], Path] = {}
-    names = distinct_names([_naming_part(Path(source)) for source in sources])
-    for name, source in [*zip(names, map(Path, sources), strict=True), *((n, Path(p)) for n, p in groups.items())]:
-        if name in groups or _is_group(source):
-            members |= {(name, seed): run for seed, run in open_group(source).members.items()}
-        else:
-            members[name, name] = source
+    members = [
+        run for named in (sources, groups) if named for run in find_runs(named, _is_run, EXPECTED, progress.message)
+    ]
     runs: dict[tuple[str, str], list[Record]] = {}
     with progress.task("runs", len(members), "runs") as bar:
-        for (group, seed), path in members.items():
-            for record in _records_of(path, progress):
-                own_group = record.get("group") or record.get("condition") or group
-                own_seed = record.get("seed")
-                key = str(own_group), str(seed if own_seed is None else own_seed)
-                runs.setdefault(key, []).append(record)
+        for run in members:
+            name = run.group or seed_names([run.path])[0]
+            for record in _records_of(Path(run.path), progress):
+                group = record.get("group") or record.get("condition") or name
+                seed = next((each for each in (record.get("seed"), run.seed) if each is not None), group)
+                runs.setdefault((str(group), str(seed)), []).append(record)
             bar.advance()
     return runs
 
@@ -162,15 +158,12 @@ def _records_of(path: Path, progress: Progress) -> list[Record]:
     return list(read_records(path))
 
 
-def _is_group(path: Path) -> bool:
-    if not path.is_dir() or has_dumps(path) or any((path / name).is_file() for name in RECORD_FILES):
-        return False
-    children = [child for child in path.iterdir() if not child.name.startswith(".")]
-    return any(map(Path.is_dir, children)) or sum(child.suffix == ".jsonl" for child in children) > 1
-
-
-def _naming_part(path: Path) -> Path:
-    return path.resolve().parent if path.name in RECORD_FILES else path.with_suffix("")
+def _is_run(path: Path) -> bool:
+    if not path.is_dir():
+        return path.suffix.lower() in {".jsonl", ".csv", *SUFFIXES}
+    if has_dumps(path) or any((path / name).is_file() for name in RECORD_FILES):
+        return True
+    return sum(file.suffix == ".jsonl" for file in path.iterdir()) == 1 and not any(map(Path.is_dir, path.iterdir()))
 
 
 def _by_subject(records: Sequence[Record], label: str) -> dict[tuple[tuple[str, str], ...], list[Record]]:

@@ -67,8 +67,8 @@ def test_json_has_an_object_per_event(records: Path, capsys: pytest.CaptureFixtu
         (["run.jsonl", "--level", "7"], 2, "--level 7"),
         (["run.jsonl", "--split", "train"], 2, "there are: test"),
         (["run.jsonl", "--metric", "class.hdr"], 1, "class.hdr"),
-        (["--group", "a=run.jsonl"], 1, "a group is a directory"),
-        (["--group", "a=x", "--group", "a=y"], 2, "two groups are called a"),
+        (["--group", "run.jsonl"], 2, "--group: expected NAME=DIR"),
+        (["--group", "a=x", "--group", "a=y"], 2, "--group: expected NAME=DIR, each with another name"),
         (["run.jsonl", "--json", "--csv"], 2, "exclude each other"),
     ],
 )
