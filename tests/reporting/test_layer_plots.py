@@ -47,7 +47,7 @@ def test_a_map_has_the_number_of_each_layer_at_each_checkpoint(contents: Content
         assert frame.values.shape == (1, len(layers), 4)
         for record in (record for record in records if record["split"] == frame.split):
             place = layers.index(record["layer"]), plot.columns["dumps"].index(str(record["step"]))
-            assert frame.values[0][place] == record["sample.effective_rank"]
+            assert frame.values[0][place] == pytest.approx(record["sample.effective_rank"], rel=1e-12)
 
 
 def test_colours_follow_the_logarithm_where_numbers_span_decades(contents: Contents) -> None:
@@ -122,7 +122,7 @@ def test_the_penultimate_layer_alone_is_in_the_other_sections(contents: Contents
     assert isinstance(plot, LinePlot)
     for line in plot.lines:
         mine = [r["nc1.pinv"] for r in records if r["split"] == line.split and r["layer"] == "penultimate"]
-        assert list(line.y) == mine
+        assert list(line.y) == pytest.approx(mine, rel=1e-12)
 
 
 def test_records_of_layers_have_maps_without_similarities(records: list[dict], tmp_path: Path) -> None:
