@@ -16,7 +16,7 @@ Record = Mapping[str, Any]
 MISSING = "–"
 PADDING = 2
 MOST_WORDS = 3
-NO_ERROR, BIAS_OF = "no standard error of", "bias of"
+NO_ERROR, NO_BIAS, STATED_BIAS = "no standard error", "no bias", "bias"
 SPREAD = frozenset(metric.name for metric in METRICS if metric.family in {"nc1", "within"})
 """Metrics that are lower if a class has only one sample, which has no spread."""
 
@@ -73,18 +73,25 @@ def footnotes(records: Sequence[Record]) -> list[str]:
 
 def _notes_of_errors(records: Sequence[Record]) -> list[str]:
     """Return one note for each reason of missing errors and biases, with the metrics and records that it is about."""
-    metrics: dict[tuple[str, str], dict[str, None]] = {}
-    rows: dict[tuple[str, str], dict[str, None]] = {}
+    kinds: dict[tuple[str, str], dict[str, None]] = {}
+    rows: dict[str, dict[str, None]] = {}
     for record in records:
         for names, reason in _reasons(record):
-            for name in names:
-                ending = next((ending for ending in (STDERR, BIAS) if name.endswith(ending)), None)
-                if ending is not None:
-                    known = metric_named(name.removesuffix(ending))
-                    key = f"{MISSING} {NO_ERROR if ending == STDERR else BIAS_OF}", reason
-                    metrics.setdefault(key, {})[known.label if known else name.removesuffix(ending)] = None
-                    rows.setdefault(key, {})[_where(record)] = None
-    return [f"{key[0]} {', '.join(labels)}: {key[1]} [{_listed([*rows[key]])}]" for key, labels in metrics.items()]
+            for name in (name for name in names if name.endswith((STDERR, BIAS))):
+                kind = STATED_BIAS if record.get(name) is not None else NO_ERROR if name.endswith(STDERR) else NO_BIAS
+                metric = name.removesuffix(STDERR).removesuffix(BIAS)
+                kinds.setdefault((reason, metric), {})[kind] = None
+                rows.setdefault(reason, {})[_where(record)] = None
+    notes: dict[tuple[str, str], list[str]] = {}
+    for (reason, metric), of_metric in kinds.items():
+        known = metric_named(metric)
+        notes.setdefault((" or ".join(of_metric).replace("or no ", "or "), reason), []).append(
+            known.label if known else metric
+        )
+    return [
+        f"{MISSING} {kind} of {', '.join(labels)}: {reason} [{_listed([*rows[reason]])}]"
+        for (kind, reason), labels in notes.items()
+    ]
 
 
 def _reasons(record: Record) -> list[tuple[list[str], str]]:

@@ -125,7 +125,6 @@ def test_dumps_of_one_name_get_distinct_labels(
     ("store", "words"),
     [
         ([], ["analyze", "thin", "--set", "layer_metric=separation"]),
-        (["--store", "moments"], ["similarity", "thin/step-000002.h5"]),
         (["--store", "moments"], ["analyze", "thin"]),
         (["--layers", "all"], ["analyze", "thin", "--wide"]),
     ],
