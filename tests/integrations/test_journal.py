@@ -111,3 +111,22 @@ def test_a_kill_leaves_whole_lines(tmp_path: Path) -> None:
     assert [step for step, _ in found] == list(range(len(found)))
     assert len(found) > last
     assert path.read_bytes().endswith(b"\n")
+
+
+def test_an_event_is_a_warning_and_a_text_of_tensorboard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    rows = [record(step, loss=1.0 + (step >= 90) + 0.01 * (step * 7919 % 13 - 6) / 6) for step in range(10, 190, 10)]
+    journal = Journal(tmp_path / "records.jsonl")
+    # An earlier part of the run, so that few looks are needed.
+    journal.path.write_text("".join(json.dumps(row) + "\n" for row in rows[:10]))
+    journal.begin(100)
+    with SummaryWriter(tmp_path / "board") as writer:
+        for row in rows[10:]:
+            journal.append(row)
+            journal.write_events(writer, row["step"])
+    assert any("event: test loss changed abruptly between steps" in message for message in caplog.messages)
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert any("events" in tag for tag in board.Tags()["tensors"])
