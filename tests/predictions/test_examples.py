@@ -168,6 +168,13 @@ def test_runs_of_equal_accuracy_may_disagree(write_run: Writing) -> None:
     assert record["function.error_agreement"] is None
     assert "function.error_agreement: no row is predicted wrongly by both" in record["missing"]
     assert {each["run"] for each in cp.examples({"a": first, "b": second})} == {"a", "b"}
+    groups = cp.examples({"g": [first, second]}, by="step")
+    assert [(each["run"], each["group"], each["seed"]) for each in groups] == [
+        ("g/first", "g", "first"),
+        ("g/second", "g", "second"),
+    ]
+    with pytest.raises(UsageError, match="the same dumps twice"):
+        cp.examples([first, first])
     with pytest.raises(UsageError, match="compares several runs"):
         cp.examples(first, by="run")
 
