@@ -19,7 +19,6 @@ from ckpt_probe.cli.options import (
     require_one_format,
 )
 from ckpt_probe.cli.output import require_writable
-from ckpt_probe.cli.plot import sources
 
 EXAMPLE = """\b
 Examples: ckpt-probe examples dumps/digits --split test
@@ -84,7 +83,7 @@ def command(
     from ckpt_probe.predictions import examples
 
     with bars() as progress:
-        records = examples(sources(dumps), by=by, progress=progress, **options)
+        records = examples(dumps, by=by, progress=progress, **options)
         rows_of_all = print_records(records, json=json, csv=csv, wide=wide) if json or csv else list(records)
     if not (json or csv):
         _print_table(rows_of_all, by, rows, wide=wide)

@@ -8,12 +8,13 @@ import numpy as np
 
 from ckpt_probe.analysis import Records
 from ckpt_probe.analysis.entries import Record, join_reasons
+from ckpt_probe.analysis.series import find_dumps
 from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.groups import Sources
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
 from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences
 from ckpt_probe.predictions.histories import Histories, counts_by_class, histories, worst_first
-from ckpt_probe.predictions.runs import Runs, open_runs
 from ckpt_probe.predictions.samples import open_samples
 from ckpt_probe.predictions.scores import probability_blocks
 from ckpt_probe.predictions.series import Predictions, read_predictions
@@ -30,7 +31,7 @@ LAST_WRONG = "predicted wrongly at the last checkpoint"
 
 @checked_keywords
 def examples(
-    dumps: Runs,
+    dumps: Sources,
     *,
     by: str = "example",
     splits: str | Sequence[str] | None = None,
@@ -43,8 +44,7 @@ def examples(
     Dumps without predictions, and those with other rows than most dumps of the run, are left out with the reason.
 
     Args:
-        dumps: Directory of dumps, or several; a directory with one directory of dumps for each seed is a group of
-            runs. A mapping names them; several paths of one name are a group.
+        dumps: Directory of dumps, or several, or groups of runs, as for `analyze`.
         by: "example" for a record of each example, the worst first; "class" for counts and histograms by class; "step"
             for a record of each checkpoint compared with the one before; "run" for a record of each pair of runs at
             their last checkpoints.
@@ -54,8 +54,8 @@ def examples(
         progress: Receives messages and bars.
 
     Returns:
-        The records, each with `split`; if there are several runs also with `run`, and with `group` and `seed` if it
-        belongs to a group.
+        The records, each with `split`; if there are several runs also with `run` and `group`, and with `seed` in a
+        group of several runs.
 
     Raises:
         UsageError: If `by` is unknown, or "run" with a single run.
@@ -63,17 +63,17 @@ def examples(
     """
     if by not in BY:
         raise UsageError(f"`by={by!r}`: expected {', '.join(BY)}{suggestion(by, BY)}")
-    progress, runs = progress or NullProgress(), open_runs(dumps)
+    progress, runs = progress or NullProgress(), find_dumps(dumps, progress)
     if by == "run" and len(runs) < 2:
         raise UsageError("`by='run'` compares several runs; name at least two directories of dumps")
     wanted = as_sequence(splits)
-    read = [read_predictions(run.path, wanted, run=run.name, progress=progress) for run in runs]
+    read = [read_predictions(run.path, wanted, run=run.name or str(run.path), progress=progress) for run in runs]
     if by == "run":
         return Records(record for ends in common_splits(read) for record in pair_records(ends))
     if by in {"example", "class"}:
         read = _labelled(read, wanted, progress)
     records = (
-        {**run.identity, **record} if len(runs) > 1 else record
+        {"run": run.name, **run.labels, **record} if len(runs) > 1 else record
         for run, of_run in zip(runs, read, strict=True)
         for predictions in of_run
         for record in _records(predictions, by, data, data_arguments, progress)

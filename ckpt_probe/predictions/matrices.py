@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ckpt_probe.analysis import Similarity
+from ckpt_probe.analysis.series import find_dumps
 from ckpt_probe.errors import DataError
+from ckpt_probe.groups import Sources
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.predictions.agreement import all_pairs, compare_predictions, divergences, symmetric
 from ckpt_probe.predictions.examples import common_splits
-from ckpt_probe.predictions.runs import Runs, open_runs
 from ckpt_probe.predictions.scores import probability_blocks
 from ckpt_probe.predictions.series import Predictions, read_predictions
 from ckpt_probe.progress import NullProgress, Progress
@@ -20,7 +21,7 @@ DISAGREEMENT, DIVERGENCE, ERROR_AGREEMENT = "disagreement", "divergence", "error
 
 @checked_keywords
 def function_similarity(
-    dumps: Runs, *, splits: str | Sequence[str] | None = None, progress: Progress | None = None
+    dumps: Sources, *, splits: str | Sequence[str] | None = None, progress: Progress | None = None
 ) -> Iterator[Similarity]:
     """Compare the functions of networks by their predictions of the same rows, split by split.
 
@@ -40,8 +41,11 @@ def function_similarity(
     Raises:
         DataError: If no dump has predictions, the runs have other rows, or there is a single checkpoint.
     """
-    progress, runs = progress or NullProgress(), open_runs(dumps)
-    read = [read_predictions(run.path, as_sequence(splits), run=run.name, progress=progress) for run in runs]
+    progress, runs = progress or NullProgress(), find_dumps(dumps, progress)
+    read = [
+        read_predictions(run.path, as_sequence(splits), run=run.name or str(run.path), progress=progress)
+        for run in runs
+    ]
     if len(read) == 1:
         return (matrix for predictions in read[0] for matrix in step_matrices(predictions, progress=progress))
     return (matrix for ends in common_splits(read) for matrix in run_matrices(ends, progress=progress))

@@ -173,7 +173,7 @@ def test_runs_of_equal_accuracy_may_disagree(write_run: Writing) -> None:
         ("g/first", "g", "first"),
         ("g/second", "g", "second"),
     ]
-    with pytest.raises(UsageError, match="the same dumps twice"):
+    with pytest.raises(UsageError, match="name each source once"):
         cp.examples([first, first])
     with pytest.raises(UsageError, match="compares several runs"):
         cp.examples(first, by="run")
