@@ -88,14 +88,10 @@ def _of_nearest_means(name: str, inputs: "Inputs") -> Bias:
     """Return the change of a share of rows if each row is compared with the class means of its own half."""
     sample = inputs.sample
     assert sample is not None
-    nearest, by_half = inputs.nearest_of_sample, inputs.nearest_of_sample
-    if nearest is None or by_half is None or name in sample.row_values:
+    nearest, by_halves = inputs.nearest_of_sample, inputs.nearest_by_halves
+    if nearest is None or by_halves is None or name in sample.row_values:
         return None, NOT_ACCUMULATED
-    by_half = by_half.clone()
-    for number, half in enumerate(inputs.halves):
-        chosen = (sample.halves == number).to(by_half.device)
-        by_half[chosen] = half(inputs.present).nearest_means(sample.features[chosen])
-    before, after = (sample.values_of_rows(name, classes) for classes in (nearest, by_half))
+    before, after = (sample.values_of_rows(name, classes) for classes in (nearest, by_halves))
     if before is None or after is None:
         return None, NOT_ACCUMULATED
     return float(sample.design.shares @ (after.double() - before.double()).cpu()), None

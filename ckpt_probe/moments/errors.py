@@ -213,7 +213,12 @@ class Sample:
         return SINGLE_ROWS if self.single else MISSES_CLASS if self.misses else None
 
     def mean_of_rows(
-        self, name: str, mean: float, nearest: Tensor | None = None, signs: Tensor | None = None
+        self,
+        name: str,
+        mean: float,
+        nearest: Tensor | None = None,
+        by_halves: Tensor | None = None,
+        signs: Tensor | None = None,
     ) -> float | Tensor:
         """Return the mean of all rows of a value as a function of their weights; unchanged without values of the rows.
 
@@ -221,6 +226,8 @@ class Sample:
             name: Name of the metric.
             mean: Mean over all rows.
             nearest: Class of the nearest class mean of each row of the sample, (m,).
+            by_halves: Class of the nearest class mean of the half of each row, (m,). The error is then that of the mean
+                minus its bias, which few rows near the boundaries of classes decide.
             signs: Sign of the sum of confidence minus correctness in each bin of confidence, (bins,).
         """
         if self.reason is not None:
@@ -228,6 +235,9 @@ class Sample:
         values = self.row_values.get(name)
         if values is None:
             values = self.values_of_rows(name, nearest, signs)
+            after = None if by_halves is None or name == "ece" else self.values_of_rows(name, by_halves)
+            if values is not None and after is not None:
+                values = 2 * values.double() - after.double()
         if values is None:
             return mean
         return mean + self.weights @ (values.to(self.weights) - mean) / self.design.samples

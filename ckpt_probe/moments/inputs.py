@@ -220,13 +220,26 @@ class Inputs:
             return mean
         signs = None if self.quality is None else self.quality.gaps.sign()
         nearest = None if self.nearest is None else self.nearest_of_sample
-        return self.sample.mean_of_rows(name, mean, nearest, signs)
+        by_halves = None if self.nearest is None else self.nearest_by_halves
+        return self.sample.mean_of_rows(name, mean, nearest, by_halves, signs)
 
     @cached_property
     def nearest_of_sample(self) -> Tensor | None:
         """Return the class of the nearest class mean of each row of the sample, (m,); None where means coincide."""
         assert self.sample is not None
         return self.nearest_means(self.sample.features) if len(self.present) else None
+
+    @cached_property
+    def nearest_by_halves(self) -> Tensor | None:
+        """Return the class of the nearest class mean of the half of each row of the sample, (m,); None as above."""
+        assert self.sample is not None
+        if self.nearest_of_sample is None or not self.halves:
+            return None
+        classes = self.nearest_of_sample.clone()
+        for number, half in enumerate(self.halves):
+            chosen = (self.sample.halves == number).to(classes.device)
+            classes[chosen] = half(self.present).nearest_means(self.sample.features[chosen])
+        return classes
 
     def nearest_means(self, features: Tensor) -> Tensor:
         """Return the class of the nearest class mean of each of the features (n, D), (n,)."""
