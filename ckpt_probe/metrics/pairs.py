@@ -152,7 +152,8 @@ class Cdnv:
         squares = (tile.cosines * first).mul_(second).mul_(-2).add_(sizes)
         # Means that are close to each other are subtracted before squaring.
         close = tile.where(squares < CLOSE * sizes)
-        return squares.index_put(close, _squared_differences(rows, columns, close))
+        squares[close] = _squared_differences(rows, columns, close)
+        return squares
 
 
 class Uniformity:
@@ -178,7 +179,7 @@ class Uniformity:
         """Add the pairs of a tile."""
         apart = 1 - tile.cosines
         close = tile.where(apart < CLOSE / 2)
-        apart = apart.index_put(close, _squared_differences(self._unit[tile.rows], self._unit[tile.columns], close) / 2)
+        apart[close] = _squared_differences(self._unit[tile.rows], self._unit[tile.columns], close) / 2
         apart = tile.only_pairs(apart)
         limits = (self._sizes[tile.rows, None] + self._sizes[tile.columns]).square_() / 2
         self._defined = self._defined and bool(tile.pairs(apart > limits).all())

@@ -166,15 +166,14 @@ class Moments:
         rows, numbers, size = self._checked(features, labels)
         if not rows.shape[0]:
             return
-        places, owners = (
-            _checked_numbers(indices, "indices", len(rows)),
-            _checked_numbers(documents, "documents", len(rows)),
-        )
-        if places is None:
-            places = torch.arange(self.samples, self.samples + len(rows))
+        positions = _checked_numbers(indices, "indices", len(rows))
+        owners = _checked_numbers(documents, "documents", len(rows))
         halves = self._halves_of(numbers, owners) if self.halves else None
         if self.subset is not None:
-            self.subset.update(rows, numbers, places, torch.zeros_like(numbers) if halves is None else halves, owners)
+            if positions is None:
+                positions = torch.arange(self.samples, self.samples + len(rows))
+            of_rows = torch.zeros_like(numbers) if halves is None else halves
+            self.subset.update(rows, numbers, positions, of_rows, owners)
         for half, part in enumerate(self._started(rows.shape[1], rows.device)):
             chosen = slice(None) if halves is None else (halves == half).nonzero().squeeze(1)
             self._add(part, rows[chosen], numbers[chosen], size)

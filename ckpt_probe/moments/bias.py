@@ -5,6 +5,8 @@ rows by the same b/N, which estimates the bias (Quenouille 1956). If b/N describ
 exceeds the value of all rows by three times as much.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,11 @@ MOST_PARTS = 8
 """Largest factor between all rows and the rows of a part that stands for a quarter."""
 
 MANY_ERRORS = 5
-"""Standard errors that a bias must exceed to be checked by quarters."""
+"""Standard errors that a bias must exceed to be stated if it cannot be checked by quarters."""
+
+LEFT, LEFT_OF_BIAS = 1.5, 0.5
+"""Standard errors up to which bias may remain after the correction; with one part in place of four quarters, which is
+noisier, also the share of the bias."""
 
 Values = Mapping[str, Any]
 ValuesOf = Callable[["Inputs", frozenset[str]], Values]
@@ -38,7 +44,13 @@ Bias = tuple[float | None, str | None]
 """Bias and a reason: why it is missing, or why it cannot be relied on."""
 
 
-def bias_of(metrics: Mapping[str, Metric], values: Values, inputs: "Inputs", values_of: ValuesOf) -> dict[str, Bias]:
+def bias_of(
+    metrics: Mapping[str, Metric],
+    values: Values,
+    inputs: "Inputs",
+    values_of: ValuesOf,
+    influences: Mapping[str, Tensor],
+) -> dict[str, Bias]:
     """Return the bias of each metric.
 
     Args:
@@ -46,6 +58,7 @@ def bias_of(metrics: Mapping[str, Metric], values: Values, inputs: "Inputs", val
         values: Values of all rows and their standard errors by name.
         inputs: Inputs of all rows, with a sample.
         values_of: Computes the metrics of some names from other inputs.
+        influences: Influences (m,) of the rows of the sample by name.
     """
     sample = inputs.sample
     assert sample is not None
@@ -64,9 +77,15 @@ def bias_of(metrics: Mapping[str, Metric], values: Values, inputs: "Inputs", val
     suspects = {}
     for name, (bias, _) in biases.items():
         error = values.get(f"{name}_stderr")
-        if bias is not None and error is not None and abs(bias) > MANY_ERRORS * error:
+        if bias is not None and error is not None and abs(bias) > error:
             suspects[name] = (bias, error)
-    return biases | _checked(suspects, values, inputs, values_of)
+    biases |= _checked(suspects, values, inputs, values_of, influences)
+    for name, (bias, reason) in list(biases.items()):
+        # Biases of the joint entropy and of the others can cancel, but not for every N.
+        joint = re.sub(r"\.(mir|mutual_information)$", ".entropy_joint", name)
+        if reason is None and joint != name and biases.get(joint, (None, None))[1] == TOO_SMALL:
+            biases[name] = bias, TOO_SMALL
+    return biases
 
 
 def _bias(name: str, metric: Metric, value: Any, inputs: "Inputs", halves: list[Values]) -> Bias:
@@ -119,13 +138,17 @@ def _checked(
     values: Values,
     inputs: "Inputs",
     values_of: ValuesOf,
+    influences: Mapping[str, Tensor],
 ) -> dict[str, Bias]:
     """Return the biases that are large, with the reason if smaller parts of the rows do not agree with them."""
     if not suspects:
         return {}
     parts = _quarters(inputs)
+    unchecked: dict[str, Bias] = {
+        name: (bias, UNCHECKED) for name, (bias, error) in suspects.items() if abs(bias) > MANY_ERRORS * error
+    }
     if not parts:
-        return {name: (bias, UNCHECKED) for name, (bias, _) in suspects.items()}
+        return unchecked
     sample, of_parts = inputs.sample, []
     assert sample is not None
     assert inputs.of_rows is not None
@@ -133,17 +156,42 @@ def _checked(
         part = inputs.of_rows(sample.features[chosen], sample.labels[chosen], inputs.present)
         of_parts.append(_of_part(part, inputs, values_of, suspects))
     ratio = inputs.samples / (sum(len(chosen) for chosen in parts) / len(parts))
-    checked = {}
+    checked: dict[str, Bias] = {}
     for name, (bias, error) in suspects.items():
         mean = _mean_of(name, of_parts)
         if mean is None:
-            checked[name] = bias, UNCHECKED
             continue
-        excess = mean - float(values[name])
-        # With a further term of 1/N², this is the bias that remains after the correction.
-        remaining = abs((ratio - 1) * bias - excess) / (ratio - 1)
-        checked[name] = bias, TOO_SMALL if remaining > error else None
-    return checked
+        # Rows of a part that happen to be high or low do not count as bias.
+        of_rows = influences[name] - sample.design.shares @ influences[name].nan_to_num()
+        by_chance = sum(float(of_rows[chosen].nanmean()) for chosen in parts) / len(parts)
+        excess = mean - float(values[name]) - by_chance
+        most = LEFT * error if len(parts) > 1 else max(LEFT * error, LEFT_OF_BIAS * abs(bias))
+        checked[name] = bias, TOO_SMALL if remaining_bias(bias, excess, ratio) > most else None
+    return unchecked | checked
+
+
+def remaining_bias(bias: float, excess: float, ratio: float) -> float:
+    """Return the size of the bias of N rows that remains after the correction, if it is proportional to N^(−p).
+
+    The excess of the halves is then b (2^p − 1) and that of parts b (ratio^p − 1), whose quotient determines p. For
+    p = 1 nothing remains.
+
+    Args:
+        bias: Excess of the halves over the value of all rows.
+        excess: Excess of smaller parts.
+        ratio: Number of all rows over that of a part, more than 2.
+
+    Returns:
+        The size; infinity if the excesses do not fall.
+    """
+    quotient = excess / bias
+    if quotient <= math.log2(ratio):
+        return math.inf
+    low, high = 0.0, 8.0
+    for _ in range(60):
+        p = (low + high) / 2
+        low, high = (p, high) if (ratio**p - 1) < quotient * (2**p - 1) else (low, p)
+    return abs(bias * (1 / (2**p - 1) - 1))
 
 
 def _quarters(inputs: "Inputs") -> list[Tensor]:

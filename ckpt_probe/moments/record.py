@@ -173,7 +173,7 @@ def _put_errors(
         if reason in (FIXED, NO_GRADIENT):
             without[name] = reason
         record.put(f"{name}_stderr", error, reason or "undefined here")
-    for name, (bias, reason) in bias_of(metrics, record.values, inputs, values_of).items():
+    for name, (bias, reason) in bias_of(metrics, record.values, inputs, values_of, influences).items():
         if bias is None or name in without:
             record.put(f"{name}_bias", None, without.get(name) or reason or "undefined here")
         else:

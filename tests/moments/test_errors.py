@@ -12,6 +12,7 @@ import ckpt_probe.data
 from ckpt_probe.analysis.nearest import NearestCounts
 from ckpt_probe.metrics.collapse import NearestMean
 from ckpt_probe.moments import DetailedRecord, Moments
+from ckpt_probe.moments.bias import TOO_SMALL, remaining_bias
 from ckpt_probe.moments.errors import FEW_ROWS, FIXED, MISSES_CLASS, NO_GRADIENT, NO_SPREAD, OF_COMPUTATION, SINGLE_ROWS
 from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.record import compute_record
@@ -128,15 +129,25 @@ def test_bias_is_the_mean_over_halves_minus_the_value_of_all_rows() -> None:
         assert record[f"{name}_bias"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_sample_that_is_too_small_is_stated() -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(200, 64, generator=generator, dtype=torch.float64)
-    labels = torch.arange(200) % 20
-    record = moments_of(rows, labels, classes=20).compute(errors=True)
-    assert record["within.entropy_mean_bias"] < -5 * record["within.entropy_mean_stderr"]
-    assert "within.entropy_mean_bias: the sample is too small" in record["missing"] or (
-        "within.entropy_mean_bias" in record["missing"].split(": the sample is too small")[0].split("; ")[-1]
+@pytest.mark.parametrize(("samples", "features", "small"), [(96, 128, True), (1600, 6, False), (6000, 6, False)])
+def test_a_sample_that_is_too_small_is_stated(samples: int, features: int, small: bool) -> None:
+    record = moments_of(*classes_of_gaussians(samples, features)[:2]).compute(
+        classes_of_gaussians(8, features)[2], errors=True
     )
+    stated = [part for part in record["missing"].split("; ") if part.endswith(f": {TOO_SMALL}")]
+    names = stated[0].split(": ")[0].split(", ") if stated else []
+    for name in ("within.entropy_mean", "sample.entropy_joint", "sample.mutual_information"):
+        assert record[f"{name}_bias"] is not None
+        assert (f"{name}_bias" in names) == small
+
+
+def test_the_bias_that_remains_follows_from_halves_and_quarters() -> None:
+    for power in (0.5, 1.0, 2.0):
+        of_all = 0.3
+        halves, quarters = of_all * (2**power - 1), of_all * (4**power - 1)
+        assert remaining_bias(halves, quarters, 4) == pytest.approx(abs(of_all - halves), abs=1e-9)
+    assert remaining_bias(0.1, 0.15, 4) == math.inf
+    assert remaining_bias(0.1, -0.3, 4) == math.inf
 
 
 @pytest.mark.parametrize(
