@@ -23,17 +23,48 @@ def findings_of_run(name: str, records: Iterable[Record], level: float = LEVEL) 
         records: Records of the run; those without a step are left out.
         level: Family-wise error over the intervals and metrics.
     """
-    stepped = [record for record in records if isinstance(record.get("step"), int | float)]
-    if not stepped:
-        return findings_of({})
-    present = metric_names(stepped)
-    names = [metric for metric in READ if metric in present]
-    try:
-        series = series_of(stepped, metrics=names, group=name, seed=name)
-    except DataError:
-        # Several records at one step, as of a pruned series, are no course of training.
-        return findings_of({})
-    return findings_of({(name, name): series}, level)
+    return findings_of_group(name, {name: records}, level)
+
+
+def findings_of_group(name: str, runs: Mapping[str, Iterable[Record]], level: float = LEVEL) -> Findings:
+    """Return the findings about the main metrics of the runs of a group; see `findings_of_run`.
+
+    Args:
+        name: Name of the group.
+        runs: Records of each run by its name.
+        level: Family-wise error over the intervals and metrics of a run.
+    """
+    series = {}
+    for seed, records in runs.items():
+        stepped = [record for record in records if isinstance(record.get("step"), int | float)]
+        if not stepped:
+            continue
+        present = metric_names(stepped)
+        names = [metric for metric in READ if metric in present]
+        try:
+            series[name, seed] = series_of(stepped, metrics=names, group=name, seed=seed)
+        except DataError:
+            # Several records at one step, as of a pruned series, are no course of training.
+            continue
+    return findings_of(series, level)
+
+
+def read_group(findings: Findings) -> list[str]:
+    """Return the findings about several runs of a group as sentences: onsets and ends that all have, and their order.
+
+    Args:
+        findings: Findings of one group.
+    """
+    seeds = {limit["seed"] for limit in findings.limits}
+    sentences = []
+    for name in dict.fromkeys(name_of(limit) for limit in findings.limits):
+        for kind, text in (("onset", "left its initial level"), ("end", "reached its final level")):
+            events = [event for event in findings if event["kind"] == kind and name_of(event) == name]
+            if len(events) == len(seeds):
+                start, stop = min(e["from_step"] for e in events), max(e["to_step"] for e in events)
+                sentences.append(f"In each of the {len(seeds)} runs, {name} {text} between steps {start} and {stop}.")
+    orders = [each for each in findings.orders if each.get("relation") not in (None, "undecided")]
+    return [*sentences, *map(order_sentence, orders)]
 
 
 def read_findings(findings: Findings, *, of_runs: bool = False) -> list[str]:
@@ -60,12 +91,7 @@ def read_findings(findings: Findings, *, of_runs: bool = False) -> list[str]:
     if quiet:
         named = [f"{name_of(limit)} ({_short(limit['smallest_detectable'])})" for limit in quiet]
         sentences.append(f"No event (smallest change that would be reported): {listed(named, 12)}.")
-    reasons: dict[str, list[str]] = {}
-    for limit in findings.limits:
-        if limit["missing"]:
-            reasons.setdefault(limit["missing"], []).append(name_of(limit))
-    sentences += [f"No events are reported of {listed(names, 12)}: {reason}." for reason, names in reasons.items()]
-    return sentences
+    return sentences + _untested(findings)
 
 
 def event_sentence(event: Record, *, of_runs: bool = False) -> str:
@@ -111,6 +137,14 @@ def order_sentence(order: Record, *, of_runs: bool = False) -> str:
         f"{group}{first} moves before {second}: its onset is earlier by a factor of {factor:.3g} in steps over {seeds} "
         f"seeds (p = {order['p_value']:.2g}; noise alone produces {order['noise_lag_factor']:.3g})."
     )
+
+
+def _untested(findings: Findings) -> list[str]:
+    reasons: dict[str, dict[str, None]] = {}
+    for limit in findings.limits:
+        if limit["missing"]:
+            reasons.setdefault(limit["missing"], {})[name_of(limit)] = None
+    return [f"No events are reported of {listed(list(names), 12)}: {reason}." for reason, names in reasons.items()]
 
 
 def series_key(record: Record) -> tuple[str, str, str]:

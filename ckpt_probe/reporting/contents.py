@@ -15,7 +15,7 @@ from ckpt_probe.analysis.similarity import Similarity, layer_similarities, step_
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.findings import Findings
-from ckpt_probe.findings.sentences import findings_of_run, read_findings
+from ckpt_probe.findings.sentences import findings_of_group, findings_of_run, read_findings, read_group
 from ckpt_probe.paths import PlaneResult
 from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress, Task
@@ -179,8 +179,13 @@ class _SourceContents:
 
     @cached_property
     def findings(self) -> dict[str, Findings]:
-        """Return the findings about the main metrics of each run."""
-        return {run.name: findings_of_run(run.name, run.records) for run in self.runs}
+        """Return the findings about the main metrics of each run, or of each group if the runs belong to groups."""
+        if not has_groups(self.runs):
+            return {run.name: findings_of_run(run.name, run.records) for run in self.runs}
+        return {
+            group: findings_of_group(group, {run.seed or run.name: run.records for run in members})
+            for group, members in grouped(self.runs).items()
+        }
 
 
 def gather(
@@ -427,6 +432,8 @@ def _reading(contents: _SourceContents) -> Iterable[tuple[str, list[str]]]:
     by_group = has_groups(contents.runs)
     if by_group and (ranked := differences(contents.runs)):
         yield "groups", difference_sentences(ranked)
+    for group in contents.findings if by_group else ():
+        yield group, read_group(contents.findings[group])
     for run in [] if by_group else contents.runs:
         yield run.name, [*read_findings(contents.findings[run.name]), *read_supported(run.records)]
     for name, path in contents.paths.items():

@@ -11,16 +11,23 @@ from ckpt_probe.reporting.plots.metrics import axis_along
 
 
 def event_plots(findings: Mapping[str, Findings]) -> Iterable[IntervalPlot]:
-    """Yield a plot of the events of each run that has any.
+    """Yield a plot of the events of each run or group that has any.
 
     Args:
-        findings: Findings by the name of the run.
+        findings: Findings by the name of the run or group.
     """
     for run, of_run in findings.items():
         rows = sorted_rows(of_run)
+        several = len({(event["group"], event["seed"]) for event in of_run}) > 1
         if rows:
             bars = [
-                Bar(name_of(event), event["kind"], event["from_step"], event["to_step"], event_sentence(event))
+                Bar(
+                    name_of(event),
+                    event["kind"],
+                    event["from_step"],
+                    event["to_step"],
+                    event_sentence(event, of_runs=several),
+                )
                 for event in of_run
             ]
             steps = sorted({float(step) for series in of_run.series for step in series.steps})
