@@ -13,7 +13,7 @@ from ckpt_probe.analysis.differences import (
     with_verdicts,
 )
 from ckpt_probe.analysis.equal_loss import curves_by_loss
-from ckpt_probe.analysis.groups import Measurement, RunGroup, collapse_values, measure, open_group, read_course
+from ckpt_probe.analysis.groups import Measurement, RunGroup, collapse_values, measure, open_groups, read_course
 from ckpt_probe.analysis.paired import Interval, expanded
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
@@ -52,7 +52,7 @@ def compare(
 
     Args:
         groups: Directories with one entry per seed: a run (metrics.jsonl), a directory of dumps, which are analyzed, or
-            a file of records.
+            a file of records; one directory of such directories; or NAME=PATTERN, whose matches are the entries.
         metrics: Names of metrics, ignoring case; also short labels such as "MIR", and patterns such as "nc1.*".
         split: Split of the values.
         step: Training step of the values; the last step of each entry if None; "all" compares at every common step.
@@ -75,7 +75,7 @@ def compare(
     """
     progress, interval = progress or NullProgress(), from_arguments(Interval, locals())
     groups, metrics = as_sequence(groups) or (), as_sequence(metrics) or ()
-    if len(groups) < 2:
+    if len(groups) < 2 and not (groups and Path(groups[0]).is_dir()):
         raise UsageError(f"compare needs at least two groups of runs, found {len(groups)}")
     if not metrics:
         raise UsageError("compare needs at least one metric, such as accuracy or class.mir")
@@ -87,7 +87,9 @@ def compare(
         raise UsageError(f"`at='loss'` compares over all steps; leave out `step={step!r}`")
     if margin is not None and not 0 < margin < math.inf:
         raise UsageError(f"`margin={margin}`: expected a number above 0")
-    opened = _labelled([open_group(path) for path in groups])
+    opened = _labelled(open_groups(groups))
+    if len(opened) < 2:
+        raise UsageError(f"compare needs at least two groups of runs, found {len(opened)}")
     measurements: dict[str, dict[str, Measurement]] = {}
     chosen = step if isinstance(step, int) else None
     with progress.task("entries", sum(len(group.members) for group in opened.values()), "entries") as bar:
@@ -163,9 +165,9 @@ def _by_step(courses: Courses, metrics: Sequence[str], progress: Progress) -> di
 
 def _labelled(groups: Sequence[RunGroup]) -> dict[str, RunGroup]:
     """Return the groups by the names of their directories, or by their paths if names are equal."""
-    names = [group.path.resolve().name for group in groups]
+    names = [group.name or group.path.resolve().name for group in groups]
     labels = [name if names.count(name) == 1 else str(group.path) for name, group in zip(names, groups, strict=True)]
-    if len({group.path.resolve() for group in groups}) < len(groups):
+    if len({tuple(group.members.values()) for group in groups}) < len(groups):
         raise UsageError("compare: the same group is given twice")
     return dict(zip(labels, groups, strict=True))
 

@@ -1,15 +1,16 @@
 """Groups of runs: the runs of one condition that differ in their seed, and their values at one step."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis.records import metric_names, number, of_penultimate, read_lines
-from ckpt_probe.analysis.series import read_series
+from ckpt_probe.analysis.series import is_recorded, read_series
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps, open_dump_series
 from ckpt_probe.errors import DataError, listed
+from ckpt_probe.groups import named_paths, seed_names
 from ckpt_probe.moments.registry import find_metrics, metrics_in, suggest_metrics, values_at_collapse
 
 METRICS_FILE = "metrics.jsonl"
@@ -24,11 +25,13 @@ class RunGroup:
         path: The directory.
         members: Source of each run by its name: a file of records, or a directory of dumps.
         others: Names in the directory that are not runs.
+        name: Name of the group, if it is not that of the directory.
     """
 
     path: Path
     members: Mapping[str, Path]
     others: Sequence[str]
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,30 @@ class Measurement:
     step: int | None
     values: Mapping[str, float]
     at_collapse: Mapping[str, float] = field(default_factory=dict)
+
+
+def open_groups(sources: Sequence[Path | str]) -> list[RunGroup]:
+    """Open groups: directories with one run per seed, a directory of such directories, NAME=DIR or NAME=PATTERN.
+
+    Raises:
+        DataError: As `open_group`.
+        UsageError: If a pattern matches nothing.
+    """
+    groups: list[RunGroup] = []
+    for source in sources:
+        name, paths = named_paths(str(source))
+        path = Path(paths[0])
+        if len(paths) > 1 or not path.is_dir():
+            known = {seed: _source(Path(each)) for seed, each in zip(seed_names(paths), paths, strict=True)}
+            if name is None or None in known.values():
+                groups.append(open_group(path))
+            else:
+                groups.append(RunGroup(path.parent, {seed: each for seed, each in known.items() if each}, (), name))
+            continue
+        children = [] if is_recorded(path) or any(map(is_recorded, path.iterdir())) else sorted(path.iterdir())
+        below = [child for child in children if child.is_dir() and any(map(is_recorded, child.iterdir()))]
+        groups += [open_group(child) for child in below] or [replace(open_group(path), name=name)]
+    return groups
 
 
 def open_group(path: Path | str) -> RunGroup:

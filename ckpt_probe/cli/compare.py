@@ -88,8 +88,9 @@ def command(
     """Compare groups of runs that differ only in their seed; the first GROUP is the baseline.
 
     A GROUP is a directory with one entry per seed: a run (its metrics.jsonl has loss and accuracy), a directory of
-    dumps, which are analyzed, or a file NAME.jsonl written by analyze. Entries of the same name are paired. The verdict
-    is different, equivalent (within --margin) or undecided, corrected for the number of metrics, groups and steps.
+    dumps, which are analyzed, or a file NAME.jsonl written by analyze; or NAME='GLOB' of such entries. A single GROUP
+    may be the directory of all groups. Entries of the same name are paired. The verdict is different, equivalent
+    (within --margin) or undecided, corrected for the number of metrics, groups and steps.
     """
     require_one_format(json=json, csv=csv)
     if out is not None:

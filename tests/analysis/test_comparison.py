@@ -393,3 +393,18 @@ def test_the_largest_confidence_there_is_has_bounds(tmp_path: Path, method: str)
 def test_metrics_are_compared_by_name_label_and_pattern(tmp_path: Path, metrics: str | list[str]) -> None:
     compared = compare([group(tmp_path / "a", PLAIN), group(tmp_path / "b", OTHER)], metrics=metrics)
     assert [(each.metric, each.group) for each in compared] == [("accuracy", "a"), ("accuracy", "b")]
+
+
+def test_a_tree_and_patterns_are_groups(tmp_path: Path) -> None:
+    for group, value in (("plain", 0.5), ("decay", 0.7)):
+        for seed in range(3):
+            folder = tmp_path / "runs" / group / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            lines(folder / "metrics.jsonl", {"step": 4, "split": "test", "accuracy": value + seed / 100})
+    expected = compare([tmp_path / "runs" / "decay", tmp_path / "runs" / "plain"])
+    assert compare([tmp_path / "runs"]) == expected
+    named = compare([f"a={tmp_path}/runs/decay/*", f"b={tmp_path}/runs/plain/seed-[012]"])
+    assert [(each.group, each.seeds, each.pairs) for each in named] == [("a", 3, None), ("b", 3, 3)]
+    assert [each.difference for each in named] == [each.difference for each in expected]
+    renamed = compare([f"x={tmp_path}/runs/decay", tmp_path / "runs" / "plain"])
+    assert [each.group for each in renamed] == ["x", "plain"]
