@@ -181,14 +181,6 @@ def _alpha(point: Record) -> float:
     return float(point["alpha"])
 
 
-def named(text: str) -> tuple[str | None, Path]:
-    """Split NAME=PATH into name and path; the name is None for a PATH alone."""
-    name, separator, rest = text.partition("=")
-    if separator and name and not Path(text).exists():
-        return name, Path(rest)
-    return None, Path(text)
-
-
 def _source_path(kind: str, path: Path) -> Path:
     if kind == RECORDS and path.is_dir():
         return _records_in(path)[0]
