@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ckpt_probe.analysis.collapse import cdnv, nc1, nc2, nc3, nc4
     from ckpt_probe.analysis.records import read_records
     from ckpt_probe.analysis.similarity import similarity
-    from ckpt_probe.analysis.weights import weights
     from ckpt_probe.checkpoints import save_checkpoint
     from ckpt_probe.config import TrainingConfig, load_config
     from ckpt_probe.errors import CkptProbeError, DataError, UsageError
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from ckpt_probe.reporting import to_dataframe
     from ckpt_probe.reporting.outputs import plot, report
     from ckpt_probe.training import losses, prune, train
+    from ckpt_probe.trajectories import weights
 
 _HOMES = {
     "analysis": ("Comparison", "Records", "Settings", "Similarity", "analyze", "analyze_features", "compare"),
@@ -56,7 +56,6 @@ _HOMES = {
     "analysis.collapse": ("cdnv", "nc1", "nc2", "nc3", "nc4"),
     "analysis.records": ("read_records",),
     "analysis.similarity": ("similarity",),
-    "analysis.weights": ("weights",),
     "checkpoints": ("save_checkpoint",),
     "config": ("TrainingConfig", "load_config"),
     "errors": ("CkptProbeError", "DataError", "UsageError"),
@@ -87,6 +86,7 @@ _HOMES = {
     "reporting.outputs": ("plot", "report"),
     "training": ("prune", "train"),
     "training.losses": ("losses",),
+    "trajectories": ("weights",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

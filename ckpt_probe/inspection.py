@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpt_probe.addresses import Address
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.progress import NullProgress, Progress
@@ -108,7 +109,7 @@ def _description(
     if statistics or setup is not None:
         option = "`statistics`" if statistics else "running a model"
         raise UsageError(f"{path}: {len(members)} checkpoints; {option} takes one, such as {members[-1].path}")
-    return inspect_series(path, members, state_key, base)
+    return inspect_series(path, members, state_key, base, progress)
 
 
 def inspect_checkpoint(
@@ -160,9 +161,13 @@ def inspect_checkpoint(
 
 
 def inspect_series(
-    path: Path, members: "Sequence[Member]", state_key: str | None = None, base: Path | None = None
+    path: Path,
+    members: "Sequence[Member]",
+    state_key: str | None = None,
+    base: Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return a short description of each checkpoint of a directory, in order, and warnings about the series."""
+    """Return a short description of each checkpoint of a directory, in order, with warnings and the audit."""
     from ckpt_probe.checkpoints import RepeatedWeights, fingerprint, open_checkpoint
     from ckpt_probe.series import step_warnings
 
@@ -186,7 +191,25 @@ def inspect_series(
             )
             repeats += repeated.warnings(member, fingerprint(checkpoint))
     warnings = [*step_warnings(members), *repeats]
-    return {"file": str(path), "kind": "series", "checkpoints": descriptions, "warnings": warnings}
+    audit = _audit(members, state_key, base, progress or NullProgress())
+    return {"file": str(path), "kind": "series", "checkpoints": descriptions, "warnings": warnings, "audit": audit}
+
+
+def _audit(
+    members: "Sequence[Member]", state_key: str | None, base: Path | None, progress: Progress
+) -> dict[str, Any] | None:
+    """Return verdict and findings of the audit of a series; None for a remote one, whose weights are not read."""
+    from ckpt_probe.trajectories import audit_series
+
+    if any(isinstance(member.path, Address) for member in members):
+        return None
+    try:
+        audit = audit_series(members, state_key=state_key, base=base, progress=progress)
+    except CkptProbeError as error:
+        return {"verdict": f"audit: not possible: {error}", "findings": []}
+    if audit is None:
+        return {"verdict": "audit: the checkpoints have no floating-point parameter in common", "findings": []}
+    return {"verdict": audit.verdict, "findings": [asdict(finding) for finding in audit.findings]}
 
 
 def inspect_dump(file: Path) -> dict[str, Any]:

@@ -15,7 +15,9 @@ PLAIN_NAME = re.compile(r"[\w.'-]+")
 """Class names that need no quotes beside a colon and a count."""
 
 GROUP_AND_SEED = ("group", "seed")
-POSITION = (*GROUP_AND_SEED, "checkpoint", "step", "alpha", "split", "layer", "depth", "class", "class_name")
+POSITION = (
+    *GROUP_AND_SEED, "checkpoint", "step", "alpha", "split", "block", "tensor", "layer", "depth", "class", "class_name"
+)  # fmt: skip
 COUNTS = ("samples", "features", "classes", "classes_present", "samples_left_out", "classes_left_out")
 NOT_STORED = "samples_not_stored"
 DOCUMENTS = "documents"

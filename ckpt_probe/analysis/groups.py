@@ -192,8 +192,10 @@ def _record_of_dumps(directory: Path, split: str, step: int | None) -> Mapping[s
 
 def _record_in(file: Path, metrics: Sequence[str], split: str, step: int | None) -> Mapping[str, Any]:
     # The metrics of a run also have a line for each logged training step, without a split.
-    records = [record for record in of_penultimate(read_lines(file)) if record.get("split") is not None]
-    of_split = [record for record in records if record["split"] == split]
+    lines = of_penultimate(read_lines(file))
+    records = [record for record in lines if record.get("split") is not None]
+    # Records of weights have no split at all.
+    of_split = [record for record in records if record["split"] == split] if records else lines
     if not of_split:
         splits = listed(list(dict.fromkeys(str(record["split"]) for record in records)))
         available = f"there are: {splits}" if splits else "nor of any other"

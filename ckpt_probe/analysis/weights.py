@@ -1,64 +1,73 @@
-"""Compute class-level metrics from classifier weights alone, for every checkpoint of a series."""
+"""Compute class-level metrics from classifier weights alone."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from ckpt_probe.analysis.cache import Cache
-from ckpt_probe.analysis.entries import Record, in_order
-from ckpt_probe.analysis.records import Records
+from ckpt_probe.analysis.entries import Record
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint, open_series
+from ckpt_probe.checkpoints import Checkpoint, Member, likely_heads, open_checkpoint
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.metrics import collapse, effective_rank, matrix_entropy, reference_values
 from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.gram import Array, to_rows
 from ckpt_probe.metrics.theory import simplex_exists, without_simplex
 from ckpt_probe.moments import DetailedRecord
-from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.remote import resolve
-from ckpt_probe.series import step_warnings
+from ckpt_probe.progress import Progress
 
 
-@checked_keywords
-def weights(
-    path: Path | str,
-    *,
-    classifier: str | None = None,
-    orders: float | Sequence[float] = (),
-    state_key: str | None = None,
-    base: Path | str | None = None,
-    cache: bool = False,
-    progress: Progress | None = None,
-) -> Records:
-    """Return the record of classifier weights alone for every checkpoint of a series; needs neither model nor data.
+@dataclass
+class ClassifierRecords:
+    """Computes the records of classifier weights of the checkpoints of a series, one after another.
 
-    Only the weights of the classifier are read of each checkpoint.
-
-    Args:
-        path: Checkpoint of any format, or a directory of checkpoints.
+    Attributes:
         classifier: Name of the layer, or of its tensor of weights; if None, the one in the checkpoint's metadata, else
             the likeliest by names and shapes.
         orders: Rényi orders of entropies that are computed beside those of order 1.
         state_key: Key of the weights in a pickled checkpoint.
         base: Checkpoint onto which an adapter is merged.
-        cache: Whether to keep the records in a hidden directory beside the checkpoints, and to read them from it if
-            neither the weights nor the arguments have changed.
-        progress: Receives messages and a bar.
-
-    Returns:
-        One record per checkpoint, by step, each computed on first access: the values of `weights_record`, and
-        `classifier`, the name of the tensor.
-
-    Raises:
-        DataError: If a checkpoint cannot be opened, has no such tensor, or none that looks like a classifier's.
-        UsageError: If an argument is invalid.
+        cache: Whether to use the cache of records.
+        required: Whether weights without a record are an error; otherwise it has a reason in their place.
+        warnings: Warnings about the cache.
     """
-    settings = Settings(orders=as_sequence(orders) or ())
-    return Records(_records(path, classifier, settings, state_key, base, cache, progress or NullProgress()))
+
+    classifier: str | None = None
+    orders: tuple[float, ...] = ()
+    state_key: str | None = None
+    base: Path | str | None = None
+    cache: bool = False
+    required: bool = False
+    warnings: dict[str, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._settings = Settings(orders=self.orders)
+        self._cache = Cache.of(self._settings, ["weights"]) if self.cache else None
+        self._tensor: str | None = None
+        self.required = self.required or self.classifier is not None
+
+    def of(self, member: Member, progress: Progress) -> Record:
+        """Return the record of a checkpoint: the values of `weights_record`, and the name of the tensor.
+
+        Raises:
+            DataError: If it has no such tensor, none that looks like a classifier's, or weights without a direction,
+                and that is required.
+            UsageError: If the named layer is not in the first checkpoint.
+        """
+        try:
+            with open_checkpoint(member.path, state_key=self.state_key, base=self.base) as checkpoint:
+                if self._tensor is None:
+                    self._tensor = _chosen(checkpoint, self.classifier, progress)
+                record, warning = _record(checkpoint, self._tensor, self._settings, self._cache)
+        except DataError as error:
+            if self.required:
+                raise
+            reason = str(error).removeprefix(f"{member.path}: ")
+            return {"classifier": self._tensor, "missing": f"class.*, nc2.*: {reason}"}
+        self.warnings |= {warning: None} if warning else {}
+        return {"classifier": self._tensor, **record}
 
 
 def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
@@ -91,36 +100,7 @@ def weights_record(weights: Array, *, orders: tuple[float, ...] = ()) -> Record:
     return {**record, "missing": None if exists else f"reference.entropy: {without_simplex(*heads.shape)}"}
 
 
-def _records(
-    path: Path | str,
-    classifier: str | None,
-    settings: Settings,
-    state_key: str | None,
-    base: Path | str | None,
-    cache: bool,
-    progress: Progress,
-) -> Iterator[Record]:
-    path, base = resolve(path), resolve(base)
-    members = open_series(path, state_key=state_key, base=base)
-    records = Cache.of(settings, ["weights"]) if cache else None
-    tensor: str | None = None
-    warnings = dict.fromkeys(step_warnings(members))
-    with progress.task("checkpoints", len(members), "checkpoints") as bar:
-        for member in members:
-            with open_checkpoint(member.path, state_key=state_key, base=base) as checkpoint:
-                if tensor is None:
-                    tensor = _chosen(checkpoint, classifier, progress)
-                record, warning = _record(member, checkpoint, tensor, settings, records)
-            warnings |= {warning: None} if warning else {}
-            yield record
-            bar.advance()
-    for warning in warnings:
-        progress.message(warning)
-
-
-def _record(
-    member: Member, checkpoint: Checkpoint, name: str, settings: Settings, cache: Cache | None
-) -> tuple[Record, str | None]:
+def _record(checkpoint: Checkpoint, name: str, settings: Settings, cache: Cache | None) -> tuple[Record, str | None]:
     """Return the record of one checkpoint, and a warning if it could not be written into the cache."""
     matrix = _matrix(checkpoint, name)
     content = hashlib.sha256(matrix.detach().double().contiguous().numpy().tobytes()).hexdigest()
@@ -139,8 +119,7 @@ def _record(
             raise DataError(f"{checkpoint.path}: {name}: {error}") from error
         if entry is not None:
             warning = entry.write([DetailedRecord(record, {}, [])])
-    position = {"checkpoint": member.name, "step": member.step, "classifier": name}
-    return in_order({**position, **record}), warning
+    return record, warning
 
 
 def _chosen(checkpoint: Checkpoint, classifier: str | None, progress: Progress) -> str:

@@ -93,6 +93,14 @@ def is_series(path: Path | str) -> bool:
     return folder.is_dir() and (len(files) != 1 or bool(_run_directories(folder, files)))
 
 
+def has_checkpoints(path: Path) -> bool:
+    """Return whether a directory is that of a run with checkpoints; none is opened."""
+    try:
+        return bool(checkpoint_files(snapshot_in(path)))
+    except DataError:
+        return False
+
+
 def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None, str | None]:
     """Return the step of a checkpoint and its source, None for each that is unknown.
 

@@ -1,10 +1,11 @@
 """`ckpt-probe extract`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_probe.addresses import is_address
 from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
 from ckpt_probe.cli.options import (
     EVERY,
@@ -19,7 +20,10 @@ from ckpt_probe.cli.options import (
     require_follow,
     subject_options,
 )
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import CkptProbeError, UsageError
+
+if TYPE_CHECKING:
+    from ckpt_probe.progress import Progress
 
 STORES = click.Choice(["features", "moments", "both"])
 
@@ -96,8 +100,26 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
     from ckpt_probe.extraction import extract_series
 
     with bars() as progress:
+        if not follow:
+            _warn_of_faults(checkpoints, options["state_key"], options["base"], progress)
         summary = extract_series(checkpoints, out, progress=progress, **options)
     say(_summary(out, len(summary.written), len(summary.skipped)) + ("; stopped" if summary.stopped else ""))
+
+
+def _warn_of_faults(checkpoints: Path, state_key: str | None, base: Path | None, progress: "Progress") -> None:
+    """Show the verdict of the audit of a local series if something is wrong; extraction itself reports bad files."""
+    from ckpt_probe.checkpoints import open_series
+    from ckpt_probe.trajectories import audit_series
+
+    if is_address(checkpoints) or not checkpoints.is_dir():
+        return
+    try:
+        members = open_series(checkpoints, state_key=state_key, base=base)
+        audit = audit_series(members, state_key=state_key, base=base, progress=progress) if len(members) > 1 else None
+    except CkptProbeError:
+        return
+    if audit is not None and audit.alarms:
+        progress.message(audit.verdict)
 
 
 def _summary(out: Path, written: int, skipped: int) -> str:

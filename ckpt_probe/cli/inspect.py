@@ -36,9 +36,10 @@ def command(
     """Describe PATH: a checkpoint of any format, a directory of checkpoints, or a dump.
 
     For a checkpoint: its tensors, step, metadata of its trainer, likely heads and quantised tensors; only --statistics
-    and --verify read the values. For a directory of several: one line per checkpoint, in order, and a warning if two
-    have the same step or identical weights. With --model or --data, the model is built and run on one sample to show
-    its head, how it was identified, and the layers that extract --layers all stores.
+    and --verify read the values. For a directory of several: one line per checkpoint, in order, a warning if two have
+    the same step or identical weights, and the verdict of an audit of the weights. With --model or --data, the model is
+    built and run on one sample to show its head, how it was identified, and the layers that extract --layers all
+    stores.
     """
     from json import dumps
 
@@ -147,6 +148,8 @@ def _print_series(facts: dict[str, Any]) -> None:
     for warning in facts["warnings"]:
         click.echo(printable(warning))
     _print_verified(facts)
+    if facts["audit"] is not None:
+        click.echo(printable(facts["audit"]["verdict"]))
 
 
 def _cell(value: Any) -> str:

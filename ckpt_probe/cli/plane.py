@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\b
 Examples: ckpt-probe plane A.safetensors B.safetensors C.safetensors -o planes/abc --grid 15
-          ckpt-probe plane A.safetensors -o planes/around"""
+          ckpt-probe plane A.safetensors -o planes/around
+          ckpt-probe plane runs/digits -o planes/run --directions pca"""
 SHADES = " ░▒▓█"
 WITHOUT = "?"
 STATISTICS = {
@@ -55,6 +56,14 @@ def parse_grid(text: str) -> int | tuple[int, int]:
 @click.argument("c", required=False, type=PATH)
 @option_group(
     "Plane",
+    option(
+        "--directions",
+        "HOW",
+        "random around A, or pca: main directions of the series A.",
+        click.Choice(["random", "pca"]),
+        None,
+        "random with A alone",
+    ),
     option("--grid", "N[xM]", "Number of points along x and y, such as 15 or 15x9.", Parsed("N[xM]", parse_grid), "15"),
 )
 @subject_options
@@ -80,12 +89,13 @@ def command(
     b: Path | None,
     c: Path | None,
     out: Path,
+    directions: str | None,
     json: bool,
     csv: bool,
     figure: Path | None,
     **options: Any,
 ) -> None:
-    """Evaluate a grid in the plane through three checkpoints, or along random directions around one.
+    """Evaluate a grid in the plane of three checkpoints, around one, or of the trajectory of a series.
 
     Computes loss, accuracy and every metric of analyze at each point, and prints a map of the loss. Coordinates are
     distances in weight space; with A alone, multiples of each filter's norm along two random directions. Writes
@@ -93,7 +103,7 @@ def command(
     """
     require_one_format(json=json, csv=csv)
     require_batchnorm_samples(options["batchnorm"])
-    directions = "random" if b is None else None
+    directions = directions or ("random" if b is None else None)
 
     from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.cli.output import print_records
@@ -190,6 +200,9 @@ def _at(x: float, y: float) -> str:
 
 
 def _axes(axes: dict[str, Any]) -> str:
+    if "share.first" in axes:
+        shares = [f"{axes[f'{kind}.{name}']:.0%}" for kind in ("share", "walk") for name in ("first", "second")]
+        return f"shares of variance {shares[0]}, {shares[1]}; of a random walk as long {shares[2]}, {shares[3]}"
     if "cosine" in axes:
         cosine = "–" if axes["cosine"] is None else f"{axes['cosine']:.3g}"
         return f"lengths of the directions {axes['length.first']:.4g}, {axes['length.second']:.4g}; cosine {cosine}"

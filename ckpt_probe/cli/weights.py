@@ -6,25 +6,37 @@ from typing import Any
 import click
 
 from ckpt_probe.cli.analyze import RENYI
-from ckpt_probe.cli.command import Command, option_group, setting_group
+from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
 from ckpt_probe.cli.options import (
     CACHE,
     CHECKPOINT_SETTINGS,
     CLASSIFIER,
     CSV,
+    EVERY,
     JSON,
     PATH,
+    WHOLE,
     WIDE,
+    WORKERS,
     out_option,
     overwrite_option,
+    require_follow,
     require_one_format,
 )
 from ckpt_probe.cli.output import require_writable
 
+LEVELS = ("network", "block", "tensor")
 
-@click.command("weights", cls=Command, epilog="Example: ckpt-probe weights runs/digits --csv")
+
+@click.command("weights", cls=Command, epilog="Example: ckpt-probe weights runs/digits --by block --csv")
 @click.argument("checkpoints", type=PATH)
-@option_group("Metrics", RENYI)
+@option_group(
+    "Contents",
+    option("--only", "PART,…", "audit, motion, spectra and classifier.", str, None, "all"),
+    option("--by", "LEVEL", "One row per network, block or tensor.", click.Choice(LEVELS), "network"),
+    RENYI,
+    WORKERS,
+)
 @option_group(
     "Output",
     JSON,
@@ -32,33 +44,46 @@ from ckpt_probe.cli.output import require_writable
     WIDE,
     out_option("Also write to this file: .csv, .parquet, else JSON Lines.", required=False),
     overwrite_option("Replace the file if it exists."),
+    flag("--follow", "Wait for new checkpoints of a training run; end with Ctrl-C."),
 )
-@setting_group("--set", "Less common settings", CLASSIFIER, *CHECKPOINT_SETTINGS, CACHE)
+@setting_group(
+    "--set",
+    "Less common settings",
+    CLASSIFIER,
+    *CHECKPOINT_SETTINGS,
+    Setting("sketch", "BOOL", "Distances from random projections of each checkpoint.", bool, None, "above 128 GiB"),
+    Setting("bootstrap", "N", "Synthetic spectra for the goodness of fit of each tail.", WHOLE, 0),
+    CACHE,
+    EVERY,
+    Setting("until", "STEP", "With --follow: last training step to wait for.", WHOLE),
+)
 def command(
     checkpoints: Path,
     json: bool,
     csv: bool,
     wide: bool,
-    orders: tuple[float, ...] | None,
     out: Path | None,
     overwrite: bool,
+    follow: bool,
+    orders: tuple[float, ...] | None,
     **options: Any,
 ) -> None:
-    """Compute the metrics of the classifier weights of checkpoints; needs neither model nor data.
+    """Audit the weights of a series, and measure their motion and spectra; needs neither model nor data.
 
     CHECKPOINTS is the directory of a run, a directory of checkpoints of any format that inspect opens, or one
-    checkpoint. Prints one row per checkpoint, in the order of the training steps, and the values at neural collapse.
+    checkpoint. The audit names checkpoints that were copied, exchanged or damaged, and prints its verdict at the end.
     """
+    require_follow(follow, "until", "every")
     require_one_format(json=json, csv=csv)
     if out is not None:
         require_writable(out, overwrite=overwrite)
 
-    from ckpt_probe.analysis.weights import weights
     from ckpt_probe.cli.console import bars, say
     from ckpt_probe.cli.output import print_records, write_records
+    from ckpt_probe.trajectories import weights
 
     with bars() as progress:
-        results = weights(checkpoints, orders=orders or (), progress=progress, **options)
+        results = weights(checkpoints, orders=orders or (), follow=follow, progress=progress, **options)
         records = print_records(results, json=json, csv=csv, wide=wide)
     if out is not None:
         write_records(records, out, overwrite=overwrite)

@@ -496,7 +496,8 @@ def metric_named(name: str) -> Metric | None:
 def metrics_in(records: Iterable[Mapping[str, Any]]) -> list[Metric]:
     """Return the metrics that at least one record has, in the order of tables; those of Rényi orders come last."""
     names = dict.fromkeys(name for record in records for name in record)
-    metrics = [metric for metric in (CLASS_METRICS if "class" in names else all_metrics()) if metric.name in names]
+    known = CLASS_METRICS if "class" in names else (*_of_series(), *all_metrics())
+    metrics = [metric for metric in known if metric.name in names]
     present = {metric.name for metric in metrics}
     others = [metric_named(name) for name in names if name.startswith("renyi_")]
     return [*metrics, *(metric for metric in others if metric is not None and metric.name not in present)]
@@ -544,7 +545,7 @@ def find_metrics(names: str | Iterable[str], known: Iterable[str] | None = None)
         The names without repetition. A name that is neither a metric nor a label is returned unchanged.
     """
     known = [metric.name for metric in all_metrics()] if known is None else list(known)
-    labels = {metric.label: metric.name for metric in all_metrics()}
+    labels = {metric.label: metric.name for metric in (*_of_series(), *all_metrics())}
     texts = [name.strip() for text in as_sequence(names) or () for name in text.split(",") if name.strip()]
     return list(dict.fromkeys(name for text in texts for name in matching(text, known, labels) or [text]))
 
@@ -608,4 +609,14 @@ def _installed(path: tuple[str, ...]) -> tuple[tuple[Metric, ...], dict[str, Cal
 @cache
 def _by_name(path: tuple[str, ...]) -> dict[str, Metric]:
     """Return the builtin metrics and those that packages on the import path register, by name."""
-    return {metric.name: metric for metric in (*METRICS, *BARRIERS, *PREDICTION_METRICS, *_installed(path)[0])}
+    return {
+        metric.name: metric
+        for metric in (*METRICS, *BARRIERS, *PREDICTION_METRICS, *_of_series(), *_installed(path)[0])
+    }
+
+
+def _of_series() -> tuple[Metric, ...]:
+    """Return the numbers in records of the weights of a series, which no family of metrics computes."""
+    from ckpt_probe.moments.weight_metrics import WEIGHT_METRICS  # needs this module
+
+    return WEIGHT_METRICS

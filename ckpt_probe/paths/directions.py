@@ -1,6 +1,7 @@
-"""Planes of weights: through three checkpoints, or along two random directions from one."""
+"""Planes of weights: through three checkpoints, along two random directions from one, or along a trajectory."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths.shapes import exact_dtype, require_finite
+from ckpt_probe.trajectories.layout import BUFFER
+from ckpt_probe.trajectories.motion import Trajectory
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,38 @@ def plane_through(a: State, b: State, c: State) -> Plane:
         "angle": math.degrees(math.atan2(height, along)),
     }
     return Plane(a, u, w, slopes, (("A", 0.0, 0.0), ("B", length, 0.0), ("C", along, height)), axes)
+
+
+def trajectory_plane(states: Iterable[State], trajectory: Trajectory) -> Plane:
+    """Build the plane of a trajectory: its two main directions through the mean of all checkpoints.
+
+    Coordinates are distances from the mean. Floating-point tensors whose names are those of buffers keep their mean;
+    others are those of the last checkpoint.
+
+    Args:
+        states: State dicts of the checkpoints in order, read one at a time.
+        trajectory: Trajectory of their parameters.
+
+    Returns:
+        The plane; `axes` has the shares of variance of both directions, and those of a random walk.
+    """
+    sums: list[dict[str, Tensor]] = [{}, {}, {}]
+    last: State = {}
+    count = len(trajectory.coordinates)
+    for t, state in enumerate(states):
+        factors = (1 / count, *map(float, trajectory.weights[:, t]))
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                require_finite(name, tensor)
+                for total, factor in zip(sums if not BUFFER.search(name) else sums[:1], factors, strict=False):
+                    total[name] = total.get(name, 0.0) + factor * tensor.double()
+        last = state
+    mean, first, second = ({name: t.to(exact_dtype(last[name])) for name, t in total.items()} for total in sums)
+    marks = tuple((str(t + 1), float(x), float(y)) for t, (x, y) in enumerate(trajectory.coordinates))
+    axes = {}
+    for i, name in enumerate(("first", "second")):
+        axes |= {f"share.{name}": trajectory.shares[i], f"walk.{name}": trajectory.walk_shares[i]}
+    return Plane({**last, **mean}, first, second, (1.0, 0.0, 1.0), marks, axes)
 
 
 def random_plane(a: State, model: nn.Module, seed: int) -> Plane:

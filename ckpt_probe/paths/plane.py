@@ -1,12 +1,14 @@
-"""Every metric on a grid in a plane of weights: through three checkpoints, or around one along random directions."""
+"""Every metric on a grid in a plane of weights: through three checkpoints, around one, or along a trajectory."""
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Record
+from ckpt_probe.checkpoints import Member, open_series
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Setup, Subject, open_subject
 from ckpt_probe.extraction.request import request_of
@@ -14,7 +16,7 @@ from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.directions import Plane, plane_through, random_plane
+from ckpt_probe.paths.directions import Plane, plane_through, random_plane, trajectory_plane
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, Statistics
 from ckpt_probe.paths.point import Evaluation
@@ -22,6 +24,8 @@ from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers, claimed_in_turn
+from ckpt_probe.trajectories.records import WeightOptions, measured_series
+from ckpt_probe.trajectories.stream import Opening
 
 MARGIN = 0.2
 RADIUS = 1.0
@@ -33,8 +37,9 @@ class PlaneOptions:
 
     Attributes:
         grid: Number of positions along each axis, or (along x, along y).
-        margin: Extent of the grid beyond the three checkpoints, as a share of their own extent.
-        directions: "random" for filter-normalised directions around one checkpoint; None for three checkpoints.
+        margin: Extent of the grid beyond the checkpoints, as a share of their own extent.
+        directions: "random" for filter-normalised directions around one checkpoint, "pca" for the two main directions
+            of the trajectory of a series; None for three checkpoints.
         seed: Seed of the random directions.
         radius: Largest coordinate along random directions.
         batchnorm: "recompute" to estimate running statistics at each position, "interpolate" to interpolate them.
@@ -53,11 +58,11 @@ class PlaneOptions:
         if min(self.shape) < 2:
             raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
         _ = self.statistics
-        if self.directions not in {None, "random"}:
-            raise UsageError(f"directions: expected random or None, found {self.directions}")
-        if self.directions is None and (self.seed, self.radius) != (0, RADIUS):
+        if self.directions not in {None, "random", "pca"}:
+            raise UsageError(f"directions: expected random, pca or None, found {self.directions}")
+        if self.directions != "random" and (self.seed, self.radius) != (0, RADIUS):
             raise UsageError("seed and radius need directions random")
-        if self.directions is not None and self.margin != MARGIN:
+        if self.directions == "random" and self.margin != MARGIN:
             raise UsageError("margin needs three checkpoints; use radius for random directions")
         if not (0 <= self.margin < math.inf and 0 < self.radius < math.inf and 0 <= self.seed < 2**63):
             raise UsageError("expected a margin of at least 0, a radius above 0, and an integer seed of at least 0")
@@ -81,7 +86,8 @@ class PlaneResult:
         points: Records of the grid, with x, y and split.
         marks: Records of the checkpoints, with name, x, y and split.
         summary: For each split the lowest loss on the grid, its position, and the number of positions without a loss.
-        axes: Distances and angle of three checkpoints, or lengths and cosine of random directions.
+        axes: Distances and angle of three checkpoints, lengths and cosine of random directions, or shares of variance
+            of the main directions of a trajectory and of a random walk.
         xs: Coordinates of the grid along x.
         ys: Coordinates of the grid along y.
     """
@@ -125,19 +131,24 @@ def evaluate_plane(
     scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> PlaneResult:
-    """Compute loss, accuracy and every metric on a grid in the plane through checkpoints a, b, c, or around a alone.
+    """Compute loss, accuracy and every metric on a grid in a plane of weights.
+
+    The plane goes through checkpoints a, b and c, or through a alone along random directions, or it is that of the
+    trajectory of the series a.
 
     Writes `out`/points.jsonl position by position and `out`/plane.json at the end. An interrupted call continues after
     the last position. If another process evaluates the same plane, this one waits for it.
 
     Args:
-        a: First checkpoint, which names model and data if `model` and `data` are None.
-        b: Second checkpoint; None with random directions.
-        c: Third checkpoint; None with random directions.
+        a: First checkpoint, which names model and data if `model` and `data` are None; with "pca" the directory of a
+            series of at least three.
+        b: Second checkpoint; None with directions.
+        c: Third checkpoint; None with directions.
         out: Directory of the results.
         grid: Number of positions along each axis, or (along x, along y).
-        margin: Extent of the grid beyond the three checkpoints, as a share of their own extent.
-        directions: "random" for filter-normalised directions around one checkpoint; None for three checkpoints.
+        margin: Extent of the grid beyond the checkpoints, as a share of their own extent.
+        directions: "random" for filter-normalised directions around one checkpoint, "pca" for the two main directions
+            of the trajectory of a series; None for three checkpoints.
         seed: Seed of the random directions.
         radius: Largest coordinate along random directions.
         batchnorm: "recompute" to estimate running statistics at each position, "interpolate" to interpolate them.
@@ -171,10 +182,15 @@ def evaluate_plane(
     if settings.directions is None and len(files) != 3:
         raise UsageError("a plane needs three checkpoints A, B and C, or one checkpoint A with directions random")
     if settings.directions is not None and len(files) != 1:
-        raise UsageError("random directions need one checkpoint A: omit B and C, or the directions")
+        raise UsageError("directions need one argument A, a checkpoint or a series: omit B and C, or the directions")
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other")
-    job, ledger = PlaneJob(files, setup, settings), Ledger(Path(out), "plane")
+    sources = files
+    if settings.directions == "pca":
+        files = tuple(member.path for member in open_series(files[0], state_key=setup.state_key, base=setup.base))
+        if len(files) < 3:
+            raise UsageError(f"{sources[0]}: `directions='pca'` needs a series of at least three, found {len(files)}")
+    job, ledger = PlaneJob(files, setup, settings, sources), Ledger(Path(out), "plane")
     with claimed_in_turn(ledger.path, progress.message) as waited:
         ledger.require_free(overwrite=overwrite, resume=resume or (waited and not overwrite))
         return _evaluate(job, ledger, staff, overwrite=overwrite, progress=progress)
@@ -182,11 +198,12 @@ def evaluate_plane(
 
 @dataclass(frozen=True)
 class PlaneJob:
-    """Settings of a plane; a worker process opens the survey from them."""
+    """Settings of a plane; a worker process opens the survey from them. `sources`: arguments of the call."""
 
     files: tuple[Path, ...]
     setup: Setup
     options: PlaneOptions
+    sources: tuple[Path, ...]
 
     def survey(self) -> Survey:
         """Open model and data, and read the checkpoints."""
@@ -202,7 +219,7 @@ def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool,
     if overwrite:
         for file in ledger.files:
             file.unlink(missing_ok=True)
-    ledger.follow(plan, begun=ledger.begun, request=request_of(job.files, ledger.path, job.setup, job.options))
+    ledger.follow(plan, begun=ledger.begun, request=request_of(job.sources, ledger.path, job.setup, job.options))
     if ledger.finished:
         return _stored(ledger)
     splits = evaluation.subject.splits
@@ -212,7 +229,7 @@ def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool,
     positions = [(x, y) for y in ys for x in xs]
     with progress.task("points", len(positions), "points") as bar:
         visit(positions, records, survey, ledger, job=job, workers=staff, bar=bar, progress=progress)
-    checkpoints = dict(zip("ABC", distinct_names(job.files), strict=False))
+    checkpoints = dict(zip((name for name, _, _ in plane.marks), distinct_names(job.files), strict=True))
     summary = [_lowest(ledger.sorted(records), name) for name in splits]
     axes = {"axes": plane.axes, "xs": xs, "ys": ys}
     ledger.finish(records, {"checkpoints": checkpoints, **axes, "marks": marks, "summary": summary})
@@ -239,6 +256,8 @@ def _marks(files: tuple[Path, ...], plane: Plane, evaluation: Evaluation, progre
 
 def _plane(files: tuple[Path, ...], options: PlaneOptions, subject: Subject) -> Plane:
     names = set(subject.model.state_dict())
+    if options.directions == "pca":
+        return _of_trajectory(files, subject, names)
     states: list[Any] = []
     with subject.setup.open(files[0]) as first:
         for file in files:
@@ -251,8 +270,27 @@ def _plane(files: tuple[Path, ...], options: PlaneOptions, subject: Subject) -> 
         raise DataError(f"{', '.join(str(file) for file in files)}: {error}") from error
 
 
+def _of_trajectory(files: tuple[Path, ...], subject: Subject, names: set[str]) -> Plane:
+    """Return the plane of a series; its parameters are read twice, for their distances and for the directions."""
+    setup = subject.setup
+    members = [Member(file, file.stem, None) for file in files]
+    options = WeightOptions(parts=("motion",), opening=Opening(setup.state_key, resolve(setup.base)))
+    series = measured_series(members, options, NullProgress())
+    outside = [*series.parameters.excluded]
+    if outside or series.trajectory is None:
+        reason = f"{outside[0]} is of another network" if outside else "the checkpoints have the same weights"
+        raise DataError(f"{files[0].parent}: no plane of the trajectory: {reason}")
+
+    def states() -> Iterator[Any]:
+        for file in files:
+            with setup.open(file) as checkpoint:
+                yield unwrapped(checkpoint.state_dict(), names)
+
+    return trajectory_plane(states(), series.trajectory)
+
+
 def _grid(plane: Plane, options: PlaneOptions) -> tuple[list[float], list[float]]:
-    if options.directions is not None:
+    if options.directions == "random":
         ends = [(-options.radius, options.radius)] * 2
     else:
         spans = [x for _, x, _ in plane.marks], [y for _, _, y in plane.marks]
@@ -267,8 +305,11 @@ def _grid(plane: Plane, options: PlaneOptions) -> tuple[list[float], list[float]
 
 
 def _plan(files: tuple[Path, ...], evaluation: Evaluation, options: PlaneOptions) -> Record:
-    random = options.directions is not None
-    hashes = {name: evaluation.subject.setup.content_hash(file) for name, file in zip("abc", files, strict=False)}
+    random = options.directions == "random"
+    contents = [evaluation.subject.setup.content_hash(file) for file in files]
+    if options.directions == "pca":
+        contents = [hashlib.sha256(" ".join(contents).encode()).hexdigest()]
+    hashes = dict(zip("abc", contents, strict=False))
     return {
         "directions": options.directions or "checkpoints",
         **{name: hashes.get(name) for name in "abc"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis import Settings, read_series
+from ckpt_probe.analysis import Record, Settings, read_series
 from ckpt_probe.analysis.records import by_run
 from ckpt_probe.analysis.similarity import Similarity, layer_similarities, step_similarities, stored_rows_of_series
 from ckpt_probe.dumps import open_dump, open_dump_series
@@ -43,6 +43,14 @@ from ckpt_probe.reporting.plots.layers import LayerSimilarity, layer_maps, separ
 from ckpt_probe.reporting.plots.metrics import axis_along, metric_plots
 from ckpt_probe.reporting.plots.paths import contour_plots, path_plots
 from ckpt_probe.reporting.plots.portraits import class_table, matrix_plots, spectrum_plots
+from ckpt_probe.reporting.plots.weights import (
+    GROUPS,
+    WeightsContents,
+    block_maps,
+    is_of_weights,
+    spectrum_lines,
+    trajectory_plot,
+)
 from ckpt_probe.reporting.provenance import Origin, origin_of, without_shared
 from ckpt_probe.reporting.reading import read_path as read_path_aloud
 from ckpt_probe.reporting.reading import read_plane as read_plane_aloud
@@ -53,6 +61,7 @@ from ckpt_probe.reporting.sources import (
     PATH,
     PLANE,
     RECORDS,
+    WEIGHTS,
     PathContents,
     Source,
     read_path,
@@ -61,6 +70,8 @@ from ckpt_probe.reporting.sources import (
 )
 from ckpt_probe.scheduling import Workers
 from ckpt_probe.series import Member
+from ckpt_probe.trajectories.records import WeightOptions
+from ckpt_probe.trajectories.survey import survey_weights, verdict_of
 
 TITLE = "What happened in these runs"
 """Default heading of the page."""
@@ -167,6 +178,7 @@ class _SourceContents:
 
     runs: list[Run] = field(default_factory=list)
     similar: list[LayerSimilarity] = field(default_factory=list)
+    weights: dict[str, WeightsContents] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     """Reasons for missing similarities of layers."""
 
@@ -213,7 +225,7 @@ def gather(
             _read(source, contents, options, progress)
             origins.append(origin_of(source))
             bar.advance()
-    if not (contents.runs or contents.paths or contents.planes):
+    if not (contents.runs or contents.paths or contents.planes or contents.weights):
         raise DataError("nothing to report")
     axis = common_axis(contents.runs) if contents.runs else "step"
     tracks = [Track(run.name, tuple(run.checkpoints), tuple(_slider_positions(run, axis))) for run in contents.runs]
@@ -236,11 +248,24 @@ def _read(source: Source, contents: _SourceContents, options: ReportOptions, pro
     elif source.kind == PLANE:
         contents.planes[source.name] = read_plane(source)
     elif source.kind == RECORDS:
-        for (group, seed), records in by_run(records_of(source)).items():
+        records = records_of(source)
+        groups = [record for record in records if any(record.get(name) is not None for name in GROUPS)]
+        if any(map(is_of_weights, records)):
+            network = [record for record in records if record not in groups]
+            contents.weights[source.name] = WeightsContents(network, groups)
+        elif source.checkpoints is not None:
+            verdict = verdict_of(source.checkpoints, options.cache, progress)
+            contents.weights[source.name] = WeightsContents((), (), sentences=(verdict,))
+        others = [record for record in records if record not in groups] if groups else records
+        for (group, seed), of_run in by_run(others).items():
             name = source.name if group is None else f"{group}/{seed}" if seed else group
-            run = run_of_records(name, records, options.class_names)
+            run = run_of_records(name, of_run, options.class_names)
             position = (source.group, source.seed) if group is None else (group if seed else None, seed)
             contents.runs.append(replace(run, group=position[0], seed=position[1]))
+    elif source.kind == WEIGHTS:
+        network = _survey(source.name, source.path, contents, options, progress)
+        run = run_of_records(source.name, network, options.class_names)
+        contents.runs.append(replace(run, group=source.group, seed=source.seed))
     elif source.kind == DUMP:
         readings = list(
             read_series(
@@ -263,6 +288,15 @@ def _read(source: Source, contents: _SourceContents, options: ReportOptions, pro
             )
         except DataError as error:
             contents.without_predictions.append(str(error))
+
+
+def _survey(
+    name: str, path: Path, contents: _SourceContents, options: ReportOptions, progress: Progress
+) -> list[Record]:
+    """Measure the weights of a series for the report, and return the records of the network."""
+    survey = survey_weights(path, WeightOptions(workers=Workers(options.workers), cache=options.cache), progress)
+    contents.weights[name] = WeightsContents(survey.network, survey.blocks, survey.spectra, survey.sentences)
+    return survey.network
 
 
 def _compare(source: Source, run: Run, contents: _SourceContents, mir_rows: int, progress: Progress) -> None:
@@ -353,11 +387,28 @@ def _sections(contents: _SourceContents, axis: str, data: NamedData) -> Iterable
     )
     yield Section("layers", "Layers", lead, tuple(group for group in groups if group.plots), tuple(contents.missing))
     yield _examples(contents, axis, data)
+    lead = "What the files of the checkpoints say by themselves: the audit, the motion and the spectra of the weights."
+    yield Section("weights", "Weights", lead, tuple(_weight_groups(contents.weights)))
     lead = "Loss and error between two checkpoints, and how far they rise above the chord: the barrier."
     paths = tuple(Group(title, tuple(plots)) for title, plots in path_plots(contents.paths))
     yield Section("paths", "Paths", lead, paths, tuple(_without_metrics(contents.paths)))
     planes = tuple(Group(name, tuple(contour_plots(plane, f"plane-{name}"))) for name, plane in contents.planes.items())
     yield Section("planes", "Planes", "The loss over a plane of weights, with the checkpoints in it.", planes)
+
+
+def _weight_groups(weights: dict[str, WeightsContents]) -> Iterable[Group]:
+    for name, contents in weights.items():
+        trajectory = trajectory_plot(name, contents.network)
+        plots = {
+            "By block and checkpoint": block_maps(
+                name, contents, "weights" if len(weights) == 1 else f"weights-{name}"
+            ),
+            "Trajectory": [] if trajectory is None else [trajectory],
+            "Spectra of weight matrices": spectrum_lines(name, contents),
+        }
+        for title, drawn in plots.items():
+            if drawn:
+                yield Group(title if len(weights) == 1 else f"{name}: {title.lower()}", tuple(drawn))
 
 
 def _examples(contents: _SourceContents, axis: str, data: NamedData) -> Section:
@@ -436,6 +487,8 @@ def _reading(contents: _SourceContents) -> Iterable[tuple[str, list[str]]]:
         yield group, read_group(contents.findings[group])
     for run in [] if by_group else contents.runs:
         yield run.name, [*read_findings(contents.findings[run.name]), *read_supported(run.records)]
+    for name, weights in contents.weights.items():
+        yield name, [sentence for sentence in weights.sentences if sentence]
     for name, path in contents.paths.items():
         yield name, read_path_aloud(path.summary, path.plan.get("path"))
     for name, plane in contents.planes.items():

@@ -10,7 +10,7 @@ from ckpt_probe.dumps import open_dump_series, read_provenance
 from ckpt_probe.extraction.request import command_of
 from ckpt_probe.files import content_hash
 from ckpt_probe.paths.ledger import CODE, PLAN_FILE, POINTS_FILE, REQUEST
-from ckpt_probe.reporting.sources import DUMP, PATH, PLANE, Source, plan_of
+from ckpt_probe.reporting.sources import DUMP, PATH, PLANE, WEIGHTS, Source, plan_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ def origin_of(source: Source) -> Origin:
     """Return the provenance of a source; raise DataError if one of its files cannot be read."""
     if source.kind == DUMP:
         return _of_dumps(source)
+    if source.kind == WEIGHTS:
+        return Origin(source.name, source.kind, str(source.path), {}, (), "")
     plan = plan_of(source) if source.kind in {PATH, PLANE} else {}
     names = (PLAN_FILE, POINTS_FILE, f"{source.kind}.json")
     files = [source.path / name for name in names] if source.path.is_dir() else [source.path]

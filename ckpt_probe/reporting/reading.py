@@ -74,7 +74,7 @@ def _lowest(summary: Record, marks: Sequence[Record]) -> str:
     if lowest is None:
         return f"On the plane ({summary['split']}) no point has a loss."
     known = [(str(mark.get("name")), mark["loss"]) for mark in marks if mark.get("loss") is not None]
-    losses = ", ".join(f"{name} {loss:.3g}" for name, loss in known)
+    losses = ", ".join(f"{name} {loss:.3g}" for name, loss in (known if len(known) < 4 else [known[0], known[-1]]))
     of_checkpoints = f"; the checkpoints have {losses}" if known else ""
     deeper = bool(known) and lowest < min(loss for _, loss in known)
     verdict = ": the plane goes deeper than any of them" if deeper else ""

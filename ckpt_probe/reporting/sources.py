@@ -8,6 +8,7 @@ from typing import Any
 from ckpt_probe.analysis import Record, read_records
 from ckpt_probe.analysis.entries import REFERENCES
 from ckpt_probe.analysis.records import RECORD_FILES, number
+from ckpt_probe.checkpoints.series import has_checkpoints
 from ckpt_probe.errors import DataError
 from ckpt_probe.files import distinct_names, read_object, require_regular
 from ckpt_probe.groups import group_runs, named_paths
@@ -16,9 +17,10 @@ from ckpt_probe.paths import PlaneResult
 from ckpt_probe.paths.ledger import PLAN_FILE, POINTS_FILE
 from ckpt_probe.paths.positions import barriers
 
-DUMP, RECORDS, PATH, PLANE = "dumps", "records", "path", "plane"
+DUMP, RECORDS, PATH, PLANE, WEIGHTS = "dumps", "records", "path", "plane", "checkpoints"
 KINDS = (
-    "dumps (.h5, or a directory of them), records (.jsonl, or a run's directory), the directory of a path or a plane"
+    "dumps (.h5, or a directory of them), records (.jsonl, or a run's directory), checkpoints (a directory of them), "
+    "the directory of a path or a plane"
 )
 HDF5 = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = frozenset({".h5", ".hdf5"})
@@ -27,13 +29,14 @@ PLAN_OR_SUMMARY = "the plan or summary of a path or a plane"
 
 @dataclass(frozen=True)
 class Source:
-    """Source of a report: its kind, its path, its name in the report, and its group and seed, None without."""
+    """Source of a report: kind, path, name in the report, group and seed, and the checkpoints of a run with records."""
 
     kind: str
     path: Path
     name: str
     group: str | None = None
     seed: str | None = None
+    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,14 @@ def open_sources(texts: Sequence[str]) -> list[Source]:
     kinds = [kind_of(path) for path in paths]
     alone = runs[0].name or distinct_names([_naming_part(_source_path(kinds[0], paths[0]))])[0]
     return [
-        Source(kind, _source_path(kind, path), run.name or alone, run.group if run.seed else None, run.seed)
+        Source(
+            kind,
+            _source_path(kind, path),
+            run.name or alone,
+            run.group if run.seed else None,
+            run.seed,
+            _checkpoints_beside(kind, path),
+        )
         for kind, path, run in zip(kinds, paths, runs, strict=True)
     ]
 
@@ -205,6 +215,8 @@ def _kind_of_directory(path: Path) -> str:
         return PATH
     if _records_in(path):
         return RECORDS
+    if _are_checkpoints(path):
+        return WEIGHTS
     raise DataError(f"{path}: no source of a report in this directory; expected {KINDS}")
 
 
@@ -212,6 +224,18 @@ def _records_in(path: Path) -> list[Path]:
     known = [path / name for name in RECORD_FILES if (path / name).is_file()]
     others = [file for file in sorted(path.glob("*.jsonl")) if not file.name.startswith(".")]
     return known[:1] or (others if len(others) == 1 else [])
+
+
+def _checkpoints_beside(kind: str, path: Path) -> Path | None:
+    """Return the directory of checkpoints of a run whose records are a source."""
+    directory = (path if path.is_dir() else path.parent) / "checkpoints"
+    return directory if kind == RECORDS and directory.is_dir() and has_checkpoints(directory) else None
+
+
+def _are_checkpoints(path: Path) -> bool:
+    """Return whether a directory is that of checkpoints, and not one of several runs with records."""
+    runs = (child / name for child in path.iterdir() for name in RECORD_FILES)
+    return has_checkpoints(path) and not any(file.is_file() for file in runs)
 
 
 def _naming_part(path: Path) -> Path:

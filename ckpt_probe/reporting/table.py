@@ -17,6 +17,9 @@ MISSING = "–"
 PADDING = 2
 MOST_WORDS = 3
 NO_ERROR, NO_BIAS, STATED_BIAS = "no standard error", "no bias", "bias"
+LEFT = frozenset({*GROUP_AND_SEED, "checkpoint", "split", "block", "tensor", "layer", "class_name"})
+OF_SERIES = ("audit.", "motion.", "spectrum.")
+"""Prefixes of numbers without a value at collapse."""
 SPREAD = frozenset(metric.name for metric in METRICS if metric.family in {"nc1", "within"})
 """Metrics that are lower if a class has only one sample, which has no spread."""
 
@@ -38,11 +41,7 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     columns = present if width is None else _fitting(records, identifiers, present, at_collapse, width)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     for name in identifiers:
-        table.add_column(
-            name,
-            justify="left" if name in {*GROUP_AND_SEED, "checkpoint", "split", "layer", "class_name"} else "right",
-            no_wrap=True,
-        )
+        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
     for metric in columns:
         table.add_column(metric.label, justify="right", no_wrap=True)
     for record in records:
@@ -53,7 +52,8 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     label = ["at collapse", *[""] * (len(identifiers) - 1)]
     if len(identifiers) > 1 and identifiers[0] != "checkpoint":
         label = [*[""] * (len(identifiers) - 1), "collapse"]
-    table.add_row(*label, *(at_collapse[metric.name] for metric in columns), style="dim")
+    if any(not metric.name.startswith(OF_SERIES) for metric in columns):
+        table.add_row(*label, *(at_collapse[metric.name] for metric in columns), style="dim")
     hidden = len(present) - len(columns)
     if hidden:
         table.caption = Text(f"{hidden} more columns with --wide, --json or --csv", style="dim")
@@ -197,7 +197,9 @@ def _any(records: Sequence[Record], name: str) -> bool:
 
 def _where(record: Record) -> str:
     return " ".join(
-        str(record[name]) for name in (*GROUP_AND_SEED, "checkpoint", "split", "layer") if record.get(name) is not None
+        str(record[name])
+        for name in (*GROUP_AND_SEED, "checkpoint", "split", "block", "tensor", "layer")
+        if record.get(name) is not None
     )
 
 

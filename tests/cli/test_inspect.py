@@ -100,7 +100,9 @@ def test_repeated_steps_and_weights_in_a_directory_are_reported(
         "warning: step 5 is the step of 2 checkpoints: a (step in the file), step-5 (step in the file)",
         "warning: the weights of step-6 (step 6) are identical to those of step-5 (step 5)",
     ]
-    assert output_of(capsys, tmp_path).splitlines()[-2:] == expected
+    *_, first, second, verdict = output_of(capsys, tmp_path).splitlines()
+    assert [first, second] == expected
+    assert verdict == "audit: step 5 and step 6 hold the same weights"
     assert facts(capsys, tmp_path)["warnings"] == expected
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.errors import printable
 from ckpt_probe.reporting.figures.canvas import require_drawable, save, styled
-from ckpt_probe.reporting.plots.curves import Runs
+from ckpt_probe.reporting.plots.curves import Runs, by_group
 from ckpt_probe.reporting.plots.description import GREY, Axis, Line, LinePlot, Mark, Style
 from ckpt_probe.reporting.plots.panels import Scales, line_plots
 
@@ -78,7 +78,7 @@ def draw(
     """
     path = Path(path)
     require_drawable(path, overwrite=overwrite)
-    plots, notes = line_plots(series, panels, Scales(x, log_x, log_y), splits=splits, marks=marks)
+    plots, notes = line_plots(by_group(series, panels), panels, Scales(x, log_x, log_y), splits=splits, marks=marks)
     return [*notes, *draw_line_plots(plots, path, title=title, overwrite=overwrite)]
 
 

@@ -55,6 +55,8 @@ def _panel(figure: "Figure", axes: "Axes", plot: ContourPlot) -> None:
         bar = figure.colorbar(filled, ax=axes, label=f"loss ({plot.unit})", ticks=ticks)
         bar.ax.set_yticklabels([f"{level:.3g}" for level in ticks])
         bar.ax.minorticks_off()
+    if plot.joined:
+        axes.plot([p.x for p in plot.points], [p.y for p in plot.points], color="#444444", linewidth=1.0)
     for mark in plot.points:
         _mark(axes, mark)
     axes.set_xlim(plot.xs[0], plot.xs[-1])

@@ -10,7 +10,7 @@ from typing import Any
 from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.analysis.records import metric_names, number
 from ckpt_probe.errors import DataError, UsageError, listed
-from ckpt_probe.moments.registry import metric_named, suggest_metrics, values_at_collapse
+from ckpt_probe.moments.registry import find_metrics, metric_named, suggest_metrics, values_at_collapse
 
 Record = Mapping[str, Any]
 Runs = Sequence[Sequence[Record]]
@@ -105,6 +105,22 @@ def curves(
         if without:
             notes.append(f"{condition}: {without} of {len(relevant)} records have no {x}, and were left out")
     return result, notes
+
+
+def by_group(series: Mapping[str, Runs], panels: Sequence[Sequence[str]]) -> dict[str, Runs]:
+    """Return conditions whose records are of blocks or tensors as one condition for each that has a metric."""
+    names = set(find_metrics([name for panel in panels for name in panel], metric_names(_all_records(series))))
+    result: dict[str, Runs] = {}
+    for condition, runs in series.items():
+        kind = next((name for name in ("block", "tensor") if any(name in r for run in runs for r in run)), None)
+        if kind is None:
+            result[condition] = runs
+            continue
+        for group in dict.fromkeys(record.get(kind) for run in runs for record in run):
+            inside = [[record for record in run if record.get(kind) == group] for run in runs]
+            if names & {*metric_names(_all_records({"": inside}))}:
+                result[str(group) if len(series) == 1 else f"{condition} {group}"] = inside
+    return result
 
 
 def axis_of(records: Sequence[Record]) -> str:

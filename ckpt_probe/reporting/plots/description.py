@@ -353,6 +353,7 @@ class ContourPlot:
         levels: Levels in ascending order, evenly spaced in the logarithm; empty if the loss is the same everywhere.
         unit: Unit of the loss.
         points: Checkpoints in the plane.
+        joined: Whether the points are the stations of one route, in order.
     """
 
     key: str
@@ -366,6 +367,7 @@ class ContourPlot:
     levels: tuple[float, ...]
     unit: str
     points: tuple[PlanePoint, ...]
+    joined: bool = False
 
 
 @dataclass(frozen=True)

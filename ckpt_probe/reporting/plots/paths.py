@@ -76,6 +76,7 @@ def contour_plots(result: "PlaneResult", name: str = "plane") -> list[ContourPlo
                 levels=_levels([loss for loss in losses.values() if loss is not None]),
                 unit="nats",
                 points=tuple(PlanePoint(m["name"], m["x"], m["y"], str(m.get("checkpoint") or "")) for m in marks),
+                joined="share.first" in result.axes,
             )
         )
     return plots

@@ -37,7 +37,7 @@ function linePlot(plot) {
 
   function move() {
     if (!drawn) return;
-    card.read(along ? moveCursor(plot, drawn) : plot.spans.map((span) => ({ name: span.name, value: `${told(span.high - span.low)} at α ${told(span.x)}` })));
+    card.read(along ? moveCursor(plot, drawn) : plot.spans.map((span) => ({ name: span.name, value: plot.x.log ? told(span.x) : `${told(span.high - span.low)} at α ${told(span.x)}` })));
   }
 
   if (along) {

@@ -8,7 +8,7 @@ function contourPlot(plot) {
     const wide = Math.min(width, 520);
     card.show(drawPlane(plot, values, wide), planeSummary(plot, values));
     const without = values.filter(Number.isNaN).length;
-    card.warn(without ? [`${without} of ${values.length} points have no loss, and are left blank`] : []);
+    card.warn(without && plot.unit ? [`${without} of ${values.length} points have no loss, and are left blank`] : []);
   }
   return { root: card.root, draw, move() {} };
 }
@@ -35,12 +35,13 @@ function drawPlane(plot, values, width) {
       }) : null,
       Plot.axisX({ label: axisTold(plot.x), labelAnchor: "center", labelArrow: "none", tickFormat: tick, ticks: 5, fill: "var(--soft)" }),
       Plot.axisY({ label: axisTold(plot.y), labelArrow: "none", tickFormat: tick, ticks: 5, fill: "var(--soft)" }),
-      Plot.dot(plot.points, { x: "x", y: "y", r: 5, fill: "#fff", stroke: "#000", strokeWidth: 1.5 }),
+      plot.joined ? Plot.line(plot.points, { x: "x", y: "y", stroke: "var(--ink)", strokeWidth: 1.2 }) : null,
+      Plot.dot(plot.points, { x: "x", y: "y", r: plot.joined ? 3.5 : 5, fill: "#fff", stroke: "#000", strokeWidth: 1.5 }),
       Plot.text(plot.points, { x: "x", y: "y", text: "name", dy: -13, fontSize: 13, fontWeight: 600, fill: "#000", stroke: "#fff", strokeWidth: 4 }),
     ],
   });
-  return element("div", {}, svg, levels.length ? lossKey(svg, levels) : element("p", { class: "none" }, "The loss is the same everywhere."),
-    element("p", { class: "meaning" }, plot.points.map((place) => `${place.name}: ${place.label}`).join("  ")));
+  return element("div", {}, svg, levels.length ? lossKey(svg, levels) : plot.unit ? element("p", { class: "none" }, "The loss is the same everywhere.") : "",
+    element("p", { class: "meaning" }, plot.points.filter((place) => place.label).map((place) => `${place.name}: ${place.label}`).join("  ")));
 }
 
 /** The key of the colours: each level's own number, from low to high. */
@@ -56,11 +57,13 @@ function lossKey(svg, levels) {
 function planeSummary(plot, values) {
   const lowest = d3.minIndex(values);
   const places = plot.points.map((place) => `${place.name} at ${told(place.x)}, ${told(place.y)}`);
+  if (!plot.unit) return `Trajectory of ${plot.points.length} checkpoints in the plane of its two main directions`;
   const where = lowest < 0 ? "no loss anywhere" : `lowest loss ${told(values[lowest])} at ${told(plot.xs[lowest % plot.xs.length])}, ${told(plot.ys[Math.floor(lowest / plot.xs.length)])}`;
   return `Contour map of the loss, ${plot.title}: ${[where, ...places].join("; ")}`;
 }
 
 function planeRows(plot) {
+  if (!plot.unit) return [["checkpoint", "x", "y"], ...plot.points.map(({ name, x, y }) => [name, x, y])];
   const values = numbers(plot.values);
   return [["x", "y", "loss"], ...plot.ys.flatMap((y, i) => plot.xs.map((x, j) => [x, y, values[i * plot.xs.length + j]]))];
 }

@@ -1,0 +1,214 @@
+"""Parameters of a series: the tensors that all checkpoints have, their blocks, and everything that does not fit."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ckpt_probe.checkpoints import Member, quantised
+from ckpt_probe.checkpoints.statistics import FLOATING
+from ckpt_probe.checkpoints.writing import Layout
+from ckpt_probe.errors import listed
+from ckpt_probe.series import named_step, natural
+
+BUFFER = re.compile(
+    r"(?:^|[._])(running_(?:mean|var)|num_batches_tracked|inv_freq|position_ids|token_type_ids|masked_bias|"
+    r"relative_position_index|relative_coords_table|attn_mask|anchors?|cos_cached|sin_cached)$"
+)
+"""Names of tensors that a network computes or counts, and no optimizer changes."""
+STACKS = frozenset({"layer", "layers", "block", "blocks", "h", "stage", "stages", "resblocks"})
+"""Names of modules that number similar blocks, also inside a numbered stage."""
+ENOUGH = 0.5
+"""Share of a network's entries in tensors of the usual names and shapes below which it is another network."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An observation about a series or one of its files.
+
+    Attributes:
+        kind: Kind of the observation, such as "copy" or "nan".
+        text: Description of one line.
+        checkpoints: Names of the checkpoints that it is about.
+        tensor: Name of the tensor, if it is about one.
+        alarm: Whether something is wrong; otherwise it is only described.
+    """
+
+    kind: str
+    text: str
+    checkpoints: tuple[str, ...] = ()
+    tensor: str | None = None
+    alarm: bool = True
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Tensors of a series that are compared across checkpoints.
+
+    Attributes:
+        members: Checkpoints of the network, in order.
+        layouts: Layout of each.
+        names: Names of floating-point parameters that all of them have, in natural order.
+        buffers: Names of floating-point buffers that all of them have, such as running statistics.
+        shapes: Shape of each of these tensors.
+        findings: Checkpoints and tensors that do not fit.
+        excluded: Checkpoints of another network, with the reason.
+        partial: Tensors that are not compared, with the reason.
+    """
+
+    members: tuple[Member, ...]
+    layouts: tuple[Layout, ...]
+    names: tuple[str, ...]
+    buffers: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    findings: tuple[Finding, ...]
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    partial: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of the parameters of one checkpoint."""
+        return sum(math.prod(self.shapes[name]) for name in self.names)
+
+
+def parameters_of(members: Sequence[Member], layouts: Sequence[Layout]) -> Parameters:
+    """Find the tensors that the checkpoints of a series have in common.
+
+    The network is the one of most checkpoints. A checkpoint with less than half of its entries is of another network.
+
+    Args:
+        members: Checkpoints in order.
+        layouts: Layout of each.
+    """
+    tensors = [_floating(layout) for layout in layouts]
+    usual = dict(Counter(tuple(sorted(of_one.items())) for of_one in tensors).most_common(1)[0][0])
+    excluded = {
+        member.name: "its tensors are those of another network"
+        for member, of_one in zip(members, tensors, strict=True)
+        if _common(of_one, usual) < ENOUGH * max(_entries(usual), _entries(of_one))
+    }
+    inside = [i for i, member in enumerate(members) if member.name not in excluded]
+    present, all_names = [tensors[i] for i in inside], {name for i in inside for name in tensors[i]}
+    common = sorted((name for name in usual if all(of_one.get(name) == usual[name] for of_one in present)), key=natural)
+    names = tuple(name for name in common if not BUFFER.search(name))
+    chosen = [members[i] for i in inside]
+    partial = {name: _change(name, chosen, present) for name in sorted(all_names - set(common), key=natural)}
+    findings = [
+        Finding("network", f"{name} is of another network: {_difference(layout, usual)}", (name,))
+        for name, layout in zip((m.name for m in members), tensors, strict=True)
+        if name in excluded
+    ]
+    findings += [Finding("layout", f"{name} {reason}", (), name) for name, reason in partial.items()]
+    findings += _dtypes(chosen, [layouts[i] for i in inside], common)
+    findings += _not_parameters([layouts[i] for i in inside])
+    findings += [finding for member in members if (finding := _step_conflict(member)) is not None]
+    return Parameters(
+        tuple(chosen),
+        tuple(layouts[i] for i in inside),
+        names,
+        tuple(name for name in common if BUFFER.search(name)),
+        {name: usual[name] for name in common},
+        tuple(findings),
+        excluded,
+        partial,
+    )
+
+
+def block_of(name: str) -> str:
+    """Return the block of a tensor: its name up to the number of its block, or that of its module.
+
+    `layer1.0.conv1.weight` → `layer1.0`, `model.layers.3.mlp.up_proj.weight` → `model.layers.3`, `fc.weight` → `fc`.
+    """
+    *modules, _ = name.split(".") if "." in name else [name, ""]
+    end = next((i + 1 for i, part in enumerate(modules) if part.isdigit()), len(modules))
+    # Stages of numbered blocks: layers.0.blocks.1.
+    while end + 1 < len(modules) and modules[end] in STACKS and modules[end + 1].isdigit():
+        end += 2
+    return ".".join(modules[:end])
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor is a matrix, or a convolution (out, in, k, …), whose matrix is (out, in · k · …)."""
+    return len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) > 1
+
+
+def _floating(layout: Layout) -> dict[str, tuple[int, ...]]:
+    codes = quantised(layout)
+    return {
+        name: shape
+        for name, (dtype, shape) in layout.items()
+        if dtype in FLOATING and math.prod(shape) and name not in codes
+    }
+
+
+def _entries(tensors: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in tensors.values())
+
+
+def _common(tensors: Mapping[str, tuple[int, ...]], usual: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for name, shape in tensors.items() if usual.get(name) == shape)
+
+
+def _difference(tensors: Mapping[str, tuple[int, ...]], usual: Mapping[str, tuple[int, ...]]) -> str:
+    for name, shape in sorted(tensors.items()):
+        if name in usual and usual[name] != shape:
+            return f"{name} has shape {shape}, {usual[name]} in most checkpoints"
+    absent = sorted(usual.keys() - tensors.keys(), key=natural)
+    return f"it has no {listed(absent, 3)}" if absent else f"{len(tensors)} tensors, {len(usual)} in most checkpoints"
+
+
+def _change(name: str, members: Sequence[Member], present: Sequence[Mapping[str, tuple[int, ...]]]) -> str:
+    """Describe the checkpoint at which a tensor appears, disappears or changes its shape."""
+    for before, after, member in zip(present, present[1:], members[1:], strict=False):
+        if before.get(name) != after.get(name):
+            if name not in before:
+                return f"appears at {_at(member)}"
+            if name not in after:
+                return f"disappears at {_at(member)}"
+            return f"changes its shape at {_at(member)}: {before[name]} to {after[name]}"
+    return "is not in most checkpoints"
+
+
+def _dtypes(members: Sequence[Member], layouts: Sequence[Layout], names: Sequence[str]) -> list[Finding]:
+    changes: dict[tuple[str, str, str], list[str]] = {}
+    for before, after, member in zip(layouts, layouts[1:], members[1:], strict=False):
+        for name in names:
+            if before[name][0] != after[name][0]:
+                changes.setdefault((before[name][0], after[name][0], _at(member)), []).append(name)
+    return [
+        Finding("dtype", f"{listed(tensors, 3)}: {after} from {at} on, {before} before", (), tensors[0], alarm=False)
+        for (before, after, at), tensors in changes.items()
+    ]
+
+
+def _not_parameters(layouts: Sequence[Layout]) -> list[Finding]:
+    codes = {name: kind for layout in layouts for name, kind in quantised(layout).items()}
+    integers = {
+        name
+        for layout in layouts
+        for name, (dtype, _) in layout.items()
+        if dtype not in FLOATING and name not in codes and not BUFFER.search(name)
+    }
+    findings = []
+    if codes:
+        name, kind = min(codes.items())
+        text = f"quantised, not compared: {len(codes)} tensors, first {name} ({kind})"
+        findings.append(Finding("quantised", text, (), name, alarm=False))
+    if integers:
+        names = sorted(integers, key=natural)
+        text = f"not floating-point numbers, not compared: {listed(names, 3)}"
+        findings.append(Finding("integer", text, (), names[0], alarm=False))
+    return findings
+
+
+def _step_conflict(member: Member) -> Finding | None:
+    spelled = named_step(member.name)
+    if spelled is None or spelled[1] != "name" or member.step is None or spelled[0] == member.step:
+        return None
+    text = f"{member.name}: its name says step {spelled[0]:,}, its {member.step_source} says {member.step:,}"
+    return Finding("step", text, (member.name,))
+
+
+def _at(member: Member) -> str:
+    return member.name if member.step is None else f"step {member.step:,}"

@@ -1,0 +1,282 @@
+"""Measurements of all tensors over a series: exact in one stream, or from a sketch of each checkpoint; cached."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ckpt_probe.checkpoints import Member, fingerprint
+from ckpt_probe.errors import CkptProbeError
+from ckpt_probe.files import code_hash, replacing, stamp_of
+from ckpt_probe.progress import Progress
+from ckpt_probe.scheduling import Workers, results
+from ckpt_probe.trajectories.layout import Parameters
+from ckpt_probe.trajectories.motion import Route, gram_from_first
+from ckpt_probe.trajectories.sketch import Sketch, sketch_of
+from ckpt_probe.trajectories.stream import Opening, Trace, digest, read_block, traces
+from ckpt_probe.user_cache import private_cache
+
+CACHE = "trajectories"
+"""Subdirectory of the user's cache."""
+START = 1024
+"""Number of entries by which tied tensors are sought."""
+CHUNKS = 4
+"""Number of tasks of each worker."""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers of every tensor over the T checkpoints of a series.
+
+    Attributes:
+        names: Tensors, parameters first, then buffers; of tied ones only the first.
+        parameters: Number of those that are parameters.
+        tied: Other names of tied tensors, with the name that stands for them.
+        arrays: By name, with one row for each tensor: squares, distances, steps, next, second, signs, broken,
+            constant, lowest, digests and entries; see `Route` and `Trace`.
+        gram: Gram matrix (T − 1, T − 1) of successive displacements of all parameters.
+        exact: Whether distances are exact, or from sketches.
+    """
+
+    names: tuple[str, ...]
+    parameters: int
+    tied: Mapping[str, str]
+    arrays: Mapping[str, np.ndarray]
+    gram: np.ndarray
+    exact: bool
+
+    def route(self, names: Sequence[str]) -> Route:
+        """Return the sums over some tensors."""
+        rows = [self.names.index(name) for name in names]
+        parts = [self.arrays[name][rows].sum(axis=0) for name in ("squares", "distances", "steps", "next", "second")]
+        signs = self.arrays["signs"][rows].sum(axis=0) if self.exact else None
+        broken = self.arrays["broken"][rows].any(axis=(0, 2))
+        return Route(*parts, signs, broken, int(self.arrays["entries"][rows].sum()))
+
+    def row(self, name: str) -> int:
+        """Return the row of a tensor in the arrays."""
+        return self.names.index(name)
+
+
+def measure(
+    parameters: Parameters,
+    opening: Opening,
+    *,
+    sketch: bool,
+    workers: Workers,
+    cache: bool,
+    progress: Progress,
+) -> Measured:
+    """Measure all tensors of a series.
+
+    Args:
+        parameters: Tensors that are compared.
+        opening: How the checkpoints are opened.
+        sketch: Whether to sketch each checkpoint; sketches are cached one by one.
+        workers: Workers that share the tensors, or the checkpoints that are sketched.
+        cache: Whether to use the cache.
+        progress: Receives a bar and messages.
+    """
+    members = parameters.members
+    tied = _tied(parameters, opening)
+    names = tuple(name for name in (*parameters.names, *parameters.buffers) if name not in tied)
+    count = sum(name not in tied for name in parameters.names)
+    work = _sketched if sketch else _exact
+    arrays, gram = work(members, names, count, opening, workers, cache, progress)
+    return Measured(names, count, tied, arrays, gram, not sketch)
+
+
+def cached(kind: str, identity: Any, cache: bool, compute: Callable[[], Arrays], progress: Progress) -> Arrays:
+    """Return arrays from the user's cache, or compute them and write them there.
+
+    Args:
+        kind: Name of the arrays.
+        identity: Everything that the arrays depend on, as values of JSON; the version of the code is added.
+        cache: Whether to use the cache.
+        compute: Function that computes the arrays.
+        progress: Receives a message if the cache cannot be written.
+    """
+    if not cache:
+        return compute()
+    key = json.dumps([kind, identity, code_hash()])
+    try:
+        file = private_cache(CACHE) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    except CkptProbeError as error:
+        progress.message(f"measurements are not cached: {error}")
+        return compute()
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        if str(arrays.pop("key")) == key:
+            return arrays
+    except (OSError, ValueError, KeyError, EOFError):
+        pass
+    except Exception as error:
+        # A damaged archive may raise errors of zipfile and zlib.
+        progress.message(f"{file}: damaged, computed again ({type(error).__name__})")
+    arrays = compute()
+    try:
+        with replacing(file, overwrite=True) as temporary, temporary.open("wb") as output:
+            np.savez(output, key=np.array(key), **arrays)  # pyright: ignore[reportArgumentType]
+    except CkptProbeError as error:
+        progress.message(f"the cache could not be written: {error}")
+    return arrays
+
+
+def identity_of(member: Member, opening: Opening) -> list[Any]:
+    """Return what identifies the content of a checkpoint: the hashes that it states, or its stamp and sampled bytes."""
+    with ExitStack() as stack:
+        checkpoint = opening.open(member.path, stack)
+        stamps = [] if len(checkpoint.stated_hashes) == len(checkpoint.names) else [*map(stamp_of, checkpoint.files)]
+        return [fingerprint(checkpoint), stamps, checkpoint.state_key]
+
+
+def _exact(
+    members: Sequence[Member],
+    names: tuple[str, ...],
+    parameters: int,
+    opening: Opening,
+    workers: Workers,
+    cache: bool,
+    progress: Progress,
+) -> tuple[Arrays, np.ndarray]:
+    def compute() -> Arrays:
+        parts = workers.count * CHUNKS if not workers.alone else 1
+        chunks = [chunk for part in range(parts) if (chunk := names[part::parts])]
+        rows: dict[str, Arrays] = {}
+        gram = np.zeros((len(members) - 1, len(members) - 1))
+        with progress.task("weights", len(names), "tensors") as bar:
+            if workers.alone:
+                for name, trace in traces(members, names, opening):
+                    rows[name] = _row(trace)
+                    gram += trace.steps if names.index(name) < parameters else 0.0
+                    bar.advance()
+            else:
+                work = _Chunk(tuple(members), frozenset(names[:parameters]), opening)
+                labels = [chunk[0] for chunk in chunks]
+                parts_of = {}
+                for index, result in results(work, chunks, names=labels, workers=workers, say=progress.message):
+                    parts_of[index] = result
+                    for _ in chunks[index]:
+                        bar.advance()
+                for index in sorted(parts_of):
+                    rows |= parts_of[index][0]
+                    gram += parts_of[index][1]
+        return {**{key: np.stack([rows[name][key] for name in names]) for key in rows[names[0]]}, "gram": gram}
+
+    identity = [names, parameters, opening.sample, [identity_of(member, opening) for member in members] if cache else 0]
+    arrays = cached("exact", identity, cache, compute, progress)
+    return arrays, arrays.pop("gram")
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Measures some tensors in a worker."""
+
+    members: tuple[Member, ...]
+    parameters: frozenset[str]
+    opening: Opening
+
+    def __call__(self, names: tuple[str, ...]) -> tuple[dict[str, Arrays], np.ndarray]:
+        rows, gram = {}, np.zeros((len(self.members) - 1, len(self.members) - 1))
+        for name, trace in traces(self.members, names, self.opening, threads=1):
+            rows[name] = _row(trace)
+            gram += trace.steps if name in self.parameters else 0.0
+        return rows, gram
+
+
+def _row(trace: Trace) -> Arrays:
+    steps = trace.steps
+    return {
+        "squares": trace.squares,
+        "distances": np.diag(gram_from_first(steps)).copy(),
+        "steps": np.diag(steps).copy(),
+        "next": _band(steps, 1),
+        "second": _band(steps, 2),
+        "signs": trace.signs,
+        "broken": trace.broken,
+        "constant": trace.constant,
+        "lowest": trace.lowest,
+        "digests": np.array(trace.digests, "U16"),
+        "entries": np.array(trace.entries),
+    }
+
+
+def _band(steps: np.ndarray, offset: int) -> np.ndarray:
+    return np.diag(steps, offset).copy() if len(steps) > offset else np.zeros(0)
+
+
+def _sketched(
+    members: Sequence[Member],
+    names: tuple[str, ...],
+    parameters: int,
+    opening: Opening,
+    workers: Workers,
+    cache: bool,
+    progress: Progress,
+) -> tuple[Arrays, np.ndarray]:
+    work = _Sketching(names, opening, cache)
+    sketches: dict[int, Arrays] = {}
+    with progress.task("sketches", len(members), "checkpoints") as bar:
+        labels = [member.name for member in members]
+        for index, arrays in results(work, list(members), names=labels, workers=workers, say=progress.message):
+            sketches[index] = arrays
+            bar.advance()
+    ordered = [Sketch(**sketches[index]) for index in range(len(members))]
+    rows, gram = [], np.zeros((len(members) - 1, len(members) - 1))
+    for row in range(len(names)):
+        sums = np.stack([sketch.sums[row] for sketch in ordered])
+        displacements = np.diff(sums, axis=0)
+        steps = displacements @ displacements.T
+        gram += steps if row < parameters else 0.0
+        columns = {key: np.stack([getattr(s, key)[row] for s in ordered]) for key in SKETCHED_COLUMNS}
+        trace = Trace(steps=steps, signs=np.zeros(len(steps), np.int64), entries=0, **columns)
+        rows.append(_row(trace))
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, gram
+
+
+SKETCHED_COLUMNS = ("squares", "broken", "constant", "lowest", "digests")
+
+
+@dataclass(frozen=True)
+class _Sketching:
+    """Sketches one checkpoint, in this process or in a worker."""
+
+    names: tuple[str, ...]
+    opening: Opening
+    cache: bool
+
+    def __call__(self, member: Member) -> Arrays:
+        from ckpt_probe.progress import NullProgress
+
+        def compute() -> Arrays:
+            return dict(vars(sketch_of(member, self.names, self.opening)))
+
+        identity = [self.names, identity_of(member, self.opening) if self.cache else 0]
+        return cached("sketch", identity, self.cache, compute, NullProgress())
+
+
+def _tied(parameters: Parameters, opening: Opening) -> dict[str, str]:
+    """Return parameters that share their values with another in the first and the last checkpoint, and its name."""
+    shapes: dict[Any, list[str]] = {}
+    for name in parameters.names:
+        shapes.setdefault(parameters.shapes[name], []).append(name)
+    candidates = [name for names in shapes.values() if len(names) > 1 for name in names]
+    groups: dict[str, str] = dict.fromkeys(candidates, "")
+    with ExitStack() as stack:
+        for member in {member.path: member for member in (parameters.members[0], parameters.members[-1])}.values():
+            checkpoint = opening.open(member.path, stack)
+            for name in candidates:
+                count = min(START, int(np.prod(parameters.shapes[name])))
+                raw, numbers = read_block(checkpoint, name, 0, count)
+                # Constant tensors, such as biases of zero, are equal without being tied.
+                start = name if (numbers == numbers[0]).all() else digest(raw, 0)
+                groups[name] += f" {parameters.shapes[name]} {start}"
+    first: dict[str, str] = {}
+    return {name: first[group] for name, group in groups.items() if first.setdefault(group, name) != name}

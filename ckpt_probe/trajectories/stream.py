@@ -1,0 +1,218 @@
+"""One stream over the tensors of a series, block by block with the versions of all checkpoints side by side.
+
+Each byte is read once. A block of b entries of T checkpoints is a matrix (T, b), so that memory does not depend on the
+size of a tensor. The Gram matrix of successive displacements θ_{t+1} − θ_t gives that of θ_t − θ_0 by summation, and
+keeps the digits of small steps far from the start.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ckpt_probe.addresses import Address
+from ckpt_probe.checkpoints import Checkpoint, Member, open_checkpoint
+from ckpt_probe.checkpoints.statistics import MOST_THREADS
+from ckpt_probe.checkpoints.tensors import ITEM_BYTES, decode, exact_dtype
+
+BLOCK = 2**19
+"""Largest number of entries of a block, over all checkpoints: more would not fit the caches of a processor."""
+SMALLEST, LARGEST = 2**12, 2**18
+"""Limits of the number of entries of a block of one checkpoint."""
+REMOTE = 2**18
+"""Number of entries of a block of a remote file, where each block is a request."""
+PER_TASK = 16
+"""Number of blocks of a task of a thread."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One tensor over the T checkpoints of a series.
+
+    Attributes:
+        squares: ‖θ_t‖², shape (T,); of the finite entries.
+        steps: Gram matrix of successive displacements θ_{t+1} − θ_t, shape (T − 1, T − 1). An entry that is not finite
+            keeps its last finite value.
+        signs: Number of entries that changed their sign since the checkpoint before, (T − 1,).
+        broken: Numbers of NaN and of infinities, (T, 2).
+        constant: Whether all entries are equal, (T,).
+        lowest: Smallest entry, (T,).
+        digests: Fingerprints (T,) that are equal for equal bytes.
+        entries: Number of entries that were read.
+    """
+
+    squares: np.ndarray
+    steps: np.ndarray
+    signs: np.ndarray
+    broken: np.ndarray
+    constant: np.ndarray
+    lowest: np.ndarray
+    digests: tuple[str, ...]
+    entries: int
+
+    def merged(self, other: "Trace") -> "Trace":
+        """Return the sums over the entries of both; the fingerprints are those of `joined`."""
+        return Trace(
+            self.squares + other.squares,
+            self.steps + other.steps,
+            self.signs + other.signs,
+            self.broken + other.broken,
+            self.constant & other.constant & (self.lowest == other.lowest),
+            np.minimum(self.lowest, other.lowest),
+            tuple(
+                f"{(int(a, 16) + int(b, 16)) % 2**64:016x}" for a, b in zip(self.digests, other.digests, strict=True)
+            ),
+            self.entries + other.entries,
+        )
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How the checkpoints of a series are opened and read.
+
+    Attributes:
+        state_key: Key of the weights in a pickled checkpoint.
+        base: Checkpoint onto which an adapter is merged.
+        sample: Number of entries of a checkpoint that are read, in evenly spaced blocks of every tensor; None for all.
+    """
+
+    state_key: str | None = None
+    base: Path | None = None
+    sample: int | None = None
+
+    def open(self, path: Path, stack: ExitStack) -> Checkpoint:
+        """Open a checkpoint until `stack` closes it."""
+        return stack.enter_context(open_checkpoint(path, state_key=self.state_key, base=self.base))
+
+
+def traces(
+    members: Sequence[Member], names: Sequence[str], opening: Opening, threads: int | None = None
+) -> Iterator[tuple[str, Trace]]:
+    """Yield the trace of every tensor, in the order of `names`.
+
+    Args:
+        members: Checkpoints in order.
+        names: Floating-point tensors that all of them have, with the same shape in each.
+        opening: How they are opened.
+        threads: Number of threads; at most `MOST_THREADS` if None.
+
+    Raises:
+        DataError: If a tensor cannot be read.
+    """
+    import os
+
+    with ExitStack() as stack:
+        files = [opening.open(member.path, stack) for member in members]
+        remote = any(isinstance(file.file, Address) for file in files)
+        count = min(LARGEST, max(SMALLEST, 1 << int(math.log2(max(1, BLOCK // len(files))))))
+        size = REMOTE if remote else count
+        limit = None if opening.sample is None else max(SMALLEST, opening.sample // max(1, len(names)))
+        size = size if limit is None else min(size, limit)
+        pool = stack.enter_context(ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1)))
+        tasks = [(name, starts) for name in names for starts in _tasks(math.prod(files[0].shape(name)), size, limit)]
+        results = pool.map(lambda task: _trace(files, task[0], task[1], size), tasks)
+        current, merged = None, None
+        for (name, _), part in zip(tasks, results, strict=True):
+            if name != current and merged is not None and current is not None:
+                yield current, merged
+                merged = None
+            current, merged = name, part if merged is None else merged.merged(part)
+        if current is not None and merged is not None:
+            yield current, merged
+
+
+def chosen_blocks(entries: int, size: int, sample: int | None) -> list[int]:
+    """Return the first entries of the blocks of a tensor: of all, or of evenly spaced ones with `sample` entries."""
+    starts = list(range(0, entries, size))
+    most = len(starts) if sample is None else max(1, sample // size)
+    if len(starts) <= most:
+        return starts
+    return [starts[i] for i in np.linspace(0, len(starts) - 1, most).round().astype(int)]
+
+
+def read_block(checkpoint: Checkpoint, name: str, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return entries of a tensor as stored bytes, uint8, and as numbers, float32 or float64."""
+    dtype = checkpoint.dtype(name)
+    item = ITEM_BYTES[dtype]
+    raw = np.empty(count * item, np.uint8)
+    checkpoint.fill(name, start * item, raw.data)
+    return raw, decode(raw, dtype, np.zeros(4 * count if dtype == "BF16" else 0, np.uint8), exact_dtype(dtype))
+
+
+def _tasks(entries: int, size: int, sample: int | None) -> list[tuple[int, ...]]:
+    starts = chosen_blocks(entries, size, sample)
+    return [tuple(starts[i : i + PER_TASK]) for i in range(0, len(starts), PER_TASK)]
+
+
+def _trace(files: Sequence[Checkpoint], name: str, starts: Sequence[int], size: int) -> Trace:
+    entries = math.prod(files[0].shape(name))
+    merged: Trace | None = None
+    for start in starts:
+        part = _block(files, name, start, min(size, entries - start))
+        merged = part if merged is None else merged.merged(part)
+    assert merged is not None
+    return merged
+
+
+def _block(files: Sequence[Checkpoint], name: str, start: int, count: int) -> Trace:
+    numbers = np.empty((len(files), count))
+    digests = []
+    for row, file in zip(numbers, files, strict=True):
+        raw, row[:] = read_block(file, name, start, count)
+        digests.append(digest(raw, start))
+    squares = np.einsum("ij,ij->i", numbers, numbers)
+    broken = np.zeros((len(files), 2), dtype=np.int64)
+    for t in np.flatnonzero(~np.isfinite(squares)):
+        finite = np.isfinite(numbers[t])
+        nan = int(np.isnan(numbers[t]).sum())
+        broken[t] = nan, count - int(finite.sum()) - nan
+        squares[t] = float(np.square(numbers[t, finite]).sum())
+    if broken.any():
+        _hold(numbers)
+    negative, positive = numbers < 0, numbers > 0
+    signs = np.array(
+        [
+            np.count_nonzero(negative[t] & positive[t + 1]) + np.count_nonzero(positive[t] & negative[t + 1])
+            for t in range(len(files) - 1)
+        ],
+        dtype=np.int64,
+    )
+    lowest = numbers.min(axis=1)
+    constant = numbers[:, 0] == numbers[:, -1]
+    for t in np.flatnonzero(constant):
+        constant[t] = lowest[t] == numbers[t].max()
+    displacements = numbers[1:] - numbers[:-1]
+    return Trace(squares, displacements @ displacements.T, signs, broken, constant, lowest, tuple(digests), count)
+
+
+def _hold(numbers: np.ndarray) -> None:
+    """Replace entries that are not finite by their last finite value, those before it by the next, else by 0."""
+    bad = ~np.isfinite(numbers)
+    for rows in (range(1, len(numbers)), range(len(numbers) - 2, -1, -1)):
+        for row in rows:
+            source = row - 1 if rows.step > 0 else row + 1
+            taken = bad[row] & ~bad[source]
+            numbers[row, taken] = numbers[source, taken]
+            bad[row, taken] = False
+    numbers[bad] = 0
+
+
+def digest(raw: np.ndarray, start: int) -> str:
+    """Compute a fingerprint of bytes at an entry of a tensor: a sum modulo 2^64 with fixed odd factors."""
+    words = raw.view(np.uint64) if len(raw) % 8 == 0 else np.pad(raw, (0, -len(raw) % 8)).view(np.uint64)
+    factors = _factors(len(words))
+    seed = (start * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) % 2**64 | 1
+    return f"{int(np.dot(words, factors)) * seed % 2**64:016x}"
+
+
+def _factors(count: int) -> np.ndarray:
+    if len(_FACTORS[0]) < count:
+        _FACTORS[0] = np.random.default_rng(0).integers(0, 2**64, 2 * count, dtype=np.uint64) | np.uint64(1)
+    return _FACTORS[0][:count]
+
+
+_FACTORS: list[np.ndarray] = [np.zeros(0, np.uint64)]

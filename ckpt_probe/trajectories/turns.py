@@ -1,0 +1,141 @@
+"""Turns of a run in weight space: a series whose files were copied or exchanged turns back where a run does not.
+
+The turn ratio (‖θ_t − θ_{t−1}‖ + ‖θ_{t+1} − θ_t‖) / ‖θ_{t+1} − θ_{t−1}‖ is 1 on a straight route and at most √2 for
+independent steps. Runs with a large learning rate exceed √2 at many consecutive checkpoints, so a high ratio alone is
+no alarm; what counts is whether one repair of the series removes it. benchmarks/series_audit.py measures the limits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SHORTER = 1.01
+"""Ratio by which an exchange of two checkpoints must shorten the route around them to be proposed."""
+RESTORED = 1.65
+"""Largest turn ratio that a series may still have after the exchanges."""
+MOST_EXCHANGES = 3
+FAR = 4.0
+"""Turn ratio of a single checkpoint that belongs to another route, if all others turn less than `USUAL`."""
+USUAL = 2.0
+OSCILLATING, CONSECUTIVE = 1.5, 3
+"""Turn ratio that consecutive checkpoints of an oscillating run exceed, and the least number of these."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Checkpoints that do not belong where they are, by their indices in the series.
+
+    Attributes:
+        ratios: Turn ratio (T,) of each checkpoint; NaN for the first and the last, infinite for a return.
+        equal: Groups of checkpoints with equal parameters.
+        copies: For each group, the checkpoints whose removal shortens the route most; empty if that cannot be decided.
+        exchanged: Pairs of checkpoints whose exchange restores the route.
+        strays: Checkpoints far from the route of all others.
+        oscillation: Number of consecutive checkpoints that turn back; 0 without oscillation.
+    """
+
+    ratios: np.ndarray
+    equal: tuple[tuple[int, ...], ...] = ()
+    copies: tuple[tuple[int, ...], ...] = ()
+    exchanged: tuple[tuple[int, int], ...] = ()
+    strays: tuple[int, ...] = ()
+    oscillation: int = 0
+
+
+def turn_ratios(distances: np.ndarray) -> np.ndarray:
+    """Compute the turn ratio of every inner checkpoint.
+
+    Args:
+        distances: Distances (T, T) between checkpoints.
+
+    Returns:
+        Ratios (T,), NaN at both ends and for three equal checkpoints.
+    """
+    ratios = np.full(len(distances), np.nan)
+    inner = np.arange(1, len(distances) - 1)
+    around = distances[inner, inner - 1] + distances[inner, inner + 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios[1:-1] = around / distances[inner - 1, inner + 1]
+    return ratios
+
+
+def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Turns:
+    """Find copied, exchanged and stray checkpoints.
+
+    Args:
+        distances: Distances (T, T) between checkpoints.
+        equal: Groups of checkpoints with equal parameters.
+    """
+    copies = tuple(_copies(distances, group) for group in equal)
+    # Of each group one checkpoint remains, the one that fits, and the search goes on without the others.
+    removed = {i for group, wrong in zip(equal, copies, strict=True) for i in (wrong or tuple(group)[1:])}
+    left = np.array([i for i in range(len(distances)) if i not in removed])
+    route = distances[np.ix_(left, left)]
+    exchanged, route = _exchanges(route)
+    inner = turn_ratios(route)[1:-1]
+    strays = ()
+    if len(inner) > 1 and inner.max() > FAR and np.sort(inner)[-2] < max(USUAL, inner.max() / 2):
+        far = int(np.argmax(inner)) + 1
+        rest = np.delete(np.arange(len(route)), far)
+        others = turn_ratios(route[np.ix_(rest, rest)])[1:-1]
+        strays = (int(left[far]),) if not len(others) or others.max() < USUAL else ()
+    return Turns(
+        turn_ratios(distances),
+        tuple(tuple(group) for group in equal),
+        copies,
+        tuple((int(left[i]), int(left[j])) for i, j in exchanged),
+        strays,
+        0 if strays or exchanged else _longest_run(inner > OSCILLATING),
+    )
+
+
+def _copies(distances: np.ndarray, group: Sequence[int]) -> tuple[int, ...]:
+    """Return all checkpoints of a group but the one at which the route is shortest; empty if two fit equally well."""
+    others = np.array([i for i in range(len(distances)) if i not in group])
+    lengths = []
+    for remaining in group:
+        route = np.sort(np.append(others, remaining))
+        lengths.append(float(distances[route[:-1], route[1:]].sum()))
+    first, *rest = np.sort(lengths)
+    if not len(others) or rest[0] <= first * (1 + 1e-6):
+        return ()
+    best = group[int(np.argmin(lengths))]
+    return tuple(i for i in group if i != best)
+
+
+def _exchanges(distances: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Return the exchanges that shorten the route and leave no sharp turn, and the distances in the repaired order."""
+    pairs, route = [], distances
+    while len(pairs) < MOST_EXCHANGES and len(route) > 3 and (pair := _best_exchange(route)) is not None:
+        pairs.append(pair)
+        order = np.arange(len(route))
+        order[list(pair)] = pair[::-1]
+        route = route[np.ix_(order, order)]
+        if turn_ratios(route)[1:-1].max() < RESTORED:
+            return pairs, route
+    return [], distances
+
+
+def _best_exchange(distances: np.ndarray) -> tuple[int, int] | None:
+    """Return the two inner checkpoints whose exchange shortens the route around them most; None if none does."""
+    count = len(distances)
+    steps = np.append(distances[np.arange(count - 1), np.arange(1, count)], 0.0)
+    inner = np.arange(1, count - 1)
+    i, j = np.meshgrid(inner, inner, indexing="ij")
+    before = steps[i - 1] + steps[i] + steps[j - 1] + steps[j]
+    after = distances[i - 1, j] + distances[j, i + 1] + distances[j - 1, i] + distances[i, j + 1]
+    k = inner[:-1]
+    before[k - 1, k] = steps[k - 1] + steps[k] + steps[k + 1]
+    after[k - 1, k] = distances[k - 1, k + 1] + steps[k] + distances[k, k + 2]
+    gains = np.where(j > i, before / np.maximum(after, np.finfo(float).tiny), 0.0)
+    best = np.unravel_index(int(gains.argmax()), gains.shape)
+    return (int(best[0]) + 1, int(best[1]) + 1) if gains[best] > SHORTER else None
+
+
+def _longest_run(flags: np.ndarray) -> int:
+    longest = current = 0
+    for flag in flags:
+        current = current + 1 if flag else 0
+        longest = max(longest, current)
+    return longest if longest >= CONSECUTIVE else 0

@@ -1,0 +1,173 @@
+"""Audit of real series with planted faults, and of clean ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ckpt_probe.checkpoints import open_series
+from ckpt_probe.trajectories import audit_series
+from ckpt_probe.trajectories.turns import find_turns, turn_ratios
+
+Series = Callable[..., Path]
+
+
+def audit(path: Path, **options):
+    found = audit_series(open_series(path), **options)
+    assert found is not None
+    return found
+
+
+def test_a_clean_run_has_no_alarm(states, series: Series, vectors: np.ndarray) -> None:
+    found = audit(series(states))
+    assert found.alarms == ()
+    assert found.verdict.startswith("audit: 10 checkpoints, nothing wrong; largest turn ratio 1.")
+    for t in range(1, 9):
+        before, after = (np.linalg.norm(vectors[t] - vectors[s]) for s in (t - 1, t + 1))
+        expected = (before + after) / np.linalg.norm(vectors[t + 1] - vectors[t - 1])
+        assert found.turns.ratios[t] == pytest.approx(expected, rel=1e-10)
+
+
+def test_every_copy_and_every_inner_exchange_is_found(vectors: np.ndarray) -> None:
+    for i in range(10):
+        for j in range(10):
+            order = np.arange(10)
+            order[i] = j
+            distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
+            if abs(i - j) > 1:
+                assert find_turns(distances, [tuple(sorted((i, j)))]).copies == ((i,),), (i, j)
+            if 0 < i < j < 9:
+                order = np.arange(10)
+                order[[i, j]] = j, i
+                distances = np.linalg.norm(vectors[order][:, None] - vectors[order][None], axis=2)
+                assert find_turns(distances).exchanged == ((i, j),)
+
+
+def test_a_file_with_the_weights_of_another_step_is_named(states, series: Series) -> None:
+    wrong = list(states)
+    wrong[4] = {name: tensor.clone() for name, tensor in states[9].items()}
+    found = audit(series(wrong))
+    assert "step 60 holds the weights of step 200 (turn ratio " in found.verdict
+    assert found.alarms[0].checkpoints == ("step-60",)
+
+
+def test_many_copies_of_the_last_weights_are_one_finding(states, series: Series) -> None:
+    found = audit(series([*states[:4], *[states[9]] * 6]))
+    [finding] = found.alarms
+    assert finding.text.startswith("6 of 10 checkpoints hold the same weights: step 60, step 80")
+
+
+def test_copies_between_other_checkpoints_are_distinguished_from_the_original(states, series: Series) -> None:
+    wrong = list(states)
+    wrong[2] = wrong[5] = states[9]
+    found = audit(series(wrong))
+    assert "2 of 10 checkpoints hold the weights of step 200: step 20, step 80" in found.verdict
+
+
+def test_exchanged_files_are_named_with_both_ratios(states, series: Series) -> None:
+    wrong = list(states)
+    wrong[3], wrong[6] = states[6], states[3]
+    found = audit(series(wrong))
+    assert "step 40 and step 100 are exchanged: in the other order the largest turn ratio falls from" in found.verdict
+
+
+def test_oscillation_is_described_and_no_alarm() -> None:
+    points = np.random.default_rng(0).normal(size=(12, 400))
+    points[:, 0] += np.linspace(0, 1, 12)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    found = find_turns(distances)
+    assert (found.exchanged, found.strays, found.copies) == ((), (), ())
+    assert found.oscillation >= 8
+
+
+def test_a_checkpoint_of_another_run_is_far_from_the_route(vectors: np.ndarray) -> None:
+    points = vectors.copy()
+    points[5] += 20 * np.random.default_rng(0).normal(size=points.shape[1])
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    assert find_turns(distances).strays == (5,)
+
+
+def test_turn_ratios_of_known_routes() -> None:
+    def ratios(points: np.ndarray) -> np.ndarray:
+        return turn_ratios(np.linalg.norm(points[:, None] - points[None], axis=2))[1:-1]
+
+    np.testing.assert_allclose(ratios(np.arange(5.0)[:, None]), 1)
+    corner = np.array([[0.0, 0], [1, 0], [1, 1]])
+    np.testing.assert_allclose(ratios(corner), np.sqrt(2))
+    assert ratios(np.array([[0.0], [1], [0]])) == [np.inf]
+
+
+def changed(states, step: int, name: str, change: Callable[[torch.Tensor], torch.Tensor]):
+    states = [dict(state) for state in states]
+    states[step][name] = change(states[step][name].clone())
+    return states
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("3.weight", lambda t: t.masked_fill(t == t.max(), torch.nan), "step 80: NaN in 3.weight"),
+        ("3.weight", lambda t: t.masked_fill(t == t.max(), torch.inf), "step 80: infinite values in 3.weight"),
+        ("3.bias", torch.zeros_like, "step 80: 3.bias is constant"),
+        ("3.weight", lambda t: 1000 * t, "step 80: the norm of 3.weight jumps from"),
+        ("1.running_var", lambda t: -t, "step 80: running variances that are not positive in 1.running_var"),
+        ("1.weight", lambda t: t[:-1], "1.weight changes its shape at step 80: (32,) to (31,)"),
+    ],
+)
+def test_the_health_of_tensors(states, series: Series, name: str, change, text: str) -> None:
+    found = audit(series(changed(states, 5, name, change)))
+    assert text in " ".join(finding.text for finding in found.alarms)
+
+
+def test_tensors_that_appear_and_disappear_and_another_network(states, series: Series, tmp_path: Path) -> None:
+    mixed = [dict(state) for state in states]
+    for state in mixed[4:]:
+        state["extra.weight"] = torch.randn(5, 5)
+        del state["5.bias"]
+    mixed[7] = {"other.weight": torch.randn(200, 200)}
+    found = audit(series(mixed))
+    texts = [finding.text for finding in found.alarms]
+    assert "step-130 is of another network: it has no 0.bias, 0.weight, 1.bias and 7 more" in texts
+    assert "extra.weight appears at step 60" in texts
+    assert "5.bias disappears at step 60" in texts
+
+
+def test_tied_frozen_and_repeated_tensors(states, series: Series) -> None:
+    tied = [{**state, "head.weight": state["5.weight"], "0.weight": states[0]["0.weight"]} for state in states]
+    found = audit(series(tied))
+    assert found.alarms == ()
+    assert "0.weight does not change from step 0 to step 200" in [finding.text for finding in found.findings]
+    repeated = [dict(state, again=state["5.bias"] + 1) for state in states]
+    repeated[6]["3.copy"] = repeated[6]["3.weight"]
+    for t, state in enumerate(repeated):
+        state["3.copy"] = state["3.weight"] if t == 6 else torch.randn(24, 32)
+    texts = [finding.text for finding in audit(series(repeated)).alarms]
+    assert "step 100: 3.weight equals 3.copy, not tied to it" in texts or (
+        "step 100: 3.copy equals 3.weight, not tied to it" in texts
+    )
+
+
+def test_a_step_that_contradicts_the_name(states, tmp_path: Path) -> None:
+    for t, state in enumerate(states[:3]):
+        torch.save({"state_dict": state, "global_step": 10 * t if t != 1 else 77}, tmp_path / f"step={10 * t}.ckpt")
+    texts = " ".join(finding.text for finding in audit(tmp_path).alarms)
+    assert "its name says step 10" in texts
+    assert "says 77" in texts
+
+
+def test_quantised_and_integer_tensors_are_named_and_the_rest_is_compared(states, series: Series) -> None:
+    codes = {"codes.qweight": torch.zeros(4, 4, dtype=torch.int32), "ids": torch.arange(3)}
+    found = audit(series([{**state, **codes} for state in states]))
+    texts = [finding.text for finding in found.findings]
+    assert any(text.startswith("quantised, not compared: 1 tensors, first codes.qweight") for text in texts)
+    assert any(text.startswith("not floating-point numbers, not compared: ids") for text in texts)
+    assert found.alarms == ()
+
+
+def test_one_checkpoint_and_two(states, series: Series) -> None:
+    assert audit(series(states[:1])).verdict == (
+        "audit: one checkpoint, nothing wrong with its tensors; turns need at least three"
+    )
+    assert audit(series(states[:2])).verdict == "audit: 2 checkpoints, nothing wrong; turns need at least three"

@@ -1,0 +1,115 @@
+"""Numbers of motion against formulas on the parameters themselves."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ckpt_probe as cp
+from ckpt_probe.trajectories.motion import distances_of, gram_from_first, trajectory_of
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_every_number_by_its_formula(states, series: Callable[..., Path], vectors: np.ndarray, suffix: str) -> None:
+    records = cp.weights(series(states, suffix=suffix), only="motion")
+    steps = np.diff(vectors, axis=0)
+    lengths = np.linalg.norm(steps, axis=1)
+    for t, record in enumerate(records):
+        assert record["motion.norm"] == pytest.approx(np.linalg.norm(vectors[t]), rel=1e-12)
+        from_first = np.linalg.norm(vectors[t] - vectors[0])
+        assert record["motion.from_first"] == pytest.approx(from_first / np.linalg.norm(vectors[0]), rel=1e-12)
+        if t:
+            assert record["motion.step"] == pytest.approx(lengths[t - 1], rel=1e-12)
+            assert record["motion.path"] == pytest.approx(lengths[:t].sum(), rel=1e-12)
+            assert record["motion.path_ratio"] == pytest.approx(lengths[:t].sum() / from_first, rel=1e-12)
+            changed = np.mean(np.sign(vectors[t]) * np.sign(vectors[t - 1]) < 0)
+            assert record["motion.sign_changes"] == pytest.approx(changed, rel=1e-12)
+        if t > 1:
+            cosine = steps[t - 1] @ steps[t - 2] / lengths[t - 1] / lengths[t - 2]
+            assert record["motion.cosine"] == pytest.approx(cosine, rel=1e-12)
+    assert "the first checkpoint" in records[0]["missing"]
+    assert records[0]["motion.step"] is None
+
+
+def test_the_numbers_of_blocks_and_tensors(states, series: Callable[..., Path]) -> None:
+    path = series(states)
+    tensors = [state["3.weight"].double().numpy() for state in states]
+    for record in cp.weights(path, only="motion", by="tensor"):
+        if record["tensor"] == "3.weight" and record["step"] == 40:
+            assert record["motion.step"] == pytest.approx(np.linalg.norm(tensors[3] - tensors[2]), rel=1e-12)
+    blocks = [r for r in cp.weights(path, only=["motion"], by="block") if r["step"] == 40]
+    assert [record["block"] for record in blocks] == ["0", "1", "3", "5"]
+    whole = next(r for r in cp.weights(path, only="motion") if r["step"] == 40)
+    squares = sum(record["motion.step"] ** 2 for record in blocks)
+    assert whole["motion.step"] == pytest.approx(math.sqrt(squares), rel=1e-12)
+
+
+def test_the_plane_of_the_trajectory_is_that_of_principal_components(
+    states, series: Callable[..., Path], vectors: np.ndarray
+) -> None:
+    records = list(cp.weights(series(states), only="motion"))
+    _, values, axes = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+    for i in (0, 1):
+        found = np.array([record[f"motion.pca_{i + 1}"] for record in records])
+        expected = (vectors - vectors.mean(axis=0)) @ axes[i]
+        np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-8, atol=1e-10)
+        assert records[0][f"motion.pca_share_{i + 1}"] == pytest.approx(values[i] ** 2 / (values**2).sum(), rel=1e-9)
+
+
+def test_a_long_random_walk_has_the_published_shares() -> None:
+    plane = trajectory_of(np.eye(2000))
+    assert plane is not None
+    assert plane.shares == pytest.approx((6 / math.pi**2, 6 / (4 * math.pi**2)), rel=1e-3)
+    assert plane.shares == pytest.approx(plane.walk_shares, rel=1e-9)
+
+
+def test_gram_matrices_and_distances_of_small_steps_far_from_the_start() -> None:
+    random = np.random.default_rng(0)
+    points = np.cumsum(random.normal(size=(6, 50)), axis=0)
+    points[4:] = points[3] + 1e-9 * random.normal(size=(2, 50))
+    steps = np.diff(points, axis=0)
+    gram = gram_from_first(steps @ steps.T)
+    moved = points - points[0]
+    np.testing.assert_allclose(gram, moved @ moved.T, rtol=1e-10, atol=1e-12)
+    distances = distances_of(steps @ steps.T)
+    expected = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.testing.assert_allclose(distances[:3], expected[:3], rtol=1e-12)
+    assert distances[4, 5] == pytest.approx(expected[4, 5], rel=1e-6)
+
+
+def test_nan_in_one_tensor_of_one_step_leaves_the_other_steps(
+    states, series: Callable[..., Path], vectors: np.ndarray
+) -> None:
+    damaged = [dict(state) for state in states]
+    damaged[4]["3.weight"] = states[4]["3.weight"].clone()
+    damaged[4]["3.weight"][0, 0] = torch.nan
+    records = list(cp.weights(series(damaged), only="motion,audit"))
+    assert records[4]["motion.norm"] is None
+    assert "NaN or infinite weights" in records[4]["missing"]
+    assert records[4]["audit.nan"] == 1
+    assert "step 60: NaN in 3.weight" in records[4]["audit.findings"]
+    assert records[5]["motion.step"] == pytest.approx(np.linalg.norm(vectors[5] - vectors[3]), rel=1e-12)
+    assert records[7]["motion.step"] == pytest.approx(np.linalg.norm(vectors[7] - vectors[6]), rel=1e-12)
+
+
+def test_sketches_are_within_their_error(states, series: Callable[..., Path]) -> None:
+    path = series(states)
+    exact = list(cp.weights(path, only="motion"))
+    for record, whole in zip(cp.weights(path, only="motion", sketch=True, cache=True), exact, strict=True):
+        for name in ("motion.norm", "motion.step", "motion.from_first"):
+            if whole[name] is not None:
+                assert record[name] == pytest.approx(whole[name], rel=0.1)
+        assert record["motion.sign_changes"] is None
+
+
+def test_workers_and_the_cache_give_equal_numbers(states, series: Callable[..., Path], user_cache: Path) -> None:
+    path = series(states[:4])
+    alone = list(cp.weights(path, only="motion,spectra", cache=True))
+    assert list(cp.weights(path, only="motion,spectra", cache=True)) == alone
+    assert list((user_cache / "trajectories").glob("*.npz"))
+    shared = list(cp.weights(path, only="motion,spectra", workers=2))
+    for one, other in zip(alone, shared, strict=True):
+        assert one == {name: pytest.approx(v, rel=1e-12) if isinstance(v, float) else v for name, v in other.items()}

@@ -1,0 +1,137 @@
+"""Spectra against numpy's singular values, draws of known laws, and planted eigenvalues."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ckpt_probe.trajectories import spectra
+from ckpt_probe.trajectories.spectra import group_numbers, spectrum_of
+from ckpt_probe.trajectories.tails import edge_of, fit_tail, goodness, median_of_bulk
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (24, 4, 3, 3)])
+def test_numbers_of_a_matrix_by_its_singular_values(shape: tuple[int, ...]) -> None:
+    weights = np.random.default_rng(0).normal(size=shape)
+    matrix = weights.reshape(shape[0], -1)
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    values = singular**2 / max(matrix.shape)
+    found = spectrum_of(weights).numbers
+    assert found["norm"] == pytest.approx(singular[0], rel=1e-12)
+    assert found["stable_rank"] == pytest.approx((singular**2).sum() / singular[0] ** 2, rel=1e-12)
+    assert found["effective_rank"] == pytest.approx(math.exp(stats.entropy(values)), rel=1e-10)
+    assert found["mean_log"] == pytest.approx(np.log(values).mean(), rel=1e-10)
+
+
+def test_the_mean_logarithm_keeps_the_digits_of_small_singular_values() -> None:
+    random = np.random.default_rng(0)
+    left, right = (np.linalg.qr(random.normal(size=(40, 40)))[0] for _ in range(2))
+    singular = np.geomspace(1, 1e-11, 40)
+    found = spectrum_of(left * singular @ right)
+    assert found.numbers["mean_log"] == pytest.approx((2 * np.log(singular) - math.log(40)).mean(), rel=1e-4)
+    singular[-1] = 0
+    deficient = spectrum_of(left * singular @ right)
+    assert deficient.numbers["mean_log"] is None
+    assert "a singular value is zero within rounding" in " ".join(deficient.missing)
+
+
+def test_a_diagonal_matrix_has_its_own_eigenvalues() -> None:
+    diagonal = np.arange(1.0, 31)
+    found = spectrum_of(np.diag(diagonal))
+    np.testing.assert_allclose(found.values, np.sort(diagonal**2 / 30)[::-1], rtol=1e-12)
+    assert found.numbers["stable_rank"] == pytest.approx((diagonal**2).sum() / 900, rel=1e-12)
+
+
+def test_the_tail_by_the_smallest_kolmogorov_distance() -> None:
+    values = np.random.default_rng(1).pareto(2.0, size=80) + 1
+    tail = fit_tail(values)
+    assert tail is not None
+    best = math.inf, 0.0, 0
+    for start in np.sort(values)[: 80 - 19]:
+        inside = values[values >= start]
+        exponent = 1 + len(inside) / np.log(inside / start).sum()
+        distance = stats.kstest(inside, stats.pareto(exponent - 1, scale=start).cdf).statistic
+        best = min(best, (distance, exponent, len(inside)))
+    assert (tail.distance, tail.alpha, tail.count) == pytest.approx(best, rel=1e-9)
+    assert tail.stderr == pytest.approx((tail.alpha - 1) / math.sqrt(tail.count), rel=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [2.0, 3.0, 5.0])
+def test_exponents_of_pareto_draws_are_within_two_standard_errors(exponent: float) -> None:
+    random = np.random.default_rng(0)
+    inside = []
+    for _ in range(100):
+        tail = fit_tail(random.uniform(size=200) ** (-1 / (exponent - 1)))
+        assert tail is not None
+        inside.append(abs(tail.alpha - exponent) <= 2 * tail.stderr)
+    assert np.mean(inside) >= 0.9  # the choice of the start adds to the standard error: 0.92 to 0.95 in the long run
+
+
+def test_few_eigenvalues_and_no_power_law_are_missing_with_the_reason() -> None:
+    few = spectrum_of(np.random.default_rng(0).normal(size=(12, 40)))
+    assert few.numbers["alpha"] is None
+    assert "spectrum.alpha: 12 different eigenvalues above zero, fewer than 20 in the tail" in few.missing
+    assert "spectrum.spikes: 12 eigenvalues, fewer than 20" in few.missing
+    values = np.random.default_rng(0).uniform(1, 2, size=400)
+    tail = fit_tail(values)
+    assert tail is not None
+    matrix = np.diag(np.sqrt(np.concatenate([values, np.full(5, 40.0)])))
+    refused = spectrum_of(matrix, bootstrap=20)
+    assert (refused.numbers["alpha"] is None) == (refused.numbers["alpha_p"] < 0.1)
+    pareto = np.random.default_rng(3).pareto(2.0, size=200) + 1
+    law = fit_tail(pareto)
+    assert law is not None
+    assert goodness(pareto, law, 40) > 0.1
+
+
+def test_the_bulk_of_random_matrices_has_no_spikes_and_a_planted_one_is_found() -> None:
+    random = np.random.default_rng(0)
+    false = 0
+    for _ in range(60):
+        weights = random.normal(size=(60, 120))
+        false += spectrum_of(weights).numbers["spikes"] > 0
+    assert false <= 1
+    u, v = random.normal(size=60), random.normal(size=120)
+    strength = 1.6 * (60 * 120) ** 0.25  # the threshold of Baik, Ben Arous and Péché is (m n)^(1/4)
+    planted = weights + strength * np.outer(u / np.linalg.norm(u), v / np.linalg.norm(v))
+    found = spectrum_of(planted).numbers
+    assert found["spikes"] == 1
+    singular = np.linalg.svd(planted, compute_uv=False)
+    assert found["spike_share"] == pytest.approx(singular[0] ** 2 / (singular**2).sum(), rel=1e-10)
+    change = spectrum_of(planted, weights).numbers
+    assert change["change_spikes"] is None  # a change of rank one has no bulk
+
+
+def test_the_median_of_the_bulk_is_that_of_a_large_random_matrix() -> None:
+    weights = np.random.default_rng(0).normal(size=(600, 1200))
+    values = np.linalg.svd(weights, compute_uv=False) ** 2 / 1200
+    assert median_of_bulk(0.5) == pytest.approx(np.median(values), rel=1e-2)
+    edge = edge_of(values, 600, 1200)
+    assert edge is not None
+    assert edge.variance == pytest.approx(1, rel=1e-2)
+    assert edge.value == pytest.approx((1 + math.sqrt(0.5)) ** 2, rel=1e-2)
+
+
+def test_large_matrices_by_lanczos_agree_with_all_eigenvalues(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(300, 500)) + 3 * np.outer(random.normal(size=300), random.normal(size=500))
+    exact = spectrum_of(weights)
+    monkeypatch.setattr(spectra, "EXACT_SIDE", 200)
+    found = spectrum_of(weights)
+    assert exact.exact
+    assert not found.exact
+    for name, error in {"norm": 1e-6, "stable_rank": 1e-6, "effective_rank": 0.02, "mean_log": 0.05}.items():
+        assert found.numbers[name] == pytest.approx(exact.numbers[name], rel=error), name
+    assert found.numbers["spikes"] == exact.numbers["spikes"] == 1
+
+
+def test_zero_and_nan_matrices_have_a_reason_and_groups_have_means() -> None:
+    assert spectrum_of(np.zeros((30, 30))).missing == ("spectrum.*: all entries are zero",)
+    assert spectrum_of(np.full((30, 30), np.nan)).missing == ("spectrum.*: NaN or infinite weights",)
+    parts = [spectrum_of(np.random.default_rng(seed).normal(size=(40, 60))) for seed in (0, 1)]
+    joined = group_numbers(parts)
+    assert joined["alpha"] == pytest.approx(np.mean([part.numbers["alpha"] for part in parts]))
+    errors = [part.numbers["alpha_stderr"] for part in parts]
+    assert joined["alpha_stderr"] == pytest.approx(np.linalg.norm(errors) / 2)
+    assert joined["norm"] == max(part.numbers["norm"] for part in parts)

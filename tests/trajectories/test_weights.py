@@ -1,0 +1,141 @@
+"""The command weights and its function: levels, parts, formats, following, bad input, and further commands."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import ckpt_probe as cp
+from ckpt_probe.checkpoints import save_checkpoint
+from ckpt_probe.cli.app import run
+from ckpt_probe.errors import UsageError
+from ckpt_probe.trajectories.layout import block_of
+
+Series = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("layer1.0.conv1.weight", "layer1.0"),
+        ("layer1.0.downsample.0.weight", "layer1.0"),
+        ("model.layers.10.self_attn.q_proj.weight", "model.layers.10"),
+        ("layers.0.blocks.1.attn.qkv.weight", "layers.0.blocks.1"),
+        ("fc.weight", "fc"),
+        ("0.weight", "0"),
+        ("scale", "scale"),
+    ],
+)
+def test_the_block_of_a_tensor(name: str, block: str) -> None:
+    assert block_of(name) == block
+
+
+def test_one_record_per_checkpoint_with_every_part(states, series: Series) -> None:
+    records = list(cp.weights(series(states[:4])))
+    assert [record["step"] for record in records] == [0, 10, 20, 40]
+    names = {"audit.turn_ratio", "motion.step", "motion.from_first", "motion.cosine", "spectrum.alpha",
+             "spectrum.alpha_stderr", "spectrum.spikes", "spectrum.stable_rank", "classifier",
+             "class.entropy_weights"}  # fmt: skip
+    assert names <= set(records[1])
+    only = list(cp.weights(series(states[:4]), only="spectra"))
+    assert all(not name.startswith(("motion.", "audit.", "class")) for name in only[0])
+
+
+def test_every_level_prints_in_every_format(states, series: Series, tmp_path: Path, capsys) -> None:
+    path = str(series(states[:3]))
+    assert run(["weights", path, "--by", "tensor", "--only", "spectra,motion", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["tensor"] for row in rows} >= {"0.weight", "1.bias", "5.weight"}
+    assert next(row for row in rows if row["tensor"] == "0.bias")["missing"].startswith("motion.step")
+    assert run(["weights", path, "--by", "block", "--csv", "-o", str(tmp_path / "w.parquet")]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("checkpoint,step,block,")
+    assert run(["weights", path]) == 0
+    shown = capsys.readouterr()
+    assert "turn" in shown.out
+    assert shown.err.splitlines()[-1].startswith("audit: 3 checkpoints, nothing wrong; largest turn ratio")
+    assert run(["weights", path, "--only", "motoin"]) == 2
+    assert "--only: unknown part 'motoin'; did you mean motion?" in capsys.readouterr().err
+
+
+def test_sharded_checkpoints_and_adapters_by_their_files(states, tmp_path: Path) -> None:
+    for step in (0, 1, 2):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        names = sorted(states[step])
+        parts = {"model-00001-of-00002.safetensors": names[:4], "model-00002-of-00002.safetensors": names[4:]}
+        for file, inside in parts.items():
+            save_checkpoint(folder / file, {name: states[step][name] for name in inside})
+        index = {"weight_map": {name: file for file, inside in parts.items() for name in inside}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    records = list(cp.weights(tmp_path, only="motion,audit"))
+    assert [record["step"] for record in records] == [0, 1, 2]
+    assert records[2]["motion.step"] > 0
+
+
+def test_checkpoints_of_another_network_have_a_reason_and_the_rest_is_computed(states, series: Series) -> None:
+    mixed = [dict(state) for state in states[:5]]
+    mixed[2] = {"other.weight": torch.randn(40, 60)}
+    records = list(cp.weights(series(mixed), only="motion,spectra"))
+    assert records[2]["missing"].startswith("motion.*: its tensors are those of another network")
+    assert records[2]["spectrum.alpha"] is not None
+    assert records[3]["motion.step"] is not None
+
+
+def test_a_single_checkpoint_and_one_without_a_head(states, series: Series) -> None:
+    [record] = cp.weights(series(states[:1]))
+    assert record["motion.norm"] > 0
+    assert record["motion.step"] is None
+    trunk = [{"layers.0.mlp.weight": state["3.weight"]} for state in states[:3]]
+    records = list(cp.weights(series(trunk)))
+    assert records[1]["motion.step"] > 0
+    assert "no tensor looks like classifier weights" in records[1]["missing"]
+
+
+def test_half_precision_tied_and_frozen_weights(states, series: Series) -> None:
+    half = [{name: t.bfloat16() if t.is_floating_point() else t for name, t in state.items()} for state in states[:4]]
+    tied = [{**state, "lm_head.weight": state["5.weight"]} for state in half]
+    records = [list(cp.weights(series(part), only="motion")) for part in (half, tied)]
+    assert [r["motion.norm"] for r in records[0]] == [r["motion.norm"] for r in records[1]]
+    shared = [r for r in cp.weights(series(tied), only="motion", by="tensor") if r["tensor"] == "lm_head.weight"]
+    assert all("tied to 5.weight" in record["missing"] for record in shared)
+
+
+def test_a_run_that_is_followed(states, series: Series, tmp_path: Path) -> None:
+    path = series(states[:2])
+
+    def write() -> None:
+        time.sleep(0.3)
+        series(states[2:4], (20, 40))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    records = list(cp.weights(path, only="motion", follow=True, until=40, every=0.1, cache=True))
+    writer.join()
+    assert [record["step"] for record in records] == [0, 10, 20, 40]
+    assert records[3]["motion.step"] > 0
+    with pytest.raises(UsageError, match="needs the directory of a run"):
+        list(cp.weights(path / "step-0.pt", follow=True))
+
+
+def test_inspect_extract_and_compare_use_the_audit_and_the_records(states, series: Series, tmp_path, capsys) -> None:
+    wrong = list(states)
+    wrong[4] = states[9]
+    path = series(wrong)
+    assert run(["inspect", str(path)]) == 0
+    verdict = "audit: step 60 holds the weights of step 200 (turn ratio "
+    assert capsys.readouterr().out.splitlines()[-1].startswith(verdict)
+    assert cp.inspect(path)["audit"]["findings"][0]["kind"] == "copy"
+    run(["extract", str(path), "-o", str(tmp_path / "dumps"), "--model", "nothing", "--data", "digits"])
+    assert capsys.readouterr().err.startswith(verdict)
+    for group in ("a", "b"):
+        (tmp_path / group).mkdir()
+        for seed in range(3):
+            out = tmp_path / group / f"seed-{seed}.jsonl"
+            assert run(["weights", str(path), "--only", "motion", "-o", str(out), "--quiet"]) == 0
+    capsys.readouterr()
+    assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--metric", "motion.norm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["difference"] == 0
