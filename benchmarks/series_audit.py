@@ -17,7 +17,7 @@ from torch import Tensor
 from ckpt_probe.data import load_data
 from ckpt_probe.trajectories.turns import find_turns
 
-SCHEDULES = ("constant", "drops", "cosine", "restarts", "warm-up", "too large")
+SCHEDULES: tuple[str, ...] = ("constant", "drops", "cosine", "restarts", "warm-up", "too large")
 STEPS, EVERY, BATCH, WIDTH = 1200, 10, 32, 24
 CALM = 1.41
 """Largest turn ratio of a run in which an exchange can be seen at all: at random it is √2."""
@@ -45,6 +45,7 @@ def train(runs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     inputs, labels = load_data("digits").split("train").batch(slice(None))
+    assert isinstance(inputs, Tensor)
     inputs = inputs.flatten(1).float()
     inputs = (inputs - inputs.mean()) / inputs.std()
     kinds = np.array(SCHEDULES)[random.integers(0, len(SCHEDULES), runs)]

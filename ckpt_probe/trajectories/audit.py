@@ -189,8 +189,9 @@ def _health_findings(members: Sequence[Member], measured: Measured) -> Iterator[
 def _becomes_constant(measured: Measured, t: int) -> np.ndarray:
     """Return which parameters have different entries at the checkpoint before, and equal ones at this checkpoint."""
     constant = measured.arrays["constant"]
-    becomes = constant[:, t] & ~constant[:, t - 1] & (measured.arrays["steps"][:, t - 1] > 0)
-    return becomes & (np.arange(len(constant)) < measured.parameters)
+    moved = measured.arrays["steps"][:, t - 1] > 0
+    parameters = np.arange(len(constant)) < measured.parameters
+    return np.logical_and.reduce([constant[:, t], ~constant[:, t - 1], moved, parameters])
 
 
 def _repeated_tensors(member: Member, measured: Measured, t: int) -> Iterator[Finding]:

@@ -28,6 +28,8 @@ CHUNKS = 4
 """Number of tasks of each worker."""
 
 Arrays = dict[str, np.ndarray]
+SUMS = ("squares", "distances", "steps", "next", "second")
+"""Arrays that are added over the tensors of a group."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class Measured:
     def route(self, names: Sequence[str]) -> Route:
         """Return the sums over some tensors."""
         rows = [self.names.index(name) for name in names]
-        parts = [self.arrays[name][rows].sum(axis=0) for name in ("squares", "distances", "steps", "next", "second")]
+        sums = {name: self.arrays[name][rows].sum(axis=0) for name in SUMS}
         signs = self.arrays["signs"][rows].sum(axis=0) if self.exact else None
         broken = self.arrays["broken"][rows].any(axis=(0, 2))
-        return Route(*parts, signs, broken, int(self.arrays["entries"][rows].sum()))
+        return Route(**sums, signs=signs, broken=broken, entries=int(self.arrays["entries"][rows].sum()))
 
     def row(self, name: str) -> int:
         """Return the row of a tensor in the arrays."""
@@ -236,7 +238,8 @@ def _sketched(
         steps = displacements @ displacements.T
         gram += steps if row < parameters else 0.0
         columns = {key: np.stack([getattr(s, key)[row] for s in ordered]) for key in SKETCHED_COLUMNS}
-        trace = Trace(steps=steps, signs=np.zeros(len(steps), np.int64), entries=0, **columns)
+        digests = tuple(map(str, columns.pop("digests")))
+        trace = Trace(steps=steps, signs=np.zeros(len(steps), np.int64), entries=0, digests=digests, **columns)
         rows.append(_row(trace))
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, gram
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_probe.trajectories.stream import Trace
-
 NAMES = ("norm", "from_first", "step", "cosine", "sign_changes", "path", "path_ratio")
 """Names of the numbers of motion, without their prefix."""
 
@@ -34,28 +32,6 @@ class Route:
     signs: np.ndarray | None
     broken: np.ndarray
     entries: int
-
-    @staticmethod
-    def of(trace: Trace) -> "Route":
-        """Return the route of one tensor."""
-        steps = trace.steps
-        return Route(
-            trace.squares,
-            np.diag(gram_from_first(steps)).copy(),
-            np.diag(steps).copy(),
-            np.diag(steps, 1).copy(),
-            np.diag(steps, 2).copy(),
-            trace.signs,
-            trace.broken.any(axis=1),
-            trace.entries,
-        )
-
-    def merged(self, other: "Route") -> "Route":
-        """Return the route of both groups of tensors together."""
-        signs = None if self.signs is None or other.signs is None else self.signs + other.signs
-        sums = (getattr(self, name) + getattr(other, name) for name in ("squares", "distances", "steps", "next"))
-        second, broken = self.second + other.second, self.broken | other.broken
-        return Route(*sums, second, signs, broken, self.entries + other.entries)
 
     def numbers(self) -> list[dict[str, float | str | None]]:
         """Compute the numbers of every checkpoint; `missing` has the reasons for absent ones.

@@ -128,11 +128,8 @@ def _mean_log(matrix: np.ndarray, largest: float) -> float | None:
 
     The product of the triangle's diagonal is that of the singular values. None if a singular value is rounding.
     """
-    from scipy.linalg import qr
-
-    m, n = matrix.shape
-    (triangle,) = qr(matrix.T, mode="r", check_finite=False)
-    diagonal = np.abs(np.diag(triangle[:m]))
+    n = matrix.shape[1]
+    diagonal = np.abs(np.diag(np.linalg.qr(matrix.T, mode="r")))
     if diagonal.min() <= np.finfo(float).eps * n * math.sqrt(largest * n):
         return None
     return float(2 * np.log(diagonal).mean() - math.log(n))

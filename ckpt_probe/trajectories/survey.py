@@ -59,7 +59,8 @@ def survey_weights(path: Path, options: WeightOptions, progress: Progress) -> We
     if series.audit is not None:
         notes = [finding.text for finding in series.audit.findings if not finding.alarm]
         sentences = [_sentence(text) for text in (series.audit.verdict.removeprefix("audit: "), *notes)]
-    return WeightSurvey(*tables, {name: tuple(pair) for name, pair in spectra.items()}, tuple(sentences))
+    pairs = {name: tuple(pair) for name, pair in spectra.items()}
+    return WeightSurvey(tables[0], tables[1], pairs, tuple(sentences))
 
 
 def verdict_of(path: Path, cache: bool, progress: Progress) -> str:
