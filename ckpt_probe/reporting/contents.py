@@ -76,8 +76,8 @@ from ckpt_probe.trajectories.survey import survey_weights, verdict_of
 TITLE = "What happened in these runs"
 """Default heading of the page."""
 
-DIFFERENCES = "differences"
-"""Key of the section of the differences between groups, whose plots are open; all others are folded."""
+DIFFERENCES, FINDINGS = "differences", "findings"
+"""Keys of the sections whose plots are open on a page that is drawn by group; all others are folded."""
 
 MIR_ROWS = 256
 """Default number of rows for MIR between layers; 10 layers take 0.3 s with 256 rows and 20 s with 2,048."""
@@ -231,7 +231,7 @@ def gather(
     tracks = [Track(run.name, tuple(run.checkpoints), tuple(_slider_positions(run, axis))) for run in contents.runs]
     sections = [section for section in _sections(contents, axis, options.data) if section.plots]
     if has_groups(contents.runs):
-        sections = [_folded(section) if section.key != DIFFERENCES else section for section in sections]
+        sections = [_folded(section) if section.key not in (DIFFERENCES, FINDINGS) else section for section in sections]
     return Contents(
         options.title,
         tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences),
@@ -358,6 +358,10 @@ def _sections(contents: _SourceContents, axis: str, data: NamedData) -> Iterable
     if has_groups(contents.runs) and (ranked := differences(contents.runs)):
         yield _differences(ranked, groups)
         groups = [(title, [plot for plot in plots if not _is_top(plot, ranked)]) for title, plots in groups]
+    lead = "When metrics change: an interval of steps for each event, the earliest onset first."
+    findings = Section(FINDINGS, "Findings", lead, (Group("", tuple(event_plots(contents.findings))),))
+    if has_groups(contents.runs):
+        yield findings
     yield Section(
         "metrics",
         "Metrics",
@@ -366,8 +370,8 @@ def _sections(contents: _SourceContents, axis: str, data: NamedData) -> Iterable
         tuple(Group(title, tuple(plots)) for title, plots in groups if plots),
         tuple(notes),
     )
-    lead = "When metrics change: an interval of steps for each event, the earliest onset first."
-    yield Section("findings", "Findings", lead, (Group("", tuple(event_plots(contents.findings))),))
+    if not has_groups(contents.runs):
+        yield findings
     matrices, notes = _by_group(matrix_plots, contents.runs)
     lead = "Cosines between the directions of classes, at the checkpoint of the slider."
     yield Section("cosines", "Class means and classifier", lead, (Group("", tuple(matrices)),), tuple(notes))
