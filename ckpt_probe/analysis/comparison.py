@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,27 @@ from ckpt_probe.analysis.differences import (
     with_verdicts,
 )
 from ckpt_probe.analysis.equal_loss import curves_by_loss
-from ckpt_probe.analysis.groups import Measurement, RunGroup, collapse_values, measure, open_groups, read_course
+from ckpt_probe.analysis.groups import (
+    Measurement,
+    RunGroup,
+    collapse_values,
+    measure,
+    open_groups,
+    read_course,
+    read_dump,
+)
 from ckpt_probe.analysis.paired import Interval, expanded
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence, checked_keywords, from_arguments
+from ckpt_probe.moments.difference import difference
 from ckpt_probe.progress import NullProgress, Progress
 
 __all__ = ["Comparison", "Interval", "compare", "expanded"]
 
 STEPS, LOSS = "all", "loss"
 """Values of `step` and `at` that compare at every common step, and at equal loss."""
+
+ONE_RUN = "one run per group: no claim about the recipes, whose runs with other seeds may differ as much"
 
 OF_RANGE = 0.05
 """Default margin of equivalence, as a share of the range of a metric over training."""
@@ -102,7 +114,14 @@ def compare(
     for message in _warnings(opened, measurements):
         progress.message(message)
     names = [*metrics, *([LOSS] if at == LOSS and LOSS not in metrics else [])]
-    courses = {} if margin is not None and step != STEPS and at is None else _courses(opened, names, split)
+    courses: Courses = {}
+    try:
+        if margin is None or step == STEPS or at == LOSS:
+            courses = _courses(opened, names, split)
+    except DataError as error:
+        if step == STEPS or at == LOSS:
+            raise
+        progress.message(f"without a margin of equivalence: {error}")
     margins = {name: margin or OF_RANGE * _range(courses, name) for name in metrics}
     if at == LOSS:
         curves = {name: curves_by_loss(courses, name, progress) for name in metrics}
@@ -117,7 +136,47 @@ def compare(
         ]
     else:
         compared = [compare_at_step(name, label, split, measurements, interval) for name in metrics for label in opened]
-    return with_verdicts(compared, margins)
+    compared = with_verdicts(compared, margins)
+    if at is None and step != STEPS and all(len(group.members) == 1 for group in opened.values()):
+        return _of_single_runs(compared, opened, split, chosen)
+    return compared
+
+
+def _of_single_runs(
+    compared: Sequence[Comparison], groups: Mapping[str, RunGroup], split: str, step: int | None
+) -> list[Comparison]:
+    """Return the comparisons of groups of one run, for dumps with the interval of the difference of the two networks.
+
+    It comes from the standard error of rows, which is paired if both dumps have the same rows.
+    """
+    sources = [next(iter(group.members.values())) for group in groups.values()]
+    details = {}
+    if all(source.is_dir() for source in sources):
+        records = (read_dump(source, split, step, errors=True) for source in sources)
+        details = dict(zip(groups, records, strict=True))
+    results = []
+    for each in compared:
+        if each.group != each.baseline:
+            each = replace(each, note=ONE_RUN)
+            if details:
+                names = [each.metric]
+                try:
+                    of_rows = difference(details[each.group], details[each.baseline], names)
+                except DataError:
+                    of_rows = {}
+                error, corrected = of_rows.get(f"{each.metric}_stderr"), of_rows.get(f"{each.metric}_corrected")
+                if error is not None and corrected is not None:
+                    half = error * _normal_quantile(each.confidence)
+                    bounds = {"difference": corrected, "low": corrected - half, "high": corrected + half}
+                    each = replace(each, **bounds, note=f"{ONE_RUN}; the interval is that of these two networks")
+        results.append(each)
+    return results
+
+
+def _normal_quantile(confidence: float) -> float:
+    from scipy import stats
+
+    return float(stats.norm.isf((1 - confidence) / 2))
 
 
 def _courses(groups: Mapping[str, RunGroup], names: Sequence[str], split: str) -> Courses:

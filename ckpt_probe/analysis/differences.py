@@ -145,8 +145,6 @@ def compare_at_step(metric: str, label: str, split: str, measurements: Measureme
 
 def _paired(comparison: Comparison, pairs: int, unpaired: int, interval: Interval) -> Comparison:
     note = None if pairs >= FEWEST_PAIRS else f"an interval needs at least {FEWEST_PAIRS} pairs of runs, found {pairs}"
-    if pairs == 1 and comparison.seeds == 1:
-        note = "one run per group: no claim about the recipes, whose runs with other seeds may differ as much"
     return replace(
         comparison,
         pairs=pairs,

@@ -11,6 +11,7 @@ from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.dumps import has_dumps, open_dump_series
 from ckpt_probe.errors import DataError, listed
 from ckpt_probe.groups import named_paths, seed_names
+from ckpt_probe.moments.record import DetailedRecord
 from ckpt_probe.moments.registry import find_metrics, metrics_in, suggest_metrics, values_at_collapse
 
 METRICS_FILE = "metrics.jsonl"
@@ -113,7 +114,7 @@ def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | Non
     Raises:
         DataError: If split, step or metric are missing, a value is undefined, or several records have the step.
     """
-    record = _record_of_dumps(source, split, step) if source.is_dir() else _record_in(source, metrics, split, step)
+    record = read_dump(source, split, step).record if source.is_dir() else _record_in(source, metrics, split, step)
     label = f"{source}: {split}"
     values = {}
     names = metric_names([record])
@@ -130,8 +131,10 @@ def measure(source: Path, metrics: Sequence[str], *, split: str, step: int | Non
 
 def collapse_values(record: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
     """Return the values at neural collapse of the named metrics of a record, as far as known."""
-    known = {metric.name: values_at_collapse(metric, [record]) for metric in metrics_in([record])}
-    return {name: float(known[name][0]) for name in names if known.get(name) and known[name][0] is not None}
+    known = {
+        metric.name: value for metric in metrics_in([record]) for value in values_at_collapse(metric, [record])[:1]
+    }
+    return {name: float(value) for name in names if (value := known.get(name)) is not None}
 
 
 def read_course(source: Path, metrics: Sequence[str], *, split: str) -> dict[int, Mapping[str, Any]]:
@@ -180,14 +183,25 @@ def _source(child: Path) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-def _record_of_dumps(directory: Path, split: str, step: int | None) -> Mapping[str, Any]:
+def read_dump(directory: Path, split: str, step: int | None, *, errors: bool = False) -> DetailedRecord:
+    """Analyze the dump of a run at one step, with the cache of records.
+
+    Args:
+        directory: Directory of dumps.
+        split: Name of the split.
+        step: Training step; None for the last one.
+        errors: Whether to add standard errors, with the influences of rows.
+
+    Raises:
+        DataError: If there is no dump at the step, or several.
+    """
     dumps = open_dump_series(directory)
     wanted = _chosen_step([dump.step for dump in dumps], step, f"{directory}")
     matching = [dump for dump in dumps if dump.step == wanted]
     if len(matching) > 1:
         raise DataError(f"{directory}: {len(matching)} dumps {_at(wanted)}, expected one")
-    [detailed] = read_series(matching[0].path, Settings(layers=False), splits=[split], cache=True)
-    return detailed.record
+    [detailed] = read_series(matching[0].path, Settings(layers=False, errors=errors), splits=[split], cache=True)
+    return detailed
 
 
 def _record_in(file: Path, metrics: Sequence[str], split: str, step: int | None) -> Mapping[str, Any]:

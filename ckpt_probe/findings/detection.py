@@ -1,7 +1,7 @@
 """Events of a run: intervals of steps that contain a change, and intervals of the onset and the end of each metric."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def identity(series: Series) -> Record:
     return {"group": series.group, "seed": series.seed, **series.subject, "metric": series.metric}
 
 
-def name_of(record: Record) -> str:
+def name_of(record: Mapping[str, Any]) -> str:
     """Return the name of the series of an event, `Series.name`, from the entries of `identity`."""
     names = list(record)
     return " ".join(str(record[name]) for name in names[2 : names.index("metric") + 1])

@@ -132,7 +132,7 @@ def simulate(generator: np.random.Generator, coefficient: float, series: int, ch
     """Return stationary AR(1) noise of σ = 1, shape (series, checkpoints)."""
     white = generator.standard_normal((series, checkpoints))
     white[:, 1:] *= np.sqrt(1 - coefficient**2)
-    return lfilter([1.0], [1.0, -coefficient], white, axis=1)
+    return np.asarray(lfilter([1.0], [1.0, -coefficient], white, axis=1))
 
 
 def _median_size(differences: np.ndarray) -> np.ndarray:

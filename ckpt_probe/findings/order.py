@@ -218,12 +218,12 @@ def _order_in_time(common: Sequence[tuple[np.ndarray, ...]], of: int, by: int) -
     """
     values, explaining = (np.concatenate([each[index] for each in common]) for index in (of, by))
     order = np.argsort(explaining, kind="stable")
-    best: np.ndarray | None = None
+    rests = []
     for increasing in (True, False):
         fit = np.empty_like(values)
         fit[order] = isotonic_regression(values[order], increasing=increasing).x
-        if best is None or ((values - fit) ** 2).sum() < (best**2).sum():
-            best = values - fit
+        rests.append(values - fit)
+    best = min(rests, key=lambda rest: float((rest**2).sum()))
     residuals = np.split(best, np.cumsum([len(each[0]) for each in common])[:-1])
     square = sum(float((each**2).sum()) for each in residuals)
     products = sum(float((each[1:] * each[:-1]).sum()) for each in residuals)

@@ -14,7 +14,10 @@ from ckpt_probe.analysis import analyze, compare
 from ckpt_probe.analysis.comparison import Interval, expanded
 from ckpt_probe.analysis.equal_loss import band
 from ckpt_probe.analysis.paired import difference_p
+from ckpt_probe.analysis.series import read_series
+from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.moments.difference import difference
 
 PLAIN = {"seed-0": 0.90, "seed-1": 0.94, "seed-2": 0.92}
 OTHER = {"seed-0": 0.93, "seed-1": 0.95, "seed-2": 0.97}
@@ -220,6 +223,24 @@ def test_one_run_per_group_is_no_claim_about_recipes(tmp_path: Path) -> None:
     _, other = compare(pair)
     assert (other.verdict, other.p_value) == ("undecided", None)
     assert other.note == "one run per group: no claim about the recipes, whose runs with other seeds may differ as much"
+
+
+def test_one_dump_per_group_has_the_interval_of_the_two_networks(tmp_path: Path, user_cache: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        dump(tmp_path / name / "only" / "step-10.h5", seed)
+    _, other = compare([tmp_path / "a", tmp_path / "b"], metrics=["accuracy"])
+    assert other.verdict == "undecided"
+    assert other.note is not None
+    assert other.note.startswith("one run per group: no claim about the recipes")
+    assert other.note.endswith("the interval is that of these two networks")
+    records = [
+        next(iter(read_series(tmp_path / name / "only", Settings(layers=False, errors=True), splits=["test"])))
+        for name in "ab"
+    ]
+    expected = difference(records[1], records[0], "accuracy")
+    assert other.difference == pytest.approx(expected["accuracy_corrected"])
+    assert other.high is not None
+    assert other.high - other.difference == pytest.approx(1.959964 * expected["accuracy_stderr"], rel=1e-5)
 
 
 def test_different_groups_are_nearer_to_collapse_or_further(tmp_path: Path) -> None:

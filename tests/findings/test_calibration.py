@@ -1,0 +1,61 @@
+"""Error rates of events on simulated runs: every cell of the null table, smooth curves, and planted jumps."""
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ckpt_probe.findings.noise import simulate
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "events_calibration.py"
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Any:
+    """Return the module of the benchmark."""
+    spec = importlib.util.spec_from_file_location("events_calibration", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spacing", ["linear", "logarithmic"])
+@pytest.mark.parametrize("count", [12, 24, 44, 100, 200])
+@pytest.mark.parametrize("coefficient", [0.0, 0.3, 0.5, 0.7])
+def test_series_without_a_change_rarely_have_events(
+    calibration: Any, spacing: str, count: int, coefficient: float
+) -> None:
+    noise = simulate(np.random.default_rng(11), coefficient, 800, count)
+    share = np.mean([bool(events) for events in calibration.events_alone(noise, calibration.grid(spacing, count))])
+    assert share <= 0.05
+    assert share + 1.96 * math.sqrt(share * (1 - share) / 800) < 0.07
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [44, 100])
+def test_smooth_curves_are_rarely_abrupt(calibration: Any, count: int) -> None:
+    for spacing in ("linear", "logarithmic"):
+        steps = calibration.grid(spacing, count)
+        noise = 0.01 * simulate(np.random.default_rng(12), 0.3, 200, count)
+        for name, curve in calibration.CURVES.items():
+            values = curve(steps) / np.ptp(curve(steps)) + noise
+            abrupt = [any(e.get("abrupt") for e in events) for events in calibration.events_alone(values, steps)]
+            assert np.mean(abrupt) <= 0.05, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+def test_planted_jumps_are_covered(calibration: Any, coefficient: float) -> None:
+    steps = calibration.grid("logarithmic", 100)
+    values = simulate(np.random.default_rng(13), coefficient, 200, 100) + 8 * (np.arange(100) >= 60)
+    covered = [
+        any(e["kind"] == "change" and e["from_step"] < steps[60] <= e["to_step"] * (1 + 1e-9) for e in events)
+        for events in calibration.events_alone(values, steps)
+    ]
+    assert np.mean(covered) >= 0.9
