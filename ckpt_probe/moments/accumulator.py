@@ -174,9 +174,15 @@ class Moments:
                 positions = torch.arange(self.samples, self.samples + len(rows))
             of_rows = torch.zeros_like(numbers) if halves is None else halves
             self.subset.update(rows, numbers, positions, of_rows, owners)
-        for half, part in enumerate(self._started(rows.shape[1], rows.device)):
-            chosen = slice(None) if halves is None else (halves == half).nonzero().squeeze(1)
-            self._add(part, rows[chosen], numbers[chosen], size)
+        parts = self._started(rows.shape[1], rows.device)
+        if halves is None:
+            self._add(parts[0], rows, numbers, size)
+            return
+        # Sorted by half and class at once, so that each row is copied once.
+        order = torch.argsort(halves * (numbers.max() + 1) + numbers, stable=True)
+        rows, numbers, first = rows.index_select(0, order), numbers[order], len(rows) - int(halves.sum())
+        self._add(parts[0], rows[:first], numbers[:first], size)
+        self._add(parts[1], rows[first:], numbers[first:], size)
 
     def merge(self, other: "Moments") -> None:
         """Add the rows of another accumulator.

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ class Scatter:
         moved.means = self.means.index_add(0, labels, away * (weights / self.counts[labels])[:, None])
         moved.squares = self.squares.index_add(0, labels, away.square().sum(dim=1) * weights)
         if self.within is not None:
-            moved.within = self.within + (away * weights[:, None]).T @ away
+            moved.within = _WithProducts.apply(self.within, away, weights)
         return moved
 
     def fit(self, size: float) -> None:
@@ -230,6 +230,20 @@ class Scatter:
         self.counts = _with_rows(self.counts, classes)
         self.means = _with_rows(self.means, classes)
         self.squares = _with_rows(self.squares, classes)
+
+
+class _WithProducts(torch.autograd.Function):
+    """Σ + Σ_i w_i a_i a_iᵀ at w = 0, of which only the gradient takes any work."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+        (rows,) = ctx.saved_tensors
+        return None, None, ((rows @ gradients[0]) * rows).sum(dim=1)
 
 
 class UnitMoments:

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import entropy_of_spectrum, without_small
+from ckpt_probe.metrics.gradients import linear
 from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import UnitMoments, dense_limit
 from ckpt_probe.moments.grouping import Grouped, RowBlocks
-from ckpt_probe.moments.influences import InfluencesOfOrder, influences_of_rows, linear
+from ckpt_probe.moments.influences import InfluencesOfOrder, influences_of_rows
 from ckpt_probe.moments.registry import DEFAULT, Undefined
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
 from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Route, choose_route

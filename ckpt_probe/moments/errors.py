@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ckpt_probe.metrics.gradients import linear
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
 from ckpt_probe.moments.subset import RowSubset
 
@@ -272,6 +273,13 @@ class Sample:
             losses.append(-logs.gather(1, labels[:, None])[:, 0])
             confidence.append(highest.values.exp())
         return Scores(torch.cat(predicted), torch.cat(losses), torch.cat(confidence))
+
+    def linear(self, value: float | Tensor) -> float | Tensor:
+        """Return a value with its gradient along the weights computed, for several metrics that are functions of it."""
+        if not isinstance(value, Tensor):
+            return value
+        (gradient,) = torch.autograd.grad(value, self.weights, retain_graph=True)
+        return linear(value.detach(), self.weights, gradient)
 
     def influence(self, metric: Metric, value: Any) -> tuple[Tensor | None, str | None]:
         """Return the influences (m,) of the rows on the value of a metric, or the reason for their absence."""

@@ -1,7 +1,6 @@
 """Influence of rows on a sampled joint entropy: one short Lanczos recurrence for each of some rows."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,22 +18,6 @@ ROWS_AT_ONCE = 32
 
 InfluencesOfOrder = Callable[[float, float], Tensor]
 """Order and entropy → derivatives (m,) of the entropy by the weight of each row, NaN where they are unknown."""
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        return None, gradients[0] * ctx.saved_tensors[0], None
-
-
-def linear(value: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-    """Return a value (0-d) whose gradient along weights (m,) is `gradient` (m,), which may contain NaN."""
-    return _Linear.apply(value, weights, gradient)  # pyright: ignore[reportReturnType]
 
 
 def influences_of_rows(

@@ -209,7 +209,7 @@ class Inputs:
         # Each product of entries was rounded once, up or down; the largest ones are on the diagonal.
         hidden = rounding(1, float((axes.square() @ within.detach().diagonal()).sum()), self.scatter.dtype)
         if hidden <= HIDING_SHARE * spread:
-            return value
+            return value if self.sample is None else self.sample.linear(value)
         if self._blocks is None:
             raise Undefined(HIDDEN)
         return _spread_of_rows(axes, self.scatter, self._blocks) / len(self.means)
