@@ -72,11 +72,18 @@ def checkpoint_files(path: Path) -> list[tuple[Path, str]]:
 
 
 def is_run(path: Path) -> bool:
-    """Return whether a path is a checkpoint or a directory in which `open_series` finds checkpoints; none is opened."""
+    """Return whether a path is a checkpoint or a directory in which `open_series` finds checkpoints; none is opened.
+
+    A directory of directories with several checkpoints each is not one run, but several.
+    """
     if not path.is_dir():
         return path.is_file() and path.name.endswith(SUFFIXES)
     try:
-        return bool(checkpoint_files(snapshot_in(path)))
+        folder = snapshot_in(path)
+        if checkpoints_in(folder) or _run_directories(folder, ()) or (folder / "checkpoints").is_dir():
+            return bool(checkpoint_files(folder))
+        inside = [len(checkpoints_in(below)) for below in _directories(folder)]
+        return bool(inside) and max(inside) == 1
     except (DataError, OSError):
         # Opening it raises this error again, with its reason.
         return True

@@ -14,7 +14,6 @@ from ckpt_probe.cli.options import (
     CSV,
     EVERY,
     JSON,
-    PATH,
     WHOLE,
     WIDE,
     WORKERS,
@@ -29,7 +28,7 @@ LEVELS = ("network", "block", "tensor")
 
 
 @click.command("weights", cls=Command, epilog="Example: ckpt-probe weights runs/digits --by block --csv")
-@click.argument("checkpoints", type=PATH)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINTS...")
 @option_group(
     "Contents",
     option("--only", "PART,…", "audit, motion, spectra and classifier.", str, None, "all"),
@@ -58,7 +57,7 @@ LEVELS = ("network", "block", "tensor")
     Setting("until", "STEP", "With --follow: last training step to wait for.", WHOLE),
 )
 def command(
-    checkpoints: Path,
+    checkpoints: tuple[str, ...],
     json: bool,
     csv: bool,
     wide: bool,
@@ -71,7 +70,8 @@ def command(
     """Audit the weights of a series, and measure their motion and spectra; needs neither model nor data.
 
     CHECKPOINTS is the directory of a run, a directory of checkpoints of any format that inspect opens, or one
-    checkpoint. The audit names checkpoints that were copied, exchanged or damaged, and prints its verdict at the end.
+    checkpoint; or several runs: their directories, a directory of runs or of groups of runs, or NAME='GLOB'. The audit
+    names checkpoints that were copied, exchanged or damaged, and prints its verdict at the end.
     """
     require_follow(follow, "until", "every")
     require_one_format(json=json, csv=csv)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from ckpt_probe.addresses import as_path
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
 from ckpt_probe.analysis.records import Records
 from ckpt_probe.analysis.weights import ClassifierRecords
-from ckpt_probe.checkpoints import Arrivals, Member, open_series
+from ckpt_probe.checkpoints import Arrivals, Member, is_run, open_series
 from ckpt_probe.checkpoints.series import have_same_weights
 from ckpt_probe.errors import UsageError
+from ckpt_probe.groups import GroupedRun, Sources, find_runs
 from ckpt_probe.keywords import as_sequence, checked_keywords, suggestion
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress
 from ckpt_probe.remote import resolve
@@ -99,7 +100,7 @@ class WeightSeries:
 
 @checked_keywords
 def weights(
-    path: Path | str,
+    path: Sources,
     *,
     only: str | Iterable[str] | None = None,
     by: str = "network",
@@ -123,7 +124,9 @@ def weights(
     spectra are those of all weight matrices; the metrics of the classifier are those that its weights alone determine.
 
     Args:
-        path: Checkpoint of any format, or a directory of checkpoints.
+        path: Checkpoint of any format, or a directory of checkpoints; a directory with one of these per seed, which is
+            a group of runs; a directory of such groups; several of these, or NAME=PATTERN. Records of several runs
+            have `group` and `seed`.
         only: Parts to compute: "audit", "motion", "spectra" and "classifier", or several joined by commas; all if None.
         by: Level of the records: "network" for one record per checkpoint, "block" or "tensor" for one for each of
             these, without the metrics of the classifier.
@@ -160,9 +163,12 @@ def weights(
         alone = options.parts == ("classifier",)
         heads = ClassifierRecords(classifier, as_sequence(orders) or (), state_key, opening.base, cache, required=alone)
     progress = progress or NullProgress()
+    runs = find_runs(path, is_run, "a run: a checkpoint or a directory of checkpoints", progress.message)
+    if follow and len(runs) > 1:
+        raise UsageError(f"`follow=True` needs one run; name one of {len(runs)}, such as {runs[0].path}")
     if follow:
-        return Records(_followed(as_path(path), options, heads, until, every, DeduplicatedProgress(progress)))
-    return Records(_of_path(resolve(path), options, heads, progress))
+        return Records(_followed(as_path(runs[0].path), options, heads, until, every, DeduplicatedProgress(progress)))
+    return Records(record for run in runs for record in _of_run(run, options, heads, progress))
 
 
 def open_weights(path: Path, options: WeightOptions, progress: Progress) -> WeightSeries:
@@ -205,11 +211,12 @@ def measured_series(members: Sequence[Member], options: WeightOptions, progress:
     return WeightSeries(tuple(members), parameters, measured, audit, trajectory_of(measured.gram))
 
 
-def _of_path(
-    path: Path, options: WeightOptions, heads: ClassifierRecords | None, progress: Progress
+def _of_run(
+    run: GroupedRun, options: WeightOptions, heads: ClassifierRecords | None, progress: Progress
 ) -> Iterator[Record]:
-    members = open_series(path, state_key=options.opening.state_key, base=options.opening.base)
-    yield from records_of(members, options, heads, progress)
+    members = open_series(resolve(run.path), state_key=options.opening.state_key, base=options.opening.base)
+    for record in records_of(members, options, None if heads is None else replace(heads), progress):
+        yield {**run.labels, **record}
 
 
 def records_of(

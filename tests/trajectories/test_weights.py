@@ -1,6 +1,7 @@
 """The command weights and its function: levels, parts, formats, following, bad input, and further commands."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -139,3 +140,23 @@ def test_inspect_extract_and_compare_use_the_audit_and_the_records(states, serie
     capsys.readouterr()
     assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--metric", "motion.norm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[1])["difference"] == 0
+
+
+def test_runs_of_a_tree_have_group_and_seed(states, series: Series, tmp_path: Path, capsys) -> None:
+    directory = series(states[:2])
+    for place in ("plain/seed-0", "plain/seed-1", "decay/seed-0"):
+        (tmp_path / "runs" / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(directory, tmp_path / "runs" / place)
+    records = cp.weights(tmp_path / "runs", only="motion")
+    assert [(r["group"], r["seed"], r["step"]) for r in records][::2] == [
+        ("decay", "seed-0", 0),
+        ("plain", "seed-0", 0),
+        ("plain", "seed-1", 0),
+    ]
+    alone = cp.weights(directory, only="motion")
+    assert [{**record, "group": "decay", "seed": "seed-0"} for record in alone] == list(records)[:2]
+    assert "group" not in alone[0]
+    assert run(["weights", f"a={tmp_path}/runs/*/seed-0", "--only", "motion", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["seed"] == "decay/seed-0"
+    with pytest.raises(UsageError, match=r"`follow=True` needs one run; name one of 3, such as .*decay/seed-0"):
+        cp.weights(tmp_path / "runs", follow=True)
