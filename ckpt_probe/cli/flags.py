@@ -22,7 +22,6 @@ REPLACED = {
     "--weights-only": "use the command ckpt-probe weights CHECKPOINTS",
     "--consecutive": "use the command ckpt-probe barriers RUN",
     "--resume": "repeat the same command, which continues, or prints the finished results",
-    "--directions": "with one checkpoint the directions are random",
     "--range": "use --set span=LOW:HIGH",
     "--interval": "use --sampling method=t or method=bootstrap",
     "--parquet": "use -o with a file name that ends in .parquet",
