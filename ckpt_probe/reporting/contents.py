@@ -489,10 +489,11 @@ def _reading(contents: _SourceContents) -> Iterable[tuple[str, list[str]]]:
         yield "groups", difference_sentences(ranked)
     for group in contents.findings if by_group else ():
         yield group, read_group(contents.findings[group])
+    verdicts = {name: [text for text in weights.sentences if text] for name, weights in contents.weights.items()}
     for run in [] if by_group else contents.runs:
-        yield run.name, [*read_findings(contents.findings[run.name]), *read_supported(run.records)]
-    for name, weights in contents.weights.items():
-        yield name, [sentence for sentence in weights.sentences if sentence]
+        about_run = [*read_findings(contents.findings[run.name]), *read_supported(run.records)]
+        yield run.name, [*verdicts.pop(run.name, []), *about_run]
+    yield from verdicts.items()
     for name, path in contents.paths.items():
         yield name, read_path_aloud(path.summary, path.plan.get("path"))
     for name, plane in contents.planes.items():
