@@ -243,8 +243,9 @@ def test_errors_agree_with_a_bootstrap_on_digits() -> None:
         chosen = torch.from_numpy(random.integers(0, 900, 900))
         values.append(moments_of(rows[chosen], labels[chosen], classes=10, halves=False, subset=0).compute(weights))
     for name in record.influences:
-        # Few rows decide the smallest eigenvalues, and the absolute value of an angle has a kink.
-        if name not in ("alpha_req", "nc2.equiangular_means") and record[f"{name}_stderr"] is not None:
+        # Few rows decide the smallest eigenvalues, the absolute value of an angle has a kink, and the entropy of the
+        # label rows is near its maximum, where its gradient is zero.
+        if name not in ("alpha_req", "nc2.equiangular_means", "sample.entropy_weights"):
             spread = np.std([float(value[name]) for value in values])
             # 15 %, and two standard errors of 200 draws.
             assert record[f"{name}_stderr"] == pytest.approx(spread, rel=0.25), name
