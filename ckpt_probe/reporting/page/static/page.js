@@ -60,7 +60,7 @@ function originPart() {
     element("p", { class: "lead" }, "Files, their hashes, and commands that make them again."),
     data.command ? element("div", { class: "card wide" }, element("h3", {}, "This page"), element("pre", { tabindex: "0" }, data.command),
       element("p", { class: "meaning" }, Object.entries(data.versions).map(([name, version]) => `${name} ${version}`).join(", "))) : null,
-    Object.keys(data.shared).length ? element("div", { class: "card wide" }, element("h3", {}, `Common to all ${data.origins.length} sources`), list(data.shared)) : null,
+    Object.keys(data.shared).length ? element("div", { class: "card wide origin" }, element("h3", {}, `Common to all ${data.origins.length} sources`), list(data.shared)) : null,
     data.origins.length > 3
       ? element("details", { class: "fold" }, element("summary", {}, `Each source, with what differs (${data.origins.length})`), data.origins.map(origin))
       : data.origins.map(origin));
