@@ -79,8 +79,8 @@ def command(
     from ckpt_probe.cli.output import write_records
     from ckpt_probe.findings import events
 
-    named = dict(map(named_paths, groups))
-    if len(named) < len(groups) or None in named:
+    named = {name: paths for name, paths in map(named_paths, groups) if name is not None}
+    if len(named) < len(groups):
         raise UsageError("--group: expected NAME=DIR, each with another name")
     with bars() as progress:
         findings = events(sources, groups=named, metrics=names, splits=splits, level=level, progress=progress)
