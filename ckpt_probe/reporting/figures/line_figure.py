@@ -114,7 +114,8 @@ def _figure(plots: Sequence[LinePlot], title: str | None) -> "Figure":
             continue
         _panel(axes, plots[number], positions, beside=columns)
         if number + columns >= len(plots):
-            axes.set_xlabel(words(x_label(plots[number].x, narrow=columns == COLUMNS)))
+            lines = x_label(plots[number].x, narrow=columns == COLUMNS).split("\n")
+            axes.set_xlabel("\n".join(map(words, lines)))
             axes.tick_params(labelbottom=True)
     handles = _legend(plots)
     if handles:
