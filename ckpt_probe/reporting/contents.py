@@ -230,11 +230,14 @@ def gather(
     axis = common_axis(contents.runs) if contents.runs else "step"
     tracks = [Track(run.name, tuple(run.checkpoints), tuple(_slider_positions(run, axis))) for run in contents.runs]
     sections = [section for section in _sections(contents, axis, options.data) if section.plots]
+    reading = tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences)
+    if not (sections or reading):
+        raise DataError("nothing to show: the sources have no number by step, path or class")
     if has_groups(contents.runs):
         sections = [_folded(section) if section.key not in (DIFFERENCES, FINDINGS) else section for section in sections]
     return Contents(
         options.title,
-        tuple((about, tuple(sentences)) for about, sentences in _reading(contents) if sentences),
+        reading,
         tuple(sections),
         axis_along(axis, sorted({value for track in tracks for value in track.positions if value is not None})),
         tuple(tracks),

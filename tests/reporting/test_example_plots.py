@@ -8,6 +8,7 @@ import pytest
 import ckpt_probe as cp
 from ckpt_probe.data import load_data
 from ckpt_probe.predictions.samples import SIDE, pictures
+from ckpt_probe.reporting import to_json_line
 from ckpt_probe.reporting.contents import Contents, ReportOptions, Section, gather
 from ckpt_probe.reporting.figures.export import draw_contents
 from ckpt_probe.reporting.plots import examples as example_plots
@@ -111,3 +112,10 @@ def test_the_maps_are_figures(contents: Contents, section: Section, tmp_path: An
     alone = Contents(contents.title, (), (section,), contents.axis, contents.tracks, ())
     names = {file.name for file in draw_contents(alone, tmp_path, "png")}
     assert {"examples-learned-a.png", "examples-disagreement-b.png", "metric-function.forgotten.png"} <= names
+
+
+def test_records_of_examples_alone_make_no_page(study: Any, tmp_path: Any) -> None:
+    records = tmp_path / "examples.jsonl"
+    records.write_text("".join(to_json_line(record) + "\n" for record in cp.examples(study.dumps, splits="test")))
+    with pytest.raises(cp.DataError, match="nothing to show: the sources have no number by step"):
+        gather(open_sources([str(records)]))
