@@ -1,13 +1,11 @@
 """Atomic writing of files and directories, hashes, and checks of input and output paths."""
 
 import hashlib
-import json
 import os
 import platform
 import re
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.addresses import local_path, refuse_address
+from ckpt_probe.budget import Budget, require_regular
 from ckpt_probe.errors import DataError, UsageError
 
 ABANDONED_SECONDS = 86_400.0
 """Age after which a temporary file of another machine is considered abandoned."""
 RENAMING_SECONDS = 60.0
 """Age after which a directory that another machine moved aside is restored; its replacement takes milliseconds."""
-LARGEST_OBJECT = 32 * 2**20
-"""Largest size of a JSON file that is read, in bytes; parsed, it may take thirty times as much."""
 
 _in_use: set[str] = set()
 """Names of the temporary files that this process is writing."""
@@ -147,21 +144,6 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return [path.as_posix() for path in paths]
 
 
-def require_regular(path: Path | str) -> None:
-    """Raise DataError if a path is a pipe, a socket or a device, since reading it may block forever.
-
-    A missing file is not an error here, and neither is a pipe that a shell passes (`<(…)`), which has a writer.
-    """
-    if str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
-        return
-    try:
-        mode = Path(path).stat().st_mode
-    except (OSError, ValueError):
-        return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise DataError(f"{path}: a pipe, a socket or a device, not a file; copy its contents into a file first")
-
-
 def read_object(path: Path, description: str) -> dict[str, Any]:
     """Read the JSON object in an untrusted file.
 
@@ -170,13 +152,13 @@ def read_object(path: Path, description: str) -> dict[str, Any]:
         description: What the file should be, for the message of the error.
 
     Raises:
-        DataError: If the file cannot be read, is too large, or does not contain a JSON object.
+        DataError: If the file cannot be read, is beyond its budget, or does not contain a JSON object.
     """
     try:
         require_regular(path)
-        if path.stat().st_size > LARGEST_OBJECT:
-            raise ValueError(f"{path.stat().st_size:,} bytes are too many")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        budget = Budget(path)
+        budget.spend(path.stat().st_size)
+        value = budget.parse_json(path.read_bytes())
         if not isinstance(value, dict):
             raise ValueError(f"expected a JSON object, found {type(value).__name__}")
     except OSError as error:

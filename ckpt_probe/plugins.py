@@ -15,7 +15,13 @@ from types import ModuleType
 from typing import Any
 
 from ckpt_probe.addresses import is_address
+from ckpt_probe.budget import Budget, require_regular
 from ckpt_probe.errors import UsageError, last_line
+
+TEXT_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".yaml", ".yml"})
+"""Suffixes of the small files that a model's directory has besides its weights."""
+PARSED = 8
+"""Bytes of memory for each byte of such a file, which transformers parses."""
 
 
 def is_function_name(name: str) -> bool:
@@ -142,6 +148,8 @@ def load_pretrained(loader: Any, source: Any, **options: Any) -> Any:
     """
     transformers = require_extra("transformers", "transformers")
     dynamic: Any = importlib.import_module("transformers.dynamic_module_utils")
+    if source is not None:
+        _spend_texts(Path(source))
     seconds = getattr(dynamic, "TIME_OUT_REMOTE_CODE", None)
     with hub_switched_off(), quiet_transformers(transformers):
         try:
@@ -174,6 +182,14 @@ def loaded_by_transformers(
     )
     missing = information["missing_keys"]
     return {name: tensor for name, tensor in loaded.state_dict().items() if name not in missing}, information
+
+
+def _spend_texts(directory: Path) -> None:
+    """Raise DataError if the texts of a directory, such as its tokenizer, are beyond their budget, or one is a pipe."""
+    for file in directory.iterdir() if directory.is_dir() else ():
+        require_regular(file)
+        if file.suffix in TEXT_SUFFIXES and file.is_file():
+            Budget(file).spend(PARSED * file.stat().st_size)
 
 
 def _hub_constants() -> Any:

@@ -13,17 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ckpt_probe.budget import Budget
 from ckpt_probe.data.samples import ArraySplit, Split, stratified, to_model_dtype
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, listed
 from ckpt_probe.files import require_regular
 from ckpt_probe.hdf5 import CLASS_NAMES, groups_with, native, opened, own_reads, read_names, require_own
 
 Arrays = tuple[dict[str, Split], tuple[str, ...] | None]
 """Splits by name, and names of the first classes (None without names)."""
-
-UNCHECKED_BYTES = 2**30
-LARGEST_RATIO = 100
-"""Limits of `require_plausible`."""
 
 SPLIT_SEED = 0
 TEST_FRACTION = 0.25
@@ -63,7 +60,8 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
             names = [name for name in archive.files if name[:1] in "xy" or name == CLASS_NAMES]
             zipped: Any = archive.zip
             sizes = {member.filename.removesuffix(".npy"): member.file_size for member in zipped.infolist()}
-            require_plausible(path, sum(sizes[name] for name in names))
+            # Once as arrays and once as splits.
+            Budget(path, path.stat().st_size).spend(2 * sum(sizes[name] for name in names), len(sizes))
             arrays = {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
@@ -74,7 +72,7 @@ def read_npz(path: Path, test_fraction: float = TEST_FRACTION, split_seed: int =
         return _divided(arrays["x"], _labels(path, arrays, "x", "y"), test_fraction, split_seed), names
     split_names = [name.removeprefix("x_") for name in arrays if name.startswith("x_") and f"y_{name[2:]}" in arrays]
     if not split_names:
-        raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); found: {', '.join(arrays) or 'none'}")
+        raise DataError(f"{path}: no arrays x and y (or x_train, y_train, …); found: {listed(list(arrays)) or 'none'}")
     labels = {name: _labels(path, arrays, f"x_{name}", f"y_{name}") for name in split_names}
     return {name: ArraySplit(arrays[f"x_{name}"], labels[name]) for name in split_names}, names
 
@@ -111,18 +109,6 @@ def read_h5(path: Path) -> Arrays:
             raise DataError(f"{path}: no arrays {INPUTS} and {LABELS}, at its root or in a group for each split")
         splits: dict[str, Split] = {name or path.stem: _open_h5_split(path, group) for name, group in groups.items()}
         return splits, None if names is None else read_names(path, names)
-
-
-def require_plausible(path: Path, size: int) -> None:
-    """Raise DataError if a file would unpack to more than 1 GiB and more than 100 times its own size.
-
-    Args:
-        path: The file.
-        size: Number of bytes in memory, as far as it is known before or while they are read.
-    """
-    stored = path.stat().st_size
-    if size > max(UNCHECKED_BYTES, LARGEST_RATIO * stored):
-        raise DataError(f"{path}: unpacks to {size:,} bytes or more from only {stored:,}; save it without compression")
 
 
 class StoredSplit:
@@ -205,7 +191,8 @@ def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
             size = math.prod(shape)
             if path.suffix != ".gz" and size > path.stat().st_size:
                 raise DataError(f"{path}: the header promises {size} bytes, more than a file of this size can contain")
-            require_plausible(path, size)
+            # Once as bytes and once as an array.
+            Budget(path, path.stat().st_size).spend(2 * size)
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error

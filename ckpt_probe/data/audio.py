@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ckpt_probe.budget import Budget
 from ckpt_probe.data.arguments import suggestion
 from ckpt_probe.data.dataset import Unreadable
 from ckpt_probe.data.hints import ModelHints
@@ -25,7 +26,10 @@ RATE, EXTRACTOR = "sampling_rate", "feature_extractor"
 
 EXTRACTOR_FILE = "preprocessor_config.json"
 BLOCK = 2**20
-LONGEST_SECONDS = 3600
+COPIES = 3
+"""Arrays of a sound at a time: its blocks, their sum, and the sound at another rate."""
+ITEM, FILTER = 8, 20
+"""Bytes of a number, and numbers of scipy's filter for each unit of the larger rate."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,11 @@ def _resampled(mono: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     from scipy.signal import resample_poly
 
     shared = math.gcd(rate, wanted)
-    return resample_poly(mono, wanted // shared, rate // shared)
+    up, down = wanted // shared, rate // shared
+    # Filter and result, whose sizes follow from rates that files state.
+    needed = ITEM * (FILTER * max(up, down) + len(mono) * up // down)
+    Budget(f"a sound of {rate:,} Hz at {wanted:,} Hz", mono.nbytes).spend(needed)
+    return resample_poly(mono, up, down)
 
 
 def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundPreparation:
@@ -173,7 +181,7 @@ def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundP
 
 
 def read_sound(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
-    """Decode a sound in blocks, at most one hour of it, whatever length its header claims.
+    """Decode a sound in blocks within its budget, whatever length its header claims.
 
     Args:
         source: A file, or its content.
@@ -183,18 +191,18 @@ def read_sound(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
         Samples, shape (T, channels), float32, and the sampling rate in Hz.
 
     Raises:
-        Unreadable: If the sound is damaged, empty or longer than an hour.
+        Unreadable: If the sound is damaged, empty or beyond its budget.
     """
     soundfile = require_extra("soundfile", "audio")
     blocks: list[np.ndarray] = []
+    budget = Budget(name, len(source) if isinstance(source, bytes) else source.stat().st_size)
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
             rate = int(file.samplerate)
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                budget.spend(COPIES * block.nbytes)
                 blocks.append(block)
-                if sum(map(len, blocks)) > rate * LONGEST_SECONDS:
-                    raise Unreadable(f"{name} (longer than an hour)")
-    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, DataError) as error:
         raise Unreadable(f"{name} ({last_line(error)})") from error
     if not blocks:
         raise Unreadable(f"{name} (no sample)")

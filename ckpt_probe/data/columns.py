@@ -5,14 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ckpt_probe.budget import Budget
 from ckpt_probe.data.arguments import suggestion
-from ckpt_probe.data.arrays import require_plausible
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.plugins import require_extra
 
@@ -23,6 +23,9 @@ DEFAULT_ENCODING = "utf-8"
 SEPARATORS = ";\t|,"
 LONGEST_HEADER = 2**20
 """Number of bytes of the first line that are searched for a separator."""
+
+TEXT = 64
+"""Bytes of an object of Python for a text, besides its characters."""
 
 INDEX = re.compile(r"(Unnamed: \d+(\.\d+)?)?|__index_level_\d+__")
 """Names that pandas gives to columns without a name, mostly the index of a frame."""
@@ -35,11 +38,13 @@ class Columns:
     Args:
         path: The file of the table.
         table: The table of pyarrow.
+        budget: Budget of the file.
         encoding: Encoding of columns of bytes.
     """
 
     path: Path
     table: Any
+    budget: Budget = field(compare=False)
     encoding: str = DEFAULT_ENCODING
 
     def named(self, name: str, option: str) -> Any:
@@ -52,7 +57,7 @@ class Columns:
         Raises:
             DataError: If there is no such column; the message lists the others.
         """
-        if name not in self.table.column_names:
+        if not self.table.schema.get_all_field_indices(name):
             names = listed(self.table.column_names, 12)
             raise DataError(
                 f"{self.path}: no column {name!r}; there are: {names}; choose one by {suggestion(**{option: 'NAME'})}"
@@ -63,13 +68,13 @@ class Columns:
         """Return a column like `named`, with bytes decoded to text.
 
         Raises:
-            DataError: If there is no such column, or a row cannot be decoded.
+            DataError: If there is no such column, its texts are beyond the budget, or a row cannot be decoded.
         """
         import pyarrow as pa
 
         column = self.named(name, option)
+        self._spend_texts(column)
         if pa.types.is_dictionary(column.type):
-            self._require_plausible_texts(column)
             column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
         if not any(is_bytes(column.type) for is_bytes in (pa.types.is_binary, pa.types.is_large_binary)):
             return column
@@ -82,14 +87,20 @@ class Columns:
                 raise DataError(f"{self.path}: row {row + 1}: column {name!r}: {reason}") from error
         return pa.chunked_array([values], pa.string())
 
-    def _require_plausible_texts(self, column: Any) -> None:
-        """Raise DataError if repeated texts of a dictionary would take far more memory than the file."""
+    def _spend_texts(self, column: Any) -> None:
+        """Count a column of texts, which become objects of Python, each by itself and not a number in a dictionary."""
         import pyarrow as pa
 
-        pc = require_extra("pyarrow.compute", "frames")
-        if pa.types.is_string(column.type.value_type) or pa.types.is_binary(column.type.value_type):
-            lengths = [pc.take(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in column.chunks]
-            require_plausible(self.path, sum(pc.sum(part).as_py() or 0 for part in lengths))
+        kinds, pc = pa.types, require_extra("pyarrow.compute", "frames")
+        numbered = kinds.is_dictionary(column.type)
+        kind = column.type.value_type if numbered else column.type
+        if not any(of(kind) for of in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)):
+            return
+        size = column.nbytes
+        if numbered:
+            lengths = (pc.take(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in column.chunks)
+            size = sum(pc.sum(part).as_py() or 0 for part in lengths)
+        self.budget.spend(2 * size + TEXT * len(column))
 
     @property
     def index(self) -> set[str]:

@@ -5,11 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ckpt_probe.budget import Budget, require_regular
 from ckpt_probe.errors import DataError, last_line
 from ckpt_probe.files import read_object
 from ckpt_probe.plugins import require_extra
 
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"
+
+SHARED = ("run_end_encoded", "_view")
+"""Parts of the names of types whose values may stand for many rows, besides dictionaries."""
 
 RECORD_BATCH, DICTIONARY_BATCH = 3, 2
 """Kinds of messages of an Arrow stream that contain values."""
@@ -97,10 +101,11 @@ def _cache_folder(directory: Path) -> Path | None:
 
 
 def _require_plausible(path: Path) -> None:
-    """Raise DataError if an Arrow file is damaged, is compressed, or claims more rows than it has bits.
+    """Raise DataError if an Arrow file is damaged, is compressed, or its rows are beyond its budget.
 
     Values of a file without compression are not copied to memory.
     """
+    require_regular(path)
     pyarrow = require_extra("pyarrow", "datasets")
     ipc = require_extra("pyarrow.ipc", "datasets")
     try:
@@ -109,10 +114,15 @@ def _require_plausible(path: Path) -> None:
                 if _is_compressed(memoryview(message.metadata)):
                     raise DataError(f"{path}: compressed Arrow data; load and save the data set again with `datasets`")
             source.seek(0)
-            table = ipc.open_stream(source).read_all()
-            table.validate()
-            if table.num_rows > 8 * source.size():
-                raise DataError(f"{path}: claims {table.num_rows:,} rows, more than a file of this size can contain")
+            reader, budget = ipc.open_stream(source), Budget(path, source.size())
+            budget.spend(entries=len(reader.schema.names))
+            for kind in map(str, reader.schema.types):
+                if any(shared in kind for shared in SHARED):
+                    raise DataError(f"{path}: a column of {kind}, whose rows may share values; cast it to plain values")
+            for batch in reader:
+                batch.validate()
+                # Rows without values, or of lists without entries, take no space in the file.
+                budget.spend(batch.num_rows)
     except (OSError, pyarrow.ArrowException, struct.error, IndexError) as error:
         raise DataError(f"{path}: the data set cannot be read, it may be damaged: {last_line(error)}") from error
 

@@ -1,7 +1,6 @@
 """`csv:FILE` and `parquet:FILE`: tables of labels with numbers or texts; a directory has one file per split."""
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ckpt_probe.budget import Budget
 from ckpt_probe.data.arguments import as_list, require_known, suggestion
-from ckpt_probe.data.arrays import require_plausible
 from ckpt_probe.data.columns import (
     ENCODING,
     Columns,
@@ -43,6 +42,9 @@ MESSAGE = 300
 ROWS = 1024
 """Number of rows of a Parquet file that are read at a time; dictionary encoding can make a file of any size tiny."""
 
+COLUMN = 8
+"""Objects of pyarrow for a column."""
+
 COMPRESSED = frozenset({".gz", ".bz2", ".br", ".lz4", ".snappy", ".zst"})
 """Suffixes by which pyarrow recognises a compressed file."""
 
@@ -72,7 +74,7 @@ def load_csv(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers
         raise UsageError(f"delimiter: expected one character, found {delimiter!r}")
     texts = [options[name] for name in ("text", "text_pair") if isinstance(options.get(name), str)]
     encoding = checked_encoding(options.get(ENCODING))
-    data = _load("csv", Path(path), options, hints, lambda path: _read_csv(path, delimiter, texts, encoding))
+    data = _load("csv", Path(path), options, hints, lambda *file: _read_csv(*file, delimiter, texts, encoding))
     return data if delimiter is None else replace(data, arguments={**data.arguments, "delimiter": delimiter})
 
 
@@ -82,7 +84,7 @@ def load_parquet(path: str, arguments: Mapping[str, Any], hints: ModelHints, wor
 
 
 def _load(
-    kind: str, path: Path, arguments: Mapping[str, Any], hints: ModelHints, read: Callable[[Path], Any]
+    kind: str, path: Path, arguments: Mapping[str, Any], hints: ModelHints, read: Callable[[Path, Budget], Any]
 ) -> LabelledData:
     """Load the rows of tables as samples.
 
@@ -102,11 +104,15 @@ def _load(
         path: A file, or a directory with a file per split.
         arguments: Arguments of the data.
         hints: The model that will receive the data.
-        read: Reads a file into a table of pyarrow.
+        read: Reads a file into a table of pyarrow, within its budget.
     """
     require_known(kind, {name: value for name, value in arguments.items() if name != ENCODING}, ARGUMENTS)
     encoding = checked_encoding(arguments.get(ENCODING))
-    tables = {file.stem: Columns(file, read(file), encoding) for file in _files(path, kind)}
+    tables = {}
+    for file in _files(path, kind):
+        require_regular(file)
+        budget = Budget(file, file.stat().st_size if file.exists() else 0)
+        tables[file.stem] = Columns(file, read(file, budget), budget, encoding)
     for columns in tables.values():
         require_distinct(columns.path, columns.table.column_names)
     first = next(iter(tables.values()))
@@ -137,15 +143,16 @@ def _files(path: Path, kind: str) -> list[Path]:
     return files
 
 
-def _read_csv(path: Path, delimiter: str | None, texts: list[str], encoding: str) -> Any:
+def _read_csv(path: Path, budget: Budget, delimiter: str | None, texts: list[str], encoding: str) -> Any:
     csv = require_extra("pyarrow.csv", "frames")
     import pyarrow
 
-    require_regular(path)
     if path.suffix.lower() in COMPRESSED:
         raise DataError(f"{path}: compressed, so that its size in memory is not known; decompress it first")
     delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     try:
+        with path.open("rb") as file:
+            budget.spend(entries=COLUMN * file.readline(LONGEST_LINE).count(delimiter.encode(encoding)))
         table = csv.read_csv(
             path,
             # With one thread the error message has the number of the row.
@@ -172,31 +179,30 @@ def _read_csv(path: Path, delimiter: str | None, texts: list[str], encoding: str
     return table
 
 
-def _read_parquet(path: Path) -> Any:
+def _read_parquet(path: Path, budget: Budget) -> Any:
     parquet = require_extra("pyarrow.parquet", "frames")
     import pyarrow
 
-    require_regular(path)
     try:
         with parquet.ParquetFile(path) as file:
-            _require_memory(path, file.metadata)
-            batches, size = [], 0
+            _spend_claims(file.metadata, budget)
+            batches = []
             for batch in file.iter_batches(ROWS, use_threads=False):
-                size += sum(getattr(column, "indices", column).nbytes for column in batch.columns)
-                require_plausible(path, size)
+                budget.spend(sum(getattr(column, "indices", column).nbytes for column in batch.columns))
                 batches.append(batch)
             return pyarrow.Table.from_batches(batches, schema=file.schema_arrow)
     except (OSError, pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{path}: no Parquet file, or a damaged one: {last_line(error)[:MESSAGE]}") from error
 
 
-def _require_memory(path: Path, metadata: Any) -> None:
-    """Raise DataError if the values exceed the memory: constant columns are tiny in a file, but not in memory."""
-    claimed = 4 * metadata.num_rows * metadata.num_columns
-    claimed = max(claimed, sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if claimed > memory:
-        raise DataError(f"{path}: announces {claimed:,} bytes of values, more than this machine's memory")
+def _spend_claims(metadata: Any, budget: Budget) -> None:
+    """Count the columns of a Parquet file and the pages that it unpacks, as its metadata state them."""
+    groups, columns = metadata.num_row_groups, metadata.num_columns
+    budget.spend(entries=COLUMN * groups * columns)
+    for group in map(metadata.row_group, range(groups)):
+        # Values that are repeated take hardly any space in a page; rows become numbers of 8 bytes, of lists of 4.
+        budget.spend(max(group.total_byte_size, 0) + 16 * max(group.num_rows, 0) * columns)
+        budget.spend(sum(4 * max(group.column(number).num_values, 0) for number in range(columns)))
 
 
 def _by_column(tables: Mapping[str, Columns], name: Any) -> dict[str, Columns]:

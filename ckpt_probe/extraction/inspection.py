@@ -7,7 +7,7 @@ from torch import nn
 from ckpt_probe.checkpoints import Checkpoint
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.extraction.config import Setup
-from ckpt_probe.extraction.sources import choose_model, complete_model
+from ckpt_probe.extraction.sources import choose_model, complete_model, shapes_of
 from ckpt_probe.extraction.subject import build_subject, fill, find_rows
 from ckpt_probe.models import (
     Backbone,
@@ -45,7 +45,7 @@ def inspect_model(checkpoint: Checkpoint, setup: Setup) -> dict[str, Any]:
         sample = on_device(subject.sample, subject.device, dtype)
         return {**model, "shown": f"data {subject.data.name}", **_facts(subject.head, subject.model, sample)}
     name, arguments = complete_model(checkpoint, setup, choose_model(checkpoint, setup))
-    model = build_model(name, arguments, initialised=False)
+    model = build_model(name, arguments, initialised=False, tensors=shapes_of(checkpoint))
     device, dtype, _ = fill(model, checkpoint, choose_device(setup.device))
     try:
         sample = on_device(made_up_inputs(model, arguments), device, dtype)

@@ -91,7 +91,7 @@ def complete_model(
     if data is None and (heads := likely_heads(checkpoint.layout)):
         classes = heads[0].classes
     arguments = {**choice.assumed, **choice.arguments}
-    sizes = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": _shapes(checkpoint)}
+    sizes = {"input_shape": shape, "classes": classes, "padding": padding, "tensors": shapes_of(checkpoint)}
     return name, model_arguments(name, arguments, **sizes)
 
 
@@ -120,13 +120,14 @@ def _hints(checkpoint: Checkpoint, model: ModelChoice, arguments_source: str) ->
     """Return information about the model for the data, which may ask for sizes of the checkpoint's tensors."""
     complete = None
     if model.name is not None and not model_functions(model.name):
-        complete = partial(model_arguments, model.name, model.arguments, tensors=_shapes(checkpoint))
+        complete = partial(model_arguments, model.name, model.arguments, tensors=shapes_of(checkpoint))
     path = checkpoint.path
     directory = local_texts(snapshot_in(path) if path.is_dir() else path.parent)
     return ModelHints(model.name, model.arguments, directory, complete=complete, arguments_source=arguments_source)
 
 
-def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint's tensors by name."""
     return {name: shape for name, (_, shape) in checkpoint.layout.items()}
 
 

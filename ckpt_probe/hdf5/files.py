@@ -11,6 +11,7 @@ import numpy as np
 from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from ckpt_probe.addresses import local_path
+from ckpt_probe.budget import MEMORY, Budget
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5.lookover import look_over
 
@@ -27,13 +28,11 @@ FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6:
 """HDF5's own filters and h5py's, by number."""
 
 COMPRESSING = frozenset({1, 4, 5, 6, 32000})
-LARGEST_RATIO = 100
-UNCHECKED_BYTES = 2**30
-"""Size in bytes up to which a dataset may have any compression ratio."""
-LARGEST_CHUNK = 256 * 2**20
-"""Largest size in bytes of a compressed chunk, which is decompressed as a whole."""
 CHUNK_CACHE = 2**20
 """Size in bytes of HDF5's cache of decompressed chunks; a chunk that does not fit is decompressed at each read."""
+
+OBJECTS = 64
+"""Entries that are counted for a group or dataset, which takes 100 microseconds to look at."""
 
 FOLLOWED = (h5l.TYPE_HARD, h5l.TYPE_SOFT)
 """Kinds of links to objects of the same file."""
@@ -71,8 +70,8 @@ def opened_here(path: Path) -> Iterator[h5py.File]:
     except BROKEN as error:
         raise DataError(f"{path}: not an HDF5 file, or a truncated one ({_first_clause(error)})") from error
     with file:
-        largest = _largest_chunk(file)
-        if not CHUNK_CACHE < largest <= LARGEST_CHUNK:
+        largest = _largest_chunk(path, file)
+        if not CHUNK_CACHE < largest <= MEMORY:
             yield file
             return
     with h5py.File(local_path(path), "r", rdcc_nbytes=largest) as file:
@@ -95,16 +94,20 @@ def own_reads(path: Path, name: str | None = None) -> Iterator[None]:
 
 
 def require_own(path: Path, file: h5py.File) -> None:
-    """Check that a file refers to no other file and is as large as it claims, without reading any dataset.
+    """Check that a file refers to no other file, is as large as it claims and within its budget; read no dataset.
 
     Raises:
         DataError: For external and user-defined links, external raw storage, virtual datasets, unknown filters,
             datasets other than numbers (class names may be texts of one length), shapes larger than the stored bytes,
-            datasets over 1 GiB compressed by more than 100 times, and compressed chunks over 256 MiB.
+            and datasets that unpack to more than the budget of the file.
     """
+    budget = Budget(path, path.stat().st_size)
     for name, item in items(file, path):
+        budget.spend(entries=OBJECTS)
         if isinstance(item, h5py.Dataset):
             _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(TEXTS) else "biuf")
+            # A compressed chunk is decompressed as a whole.
+            budget.spend(max(item.nbytes, _compressed_chunk(item)))
 
 
 def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]]:
@@ -132,11 +135,12 @@ def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]
                 waiting.append((inner, member, depth + 1))
 
 
-def _largest_chunk(file: h5py.File) -> int:
+def _largest_chunk(path: Path, file: h5py.File) -> int:
     """Return the size in bytes of the largest compressed chunk of a file; 0 without one that can be read."""
-    largest = 0
-    with suppress(DataError, *BROKEN):  # reading the file raises the error again
-        for _, item in items(file):
+    largest, budget = 0, Budget(path, path.stat().st_size)
+    with suppress(*BROKEN):  # reading the file raises the error again
+        for _, item in items(file, path):
+            budget.spend(entries=OBJECTS)
             if isinstance(item, h5py.Dataset):
                 largest = max(largest, _compressed_chunk(item))
     return largest
@@ -175,12 +179,6 @@ def _require_plain(where: str, dataset: h5py.Dataset, kinds: str) -> None:
     claimed, stored = dataset.nbytes, dataset.id.get_storage_size()
     if not COMPRESSING & set(filters) and claimed > stored:
         raise DataError(f"{where}: claims {claimed:,} bytes, but only {stored:,} were ever written")
-    if claimed > UNCHECKED_BYTES and claimed > LARGEST_RATIO * stored:
-        raise DataError(
-            f"{where}: claims {claimed:,} bytes from only {stored:,} stored; write it with less compression"
-        )
-    if (chunk := _compressed_chunk(dataset)) > LARGEST_CHUNK:
-        raise DataError(f"{where}: one compressed chunk has {chunk:,} bytes; write it in chunks of at most 256 MiB")
 
 
 def groups_with(file: h5py.File, *names: str) -> dict[str, Any]:

@@ -19,7 +19,15 @@ from ckpt_probe.models.external.image_models import (
     torchvision_arguments,
     torchvision_model,
 )
-from ckpt_probe.models.external.sizing import Shapes, SizeNames, Skeleton, outline, shapes_of, sizes_from_tensors
+from ckpt_probe.models.external.sizing import (
+    Shapes,
+    SizeNames,
+    Skeleton,
+    budgeted,
+    outline,
+    shapes_of,
+    sizes_from_tensors,
+)
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.models"
@@ -47,6 +55,7 @@ def build_model(
     input_shape: Sequence[int] | None = None,
     classes: int | None = None,
     initialised: bool = True,
+    tensors: Shapes | None = None,
 ) -> nn.Module:
     """Build a network by name.
 
@@ -57,15 +66,22 @@ def build_model(
         input_shape: Shape of one sample, passed to functions that accept it.
         classes: Number of classes, passed to functions that accept it.
         initialised: Whether to draw initial parameters; False if a checkpoint replaces all of them.
+        tensors: Shapes of the checkpoint's tensors, beside which the model may not be far too large.
 
     Raises:
         UsageError: For an unknown name, invalid arguments, or a function that raises or returns no module.
+        DataError: If the model needs more memory than the budget of the checkpoint.
     """
     complete = model_arguments(name, arguments, input_shape=input_shape, classes=classes)
     framework, reference = _of_framework(name)
     if framework is None:
-        return _called(name, _function(name), complete)
-    with nullcontext() if initialised else _Unfilled():
+        with budgeted(name, tensors):
+            return _called(name, _function(name), complete)
+    if tensors is not None and framework is hugging_face_model:
+        # Buffers are computed before they are counted, so the first model has no memory.
+        with budgeted(name, tensors):
+            outline(lambda arguments: hugging_face_model(reference, arguments), complete)
+    with nullcontext() if initialised else _Unfilled(), budgeted(name, tensors):
         return framework(reference, complete)
 
 
@@ -91,7 +107,18 @@ def model_arguments(
     Raises:
         UsageError: If there is no such model, or it does not take such arguments.
     """
-    complete = dict(arguments or {})
+    with budgeted(name, tensors):
+        return _complete(name, dict(arguments or {}), input_shape, classes, padding, tensors)
+
+
+def _complete(
+    name: str,
+    complete: dict[str, Any],
+    input_shape: Sequence[int] | None,
+    classes: int | None,
+    padding: int | None,
+    tensors: Shapes | None,
+) -> dict[str, Any]:
     kind, _, reference = name.partition(":")
     if kind == "timm" and reference:
         return timm_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)

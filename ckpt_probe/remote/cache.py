@@ -33,7 +33,7 @@ def download_file(entry: Entry) -> Path:
         DataError: If it changes while it is downloaded, cannot be downloaded, or the cache cannot be written.
     """
     if scheme_of(entry.address) == "hf":
-        return _from_hub(entry.address, None)
+        return _from_hub(entry.address, None, entry.size or 0)
     copy = cached_copy(entry)
     if copy is not None:
         return copy
@@ -55,7 +55,7 @@ def download_directory(address: str, entries: Sequence[Entry]) -> Path:
     """
     names = [entry.address.removeprefix(f"{address}/") for entry in entries]
     if scheme_of(address) == "hf":
-        return _from_hub(address, names)
+        return _from_hub(address, names, _total(entries))
     versions = [[name, entry.size, entry.validator] for name, entry in zip(names, entries, strict=True)]
     copy = _path_in_cache([address, versions], address)
     if copy.is_dir() and all(entry.validator for entry in entries):
@@ -74,9 +74,9 @@ def _download(entries: Sequence[Entry], files: Sequence[Path]) -> None:
     addresses = [entry.address for entry in entries]
     host = file_system(addresses[0])
     if len(entries) == 1:
-        request(addresses[0], lambda: host.get_file(addresses[0], str(files[0])))
+        request(addresses[0], lambda: host.get_file(addresses[0], str(files[0])), _total(entries))
     else:
-        request(addresses[0], lambda: host.get(addresses, [str(file) for file in files]))
+        request(addresses[0], lambda: host.get(addresses, [str(file) for file in files]), _total(entries))
     for entry, file in zip(entries, files, strict=True):
         size = file.stat().st_size
         if size != entry.size:
@@ -85,17 +85,21 @@ def _download(entries: Sequence[Entry], files: Sequence[Path]) -> None:
         raise DataError(f"{addresses[0]}: changed while it was downloaded; {CHANGED}")
 
 
-def _from_hub(address: str, names: Sequence[str] | None) -> Path:
-    """Return a file, or a directory with the files `names`, in huggingface_hub's cache."""
+def _total(entries: Sequence[Entry]) -> int:
+    return sum(entry.size or 0 for entry in entries)
+
+
+def _from_hub(address: str, names: Sequence[str] | None, size: int) -> Path:
+    """Return a file, or a directory with the files `names`, of `size` bytes, in huggingface_hub's cache."""
     import huggingface_hub
 
     where = request(address, lambda: file_system(address).resolve_path(address))
     repository = {"repo_id": where.repo_id, "repo_type": where.repo_type, "revision": where.revision}
     inside = where.path_in_repo
     if names is None:
-        return Path(request(address, lambda: huggingface_hub.hf_hub_download(filename=inside, **repository)))
+        return Path(request(address, lambda: huggingface_hub.hf_hub_download(filename=inside, **repository), size))
     patterns = [f"{inside}/{name}" if inside else name for name in names]
-    folder = request(address, lambda: huggingface_hub.snapshot_download(allow_patterns=patterns, **repository))
+    folder = request(address, lambda: huggingface_hub.snapshot_download(allow_patterns=patterns, **repository), size)
     return Path(folder) / inside
 
 

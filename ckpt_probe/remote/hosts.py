@@ -3,13 +3,16 @@
 import io
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import unquote
 
 from ckpt_probe.addresses import credentials
+from ckpt_probe.budget import Budget
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.remote.failures import CHANGED, describe_failure, is_transient
 
@@ -21,7 +24,12 @@ LONGEST_WAIT = 8.0
 DEFAULT_TIMEOUT = 30.0
 READ_AHEAD = 64 * 1024
 """Number of bytes that are read beyond those requested; most headers of safetensors files are smaller."""
-MOST_NAMES = 500_000
+PATIENCE = 10.0
+"""Seconds in which a client starts, besides those in which the host may answer."""
+SLOWEST = 2**14
+"""Bytes in a second below which a host is too slow."""
+LISTING = 2**22
+"""Bytes of a listing, which may come in many answers."""
 WEB = ("http", "https")
 
 
@@ -65,17 +73,17 @@ def list_directory(address: str) -> list[Entry]:
     """List the files and directories in a remote directory.
 
     Raises:
-        DataError: If a name leads out of the directory, if a file and a directory have one name, if there are too many
-            entries, or if the host cannot be reached.
+        DataError: If a name leads out of the directory, if a file and a directory have one name, if the entries are
+            beyond the budget, or if the host cannot be reached.
     """
     entries: dict[str, Entry] = {}
+    budget = Budget(address)
     for entry in _web_entries(address) if scheme_of(address) in WEB else _entries(address):
         _require_inside(address, entry.address)
         if entry.address in entries and entries[entry.address].directory != entry.directory:
             raise DataError(f"{entry.address}: a file and a directory of one name, which cannot be read as files")
+        budget.spend(len(entry.address), entries=2)
         entries[entry.address] = entry
-        if len(entries) > MOST_NAMES:
-            raise DataError(f"{address}: more than {MOST_NAMES:,} entries; name a directory further down")
     return [entries[name] for name in sorted(entries)]
 
 
@@ -142,7 +150,12 @@ class RangeFile(io.RawIOBase):
         stop = self._size if size < 0 else min(start + size, self._size)
         if stop <= start:
             return b""
-        data = request(self._entry.address, lambda: self._range(start, stop))
+        data = request(self._entry.address, lambda: self._range(start, stop), stop - start)
+        if data is None:
+            # Some hosts state that they send ranges, but send whole files.
+            self._file, self._local = self._download().open("rb"), True
+            self._file.seek(start)
+            data = self._file.read(stop - start)
         if len(data) != stop - start:
             raise DataError(
                 f"{self._entry.address}: received {len(data):,} bytes instead of {stop - start:,}; {CHANGED}"
@@ -164,7 +177,8 @@ class RangeFile(io.RawIOBase):
         if self._several and look_up(self._entry.address) != self._entry:
             raise DataError(f"{self._entry.address}: changed while it was read, so that parts of two files were mixed")
 
-    def _range(self, start: int, stop: int) -> bytes:
+    def _range(self, start: int, stop: int) -> bytes | None:
+        """Return bytes, or None if the host sends the whole file instead."""
         if not self._local and (copy := self._cached_copy()) is not None:
             # It was downloaded meanwhile, as for its hash.
             self._file, self._local = copy.open("rb"), True
@@ -172,18 +186,21 @@ class RangeFile(io.RawIOBase):
         try:
             return self._file.read(stop - start)
         except ValueError:
-            # Some hosts state that they send ranges, but send whole files.
-            self._file, self._local = self._download().open("rb"), True
-            self._file.seek(start)
-            return self._file.read(stop - start)
+            return None
 
 
-def request(address: str, ask: Callable[[], Any]) -> Any:
+def request(address: str, ask: Callable[[], Any], size: int = 0) -> Any:
     """Return the result of `ask`, which is called again if it fails for a reason that may pass.
+
+    Args:
+        address: Address without credentials.
+        ask: Function that sends the request.
+        size: Number of bytes that are expected; a host that sends fewer than `SLOWEST` a second is not waited for.
 
     Raises:
         DataError: If it fails finally.
     """
+    seconds = PATIENCE + 3 * _timeout() + size / SLOWEST
     tenacity = _package("tenacity")
     attempts = ATTEMPTS[scheme_of(address)]
     retrying = tenacity.Retrying(
@@ -193,11 +210,37 @@ def request(address: str, ask: Callable[[], Any]) -> Any:
         reraise=True,
     )
     try:
-        return retrying(ask)
+        return retrying(_ask_within, address, ask, seconds)
     except Exception as error:
         failure = describe_failure(address, error, attempts)
         # The error of a client contains the whole address, and its cause the request.
         raise failure from None
+
+
+def _ask_within(address: str, ask: Callable[[], Any], seconds: float) -> Any:
+    """Return the result of `ask`; its client limits only the time between two bytes.
+
+    Raises:
+        DataError: If it takes longer than `seconds`.
+    """
+    answer: Future[Any] = Future()
+
+    def put() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=put, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():
+            raise
+        raise DataError(
+            f"{address}: the host sends too slowly, its answer was not complete after {seconds:.0f} seconds; try again "
+            "later, or raise CKPT_PROBE_TIMEOUT (seconds)"
+        ) from None
 
 
 def file_system(address: str) -> Any:
@@ -256,7 +299,7 @@ def _entries(address: str) -> Iterator[Entry]:
     host = file_system(address)
     # Hosts state names without the scheme, and hf:// with the revision of a branch.
     directory = host._strip_protocol(address)
-    for info in request(address, lambda: host.ls(address, detail=True)):
+    for info in request(address, lambda: host.ls(address, detail=True), LISTING):
         name = str(info["name"]).rstrip("/")
         if name == directory:
             continue

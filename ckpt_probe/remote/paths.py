@@ -11,13 +11,12 @@ from typing import Any, overload
 
 from ckpt_probe.addresses import Address, is_address, without_secrets
 from ckpt_probe.errors import DataError
+from ckpt_probe.plugins import TEXT_SUFFIXES
 from ckpt_probe.remote.cache import cached_copy, download_directory, download_file
 from ckpt_probe.remote.hosts import WEB, Entry, RangeFile, list_directory, look_up, scheme_of
 
 DEEPEST = 12
 """Largest depth of nested directories that are downloaded."""
-TEXT_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".yaml", ".yml"})
-"""Suffixes of the small files that a model's directory has besides its weights."""
 LARGEST_TEXT = 64 * 2**20
 
 _roots: set[str] = set()

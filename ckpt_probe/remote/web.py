@@ -9,16 +9,17 @@ from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
 from ckpt_probe.addresses import credentials, without_secrets
+from ckpt_probe.budget import Budget
 from ckpt_probe.errors import DataError
 
-LARGEST_PAGE = 64 * 2**20
-"""Largest size in bytes of the page of a directory."""
+PAGE_COST = 6
+"""Bytes of memory for each byte of the page of a directory: the page, its text and the links in it."""
 LEGAL = "%/:=&?~+!$,;'@()*[]"
 """Characters that are not percent-encoded, besides letters and digits."""
 
 
 class LimitedResponse(aiohttp.ClientResponse):
-    """A response whose body is not read beyond the requested range, or beyond the largest page."""
+    """A response whose body is not read beyond the requested range, or beyond the budget of a page."""
 
     async def read(self) -> bytes:
         """Return the body.
@@ -27,14 +28,20 @@ class LimitedResponse(aiohttp.ClientResponse):
             DataError: If it is too long.
         """
         requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
-        most = int(requested[2]) - int(requested[1]) + 1 if requested else LARGEST_PAGE
         if self._body is None:
-            body = bytearray()
-            async for chunk in self.content.iter_chunked(2**20):
-                body += chunk
-                if len(body) > most:
-                    self.close()
-                    raise DataError(f"{without_secrets(str(self.url))}: the host sends more than {most:,} bytes")
+            address = without_secrets(str(self.url))
+            most = int(requested[2]) - int(requested[1]) + 1 if requested else None
+            body, budget = bytearray(), Budget(address)
+            try:
+                async for chunk in self.content.iter_chunked(2**20):
+                    body += chunk
+                    if most is None:
+                        budget.spend(PAGE_COST * len(chunk), chunk.count(b"href") + chunk.count(b"http"))
+                    elif len(body) > most:
+                        raise DataError(f"{address}: the host sends more than {most:,} bytes")
+            except DataError:
+                self.close()
+                raise
             self._body = bytes(body)
         return self._body
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from ckpt_probe.data import ArraySplit, DatasetSplit, LabelledData, arrays, load_data
+from ckpt_probe.data import ArraySplit, DatasetSplit, LabelledData, load_data
 from ckpt_probe.errors import DataError, UsageError
 
 
@@ -106,10 +106,10 @@ def test_npz_with_and_without_splits(tmp_path: Path) -> None:
 def test_archives_of_many_arrays_that_unpack_to_far_more_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrays, "UNCHECKED_BYTES", 10**6)
+    monkeypatch.setattr("ckpt_probe.budget.MEMORY", 10**6)
     splits = {f"{name}_{number}": np.zeros((4, 10**5)) for number in range(5) for name in ("x", "y")}
     np.savez_compressed(tmp_path / "bomb.npz", **splits)
-    with pytest.raises(DataError, match=r"bomb\.npz: unpacks to 32,\d+,\d+ bytes or more from only"):
+    with pytest.raises(DataError, match=r"bomb\.npz: unpacks to 64,\d+,\d+ bytes or more"):
         load_data(f"npz:{tmp_path / 'bomb.npz'}")
 
 

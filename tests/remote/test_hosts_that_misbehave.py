@@ -198,8 +198,8 @@ def test_a_page_without_an_end_is_not_read_into_memory(serve: Any, monkeypatch: 
                     self.wfile.write(b"<p>" * 2**18)
                     sent.append(3 * 2**18)
 
-    monkeypatch.setattr("ckpt_probe.remote.web.LARGEST_PAGE", 2**20)
-    with pytest.raises(DataError, match=r"/run: the host sends more than 1,048,576 bytes$"):
+    monkeypatch.setattr("ckpt_probe.budget.MEMORY", 2**20)
+    with pytest.raises(DataError, match=r"/run: unpacks to [\d,]+ bytes or more"):
         open_series(resolve(f"{serve(Endless)}/run"))
     assert sum(sent) < 2**28
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.addresses import local_path
+from ckpt_probe.budget import Budget
 from ckpt_probe.checkpoints.contents import Contents, OpenOptions
 from ckpt_probe.checkpoints.formats.nesting import EXTRA_STATE, choose
 from ckpt_probe.checkpoints.formats.pickle_checks import check_file
 from ckpt_probe.checkpoints.formats.pickled import load_checked
-from ckpt_probe.checkpoints.formats.scanning import Budget, scan
+from ckpt_probe.checkpoints.formats.scanning import scan
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS, plain
 from ckpt_probe.checkpoints.tensors import dtype_name, filler
 from ckpt_probe.errors import CkptProbeError, DataError, last_line
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NO_METADATA = "not the metadata of a torch.distributed checkpoint, or damaged"
-BUDGET = Budget(size=256 * 2**20, opcodes=40_000_000, containers=4_000_000)
-"""Limits of `.metadata`, which has about 300 bytes per part of a tensor."""
 SMALL = 2**16
 """Largest size in bytes of an entry besides the tensors, such as the step, that is read with the metadata."""
 CLASSES = {
@@ -154,16 +153,18 @@ class _Restricted(pickle.Unpickler):
 
 
 def _read_metadata(path: Path) -> Any:
-    if path.stat().st_size > BUDGET.size:
-        raise DataError(f"{path}: {path.stat().st_size:,} bytes, more than the metadata of any checkpoint")
+    # The metadata have a few opcodes for each part, and each part has a file of torch.save in a shard.
+    size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+    budget = Budget(path, size)
+    budget.spend(path.stat().st_size)
     data = path.read_bytes()
     try:
-        scan(io.BytesIO(data), len(data), BUDGET)
+        scan(io.BytesIO(data), budget)
         metadata: Any = _Restricted(io.BytesIO(data)).load()
         tensors = {name: entry for name, entry in metadata.state_dict_metadata.items() if hasattr(entry, "chunks")}
         if not all(isinstance(name, str) for name in tensors) or not isinstance(metadata.storage_data, dict):
             raise ValueError("names must be strings")
-    except MemoryError:
+    except (MemoryError, CkptProbeError):
         raise
     except Exception as error:
         # A damaged file may lead to any exception.

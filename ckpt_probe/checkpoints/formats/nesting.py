@@ -21,6 +21,9 @@ OF_MODEL = frozenset(
 SMALL = 0.01
 """Share of the model's numbers below which another mapping is not a second model."""
 
+CONTAINERS = (dict, list, tuple, Mapping)
+"""Types of values that are searched; dictionaries first, because the check of an abstract class is slow."""
+
 EXTRA_STATE = "_extra_state"
 """Last part of the name of the value of a module's `get_extra_state`."""
 
@@ -105,7 +108,7 @@ def _candidates(tree: Any, size: Size, key: str, seen: set[int], depth: int) -> 
     nested: list[Candidate] = []
     for name, value in pairs:
         # A layer may be called "opt" too, but its tensors lie beside others, not in a mapping of their own.
-        if isinstance(value, Mapping | list | tuple) and not OF_TRAINING.search(name):
+        if isinstance(value, CONTAINERS) and value and not OF_TRAINING.search(name):
             nested += _candidates(value, size, f"{key}.{name}" if key else name, seen, depth + 1)
     if direct is not None and direct.numbers >= sum(candidate.numbers for candidate in nested):
         yield direct

@@ -1,11 +1,13 @@
 """Check a file of torch.save before torch reads it: every size that it claims, and every name that its pickles need."""
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from ckpt_probe.checkpoints.formats.scanning import CHECKPOINT, Scan, scan
+from ckpt_probe.budget import Budget
+from ckpt_probe.checkpoints.formats.scanning import Scan, scan
 from ckpt_probe.errors import DataError
 
 LOCAL_HEADER = 30
@@ -16,6 +18,8 @@ PREAMBLE = 3
 """Pickles of a stream before the one with the tensors: a magic number, the protocol, and sizes of the machine."""
 COUNT = 8
 """Bytes in front of each storage of a stream: its number of entries."""
+LONGEST_STREAM = 2**26
+"""Most bytes of the pickles in front of the storages of a stream, which do not state their length."""
 OTHER_TENSORS = {
     "torch._utils._rebuild_qtensor": "quantised tensors",
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
@@ -39,14 +43,15 @@ def check_file(file: BinaryIO, size: int, path: Path, *, archive: bool = True) -
         DataError: If the file claims more bytes than it has, or needs a class or function that is not allowed.
     """
     try:
-        result = check_archive(file) if archive else _check_stream(file, size)
+        budget = Budget(path, size)
+        result = check_archive(file, budget) if archive else _check_stream(file, size, budget)
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: {error}") from error
     if result.forbidden:
         raise DataError(f"{path}: {_refusal(path, result)}")
 
 
-def check_archive(file: BinaryIO) -> Scan:
+def check_archive(file: BinaryIO, budget: Budget) -> Scan:
     """Scan the pickle of an archive and check that every storage is as large as the pickle claims.
 
     Raises:
@@ -60,14 +65,11 @@ def check_archive(file: BinaryIO) -> Scan:
                     "a TorchScript archive, which holds code; if you trust it, convert it: "
                     "state = torch.jit.load(PATH).state_dict(); torch.save(state, NEW)"
                 )
+            budget.spend(entries=len(archive.infolist()))
             members = _members(archive)
             if "data.pkl" not in members:
                 raise ValueError(NOT_TORCH)
-            pickle = members["data.pkl"]
-            if pickle.file_size > CHECKPOINT.size:
-                raise ValueError(f"its pickle alone has {pickle.file_size:,} bytes, more than any checkpoint's")
-            with archive.open(pickle) as opened:
-                result = scan(opened, pickle.file_size)  # pyright: ignore[reportArgumentType]
+            result = scan(io.BytesIO(archive.read(members["data.pkl"])), budget)
     except zipfile.BadZipFile as error:
         raise ValueError(f"truncated, or no complete zip file ({error})") from error
     except (NotImplementedError, RuntimeError, EOFError) as error:
@@ -104,18 +106,19 @@ def _members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:
     return members
 
 
-def _check_stream(file: BinaryIO, size: int) -> Scan:
+def _check_stream(file: BinaryIO, size: int, budget: Budget) -> Scan:
+    pickles = io.BytesIO(file.read(LONGEST_STREAM))
     try:
         for _ in range(PREAMBLE):
-            scan(file, size)
-        result = scan(file, size - file.tell())
+            scan(pickles, budget)
+        result = scan(pickles, budget)
         # Another pickle has the order of the storages, whose bytes follow.
-        scan(file, size - file.tell())
+        scan(pickles, budget)
     except ValueError as error:
         raise ValueError(f"truncated, or not written by torch.save ({error})") from error
-    claimed = sum(COUNT + number for number in result.storages.values())
-    if claimed > size - file.tell():
-        raise ValueError(f"truncated: claims {claimed:,} bytes of tensors, but only {size - file.tell():,} follow")
+    claimed, rest = sum(COUNT + number for number in result.storages.values()), size - pickles.tell()
+    if claimed > rest:
+        raise ValueError(f"truncated: claims {claimed:,} bytes of tensors, but only {rest:,} follow")
     return result
 
 

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckpt_probe.addresses import Address
+from ckpt_probe.budget import Budget
 from ckpt_probe.checkpoints.contents import Contents, OpenOptions, Shard, with_prefix
 from ckpt_probe.checkpoints.folders import present_twice, shards_of
 from ckpt_probe.checkpoints.integrity import HASHES, hash_of, require_hash, stated_hashes
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LONGEST_HEADER = 100_000_000
-"""Largest size of a header in bytes, as in safetensors itself."""
 MOST_AXES = 64
 """Largest number of axes, as in torch."""
 
@@ -72,11 +71,11 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+        if size < 8 or length > size - 8:
             raise DataError(f"{path}: not a safetensors file, or a truncated one (a header of {length} bytes)")
         text = file.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_without_repeats)
+        header = Budget(path, size).parse_json(text, object_pairs_hook=_without_repeats)
         metadata = header.pop("__metadata__", {})
         tensors = {name: _stored_tensor(entry, 8 + length) for name, entry in header.items()}
         if not all(isinstance(text, str) for text in metadata.values()):

@@ -4,38 +4,23 @@
 `torch.FloatTensor(2**40)` and `_codecs.encode` of one long text a thousand times are on it, and names on that list
 cannot be replaced by `safe_globals`. It also allocates the size that a stream claims, and hashes any key. So the
 opcodes are followed here first, on a stack of sizes in place of objects; nothing is imported, called or allocated.
+Opcodes, copies and the objects that hashes visit are spent from the budget of the file.
 """
 
+import io
 import pickletools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
+from ckpt_probe.budget import Budget
 from ckpt_probe.checkpoints.formats.stand_ins import STAND_INS
 
-HASH_COST = 1000
-"""Most objects that the hash of one key may visit."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Limits of one pickle, counted while it is scanned.
-
-    Attributes:
-        size: Bytes.
-        opcodes: Number of opcodes.
-        containers: Number of dictionaries, lists and sets; an empty one takes one byte of the file, and 64 of memory.
-        copied: Bytes that calls copy.
-    """
-
-    size: int = 64 * 2**20
-    opcodes: int = 10_000_000
-    containers: int = 400_000
-    copied: int = 2**28
-
-
-CHECKPOINT = Budget()
-"""Limits of a pickled checkpoint, without the numbers of its tensors."""
+COSTLIEST = 2**40
+"""Cost of a hash beyond which it is not counted: more than any budget."""
+NESTED = "a key that is a tuple of too many nested tuples: "
+SHARE = 1024
+"""Opcodes that are counted at a time; those that make a container count twice."""
 
 REBUILD = frozenset(
     f"torch._utils.{name}"
@@ -57,6 +42,7 @@ CALLABLE = (
 """Names that a pickle may call. Torch's list without everything that allocates by a number in its arguments: tensor
 classes, bytearray, and the functions that rebuild quantised, sparse, nested and wrapped tensors."""
 HASHING = frozenset({"builtins.set", "collections.OrderedDict", "collections.Counter"})
+"""Names whose calls hash the entries of their arguments."""
 ITEM_BYTES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1, "ComplexFloatStorage": 8,
@@ -98,65 +84,41 @@ class Scan:
     whole_module: bool
 
 
-def scan(file: BinaryIO, length: int, budget: Budget = CHECKPOINT) -> Scan:
-    """Read one pickle from a file's position to the end of the pickle.
+def scan(pickle: io.BytesIO, budget: Budget) -> Scan:
+    """Read one pickle from a position to the end of the pickle.
 
     Args:
-        file: The open file.
-        length: Most bytes that belong to the pickle.
-        budget: Limits of the pickle.
+        pickle: Bytes that are in memory, so that no claim of more is allocated.
+        budget: Budget of the file.
 
     Raises:
-        ValueError: If torch does not write such a pickle, or if it ends early or is larger than any checkpoint.
+        ValueError: If torch does not write such a pickle, or if it ends early.
+        DataError: If the budget is spent.
     """
-    limit = min(length, budget.size)
     scanner = _Scanner(budget)
     try:
-        opcodes = pickletools.genops(_BoundedFile(file, limit))  # pyright: ignore[reportArgumentType]
-        for count, (opcode, argument, _) in enumerate(opcodes):
-            if opcode.name == "STOP":
-                if scanner.marked or len(scanner.stack) != 1:
-                    raise ValueError("no complete pickle (it ends within a list)")
-                break
-            scanner.opcodes = count
-            if count > budget.opcodes:
-                raise ValueError(f"more than {budget.opcodes:,} opcodes")
-            if scanner.containers > budget.containers:
-                raise ValueError(f"more than {budget.containers:,} dictionaries, lists and sets")
-            if opcode.name not in _STEPS:
-                raise ValueError(f"opcode {opcode.name}, which torch.save does not write")
-            _STEPS[opcode.name](scanner, argument)
+        while (code := pickle.read(1)) != STOP:
+            step, argument = _STEPS.get(code) or _unknown(code)
+            if not scanner.opcodes % SHARE:
+                budget.spend(entries=SHARE + scanner.containers)
+                scanner.containers = 0
+            step(scanner, None if argument is None else argument(pickle))
+            scanner.opcodes += 1
+        if scanner.marked or len(scanner.stack) != 1:
+            raise ValueError("no complete pickle (it ends within a list)")
     except (IndexError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"no complete pickle ({type(error).__name__}: {error})") from error
     return Scan(tuple(scanner.forbidden), scanner.storages, scanner.fields >= MODULE_FIELDS)
 
 
-class _BoundedFile:
-    """A file that ends after a number of bytes, so that no claim of more is allocated."""
-
-    def __init__(self, file: BinaryIO, length: int) -> None:
-        self._file = file
-        self._remaining = length
-
-    def read(self, count: int) -> bytes:
-        return self._count(self._file.read(min(count, self._remaining)))
-
-    def readline(self) -> bytes:
-        return self._count(self._file.readline(self._remaining))
-
-    def _count(self, data: bytes) -> bytes:
-        self._remaining -= len(data)
-        return data
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Name:
     """A class or function that the pickle names."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Tuple:
     """A tuple, and the number of objects that its hash visits.
 
@@ -167,27 +129,23 @@ class _Tuple:
     cost: int
 
 
-@dataclass
+@dataclass(slots=True)
 class _Object:
     """Any other object.
 
     Attributes:
         size: Number of entries or characters.
         cost: Number of objects that its hash visits; 1 for containers, which have none.
-        entries: Sum of the costs of its entries, which a hash of an object with this state visits.
-        largest: Largest cost of an entry.
+        entries: Sum of the costs of its entries, which a hash of them or of an object with this state visits.
     """
 
     size: int = 0
     cost: int = 1
     entries: int = 0
-    largest: int = 1
 
     def add(self, items: list[Any], size: int) -> None:
-        costs = [_cost(item) for item in items]
         self.size += size
-        self.entries += sum(costs)
-        self.largest = max(self.largest, *costs, 1)
+        self.entries += sum(map(_cost, items))
 
 
 class _Scanner:
@@ -201,7 +159,6 @@ class _Scanner:
         self.storages: dict[str, int] = {}
         self.fields: set[str] = set()
         self.opcodes = self.containers = 0
-        self._copied = 0
         self._budget = budget
 
     def push_text(self, text: str) -> None:
@@ -235,6 +192,7 @@ class _Scanner:
         return items
 
     def push_tuple(self, items: list[Any]) -> None:
+        self.containers += 1
         self.stack.append(_Tuple(tuple(items), 1 + sum(map(_cost, items))))
 
     def pop(self, count: int) -> list[Any]:
@@ -245,11 +203,11 @@ class _Scanner:
 
     def set_items(self, items: list[Any]) -> None:
         keys = items[::2]
-        _require_cheap(map(_cost, keys))
+        self._budget.spend(entries=sum(map(_cost, keys)), cause=NESTED)
         self.stack[-1].add(items, len(keys))
 
     def add_items(self, items: list[Any]) -> None:
-        _require_cheap(map(_cost, items))
+        self._budget.spend(entries=sum(map(_cost, items)), cause=NESTED)
         self.extend(items)
 
     def build(self, _: Any) -> None:
@@ -266,11 +224,11 @@ class _Scanner:
         if name == FROM_TYPE and not (isinstance(items[0], _Name) and items[0].name in REBUILD):
             self.forbidden[f"{name} of {getattr(items[0], 'name', 'the result of a call')}"] = None
         if name in HASHING:
-            _require_cheap(item.largest for item in items if isinstance(item, _Object))
+            hashed = (item.entries for item in items if isinstance(item, _Object))
+            self._budget.spend(entries=sum(hashed), cause=NESTED)
         size = len(items) + sum(map(_size, items))
-        self._copied += size
-        if self._copied > self._budget.copied:
-            raise ValueError(f"its calls copy more than {self._budget.copied:,} bytes")
+        self._budget.spend(size)
+        self.containers += 1
         self.stack.append(_Object(size, 1 + sum(map(_cost, items))))
 
     def push_storage(self, _: Any) -> None:
@@ -302,12 +260,7 @@ class _Scanner:
 
 
 def _cost(value: Any) -> int:
-    return value.cost if isinstance(value, _Tuple | _Object) else 1
-
-
-def _require_cheap(costs: Iterable[int]) -> None:
-    if any(cost > HASH_COST for cost in costs):
-        raise ValueError("a key that is a tuple of too many nested tuples")
+    return min(value.cost, COSTLIEST) if isinstance(value, _Tuple | _Object) else 1
 
 
 def _size(value: Any) -> int:
@@ -318,7 +271,14 @@ def _size(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes) else 0
 
 
-_STEPS: dict[str, Callable[[_Scanner, Any], Any]] = {
+def _unknown(code: bytes) -> Any:
+    if not code:
+        raise ValueError("no complete pickle (it ends early)")
+    known = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
+    raise ValueError(f"opcode {known.get(code, code)}, which torch.save does not write")
+
+
+_NAMED: dict[str, Callable[[_Scanner, Any], Any]] = {
     "PROTO": lambda scanner, _: None,
     "GLOBAL": _Scanner.push_name,
     "MARK": _Scanner.mark,
@@ -355,4 +315,11 @@ _STEPS: dict[str, Callable[[_Scanner, Any], Any]] = {
         ("BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"), lambda scanner, number: scanner.stack.append(number)
     ),
 }
-"""The opcodes that torch.save writes."""
+"""The opcodes that torch.save writes, by name."""
+_STEPS = {
+    opcode.code.encode("latin-1"): (_NAMED[opcode.name], opcode.arg.reader if opcode.arg else None)
+    for opcode in pickletools.opcodes
+    if opcode.name in _NAMED
+}
+"""Step and reader of the argument of each opcode, by its byte."""
+STOP = b"."

@@ -1,13 +1,16 @@
 """Decoding of one image file into 8-bit RGB or grey pixels; damaged and oversized files raise `Unreadable`."""
 
 import io
+import math
 import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpt_probe.budget import Budget
 from ckpt_probe.data.dataset import Unreadable
+from ckpt_probe.errors import DataError
 from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def read_picture(source: Path | bytes, name: str, channels: int = 3, decoding: D
 
     Raises:
         Unreadable: If the file is empty, truncated or no image, has 32-bit pixels without a known range, or claims
-            more pixels than Pillow's limit against decompression bombs (twice MAX_IMAGE_PIXELS, 179 million).
+            more pixels than its budget allows.
     """
     images: Any = require_extra("PIL.Image", "images")
     if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
@@ -67,8 +70,11 @@ def read_picture(source: Path | bytes, name: str, channels: int = 3, decoding: D
             warnings.simplefilter("ignore")
             opened = images.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
             with opened:
+                size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+                # As it is stored, with four channels at most, and as it is returned.
+                Budget(name, size).spend((4 + channels) * math.prod(opened.size))
                 return _eight_bits(_decoded(opened, decoding), images).convert(MODES[channels])
-    except images.DecompressionBombError as error:
+    except (images.DecompressionBombError, DataError) as error:
         raise Unreadable(f"{name} (a decompression bomb: {_first_line(error)})") from error
     except images.UnidentifiedImageError as error:
         empty = not (source if isinstance(source, bytes) else Path(source).stat().st_size)

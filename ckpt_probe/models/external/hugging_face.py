@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ckpt_probe.errors import DataError, UsageError, last_line
+from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
 from ckpt_probe.models.external.sizing import (
     Shapes,
     SizeNames,
@@ -63,6 +63,8 @@ def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Modul
     with hub_switched_off(), quiet_transformers(transformers):
         try:
             return model_class.from_config(config, trust_remote_code=False, dtype=torch.float32)
+        except CkptProbeError:
+            raise
         except Exception as error:
             raise DataError(f"model hf:{directory}: cannot be built: {last_line(error)}") from error
 
@@ -142,6 +144,8 @@ def _config(transformers: Any, directory: str, entries: Mapping[str, Any]) -> An
         raise UsageError(f"model hf:{directory}: no such file: {file}; hf:DIR is a local directory with a config.json")
     try:
         config = load_pretrained(transformers.AutoConfig, directory)
+    except CkptProbeError:
+        raise
     except Exception as error:
         raise DataError(f"{file}: {_why(error)}") from error
     if "/" in str(getattr(config, "_attn_implementation", None)):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ckpt_probe.errors import UsageError, last_line
+from ckpt_probe.errors import CkptProbeError, UsageError, last_line
 from ckpt_probe.models.external.sizing import (
     Shapes,
     SizeNames,
@@ -164,7 +164,7 @@ def _require_no_weights(model: str, arguments: Mapping[str, Any]) -> None:
 def _built(model: str, build: Any) -> nn.Module:
     try:
         return build()
-    except UsageError:
+    except CkptProbeError:
         raise
     except Exception as error:
         raise UsageError(f"model {model}: cannot be built: {last_line(error)}") from error

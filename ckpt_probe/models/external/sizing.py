@@ -1,17 +1,23 @@
 """Sizes of a model from the shapes of a checkpoint's tensors: number of classes, input channels, side of images."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as modules
 
+from ckpt_probe.budget import Budget, OverBudget
 from ckpt_probe.wrappers import unwrapped
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a checkpoint's tensors, by name."""
+
+ITEM = 4
+"""Bytes of a number of a model."""
 
 Build = Callable[[dict[str, Any]], nn.Module]
 """Arguments → a model."""
@@ -43,11 +49,43 @@ class Skeleton:
     patch: int | None = None
 
 
+@contextmanager
+def budgeted(model: str, tensors: Shapes | None) -> Iterator[None]:
+    """Limit the memory of models that are built within the context to the budget of a checkpoint of these tensors.
+
+    A configuration or metadata may ask for any size; a parameter is counted before it is filled.
+
+    Args:
+        model: Name of the model, for the message.
+        tensors: Shapes of the checkpoint's tensors; None for no limit.
+    """
+    if tensors is None:
+        yield
+        return
+    budget = Budget(f"model {model}", ITEM * sum(map(math.prod, tensors.values())))
+
+    def count(_module: nn.Module, _name: str, tensor: torch.Tensor | None) -> None:
+        if tensor is not None and not nn.parameter.is_lazy(tensor):
+            budget.spend(tensor.numel() * tensor.element_size(), entries=1)
+
+    hooks = [
+        modules.register_module_parameter_registration_hook(count),
+        modules.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def outline(build: Build, arguments: dict[str, Any]) -> nn.Module:
     """Build a model on torch's meta device, or with memory if its code needs the values."""
     try:
         with torch.device("meta"):
             return build(arguments)
+    except OverBudget:
+        raise
     except Exception:
         return build(arguments)
 
