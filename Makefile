@@ -38,7 +38,8 @@ test-busy: $(VENV)/.installed-dev  ## Run the tests beside two processes that ke
 coverage: $(VENV)/.installed-dev  ## Run the tests and measure which branches they take; below 92 % is an error.
 	$(TESTS) --cov=ckpt_probe --cov-branch --cov-report=term:skip-covered --cov-fail-under=92
 
-fuzz: $(VENV)/.installed-dev  ## Read 10,000 mutated files of all formats, each in a process of 1 GiB and 10 s.
+fuzz: $(VENV)/.installed-dev  ## Read hostile files and 10,000 mutated ones, each in a process of 1 GiB and 10 s.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --hostile
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --cases 10000
 
 kills: $(VENV)/.installed-dev  ## Kill commands 200 times at random moments, run them again, and compare the files.

@@ -102,6 +102,25 @@ def require_extra(module: str, extra: str) -> Any:
 
 
 @contextmanager
+def parts_imported(library: str) -> Iterator[None]:
+    """Report in one line that a library cannot import a part, which it does when that part is first used.
+
+    Args:
+        library: Name of the library.
+
+    Raises:
+        UsageError: With the first cause, such as a torchvision built for another torch.
+    """
+    try:
+        yield
+    except ImportError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UsageError(f"{library} is installed, but a part of it cannot be imported: {last_line(cause)}") from error
+
+
+@contextmanager
 def hub_switched_off() -> Iterator[None]:
     """Set the libraries of Hugging Face offline within the context, including those that are imported already."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -151,7 +170,7 @@ def load_pretrained(loader: Any, source: Any, **options: Any) -> Any:
     if source is not None:
         _spend_texts(Path(source))
     seconds = getattr(dynamic, "TIME_OUT_REMOTE_CODE", None)
-    with hub_switched_off(), quiet_transformers(transformers):
+    with hub_switched_off(), quiet_transformers(transformers), parts_imported("transformers"):
         try:
             dynamic.TIME_OUT_REMOTE_CODE = 0  # transformers raises an error instead of waiting for an answer
             return loader.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)

@@ -1,6 +1,7 @@
 """Dumps, ours or anybody's, become records in the order of their steps; what is wrong names file, split and row."""
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -109,3 +110,13 @@ def test_logits_that_predict_otherwise_than_the_head_are_what_counts(tmp_path: P
     means = np.stack([FEATURES[c == LABELS].mean(axis=0) for c in range(3)])
     nearest = ((FEATURES[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
     assert record["nc4.disagreement"] == (nearest != logits.argmax(axis=1)).mean()
+
+
+def test_a_cache_beside_the_dumps_is_neither_read_nor_written(tmp_path: Path) -> None:
+    """Earlier versions cached records there: a pipe in it is not waited for, and a link is not followed."""
+    (tmp_path / "dumps").mkdir()
+    dump(tmp_path / "dumps" / "step-1.h5")
+    (tmp_path / "dumps" / ".ckpt-probe-cache").mkdir()
+    os.mkfifo(tmp_path / "dumps" / ".ckpt-probe-cache" / "step-1.json")
+    assert len(list(analyze(tmp_path / "dumps", cache=True))) == 1
+    assert [entry.name for entry in (tmp_path / "dumps" / ".ckpt-probe-cache").iterdir()] == ["step-1.json"]

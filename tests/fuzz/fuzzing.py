@@ -2,6 +2,9 @@
 
     python tests/fuzz/fuzzing.py --cases 10000 --seed 0        prints how they ended; exit 1 where one is a finding
     python tests/fuzz/fuzzing.py --replay tests/fuzz/corpus    the files that once were findings
+    python tests/fuzz/fuzzing.py --hostile                     files that are made to take memory or time
+
+Memory and time are those of the budget of a file, with as much again for the libraries that read it.
 
 An end is "told" (a CkptProbeError of one line), "the same" (the answer of the whole file), "another" (which only
 formats without checksums may give), or a finding: another exception, a crash, no end, or another answer from a file of
@@ -26,13 +29,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hostile import KINDS
 from specimens import SPECIMENS, Specimen
 
+from ckpt_probe import budget
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.hdf5 import lookover
 
-MEMORY = 2**30
-SECONDS = 10
+MEMORY = 2 * budget.MEMORY
+SECONDS = round(budget.SECONDS) + 2
 HOSTILE = (b"../" * 8, b"/etc/passwd", b"[" * 2000, b'{"a":' * 500, b"9" * 40, b"\xff" * 8, b"=1+1", b"\x1b[2J", b"NaN")
 
 
@@ -87,12 +92,17 @@ def judged(name: str, file: str, data: bytes, whole: Whole, work: Path) -> str:
     source, right = whole.of(name)
     shutil.copytree(source, work)
     (work / file).write_bytes(data)
+    return alone(SPECIMENS[name], work, right)
+
+
+def alone(specimen: Specimen, work: Path, right: str = "") -> str:
+    """How the reading of a directory, which is removed, ends in a process of its own."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
         _limit()
-        os.write(writing, _end(SPECIMENS[name], work, right).encode(errors="replace")[:2000])
+        os.write(writing, _end(specimen, work, right).encode(errors="replace")[:2000])
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, errors="replace") as answer:
@@ -181,6 +191,24 @@ def replay(corpus: Path) -> Counter:
     return ends
 
 
+def hostile(memory: int) -> Counter:
+    """Judge every kind of hostile file, written for a budget of `memory` bytes; each must be refused."""
+    ends: Counter = Counter()
+    budget.MEMORY = memory
+    for name, kind in KINDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder) / "work"
+            work.mkdir()
+            kind.write(work, memory)
+            size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+            started = time.monotonic()
+            end = alone(Specimen(lambda folder: None, kind.read), work)
+            ends["hostile", end if end == "told" else "finding"] += 1
+            if end != "told" or time.monotonic() - started > SECONDS:
+                print(f"{name}, {size:,} bytes: {end} after {time.monotonic() - started:.1f} s", flush=True)
+    return ends
+
+
 def _keep(folder: Path | None, name: str, data: bytes) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,6 +225,7 @@ def main() -> int:
     parser.add_argument("--formats", nargs="*", choices=list(SPECIMENS))
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--replay", type=Path)
+    parser.add_argument("--hostile", nargs="?", type=int, const=budget.MEMORY, metavar="BYTES")
     asked = parser.parse_args()
     # A collection would copy what all processes share; a process that has started threads cannot be copied at all.
     gc.freeze()
@@ -205,8 +234,8 @@ def main() -> int:
     torch.set_num_threads(1)
     with suppress(RuntimeError):
         torch.set_num_interop_threads(1)
-    ends = replay(asked.replay) if asked.replay else fuzz(asked)
-    for name in SPECIMENS:
+    ends = hostile(asked.hostile) if asked.hostile else replay(asked.replay) if asked.replay else fuzz(asked)
+    for name in [*SPECIMENS, "hostile"]:
         told = ", ".join(f"{end} {ends[name, end]}" for end in (*sorted(FINE), "finding") if ends[name, end])
         if told:
             print(f"{name:13} {told}")

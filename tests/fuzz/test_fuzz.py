@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -19,6 +20,13 @@ def fuzzed(*words: object) -> str:
 def test_nothing_of_the_corpus_is_found_again() -> None:
     found = fuzzed("--replay", HERE / "corpus")
     assert f"{len(list((HERE / 'corpus').glob('*.gz')))} cases, 0 findings" in found
+
+
+def test_files_that_are_made_to_take_memory_or_time_are_refused() -> None:
+    """With a budget of 16 MiB in place of 512; `make fuzz` has the real one."""
+    found = fuzzed("--hostile", 2**24)
+    assert "35 cases, 0 findings" in found
+    assert "told 35" in found
 
 
 def test_a_slice_of_new_cases_ends_in_a_clear_error_or_the_right_answer() -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import ssl
 import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -87,6 +89,40 @@ def test_a_host_that_does_not_answer_is_told_as_such(monkeypatch: pytest.MonkeyP
         told = refused(f"http://127.0.0.1:{silent.getsockname()[1]}/a.pt")
     assert "the host does not answer in time (5 attempts)" in told
     assert "CKPT_PROBE_TIMEOUT" in told
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_host_that_sends_single_bytes_is_not_waited_for(
+    serve: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Each byte comes in time, and the answer never ends."""
+    monkeypatch.setenv("CKPT_PROBE_TIMEOUT", "0.3")
+    monkeypatch.setattr(hosts, "PATIENCE", 0.5)
+    monkeypatch.setattr(hosts, "SLOWEST", 2**20)
+
+    class Dripping(Quiet):
+        def do_HEAD(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\nAccept-Ranges: bytes\r\n")
+            self.drip(b"headers" if part == "headers" else b"\r\n")
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.drip(b"body")
+
+        def drip(self, text: bytes) -> None:
+            with contextlib.suppress(OSError):
+                if text == b"\r\n":
+                    self.wfile.write(text)
+                    return
+                for _ in range(200):
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+                    time.sleep(0.05)
+
+    started = time.monotonic()
+    told = refused(f"{serve(Dripping)}/a.safetensors")
+    assert "the host sends too slowly, its answer was not complete after 1 seconds" in told
+    assert time.monotonic() - started < 8
 
 
 def test_a_host_that_is_not_there_is_told_as_such(web: Any, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from ckpt_probe.models.external.sizing import (
     sizes_from_tensors,
     square_side,
 )
-from ckpt_probe.plugins import hub_switched_off, load_pretrained, quiet_transformers, require_extra
+from ckpt_probe.plugins import hub_switched_off, load_pretrained, parts_imported, quiet_transformers, require_extra
 
 BACKBONE = "feature-extraction"
 """The task of models without a head."""
@@ -40,6 +40,7 @@ PROBLEMS = frozenset({"regression", "single_label_classification", "multi_label_
 """Values of a configuration's `problem_type` for the classification of sequences."""
 
 
+@parts_imported("transformers")
 def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build the model of `directory`/config.json in float32.
 
@@ -63,12 +64,13 @@ def hugging_face_model(directory: str, arguments: Mapping[str, Any]) -> nn.Modul
     with hub_switched_off(), quiet_transformers(transformers):
         try:
             return model_class.from_config(config, trust_remote_code=False, dtype=torch.float32)
-        except CkptProbeError:
+        except (CkptProbeError, ImportError):
             raise
         except Exception as error:
             raise DataError(f"model hf:{directory}: cannot be built: {last_line(error)}") from error
 
 
+@parts_imported("transformers")
 def hugging_face_arguments(
     directory: str,
     arguments: Mapping[str, Any],

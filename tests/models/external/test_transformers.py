@@ -2,12 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ckpt_probe.checkpoints import open_checkpoint
@@ -295,3 +298,40 @@ def test_the_hub_is_as_it_was_afterwards(directories: Callable[[str], tuple[Any,
     build_model(f"hf:{directories('vit')[1]}")
     assert before == constants.HF_HUB_OFFLINE
     assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_one_line(tmp_path: Path) -> None:
+    """Transformers imports torchvision when a model of images is first used."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    stated = tmp_path / "torchvision-0.99.dist-info"
+    stated.mkdir()
+    (stated / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
+    save_file({"classifier.weight": torch.zeros(3, 8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    words = ["inspect", str(tmp_path), "--model", f"hf:{tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ckpt_probe", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: transformers is installed, but a part of it cannot be imported: RuntimeError: operator nms does not "
+        "exist\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "entries", [{"n_embd": 40_000}, {"n_positions": 200_000_000}, {"vocab_size": 2_000_000_000}, {"n_layer": 10**6}]
+)
+def test_a_configuration_of_a_larger_model_than_the_checkpoint_is_refused(
+    tmp_path: Path, entries: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckpt_probe.budget.MEMORY", 2**24)
+    usual = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 10, "n_layer": 1, "n_head": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**usual, "n_embd": 8, "n_positions": 4, **entries}))
+    with pytest.raises(DataError, match=r"^model hf:.*: unpacks to [\d,]+ bytes or more"):
+        build_model(f"hf:{tmp_path}", initialised=False, tensors={"transformer.wte.weight": (10, 8)})

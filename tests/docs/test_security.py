@@ -1,0 +1,24 @@
+"""Promises of docs/security.md name the tests that hold them."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROMISES = (ROOT / "docs" / "security.md").read_text(encoding="utf-8").partition("## What is not promised")[0]
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    parts = re.split(r"\n(?=\*\*[A-Z])", PROMISES)[1:]
+    assert len(parts) == 8
+    files = (ROOT / "tests").rglob("test_*.py")
+    functions = {
+        node.name
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    for part in parts:
+        named = re.findall(r"`(test_\w+)`", part)
+        assert named, part
+        assert set(named) <= functions, sorted(set(named) - functions)

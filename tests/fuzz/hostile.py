@@ -1,0 +1,252 @@
+"""Files that are made to take memory or time: a few MB at most, which would unpack to far more than their budget.
+
+Each is written for a budget of memory, so that the tests use small files and `make fuzz` those of the real limits.
+"""
+
+import gzip
+import io
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from specimens import checkpoint, data, dumps
+
+Write = Callable[[Path, int], None]
+"""Function that writes the files into an empty directory, for a budget of memory in bytes."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A hostile file: `write` makes it for a budget, `read` opens it as the commands do."""
+
+    write: Write
+    read: Callable[[Path], str]
+
+
+def pickled(opcodes: bytes, share: int) -> Kind:
+    """A file of torch.save whose pickle is a list that repeats opcodes, once for each `share` bytes of the budget."""
+
+    def write(folder: Path, budget: int) -> None:
+        with zipfile.ZipFile(folder / "a.pt", "w") as archive:
+            archive.writestr("a/data.pkl", b"\x80\x02](" + opcodes * (budget // share) + b"e.")
+            archive.writestr("a/version", "3\n")
+
+    return Kind(write, lambda folder: checkpoint(folder / "a.pt"))
+
+
+def nested_keys(folder: Path, budget: int) -> None:
+    steps = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+    (folder / "dcp").mkdir()
+    (folder / "dcp" / ".metadata").write_bytes(b"\x80\x02})" + steps + b"K\x01s.")
+
+
+def many_metadata(folder: Path, budget: int) -> None:
+    (folder / "dcp").mkdir()
+    (folder / "dcp" / ".metadata").write_bytes(b"\x80\x02](" + b"}" * (budget // 256) + b"e.")
+
+
+def header(text: str) -> Kind:
+    """A safetensors file whose header has a text in place of @, as often as fits into a fiftieth of the budget."""
+    before, middle, after = text.split("@")
+
+    def write(folder: Path, budget: int) -> None:
+        content = (before + middle * (budget // 50 // len(middle)) + after).encode()
+        (folder / "a.safetensors").write_bytes(struct.pack("<Q", len(content)) + content)
+
+    return Kind(write, lambda folder: checkpoint(folder / "a.safetensors"))
+
+
+def trainer_state(entry: str) -> Kind:
+    """A state of Hugging Face's Trainer whose log repeats an entry."""
+
+    def write(folder: Path, budget: int) -> None:
+        save_file({"w": torch.zeros(2, 2)}, folder / "model.safetensors")
+        log = ",".join([entry] * (budget // 50 // len(entry)))
+        (folder / "trainer_state.json").write_text(f'{{"global_step": 3, "log_history": [{log}]}}')
+
+    return Kind(write, lambda folder: checkpoint(folder / "model.safetensors"))
+
+
+def wide_model(folder: Path, budget: int) -> None:
+    save_file({"transformer.wte.weight": torch.zeros(10, 8)}, folder / "model.safetensors")
+    entries = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 10, "n_layer": 1, "n_head": 2}
+    (folder / "config.json").write_text(json.dumps({**entries, "n_embd": 2 * int((budget / 8) ** 0.5)}))
+
+
+def model(folder: Path) -> str:
+    from ckpt_probe.extraction.config import Setup
+    from ckpt_probe.extraction.inspection import inspect_model
+
+    with Setup().open(folder / "model.safetensors") as opened:
+        return str(inspect_model(opened, Setup()))
+
+
+def zipped_arrays(arrays: int, compression: int) -> Write:
+    """An archive of arrays of zeros, which are beyond the budget only in sum if there are many."""
+
+    def write(folder: Path, budget: int) -> None:
+        labels, head = io.BytesIO(), io.BytesIO()
+        np.save(labels, np.arange(4) % 2)
+        size = budget // arrays // 4 * 4
+        np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (4, size // 4)})
+        with zipfile.ZipFile(folder / "a.npz", "w", compression) as archive:
+            for number in range(arrays):
+                with archive.open(f"x_{number}.npy", "w", force_zip64=True) as member:
+                    member.write(head.getvalue())
+                    for start in range(0, size, 2**20):
+                        member.write(bytes(min(2**20, size - start)))
+                archive.writestr(f"y_{number}.npy", labels.getvalue())
+
+    return write
+
+
+def zipped_images(folder: Path, budget: int) -> None:
+    for prefix in ("train", "t10k"):
+        sizes = b"".join(size.to_bytes(4, "big") for size in (4, budget // 4000, 1000))
+        with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz", "wb", 1) as file:
+            file.write(bytes([0, 0, 8, 3]) + sizes)
+        labels = bytes([0, 0, 8, 1]) + (4).to_bytes(4, "big") + bytes(4)
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
+
+
+def parquet(columns: Callable[[int], dict[str, Any]], **options: Any) -> Kind:
+    def write(folder: Path, budget: int) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table(columns(budget)), folder / "a.parquet", compression="zstd", **options)
+
+    return Kind(write, data("parquet:a.parquet"))
+
+
+def one_text(budget: int) -> dict[str, Any]:
+    import pyarrow
+
+    rows = budget // 1000
+    numbers = pyarrow.array(np.zeros(rows, "i4"))
+    texts = pyarrow.DictionaryArray.from_arrays(numbers, pyarrow.array(["x" * 2000]))
+    return {"label": np.zeros(rows, "i1"), "text": texts}
+
+
+def one_value(budget: int) -> dict[str, Any]:
+    return {"label": np.zeros(budget // 16, "i1"), "x": np.zeros(budget // 16, "i1")}
+
+
+def one_list(budget: int) -> dict[str, Any]:
+    return {"label": [0, 1], "x": [np.zeros(budget // 4, "i1"), np.zeros(budget // 4, "i1")]}
+
+
+def many_columns(folder: Path, budget: int) -> None:
+    (folder / "a.csv").write_text("," * (budget // 1024) + "\n" + "," * 10 + "\n")
+
+
+def compressed_table(folder: Path, budget: int) -> None:
+    (folder / "a.csv.gz").write_bytes(gzip.compress(b"label,x\n" + b"1,1\n" * 1000))
+
+
+def data_set(compression: str | None, kind: str = "int8") -> Kind:
+    """A data set on disk whose rows are compressed, or of a type that takes no space."""
+
+    def write(folder: Path, budget: int) -> None:
+        import datasets
+        import pyarrow
+
+        datasets.disable_progress_bars()
+        label = datasets.Features({"label": datasets.Value("int8"), "text": datasets.Value("string")})
+        rows = {"label": [0, 1], "text": ["a", "b"]}
+        datasets.Dataset.from_dict(rows, features=label).save_to_disk(str(folder / "d"))
+        file = next((folder / "d").glob("*.arrow"))
+        arrays = [pyarrow.nulls(2 * budget), pyarrow.nulls(2 * budget)]
+        if kind != "null":
+            arrays = [pyarrow.array(np.zeros(budget // 64, kind)), pyarrow.array(["x" * 60] * (budget // 64))]
+        batch = pyarrow.record_batch(arrays, names=["label", "text"])
+        options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+        with (
+            pyarrow.OSFile(str(file), "wb") as sink,
+            pyarrow.ipc.new_stream(sink, batch.schema, options=options) as out,
+        ):
+            out.write_batch(batch)
+
+    return Kind(write, data("hf-dataset:d"))
+
+
+def hdf5(shape: Callable[[int], tuple[int, ...]], chunk: Callable[[int], tuple[int, ...]]) -> Kind:
+    """An HDF5 file of data whose inputs claim a shape in compressed chunks, none of which is stored."""
+
+    def write(folder: Path, budget: int) -> None:
+        with h5py.File(folder / "a.h5", "w") as file:
+            file.create_dataset("inputs", shape(budget), "u1", chunks=chunk(budget), compression="gzip")
+            file["labels"] = np.arange(4) % 2
+
+    return Kind(write, data("h5:a.h5"))
+
+
+def many_groups(folder: Path, budget: int) -> None:
+    with h5py.File(folder / "a.h5", "w", libver="latest") as file:
+        for number in range(budget // 2**14):
+            file.create_group(str(number))
+
+
+def picture(folder: Path, budget: int) -> None:
+    from PIL import Image
+
+    (folder / "a" / "b").mkdir(parents=True)
+    side = int((budget / 6) ** 0.5)
+    Image.new("1", (side, side)).save(folder / "a" / "b" / "a.png")
+
+
+def pipe(suffix: str, kind: str) -> Kind:
+    return Kind(lambda folder, _: os.mkfifo(folder / f"a.{suffix}"), data(f"{kind}:a.{suffix}"))
+
+
+KINDS = {
+    "pickle of dictionaries": pickled(b"}", 256),
+    "pickle of lists": pickled(b"]", 256),
+    "pickle of tuples": pickled(b"K\x01\x85", 256),
+    "pickle of nothing": pickled(b"N", 200),
+    "pickle of one text encoded many times": Kind(
+        lambda folder, budget: pickled(
+            b"c_codecs\nencode\nX" + struct.pack("<I", 2**10) + b"a" * 2**10 + b"X\x04\x00\x00\x00utf8\x86R", 1
+        ).write(folder, budget // 2**10),
+        lambda folder: checkpoint(folder / "a.pt"),
+    ),
+    "keys of nested tuples": Kind(nested_keys, lambda folder: checkpoint(folder / "dcp")),
+    "metadata of dictionaries": Kind(many_metadata, lambda folder: checkpoint(folder / "dcp")),
+    "shape of many axes": header('{"a":{"dtype":"F32","shape":[@1,@1],"data_offsets":[0,0]}}'),
+    "header of lists": header('{"a":[@[],@[]]}'),
+    "nested header": header('{"a":@[@}'),
+    "number of many digits": header('{"a":{"dtype":"F32","shape":[@9@],"data_offsets":[0,0]}}'),
+    "log of empty objects": trainer_state("{}"),
+    "log of empty lists": trainer_state("[[],[],[]]"),
+    "step of many digits": trainer_state(f'{{"step":{"9" * 5000}}}'),
+    "model of a large configuration": Kind(wide_model, model),
+    "many arrays": Kind(zipped_arrays(8, zipfile.ZIP_BZIP2), data("npz:a.npz")),
+    "one array": Kind(zipped_arrays(1, zipfile.ZIP_DEFLATED), data("npz:a.npz")),
+    "images": Kind(zipped_images, data("idx:")),
+    "one text of many rows": parquet(one_text, store_schema=False),
+    "one text of many rows, as a dictionary": parquet(one_text),
+    "one value of many rows": parquet(one_value),
+    "one list of many numbers": parquet(one_list),
+    "table of many columns": Kind(many_columns, data("csv:a.csv")),
+    "compressed table": Kind(compressed_table, data("csv:a.csv.gz")),
+    "compressed data set": data_set("zstd"),
+    "data set in blocks of LZ4": data_set("lz4"),
+    "data set of rows without values": data_set(None, "null"),
+    "large chunk": hdf5(lambda budget: (4, budget // 2), lambda budget: (4, budget // 2)),
+    "many chunks": hdf5(lambda budget: (4, budget), lambda budget: (1, 2**16)),
+    "many groups": Kind(many_groups, data("h5:a.h5")),
+    "groups in place of a dump": Kind(many_groups, dumps),
+    "picture of many pixels": Kind(picture, data("imagefolder:")),
+    "pipe in place of an archive": pipe("npz", "npz"),
+    "pipe in place of a table": pipe("csv", "csv"),
+    "pipe in place of HDF5": pipe("h5", "h5"),
+}
