@@ -10,9 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ckpt_probe.addresses import clean_words
+from ckpt_probe.budget import Budget
 from ckpt_probe.errors import UsageError
 from ckpt_probe.keywords import checked_keywords
 
+PARSED = 1024
+"""Bytes of memory that are counted for each byte of a configuration, which is parsed without speed."""
+MOST_PROBLEMS = 20
+"""Number of problems of a configuration that a message describes."""
 SEED = "{seed}"
 """Placeholder for the seed in texts of a configuration, so that one file serves all seeds."""
 
@@ -177,11 +182,13 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
     Raises:
         UsageError: If the file cannot be read, an override is malformed, or the seed occurs twice; or with every
             unknown key, wrong type and invalid value in one message, with their lines.
+        DataError: If the file is beyond its budget.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: a directory, a pipe or a device; expected a TOML file")
     try:
+        Budget(path).spend(PARSED * path.stat().st_size)
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except OSError as error:
@@ -207,8 +214,9 @@ def load_config(path: Path | str, *, seed: int | None = None, overrides: Sequenc
         return TrainingConfig.model_validate(_seeded(values, values.get("seed", 0)))
     except ValidationError as error:
         # pydantic reports an error for each branch of a union; the first one is enough.
-        problems = {tuple(_keys(fault)): _problem(fault, text, replaced) for fault in reversed(error.errors())}
-        raise UsageError(_one_line(path, sorted(problems.values(), key=_line_number))) from error
+        faults = list({tuple(_keys(fault)): fault for fault in reversed(error.errors())}.values())[::-1]
+        problems = [_problem(fault, text, replaced) for fault in faults[:MOST_PROBLEMS]]
+        raise UsageError(_one_line(path, sorted(problems, key=_line_number), len(faults))) from error
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -248,9 +256,9 @@ def _seeded(value: Any, seed: Any) -> Any:
     return value
 
 
-def _one_line(path: Path, problems: list[str]) -> str:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return f"{path}: {count}: " + "; ".join(problems)
+def _one_line(path: Path, problems: list[str], count: int) -> str:
+    more = f"; and {count - len(problems)} more" if count > len(problems) else ""
+    return f"{path}: {count} problem{'s' if count > 1 else ''}: " + "; ".join(problems) + more
 
 
 def _line_number(problem: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_probe.config import load_config
-from ckpt_probe.errors import UsageError
+from ckpt_probe.errors import DataError, UsageError
 
 GOOD = """\
 seed = 1
@@ -140,3 +140,12 @@ def test_the_contrastive_task_takes_no_label_smoothing(tmp_path: Path) -> None:
     assert "label_smoothing: not a setting of the contrastive task" in fault(
         tmp_path, GOOD + "[loss]\ntask = 'contrastive'\nlabel_smoothing = 0.1\n"
     )
+
+
+def test_thousands_of_problems_are_counted_and_the_first_described(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[data]\n" + "".join(f"k{number} = 1\n" for number in range(3000)))
+    with pytest.raises(UsageError, match=r"a\.toml: 3003 problems: .*line 2, data\.k0: unknown key.*; and 2983 more$"):
+        load_config(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_text("[data]\n" + "k = [" + "[]," * 300_000 + "]\n")
+    with pytest.raises(DataError, match=r"b\.toml: unpacks to [\d,]+ bytes or more"):
+        load_config(tmp_path / "b.toml")
