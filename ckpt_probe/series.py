@@ -100,10 +100,11 @@ def in_order(members: Iterable[Member]) -> list[Member]:
     return sorted(members, key=lambda m: (m.step is None, m.step or 0, natural(m.name), str(m.path)))
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Return a sort key for a name that compares numbers in it numerically."""
     parts = re.split(r"(\d+)", name)
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+    # By length and digits, because Python refuses to convert thousands of digits.
+    return [(len(part.lstrip("0")) + 1, part.lstrip("0")) if part.isdecimal() else (0, part) for part in parts]
 
 
 def _numeral(text: str, keyword: re.Pattern[str], *, separator: str) -> int | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_probe.series import Member, in_order, step_from_name, step_warnings
+from ckpt_probe.series import Member, in_order, natural, step_from_name, step_warnings
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,8 @@ def test_order_is_by_step_then_by_natural_name_with_the_stepless_last() -> None:
     shuffled = members.copy()
     random.Random(0).shuffle(shuffled)
     assert in_order(shuffled) == members
+
+
+def test_numbers_of_thousands_of_digits_are_ordered_and_superscripts_are_text() -> None:
+    names = ["a" + "9" * 6000, "a10", "a²", "a010", "a9"]
+    assert sorted(names, key=natural) == ["a9", "a10", "a010", "a" + "9" * 6000, "a²"]

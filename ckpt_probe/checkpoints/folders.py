@@ -20,6 +20,10 @@ SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")
 HUGGING_FACE = re.compile(r"(\w+_)?model(\.safetensors|\.bin)(\.index\.json)?")
 CONSOLIDATED = re.compile(r"consolidated(\.\d+)?\.(safetensors|pth)")
 """Weights in the layout of Meta or Mistral, which repositories have in addition to those of Hugging Face."""
+FURTHER = re.compile(r"(model|pytorch_model)_\d+(\.safetensors|\.bin)")
+"""The second model of a state that accelerate saved, and those after it; their numbers are no steps."""
+RANDOM_STATES = "random_states_"
+"""Start of the name of a file that accelerate saves in every state."""
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|float16|bfloat16|float32)(?=[.-])")
 """Part of the name of a copy in another dtype."""
 DISTRIBUTED = ".metadata"
@@ -56,7 +60,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
     Raises:
         DataError: For a shard that is missing, for parts of a model that only another program can put together, for
-            an adapter beside a whole model, and for a pipeline of several models.
+            an adapter beside a whole model, and for several models in a pipeline or in a state of accelerate.
     """
     if (folder / DISTRIBUTED).is_file():
         return [folder / DISTRIBUTED]
@@ -70,6 +74,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     # Shards that an index does not list are left from an earlier save, and no loader reads them.
     weights = [name for name in weights if name not in shards and _index_of(name) not in indices]
     weights = sorted(_without_copies([*indices, *weights]))
+    if any(is_further_model(folder / name) for name in weights):
+        raise DataError(f"{folder}: several models that accelerate saved in one state: {listed(weights, 4)}; name one")
     require_whole(folder, weights)
     _require_one_kind(folder, weights)
     if weights:
@@ -83,6 +89,14 @@ def checkpoints_in(folder: Path) -> list[Path]:
             f"their own ({listed(inside, 4)}); convert it with the program that wrote it, or name one if it is whole"
         )
     return checkpoints_in(folder / inside[0]) if inside else []
+
+
+def is_further_model(file: Path) -> bool:
+    """Return whether a file is one of several models of a state that accelerate saved, and not the first."""
+    match = FURTHER.fullmatch(file.name)
+    if match is None or not (file.parent / f"{match[1]}{match[2]}").is_file():
+        return False
+    return any(entry.name.startswith(RANDOM_STATES) for entry in file.parent.iterdir())
 
 
 def opening_file(file: Path) -> Path:

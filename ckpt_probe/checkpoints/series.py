@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_probe.addresses import as_path
-from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, checkpoints_in, snapshot_in
+from ckpt_probe.checkpoints.folders import DISTRIBUTED, SUFFIXES, checkpoints_in, is_further_model, snapshot_in
 from ckpt_probe.checkpoints.parts import shard_name
 from ckpt_probe.checkpoints.reading import Checkpoint, open_checkpoint
 from ckpt_probe.checkpoints.writing import BITS
@@ -121,6 +121,7 @@ def step_of(checkpoint: Checkpoint, name: str | None = None) -> tuple[int | None
     if name is None:
         stem = _stem(checkpoint.file)
         folder = checkpoint.file.resolve().parent.name
+        stem = re.sub(r"_\d+$", "", stem) if is_further_model(checkpoint.file) else stem
         name = folder if named_step(stem) is None and RUN_DIRECTORY.fullmatch(folder) else stem
     if checkpoint.metadata.step is not None:
         return checkpoint.metadata.step, checkpoint.step_source

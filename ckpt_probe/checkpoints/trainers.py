@@ -89,4 +89,4 @@ def _from_state_file(file: Path, contents: Contents) -> TrainerInfo:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63

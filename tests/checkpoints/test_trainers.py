@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from ckpt_probe.checkpoints import likely_heads, open_checkpoint, open_series
+from ckpt_probe.checkpoints.series import step_of
 from ckpt_probe.errors import DataError
 
 CONFIG = BertConfig(
@@ -169,6 +170,19 @@ def test_accelerates_directories(tmp_path: Path) -> None:
         with open_checkpoint(tmp_path / "checkpoints" / f"checkpoint_{number}") as checkpoint:
             assert checkpoint.format == format
             assert torch.equal(checkpoint.read("weight"), torch.full((3, 4), float(number)))
+
+
+def test_the_number_of_one_of_accelerates_models_is_no_step(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(nn.Linear(4, 3), nn.Linear(2, 2))
+    accelerator.save_state(str(tmp_path / "checkpoint_7"))
+    with open_checkpoint(tmp_path / "checkpoint_7" / "model_1.safetensors") as checkpoint:
+        assert step_of(checkpoint) == (7, "name")
+    (tmp_path / "checkpoint_7").rename(tmp_path / "state")
+    with open_checkpoint(tmp_path / "state" / "model_1.safetensors") as checkpoint:
+        assert step_of(checkpoint) == (None, None)
+    with pytest.raises(DataError, match=r"state: several models that accelerate saved in one state: model"):
+        open_series(tmp_path / "state")
 
 
 def test_deepspeeds_file_of_a_model_and_what_its_tool_puts_together(tmp_path: Path) -> None:
