@@ -201,11 +201,10 @@ def hostile(memory: int) -> Counter:
             work.mkdir()
             kind.write(work, memory)
             size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
-            started = time.monotonic()
             end = alone(Specimen(lambda folder: None, kind.read), work)
             ends["hostile", end if end == "told" else "finding"] += 1
-            if end != "told" or time.monotonic() - started > SECONDS:
-                print(f"{name}, {size:,} bytes: {end} after {time.monotonic() - started:.1f} s", flush=True)
+            if end != "told":
+                print(f"{name}, {size:,} bytes: {end}", flush=True)
     return ends
 
 
