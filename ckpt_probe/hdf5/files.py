@@ -107,7 +107,7 @@ def require_own(path: Path, file: h5py.File) -> None:
         if isinstance(item, h5py.Dataset):
             _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(TEXTS) else "biuf")
             # A compressed chunk is decompressed as a whole.
-            budget.spend(max(item.nbytes, _compressed_chunk(item)))
+            budget.spend(max(item.nbytes, _compressed_chunk(item)), cause=f"{name.strip('/')}: ")
 
 
 def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]]:
