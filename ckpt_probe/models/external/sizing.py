@@ -18,6 +18,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 ITEM = 4
 """Bytes of a number of a model."""
+OBJECTS = 16
+"""Entries that are counted for a parameter with its share of a module."""
 
 Build = Callable[[dict[str, Any]], nn.Module]
 """Arguments → a model."""
@@ -66,7 +68,7 @@ def budgeted(model: str, tensors: Shapes | None) -> Iterator[None]:
 
     def count(_module: nn.Module, _name: str, tensor: torch.Tensor | None) -> None:
         if tensor is not None and not nn.parameter.is_lazy(tensor):
-            budget.spend(tensor.numel() * tensor.element_size(), entries=1)
+            budget.spend(tensor.numel() * tensor.element_size(), entries=OBJECTS)
 
     hooks = [
         modules.register_module_parameter_registration_hook(count),
