@@ -74,7 +74,11 @@ def load_csv(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers
         raise UsageError(f"delimiter: expected one character, found {delimiter!r}")
     texts = [options[name] for name in ("text", "text_pair") if isinstance(options.get(name), str)]
     encoding = checked_encoding(options.get(ENCODING))
-    data = _load("csv", Path(path), options, hints, lambda *file: _read_csv(*file, delimiter, texts, encoding))
+
+    def read(file: Path, budget: Budget) -> Any:
+        return _read_csv(file, budget, delimiter, texts, encoding)
+
+    data = _load("csv", Path(path), options, hints, read)
     return data if delimiter is None else replace(data, arguments={**data.arguments, "delimiter": delimiter})
 
 
