@@ -55,7 +55,7 @@ def run_of_readings(name: str, readings: Sequence[DetailedRecord], class_names: 
     """Make a run of the results of analyzing dumps."""
     layered = _layered([dict(reading.record) for reading in readings])
     readings = [reading for reading in readings if of_penultimate([reading.record])]
-    records = [RecordWithErrors(reading.record, reading.influences) for reading in readings]
+    records: list[Record] = [RecordWithErrors(reading.record, reading.influences) for reading in readings]
     numbers = {name: index for index, name in enumerate(dict.fromkeys(map(name_of, records)))}
     pictures = [
         Picture(numbers[name_of(record)], str(record["split"]), list(reading.per_class), reading.portrait)

@@ -96,7 +96,8 @@ def _notes_of_errors(records: Sequence[Record]) -> list[str]:
 
 def _reasons(record: Record) -> list[tuple[list[str], str]]:
     """Return the names in `missing` with the reason for each group of them."""
-    groups = [part.partition(": ") for part in (record.get("missing") or "").split("; ")]
+    missing: str = record.get("missing") or ""
+    groups = [part.partition(": ") for part in missing.split("; ")]
     return [(names.split(", "), reason) for names, _, reason in groups if reason]
 
 
