@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\b
 Examples: ckpt-probe events records.jsonl --split test
-          ckpt-probe events --group plain=dumps/plain --group decay=dumps/decay --metric accuracy,mir"""
+          ckpt-probe events --group plain=dumps/a --group decay=dumps/b --metric accuracy,mir"""
 
 
 @click.command("events", cls=Command, epilog=EXAMPLE)
