@@ -33,6 +33,7 @@ from ckpt_probe.trajectories.spectra import Spectrum, group_numbers
 from ckpt_probe.trajectories.stream import Opening
 
 PARTS = ("audit", "motion", "spectra", "classifier")
+ALONE = ("classifier",)
 LEVELS = ("network", "block", "tensor")
 SKETCHED, MOST_FILES, MOST_BUFFERED = 2**37, 800, 2**31
 """Size in bytes of a series, number of its files, and size of tensors in memory above which sketches replace exact
@@ -75,6 +76,8 @@ class WeightOptions:
             raise UsageError(f"`only`: expected at least one of {', '.join(PARTS)}")
         if self.by not in LEVELS:
             raise UsageError(f"`by={self.by!r}`: expected one of {', '.join(LEVELS)}")
+        if self.parts == ALONE and self.by != "network":
+            raise UsageError(f"`by={self.by!r}`: the metrics of the classifier are those of the network; leave it out")
         if self.bootstrap < 0:
             raise UsageError(f"`bootstrap={self.bootstrap}`: expected at least 0")
 
@@ -127,7 +130,8 @@ def weights(
         path: Checkpoint of any format, or a directory of checkpoints; a directory with one of these per seed, which is
             a group of runs; a directory of such groups; several of these, or NAME=PATTERN. Records of several runs
             have `group` and `seed`.
-        only: Parts to compute: "audit", "motion", "spectra" and "classifier", or several joined by commas; all if None.
+        only: Parts to compute: "audit", "motion", "spectra" and "classifier", or several joined by commas; if None,
+            all, or the classifier alone if it is named.
         by: Level of the records: "network" for one record per checkpoint, "block" or "tensor" for one for each of
             these, without the metrics of the classifier.
         classifier: Name of the classifier, or of its tensor of weights; if None, the one in the checkpoint's metadata,
@@ -155,12 +159,15 @@ def weights(
         DataError: If a checkpoint cannot be opened, or has neither parameters nor a classifier.
         UsageError: If an argument is invalid.
     """
-    named = PARTS if only is None else [part.strip() for text in as_sequence(only) or () for part in text.split(",")]
+    # The name of a classifier asks for its metrics, which need its own weights alone.
+    named = ALONE if classifier is not None and by == "network" else PARTS
+    if only is not None:
+        named = [part.strip() for text in as_sequence(only) or () for part in text.split(",")]
     opening = Opening(state_key, resolve(base))
     options = WeightOptions(tuple(named), by, opening, sketch, bootstrap, Workers(workers, scheduler), cache)
     heads = None
     if "classifier" in options.parts and by == "network":
-        alone = options.parts == ("classifier",)
+        alone = options.parts == ALONE
         heads = ClassifierRecords(classifier, as_sequence(orders) or (), state_key, opening.base, cache, required=alone)
     progress = progress or NullProgress()
     runs = find_runs(path, is_run, "a run: a checkpoint or a directory of checkpoints", progress.message)
@@ -171,14 +178,8 @@ def weights(
     return Records(record for run in runs for record in _of_run(run, options, heads, progress))
 
 
-def open_weights(path: Path, options: WeightOptions, progress: Progress) -> WeightSeries:
-    """Open a series and measure what `options` need: nothing of the spectra, which `spectra_of_series` computes."""
-    opening = options.opening
-    return measured_series(open_series(path, state_key=opening.state_key, base=opening.base), options, progress)
-
-
 def measured_series(members: Sequence[Member], options: WeightOptions, progress: Progress) -> WeightSeries:
-    """Measure the checkpoints of a series; see `open_weights`."""
+    """Measure what `options` need of the checkpoints of a series, apart from spectra."""
     opening = options.opening
     layouts, size, files, buffered = [], 0, 0, 0
     for member in members:
@@ -236,11 +237,19 @@ def records_of(
         wanted: Paths of the checkpoints whose records are yielded; None for all.
     """
     warnings = dict.fromkeys(step_warnings(members))
+    chosen = [member for member in members if wanted is None or member.path in wanted]
+    if heads is not None and options.parts == ALONE:
+        with progress.task("checkpoints", len(chosen), "checkpoints") as bar:
+            for member in chosen:
+                yield in_order({"checkpoint": member.name, "step": member.step, **heads.of(member, progress)})
+                bar.advance()
+        for warning in [*heads.warnings, *warnings]:
+            progress.message(warning)
+        return
     series = measured_series(members, options, progress)
     if heads is not None and not series.parameters.names and not series.parameters.partial:
         # Nothing but the classifier could have numbers.
         heads.required = True
-    chosen = [member for member in members if wanted is None or member.path in wanted]
     builder = RecordBuilder(series, options)
     with progress.task("checkpoints", len(chosen), "checkpoints") as bar:
         for member, spectra in with_spectra(chosen, series.members, options, progress):
