@@ -86,8 +86,7 @@ STORES = click.Choice(["features", "moments", "both"])
 def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every: float, **options: Any) -> None:
     """Run every checkpoint on the data once, and store penultimate features and classifier weights.
 
-    CHECKPOINTS is a run, a directory or a file of any format; each gives a dump, OUT/NAME.h5. A directory of
-    runs, such as RUNS/RECIPE/SEED, is mirrored: OUT/RECIPE/SEED/NAME.h5.
+    CHECKPOINTS is a run, a tree of runs, which is mirrored, or a file; each gives a dump, NAME.h5.
     """
     require_follow(follow, "until", "every")
     if follow:
