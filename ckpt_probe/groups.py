@@ -193,7 +193,7 @@ def named_paths(text: str) -> tuple[str | None, list[Path | str]]:
 def _named(sources: Sources) -> Iterator[tuple[str | None, list[Path | str]]]:
     if isinstance(sources, Mapping):
         for name, paths in sources.items():
-            yield name, [each for path in as_sequence(paths) or () for each in _matching(path)]
+            yield str(name), [each for path in as_sequence(paths) or () for each in _matching(path)]
         return
     for source in as_sequence(sources) or ():
         yield named_paths(source) if isinstance(source, str) else (None, [source])
