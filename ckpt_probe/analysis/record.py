@@ -20,6 +20,7 @@ from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
 from ckpt_probe.moments.accumulator import rows_at_once
 from ckpt_probe.moments.documents import DocumentNumbers
 from ckpt_probe.moments.entropies import LevelEntropies
+from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.quality import LinearHead, Quality, Scored, double
 from ckpt_probe.moments.record import compute_record
@@ -97,6 +98,7 @@ def analyze_features(
     logits: Array | None = None,
     only: str | Iterable[str] | None = None,
     centred: bool = False,
+    errors: bool = False,
     orders: float | Sequence[float] = (),
     min_samples: int = 1,
     tolerance: float = 1e-3,
@@ -118,6 +120,8 @@ def analyze_features(
         only: Metrics, families of metrics or patterns to compute, such as "nc,class" or ("MIR", "nc1.*"); the usual
             ones if None.
         centred: Whether to compute MIR, HDR and effective rank also of features minus their mean.
+        errors: Whether to add the standard error `NAME_stderr` and the bias `NAME_bias` of each metric; rows count as
+            independent.
         orders: Rényi orders of entropies that are computed beside those of order 1, such as (0.5, 2).
         min_samples: Smallest number of samples of a class that enters metrics of class means.
         tolerance: Relative standard error of MIR at which sampling stops.
@@ -152,7 +156,8 @@ def analyze_features(
             part = slice(start, start + rows)
             yield features[part], labels[part], None if logits is None else logits[part]
 
-    return compute_from_blocks(blocks, weights, bias, settings).record
+    detailed = compute_from_blocks(blocks, weights, bias, settings)
+    return RecordWithErrors(detailed.record, detailed.influences) if errors else detailed.record
 
 
 def compute_from_blocks(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import ckpt_probe as cp
 from ckpt_probe.analysis import Settings, analyze_features, compute_from_blocks, in_order
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.registry import DOCUMENTS, LAYERS, METRICS, OUTSIDE, SERIES, TRAIN_MEANS
@@ -225,3 +226,31 @@ def test_rows_a_class_that_are_not_finite_say_so() -> None:
     for row in reading.per_class:
         assert row["variance"] is None
         assert "variance: not finite" in str(row["missing"])
+
+
+def test_records_of_features_have_errors_that_pair() -> None:
+    features, labels, weights, bias = data(120)
+    moved = features + 0.01 * np.random.default_rng(1).normal(size=features.shape)
+    first, second = (analyze_features(rows, labels, weights, bias, errors=True) for rows in (features, moved))
+    assert first["nc1.pinv"] == pytest.approx(analyze_features(features, labels, weights, bias)["nc1.pinv"])
+    change = cp.difference(first, second, metrics=["nc1.pinv"])
+    assert change["rows"] == "paired"
+    assert 0 < change["nc1.pinv_stderr"] < first["nc1.pinv_stderr"] / 5
+
+
+def test_a_probe_in_a_training_loop_has_errors(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    probe = cp.Probe(model, tmp_path / "records.jsonl", settings=cp.Settings(errors=True, only="nc1,quality"))
+    inputs, labels = torch.randn(90, 6, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 3
+    with probe.evaluation("test", 1) as evaluation:
+        for rows, classes in zip(inputs.split(32), labels.split(32), strict=True):
+            model(rows)
+            evaluation.update(classes)
+    record = evaluation.record
+    assert record is not None
+    right = (model(inputs).argmax(dim=1) == labels).double()
+    # The three classes have 30 rows each.
+    expected = math.sqrt(np.mean([float(right[label::3].var()) for label in range(3)]) / 90)
+    assert record["accuracy_stderr"] == pytest.approx(expected, rel=1e-6)
+    assert record["nc1.pinv_stderr"] > 0
+    assert cp.read_records(tmp_path / "records.jsonl")[0]["nc1.pinv_bias"] == record["nc1.pinv_bias"]
