@@ -441,13 +441,13 @@ METRICS = (
 )
 
 BARRIERS = (
-    Metric("barrier.loss", "barrier", "largest rise of the loss above the chord between both ends", "",
+    Metric("barrier.loss", "barrier.loss", "largest rise of the loss above the chord between both ends", "",
            unit="nats", direction="down", source=ENTEZARI),
-    Metric("barrier.loss_over_mean", "over mean", "largest loss on the path minus the mean of both ends", "",
+    Metric("barrier.loss_over_mean", "barrier.loss_over_mean", "largest loss minus the mean of both ends", "",
            unit="nats", direction="down", source=FRANKLE),
-    Metric("barrier.error", "error barrier", "largest rise of the error above the chord between both ends", "",
+    Metric("barrier.error", "barrier.error", "largest rise of the error above the chord between both ends", "",
            direction="down", source=ENTEZARI),
-    Metric("barrier.error_over_mean", "error over mean", "largest error on the path minus the mean of both ends", "",
+    Metric("barrier.error_over_mean", "barrier.error_over_mean", "largest error minus the mean of both ends", "",
            direction="down", source=FRANKLE),
 )
 PREDICTION_METRICS = (
