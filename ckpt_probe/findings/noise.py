@@ -80,7 +80,7 @@ class NoiseModel:
         """Estimate the noise of series (m, n)."""
         ends = values[:, :-2] * self._weight + values[:, 2:] * (1 - self._weight)
         differences = np.abs(values[:, 1:-1] - ends) / self._size
-        scale = np.maximum(_median_size(differences), LEAST_SHARE * np.ptp(values, axis=1))
+        scale = np.maximum(_median_size(differences, values), LEAST_SHARE * np.ptp(values, axis=1))
         around = np.repeat(scale[:, None], len(self.x), axis=1)
         if self._nearest is not None:
             windows = np.lib.stride_tricks.sliding_window_view(differences, LOCAL, axis=1)[:, ::LOCAL_STRIDE]
@@ -135,13 +135,20 @@ def simulate(generator: np.random.Generator, coefficient: float, series: int, ch
     return np.asarray(lfilter([1.0], [1.0, -coefficient], white, axis=1))
 
 
-def _median_size(differences: np.ndarray) -> np.ndarray:
-    """Return σ from sizes of differences; those that are exactly zero, as of a saturated accuracy, do not count."""
+def _median_size(differences: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return σ from sizes of differences.
+
+    Differences that are exactly zero, as of a saturated accuracy, do not count; and of values that repeat, such as
+    counts divided by the number of samples, σ is at least half of the smallest gap between them.
+    """
     scale = np.median(differences, axis=1) / MEDIAN_OF_NORMAL
     for row in np.flatnonzero((differences == 0).mean(axis=1) > 0.1):
         moving = differences[row][differences[row] > 0]
         enough = len(moving) >= max(8, differences.shape[1] / 4)
         scale[row] = np.median(moving) / MEDIAN_OF_NORMAL if enough else 0
+        gaps = np.diff(np.unique(values[row]))
+        if len(gaps) > 1:
+            scale[row] = max(scale[row], gaps.min() / 2)
     return scale
 
 

@@ -116,3 +116,14 @@ def test_holm_makes_many_metrics_harder_than_one() -> None:
     many = find_events([one(row) for row in noise])
     assert many[0] == []
     assert many[1][0]["smallest_detectable"] > 1.1 * alone
+
+
+def test_one_sample_of_a_saturated_accuracy_is_no_event_but_a_jump_is() -> None:
+    saturated = np.ones(44)
+    saturated[:12] = np.round(64 * np.linspace(0.1, 1, 12)) / 64
+    saturated[[20, 30]] = 63 / 64
+    events, _ = find_events([one(saturated)])
+    assert all(event["to_step"] <= STEPS[16] for event in events)
+    jump = (np.arange(44) >= 25).astype(float)
+    events, _ = find_events([one(jump)])
+    assert {event["kind"] for event in events} == {"change", "onset", "end"}
