@@ -85,3 +85,14 @@ def test_details_have_influences_of_the_rows_of_the_subset() -> None:
     assert detailed.influences.indices.tolist() == moments.subset.indices.tolist()
     assert detailed.influences["class.mir"].shape == (100,)
     assert detailed.influences["class.mir"].dtype == torch.float32
+
+
+def test_records_of_features_have_errors_and_differences() -> None:
+    first, second, labels, centres = networks()
+    a, b = (cp.analyze_features(rows, labels, centres, errors=True) for rows in (first, second))
+    assert a["accuracy_stderr"] > 0
+    assert a["nc4.disagreement_bias"] is not None
+    change = cp.difference(a, b)
+    assert change["rows"] == "paired"
+    assert 0 < change["nc1.pinv_stderr"] < a["nc1.pinv_stderr"]
+    assert change["sample.mir"] == a["sample.mir"] - b["sample.mir"]
