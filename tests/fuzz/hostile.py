@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from specimens import checkpoint, data, dumps
+from specimens import checkpoint, data, dumps, model
 
 Write = Callable[[Path, int], None]
 """Function that writes the files into an empty directory, for a budget of memory in bytes."""
@@ -80,14 +80,6 @@ def wide_model(folder: Path, budget: int) -> None:
     save_file({"transformer.wte.weight": torch.zeros(10, 8)}, folder / "model.safetensors")
     entries = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 10, "n_layer": 1, "n_head": 2}
     (folder / "config.json").write_text(json.dumps({**entries, "n_embd": 2 * int((budget / 8) ** 0.5)}))
-
-
-def model(folder: Path) -> str:
-    from ckpt_probe.extraction.config import Setup
-    from ckpt_probe.extraction.inspection import inspect_model
-
-    with Setup().open(folder / "model.safetensors") as opened:
-        return str(inspect_model(opened, Setup()))
 
 
 def zipped_arrays(arrays: int, compression: int) -> Write:

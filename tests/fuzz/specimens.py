@@ -22,6 +22,8 @@ from ckpt_probe.data.images.pictures import Unreadable, read_picture
 from ckpt_probe.dumps import open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, StoreWriter
+from ckpt_probe.extraction.config import Setup
+from ckpt_probe.extraction.inspection import inspect_model
 from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.training import train
 
@@ -235,6 +237,25 @@ def plane(folder: Path) -> str:
     return str(evaluate_plane(ends(folder)[0], out=folder / "plane", **told))
 
 
+def write_trainer(folder: Path) -> None:
+    save_file(state(), folder / "model.safetensors")
+    log = [{"step": step, "loss": 1 / step, "eval_accuracy": 0.5} for step in range(1, 20)]
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 19, "epoch": 1.0, "log_history": log}))
+
+
+def write_model(folder: Path) -> None:
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    sizes = {"vocab_size": 12, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8, "pad_token_id": 0}
+    GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=3)).save_pretrained(folder)
+
+
+def model(folder: Path) -> str:
+    setup = Setup()
+    with setup.open(folder / "model.safetensors") as opened:
+        return str(inspect_model(opened, setup)["model_arguments"])
+
+
 def write_config(folder: Path) -> None:
     (folder / "a.toml").write_text((CONFIGS / "digits.toml").read_text())
 
@@ -267,6 +288,8 @@ SPECIMENS = {
     ),
     "distributed": Specimen(write_distributed, lambda folder: checkpoint(folder / "dcp")),
     "adapter": Specimen(write_adapter, lambda folder: checkpoint(folder / "adapter", folder / "base.safetensors")),
+    "trainer": Specimen(write_trainer, lambda folder: checkpoint(folder / "model.safetensors")),
+    "model": Specimen(write_model, model, share=1),
     "config": Specimen(write_config, lambda folder: str(load_config(folder / "a.toml"))),
     "records": Specimen(write_records, lambda folder: str(read_records(folder / "records.jsonl"))),
     "table": Specimen(write_table, data("csv:table.csv")),
