@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.data.arguments import require_known, suggestion
+from ckpt_probe.data.columns import ENCODING, checked_encoding
 from ckpt_probe.data.directories import is_system_name
 from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.language.windows import ARGUMENTS, labelled_windows
@@ -34,7 +35,8 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     Args:
         path: A .txt or .jsonl file, or a directory.
         arguments: `document`, the unit of a .txt file ("file" by default, "block" between blank lines, or "line");
-            `text`, the field of a .jsonl line with its text; and those of `labelled_windows`.
+            `text`, the field of a .jsonl line with its text; `encoding`, by default UTF-8; and those of
+            `labelled_windows`.
         hints: The model that will receive the data.
         workers: Unused.
 
@@ -42,12 +44,13 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
         UsageError: For invalid arguments.
         DataError: If there is no such file, or a line has no text.
     """
-    require_known("text", arguments, {DOCUMENT, FIELD, *ARGUMENTS})
+    require_known("text", arguments, {DOCUMENT, FIELD, ENCODING, *ARGUMENTS})
+    encoding = checked_encoding(arguments.get(ENCODING))
     cut, field = arguments.get(DOCUMENT, "file"), str(arguments.get(FIELD, FIELD))
     if cut not in CUT:
         raise UsageError(f"{DOCUMENT}: expected one of {', '.join(CUT)}, found {cut!r}")
-    texts = {name: [*_documents(files, cut, field)] for name, files in _splits(Path(path)).items()}
-    recorded = {key: arguments[key] for key in (DOCUMENT, FIELD) if key in arguments}
+    texts = {name: [*_documents(files, cut, field, encoding)] for name, files in _splits(Path(path)).items()}
+    recorded = {key: arguments[key] for key in (DOCUMENT, FIELD, ENCODING) if key in arguments}
     return labelled_windows(f"text:{path}", texts, arguments, hints, recorded)
 
 
@@ -75,25 +78,26 @@ def _splits(path: Path) -> dict[str, list[Path]]:
     return files_of
 
 
-def _documents(files: list[Path], cut: str, field: str) -> Iterator[str]:
+def _documents(files: list[Path], cut: str, field: str, encoding: str) -> Iterator[str]:
     for file in files:
         if file.suffix == ".jsonl":
-            yield from _of_lines(file, field)
+            yield from _of_lines(file, field, encoding)
             continue
         try:
-            yield from CUT[cut](file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+            yield from CUT[cut](file.read_text(encoding=encoding))
+        except (OSError, UnicodeError) as error:
+            hint = f"name the encoding by {suggestion(encoding='cp1252')}"
+            raise DataError(f"{file}: cannot be read as {encoding.upper()} text ({error}); {hint}") from error
 
 
-def _of_lines(file: Path, field: str) -> Iterator[str]:
+def _of_lines(file: Path, field: str, encoding: str) -> Iterator[str]:
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding=encoding) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _text(json.loads(line), field, f"{file}, line {number}")
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read as lines of JSON in UTF-8 ({error})") from error
+        raise DataError(f"{file}: cannot be read as lines of JSON in {encoding.upper()} ({error})") from error
 
 
 def _text(entry: Any, field: str, where: str) -> str:

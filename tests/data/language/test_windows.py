@@ -190,3 +190,14 @@ def test_files_that_are_no_text(directory: Path, tmp_path: Path) -> None:
         loaded(directory, f"text:{tmp_path / 'nowhere'}", {})
     with pytest.raises(UsageError, match="text needs a tokenizer"):
         load_data(lines(tmp_path), {})
+
+
+def test_the_encoding_of_documents_can_be_named(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a b a b " * 20, encoding="utf-16")
+    with pytest.raises(DataError, match=r"a\.txt: cannot be read as UTF-8 text .*; name the encoding by"):
+        loaded(directory, f"text:{tmp_path / 'a.txt'}", {})
+    named = loaded(directory, f"text:{tmp_path / 'a.txt'}", {"encoding": "utf-16"})
+    assert named.arguments["encoding"] == "utf-16"
+    (tmp_path / "a.txt").write_text("a b a b " * 20, encoding="utf-8")
+    plain = loaded(directory, f"text:{tmp_path / 'a.txt'}", {})
+    assert [len(part) for part in named.splits.values()] == [len(part) for part in plain.splits.values()]
