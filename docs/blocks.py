@@ -2,7 +2,7 @@
 
 A ```sh block runs under `bash -euo pipefail`, a ```python block in a fresh interpreter. A comment on the line before a
 block marks it: `<!-- set-up -->` installs something, `<!-- slow -->` takes minutes, `<!-- study -->` is a study's own
-commands, on a machine with its data.
+commands, on a machine with its data. A line `<!-- part -->` divides a page into parts that need no files of each other.
 
 Run: python docs/blocks.py docs/studies/collapse.md …      the study blocks of the pages, one after the other, from here
 """
@@ -20,19 +20,27 @@ FENCE = re.compile(r"^(?:<!-- (?P<mark>[\w-]+) -->\n)?```(?P<language>\w+)\n(?P<
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, the line it begins at, and its mark where it has one."""
+    """A fenced block: its language, its text, the line it begins at, its mark where it has one, and its part."""
 
     language: str
     code: str
     line: int
-    mark: str | None
+    mark: str | None = None
+    part: int = 0
 
 
 def blocks(document: Path) -> list[Block]:
     """Every block of a page, in order."""
     text = document.read_text(encoding="utf-8")
     return [
-        Block(m["language"], m["code"], text.count("\n", 0, m.start()) + 1, m["mark"]) for m in FENCE.finditer(text)
+        Block(
+            m["language"],
+            m["code"],
+            text.count("\n", 0, m.start()) + 1,
+            m["mark"],
+            text.count("<!-- part -->\n", 0, m.start()),
+        )
+        for m in FENCE.finditer(text)
     ]
 
 

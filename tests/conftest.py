@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -35,6 +35,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -80,6 +81,32 @@ def _nothing_left() -> Iterator[None]:
     yield
     after = _surroundings()
     assert {name: value for name, value in after.items() if value != before[name]} == {}
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """Returns a directory by its name, which the first worker that needs it builds; all read it, none writes to it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    before: dict[Path, dict[Path, tuple[int, int]]] = {}
+
+    def build_once(name: str, build: Callable[[Path], None]) -> Path:
+        directory, complete = base / "shared" / name, base / "shared" / f"{name}.complete"
+        with FileLock(base / f"shared-{name}.lock"):
+            if not complete.exists():
+                directory.mkdir(parents=True)
+                build(directory)
+                complete.touch()
+        before[directory] = _sizes_and_times(directory)
+        return directory
+
+    yield build_once
+    assert {directory: _sizes_and_times(directory) for directory in before} == before
+
+
+def _sizes_and_times(directory: Path) -> dict[Path, tuple[int, int]]:
+    states = {path: path.stat() for path in directory.rglob("*") if path.is_file()}
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
 
 STUDIES = Path(__file__).parents[1] / "sample_configs"
@@ -139,16 +166,48 @@ class Commands:
 @pytest.fixture(scope="session")
 def commands() -> Iterator[Commands]:
     """Starts commands; the server behind it ends with the tests."""
+    with served() as started:
+        yield started
+
+
+FRAMEWORKS = (
+    "lightning.pytorch",
+    "peft",
+    "timm",
+    "torchmetrics",
+    "torchvision",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.vit.modeling_vit",
+    "transformers.trainer",
+)
+
+
+@pytest.fixture(scope="session")
+def framework_commands() -> Iterator[Commands]:
+    """Starts commands in a Python that has imported other frameworks beside torch."""
+    with served(*FRAMEWORKS) as started:
+        yield started
+
+
+@contextmanager
+def served(*modules: str) -> Iterator[Commands]:
+    """Start commands in forks of a Python that has imported these modules too; end it afterwards."""
     if sys.platform != "linux":
         yield Commands(Path(sys.executable).parent, (sys.executable,))
         return
     # Not pytest's own directory: the name of a socket must be short.
     with tempfile.TemporaryDirectory() as place:
-        server = [sys.executable, str(WARM), "serve", f"{place}/socket"]
+        server = [sys.executable, str(WARM), "serve", f"{place}/socket", *modules]
         start = (sys.executable, "-S", "-E", str(WARM), f"{place}/socket")
-        program = Path(place) / "ckpt-probe"
-        program.write_text(f'#!/bin/sh\nexec {" ".join(start)} ckpt-probe "$@"\n')
-        program.chmod(0o755)
+        command = " ".join(start)
+        programs = {
+            "ckpt-probe": f'exec {command} ckpt-probe "$@"',
+            "python": f'case "$1" in *.py) exec {command} python "$@";; *) exec {sys.executable} "$@";; esac',
+        }
+        for name, program in programs.items():
+            Path(place, name).write_text(f"#!/bin/sh\n{program}\n")
+            Path(place, name).chmod(0o755)
         with subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
             assert process.stdin is not None
             assert process.stdout is not None

@@ -1,7 +1,8 @@
 """Every command block in README and docs runs, in order, in a fresh directory of its document.
 
 `docs/blocks.py` says how blocks are marked: those that install something run in a fresh clone, in the slow set; those
-that take minutes in the slow set; those that are a study by `make studies`, each with a reduced form beside it.
+that take minutes in the slow set; those that are a study by `make studies`, each with a reduced form beside it. Parts
+of a page that need no files of each other run apart; the commands with which several pages begin are run once for all.
 """
 
 import importlib.util
@@ -11,6 +12,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +55,56 @@ def label(document: Path) -> str:
     return document.relative_to(ROOT).as_posix()
 
 
+FRAMEWORK = re.compile(r"\b(transformers|timm|lightning|peft|torchvision)\b")
+TRAIN = "ckpt-probe train sample_configs/digits.toml -o runs/digits"
+EXTRACT = "ckpt-probe extract runs/digits -o dumps/digits"
+COMMON = {TRAIN: "runs/digits", EXTRACT: "dumps/digits", f"{EXTRACT} --split test": "dumps/digits"}
+"""The commands with which several pages begin, and what each writes."""
+
+
 @pytest.fixture(scope="session")
-def digits_dump(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last dump of the sample run, which the pages on formats read as `dump.h5`."""
-    where = tmp_path_factory.mktemp("digits")
-    words = f"""
-    ckpt-probe train {ROOT}/sample_configs/digits.toml -o runs/digits
-    ckpt-probe extract runs/digits -o dumps/digits
-    """
-    run(Block("sh", words, 0, None), where, commands)
-    return sorted((where / "dumps" / "digits").glob("*.h5"))[-1]
+def common(built_once: Callable[..., Path], commands: Any) -> dict[str, Path]:
+    """For each common command, the directory that it writes; read only."""
+
+    def build(command: str, where: Path) -> None:
+        if command == TRAIN:
+            shutil.copytree(ROOT / "sample_configs", where / "sample_configs")
+        else:
+            shutil.copytree(made[TRAIN], where / COMMON[TRAIN])
+        run(Block("sh", command, 0), where, commands)
+
+    made: dict[str, Path] = {}
+    for number, (command, output) in enumerate(COMMON.items()):
+        made[command] = built_once(f"common-{number}", partial(build, command)) / output
+    return made
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=label)
-def test_every_block_of_a_document_runs(document: Path, tmp_path: Path, digits_dump: Path, commands: Any) -> None:
+def parts(documents: list[Path]) -> list[Any]:
+    """The parts of pages, each a page and its number there, which parts of one page alone have in their names."""
+    numbers = {document: sorted({block.part for block in blocks(document)} | {0}) for document in documents}
+    return [
+        pytest.param(document, part, id=label(document) + (f"-{part}" if len(of_page) > 1 else ""))
+        for document, of_page in numbers.items()
+        for part in of_page
+    ]
+
+
+@pytest.mark.parametrize(("document", "part"), parts(DOCUMENTS))
+def test_every_block_of_a_document_runs(
+    document: Path, part: int, tmp_path: Path, common: dict[str, Path], request: pytest.FixtureRequest
+) -> None:
     shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
-    shutil.copy(digits_dump, tmp_path / "dump.h5")
-    for block in blocks(document):
-        if block.language in {"sh", "python"} and block.mark is None:
-            run(block, tmp_path, commands)
+    shutil.copy(sorted(common[EXTRACT].glob("*.h5"))[-1], tmp_path / "dump.h5")
+    page = [block for block in blocks(document) if block.language in {"sh", "python"} and block.mark is None]
+    text = "".join(block.code for block in page)
+    commands = request.getfixturevalue("framework_commands" if FRAMEWORK.search(text) else "commands")
+    lines = set(text.splitlines())
+    for command in lines & common.keys():
+        shutil.copytree(common[command], tmp_path / COMMON[command])
+    for block in page:
+        if block.part == part:
+            code = "".join(line for line in block.code.splitlines(keepends=True) if line.strip() not in common)
+            run(replace(block, code=code), tmp_path, commands)
 
 
 @pytest.mark.slow

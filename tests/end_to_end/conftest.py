@@ -52,12 +52,14 @@ def trained(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def trained_once(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_once(commands: Any, built_once: Callable[..., Path]) -> Path:
     """What every test gets a copy of."""
-    where = tmp_path_factory.mktemp("trained-once")
-    (where / "config.toml").write_text(CONFIG)
-    for words in (("train", "config.toml", "-o", "run"), ("extract", "run", "-o", "dumps")):
-        subprocess.run(
-            commands.ckpt_probe(*words), cwd=where, env=environment(), check=True, capture_output=True, timeout=1200
-        )
-    return where
+
+    def build(where: Path) -> None:
+        (where / "config.toml").write_text(CONFIG)
+        for words in (("train", "config.toml", "-o", "run"), ("extract", "run", "-o", "dumps")):
+            subprocess.run(
+                commands.ckpt_probe(*words), cwd=where, env=environment(), check=True, capture_output=True, timeout=1200
+            )
+
+    return built_once("trained", build)

@@ -32,8 +32,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [where / "checkpoints" / f"step-{step:06d}.safetensors" for step in (0, 10, 20)]
 
 
-def two_at_once(words: list[str], where: Path) -> list[subprocess.CompletedProcess[str]]:
-    command = [sys.executable, "-m", "ckpt_probe", *words]
+def two_at_once(command: list[str], where: Path) -> list[subprocess.CompletedProcess[str]]:
     begun = [
         subprocess.Popen(
             command, cwd=where, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -52,12 +51,13 @@ def numbers_of(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["path", "plane"])
-def test_two_calls_for_one_path_or_plane(kind: str, ends: list[Path], tmp_path: Path) -> None:
+def test_two_calls_for_one_path_or_plane(kind: str, ends: list[Path], tmp_path: Path, commands: Any) -> None:
     words, points = {
         "path": (["interpolate", str(ends[0]), str(ends[2]), "-o", "out", "--points", "5"], 5),
         "plane": (["plane", *map(str, ends), "-o", "out", "--grid", "3"], 9),
     }[kind]
-    both = two_at_once([*words, "--split", "test", "--json", "--device", "cpu"], tmp_path)
+    command = commands.ckpt_probe(*words, "--split", "test", "--json", "--device", "cpu")
+    both = two_at_once(command, tmp_path)
     assert [done.returncode for done in both] == [0, 0], [done.stderr for done in both]
     assert numbers_of(both[0].stdout) == numbers_of(both[1].stdout)
     kept = numbers_of((tmp_path / "out" / "points.jsonl").read_text())
@@ -134,10 +134,12 @@ def test_the_claim_of_a_process_that_is_gone_is_taken_over(kind: str, ends: list
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_two_calls_of_analyze_share_the_dumps(ends: list[Path], tmp_path: Path, probe: Callable[..., Any]) -> None:
+def test_two_calls_of_analyze_share_the_dumps(
+    ends: list[Path], tmp_path: Path, probe: Callable[..., Any], commands: Any
+) -> None:
     run = str(ends[0].parents[1])
     assert probe("extract", run, "-o", "dumps", "--device", "cpu").returncode == 0
-    both = two_at_once(["analyze", "dumps", "--json"], tmp_path)
+    both = two_at_once(commands.ckpt_probe("analyze", "dumps", "--json"), tmp_path)
     assert [done.returncode for done in both] == [0, 0], [done.stderr for done in both]
     assert numbers_of(both[0].stdout) == numbers_of(both[1].stdout)
     assert len(numbers_of(both[0].stdout)) == 6

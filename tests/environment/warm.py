@@ -4,9 +4,10 @@ Importing torch takes seconds of a processor. The server imports it once and for
 a process, a directory, an environment, streams and an exit code of its own, as if it had been started anew. What is
 imported beforehand is other people's, never ckpt_probe.
 
-    python warm.py serve SOCKET                      until its standard input ends
+    python warm.py serve SOCKET MODULE …             until its standard input ends; imports these modules too
     python warm.py SOCKET ckpt-probe WORD …          as the installed command
     python warm.py SOCKET -c CODE                    as python -c
+    python warm.py SOCKET python FILE WORD …         as python FILE
 """
 
 import contextlib
@@ -57,14 +58,14 @@ def ask(place):
     sys.exit(code)
 
 
-def serve(place):
+def serve(place, modules):
     """The server; returns the words of a command, in the process that has become the one to run it."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(place)
         listener.listen()
         # Whoever asks from now on waits until all is imported.
         print("listening", flush=True)
-        for name in BEFOREHAND:
+        for name in (*BEFOREHAND, *modules):
             with contextlib.suppress(ImportError):
                 import_module(name)
         # What is imported stays where it is: memory that a child does not write is not copied for it.
@@ -168,12 +169,18 @@ def _run(words):
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(words[1], "<string>", "exec"), main.__dict__)
         return
+    if words[0] == "python":
+        import runpy
+
+        sys.argv, sys.path[0] = words[1:], os.path.dirname(os.path.abspath(words[1]))  # noqa: PTH100, PTH120
+        runpy.run_path(words[1], run_name="__main__")
+        return
     sys.argv, sys.path[0] = words, os.path.dirname(sys.executable)  # noqa: PTH120
     import_module("ckpt_probe.cli.app").main()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        leave(serve(sys.argv[2]))
+        leave(serve(sys.argv[2], sys.argv[3:]))
     else:
         ask(sys.argv[1])
