@@ -182,6 +182,7 @@ class Harness:
     def words(self, name: str) -> list[str]:
         """The command; where it needs a cluster, that is started with the first of them."""
         if "SCHEDULER" in COMMANDS[name] and not self._cluster:
+            import_module("distributed")
             self._start("dask_scheduler", "--port", "0", "--host", "127.0.0.1")
             for _ in range(2):
                 self._start("dask_worker", "--nthreads", "1", "--no-nanny")
