@@ -1,6 +1,7 @@
-"""Removal of the prefixes that wrappers add to names of tensors: data-parallel, compilation, a trainer's module."""
+"""Names of tensors: prefixes that wrappers add (data parallelism, compilation, a trainer), and names of copies."""
 
-from collections.abc import Collection, Mapping, Set
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import TypeVar
 
 from ckpt_probe.errors import listed
@@ -14,7 +15,11 @@ EXTRA_STATE = "_extra_state"
 WEIGHT_NORM = {"_g": "original0", "_v": "original1"}
 """Ends of names in torch.nn.utils.weight_norm, and the tensors of the parametrization that torch loads them into."""
 
+COPY = re.compile(r"(^|[._])(ema|swa|k|key|slow|shadow|teacher|momentum|target|avg|averaged?|moving)(?=[._\d]|$)", re.I)
+"""Part of a name of an averaged or delayed copy of a network, such as `ema` and `teacher`."""
+
 Value = TypeVar("Value")
+Entry = TypeVar("Entry")
 
 
 def unwrapped(state_dict: Mapping[str, Value], wanted: Set[str]) -> Mapping[str, Value]:
@@ -83,6 +88,11 @@ def matching_names(a: Collection[str], b: Collection[str]) -> dict[str, str]:
             if first.keys() == second.keys():
                 return {first[name]: second[name] for name in first}
     return {name: name for name in a if name in set(b)}
+
+
+def trained_first(entries: Iterable[Entry], name: Callable[[Entry], str] = str) -> list[Entry]:
+    """Return entries in their order, with those last whose names are names of copies."""
+    return sorted(entries, key=lambda entry: COPY.search(name(entry)) is not None)
 
 
 def _bare(names: Collection[str]) -> set[str]:

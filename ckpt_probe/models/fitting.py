@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ckpt_probe.copies import trained_first
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.plugins import loaded_by_transformers
-from ckpt_probe.wrappers import COUNTER, fitting_prefixes, is_extra_state, unwrapped
+from ckpt_probe.wrappers import COUNTER, fitting_prefixes, is_extra_state, trained_first, unwrapped
 
 QUANTISED = (".qweight", ".weight_packed", ".weight.absmax", ".SCB", ".weight_scale_inv")
 """Endings of tensor names that occur only in quantised checkpoints."""

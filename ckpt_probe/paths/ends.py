@@ -25,7 +25,7 @@ from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.files import distinct_names
 from ckpt_probe.merging import check_averaged, check_match
 from ckpt_probe.merging.streaming import OF_A_POINT
-from ckpt_probe.paths.directory import PathDirectory
+from ckpt_probe.paths.ledger import PathDirectory
 from ckpt_probe.paths.shapes import require_finite
 from ckpt_probe.progress import Progress, Task
 

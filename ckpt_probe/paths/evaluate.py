@@ -15,8 +15,8 @@ from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.directory import PathDirectory
 from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
+from ckpt_probe.paths.ledger import PathDirectory
 from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.paths.point import Evaluation

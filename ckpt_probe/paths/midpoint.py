@@ -16,8 +16,8 @@ from ckpt_probe.files import distinct_names
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.curve import MIDDLE
-from ckpt_probe.paths.directory import PathDirectory
 from ckpt_probe.paths.ends import Ends, point_metadata
+from ckpt_probe.paths.ledger import PathDirectory
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import Progress
 from ckpt_probe.training import train

@@ -5,12 +5,12 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, overload
 
 from ckpt_probe.addresses import Address, is_address, without_secrets
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import CkptProbeError, DataError
 from ckpt_probe.plugins import TEXT_SUFFIXES
 from ckpt_probe.remote.cache import cached_copy, download_directory, download_file
 from ckpt_probe.remote.hosts import WEB, Entry, RangeFile, list_directory, look_up, scheme_of
@@ -18,6 +18,8 @@ from ckpt_probe.remote.hosts import WEB, Entry, RangeFile, list_directory, look_
 DEEPEST = 12
 """Largest depth of nested directories that are downloaded."""
 LARGEST_TEXT = 64 * 2**20
+DATA_KINDS = frozenset({"idx", "npz", "h5", "text", "imagefolder", "hf-dataset", "csv", "parquet"})
+"""Kinds of data that are files."""
 
 _roots: set[str] = set()
 """Addresses that the caller has named, for which a failure is an error; files beside them may be absent."""
@@ -160,6 +162,24 @@ def local_texts(directory: Path) -> Path:
     if not above:
         return download_directory(str(directory), texts)
     return download_directory(_parent(str(directory)), [*above, *texts]) / directory.name
+
+
+@contextmanager
+def local_data(name: str) -> Iterator[str]:
+    """Download the files of data at an address; yield the name of the data with the path of the local copy.
+
+    Errors within the context state the address instead of that path. Other names are yielded as they are.
+    """
+    kind, _, address = name.partition(":")
+    if kind not in DATA_KINDS or not is_address(address):
+        yield name
+        return
+    path = resolve(address)
+    copy = path.__fspath__()
+    try:
+        yield f"{kind}:{copy}"
+    except CkptProbeError as error:
+        raise type(error)(str(error).replace(copy, str(path))) from error
 
 
 def _restored(address: str, root: str) -> RemotePath:

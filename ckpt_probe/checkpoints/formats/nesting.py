@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_probe.copies import trained_first
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.wrappers import trained_first
 
 DEEPEST = 12
 """Most levels of nesting that are searched."""
