@@ -2,19 +2,23 @@
 
 import os
 import sys
+import tempfile
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from ckpt_probe.addresses import all_credentials
 from ckpt_probe.children import safe_path
 from ckpt_probe.scheduling.tasks import Lost, attempt
 
-WATCH_SECONDS = 0.5
+PRELOADED = ("h5py", "torch")
+"""Packages that take long to import and that worker processes import once for all of them."""
+LONGEST_DIRECTORY = 60
+"""Largest length of the name of a directory in which a socket can be created."""
 
 
 class Processes:
@@ -59,22 +63,34 @@ class Processes:
         torch = sys.modules.get("torch")
         threads = None if torch is None else torch.get_num_threads()
         with safe_path():  # its locks start multiprocessing's tracker of resources
-            return ProcessPoolExecutor(
-                self._count, get_context("spawn"), initializer=_begin, initargs=(threads, os.getpid())
-            )
+            settings = threads, dict(os.environ)
+            return ProcessPoolExecutor(self._count, _context(), initializer=_begin, initargs=settings)
 
 
-def _begin(threads: int | None, parent: int) -> None:
+def _context() -> BaseContext:
+    """Return how processes are started: as forks of one that has imported what this one has, or anew."""
+    if sys.platform != "linux" or len(tempfile.gettempdir()) > LONGEST_DIRECTORY:
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([name for name in PRELOADED if name in sys.modules])
+    return context
+
+
+def _begin(threads: int | None, environment: Mapping[str, str]) -> None:
+    # The process of which this one is a fork may have started long ago.
+    os.environ.clear()
+    os.environ.update(environment)
     if threads is not None:
         # For torch if it is imported later; a task that does not need it should not import it.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if (torch := sys.modules.get("torch")) is not None:
             torch.set_num_threads(threads)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     # A parent that is killed cannot end its worker processes, which would wait for tasks forever.
-    while os.getppid() == parent:
-        time.sleep(WATCH_SECONDS)
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
