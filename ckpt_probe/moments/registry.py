@@ -569,9 +569,12 @@ def chosen_families(names: str | Iterable[str] | None) -> frozenset[str]:
     known = family_names()
     if names is None:
         return frozenset(known) - {family.name for family in FAMILIES if family.on_request}
+    names = as_sequence(names) or ()
+    if names and set(names) <= set(known):
+        return frozenset(names)
     family_of = {metric.name: metric.family for metric in all_metrics()}
     families: set[str] = set()
-    for name in (name.strip() for text in as_sequence(names) or () for name in text.split(",") if name.strip()):
+    for name in (name.strip() for text in names for name in text.split(",") if name.strip()):
         chosen = matching(name, [*GROUPS, *known])
         metrics = [] if chosen else [metric for metric in find_metrics(name) if metric in family_of]
         if not chosen and not metrics:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,8 +16,6 @@ from ckpt_probe.scheduling.tasks import Lost, attempt
 
 PRELOADED = ("h5py", "torch")
 """Packages that take long to import and that worker processes import once for all of them."""
-LONGEST_DIRECTORY = 60
-"""Largest length of the name of a directory in which a socket can be created."""
 
 
 class Processes:
@@ -68,12 +65,17 @@ class Processes:
 
 
 def _context() -> BaseContext:
-    """Return how processes are started: as forks of one that has imported what this one has, or anew."""
-    if sys.platform != "linux" or len(tempfile.gettempdir()) > LONGEST_DIRECTORY:
+    """Return how processes are started: as forks of a server that has imported what this process has, or anew."""
+    if sys.platform != "linux":
         return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload([name for name in PRELOADED if name in sys.modules])
-    return context
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload([name for name in PRELOADED if name in sys.modules])
+    try:
+        forkserver.ensure_running()
+    except OSError:  # this process is a fork of the one that has the server, or cannot create its socket
+        return get_context("spawn")
+    return get_context("forkserver")
 
 
 def _begin(threads: int | None, environment: Mapping[str, str]) -> None:
