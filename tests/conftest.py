@@ -162,6 +162,10 @@ class Commands:
         """The words that run Python code, with these as its arguments."""
         return [*self.start, "-c", code, *map(str, words)]
 
+    def script(self, file: Path, *words: object) -> list[str]:
+        """The words that run a file of Python, with these as its arguments."""
+        return [str(self.path / "python"), str(file), *map(str, words)]
+
 
 @pytest.fixture(scope="session")
 def commands() -> Iterator[Commands]:

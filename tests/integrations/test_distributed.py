@@ -17,10 +17,10 @@ SAME = 1e-12
 """Sums are taken in another order: what that may change of a number, relative to it, where the model is float64."""
 
 
-def together(kind: str, folder: Path) -> list[Any]:
+def together(kind: str, folder: Path, commands: Any) -> list[Any]:
     """What each of two processes found."""
-    commands = [[sys.executable, SCRIPT, kind, folder, str(rank)] for rank in (0, 1)]
-    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    words = [commands.script(SCRIPT, kind, folder, rank) for rank in (0, 1)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in words]
     told = [process.communicate(timeout=240)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(told)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
@@ -47,8 +47,8 @@ def alone(folder: Path) -> dict:
     return evaluation.record
 
 
-def test_two_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
-    found = together("plain", tmp_path)
+def test_two_processes_have_the_numbers_of_one(tmp_path: Path, commands: Any) -> None:
+    found = together("plain", tmp_path, commands)
     [record] = cp.read_records(tmp_path / "records.jsonl")
     same(record, alone(tmp_path))
     assert found[0] == found[1]

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +144,12 @@ def test_shapes_that_do_not_fit_are_named(samples) -> None:
         cp.RecordMetric().compute()
 
 
-def test_two_processes_have_the_values_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_values_of_one(tmp_path: Path, commands: Any) -> None:
     import json
     import runpy
 
-    commands = [[sys.executable, SCRIPT, "torchmetrics", tmp_path, str(rank)] for rank in (0, 1)]
-    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    words = [commands.script(SCRIPT, "torchmetrics", tmp_path, rank) for rank in (0, 1)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in words]
     errors = [process.communicate(timeout=240)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(errors)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
