@@ -69,7 +69,10 @@ def pytest_runtest_call() -> None:
 
 
 def _seed() -> None:
-    torch.manual_seed(0)
+    # torch.manual_seed formats a traceback for each device that is not initialised.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
 
