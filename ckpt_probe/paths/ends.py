@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from ckpt_probe.files import distinct_names
 from ckpt_probe.merging import check_averaged, check_match
 from ckpt_probe.merging.streaming import OF_A_POINT
 from ckpt_probe.paths.ledger import PathDirectory
+from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.shapes import require_finite
 from ckpt_probe.progress import Progress, Task
 
@@ -39,21 +39,6 @@ BATCH = 32
 """Number of samples whose activations, all of both networks, are in memory together."""
 
 ALIGNMENT = "ckpt_probe.alignment"
-
-
-@dataclass(frozen=True)
-class Aligning:
-    """Settings of an alignment.
-
-    Attributes:
-        method: "permutation" to match channels by weights, "activations" to match them by activations.
-        samples: Number of training samples whose activations are compared.
-        spec: File with groups of channels; None to derive them from the model.
-    """
-
-    method: str
-    samples: int
-    spec: Path | None = None
 
 
 def check_ends(ends: tuple[Path, Path], setup: Setup) -> None:
@@ -82,7 +67,7 @@ def aligned(
     ends: tuple[Path, Path],
     tensors: Ends,
     subject: Subject,
-    how: Aligning,
+    options: PathOptions,
     progress: Progress,
 ) -> tuple[Ends, Record]:
     """Put B's channels in A's order and write the result to `directory`/aligned.safetensors, unless it exists.
@@ -98,12 +83,12 @@ def aligned(
             if ALIGNMENT in checkpoint.raw_metadata:
                 return (tensors[0], checkpoint.state_dict()), json.loads(checkpoint.raw_metadata[ALIGNMENT])
     try:
-        alignment = _alignment(tensors, subject, how, progress)
+        alignment = _alignment(tensors, subject, options, progress)
     except DataError as error:
         raise DataError(f"{ends[0]}, {ends[1]}: {error}") from error
     description: Record = {
         "to": distinct_names(ends)[0],
-        "method": how.method,
+        "method": options.align,
         "before": alignment.before,
         "after": alignment.after,
         "output_change": alignment.error,
@@ -133,17 +118,17 @@ def _missing_metadata(metadata: CheckpointMetadata, subject: Subject) -> dict[st
     return CheckpointMetadata(**stated).to_strings()
 
 
-def _alignment(tensors: Ends, subject: Subject, how: Aligning, progress: Progress) -> Alignment:
+def _alignment(tensors: Ends, subject: Subject, options: PathOptions, progress: Progress) -> Alignment:
     a, b = tensors
     splits = subject.data.splits
     split = splits.get("train", next(iter(splits.values())))
     model = subject.model.eval()
     inputs = one_tensor(split.batch(slice(0, PROVED_ON))[0], "alignment").to(subject.device)
-    symmetry = trace_symmetry(model, inputs) if how.spec is None else read_spec(how.spec, a)
-    if how.method == "permutation":
+    symmetry = trace_symmetry(model, inputs) if options.align_spec is None else read_spec(Path(options.align_spec), a)
+    if options.align == "permutation":
         return proved(a, b, symmetry, match_weights(a, b, symmetry, progress=progress), model, inputs)
-    with progress.task("activations", min(how.samples, len(split)), "samples") as bar:
-        batches = _batches(split, how.samples, subject.device, bar)
+    with progress.task("activations", min(options.align_samples, len(split)), "samples") as bar:
+        batches = _batches(split, options.align_samples, subject.device, bar)
         return proved(a, b, symmetry, match_activations(a, b, symmetry, model, batches), model, inputs)
 
 

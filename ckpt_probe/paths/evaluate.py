@@ -15,9 +15,9 @@ from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.models import unwrapped
-from ckpt_probe.paths.ends import Aligning, Ends, aligned, check_ends, read_ends
+from ckpt_probe.paths.ends import Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.ledger import PathDirectory
-from ckpt_probe.paths.midpoint import CurveTraining, read_midpoint, trained_midpoint
+from ckpt_probe.paths.midpoint import read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
@@ -153,9 +153,14 @@ class PathJob:
     options: PathOptions
     directory: PathDirectory
 
+    def evaluation(self) -> Evaluation:
+        """Open model and data."""
+        subject = open_subject(self.ends[0], self.setup)
+        return Evaluation(subject, self.options.batchnorm, self.options.batchnorm_samples)
+
     def survey(self) -> Survey:
         """Build the path from files that were aligned and trained before."""
-        evaluation = Evaluation(open_subject(self.ends[0], self.setup), self.options.statistics)
+        evaluation = self.evaluation()
         state_at, _ = _route(self, evaluation.subject, overwrite=False, progress=NullProgress())
         return self.survey_of(state_at, evaluation)
 
@@ -168,7 +173,7 @@ class PathJob:
 def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progress) -> PathResult:
     options, ledger = job.options, job.directory.ledger
     alphas = evenly(FIRST if options.points is None else options.points, options.span)
-    evaluation = Evaluation(open_subject(job.ends[0], job.setup), options.statistics)
+    evaluation = job.evaluation()
     inputs = [*job.ends, *(Path(file) for file in (options.midpoint, options.align_spec) if file is not None)]
     request = request_of(job.ends, job.directory.path, job.setup, options)
     job.directory.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
@@ -206,16 +211,13 @@ def _route(
     first, second = (unwrapped(state, names) for state in read_ends(ends, subject.setup))
     tensors: Ends = first, second
     if options.align is not None:
-        spec = None if options.align_spec is None else Path(options.align_spec)
-        aligning = Aligning(options.align, options.align_samples, spec)
-        tensors, description["alignment"] = aligned(directory, ends, tensors, subject, aligning, progress)
+        tensors, description["alignment"] = aligned(directory, ends, tensors, subject, options, progress)
         ends = ends[0], directory.aligned
     middle = None
     if options.midpoint is not None:
         middle = read_midpoint(Path(options.midpoint), subject)
     elif options.curved:
-        training = CurveTraining(options.path, options.curve_epochs, options.curve_learning_rate)
-        middle = trained_midpoint(directory, ends, tensors, subject, training, overwrite=overwrite, progress=progress)
+        middle = trained_midpoint(directory, ends, tensors, subject, options, overwrite=overwrite, progress=progress)
     state_at = path_of(options.path, *tensors, middle)
     apart = distances(*tensors)
     distance = math.sqrt(sum(tensor["distance"] ** 2 for tensor in apart))

@@ -1,7 +1,6 @@
 """The midpoint of a curve: trained by `ckpt_probe.training`, or read from a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.curve import MIDDLE
 from ckpt_probe.paths.ends import Ends, point_metadata
 from ckpt_probe.paths.ledger import PathDirectory
+from ckpt_probe.paths.options import PathOptions
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import Progress
 from ckpt_probe.training import train
@@ -27,21 +27,6 @@ FOREIGN_OPTIMIZER = {"name": "adamw", "learning_rate": 1e-3}
 """Optimizer for checkpoints without a training configuration."""
 
 FOREIGN_BATCH = 64
-
-
-@dataclass(frozen=True)
-class CurveTraining:
-    """Settings for the training of the midpoint M.
-
-    Attributes:
-        curve: Shape of the curve.
-        epochs: Number of passes over the training data.
-        learning_rate: Learning rate; None for that of A's training.
-    """
-
-    curve: str
-    epochs: float
-    learning_rate: float | None
 
 
 def read_midpoint(path: Path, subject: Subject) -> State:
@@ -57,7 +42,7 @@ def trained_midpoint(
     ends: tuple[Path, Path],
     tensors: Ends,
     subject: Subject,
-    how: CurveTraining,
+    options: PathOptions,
     *,
     overwrite: bool,
     progress: Progress,
@@ -71,7 +56,7 @@ def trained_midpoint(
         ends: The checkpoints A and B.
         tensors: Their state dicts.
         subject: Model and data.
-        how: Settings of the training.
+        options: Shape of the curve, and epochs and learning rate of the training.
         overwrite: Whether to start an interrupted training again.
         progress: Receives messages and bars.
 
@@ -82,7 +67,7 @@ def trained_midpoint(
         return read_midpoint(directory.midpoint, subject)
     with subject.setup.open(ends[0]) as checkpoint:
         raw, trained_by = checkpoint.raw_metadata, checkpoint.metadata.config
-    config = _configuration(directory, ends, subject, how, trained_by)
+    config = _configuration(directory, ends, subject, options, trained_by)
     device = str(subject.device)
     train(config, directory.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
     with open_checkpoint(open_series(directory.training)[-1].path) as checkpoint:
@@ -91,7 +76,7 @@ def trained_midpoint(
     if has_batchnorm(subject.model):
         recompute(subject.model, subject.data.split("train"))
     state = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
-    description = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": how.curve, "midpoint": True}
+    description = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": options.path, "midpoint": True}
     save_checkpoint(directory.midpoint, state, point_metadata(raw, subject, description))
     return state
 
@@ -100,17 +85,21 @@ def _configuration(
     directory: PathDirectory,
     ends: tuple[Path, Path],
     subject: Subject,
-    how: CurveTraining,
+    options: PathOptions,
     trained_by: Mapping[str, Any],
 ) -> TrainingConfig:
     optimizer = dict(trained_by.get("optimizer", FOREIGN_OPTIMIZER))
     # A stored configuration contains every default, also those of the other optimizer.
     optimizer = {key: value for key, value in optimizer.items() if value != _default(key)}
-    if how.learning_rate is not None:
-        optimizer["learning_rate"] = how.learning_rate
+    if options.curve_learning_rate is not None:
+        optimizer["learning_rate"] = options.curve_learning_rate
     batch_size = trained_by.get("training", {}).get("batch_size", FOREIGN_BATCH)
     a, b = (str(end.resolve()) for end in ends)
-    net: dict[str, Any] = {"model": subject.model_name, "model_arguments": subject.model_arguments, "curve": how.curve}
+    net: dict[str, Any] = {
+        "model": subject.model_name,
+        "model_arguments": subject.model_arguments,
+        "curve": options.path,
+    }
     setup = subject.setup
     if setup.state_key is not None:
         # Aligned B is our own file, without keys.
@@ -120,7 +109,7 @@ def _configuration(
     values = {
         "data": {"name": subject.data.name, "arguments": subject.data.arguments},
         "model": {"name": NET, "arguments": {**net, "a": a, "b": b}},
-        "training": {"epochs": how.epochs, "batch_size": batch_size},
+        "training": {"epochs": options.curve_epochs, "batch_size": batch_size},
         "optimizer": optimizer,
         "checkpoints": {"steps": []},
     }

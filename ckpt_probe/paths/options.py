@@ -18,24 +18,13 @@ SAMPLES = 4096
 """Number of training samples from which batch-norm statistics are estimated."""
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Source of the batch-norm statistics between checkpoints.
-
-    Attributes:
-        batchnorm: "recompute" to estimate them from training samples, "interpolate" to interpolate them.
-        samples: Number of training samples.
-    """
-
-    batchnorm: str = "recompute"
-    samples: int = SAMPLES
-
-    def __post_init__(self) -> None:
-        if self.batchnorm not in {"recompute", "interpolate"} or self.samples < 2:
-            raise UsageError(
-                "batchnorm: expected recompute or interpolate, with at least two samples; "
-                f"found {self.batchnorm} with {self.samples} samples"
-            )
+def require_statistics(batchnorm: str, samples: int) -> None:
+    """Raise UsageError unless batch-norm statistics can be had that way, from that number of training samples."""
+    if batchnorm not in {"recompute", "interpolate"} or samples < 2:
+        raise UsageError(
+            "batchnorm: expected recompute or interpolate, with at least two samples; "
+            f"found {batchnorm} with {samples} samples"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ class PathOptions:
     def __post_init__(self) -> None:
         if self.path not in SHAPES:
             raise UsageError(f"path: expected one of {', '.join(SHAPES)}; found {self.path}")
-        _ = self.statistics
+        require_statistics(self.batchnorm, self.batchnorm_samples)
         self._check_alignment()
         self._check_curve()
 
@@ -84,11 +73,6 @@ class PathOptions:
     def curved(self) -> bool:
         """Whether the path is a curve over a midpoint."""
         return self.path in BENT
-
-    @property
-    def statistics(self) -> Statistics:
-        """Source of the batch-norm statistics. Raises UsageError if the settings are not valid."""
-        return Statistics(self.batchnorm, self.batchnorm_samples)
 
     def _check_alignment(self) -> None:
         if self.align not in {None, *METHODS} or self.align_samples < 2:

@@ -18,7 +18,7 @@ from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.directions import Plane, plane_through, random_plane, trajectory_plane
 from ckpt_probe.paths.ledger import Ledger
-from ckpt_probe.paths.options import SAMPLES, Statistics
+from ckpt_probe.paths.options import SAMPLES, require_statistics
 from ckpt_probe.paths.point import Evaluation
 from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import NullProgress, Progress
@@ -57,7 +57,7 @@ class PlaneOptions:
     def __post_init__(self) -> None:
         if min(self.shape) < 2:
             raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
-        _ = self.statistics
+        require_statistics(self.batchnorm, self.batchnorm_samples)
         if self.directions not in {None, "random", "pca"}:
             raise UsageError(f"directions: expected random, pca or None, found {self.directions}")
         if self.directions != "random" and (self.seed, self.radius) != (0, RADIUS):
@@ -71,11 +71,6 @@ class PlaneOptions:
     def shape(self) -> tuple[int, int]:
         """Number of positions along x and along y."""
         return (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
-
-    @property
-    def statistics(self) -> Statistics:
-        """Source of the batch-norm statistics. Raises UsageError if the settings are not valid."""
-        return Statistics(self.batchnorm, self.batchnorm_samples)
 
 
 @dataclass(frozen=True)
@@ -205,15 +200,20 @@ class PlaneJob:
     options: PlaneOptions
     sources: tuple[Path, ...]
 
+    def evaluation(self) -> Evaluation:
+        """Open model and data."""
+        subject = open_subject(self.files[0], self.setup)
+        return Evaluation(subject, self.options.batchnorm, self.options.batchnorm_samples)
+
     def survey(self) -> Survey:
         """Open model and data, and read the checkpoints."""
-        evaluation = Evaluation(open_subject(self.files[0], self.setup), self.options.statistics)
+        evaluation = self.evaluation()
         plane = _plane(self.files, self.options, evaluation.subject)
         return Survey("plane", self.files, plane.at, evaluation)
 
 
 def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool, progress: Progress) -> PlaneResult:
-    evaluation = Evaluation(open_subject(job.files[0], job.setup), job.options.statistics)
+    evaluation = job.evaluation()
     plane = _plane(job.files, job.options, evaluation.subject)
     plan = _plan(job.files, evaluation, job.options)
     if overwrite:

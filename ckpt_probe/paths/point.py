@@ -19,7 +19,7 @@ from ckpt_probe.moments.quality import Quality
 from ckpt_probe.moments.registry import INFINITE_LOGITS
 from ckpt_probe.moments.subset import PREFIX, RowSubset
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
-from ckpt_probe.paths.options import Statistics
+from ckpt_probe.paths.options import SAMPLES
 from ckpt_probe.progress import Progress
 
 CACHE_BYTES = 2**30
@@ -33,16 +33,18 @@ class Evaluation:
 
     Attributes:
         subject: Model and data.
-        statistics: Source of the batch-norm statistics between checkpoints.
+        statistics: Source of the batch-norm statistics between checkpoints, "recompute" or "interpolate".
+        samples: Number of training samples from which they are estimated.
     """
 
     subject: Subject
-    statistics: Statistics
+    statistics: str
+    samples: int = SAMPLES
 
     @property
     def batchnorm(self) -> str:
         """ "recompute", "interpolate", or "none" for a model without running statistics."""
-        return self.statistics.batchnorm if has_batchnorm(self.subject.model) else "none"
+        return self.statistics if has_batchnorm(self.subject.model) else "none"
 
     def plan(self) -> Record:
         """Return the settings that all positions share."""
@@ -55,7 +57,7 @@ class Evaluation:
             "data_arguments": subject.data.arguments,
             "classifier": subject.classifier,
             "batchnorm": self.batchnorm,
-            "batchnorm_samples": self.statistics.samples if self.batchnorm == "recompute" else None,
+            "batchnorm_samples": self.samples if self.batchnorm == "recompute" else None,
         }
 
     def load(self, state: State, source: str, *, keep_batchnorm: bool = False) -> str:
@@ -78,7 +80,7 @@ class Evaluation:
         if self.batchnorm == "recompute":
             splits = self.subject.data.splits
             split = splits.get("train", splits[self.subject.splits[0]])
-            recompute(self.subject.model, split, samples=self.statistics.samples)
+            recompute(self.subject.model, split, samples=self.samples)
         return self.batchnorm
 
     def record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> Record:

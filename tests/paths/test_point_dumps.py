@@ -20,7 +20,6 @@ from ckpt_probe.extraction import Setup, open_subject
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
-from ckpt_probe.paths.options import Statistics
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import NullProgress
 from ckpt_probe.training import train
@@ -156,7 +155,7 @@ def test_an_evaluation_that_breaks_midway_leaves_no_thread(
     *_, scale, shift = (p for name, p in subject.model.named_parameters() if not name.startswith(subject.classifier))
     scale.data.fill_(1e6 if breaks == "writer" else torch.nan)
     shift.data.fill_(1e6)
-    evaluation = point_module.Evaluation(subject, Statistics("interpolate"))
+    evaluation = point_module.Evaluation(subject, "interpolate")
     how = {"classes": 10, "features": 6, "feature_dtype": "float16"}
     # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
     with (
