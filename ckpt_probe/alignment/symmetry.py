@@ -50,7 +50,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ChannelLayout:
     """Segments along one axis of a tensor."""
 
     axis: int
@@ -75,7 +75,7 @@ class Symmetry:
 
     sizes: Mapping[int, int]
     axes: Mapping[tuple[str, int], tuple[Segment, ...]]
-    activations: Mapping[str, Layout] = field(default_factory=dict)
+    activations: Mapping[str, ChannelLayout] = field(default_factory=dict)
 
     def of_group(self, group: int) -> list[tuple[str, int]]:
         """Return the axes on which a group acts."""
@@ -105,7 +105,7 @@ class _Walk:
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self._modules = dict(traced.named_modules())
-        self._layouts: dict[fx.Node, Layout] = {}
+        self._layouts: dict[fx.Node, ChannelLayout] = {}
         self._axes: dict[tuple[str, int], tuple[Segment, ...]] = {}
         self._parents: list[int] = []
         self._sizes: list[int] = []
@@ -115,7 +115,7 @@ class _Walk:
         if node.op == "placeholder":
             shape = self._shape(node)
             axis = 1 if len(shape) > 1 else 0
-            self._layouts[node] = Layout(axis, (Segment(None, shape[axis]),))
+            self._layouts[node] = ChannelLayout(axis, (Segment(None, shape[axis]),))
         elif node.op == "output":
             for argument in node.all_input_nodes:
                 self._pin(self._layout(argument))
@@ -130,14 +130,15 @@ class _Walk:
         axes = {axis: self._resolved(parts) for axis, parts in self._axes.items()}
         used = {part.group for parts in axes.values() for part in parts if part.group is not None}
         layouts = {
-            node.name: Layout(layout.axis, self._resolved(layout.segments)) for node, layout in self._layouts.items()
+            node.name: ChannelLayout(layout.axis, self._resolved(layout.segments))
+            for node, layout in self._layouts.items()
         }
         activations = {
             name: layout for name, layout in layouts.items() if any(part.group in used for part in layout.segments)
         }
         return Symmetry({group: self._sizes[group] for group in sorted(used)}, axes, activations)
 
-    def _through_module(self, node: fx.Node, module: nn.Module) -> Layout:
+    def _through_module(self, node: fx.Node, module: nn.Module) -> ChannelLayout:
         name, shape = str(node.target), self._shape(node)
         if isinstance(module, nn.Embedding):
             out = self._fresh(len(shape) - 1, module.embedding_dim)
@@ -170,19 +171,19 @@ class _Walk:
             return source
         raise self._unknown(node, f"module {name}, a {type(module).__name__}")
 
-    def _through_convolution(self, name: str, module: Any, source: Layout) -> Layout:
+    def _through_convolution(self, name: str, module: Any, source: ChannelLayout) -> ChannelLayout:
         if module.groups == 1:
             self._tie(f"{name}.weight", 1, source)
             return self._tied(self._fresh(1, module.out_channels), f"{name}.weight", f"{name}.bias")
         if module.groups == module.in_channels:
             times = module.out_channels // module.in_channels
             parts = tuple(Segment(part.group, part.size, part.repeat * times) for part in source.segments)
-            return self._tied(Layout(1, parts), f"{name}.weight", f"{name}.bias")
+            return self._tied(ChannelLayout(1, parts), f"{name}.weight", f"{name}.bias")
         # Channels could only be permuted within each group of the convolution; they are left fixed.
         self._pin(source)
-        return Layout(1, (Segment(None, module.out_channels),))
+        return ChannelLayout(1, (Segment(None, module.out_channels),))
 
-    def _through_function(self, node: fx.Node) -> Layout:
+    def _through_function(self, node: fx.Node) -> ChannelLayout:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         sources = [self._layout(argument) for argument in node.all_input_nodes]
         if node.target in SUMS or name in SUM_NAMES:
@@ -194,7 +195,7 @@ class _Walk:
         if name in {"flatten", "view", "reshape"} and len(sources) == 1:
             return self._flattened(node, sources[0])
         if name in {"cat", "concat"} and node.kwargs.get("dim", (*node.args, 0)[1]) in {1, -len(self._shape(node)) + 1}:
-            return Layout(1, tuple(part for source in sources for part in source.segments))
+            return ChannelLayout(1, tuple(part for source in sources for part in source.segments))
         if name == "mean" and len(sources) == 1:
             axis = sources[0].axis
             dims = node.kwargs.get("dim", (*node.args, None)[1])
@@ -202,19 +203,21 @@ class _Walk:
             gone = {d % before for d in ((dims,) if isinstance(dims, int) else dims or range(before))}  # pyright: ignore
             if axis not in gone:
                 keep = node.kwargs.get("keepdim", len(node.args) > 2 and bool(node.args[2]))
-                return Layout(axis if keep else axis - sum(d < axis for d in gone), sources[0].segments)
+                return ChannelLayout(axis if keep else axis - sum(d < axis for d in gone), sources[0].segments)
         raise self._unknown(node, f"function {name}")
 
-    def _flattened(self, node: fx.Node, source: Layout) -> Layout:
+    def _flattened(self, node: fx.Node, source: ChannelLayout) -> ChannelLayout:
         before, after = self._shape(node.all_input_nodes[0]), self._shape(node)
         if before == after:
             return source
         if source.axis != 1 or len(after) != 2 or after[0] != before[0]:
             raise self._unknown(node, f"a change of shape from {tuple(before)} to {tuple(after)}")
         positions = after[1] // before[1]
-        return Layout(1, tuple(Segment(part.group, part.size, part.repeat * positions) for part in source.segments))
+        return ChannelLayout(
+            1, tuple(Segment(part.group, part.size, part.repeat * positions) for part in source.segments)
+        )
 
-    def _joined(self, node: fx.Node, first: Layout, second: Layout) -> Layout:
+    def _joined(self, node: fx.Node, first: ChannelLayout, second: ChannelLayout) -> ChannelLayout:
         if first.axis != second.axis:
             raise self._unknown(node, "a sum of tensors whose channels lie on other axes")
         if [(p.size, p.repeat) for p in first.segments] != [(p.size, p.repeat) for p in second.segments]:
@@ -237,17 +240,17 @@ class _Walk:
             if second in self._pinned:
                 self._pinned.add(first)
 
-    def _fresh(self, axis: int, size: int) -> Layout:
+    def _fresh(self, axis: int, size: int) -> ChannelLayout:
         self._parents.append(len(self._parents))
         self._sizes.append(size)
-        return Layout(axis, (Segment(len(self._parents) - 1, size),))
+        return ChannelLayout(axis, (Segment(len(self._parents) - 1, size),))
 
-    def _tied(self, layout: Layout, *names: str) -> Layout:
+    def _tied(self, layout: ChannelLayout, *names: str) -> ChannelLayout:
         for name in names:
             self._tie(name, 0, layout)
         return layout
 
-    def _tie(self, name: str, axis: int, layout: Layout) -> None:
+    def _tie(self, name: str, axis: int, layout: ChannelLayout) -> None:
         earlier = self._axes.get((name, axis))
         if earlier is None:
             self._axes[(name, axis)] = layout.segments
@@ -259,7 +262,7 @@ class _Walk:
         if not same:
             self._pin(layout)
 
-    def _pin(self, layout: Layout) -> None:
+    def _pin(self, layout: ChannelLayout) -> None:
         for part in layout.segments:
             if part.group is not None:
                 self._pinned.add(self._root(part.group))
@@ -277,7 +280,7 @@ class _Walk:
             segments.append(Segment(None if root in pinned else root, part.size, part.repeat))
         return tuple(segments)
 
-    def _layout(self, node: fx.Node) -> Layout:
+    def _layout(self, node: fx.Node) -> ChannelLayout:
         return self._layouts[node]
 
     def _shape(self, node: fx.Node) -> torch.Size:

@@ -102,12 +102,12 @@ class Evaluation:
         if classes.ndim not in (1, 2) or classes.is_floating_point():
             kind = str(classes.dtype).removeprefix("torch.")
             raise UsageError(f"labels: expected whole numbers (n,), found {tuple(classes.shape)} of {kind}")
-        recorded = self._tap.take(count, positions=self._tap.named and classes.ndim == 2)
+        head, rows = self._tap.take(count, positions=self._tap.named and classes.ndim == 2)
         samples = min(limit for limit in (count, used, self._remaining) if limit is not None)
         if self._remaining is not None:
             self._remaining -= samples
-        row_labels, mask = labels_of_rows(recorded.head, recorded.rows.features.shape[0], classes)
-        features, logits = recorded.rows.features, recorded.rows.logits.float()
+        row_labels, mask = labels_of_rows(head, rows.features.shape[0], classes)
+        features, logits = rows.features, rows.logits.float()
         documents = self._documents(count, len(features)) if classes.ndim == 2 else None
         if mask is not None or samples < count:
             mask = torch.ones_like(row_labels, dtype=torch.bool) if mask is None else mask
@@ -119,7 +119,7 @@ class Evaluation:
             weights, _ = self._tap.parameters()
             self._gathering = Gathering(self._settings.moments(len(weights)), **rank_of())
         row_labels = row_labels.to(features.device)
-        scores = score_logits(logits, row_labels) if is_scored(recorded.head, logits.shape[1]) else logits
+        scores = score_logits(logits, row_labels) if is_scored(head, logits.shape[1]) else logits
         self._gathering.add(features, row_labels, scores, documents)
 
     def _documents(self, samples: int, rows: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +14,6 @@ from ckpt_probe.models import Head, Part, Rows, find_head, logits_of
 from ckpt_probe.models.calling import Call
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One recorded forward pass: the head, and its rows."""
-
-    head: Head
-    rows: Rows
 
 
 class Tap:
@@ -91,8 +83,8 @@ class Tap:
             recorded.clear()
         self._output, self._outermost, self._depth, self._error = None, [], 0, None
 
-    def take(self, samples: int, *, positions: bool = False) -> Pass:
-        """Return the forward pass since the last call, with copies of its rows.
+    def take(self, samples: int, *, positions: bool = False) -> tuple[Head, Rows]:
+        """Return the head, and copies of its rows in the forward pass since the last call.
 
         Args:
             samples: Number of samples in the batch.
@@ -121,7 +113,7 @@ class Tap:
         if outermost:
             self.start()  # the head is known now: replace the hooks of the search
         # Copies: a row may be a view of a much larger activation, whose memory may be reused.
-        return Pass(head, Rows(rows.features.detach().clone(), rows.logits.detach().clone()))
+        return head, Rows(rows.features.detach().clone(), rows.logits.detach().clone())
 
     @property
     def named(self) -> bool:

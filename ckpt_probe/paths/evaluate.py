@@ -19,7 +19,7 @@ from ckpt_probe.paths.ends import Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.ledger import PathDirectory
 from ckpt_probe.paths.midpoint import read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import SAMPLES, PathOptions
-from ckpt_probe.paths.point import Evaluation
+from ckpt_probe.paths.point import PointEvaluation
 from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
 from ckpt_probe.paths.shapes import distances, length, path_of
 from ckpt_probe.paths.survey import Survey, visit
@@ -153,10 +153,10 @@ class PathJob:
     options: PathOptions
     directory: PathDirectory
 
-    def evaluation(self) -> Evaluation:
+    def evaluation(self) -> PointEvaluation:
         """Open model and data."""
         subject = open_subject(self.ends[0], self.setup)
-        return Evaluation(subject, self.options.batchnorm, self.options.batchnorm_samples)
+        return PointEvaluation(subject, self.options.batchnorm, self.options.batchnorm_samples)
 
     def survey(self) -> Survey:
         """Build the path from files that were aligned and trained before."""
@@ -164,7 +164,7 @@ class PathJob:
         state_at, _ = _route(self, evaluation.subject, overwrite=False, progress=NullProgress())
         return self.survey_of(state_at, evaluation)
 
-    def survey_of(self, state_at: Callable[[float], State], evaluation: Evaluation) -> Survey:
+    def survey_of(self, state_at: Callable[[float], State], evaluation: PointEvaluation) -> Survey:
         """Return the survey of a path that is built."""
         dump_at = self.directory.dump if self.options.keep_dumps else None
         return Survey("path", self.ends, state_at, evaluation, TRAINED, dump_at)
@@ -231,7 +231,7 @@ def _stored(directory: PathDirectory) -> PathResult:
     return PathResult(points, summary["summary"], summary["distance"], summary["length"], summary.get("alignment"))
 
 
-def _plan(job: PathJob, evaluation: Evaluation) -> Record:
+def _plan(job: PathJob, evaluation: PointEvaluation) -> Record:
     options = job.options
     trained = options.curved and options.midpoint is None
     return {

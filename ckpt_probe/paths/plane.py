@@ -19,7 +19,7 @@ from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.directions import Plane, plane_through, random_plane, trajectory_plane
 from ckpt_probe.paths.ledger import Ledger
 from ckpt_probe.paths.options import SAMPLES, require_statistics
-from ckpt_probe.paths.point import Evaluation
+from ckpt_probe.paths.point import PointEvaluation
 from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
@@ -200,10 +200,10 @@ class PlaneJob:
     options: PlaneOptions
     sources: tuple[Path, ...]
 
-    def evaluation(self) -> Evaluation:
+    def evaluation(self) -> PointEvaluation:
         """Open model and data."""
         subject = open_subject(self.files[0], self.setup)
-        return Evaluation(subject, self.options.batchnorm, self.options.batchnorm_samples)
+        return PointEvaluation(subject, self.options.batchnorm, self.options.batchnorm_samples)
 
     def survey(self) -> Survey:
         """Open model and data, and read the checkpoints."""
@@ -238,7 +238,7 @@ def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool,
     return _stored(ledger)
 
 
-def _marks(files: tuple[Path, ...], plane: Plane, evaluation: Evaluation, progress: Progress) -> list[Record]:
+def _marks(files: tuple[Path, ...], plane: Plane, evaluation: PointEvaluation, progress: Progress) -> list[Record]:
     """Compute the checkpoints' own records with their own statistics, one for each checkpoint and split."""
     records: list[Record] = []
     for file, label, (name, x, y) in zip(files, distinct_names(files), plane.marks, strict=True):
@@ -304,7 +304,7 @@ def _grid(plane: Plane, options: PlaneOptions) -> tuple[list[float], list[float]
     return xs, ys
 
 
-def _plan(files: tuple[Path, ...], evaluation: Evaluation, options: PlaneOptions) -> Record:
+def _plan(files: tuple[Path, ...], evaluation: PointEvaluation, options: PlaneOptions) -> Record:
     random = options.directions == "random"
     contents = [evaluation.subject.setup.content_hash(file) for file in files]
     if options.directions == "pca":

@@ -28,7 +28,7 @@ OF_LOGITS = ("accuracy", "nc4.disagreement")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class PointEvaluation:
     """Evaluates one set of weights after another with the same model and data.
 
     Attributes:

@@ -12,7 +12,7 @@ from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths.ledger import AXES, Ledger
-from ckpt_probe.paths.point import Evaluation, point_writer
+from ckpt_probe.paths.point import PointEvaluation, point_writer
 from ckpt_probe.progress import NullProgress, Progress, Task
 from ckpt_probe.scheduling import Workers, made_once, results
 
@@ -36,7 +36,7 @@ class Survey:
     kind: str
     files: tuple[Path, ...]
     state_at: Callable[..., State]
-    evaluation: Evaluation
+    evaluation: PointEvaluation
     trained: Collection[Position] = ()
     dump_at: Callable[..., Path] | None = None
 
@@ -72,7 +72,7 @@ class Survey:
         return point_writer(self.dump_at(*position), name, position[0], self.evaluation.subject)
 
 
-class Job(Protocol):
+class SurveyJob(Protocol):
     """Settings of a survey; a worker process opens the survey from them."""
 
     def survey(self) -> Survey:
@@ -86,7 +86,7 @@ def visit(
     survey: Survey,
     ledger: Ledger,
     *,
-    job: Job,
+    job: SurveyJob,
     workers: Workers,
     bar: Task,
     progress: Progress,
@@ -136,5 +136,5 @@ def label_of(kind: str, position: Position) -> str:
     return ", ".join(f"{axis} {value:g}" for axis, value in zip(AXES[kind], position, strict=True))
 
 
-def _evaluate_in_worker(job: Job, position: Position) -> list[Record]:
+def _evaluate_in_worker(job: SurveyJob, position: Position) -> list[Record]:
     return made_once(job, job.survey).evaluate(position, NullProgress())

@@ -155,7 +155,7 @@ def test_an_evaluation_that_breaks_midway_leaves_no_thread(
     *_, scale, shift = (p for name, p in subject.model.named_parameters() if not name.startswith(subject.classifier))
     scale.data.fill_(1e6 if breaks == "writer" else torch.nan)
     shift.data.fill_(1e6)
-    evaluation = point_module.Evaluation(subject, "interpolate")
+    evaluation = point_module.PointEvaluation(subject, "interpolate")
     how = {"classes": 10, "features": 6, "feature_dtype": "float16"}
     # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
     with (
