@@ -97,10 +97,11 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
         directory, complete = base / "shared" / name, base / "shared" / f"{name}.complete"
         with FileLock(base / f"shared-{name}.lock"):
             if not complete.exists():
+                shutil.rmtree(directory, ignore_errors=True)  # another worker may have failed to build it
                 directory.mkdir(parents=True)
                 build(directory)
                 complete.touch()
-        before[directory] = _sizes_and_times(directory)
+        before.setdefault(directory, _sizes_and_times(directory))
         return directory
 
     yield build_once
