@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +111,28 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 def _sizes_and_times(directory: Path) -> dict[Path, tuple[int, int]]:
     states = {path: path.stat() for path in directory.rglob("*") if path.is_file()}
     return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
+
+
+@pytest.fixture(scope="session")
+def train_digits() -> Callable[..., Path]:
+    """Trains a network on the digits in a directory, with checkpoints at some steps, and returns the directory.
+
+    The last of the steps ends the training; sections of the configuration replace what they name.
+    """
+    from ckpt_probe.config import TrainingConfig
+    from ckpt_probe.training import train
+
+    def run(where: Path, steps: Sequence[int] = (1,), hidden: Sequence[int] = (16,), **sections: object) -> Path:
+        settings: dict[str, object] = {
+            "data": {"name": "digits"},
+            "model": {"name": "mlp", "arguments": {"hidden": list(hidden)}},
+            "training": {"steps": steps[-1]},
+            "checkpoints": {"steps": list(steps[:-1])},
+        }
+        train(TrainingConfig.model_validate(settings | sections), where, device="cpu")
+        return where
+
+    return run
 
 
 STUDIES = Path(__file__).parents[1] / "sample_configs"

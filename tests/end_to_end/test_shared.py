@@ -10,26 +10,17 @@ from typing import Any
 
 import pytest
 
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.progress import NullProgress
 from ckpt_probe.scheduling import claimed
-from ckpt_probe.training import train
 
 from .conftest import environment
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    where = tmp_path_factory.mktemp("run")
-    settings = {
-        "data": {"name": "digits"},
-        "model": {"name": "mlp", "arguments": {"hidden": [8]}},
-        "training": {"steps": 20},
-        "checkpoints": {"steps": [0, 10]},
-    }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return [where / "checkpoints" / f"step-{step:06d}.safetensors" for step in (0, 10, 20)]
+def ends(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> list[Path]:
+    run = train_digits(tmp_path_factory.mktemp("run"), [10, 20], hidden=[8])
+    return [run / "checkpoints" / f"step-{step:06d}.safetensors" for step in (0, 10, 20)]
 
 
 def two_at_once(command: list[str], where: Path) -> list[subprocess.CompletedProcess[str]]:

@@ -13,26 +13,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Block, Storage, StoreWriter, extract, extract_series
 from ckpt_probe.models import build_model
-from ckpt_probe.training import train
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("run") / "digits"
-    settings = {
-        "data": {"name": "digits"},
-        "model": {"name": "mlp", "arguments": {"hidden": [16]}},
-        "training": {"steps": 30},
-        "checkpoints": {"steps": [10]},
-    }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return where
+def run(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
+    return train_digits(tmp_path_factory.mktemp("run") / "digits", [10, 30])
 
 
 def test_a_dump_holds_what_the_model_computes(run: Path, tmp_path: Path) -> None:

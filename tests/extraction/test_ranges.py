@@ -14,27 +14,17 @@ from PIL import Image
 
 from ckpt_probe.checkpoints import CheckpointMetadata, save_checkpoint
 from ckpt_probe.cli.app import run
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.models import build_model
 from ckpt_probe.progress import MessageLog
-from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "batch_size": 50}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("run")
-    settings = {
-        "data": {"name": "digits"},
-        "model": {"name": "mlp", "arguments": {"hidden": [8]}},
-        "training": {"steps": 4},
-        "checkpoints": {"every_steps": 4},
-    }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return where / "checkpoints"
+def trained(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
+    return train_digits(tmp_path_factory.mktemp("run"), [4], hidden=[8]) / "checkpoints"
 
 
 def contents(path: Path) -> dict[str, Any]:

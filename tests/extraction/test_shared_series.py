@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.progress import NullProgress
 from ckpt_probe.scheduling import Claim, claimed
-from ckpt_probe.training import train
 
 
 class Listening(NullProgress):
@@ -28,19 +27,9 @@ class Listening(NullProgress):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
     """A run of three checkpoints."""
-    place = tmp_path_factory.mktemp("run")
-    config = TrainingConfig.model_validate(
-        {
-            "data": {"name": "digits"},
-            "model": {"name": "mlp", "arguments": {"hidden": [16]}},
-            "training": {"steps": 10},
-            "checkpoints": {"steps": [5]},
-        }
-    )
-    train(config, place, device="cpu")
-    return place
+    return train_digits(tmp_path_factory.mktemp("run"), [5, 10])
 
 
 def arrays(dump: Path) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from torch.func import functional_call
 from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.cli.app import run
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
@@ -21,36 +21,29 @@ from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths.curve import CurveNet, curve_net
 from ckpt_probe.paths.shapes import CURVES, on_curve
-from ckpt_probe.training import loop, train
+from ckpt_probe.training import loop
 
 MLP = {"name": "mlp", "arguments": {"hidden": [12]}}
 RESNET = {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}
 HERE = {"device": "cpu", "points": 5, "splits": ["train"]}
 
 
-def trained(where: Path, model: dict, seed: int, steps: int = 60, **sections: object) -> Path:
-    settings = {
-        "seed": seed,
-        "data": {"name": "digits"},
-        "model": model,
-        "training": {"steps": steps, "batch_size": 128},
-        "checkpoints": {"steps": []},
-        **sections,
-    }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return where / "checkpoints" / f"step-{steps:06d}.safetensors"
+def last_of_each(where: Path, train_digits: Any, steps: int, **sections: object) -> tuple[Path, Path]:
+    """Return the last checkpoints of two runs that differ in their seed."""
+    training = {"steps": steps, "batch_size": 128}
+    runs = [train_digits(where / f"run{seed}", seed=seed, training=training, **sections) for seed in (1, 2)]
+    first, second = (run / "checkpoints" / f"step-{steps:06d}.safetensors" for run in runs)
+    return first, second
 
 
 @pytest.fixture(scope="module")
-def mlps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    where = tmp_path_factory.mktemp("mlps")
-    return trained(where / "a", MLP, 1, 150), trained(where / "b", MLP, 2, 150)
+def mlps(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> tuple[Path, Path]:
+    return last_of_each(tmp_path_factory.mktemp("mlps"), train_digits, 150, model=MLP)
 
 
 @pytest.fixture(scope="module")
-def resnets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    where = tmp_path_factory.mktemp("resnets")
-    return trained(where / "a", RESNET, 1, 12), trained(where / "b", RESNET, 2, 12)
+def resnets(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> tuple[Path, Path]:
+    return last_of_each(tmp_path_factory.mktemp("resnets"), train_digits, 12, model=RESNET)
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -233,9 +226,9 @@ def test_a_straight_path_in_place_of_a_curve_leaves_no_run(mlps: tuple[Path, Pat
     assert {file.name for file in out.iterdir()} == {"path.json", "plan.json", "points.jsonl"}
 
 
-def test_how_a_was_trained_decides_how_the_midpoint_is(tmp_path: Path) -> None:
+def test_how_a_was_trained_decides_how_the_midpoint_is(tmp_path: Path, train_digits: Any) -> None:
     adam = {"optimizer": {"name": "adamw", "learning_rate": 0.003, "weight_decay": 0.01}}
-    a, b = (trained(tmp_path / f"run{seed}", MLP, seed, 20, **adam) for seed in (1, 2))
+    a, b = last_of_each(tmp_path, train_digits, 20, model=MLP, **adam)
     options = {"path": "bezier", "curve_epochs": 1.0, **HERE}
     evaluate_path(a, b, tmp_path / "own", **options)
     told = json.loads((tmp_path / "own" / "curve" / "config.json").read_text())

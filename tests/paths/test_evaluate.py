@@ -13,7 +13,6 @@ from torch import nn
 
 from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
@@ -23,30 +22,19 @@ from ckpt_probe.paths import point as point_module
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import NullProgress, Task
-from ckpt_probe.training import train
 
 HERE = {"device": "cpu"}
 
 
-def trained(where: Path, model: dict, steps: int) -> Path:
-    settings = {
-        "data": {"name": "digits"},
-        "model": model,
-        "training": {"steps": steps},
-        "checkpoints": {"steps": [10]},
-    }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return where / "checkpoints"
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
+    return train_digits(tmp_path_factory.mktemp("mlp"), [10, 60]) / "checkpoints"
 
 
 @pytest.fixture(scope="module")
-def mlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("mlp"), {"name": "mlp", "arguments": {"hidden": [16]}}, 60)
-
-
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("resnet"), {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}, 20)
+def resnet(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
+    model = {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}
+    return train_digits(tmp_path_factory.mktemp("resnet"), [10, 20], model=model) / "checkpoints"
 
 
 def ends(run: Path) -> tuple[Path, Path]:
@@ -338,8 +326,10 @@ def test_a_path_to_itself_is_flat(mlp: Path, tmp_path: Path) -> None:
     assert (result.distance, result.length) == (0, 0)
 
 
-def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path) -> None:
-    a, b = (trained_apart(tmp_path / f"run{seed}", seed) for seed in (5, 6))
+def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path, train_digits: Any) -> None:
+    how = {"hidden": [64], "training": {"epochs": 8}}
+    runs = [train_digits(tmp_path / f"run{seed}", seed=seed, **how) for seed in (5, 6)]
+    a, b = (max((run / "checkpoints").glob("*.safetensors")) for run in runs)
     plain = evaluate_path(a, b, tmp_path / "plain", points=5, splits=["train"], **HERE)
     aligned = evaluate_path(a, b, tmp_path / "aligned", points=5, splits=["train"], align="permutation", **HERE)
     before, after = (path.summary[0]["barrier.loss"] for path in (plain, aligned))
@@ -364,15 +354,3 @@ def test_alignment_lowers_the_barrier_between_independent_runs(tmp_path: Path) -
     assert renamed.distance == pytest.approx(aligned.distance, rel=1e-9)
     with pytest.raises(UsageError, match="align_spec needs align permutation"):
         evaluate_path(a, b, tmp_path / "no", align_spec="groups.json", **HERE)
-
-
-def trained_apart(where: Path, seed: int) -> Path:
-    settings = {
-        "seed": seed,
-        "data": {"name": "digits"},
-        "model": {"name": "mlp", "arguments": {"hidden": [64]}},
-        "training": {"epochs": 8},
-        "checkpoints": {"steps": []},
-    }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return max((where / "checkpoints").glob("*.safetensors"))

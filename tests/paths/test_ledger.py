@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths.ledger import Ledger
-from ckpt_probe.training import train
 
 POINT = {"alpha": 0.5, "split": "test", "loss": 1.25, "accuracy": None, "missing": "accuracy: no logits"}
 
@@ -76,15 +74,9 @@ def test_a_damaged_plan_is_told(tmp_path: Path) -> None:
         ledger.follow({"a": 1}, begun=True)
 
 
-def test_a_position_that_lost_a_split_is_evaluated_again(tmp_path: Path) -> None:
-    settings = {
-        "data": {"name": "digits"},
-        "model": {"name": "mlp", "arguments": {"hidden": [8]}},
-        "training": {"steps": 2},
-        "checkpoints": {"every_steps": 2},
-    }
-    train(TrainingConfig.model_validate(settings), tmp_path / "run", device="cpu")
-    first, last = sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+def test_a_position_that_lost_a_split_is_evaluated_again(tmp_path: Path, train_digits: Any) -> None:
+    run = train_digits(tmp_path / "run", [2], hidden=[8])
+    first, last = sorted((run / "checkpoints").glob("*.safetensors"))
     whole = evaluate_path(first, last, tmp_path / "path", points=3, device="cpu")
     (tmp_path / "path" / "path.json").unlink()
     points = tmp_path / "path" / "points.jsonl"

@@ -14,37 +14,27 @@ from torch import nn
 
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.cli.app import run
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path, evaluate_plane
-from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "splits": ["test"]}
 
 
-def trained(where: Path, model: dict[str, Any], steps: list[int]) -> list[Path]:
-    settings = {
-        "data": {"name": "digits"},
-        "model": model,
-        "training": {"steps": steps[-1]},
-        "checkpoints": {"steps": steps[:-1]},
-    }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return [where / "checkpoints" / f"step-{step:06d}.safetensors" for step in steps]
+def after_the_first(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("*.safetensors"))[1:]
 
 
 @pytest.fixture(scope="module")
-def mlp(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    model = {"name": "mlp", "arguments": {"hidden": [16]}}
-    return trained(tmp_path_factory.mktemp("mlp"), model, [10, 30, 60])
+def mlp(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> list[Path]:
+    return after_the_first(train_digits(tmp_path_factory.mktemp("mlp"), [10, 30, 60]))
 
 
 @pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def resnet(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> list[Path]:
     model = {"name": "resnet", "arguments": {"blocks": [1], "width": 4}}
-    return trained(tmp_path_factory.mktemp("resnet"), model, [5, 10, 20])
+    return after_the_first(train_digits(tmp_path_factory.mktemp("resnet"), [5, 10, 20], model=model))
 
 
 def record_at(records: list[dict[str, Any]], x: float, y: float) -> dict[str, Any]:

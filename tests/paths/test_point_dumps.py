@@ -12,7 +12,6 @@ import torch
 from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.cli.app import run
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.data import load_data
 from ckpt_probe.dumps import DumpWriter, open_dump, read_provenance
 from ckpt_probe.errors import DataError, UsageError
@@ -22,22 +21,15 @@ from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import NullProgress
-from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "points": 3}
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    settings = {
-        "data": {"name": "digits"},
-        "model": {"name": "resnet", "arguments": {"blocks": [1], "width": 6}},
-        "training": {"steps": 20},
-        "checkpoints": {"steps": [10]},
-    }
-    where = tmp_path_factory.mktemp("run")
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    first, second = (where / "checkpoints" / f"step-{step:06d}.safetensors" for step in (10, 20))
+def ends(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> tuple[Path, Path]:
+    model = {"name": "resnet", "arguments": {"blocks": [1], "width": 6}}
+    run = train_digits(tmp_path_factory.mktemp("run"), [10, 20], model=model)
+    first, second = (run / "checkpoints" / f"step-{step:06d}.safetensors" for step in (10, 20))
     return first, second
 
 

@@ -3,34 +3,21 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckpt_probe.cli.app import run
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.paths import barriers, evaluate_path
-from ckpt_probe.training import train
 
 HERE = {"device": "cpu", "points": 3, "splits": ["test"]}
 
 
-def trained(where: Path, seed: int, steps: list[int]) -> Path:
-    settings = {
-        "seed": seed,
-        "data": {"name": "digits"},
-        "model": {"name": "mlp", "arguments": {"hidden": [16]}},
-        "training": {"steps": 40},
-        "checkpoints": {"steps": steps},
-    }
-    train(TrainingConfig.model_validate(settings), where, device="cpu")
-    return where
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> tuple[Path, Path]:
     where = tmp_path_factory.mktemp("runs")
-    return trained(where / "a", 1, [10, 20]), trained(where / "b", 2, [20, 30])
+    return train_digits(where / "a", [10, 20, 40], seed=1), train_digits(where / "b", [20, 30, 40], seed=2)
 
 
 def test_two_runs_are_paired_by_step(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckpt_probe.analysis import analyze
-from ckpt_probe.config import TrainingConfig
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.paths import evaluate_path, evaluate_plane
 from ckpt_probe.reporting import to_json_line
-from ckpt_probe.training import train
 
 STEPS = (0, 10, 30, 60)
 
@@ -37,18 +36,11 @@ class Study:
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Study:
     root = tmp_path_factory.mktemp("study")
     ends = []
     for seed, name in enumerate("ab"):
-        settings = {
-            "seed": seed,
-            "data": {"name": "digits"},
-            "model": {"name": "mlp", "arguments": {"hidden": [10]}},
-            "training": {"steps": STEPS[-1]},
-            "checkpoints": {"steps": list(STEPS[:-1])},
-        }
-        train(TrainingConfig.model_validate(settings), root / "runs" / name, device="cpu")
+        train_digits(root / "runs" / name, STEPS, hidden=[10], seed=seed)
         extract_series(root / "runs" / name, root / "dumps" / name, device="cpu")
         ends.append(sorted((root / "runs" / name / "checkpoints").glob("*.safetensors")))
     records = analyze(root / "dumps" / "a")
@@ -60,15 +52,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 @pytest.fixture(scope="session")
-def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def layered(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
     """Dumps of three hidden layers at four checkpoints."""
     root = tmp_path_factory.mktemp("layered")
-    settings = {
-        "data": {"name": "digits"},
-        "model": {"name": "mlp", "arguments": {"hidden": [20, 16, 12, 8]}},
-        "training": {"steps": STEPS[-1]},
-        "checkpoints": {"steps": list(STEPS[:-1])},
-    }
-    train(TrainingConfig.model_validate(settings), root / "run", device="cpu")
+    train_digits(root / "run", STEPS, hidden=[20, 16, 12, 8])
     extract_series(root / "run", root / "dumps", device="cpu", layers="all")
     return root / "dumps"
