@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from ckpt_probe.alignment.by_weights import Permutations, placed
-from ckpt_probe.alignment.symmetry import Layout, Segment, Symmetry
+from ckpt_probe.alignment.symmetry import ChannelLayout, Segment, Symmetry
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.gram import where_float64_is
@@ -67,7 +67,7 @@ def _with_activations(model: nn.Module, symmetry: Symmetry) -> fx.GraphModule:
     return traced.eval()
 
 
-def _channels(layout: Layout, *values: Tensor) -> list[list[Tensor]]:
+def _channels(layout: ChannelLayout, *values: Tensor) -> list[list[Tensor]]:
     """Return, for each tensor, the channels (size, samples) in float64 of every segment with a group."""
     channels = []
     for value in values:
@@ -81,7 +81,7 @@ def _channels(layout: Layout, *values: Tensor) -> list[list[Tensor]]:
     return channels
 
 
-def _grouped(layout: Layout) -> list[Segment]:
+def _grouped(layout: ChannelLayout) -> list[Segment]:
     return [part for part in layout.segments if part.group is not None]
 
 
