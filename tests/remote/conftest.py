@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -107,11 +108,12 @@ def serve() -> Iterator[Callable[[Any], str]]:
 
 
 @pytest.fixture
-def probe_apart(commands: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
+def probe_apart() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command in a process of its own, with this environment."""
 
     def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-        start = commands.ckpt_probe(*words)
+        program = "from ckpt_probe.cli.app import main; main()"
+        start = [sys.executable, "-c", program, *words]
         return subprocess.run(start, env=environment, capture_output=True, text=True, check=False)
 
     return run
