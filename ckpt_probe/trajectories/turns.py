@@ -70,7 +70,7 @@ def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Tu
     copies = tuple(_copies(distances, group) for group in equal)
     # Of each group one checkpoint remains, the one that fits, and the search goes on without the others.
     removed = {i for group, wrong in zip(equal, copies, strict=True) for i in (wrong or tuple(group)[1:])}
-    left = np.array([i for i in range(len(distances)) if i not in removed])
+    left = np.array([i for i in range(len(distances)) if i not in removed], dtype=int)
     route = distances[np.ix_(left, left)]
     exchanged, route = _exchanges(route)
     inner = turn_ratios(route)[1:-1]
@@ -92,7 +92,7 @@ def find_turns(distances: np.ndarray, equal: Sequence[Sequence[int]] = ()) -> Tu
 
 def _copies(distances: np.ndarray, group: Sequence[int]) -> tuple[int, ...]:
     """Return all checkpoints of a group but the one at which the route is shortest; empty if two fit equally well."""
-    others = np.array([i for i in range(len(distances)) if i not in group])
+    others = np.array([i for i in range(len(distances)) if i not in group], dtype=int)
     lengths = []
     for remaining in group:
         route = np.sort(np.append(others, remaining))

@@ -171,3 +171,5 @@ def test_one_checkpoint_and_two(states, series: Series) -> None:
         "audit: one checkpoint, nothing wrong with its tensors; turns need at least three"
     )
     assert audit(series(states[:2])).verdict == "audit: 2 checkpoints, nothing wrong; turns need at least three"
+    twice = audit(series([states[0], states[0]]))
+    assert twice.verdict == "audit: step 0 and step 10 hold the same weights"
