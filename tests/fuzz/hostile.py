@@ -32,12 +32,16 @@ class Kind:
     read: Callable[[Path], str]
 
 
-def pickled(opcodes: bytes, share: int) -> Kind:
+ENCODED = b"c_codecs\nencode\nq\x00X" + struct.pack("<I", 2**14) + b"a" * 2**14 + b"X\x04\x00\x00\x00utf8\x86q\x01"
+"""Opcodes that remember a function that copies, and its arguments."""
+
+
+def pickled(opcodes: bytes, share: int, first: bytes = b"") -> Kind:
     """A file of torch.save whose pickle is a list that repeats opcodes, once for each `share` bytes of the budget."""
 
     def write(folder: Path, budget: int) -> None:
         with zipfile.ZipFile(folder / "a.pt", "w") as archive:
-            archive.writestr("a/data.pkl", b"\x80\x02](" + opcodes * (budget // share) + b"e.")
+            archive.writestr("a/data.pkl", b"\x80\x02](" + first + opcodes * (budget // share) + b"e.")
             archive.writestr("a/version", "3\n")
 
     return Kind(write, lambda folder: checkpoint(folder / "a.pt"))
@@ -205,12 +209,7 @@ KINDS = {
     "pickle of lists": pickled(b"]", 256),
     "pickle of tuples": pickled(b"K\x01\x85", 256),
     "pickle of nothing": pickled(b"N", 200),
-    "pickle of one text encoded many times": Kind(
-        lambda folder, budget: pickled(
-            b"c_codecs\nencode\nX" + struct.pack("<I", 2**10) + b"a" * 2**10 + b"X\x04\x00\x00\x00utf8\x86R", 1
-        ).write(folder, budget // 2**10),
-        lambda folder: checkpoint(folder / "a.pt"),
-    ),
+    "pickle of one text encoded many times": pickled(b"h\x00h\x01R", 2**13, ENCODED),
     "keys of nested tuples": Kind(nested_keys, lambda folder: checkpoint(folder / "dcp")),
     "metadata of dictionaries": Kind(many_metadata, lambda folder: checkpoint(folder / "dcp")),
     "shape of many axes": header('{"a":{"dtype":"F32","shape":[@1,@1],"data_offsets":[0,0]}}'),
