@@ -165,7 +165,7 @@ class StoreWriter:
 
     def write_sample_names(self, name: str, names: Sequence[str], chosen: Tensor | None = None) -> None:
         """Write the names of the samples of a split, each of which has one row; see `write_split` for `chosen`."""
-        of_rows = names if chosen is None else [names[index] for index in chosen.tolist() if index < len(names)]
+        of_rows = names if chosen is None else [names[int(row)] for row in chosen.tolist() if row < len(names)]
         if self._storage.store != "moments" and len(of_rows) == self._stored[name]:
             self._dump.write_sample_names(name, of_rows)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ckpt_probe.analysis import Record, Settings, compute_from_moments, in_order
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.extraction import is_scored, labels_of_rows, score_logits
-from ckpt_probe.integrations.ranks import gathered, is_first, on_first, rank_of
+from ckpt_probe.integrations.ranks import gathered, is_first, on_first, rank_and_size
 from ckpt_probe.integrations.tap import Tap
 from ckpt_probe.moments.quality import Gathering, Quality
 
@@ -117,17 +117,18 @@ class Evaluation:
             documents = None if documents is None else documents[mask.cpu()]
         if self._gathering is None:
             weights, _ = self._tap.parameters()
-            self._gathering = Gathering(self._settings.moments(len(weights)), **rank_of())
+            rank, ranks = rank_and_size()
+            self._gathering = Gathering(self._settings.moments(len(weights)), rank=rank, ranks=ranks)
         row_labels = row_labels.to(features.device)
         scores = score_logits(logits, row_labels) if is_scored(head, logits.shape[1]) else logits
         self._gathering.add(features, row_labels, scores, documents)
 
     def _documents(self, samples: int, rows: int) -> Tensor:
         """Return the sample of each row (m,), numbered over all processes, for samples whose positions are rows."""
-        known = rank_of()
+        rank, ranks = rank_and_size()
         numbers = torch.arange(self._samples, self._samples + samples)
         self._samples += samples
-        return (known.get("rank", 0) + known.get("ranks", 1) * numbers).repeat_interleave(rows // samples)
+        return (rank + ranks * numbers).repeat_interleave(rows // samples)
 
     def _share(self) -> Any:
         """Return the contribution of this process: an error, moments and quality, or None if it saw no sample."""

@@ -16,9 +16,9 @@ def is_first() -> bool:
     return not _several() or dist.get_rank() == 0
 
 
-def rank_of() -> dict[str, int]:
-    """Return the number of this process and of all processes as `rank` and `ranks`."""
-    return {"rank": dist.get_rank(), "ranks": dist.get_world_size()} if _several() else {}
+def rank_and_size() -> tuple[int, int]:
+    """Return the number of this process, and the number of processes: 0 and 1 outside distributed training."""
+    return (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
 
 
 def gathered(item: Any) -> list[Any]:

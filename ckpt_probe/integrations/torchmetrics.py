@@ -12,7 +12,7 @@ from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.data import LEFT_OUT
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.integrations.evaluation import DURING_TRAINING, merge_share, share_of
-from ckpt_probe.integrations.ranks import rank_of
+from ckpt_probe.integrations.ranks import rank_and_size
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.moments.quality import Gathering, LinearHead
 from ckpt_probe.plugins import require_extra
@@ -142,7 +142,8 @@ class RecordMetric(Metric):
     def _empty(self) -> Gathering:
         weights, bias = self._classifier_parameters()
         classes = self._classes if weights is None else len(weights)
-        return Gathering(self._settings.moments(classes), LinearHead.of(weights, bias), **rank_of())
+        rank, ranks = rank_and_size()
+        return Gathering(self._settings.moments(classes), LinearHead.of(weights, bias), rank=rank, ranks=ranks)
 
     # torchmetrics copies, restores and merges states through the methods below. A state is never changed after it was
     # copied, since `reset` and `_sync_dist` replace it, so that a reference to it serves as the copy.

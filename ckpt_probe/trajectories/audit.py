@@ -209,7 +209,7 @@ def _repeated_tensors(member: Member, measured: Measured, t: int) -> Iterator[Fi
 
 def _jumps(members: Sequence[Member], measured: Measured) -> Iterator[Finding]:
     norms = np.sqrt(measured.arrays["squares"][: measured.parameters])
-    broken = measured.arrays["broken"].any(axis=2)
+    broken = np.asarray(measured.arrays["broken"].any(axis=2))
     changes = np.abs(np.diff(norms, axis=1))
     if changes.shape[1] < 3:
         return

@@ -58,7 +58,7 @@ class Measured:
         rows = [self.names.index(name) for name in names]
         sums = {name: self.arrays[name][rows].sum(axis=0) for name in SUMS}
         signs = self.arrays["signs"][rows].sum(axis=0) if self.exact else None
-        broken = self.arrays["broken"][rows].any(axis=(0, 2))
+        broken = np.asarray(self.arrays["broken"][rows].any(axis=(0, 2)))
         return Route(**sums, signs=signs, broken=broken, entries=int(self.arrays["entries"][rows].sum()))
 
     def row(self, name: str) -> int:
