@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -92,7 +92,8 @@ class CacheEntry:
             stored = self._influences.read_bytes()
             if sha256(stored).hexdigest() != cached["influences_sha256"]:
                 return None
-            return read_influences(stored, records)
+            influences = read_influences(stored, len(records))
+            return [replace(record, influences=of) for record, of in zip(records, influences, strict=True)]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -107,7 +108,7 @@ class CacheEntry:
             for detailed in records
         ]
         cached = {"key": self.key, "content": self.content, "sha256": _hash(values), "records": values}
-        influences = bytes_of_influences(records)
+        influences = bytes_of_influences([detailed.influences for detailed in records])
         cached["influences_sha256"] = None if influences is None else sha256(influences).hexdigest()
         try:
             if influences is not None:

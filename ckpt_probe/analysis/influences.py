@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from ckpt_probe.metrics.collapse import NearestMean
 from ckpt_probe.metrics.decisions import LinearDecision
-from ckpt_probe.moments import DetailedRecord
 from ckpt_probe.moments.errors import Design, Influences, Sample
 
 ARRAYS = ("indices", "labels", "shares", "documents", "document_rows")
@@ -20,15 +18,15 @@ NUMBERS = ("samples", "fixed")
 VALUE = "value/"
 
 
-def bytes_of_influences(records: Sequence[DetailedRecord]) -> bytes | None:
+def bytes_of_influences(of_records: Sequence[Influences | None]) -> bytes | None:
     """Return the influences of records as the bytes of an .npz file, or None if no record has any."""
     arrays: dict[str, np.ndarray] = {}
-    for number, detailed in enumerate(records):
-        if detailed.influences is None:
+    for number, values in enumerate(of_records):
+        if values is None:
             continue
-        design, values = detailed.influences.design, detailed.influences
+        design = values.design
         known = {name: getattr(design, name) for name in ARRAYS if getattr(design, name) is not None}
-        arrays |= {f"{number}/{name}": values.numpy() for name, values in known.items()}
+        arrays |= {f"{number}/{name}": array.numpy() for name, array in known.items()}
         arrays |= {f"{number}/{name}": np.array(getattr(design, name)) for name in NUMBERS}
         arrays |= {f"{number}/{VALUE}{name}": values[name].numpy() for name in values}
     if not arrays:
@@ -38,26 +36,26 @@ def bytes_of_influences(records: Sequence[DetailedRecord]) -> bytes | None:
     return file.getvalue()
 
 
-def read_influences(stored: bytes, records: Sequence[DetailedRecord]) -> list[DetailedRecord]:
-    """Return records with their influences from the bytes of an .npz file.
+def read_influences(stored: bytes, records: int) -> list[Influences | None]:
+    """Return the influences of a number of records from the bytes of an .npz file; None for a record without any.
 
     Raises:
         KeyError: If an array is missing.
         ValueError: If the file is damaged.
     """
     with np.load(io.BytesIO(stored), allow_pickle=False) as file:
-        return [_with_influences(detailed, file, f"{number}/") for number, detailed in enumerate(records)]
+        return [_influences_in(file, f"{number}/") for number in range(records)]
 
 
-def _with_influences(detailed: DetailedRecord, file: np.lib.npyio.NpzFile, prefix: str) -> DetailedRecord:
+def _influences_in(file: np.lib.npyio.NpzFile, prefix: str) -> Influences | None:
     names = [name for name in file.files if name.startswith(prefix)]
     if not names:
-        return detailed
+        return None
     arrays = {name: torch.from_numpy(file[prefix + name]) for name in ARRAYS if prefix + name in names}
     design = Design(**arrays, samples=int(file[f"{prefix}samples"]), fixed=bool(file[f"{prefix}fixed"]))  # pyright: ignore[reportArgumentType]
     start = f"{prefix}{VALUE}"
     values = {name.removeprefix(start): torch.from_numpy(file[name]) for name in names if name.startswith(start)}
-    return replace(detailed, influences=Influences(design, values))
+    return Influences(design, values)
 
 
 def add_values_by_means(sample: Sample, train_means: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from ckpt_probe.analysis.entries import Record, in_order, settled
 from ckpt_probe.analysis.influences import add_values_by_means
 from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest, predicted_classes, without_scores
 from ckpt_probe.analysis.settings import Settings
-from ckpt_probe.dumps import Pass
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.metrics.arrays import as_labels
@@ -227,6 +227,20 @@ def accumulate(
     return moments, quality, predictions
 
 
+@runtime_checkable
+class KnowsDocuments(Protocol):
+    """A function that starts a new pass over rows, and knows the documents of the rows that it yielded last."""
+
+    @property
+    def start(self) -> int:
+        """Return the index of the first row."""
+        ...
+
+    def documents(self, start: int, stop: int) -> Array | None:
+        """Return the documents (n,) of the rows `start` … `stop`, or None if rows have none."""
+        ...
+
+
 @dataclass
 class _Origin:
     """Indices and documents of the rows of a pass, block by block.
@@ -236,13 +250,13 @@ class _Origin:
         position: Index of the next row.
     """
 
-    blocks: Pass | None
+    blocks: KnowsDocuments | None
     position: int = 0
 
     @staticmethod
     def of(blocks: Blocks) -> "_Origin":
         """Return the origin of the rows of a pass."""
-        return _Origin(blocks, blocks.start) if isinstance(blocks, Pass) else _Origin(None)
+        return _Origin(blocks, blocks.start) if isinstance(blocks, KnowsDocuments) else _Origin(None)
 
     def next_block(self, rows: int) -> tuple[Tensor, Array | None]:
         """Return the indices and the documents of the next rows, (n,) each; None without documents."""

@@ -7,6 +7,7 @@ import click
 
 from ckpt_probe.cli.command import Command, Setting, option_group, setting_group
 from ckpt_probe.cli.interpolate import (
+    ERRORS,
     METHODS_TEXT,
     PATH_SETTINGS,
     POINT_COUNT,
@@ -37,7 +38,7 @@ Examples: ckpt-probe barriers runs/a runs/b -o barriers/ab --points 5
 @click.command("barriers", cls=Command, epilog=EXAMPLE)
 @click.argument("run", type=PATH)
 @click.argument("other", type=PATH, required=False)
-@option_group("Paths", POINT_COUNT)
+@option_group("Paths", POINT_COUNT, ERRORS)
 @subject_options
 @option_group(
     "Output",

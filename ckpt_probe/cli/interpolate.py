@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, explicit_options, option, option_group, setting_group
+from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
 from ckpt_probe.cli.options import (
     BATCHNORM_SETTINGS,
     CSV,
@@ -41,6 +41,7 @@ TRAINING_OPTIONS = ("curve_epochs", "curve_learning_rate")
 SHAPE = option("--path", "SHAPE", f"{SHAPES_TEXT}.", click.Choice(SHAPES), "linear")
 POINT_COUNT = option("--points", "N|auto", "Positions; auto: more where the loss bends.", POINTS, "11")
 ALIGN = option("--align", "HOW", f"{METHODS_TEXT}.", click.Choice(METHODS))
+ERRORS = flag("--errors", "Also compute standard errors, and those of the barriers.")
 PATH_SETTINGS = (
     Setting("span", "LOW:HIGH", "First and last position on the path.", SPAN, "0:1"),
     Setting("curve_epochs", "N", "Epochs to train the midpoint of a curve.", float, 20),
@@ -62,6 +63,7 @@ PATH_SETTINGS = (
     SHAPE,
     POINT_COUNT,
     ALIGN,
+    ERRORS,
 )
 @subject_options
 @option_group(
@@ -76,8 +78,8 @@ PATH_SETTINGS = (
 def command(a: Path, b: Path, out: Path, alpha: float | None, **options: Any) -> None:
     """Evaluate a path between two checkpoints A and B, or write one point of the straight line.
 
-    Computes loss, accuracy, every metric of analyze and the barrier. Writes OUT/points.jsonl and OUT/path.json. The
-    same command continues after an interruption. With --alpha writes a checkpoint, which needs neither model nor data.
+    Computes loss, accuracy, every metric of analyze and the barrier. The same command continues after an interruption.
+    With --alpha writes a checkpoint, which needs neither model nor data.
     """
     from ckpt_probe.checkpoints import is_series
     from ckpt_probe.remote import resolve
@@ -188,10 +190,23 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def excess(barrier: dict[str, Any], quantity: str) -> str:
-    """Return a barrier with its position and the rise over the mean of both ends as text, "–" if it is unknown."""
+    """Return a barrier with position, error, and the rise over the mean of both ends as text; "–" if it is unknown."""
+    from ckpt_probe.reporting.uncertain import WITHIN_ERROR, is_within_error
+
     value = barrier[f"barrier.{quantity}"]
     if value is None:
         return "–"
-    above = f"{value:.4g} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}" if value > 0 else "0"
-    over_mean = barrier.get(f"barrier.{quantity}_over_mean")
-    return above if over_mean is None else f"{above} ({over_mean:.4g} over the mean of the ends)"
+    if value > 0:
+        stderr = barrier.get(f"barrier.{quantity}_stderr")
+        above = f"{_number(value, stderr)} at alpha {barrier[f'barrier.{quantity}_alpha']:.3g}"
+        above += f", {WITHIN_ERROR}" if is_within_error(value, stderr) else ""
+    else:
+        above = "0"
+    over_mean, stderr = (barrier.get(f"barrier.{quantity}_over_mean{ending}") for ending in ("", "_stderr"))
+    return above if over_mean is None else f"{above} ({_number(over_mean, stderr)} over the mean of the ends)"
+
+
+def _number(value: float, stderr: float | None) -> str:
+    from ckpt_probe.reporting.uncertain import number_with_error
+
+    return f"{value:.4g}" if stderr is None else number_with_error(value, stderr)

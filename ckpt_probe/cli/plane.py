@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.command import Command, Setting, option, option_group, setting_group
+from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
 from ckpt_probe.cli.options import (
     BATCHNORM_SETTINGS,
     CSV,
@@ -65,6 +65,7 @@ def parse_grid(text: str) -> int | tuple[int, int]:
         "random with A alone",
     ),
     option("--grid", "N[xM]", "Number of points along x and y, such as 15 or 15x9.", Parsed("N[xM]", parse_grid), "15"),
+    flag("--errors", "Also compute standard errors of all numbers."),
 )
 @subject_options
 @option_group(
@@ -146,7 +147,7 @@ def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> Non
     click.echo(printable(f"{split}: {_lowest(summary)}"))
     for mark in marks:
         click.echo(
-            printable(f"  {mark['name']} {mark['checkpoint']}: {_loss(mark['loss'])} at {_at(mark['x'], mark['y'])}")
+            printable(f"  {mark['name']} {mark['checkpoint']}: {_loss(mark, 'loss')} at {_at(mark['x'], mark['y'])}")
         )
     for row in reversed(range(len(result.ys))):
         cells = [
@@ -188,11 +189,16 @@ def _lowest(summary: dict[str, Any]) -> str:
     without = summary["without_loss"]
     absent = f"; {without} of {summary['points']} points have no loss ({WITHOUT})" if without else ""
     note = STATISTICS[summary["batchnorm"]]
-    return f"lowest {_loss(summary['lowest.loss'])} on the grid{where}{absent}{note}"
+    return f"lowest {_loss(summary, 'lowest.loss')} on the grid{where}{absent}{note}"
 
 
-def _loss(value: float | None) -> str:
-    return "loss –" if value is None else f"loss {value:.4g}"
+def _loss(record: dict[str, Any], name: str) -> str:
+    from ckpt_probe.reporting.uncertain import number_with_error
+
+    value, stderr = record[name], record.get(f"{name}_stderr")
+    if value is None:
+        return "loss –"
+    return f"loss {value:.4g}" if stderr is None else f"loss {number_with_error(value, stderr)}"
 
 
 def _at(x: float, y: float) -> str:

@@ -26,6 +26,9 @@ SAMPLING = frozenset({"max_rows", "rows_seed", "subset_rows", "subset_seed"})
 IMPLIED = frozenset({"directions"})
 """Keywords that follow from the number of checkpoints."""
 
+SWITCHES = frozenset({"errors"})
+"""Keywords that are options without a value."""
+
 BETWEEN = {"span": ":", "grid": "x"}
 """Separators between the numbers of an option."""
 
@@ -72,6 +75,8 @@ def _words(name: str, value: Any) -> list[str]:
         return []
     if name == "splits":
         return [word for split in value for word in (FLAGS[name], split)]
+    if name in SWITCHES:
+        return [f"--{name}"]
     text = _text(name, value)
     if name in FLAGS:
         return [FLAGS[name], text]

@@ -303,7 +303,7 @@ def _spread_of_rows(axes: Tensor, scatter: Scatter, blocks: RowBlocks) -> float:
     for features, labels in blocks():
         block = where_float64_is(features).to(axes.device, torch.float64) / scatter.unit
         away = block - scatter.means[labels.to(axes.device, torch.int64)]
-        along = away @ axes.T
+        along = (away @ axes.T).detach()
         sizes = rounding(axes.shape[1], row_lengths(block)[:, None] * widths)
         total += float(torch.where(along.abs() > sizes, along, 0.0).square().sum())
     return total / int(scatter.counts.sum())

@@ -15,6 +15,7 @@ from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.models import unwrapped
+from ckpt_probe.paths.barrier_errors import barriers_with_errors
 from ckpt_probe.paths.ends import Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.ledger import PathDirectory
 from ckpt_probe.paths.midpoint import read_midpoint, trained_midpoint
@@ -68,6 +69,7 @@ def evaluate_path(
     curve_learning_rate: float | None = None,
     midpoint: Path | str | None = None,
     keep_dumps: bool = False,
+    errors: bool = False,
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     data: str | None = None,
@@ -111,6 +113,7 @@ def evaluate_path(
         curve_learning_rate: Learning rate of that training; None for that of a's own training.
         midpoint: File with a midpoint trained before.
         keep_dumps: Whether to write a dump of every position.
+        errors: Whether to add standard errors and biases to the record of every position, and errors to the barriers.
         model: Name of the model; that in the checkpoint's metadata if None.
         model_arguments: Arguments of the model, which replace those in the metadata.
         data: Name of the data; that in the checkpoint's metadata if None.
@@ -155,8 +158,8 @@ class PathJob:
 
     def evaluation(self) -> PointEvaluation:
         """Open model and data."""
-        subject = open_subject(self.ends[0], self.setup)
-        return PointEvaluation(subject, self.options.batchnorm, self.options.batchnorm_samples)
+        subject, options = open_subject(self.ends[0], self.setup), self.options
+        return PointEvaluation(subject, options.batchnorm, options.batchnorm_samples, options.errors)
 
     def survey(self) -> Survey:
         """Build the path from files that were aligned and trained before."""
@@ -167,7 +170,8 @@ class PathJob:
     def survey_of(self, state_at: Callable[[float], State], evaluation: PointEvaluation) -> Survey:
         """Return the survey of a path that is built."""
         dump_at = self.directory.dump if self.options.keep_dumps else None
-        return Survey("path", self.ends, state_at, evaluation, TRAINED, dump_at)
+        influences_at = self.directory.influences if self.options.errors else None
+        return Survey("path", self.ends, state_at, evaluation, TRAINED, dump_at, influences_at)
 
 
 def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progress) -> PathResult:
@@ -193,6 +197,8 @@ def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progre
     for note in evaluation.subject.notes:
         progress.message(note)
     summary = [barriers(ledger.sorted(records), name, evaluation.batchnorm) for name in splits]
+    if options.errors:
+        summary = barriers_with_errors(summary, ledger.sorted(records), job.directory.influences)
     between = dict(zip(("from", "to"), distinct_names(job.ends), strict=True))
     ledger.finish(records, {**between, "summary": summary, **description})
     return _stored(job.directory)
@@ -248,4 +254,5 @@ def _plan(job: PathJob, evaluation: PointEvaluation) -> Record:
         "curve_learning_rate": options.curve_learning_rate if trained else None,
         **evaluation.plan(),
         "dumps": options.keep_dumps or None,
+        "errors": options.errors or None,
     }

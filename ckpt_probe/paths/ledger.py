@@ -18,6 +18,7 @@ ALIGNED_FILE = "aligned.safetensors"
 MIDPOINT_FILE = "midpoint.safetensors"
 TRAINING = "curve"
 DUMPS = "dumps"
+INFLUENCES = "influences"
 PLAN_FILE = "plan.json"
 POINTS_FILE = "points.jsonl"
 REQUEST, CODE = "request", "code"
@@ -209,6 +210,10 @@ class PathDirectory:
         """Return the name of the dump of one point."""
         return self.path / DUMPS / f"alpha-{alpha:.6f}.h5"
 
+    def influences(self, alpha: float) -> Path:
+        """Return the name of the file with the influences of rows on loss and accuracy at one point."""
+        return self.path / INFLUENCES / f"alpha-{alpha:.6f}.npz"
+
     def prepare(self, plan: Record, *, request: Record, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
         """Make the directory ready for a plan, after `Ledger.require_free`.
 
@@ -228,17 +233,18 @@ class PathDirectory:
 
     def _clear(self, inputs: Sequence[Path]) -> None:
         # Only files that a path or its training writes; the user may keep others in the directory.
-        run, dumps = self.training, self.path / DUMPS
+        run, dumps, influences = self.training, self.path / DUMPS, self.path / INFLUENCES
         checkpoints = run / "checkpoints"
-        ours = [self.aligned, self.midpoint, *dumps.glob("alpha-*.h5"), run / "state.safetensors"]
-        ours += [*checkpoints.glob("step-*.safetensors"), run / "metrics.jsonl", run / "config.json"]
+        ours = [*dumps.glob("alpha-*.h5"), *influences.glob("alpha-*.npz"), self.aligned, self.midpoint]
+        ours += [*checkpoints.glob("step-*.safetensors")]
+        ours += [run / name for name in ("state.safetensors", "metrics.jsonl", "config.json")]
         ours += self.ledger.files
         for file in ours:
             if file.exists() and any(path.exists() and file.samefile(path) for path in inputs):
                 raise UsageError(f"{file}: this path reads the file and would overwrite it; choose another directory")
         for file in ours:
             file.unlink(missing_ok=True)
-        for folder in (dumps, checkpoints, run):
+        for folder in (dumps, influences, checkpoints, run):
             with suppress(OSError):  # absent, or it contains the user's files
                 folder.rmdir()
 

@@ -47,6 +47,7 @@ class PathOptions:
         curve_learning_rate: Learning rate of that training; None for that of a's own training.
         midpoint: File with a midpoint trained before.
         keep_dumps: Whether to write a dump of every position.
+        errors: Whether to add standard errors and biases to the record of every position, and errors to the barriers.
     """
 
     path: str = "linear"
@@ -61,6 +62,7 @@ class PathOptions:
     curve_learning_rate: float | None = None
     midpoint: Path | str | None = None
     keep_dumps: bool = False
+    errors: bool = False
 
     def __post_init__(self) -> None:
         if self.path not in SHAPES:

@@ -44,6 +44,7 @@ class PlaneOptions:
         radius: Largest coordinate along random directions.
         batchnorm: "recompute" to estimate running statistics at each position, "interpolate" to interpolate them.
         batchnorm_samples: Number of training samples for the estimates.
+        errors: Whether to add standard errors and biases to the record of every position.
     """
 
     grid: int | tuple[int, int] = 15
@@ -53,6 +54,7 @@ class PlaneOptions:
     radius: float = RADIUS
     batchnorm: str = "recompute"
     batchnorm_samples: int = SAMPLES
+    errors: bool = False
 
     def __post_init__(self) -> None:
         if min(self.shape) < 2:
@@ -109,6 +111,7 @@ def evaluate_plane(
     radius: float = RADIUS,
     batchnorm: str = "recompute",
     batchnorm_samples: int = SAMPLES,
+    errors: bool = False,
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     data: str | None = None,
@@ -148,6 +151,7 @@ def evaluate_plane(
         radius: Largest coordinate along random directions.
         batchnorm: "recompute" to estimate running statistics at each position, "interpolate" to interpolate them.
         batchnorm_samples: Number of training samples for the estimates.
+        errors: Whether to add standard errors and biases to the record of every position.
         model: Name of the model; that in the checkpoint's metadata if None.
         model_arguments: Arguments of the model, which replace those in the metadata.
         data: Name of the data; that in the checkpoint's metadata if None.
@@ -202,8 +206,8 @@ class PlaneJob:
 
     def evaluation(self) -> PointEvaluation:
         """Open model and data."""
-        subject = open_subject(self.files[0], self.setup)
-        return PointEvaluation(subject, self.options.batchnorm, self.options.batchnorm_samples)
+        subject, options = open_subject(self.files[0], self.setup), self.options
+        return PointEvaluation(subject, options.batchnorm, options.batchnorm_samples, options.errors)
 
     def survey(self) -> Survey:
         """Open model and data, and read the checkpoints."""
@@ -318,6 +322,7 @@ def _plan(files: tuple[Path, ...], evaluation: PointEvaluation, options: PlaneOp
         "radius": options.radius if random else None,
         "seed": options.seed if random else None,
         **evaluation.plan(),
+        "errors": options.errors or None,
     }
 
 
@@ -325,7 +330,7 @@ def _lowest(points: Sequence[Record], split: str) -> Record:
     of_split = [point for point in points if point["split"] == split]
     known = [point for point in of_split if point["loss"] is not None]
     lowest = min(known, key=lambda point: point["loss"], default={"loss": None, "x": None, "y": None})
-    where = {f"lowest.{name}": lowest[name] for name in ("loss", "x", "y")}
+    where = {f"lowest.{name}": lowest[name] for name in ("loss", "loss_stderr", "x", "y") if name in lowest}
     counts = {"points": len(of_split), "without_loss": len(of_split) - len(known)}
     return {"split": split, **counts, "batchnorm": of_split[0]["batchnorm"], **where}
 

@@ -1,7 +1,7 @@
 """One position of a path or a plane: the record of the weights that a model has now, and its dump."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis import Record, compute_from_blocks, empty_record, settled
+from ckpt_probe.analysis import Record, Settings, compute_from_blocks, empty_record, settled
+from ckpt_probe.analysis.entries import BIAS, STDERR
 from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, Subject, is_scored
+from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.grouping import SUBSET_ROWS
-from ckpt_probe.moments.quality import Quality
+from ckpt_probe.moments.quality import Quality, Scored
 from ckpt_probe.moments.registry import INFINITE_LOGITS
 from ckpt_probe.moments.subset import PREFIX, RowSubset
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
@@ -35,11 +37,13 @@ class PointEvaluation:
         subject: Model and data.
         statistics: Source of the batch-norm statistics between checkpoints, "recompute" or "interpolate".
         samples: Number of training samples from which they are estimated.
+        errors: Whether records have standard errors and biases.
     """
 
     subject: Subject
     statistics: str
     samples: int = SAMPLES
+    errors: bool = False
 
     @property
     def batchnorm(self) -> str:
@@ -83,7 +87,7 @@ class PointEvaluation:
             recompute(self.subject.model, split, samples=self.samples)
         return self.batchnorm
 
-    def record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> Record:
+    def record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> RecordWithErrors:
         """Compute the record of the model's present weights on one split.
 
         Features and logits are kept in memory between passes if they fit into 1 GiB, else computed again.
@@ -110,11 +114,12 @@ class PointEvaluation:
             blocks = list(forward()) if fits else None
             if writer is not None:
                 _write_rows(writer, split, blocks or forward(), samples, scored=scored)
-            return compute_from_blocks(
-                lambda: ((block.features, block.labels, block.scores) for block in blocks or forward()), weights, bias
-            ).record
+            detailed = compute_from_blocks(
+                _RowsOfBlocks(lambda: blocks or forward()), weights, bias, Settings(errors=self.errors)
+            )
+            return RecordWithErrors(detailed.record, detailed.influences)
 
-    def explained_record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> Record:
+    def explained_record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> RecordWithErrors:
         """Compute `record` for weights that nobody trained, where dead or exploding features are no error.
 
         Returns:
@@ -131,7 +136,31 @@ class PointEvaluation:
         if quality.loss is None:
             reason = f"{reason}; loss: {INFINITE_LOGITS}"
         values = {"samples": quality.samples, "accuracy": quality.accuracy, "loss": quality.loss, "missing": reason}
-        return _without_overflow(settled({**empty_record(), **values}))
+        return _without_overflow(RecordWithErrors(settled({**empty_record(), **values}), None))
+
+
+@dataclass
+class _RowsOfBlocks:
+    """A pass over blocks, which knows the documents of the rows that it yielded last.
+
+    Attributes:
+        blocks: Starts the pass.
+        start: Index of the first row.
+        latest: Documents of the block that was yielded last, (n,), or None.
+    """
+
+    blocks: Callable[[], Iterable[Block]]
+    start: int = 0
+    latest: Tensor | None = None
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | Scored | None]]:
+        for block in self.blocks():
+            self.latest = block.documents
+            yield block.features, block.labels, block.scores
+
+    def documents(self, start: int, stop: int) -> Tensor | None:
+        """Return the documents (n,) of the rows `start` … `stop`, those of the last block, or None."""
+        return self.latest
 
 
 def _write_rows(writer: DumpWriter, split: str, blocks: Iterable[Block], samples: int, *, scored: bool) -> None:
@@ -182,9 +211,11 @@ def point_writer(path: Path, name: str, coordinate: float, subject: Subject) -> 
         yield writer
 
 
-def _without_overflow(record: Record) -> Record:
+def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
     # Logits of an untrained network that are not finite say nothing about its predictions.
     if record["loss"] is not None:
         return record
-    reason = f"{', '.join(OF_LOGITS)}: the logits overflow to infinity or NaN"
-    return {**record, **dict.fromkeys(OF_LOGITS), "missing": f"{record['missing']}; {reason}"}
+    undefined = [name for name in record if name.removesuffix(STDERR).removesuffix(BIAS) in OF_LOGITS]
+    reason = f"{', '.join(undefined)}: the logits overflow to infinity or NaN"
+    values = {**record, **dict.fromkeys(undefined), "missing": f"{record['missing']}; {reason}"}
+    return RecordWithErrors(values, record.influences)

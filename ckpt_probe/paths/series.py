@@ -44,6 +44,7 @@ def barriers(
     curve_learning_rate: float | None = None,
     midpoint: Path | str | None = None,
     keep_dumps: bool = False,
+    errors: bool = False,
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     data: str | None = None,
@@ -85,6 +86,7 @@ def barriers(
         curve_learning_rate: Learning rate of that training; None for that of a's own training.
         midpoint: File with a midpoint trained before.
         keep_dumps: Whether to write a dump of every position.
+        errors: Whether to add standard errors and biases to the record of every position, and errors to the barriers.
         model: Name of the model; that in the checkpoint's metadata if None.
         model_arguments: Arguments of the model, which replace those in the metadata.
         data: Name of the data; that in the checkpoint's metadata if None.

@@ -11,6 +11,7 @@ from ckpt_probe.analysis import Record, in_order
 from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
+from ckpt_probe.paths.barrier_errors import write_influences
 from ckpt_probe.paths.ledger import AXES, Ledger
 from ckpt_probe.paths.point import PointEvaluation, point_writer
 from ckpt_probe.progress import NullProgress, Progress, Task
@@ -31,6 +32,8 @@ class Survey:
         evaluation: Model and data.
         trained: Positions of trained networks. They keep their own batch-norm statistics, and must have a record.
         dump_at: Function of the coordinates that returns the dump to write there; None to write no dumps.
+        influences_at: Function of the coordinates that returns the file to write influences of rows on loss and
+            accuracy into, one entry for each split; None to write none.
     """
 
     kind: str
@@ -39,6 +42,7 @@ class Survey:
     evaluation: PointEvaluation
     trained: Collection[Position] = ()
     dump_at: Callable[..., Path] | None = None
+    influences_at: Callable[..., Path] | None = None
 
     def evaluate(self, position: Position, progress: Progress) -> list[Record]:
         """Compute the records of one position, one for each split.
@@ -55,14 +59,17 @@ class Survey:
         coordinates = dict(zip(AXES[self.kind], position, strict=True))
         batchnorm = evaluation.load(state, str(self.files[0]), keep_batchnorm=trained)
         record_of = evaluation.record if trained else evaluation.explained_record
-        records = []
+        records, influences = [], []
         with self._writer(position, label) as writer:
             for split in evaluation.subject.splits:
                 try:
                     record = record_of(split, progress, writer=writer)
                 except DataError as error:
                     raise DataError(f"{source}: {label}, {split}: {error}") from error
+                influences.append(record.influences)
                 records.append({**coordinates, "split": split, **in_order({"batchnorm": batchnorm, **record})})
+        if self.influences_at is not None:
+            write_influences(self.influences_at(*position), influences)
         return records
 
     def _writer(self, position: Position, label: str) -> AbstractContextManager[DumpWriter | None]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ckpt_probe.analysis.entries import STDERR, corrected_value
 from ckpt_probe.moments import difference
+from ckpt_probe.reporting.uncertain import INTERVAL, WITHIN_ERROR, is_within_error, number_with_error
 
 Record = Mapping[str, Any]
 
@@ -17,9 +18,6 @@ There it is the rise above the mean of both ends, which is that above the chord 
 
 UNCHANGED = 0.02
 """Relative change below which a number without an error counts as unchanged."""
-
-INTERVAL = 1.96
-"""Standard errors of a difference up to which it is within its error: those of a 95 % interval."""
 
 
 def read_run(records: Sequence[Record]) -> list[str]:
@@ -194,11 +192,19 @@ def _barrier(path: Record, shape: str | None) -> str:
         if error <= ONE_BASIN
         else f"above the {ONE_BASIN:.0%} under which two networks count as {connected}: a barrier parts them"
     )
-    of_loss = f" and the loss {loss:.4f}" if loss is not None else ""
+    of_loss = f" and the loss {_with_error(path, 'barrier.loss')}" if loss is not None else ""
     return (
         f"{ON_A.get(shape or '', 'On the path')} between the two ends ({path['split']}) the error rises at most "
-        f"{error:.4f} above the chord{of_loss}: {verdict}."
+        f"{_with_error(path, 'barrier.error')} above the chord{of_loss}: {verdict}."
     )
+
+
+def _with_error(path: Record, name: str) -> str:
+    """Return a barrier with four decimals, or with its error and whether it is within this error."""
+    value, stderr = path[name], path.get(f"{name}{STDERR}")
+    if stderr is None:
+        return f"{value:.4f}"
+    return f"{number_with_error(value, stderr)}{f' ({WITHIN_ERROR})' if is_within_error(value, stderr) else ''}"
 
 
 def _moved(records: list[Record], name: str, text: str) -> str:

@@ -10,6 +10,17 @@ SMALLEST, LARGEST = 1e-3, 1e5
 """Numbers outside are written in powers of ten."""
 
 
+INTERVAL = 1.96
+"""Standard errors from a value to the ends of its 95 % interval, up to which a difference is within its error."""
+
+WITHIN_ERROR = "within its error"
+
+
+def is_within_error(value: float, stderr: float | None) -> bool:
+    """Return whether the 95 % interval of a difference contains zero; false if its standard error is not known."""
+    return stderr is not None and abs(value) <= INTERVAL * stderr
+
+
 def short_number(value: float) -> str:
     """Format a number with four significant digits and at most four decimals, or in powers of ten."""
     if value != 0 and (abs(value) < SMALLEST or abs(value) >= LARGEST):

@@ -239,13 +239,14 @@ def test_a_point_between_two_revisions_is_scored_alike(
         save_model("gpt2", "LMHeadModel", place, seed=seed)
     given: dict[str, Any] = {"data": f"text:{documents}", "device": "cpu"}
     cp.evaluate_path(
-        *(end / "model.safetensors" for end in ends), tmp_path / "path", points=3, keep_dumps=True, **given
+        *(end / "model.safetensors" for end in ends), tmp_path / "path", points=3, keep_dumps=True, errors=True, **given
     )
     records = [json.loads(line) for line in (tmp_path / "path" / "points.jsonl").read_text().splitlines()]
     cp.extract_series(ends[0], tmp_path / "dumps", **given)
-    [record] = cp.analyze(tmp_path / "dumps", cache=False)
+    [record] = cp.analyze(tmp_path / "dumps", cache=False, errors=True)
     assert records[0]["alpha"] == 0
-    for name in ("loss", "accuracy", "nc1.pinv", "samples"):
+    # Errors are those of documents, whose rows depend on each other.
+    for name in ("loss", "accuracy", "nc1.pinv", "samples", "loss_stderr", "sample.entropy_features_stderr"):
         assert records[0][name] == pytest.approx(record[name], rel=1e-6), name
     with cp.open_dump(next((tmp_path / "path").rglob("*.h5"))) as dump:
         assert dump["held"].loss is not None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ckpt_probe.reporting.uncertain import INTERVAL
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 """Palette of Okabe and Ito, distinguishable with every kind of colour vision; without yellow, which is faint on white.
 """
@@ -19,9 +21,6 @@ MARKERS = ("circle", "square", "triangle", "diamond", "triangle2", "cross", "sta
 DASHES = {"train": "solid", "test": "dashed", None: "solid"}
 OTHER_DASHES = ("dotted", "dash-dot", "dash-dot-dot")
 GREY = "#444444"
-
-INTERVAL = 1.96
-"""Standard errors from a value to the ends of its 95 % interval."""
 
 
 @dataclass(frozen=True)

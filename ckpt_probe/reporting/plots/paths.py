@@ -12,6 +12,7 @@ from ckpt_probe.reporting.plots.description import Axis, ContourPlot, Line, Line
 from ckpt_probe.reporting.plots.metrics import coloured_by_split
 from ckpt_probe.reporting.plots.panels import AXIS_NAMES
 from ckpt_probe.reporting.sources import PathContents
+from ckpt_probe.reporting.uncertain import number_with_error
 
 if TYPE_CHECKING:
     from ckpt_probe.paths import PlaneResult
@@ -136,7 +137,9 @@ def _barrier(name: str, path: PathContents, quantity: str, line: Line, ends: Seq
     if barrier is None or alpha is None or barrier <= 0:
         return []
     low = (1 - alpha) * ends[0] + alpha * ends[1]
-    label = f"barrier {barrier:.3g} ({line.split})"
+    stderr = number(summary, f"barrier.{quantity}_stderr", name)
+    size = f"{barrier:.3g}" if stderr is None else number_with_error(barrier, stderr)
+    label = f"barrier {size} ({line.split})"
     return [Span(alpha, low, low + barrier, f"barrier, {line.split}", label, line.style.colour)]
 
 
