@@ -207,7 +207,7 @@ def _compute_layer(
         detailed = compute_detailed(inputs)
     except DataError as error:
         raise DataError(f"layer {layer.name}: {error}") from error
-    per_class = [{**position, **row, **counts.columns_of_class(row["class"])} for row in detailed.per_class]
+    per_class = [{**position, **counts.row_of_class(row)} for row in detailed.per_class]
     return replace(
         detailed, record=in_order(settled({**position, **detailed.record})), per_class=per_class, portrait=None
     )

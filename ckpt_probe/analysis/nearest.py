@@ -1,21 +1,26 @@
 """Compare the nearest class mean of each sample with its predicted class (NC4) and with its label: the second pass."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.dumps import Pass
 from ckpt_probe.metrics.arrays import as_labels, as_tensor
 from ckpt_probe.metrics.collapse import NearestMean
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
+from ckpt_probe.moments.class_errors import NEAREST_OWN
 from ckpt_probe.moments.quality import LinearHead, Scored
 
 if TYPE_CHECKING:
     from ckpt_probe.analysis.record import Blocks
+
+OWN_STDERR = f"{NEAREST_OWN}{STDERR}"
 
 
 class Predictions:
@@ -119,14 +124,19 @@ class NearestCounts:
         """Share of samples nearest to the mean of their class, among the samples whose class has a mean."""
         return self.correct / self.labelled if self.labelled else None
 
-    def columns_of_class(self, label: Any) -> dict[str, Any]:
-        """Return `nearest.own` and `nearest.confusion` of one class; empty if its samples were not counted."""
-        row = (self.confusion or {}).get(label)
-        if not row:
-            return {}
-        ordered = sorted(row.items(), key=lambda item: (-item[1], item[0]))
+    def row_of_class(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the row of a class with `nearest.own` and `nearest.confusion`, if its samples were counted."""
+        counted = (self.confusion or {}).get(row["class"])
+        last = {name: row[name] for name in (OWN_STDERR, "missing") if name in row}
+        first = {name: value for name, value in row.items() if name not in last}
+        if not counted:
+            last.pop(OWN_STDERR, None)
+            return {**first, **last}
+        ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+        error = {OWN_STDERR: last.pop(OWN_STDERR)} if OWN_STDERR in last else {}
         text = " ".join(f"{other}:{count}" for other, count in ordered)
-        return {"nearest.own": row[label] / row.total(), "nearest.confusion": text}
+        share = counted[row["class"]] / counted.total()
+        return {**first, NEAREST_OWN: share, **error, "nearest.confusion": text, **last}
 
 
 def count_nearest(

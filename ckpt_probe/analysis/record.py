@@ -326,7 +326,7 @@ def compute_from_moments(
         if name in families:
             record |= {f"{name}.{key}": value for key, value in function(moments, weights, bias).items()}
     record = in_order(settled(record))
-    per_class = [settled({**row, **counts.columns_of_class(row["class"])}) for row in detailed.per_class]
+    per_class = [settled(counts.row_of_class(row)) for row in detailed.per_class]
     return replace(detailed, record=record, per_class=per_class)
 
 

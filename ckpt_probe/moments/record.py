@@ -12,6 +12,7 @@ from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.rounding import row_lengths
 from ckpt_probe.metrics.theory import reference_values, simplex_exists, uniformity_reference, without_simplex
 from ckpt_probe.moments.bias import bias_of
+from ckpt_probe.moments.class_errors import NEAREST_OWN, errors_of_classes
 from ckpt_probe.moments.documents import errors_of_documents
 from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
 from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample
@@ -263,8 +264,24 @@ def _per_class(inputs: Inputs) -> list[dict[str, Value]]:
         {"class": label, "samples": count, "mean_norm": length, "variance": variance}
         for label, count, length, variance in columns
     ]
-    if "within" not in inputs.options.families:
+    numbers = {"mean_norm": (present, lengths), "variance": (present, variances)}
+    if "within" in inputs.options.families:
+        within = inputs.within_classes
+        labels, entropies = (present[:0], lengths[:0]) if within is None else (within.labels, within.entropies[1.0])
+        numbers["within.entropy"] = labels, entropies
+        by_label = dict(zip(labels.tolist(), entropies.tolist(), strict=True))
+        rows = [{**row, "within.entropy": by_label.get(int(row["class"] or 0))} for row in rows]
+    sample = inputs.sample
+    if sample is None:
         return rows
-    within = inputs.within_classes
-    entropies = {} if within is None else dict(zip(within.labels.tolist(), within.entropies[1.0].tolist(), strict=True))
-    return [{**row, "within.entropy": entropies.get(int(row["class"] or 0))} for row in rows]
+    if inputs.nearest is not None and inputs.nearest.accuracy is not None and inputs.nearest_of_sample is not None:
+        numbers[NEAREST_OWN] = sample.design.labels, (inputs.nearest_of_sample == sample.labels).cpu()
+    errors = errors_of_classes(sample, scatter.counts, numbers)
+    return [_in_pairs({**row, **errors[int(row["class"] or 0)]}) for row in rows]
+
+
+def _in_pairs(row: dict[str, Value]) -> dict[str, Value]:
+    """Return a row with each standard error behind its number."""
+    errors = {name: value for name, value in row.items() if name.endswith("_stderr")}
+    pairs = {key: row[key] for name in row if name not in errors for key in (name, f"{name}_stderr") if key in row}
+    return {**pairs, **errors}
