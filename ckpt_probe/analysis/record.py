@@ -43,6 +43,9 @@ Blocks = Callable[[], Iterable[Block]]
 SecondPass = Callable[[Tensor, bool], NearestCounts]
 """Function that compares every row with class means (C, D); the second argument requests counts per class."""
 
+FirstPass = tuple[Moments, Quality, Predictions]
+"""Results of the first pass over the rows."""
+
 ROWS_AT_ONCE = 8192
 MANY_CLASSES = 1000
 """Number of classes from which a block of `ROWS_AT_ONCE` rows would have few rows per class."""
@@ -182,7 +185,29 @@ def compute_from_blocks(
         DataError: As `analyze_features`.
     """
     settings = settings or Settings()
-    moments, quality, predictions = accumulate(blocks, weights, bias, settings)
+    first = accumulate(blocks, weights, bias, settings)
+    return compute_from_first_pass(first, blocks, weights, bias, settings, context)
+
+
+def compute_from_first_pass(
+    first: FirstPass,
+    blocks: Blocks,
+    weights: Array | None,
+    bias: Array | None,
+    settings: Settings,
+    context: Context | None = None,
+) -> DetailedRecord:
+    """Compute the record of a stream of blocks from its first pass, with the other arguments of `compute_from_blocks`.
+
+    Args:
+        first: Result of `accumulate`.
+        blocks: Called without arguments, starts a new pass over the rows.
+        weights: Classifier weights, shape (C, D).
+        bias: Classifier bias, shape (C,).
+        settings: Options of the analysis.
+        context: What the record takes from elsewhere.
+    """
+    moments, quality, predictions = first
     return compute_from_moments(
         moments,
         quality,
@@ -196,9 +221,7 @@ def compute_from_blocks(
     )
 
 
-def accumulate(
-    blocks: Blocks, weights: Array | None, bias: Array | None, settings: Settings
-) -> tuple[Moments, Quality, Predictions]:
+def accumulate(blocks: Blocks, weights: Array | None, bias: Array | None, settings: Settings) -> FirstPass:
     """Make the first pass: add up class moments and quality, and remember predicted classes for the second pass.
 
     Raises:

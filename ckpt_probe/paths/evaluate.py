@@ -184,7 +184,7 @@ def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progre
     if ledger.finished:
         return _stored(job.directory)
     state_at, description = _route(job, evaluation.subject, overwrite=overwrite, progress=progress)
-    splits = evaluation.subject.splits
+    splits = evaluation.splits
     survey, records = job.survey_of(state_at, evaluation), ledger.points(splits)
     visit_more = partial(
         visit, records=records, survey=survey, ledger=ledger, job=job, workers=staff, progress=progress

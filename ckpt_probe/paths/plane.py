@@ -226,7 +226,7 @@ def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool,
     ledger.follow(plan, begun=ledger.begun, request=request_of(job.sources, ledger.path, job.setup, job.options))
     if ledger.finished:
         return _stored(ledger)
-    splits = evaluation.subject.splits
+    splits = evaluation.splits
     survey, records = Survey("plane", job.files, plane.at, evaluation), ledger.points(splits)
     xs, ys = _grid(plane, job.options)
     marks = _marks(job.files, plane, evaluation, progress)
@@ -248,7 +248,7 @@ def _marks(files: tuple[Path, ...], plane: Plane, evaluation: PointEvaluation, p
     for file, label, (name, x, y) in zip(files, distinct_names(files), plane.marks, strict=True):
         with evaluation.subject.setup.open(file) as checkpoint:
             batchnorm = evaluation.load(checkpoint.state_dict(), str(file), keep_batchnorm=True)
-        for split in evaluation.subject.splits:
+        for split in evaluation.splits:
             try:
                 record = evaluation.record(split, progress)
             except DataError as error:

@@ -3,21 +3,23 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ckpt_probe.analysis import Record, Settings, compute_from_blocks, empty_record, settled
+from ckpt_probe.analysis import Record, Settings, empty_record, settled
+from ckpt_probe.analysis.dump import TRAIN
 from ckpt_probe.analysis.entries import BIAS, STDERR
+from ckpt_probe.analysis.record import Context, accumulate, compute_from_first_pass
 from ckpt_probe.checkpoints import State
 from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, Subject, is_scored
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.grouping import SUBSET_ROWS
-from ckpt_probe.moments.quality import Quality, Scored
+from ckpt_probe.moments.quality import Quality, Scored, double
 from ckpt_probe.moments.registry import INFINITE_LOGITS
 from ckpt_probe.moments.subset import PREFIX, RowSubset
 from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
@@ -25,11 +27,11 @@ from ckpt_probe.paths.options import SAMPLES
 from ckpt_probe.progress import Progress
 
 CACHE_BYTES = 2**30
-OF_LOGITS = ("accuracy", "nc4.disagreement")
+OF_LOGITS = ("accuracy", "nc4.disagreement", "nc4.disagreement_train_means")
 """Metrics without a value if logits overflow."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PointEvaluation:
     """Evaluates one set of weights after another with the same model and data.
 
@@ -38,12 +40,19 @@ class PointEvaluation:
         statistics: Source of the batch-norm statistics between checkpoints, "recompute" or "interpolate".
         samples: Number of training samples from which they are estimated.
         errors: Whether records have standard errors and biases.
+        train_means: Class means (C, D) of the training split under the present weights, or None.
     """
 
     subject: Subject
     statistics: str
     samples: int = SAMPLES
     errors: bool = False
+    train_means: Tensor | None = field(default=None, init=False)
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits in the order of their evaluation: the training split first, whose class means the others need."""
+        return sorted(self.subject.splits, key=lambda split: split != TRAIN)
 
     @property
     def batchnorm(self) -> str:
@@ -78,12 +87,13 @@ class PointEvaluation:
         Raises:
             DataError: If the weights do not fit the model.
         """
+        self.train_means = None
         self.subject.load(state, source)
         if keep_batchnorm and self.batchnorm != "none":
             return "own"
         if self.batchnorm == "recompute":
             splits = self.subject.data.splits
-            split = splits.get("train", splits[self.subject.splits[0]])
+            split = splits.get(TRAIN, splits[self.subject.splits[0]])
             recompute(self.subject.model, split, samples=self.samples)
         return self.batchnorm
 
@@ -114,9 +124,12 @@ class PointEvaluation:
             blocks = list(forward()) if fits else None
             if writer is not None:
                 _write_rows(writer, split, blocks or forward(), samples, scored=scored)
-            detailed = compute_from_blocks(
-                _RowsOfBlocks(lambda: blocks or forward()), weights, bias, Settings(errors=self.errors)
-            )
+            rows, settings = _RowsOfBlocks(lambda: blocks or forward()), Settings(errors=self.errors)
+            first = accumulate(rows, weights, bias, settings)
+            if split == TRAIN:
+                self.train_means = double(first[0].means_of_classes(settings.min_samples))
+            context = Context(training=split == TRAIN, train_means=None if split == TRAIN else self.train_means)
+            detailed = compute_from_first_pass(first, rows, weights, bias, settings, context)
             return RecordWithErrors(detailed.record, detailed.influences)
 
     def explained_record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> RecordWithErrors:

@@ -61,7 +61,7 @@ class Survey:
         record_of = evaluation.record if trained else evaluation.explained_record
         records, influences = [], []
         with self._writer(position, label) as writer:
-            for split in evaluation.subject.splits:
+            for split in evaluation.splits:
                 try:
                     record = record_of(split, progress, writer=writer)
                 except DataError as error:
