@@ -78,7 +78,7 @@ def test_train_is_solid_and_test_dashed_and_the_value_at_collapse_dotted(tmp_pat
     assert words(tmp_path / "a.svg").split()[-4:] == ["train", "test", "at", "collapse"]
     assert described({"run": [both]}, "class.mir").references == (0.95,)
     assert described({"run": [records([1, 1, 1, 1], "nc1.pinv")]}, "nc1.pinv").references == (0.0,)
-    assert described({"run": [records([1, 1, 1, 1], "barrier.loss")]}, "barrier.loss").label == "barrier"
+    assert described({"run": [records([1, 1, 1, 1], "barrier.loss")]}, "barrier.loss").label == "barrier.loss"
 
 
 def test_the_same_records_are_the_same_bytes(tmp_path: Path) -> None:
