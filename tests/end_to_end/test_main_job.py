@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,11 @@ def test_the_demo_tells_its_own_numbers(probe: Run, tmp_path: Path) -> None:
         for line in probe("analyze", "ckpt-probe-demo/dumps/a", "--json").stdout.splitlines()
         if '"split": "train"' in line
     ]
-    last = records[-1]
-    assert f"to {last['accuracy']:.3f} at step {last['step']}" in done.stdout
-    assert f"MIR {records[0]['class.mir']:.3f} → {last['class.mir']:.3f}" in done.stdout
+    accuracy = {str(record["step"]): record["accuracy"] for record in records}
+    change = re.search(r"train accuracy .*between steps (\d+) and (\d+) \((\S+) → (\S+)\)", done.stdout)
+    assert change is not None, done.stdout
+    assert [f"{accuracy[change[1]]:.4g}", f"{accuracy[change[2]]:.4g}"] == [change[3], change[4]]
+    assert re.search(rf"^ *{records[-1]['step']}  train +{records[-1]['accuracy']:.3f} ", done.stdout, re.MULTILINE)
     told = json.loads((tmp_path / "ckpt-probe-demo" / "paths" / "ab" / "path.json").read_text())
     assert f"the loss {told['summary'][0]['barrier.loss']:.4f}" in done.stdout
     follow = [line.split() for line in done.stdout.splitlines() if line.startswith("  ckpt-probe ")]

@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 
 OF_ROWS = {"sample.entropy_features", "sample.effective_rank", "sample.entropy_normalized"}
 OF_SPECTRUM = {"rankme", "alpha_req", "participation_ratio"}
+OF_DOCUMENTS = {"documents.entropy", "documents.curvature", "erank.documents"}
 
 
 def shown(place: Path, documents: Path) -> Any:
@@ -57,7 +58,8 @@ def test_an_encoder_of_texts(
     centred = rows.double() - rows.double().mean(0)
     assert record["centred.effective_rank"] == pytest.approx(cp.effective_rank(centred).item(), rel=1e-4)
     numbers = {name for name, value in record.items() if isinstance(value, float)}
-    assert numbers == {*OF_ROWS, *OF_SPECTRUM, "centred.effective_rank"}
+    of_documents = OF_DOCUMENTS if pooling == "tokens" else set()
+    assert numbers == {*OF_ROWS, *OF_SPECTRUM, *of_documents, "centred.effective_rank"}
     assert record["rankme"] == pytest.approx(cp.rankme(rows.double()).item(), rel=1e-5)
     assert "nc1.pinv" in record["missing"]
     assert record["missing"].endswith(": the data have no labels")
