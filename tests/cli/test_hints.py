@@ -166,4 +166,4 @@ def test_every_setting_is_an_option_with_the_same_default(verb: str, settings: t
         parameter, spelling = spelled[field.name]
         if isinstance(parameter, Setting) and " " not in spelling:
             spelling = f"--set {field.name}"
-        assert f" {spelling}{'=' if ' ' in spelling else ' '}" in line
+        assert f" {spelling}{'=' if ' ' in spelling else ' '}" in f"{line} "
