@@ -36,7 +36,8 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     if width is not None and "step" in identifiers and "checkpoint" in identifiers:
         # Steps may be equal, as in a pruned series; then only the names distinguish the checkpoints.
         identifiers.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
-    present = metrics_in(records)
+    # Errors are printed with their numbers.
+    present = [metric for metric in metrics_in(records) if not metric.name.endswith(STDERR)]
     at_collapse = {metric.name: _at_collapse(records, metric) for metric in present}
     columns = present if width is None else _fitting(records, identifiers, present, at_collapse, width)
     table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)

@@ -55,6 +55,14 @@ def test_tables_print_errors_and_no_column_of_them() -> None:
     assert metric_names([record("test", 0.6)], errors=True) == ["class.mir", "class.mir_stderr", "class.mir_bias"]
 
 
+def test_the_error_of_an_exponent_has_no_column() -> None:
+    numbers = {"step": 9, "spectrum.alpha": 2.81, "spectrum.alpha_stderr": 0.22, "missing": None}
+    text = io.StringIO()
+    Console(file=text, width=100).print(records_table([numbers]))
+    assert "2.81(22)" in text.getvalue()
+    assert "± α" not in text.getvalue()
+
+
 def test_a_bias_is_subtracted_where_it_can_be_relied_on() -> None:
     plain = record("test", 0.6)
     assert corrected(plain)["class.mir"] == pytest.approx(0.58)
