@@ -53,18 +53,20 @@ def corrected(record: Mapping[str, Any]) -> Record:
 def corrected_value(record: Mapping[str, Any], name: str) -> tuple[float, float] | None:
     """Return a value less its bias, and its standard error; None if one is unknown, or the bias cannot be relied on."""
     bias, stderr = record.get(f"{name}{BIAS}"), record.get(f"{name}{STDERR}")
-    if record.get(name) is None or bias is None or stderr is None or not _reliable(record, name):
+    if record.get(name) is None or bias is None or stderr is None or not bias_is_reliable(record, name):
         return None
     return record[name] - bias, stderr
 
 
 def _corrected(record: Mapping[str, Any], name: str, value: Any) -> Any:
     bias = record.get(f"{name}{BIAS}")
-    return value - bias if bias is not None and value is not None and _reliable(record, name) else value
+    return value - bias if bias is not None and value is not None and bias_is_reliable(record, name) else value
 
 
-def _reliable(record: Mapping[str, Any], name: str) -> bool:
-    return re.search(rf"(?<![\w.]){re.escape(name + BIAS)}(?![\w.])", record.get("missing") or "") is None
+def bias_is_reliable(record: Mapping[str, Any], name: str) -> bool:
+    """Return whether `missing` states nothing about the bias of a metric, such as that the sample is too small."""
+    missing = str(record.get("missing") or "")
+    return re.search(rf"(?<![\w.]){re.escape(name + BIAS)}(?![\w.])", missing) is None
 
 
 def empty_record() -> Record:

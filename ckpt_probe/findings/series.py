@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_probe.analysis.entries import BIAS, bias_is_reliable
 from ckpt_probe.analysis.records import RECORD_FILES, metric_names, read_records
 from ckpt_probe.analysis.series import read_series
 from ckpt_probe.analysis.settings import Settings
@@ -184,8 +185,8 @@ def _by_subject(records: Sequence[Record], label: str) -> dict[tuple[tuple[str, 
 
 
 def _corrected(record: Record, name: str) -> float | None:
-    value, bias = _number(record.get(name)), _number(record.get(f"{name}_bias"))
-    return value if value is None or bias is None else value - bias
+    value, bias = _number(record.get(name)), _number(record.get(f"{name}{BIAS}"))
+    return value if value is None or bias is None or not bias_is_reliable(record, name) else value - bias
 
 
 def _number(value: object) -> float | None:

@@ -34,6 +34,12 @@ def test_values_are_corrected_by_their_bias_and_errors_are_no_metrics() -> None:
     assert series.name == "test mir"
 
 
+def test_a_bias_that_cannot_be_relied_on_is_not_subtracted() -> None:
+    row = {"split": "test", "mir": 1.0, "mir_bias": 0.25, "missing": "mir_bias: the sample is too small"}
+    [series] = series_of([{"step": 1, **row}, {"step": 2, **row, "missing": None}])
+    assert series.values.tolist() == [1.0, 0.75]
+
+
 def test_layers_and_texts_tell_series_apart() -> None:
     rows = [{"step": s, "tensor": name, "norm": 1.0} for s in (1, 2) for name in ("a", "b")]
     assert [each.name for each in series_of(rows)] == ["a norm", "b norm"]
