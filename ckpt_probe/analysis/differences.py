@@ -99,6 +99,7 @@ class Tested:
 
 
 def compare_at_step(metric: str, label: str, split: str, measurements: Measurements, interval: Interval) -> Tested:
+    """Return the comparison of a group with the first one, of the values of a metric at one step."""
     baseline = next(iter(measurements))
     values, reference = (
         {name: measurement.values[metric] for name, measurement in measurements[group].items()}

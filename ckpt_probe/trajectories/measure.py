@@ -153,14 +153,11 @@ def _exact(
         chunks = [chunk for part in range(parts) if (chunk := names[part::parts])]
         rows: dict[str, Arrays] = {}
         gram = np.zeros((len(members) - 1, len(members) - 1))
+        work = _Chunk(tuple(members), frozenset(names[:parameters]), opening)
         with progress.task("weights", len(names), "tensors") as bar:
             if workers.alone:
-                for name, trace in traces(members, names, opening):
-                    rows[name] = _row(trace)
-                    gram += trace.steps if names.index(name) < parameters else 0.0
-                    bar.advance()
+                rows, gram = work.measure(names, None, bar.advance)
             else:
-                work = _Chunk(tuple(members), frozenset(names[:parameters]), opening)
                 labels = [chunk[0] for chunk in chunks]
                 parts_of = {}
                 for index, result in results(work, chunks, names=labels, workers=workers, say=progress.message):
@@ -179,17 +176,24 @@ def _exact(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Measures some tensors in a worker."""
+    """Measures some tensors, in this process or in a worker."""
 
     members: tuple[Member, ...]
     parameters: frozenset[str]
     opening: Opening
 
     def __call__(self, names: tuple[str, ...]) -> tuple[dict[str, Arrays], np.ndarray]:
+        return self.measure(names, 1)
+
+    def measure(
+        self, names: tuple[str, ...], threads: int | None, advance: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, Arrays], np.ndarray]:
+        """Return the arrays of each tensor, and the sum of the Gram matrices of those that are parameters."""
         rows, gram = {}, np.zeros((len(self.members) - 1, len(self.members) - 1))
-        for name, trace in traces(self.members, names, self.opening, threads=1):
+        for name, trace in traces(self.members, names, self.opening, threads):
             rows[name] = _row(trace)
             gram += trace.steps if name in self.parameters else 0.0
+            advance()
         return rows, gram
 
 
