@@ -6,6 +6,9 @@ it spends that from the budget of the file; the error of a budget that is spent 
 
 import json
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import thread_time
 from typing import Any
@@ -22,6 +25,13 @@ SECONDS = 8.0
 """Processor time in seconds that reading any file may take."""
 SPEED = 2**20
 """Bytes of a file for each further second, if that is more than `SECONDS`."""
+PROCESS = Path("/proc/self/statm")
+"""Sizes of this process in pages, on Linux; the sixth is its writable memory."""
+
+LIBRARY = 2**26
+"""Memory in bytes that a library may take beside the contents of a file."""
+
+_enforcing = threading.RLock()
 
 
 class OverBudget(DataError):
@@ -56,15 +66,45 @@ class Budget:
         """
         self._spent += size + ENTRY * entries
         if self._spent > self._memory:
-            raise OverBudget(
-                f"{self._source}: {cause}unpacks to {self._spent:,} bytes or more, which its size does not justify; "
-                "if you trust it, save it without compression or in parts"
-            )
+            raise self._over(f"{self._spent:,} bytes or more", cause)
         if thread_time() - self._started > self._seconds:
             raise OverBudget(
                 f"{self._source}: takes more than {self._seconds:.0f} seconds to read, which its size does not "
                 "justify; if you trust it, save it in parts"
             )
+
+    def _over(self, size: str, cause: str) -> OverBudget:
+        return OverBudget(
+            f"{self._source}: {cause}unpacks to {size}, which its size does not justify; if you trust it, save it "
+            "without compression or in parts"
+        )
+
+    @contextmanager
+    def enforced(self) -> Iterator[None]:
+        """Let the operating system refuse memory beyond the budget, for a library that believes the sizes in a file.
+
+        The limit holds for the whole process, and on Linux only.
+
+        Raises:
+            OverBudget: If an allocation fails.
+        """
+        if not PROCESS.exists():
+            yield
+            return
+        import resource
+
+        with _enforcing:
+            writable = int(PROCESS.read_text().split()[5]) * resource.getpagesize()
+            allowed = writable + max(self._memory - self._spent, 0) + LIBRARY
+            soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+            resource.setrlimit(resource.RLIMIT_DATA, (min([allowed, *limits]), hard))
+            try:
+                yield
+            except MemoryError as error:
+                raise self._over(f"more than {self._memory:,} bytes", "") from error
+            finally:
+                resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
     def parse_json(self, content: bytes, **options: Any) -> Any:
         """Parse JSON after counting the objects that it will become.

@@ -188,7 +188,8 @@ def _read_parquet(path: Path, budget: Budget) -> Any:
     import pyarrow
 
     try:
-        with parquet.ParquetFile(path) as file:
+        # The sizes in the headers of pages, which Arrow believes, may differ from those in the metadata.
+        with parquet.ParquetFile(path) as file, budget.enforced():
             _spend_claims(file.metadata, budget)
             batches = []
             for batch in file.iter_batches(ROWS, use_threads=False):

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ckpt_probe.budget import Budget
 from ckpt_probe.errors import DataError
 from ckpt_probe.hdf5 import items
 
@@ -15,14 +16,22 @@ UNHASHED = frozenset({"complete", "structure_sha256", "DIMENSION_LIST", "REFEREN
 """Attributes left out of the hash: those written after it, and references to scales, which ckpt-probe does not read."""
 
 
-def structure_hash(file: h5py.File) -> str:
+def structure_hash(file: h5py.File, budget: Budget | None = None) -> str:
     """Compute the SHA-256 of names, shapes, dtypes and attributes of every group and dataset of a file.
 
     The numbers in datasets are left out, because HDF5's checksums cover them.
+
+    Args:
+        file: An open file.
+        budget: Budget of a file that is read: many attributes may lead to one large text.
     """
     digest = hashlib.sha256()
     for name, item in list(items(file)):
-        parts = [name, *(_attributes(item))]
+        parts = [name]
+        for attribute in sorted(set(item.attrs) - UNHASHED):
+            parts.append(f"{attribute}={_value(item.attrs[attribute])}")
+            if budget is not None:
+                budget.spend(len(parts[-1]))
         if isinstance(item, h5py.Dataset):
             parts += [str(item.shape), item.dtype.str]
         digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\1")
@@ -85,10 +94,6 @@ class Sink(io.RawIOBase):
 
     def flush(self) -> None:
         """Do nothing: the file is unbuffered."""
-
-
-def _attributes(item: Any) -> list[str]:
-    return [f"{name}={_value(item.attrs[name])}" for name in sorted(item.attrs) if name not in UNHASHED]
 
 
 def _value(value: Any) -> str:

@@ -11,13 +11,14 @@ import h5py
 import numpy as np
 
 from ckpt_probe.addresses import Address, as_path
+from ckpt_probe.budget import Budget
 from ckpt_probe.dumps import schema
 from ckpt_probe.dumps.conversion import to_html, to_tree
 from ckpt_probe.dumps.integrity import structure_hash
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
-from ckpt_probe.hdf5 import CLASS_NAMES, opened, own_reads, read_names, require_own
+from ckpt_probe.hdf5 import CLASS_NAMES, bounded_reads, opened, read_names, require_own
 from ckpt_probe.moments.documents import NUMBERS
 from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
@@ -65,7 +66,7 @@ class Dump:
     def __getitem__(self, split: str) -> SplitView:
         if split not in self.splits:
             raise DataError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
-        with own_reads(self.path):
+        with bounded_reads(self.path):
             return SplitView(self.path, split, self._file[split])
 
     def to_xarray(self) -> "DataTree":
@@ -235,7 +236,7 @@ def _unchanged(path: Path) -> Iterator[Dump]:
     before = _signature(path)
     try:
         with opened(path) as file:
-            with own_reads(path):
+            with bounded_reads(path):
                 _require_sound(path, file)
                 dump = Dump(path, file)
             yield dump
@@ -252,7 +253,7 @@ def read_provenance(path: Path | str) -> Provenance | None:
         DataError: As in `open_dump`.
     """
     path = Path(path)
-    with opened(path) as file, own_reads(path):
+    with opened(path) as file, bounded_reads(path):
         _require_sound(path, file)
         return _provenance(path, file)
 
@@ -294,7 +295,7 @@ def _member(path: Path) -> Member:
     if isinstance(path, Address) and spelled is not None and spelled[1] == "name":
         # A remote dump is not downloaded only for its step, which `extract` writes into the name.
         return Member(path, path.stem, spelled[0])
-    with opened(path) as file, own_reads(path):
+    with opened(path) as file, bounded_reads(path):
         _require_sound(path, file)
         return Member(path, path.stem, _step(path, file))
 
@@ -342,7 +343,10 @@ def _check_file(path: Path, file: h5py.File) -> None:
         )
     if not file.attrs.get("complete", False):
         raise DataError(f"{path}: incomplete: writing it was interrupted (no completion mark); extract it again")
-    if version >= schema.FIRST_HASHED and schema.text(file.attrs.get("structure_sha256")) != structure_hash(file):
+    if version < schema.FIRST_HASHED:
+        return
+    budget = Budget(path, path.stat().st_size)
+    if schema.text(file.attrs.get("structure_sha256")) != structure_hash(file, budget):
         raise DataError(f"{path}: damaged: names or attributes differ from those that were written; extract it again")
 
 
@@ -361,7 +365,7 @@ def _step(path: Path, file: h5py.File) -> int | None:
         # Some programs write every attribute as an array of one.
         return int(np.asarray(stated).item())
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: attribute step is {stated!r}, expected one integer") from error
+        raise DataError(f"{path}: attribute step is {repr(stated)[:100]}, expected one integer") from error
 
 
 def _split_names(path: Path, file: h5py.File) -> list[str]:

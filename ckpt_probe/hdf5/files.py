@@ -93,6 +93,16 @@ def own_reads(path: Path, name: str | None = None) -> Iterator[None]:
         raise DataError(f"{where}: cannot be read and may be damaged: {_first_clause(error)}") from error
 
 
+@contextmanager
+def bounded_reads(path: Path) -> Iterator[None]:
+    """Like `own_reads`, for attributes: a list of texts may lead to one large text many times.
+
+    The memory of the whole process is limited meanwhile (`Budget.enforced`).
+    """
+    with own_reads(path), Budget(path, path.stat().st_size).enforced():
+        yield
+
+
 def require_own(path: Path, file: h5py.File) -> None:
     """Check that a file refers to no other file, is as large as it claims and within its budget; read no dataset.
 

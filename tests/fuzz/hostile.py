@@ -124,6 +124,35 @@ def parquet(columns: Callable[[int], dict[str, Any]], **options: Any) -> Kind:
     return Kind(write, data("parquet:a.parquet"))
 
 
+def false_metadata(folder: Path, budget: int) -> None:
+    """Write a table with one large text whose metadata state a hundred bytes; the header of its page has the size."""
+    import pyarrow
+    from pyarrow import parquet
+
+    file = folder / "a.parquet"
+    table = pyarrow.table({"label": [0, 1], "text": ["x" * (2 * budget), "y"]})
+    parquet.write_table(
+        table, file, use_dictionary=False, compression="zstd", write_statistics=False, store_schema=False
+    )
+    group, content = parquet.read_metadata(file).row_group(0), file.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    metadata = content[start:]
+    for size in (group.total_byte_size, group.column(1).total_uncompressed_size):
+        true = zigzag(size, 0)
+        assert true in metadata
+        metadata = metadata.replace(true, zigzag(100, len(true)))
+    file.write_bytes(content[:start] + metadata)
+
+
+def zigzag(number: int, length: int) -> bytes:
+    """Return a number as in the metadata of Parquet, in at least `length` bytes."""
+    number, parts = 2 * number, []
+    while number > 127 or len(parts) < length - 1:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
 def one_text(budget: int) -> dict[str, Any]:
     import pyarrow
 
@@ -186,6 +215,20 @@ def hdf5(shape: Callable[[int], tuple[int, ...]], chunk: Callable[[int], tuple[i
     return Kind(write, data("h5:a.h5"))
 
 
+def repeated_text(folder: Path, budget: int) -> None:
+    """Write a dump with an attribute that is a list of 3,000 texts, all of which are one large text of the file."""
+    count, size = 3000, budget // 750
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["test/features"], file["test/labels"] = np.eye(4), np.arange(4) % 2
+        file.attrs["step"] = ["x"] * count + ["y" * size]
+    content = (folder / "a.h5").read_bytes()
+    last = content.rindex(struct.pack("<I", size), 0, len(content))
+    while content[last - 16 : last - 12] != struct.pack("<I", 1):
+        last = content.rindex(struct.pack("<I", size), 0, last)
+    first = last - 16 * count
+    (folder / "a.h5").write_bytes(content[:first] + content[last : last + 16] * count + content[last:])
+
+
 def many_groups(folder: Path, budget: int) -> None:
     with h5py.File(folder / "a.h5", "w", libver="latest") as file:
         for number in range(budget // 2**14):
@@ -227,6 +270,7 @@ KINDS = {
     "one text of many rows, as a dictionary": parquet(one_text),
     "one value of many rows": parquet(one_value),
     "one list of many numbers": parquet(one_list),
+    "one text larger than its metadata": Kind(false_metadata, data("parquet:a.parquet")),
     "table of many columns": Kind(many_columns, data("csv:a.csv")),
     "compressed table": Kind(compressed_table, data("csv:a.csv.gz")),
     "compressed data set": data_set("zstd"),
@@ -236,6 +280,7 @@ KINDS = {
     "many chunks": hdf5(lambda budget: (4, budget), lambda budget: (1, 2**16)),
     "many groups": Kind(many_groups, data("h5:a.h5")),
     "groups in place of a dump": Kind(many_groups, dumps),
+    "one text in a long list": Kind(repeated_text, dumps),
     "picture of many pixels": Kind(picture, data("imagefolder:")),
     "pipe in place of an archive": pipe("npz", "npz"),
     "pipe in place of a table": pipe("csv", "csv"),
