@@ -89,8 +89,7 @@ def _nothing_left() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """Returns a directory by its name, which the first worker that needs it builds; all read it, none writes to it."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    base = _shared(tmp_path_factory)
     before: dict[Path, dict[Path, tuple[int, int]]] = {}
 
     def build_once(name: str, build: Callable[[Path], None]) -> Path:
@@ -194,9 +193,9 @@ class Commands:
 
 
 @pytest.fixture(scope="session")
-def commands() -> Iterator[Commands]:
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Starts commands; the server behind it ends with the tests."""
-    with served() as started:
+    with served(_shared(tmp_path_factory)) as started:
         yield started
 
 
@@ -214,36 +213,67 @@ FRAMEWORKS = (
 
 
 @pytest.fixture(scope="session")
-def framework_commands() -> Iterator[Commands]:
+def framework_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Starts commands in a Python that has imported other frameworks beside torch."""
-    with served(*FRAMEWORKS) as started:
+    with served(_shared(tmp_path_factory), *FRAMEWORKS) as started:
         yield started
 
 
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary directory of all workers of this run of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @contextmanager
-def served(*modules: str) -> Iterator[Commands]:
-    """Start commands in forks of a Python that has imported these modules too; end it afterwards."""
+def served(base: Path, *modules: str) -> Iterator[Commands]:
+    """Start commands in forks of a Python that has imported these modules too, the same for all workers."""
     if sys.platform != "linux":
         yield Commands(Path(sys.executable).parent, (sys.executable,))
         return
-    # Not pytest's own directory: the name of a socket must be short.
-    with tempfile.TemporaryDirectory() as place:
-        server = [sys.executable, str(WARM), "serve", f"{place}/socket", *modules]
-        start = (sys.executable, "-S", "-E", str(WARM), f"{place}/socket")
-        command = " ".join(start)
-        programs = {
-            "ckpt-probe": f'exec {command} ckpt-probe "$@"',
-            "python": f'case "$1" in *.py) exec {command} python "$@";; *) exec {sys.executable} "$@";; esac',
-        }
-        for name, program in programs.items():
-            Path(place, name).write_text(f"#!/bin/sh\n{program}\n")
-            Path(place, name).chmod(0o755)
-        with subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
-            assert process.stdin is not None
+    name = f"server-{len(modules)}"
+    with FileLock(base / f"{name}.lock"):
+        directory, alive = _joined(base / name)
+        if alive is None:
+            # Not pytest's own directory: the name of a socket must be short.
+            directory = Path(tempfile.mkdtemp())
+            os.mkfifo(directory / "alive")
+            _write_programs(directory)
+            server = [sys.executable, str(WARM), "serve", str(directory), *modules]
+            process = subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
             assert process.stdout is not None
-            assert process.stdout.readline() == b"listening\n"
-            yield Commands(Path(place), start)
-            process.stdin.close()
+            with process.stdout:
+                assert process.stdout.readline() == b"listening\n"
+            (base / name).write_text(str(directory))
+            process.returncode = 0  # it outlives this process if another worker still needs it
+            _, alive = _joined(base / name)
+    assert alive is not None
+    yield Commands(directory, _client(directory))
+    os.close(alive)
+
+
+def _joined(name: Path) -> tuple[Path, int | None]:
+    """The directory of a server, and the pipe that keeps it running; None if it has ended."""
+    directory = Path(name.read_text()) if name.exists() else name
+    try:
+        return directory, os.open(directory / "alive", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return directory, None
+
+
+def _client(directory: Path) -> tuple[str, ...]:
+    return (sys.executable, "-S", "-E", str(WARM), f"{directory}/socket")
+
+
+def _write_programs(directory: Path) -> None:
+    command = " ".join(_client(directory))
+    programs = {
+        "ckpt-probe": f'exec {command} ckpt-probe "$@"',
+        "python": f'case "$1" in *.py) exec {command} python "$@";; *) exec {sys.executable} "$@";; esac',
+    }
+    for name, program in programs.items():
+        (directory / name).write_text(f"#!/bin/sh\n{program}\n")
+        (directory / name).chmod(0o755)
 
 
 HOME = torch.device("cpu")

@@ -13,6 +13,7 @@ import click
 from ckpt_probe import __version__
 from ckpt_probe.addresses import clean_words, is_address, redacted, refuse_address, without_credentials, without_secrets
 from ckpt_probe.cli.flags import flags_for_keywords
+from ckpt_probe.cli.interruption import ignored_interruptions_repeated
 from ckpt_probe.errors import CkptProbeError, UsageError, printable
 
 VERBS = (
@@ -104,7 +105,8 @@ def run(arguments: Sequence[str]) -> int:
     words = [word for word in words if word not in {"--debug", "--quiet"}]
     try:
         first = ["--quiet"] if quiet and words else []
-        code = group.main([*first, *words], prog_name="ckpt-probe", standalone_mode=False, obj=words)
+        with ignored_interruptions_repeated():
+            code = group.main([*first, *words], prog_name="ckpt-probe", standalone_mode=False, obj=words)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (click.Abort, Interrupted, KeyboardInterrupt) as error:

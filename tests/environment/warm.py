@@ -1,10 +1,10 @@
 """A Python that has its imports behind it, for tests that run many short commands.
 
-Importing torch takes seconds of a processor. The server imports it once and forks for every command, each of which has
-a process, a directory, an environment, streams and an exit code of its own, as if it had been started anew. What is
-imported beforehand is other people's, never ckpt_probe.
+Importing torch takes seconds of a processor. The server imports it and this package once, and forks for every command,
+which has a process, a directory, an environment, streams and an exit code of its own, as if it had been started anew.
+One server serves all processes of a test run: it ends when the last of them has closed the pipe `alive`.
 
-    python warm.py serve SOCKET MODULE …             until its standard input ends; imports these modules too
+    python warm.py serve DIRECTORY MODULE …          listens at DIRECTORY/socket; imports these modules too
     python warm.py SOCKET ckpt-probe WORD …          as the installed command
     python warm.py SOCKET -c CODE                    as python -c
     python warm.py SOCKET python FILE WORD …         as python FILE
@@ -14,6 +14,7 @@ import contextlib
 import gc
 import json
 import os
+import pkgutil
 import signal
 import socket
 import sys
@@ -38,6 +39,30 @@ BEFOREHAND = (
     "torch.func",
     "torch.utils.data",
 )
+PARTS = (
+    "alignment",
+    "analysis",
+    "checkpoints",
+    "checkpoints.formats",
+    "cli",
+    "data",
+    "data.images",
+    "data.language",
+    "dumps",
+    "extraction",
+    "findings",
+    "merging",
+    "metrics",
+    "models",
+    "moments",
+    "paths",
+    "predictions",
+    "reporting",
+    "scheduling",
+    "training",
+    "trajectories",
+)
+"""Parts of the package that commands import; not those that import other frameworks, nor clients of the network."""
 
 
 def ask(place):
@@ -58,65 +83,73 @@ def ask(place):
     sys.exit(code)
 
 
-def serve(place, modules):
+def serve(directory, modules):
     """The server; returns the words of a command, in the process that has become the one to run it."""
+    from select import select
+
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(place)
+        alive = os.open(f"{directory}/alive", os.O_RDONLY | os.O_NONBLOCK)
+        listener.bind(f"{directory}/socket")
         listener.listen()
-        # Whoever asks from now on waits until all is imported.
+        # Clients wait from now on until all is imported.
         print("listening", flush=True)
-        for name in (*BEFOREHAND, *modules):
-            with contextlib.suppress(ImportError):
-                import_module(name)
-        # What is imported stays where it is: memory that a child does not write is not copied for it.
-        gc.collect()
-        gc.freeze()
-        while _asked(listener):
-            _reap()
-            connection, _ = listener.accept()
-            if not os.fork():
-                listener.close()
-                return _supervised(connection)
-            connection.close()
-    with contextlib.suppress(ChildProcessError):
-        while os.wait():
-            pass
+        _import_beforehand(modules)
+        running = {}  # for each descriptor of a child: its process, and the connection to its client
+        open_ended = [alive]
+        while open_ended or running:
+            connections = {connection: ended for ended, (_, connection) in running.items()}
+            ready, _, _ = select([*open_ended, *running, *connections, *([listener] if open_ended else [])], [], [])
+            for ended in {each for each in ready if each in running}:
+                process, connection = running.pop(ended)
+                with contextlib.suppress(OSError), connection:
+                    connection.sendall(os.waitpid(process, 0)[1].to_bytes(4, "little"))
+                os.close(ended)
+            for connection in {each for each in ready if connections.get(each) in running}:
+                os.kill(running[connections[connection]][0], signal.SIGKILL)  # the client has gone
+            if alive in ready:
+                open_ended.clear()
+            elif listener in ready:
+                connection, _ = listener.accept()
+                if asked := _request(connection):
+                    process = os.fork()
+                    if not process:
+                        for descriptor in (alive, *running):
+                            os.close(descriptor)
+                        for each in (listener, connection, *connections):
+                            each.close()
+                        return _become(*asked)
+                    for stream in asked[1]:
+                        os.close(stream)
+                    running[os.pidfd_open(process)] = process, connection
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)
     os._exit(0)
 
 
-def _asked(listener):
-    from select import select
+def _import_beforehand(modules):
+    for name in (*BEFOREHAND, *modules):
+        with contextlib.suppress(ImportError):
+            import_module(name)
+    for name in ("ckpt_probe", *(f"ckpt_probe.{part}" for part in PARTS)):
+        for module in pkgutil.iter_modules(import_module(name).__path__, f"{name}."):
+            if module.name != "ckpt_probe.__main__":
+                import_module(module.name)
+    # Imported objects stay: memory that a child does not write is not copied for it.
+    gc.collect()
+    gc.freeze()
 
-    return listener in select([listener, sys.stdin], [], [])[0]
 
-
-def _reap():
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-def _supervised(connection):
-    """Fork once more: the parent tells the client how the child ended, and ends it where the client has gone."""
-    from select import select
-
+def _request(connection):
+    """The command that a client sends, and its streams; None if the client has gone."""
     length, streams, _, _ = socket.recv_fds(connection, 8, 3)
     data = b""
     while len(data) < int.from_bytes(length, "little"):
-        data += connection.recv(2**16)
-    child = os.fork()
-    if not child:
-        connection.close()
-        return _become(json.loads(data), streams)
-    for stream in streams:
-        os.close(stream)
-    ended = os.pidfd_open(child)
-    if ended not in select([connection, ended], [], [])[0]:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    with contextlib.suppress(OSError):
-        connection.sendall(status.to_bytes(4, "little"))
-    os._exit(0)
+        part = connection.recv(2**16)
+        if not part:
+            return None
+        data += part
+    return (json.loads(data), streams) if data else None
 
 
 def _become(told, streams):
