@@ -134,6 +134,20 @@ def train_digits() -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture(scope="session")
+def demo(commands: "Commands", built_once: Callable[..., Path]) -> Path:
+    """A directory with the files of `ckpt-probe demo`, its output in stdout.txt, and its cache; read only."""
+
+    def build(where: Path) -> None:
+        environment = {**os.environ, "COLUMNS": "120", "CKPT_PROBE_CACHE": str(where / "cache")}
+        words = commands.ckpt_probe("demo")
+        done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, done.stderr
+        (where / "stdout.txt").write_text(done.stdout)
+
+    return built_once("demo", build)
+
+
 STUDIES = Path(__file__).parents[1] / "sample_configs"
 
 

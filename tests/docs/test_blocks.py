@@ -51,11 +51,21 @@ def run(block: Block, where: Path, commands: Any, seconds: int = SECONDS) -> Non
     )
 
 
+def copy_configurations(where: Path) -> None:
+    """Copy the sample configurations, with a narrower network for the digits: its matrices take most of the time."""
+    shutil.copytree(ROOT / "sample_configs", where / "sample_configs")
+    digits = where / "sample_configs" / "digits.toml"
+    text = digits.read_text(encoding="utf-8")
+    assert "hidden = [128, 128]" in text
+    digits.write_text(text.replace("hidden = [128, 128]", "hidden = [32, 32]"), encoding="utf-8")
+
+
 def label(document: Path) -> str:
     return document.relative_to(ROOT).as_posix()
 
 
 FRAMEWORK = re.compile(r"\b(transformers|timm|lightning|peft|torchvision)\b")
+DEMO = "ckpt-probe demo"
 TRAIN = "ckpt-probe train sample_configs/digits.toml -o runs/digits"
 EXTRACT = "ckpt-probe extract runs/digits -o dumps/digits"
 COMMON = {TRAIN: "runs/digits", EXTRACT: "dumps/digits", f"{EXTRACT} --split test": "dumps/digits"}
@@ -63,17 +73,17 @@ COMMON = {TRAIN: "runs/digits", EXTRACT: "dumps/digits", f"{EXTRACT} --split tes
 
 
 @pytest.fixture(scope="session")
-def common(built_once: Callable[..., Path], commands: Any) -> dict[str, Path]:
+def common(built_once: Callable[..., Path], commands: Any, demo: Path) -> dict[str, Path]:
     """For each common command, the directory that it writes; read only."""
 
     def build(command: str, where: Path) -> None:
         if command == TRAIN:
-            shutil.copytree(ROOT / "sample_configs", where / "sample_configs")
+            copy_configurations(where)
         else:
             shutil.copytree(made[TRAIN], where / COMMON[TRAIN])
         run(Block("sh", command, 0), where, commands)
 
-    made: dict[str, Path] = {}
+    made = {DEMO: demo / "ckpt-probe-demo"}
     for number, (command, output) in enumerate(COMMON.items()):
         made[command] = built_once(f"common-{number}", partial(build, command)) / output
     return made
@@ -93,14 +103,14 @@ def parts(documents: list[Path]) -> list[Any]:
 def test_every_block_of_a_document_runs(
     document: Path, part: int, tmp_path: Path, common: dict[str, Path], request: pytest.FixtureRequest
 ) -> None:
-    shutil.copytree(ROOT / "sample_configs", tmp_path / "sample_configs")
+    copy_configurations(tmp_path)
     shutil.copy(sorted(common[EXTRACT].glob("*.h5"))[-1], tmp_path / "dump.h5")
     page = [block for block in blocks(document) if block.language in {"sh", "python"} and block.mark is None]
     text = "".join(block.code for block in page)
     commands = request.getfixturevalue("framework_commands" if FRAMEWORK.search(text) else "commands")
     lines = set(text.splitlines())
     for command in lines & common.keys():
-        shutil.copytree(common[command], tmp_path / COMMON[command])
+        shutil.copytree(common[command], tmp_path / COMMON.get(command, common[command].name))
     for block in page:
         if block.part == part:
             code = "".join(line for line in block.code.splitlines(keepends=True) if line.strip() not in common)

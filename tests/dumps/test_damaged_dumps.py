@@ -16,7 +16,7 @@ from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError
 from ckpt_probe.extraction import Block, Storage, StoreWriter
 
-CASES, SECONDS = 60, 300
+CASES, SECONDS = 40, 300
 
 # Each damaged dump in a process of its own: there is damage on which the HDF5 library itself may crash or never end.
 # The processes come from a fresh one with one thread, since a copy of one with several may wait for ever.

@@ -91,7 +91,7 @@ def said_how_to_go_on(errors: str) -> bool:
 def whole(commands: Any, tmp_path_factory: pytest.TempPathFactory, optimizer: str) -> Path:
     """A run that nothing interrupted."""
     where = tmp_path_factory.mktemp("whole")
-    (where / "long.toml").write_text(LONG.format(steps=600, every=100, optimizer=optimizer))
+    (where / "long.toml").write_text(LONG.format(steps=300, every=50, optimizer=optimizer))
     words = commands.ckpt_probe("train", "long.toml", "-o", "run")
     subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=1200)
     return where / "run"
@@ -102,13 +102,13 @@ def whole(commands: Any, tmp_path_factory: pytest.TempPathFactory, optimizer: st
 def test_train_resumes_bit_for_bit(
     probe: Run, interrupted: Callable, whole: Path, tmp_path: Path, optimizer: str, how: signal.Signals
 ) -> None:
-    (tmp_path / "long.toml").write_text(LONG.format(steps=600, every=100, optimizer=optimizer))
-    code, errors = interrupted("train", "long.toml", "-o", "cut", at="step-000300.safetensors", how=how)
+    (tmp_path / "long.toml").write_text(LONG.format(steps=300, every=50, optimizer=optimizer))
+    code, errors = interrupted("train", "long.toml", "-o", "cut", at="step-000150.safetensors", how=how)
     assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
     if how == signal.SIGINT:
         assert said_how_to_go_on(errors)
         assert halves(tmp_path) == []
-    assert "step-000600.safetensors" not in checkpoints(tmp_path / "cut")
+    assert "step-000300.safetensors" not in checkpoints(tmp_path / "cut")
     done = probe("train", "long.toml", "-o", "cut", "--resume")
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stderr
@@ -136,7 +136,7 @@ def test_train_stops_at_a_signal_from_outside(tmp_path: Path) -> None:
 def many(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with many checkpoints, so that later stages can be caught between two of them."""
     where = tmp_path_factory.mktemp("many")
-    (where / "long.toml").write_text(LONG.format(steps=1000, every=25, optimizer="sgd"))
+    (where / "long.toml").write_text(LONG.format(steps=500, every=25, optimizer="sgd"))
     words = commands.ckpt_probe("train", "long.toml", "-o", "run")
     subprocess.run(words, cwd=where, env=environment(), check=True, capture_output=True, timeout=1200)
     return where / "run"
@@ -155,8 +155,8 @@ def test_extract_goes_on_with_the_dumps_that_are_missing(
     assert 3 <= len(complete) <= 5
     assert probe("analyze", "dumps", "--json").returncode == 0
     done = probe("extract", many, "-o", "dumps")
-    assert f"{41 - len(complete)} dumps written, {len(complete)} already complete" in done.stderr
-    assert len(list((tmp_path / "dumps").glob("step-*.h5"))) == 41
+    assert f"{21 - len(complete)} dumps written, {len(complete)} already complete" in done.stderr
+    assert len(list((tmp_path / "dumps").glob("step-*.h5"))) == 21
     assert halves(tmp_path) == []
 
 
@@ -173,24 +173,24 @@ def test_analyze_stops_at_once_and_leaves_no_file(probe: Run, many: Path, tmp_pa
     assert said_how_to_go_on(errors)
     assert not (tmp_path / "records.jsonl").exists()
     assert probe(*words).returncode == 0
-    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 82
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 42
 
 
 def test_interpolate_goes_on_point_by_point(probe: Run, interrupted: Callable, many: Path, tmp_path: Path) -> None:
-    a, b = (many / "checkpoints" / f"step-{step}.safetensors" for step in ("000000", "001000"))
-    words = ("interpolate", a, b, "-o", "path", "--points", "41", "--json")
+    a, b = (many / "checkpoints" / f"step-{step}.safetensors" for step in ("000000", "000500"))
+    words = ("interpolate", a, b, "-o", "path", "--points", "15", "--json")
     points = tmp_path / "path" / "points.jsonl"
     code, errors = interrupted(*words, at="points.jsonl", how=signal.SIGINT)
     assert code == 130
     assert said_how_to_go_on(errors)
     kept = points.read_text().splitlines()
-    assert 2 <= len(kept) < 82
+    assert 2 <= len(kept) < 30
     assert not (tmp_path / "path" / "path.json").exists()
     done = probe(*words)
     assert done.returncode == 0, done.stderr
     assert points.read_text().splitlines()[: len(kept)] == kept
-    assert len(points.read_text().splitlines()) == 82
-    assert probe("interpolate", a, b, "-o", "whole", "--points", "41").returncode == 0
+    assert len(points.read_text().splitlines()) == 30
+    assert probe("interpolate", a, b, "-o", "whole", "--points", "15").returncode == 0
     assert points.read_bytes() == (tmp_path / "whole" / "points.jsonl").read_bytes()
 
 

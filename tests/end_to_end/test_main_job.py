@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,22 +88,25 @@ def test_interpolate_prints_points_and_barriers_and_writes_them(probe: Run, trai
     assert probe("extract", "mid.safetensors", "-o", "mid").returncode == 0
 
 
-def test_the_demo_tells_its_own_numbers(probe: Run, tmp_path: Path) -> None:
-    done = probe("demo")
-    assert done.returncode == 0, done.stderr
+def test_the_demo_states_the_numbers_of_its_files_and_commands_that_run(
+    probe: Run, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("CKPT_PROBE_CACHE", str(tmp_path / "cache"))
+    output = (demo / "stdout.txt").read_text()
     records = [
         json.loads(line)
         for line in probe("analyze", "ckpt-probe-demo/dumps/a", "--json").stdout.splitlines()
         if '"split": "train"' in line
     ]
     accuracy = {str(record["step"]): record["accuracy"] for record in records}
-    change = re.search(r"train accuracy .*between steps (\d+) and (\d+) \((\S+) → (\S+)\)", done.stdout)
-    assert change is not None, done.stdout
+    change = re.search(r"train accuracy .*between steps (\d+) and (\d+) \((\S+) → (\S+)\)", output)
+    assert change is not None, output
     assert [f"{accuracy[change[1]]:.4g}", f"{accuracy[change[2]]:.4g}"] == [change[3], change[4]]
-    assert re.search(rf"^ *{records[-1]['step']}  train +{records[-1]['accuracy']:.3f} ", done.stdout, re.MULTILINE)
+    assert re.search(rf"^ *{records[-1]['step']}  train +{records[-1]['accuracy']:.3f} ", output, re.MULTILINE)
     told = json.loads((tmp_path / "ckpt-probe-demo" / "paths" / "ab" / "path.json").read_text())
-    assert f"the loss {told['summary'][0]['barrier.loss']:.4f}" in done.stdout
-    follow = [line.split() for line in done.stdout.splitlines() if line.startswith("  ckpt-probe ")]
+    assert f"the loss {told['summary'][0]['barrier.loss']:.4f}" in output
+    follow = [line.split() for line in output.splitlines() if line.startswith("  ckpt-probe ")]
     assert len(follow) == 4
     for words in follow:
         assert probe(*words[1:]).returncode == 0, words

@@ -53,8 +53,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Study:
 
 @pytest.fixture(scope="session")
 def layered(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
-    """Dumps of three hidden layers at four checkpoints."""
+    """Dumps of two hidden layers and the penultimate one at four checkpoints."""
     root = tmp_path_factory.mktemp("layered")
-    train_digits(root / "run", STEPS, hidden=[20, 16, 12, 8])
-    extract_series(root / "run", root / "dumps", device="cpu", layers="all")
+    train_digits(root / "run", STEPS, hidden=[16, 12, 8])
+    extract_series(root / "run", root / "dumps", device="cpu", layers="all", limit=300)
     return root / "dumps"

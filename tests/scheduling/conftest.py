@@ -1,6 +1,7 @@
 """Tasks that workers in other processes can import, and a real Dask cluster on loopback."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,7 @@ class LoopbackCluster:
     """A scheduler and its workers, each a process of its own."""
 
     place: Path
+    commands: Any
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @staticmethod
@@ -122,24 +125,33 @@ class LoopbackCluster:
         for name in self.processes:
             self.kill(name)
 
-    def name_of(self, process: int) -> str:
-        return next(name for name, started in self.processes.items() if started.pid == process)
+    def kill_process(self, process: int) -> None:
+        """Kill the process in which a task runs, and wait until it has ended."""
+        running = self.running()
+        os.kill(process, signal.SIGKILL)
+        self.until(lambda: self.running() < running)
+
+    def running(self) -> int:
+        return [process.poll() for process in self.processes.values()].count(None)
 
     def _start(self, name: str, program: str, *arguments: str, **environment: str) -> None:
-        path = os.pathsep.join([str(self.place), os.environ.get("PYTHONPATH", "")])
+        """Start a program of Dask; with a PYTHONPATH of its own in a Python of its own."""
+        code = f"from distributed.cli.{program} import main; main()"
+        words = [*arguments, "--no-dashboard"]
+        alone = "PYTHONPATH" in environment
         with (self.place / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", f"distributed.cli.{program}", "--no-dashboard", *arguments],
+                [sys.executable, "-c", code, *words] if alone else self.commands.python(code, *words),
                 stdout=log,
                 stderr=log,
                 cwd=self.place,
-                env={**os.environ, "PYTHONPATH": path, **environment},
+                env={**os.environ, **environment},
             )
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[LoopbackCluster]:
+def cluster(tmp_path: Path, commands: Any) -> Iterator[LoopbackCluster]:
     """A cluster that is not started yet; whatever of it runs at the end is killed."""
-    made = LoopbackCluster(tmp_path)
+    made = LoopbackCluster(tmp_path, commands)
     yield made
     made.stop()

@@ -46,8 +46,8 @@ def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, 
         try:
             cluster.until(lambda: len(gate.at_work()) == 3)
             first, second, _ = gate.at_work()
-            cluster.kill(cluster.name_of(first))
-            cluster.kill(cluster.name_of(second))
+            cluster.kill_process(first)
+            cluster.kill_process(second)
         finally:
             gate.open()
 
@@ -57,7 +57,7 @@ def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, 
     found = list(in_turn(results(tasks.gated, gate.items, names=NAMES, workers=staff, say=print)))
     killing.join()
     assert found == [2 * number for number in range(len(NAMES))]
-    assert [process.poll() is None for process in cluster.processes.values()].count(True) == 2
+    assert cluster.running() == 2
 
     # The cluster goes on; and relative names are those of whoever asks.
     (tmp_path / "note.txt").write_text("here")
