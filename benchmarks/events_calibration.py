@@ -1,6 +1,6 @@
 """Error rates of events, orders and verdicts on simulated runs: the tables of docs/findings.md.
 
-Run: python benchmarks/events_calibration.py nulls smooth planted order groups baselines time --trials 1000
+Run: python benchmarks/events_calibration.py nulls smooth planted detectable order groups baselines time --trials 1000
 """
 
 import argparse
@@ -120,6 +120,27 @@ def planted(trials: int) -> None:
                         ratios.append((ends[2] - ends[1]) / width)
                 ratio = f"{np.median(ratios):.2f}" if ratios else "–"
                 row(count, phi, f"{height} σ", share(covered), ratio, share(abrupt), share(others))
+
+
+def detectable(trials: int) -> None:
+    """Share of jumps in the middle that are covered: of 8 σ, also with known noise, and of the size that is printed."""
+    header("checkpoints", "φ", "printed, σ", "covered at that size, %", "covered at 8 σ, %", "8 σ with known noise, %")
+    for count in (24, 44, 100):
+        for phi in (0.0, 0.5):
+            steps, middle = grid("logarithmic", count), count // 2
+            noise = simulate(np.random.default_rng(7), phi, trials, count)
+            tested = analyses([Series("", "", {}, "m", steps, row) for row in noise])
+            printed = np.array([each.limit(0.05 * OF_CHANGES)["smallest_detectable"] for each in tested])
+            shares = []
+            for height in (printed, np.full(trials, 8.0)):
+                values = noise + height[:, None] * (np.arange(count) >= middle)
+                changes = [[e for e in events if e["kind"] == "change"] for events in events_alone(values, steps)]
+                inside = [
+                    [e["from_step"] < steps[middle] <= e["to_step"] * (1 + 1e-9) for e in each] for each in changes
+                ]
+                shares.append(share(map(any, inside)))
+            widths = known_noise(positions(steps), phi)(values, np.full(trials, middle))
+            row(count, phi, f"{np.median(printed):.1f}", *shares, share(np.isfinite(widths)))
 
 
 def known_noise(x: np.ndarray, phi: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -266,6 +287,7 @@ PARTS = {
     "nulls": nulls,
     "smooth": smooth,
     "planted": planted,
+    "detectable": detectable,
     "order": order,
     "groups": groups,
     "baselines": baselines,

@@ -123,17 +123,21 @@ def read_records(
     Args:
         source: File with one record per line, where blank lines are skipped; directory of such files, of which
             metrics.jsonl, records.jsonl or barriers.jsonl is read alone; several of these; or a mapping from names of
-            conditions to these.
+            groups to these.
 
     Returns:
-        The records in the order of the files, with `condition` first if they are from a mapping.
+        The records in the order of the files, with `group` first if they are from a mapping.
 
     Raises:
         DataError: If a file cannot be read, or a line is not a JSON object; the message names file and line.
     """
     if isinstance(source, Mapping):
         return Records(
-            [{"condition": name, **record} for name, part in source.items() for record in read_records(part)]
+            [
+                {"group": name} | record | {"group": name}
+                for name, part in source.items()
+                for record in read_records(part)
+            ]
         )
     files = [file for path in as_sequence(source) or () for file in record_files(Path(path))]
     return Records([record for file in files for record in read_lines(file)])

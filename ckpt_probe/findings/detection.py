@@ -20,9 +20,6 @@ LEVEL = 0.05
 OF_CHANGES, OF_LEVELS = 0.65, 0.25
 """Shares of the family-wise error for changes, and for onset and end; the rest covers the error of the simulation."""
 
-POWER_QUANTILE = 1.2815515655446004
-"""Quantile of the normal distribution at 0.9: the smallest detectable change is reported in 90 % of the cases."""
-
 ABRUPT = math.log(2)
 """Largest width, in log step, of an abrupt change."""
 
@@ -149,18 +146,13 @@ class Analysis:
     def limit(self, level: float) -> Record:
         """Return the noise of the series, and the jump at its middle that is reported in 90 % of the cases."""
         middle = len(self.series.steps) // 2
-        needed = self._line.critical(level) + POWER_QUANTILE
-        sizes = [
-            needed * self._noise.scale[0, middle] * each.errors[self._noise.limit[0]] / each.response.max()
-            for each in self._line.intervals
-            if each.start < middle < each.stop - 1
-        ]
+        smallest = self._line.detectable(int(self._noise.limit[0]), self._line.critical(level))
         return {
             **identity(self.series),
             "checkpoints": len(self.series.steps),
             "absent": self.series.absent,
             "noise": float(self._noise.scale[0].min()),
-            "smallest_detectable": float(min(sizes)),
+            "smallest_detectable": smallest * float(self._noise.scale[0, middle]),
             "missing": None,
         }
 

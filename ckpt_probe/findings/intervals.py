@@ -23,6 +23,9 @@ SIMULATED = (0.0, 0.25, 0.5, 0.7, 0.8)
 DRAWS, SEED = 2000, 1
 """Number of simulated series for each coefficient, half of it on grids of more than 200 checkpoints, and their seed."""
 
+HEIGHTS, POWER, POWER_DRAWS = np.geomspace(1, 256, 17), 0.9, 100
+"""Jumps in σ that are planted to find the one that is reported with a probability of `POWER`, and series for each."""
+
 TAIL = 0.05
 """Probability beyond which the simulated distribution is extrapolated by a generalised Pareto tail."""
 
@@ -36,14 +39,12 @@ class Interval:
         stop: Index after the last checkpoint.
         contrasts: Unit vectors (tests, stop − start): kinks and jumps, less their fit by the null trend.
         errors: Standard error (coefficients,) of the contrasts, in mean square, for a scale of second differences of 1.
-        response: Answer (tests,) of each contrast to a jump of size 1 at its point; 0 for kinks.
     """
 
     start: int
     stop: int
     contrasts: np.ndarray
     errors: np.ndarray
-    response: np.ndarray
 
 
 class Family:
@@ -59,6 +60,7 @@ class Family:
         self.intervals = [interval(model, start, stop, degree) for start, stop in spans(len(model.x))]
         self._null: list[np.ndarray] = []
         self._tails: list[tuple[float, float, float]] = []
+        self._reached: dict[int, np.ndarray] = {}
 
     def learn(self, values: np.ndarray, noise: Noise) -> None:
         """Add simulated series (m, n) without a change, under one coefficient, to the distribution."""
@@ -73,6 +75,30 @@ class Family:
         """Return the largest statistic of each interval, shape (intervals, m), of series (m, n) and their noise."""
         columns = np.ascontiguousarray(values.T)
         return np.array([statistic(each, columns, noise) for each in self.intervals])
+
+    def detectable(self, limit: int, critical: float) -> float:
+        """Return the jump in the middle that is reported in 90 % of simulated series, for a scale of 1.
+
+        The noise of each series is estimated with the jump in it, which takes a part of the jump for noise.
+
+        Args:
+            limit: Index of the coefficient φ of the series.
+            critical: Critical value.
+        """
+        if limit not in self._reached:
+            count, middle = len(self.model.x), len(self.model.x) // 2
+            noise = simulate(np.random.default_rng(SEED), float(COEFFICIENTS[limit]), POWER_DRAWS, count)
+            around = [each for each in self.intervals if each.start < middle < each.stop]
+            reached = []
+            for height in HEIGHTS:
+                values = noise + height * (np.arange(count) >= middle)
+                estimate, columns = self.model.estimate(values), np.ascontiguousarray(values.T, dtype=np.float32)
+                largest = np.max([statistic(each, columns, estimate) for each in around], axis=0)
+                reached.append(np.quantile(largest, 1 - POWER))
+            self._reached[limit] = np.maximum.accumulate(reached)
+        reached = self._reached[limit]
+        height = np.exp(np.interp(np.log(critical), np.log(reached), np.log(HEIGHTS)))
+        return float(height * max(1.0, critical / reached[-1]) / self.model.scales[limit])
 
     def p_value(self, largest: float) -> float:
         """Return the probability of a largest statistic of at least this size without a change, at most over φ."""
@@ -107,8 +133,8 @@ def interval(model: NoiseModel, start: int, stop: int, degree: int, x: np.ndarra
         x: Positions (n,) in which the trend is a polynomial, if not those of the model.
     """
     positions = model.x if x is None else x
-    _, vectors, response = contrasts(positions[start:stop], degree, MOST_SPLITS)
-    return Interval(start, stop, vectors, standard_errors(model, vectors), response)
+    _, vectors = contrasts(positions[start:stop], degree, MOST_SPLITS)
+    return Interval(start, stop, vectors, standard_errors(model, vectors))
 
 
 def standard_errors(model: NoiseModel, vectors: np.ndarray) -> np.ndarray:

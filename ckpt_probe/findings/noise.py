@@ -59,7 +59,7 @@ class NoiseModel:
     def __init__(self, x: np.ndarray, *, seed: int = 0, draws: int = 500) -> None:
         self.x = x
         self._weight, self._size = _weights(x)
-        self._trend, self._changes, _ = contrasts(x, 1, CANDIDATES)
+        self._trend, self._changes = contrasts(x, 1, CANDIDATES)
         centres = np.arange(0, len(x) - LOCAL - 1, LOCAL_STRIDE) + 1 + LOCAL // 2
         self._nearest = np.abs(np.subtract.outer(np.arange(len(x)), centres)).argmin(axis=1) if len(centres) else None
         self._removed = int(np.clip(len(x) // 20, 1, 3))
@@ -102,7 +102,7 @@ class NoiseModel:
         return (rest[:, 1:] * rest[:, :-1]).sum(axis=1) / np.where(square > 0, square, 1)
 
 
-def contrasts(x: np.ndarray, degree: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def contrasts(x: np.ndarray, degree: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return tests for kinks and jumps at positions x (n,) in a trend that is a polynomial in x.
 
     Args:
@@ -111,8 +111,7 @@ def contrasts(x: np.ndarray, degree: int, most: int) -> tuple[np.ndarray, np.nda
         most: Largest number of points at which jumps are tested, and the same for kinks.
 
     Returns:
-        Orthonormal columns (n, degree + 1) of the trend; unit vectors (tests, n) orthogonal to it; and the answer
-        (tests,) of each to a jump of size 1 at its point, 0 for kinks.
+        Orthonormal columns (n, degree + 1) of the trend; and unit vectors (tests, n) orthogonal to it.
     """
     count = len(x)
     scaled = (x - x.mean()) / (np.ptp(x) / 2)
@@ -124,8 +123,7 @@ def contrasts(x: np.ndarray, degree: int, most: int) -> tuple[np.ndarray, np.nda
     columns -= (columns @ trend) @ trend.T
     sizes = np.linalg.norm(columns, axis=1)
     usable = sizes > 1e-6
-    response = np.concatenate([sizes[: len(jumps)], np.zeros(len(kinks))])
-    return trend, columns[usable] / sizes[usable, None], response[usable]
+    return trend, columns[usable] / sizes[usable, None]
 
 
 def simulate(generator: np.random.Generator, coefficient: float, series: int, checkpoints: int) -> np.ndarray:

@@ -129,7 +129,7 @@ def order_sentence(order: Record, *, of_runs: bool = False) -> str:
         )
     group = f"{order['group']}: " if of_runs else ""
     if order["relation"] == "one process":
-        return f"{group}{first} and {second} follow one curve: two scales of one process, and neither leads."
+        return f"{group}{first} and {second} follow one curve: no order, since they may be two scales of one process."
     factor, seeds = order["lag_factor"], order["seeds"]
     if order["relation"] == "undecided":
         return f"{group}the {seeds} seeds support no order of {first} and {second} (p = {order['p_value']:.2g})."

@@ -24,7 +24,7 @@ from ckpt_probe.progress import Progress
 SUBJECT = ("split", "layer", "class", "alpha")
 """Entries of a record by which its numbers belong to different series of one run."""
 
-NOT_SUBJECT = frozenset({"checkpoint", "missing", "route", "route_reason", "class_name", "group", "seed", "condition"})
+NOT_SUBJECT = frozenset({"checkpoint", "missing", "route", "route_reason", "class_name", "group", "seed"})
 OF_A_METRIC = ("_bias", "_stderr", "_computing_error")
 """Endings of names of numbers that belong to a metric: its bias by sample size, and its errors."""
 
@@ -77,7 +77,7 @@ def read_runs(sources: Sources, groups: Sources, progress: Progress) -> dict[tup
         for run in members:
             name = run.group or seed_names([run.path])[0]
             for record in _records_of(Path(run.path), progress):
-                group = record.get("group") or record.get("condition") or name
+                group = record.get("group") or name
                 seed = next((each for each in (record.get("seed"), run.seed) if each is not None), group)
                 runs.setdefault((str(group), str(seed)), []).append(record)
             bar.advance()

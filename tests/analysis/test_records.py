@@ -106,8 +106,8 @@ def test_records_come_from_directories_several_files_and_groups(tmp_path: Path) 
     assert cp.read_records(tmp_path / "a") == [a]
     assert cp.read_records([str(tmp_path / "a"), tmp_path / "b" / "metrics.jsonl"]) == [a, b]
     grouped = cp.read_records({"plain": tmp_path / "a", "both": [tmp_path / "a", tmp_path / "b"]})
-    assert grouped == [{"condition": "plain", **a}, {"condition": "both", **a}, {"condition": "both", **b}]
-    assert list(grouped[0]) == ["condition", "step", "accuracy"]
+    assert grouped == [{"group": "plain", **a}, {"group": "both", **a}, {"group": "both", **b}]
+    assert list(grouped[0]) == ["group", "step", "accuracy"]
     (tmp_path / "b" / "metrics.jsonl").unlink()
     assert cp.read_records(tmp_path / "b") == [{"step": 9}]
     with pytest.raises(DataError, match=r"no file of records \(\.jsonl\) in this directory"):
