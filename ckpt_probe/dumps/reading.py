@@ -1,7 +1,6 @@
 """Open and check a dump, or an HDF5 file of another program that has arrays with the documented names."""
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from ckpt_probe.dumps.integrity import structure_hash
 from ckpt_probe.dumps.schema import Provenance
 from ckpt_probe.dumps.views import SplitView
 from ckpt_probe.errors import DataError
-from ckpt_probe.hdf5 import CLASS_NAMES, bounded_reads, opened, read_names, require_own
+from ckpt_probe.hdf5 import CLASS_NAMES, bounded_reads, opened, read_names, require_own, settled_state
 from ckpt_probe.moments.documents import NUMBERS
 from ckpt_probe.series import Member, in_order, named_step, step_from_name
 
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".h5", ".hdf5"})
 
-SETTLED_NS = 2 * 10**9
-"""Age of a file from which on another write changes its modification time."""
+_sound: set[tuple[int, ...] | None] = set()
+"""`settled_state` of files that were checked: a report opens each file of a series several times."""
 
-_sound: set[tuple[int, ...]] = set()
-"""Device, inode, size and time of files that were checked: a report opens each file of a series several times."""
+_consistent: set[tuple[int, ...] | None] = set()
+"""Those of which also the shapes of all arrays were compared."""
 
 
 class Dump:
@@ -48,7 +47,7 @@ class Dump:
         class_names: Names of the first classes, or None.
     """
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    def __init__(self, path: Path, file: h5py.File, *, consistent: bool = False) -> None:
         self.path = path
         self.name = path.stem
         self._file = file
@@ -59,7 +58,7 @@ class Dump:
         self.bias: np.ndarray | None = self._classifier(schema.BIAS)
         self.class_names = self._class_names()
         width = None if self.weights is None else self.weights.shape[1]
-        for name in self.splits:
+        for name in () if consistent else self.splits:
             self._check_split(name, width)
             self._check_layers(name)
 
@@ -238,7 +237,9 @@ def _unchanged(path: Path) -> Iterator[Dump]:
         with opened(path) as file:
             with bounded_reads(path):
                 _require_sound(path, file)
-                dump = Dump(path, file)
+                state = settled_state(file)
+                dump = Dump(path, file, consistent=state in _consistent)
+                _consistent.update(() if state is None else (state,))
             yield dump
     except (DataError, OSError) as error:
         _require_same(path, before, error)
@@ -321,12 +322,11 @@ def _require_sound(path: Path, file: h5py.File) -> None:
 
     The numbers are covered by HDF5's checksums, which are verified whenever they are read.
     """
-    # The state of the open file: another file may have taken its name meanwhile.
-    state = _signed(os.fstat(file.id.get_vfd_handle()))
+    state = settled_state(file)
     if state in _sound:
         return
     _check_file(path, file)
-    if time.time_ns() - state[-1] > SETTLED_NS:
+    if state is not None:
         _sound.add(state)
 
 

@@ -12,6 +12,7 @@ from ckpt_probe.hdf5.files import (
     own_reads,
     read_names,
     require_own,
+    settled_state,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "own_reads",
     "read_names",
     "require_own",
+    "settled_state",
 ]

@@ -1,6 +1,8 @@
 """Open untrusted HDF5 files; refuse links to other files and false sizes, and report damage in one line."""
 
 import math
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +41,12 @@ FOLLOWED = (h5l.TYPE_HARD, h5l.TYPE_SOFT)
 
 DEEPEST = 8
 """Largest depth of nested groups."""
+
+SETTLED_NS = 2 * 10**9
+"""Age of a file from which on another write changes its modification time."""
+
+_largest_chunks: dict[tuple[int, ...] | None, int] = {}
+"""Largest compressed chunk by `settled_state`: a report opens each file of a series several times."""
 
 
 @contextmanager
@@ -145,8 +153,30 @@ def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]
                 waiting.append((inner, member, depth + 1))
 
 
+def settled_state(file: h5py.File) -> tuple[int, ...] | None:
+    """Return device, inode, size and time of an open file, which another write will change.
+
+    Returns:
+        None if the file was written so recently that another write might leave its time unchanged.
+    """
+    # Of the open file, since another one may have taken its name meanwhile.
+    status = os.fstat(file.id.get_vfd_handle())
+    settled = time.time_ns() - status.st_mtime_ns > SETTLED_NS
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) if settled else None
+
+
 def _largest_chunk(path: Path, file: h5py.File) -> int:
     """Return the size in bytes of the largest compressed chunk of a file; 0 without one that can be read."""
+    state = settled_state(file)
+    if state not in _largest_chunks:
+        largest = _find_largest_chunk(path, file)
+        if state is None:
+            return largest
+        _largest_chunks[state] = largest
+    return _largest_chunks[state]
+
+
+def _find_largest_chunk(path: Path, file: h5py.File) -> int:
     largest, budget = 0, Budget(path, path.stat().st_size)
     with suppress(*BROKEN):  # reading the file raises the error again
         for _, item in items(file, path):

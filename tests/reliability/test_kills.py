@@ -19,7 +19,7 @@ def killed(*words: object) -> str:
 
 
 # Those that start worker processes, and the cluster, apart.
-@pytest.mark.parametrize(("first", "kills"), [(0, 5), (5, 5), (10, 1), (11, 1)])
+@pytest.mark.parametrize(("first", "kills"), [(0, 10), (10, 1), (11, 1)])
 def test_every_command_killed_once_ends_in_the_same_files(first: int, kills: int) -> None:
     assert f"{kills} kills, 0 wrong" in killed("--first", first, "--kills", kills, "--seed", 1, "--events-only")
 

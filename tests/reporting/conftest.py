@@ -1,5 +1,6 @@
 """Two short runs on digits with everything that a report can show of them: dumps, paths, a plane, records."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,25 +37,28 @@ class Study:
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Study:
-    root = tmp_path_factory.mktemp("study")
-    ends = []
-    for seed, name in enumerate("ab"):
-        train_digits(root / "runs" / name, STEPS, hidden=[10], seed=seed)
-        extract_series(root / "runs" / name, root / "dumps" / name, device="cpu")
-        ends.append(sorted((root / "runs" / name / "checkpoints").glob("*.safetensors")))
-    records = analyze(root / "dumps" / "a")
-    (root / "a.jsonl").write_text("".join(to_json_line(record) + "\n" for record in records))
-    for name, options in (("plain", {}), ("aligned", {"align": "permutation"})):
-        evaluate_path(ends[0][-1], ends[1][-1], root / "paths" / name, points=5, device="cpu", **options)
-    evaluate_plane(ends[0][-1], ends[0][1], ends[1][-1], out=root / "planes" / "abc", grid=4, device="cpu")
-    return Study(root)
+def study(built_once: Callable[..., Path], train_digits: Any) -> Study:
+    def build(root: Path) -> None:
+        ends = []
+        for seed, name in enumerate("ab"):
+            train_digits(root / "runs" / name, STEPS, hidden=[10], seed=seed)
+            extract_series(root / "runs" / name, root / "dumps" / name, device="cpu")
+            ends.append(sorted((root / "runs" / name / "checkpoints").glob("*.safetensors")))
+        records = analyze(root / "dumps" / "a")
+        (root / "a.jsonl").write_text("".join(to_json_line(record) + "\n" for record in records))
+        for name, options in (("plain", {}), ("aligned", {"align": "permutation"})):
+            evaluate_path(ends[0][-1], ends[1][-1], root / "paths" / name, points=5, device="cpu", **options)
+        evaluate_plane(ends[0][-1], ends[0][1], ends[1][-1], out=root / "planes" / "abc", grid=4, device="cpu")
+
+    return Study(built_once("study", build))
 
 
 @pytest.fixture(scope="session")
-def layered(tmp_path_factory: pytest.TempPathFactory, train_digits: Any) -> Path:
+def layered(built_once: Callable[..., Path], train_digits: Any) -> Path:
     """Dumps of two hidden layers and the penultimate one at four checkpoints."""
-    root = tmp_path_factory.mktemp("layered")
-    train_digits(root / "run", STEPS, hidden=[16, 12, 8])
-    extract_series(root / "run", root / "dumps", device="cpu", layers="all", limit=300)
-    return root / "dumps"
+
+    def build(root: Path) -> None:
+        train_digits(root / "run", STEPS, hidden=[16, 12, 8])
+        extract_series(root / "run", root / "dumps", device="cpu", layers="all", limit=300)
+
+    return built_once("layered", build) / "dumps"
