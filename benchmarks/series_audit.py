@@ -1,20 +1,27 @@
 """False alarms of the audit on clean series, and faults that it finds, over runs with every kind of schedule.
 
     python benchmarks/series_audit.py [--runs 250] [--series 8] [--seed 0]
+    python benchmarks/series_audit.py --planted DIR... [--draws 200]
 
 Trains `--runs` small networks on the packaged digits at once, with SGD or Adam, and a constant, falling, cosine,
 restarted, warmed-up or too large learning rate. From each, `--series` series of 5 to 30 checkpoints are drawn, evenly,
 logarithmically or randomly spaced. Prints the rate of alarms on clean series, and for copies and exchanges of inner
-checkpoints the share that is found and named correctly. 250 runs take about 90 s on one core.
+checkpoints the share that is found and named correctly. 250 runs take about 90 s on one core. With `--planted`, the
+faults are planted in the checkpoints of directories instead, each kind `--draws` times over all of them.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ckpt_probe.checkpoints import open_series
 from ckpt_probe.data import load_data
+from ckpt_probe.progress import NullProgress
+from ckpt_probe.trajectories.motion import distances_of
+from ckpt_probe.trajectories.records import WeightOptions, measured_series
 from ckpt_probe.trajectories.turns import find_turns
 
 SCHEDULES: tuple[str, ...] = ("constant", "drops", "cosine", "restarts", "warm-up", "too large")
@@ -99,13 +106,48 @@ def drawn_steps(random: np.random.Generator, count: int) -> np.ndarray:
     return np.unique(np.round(chosen).astype(int))
 
 
+def plant(directories: list[Path], draws: int, seed: int) -> None:
+    """Print the faults that are found in checkpoints of directories, and the alarms without a fault."""
+    random, routes = np.random.default_rng(seed), []
+    for directory in directories:
+        series = measured_series(open_series(directory), WeightOptions(parts=("audit",)), NullProgress())
+        assert series.measured is not None
+        assert series.audit is not None
+        routes.append(distances_of(series.measured.gram))
+        print(f"{directory}: {len(series.members)} checkpoints, {len(series.audit.alarms)} alarms")
+    for kind in ("copy", "copy of a neighbour", "exchange", "last two exchanged"):
+        found = named = 0
+        for draw in range(draws):
+            route = routes[draw % len(routes)]
+            count = len(route)
+            i = int(random.integers(1, count - 3))
+            j = i + 1 if kind == "copy of a neighbour" else int(random.integers(i + 2, count - 1))
+            i, j = (count - 2, count - 1) if kind == "last two exchanged" else (i, j)
+            order = np.arange(count)
+            if kind.startswith("copy"):
+                order[i] = j
+                copies = find_turns(route[np.ix_(order, order)], [(i, j)]).copies
+                found, named = found + 1, named + (copies == ((i,),))
+            else:
+                order[[i, j]] = j, i
+                turns = find_turns(route[np.ix_(order, order)])
+                found += bool(turns.exchanged or turns.strays)
+                named += turns.exchanged == ((i, j),)
+        print(f"{kind}: {found} of {draws} found, {named} named correctly")
+
+
 def main() -> None:
     """Print false alarms by schedule, and found faults."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=250)
     parser.add_argument("--series", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--planted", type=Path, nargs="+", metavar="DIR")
+    parser.add_argument("--draws", type=int, default=200)
     options = parser.parse_args()
+    if options.planted:
+        plant(options.planted, options.draws, options.seed)
+        return
     parameters, kinds = train(options.runs, options.seed)
     random = np.random.default_rng(options.seed)
     alarms, clean = dict.fromkeys(SCHEDULES, 0), dict.fromkeys(SCHEDULES, 0)

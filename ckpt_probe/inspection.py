@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_probe.addresses import Address
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.progress import NullProgress, Progress
@@ -195,14 +194,10 @@ def inspect_series(
     return {"file": str(path), "kind": "series", "checkpoints": descriptions, "warnings": warnings, "audit": audit}
 
 
-def _audit(
-    members: "Sequence[Member]", state_key: str | None, base: Path | None, progress: Progress
-) -> dict[str, Any] | None:
-    """Return verdict and findings of the audit of a series; None for a remote one, whose weights are not read."""
+def _audit(members: "Sequence[Member]", state_key: str | None, base: Path | None, progress: Progress) -> dict[str, Any]:
+    """Return verdict and findings of the audit of a series."""
     from ckpt_probe.trajectories import audit_series
 
-    if any(isinstance(member.path, Address) for member in members):
-        return None
     try:
         audit = audit_series(members, state_key=state_key, base=base, progress=progress)
     except CkptProbeError as error:

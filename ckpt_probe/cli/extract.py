@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.addresses import is_address
 from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
 from ckpt_probe.cli.options import (
     EVERY,
@@ -106,13 +105,15 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
 
 
 def _warn_of_faults(checkpoints: Path, state_key: str | None, base: Path | None, progress: "Progress") -> None:
-    """Show the verdict of the audit of a local series if something is wrong; extraction itself reports bad files."""
+    """Show the verdict of the audit of a series if something is wrong; extraction itself reports bad files."""
     from ckpt_probe.checkpoints import open_series
+    from ckpt_probe.remote import resolve
     from ckpt_probe.trajectories import audit_series
 
-    if is_address(checkpoints) or not checkpoints.is_dir():
-        return
     try:
+        checkpoints = resolve(checkpoints)
+        if not checkpoints.is_dir():
+            return
         members = open_series(checkpoints, state_key=state_key, base=base)
         audit = audit_series(members, state_key=state_key, base=base, progress=progress) if len(members) > 1 else None
     except CkptProbeError:

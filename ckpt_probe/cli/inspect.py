@@ -148,8 +148,7 @@ def _print_series(facts: dict[str, Any]) -> None:
     for warning in facts["warnings"]:
         click.echo(printable(warning))
     _print_verified(facts)
-    if facts["audit"] is not None:
-        click.echo(printable(facts["audit"]["verdict"]))
+    click.echo(printable(facts["audit"]["verdict"]))
 
 
 def _cell(value: Any) -> str:

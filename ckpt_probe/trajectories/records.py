@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.addresses import as_path
+from ckpt_probe.addresses import Address, as_path
 from ckpt_probe.analysis.entries import Record, in_order, join_reasons
 from ckpt_probe.analysis.records import Records
 from ckpt_probe.analysis.weights import ClassifierRecords
@@ -208,7 +208,9 @@ def measured_series(members: Sequence[Member], options: WeightOptions, progress:
     def confirm(a: Member, b: Member) -> bool:
         return have_same_weights(a, b, opening.state_key, opening.base)
 
-    audit = audit_of(parameters, measured, None if opening.sample is None else confirm)
+    # All bytes of remote copies would be downloaded; a sample of every tensor was read.
+    remote = any(isinstance(member.path, Address) for member in members)
+    audit = audit_of(parameters, measured, None if opening.sample is None or remote else confirm)
     return WeightSeries(tuple(members), parameters, measured, audit, trajectory_of(measured.gram))
 
 
@@ -272,15 +274,15 @@ def with_spectra(
     if "spectra" not in options.parts:
         yield from ((member, {}) for member in chosen)
         return
+    order = [members[0], *(member for member in chosen if member.path != members[0].path)]
     computed = spectra_of_series(
-        [members[0], *(member for member in chosen if member.path != members[0].path)],
+        order,
         options.opening,
         bootstrap=options.bootstrap,
         workers=options.workers,
         cache=options.cache,
         progress=progress,
     )
-    order = [members[0], *(member for member in chosen if member.path != members[0].path)]
     ready: dict[Path, Spectra] = {}
     waiting = list(chosen)
     for index, spectra in computed:
@@ -434,8 +436,6 @@ def _followed(
     progress: Progress,
 ) -> Iterator[Record]:
     """Yield the records of checkpoints as they are completed, until `until` or Ctrl-C."""
-    from dataclasses import replace
-
     if path.is_file():
         raise UsageError(f"{path}: `follow=True` needs the directory of a run, not one checkpoint")
     options = replace(options, sketch=True)

@@ -22,7 +22,7 @@ def audit_series(
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Audit | None:
-    """Audit a series of checkpoints; copies are confirmed by all bytes.
+    """Audit a series of checkpoints; copies in local files are confirmed by all bytes.
 
     Args:
         members: Its checkpoints in order.

@@ -10,6 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import ckpt_probe
 from ckpt_probe.analysis import analyze
@@ -18,6 +20,7 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import extract_series
 from ckpt_probe.scheduling import Workers, in_turn, results
 from ckpt_probe.training import train
+from ckpt_probe.trajectories import weights
 
 NAMES = [f"step-{number}" for number in range(8)]
 
@@ -71,6 +74,18 @@ def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, 
             file["classifier/weights"] = generator.normal(size=(3, 5))
         shared = analyze("step-1.h5", rows_per_task=25, scheduler=cluster.scheduler_file)
         assert list(shared) == list(analyze("step-1.h5", rows_per_task=25))
+        # Weights of a series.
+        Path("run").mkdir()
+        for step in range(4):
+            tensors = {"a.weight": generator.normal(size=(30, 40)), "b.weight": generator.normal(size=(5, 30))}
+            save_file({name: torch.tensor(value) for name, value in tensors.items()}, f"run/step-{step}.safetensors")
+        for by in ("network", "tensor"):
+            alone, shared = (list(weights("run", by=by, scheduler=at)) for at in (None, cluster.scheduler_file))
+            assert len(alone) == (4 if by == "network" else 8)
+            for record, other in zip(alone, shared, strict=True):
+                assert record.keys() == other.keys()
+                for name, value in record.items():
+                    assert other[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value)
 
 
 def test_a_scheduler_that_is_killed_is_one_line_and_ends_the_wait(

@@ -47,14 +47,17 @@ def test_the_tail_by_the_smallest_kolmogorov_distance() -> None:
     values = np.random.default_rng(1).pareto(2.0, size=80) + 1
     tail = fit_tail(values)
     assert tail is not None
-    best = math.inf, 0.0, 0
+    fits = []
     for start in np.sort(values)[: 80 - 19]:
         inside = values[values >= start]
         exponent = 1 + len(inside) / np.log(inside / start).sum()
         distance = stats.kstest(inside, stats.pareto(exponent - 1, scale=start).cdf).statistic
-        best = min(best, (distance, exponent, len(inside)))
+        fits.append((distance, exponent, len(inside)))
+    best = min(fits)
     assert (tail.distance, tail.alpha, tail.count) == pytest.approx(best, rel=1e-9)
-    assert tail.stderr == pytest.approx((tail.alpha - 1) / math.sqrt(tail.count), rel=1e-12)
+    others = [exponent for distance, exponent, _ in fits if distance <= 2 * best[0]]
+    choice = np.square(np.array(others) - tail.alpha).mean()
+    assert tail.stderr == pytest.approx(math.sqrt((tail.alpha - 1) ** 2 / tail.count + choice), rel=1e-9)
 
 
 @pytest.mark.parametrize("exponent", [2.0, 3.0, 5.0])
@@ -65,7 +68,7 @@ def test_exponents_of_pareto_draws_are_within_two_standard_errors(exponent: floa
         tail = fit_tail(random.uniform(size=200) ** (-1 / (exponent - 1)))
         assert tail is not None
         inside.append(abs(tail.alpha - exponent) <= 2 * tail.stderr)
-    assert np.mean(inside) >= 0.9  # the choice of the start adds to the standard error: 0.92 to 0.95 in the long run
+    assert np.mean(inside) >= 0.92  # 0.95 to 0.97 in the long run, with a standard error of 0.02 here
 
 
 def test_few_eigenvalues_and_no_power_law_are_missing_with_the_reason() -> None:

@@ -62,7 +62,29 @@ def test_every_level_prints_in_every_format(states, series: Series, tmp_path: Pa
     assert "--only: unknown part 'motoin'; did you mean motion?" in capsys.readouterr().err
 
 
-def test_sharded_checkpoints_and_adapters_by_their_files(states, tmp_path: Path) -> None:
+def test_adapters_on_their_base_are_a_series_of_the_merged_weights(states, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "base.safetensors", states[0])
+    random, changes = torch.Generator().manual_seed(0), []
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["0"], "bias": "none"}
+    for step in (1, 2, 3):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        a, b = torch.randn(2, 64, generator=random), torch.randn(32, 2, generator=random)
+        names = {"base_model.model.0.lora_A.weight": a, "base_model.model.0.lora_B.weight": b}
+        save_checkpoint(folder / "adapter_model.safetensors", names)
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        changes.append(3 * b.double() @ a.double())
+    records = list(cp.weights(tmp_path / "run", only="audit,motion", base=tmp_path / "base.safetensors"))
+    assert [record["step"] for record in records] == [1, 2, 3]
+    for t in (1, 2):
+        assert records[t]["motion.step"] == pytest.approx(float((changes[t] - changes[t - 1]).norm()), rel=1e-5)
+    spectra = list(cp.weights(tmp_path / "run", only="spectra", by="tensor", base=tmp_path / "base.safetensors"))
+    merged = states[0]["0.weight"].double() + changes[2]
+    [last] = [record for record in spectra if (record["step"], record["tensor"]) == (3, "0.weight")]
+    assert last["spectrum.norm"] == pytest.approx(float(torch.linalg.svdvals(merged)[0]), rel=1e-5)
+
+
+def test_sharded_checkpoints_by_their_files(states, tmp_path: Path) -> None:
     for step in (0, 1, 2):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
