@@ -84,8 +84,8 @@ def test_two_workers_killed_one_after_the_other_cost_nothing(tasks: ModuleType, 
             assert len(alone) == (4 if by == "network" else 8)
             for record, other in zip(alone, shared, strict=True):
                 assert record.keys() == other.keys()
-                for name, value in record.items():
-                    assert other[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value)
+                for name in ("motion.norm", "spectrum.norm"):
+                    assert other[name] == pytest.approx(record[name], rel=1e-9)
 
 
 def test_a_scheduler_that_is_killed_is_one_line_and_ends_the_wait(
