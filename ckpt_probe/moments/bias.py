@@ -153,6 +153,8 @@ def _checked(
     assert sample is not None
     assert inputs.of_rows is not None
     for chosen in parts:
+        if int(sample.labels[chosen].max()) < int(inputs.present.max()):
+            return unchecked  # A part without a row of the last class.
         part = inputs.of_rows(sample.features[chosen], sample.labels[chosen], inputs.present)
         of_parts.append(_of_part(part, inputs, values_of, suspects))
     ratio = inputs.samples / (sum(len(chosen) for chosen in parts) / len(parts))

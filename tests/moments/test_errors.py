@@ -249,3 +249,13 @@ def test_errors_agree_with_a_bootstrap_on_digits() -> None:
             spread = np.std([float(value[name]) for value in values])
             # 15 %, and two standard errors of 200 draws.
             assert record[f"{name}_stderr"] == pytest.approx(spread, rel=0.25), name
+
+
+def test_a_class_of_few_rows_at_the_end_leaves_biases_unchecked() -> None:
+    draw = np.random.default_rng(0)
+    labels = np.r_[np.repeat(np.arange(9), 7), 9, 9]
+    features = draw.normal(size=(len(labels), 64)) + 3 * np.eye(10, 64)[labels]
+    moments = Moments(10, halves=True, subset=2048)
+    moments.update(features, labels)
+    record = moments.compute(draw.normal(size=(10, 64)), errors=True, only=["sample"])
+    assert record["sample.mir_bias"] > 0
