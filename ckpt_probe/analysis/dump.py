@@ -271,9 +271,7 @@ def _record_of_documents(moments: Moments, context: Context, settings: Settings)
     context.add_to(inputs)
     if context.documents is not None:
         record.put("documents", context.documents.count)
-    for metric in METRICS:
-        if metric.family == "documents" in settings.families and inputs.provided.issuperset(metric.requires):
-            record.compute(metric, inputs)
+    record.evaluate(inputs, settings.families & {"documents"})
     return record.finish()
 
 

@@ -1,7 +1,7 @@
 """The record of class moments: the value of every requested metric, or the reason why it has none."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
 from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample
 from ckpt_probe.moments.inputs import Inputs, spreads
 from ckpt_probe.moments.portrait import Portrait, portrait_of
-from ckpt_probe.moments.registry import MEANS, REFERENCES, WEIGHTS, Metric, Undefined, all_metrics
+from ckpt_probe.moments.registry import MEANS, REFERENCES, WEIGHTS, Metric, Undefined, evaluate_metrics
 
 Value = float | int | str | None
 
@@ -45,20 +45,13 @@ class RecordBuilder:
         if value is None:
             self.reasons.setdefault(reason, []).append(name)
 
-    def compute(self, metric: Metric, inputs: Inputs, order: float = 1.0) -> None:
-        """Set the value of a metric for one order of the entropy, or its reason."""
-        assert metric.function is not None
-        name = _name_of(metric, order)
-        self.metrics[name] = metric
-        reasons = [inputs.unavailable[need] for need in metric.requires if need in inputs.unavailable]
-        try:
-            if reasons:
-                raise Undefined(reasons[0])
-            value = metric.function(inputs, order) if metric.all_orders else metric.function(inputs)
-            self.tensors[name] = value
-            self.put(name, value)
-        except Undefined as error:
-            self.put(name, None, str(error))
+    def evaluate(self, inputs: Inputs, families: Collection[str], names: Collection[str] | None = None) -> None:
+        """Set the values of all metrics of some families, or of those with some names, or the reasons for absence."""
+        for name, (metric, value, reason) in evaluate_metrics(inputs, families, names).items():
+            self.metrics[name] = metric
+            if value is not None:
+                self.tensors[name] = value
+            self.put(name, value, reason or "undefined here")
 
     def finish(self) -> dict[str, Value]:
         """Return the values with `missing`: names and reasons of the values that are None, or None."""
@@ -110,7 +103,7 @@ def _computed(inputs: Inputs) -> DetailedRecord:
         levels["class"] = inputs.class_level
     left_out = inputs.all_classes - len(inputs.present) + (levels["class"].left_out if "class" in levels else 0)
     record.put("classes_left_out", left_out)
-    _compute_metrics(record, inputs)
+    record.evaluate(inputs, families)
     if "alpha_req" in record.values:
         known = record.values["alpha_req"] is not None
         ranks = fit_range(len(inputs.row_eigenvalues)) if known else (None, None)
@@ -134,22 +127,11 @@ def _computed(inputs: Inputs) -> DetailedRecord:
     return DetailedRecord(record.finish(), spectra, _per_class(inputs), portrait, influences)
 
 
-def _compute_metrics(record: RecordBuilder, inputs: Inputs, names: frozenset[str] | None = None) -> None:
-    """Set the values of all metrics of the requested families, or of those with some names."""
-    families = inputs.options.families
-    metrics = [metric for metric in all_metrics() if metric.family in families and _applies(metric, inputs)]
-    for order in inputs.options.all_orders:
-        for metric in metrics:
-            name = _name_of(metric, order)
-            if (order == 1 or metric.all_orders) and (names is None or name in names):
-                record.compute(metric, inputs, order)
-
-
 def values_of(inputs: Inputs, names: frozenset[str]) -> dict[str, Value]:
     """Return the values of the metrics of some names."""
     record = RecordBuilder()
     with torch.no_grad():
-        _compute_metrics(record, inputs, names)
+        record.evaluate(inputs, inputs.options.families, names)
     return record.values
 
 
@@ -197,16 +179,6 @@ def _computing_error(name: str, levels: Mapping[str, LevelEntropies]) -> float:
             if name in (f"{start}.entropy_joint", f"{start}.mutual_information"):
                 return level.joint_computing_error(order)
     return 0.0
-
-
-def _name_of(metric: Metric, order: float) -> str:
-    return metric.name if order == 1 else f"{renyi_name(order)}.{metric.name}"
-
-
-def _applies(metric: Metric, inputs: Inputs) -> bool:
-    compares = {MEANS, WEIGHTS} <= set(metric.requires)
-    possible = metric.function is not None and inputs.provided.issuperset(metric.requires)
-    return possible and (inputs.compares_means or not compares)
 
 
 def _put_route(record: RecordBuilder, level: LevelEntropies) -> None:

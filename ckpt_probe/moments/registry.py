@@ -7,7 +7,7 @@ To add a metric, add one `Metric` to `METRICS`. A package adds its own by entry 
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from ckpt_probe.errors import DataError, UsageError, listed
 from ckpt_probe.keywords import as_sequence, matching, suggestion
 from ckpt_probe.metrics import collapse, covariance
+from ckpt_probe.metrics.entropy import renyi_name
 from ckpt_probe.metrics.theory import simplex_exists
 from ckpt_probe.moments.documents import CENTRED as CENTRED_ENTROPY
 from ckpt_probe.moments.documents import CURVATURE, ENTROPY, REASONS
@@ -516,6 +517,46 @@ def _value_at_collapse(metric: Metric, record: Mapping[str, Any]) -> float | Non
     if metric.of_simplex and left is not None and not simplex_exists(left, features):
         return None
     return record.get(metric.at_collapse) if isinstance(metric.at_collapse, str) else metric.at_collapse
+
+
+def evaluate_metrics(
+    inputs: "Inputs", families: Collection[str], names: Collection[str] | None = None
+) -> dict[str, tuple[Metric, float | Tensor | None, str]]:
+    """Compute all metrics of some families that the inputs provide, for each order of the entropy.
+
+    Args:
+        inputs: Inputs of the metrics.
+        families: Names of families.
+        names: Names of metrics in the record, if not all of the families are computed.
+
+    Returns:
+        By name in the record: the metric; its value, or None; and the reason for its absence, or "".
+    """
+    provided, unavailable, results = inputs.provided, inputs.unavailable, {}
+    metrics = [
+        metric
+        for metric in all_metrics()
+        if metric.family in families
+        and metric.function is not None
+        and provided.issuperset(metric.requires)
+        and (inputs.compares_means or not {MEANS, WEIGHTS} <= set(metric.requires))
+    ]
+    for order in inputs.options.all_orders:
+        prefix = "" if order == 1 else f"{renyi_name(order)}."
+        for metric in metrics if order == 1 else (metric for metric in metrics if metric.all_orders):
+            name = f"{prefix}{metric.name}"
+            if names is not None and name not in names:
+                continue
+            assert metric.function is not None
+            reason = next((unavailable[need] for need in metric.requires if need in unavailable), "")
+            value = None
+            if not reason:
+                try:
+                    value = metric.function(inputs, order) if metric.all_orders else metric.function(inputs)
+                except Undefined as error:
+                    reason = str(error)
+            results[name] = metric, value, reason
+    return results
 
 
 def all_metrics() -> tuple[Metric, ...]:
