@@ -122,7 +122,7 @@ def compare(
         if step == STEPS or at == LOSS:
             raise
         progress.message(f"without a margin of equivalence: {error}")
-    margins = {name: margin or OF_RANGE * _range(courses, name) for name in metrics}
+    margins = {(name, split): margin or OF_RANGE * _range(courses, name) for name in metrics}
     if at == LOSS:
         curves = {name: curves_by_loss(courses, name, progress) for name in metrics}
         compared = [compare_at_loss(name, label, split, curves[name], interval) for name in metrics for label in opened]

@@ -193,8 +193,13 @@ def compare_at_loss(metric: str, label: str, split: str, curves: Curves, interva
     return Tested(comparison, differences, simultaneous.p_value)
 
 
-def with_verdicts(compared: Sequence[Tested], margins: Mapping[str, float]) -> list[Comparison]:
-    """Return the comparisons with verdicts, corrected for the number of all tests by Holm's procedure."""
+def with_verdicts(compared: Sequence[Tested], margins: Mapping[tuple[str, str], float]) -> list[Comparison]:
+    """Return the comparisons with verdicts, corrected for the number of all tests by Holm's procedure.
+
+    Args:
+        compared: The comparisons, at one step or at several in their order.
+        margins: Margin of equivalence by metric and split; 0 for none.
+    """
     tested = [index for index, each in enumerate(compared) if each.differences is not None]
     equivalent = [_equivalence(compared[index], margins) for index in tested]
     adjusted = dict(zip(tested, holm([compared[index].p_value for index in tested]), strict=True))
@@ -214,7 +219,7 @@ def with_verdicts(compared: Sequence[Tested], margins: Mapping[str, float]) -> l
                 direction=direction if different else None,
                 collapse=comparison.collapse if different else None,
                 p_value=adjusted[index] if enough else None,
-                margin=margins[comparison.metric] or None,
+                margin=margins[comparison.metric, comparison.split] or None,
                 equivalence_p=adjusted_equivalent[index] if enough else None,
                 tests=len(tested),
             )
@@ -222,9 +227,9 @@ def with_verdicts(compared: Sequence[Tested], margins: Mapping[str, float]) -> l
     return _with_first_steps(results)
 
 
-def _equivalence(tested: Tested, margins: Mapping[str, float]) -> float:
+def _equivalence(tested: Tested, margins: Mapping[tuple[str, str], float]) -> float:
     """Return the p-value of a difference beyond the margin, at most over the levels of a comparison."""
-    margin, differences = margins[tested.comparison.metric], tested.differences
+    margin, differences = margins[tested.comparison.metric, tested.comparison.split], tested.differences
     if differences is None or not len(differences) or not margin:
         return 1.0
     return max(equivalence_p(column.tolist(), 1) for column in (differences / margin).T)
@@ -232,9 +237,9 @@ def _equivalence(tested: Tested, margins: Mapping[str, float]) -> float:
 
 def _with_first_steps(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Set `differs_from` where the comparisons of a metric and group are those of several steps."""
-    by_pair: dict[tuple[str, str], list[Comparison]] = {}
+    by_pair: dict[tuple[str, str, str], list[Comparison]] = {}
     for each in comparisons:
-        by_pair.setdefault((each.metric, each.group), []).append(each)
+        by_pair.setdefault((each.metric, each.split, each.group), []).append(each)
     results = []
     for steps in by_pair.values():
         first = None

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from ckpt_probe.analysis.entries import (
     COUNTS,
@@ -22,6 +22,9 @@ from ckpt_probe.files import require_regular
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments.registry import Metric, metrics_in, values_at_collapse
 from ckpt_probe.notebook import sparkline, table, text
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 RECORD_FILES = ("metrics.jsonl", "records.jsonl", "barriers.jsonl")
 """Usual files of records in a directory: of a run, of a probe inside training, of a series of paths."""
@@ -169,6 +172,14 @@ def read_lines(path: Path | str) -> list[Record]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file; expected JSON Lines (one record per line)") from error
     return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def grouped_by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return the items by their key, both in the order of appearance."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def by_run(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str | None, str | None], list[Any]]:

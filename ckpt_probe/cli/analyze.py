@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
+from ckpt_probe.cli.console import bars, say
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import (
     CACHE,
@@ -23,9 +24,8 @@ from ckpt_probe.cli.options import (
     WORKERS,
     out_option,
     overwrite_option,
-    require_one_format,
 )
-from ckpt_probe.cli.output import require_writable
+from ckpt_probe.cli.output import Output, takes_output, write_spectra
 from ckpt_probe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,13 +108,11 @@ RENYI = option("--renyi orders", "N,…", "Also compute Rényi entropies of thes
     ROWS_PER_TASK,
     CACHE,
 )
+@takes_output
 def command(
     dumps: tuple[str, ...],
+    output: Output,
     splits: tuple[str, ...],
-    json: bool,
-    csv: bool,
-    wide: bool,
-    only: str | None,
     orders: tuple[float, ...] | None,
     layer_metric: str | None,
     spectra: Path | None,
@@ -122,8 +120,6 @@ def command(
     scheduler: str | None,
     rows_per_task: int | None,
     cache: bool,
-    out: Path | None,
-    overwrite: bool,
     errors: bool,
     corrected: bool,
     **options: Any,
@@ -134,18 +130,15 @@ def command(
     of such groups; several of these, or NAME='GLOB', whose matches are the runs of a group. Prints one row per
     checkpoint and split, in the order of the training steps, and the values at neural collapse.
     """
-    require_one_format(json=json, csv=csv)
-    _require_free(out, spectra, overwrite=overwrite)
-    _require_grid(layer_metric, json=json, **options)
-
     from ckpt_probe.analysis import Settings
     from ckpt_probe.analysis.series import read_runs
-    from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.cli.output import print_grids, print_records, write_records, write_spectra
+    from ckpt_probe.files import refuse_existing
     from ckpt_probe.scheduling import Workers
 
-    families = None if only is None else tuple(name.strip() for name in only.split(","))
-    options |= {"orders": orders or (), "only": families, "errors": errors or corrected}
+    if spectra is not None:
+        refuse_existing(spectra, overwrite=output.overwrite)
+    _require_grid(layer_metric, json=output.json, **options)
+    options |= {"orders": orders or (), "errors": errors or corrected}
     settings = Settings(spectra=spectra is not None, **options)
     settings.check()
     readings: list[DetailedRecord] = []
@@ -161,24 +154,34 @@ def command(
         )
         rows = _rows(results, readings, settings)
         if layer_metric is None:
-            records = print_records(rows, json=json, csv=csv, wide=wide, corrects=corrected)
+            records = output.print(rows, lambda rows: output.print_table(_less_bias(rows, corrected)))
         else:
-            records = print_grids(rows, layer_metric, csv=csv, wide=wide, corrects=corrected)
-    if out is not None:
-        write_records(records, out, overwrite=overwrite)
-        say(f"{out}: {len(records)} records")
+            records = list(rows)
+            _print_grids(_less_bias(records, corrected), layer_metric, output)
+    output.write(records)
     if spectra is not None:
-        say(f"{spectra}: {write_spectra(readings, spectra, overwrite=overwrite)} arrays of eigenvalues")
+        say(f"{spectra}: {write_spectra(readings, spectra, overwrite=output.overwrite)} arrays of eigenvalues")
 
 
-def _require_free(out: Path | None, spectra: Path | None, *, overwrite: bool) -> None:
-    """Raise UsageError if an output file exists, or the records cannot be written in its format."""
-    from ckpt_probe.files import refuse_existing
+def _less_bias(records: list[Any], corrects: bool) -> list[Any]:
+    """Return records with values less their bias if `corrects` is set; JSON and CSV have the bias as a column."""
+    from ckpt_probe.analysis.entries import corrected
 
-    if out is not None:
-        require_writable(out, overwrite=overwrite)
-    if spectra is not None:
-        refuse_existing(spectra, overwrite=overwrite)
+    return [corrected(record) for record in records] if corrects else records
+
+
+def _print_grids(records: list[Any], metric: str, output: Output) -> None:
+    """Print one metric by layer and step, as tables or CSV."""
+    from ckpt_probe.reporting import to_csv
+    from ckpt_probe.reporting.layers_table import grid_records, grid_table, grids_of
+
+    grids = grids_of(records, metric)
+    if output.csv:
+        click.echo(to_csv(grid_records(grids)), nl=False)
+        return
+    for grid in grids:
+        click.echo(f"{grid.split}: {grid.metric}")
+        output.screen.print(grid_table(grid, output.table_width))
 
 
 def _require_grid(metric: str | None, *, json: bool, layers: bool, per_class: bool, **_others: object) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ckpt_probe.cli.command import Command, option, option_group, setting_group
+from ckpt_probe.cli.console import bars, say
 from ckpt_probe.cli.options import CHECKPOINT_SETTINGS, DTYPE, NUMBERS, PATH, out_option, overwrite_option
 
 
@@ -36,7 +37,6 @@ def command(checkpoints: tuple[Path, ...], out: Path, **options: Any) -> None:
     wrapper (`module.`). The result is safetensors and has the names of the first one, from which integer and boolean
     tensors are copied.
     """
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.merging import average
 
     with bars() as progress:

@@ -1,11 +1,13 @@
 """`ckpt-probe barriers`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ckpt_probe.cli.command import Command, Setting, option_group, setting_group
+from ckpt_probe.cli.console import bars, say, show
 from ckpt_probe.cli.interpolate import (
     ERRORS,
     METHODS_TEXT,
@@ -14,7 +16,6 @@ from ckpt_probe.cli.interpolate import (
     SHAPES_TEXT,
     excess,
     path_keywords,
-    take_printing,
 )
 from ckpt_probe.cli.options import (
     CSV,
@@ -25,7 +26,7 @@ from ckpt_probe.cli.options import (
     overwrite_option,
     subject_options,
 )
-from ckpt_probe.errors import printable
+from ckpt_probe.cli.output import take_printing
 from ckpt_probe.paths.options import METHODS, SHAPES
 
 SHAPE_SETTING = Setting("path", "SHAPE", f"{SHAPES_TEXT}.", click.Choice(SHAPES), "linear")
@@ -55,19 +56,18 @@ def command(run: Path, other: Path | None, out: Path, **options: Any) -> None:
     consecutive checkpoints. Every path is evaluated as interpolate does, into a directory OUT/NAME; the barriers are
     in OUT/barriers.jsonl. The same command continues after an interruption.
     """
-    json, csv, _ = take_printing(options)
-    keywords = path_keywords(options)
+    output, keywords = take_printing(options), path_keywords(options)
 
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.paths import barriers
-    from ckpt_probe.reporting import to_csv, to_json_line
 
     with bars() as progress:
         records = barriers(run, other, out=out, progress=progress, **keywords)
-    if csv:
-        click.echo(to_csv(records), nl=False)
-    for record in records if not csv else ():
+    output.print(records, _print_lines)
+    say(f"{out}: {len(records)} barriers")
+
+
+def _print_lines(records: Sequence[Mapping[str, Any]]) -> None:
+    for record in records:
         step = str(record["step"]) + (f" to {record['to_step']}" if "to_step" in record else "")
         text = f"barrier in loss {excess(record, 'loss')}, in error {excess(record, 'error')}"
-        click.echo(printable(to_json_line(record) if json else f"step {step}  {record['split']}: {text}"))
-    say(f"{out}: {len(records)} barriers")
+        show(f"step {step}  {record['split']}: {text}")

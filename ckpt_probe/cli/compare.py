@@ -1,20 +1,15 @@
 """`ckpt-probe compare`."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ckpt_probe.cli.command import Command, Setting, option, option_group, setting_group
-from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.cli.options import CSV, JSON, PATH, WHOLE, Parsed, out_option, overwrite_option, require_one_format
-from ckpt_probe.cli.output import require_writable, write_records
-from ckpt_probe.errors import printable
-
-if TYPE_CHECKING:
-    from ckpt_probe.analysis import Comparison
+from ckpt_probe.cli.console import bars, console, show
+from ckpt_probe.cli.options import CSV, FILE_OF_RECORDS, JSON, PATH, WHOLE, Parsed, metric_option
+from ckpt_probe.cli.output import Output, takes_output
 
 EXAMPLE = """\b
 Examples: ckpt-probe compare runs/plain runs/decay --metric accuracy,loss
@@ -34,14 +29,7 @@ def parse_step(text: str) -> int | str | None:
 @click.argument("groups", nargs=-1, required=True, type=PATH, metavar="GROUP GROUP...")
 @option_group(
     "Comparison",
-    option(
-        "--metric metrics",
-        "NAME,…",
-        "Metrics to compare, separated by commas; repeatable.",
-        str,
-        ["accuracy"],
-        multiple=True,
-    ),
+    metric_option("Metrics to compare, separated by commas; repeatable.", ["accuracy"]),
     option("--split", "NAME", "Split whose values are compared.", str, "test"),
     option(
         "--step",
@@ -72,19 +60,10 @@ def parse_step(text: str) -> int | str | None:
     "Output",
     JSON,
     CSV,
-    out_option("Also write to this file: .csv, .parquet, else JSON Lines.", required=False),
-    overwrite_option("Replace the file if it exists."),
+    *FILE_OF_RECORDS,
 )
-def command(
-    groups: tuple[Path, ...],
-    metrics: tuple[str, ...],
-    split: str,
-    json: bool,
-    csv: bool,
-    out: Path | None,
-    overwrite: bool,
-    **options: Any,
-) -> None:
+@takes_output
+def command(groups: tuple[Path, ...], output: Output, **options: Any) -> None:
     """Compare groups of runs that differ only in their seed; the first GROUP is the baseline.
 
     A GROUP is a directory with one entry per seed: a run (its metrics.jsonl has loss and accuracy), a directory of
@@ -92,34 +71,15 @@ def command(
     may be the directory of all groups. Entries of the same name are paired. The verdict is different, equivalent
     (within --margin) or undecided, corrected for the number of metrics, groups and steps.
     """
-    require_one_format(json=json, csv=csv)
-    if out is not None:
-        require_writable(out, overwrite=overwrite)
-    names = [name.strip() for text in metrics for name in text.split(",") if name.strip()]
-
     from ckpt_probe.analysis import compare
-    from ckpt_probe.cli.console import bars, say
+    from ckpt_probe.reporting import comparison_footnotes, comparison_table
 
     with bars() as progress:
-        comparisons = compare(groups, metrics=names, split=split, progress=progress, **options)
-    _print(comparisons, json=json, csv=csv)
-    if out is not None:
-        write_records(map(asdict, comparisons), out, overwrite=overwrite)
-        say(f"{out}: {len(comparisons)} records")
+        comparisons = compare(groups, progress=progress, **options)
 
+    def print_table(_records: object) -> None:
+        console().print(comparison_table(comparisons))
+        for note in comparison_footnotes(comparisons):
+            show(note)
 
-def _print(comparisons: "Sequence[Comparison]", *, json: bool, csv: bool) -> None:
-    from ckpt_probe.cli.console import console
-    from ckpt_probe.reporting import comparison_footnotes, comparison_table, to_csv, to_json_line
-
-    records = [asdict(comparison) for comparison in comparisons]
-    if csv:
-        click.echo(to_csv(records), nl=False)
-        return
-    if json:
-        for record in records:
-            click.echo(printable(to_json_line(record)))
-        return
-    console().print(comparison_table(comparisons))
-    for note in comparison_footnotes(comparisons):
-        click.echo(printable(flags_for_keywords(note)))
+    output.write(output.print(map(asdict, comparisons), print_table))

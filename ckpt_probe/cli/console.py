@@ -48,6 +48,11 @@ def say(text: str) -> None:
         print(printable(without_credentials(flags_for_keywords(text))), file=sys.stderr, flush=True)
 
 
+def show(text: str) -> None:
+    """Print a line of text on standard output, with keywords as flags."""
+    click.echo(printable(flags_for_keywords(text)))
+
+
 @contextmanager
 def bars() -> Iterator[Progress]:
     """Yield progress with bars on standard error; without bars if it is not a terminal, or with --quiet."""

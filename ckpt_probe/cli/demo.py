@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ckpt_probe.cli.command import Command, option, option_group
+from ckpt_probe.cli.console import bars, console, say
 from ckpt_probe.cli.options import overwrite_option
 
 CONFIG = """\
@@ -92,7 +93,6 @@ def _write_configs(out: Path) -> None:
 
 
 def _train(out: Path) -> None:
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.config import load_config
     from ckpt_probe.training import train
 
@@ -105,7 +105,6 @@ def _train(out: Path) -> None:
 
 def _extract_and_analyze(out: Path) -> list[dict]:
     from ckpt_probe.analysis import read_series
-    from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.extraction import extract_series
     from ckpt_probe.reporting import records_table
     from ckpt_probe.reporting.contents import ReportOptions
@@ -114,17 +113,14 @@ def _extract_and_analyze(out: Path) -> list[dict]:
     with bars() as progress:
         extract_series(out / "runs" / "a", out / "dumps" / "a", overwrite=True, device=DEVICE, progress=progress)
     say("Analyzing: matrix entropy, MIR, HDR, neural collapse")
-    with bars() as progress:
-        # The settings of the page, so that it finds every result in the cache.
-        readings = read_series(out / "dumps" / "a", ReportOptions().settings, cache=True, progress=progress)
-        records = [dict(reading.record) for reading in readings]
+    # The settings of the page, so that it finds every result in the cache; without progress, which would report that.
+    records = [dict(each.record) for each in read_series(out / "dumps" / "a", ReportOptions().settings, cache=True)]
     screen = console()
     screen.print(records_table(records, width=screen.width))
     return records
 
 
 def _interpolate(out: Path) -> list[dict]:
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.paths import evaluate_path
 
     ends = [sorted((out / "runs" / run / "checkpoints").glob("*.safetensors"))[-1] for run in ("a", "b")]
@@ -140,29 +136,19 @@ def _explain(records: list[dict], barriers: list[dict]) -> None:
     from ckpt_probe.findings.sentences import findings_of_run, read_findings
     from ckpt_probe.reporting.reading import read_path, read_supported
 
-    findings = read_findings(findings_of_run("a", records))
+    sentences = [*read_path(barriers), *read_supported(records), *read_findings(findings_of_run("a", records))]
     click.echo("\nWhat the numbers say")
-    for sentence in [
-        f"Runs A and B separated at step {BRANCH_STEP}.",
-        *read_path(barriers),
-        *read_supported(records),
-        *findings,
-    ]:
+    for sentence in [f"Runs A and B separated at step {BRANCH_STEP}.", *sentences]:
         click.echo(f"  - {sentence}")
 
 
 def _report(out: Path) -> None:
-    from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.reporting.contents import ReportOptions, gather
-    from ckpt_probe.reporting.page import write_page
-    from ckpt_probe.reporting.sources import open_sources
+    from ckpt_probe.reporting.outputs import report
 
     sources = [str(out / "dumps" / "a"), str(out / "paths" / "ab")]
     command = shlex.join(["ckpt-probe", "report", *sources, "-o", str(out / PAGE), "--title", TITLE])
     say(f"Drawing the page → {out / PAGE}")
-    with bars() as progress:
-        contents = gather(open_sources(sources), ReportOptions(title=TITLE), progress)
-    write_page(contents, out / PAGE, command=command, overwrite=True)
+    report(sources, out / PAGE, title=TITLE, command=command, overwrite=True)
 
 
 def _next_commands(out: Path, seconds: float) -> None:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
+from ckpt_probe.cli.console import bars, say
 from ckpt_probe.cli.options import (
+    DTYPES,
     EVERY,
     MEMORY,
     MODEL_SETTINGS,
@@ -35,13 +37,7 @@ STORES = click.Choice(["features", "moments", "both"])
     option("--layers", "WHICH", "Layers to store: all, every=K or NAMES.", str, "penultimate"),
     option("--store", "WHAT", "features, moments (smaller; no NC4) or both.", STORES, "features"),
     option("--limit", "N", "Use only the first N samples of each split.", POSITIVE),
-    option(
-        "--dtype",
-        "NAME",
-        "Precision of the forward pass, such as bfloat16.",
-        click.Choice(["float32", "float64", "float16", "bfloat16"]),
-        "float32",
-    ),
+    option("--dtype", "NAME", "Precision of the forward pass, such as bfloat16.", DTYPES, "float32"),
 )
 @option_group(
     "Output",
@@ -94,7 +90,6 @@ def command(checkpoints: Path, out: Path, follow: bool, until: int | None, every
             spelling = min(explicit_options()[name] for name in excluded)
             raise UsageError(f"--follow extracts one checkpoint at a time: leave out {spelling}")
         options |= {"follow": True, "until": until, "every": every}
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.extraction import extract_series
 
     with bars() as progress:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.command import Command, explicit_options, flag, option_group, setting_group
+from ckpt_probe.cli.console import bars
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.options import MODEL_SETTINGS, PATH, model_options
 from ckpt_probe.errors import DataError, in_json, listed, printable
@@ -43,7 +44,6 @@ def command(
     """
     from json import dumps
 
-    from ckpt_probe.cli.console import bars
     from ckpt_probe.inspection import describe
 
     setup = _setup(state_key, base, options)

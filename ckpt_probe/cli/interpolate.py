@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
+from ckpt_probe.cli.console import bars, say, show
 from ckpt_probe.cli.options import (
     BATCHNORM_SETTINGS,
     CSV,
@@ -20,10 +21,10 @@ from ckpt_probe.cli.options import (
     out_option,
     overwrite_option,
     require_batchnorm_samples,
-    require_one_format,
     subject_options,
 )
-from ckpt_probe.errors import UsageError, printable
+from ckpt_probe.cli.output import take_printing
+from ckpt_probe.errors import UsageError
 from ckpt_probe.paths.options import BENT, METHODS, SHAPES
 
 EXAMPLE = """\b
@@ -104,7 +105,6 @@ def write_point(a: Path, b: Path, out: Path, alpha: float, options: dict[str, An
             f"--alpha writes a point of the straight line between A and B; it does not take {', '.join(unused)}"
         )
 
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.merging import interpolate
 
     with bars() as progress:
@@ -116,38 +116,23 @@ def write_point(a: Path, b: Path, out: Path, alpha: float, options: dict[str, An
 
 def evaluate_ends(a: Path, b: Path, out: Path, options: dict[str, Any]) -> None:
     """Evaluate the path between two checkpoints and print its points and barriers."""
-    json, csv, wide = take_printing(options)
+    output = take_printing(options)
     keywords = path_keywords(options)
 
-    from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_path
 
     with bars() as progress:
         result = evaluate_path(a, b, out, resume=not keywords["overwrite"], progress=progress, **keywords)
-    print_records(result.points, json=json, csv=csv, wide=wide)
-    if not json and not csv:
+    output.print(result.points)
+    if output.is_table:
         print_barriers(result.points, result.summary)
         if result.alignment is not None:
             distances = f"{result.alignment['before']:.4g} → {result.alignment['after']:.4g}"
-            click.echo(
-                printable(
-                    f"aligned: distance between the ends {distances}; {out / 'aligned.safetensors'} is B in A's order"
-                )
-            )
+            show(f"aligned: distance between the ends {distances}; {out / 'aligned.safetensors'} is B in A's order")
         if (out / "midpoint.safetensors").exists():
-            click.echo(printable(f"{out / 'midpoint.safetensors'} is the midpoint; --set midpoint=FILE uses it again"))
-        click.echo(
-            printable(f"distance between the ends {result.distance:.4g}, length of the path {result.length:.4g}")
-        )
+            show(f"{out / 'midpoint.safetensors'} is the midpoint; --set midpoint=FILE uses it again")
+        show(f"distance between the ends {result.distance:.4g}, length of the path {result.length:.4g}")
     say(f"{out}: {len(result.points)} records, one per point and split")
-
-
-def take_printing(options: dict[str, Any]) -> tuple[bool, bool, bool]:
-    """Remove --json, --csv and --wide from the options, and return them; raise UsageError for two formats."""
-    json, csv, wide = options.pop("json"), options.pop("csv"), options.pop("wide", False)
-    require_one_format(json=json, csv=csv)
-    return json, csv, wide
 
 
 def path_keywords(options: dict[str, Any]) -> dict[str, Any]:

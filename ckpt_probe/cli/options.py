@@ -96,6 +96,11 @@ POINTS = Parsed("N|auto", parse_points)
 SPAN = Parsed("LOW:HIGH", parse_span)
 
 
+def split_names(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in several texts, separated by commas."""
+    return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+
+
 def parse_arguments(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, Any] | None:
     """Parse arguments of a model or of data, each NAME=VALUE or a JSON object; None without any.
 
@@ -171,14 +176,8 @@ CLASSIFIER = Setting("classifier", "NAME", "Last linear layer: NAME, NAME+NAME o
 DATA_WORKERS = Setting("data_workers", "N", "Processes that read images.", WHOLE, None, "one per free CPU, at most 8")
 CHECKPOINT_SETTINGS = (STATE_KEY, BASE)
 MODEL_SETTINGS = (CLASSIFIER, STATE_KEY, BASE, DATA_WORKERS)
-DTYPE = Setting(
-    "dtype",
-    "NAME",
-    "Precision of written tensors, such as float16.",
-    click.Choice(["float32", "float64", "float16", "bfloat16"]),
-    None,
-    "unchanged",
-)
+DTYPES = click.Choice(["float32", "float64", "float16", "bfloat16"])
+DTYPE = Setting("dtype", "NAME", "Precision of written tensors, such as float16.", DTYPES, None, "unchanged")
 MEMORY = Setting("memory", "SIZE", "Memory limit for moments and matrices of a dump.", SIZE, "2GiB")
 ROWS_PER_TASK = Setting(
     "rows_per_task", "N", "Let workers share splits of more than N rows, N rows at a time.", POSITIVE
@@ -200,6 +199,13 @@ BATCHNORM_SETTINGS = (
 
 FORWARD = "Model, data and device (model and data are those that the checkpoint names, if not set)"
 
+DATA_ARGUMENT = option(
+    "--data-argument data_arguments",
+    "NAME=VALUE",
+    "Argument of the data, or a JSON object of several; repeatable.",
+    multiple=True,
+    callback=parse_arguments,
+)
 model_options = option_group(
     FORWARD,
     option("--model", "NAME", "timm:NAME, torchvision:NAME, hf:DIR, a builtin, module:function."),
@@ -216,13 +222,7 @@ model_options = option_group(
         "imagefolder:DIR, hf-dataset:DIR, csv:FILE, parquet:FILE, npz:FILE, h5:FILE, idx:DIR, text:FILE, a "
         "builtin, or path/file.py:function.",
     ),
-    option(
-        "--data-argument data_arguments",
-        "NAME=VALUE",
-        "Argument of the data, or a JSON object of several; repeatable.",
-        multiple=True,
-        callback=parse_arguments,
-    ),
+    DATA_ARGUMENT,
 )
 SPLIT = option("--split splits", "NAME", "Split to use; repeatable.", str, None, "all", multiple=True)
 DEVICE = option("--device", "NAME", "Device to run on: auto, cpu, cuda[:n] or mps.", str, "auto")
@@ -255,6 +255,19 @@ def out_option(help_text: str, metavar: str = "FILE", *, required: bool = True) 
     return option("-o --out", metavar, help_text, PATH, required=required)
 
 
+FILE_OF_RECORDS = (
+    out_option("Also write to this file: .csv, .parquet, else JSON Lines.", required=False),
+    overwrite_option("Replace the file if it exists."),
+)
+
+
+def metric_option(help_text: str, default: Any = None, default_text: str = "") -> Callable[[Function], Function]:
+    """Return the option --metric for names separated by commas, with a help text; it is repeatable."""
+    return option(
+        "--metric metrics", "NAME,…", help_text, str, default, default_text, multiple=True, callback=split_names
+    )
+
+
 def require_batchnorm_samples(batchnorm: str) -> None:
     """Raise UsageError if `batchnorm_samples` is set although no statistics are recomputed."""
     if batchnorm != "recompute" and "batchnorm_samples" in explicit_options():
@@ -266,9 +279,3 @@ def require_follow(follow: bool, *names: str) -> None:
     unused = [spelling for name, spelling in explicit_options().items() if name in names]
     if unused and not follow:
         raise UsageError(f"{unused[0]} needs --follow")
-
-
-def require_one_format(*, json: bool, csv: bool) -> None:
-    """Raise UsageError if the results were to be printed in two formats."""
-    if json and csv:
-        raise UsageError("--json and --csv exclude each other")

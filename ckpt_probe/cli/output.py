@@ -1,86 +1,129 @@
 """Output of records: as a table, JSON Lines or CSV on standard output, or into a file."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_probe.cli.flags import flags_for_keywords
-from ckpt_probe.errors import printable
+from ckpt_probe.cli.command import Function
+from ckpt_probe.cli.console import console, say, show
+from ckpt_probe.errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ckpt_probe.moments.record import DetailedRecord
 
 Record = Mapping[str, Any]
 
 
-def print_records(
-    records: Iterable[Record], *, json: bool, csv: bool, wide: bool, corrects: bool = False
-) -> list[Record]:
-    """Print records on standard output: JSON Lines one by one as they arrive, other formats at the end.
+@dataclass(frozen=True)
+class Output:
+    """Output of the records of a command: printed as a table, JSON Lines or CSV, and also written into a file.
 
-    With `corrects` the values in a table are less their bias; JSON and CSV have the bias as a column.
-
-    Returns:
-        The records.
+    Attributes:
+        json: Whether to print JSON Lines.
+        csv: Whether to print CSV.
+        wide: Whether a table has every column, however wide the terminal is.
+        out: File to write, whose suffix names its format; None for none.
+        overwrite: Whether to replace an existing file.
     """
-    from ckpt_probe.reporting import to_csv, to_json_line
 
-    if json:
-        printed = []
-        for record in records:
-            click.echo(printable(to_json_line(record)))
-            printed.append(record)
-        return printed
-    rows = list(records)
-    if csv:
-        click.echo(to_csv(rows), nl=False)
-    else:
-        print_table(_less_bias(rows, corrects), wide=wide)
-    return rows
+    json: bool = False
+    csv: bool = False
+    wide: bool = False
+    out: Path | None = None
+    overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for two formats, an existing file, or missing libraries of its format."""
+        if self.json and self.csv:
+            raise UsageError("--json and --csv exclude each other")
+        if self.out is not None:
+            require_writable(self.out, overwrite=self.overwrite)
 
-def _less_bias(records: list[Record], corrects: bool) -> list[Record]:
-    from ckpt_probe.analysis.entries import corrected
+    @property
+    def is_table(self) -> bool:
+        """Whether records are printed as a table."""
+        return not (self.json or self.csv)
 
-    return [corrected(record) for record in records] if corrects else records
+    def print(self, records: Iterable[Record], print_table: Callable[[list[Record]], None] | None = None) -> list[Any]:
+        """Print records on standard output: JSON Lines one by one as they arrive, other formats at the end.
 
+        Args:
+            records: The records.
+            print_table: Function that prints them as a table; None for the table of `analyze`.
 
-def print_table(records: list[Record], *, wide: bool) -> None:
-    """Print records as a table with footnotes."""
-    from ckpt_probe.cli.console import console
-    from ckpt_probe.reporting import footnotes, records_table
+        Returns:
+            The records.
+        """
+        from ckpt_probe.reporting import to_csv, to_json_line
 
-    screen = console(width=10_000 if wide else None)
-    screen.print(records_table(records, width=None if wide else screen.width))
-    for note in footnotes(records):
-        click.echo(printable(flags_for_keywords(note)))
-
-
-def print_grids(
-    records: Iterable[Record], metric: str, *, csv: bool, wide: bool, corrects: bool = False
-) -> list[Record]:
-    """Print one metric by layer and step, as tables or CSV, and return the records."""
-    from ckpt_probe.cli.console import console
-    from ckpt_probe.reporting import to_csv
-    from ckpt_probe.reporting.layers_table import grid_records, grid_table, grids_of
-
-    rows = list(records)
-    grids = grids_of(_less_bias(rows, corrects), metric)
-    if csv:
-        click.echo(to_csv(grid_records(grids)), nl=False)
+        if self.json:
+            rows = []
+            for record in records:
+                click.echo(printable(to_json_line(record)))
+                rows.append(record)
+            return rows
+        rows = list(records)
+        if self.csv:
+            click.echo(to_csv(rows), nl=False)
+        else:
+            (print_table or self.print_table)(rows)
         return rows
-    for grid in grids:
-        screen = console(width=10_000 if wide else None)
-        click.echo(f"{grid.split}: {grid.metric}")
-        screen.print(grid_table(grid, None if wide else screen.width))
-    return rows
+
+    def print_table(self, records: list[Record]) -> None:
+        """Print records as a table with footnotes."""
+        from ckpt_probe.reporting import footnotes, records_table
+
+        screen = self.screen
+        screen.print(records_table(records, width=self.table_width))
+        for note in footnotes(records):
+            show(note)
+
+    @property
+    def screen(self) -> "Console":
+        """Console for tables, wide enough for every column if `wide` is set."""
+        return console(width=10_000 if self.wide else None)
+
+    @property
+    def table_width(self) -> int | None:
+        """Number of characters to which a table is fitted; None for a table of any width."""
+        return None if self.wide else self.screen.width
+
+    def write(self, records: Iterable[Record], noun: str = "records") -> None:
+        """Write records into the file, if there is one, in the format that its suffix names."""
+        if self.out is None:
+            return
+        from ckpt_probe.files import write_text
+        from ckpt_probe.reporting import to_csv, to_json_line, write_parquet
+
+        rows, suffix = list(records), self.out.suffix.lower()
+        if suffix == ".parquet":
+            write_parquet(rows, self.out, overwrite=self.overwrite)
+        else:
+            text = to_csv(rows) if suffix == ".csv" else "".join(to_json_line(record) + "\n" for record in rows)
+            write_text(self.out, text, overwrite=self.overwrite)
+        say(f"{self.out}: {len(rows)} {noun}")
 
 
-def file_format(path: Path) -> str:
-    """Return the format of a file of records by its suffix: "csv", "parquet", or "json" (JSON Lines) for others."""
-    return {".csv": "csv", ".parquet": "parquet"}.get(path.suffix.lower(), "json")
+def takes_output(function: Function) -> Function:
+    """Pass --json, --csv and --wide, and -o FILE with --overwrite, to a command as one argument, an `Output`."""
+
+    @wraps(function)
+    def command(**options: Any) -> Any:
+        names = [field.name for field in fields(Output) if field.name in options]
+        return function(output=Output(**{name: options.pop(name) for name in names}), **options)
+
+    return command
+
+
+def take_printing(options: dict[str, Any]) -> Output:
+    """Remove --json, --csv and --wide from the options of a command whose results are a directory; return them."""
+    return Output(**{name: options.pop(name) for name in ("json", "csv", "wide") if name in options})
 
 
 def require_writable(path: Path, *, overwrite: bool) -> None:
@@ -88,23 +131,10 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
     from ckpt_probe.files import refuse_existing
 
     refuse_existing(path, overwrite=overwrite)
-    if file_format(path) == "parquet":
+    if path.suffix.lower() == ".parquet":
         from ckpt_probe.reporting.frames import require_parquet
 
         require_parquet(path, overwrite=overwrite)
-
-
-def write_records(records: Iterable[Record], path: Path, *, overwrite: bool) -> None:
-    """Write records into a file, in the format that its suffix names."""
-    from ckpt_probe.files import write_text
-    from ckpt_probe.reporting import to_csv, to_json_line, write_parquet
-
-    rows, form = list(records), file_format(path)
-    if form == "parquet":
-        write_parquet(rows, path, overwrite=overwrite)
-        return
-    text = to_csv(rows) if form == "csv" else "".join(to_json_line(record) + "\n" for record in rows)
-    write_text(path, text, overwrite=overwrite)
 
 
 def write_spectra(readings: "Iterable[DetailedRecord]", path: Path, *, overwrite: bool) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
+from ckpt_probe.cli.console import bars, console, say, show
 from ckpt_probe.cli.options import (
     BATCHNORM_SETTINGS,
     CSV,
@@ -18,10 +19,9 @@ from ckpt_probe.cli.options import (
     out_option,
     overwrite_option,
     require_batchnorm_samples,
-    require_one_format,
     subject_options,
 )
-from ckpt_probe.errors import printable
+from ckpt_probe.cli.output import take_printing
 
 if TYPE_CHECKING:
     from ckpt_probe.paths import PlaneResult
@@ -91,8 +91,6 @@ def command(
     c: Path | None,
     out: Path,
     directions: str | None,
-    json: bool,
-    csv: bool,
     figure: Path | None,
     **options: Any,
 ) -> None:
@@ -102,12 +100,10 @@ def command(
     distances in weight space; with A alone, multiples of each filter's norm along two random directions. Writes
     OUT/points.jsonl and OUT/plane.json. The same command continues after an interruption.
     """
-    require_one_format(json=json, csv=csv)
+    output = take_printing(options)
     require_batchnorm_samples(options["batchnorm"])
     directions = directions or ("random" if b is None else None)
 
-    from ckpt_probe.cli.console import bars, console, say
-    from ckpt_probe.cli.output import print_records
     from ckpt_probe.paths import evaluate_plane
     from ckpt_probe.reporting.figures.canvas import require_drawable
     from ckpt_probe.reporting.figures.plane_figure import draw_plane
@@ -119,18 +115,19 @@ def command(
         result = evaluate_plane(
             a, b, c, out=out, directions=directions, resume=not overwrite, progress=progress, **options
         )
-    if json or csv:
-        print_records(result.points, json=json, csv=csv, wide=True)
-    else:
-        width = console().width
-        for summary in result.summary:
-            print_map(result, summary, width)
-        click.echo(printable(_axes(result.axes)))
+    output.print(result.points, lambda _: print_maps(result))
     if figure is not None:
         for note in draw_plane(result, figure, overwrite=overwrite):
             say(note)
         say(f"{figure}: drawn")
     say(f"{out}: {len(result.points)} records, one per point and split")
+
+
+def print_maps(result: "PlaneResult") -> None:
+    """Print the map of each split, and the directions of the plane."""
+    for summary in result.summary:
+        print_map(result, summary, console().width)
+    show(_axes(result.axes))
 
 
 def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> None:
@@ -144,11 +141,9 @@ def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> Non
     levels = loss_levels(known, len(SHADES))
     cell = 2 if 2 * len(result.xs) + SIDE <= width else 1
     letters = _letters(marks, result.xs, result.ys)
-    click.echo(printable(f"{split}: {_lowest(summary)}"))
+    show(f"{split}: {_lowest(summary)}")
     for mark in marks:
-        click.echo(
-            printable(f"  {mark['name']} {mark['checkpoint']}: {_loss(mark, 'loss')} at {_at(mark['x'], mark['y'])}")
-        )
+        show(f"  {mark['name']} {mark['checkpoint']}: {_loss(mark, 'loss')} at {_at(mark['x'], mark['y'])}")
     for row in reversed(range(len(result.ys))):
         cells = [
             letters[column, row][:cell].center(cell)
@@ -157,12 +152,12 @@ def print_map(result: "PlaneResult", summary: dict[str, Any], width: int) -> Non
             for column, x in enumerate(result.xs)
         ]
         edge = f"{result.ys[row]:.4g}" if row in {0, len(result.ys) - 1} else ""
-        click.echo(printable(f"{edge:>10} │{''.join(cells)}│"))
+        show(f"{edge:>10} │{''.join(cells)}│")
     left, right = f"{result.xs[0]:.4g}", f"{result.xs[-1]:.4g}"
-    click.echo(printable(f"{'':>10}  {left}{right:>{max(len(right) + 1, cell * len(result.xs) - len(left))}}"))
+    show(f"{'':>10}  {left}{right:>{max(len(right) + 1, cell * len(result.xs) - len(left))}}")
     if known:
         keys = [f"{mark.strip() or 'blank'} to {level:.3g}" for mark, level in zip(SHADES, levels, strict=True)]
-        click.echo(printable(f"{'':>10}  loss: {'  '.join(keys)}"))
+        show(f"{'':>10}  loss: {'  '.join(keys)}")
 
 
 def shade(loss: float | None, levels: Sequence[float]) -> str:

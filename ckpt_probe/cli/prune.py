@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.command import Command, Setting, explicit_options, flag, option, option_group, setting_group
+from ckpt_probe.cli.console import bars, say
 from ckpt_probe.cli.options import CHECKPOINT_SETTINGS, NUMBERS, PATH, WHOLE, out_option, overwrite_option
 from ckpt_probe.errors import printable
 
@@ -81,7 +82,6 @@ def command(
         raise UsageError("--set classifier=NAME needs --keep-classifier")
     config = None if retrain is None else load_config(retrain, seed=seed)
 
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.training import prune
 
     with bars() as progress:

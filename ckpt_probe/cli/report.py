@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
+from ckpt_probe.cli.console import bars, say
 from ckpt_probe.cli.options import (
     CACHE,
+    DATA_ARGUMENT,
     EVERY,
     MEMORY,
     POSITIVE,
     SPLIT,
     WHOLE,
     overwrite_option,
-    parse_arguments,
     require_follow,
 )
 from ckpt_probe.errors import DataError, UsageError
@@ -52,13 +53,7 @@ Examples: ckpt-probe report dumps/digits paths/ab -o report.html
     SPLIT,
     option("--workers", "N", "Number of processes to use.", POSITIVE, 1),
     option("--data", "NAME", "Data of the dumps, as for extract: shows small pictures of the worst examples."),
-    option(
-        "--data-argument data_arguments",
-        "NAME=VALUE",
-        "Argument of the data, or a JSON object of several; repeatable.",
-        multiple=True,
-        callback=parse_arguments,
-    ),
+    DATA_ARGUMENT,
 )
 @setting_group(
     "--set",
@@ -126,7 +121,6 @@ def _write(
     overwrite: bool,
     watch: "EventWatch | None" = None,
 ) -> None:
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.reporting.outputs import report
 
     with bars() as progress:
@@ -148,8 +142,6 @@ def _write(
 def _follow(
     sources: tuple[str, ...], write: Callable[..., None], made: list[Path], every: float, *, overwrite: bool
 ) -> None:
-    from ckpt_probe.cli.console import say
-
     drawn = None
     while True:
         # Before reading, so that a change during reading is drawn in the next round.

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_probe.cli.command import Command, flag, option, option_group
-from ckpt_probe.cli.options import PATH, SPLIT, WIDE, out_option, overwrite_option, require_one_format
-from ckpt_probe.cli.output import require_writable
+from ckpt_probe.cli.console import bars, say
+from ckpt_probe.cli.options import PATH, SPLIT, WIDE, out_option, overwrite_option
+from ckpt_probe.cli.output import Output, takes_output
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -43,16 +44,8 @@ if TYPE_CHECKING:
     out_option("Also write to this file: CSV by its suffix, else JSON.", required=False),
     overwrite_option("Replace the file if it exists."),
 )
-def command(
-    dumps: tuple[Path, ...],
-    function: bool,
-    json: bool,
-    csv: bool,
-    wide: bool,
-    out: Path | None,
-    overwrite: bool,
-    **chosen: tuple[str, ...],
-) -> None:
+@takes_output
+def command(dumps: tuple[Path, ...], output: Output, function: bool, **chosen: tuple[str, ...]) -> None:
     """Compare layers by linear CKA and MIR on the rows that extract --layers stores of each.
 
     DUMP is one .h5 file: its layers are compared with each other. If it is a directory of several, each layer is
@@ -64,11 +57,7 @@ def command(
     """
     if len(dumps) > 2 and not function:
         raise UsageError("similarity compares the layers of one or two dumps; --function compares more runs")
-    require_one_format(json=json, csv=csv)
-    if out is not None:
-        require_writable(out, overwrite=overwrite)
 
-    from ckpt_probe.cli.console import bars, console, say
     from ckpt_probe.files import write_text
     from ckpt_probe.reporting.similarity_table import (
         similarities_csv,
@@ -82,18 +71,17 @@ def command(
         options = {name: values or None for name, values in chosen.items()}
         for matrix in _matrices(dumps, function, options, progress):
             matrices.append(matrix)
-            if json:
+            if output.json:
                 click.echo(similarities_json([matrix]), nl=False)
-    if csv:
+    if output.csv:
         click.echo(similarities_csv(matrices), nl=False)
-    for matrix in () if json or csv else matrices:
-        screen = console(width=10_000 if wide else None)
+    for matrix in matrices if output.is_table else ():
         click.echo(similarity_title(matrix))
-        screen.print(similarity_table(matrix, None if wide else screen.width))
-    if out is not None:
-        to_text = similarities_csv if out.suffix.lower() == ".csv" else similarities_json
-        write_text(out, to_text(matrices), overwrite=overwrite)
-        say(f"{out}: {len(matrices)} matrices")
+        output.screen.print(similarity_table(matrix, output.table_width))
+    if output.out is not None:
+        to_text = similarities_csv if output.out.suffix.lower() == ".csv" else similarities_json
+        write_text(output.out, to_text(matrices), overwrite=output.overwrite)
+        say(f"{output.out}: {len(matrices)} matrices")
 
 
 def _matrices(

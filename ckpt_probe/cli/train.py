@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ckpt_probe.cli.command import Command, flag, option, option_group
+from ckpt_probe.cli.console import bars, say
 from ckpt_probe.cli.options import DEVICE, PATH, Parsed, out_option, overwrite_option
 from ckpt_probe.errors import UsageError
 
@@ -71,7 +72,6 @@ def command(
     directories = [out / f"seed-{number}" if seeds is not None else out for number in numbers]
     configs = [load_config(config, seed=number, overrides=overrides) for number in numbers]
 
-    from ckpt_probe.cli.console import bars, say
     from ckpt_probe.training import require_free, train
 
     # Check the directories of all seeds before the first training, which may take hours.

@@ -1,28 +1,26 @@
 """`ckpt-probe weights`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ckpt_probe.cli.analyze import RENYI
 from ckpt_probe.cli.command import Command, Setting, flag, option, option_group, setting_group
+from ckpt_probe.cli.console import bars
 from ckpt_probe.cli.options import (
     CACHE,
     CHECKPOINT_SETTINGS,
     CLASSIFIER,
     CSV,
     EVERY,
+    FILE_OF_RECORDS,
     JSON,
     WHOLE,
     WIDE,
     WORKERS,
-    out_option,
-    overwrite_option,
     require_follow,
-    require_one_format,
 )
-from ckpt_probe.cli.output import require_writable
+from ckpt_probe.cli.output import Output, takes_output
 
 LEVELS = ("network", "block", "tensor")
 
@@ -41,8 +39,7 @@ LEVELS = ("network", "block", "tensor")
     JSON,
     CSV,
     WIDE,
-    out_option("Also write to this file: .csv, .parquet, else JSON Lines.", required=False),
-    overwrite_option("Replace the file if it exists."),
+    *FILE_OF_RECORDS,
     flag("--follow", "Wait for new checkpoints of a training run; end with Ctrl-C."),
 )
 @setting_group(
@@ -56,16 +53,9 @@ LEVELS = ("network", "block", "tensor")
     EVERY,
     Setting("until", "STEP", "With --follow: last training step to wait for.", WHOLE),
 )
+@takes_output
 def command(
-    checkpoints: tuple[str, ...],
-    json: bool,
-    csv: bool,
-    wide: bool,
-    out: Path | None,
-    overwrite: bool,
-    follow: bool,
-    orders: tuple[float, ...] | None,
-    **options: Any,
+    checkpoints: tuple[str, ...], output: Output, follow: bool, orders: tuple[float, ...] | None, **options: Any
 ) -> None:
     """Audit the weights of a series, and measure their motion and spectra; needs neither model nor data.
 
@@ -74,17 +64,10 @@ def command(
     names checkpoints that were copied, exchanged or damaged, and prints its verdict at the end.
     """
     require_follow(follow, "until", "every")
-    require_one_format(json=json, csv=csv)
-    if out is not None:
-        require_writable(out, overwrite=overwrite)
 
-    from ckpt_probe.cli.console import bars, say
-    from ckpt_probe.cli.output import print_records, write_records
     from ckpt_probe.trajectories import weights
 
     with bars() as progress:
         results = weights(checkpoints, orders=orders or (), follow=follow, progress=progress, **options)
-        records = print_records(results, json=json, csv=csv, wide=wide)
-    if out is not None:
-        write_records(records, out, overwrite=overwrite)
-        say(f"{out}: {len(records)} records")
+        records = output.print(results)
+    output.write(records)

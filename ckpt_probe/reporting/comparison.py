@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 
 from rich.table import Table
-from rich.text import Text
 
 from ckpt_probe.analysis import Comparison
-from ckpt_probe.errors import printable
-from ckpt_probe.reporting.table import MISSING
+from ckpt_probe.reporting.table import MISSING, add_row, plain_table
 from ckpt_probe.reporting.uncertain import short_number
-
-PADDING = 2
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
@@ -19,25 +15,15 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     Of comparisons at every step, the table has those of the last.
     """
     at_loss = any(comparison.loss_low is not None for comparison in comparisons)
-    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    for name in ("metric", "group"):
-        table.add_column(name, no_wrap=True)
-    for name in ("seeds", "mean", "std", "difference", *(["at loss"] if at_loss else []), "interval", "confidence"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    numbers = ("seeds", "mean", "std", "difference", *(["at loss"] if at_loss else []), "interval", "confidence")
+    texts = ("metric", "group", "verdict")
+    table = plain_table((name, name in texts) for name in ("metric", "group", *numbers, "verdict"))
     before = None
     for comparison in _last_of_each(comparisons):
-        table.add_row(
-            # As plain text: names in a file may look like markup.
-            Text(printable(comparison.metric) if comparison.metric != before else ""),
-            Text(printable(comparison.group)),
-            str(comparison.seeds),
-            short_number(comparison.mean),
-            _number(comparison.deviation),
-            *_difference_cells(comparison, at_loss),
-            verdict_text(comparison),
-            style="dim" if comparison.pairs is None else None,
-        )
+        numbers = (str(comparison.seeds), short_number(comparison.mean), _number(comparison.deviation))
+        cells = [*numbers, *_difference_cells(comparison, at_loss), verdict_text(comparison)]
+        metric = comparison.metric if comparison.metric != before else ""
+        add_row(table, [metric, comparison.group, *cells], style="dim" if comparison.pairs is None else None)
         before = comparison.metric
     return table
 
@@ -108,7 +94,7 @@ def _difference_cells(comparison: Comparison, at_loss: bool) -> list[str]:
     if comparison.pairs is None:
         return [""] * (4 if at_loss else 3)
     loss = [_number(comparison.loss)] if at_loss else []
-    return [_signed(comparison.difference), *loss, _interval(comparison), _confidence(comparison)]
+    return [signed(comparison.difference), *loss, _interval(comparison), _confidence(comparison)]
 
 
 def _percent(share: float) -> str:
@@ -118,7 +104,7 @@ def _percent(share: float) -> str:
 def _interval(comparison: Comparison) -> str:
     if comparison.low is None or comparison.high is None:
         return MISSING
-    return f"[{_signed(comparison.low)}, {_signed(comparison.high)}]"
+    return f"[{signed(comparison.low)}, {signed(comparison.high)}]"
 
 
 def _confidence(comparison: Comparison) -> str:
@@ -128,7 +114,8 @@ def _confidence(comparison: Comparison) -> str:
     return _percent(comparison.confidence) if most is None else f"at most {_percent(most)}"
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """Return a difference with its sign; a dash for None."""
     return MISSING if value is None else f"{'+' if value > 0 else ''}{short_number(value)}"
 
 

@@ -1,6 +1,5 @@
 """Contents of a report in order: sentences, sections of plots, and provenance of the sources."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis import Record, Settings, read_series
+from ckpt_probe.analysis import Comparison, Record, Settings, read_series
 from ckpt_probe.analysis.records import by_run
-from ckpt_probe.analysis.similarity import Similarity, layer_similarities, step_similarities, stored_rows_of_series
+from ckpt_probe.analysis.similarity import layer_similarities, step_similarities, stored_rows_of_series
 from ckpt_probe.dumps import open_dump, open_dump_series
 from ckpt_probe.errors import DataError
 from ckpt_probe.findings import Findings
@@ -21,7 +20,6 @@ from ckpt_probe.predictions import Predictions, read_predictions
 from ckpt_probe.progress import DeduplicatedProgress, NullProgress, Progress, Task
 from ckpt_probe.reporting.differences import (
     TOP,
-    Difference,
     difference_sentences,
     difference_table,
     differences,
@@ -320,13 +318,14 @@ def _similarities(
     layers = tuple(stored[0].layers)
     cka, mir = [], []
     for rows_of_dump in stored:
-        cka.append(_matrix(layer_similarities(rows_of_dump, split, "cka")))
+        cka.append(layer_similarities(rows_of_dump, split, "cka").values)
         if mir_rows:
-            mir.append(_matrix(layer_similarities(rows_of_dump.thinned(mir_rows), split, "mir")))
+            mir.append(layer_similarities(rows_of_dump.thinned(mir_rows), split, "mir").values)
         bar.advance()
-    by_step = {}
-    if len(stored) > 1:
-        by_step = {layer: _matrix(step_similarities(stored, names, split, "cka", layer)) for layer in layers}
+    by_step = {
+        layer: np.array(step_similarities(stored, names, split, "cka", layer).values, dtype=float)
+        for layer in (layers if len(stored) > 1 else ())
+    }
     rows = len(stored[0].indices)
     return LayerSimilarity(
         source.name,
@@ -334,16 +333,12 @@ def _similarities(
         layers,
         tuple(run.checkpoints.index(member.name) for member in members),
         tuple(names),
-        np.stack(cka),
-        np.stack(mir) if mir else None,
+        np.array(cka, dtype=float),
+        np.array(mir, dtype=float) if mir else None,
         rows,
         min(rows, mir_rows),
         by_step,
     )
-
-
-def _matrix(similarity: Similarity) -> np.ndarray:
-    return np.array([[math.nan if value is None else value for value in row] for row in similarity.values], dtype=float)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -360,7 +355,7 @@ def _sections(contents: _SourceContents, axis: str, data: NamedData) -> Iterable
     groups, notes = metric_plots(contents.runs, axis)
     if has_groups(contents.runs) and (ranked := differences(contents.runs)):
         yield _differences(ranked, groups)
-        groups = [(title, [plot for plot in plots if not _is_top(plot, ranked)]) for title, plots in groups]
+        groups = [(title, [plot for plot in plots if plot.key not in _top(ranked)]) for title, plots in groups]
     lead = "When metrics change: an interval of steps for each event, the earliest onset first."
     findings = Section(FINDINGS, "Findings", lead, (Group("", tuple(event_plots(contents.findings))),))
     if has_groups(contents.runs):
@@ -439,7 +434,7 @@ def _examples(contents: _SourceContents, axis: str, data: NamedData) -> Section:
     return Section("examples", "Examples", lead, present, (*contents.without_predictions, *notes))
 
 
-def _differences(ranked: Sequence[Difference], groups: Sequence[tuple[str, Sequence[Plot]]]) -> Section:
+def _differences(ranked: Sequence[Comparison], groups: Sequence[tuple[str, Sequence[Plot]]]) -> Section:
     """Return the section of the differences between groups: their table, and the plots of the clearest ones."""
     plots = {plot.key: plot for _, of_group in groups for plot in of_group}
     clearest = tuple(plots[key] for key in _top(ranked) if key in plots)
@@ -453,13 +448,9 @@ def _folded(section: Section) -> Section:
     return replace(section, groups=tuple(groups))
 
 
-def _top(ranked: Sequence[Difference]) -> list[str]:
+def _top(ranked: Sequence[Comparison]) -> list[str]:
     """Return the keys of the plots of the most clearly separated metrics."""
     return [f"metric-{name}" for name in list(dict.fromkeys(each.metric for each in ranked))[:TOP]]
-
-
-def _is_top(plot: Plot, ranked: Sequence[Difference]) -> bool:
-    return plot.key in _top(ranked)
 
 
 def _by_group(describe: Callable[[Sequence[Run]], tuple[list[Any], list[str]]], runs: Sequence[Run]) -> Any:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import printable
-from ckpt_probe.reporting.table import MISSING, PADDING
+from ckpt_probe.reporting.table import MISSING, add_row, plain_table
 from ckpt_probe.reporting.uncertain import short_number
 
 Record = Mapping[str, Any]
@@ -71,20 +71,15 @@ def examples_table(records: Sequence[Record], by: str) -> Table:
     """
     columns = {"run": "run", "split": "split", **HEADINGS[by]}
     present = {key: label for key, label in columns.items() if any(record.get(key) is not None for record in records)}
-    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    for key, label in present.items():
-        table.add_column(label, justify="left" if key in TEXTS or "histogram" in key else "right")
+    headings = ((label, key in TEXTS or "histogram" in key) for key, label in present.items())
+    table = plain_table(headings, no_wrap=False)
     for record in records:
-        # As plain text: names in a file may look like markup.
-        table.add_row(*(Text(_cell(record.get(key))) for key in present))
+        add_row(table, (_cell(record.get(key)) for key in present))
     return table
 
 
 def summaries(records: Sequence[Record]) -> list[str]:
     """Return a sentence for each run and split on its records of examples."""
-    groups: dict[tuple[Any, Any], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.get("run"), record["split"]), []).append(record)
     return [
         printable(
             f"{' '.join(str(name) for name in names if name is not None)}: {len(group):,} examples: "
@@ -92,20 +87,17 @@ def summaries(records: Sequence[Record]) -> list[str]:
             f"{sum(record['never_learned'] for record in group):,} never learned, "
             f"{sum(bool(record['forgotten']) for record in group):,} forgotten at least once"
         )
-        for names, group in groups.items()
+        for names, group in grouped_by(records, _run_and_split).items()
     ]
 
 
 def first_of_each(records: Sequence[Record], most: int) -> list[Record]:
     """Return the first records of each run and split, at most `most` of each."""
-    counts: dict[tuple[Any, Any], int] = {}
-    chosen = []
-    for record in records:
-        key = (record.get("run"), record["split"])
-        counts[key] = counts.get(key, 0) + 1
-        if counts[key] <= most:
-            chosen.append(record)
-    return chosen
+    return [record for group in grouped_by(records, _run_and_split).values() for record in group[:most]]
+
+
+def _run_and_split(record: Record) -> tuple[Any, Any]:
+    return record.get("run"), record["split"]
 
 
 def _cell(value: Any) -> str:

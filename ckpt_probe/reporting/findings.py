@@ -5,19 +5,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
-from ckpt_probe.errors import listed, printable
+from ckpt_probe.analysis.records import grouped_by
+from ckpt_probe.errors import listed
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
 from ckpt_probe.findings.order import FEWEST_SEEDS
 from ckpt_probe.findings.sentences import run_name, series_key
-from ckpt_probe.reporting.table import MISSING
+from ckpt_probe.reporting.table import MISSING, add_row, plain_table
 from ckpt_probe.reporting.uncertain import short_number
 
 Record = Mapping[str, Any]
 
-PADDING = 2
 LEAST_AXIS, MOST_NAME = 24, 34
 """Least number of characters of the axis of steps, and most of the names beside it."""
 
@@ -27,25 +26,21 @@ MARKS = {"change": "─", "onset": "█", "end": "▒"}
 
 def findings_table(findings: Findings) -> Table:
     """Return a table of all intervals; a series without events has one row with its smallest detectable change."""
-    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
     several = len({series_key(limit)[:2] for limit in findings.limits}) > 1
-    for name in (*(["run"] if several else []), "metric", "event"):
-        table.add_column(name, no_wrap=True)
-    for name in ("from step", "to step", "before", "after", "smallest detectable"):
-        table.add_column(name, justify="right", no_wrap=True)
-    by_series: dict[tuple[str, ...], list[Record]] = {}
-    for event in findings:
-        by_series.setdefault(series_key(event), []).append(event)
+    texts = (*(["run"] if several else []), "metric", "event")
+    numbers = ("from step", "to step", "before", "after", "smallest detectable")
+    table = plain_table((name, name in texts) for name in (*texts, *numbers))
+    by_series = grouped_by(findings, series_key)
     for limit in findings.limits:
         rows = by_series.get(series_key(limit), [])
         name = [*([run_name(limit)] if several else []), name_of(limit)]
         smallest = MISSING if limit.get("missing") else short_number(limit["smallest_detectable"])
         if not rows:
-            table.add_row(*map(_text, [*name, "no event", "", "", "", "", smallest]), style="dim")
+            add_row(table, [*name, "no event", "", "", "", "", smallest], style="dim")
         for event in rows:
             values = (short_number(event["value_before"]), short_number(event["value_after"]))
             steps = (str(event["from_step"]), str(event["to_step"]))
-            table.add_row(*map(_text, [*name, event_kind(event), *steps, *values, smallest]))
+            add_row(table, [*name, event_kind(event), *steps, *values, smallest])
     return table
 
 
@@ -64,11 +59,11 @@ def findings_footnotes(findings: Findings) -> list[str]:
             "metrics of a run; abrupt: within a factor of 2 in steps; smallest detectable: the jump in the middle of "
             "the run that would be reported in 90 % of the cases"
         )
-    reasons: dict[str, list[str]] = {}
-    for limit in findings.limits:
-        if limit.get("missing"):
-            reasons.setdefault(limit["missing"], []).append(name_of(limit))
-    notes += [f"{listed(list(dict.fromkeys(names)))}: no events: {reason}" for reason, names in reasons.items()]
+    reasons = grouped_by((limit for limit in findings.limits if limit.get("missing")), lambda limit: limit["missing"])
+    notes += [
+        f"{listed(list(dict.fromkeys(map(name_of, limits))))}: no events: {reason}"
+        for reason, limits in reasons.items()
+    ]
     absent = {name_of(limit): limit["absent"] for limit in findings.limits if limit.get("absent")}
     notes += [f"{name}: {count} steps without a value are left out" for name, count in absent.items()]
     seeds = {group: len({limit["seed"] for limit in findings.limits if limit["group"] == group})
@@ -89,9 +84,7 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
         findings: The findings.
         width: Number of characters of a line.
     """
-    by_series: dict[tuple[str, ...], list[Record]] = {}
-    for event in findings:
-        by_series.setdefault(series_key(event), []).append(event)
+    by_series = grouped_by(findings, series_key)
     if not by_series:
         return []
     several = len({key[:2] for key in by_series}) > 1
@@ -125,11 +118,6 @@ def findings_drawing(findings: Findings, width: int = 100) -> list[str]:
 
 def _onset(events: Iterable[Record]) -> tuple[float, float]:
     return min((0.0 if event["kind"] == "onset" else 1.0, float(event["from_step"])) for event in events)
-
-
-def _text(cell: str) -> Text:
-    # As plain text: names in a file may look like markup.
-    return Text(printable(cell))
 
 
 def _cut(name: str, most: int) -> str:

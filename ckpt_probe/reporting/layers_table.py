@@ -7,13 +7,12 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from ckpt_probe.analysis.entries import GROUP_AND_SEED
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
-from ckpt_probe.reporting.table import MISSING, PADDING
+from ckpt_probe.reporting.table import MISSING, PADDING, add_row, plain_table
 from ckpt_probe.reporting.uncertain import error_of, number_with_error
 
 Record = Mapping[str, Any]
@@ -102,12 +101,9 @@ def blocks_of_columns(
 
 
 def _block(indices: Sequence[int], texts: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    for index in indices:
-        table.add_column(Text(texts[0][index]), justify="right" if index else "left", no_wrap=True)
+    table = plain_table((texts[0][index], index == 0) for index in indices)
     for row in texts[1:]:
-        # As plain text: names in a file may look like markup.
-        table.add_row(*(Text(row[index]) for index in indices))
+        add_row(table, (row[index] for index in indices))
     return table
 
 

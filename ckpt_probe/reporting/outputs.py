@@ -5,24 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis import Record, Records
-from ckpt_probe.analysis.records import by_run, of_penultimate
-from ckpt_probe.analysis.series import is_recorded, records_of
 from ckpt_probe.errors import UsageError
 from ckpt_probe.files import refuse_existing
-from ckpt_probe.groups import find_runs, seed_names
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import NullProgress, Progress
+from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
 from ckpt_probe.reporting.contents import MIR_ROWS, TITLE, ReportOptions, gather
 from ckpt_probe.reporting.figures import draw
 from ckpt_probe.reporting.page import write_page
 from ckpt_probe.reporting.plots.description import Bar, IntervalPlot, Mark
 from ckpt_probe.reporting.plots.examples import NamedData
+from ckpt_probe.reporting.plots.panels import panels_of
 from ckpt_probe.reporting.sources import class_names, open_sources
-
-RecordsSource = Path | str | Iterable[Any]
-"""A file or directory of records, records, or several of either."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +151,7 @@ def plot(
     """
     lines = [Mark(position, label) for position, label in marks.items()] if isinstance(marks, Mapping) else marks
     return draw(
-        _conditions(records),
+        conditions_of(records),
         out,
         panels=panels_of(metrics),
         x=x,
@@ -169,49 +164,7 @@ def plot(
     )
 
 
-def panels_of(metrics: str | Iterable[str | Iterable[str]]) -> list[list[str]]:
-    """Return the names of the metrics of each panel.
-
-    Args:
-        metrics: One panel or several, each a text of names with commas or a sequence of names.
-
-    Raises:
-        UsageError: If there is no panel, or a panel without a name.
-    """
-    panels = [
-        [name.strip() for text in as_sequence(panel) or () for name in text.split(",") if name.strip()]
-        for panel in as_sequence(metrics) or ()
-    ]
-    if not panels or not all(panels):
-        raise UsageError("`metrics`: expected names of metrics such as class.mir,class.hdr")
-    return panels
-
-
 def _named(sources: Path | str | Iterable[Path | str] | Mapping[str, Path | str]) -> list[str]:
     if isinstance(sources, Mapping):
         return [f"{name}={path}" for name, path in sources.items()]
     return [str(source) for source in as_sequence(sources) or ()]
-
-
-def _conditions(records: RecordsSource | Mapping[str, RecordsSource]) -> dict[str, list[list[Record]]]:
-    if isinstance(records, Mapping):
-        return {name: _runs(source) for name, source in records.items()}
-    sources = as_sequence(records) or ()
-    if not all(isinstance(source, Path | str) for source in sources):
-        return {"records": _runs(sources)}
-    conditions: dict[str, list[list[Record]]] = {}
-    for run in find_runs([*map(str, sources)], is_recorded, "dumps or records", lambda _: None):
-        for (group, _), part in by_run(of_penultimate(records_of(run.path))).items():
-            name = group or run.group or seed_names([run.path])[0]
-            conditions.setdefault(name, []).append(part)
-    return conditions
-
-
-def _runs(source: RecordsSource) -> list[list[Record]]:
-    """Return the records of each seed of a condition."""
-    if isinstance(source, Path | str):
-        return [run for runs in _conditions(source).values() for run in runs]
-    items = list(source)
-    if isinstance(source, Records) or all(isinstance(item, Mapping) for item in items):
-        return [of_penultimate(items)]
-    return [run for item in items for run in _runs(item)]

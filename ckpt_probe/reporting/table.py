@@ -1,6 +1,6 @@
 """Table of records, fitted to the width of the terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -24,6 +24,24 @@ SPREAD = frozenset(metric.name for metric in METRICS if metric.family in {"nc1",
 """Metrics that are lower if a class has only one sample, which has no spread."""
 
 
+def plain_table(columns: Iterable[tuple[str, bool]], *, no_wrap: bool = True) -> Table:
+    """Return an empty table without lines.
+
+    Args:
+        columns: Heading of each column, and whether its cells are texts, aligned to the left.
+        no_wrap: Whether a cell stays on one line.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
+    for name, is_text in columns:
+        table.add_column(Text(name), justify="left" if is_text else "right", no_wrap=no_wrap)
+    return table
+
+
+def add_row(table: Table, cells: Iterable[str], *, style: str | None = None) -> None:
+    """Add a row of plain text: names in a file may look like markup."""
+    table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
+
+
 def records_table(records: Sequence[Record], *, width: int | None = None) -> Table:
     """Return a table with one row per record, metrics in columns, and the values at collapse in the last row.
 
@@ -40,16 +58,12 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
     present = [metric for metric in metrics_in(records) if not metric.name.endswith(STDERR)]
     at_collapse = {metric.name: _at_collapse(records, metric) for metric in present}
     columns = present if width is None else _fitting(records, identifiers, present, at_collapse, width)
-    table = Table(box=None, pad_edge=False, padding=(0, PADDING, 0, 0), header_style="bold", show_edge=False)
-    for name in identifiers:
-        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
-    for metric in columns:
-        table.add_column(metric.label, justify="right", no_wrap=True)
+    headings = [(name, name in LEFT) for name in identifiers] + [(metric.label, False) for metric in columns]
+    table = plain_table(headings)
     for record in records:
         cells = [*(_identifier(record.get(name)) for name in identifiers)]
         cells += [_cell(_value(record, metric), error_of(record, metric.name)) for metric in columns]
-        # As plain text: names in a file may look like markup.
-        table.add_row(*map(Text, cells))
+        add_row(table, cells)
     label = ["at collapse", *[""] * (len(identifiers) - 1)]
     if len(identifiers) > 1 and identifiers[0] != "checkpoint":
         label = [*[""] * (len(identifiers) - 1), "collapse"]

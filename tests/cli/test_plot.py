@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_probe.cli.app import run
-from ckpt_probe.cli.plot import sources
+from ckpt_probe.reporting.conditions import open_conditions
 
 
 @pytest.fixture
@@ -54,17 +54,17 @@ def test_a_path_is_drawn_along_alpha(where: Path) -> None:
 
 def test_labels_distinguish_the_files(where: Path) -> None:
     runs = [f"plain/seed-{seed}/metrics.jsonl" for seed in range(2)]
-    assert sources(["points.jsonl"]) == {"points": [Path("points.jsonl")]}
-    assert sources(runs) == {f"seed-{seed}": [Path(run)] for seed, run in enumerate(runs)}
-    assert list(sources([runs[0], "decay/seed-0/metrics.jsonl"])) == ["plain/seed-0", "decay/seed-0"]
-    assert sources(["a=points.jsonl", "points.jsonl"]).keys() == {"a", "points"}
-    assert sources(["b=plain/*/*.jsonl"]) == {"b": [Path(run) for run in runs]}
+    assert open_conditions(["points.jsonl"]) == {"points": [Path("points.jsonl")]}
+    assert open_conditions(runs) == {f"seed-{seed}": [Path(run)] for seed, run in enumerate(runs)}
+    assert list(open_conditions([runs[0], "decay/seed-0/metrics.jsonl"])) == ["plain/seed-0", "decay/seed-0"]
+    assert open_conditions(["a=points.jsonl", "points.jsonl"]).keys() == {"a", "points"}
+    assert open_conditions(["b=plain/*/*.jsonl"]) == {"b": [Path(run) for run in runs]}
     many = ",".join([runs[0]] * 200)
-    assert sources([f"many={many}"]) == {"many": [Path(runs[0])] * 200}
-    assert sources([f"c={where}/plain/*/*.jsonl"]) == {"c": [where / run for run in runs]}
+    assert open_conditions([f"many={many}"]) == {"many": [Path(runs[0])] * 200}
+    assert open_conditions([f"c={where}/plain/*/*.jsonl"]) == {"c": [where / run for run in runs]}
     # A file whose name has the signs itself is that file.
     write(where / "x=1,2.jsonl", [])
-    assert sources(["x=1,2.jsonl"]) == {"x=1,2": [Path("x=1,2.jsonl")]}
+    assert open_conditions(["x=1,2.jsonl"]) == {"x=1,2": [Path("x=1,2.jsonl")]}
 
 
 @pytest.mark.parametrize(

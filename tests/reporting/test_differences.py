@@ -1,4 +1,4 @@
-"""Differences between groups of runs: Welch's test and Holm's correction, and the page that is drawn by group."""
+"""Differences between groups of runs: the statistics of `compare`, and the page that is drawn by group."""
 
 import json
 from pathlib import Path
@@ -47,47 +47,53 @@ def runs(seeds: int = 4) -> list[Run]:
     ]
 
 
-def test_metrics_are_ordered_by_p_of_welch_at_the_last_common_step() -> None:
-    found = differences(runs())
+def test_metrics_are_ordered_by_p_of_the_paired_test_at_the_last_common_step() -> None:
+    compared = differences(runs())
     expected = {
-        name: stats.ttest_ind(VALUES["decay", name], VALUES["plain", name], equal_var=False)
-        for name in ("accuracy", "nc1.pinv", "loss")
+        name: stats.ttest_rel(VALUES["decay", name], VALUES["plain", name]) for name in ("accuracy", "nc1.pinv", "loss")
     }
-    assert [each.metric for each in found] == sorted(expected, key=lambda name: expected[name].pvalue)
-    for each in found:
+    order = sorted(expected, key=lambda name: expected[name].pvalue)
+    assert [(each.metric, each.group) for each in compared] == [(n, g) for n in order for g in ("plain", "decay")]
+    # Holm: the smallest p times 3, the next times 2, and none smaller than the one before.
+    adjusted = np.maximum.accumulate([min(1, expected[name].pvalue * (3 - i)) for i, name in enumerate(order)])
+    for each, p in zip(compared[1::2], adjusted, strict=True):
         assert each.step == 100
-        assert each.p == pytest.approx(expected[each.metric].pvalue, rel=1e-9)
-        assert each.t == pytest.approx(expected[each.metric].statistic, rel=1e-9)
-        assert list(each.values["plain"]) == pytest.approx(list(VALUES["plain", each.metric]))
-    # Holm: the smallest p times 3, the next times 2, and nothing after the first that fails.
-    ordered = sorted(result.pvalue for result in expected.values())
-    holds = [p * (3 - index) <= 0.05 for index, p in enumerate(ordered)]
-    assert [each.different for each in found] == [all(holds[: index + 1]) for index in range(3)]
+        assert each.p_value == pytest.approx(p, rel=1e-9)
+        assert each.mean == pytest.approx(VALUES["decay", each.metric].mean())
+        assert (each.verdict == "different") == (p <= 0.05)
 
 
 def test_equal_values_do_not_differ_and_one_run_says_nothing() -> None:
-    equal = [Run(f"{g}/{s}", [{"step": 1, "split": "test", "loss": 1.0}], [], (), (), g, s) for g in "ab" for s in "01"]
-    [found] = differences(equal)
-    assert (found.t, found.p, found.different) == (0, 1, False)
+    equal = [
+        Run(f"{g}/{s}", [{"step": 1, "split": "test", "loss": 1.0}], [], (), (), g, s) for g in "ab" for s in "012"
+    ]
+    _, result = differences(equal)
+    assert (result.difference, result.p_value, result.verdict) == (0, 1, "undecided")
     single = differences(runs(1))
-    assert {each.p for each in single} == {None}
+    assert {each.p_value for each in single} == {None}
     [sentence] = difference_sentences(single)
     assert sentence.startswith("With one run in a group (plain: 1, decay: 1) there is no statement about the recipes")
     assert {row[-1] for row in difference_table(single).tables[0].cells} == {"one run"}
+    [sentence] = difference_sentences(differences(runs(2)))
+    assert "an interval needs at least 3 pairs of runs, found 2" in sentence
     assert differences(runs()[:4]) == []
 
 
-def test_three_groups_have_their_clearest_pair_and_a_correction_for_pairs() -> None:
+def test_three_groups_have_a_row_for_each_but_the_baseline() -> None:
     draws = {group: DRAWS.normal(mean, 0.1, 3) for group, mean in (("a", 0), ("b", 0.1), ("c", 3))}
     some = [
         Run(f"{group}/{seed}", [{"step": 1, "split": "test", "loss": float(value)}], [], (), (), group, str(seed))
         for group, values in draws.items()
         for seed, value in enumerate(values)
     ]
-    [found] = differences(some)
-    pairs = {(x, y): stats.ttest_ind(draws[x], draws[y], equal_var=False).pvalue for x, y in ("ab", "ac", "bc")}
-    assert found.pair == min(pairs, key=lambda pair: pairs[pair])
-    assert found.p == pytest.approx(3 * min(pairs.values()), rel=1e-9)
+    compared = differences(some)
+    assert [(each.group, each.baseline) for each in compared] == [("a", "a"), ("b", "a"), ("c", "a")]
+    p = {group: stats.ttest_rel(draws[group], draws["a"]).pvalue for group in "bc"}
+    assert compared[2].p_value == pytest.approx(2 * p["c"], rel=1e-9)
+    assert compared[1].p_value == pytest.approx(max(p["b"], 2 * p["c"]), rel=1e-9)
+    table = difference_table(compared)
+    assert table.columns == ("metric", "split", "a", "other group", "other group − a", "p", "verdict")
+    assert [str(row[3]).partition(":")[0] for row in table.tables[0].cells] == ["b", "c"]
 
 
 @pytest.fixture
@@ -132,6 +138,17 @@ def test_a_page_of_a_tree_is_drawn_by_group(tree: Path) -> None:
     ]
     (tree / "all.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     assert repr(gather(open_sources(["all.jsonl"])).sections) == repr(contents.sections)
+
+
+def test_the_page_and_compare_have_the_same_verdicts(tree: Path) -> None:
+    by_command = cp.compare(["runs/plain", "runs/decay"], metrics=["accuracy", "nc1.pinv", "loss"], step=100)
+    of_page = {(each.metric, each.group): each for each in differences(runs())}
+    for each in by_command:
+        other = of_page[each.metric, each.group]
+        assert (other.verdict, other.direction, other.collapse) == (each.verdict, each.direction, each.collapse)
+        for name in ("difference", "p_value", "margin", "equivalence_p"):
+            expected = getattr(each, name)
+            assert getattr(other, name) == (None if expected is None else pytest.approx(expected, rel=1e-9))
 
 
 def test_metrics_beyond_the_clearest_are_folded_and_shared_facts_are_stated_once(tree: Path) -> None:

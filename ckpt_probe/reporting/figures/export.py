@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.errors import printable
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.reporting.contents import Contents
@@ -75,10 +76,7 @@ def _drawings(plot: Plot, contents: Contents) -> Iterable[Drawing]:
 
 
 def _by_run(frames: Iterable[Frames]) -> Iterable[tuple[str, list[Frames]]]:
-    by_run: dict[str, list[Frames]] = {}
-    for frame in frames:
-        by_run.setdefault(frame.run, []).append(frame)
-    return by_run.items()
+    return grouped_by(frames, lambda frame: frame.run).items()
 
 
 def _file_names(keys: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 The page and matplotlib draw the same descriptions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,30 +129,39 @@ class Span:
 
 
 @dataclass(frozen=True)
-class LinePlot:
-    """Plot of lines along a common x.
+class Described:
+    """Plot or table of a report.
 
     Attributes:
         key: Name of the plot, unique in a report.
         title: Title.
+        meaning: One sentence that explains the plot.
+    """
+
+    key: str
+    title: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class LinePlot(Described):
+    """Plot of lines along a common x.
+
+    Attributes:
         x: Horizontal axis.
         y: Vertical axis.
         lines: The lines.
         names: Labels of the metrics by their names in the records.
-        meaning: One sentence that explains the plot.
         levels: Reference values.
         marks: Vertical lines.
         spans: Distances that are drawn, such as barriers.
         chords: Dotted straight lines: x and y of one end, x and y of the other, colour.
     """
 
-    key: str
-    title: str
     x: Axis
     y: Axis
     lines: tuple[Line, ...]
     names: dict[str, str]
-    meaning: str = ""
     levels: tuple[Level, ...] = ()
     marks: tuple[Mark, ...] = ()
     spans: tuple[Span, ...] = ()
@@ -181,13 +191,10 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class MatrixPlot:
+class MatrixPlot(Described):
     """Matrices of cosines or similarities.
 
     Attributes:
-        key: Name of the plot, unique in a report.
-        title: Title.
-        meaning: One sentence that explains the plot.
         frames: Matrices (T, b, b) of each run and split.
         labels: Names (b,) of the rows, by run.
         off_diagonal: Value of all cosines of different classes at collapse, by run.
@@ -196,9 +203,6 @@ class MatrixPlot:
         of_run: Whether a matrix belongs to the entire run, not to one checkpoint.
     """
 
-    key: str
-    title: str
-    meaning: str
     frames: tuple[Frames, ...]
     labels: dict[str, tuple[str, ...]]
     off_diagonal: dict[str, float]
@@ -208,13 +212,10 @@ class MatrixPlot:
 
 
 @dataclass(frozen=True)
-class LayerMap:
+class LayerMap(Described):
     """Heat map of a number by layer and checkpoint, or by other rows and columns.
 
     Attributes:
-        key: Name of the plot, unique in a report.
-        title: Title.
-        meaning: One sentence that explains the plot.
         frames: Values (1, L, T) of each run and split, NaN for a missing one.
         layers: Names (L,) of the layers, by run.
         columns: Names (T,) of the checkpoints, by run.
@@ -223,9 +224,6 @@ class LayerMap:
         across: Noun for the columns; empty if they are the checkpoints of the slider.
     """
 
-    key: str
-    title: str
-    meaning: str
     frames: tuple[Frames, ...]
     layers: dict[str, tuple[str, ...]]
     columns: dict[str, tuple[str, ...]]
@@ -235,21 +233,15 @@ class LayerMap:
 
 
 @dataclass(frozen=True)
-class SpectrumPlot:
+class SpectrumPlot(Described):
     """Eigenvalues of a Gram matrix at some ranks.
 
     Attributes:
-        key: Name of the plot, unique in a report.
-        title: Title.
-        meaning: One sentence that explains the plot.
         ranks: Ranks (r,), from 1.
         frames: Eigenvalues (T, r) of each run and split, NaN beyond the length of the spectrum.
         at_collapse: Number of equal eigenvalues at collapse, by run.
     """
 
-    key: str
-    title: str
-    meaning: str
     ranks: tuple[int, ...]
     frames: tuple[Frames, ...]
     at_collapse: dict[str, int]
@@ -266,22 +258,16 @@ class Column:
 
 
 @dataclass(frozen=True)
-class ClassTable:
+class ClassTable(Described):
     """Table of numbers by class.
 
     Attributes:
-        key: Name of the table, unique in a report.
-        title: Title.
-        meaning: One sentence that explains the table.
         columns: The columns.
         frames: Values (T, C, columns and then their standard errors) of each run and split, NaN for a missing one.
         labels: Names (C,) of the classes, by run.
         nearest: For each of `frames`, each checkpoint and each class: the class means nearest to its samples, as text.
     """
 
-    key: str
-    title: str
-    meaning: str
     columns: tuple[Column, ...]
     frames: tuple[Frames, ...]
     labels: dict[str, tuple[str, ...]]
@@ -308,20 +294,14 @@ class TableRows:
 
 
 @dataclass(frozen=True)
-class RowTable:
+class RowTable(Described):
     """Table of rows that have no class and no checkpoint: examples, or pairs of runs.
 
     Attributes:
-        key: Name of the table, unique in a report.
-        title: Title.
-        meaning: One sentence that explains the table.
         columns: Headings of the columns.
         tables: Rows of each run and split.
     """
 
-    key: str
-    title: str
-    meaning: str
     columns: tuple[str, ...]
     tables: tuple[TableRows, ...]
 
@@ -337,13 +317,10 @@ class PlanePoint:
 
 
 @dataclass(frozen=True)
-class ContourPlot:
+class ContourPlot(Described):
     """Contours of the loss over a plane.
 
     Attributes:
-        key: Name of the plot, unique in a report.
-        title: Title.
-        meaning: One sentence that explains the plot.
         x: Horizontal axis.
         y: Vertical axis.
         xs: Coordinates (n,) of the grid along x.
@@ -355,9 +332,6 @@ class ContourPlot:
         joined: Whether the points are the stations of one route, in order.
     """
 
-    key: str
-    title: str
-    meaning: str
     x: Axis
     y: Axis
     xs: tuple[float, ...]
@@ -381,27 +355,31 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class IntervalPlot:
+class IntervalPlot(Described):
     """Intervals of events, one row for each metric.
 
     Attributes:
-        key: Name of the plot, unique in a report.
-        title: Title.
-        meaning: One sentence that explains the plot.
         x: Horizontal axis.
         rows: Names of the rows, the metric with the earliest onset first.
         bars: The intervals.
     """
 
-    key: str
-    title: str
-    meaning: str
     x: Axis
     rows: tuple[str, ...]
     bars: tuple[Bar, ...]
 
 
 Plot = LinePlot | MatrixPlot | LayerMap | SpectrumPlot | ClassTable | RowTable | ContourPlot | IntervalPlot
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Return the indices of at most `most` of `count` items, evenly spaced from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist() if count else []
+
+
+def float_of(value: object) -> float:
+    """Return a number of a record, NaN for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def colour_of(index: int, count: int) -> str:

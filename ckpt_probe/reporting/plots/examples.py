@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_probe.analysis import Similarity
+from ckpt_probe.analysis.records import grouped_by
 from ckpt_probe.data import names_of
 from ckpt_probe.errors import DataError
 from ckpt_probe.predictions import Predictions
@@ -16,7 +16,7 @@ from ckpt_probe.predictions.examples import common_splits, example_records, pair
 from ckpt_probe.predictions.histories import Histories, counts_by_class, histories
 from ckpt_probe.predictions.matrices import step_matrices
 from ckpt_probe.predictions.samples import open_samples, pictures
-from ckpt_probe.reporting.plots.description import Frames, LayerMap, LinePlot, RowTable, TableRows
+from ckpt_probe.reporting.plots.description import Frames, LayerMap, LinePlot, RowTable, TableRows, evenly
 from ckpt_probe.reporting.plots.metrics import metric_plots, spread_out
 from ckpt_probe.reporting.runs import run_of_records
 
@@ -102,7 +102,8 @@ def history_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list[str]
     notes: list[str] = []
     learned, forgotten = [], []
     classes, steps, times = {}, {}, {}
-    for run, of_run in _by_run([each for each in read if each.labels is not None]).items():
+    labelled = [each for each in read if each.labels is not None]
+    for run, of_run in grouped_by(labelled, lambda each: each.run).items():
         numbers = [(each, _labels(each), histories(each.predicted, _labels(each))) for each in of_run]
         labels = np.unique(np.concatenate([of_rows for _, of_rows, _ in numbers]))
         chosen = _most_forgotten(numbers, labels)
@@ -137,12 +138,12 @@ def disagreement_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list
     counts: set[int] = set()
     notes = []
     for each in read:
-        thin = each.at(_evenly(len(each.members), MOST_CHECKPOINTS))
+        thin = each.at(evenly(len(each.members), MOST_CHECKPOINTS))
         if names.setdefault(each.run, tuple(thin.names)) != tuple(thin.names):
             notes.append(f"{each.run}: {each.split}: no matrices, since its checkpoints are not those of other splits")
             continue
         for matrix in step_matrices(thin, rows=_rows_of(thin)):
-            values = _array(matrix)
+            values = np.array(matrix.values, dtype=float)
             # The diagonal has no information, and would set the scale.
             np.fill_diagonal(values, math.nan)
             if np.isfinite(values).any():
@@ -157,7 +158,7 @@ def disagreement_maps(read: Sequence[Predictions]) -> tuple[list[LayerMap], list
             tuple(frames[measure]),
             names,
             names,
-            _log(frames[measure]),
+            spread_out(*(frame.values for frame in frames[measure])),
             *CHECKPOINTS,
         )
         for measure, (title, meaning) in MATRICES.items()
@@ -253,27 +254,8 @@ def _most_forgotten(numbers: Sequence[tuple[Predictions, np.ndarray, Histories]]
     return np.sort(np.argsort(-events, kind="stable")[:MOST_CLASSES])
 
 
-def _by_run(read: Sequence[Predictions]) -> dict[str, list[Predictions]]:
-    runs: dict[str, list[Predictions]] = {}
-    for predictions in read:
-        runs.setdefault(predictions.run, []).append(predictions)
-    return runs
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
-
-
 def _rows_of(predictions: Predictions) -> np.ndarray | None:
     """Return evenly spaced rows for the divergences of all pairs, or None for all rows."""
     steps, samples = predictions.predicted.shape
     most = max(100, LOGARITHMS // max(1, steps * (steps - 1) // 2 * max(1, predictions.classes)))
-    return None if samples <= most else np.array(_evenly(samples, most))
-
-
-def _log(frames: Sequence[Frames]) -> bool:
-    return spread_out([value for frame in frames for value in frame.values.ravel().tolist()])
-
-
-def _array(matrix: Similarity) -> np.ndarray:
-    return np.array([[math.nan if value is None else value for value in row] for row in matrix.values], dtype=float)
+    return None if samples <= most else np.array(evenly(samples, most))

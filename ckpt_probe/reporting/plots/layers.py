@@ -9,15 +9,13 @@ import numpy as np
 from ckpt_probe.analysis.entries import is_uncertainty
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments.registry import all_metrics
-from ckpt_probe.reporting.layers_table import Grid, grids_of
+from ckpt_probe.reporting.layers_table import grids_of
 from ckpt_probe.reporting.plots.description import COLOURS, Axis, Frames, LayerMap, Line, LinePlot, MatrixPlot, Style
+from ckpt_probe.reporting.plots.metrics import spread_out
 from ckpt_probe.reporting.runs import Run
 
 NO_HEAT_MAP = frozenset({"depth", "step", "epoch", "sample.mir_computing_error"})
 """Numbers of a record that describe the measurement, or all layers at once."""
-
-DECADES = 2
-"""Powers of ten between the smallest and the largest value above which colours follow the logarithm."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,15 @@ def layer_maps(runs: Sequence[Run]) -> list[LayerMap]:
             if any(isinstance(record.get(name), float) for record in run.layered)
         }
         frames = tuple(
-            Frames(run, grid.split, (0,), _values(grid)[None]) for run, of_run in grids.items() for grid in of_run
+            Frames(run, grid.split, (0,), np.array([grid.values], dtype=float))
+            for run, of_run in grids.items()
+            for grid in of_run
         )
         layers = {run: of_run[0].layers for run, of_run in grids.items()}
         columns = {run: of_run[0].columns for run, of_run in grids.items()}
+        log = spread_out(*(frame.values for frame in frames))
         label, meaning = descriptions.get(name, (name, ""))
-        plots.append(LayerMap(f"layers-{name}", label, meaning, frames, layers, columns, _spans_decades(frames)))
+        plots.append(LayerMap(f"layers-{name}", label, meaning, frames, layers, columns, log))
     return plots
 
 
@@ -151,13 +152,3 @@ def _metrics(runs: Iterable[Run]) -> list[str]:
     known = [name for name in order if name in layers]
     others = [name for name in layers if name not in order and not is_uncertainty(name, layers)]
     return [name for name in [*known, *others] if len(layers[name]) > 1]
-
-
-def _values(grid: Grid) -> np.ndarray:
-    return np.array([[math.nan if value is None else value for value in row] for row in grid.values], dtype=float)
-
-
-def _spans_decades(frames: Sequence[Frames]) -> bool:
-    values = np.concatenate([frame.values.ravel() for frame in frames])
-    values = values[np.isfinite(values)]
-    return bool(len(values) and values.min() > 0 and math.log10(values.max() / values.min()) > DECADES)

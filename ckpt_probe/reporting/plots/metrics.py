@@ -1,9 +1,11 @@
 """Describe a plot of every metric of some runs, in groups by topic."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.records import metric_names
@@ -85,10 +87,11 @@ def coloured_by_split(lines: Sequence[Line]) -> tuple[Line, ...]:
     )
 
 
-def spread_out(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis suits the values: all that are known are above 0, and of very different size."""
-    known = [value for value in values if not math.isnan(value)]
-    return bool(known) and min(known) > 0 and max(known) > WIDE * min(known)
+def spread_out(*arrays: ArrayLike) -> bool:
+    """Return whether a logarithmic scale suits the values: all finite ones are above 0 and of very different size."""
+    values = np.concatenate([np.ravel(np.asarray(array, dtype=float)) for array in arrays])
+    values = values[np.isfinite(values)]
+    return bool(len(values) and values.min() > 0 and values.max() > WIDE * values.min())
 
 
 def axis_along(name: str, positions: Sequence[float]) -> Axis:
@@ -104,7 +107,7 @@ def _finished(plot: LinePlot, runs: int, axis: str) -> LinePlot:
     lines = plot.lines if runs > 1 else coloured_by_split(plot.lines)
     named = [_named(line, runs, len({other.split for other in lines})) for line in lines]
     x = axis_along(axis, plot.positions)
-    log_y = spread_out([value for line in lines for value in line.y])
+    log_y = spread_out(*(line.y for line in lines))
     return replace(plot, key=f"metric-{name}", lines=tuple(named), x=x, y=replace(plot.y, log=log_y))
 
 

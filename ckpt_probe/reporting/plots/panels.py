@@ -1,11 +1,12 @@
 """Turn curves into line plots, one for each panel, with styles, scales and values at collapse."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import UsageError, listed
+from ckpt_probe.keywords import as_sequence
 from ckpt_probe.moments.registry import find_metrics
 from ckpt_probe.reporting.plots.curves import Curve, PlottedMetric, Runs, axis_of, curves, described
 from ckpt_probe.reporting.plots.description import (
@@ -80,6 +81,24 @@ def line_plots(
     styles = _Styles(list(series), list(dict.fromkeys(curve.split for curve in all_curves)))
     plots = [_panel(panel, all_curves, metrics, axis, scales.log_y, styles, tuple(marks)) for panel in panels]
     return plots, [*notes, *(_beyond_log_axis(all_curves, metrics) if scales.log_y else [])]
+
+
+def panels_of(metrics: str | Iterable[str | Iterable[str]]) -> list[list[str]]:
+    """Return the names of the metrics of each panel.
+
+    Args:
+        metrics: One panel or several, each a text of names with commas or a sequence of names.
+
+    Raises:
+        UsageError: If there is no panel, or a panel without a name.
+    """
+    panels = [
+        [name.strip() for text in as_sequence(panel) or () for name in text.split(",") if name.strip()]
+        for panel in as_sequence(metrics) or ()
+    ]
+    if not panels or not all(panels):
+        raise UsageError("`metrics`: expected names of metrics such as class.mir,class.hdr")
+    return panels
 
 
 def x_axis(name: str, positions: Sequence[float], *, log: bool) -> Axis:

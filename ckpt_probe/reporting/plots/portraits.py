@@ -1,14 +1,21 @@
 """Describe plots of checkpoints with one frame each: cosine matrices, spectra, and the table of classes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ckpt_probe.analysis.entries import STDERR
 from ckpt_probe.metrics.theory import simplex_exists
 from ckpt_probe.moments.registry import CLASS_METRICS
-from ckpt_probe.reporting.plots.description import ClassTable, Column, Frames, MatrixPlot, SpectrumPlot
+from ckpt_probe.reporting.plots.description import (
+    ClassTable,
+    Column,
+    Frames,
+    MatrixPlot,
+    SpectrumPlot,
+    evenly,
+    float_of,
+)
 from ckpt_probe.reporting.runs import Picture, Run
 
 MOST_NUMBERS = {"cosines": 300_000, "spectra": 300_000, "classes": 250_000}
@@ -102,7 +109,7 @@ def class_table(runs: Sequence[Run]) -> tuple[ClassTable | None, list[str]]:
         by_class = {row["class"]: row for row in picture.per_class}
         if not by_class:
             return None
-        return np.array([[_float(by_class.get(c, {}).get(name)) for name in all_names] for c in classes[run.name]])
+        return np.array([[float_of(by_class.get(c, {}).get(name)) for name in all_names] for c in classes[run.name]])
 
     notes: list[str] = []
     values = _values(runs, numbers)
@@ -171,8 +178,7 @@ def _drawn_checkpoints(
     for run in runs:
         checkpoints = sorted({picture.checkpoint for picture in run.pictures})
         count = max(min(len(checkpoints), 2), int(len(checkpoints) * share))
-        indices = np.linspace(0, len(checkpoints) - 1, count).round().astype(int) if checkpoints else []
-        drawn[run.name] = {checkpoints[index] for index in indices}
+        drawn[run.name] = {checkpoints[index] for index in evenly(len(checkpoints), count)}
         if count < len(checkpoints):
             notes.append(
                 f"{run.name}: {kind} of {count} of {len(checkpoints)} checkpoints, evenly spaced, to stay small"
@@ -227,7 +233,3 @@ def _named_confusion(run: Run, confusion: str) -> str:
     named = [(run.label(int(label)) if label.isdecimal() else label, count) for label, _, count in parts]
     more = f" and {len(named) - MOST_NEAREST} more" if len(named) > MOST_NEAREST else ""
     return ", ".join(f"{label}: {count}" for label, count in named[:MOST_NEAREST]) + more
-
-
-def _float(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else np.nan

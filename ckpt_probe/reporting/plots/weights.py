@@ -1,6 +1,5 @@
 """Describe plots of the weights of a series: heat maps by block, the trajectory in its plane, spectra of matrices."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,8 @@ from ckpt_probe.reporting.plots.description import (
     PlanePoint,
     Span,
     Style,
+    evenly,
+    float_of,
 )
 from ckpt_probe.reporting.plots.metrics import spread_out
 from ckpt_probe.series import natural
@@ -79,14 +80,15 @@ def block_maps(name: str, contents: WeightsContents, prefix: str) -> list[LayerM
     plots = []
     for metric in (metric for metric in WEIGHT_METRICS if metric.name not in NO_MAP):
         values = np.array(
-            [[_number(at.get((row, column), {}).get(metric.name)) for column in columns] for row in rows], dtype=float
+            [[float_of(at.get((row, column), {}).get(metric.name)) for column in columns] for row in rows], dtype=float
         )
         if np.isfinite(values).any(axis=1).sum() < 2 or np.nanmin(values) == np.nanmax(values):
             continue
         frames = (Frames(name, "", (0,), values[None]),)
-        log = spread_out([value for value in values.ravel().tolist() if not math.isnan(value)])
         labels = {name: tuple(rows)}, {name: tuple(columns)}
-        plots.append(LayerMap(f"{prefix}-{metric.name}", metric.label, metric.meaning, frames, *labels, log))
+        plots.append(
+            LayerMap(f"{prefix}-{metric.name}", metric.label, metric.meaning, frames, *labels, spread_out(values))
+        )
     return plots
 
 
@@ -101,7 +103,7 @@ def trajectory_plot(name: str, records: Sequence[Record]) -> ContourPlot | None:
     if all(isinstance(share, float) for share in shares):
         first, walk_first, second, walk_second = (f"{share:.0%}" for share in shares)
         meaning += f"; shares of variance {first} and {second}, of a random walk as long {walk_first} and {walk_second}"
-    named = set(np.linspace(0, len(known) - 1, min(len(known), MOST_NAMES)).round().astype(int).tolist())
+    named = set(evenly(len(known), MOST_NAMES))
     points = tuple(PlanePoint(_column(record) if i in named else "", x[i], y[i], "") for i, record in enumerate(known))
     return ContourPlot(
         key=f"weights-trajectory-{name}",
@@ -122,10 +124,8 @@ def trajectory_plot(name: str, records: Sequence[Record]) -> ContourPlot | None:
 def spectrum_lines(name: str, contents: WeightsContents) -> list[LinePlot]:
     """Describe the spectra of matrices: shares of eigenvalues above each size, the fitted tail, and the bulk's edge."""
     tensors = sorted(contents.spectra, key=natural)
-    if len(tensors) > MOST_SPECTRA:
-        chosen = np.linspace(0, len(tensors) - 1, MOST_SPECTRA).round().astype(int)
-        tensors = [tensors[i] for i in chosen]
-    return [plot for tensor in tensors if (plot := _spectrum(name, tensor, contents.spectra[tensor])) is not None]
+    drawn = [tensors[i] for i in evenly(len(tensors), MOST_SPECTRA)]
+    return [plot for tensor in drawn if (plot := _spectrum(name, tensor, contents.spectra[tensor])) is not None]
 
 
 def _spectrum(name: str, tensor: str, spectra: Sequence[tuple[str, Spectrum]]) -> LinePlot | None:
@@ -166,10 +166,6 @@ def _spectrum(name: str, tensor: str, spectra: Sequence[tuple[str, Spectrum]]) -
 
 def _column(record: Record) -> str:
     return str(record.get("checkpoint")) if record.get("step") is None else f"{record['step']}"
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
