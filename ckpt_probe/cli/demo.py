@@ -107,7 +107,7 @@ def _extract_and_analyze(out: Path) -> list[dict]:
     from ckpt_probe.analysis import read_series
     from ckpt_probe.extraction import extract_series
     from ckpt_probe.reporting import records_table
-    from ckpt_probe.reporting.contents import ReportOptions
+    from ckpt_probe.reporting.material import ReportOptions
 
     say(f"Extracting features and classifier weights of run A → {out / 'dumps' / 'a'}")
     with bars() as progress:

@@ -4,7 +4,6 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from ckpt_probe.cli.options import (
 from ckpt_probe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from ckpt_probe.findings.watching import EventWatch
+    from ckpt_probe.reporting.outputs import ReportSummary
 
 EXAMPLE = """\b
 Examples: ckpt-probe report dumps/digits paths/ab -o report.html
@@ -79,7 +78,6 @@ Examples: ckpt-probe report dumps/digits paths/ab -o report.html
 def command(
     sources: tuple[str, ...],
     out: Path | None,
-    figures: Path | None,
     follow: bool,
     every: float,
     labels: Path | None,
@@ -92,67 +90,55 @@ def command(
     directory of a run), and the directories of paths and planes; their content decides which. NAME=SOURCE sets the
     name in the page. The page is a single file that contains its data and loads nothing; it opens in any browser.
     """
-    from ckpt_probe.files import refuse_existing
-
-    if out is None and figures is None:
+    if out is None and options["figures"] is None:
         raise UsageError("choose an output: -o report.html for a page, --figures DIR for figures, or both")
     require_follow(follow, "every")
-    if out is not None:
-        refuse_existing(out, overwrite=overwrite)
-    write = partial(_write, sources, out, figures, {"labels": labels or (), **options})
+
+    from ckpt_probe.reporting.outputs import report
+
+    figures, options = options["figures"], {"labels": labels or (), "command": _command_line(), **options}
+
+    def write(*, overwrite: bool) -> "ReportSummary":
+        with bars() as progress:
+            summary = report(sources, out, overwrite=overwrite, progress=progress, **options)
+            if figures is not None:
+                say(f"{figures}: {len(summary.figures)} figures")
+            if summary.size is not None:
+                say(f"{out}: {summary.sections} sections, {summary.size / 1e6:.1f} MB; open it in a browser")
+        return summary
+
     if not follow:
         write(overwrite=overwrite)
         return
-
-    from ckpt_probe.findings.watching import EventWatch
-
-    write = partial(write, watch=EventWatch())
     made = [path.resolve() for path in (out, figures) if path is not None]
     with suppress(KeyboardInterrupt):
         _follow(sources, write, made, every, overwrite=overwrite)
 
 
-def _write(
-    sources: tuple[str, ...],
-    out: Path | None,
-    figures: Path | None,
-    options: dict[str, Any],
-    *,
-    overwrite: bool,
-    watch: "EventWatch | None" = None,
-) -> None:
-    from ckpt_probe.reporting.outputs import report
-
-    with bars() as progress:
-        summary = report(
-            sources, out, figures=figures, command=_command_line(), overwrite=overwrite, progress=progress, **options
-        )
-        if figures is not None:
-            say(f"{figures}: {len(summary.figures)} figures")
-        if summary.size is not None:
-            say(f"{out}: {summary.sections} sections, {summary.size / 1e6:.1f} MB; open it in a browser")
-    if watch is not None:
-        events = [
-            ((f"{run} {bar.row}", bar.kind, bar.start, bar.stop), f"{run}: {bar.label}") for run, bar in summary.events
-        ]
-        for sentence in watch.unreported(events):
-            say(f"event: {sentence}")
-
-
 def _follow(
-    sources: tuple[str, ...], write: Callable[..., None], made: list[Path], every: float, *, overwrite: bool
+    sources: tuple[str, ...], write: "Callable[..., ReportSummary]", made: list[Path], every: float, *, overwrite: bool
 ) -> None:
-    drawn = None
+    """Write the page whenever a source changes, and say which events are new in it."""
+    from ckpt_probe.findings.watching import EventWatch
+
+    drawn, watch = None, EventWatch()
     while True:
         # Before reading, so that a change during reading is drawn in the next round.
         stamps = _stamps(sources, made)
         if stamps != drawn:
             drawn = stamps
             try:
-                write(overwrite=overwrite)
-                overwrite = True
+                summary = write(overwrite=overwrite)
             except DataError as error:
                 say(f"{error}; waiting for a change")
+            else:
+                overwrite = True
+                events = [
+                    ((f"{run} {bar.row}", bar.kind, bar.start, bar.stop), f"{run}: {bar.label}")
+                    for run, bar in summary.events
+                ]
+                for sentence in watch.unreported(events):
+                    say(f"event: {sentence}")
         time.sleep(every)
 
 

@@ -27,11 +27,6 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return grouped_by(runs, lambda run: run.group or run.name)
 
 
-def has_groups(runs: Sequence[Run]) -> bool:
-    """Return whether the runs are drawn by group: at least one of them belongs to a group of several seeds."""
-    return any(run.group is not None for run in runs)
-
-
 def differences(runs: Sequence[Run]) -> list[Comparison]:
     """Compare the groups of some runs with the first one on every metric and split, at the last step of all runs.
 

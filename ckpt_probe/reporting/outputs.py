@@ -11,8 +11,9 @@ from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
-from ckpt_probe.reporting.contents import MIR_ROWS, TITLE, ReportOptions, gather
+from ckpt_probe.reporting.contents import gather
 from ckpt_probe.reporting.figures import draw
+from ckpt_probe.reporting.material import MIR_ROWS, TITLE, ReportOptions
 from ckpt_probe.reporting.page import write_page
 from ckpt_probe.reporting.plots.description import Bar, IntervalPlot, Mark
 from ckpt_probe.reporting.plots.examples import NamedData

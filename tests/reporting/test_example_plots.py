@@ -9,10 +9,12 @@ import ckpt_probe as cp
 from ckpt_probe.data import load_data
 from ckpt_probe.predictions.samples import SIDE, pictures
 from ckpt_probe.reporting import to_json_line
-from ckpt_probe.reporting.contents import Contents, ReportOptions, Section, gather
+from ckpt_probe.reporting.contents import Contents, gather
 from ckpt_probe.reporting.figures.export import draw_contents
+from ckpt_probe.reporting.material import ReportOptions
 from ckpt_probe.reporting.plots import examples as example_plots
 from ckpt_probe.reporting.plots.examples import NamedData
+from ckpt_probe.reporting.sections import Section
 from ckpt_probe.reporting.sources import open_sources
 
 

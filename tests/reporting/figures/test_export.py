@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ckpt_probe.errors import UsageError
-from ckpt_probe.reporting.contents import Contents, ReportOptions, gather
+from ckpt_probe.reporting.contents import Contents, gather
 from ckpt_probe.reporting.figures.export import draw_contents
+from ckpt_probe.reporting.material import ReportOptions
 from ckpt_probe.reporting.sources import open_sources
 
 ESCAPE = "\x1b[31m"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ckpt_probe.cli.app import run
-from ckpt_probe.reporting.contents import ReportOptions, gather
+from ckpt_probe.reporting.contents import gather
+from ckpt_probe.reporting.material import ReportOptions
 from ckpt_probe.reporting.page import write_page
 from ckpt_probe.reporting.plots.examples import NamedData
 from ckpt_probe.reporting.sources import open_sources

@@ -1,0 +1,217 @@
+"""Material of a report: what its sources contain, read from their files or computed from their dumps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ckpt_probe.analysis import Comparison, Record, Settings, read_series
+from ckpt_probe.analysis.records import by_run
+from ckpt_probe.analysis.similarity import layer_similarities, step_similarities, stored_rows_of_series
+from ckpt_probe.dumps import open_dump, open_dump_series
+from ckpt_probe.errors import DataError
+from ckpt_probe.findings import Findings
+from ckpt_probe.findings.sentences import findings_of_group, findings_of_run
+from ckpt_probe.paths import PlaneResult
+from ckpt_probe.predictions import Predictions, read_predictions
+from ckpt_probe.progress import Progress, Task
+from ckpt_probe.reporting.differences import differences, grouped
+from ckpt_probe.reporting.plots.examples import NO_DATA, NamedData
+from ckpt_probe.reporting.plots.layers import LayerSimilarity
+from ckpt_probe.reporting.plots.weights import GROUPS, WeightsContents, is_of_weights
+from ckpt_probe.reporting.runs import Run, run_of_readings, run_of_records
+from ckpt_probe.reporting.sources import (
+    DUMP,
+    PATH,
+    PLANE,
+    RECORDS,
+    WEIGHTS,
+    PathContents,
+    Source,
+    read_path,
+    read_plane,
+    records_of,
+)
+from ckpt_probe.scheduling import Workers
+from ckpt_probe.series import Member
+from ckpt_probe.trajectories.records import WeightOptions
+from ckpt_probe.trajectories.survey import survey_weights, verdict_of
+
+TITLE = "What happened in these runs"
+"""Default heading of the page."""
+
+MIR_ROWS = 256
+"""Default number of rows for MIR between layers; 10 layers take 0.3 s with 256 rows and 20 s with 2,048."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of a report.
+
+    Attributes:
+        title: Heading of the page.
+        class_names: Names of classes 0, 1, …; empty for those of the dumps.
+        splits: Splits to analyze; empty for all.
+        memory: Memory limit for the analysis of one dump, in bytes.
+        workers: Number of processes that analyze dumps.
+        cache: Whether to use the cache of records.
+        mir_rows: Number of stored rows for MIR between layers; 0 leaves it out.
+        data: Data of the dumps, to show names and pictures of examples.
+    """
+
+    title: str = TITLE
+    class_names: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    memory: int = Settings().memory
+    workers: int = 1
+    cache: bool = True
+    mir_rows: int = MIR_ROWS
+    data: NamedData = NO_DATA
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the analysis of dumps, with everything that a report shows."""
+        return Settings(per_class=True, portrait=True, errors=True, memory=self.memory, layers=True)
+
+
+@dataclass
+class Material:
+    """Runs, paths, planes and weights of all sources, as far as they are read."""
+
+    runs: list[Run] = field(default_factory=list)
+    similar: list[LayerSimilarity] = field(default_factory=list)
+    weights: dict[str, WeightsContents] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    """Reasons for missing similarities of layers."""
+
+    predictions: list[list[Predictions]] = field(default_factory=list)
+    """Predictions of each run, one for each split."""
+
+    without_predictions: list[str] = field(default_factory=list)
+    paths: dict[str, PathContents] = field(default_factory=dict)
+    planes: dict[str, PlaneResult] = field(default_factory=dict)
+
+    @cached_property
+    def findings(self) -> dict[str, Findings]:
+        """Return the findings about the main metrics of each run, or of each group if the runs belong to groups."""
+        if not self.has_groups:
+            return {run.name: findings_of_run(run.name, run.records) for run in self.runs}
+        return {
+            group: findings_of_group(group, {run.seed or run.name: run.records for run in members})
+            for group, members in grouped(self.runs).items()
+        }
+
+    @cached_property
+    def differences(self) -> list[Comparison]:
+        """Return the comparisons of the groups on every metric; empty without groups."""
+        return differences(self.runs) if self.has_groups else []
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the report is drawn by group: at least one run belongs to a group of several seeds."""
+        return any(run.group is not None for run in self.runs)
+
+
+def read_source(source: Source, contents: Material, options: ReportOptions, progress: Progress) -> None:
+    """Read a source into the material of a report; raise DataError if it cannot be read."""
+    if source.kind == PATH:
+        contents.paths[source.name] = read_path(source)
+    elif source.kind == PLANE:
+        contents.planes[source.name] = read_plane(source)
+    elif source.kind == RECORDS:
+        records = records_of(source)
+        groups = [record for record in records if any(record.get(name) is not None for name in GROUPS)]
+        if any(map(is_of_weights, records)):
+            network = [record for record in records if record not in groups]
+            contents.weights[source.name] = WeightsContents(network, groups)
+        elif source.checkpoints is not None:
+            verdict = verdict_of(source.checkpoints, options.cache, progress)
+            contents.weights[source.name] = WeightsContents((), (), sentences=(verdict,))
+        others = [record for record in records if record not in groups] if groups else records
+        for (group, seed), of_run in by_run(others).items():
+            name = source.name if group is None else f"{group}/{seed}" if seed else group
+            run = run_of_records(name, of_run, options.class_names)
+            position = (source.group, source.seed) if group is None else (group if seed else None, seed)
+            contents.runs.append(replace(run, group=position[0], seed=position[1]))
+    elif source.kind == WEIGHTS:
+        network = _survey(source.name, source.path, contents, options, progress)
+        run = run_of_records(source.name, network, options.class_names)
+        contents.runs.append(replace(run, group=source.group, seed=source.seed))
+    elif source.kind == DUMP:
+        readings = list(
+            read_series(
+                source.path,
+                options.settings,
+                splits=options.splits or None,
+                workers=Workers(options.workers),
+                cache=options.cache,
+                progress=progress,
+            )
+        )
+        names = options.class_names or _class_names(source.path)
+        run = replace(run_of_readings(source.name, readings, names), group=source.group, seed=source.seed)
+        contents.runs.append(run)
+        if run.layered:
+            _compare(source, run, contents, options.mir_rows, progress)
+        try:
+            contents.predictions.append(
+                read_predictions(source.path, options.splits or None, run=source.name, progress=progress)
+            )
+        except DataError as error:
+            contents.without_predictions.append(str(error))
+
+
+def _survey(name: str, path: Path, contents: Material, options: ReportOptions, progress: Progress) -> list[Record]:
+    """Measure the weights of a series for the report, and return the records of the network."""
+    survey = survey_weights(path, WeightOptions(workers=Workers(options.workers), cache=options.cache), progress)
+    contents.weights[name] = WeightsContents(survey.network, survey.blocks, survey.spectra, survey.sentences)
+    return survey.network
+
+
+def _compare(source: Source, run: Run, contents: Material, mir_rows: int, progress: Progress) -> None:
+    members = open_dump_series(source.path)
+    splits = list(dict.fromkeys(str(record["split"]) for record in run.layered))
+    with progress.task("similarities of layers", len(splits) * len(members), "dumps") as bar:
+        for split in splits:
+            try:
+                contents.similar.append(_similarities(source, run, members, split, mir_rows, bar))
+            except DataError as error:
+                contents.missing.append(str(error))
+
+
+def _similarities(
+    source: Source, run: Run, members: Sequence[Member], split: str, mir_rows: int, bar: Task
+) -> LayerSimilarity:
+    stored, names = stored_rows_of_series([member.path for member in members], split)
+    layers = tuple(stored[0].layers)
+    cka, mir = [], []
+    for rows_of_dump in stored:
+        cka.append(layer_similarities(rows_of_dump, split, "cka").values)
+        if mir_rows:
+            mir.append(layer_similarities(rows_of_dump.thinned(mir_rows), split, "mir").values)
+        bar.advance()
+    by_step = {
+        layer: np.array(step_similarities(stored, names, split, "cka", layer).values, dtype=float)
+        for layer in (layers if len(stored) > 1 else ())
+    }
+    rows = len(stored[0].indices)
+    return LayerSimilarity(
+        source.name,
+        split,
+        layers,
+        tuple(run.checkpoints.index(member.name) for member in members),
+        tuple(names),
+        np.array(cka, dtype=float),
+        np.array(mir, dtype=float) if mir else None,
+        rows,
+        min(rows, mir_rows),
+        by_step,
+    )
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    # None for data without named classes.
+    with open_dump(open_dump_series(path)[0].path) as dump:
+        return dump.class_names or ()
