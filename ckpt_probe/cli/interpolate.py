@@ -1,6 +1,6 @@
 """`ckpt-probe interpolate`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def sparkline(values: Sequence[float | None]) -> str:
     return "".join("·" if height is None else BARS[height] for height in heights)
 
 
-def excess(barrier: dict[str, Any], quantity: str) -> str:
+def excess(barrier: Mapping[str, Any], quantity: str) -> str:
     """Return a barrier with position, error, and the rise over the mean of both ends as text; "–" if it is unknown."""
     from ckpt_probe.reporting.uncertain import WITHIN_ERROR, is_within_error
 

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis import Record, Records
+from ckpt_probe.analysis import Records
 from ckpt_probe.analysis.records import by_run, of_penultimate
 from ckpt_probe.analysis.series import is_recorded, records_of
 from ckpt_probe.errors import UsageError
 from ckpt_probe.groups import group_runs, named_paths, seed_names
 from ckpt_probe.keywords import as_sequence
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.reporting.plots.curves import Runs
+from ckpt_probe.reporting.plots.curves import Record, Runs
 
 RecordsSource = Path | str | Iterable[Any]
 """A file or directory of records, records, or several of either."""
