@@ -15,6 +15,7 @@ from ckpt_probe.addresses import clean_words, is_address, redacted, refuse_addre
 from ckpt_probe.cli.flags import flags_for_keywords
 from ckpt_probe.cli.interruption import ignored_interruptions_repeated
 from ckpt_probe.errors import CkptProbeError, UsageError, printable
+from ckpt_probe.keywords import suggestion
 
 VERBS = (
     "demo",
@@ -60,6 +61,14 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         return import_module(f"ckpt_probe.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the subcommand and its words; raise UsageError with the nearest names for an unknown one."""
+        if not args[0].startswith("-") and args[0] not in VERBS:
+            ctx.fail(f"No such command {args[0]!r}{suggestion(args[0], VERBS) or '.'}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the subcommand."""

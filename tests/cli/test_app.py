@@ -145,3 +145,8 @@ def test_the_end_of_a_file_is_not_an_interruption(
     assert run(["inspect", "a.safetensors"]) == 70
     [line] = lines_of_error(capsys)
     assert line.startswith("internal error: EOFError: no more data")
+
+
+def test_an_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["analyse", "dumps"]) == 2
+    assert "No such command 'analyse'; did you mean analyze" in capsys.readouterr().err
