@@ -310,7 +310,7 @@ class DumpWriter:
     @interrupts_delayed()
     def append(
         self, name: str, features: Any, labels: Any, scores: Any = None, documents: Any = None, positions: Any = None
-    ) -> None:
+    ) -> np.ndarray:
         """Add a block of rows to a split.
 
         Args:
@@ -320,6 +320,9 @@ class DumpWriter:
             scores: Logits (n, C), or `Scored`, as announced.
             documents: Index of the document of each row, shape (n,), as announced.
             positions: Position of each row in its document, shape (n,), as announced.
+
+        Returns:
+            The features as they are stored, shape (n, D).
 
         Raises:
             DataError: If a feature is too large for the stored precision.
@@ -336,15 +339,17 @@ class DumpWriter:
         if isinstance(scores, Scored):
             confidence = np.full(len(labels), np.nan) if scores.confidence is None else scores.confidence
             arrays |= {schema.PREDICTION: scores.prediction, schema.LOSS: scores.loss, schema.CONFIDENCE: confidence}
+        stored = as_stored(features, self.feature_dtype, f"{self.path}: {name}")
         for array, dataset in self._rows_of[name].items():
             if array == schema.FEATURES:
-                dataset[start:stop] = as_stored(features, self.feature_dtype, f"{self.path}: {name}")
+                dataset[start:stop] = stored
             elif array != schema.SAMPLE_SCALE:
                 dataset[start:stop] = to_numpy(arrays[array])
             elif announced is None:
                 dataset[start:stop] = np.arange(start, stop)
         self._written[name] = stop
         self._sink.require_written(self.path)
+        return stored
 
     def _start(self) -> None:
         stated = {} if self._provenance is None else self._provenance.to_attributes()

@@ -157,6 +157,7 @@ class _Runner:
     def __init__(self, model: nn.Module, head: Head | Backbone, taps: Taps, progress: Progress, first: int) -> None:
         self._model = model
         self._head = head
+        self._every = head.positions == "every"
         self._taps = taps
         self._part: int | None = None
         weights, bias = head.parameters(model)
@@ -171,9 +172,9 @@ class _Runner:
     ) -> Iterator[Block]:
         for batch, labels in batches:
             plain, lengths = split_lengths(batch)
-            inputs = on_device(plain, device, dtype)
             places = documents_of(batch)
-            if places is None and self._head.positions == "every":
+            inputs = on_device(plain, device, dtype)
+            if places is None and self._every:
                 samples = torch.arange(self._samples, self._samples + len(labels))
                 places = torch.stack([samples, torch.zeros_like(samples)], dim=1)
             self._samples += len(labels)
@@ -214,7 +215,7 @@ class _Runner:
             )
             samples_of_rows.append(samples.repeat_interleave(counts))
             blocks += forwarded
-        if self._head.positions == "every":
+        if self._every:
             self.left_out += int((lengths.max() - lengths).sum())
         return _joined(blocks, torch.cat(samples_of_rows).argsort(stable=True))
 
@@ -270,7 +271,7 @@ class _Runner:
 
     def _documents(self, places: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
         """Return document and position (m,) of rows of the documents and first positions (n, 2) of their samples."""
-        if places is None or self._head.positions != "every":
+        if places is None or not self._every:
             return None if places is None else places[:, 0], None
         each = rows // len(places)
         positions = (places[:, 1:] + torch.arange(each)).flatten()
@@ -291,12 +292,16 @@ def _on_cpu(blocks: Iterable[Block]) -> Iterator[Block]:
     """Copy blocks to the CPU; a copy from CUDA overlaps the next forward pass."""
     waiting: tuple[Block, torch.cuda.Event] | None = None
     for block in blocks:
-        if block.features.device.type != "cuda":
+        device = block.features.device
+        if device.type == "cpu":
+            yield block
+            continue
+        if device.type != "cuda":
             yield Block.from_tensors({name: tensor.cpu() for name, tensor in block.to_tensors().items()})
             continue
         copied = Block.from_tensors({name: _pinned_copy(tensor) for name, tensor in block.to_tensors().items()})
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(block.features.device))
+        event.record(torch.cuda.current_stream(device))
         if waiting is not None:
             waiting[1].synchronize()
             yield waiting[0]

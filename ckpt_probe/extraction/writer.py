@@ -207,11 +207,13 @@ class _GroupWriter:
         known = None if scores == "none" else block.scores
         arrays = (block.features, block.labels, known, block.documents, block.positions)
         if self._stores_rows and chosen is None:
-            self._dump.append(self._name, *arrays)
-        elif self._stores_rows and chosen is not None and len(chosen):
-            self._dump.append(self._name, *(_take_rows(array, chosen) for array in arrays))
-        where = f"{self._dump.path}: {self._name}"
-        stored = torch.from_numpy(as_stored(block.features, self._dump.feature_dtype, where))
+            rounded = self._dump.append(self._name, *arrays)
+        else:
+            if self._stores_rows and chosen is not None and len(chosen):
+                self._dump.append(self._name, *(_take_rows(array, chosen) for array in arrays))
+            where = f"{self._dump.path}: {self._name}"
+            rounded = as_stored(block.features, self._dump.feature_dtype, where)
+        stored = torch.from_numpy(rounded)
         labels = block.labels.cpu() if self._labelled else torch.zeros(len(block.labels), dtype=torch.int64)
         if self._gathering is None:
             indices = torch.arange(self._seen, self._seen + len(labels))
