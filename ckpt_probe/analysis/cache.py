@@ -1,6 +1,7 @@
-"""Records cached in the user's own directory: a series with one new dump costs the analysis of that dump alone."""
+"""Records cached in the user's own directory, with the influences of rows: one new dump costs its analysis alone."""
 
 import functools
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,11 +10,14 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.analysis.influences import bytes_of_influences, read_influences
+import numpy as np
+import torch
+
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import code_hash, replacing, write_text
 from ckpt_probe.moments import DetailedRecord
+from ckpt_probe.moments.errors import Design, Influences
 from ckpt_probe.moments.portrait import Portrait
 from ckpt_probe.moments.registry import ENTRY_POINTS
 from ckpt_probe.user_cache import private_cache
@@ -22,6 +26,12 @@ RECORDS = "records"
 """Subdirectory of the cache."""
 LIBRARIES = ("h5py", "numpy", "scipy", "torch")
 """Libraries that read dumps and compute with their numbers."""
+
+ARRAYS = ("indices", "labels", "shares", "documents", "document_rows")
+"""Arrays of a `Design`; its numbers are stored as arrays without dimensions."""
+
+NUMBERS = ("samples", "fixed")
+VALUE = "value/"
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,46 @@ class CacheEntry:
         except CkptProbeError as error:
             return f"the cache of records could not be written: {error}"
         return None
+
+
+def bytes_of_influences(of_records: Sequence[Influences | None]) -> bytes | None:
+    """Return the influences of records as the bytes of an .npz file, or None if no record has any."""
+    arrays: dict[str, np.ndarray] = {}
+    for number, values in enumerate(of_records):
+        if values is None:
+            continue
+        design = values.design
+        known = {name: getattr(design, name) for name in ARRAYS if getattr(design, name) is not None}
+        arrays |= {f"{number}/{name}": array.numpy() for name, array in known.items()}
+        arrays |= {f"{number}/{name}": np.array(getattr(design, name)) for name in NUMBERS}
+        arrays |= {f"{number}/{VALUE}{name}": values[name].numpy() for name in values}
+    if not arrays:
+        return None
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    return file.getvalue()
+
+
+def read_influences(stored: bytes, records: int) -> list[Influences | None]:
+    """Return the influences of a number of records from the bytes of an .npz file; None for a record without any.
+
+    Raises:
+        KeyError: If an array is missing.
+        ValueError: If the file is damaged.
+    """
+    with np.load(io.BytesIO(stored), allow_pickle=False) as file:
+        return [_influences_in(file, f"{number}/") for number in range(records)]
+
+
+def _influences_in(file: np.lib.npyio.NpzFile, prefix: str) -> Influences | None:
+    names = [name for name in file.files if name.startswith(prefix)]
+    if not names:
+        return None
+    arrays = {name: torch.from_numpy(file[prefix + name]) for name in ARRAYS if prefix + name in names}
+    design = Design(**arrays, samples=int(file[f"{prefix}samples"]), fixed=bool(file[f"{prefix}fixed"]))  # pyright: ignore[reportArgumentType]
+    start = f"{prefix}{VALUE}"
+    values = {name.removeprefix(start): torch.from_numpy(file[name]) for name in names if name.startswith(start)}
+    return Influences(design, values)
 
 
 def _from_json(record: dict[str, Any], per_class: list[dict[str, Any]], portrait: dict[str, Any] | None):

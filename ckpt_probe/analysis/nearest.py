@@ -15,6 +15,7 @@ from ckpt_probe.metrics.collapse import NearestMean
 from ckpt_probe.metrics.decisions import LinearDecision
 from ckpt_probe.metrics.gram import Array
 from ckpt_probe.moments.class_errors import NEAREST_OWN
+from ckpt_probe.moments.errors import Sample
 from ckpt_probe.moments.quality import LinearHead, Scored
 
 if TYPE_CHECKING:
@@ -174,3 +175,21 @@ def count_nearest(
 def without_scores(blocks: "Blocks") -> "Blocks":
     """Return a pass over the same blocks that does not read logits, which may be far larger than the features."""
     return blocks.without_scores() if isinstance(blocks, Pass) else blocks
+
+
+def add_values_by_means(sample: Sample, train_means: Tensor) -> None:
+    """Add the values of the rows of a sample whose means are the metrics by class means of the training split.
+
+    Args:
+        sample: Rows of the subset.
+        train_means: Class means of the training split, shape (C, D), NaN for absent classes.
+    """
+    if not len(sample.labels) or bool(train_means[:, 0].isnan().all()):
+        return
+    labels, weights = sample.labels.cpu(), sample.head[0]
+    nearest = NearestMean(train_means).of(sample.features.cpu())
+    sample.row_values["nearest_mean_accuracy_train_means"] = nearest == labels
+    if weights is not None:
+        bias = None if sample.head[1] is None else sample.head[1].cpu()
+        predicted = LinearDecision(weights.cpu(), bias).of(sample.features.cpu())
+        sample.row_values["nc4.disagreement_train_means"] = nearest != predicted

@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.analysis.entries import Record, in_order, settled
-from ckpt_probe.analysis.influences import add_values_by_means
-from ckpt_probe.analysis.nearest import NearestCounts, Predictions, count_nearest, predicted_classes, without_scores
+from ckpt_probe.analysis.nearest import (
+    NearestCounts,
+    Predictions,
+    add_values_by_means,
+    count_nearest,
+    predicted_classes,
+    without_scores,
+)
 from ckpt_probe.analysis.settings import Settings
 from ckpt_probe.errors import DataError
 from ckpt_probe.keywords import checked_keywords, from_arguments

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ckpt_probe.analysis import Record
+from ckpt_probe.analysis.cache import bytes_of_influences, read_influences
 from ckpt_probe.analysis.entries import STDERR, join_reasons
-from ckpt_probe.analysis.influences import bytes_of_influences, read_influences
 from ckpt_probe.files import replacing
 from ckpt_probe.moments.errors import EQUAL, FEW_DOCUMENTS, NO_SPREAD, Influences
 
