@@ -15,6 +15,9 @@ from ckpt_probe.hdf5 import items
 UNHASHED = frozenset({"complete", "structure_sha256", "DIMENSION_LIST", "REFERENCE_LIST"})
 """Attributes left out of the hash: those written after it, and references to scales, which ckpt-probe does not read."""
 
+COUNTED = 2**20
+"""Bytes of attributes after which they are counted."""
+
 
 def structure_hash(file: h5py.File, budget: Budget | None = None) -> str:
     """Compute the SHA-256 of names, shapes, dtypes and attributes of every group and dataset of a file.
@@ -25,13 +28,13 @@ def structure_hash(file: h5py.File, budget: Budget | None = None) -> str:
         file: An open file.
         budget: Budget of a file that is read: many attributes may lead to one large text.
     """
-    digest = hashlib.sha256()
-    for name, item in list(items(file)):
-        parts = [name]
-        for attribute in sorted(set(item.attrs) - UNHASHED):
-            parts.append(f"{attribute}={_value(item.attrs[attribute])}")
-            if budget is not None:
-                budget.spend(len(parts[-1]))
+    digest, size = hashlib.sha256(), 0
+    for name, item in list(items(file, budget)):
+        parts = [name, *(f"{key}={_value(item.attrs[key])}" for key in sorted(set(item.attrs) - UNHASHED))]
+        size += sum(map(len, parts))
+        if budget is not None and size > COUNTED:
+            budget.spend(size)
+            size = 0
         if isinstance(item, h5py.Dataset):
             parts += [str(item.shape), item.dtype.str]
         digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\1")

@@ -36,6 +36,9 @@ CHUNK_CACHE = 2**20
 OBJECTS = 64
 """Entries that are counted for a group or dataset, which takes 100 microseconds to look at."""
 
+COUNTED = 64
+"""Groups and datasets after which they are counted."""
+
 FOLLOWED = (h5l.TYPE_HARD, h5l.TYPE_SOFT)
 """Kinds of links to objects of the same file."""
 
@@ -119,17 +122,22 @@ def require_own(path: Path, file: h5py.File) -> None:
             datasets other than numbers (class names may be texts of one length), shapes larger than the stored bytes,
             and datasets that unpack to more than the budget of the file.
     """
-    budget = Budget(path, path.stat().st_size)
-    for name, item in items(file, path):
-        budget.spend(entries=OBJECTS)
+    budget, sizes = Budget(path, path.stat().st_size), {"": 0}
+    for name, item in items(file, budget):
         if isinstance(item, h5py.Dataset):
             _require_plain(f"{path}: {name.strip('/')}", item, "biufS" if name.endswith(TEXTS) else "biuf")
             # A compressed chunk is decompressed as a whole.
-            budget.spend(max(item.nbytes, _compressed_chunk(item)), cause=f"{name.strip('/')}: ")
+            sizes[name.strip("/")] = max(item.nbytes, _compressed_chunk(item))
+    budget.spend(sum(sizes.values()), cause=f"{max(sizes, key=sizes.__getitem__)}: ")
 
 
-def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield name and object of every group and dataset once, groups before their members; skip broken links."""
+def items(file: h5py.File, budget: Budget | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield name and object of every group and dataset once, groups before their members; skip broken links.
+
+    Args:
+        file: An open file.
+        budget: Budget of a file that is read; a child process has its own limits.
+    """
     waiting: list[tuple[str, Any, int]] = [("/", file, 0)]
     seen = set()
     while waiting:
@@ -138,16 +146,18 @@ def items(file: h5py.File, path: Path | None = None) -> Iterator[tuple[str, Any]
         if address in seen:
             continue
         seen.add(address)
+        if budget is not None and len(seen) % COUNTED == 0:
+            budget.spend(entries=COUNTED * OBJECTS)
         yield name, item
         if not isinstance(item, h5py.Group):
             continue
         if depth == DEEPEST:
-            raise DataError(f"{path or file.filename}: {name}: groups nested more than {DEEPEST} deep")
+            raise DataError(f"{file.filename}: {name}: groups nested more than {DEEPEST} deep")
         for key in sorted(item, reverse=True):
             inner = f"{name.rstrip('/')}/{key}"
             if item.id.links.get_info(key.encode(errors="surrogateescape")).type not in FOLLOWED:
                 link = _described(item.get(key, getlink=True))
-                raise DataError(f"{path or file.filename}: {inner.strip('/')}: {link}, which is not followed")
+                raise DataError(f"{file.filename}: {inner.strip('/')}: {link}, which is not followed")
             member = item.get(key)
             if isinstance(member, h5py.Group | h5py.Dataset):
                 waiting.append((inner, member, depth + 1))
@@ -177,10 +187,9 @@ def _largest_chunk(path: Path, file: h5py.File) -> int:
 
 
 def _find_largest_chunk(path: Path, file: h5py.File) -> int:
-    largest, budget = 0, Budget(path, path.stat().st_size)
+    largest = 0
     with suppress(*BROKEN):  # reading the file raises the error again
-        for _, item in items(file, path):
-            budget.spend(entries=OBJECTS)
+        for _, item in items(file, Budget(path, path.stat().st_size)):
             if isinstance(item, h5py.Dataset):
                 largest = max(largest, _compressed_chunk(item))
     return largest

@@ -56,19 +56,18 @@ def records_table(records: Sequence[Record], *, width: int | None = None) -> Tab
         identifiers.remove("checkpoint" if _count(records, "step") == _count(records, "checkpoint") else "step")
     # Errors are printed with their numbers.
     present = [metric for metric in metrics_in(records) if not metric.name.endswith(STDERR)]
-    at_collapse = {metric.name: _at_collapse(records, metric) for metric in present}
-    columns = present if width is None else _fitting(records, identifiers, present, at_collapse, width)
+    cells = _fitting(records, identifiers, present, width)
+    columns = [metric for metric in present if metric.name in cells]
     headings = [(name, name in LEFT) for name in identifiers] + [(metric.label, False) for metric in columns]
     table = plain_table(headings)
-    for record in records:
-        cells = [*(_identifier(record.get(name)) for name in identifiers)]
-        cells += [_cell(_value(record, metric), error_of(record, metric.name)) for metric in columns]
-        add_row(table, cells)
+    for row, record in enumerate(records):
+        positions = [_identifier(record.get(name)) for name in identifiers]
+        add_row(table, [*positions, *(cells[metric.name][row] for metric in columns)])
     label = ["at collapse", *[""] * (len(identifiers) - 1)]
     if len(identifiers) > 1 and identifiers[0] != "checkpoint":
         label = [*[""] * (len(identifiers) - 1), "collapse"]
     if any(not metric.name.startswith(OF_SERIES) for metric in columns):
-        table.add_row(*label, *(at_collapse[metric.name] for metric in columns), style="dim")
+        table.add_row(*label, *(cells[metric.name][-1] for metric in columns), style="dim")
     hidden = len(present) - len(columns)
     if hidden:
         table.caption = Text(f"{hidden} more columns with --wide, --json or --csv", style="dim")
@@ -158,28 +157,29 @@ def _reasons_of_classes(record: Record) -> str:
 
 
 def _fitting(
-    records: Sequence[Record], identifiers: list[str], metrics: list[Metric], at_collapse: Mapping[str, str], width: int
-) -> list[Metric]:
-    """Return the metrics of highest priority whose columns fit into the width."""
+    records: Sequence[Record], identifiers: list[str], metrics: list[Metric], width: int | None
+) -> dict[str, list[str]]:
+    """Return the texts of the columns of highest priority that fit into the width, by name of the metric."""
     used = sum(max([len(name), 6, *(len(_identifier(r.get(name))) for r in records)]) + PADDING for name in identifiers)
-    chosen = []
+    columns = {}
     for metric in sorted(metrics, key=lambda metric: metric.priority):
-        cells = [_cell(_value(record, metric), error_of(record, metric.name)) for record in records]
-        needed = max(len(text) for text in [metric.label, at_collapse[metric.name], *cells]) + PADDING
-        if used + needed > width:
+        cells = _cells(records, metric)
+        used += max(map(len, [metric.label, *cells])) + PADDING
+        if width is not None and used > width:
             break
-        used += needed
-        chosen.append(metric)
-    return [metric for metric in metrics if metric in chosen]
+        columns[metric.name] = cells
+    return columns
 
 
-def _at_collapse(records: Sequence[Record], metric: Metric) -> str:
-    values = values_at_collapse(metric, records)
-    if metric.at_collapse is None or len(values) != 1:
-        return "" if len(values) < 2 else "varies"
-    value = values[0]
-    plain = value is not None and (value == 0 or isinstance(metric.at_collapse, float))
-    return f"{value:g}" if plain else _cell(value)
+def _cells(records: Sequence[Record], metric: Metric) -> list[str]:
+    """Return the texts of a column: one for each record, and the value at collapse."""
+    at_collapse, values = "", values_at_collapse(metric, records)
+    if len(values) > 1:
+        at_collapse = "varies"
+    elif values and metric.at_collapse is not None:
+        plain = values[0] is not None and (values[0] == 0 or isinstance(metric.at_collapse, float))
+        at_collapse = f"{values[0]:g}" if plain else _cell(values[0])
+    return [*(_cell(_value(record, metric), error_of(record, metric.name)) for record in records), at_collapse]
 
 
 def _value(record: Record, metric: Metric) -> Any:
