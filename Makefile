@@ -21,8 +21,9 @@ help:  ## List the targets. PYTHON=python3.12 chooses the interpreter that .venv
 demo: $(VENV)/.installed  ## Run the demo: train, extract, analyze and interpolate on packaged data.
 	$(BIN)/ckpt-probe demo --overwrite
 
-test: $(VENV)/.installed-dev chromium lint  ## Run lint, then all tests but the slow ones, two at a time (WORKERS=4: four).
-	$(TESTS)
+test: $(VENV)/.installed-dev chromium  ## Run all tests but the slow ones, two at a time (WORKERS=4: four), and lint beside them.
+	@$(MAKE) --no-print-directory lint > $(VENV)/lint.log 2>&1 & lint=$$!; $(TESTS); tests=$$?; \
+		wait $$lint; lint=$$?; cat $(VENV)/lint.log; exit $$((tests + lint))
 
 chromium:  ## Install Debian's Chromium, which the tests of the report's page drive; they skip themselves without it.
 	@command -v chromedriver > /dev/null || { command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && \

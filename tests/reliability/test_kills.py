@@ -2,16 +2,16 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
 
 
-def killed(*words: object) -> str:
-    program = [sys.executable, str(HERE / "kills.py"), *map(str, words)]
+def killed(commands: Any, *words: object) -> str:
+    program = commands.script(HERE / "kills.py", *words)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -20,10 +20,12 @@ def killed(*words: object) -> str:
 
 # Those that start worker processes, and the cluster, apart.
 @pytest.mark.parametrize(("first", "kills"), [(0, 10), (10, 1), (11, 1)])
-def test_every_command_killed_once_ends_in_the_same_files(first: int, kills: int) -> None:
-    assert f"{kills} kills, 0 wrong" in killed("--first", first, "--kills", kills, "--seed", 1, "--events-only")
+def test_every_command_killed_once_ends_in_the_same_files(commands: Any, first: int, kills: int) -> None:
+    assert f"{kills} kills, 0 wrong" in killed(
+        commands, "--first", first, "--kills", kills, "--seed", 1, "--events-only"
+    )
 
 
 @pytest.mark.slow
-def test_two_hundred_kills() -> None:
-    assert "200 kills, 0 wrong" in killed("--kills", 200)
+def test_two_hundred_kills(commands: Any) -> None:
+    assert "200 kills, 0 wrong" in killed(commands, "--kills", 200)
