@@ -358,7 +358,7 @@ def test_invalid_options_are_refused(analyze: Analyze, tmp_path: Path, words: tu
 
 
 def test_a_small_memory_takes_the_stochastic_route_and_says_so(analyze: Analyze, tmp_path: Path) -> None:
-    datasets = arrays(600, features=16, classes=10)
+    datasets = arrays(1200, features=24, classes=20)
     write(tmp_path / "a.h5", datasets)
     _, [exact], _ = analyze("a.h5")
     code, [record], _ = analyze("a.h5", "--set", "memory=16KiB", "--sampling", "tolerance=1e-2", "--sampling", "seed=3")
