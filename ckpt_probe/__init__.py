@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from ckpt_probe.paths import barriers, evaluate_path, evaluate_plane
     from ckpt_probe.predictions import examples, function_similarity
     from ckpt_probe.reporting import to_dataframe
-    from ckpt_probe.reporting.outputs import plot, report
+    from ckpt_probe.reporting.figures.line_figure import plot
+    from ckpt_probe.reporting.outputs import report
     from ckpt_probe.training import losses, prune, train
     from ckpt_probe.trajectories import weights
 
@@ -83,7 +84,8 @@ _HOMES = {
     "paths": ("barriers", "evaluate_path", "evaluate_plane"),
     "predictions": ("examples", "function_similarity"),
     "reporting": ("to_dataframe",),
-    "reporting.outputs": ("plot", "report"),
+    "reporting.figures.line_figure": ("plot",),
+    "reporting.outputs": ("report",),
     "training": ("prune", "train"),
     "training.losses": ("losses",),
     "trajectories": ("weights",),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
-        from ckpt_probe.reporting.metrics_list import metrics_list
+        from ckpt_probe.reporting.table import metrics_list
 
         click.echo(flags_for_keywords(metrics_list(), context.command))
         context.exit()
@@ -173,7 +173,7 @@ def _less_bias(records: list[Any], corrects: bool) -> list[Any]:
 def _print_grids(records: list[Any], metric: str, output: Output) -> None:
     """Print one metric by layer and step, as tables or CSV."""
     from ckpt_probe.reporting import to_csv
-    from ckpt_probe.reporting.layers_table import grid_records, grid_table, grids_of
+    from ckpt_probe.reporting.matrix_tables import grid_records, grid_table, grids_of
 
     grids = grids_of(records, metric)
     if output.csv:

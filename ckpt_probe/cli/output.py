@@ -132,7 +132,7 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
     refuse_existing(path, overwrite=overwrite)
     if path.suffix.lower() == ".parquet":
-        from ckpt_probe.reporting.frames import require_parquet
+        from ckpt_probe.reporting.formats import require_parquet
 
         require_parquet(path, overwrite=overwrite)
 

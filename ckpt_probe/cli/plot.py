@@ -69,8 +69,8 @@ def command(
     NAME='GLOB' or a directory of runs is one group with several seeds, drawn as their mean with a band from the lowest
     to the highest value. The training split is solid, the test split dashed, the value at collapse dotted.
     """
-    from ckpt_probe.reporting import draw
     from ckpt_probe.reporting.conditions import open_conditions, read_conditions
+    from ckpt_probe.reporting.figures.line_figure import plot
     from ckpt_probe.reporting.plots.curves import axis_of
     from ckpt_probe.reporting.plots.description import Mark
     from ckpt_probe.reporting.plots.panels import panels_of
@@ -81,7 +81,7 @@ def command(
     axis = x or axis_of([record for runs in series.values() for group in runs for record in group])
     axes = {"log_x": "x" in logarithmic, "log_y": "y" in logarithmic}
     lines = [Mark(*_mark(text, axis)) for text in marks]
-    for note in draw(series, out, panels=panels, x=axis, marks=lines, **axes, **options):
+    for note in plot(series, out, metrics=panels, x=axis, marks=lines, **axes, **options):
         say(note)
     say(f"{out}: {len(panels)} panels of {sum(len(files) for files in series.values())} files")
 

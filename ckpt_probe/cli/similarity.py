@@ -59,7 +59,7 @@ def command(dumps: tuple[Path, ...], output: Output, function: bool, **chosen: t
         raise UsageError("similarity compares the layers of one or two dumps; --function compares more runs")
 
     from ckpt_probe.files import write_text
-    from ckpt_probe.reporting.similarity_table import (
+    from ckpt_probe.reporting.matrix_tables import (
         similarities_csv,
         similarities_json,
         similarity_table,

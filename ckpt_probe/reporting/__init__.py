@@ -2,9 +2,7 @@
 
 from ckpt_probe.reporting.comparison import comparison_footnotes, comparison_table
 from ckpt_probe.reporting.event_files import write_event_files
-from ckpt_probe.reporting.figures import draw
-from ckpt_probe.reporting.frames import to_dataframe, write_parquet
-from ckpt_probe.reporting.lines import to_csv, to_json_line
+from ckpt_probe.reporting.formats import to_csv, to_dataframe, to_json_line, write_parquet
 from ckpt_probe.reporting.reading import read_path, read_run
 from ckpt_probe.reporting.table import footnotes, records_table
 from ckpt_probe.reporting.uncertain import number_with_error, short_number
@@ -12,7 +10,6 @@ from ckpt_probe.reporting.uncertain import number_with_error, short_number
 __all__ = [
     "comparison_footnotes",
     "comparison_table",
-    "draw",
     "footnotes",
     "number_with_error",
     "read_path",

@@ -10,14 +10,11 @@ from ckpt_probe.files import refuse_existing
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.moments import MEMORY
 from ckpt_probe.progress import NullProgress, Progress
-from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
 from ckpt_probe.reporting.contents import gather
-from ckpt_probe.reporting.figures import draw
 from ckpt_probe.reporting.material import MIR_ROWS, TITLE, ReportOptions
 from ckpt_probe.reporting.page import write_page
-from ckpt_probe.reporting.plots.description import Bar, IntervalPlot, Mark
+from ckpt_probe.reporting.plots.description import Bar, IntervalPlot
 from ckpt_probe.reporting.plots.examples import NamedData
-from ckpt_probe.reporting.plots.panels import panels_of
 from ckpt_probe.reporting.sources import class_names, open_sources
 
 
@@ -109,60 +106,6 @@ def report(
         for bar in plot.bars
     ]
     return ReportSummary(len(contents.sections), size, tuple(files), tuple(events))
-
-
-@checked_keywords
-def plot(
-    records: RecordsSource | Mapping[str, RecordsSource],
-    out: Path | str,
-    *,
-    metrics: str | Sequence[str | Sequence[str]],
-    x: str | None = None,
-    splits: str | Sequence[str] | None = None,
-    log_x: bool = False,
-    log_y: bool = False,
-    marks: Mapping[float, str] | Sequence[Mark] = (),
-    title: str | None = None,
-    overwrite: bool = False,
-) -> list[str]:
-    """Draw metrics against the training step, the position on a path, sparsity or epoch.
-
-    Args:
-        records: Records, or files or directories of them or of dumps, which are analyzed. A directory of runs, or of
-            groups of runs, has one line per group. A mapping names the conditions: each is one line, or with several
-            files the mean of these seeds, with a band from the lowest to the highest value.
-        out: File to write; its suffix .svg, .png or .pdf decides the format.
-        metrics: Metric of each panel, by name, short label ("MIR") or pattern ("nc1.*"), ignoring case; several in one
-            panel are separated by commas, or a sequence.
-        x: Quantity on the x axis: "step", "alpha", "sparsity", "epoch" or another name in the records; None for alpha
-            if the records have it, else step.
-        splits: Splits to draw; all if None.
-        log_x: Whether the x axis is logarithmic.
-        log_y: Whether the y axes are logarithmic.
-        marks: Labels of vertical lines by their position.
-        title: Title above the figure.
-        overwrite: Whether to replace an existing file.
-
-    Returns:
-        Notes on omitted values.
-
-    Raises:
-        UsageError: If matplotlib is not installed, the suffix is unknown, or there is no metric.
-        DataError: If the records cannot be read, do not have a metric, or are not a curve along x.
-    """
-    lines = [Mark(position, label) for position, label in marks.items()] if isinstance(marks, Mapping) else marks
-    return draw(
-        conditions_of(records),
-        out,
-        panels=panels_of(metrics),
-        x=x,
-        splits=as_sequence(splits),
-        log_x=log_x,
-        log_y=log_y,
-        marks=lines,
-        title=title,
-        overwrite=overwrite,
-    )
 
 
 def _named(sources: Path | str | Iterable[Path | str] | Mapping[str, Path | str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Table of records, fitted to the width of the terminal."""
+"""Table of records, fitted to the width of the terminal; and the list of all metrics."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,17 @@ from rich.text import Text
 
 from ckpt_probe.analysis.entries import BIAS, CONFUSION, GROUP_AND_SEED, NAMED_CONFUSION, POSITION, STDERR
 from ckpt_probe.errors import printable
-from ckpt_probe.moments.registry import METRICS, Metric, metric_named, metrics_in, values_at_collapse
+from ckpt_probe.moments.registry import (
+    DEFAULT,
+    FAMILIES,
+    GROUPS,
+    METRICS,
+    Metric,
+    all_metrics,
+    metric_named,
+    metrics_in,
+    values_at_collapse,
+)
 from ckpt_probe.reporting.uncertain import error_of, number_with_error
 
 Record = Mapping[str, Any]
@@ -22,6 +32,9 @@ OF_SERIES = ("audit.", "motion.", "spectrum.")
 """Prefixes of numbers without a value at collapse."""
 SPREAD = frozenset(metric.name for metric in METRICS if metric.family in {"nc1", "within"})
 """Metrics that are lower if a class has only one sample, which has no spread."""
+
+
+LIST_HEAD = "Families of metrics for `only=`, with their cost for N samples of D features and C classes:"
 
 
 def plain_table(columns: Iterable[tuple[str, bool]], *, no_wrap: bool = True) -> Table:
@@ -221,3 +234,26 @@ def _where(record: Record) -> str:
 
 def _listed(rows: list[str]) -> str:
     return ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
+
+
+def metrics_list() -> str:
+    """Return all families with their costs and metrics: name, meaning, unit, direction, value at collapse, source."""
+    metrics = all_metrics()
+    blocks = []
+    for family in FAMILIES:
+        optional = "" if family.name in DEFAULT else " (only on request)"
+        lines = [f"{family.name}: {family.meaning}{optional}", f"  cost: {family.cost}"]
+        blocks.append("\n".join([*lines, *(_line_of(metric) for metric in metrics if metric.family == family.name)]))
+    names = {family.name for family in FAMILIES}
+    for name in dict.fromkeys(metric.family for metric in metrics if metric.family not in names):
+        lines = [_line_of(metric) for metric in metrics if metric.family == name]
+        blocks.append("\n".join([f"{name}: metrics of an installed package", *lines]))
+    groups = [f"{name}: short for {','.join(families)}" for name, families in GROUPS.items()]
+    return "\n\n".join([LIST_HEAD, *blocks, *groups])
+
+
+def _line_of(metric: Metric) -> str:
+    value = metric.at_collapse
+    at_collapse = f"{value:g} at collapse" if isinstance(value, float) else str(value or "")
+    facts = ", ".join(filter(None, (metric.unit, metric.direction, at_collapse, metric.source)))
+    return f"  {metric.name:28} {metric.meaning}" + (f" [{facts}]" if facts else "")

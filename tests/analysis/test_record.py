@@ -13,8 +13,7 @@ import ckpt_probe as cp
 from ckpt_probe.analysis import Settings, analyze_features, compute_from_blocks, in_order
 from ckpt_probe.errors import DataError
 from ckpt_probe.moments.registry import DOCUMENTS, LAYERS, METRICS, OUTSIDE, SERIES, TRAIN_MEANS
-from ckpt_probe.reporting.metrics_list import metrics_list
-from ckpt_probe.reporting.table import records_table
+from ckpt_probe.reporting.table import metrics_list, records_table
 
 DOCUMENTED = {
     "class.mir", "class.hdr", "class.entropy_means", "class.entropy_weights", "class.mutual_information",

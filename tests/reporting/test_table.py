@@ -12,8 +12,7 @@ from ckpt_probe.analysis import analyze_features, in_order
 from ckpt_probe.analysis.similarity import Similarity
 from ckpt_probe.moments.registry import DEFAULT, DOCUMENTS, LAYERS, METRICS, TRAIN_MEANS
 from ckpt_probe.reporting import footnotes, records_table, short_number, to_csv, to_json_line
-from ckpt_probe.reporting.layers_table import Grid, blocks_of_columns, grid_table
-from ckpt_probe.reporting.similarity_table import similarity_table
+from ckpt_probe.reporting.matrix_tables import Grid, blocks_of_columns, grid_table, similarity_table
 
 
 def records(classes: int = 4) -> list[dict]:

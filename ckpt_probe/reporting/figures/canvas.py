@@ -86,6 +86,29 @@ def styled(**changes: Any) -> Iterator[list[str]]:
         notes.append(f"matplotlib warns: {listed(messages, 4)}")
 
 
+@contextmanager
+def drawing(
+    path: Path, size: tuple[float, float], *, overwrite: bool, **changes: Any
+) -> Iterator[tuple["Figure", list[str]]]:
+    """Open a figure, and save it into a file at the end of the context.
+
+    Args:
+        path: File to write.
+        size: Width and height in inches.
+        overwrite: Whether to replace an existing file.
+        **changes: Settings as for `styled`.
+
+    Yields:
+        The figure, and the list of `styled`.
+    """
+    from matplotlib.figure import Figure
+
+    with styled(**changes) as warnings:
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure, warnings
+        save(figure, path, overwrite=overwrite)
+
+
 def save(figure: "Figure", path: Path, *, overwrite: bool) -> None:
     """Write a figure atomically, in the format of the suffix."""
     kind = _kind(path)

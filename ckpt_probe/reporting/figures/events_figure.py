@@ -9,7 +9,7 @@ import numpy as np
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.findings import Findings
 from ckpt_probe.findings.detection import name_of
-from ckpt_probe.reporting.figures.canvas import require_drawable, save, styled
+from ckpt_probe.reporting.figures.canvas import drawing, require_drawable
 from ckpt_probe.reporting.plots.description import Axis, IntervalPlot, colour_of
 from ckpt_probe.reporting.plots.events import sorted_rows
 from ckpt_probe.reporting.plots.metrics import axis_along
@@ -47,34 +47,23 @@ def draw_events(findings: Findings, path: Path | str, *, overwrite: bool = False
     runs = len({(event["group"], event["seed"]) for event in findings})
     steps = sorted({float(step) for series in findings.series for step in series.steps})
     bars = [(name_of(event), event["kind"], event["from_step"], event["to_step"]) for event in findings]
-    with styled():
-        import matplotlib.pyplot as plt
-
-        heights = [HEIGHT_OF_ROW * len(names) + 0.3, HEIGHT_OF_METRICS]
-        figure, (above, below) = plt.subplots(
-            2, 1, sharex=True, figsize=(WIDTH, sum(heights) + 0.6), height_ratios=heights, layout="constrained"
-        )
+    heights = [HEIGHT_OF_ROW * len(names) + 0.3, HEIGHT_OF_METRICS]
+    with drawing(path, (WIDTH, sum(heights) + 0.6), overwrite=overwrite) as (figure, _):
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
         _rows(above, names, bars, runs)
         for row, name in enumerate(names):
             _metric(below, findings, name, colour_of(row, len(names)))
         _scale(below, axis_along("step", steps))
         below.set(ylabel="share of the range")
-        save(figure, path, overwrite=overwrite)
-        plt.close(figure)
 
 
 def draw_interval_plot(plot: IntervalPlot, path: Path, *, overwrite: bool = False) -> list[str]:
     """Draw the intervals of one run, and return warnings of matplotlib."""
-    with styled() as notes:
-        import matplotlib.pyplot as plt
-
-        height = HEIGHT_OF_ROW * len(plot.rows) + 0.9
-        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+    with drawing(path, (WIDTH, HEIGHT_OF_ROW * len(plot.rows) + 0.9), overwrite=overwrite) as (figure, warnings):
+        axes = figure.subplots()
         _rows(axes, plot.rows, [(bar.row, bar.kind, bar.start, bar.stop) for bar in plot.bars], 1)
         _scale(axes, plot.x)
-        save(figure, path, overwrite=overwrite)
-        plt.close(figure)
-    return notes
+    return warnings
 
 
 def _rows(axes: "Axes", names: Sequence[str], bars: Bars, runs: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckpt_probe.reporting.contents import Track
-from ckpt_probe.reporting.figures.canvas import save, styled
+from ckpt_probe.reporting.figures.canvas import drawing
 from ckpt_probe.reporting.figures.line_figure import DASHES, LEVEL, scale_x, words, x_label
 from ckpt_probe.reporting.plots.description import COLOURS, GREY, Axis, Frames, LayerMap, MatrixPlot, SpectrumPlot
 
@@ -25,10 +25,7 @@ MOST_WRITTEN, MOST_LABELS, MOST_COLUMNS = 12, 30, 12
 
 def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, overwrite: bool) -> list[str]:
     """Draw the last cosine matrix of each of `frames`, splits of one run; return the warnings of matplotlib."""
-    from matplotlib.figure import Figure
-
-    with styled(axes_grid=False) as warnings:
-        figure = Figure(figsize=(3.6 * len(frames) + 0.6, 3.8), layout="constrained")
+    with drawing(path, (3.6 * len(frames) + 0.6, 3.8), overwrite=overwrite, axes_grid=False) as (figure, warnings):
         for axes, frame in zip(figure.subplots(1, len(frames), squeeze=False).flat, frames, strict=True):
             labels = plot.labels[frame.run]
             image = axes.imshow(frame.values[-1], cmap="RdBu", vmin=-1, vmax=1)
@@ -40,21 +37,19 @@ def draw_matrices(plot: MatrixPlot, frames: Sequence[Frames], path: Path, *, ove
             axes.set_title(words(" ".join(part for part in (plot.title, frame.split) if part)))
             figure.colorbar(image, ax=axes, label=plot.unit, shrink=0.8)
         figure.suptitle(words(frames[0].run))
-        save(figure, path, overwrite=overwrite)
     return warnings
 
 
 def draw_layer_map(plot: LayerMap, frames: Sequence[Frames], path: Path, *, overwrite: bool) -> list[str]:
     """Draw a heat map for each of `frames`, splits of one run; return the warnings of matplotlib."""
     from matplotlib.colors import LogNorm, Normalize
-    from matplotlib.figure import Figure
 
     run = frames[0].run
     layers, columns = plot.layers[run], plot.columns[run]
     values = [np.ma.masked_invalid(frame.values[0]) for frame in frames]
     ends = {"vmin": min(v.min() for v in values), "vmax": max(v.max() for v in values)}
-    with styled(axes_grid=False) as warnings:
-        figure = Figure(figsize=(6.8, (0.5 + 0.19 * len(layers)) * len(frames) + 0.7), layout="constrained")
+    size = (6.8, (0.5 + 0.19 * len(layers)) * len(frames) + 0.7)
+    with drawing(path, size, overwrite=overwrite, axes_grid=False) as (figure, warnings):
         for axes, frame, matrix in zip(
             figure.subplots(len(frames), 1, squeeze=False).flat, frames, values, strict=True
         ):
@@ -66,7 +61,6 @@ def draw_layer_map(plot: LayerMap, frames: Sequence[Frames], path: Path, *, over
             axes.set_ylabel(words(frame.split))
             figure.colorbar(image, ax=axes)
         figure.suptitle(words(f"{plot.title}, {run}"))
-        save(figure, path, overwrite=overwrite)
     return warnings
 
 
@@ -77,17 +71,13 @@ def draw_spectra(
 
     Returns what matplotlib warned of.
     """
-    from matplotlib.figure import Figure
-
-    with styled() as warnings:
-        figure = Figure(figsize=(6.8, 2.4 * len(frames) + 0.3), layout="constrained")
+    with drawing(path, (6.8, 2.4 * len(frames) + 0.3), overwrite=overwrite) as (figure, warnings):
         for row, frame in zip(figure.subplots(len(frames), 2, squeeze=False), frames, strict=True):
             top = float(np.nanmax(frame.values))
             values = np.where(frame.values > LEAST * top, frame.values, np.nan)
             _by_rank(row[0], plot, frame, values)
             _through(row[1], plot, [track.positions[number] for number in frame.checkpoints], values, x)
         figure.suptitle(words(f"{plot.title}, {frames[0].run}"))
-        save(figure, path, overwrite=overwrite)
     return warnings
 
 

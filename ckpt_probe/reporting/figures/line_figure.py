@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.errors import printable
+from ckpt_probe.keywords import as_sequence, checked_keywords
+from ckpt_probe.reporting.conditions import RecordsSource, conditions_of
 from ckpt_probe.reporting.figures.canvas import require_drawable, save, styled
-from ckpt_probe.reporting.plots.curves import Runs, by_group
+from ckpt_probe.reporting.plots.curves import by_group
 from ckpt_probe.reporting.plots.description import GREY, Axis, Line, LinePlot, Mark, Style
-from ckpt_probe.reporting.plots.panels import Scales, line_plots
+from ckpt_probe.reporting.plots.panels import line_plots, panels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,48 +40,55 @@ MOST_MARKERS, MANY = 40, 1000
 """Points beyond which a curve is drawn without a mark at each of them, and beyond which it is drawn thin."""
 
 
-def draw(
-    series: Mapping[str, Runs],
-    path: Path | str,
+@checked_keywords
+def plot(
+    records: RecordsSource | Mapping[str, RecordsSource],
+    out: Path | str,
     *,
-    panels: Sequence[Sequence[str]],
+    metrics: str | Sequence[str | Sequence[str]],
     x: str | None = None,
-    splits: Sequence[str] | None = None,
+    splits: str | Sequence[str] | None = None,
     log_x: bool = False,
     log_y: bool = False,
+    marks: Mapping[float, str] | Sequence[Mark] = (),
     title: str | None = None,
-    marks: Sequence[Mark] = (),
     overwrite: bool = False,
 ) -> list[str]:
-    """Draw metrics of records as line plots into an SVG, PNG or PDF file.
+    """Draw metrics against the training step, the position on a path, sparsity or epoch.
 
     Values at collapse are dotted. Equal records give equal bytes.
 
     Args:
-        series: Records of every seed of each condition, `{"plain": [records_of_seed_0, records_of_seed_1]}`; several
-            seeds are drawn as their mean, with a band from the lowest to the highest value.
-        path: File to write; its suffix decides the format.
-        panels: Names of the metrics of each panel.
+        records: Records, or files or directories of them or of dumps, which are analyzed. A directory of runs, or of
+            groups of runs, has one line per group. A mapping names the conditions: each is one line, or with several
+            files the mean of these seeds, with a band from the lowest to the highest value.
+        out: File to write; its suffix .svg, .png or .pdf decides the format.
+        metrics: Metric of each panel, by name, short label ("MIR") or pattern ("nc1.*"), ignoring case; several in one
+            panel are separated by commas, or a sequence.
         x: Quantity on the x axis: "step", "alpha", "sparsity", "epoch" or another name in the records; None for alpha
             if the records have it, else step.
-        splits: Splits to draw; None for all.
+        splits: Splits to draw; all if None.
         log_x: Whether the x axis is logarithmic.
         log_y: Whether the y axes are logarithmic.
+        marks: Labels of vertical lines by their position.
         title: Title above the figure.
-        marks: Vertical lines with labels.
         overwrite: Whether to replace an existing file.
 
     Returns:
         Notes on omitted values and on warnings of matplotlib.
 
     Raises:
-        UsageError: If matplotlib is not installed, or the suffix is unknown.
-        DataError: If the records do not have a metric, or are not a curve along x.
+        UsageError: If matplotlib is not installed, the suffix is unknown, or there is no metric.
+        DataError: If the records cannot be read, do not have a metric, or are not a curve along x.
     """
-    path = Path(path)
-    require_drawable(path, overwrite=overwrite)
-    plots, notes = line_plots(by_group(series, panels), panels, Scales(x, log_x, log_y), splits=splits, marks=marks)
-    return [*notes, *draw_line_plots(plots, path, title=title, overwrite=overwrite)]
+    out = Path(out)
+    require_drawable(out, overwrite=overwrite)
+    lines = [Mark(position, label) for position, label in marks.items()] if isinstance(marks, Mapping) else marks
+    conditions, panels, splits = conditions_of(records), panels_of(metrics), as_sequence(splits)
+    plots, notes = line_plots(
+        by_group(conditions, panels), panels, x=x, log_x=log_x, log_y=log_y, splits=splits, marks=lines
+    )
+    return [*notes, *draw_line_plots(plots, out, title=title, overwrite=overwrite)]
 
 
 def draw_line_plots(

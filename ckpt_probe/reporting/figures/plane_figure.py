@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckpt_probe.reporting.figures.canvas import require_drawable, save, styled
+from ckpt_probe.reporting.figures.canvas import drawing, require_drawable
 from ckpt_probe.reporting.plots.description import ContourPlot, PlanePoint
 from ckpt_probe.reporting.plots.paths import contour_plots
 
@@ -34,13 +34,9 @@ def draw_plane(result: "PlaneResult", path: Path | str, *, overwrite: bool = Fal
 
 def draw_contour_plots(plots: Sequence[ContourPlot], path: Path, *, overwrite: bool = False) -> list[str]:
     """Draw contour plots side by side into one file; return the warnings of matplotlib."""
-    from matplotlib.figure import Figure
-
-    with styled(axes_grid=False) as warnings:
-        figure = Figure(figsize=(4.4 * len(plots), 3.4), layout="constrained")
+    with drawing(path, (4.4 * len(plots), 3.4), overwrite=overwrite, axes_grid=False) as (figure, warnings):
         for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False).flat, plots, strict=True):
             _panel(figure, axes, plot)
-        save(figure, path, overwrite=overwrite)
     return warnings
 
 

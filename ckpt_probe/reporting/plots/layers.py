@@ -9,7 +9,7 @@ import numpy as np
 from ckpt_probe.analysis.entries import is_uncertainty
 from ckpt_probe.metrics.regression import line_through
 from ckpt_probe.moments.registry import all_metrics
-from ckpt_probe.reporting.layers_table import grids_of
+from ckpt_probe.reporting.matrix_tables import grids_of
 from ckpt_probe.reporting.plots.description import COLOURS, Axis, Frames, LayerMap, Line, LinePlot, MatrixPlot, Style
 from ckpt_probe.reporting.plots.metrics import spread_out
 from ckpt_probe.reporting.runs import Run

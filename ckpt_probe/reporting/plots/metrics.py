@@ -11,7 +11,7 @@ from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.moments.registry import FAMILIES, metric_named
 from ckpt_probe.reporting.plots.description import Axis, Line, LinePlot, colour_of
-from ckpt_probe.reporting.plots.panels import Scales, line_plots, x_axis
+from ckpt_probe.reporting.plots.panels import line_plots, x_axis
 from ckpt_probe.reporting.runs import ORDER, Run, placed
 
 RENYI, BARRIERS, OTHERS = "Rényi entropies", "Barriers", "Other numbers"
@@ -54,7 +54,7 @@ def metric_plots(runs: Sequence[Run], axis: str) -> tuple[list[tuple[str, list[L
     names = [name for name in names if name not in {ORDER, axis} and is_measure(name)]
     if not names:
         return [], notes
-    plots, more = line_plots(series, [[name] for name in names], Scales(x=axis))
+    plots, more = line_plots(series, [[name] for name in names], x=axis)
     finished = [_finished(plot, len(series), axis) for plot in plots]
     by_name = dict(zip(names, finished, strict=True))
     titles = [*dict.fromkeys(family.group for family in FAMILIES), RENYI, BARRIERS, OTHERS]

@@ -26,26 +26,13 @@ from ckpt_probe.reporting.plots.description import (
 AXIS_NAMES = {"step": "training step", "alpha": "α, position on the path"}
 
 
-@dataclass(frozen=True)
-class Scales:
-    """Scales of the panels.
-
-    Attributes:
-        x: Quantity on the x axis; None for alpha if the records have it, else step.
-        log_x: Whether the x axis is logarithmic.
-        log_y: Whether the y axes are logarithmic.
-    """
-
-    x: str | None = None
-    log_x: bool = False
-    log_y: bool = False
-
-
 def line_plots(
     series: Mapping[str, Runs],
     panels: Sequence[Sequence[str]],
-    scales: Scales | None = None,
     *,
+    x: str | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
     splits: Sequence[str] | None = None,
     marks: Sequence[Mark] = (),
 ) -> tuple[list[LinePlot], list[str]]:
@@ -57,7 +44,9 @@ def line_plots(
     Args:
         series: Records of every seed, by condition.
         panels: Names of the metrics of each panel.
-        scales: Scales of the panels.
+        x: Quantity on the x axis; None for alpha if the records have it, else step.
+        log_x: Whether the x axis is logarithmic.
+        log_y: Whether the y axes are logarithmic.
         splits: Names of the splits; None for all.
         marks: Vertical lines with labels.
 
@@ -68,19 +57,18 @@ def line_plots(
         DataError: As `curves`.
         UsageError: If there is no metric, or a logarithmic x axis has values below 0.
     """
-    scales = scales or Scales()
     known = metric_names(record for runs in series.values() for records in runs for record in records)
     panels = [find_metrics(panel, known) for panel in panels]
     names = list(dict.fromkeys(name for panel in panels for name in panel))
     if not names:
         raise UsageError("a figure needs at least one metric")
-    x = scales.x or axis_of([record for runs in series.values() for records in runs for record in records])
+    x = x or axis_of([record for runs in series.values() for records in runs for record in records])
     all_curves, notes = curves(series, names, x, splits)
     metrics = {name: described(series, name) for name in names}
-    axis = x_axis(x, sorted({at for curve in all_curves for at in curve.x}), log=scales.log_x)
+    axis = x_axis(x, sorted({at for curve in all_curves for at in curve.x}), log=log_x)
     styles = _Styles(list(series), list(dict.fromkeys(curve.split for curve in all_curves)))
-    plots = [_panel(panel, all_curves, metrics, axis, scales.log_y, styles, tuple(marks)) for panel in panels]
-    return plots, [*notes, *(_beyond_log_axis(all_curves, metrics) if scales.log_y else [])]
+    plots = [_panel(panel, all_curves, metrics, axis, log_y, styles, tuple(marks)) for panel in panels]
+    return plots, [*notes, *(_beyond_log_axis(all_curves, metrics) if log_y else [])]
 
 
 def panels_of(metrics: str | Iterable[str | Iterable[str]]) -> list[list[str]]:

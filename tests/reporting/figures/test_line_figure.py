@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.reporting import draw
+from ckpt_probe.reporting.figures.line_figure import plot
 from ckpt_probe.reporting.plots.curves import axis_of, curves, described
 from ckpt_probe.reporting.plots.description import COLOURS, Mark
 
@@ -38,7 +38,7 @@ def words(svg: Path) -> str:
 
 def test_lines_are_where_the_numbers_are(tmp_path: Path) -> None:
     values = [0.1, 0.4, 0.2, 0.9]
-    assert draw({"run": [records(values)]}, tmp_path / "a.svg", panels=[["accuracy"]]) == []
+    assert plot({"run": [records(values)]}, tmp_path / "a.svg", metrics=[["accuracy"]]) == []
     [path] = lines(tmp_path / "a.svg", COLOURS[0])
     [found] = corners(path)
     for column, expected in ((0, np.array(STEPS)), (1, np.array(values))):
@@ -56,7 +56,7 @@ def test_the_mean_over_seeds_with_a_band_from_lowest_to_highest() -> None:
 
 
 def test_a_missing_value_breaks_the_line_and_is_counted(tmp_path: Path) -> None:
-    notes = draw({"run": [records([0.1, 0.4, None, 0.9])]}, tmp_path / "a.svg", panels=[["accuracy"]])
+    notes = plot({"run": [records([0.1, 0.4, None, 0.9])]}, tmp_path / "a.svg", metrics=[["accuracy"]])
     assert notes == ["run: accuracy: 1 values are missing; the line breaks there"]
     [path] = lines(tmp_path / "a.svg", COLOURS[0])
     assert [len(part) for part in corners(path)] == [2, 1]
@@ -70,7 +70,7 @@ def test_a_missing_value_breaks_the_line_and_is_counted(tmp_path: Path) -> None:
 def test_train_is_solid_and_test_dashed_and_the_value_at_collapse_dotted(tmp_path: Path) -> None:
     both = [*records([1, 0.9, 0.8, 0.7], "class.mir", "train", **{"reference.mir": 0.95})]
     both += records([1, 0.8, 0.7, 0.6], "class.mir", "test", **{"reference.mir": 0.95})
-    draw({"run": [both]}, tmp_path / "a.svg", panels=[["class.mir"]])
+    plot({"run": [both]}, tmp_path / "a.svg", metrics=[["class.mir"]])
     text = (tmp_path / "a.svg").read_text()
     drawn = re.findall(rf'clip-path="[^"]*" style="fill: none; ([^"]*stroke: {COLOURS[0].lower()}[^"]*)"', text)
     assert ["dasharray" in style for style in drawn] == [False, True]
@@ -89,7 +89,7 @@ def test_the_same_records_are_the_same_bytes(tmp_path: Path) -> None:
         for name in ("one", "two"):
             # Nor do a user's own settings change them.
             with matplotlib.rc_context({"font.size": 20, "axes.grid": False} if name == "two" else {}):
-                draw(series, tmp_path / f"{name}.{kind}", panels=[["accuracy"]], title="T", marks=[Mark(5, "here")])
+                plot(series, tmp_path / f"{name}.{kind}", metrics=[["accuracy"]], title="T", marks=[Mark(5, "here")])
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes(), kind
 
 
@@ -101,7 +101,7 @@ def test_a_page_of_panels_is_small_and_says_labels_and_units(tmp_path: Path) -> 
         for t in ("train", "test")
     ]
     panels = [names[:2], *([name] for name in names[2:])]
-    draw({"a": [held, held], "b": [held]}, tmp_path / "a.svg", panels=panels, marks=[Mark(10, "prune")])
+    plot({"a": [held, held], "b": [held]}, tmp_path / "a.svg", metrics=panels, marks=[Mark(10, "prune")])
     assert (tmp_path / "a.svg").stat().st_size < 100_000
     text = words(tmp_path / "a.svg")
     for told in ("MIR, HDR", "H means (nats)", "NC1", "acc", "loss (nats)", "training step", "prune", "a (2 seeds)",
@@ -112,12 +112,12 @@ def test_a_page_of_panels_is_small_and_says_labels_and_units(tmp_path: Path) -> 
 def test_thousands_of_points_stay_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).random(20_000)
     many = [{"step": i, "batch_loss": float(value)} for i, value in enumerate(noise)]
-    draw({"run": [many]}, tmp_path / "a.svg", panels=[["batch_loss"]])
+    plot({"run": [many]}, tmp_path / "a.svg", metrics=[["batch_loss"]])
     assert (tmp_path / "a.svg").stat().st_size < 100_000
 
 
 def test_step_0_stays_on_a_logarithmic_axis(tmp_path: Path) -> None:
-    draw({"run": [records([0.1, 0.2, 0.3, 0.4])]}, tmp_path / "a.svg", panels=[["accuracy"]], log_x=True)
+    plot({"run": [records([0.1, 0.2, 0.3, 0.4])]}, tmp_path / "a.svg", metrics=[["accuracy"]], log_x=True)
     [path] = lines(tmp_path / "a.svg", COLOURS[0])
     [found] = corners(path)
     assert len(found) == 4
@@ -131,15 +131,15 @@ def test_step_0_stays_on_a_logarithmic_axis(tmp_path: Path) -> None:
 
 
 def test_a_narrow_logarithmic_axis_names_values_between_the_powers_of_ten(tmp_path: Path) -> None:
-    draw({"run": [records([0.9, 0.5, 0.4, 0.3], "loss")]}, tmp_path / "a.svg", panels=[["loss"]], log_y=True)
+    plot({"run": [records([0.9, 0.5, 0.4, 0.3], "loss")]}, tmp_path / "a.svg", metrics=[["loss"]], log_y=True)
     assert {"0.4", "0.6", "0.8"} <= set(words(tmp_path / "a.svg").split())
-    draw({"run": [records([9.0, 0.5, 0.4, 0.3], "loss")]}, tmp_path / "b.svg", panels=[["loss"]], log_y=True)
+    plot({"run": [records([9.0, 0.5, 0.4, 0.3], "loss")]}, tmp_path / "b.svg", metrics=[["loss"]], log_y=True)
     assert {"0.5", "1.0", "2.0", "5.0"} <= set(words(tmp_path / "b.svg").split())
 
 
 def test_what_a_logarithmic_axis_cannot_show_is_said(tmp_path: Path) -> None:
     held = records([0.5, 0.0, 0.1, 0.2], "nc1.pinv")
-    notes = draw({"run": [held]}, tmp_path / "a.svg", panels=[["nc1.pinv"]], log_y=True)
+    notes = plot({"run": [held]}, tmp_path / "a.svg", metrics=[["nc1.pinv"]], log_y=True)
     assert notes == [
         "1 values of 0 or less have no place on a logarithmic axis; the line breaks there",
         "at collapse NC1 is 0, which has no place on a logarithmic axis",
@@ -147,7 +147,7 @@ def test_what_a_logarithmic_axis_cannot_show_is_said(tmp_path: Path) -> None:
     assert "at collapse" not in words(tmp_path / "a.svg")
     beyond = [{"alpha": a, "split": "test", "loss": 1.0} for a in (-0.5, 0.0, 1.0)]
     with pytest.raises(UsageError, match=r"`log_x=True`: alpha goes from -0\.5 to 1"):
-        draw({"run": [beyond]}, tmp_path / "b.svg", panels=[["loss"]], log_x=True)
+        plot({"run": [beyond]}, tmp_path / "b.svg", metrics=[["loss"]], log_x=True)
     assert not (tmp_path / "b.svg").exists()
 
 
@@ -168,29 +168,29 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     good = {"run": [records([1, 2, 3, 4])]}
     twice = {"run": [[*good["run"][0], *good["run"][0]]]}
     for series, options, kind, told in (
-        (good, {"panels": [["class.mir"]]}, DataError, "no record has the metric 'class.mir'; there are: accuracy"),
+        (good, {"metrics": [["class.mir"]]}, DataError, "no record has the metric 'class.mir'; there are: accuracy"),
         (good, {"splits": ["train"]}, UsageError, "no record of split 'train'; there are: test"),
         (good, {"x": "alpha"}, DataError, "no record has alpha for the x axis; there are: step"),
         (twice, {}, DataError, "run: accuracy of test has several values at step 0; choose another axis with `x=`"),
         ({**good, "b": [records([1, 2, 3, 4], "loss")]}, {}, DataError, "b: no record has accuracy at a known step"),
         ({"run": [records([1, 2, "x", 4])]}, {}, DataError, "run: accuracy is 'x', expected a number"),
-        (good, {"panels": []}, UsageError, "at least one metric"),
+        (good, {"metrics": []}, UsageError, "expected names of metrics"),
     ):
         with pytest.raises(kind) as error:
-            draw(series, tmp_path / "a.svg", **({"panels": [["accuracy"]]} | options))
+            plot(series, tmp_path / "a.svg", **({"metrics": [["accuracy"]]} | options))
         assert told in str(error.value)
         assert not (tmp_path / "a.svg").exists()
     with pytest.raises(UsageError, match=r"a\.jpg: expected a name that ends in \.svg, \.png, \.pdf"):
-        draw(good, tmp_path / "a.jpg", panels=[["accuracy"]])
-    draw(good, tmp_path / "a.svg", panels=[["accuracy"]])
+        plot(good, tmp_path / "a.jpg", metrics=[["accuracy"]])
+    plot(good, tmp_path / "a.svg", metrics=[["accuracy"]])
     with pytest.raises(UsageError, match="exists already"):
-        draw(good, tmp_path / "a.svg", panels=[["accuracy"]])
-    draw(good, tmp_path / "a.svg", panels=[["accuracy"]], overwrite=True)
+        plot(good, tmp_path / "a.svg", metrics=[["accuracy"]])
+    plot(good, tmp_path / "a.svg", metrics=[["accuracy"]], overwrite=True)
 
 
 def test_names_with_signs_and_more_conditions_than_colours(tmp_path: Path) -> None:
     series = {f"_{i} at $5 and $6": [records([i, 1, 2, 3])] for i in range(9)}
-    draw(series, tmp_path / "a.svg", panels=[["accuracy"]], title="$x")
+    plot(series, tmp_path / "a.svg", metrics=[["accuracy"]], title="$x")
     text = words(tmp_path / "a.svg")
     assert all(f"_{i} at $5 and $6" in text for i in range(9))
     assert "$x" in text
@@ -199,13 +199,13 @@ def test_names_with_signs_and_more_conditions_than_colours(tmp_path: Path) -> No
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r'pip install "ckpt-probe\[figures\]"'):
-        draw({"run": [records([1, 2, 3, 4])]}, tmp_path / "a.svg", panels=[["accuracy"]])
+        plot({"run": [records([1, 2, 3, 4])]}, tmp_path / "a.svg", metrics=[["accuracy"]])
 
 
 def test_keys_of_many_conditions_stay_within_the_figure(tmp_path: Path) -> None:
     held = records([0.1, 0.2, 0.3, 0.4], loss=1.0)
     seeds = {f"λ {weight}": [held] * 6 for weight in ("0", "0.1", "1", "10", "100")}
-    draw(seeds, tmp_path / "a.svg", panels=[["accuracy"], ["loss"]])
+    plot(seeds, tmp_path / "a.svg", metrics=[["accuracy"], ["loss"]])
     root = ET.parse(tmp_path / "a.svg").getroot()
     width = float(root.attrib["viewBox"].split()[2])
     [legend] = [e for e in root.iter("{http://www.w3.org/2000/svg}g") if e.get("id", "").startswith("legend")]

@@ -1,4 +1,4 @@
-"""Tables of one metric by layer and step: layers in rows, checkpoints of a series in columns."""
+"""Tables of matrices in blocks of columns: one metric by layer and step, and similarities."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,23 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 
+from ckpt_probe.analysis import Similarity
 from ckpt_probe.analysis.entries import GROUP_AND_SEED
 from ckpt_probe.analysis.records import metric_names
 from ckpt_probe.errors import DataError, printable
 from ckpt_probe.moments.registry import find_metrics, suggest_metrics
+from ckpt_probe.reporting.formats import to_csv, to_json_line
 from ckpt_probe.reporting.table import MISSING, PADDING, add_row, plain_table
 from ckpt_probe.reporting.uncertain import error_of, number_with_error
 
 Record = Mapping[str, Any]
+
+FUNCTION_TITLES = {
+    "disagreement": "share of rows predicted differently",
+    "divergence": "Jensen–Shannon divergence of predictions (nats)",
+    "error_agreement": "share of common errors in one wrong class",
+}
+"""Titles of measures of `function_similarity`."""
 
 
 @dataclass(frozen=True)
@@ -133,3 +142,47 @@ def _grid(records: Sequence[Record], split: str, metric: str, named: str) -> Gri
     values = tuple(tuple(record.get(metric) for record in row) for row in rows)
     errors = tuple(tuple(error_of(record, metric) for record in row) for row in rows)
     return Grid(split, metric, tuple(layers), tuple(depths[layer] for layer in layers), tuple(columns), values, errors)
+
+
+def similarity_table(matrix: Similarity, width: int | None = None) -> Group:
+    """Return a matrix as a table for a terminal of `width` characters, in blocks if not all columns fit."""
+    rows = [
+        [printable(name), *(MISSING if value is None else _short_share(value) for value in row)]
+        for name, row in zip(matrix.rows, matrix.values, strict=True)
+    ]
+    head = {"steps": "step", "runs": "run"}.get(matrix.kind, "layer")
+    return blocks_of_columns((head,), [printable(name) for name in matrix.columns], rows, width)
+
+
+def similarity_title(matrix: Similarity) -> str:
+    """Return a one-line title of a matrix."""
+    if matrix.measure in FUNCTION_TITLES:
+        between = "checkpoints" if matrix.kind == "steps" else "last checkpoints of runs"
+        return f"{printable(matrix.split)}: {FUNCTION_TITLES[matrix.measure]}, {between}, {matrix.samples} rows"
+    about = {
+        "layers": f"layers of {matrix.checkpoint}",
+        "steps": f"layer {matrix.layer} by step",
+        "models": f"layers of {matrix.checkpoint} (rows) and {matrix.other} (columns)",
+    }[matrix.kind]
+    return printable(f"{matrix.split}: {matrix.measure.upper()}, {about}, {matrix.samples} rows")
+
+
+def similarities_json(matrices: Sequence[Similarity]) -> str:
+    """Return JSON Lines with one object per matrix."""
+    return "".join(to_json_line(matrix.to_record()) + "\n" for matrix in matrices)
+
+
+def similarities_csv(matrices: Sequence[Similarity]) -> str:
+    """Return CSV with one line per value: identity of the matrix, row, column, value."""
+    lines = []
+    for matrix in matrices:
+        names = ("kind", "measure", "split", "checkpoint", "step", "layer", "other")
+        identity = {name: getattr(matrix, name) for name in names}
+        for name, row in zip(matrix.rows, matrix.values, strict=True):
+            cells = zip(matrix.columns, row, strict=True)
+            lines += [{**identity, "row": name, "column": column, "value": value} for column, value in cells]
+    return to_csv(lines)
+
+
+def _short_share(value: float) -> str:
+    return f"{value:.3f}" if value == 0 or abs(value) >= 5e-3 else f"{value:.1e}"

@@ -1,5 +1,8 @@
-"""Conversion of records to a pandas data frame and to Parquet: one row per record, one column per name."""
+"""Formats of records: JSON Lines, CSV, and a pandas data frame or Parquet, with one column per name."""
 
+import csv
+import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from numbers import Integral, Real
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_probe.analysis import Comparison
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, in_cell, in_json
 from ckpt_probe.files import refuse_existing, replacing
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.plugins import require_extra
@@ -21,6 +24,21 @@ TEXT = frozenset({"checkpoint", "split", "route", "route_reason", "missing", "no
 """Names whose column is text even if no record has a value."""
 
 EXTRA = "frames"
+
+
+def to_json_line(record: Record) -> str:
+    """Return a record as a line of JSON, a missing value as null; raise ValueError for NaN, which JSON lacks."""
+    return in_json(json.dumps(record, allow_nan=False, ensure_ascii=False))
+
+
+def to_csv(records: Sequence[Record]) -> str:
+    """Return records as CSV with a header; columns are in order of appearance, missing values are empty."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([in_cell(name) for name in columns])
+    writer.writerows([_csv_cell(record.get(name)) for name in columns] for record in records)
+    return text.getvalue()
 
 
 @checked_keywords
@@ -90,3 +108,7 @@ def _kind(value: Any, where: str) -> str:
     if isinstance(value, str):
         return "text"
     raise DataError(f"{where} is a {type(value).__name__}; a record maps names to numbers, text, true or false")
+
+
+def _csv_cell(value: Any) -> Any:
+    return in_cell(value) if isinstance(value, str) else value
