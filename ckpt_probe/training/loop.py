@@ -159,7 +159,8 @@ def _stage(config: TrainingConfig, data: LabelledData, device: torch.device) -> 
     for name in _evaluated(config, data):
         data.split(name)
     torch.manual_seed(config.seed)
-    model = _model(config, data)
+    settings = config.model
+    model = build_model(settings.name, settings.arguments, input_shape=data.input_shape, classes=data.classes)
     # Two samples, because some layers do not accept a single one in training mode.
     sample = one_tensor(data.split("train").batch(slice(0, 2))[0], "training")
     _require_fit(config, data, model, sample)
@@ -206,11 +207,6 @@ def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor
     stage.optimizer.step()
     hold_zeros(stage.model, stage.start.masks)
     return rate, loss, logits, labels
-
-
-def _model(config: TrainingConfig, data: LabelledData) -> nn.Module:
-    settings = config.model
-    return build_model(settings.name, settings.arguments, input_shape=data.input_shape, classes=data.classes)
 
 
 def _order(config: TrainingConfig, samples: int, epoch: int) -> Tensor:
