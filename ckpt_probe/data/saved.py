@@ -59,13 +59,13 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     label, labels, names, notes = _labels(path, tables, arguments)
     tables = {split: tables[split] for split in labels}
     kind, columns = _input_columns(path, features, arguments, label)
-    preparation = image_preparation(arguments, hints) if kind == "image" else None
-    if preparation is not None:
-        splits, recorded = _of_images(path, tables, labels, columns[0], preparation, workers)
-    elif kind == "audio":
-        splits, recorded = _of_sound(path, tables, labels, columns[0], sound_preparation(arguments, hints), workers)
-    else:
+    preparation = None
+    if kind == "text":
         splits, recorded = _of_texts(tables, labels, columns, tokenization(arguments, hints))
+    else:
+        prepare = image_preparation if kind == "image" else sound_preparation
+        preparation = prepare(arguments, hints)
+        splits, recorded = _of_encoded(path, tables, labels, columns[0], preparation, workers)
     inputs, _ = first_samples(next(iter(splits.values())), 1)
     classes = len(names) if names else 1 + max(int(part.max()) for part in labels.values())
     chosen = {key: value for key, value in arguments.items() if key in COLUMNS}
@@ -78,7 +78,7 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
         arguments_used,
         names,
         tuple(notes),
-        preparation="" if preparation is None else preparation.described(shape),
+        preparation=preparation.described(shape) if isinstance(preparation, Preparation) else "",
         padding=padding_of(splits),
     )
 
@@ -141,7 +141,7 @@ class _Images:
     column: str
     labels: Tensor
     preparation: Preparation
-    decoding: Decoding
+    feature: Any
     directory: Path
     name: str
 
@@ -154,7 +154,9 @@ class _Images:
         source = encoded_source(value, self.directory, name)
         if source is None:
             raise Unreadable(f"{name} (no image)")
-        picture = read_picture(source, name, self.preparation.channels, self.decoding)
+        # `datasets` rotates and converts only images that it decodes.
+        decoding = Decoding(upright=True, mode=self.feature.mode) if self.feature.decode else Decoding()
+        picture = read_picture(source, name, self.preparation.channels, decoding)
         return self.preparation.prepare(picture), int(self.labels[number])
 
 
@@ -178,47 +180,28 @@ class _Texts:
         return (self[number] for number in range(len(self)))
 
 
-def _of_images(
+def _of_encoded(
     path: str,
     tables: Mapping[str, Any],
     labels: Mapping[str, Tensor],
     column: str,
-    preparation: Preparation,
+    preparation: Preparation | SoundPreparation,
     workers: int,
 ) -> tuple[dict[str, Split], dict[str, Any]]:
-    datasets = require_extra("datasets", "datasets")
-    splits: dict[str, Split] = {}
-    for split, table in tables.items():
-        # The decoding of `datasets` raises in the middle of a batch, and accepts any format.
-        encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        feature = table.features[column]
-        # `datasets` rotates and converts only images that it decodes.
-        decoding = Decoding(upright=True, mode=feature.mode) if feature.decode else Decoding()
-        images = _Images(encoded, column, labels[split], preparation, decoding, Path(path), f"{path}: {split}")
-        splits[split] = DatasetSplit(
-            images, labels=labels[split], collate=stacked, workers=workers, tolerance=TOLERANCE
-        )
-    return splits, preparation.arguments
-
-
-def _of_sound(
-    path: str,
-    tables: Mapping[str, Any],
-    labels: Mapping[str, Tensor],
-    column: str,
-    preparation: SoundPreparation,
-    workers: int,
-) -> tuple[dict[str, Split], dict[str, Any]]:
-    datasets = require_extra("datasets", "datasets")
+    """Return the splits of a column of images or sounds, and the arguments that were chosen automatically."""
     splits: dict[str, Split] = {}
     for split, table in tables.items():
         encoded, feature = table.select_columns([column]), table.features[column]
-        if type(feature).__name__ == "Audio":
-            encoded = encoded.cast_column(column, datasets.Audio(decode=False))
-        sounds = Sounds(encoded, column, labels[split], preparation, feature, Path(path), f"{path}: {split}")
-        splits[split] = DatasetSplit(
-            sounds, labels=labels[split], collate=preparation.collate, workers=workers, tolerance=TOLERANCE
-        )
+        if _kind(feature) in ("image", "audio"):
+            # The decoding of `datasets` raises in the middle of a batch, and accepts any format.
+            encoded = encoded.cast_column(column, type(feature)(decode=False))
+        source = (Path(path), f"{path}: {split}")
+        if isinstance(preparation, Preparation):
+            rows, collate = _Images(encoded, column, labels[split], preparation, feature, *source), stacked
+        else:
+            rows = Sounds(encoded, column, labels[split], preparation, feature, *source)
+            collate = preparation.collate
+        splits[split] = DatasetSplit(rows, labels=labels[split], collate=collate, workers=workers, tolerance=TOLERANCE)
     return splits, preparation.arguments
 
 
