@@ -166,7 +166,7 @@ def test_metrics_that_others_register_join_the_record(tmp_path: Path, monkeypatc
     one_class = analyze_features(features, np.zeros(90, dtype=int), weights)
     assert "angles.spread" in one_class["missing"].partition(": only one class has samples")[0].split(", ")
     table = records_table([{"split": "test", **record}])
-    assert "angle s.d." in [column.header for column in table.columns]
+    assert "angle s.d." in [str(column.header) for column in table.columns]
     assert "angles.spread                standard deviation" in metrics_list()
 
 

@@ -205,6 +205,7 @@ LOADING = """
 import os, signal, sys
 from ckpt_probe.__main__ import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script ignore it
 module, sys.argv = sys.argv[1], ["ckpt-probe", *sys.argv[2:]]
 left = [1]
 

@@ -323,7 +323,7 @@ def test_maps_of_layers_are_drawn_and_follow_the_slider(driver: Any, page_of_lay
     for key in keys:
         assert opened.execute_script(DRAWN, card(opened, key)) > 5, key
     found = card(opened, "layers-nc1.pinv")
-    assert len(found.find_elements("css selector", "g[aria-label=cells] rect")) == 4 * 4 + 1
+    assert len(found.find_elements("css selector", "g[aria-label=cells] rect")) == 3 * 4 + 1
     seen = []
     for place in (0, 3):
         slide(opened, place)
@@ -337,7 +337,7 @@ def test_maps_of_layers_are_drawn_and_follow_the_slider(driver: Any, page_of_lay
     assert "penultimate" in seen[1][1]
     slide(opened, 0)
     between = card(opened, "layers-cka")
-    assert "CKA of 4 layers" in between.find_element("css selector", ".plot").get_attribute("aria-label")
+    assert "CKA of 3 layers" in between.find_element("css selector", ".plot").get_attribute("aria-label")
     assert chromium.console(opened) == []
     assert chromium.requests(opened) == []
 
