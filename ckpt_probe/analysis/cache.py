@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.budget import require_regular
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import code_hash, replacing, write_text
 from ckpt_probe.moments import DetailedRecord
@@ -92,6 +93,7 @@ class CacheEntry:
     def read(self) -> list[DetailedRecord] | None:
         """Return the records; None if they are missing, damaged, or belong to other content or options."""
         try:
+            require_regular(self.file)
             cached = json.loads(self.file.read_text(encoding="utf-8"))
             identity = (self.key, self.content, _hash(cached["records"]))
             if (cached["key"], cached["content"], cached["sha256"]) != identity:
@@ -104,7 +106,7 @@ class CacheEntry:
                 return None
             influences = read_influences(stored, len(records))
             return [replace(record, influences=of) for record, of in zip(records, influences, strict=True)]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (CkptProbeError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, records: Sequence[DetailedRecord]) -> str | None:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -157,10 +158,11 @@ def _claim(path: Path, stale: float) -> Claim | Busy:
 def _live_holder(file: Path, stale: float) -> str | None:
     """Return a description of the process that holds a claim; None if it is dead or has just released it."""
     try:
-        with file.open("rb") as opened:
-            state, text = os.fstat(opened.fileno()), opened.read(4096).decode(errors="replace")
+        state, text = _contents(file)
     except OSError:
         return None if not file.exists() else "another process"
+    if not stat.S_ISREG(state.st_mode):
+        return None
     # An empty file was created but not written yet, perhaps by a process that died in between.
     holder = _parse(text)
     if holder is not None and holder.has_ended():
@@ -175,10 +177,19 @@ def _live_holder(file: Path, stale: float) -> str | None:
     return f"process {holder.process} of {holder.host}" if holder else "another process"
 
 
+def _contents(file: Path) -> tuple[os.stat_result, str]:
+    """Return the status and the text of a claim; a pipe in its place is not waited for, and has no text."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as opened:
+        state = os.fstat(descriptor)
+        content = opened.read(4096) if stat.S_ISREG(state.st_mode) else b""
+    return state, content.decode(errors="replace")
+
+
 def _read_holder(file: Path) -> "_Holder | None":
     """Return the holder of a claim, None if it cannot be read."""
     try:
-        return _parse(file.read_bytes()[:4096].decode(errors="replace"))
+        return _parse(_contents(file)[1])
     except OSError:
         return None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_probe.budget import require_regular
 from ckpt_probe.checkpoints import Member, fingerprint
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.files import code_hash, replacing, stamp_of
@@ -113,6 +114,7 @@ def cached(kind: str, identity: Any, cache: bool, compute: Callable[[], Arrays],
         progress.message(f"measurements are not cached: {error}")
         return compute()
     try:
+        require_regular(file)
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         if str(arrays.pop("key")) == key:

@@ -120,3 +120,13 @@ def test_a_cache_beside_the_dumps_is_neither_read_nor_written(tmp_path: Path) ->
     os.mkfifo(tmp_path / "dumps" / ".ckpt-probe-cache" / "step-1.json")
     assert len(list(analyze(tmp_path / "dumps", cache=True))) == 1
     assert [entry.name for entry in (tmp_path / "dumps" / ".ckpt-probe-cache").iterdir()] == ["step-1.json"]
+
+
+def test_a_pipe_in_the_cache_of_the_user_is_replaced_and_not_waited_for(tmp_path: Path, user_cache: Path) -> None:
+    dump(tmp_path / "step-1.h5")
+    [before] = analyze(tmp_path, cache=True)
+    [entry] = (user_cache / "records").glob("*.json")
+    entry.unlink()
+    os.mkfifo(entry)
+    assert list(analyze(tmp_path, cache=True)) == [before]
+    assert entry.is_file()

@@ -148,3 +148,11 @@ def test_a_process_of_another_container_of_the_same_name_is_not_looked_up_here(t
     (tmp_path / ".x.h5.claim-1").write_text(json.dumps(holder))
     with claimed(tmp_path / "x.h5") as claim:
         assert claim == Busy(f"process {2**22 + 1} of {socket.gethostname()}")
+
+
+def test_a_pipe_in_the_place_of_a_claim_is_taken_over_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".a.h5.claim-1")
+    (tmp_path / "a.h5").write_bytes(b"")
+    remove_abandoned(tmp_path)
+    with claimed(tmp_path / "a.h5") as claim:
+        assert not isinstance(claim, Busy)
