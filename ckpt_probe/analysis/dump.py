@@ -249,7 +249,7 @@ def _compute_unlabelled(view: SplitView, settings: Settings, context: Context) -
     reason = NEEDS_FEATURES
     if "centred" in settings.families and view.features is not None:
         try:
-            centred = centred_entropies(lambda: _one_class(rows()), moments, None, settings)
+            centred, _ = centred_entropies(lambda: _one_class(rows()), moments, None, settings)
             record[CENTRED_RANK] = float(centred.first(1.0).exp())
         except DataError as error:
             reason = str(error)

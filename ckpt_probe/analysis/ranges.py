@@ -132,8 +132,10 @@ class SharedSplits:
 def _accumulate(settings: Settings, part: Range) -> tuple[dict[str, Tensor], dict[str, Any], bool]:
     """Make the first pass over a range: state of the moments, numbers of the quality, whether anything predicts."""
     with open_dump(part.dump) as dump:
+        view = dump[part.split]
+        before = view.read(view.labels, slice(0, part.start)) if settings.errors else None
         try:
-            moments, quality, predictions = accumulate(part.blocks(dump), dump.weights, dump.bias, settings)
+            moments, quality, predictions = accumulate(part.blocks(dump), dump.weights, dump.bias, settings, before)
         except DataError as error:
             raise _located(error, part) from error
         return moments.state_dict(), quality.to_numbers(), predictions.available

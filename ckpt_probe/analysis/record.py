@@ -24,10 +24,11 @@ from ckpt_probe.metrics.gram import Array
 from ckpt_probe.metrics.stochastic import MOST
 from ckpt_probe.moments import MEMORY, DetailedRecord, Moments, registry
 from ckpt_probe.moments.accumulator import rows_at_once
+from ckpt_probe.moments.centred import centred_levels
 from ckpt_probe.moments.documents import DocumentNumbers
 from ckpt_probe.moments.entropies import LevelEntropies
-from ckpt_probe.moments.errors import RecordWithErrors
-from ckpt_probe.moments.inputs import Inputs
+from ckpt_probe.moments.errors import RecordWithErrors, Sample
+from ckpt_probe.moments.inputs import CentredParts, Inputs
 from ckpt_probe.moments.quality import LinearHead, Quality, Scored, double
 from ckpt_probe.moments.record import compute_record
 from ckpt_probe.moments.registry import (
@@ -227,14 +228,25 @@ def compute_from_first_pass(
     )
 
 
-def accumulate(blocks: Blocks, weights: Array | None, bias: Array | None, settings: Settings) -> FirstPass:
+def accumulate(
+    blocks: Blocks, weights: Array | None, bias: Array | None, settings: Settings, before: Array | None = None
+) -> FirstPass:
     """Make the first pass: add up class moments and quality, and remember predicted classes for the second pass.
+
+    Args:
+        blocks: Called without arguments, starts a pass over the rows.
+        weights: Classifier weights, shape (C, D).
+        bias: Classifier bias, shape (C,).
+        settings: Options of the analysis.
+        before: Labels of the rows before these, shape (n,), if these are a range of a split.
 
     Raises:
         DataError: If a row is invalid.
     """
     head, families = LinearHead.of(weights, bias), settings.families
     moments = settings.moments(None if head is None else len(head.weights))
+    if before is not None:
+        moments.follow(before)
     quality, predictions = Quality(), Predictions(head, settings.memory // PREDICTED_SHARE)
     if head is not None and not SCORED & families:
         blocks = without_scores(blocks)
@@ -342,7 +354,8 @@ def compute_from_moments(
         inputs.unavailable[registry.CENTRED] = NEEDS_FEATURES
     elif "centred" in families and blocks is not None:
         try:
-            inputs.centred = centred_entropies(blocks, moments, weights, settings)
+            entropies = centred_entropies(blocks, moments, weights, settings, inputs.sample)
+            inputs.centred, inputs.centred_parts = entropies
         except DataError as error:
             inputs.unavailable[registry.CENTRED] = str(error)
     if inputs.sample is not None and context.train_means is not None:
@@ -465,28 +478,29 @@ def _compare_with_means(
     return counts, None
 
 
-def centred_entropies(blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings) -> LevelEntropies:
-    """Compute the entropies at sample level of the features minus their mean.
+def centred_entropies(
+    blocks: Blocks, moments: Moments, weights: Array | None, settings: Settings, sample: Sample | None = None
+) -> tuple[LevelEntropies, CentredParts]:
+    """Compute the entropies at sample level of the features minus their mean, as `centred_levels`.
 
     Args:
         blocks: Called without arguments, starts a new pass over the rows.
         moments: Class moments of the rows, which contain their mean.
         weights: Classifier weights, shape (C, D).
         settings: Options of the analysis.
+        sample: Rows for standard errors, or None.
 
     Raises:
         DataError: If the centred features have no direction, as when all of them are equal.
     """
-    rows = without_scores(blocks)
+    rows, origin = without_scores(blocks), _Origin.of(blocks)
 
-    def centred() -> Iterable[tuple[Tensor, Tensor]]:
+    def with_documents() -> Iterable[tuple[Array, Array, Array | None]]:
+        origin.position = 0
         for features, labels, _ in rows():
-            yield moments.centred(features), as_labels(labels)
+            yield features, labels, origin.next_block(len(features))[1] if sample is not None else None
 
-    shifted = Moments(moments.classes, memory=settings.memory, only=["sample"], precision=settings.precision)
-    for features, labels in centred():
-        shifted.update(features, labels)
-    try:
-        return shifted.inputs(weights, rows=centred, sampling=settings.sampling).sample_level
-    except DataError as error:
-        raise DataError(f"less their mean, {error}") from error
+    def empty() -> Moments:
+        return Moments(moments.classes, memory=settings.memory, only=["sample"], precision=settings.precision)
+
+    return centred_levels(moments, weights, with_documents, empty, settings.sampling, settings.exact_limit, sample)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ckpt_probe.moments.inputs import Inputs
 from ckpt_probe.moments.record import DetailedRecord, Value, compute_record
 from ckpt_probe.moments.registry import SCATTER, UNIT_ROWS, chosen_families, requirements
 from ckpt_probe.moments.state import HALVES, Sums, divided_state, require_state, require_subset
-from ckpt_probe.moments.subset import RowSubset, priorities
+from ckpt_probe.moments.subset import RowSubset, halves_of
 
 AnyRows = Callable[[], Iterable[tuple[Array, Array]]]
 """Starts a new pass over blocks of features (n, D) and labels (n,), numpy or torch, with the same rows each time."""
@@ -92,6 +93,7 @@ class Moments:
         self.subset = RowSubset(subset, seed) if subset else None
         self._parts: list[Sums] = []
         self._merged: Scatter | None = None
+        self._before = torch.zeros(0, dtype=torch.int64)  # rows of each class that another accumulator has
 
     @property
     def samples(self) -> int:
@@ -132,12 +134,16 @@ class Moments:
         scatter = self._scatter()
         return scatter.counts.to(torch.float64) @ scatter.means / scatter.counts.sum() * scatter.unit
 
-    def centred(self, features: Array) -> Tensor:
+    def centred(self, features: Array, half: int | None = None) -> Tensor:
         """Return rows (n, D) minus the mean of all rows, in the unit of the moments, float64 on their device.
 
         Rows that are no longer than the rounding of the mean become zero.
+
+        Args:
+            features: Rows, (n, D).
+            half: 0 or 1 for the mean of this half in place of that of all rows.
         """
-        scatter = self._scatter()
+        scatter = self._scatter() if half is None else self._parts[half].scatter
         rows = where_float64_is(as_tensor(features, "features").detach()).to(self.device, torch.float64)
         shares = scatter.counts.to(torch.float64) / scatter.counts.sum()
         length = float((shares * scatter.lengths.square()).sum().sqrt())
@@ -168,7 +174,7 @@ class Moments:
             return
         positions = _checked_numbers(indices, "indices", len(rows))
         owners = _checked_numbers(documents, "documents", len(rows))
-        halves = self._halves_of(numbers, owners) if self.halves else None
+        halves = halves_of(numbers, owners, [self._counts(), self._before]) if self.halves else None
         if self.subset is not None:
             if positions is None:
                 positions = torch.arange(self.samples, self.samples + len(rows))
@@ -183,6 +189,10 @@ class Moments:
         rows, numbers, first = rows.index_select(0, order), numbers[order], len(rows) - int(halves.sum())
         self._add(parts[0], rows[:first], numbers[:first], size)
         self._add(parts[1], rows[first:], numbers[first:], size)
+
+    def follow(self, labels: Array | Sequence[int]) -> None:
+        """Divide rows into halves as if rows of some labels (n,), which another accumulator has, had come before."""
+        self._before = torch.bincount(as_labels(labels).to(torch.int64).cpu())
 
     def merge(self, other: "Moments") -> None:
         """Add the rows of another accumulator.
@@ -261,36 +271,9 @@ class Moments:
         )
         return RecordWithErrors(detailed.record, detailed.influences) if errors else detailed.record
 
-    def read(
-        self,
-        weights: Array | None = None,
-        bias: Array | None = None,
-        *,
-        rows: AnyRows | None = None,
-        orders: Sequence[float] = (),
-        sampling: Sampling | None = None,
-        details: bool = False,
-        only: str | Iterable[str] | None = None,
-        min_samples: int = 1,
-        label_rows: Array | None = None,
-        exact_limit: int | None = None,
-        errors: bool = False,
-    ) -> DetailedRecord:
+    def read(self, weights: Array | None = None, bias: Array | None = None, **options: Any) -> DetailedRecord:
         """Compute the record and its details, with the arguments of `inputs`."""
-        inputs = self.inputs(
-            weights,
-            bias,
-            rows=rows,
-            orders=orders,
-            sampling=sampling,
-            details=details,
-            only=only,
-            min_samples=min_samples,
-            label_rows=label_rows,
-            exact_limit=exact_limit,
-            errors=errors,
-        )
-        return compute_record(inputs)
+        return compute_record(self.inputs(weights, bias, **options))
 
     def inputs(
         self,
@@ -384,7 +367,7 @@ class Moments:
 
     def reset(self) -> None:
         """Remove all rows, and continue with the same settings."""
-        self._parts, self._merged = [], None
+        self._parts, self._merged, self._before = [], None, torch.zeros(0, dtype=torch.int64)
         if self.subset is not None:
             self.subset = RowSubset(self.subset.size, self.subset.seed)
 
@@ -431,20 +414,6 @@ class Moments:
             part.scatter.update(block)
             if part.unit is not None:
                 part.unit.update(block)
-
-    def _halves_of(self, labels: Tensor, documents: Tensor | None) -> Tensor:
-        """Return 0 or 1 for each row: alternately within each class, or by document."""
-        if documents is not None:
-            return torch.from_numpy((priorities(documents, 0) & 1).astype("int64")).to(labels.device)
-        order = torch.argsort(labels, stable=True)
-        present, each, sizes = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
-        before = torch.zeros(int(present[-1]) + 1, dtype=torch.int64, device=labels.device)
-        counts = self._counts()[: len(before)]
-        before[: len(counts)] = counts
-        offsets = torch.arange(len(order), device=labels.device) - (sizes.cumsum(0) - sizes)[each]
-        halves = torch.empty_like(labels)
-        halves[order] = (before[labels[order]] + offsets) % 2
-        return halves
 
     def _started(self, features: int, device: torch.device) -> list[Sums]:
         self.device, self._merged = self.device or device, None

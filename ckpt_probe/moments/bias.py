@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NO_HALVES = "rows were not accumulated by halves (`halves=True`)"
 NO_HALF = "a half of the rows has no value"
 NOT_ACCUMULATED = "needs further passes over each half"
+OF_ABSOLUTE_VALUES = "it is a mean of absolute values, whose bias does not fall as 1/N"
 TOO_SMALL = "the sample is too small for this number: its bias does not fall as 1/N"
 UNCHECKED = (
     "the sample may be too small for this number: its bias exceeds 5 standard errors, and too few rows were kept to "
@@ -30,6 +31,9 @@ UNCHECKED = (
 )
 MOST_PARTS = 8
 """Largest factor between all rows and the rows of a part that stands for a quarter."""
+
+ENOUGH_ROWS = 512
+"""Rows of such a part that suffice, where they are at least 1/8 of all rows: the joint matrix of few rows is small."""
 
 MANY_ERRORS = 5
 """Standard errors that a bias must exceed to be stated if it cannot be checked by quarters."""
@@ -64,7 +68,11 @@ def bias_of(
     assert sample is not None
     halves: list[Values] = []
     if inputs.halves and not sample.single and sample.reason is None:
-        halves = [_of_part(half(inputs.present), inputs, values_of, metrics) for half in inputs.halves]
+        parts = [half(inputs.present) for half in inputs.halves]
+        if inputs.centred_parts is not None:
+            for part, entropies in zip(parts, inputs.centred_parts.halves, strict=False):
+                part.centred = entropies
+        halves = [_of_part(part, inputs, values_of, metrics) for part in parts]
     biases: dict[str, Bias] = {}
     for name, metric in metrics.items():
         value, reason = values[name], sample.reason_of(metric)
@@ -95,8 +103,8 @@ def _bias(name: str, metric: Metric, value: Any, inputs: "Inputs", halves: list[
         # Means of other rows do not depend on the rows that are compared with them.
         same_means = inputs.nearest_train is inputs.nearest
         return _of_nearest_means(name.removesuffix("_train_means"), inputs) if same_means else (0.0, None)
-    if CENTRED in metric.requires or name == "ece":
-        return None, NOT_ACCUMULATED
+    if name == "ece":
+        return None, OF_ABSOLUTE_VALUES
     if LOGITS in metric.requires:
         return 0.0, None
     mean = _mean_of(name, halves)
@@ -124,7 +132,8 @@ def _mean_of(name: str, parts: list[Values]) -> float | None:
 
 def _of_part(part: "Inputs", inputs: "Inputs", values_of: ValuesOf, names: Iterable[str]) -> Values:
     """Return the metrics of some names of a part of the rows; empty if they cannot be computed."""
-    part.provided = set(inputs.provided) - {LOGITS, SECOND_PASS, CENTRED, TRAIN_MEANS, DOCUMENTS}
+    part.provided = set(inputs.provided) - {LOGITS, SECOND_PASS, TRAIN_MEANS, DOCUMENTS}
+    part.provided -= {CENTRED} if part.centred is None else set()
     part.unavailable = dict(inputs.unavailable)
     part.outside_mean = inputs.outside_mean
     try:
@@ -155,7 +164,10 @@ def _checked(
     for chosen in parts:
         if int(sample.labels[chosen].max()) < int(inputs.present.max()):
             return unchecked  # A part without a row of the last class.
-        part = inputs.of_rows(sample.features[chosen], sample.labels[chosen], inputs.present)
+        rows, labels = sample.features[chosen], sample.labels[chosen]
+        part = inputs.of_rows(rows, labels, inputs.present)
+        if inputs.centred_parts is not None:
+            part.centred = inputs.centred_parts.of_rows(rows, labels)
         of_parts.append(_of_part(part, inputs, values_of, suspects))
     ratio = inputs.samples / (sum(len(chosen) for chosen in parts) / len(parts))
     checked: dict[str, Bias] = {}
@@ -216,4 +228,5 @@ def _quarters(inputs: "Inputs") -> list[Tensor]:
     share = min(0.25, float((sizes / counts.clamp(min=1))[counts > 0].min()))
     if share * MOST_PARTS < 1:
         return []
+    share = min(share, max(1 / MOST_PARTS, ENOUGH_ROWS / inputs.samples))
     return [(ranks < (share * counts)[labels].floor()).nonzero().squeeze(1)]

@@ -289,13 +289,20 @@ class UnitMoments:
     def sizes(self) -> Tensor:
         """Return the number of rows with a direction in each class, (C,), float64; with gradient after `along`."""
         counts = self.counts.double()
-        return counts if self.sample is None else counts.index_add(0, self.sample[1], self.sample[2])
+        if self.sample is None:
+            return counts
+        _, labels, weights = self.sample
+        return counts.index_add(0, labels, weights - weights.detach())
 
     def along(self, sample: "Sample") -> "UnitMoments":
         """Return the moments with a sample of rows, along whose weights spectra have gradients."""
         moved = copy.copy(self)
         rows, directed = directions(sample.features)
-        moved.sample = (rows, sample.labels[directed], sample.weights[directed])
+        weights = sample.weights
+        if rows.requires_grad:
+            # All rows move with their mean: those of the sample stand for all others.
+            weights = weights + sample.design.shares.to(weights) * sample.design.samples
+        moved.sample = (rows, sample.labels[directed], weights[directed])
         return moved
 
     def update(self, block: Grouped) -> None:

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.metrics.entropy import entropy_of_spectrum, without_small
-from ckpt_probe.metrics.gradients import linear
 from ckpt_probe.metrics.gram import directions, require_directions
 from ckpt_probe.metrics.information import Entropies
 from ckpt_probe.metrics.stochastic import Estimate, Sampling, estimate_entropies
 from ckpt_probe.moments import spectra
 from ckpt_probe.moments.class_sums import UnitMoments, dense_limit
 from ckpt_probe.moments.grouping import Grouped, RowBlocks
-from ckpt_probe.moments.influences import InfluencesOfOrder, influences_of_rows
+from ckpt_probe.moments.influences import ROWS, ROWS_OF_SAMPLED, InfluencesOfOrder, influences_of_rows, linear
 from ckpt_probe.moments.registry import DEFAULT, Undefined
 from ckpt_probe.moments.sampling import JointOperator, MomentsOperator
 from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Route, choose_route
@@ -22,6 +21,9 @@ from ckpt_probe.moments.spectra import GRAM, MOMENTS, RANK_ONE, STOCHASTIC, Rout
 NO_WEIGHTS = "no classifier weights"
 UNRESOLVED = "sampling does not resolve the eigenvalues that decide this order"
 ZERO_ENTROPY = "the entropy in its denominator is zero up to rounding"
+
+MANY_EIGENVECTORS = 1024
+"""Side of a joint matrix above which the influences of some rows take far less work than all eigenvectors."""
 
 
 @dataclass(frozen=True)
@@ -165,22 +167,25 @@ def sample_level(unit: UnitMoments, weights: Tensor | None, rows: RowBlocks | No
     side = unit.second.shape[1] * V.shape[1]
     needed, readable = unit.needed(), rows is not None
     route = choose_route(samples, side, kind=unit.kind, limit=options.limit, needed=needed, rows=readable)
-    estimate = along = None
+    estimate = along = operator = None
+    present = mask.nonzero().squeeze(1)
+    sample = None if unit.sample is None else spectra.sample_of_classes(unit, present)
+    many = sample is not None and min(samples, side) > MANY_EIGENVECTORS and not sample[0].requires_grad
+    if route.name == STOCHASTIC or many:
+        operator = _operator(unit, mask, heads, V, rows, options)
+    if operator is not None and sample is not None and sample[0].requires_grad:
+        along = (lambda order, entropy: torch.full_like(sample[2], torch.nan)), sample[2]
+    elif operator is not None and sample is not None:
+        most = ROWS_OF_SAMPLED if route.name == STOCHASTIC else ROWS
+        along, sample = (influences_of_rows(operator, samples, *sample[:2], most), sample[2]), None
     if route.name == GRAM:
-        present = mask.nonzero().squeeze(1)
-        sample = None if unit.sample is None else spectra.sample_of_classes(unit, present)
         eigenvalues["joint"] = spectra.of_joint_gram(unit.rows_where(mask), heads, sample)
     elif route.name == MOMENTS:
-        eigenvalues["joint"] = spectra.of_joint_moments(unit, mask.nonzero().squeeze(1), V)
+        eigenvalues["joint"] = spectra.of_joint_moments(unit, present, V, sample)
+    elif route.name == STOCHASTIC and operator is not None:
+        estimate = _sample(operator, eigenvalues, options)
     elif route.name == STOCHASTIC:
-        operator = _operator(unit, mask, heads, V, rows, options)
-        if operator is None:
-            route = Route(None, "sampling needs classifier rows that are no wider than the features, or fewer")
-        else:
-            estimate = _sample(operator, eigenvalues, options)
-            if unit.sample is not None:
-                sampled = spectra.sample_of_classes(unit, mask.nonzero().squeeze(1))
-                along = influences_of_rows(operator, samples, *sampled[:2]), sampled[2]
+        route = Route(None, "sampling needs classifier rows that are no wider than the features, or fewer")
     return _entropies_of(eigenvalues, options, route, estimate, left_out, along)
 
 
@@ -296,8 +301,8 @@ def _entropies_of(
         joint = entropy_of_spectrum(eigenvalues["joint"], alpha=order) if "joint" in eigenvalues else None
         if estimate is not None:
             joint = first.new_tensor(estimate.entropies[order]) if order in estimate.entropies else None
-            if joint is not None and along is not None and along[1].requires_grad:
-                joint = linear(joint, along[1], along[0](order, float(joint)))
+        if joint is not None and along is not None and along[1].requires_grad:
+            joint = linear(joint, along[1], along[0](order, float(joint)))
         other = entropy_of_spectrum(second[0], alpha=order) if second else None
         entropies[order] = (entropy_of_spectrum(first, alpha=order), other, joint)
     return LevelEntropies(entropies, eigenvalues, route, estimate, left_out)

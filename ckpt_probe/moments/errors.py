@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ckpt_probe.metrics.gradients import linear
+from ckpt_probe.moments.influences import linear
 from ckpt_probe.moments.registry import COMPUTING_ERROR, LOGITS, MEANS, OUTSIDE, SCATTER, SECOND_PASS, Metric
 from ckpt_probe.moments.subset import RowSubset
 
@@ -34,7 +34,16 @@ FIXED = "it does not depend on the rows"
 OF_COMPUTATION = "it is an error of the computation"
 NO_SPREAD = "all rows have equal influence, up to rounding"
 NOT_FINITE = "its gradient is not finite here"
+AT_MAXIMUM = "classes are equally frequent within their error, where its gradient vanishes: the interval is too wide"
+SEVERAL_MAXIMA = "the maxima of two classes differ by less than their error: the interval is too narrow"
 LOGITS_AT_ONCE = 2**21
+
+FEW_OF_CLASS, FEW_EFFECTIVE = 30, 50
+"""Rows of a class, and normal rows that would determine a variance as well, below which standard errors are wider."""
+
+NORMAL, NORMAL_SHARE = 1.959964, 0.975
+"""Quantile of the normal distribution to which standard errors refer, and its share."""
+
 EQUAL = 1e-9
 """Influences relative to the value, or to their terms, up to which they are rounding."""
 
@@ -70,13 +79,53 @@ class Design:
         values = values - self.shares @ values
         if self.documents is not None:
             return self._by_documents(values)
-        labels = torch.unique(self.labels, return_inverse=True)[1]
-        sizes = torch.bincount(labels)
+        labels, sizes = self._classes
         if self.fixed and bool((sizes > 1).all()):
             sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, labels, values)
             values = (values - (sums / sizes)[labels]) * (sizes / (sizes - 1)).sqrt()[labels]
             return math.sqrt(float(self.shares @ values.square()) / self.samples)
         return math.sqrt(float(self.shares @ values.square()) / (self.samples - 1))
+
+    @cached_property
+    def _classes(self) -> tuple[Tensor, Tensor]:
+        """Return the class of each row from 0, (m,), and the number of rows of each class."""
+        labels = torch.unique(self.labels, return_inverse=True)[1]
+        return labels, torch.bincount(labels)
+
+    def widening(self, influences: Tensor) -> float:
+        """Return the factor by which few rows widen the standard error of a metric that is not linear; 1 for many rows.
+
+        The influences of a class of n < `FEW_OF_CLASS` rows are multiplied by n/(n−1), as if each row had been left out
+        of the mean of its class (MacKinnon and White 1985). The variance of m influences of kurtosis k is known as that
+        of ν = 2m/(k−1) normal ones; below `FEW_EFFECTIVE`, 1.96 becomes the quantile of Student's t.
+        """
+        from scipy.special import stdtrit  # a heavy import
+
+        known = influences.isfinite()
+        if not bool(known.all()):
+            return self._of(known).widening(influences[known])
+        labels, sizes = self._classes
+        if self.documents is not None or int(sizes.min()) < 2:
+            return 1.0
+        values = influences.double() - self.shares @ influences.double()
+        means = (torch.zeros(len(sizes), dtype=torch.float64).index_add(0, labels, values) / sizes)[labels]
+        within, between = (values - means).square(), 0.0 if self.fixed else self.shares @ means.square()
+        left_out = torch.where(sizes < FEW_OF_CLASS, sizes / (sizes - 1), 1.0)[labels]
+        wider = (self.shares @ (within * left_out.pow(1 if self.fixed else 2)) + between) / (
+            self.shares @ within + between
+        )
+        values = values - means if self.fixed else values
+        kurtosis = float(self.shares @ values.pow(4) / (self.shares @ values.square()).square())
+        effective = 2 * len(values) / max(kurtosis - 1, 1e-9)
+        student = float(stdtrit(effective, NORMAL_SHARE)) / NORMAL if effective < FEW_EFFECTIVE else 1.0
+        return math.sqrt(float(wider)) * student
+
+    @property
+    def equal_shares(self) -> bool:
+        """Return whether the numbers of rows of the classes differ by no more than those of equally frequent ones."""
+        shares = torch.zeros(len(self._classes[1]), dtype=torch.float64).index_add(0, self._classes[0], self.shares)
+        distance = self.samples * float((shares * len(shares) - 1).square().sum()) / len(shares)
+        return distance < len(shares) - 1 + 2 * math.sqrt(2 * (len(shares) - 1))
 
     def same_rows(self, other: "Design") -> bool:
         """Return whether both have the same rows with equal labels."""
@@ -274,9 +323,9 @@ class Sample:
             confidence.append(highest.values.exp())
         return Scores(torch.cat(predicted), torch.cat(losses), torch.cat(confidence))
 
-    def linear(self, value: float | Tensor) -> float | Tensor:
+    def linear(self, value: Any) -> Any:
         """Return a value with its gradient along the weights computed, for several metrics that are functions of it."""
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not value.requires_grad:
             return value
         (gradient,) = torch.autograd.grad(value, self.weights, retain_graph=True)
         return linear(value.detach(), self.weights, gradient)

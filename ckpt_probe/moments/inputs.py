@@ -1,7 +1,7 @@
 """Inputs of metrics: class means, scatter and entropies, each of which is computed when a metric first uses it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,9 +21,9 @@ from ckpt_probe.moments.entropies import (
     sample_level,
     within_level,
 )
-from ckpt_probe.moments.errors import ONE_CLASS, Sample
+from ckpt_probe.moments.errors import AT_MAXIMUM, ONE_CLASS, SEVERAL_MAXIMA, Sample
 from ckpt_probe.moments.grouping import RowBlocks
-from ckpt_probe.moments.registry import COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Undefined
+from ckpt_probe.moments.registry import COINCIDE, FROM_MOMENTS, MEANS, WEIGHTS, Metric, Undefined
 
 if TYPE_CHECKING:
     from ckpt_probe.moments.documents import DocumentNumbers
@@ -44,6 +44,19 @@ class Pairs:
     distances: pairs.Cdnv
     angles: pairs.Equiangular
     evenness: pairs.Uniformity
+
+
+@dataclass(frozen=True)
+class CentredParts:
+    """Entropies at sample level of parts of the rows minus the mean of the part.
+
+    Attributes:
+        halves: Those of each half, None for one without rows; empty without halves.
+        of_rows: Function that returns those of other rows (n, D) with labels (n,).
+    """
+
+    halves: list[LevelEntropies | None]
+    of_rows: Callable[[Tensor, Tensor], LevelEntropies]
 
 
 class NearestMeans(Protocol):
@@ -82,6 +95,7 @@ class Inputs:
         nearest: Nearest class means, for `SECOND_PASS`.
         nearest_train: Nearest class means of the training split, for `TRAIN_MEANS`.
         centred: Entropies at sample level of centred features, for `CENTRED`.
+        centred_parts: Those of parts of the rows, minus their own means, or None.
         outside_mean: Mean feature of outside data, (D,), for `OUTSIDE`.
         sample: Rows along whose weights all inputs have gradients; None if no errors are requested.
         halves: Functions that return the inputs of each half of the rows for the labels of the present classes.
@@ -117,6 +131,7 @@ class Inputs:
         self.nearest: NearestMeans | None = None
         self.nearest_train: NearestMeans | None = None
         self.centred: LevelEntropies | None = None
+        self.centred_parts: CentredParts | None = None
         self.outside_mean: Tensor | None = None
         self.sample: Sample | None = None
         self.halves: list[Callable[[Tensor], Inputs]] = []
@@ -251,7 +266,13 @@ class Inputs:
     def sample_level(self) -> LevelEntropies:
         """Return the entropies of all samples: features, and the weight rows of their labels."""
         assert self.unit is not None
-        return sample_level(self.unit, self._label_rows, self._blocks, self.options)
+        level = sample_level(self.unit, self._label_rows, self._blocks, self.options)
+        if self.sample is None or self.sample.reason is not None:
+            return level
+        # Several metrics use each entropy, and its way back to the rows is long.
+        entropies = {order: tuple(map(self.sample.linear, each)) for order, each in level.entropies.items()}
+        eigenvalues = {name: values.detach() for name, values in level.eigenvalues.items()}
+        return replace(level, entropies=entropies, eigenvalues=eigenvalues)
 
     @cached_property
     def class_level(self) -> LevelEntropies:
@@ -272,6 +293,18 @@ class Inputs:
         if not len(self.within_classes.labels):
             raise Undefined(FEW_CLASSES)
         return self.within_classes.entropies[order]
+
+    def doubt(self, metric: Metric) -> str | None:
+        """Return the reason why intervals of a metric with a standard error do not hold 95 % of draws, or None."""
+        assert self.sample is not None
+        if metric.name == "sample.entropy_weights" and self.sample.design.equal_shares:
+            return AT_MAXIMUM
+        if metric.name != "within.entropy_max":
+            return None
+        lead = self.within(1.0).topk(min(2, len(self.present))).values.diff().neg().sum()
+        influences, _ = self.sample.influence(metric, lead)
+        error = None if influences is None else self.sample.design.stderr(influences)
+        return SEVERAL_MAXIMA if error is not None and float(lead.detach()) < 2 * error else None
 
     @property
     def _shares(self) -> Tensor:

@@ -18,7 +18,16 @@ from ckpt_probe.moments.entropies import NO_WEIGHTS, LevelEntropies
 from ckpt_probe.moments.errors import FEW_DOCUMENTS, FIXED, NO_GRADIENT, Influences, Sample
 from ckpt_probe.moments.inputs import Inputs, spreads
 from ckpt_probe.moments.portrait import Portrait, portrait_of
-from ckpt_probe.moments.registry import MEANS, REFERENCES, WEIGHTS, Metric, Undefined, evaluate_metrics
+from ckpt_probe.moments.registry import (
+    LOGITS,
+    MEANS,
+    REFERENCES,
+    SECOND_PASS,
+    WEIGHTS,
+    Metric,
+    Undefined,
+    evaluate_metrics,
+)
 
 Value = float | int | str | None
 
@@ -152,7 +161,12 @@ def _put_errors(
                 influences[name] = of_rows
                 error, reason = sample.stderr(float(value or 0.0), of_rows)
         if error is not None:
-            error = math.hypot(error, _computing_error(name, levels))
+            # Accuracy, loss and calibration are means of rows, whose standard error is the usual one.
+            linear = LOGITS in metric.requires and SECOND_PASS not in metric.requires
+            factor = 1.0 if linear else sample.design.widening(influences[name])
+            error = math.hypot(factor * error, _computing_error(name, levels))
+            if (doubt := inputs.doubt(metric)) is not None:
+                record.reasons.setdefault(doubt, []).append(f"{name}_stderr")
         if reason in (FIXED, NO_GRADIENT):
             without[name] = reason
         record.put(f"{name}_stderr", error, reason or "undefined here")

@@ -108,22 +108,27 @@ def of_joint_gram(rows: Grouped, heads: Tensor, sample: tuple[Tensor, Tensor, Te
         return spectrum(joint.div_(len(rows.rows)))
     values, vectors = _eigenpairs(joint.div_(len(rows.rows)))
     sampled, classes, weights = sample
-    products = sampled @ rows.rows.T
-    for part, labels in zip(products.split(ROWS_AT_ONCE), classes.split(ROWS_AT_ONCE), strict=True):
-        part.mul_(similarity[labels][:, each])
-    squares = (products @ vectors).square() / (len(rows.rows) * values)
+    products = [
+        (part @ rows.rows.T).mul_(similarity[labels][:, each]) @ vectors
+        for part, labels in zip(sampled.split(ROWS_AT_ONCE), classes.split(ROWS_AT_ONCE), strict=True)
+    ]
+    squares = torch.cat(products).square() / (len(rows.rows) * values)
     return _moved(values, squares, weights, len(rows.rows))
 
 
-def of_joint_moments(unit: UnitMoments, labels: Tensor, V: Tensor) -> Tensor:
+def of_joint_moments(
+    unit: UnitMoments, labels: Tensor, V: Tensor, sample: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Tensor:
     """Return the eigenvalues of Σ_c S_c ⊗ v_c v_cᵀ / N, which are the non-zero ones of (K1 ⊙ K2)/N.
 
     Args:
         unit: Second moments S_c of unit rows by class.
         labels: Labels of the classes, (k,).
         V: Matrix (k, r) with V Vᵀ = Ŵ Ŵᵀ.
+        sample: As `of_joint_gram`.
     """
-    second = unit.of_classes(labels)
+    samples = int(unit.counts[labels].sum())
+    second = unit.of_classes(labels).div_(samples)
     features, rank = second.shape[1], V.shape[1]
     joint = second.new_zeros(rank, features, rank, features)
     flat = second.reshape(len(labels), -1)
@@ -131,19 +136,15 @@ def of_joint_moments(unit: UnitMoments, labels: Tensor, V: Tensor) -> Tensor:
         blocks = ((V[:, a, None] * V[:, : a + 1]).T @ flat).reshape(a + 1, features, features)
         # Only the lower triangle of a symmetric matrix is read.
         joint[a, :, : a + 1] = blocks.transpose(0, 1)
-    side = rank * features
-    samples = int(unit.counts[labels].sum())
-    # In place, because this may be the largest matrix.
-    matrix = joint.reshape(side, side).div_(samples)
-    if unit.sample is None:
+    matrix = joint.reshape(rank * features, -1)
+    if sample is None:
         return spectrum(matrix)
     values, vectors = _eigenpairs(matrix)
-    sampled, classes, weights = sample_of_classes(unit, labels)
-    squares = vectors.new_empty(len(sampled), len(values))
+    sampled, classes, weights = sample
+    squares, by_label = vectors.new_empty(len(sampled), len(values)), vectors.mT.reshape(len(values), rank, features)
     for number in classes.unique().tolist():
         # The vectors φ = v_c ⊗ x of a class have one factor in common.
-        of_class = torch.tensordot(V[number], vectors.reshape(rank, features, -1), dims=1)
-        squares[classes == number] = (sampled[classes == number] @ of_class).square()
+        squares[classes == number] = (sampled[classes == number] @ (V[number] @ by_label).mT).square()
     return _moved(values, squares, weights, samples)
 
 
@@ -215,8 +216,8 @@ def _sample_of(unit: UnitMoments, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues (k,) that are more than the rounding of the largest one, and unit eigenvectors (m, k)."""
     values, vectors = torch.linalg.eigh(matrix)
-    present = values > _small(values)
-    return values[present], vectors[:, present]
+    absent = int((values <= _small(values)).sum())
+    return values[absent:], vectors[:, absent:]
 
 
 def _small(values: Tensor) -> Tensor:
@@ -225,7 +226,8 @@ def _small(values: Tensor) -> Tensor:
 
 def _moved(values: Tensor, squares: Tensor, weights: Tensor, samples: int) -> Tensor:
     """Return eigenvalues (k,) as functions of the weights (m,) of rows, whose squares (u·φ)² are (m, k)."""
-    return values + weights @ (squares - values) / samples
+    change = (weights @ squares - weights.sum() * values) / samples
+    return values + (change - change.detach())
 
 
 def _moved_by_class(unit: UnitMoments, labels: Tensor, values: Tensor, vectors: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Each row has a random priority that depends on its index and the seed alone. The
 checkpoint and layer, whatever the sizes of blocks, the order of merges and the device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -26,6 +26,27 @@ def priorities(numbers: Tensor, seed: int) -> np.ndarray:
             x = (x + np.uint64(0x9E3779B97F4A7C15)) if shift == 30 else x
             x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
         return x ^ (x >> np.uint64(31))
+
+
+def halves_of(labels: Tensor, documents: Tensor | None, counts: Iterable[Tensor]) -> Tensor:
+    """Return the half, 0 or 1, of each row of a block, (n,): alternately within each class, or by document.
+
+    Args:
+        labels: Labels of the rows, (n,).
+        documents: Documents of the rows, (n,), or None.
+        counts: Numbers of earlier rows of each class, (C,), to be added up.
+    """
+    if documents is not None:
+        return torch.from_numpy((priorities(documents, 0) & 1).astype("int64")).to(labels.device)
+    order = torch.argsort(labels, stable=True)
+    present, each, sizes = torch.unique_consecutive(labels[order], return_inverse=True, return_counts=True)
+    before = torch.zeros(int(present[-1]) + 1, dtype=torch.int64, device=labels.device)
+    for earlier in counts:
+        before[: len(earlier)] += earlier[: len(before)].to(before.device)
+    offsets = torch.arange(len(order), device=labels.device) - (sizes.cumsum(0) - sizes)[each]
+    halves = torch.empty_like(labels)
+    halves[order] = (before[labels[order]] + offsets) % 2
+    return halves
 
 
 class RowSubset:

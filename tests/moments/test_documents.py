@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.metrics.documents import centred_entropy, curvature, document_entropy
 from ckpt_probe.moments.documents import (
     CENTRED,
     CURVATURE,
     ENTROPY,
     Documents,
+    centred_entropy,
+    curvature,
+    document_entropy,
     errors_of_documents,
     joined_documents,
 )

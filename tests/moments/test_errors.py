@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 import ckpt_probe.data
-from ckpt_probe.analysis.nearest import NearestCounts
-from ckpt_probe.metrics.collapse import NearestMean
-from ckpt_probe.moments import DetailedRecord, Moments
+from ckpt_probe.analysis.record import Context, compute_from_blocks
+from ckpt_probe.analysis.settings import Settings
+from ckpt_probe.moments import Moments
 from ckpt_probe.moments.bias import TOO_SMALL, remaining_bias
 from ckpt_probe.moments.errors import FEW_ROWS, FIXED, MISSES_CLASS, NO_GRADIENT, NO_SPREAD, OF_COMPUTATION, SINGLE_ROWS
-from ckpt_probe.moments.quality import Quality
-from ckpt_probe.moments.record import compute_record
-from ckpt_probe.moments.registry import LAYERS, LOGITS, METRICS, OUTSIDE, SECOND_PASS, SERIES
+from ckpt_probe.moments.registry import LAYERS, METRICS, SERIES
 
 CLASSES, FEATURES, SAMPLES = 4, 6, 160
 
@@ -35,21 +33,6 @@ def moments_of(rows: Tensor, labels: Tensor, **options) -> Moments:
     moments = Moments(options.pop("classes", CLASSES), **{"halves": True, "subset": 2048} | options)
     moments.update(rows, labels)
     return moments
-
-
-def complete_record(rows: Tensor, labels: Tensor, weights: Tensor) -> DetailedRecord:
-    """Return the record with errors, also of accuracy, loss, nearest class means and data of other classes."""
-    moments = moments_of(rows, labels, only=["nc", "nc5", "quality", "class", "sample", "within", "spectrum"])
-    inputs = moments.inputs(weights, errors=True, orders=(2,))
-    inputs.provided |= {LOGITS, SECOND_PASS, OUTSIDE}
-    inputs.outside_mean = torch.ones(rows.shape[1], dtype=torch.float64)
-    inputs.quality = Quality()
-    predicted = inputs.quality.update(rows @ weights.T, labels)
-    nearest = NearestMean(moments.class_means).of(rows)
-    assert predicted is not None
-    correct, disagreeing = int((nearest == labels).sum()), int((nearest != predicted).sum())
-    inputs.nearest = NearestCounts(len(rows), len(rows), disagreeing, len(rows), correct)
-    return compute_record(inputs)
 
 
 def test_influence_of_the_entropy_is_its_closed_form() -> None:
@@ -86,7 +69,13 @@ def test_influences_are_derivatives_by_the_weight_of_a_row(features: int) -> Non
             assert change == pytest.approx(float(influences[row]), abs=0.02 * scale), (name, row)
 
 
-RECORD = complete_record(*classes_of_gaussians(200))
+ROWS, LABELS, WEIGHTS = classes_of_gaussians(200)
+RECORD = compute_from_blocks(
+    lambda: [(ROWS, LABELS, None)],
+    WEIGHTS,
+    settings=Settings(only=["nc", "nc5", "quality", "class", "sample", "within", "spectrum"], errors=True, orders=(2,)),
+    context=Context(outside_mean=torch.ones(FEATURES)),
+)
 OF_SERIES = {metric.name for metric in METRICS if {LAYERS, SERIES} & set(metric.requires) or metric.of_weights}
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ckpt_probe.metrics import stochastic
 from ckpt_probe.metrics.stochastic import Sampling
-from ckpt_probe.moments import Moments
+from ckpt_probe.moments import Moments, entropies
 
 CLASSES = 12
 
@@ -145,3 +145,21 @@ def test_standard_errors_of_sampled_entropies_match_exact_ones() -> None:
     # The subset has 600 rows, of which 256 have a recurrence of their own.
     assert int(record.influences["sample.mir"].isfinite().sum()) == 256
     assert record.influences["sample.entropy_features"].isfinite().all()
+
+
+@pytest.mark.parametrize("samples", [80, 600], ids=["Gram matrix", "moments"])
+def test_errors_of_many_eigenvalues_match_those_of_all_eigenvectors(
+    samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels, weights = data(noise=0.5, samples=samples)
+    moments = Moments(CLASSES, halves=True, subset=2048)
+    moments.update(features, labels)
+    exact = moments.compute(weights, errors=True, orders=(2,))
+    monkeypatch.setattr(entropies, "MANY_EIGENVECTORS", 16)
+    record = moments.compute(weights, errors=True, orders=(2,))
+    for name in ("sample.entropy_joint", "sample.mir", "renyi_2.sample.mir"):
+        assert record[name] == pytest.approx(exact[name], rel=1e-9)
+        known = record.influences[name].isfinite()
+        assert int(known.sum()) == min(samples, 512)
+        difference = (record.influences[name] - exact.influences[name])[known]
+        assert difference.std() < 0.02 * exact.influences[name].std()
