@@ -50,10 +50,10 @@ def centred_levels(
     """
     with_errors = sample is not None and sample.reason is None
     halves = [0, 1] if with_errors and moments.halves else []
-    whole, *parts = [empty() for _ in (None, *halves)]
+    of_all, *parts = [empty() for _ in (None, *halves)]
     counts = torch.zeros(0, dtype=torch.int64)
     for features, labels, documents in blocks():
-        whole.update(moments.centred(features), labels)
+        of_all.update(moments.centred(features), labels)
         numbers = as_labels(labels).to(torch.int64)
         owners = None if documents is None else as_labels(documents)
         numbers_of_halves = halves_of(numbers, owners, [counts]) if halves else None
@@ -73,7 +73,7 @@ def centred_levels(
         return part.inputs(weights, **options).sample_level
 
     try:
-        inputs = whole.inputs(weights, rows=centred, sampling=sampling, exact_limit=exact_limit)
+        inputs = of_all.inputs(weights, rows=centred, sampling=sampling, exact_limit=exact_limit)
         if sample is not None and with_errors and inputs.unit is not None:
             away = moments.centred(sample.features)
             moved = replace(sample, features=away - sample.weights @ away / sample.design.samples)
