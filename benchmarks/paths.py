@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ckpt_probe.alignment.by_weights import align, permuted
+from ckpt_probe.alignment.matching import align, permuted
 from ckpt_probe.alignment.symmetry import trace_symmetry
 from ckpt_probe.analysis import compute_from_blocks
 from ckpt_probe.config import TrainingConfig

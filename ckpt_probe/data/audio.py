@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ckpt_probe.budget import Budget
-from ckpt_probe.data.arguments import suggestion
+from ckpt_probe.data.arguments import ModelHints, suggestion
 from ckpt_probe.data.dataset import Unreadable
-from ckpt_probe.data.hints import ModelHints
 from ckpt_probe.data.samples import LENGTHS
 from ckpt_probe.data.saved_files import encoded_source
 from ckpt_probe.errors import DataError, UsageError, last_line

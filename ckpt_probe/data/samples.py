@@ -225,6 +225,31 @@ def notes_of(split: Split) -> tuple[str, ...]:
     return tuple(getattr(split, "notes", ()))
 
 
+def of_splits(
+    name: str, splits: Mapping[str, Split], arguments: dict[str, Any], class_names: tuple[str, ...] | None = None
+) -> LabelledData:
+    """Join splits to labelled data; the largest label determines the number of classes.
+
+    Args:
+        name: Name of the data.
+        splits: The splits by name.
+        arguments: Data arguments, for the record.
+        class_names: Names of the first classes.
+
+    Raises:
+        DataError: If a split is empty, or a label is negative.
+    """
+    empty = [split for split, samples in splits.items() if not len(samples)]
+    if empty:
+        raise DataError(f"split {empty[0]!r} is empty")
+    lowest = min(int(samples.labels.min()) for samples in splits.values())
+    if lowest < 0:
+        raise DataError(f"a label is {lowest}; number the classes from 0 on")
+    classes = max(len(class_names or ()), 1 + max(int(samples.labels.max()) for samples in splits.values()))
+    inputs, _ = first_samples(next(iter(splits.values())), 1)
+    return LabelledData(name, dict(splits), classes, sample_shape(inputs), arguments, class_names)
+
+
 def sample_shape(inputs: Inputs) -> tuple[int, ...]:
     """Return the shape of one sample of a batch; () for inputs by name, whose lengths differ between batches."""
     return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()

@@ -9,17 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import require_known, suggestion
+from ckpt_probe.data.arguments import ModelHints, require_known, suggestion
 from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, Sounds, sound_preparation
 from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
-from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.documents import ARGUMENTS as WINDOW_ARGUMENTS
+from ckpt_probe.data.documents import MASKED, NEXT, labelled_windows, wanted_labels
 from ckpt_probe.data.images.folder import TOLERANCE, stacked
-from ckpt_probe.data.images.pictures import Decoding, read_picture
+from ckpt_probe.data.images.pictures import Decoding, Steps, read_picture
 from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_preparation
-from ckpt_probe.data.images.steps import Steps
 from ckpt_probe.data.labels import class_labels
-from ckpt_probe.data.language.windows import ARGUMENTS as WINDOW_ARGUMENTS
-from ckpt_probe.data.language.windows import MASKED, NEXT, labelled_windows, wanted_labels
 from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_samples, sample_shape
 from ckpt_probe.data.saved_files import encoded_source, require_own_files
 from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, Tokenization, padding_of, tokenization

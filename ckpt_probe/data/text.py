@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import suggestion
-from ckpt_probe.data.hints import ModelHints, read_configuration
+from ckpt_probe.data.arguments import ModelHints, read_configuration, suggestion
 from ckpt_probe.data.samples import LENGTHS, LabelledBatch
 from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import load_pretrained, require_extra

@@ -21,7 +21,7 @@ from ckpt_probe.data import (
     names_of,
     notes_of,
 )
-from ckpt_probe.data.language.windows import WindowSplit
+from ckpt_probe.data.documents import WindowSplit
 from ckpt_probe.dumps import Provenance
 from ckpt_probe.errors import CkptProbeError, UsageError, listed
 from ckpt_probe.extraction.config import Setup, Storage

@@ -1,13 +1,17 @@
-"""Compute weighted sums of blocks of numbers, from bytes of files to bytes of files, in reused buffers."""
+"""Compute weighted sums of blocks of numbers, from bytes of files to bytes of files, and hash the blocks."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ckpt_probe.checkpoints.writing import TORCH_NAMES
+from ckpt_probe.checkpoints import Checkpoint
+from ckpt_probe.checkpoints.integrity import piece_digests, tensor_hash
+from ckpt_probe.checkpoints.writing import TORCH_NAMES, Layout
 from ckpt_probe.errors import DataError
 
 ENTRIES = 2**18
@@ -174,3 +178,54 @@ def settle_range(
         value = f"{Decimal(float(exact[over[0]])) / Decimal(HEADROOM):.6g}"
         limit = f"{LARGEST[dtype]:.6g}, the largest in {TORCH_NAMES[dtype]}"
         raise DataError(f"tensor {name!r} contains numbers over {limit}, such as {value}; choose another `dtype`")
+
+
+class Digests:
+    """Hashes of the pieces of each block; every block of a tensor except the last must consist of complete pieces.
+
+    Args:
+        sources: Checkpoints that are read.
+    """
+
+    def __init__(self, sources: Sequence[Checkpoint]) -> None:
+        self._sources = sources
+        # Flat mappings, because several threads add to them at the same time.
+        self._read: dict[tuple[int, str, int], list[bytes]] = {}
+        self._written: dict[tuple[str, int], list[bytes]] = {}
+
+    def read(self, name: str, first: int, parts: Sequence[Any]) -> None:
+        """Hash a block of a tensor as read from each source; sources without stored hashes are skipped.
+
+        Args:
+            name: Name of the tensor.
+            first: Index of the block's first number.
+            parts: Bytes of the block in each source.
+        """
+        for number, (source, part) in enumerate(zip(self._sources, parts, strict=False)):
+            if source.is_hashed(name):
+                self._read[number, name, first] = piece_digests(part)
+
+    def written(self, name: str, first: int, part: Any) -> None:
+        """Hash a block of a tensor as written.
+
+        Args:
+            name: Name of the tensor.
+            first: Index of the block's first number.
+            part: Bytes of the block.
+        """
+        self._written[name, first] = piece_digests(part)
+
+    def require_sources(self) -> None:
+        """Raise DataError, naming file and tensor, if bytes that were read do not match the stored hash."""
+        for (number, name), digests in _in_order(self._read):
+            self._sources[number].require_digests(name, digests)
+
+    def hashes(self, layout: Layout) -> dict[str, str]:
+        """Return the hash of every tensor that was written."""
+        digests = {name: list(pieces) for (name,), pieces in _in_order(self._written)}
+        return {name: tensor_hash(kind, digests.get(name, ())) for name, kind in layout.items()}
+
+
+def _in_order(blocks: dict[Any, list[bytes]]) -> Iterator[tuple[tuple, Iterator[bytes]]]:
+    for tensor, keys in groupby(sorted(blocks), key=lambda key: key[:-1]):
+        yield tensor, chain.from_iterable(blocks[key] for key in keys)

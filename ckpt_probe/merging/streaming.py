@@ -29,7 +29,7 @@ from ckpt_probe.errors import CkptProbeError, DataError, UsageError
 from ckpt_probe.files import read_object, replacing, replacing_directory
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.merging import blending
-from ckpt_probe.merging.digests import Digests
+from ckpt_probe.merging.blending import Digests
 from ckpt_probe.merging.matching import check_averaged, check_match, match_note
 from ckpt_probe.progress import NullProgress, Progress, Task
 from ckpt_probe.remote import resolve

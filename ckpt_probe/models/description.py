@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from ckpt_probe.errors import CkptProbeError, UsageError
 from ckpt_probe.models.calling import Batch, described, forward_once, part_of, results_of
-from ckpt_probe.models.heads.backbone import Backbone
-from ckpt_probe.models.heads.head import Head
-from ckpt_probe.models.layers import PENULTIMATE, choose_taps
+from ckpt_probe.models.head import Head
+from ckpt_probe.models.pooling import Backbone
+from ckpt_probe.models.taps import PENULTIMATE, choose_taps
 
 SIDE = 224
 """Default side of images in pixels, as for ImageNet."""

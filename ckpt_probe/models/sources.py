@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,16 +11,17 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
+from ckpt_probe.files import read_object
 from ckpt_probe.models.builtin import BUILTIN
-from ckpt_probe.models.external.hugging_face import hugging_face_arguments, hugging_face_model
-from ckpt_probe.models.external.image_models import (
+from ckpt_probe.models.hugging_face import hugging_face_arguments, hugging_face_model
+from ckpt_probe.models.image_models import (
     OF_WEIGHTS,
     timm_arguments,
     timm_model,
     torchvision_arguments,
     torchvision_model,
 )
-from ckpt_probe.models.external.sizing import (
+from ckpt_probe.models.sizing import (
     Shapes,
     SizeNames,
     Skeleton,
@@ -46,6 +48,9 @@ CLASSES = ("classes", "num_classes")
 
 DRAWN = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})
 """Methods that frameworks call to fill a tensor, besides the functions of torch.nn.init."""
+
+TIMM_SHOWN = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "label_names", "fixed_input_size")
+"""Entries of timm's configuration on images and classes; the origin of weights is left out."""
 
 
 def build_model(
@@ -237,3 +242,61 @@ class _Unfilled(TorchFunctionMode):
         if fills and isinstance(filled, nn.Parameter):
             return filled
         return func(*args, **named)
+
+
+def model_beside(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Return name and arguments of the model in the config.json beside a checkpoint.
+
+    Args:
+        path: The checkpoint: a file, or a directory with a config.json.
+
+    Returns:
+        `hf:DIR` for a configuration of transformers, `timm:NAME` for one of timm, with arguments; else None.
+
+    Raises:
+        DataError: If the file is not a JSON object.
+    """
+    directory = path if path.is_dir() else path.parent
+    file = directory / "config.json"
+    if not file.is_file():
+        return None
+    config = read_object(file, "a model's configuration")
+    if "architectures" in config or "model_type" in config:
+        return f"hf:{directory}", {}
+    if isinstance(config.get("architecture"), str):
+        return f"timm:{config['architecture']}", _timm_arguments(config)
+    return None
+
+
+def class_names(model: nn.Module) -> tuple[str, ...] | None:
+    """Return the class names in a model's configuration (`id2label`, timm's `label_names`), in order.
+
+    Returns:
+        The names, None if there are no names or only the placeholders LABEL_0, LABEL_1, … of transformers.
+    """
+    table = getattr(getattr(model, "config", None), "id2label", None)
+    names = [table[number] for number in sorted(table)] if isinstance(table, dict) else _timm_names(model)
+    if not names or names == [f"LABEL_{number}" for number in range(len(names))]:
+        return None
+    return tuple(str(name) for name in names)
+
+
+def _timm_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    inner = config.get("pretrained_cfg")
+    stated = {**(inner if isinstance(inner, dict) else config)}
+    stated |= {name: config[name] for name in ("num_classes", "label_names") if name in config}
+    if "labels" in stated:
+        stated.setdefault("label_names", stated["labels"])
+    arguments = dict(config["model_args"]) if isinstance(config.get("model_args"), dict) else {}
+    if isinstance(stated.get("num_classes"), int):
+        arguments.setdefault("num_classes", stated["num_classes"])
+    if isinstance(config.get("global_pool"), str):
+        arguments.setdefault("global_pool", config["global_pool"])
+    overlay = {name: stated[name] for name in TIMM_SHOWN if stated.get(name) is not None}
+    return {**arguments, "pretrained_cfg_overlay": overlay} if overlay else arguments
+
+
+def _timm_names(model: nn.Module) -> list[Any]:
+    cfg = getattr(model, "pretrained_cfg", None)
+    names = cfg.get("label_names") if isinstance(cfg, dict) else None
+    return list(names) if isinstance(names, list | tuple) else []

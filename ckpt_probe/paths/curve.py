@@ -1,21 +1,38 @@
-"""The network whose training computes the third point M of a curve (Garipov et al. 2018)."""
+"""The third point M of a curve (Garipov et al. 2018): the network whose training computes it, or a file that has it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ckpt_probe.checkpoints import State, open_checkpoint
+from ckpt_probe.addresses import as_path
+from ckpt_probe.checkpoints import State, open_checkpoint, open_series, save_checkpoint
+from ckpt_probe.config import OptimizerSettings, TrainingConfig
+from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import Subject
+from ckpt_probe.files import distinct_names
 from ckpt_probe.models import build_model, load_weights, unwrapped
-from ckpt_probe.paths.batchnorm import drop_statistics
+from ckpt_probe.paths.ends import Ends, point_metadata
+from ckpt_probe.paths.ledger import PathDirectory
+from ckpt_probe.paths.options import PathOptions
+from ckpt_probe.paths.point import drop_statistics, has_batchnorm, recompute
 from ckpt_probe.paths.shapes import CURVES, linear
+from ckpt_probe.progress import Progress
 from ckpt_probe.remote import resolve
+from ckpt_probe.training import train
 
 MIDDLE = "middle."
 """Prefix of the names of M's tensors in a `CurveNet`."""
+
+NET = "ckpt_probe.paths.curve:curve_net"
+FOREIGN_OPTIMIZER = {"name": "adamw", "learning_rate": 1e-3}
+"""Optimizer for checkpoints without a training configuration."""
+
+FOREIGN_BATCH = 64
 
 
 class CurveNet(nn.Module):
@@ -77,3 +94,98 @@ def curve_net(
 def _state(path: Path, state_key: str | None, base: str | None, names: set[str]) -> State:
     with open_checkpoint(path, state_key=state_key, base=resolve(base)) as checkpoint:
         return unwrapped(checkpoint.state_dict(), names)
+
+
+def read_midpoint(path: Path, subject: Subject) -> State:
+    """Read M from a file, with the model's names. Raises DataError naming the file if it does not fit the model."""
+    with open_checkpoint(path) as checkpoint:
+        state = unwrapped(checkpoint.state_dict(), set(subject.model.state_dict()))
+    subject.load(state, str(path))
+    return state
+
+
+def trained_midpoint(
+    directory: PathDirectory,
+    ends: tuple[Path, Path],
+    tensors: Ends,
+    subject: Subject,
+    options: PathOptions,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> State:
+    """Train M in `directory`/curve and write it to `directory`/midpoint.safetensors, unless that exists.
+
+    An interrupted training continues. The running statistics of M are estimated on the training data.
+
+    Args:
+        directory: Directory of the path.
+        ends: The checkpoints A and B.
+        tensors: Their state dicts.
+        subject: Model and data.
+        options: Shape of the curve, and epochs and learning rate of the training.
+        overwrite: Whether to start an interrupted training again.
+        progress: Receives messages and bars.
+
+    Returns:
+        The state dict of M.
+    """
+    if directory.midpoint.exists():
+        return read_midpoint(directory.midpoint, subject)
+    with subject.setup.open(ends[0]) as checkpoint:
+        raw, trained_by = checkpoint.raw_metadata, checkpoint.metadata.config
+    config = _configuration(directory, ends, subject, options, trained_by)
+    device = str(subject.device)
+    train(config, directory.training, resume=not overwrite, overwrite=overwrite, device=device, progress=progress)
+    with open_checkpoint(open_series(directory.training)[-1].path) as checkpoint:
+        middle = {name.removeprefix(MIDDLE): checkpoint.read(name) for name in checkpoint.names}
+    subject.load({**linear(*tensors, 0.5), **middle}, str(directory.training))
+    if has_batchnorm(subject.model):
+        recompute(subject.model, subject.data.split("train"))
+    state = {name: tensor.detach().cpu().clone() for name, tensor in subject.model.state_dict().items()}
+    description = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": options.path, "midpoint": True}
+    save_checkpoint(directory.midpoint, state, point_metadata(raw, subject, description))
+    return state
+
+
+def _configuration(
+    directory: PathDirectory,
+    ends: tuple[Path, Path],
+    subject: Subject,
+    options: PathOptions,
+    trained_by: Mapping[str, Any],
+) -> TrainingConfig:
+    optimizer = dict(trained_by.get("optimizer", FOREIGN_OPTIMIZER))
+    # A stored configuration contains every default, also those of the other optimizer.
+    optimizer = {key: value for key, value in optimizer.items() if value != _default(key)}
+    if options.curve_learning_rate is not None:
+        optimizer["learning_rate"] = options.curve_learning_rate
+    batch_size = trained_by.get("training", {}).get("batch_size", FOREIGN_BATCH)
+    a, b = (str(end.resolve()) for end in ends)
+    net: dict[str, Any] = {
+        "model": subject.model_name,
+        "model_arguments": subject.model_arguments,
+        "curve": options.path,
+    }
+    setup = subject.setup
+    if setup.state_key is not None:
+        # Aligned B is our own file, without keys.
+        net["state_keys"] = [None if end == directory.aligned else setup.state_key for end in ends]
+    if setup.base is not None:
+        net["base"] = str(as_path(setup.base).resolve())
+    values = {
+        "data": {"name": subject.data.name, "arguments": subject.data.arguments},
+        "model": {"name": NET, "arguments": {**net, "a": a, "b": b}},
+        "training": {"epochs": options.curve_epochs, "batch_size": batch_size},
+        "optimizer": optimizer,
+        "checkpoints": {"steps": []},
+    }
+    try:
+        return TrainingConfig.model_validate(values)
+    except ValidationError as error:
+        raise DataError(f"{ends[0]}: its training configuration cannot be read ({error.errors()[0]['msg']})") from error
+
+
+def _default(key: str) -> Any:
+    field = OptimizerSettings.model_fields.get(key)
+    return None if field is None else field.default

@@ -16,9 +16,9 @@ from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.barrier_errors import barriers_with_errors
+from ckpt_probe.paths.curve import read_midpoint, trained_midpoint
 from ckpt_probe.paths.ends import Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.ledger import PathDirectory
-from ckpt_probe.paths.midpoint import read_midpoint, trained_midpoint
 from ckpt_probe.paths.options import SAMPLES, PathOptions
 from ckpt_probe.paths.point import PointEvaluation
 from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined

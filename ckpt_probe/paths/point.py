@@ -1,34 +1,39 @@
-"""One position of a path or a plane: the record of the weights that a model has now, and its dump."""
+"""One position of a path or a plane: batch-norm statistics and record of the weights that a model has, and its dump."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ckpt_probe.analysis import Record, Settings, empty_record, settled
 from ckpt_probe.analysis.dump import TRAIN
 from ckpt_probe.analysis.entries import BIAS, STDERR
 from ckpt_probe.analysis.record import Context, accumulate, compute_from_first_pass
 from ckpt_probe.checkpoints import State
+from ckpt_probe.data import Split, ready_parts, split_lengths
 from ckpt_probe.dumps import DumpWriter
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.extraction import Block, Storage, Subject, is_scored
+from ckpt_probe.models import call, on_device
 from ckpt_probe.moments.errors import RecordWithErrors
 from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.moments.quality import Quality, Scored, double
 from ckpt_probe.moments.registry import INFINITE_LOGITS
 from ckpt_probe.moments.subset import PREFIX, RowSubset
-from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
 from ckpt_probe.paths.options import SAMPLES
 from ckpt_probe.progress import Progress
 
 CACHE_BYTES = 2**30
 OF_LOGITS = ("accuracy", "nc4.disagreement", "nc4.disagreement_train_means")
 """Metrics without a value if logits overflow."""
+
+BATCH = 256
 
 
 @dataclass
@@ -232,3 +237,61 @@ def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
     reason = f"{', '.join(undefined)}: the logits overflow to infinity or NaN"
     values = {**record, **dict.fromkeys(undefined), "missing": f"{record['missing']}; {reason}"}
     return RecordWithErrors(values, record.influences)
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Return whether a model has running statistics."""
+    return bool(_layers(model))
+
+
+def recompute(model: nn.Module, split: Split, *, samples: int = SAMPLES) -> None:
+    """Estimate all running statistics in place, as averages over batches of the first training samples.
+
+    Batches have nearly equal sizes, which weight them. All other layers run in evaluation mode, without dropout
+    (Izmailov et al. 2018).
+
+    Args:
+        model: The network.
+        split: Training split.
+        samples: Largest number of samples.
+
+    Raises:
+        UsageError: If there is only one sample, which has no variance.
+    """
+    count = min(samples, len(split))
+    if count < 2:
+        raise UsageError(
+            "batch-norm statistics cannot be computed from one sample; use more samples, or interpolate them"
+        )
+    layers = _layers(model)
+    momenta = [layer.momentum for layer in layers]
+    parameter = next(model.parameters())
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.train()
+    batches = math.ceil(count / BATCH)
+    ends = [count * number // batches for number in range(batches + 1)]
+    with torch.no_grad():
+        seen = 0
+        with ready_parts(split, [slice(start, end) for start, end in pairwise(ends)]) as parts:
+            for inputs, labels in parts:
+                seen += len(labels)
+                for layer in layers:
+                    layer.momentum = len(labels) / seen
+                call(model, on_device(split_lengths(inputs)[0], parameter.device, parameter.dtype))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.eval()
+
+
+def drop_statistics(model: nn.Module) -> None:
+    """Make a model's batch-norm layers use the statistics of each batch, also in evaluation mode."""
+    for layer in _layers(model):
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
+def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in layers if layer.track_running_stats]

@@ -3,18 +3,3 @@
 from ckpt_probe.scheduling.claims import Claim, UnclaimedError, claimed, claimed_in_turn, remove_abandoned
 from ckpt_probe.scheduling.dispatch import Team, in_turn, results
 from ckpt_probe.scheduling.tasks import ALONE, Busy, Workers, made_once
-
-__all__ = [
-    "ALONE",
-    "Busy",
-    "Claim",
-    "Team",
-    "UnclaimedError",
-    "Workers",
-    "claimed",
-    "claimed_in_turn",
-    "in_turn",
-    "made_once",
-    "remove_abandoned",
-    "results",
-]

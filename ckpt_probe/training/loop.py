@@ -31,15 +31,17 @@ from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.pruning import count_zeros, hold_zeros
 from ckpt_probe.training.run import RunDirectory, forget_after, open_run
-from ckpt_probe.training.schedule import (
+from ckpt_probe.training.start import (
+    Start,
+    begin,
     build_optimizer,
     checkpoint_steps,
     learning_rate_factor,
+    restore_state,
+    save_state,
     steps_per_epoch,
     total_steps,
 )
-from ckpt_probe.training.start import Start, begin
-from ckpt_probe.training.state import restore_state, save_state
 
 LOG_EVERY = 50
 STATE_EVERY_SECONDS = 30.0

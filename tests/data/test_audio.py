@@ -14,7 +14,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Sequence, Value
 from scipy.signal import resample_poly
 
 from ckpt_probe.data import load_data
-from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.arguments import ModelHints
 from ckpt_probe.data.samples import LENGTHS
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.errors import DataError, UsageError

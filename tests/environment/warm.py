@@ -47,7 +47,6 @@ PARTS = (
     "cli",
     "data",
     "data.images",
-    "data.language",
     "dumps",
     "extraction",
     "findings",

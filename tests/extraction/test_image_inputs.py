@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from ckpt_probe.dumps import open_dump
 from ckpt_probe.extraction import extract_series
-from ckpt_probe.models.external.image_models import OF_WEIGHTS
+from ckpt_probe.models.image_models import OF_WEIGHTS
 from ckpt_probe.progress import MessageLog
 
 CLASSES = 3

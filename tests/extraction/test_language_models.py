@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import ckpt_probe as cp
 from ckpt_probe.data import load_data
-from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.arguments import ModelHints
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.moments import quality
 from ckpt_probe.progress import NullProgress

@@ -19,7 +19,7 @@ from ckpt_probe.extraction import extract_series
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
-from ckpt_probe.paths.batchnorm import has_batchnorm, recompute
+from ckpt_probe.paths.point import has_batchnorm, recompute
 from ckpt_probe.paths.shapes import linear
 from ckpt_probe.progress import NullProgress, Task
 

@@ -10,7 +10,7 @@ import torch
 
 from ckpt_probe.errors import DataError
 from ckpt_probe.opening import open_checkpoint
-from ckpt_probe.remote import cache as remote_cache
+from ckpt_probe.remote import paths as remote_paths
 from ckpt_probe.remote import resolve
 from ckpt_probe.remote.hosts import Entry
 
@@ -67,10 +67,10 @@ def test_a_file_without_a_validator_is_not_read_from_the_cache(web: Any, file: P
     address = web.at("a.pt")
     read(address)
     entry = Entry(address, file.stat().st_size)
-    copy = remote_cache._copy_path(entry)
+    copy = remote_paths._copy_path(entry)
     copy.parent.mkdir(parents=True)
     copy.write_bytes(file.read_bytes())
-    assert remote_cache.cached_copy(entry) is None
+    assert remote_paths.cached_copy(entry) is None
 
 
 def test_a_file_in_use_outlives_its_copy_in_the_cache(web: Any, file: Path, cache: Path) -> None:
@@ -112,7 +112,7 @@ def test_an_interrupted_download_leaves_nothing(
         files[0].write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(remote_cache, "_download", halfway)
+    monkeypatch.setattr(remote_paths, "_download", halfway)
     with pytest.raises(KeyboardInterrupt):
         read(web.at("a.pt"))
     assert contents(cache) == []

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ckpt_probe.config import CheckpointSettings, ScheduleSettings, TrainingSettings
-from ckpt_probe.training.schedule import checkpoint_steps, learning_rate_factor, steps_per_epoch, total_steps
+from ckpt_probe.training.start import checkpoint_steps, learning_rate_factor, steps_per_epoch, total_steps
 
 
 def test_steps_of_an_epoch_and_of_a_run() -> None:

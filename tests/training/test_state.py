@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import DataError
-from ckpt_probe.training.state import restore_state, save_state
+from ckpt_probe.training.start import restore_state, save_state
 
 
 def stepped(model: nn.Module, kind: type[torch.optim.Optimizer] = torch.optim.AdamW) -> torch.optim.Optimizer:

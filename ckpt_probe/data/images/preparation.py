@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import as_list
-from ckpt_probe.data.hints import ModelHints
-from ckpt_probe.data.images.steps import PILLOWS, Steps, require_sensible
+from ckpt_probe.data.arguments import ModelHints, as_list
+from ckpt_probe.data.images.pictures import PILLOWS, Steps, require_sensible
 from ckpt_probe.data.samples import described_size
 from ckpt_probe.errors import DataError, UsageError, last_line
 from ckpt_probe.plugins import load_pretrained, require_extra

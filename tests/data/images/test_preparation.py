@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from ckpt_probe.data.hints import ModelHints
+from ckpt_probe.data.arguments import ModelHints
 from ckpt_probe.data.images.preparation import image_preparation
 from ckpt_probe.errors import DataError, UsageError
 

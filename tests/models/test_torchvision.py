@@ -10,7 +10,7 @@ from torch import nn
 
 from ckpt_probe.errors import UsageError
 from ckpt_probe.models import build_model, model_arguments
-from ckpt_probe.models.external.sizing import Shapes, outline, shapes_of
+from ckpt_probe.models.sizing import Shapes, outline, shapes_of
 
 pytest.importorskip("torchvision")
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ckpt_probe.errors import UsageError
 from ckpt_probe.models import build_model, class_names, functions_named, model_arguments
-from ckpt_probe.models.external.sizing import Shapes, outline, shapes_of
+from ckpt_probe.models.sizing import Shapes, outline, shapes_of
 
 pytest.importorskip("timm")
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import CkptProbeError
 from ckpt_probe.models.calling import Batch, first_tensor, forward_once, results_of, samples_in
-from ckpt_probe.models.heads.head import Part, Positions
-from ckpt_probe.models.heads.linear_map import CONVOLUTIONS
+from ckpt_probe.models.head import CONVOLUTIONS, Part, Positions
 
 EQUATIONS = 64
 """Minimum number of output values that are compared; one pass gives samples · classes of them."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ckpt_probe.errors import CkptProbeError, UsageError, last_line
-from ckpt_probe.models.external.sizing import (
+from ckpt_probe.models.sizing import (
     Shapes,
     SizeNames,
     Skeleton,

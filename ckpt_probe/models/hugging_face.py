@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ckpt_probe.errors import CkptProbeError, DataError, UsageError, last_line
-from ckpt_probe.models.external.sizing import (
+from ckpt_probe.models.sizing import (
     Shapes,
     SizeNames,
     Skeleton,

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.models.blocks import ModuleRun, activation_in, blocks_of, observe_modules
 from ckpt_probe.models.calling import Batch, samples_in
-from ckpt_probe.models.heads.backbone import Backbone
-from ckpt_probe.models.heads.head import Head, Rows
-from ckpt_probe.models.layers.blocks import ModuleRun, activation_in, blocks_of, observe_modules
-from ckpt_probe.models.pooling import POOLINGS, channel_axis, padding_mask, pooled, require_fitting
+from ckpt_probe.models.head import Head, Rows
+from ckpt_probe.models.pooling import POOLINGS, Backbone, channel_axis, padding_mask, pooled, require_fitting
 
 PENULTIMATE = "penultimate"
 """Name of the classifier's input among the layers: the last of them, with depth 1."""

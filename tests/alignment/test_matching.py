@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ckpt_probe.alignment.by_activations import _Sums, match_activations
-from ckpt_probe.alignment.by_weights import align, match_weights, output_change, permuted, proved, read_spec
+from ckpt_probe.alignment.matching import (
+    _Sums,
+    align,
+    match_activations,
+    match_weights,
+    output_change,
+    permuted,
+    proved,
+    read_spec,
+)
 from ckpt_probe.alignment.symmetry import trace_symmetry
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model

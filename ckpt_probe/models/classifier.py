@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models.calling import Batch, Call, forward_once, results_of, samples_in, tapping
-from ckpt_probe.models.heads.head import Head, Part, only_call
-from ckpt_probe.models.heads.linear_map import CONVOLUTIONS, kind_of, rows_by_position
-from ckpt_probe.models.heads.relation import Relation, relation_to
+from ckpt_probe.models.head import CONVOLUTIONS, Head, Part, kind_of, only_call, rows_by_position
+from ckpt_probe.models.relation import Relation, relation_to
 
 SHOWN = 8
 

@@ -1,1 +1,0 @@
-"""Documents as windows of tokens, for language models."""
