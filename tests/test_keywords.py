@@ -12,8 +12,7 @@ import ckpt_probe as cp
 from ckpt_probe.analysis.comparison import Interval
 from ckpt_probe.extraction.config import Setup, Storage
 from ckpt_probe.keywords import as_sequence, from_arguments, matching, suggestion
-from ckpt_probe.paths.options import PathOptions
-from ckpt_probe.paths.plane import PlaneOptions
+from ckpt_probe.paths.options import PathOptions, PlaneOptions
 
 SETTINGS = {
     "analyze": (cp.Settings,),

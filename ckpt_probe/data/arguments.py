@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt_probe.errors import DataError, UsageError, listed
+from ckpt_probe.errors import DataError, UsageError, last_line, listed
 from ckpt_probe.files import read_object
+from ckpt_probe.plugins import load_pretrained, require_extra
 
 CONFIG = "config.json"
 
@@ -97,3 +98,21 @@ def read_configuration(directory: Path) -> Mapping[str, Any]:
     with suppress(DataError):
         return read_object(directory / CONFIG, "a model's configuration")
     return {}
+
+
+def load_auto(name: str, directory: Path, problem: str) -> Any:
+    """Load a part of a model from its directory with a class of transformers.
+
+    Args:
+        name: Name of the class, such as "AutoTokenizer".
+        directory: Directory with the part.
+        problem: Message if it cannot be read, to which the reason is added.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    transformers = require_extra("transformers", "transformers")
+    try:
+        return load_pretrained(getattr(transformers, name), directory)
+    except Exception as error:
+        raise DataError(f"{problem}: {last_line(error)}") from error

@@ -127,15 +127,10 @@ class StoredSplit:
     def __init__(self, path: Path, inputs: str, labels: Tensor) -> None:
         self._path = path
         self._inputs = inputs
-        self._labels = labels
-
-    @property
-    def labels(self) -> Tensor:
-        """Return all labels, shape (N,), int64."""
-        return self._labels
+        self.labels = labels
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Read inputs, shape (n, …), and labels, shape (n,), of samples by index.
@@ -143,11 +138,11 @@ class StoredSplit:
         Raises:
             DataError: If they cannot be read.
         """
-        return to_model_dtype(self._read(indices)), self._labels[indices]
+        return to_model_dtype(self._read(indices)), self.labels[indices]
 
     def in_memory(self) -> ArraySplit:
         """Read all inputs and return the split in memory."""
-        return ArraySplit(self._read(slice(None)), self._labels)
+        return ArraySplit(self._read(slice(None)), self.labels)
 
     def _read(self, indices: Tensor | slice) -> Tensor:
         # Opened for each batch, because processes cannot share an open file and a split is never closed.

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ckpt_probe.budget import Budget
-from ckpt_probe.data.arguments import ModelHints, suggestion
+from ckpt_probe.data.arguments import ModelHints, load_auto, suggestion
 from ckpt_probe.data.dataset import Unreadable
 from ckpt_probe.data.samples import LENGTHS
 from ckpt_probe.data.saved_files import encoded_source
 from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.plugins import load_pretrained, require_extra
+from ckpt_probe.plugins import require_extra
 
 RATE, EXTRACTOR = "sampling_rate", "feature_extractor"
 """Arguments of sound: the sampling rate in Hz of a column of numbers, and the directory of the feature extractor."""
@@ -82,46 +82,30 @@ class SoundPreparation:
         return inputs, torch.tensor([label for _, label in samples])
 
 
-@dataclass(frozen=True)
-class Sounds:
-    """A map-style dataset of the sounds in a column of `datasets`, encoded or as numbers.
+def sound_of_row(value: Any, feature: Any, directory: Path, name: str, preparation: SoundPreparation) -> np.ndarray:
+    """Return the prepared sound, shape (T,), of a row of `datasets`.
 
     Args:
-        table: The table of `datasets`.
-        column: Name of the column of sounds.
-        labels: Label of each row, shape (N,).
-        preparation: The feature extractor and its sampling rate.
+        value: Encoded sound, or numbers.
         feature: Type of the column, which may declare a sampling rate.
         directory: Directory of the data set.
-        name: Name of the table in messages.
+        name: Name of the row in messages.
+        preparation: The feature extractor and its sampling rate.
+
+    Raises:
+        Unreadable: If there is no sound, or it is damaged.
     """
-
-    table: Any
-    column: str
-    labels: Tensor
-    preparation: SoundPreparation
-    feature: Any
-    directory: Path
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
-        value = self.table[number][self.column]
-        name = f"{self.name}, row {number}"
-        rate = None
-        if isinstance(value, dict):
-            source = encoded_source(value, self.directory, name)
-            if source is None:
-                raise Unreadable(f"{name} (no sound)")
-            value, rate = read_sound(source, name)
-            _require_channels(self.feature, value.shape[1], name)
-        wave = np.asarray([] if value is None else value, dtype=np.float32)
-        if not wave.size or not np.isfinite(wave).all():
-            raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
-        declared = getattr(self.feature, "sampling_rate", None)
-        return self.preparation.prepare(wave, rate, declared), int(self.labels[number])
+    rate = None
+    if isinstance(value, dict):
+        source = encoded_source(value, directory, name)
+        if source is None:
+            raise Unreadable(f"{name} (no sound)")
+        value, rate = read_sound(source, name)
+        _require_channels(feature, value.shape[1], name)
+    wave = np.asarray([] if value is None else value, dtype=np.float32)
+    if not wave.size or not np.isfinite(wave).all():
+        raise Unreadable(f"{name} ({'NaN or infinite' if wave.size else 'no sample'})")
+    return preparation.prepare(wave, rate, getattr(feature, "sampling_rate", None))
 
 
 def _require_channels(feature: Any, channels: int, name: str) -> None:
@@ -165,11 +149,7 @@ def sound_preparation(arguments: Mapping[str, Any], hints: ModelHints) -> SoundP
             f"sound needs the model's feature extractor ({EXTRACTOR_FILE}), which is not beside it; name its directory "
             f"by {suggestion(feature_extractor='DIR')}"
         )
-    transformers = require_extra("transformers", "transformers")
-    try:
-        extractor = load_pretrained(transformers.AutoFeatureExtractor, directory)
-    except Exception as error:
-        raise DataError(f"{directory}: its feature extractor cannot be read: {last_line(error)}") from error
+    extractor = load_auto("AutoFeatureExtractor", directory, f"{directory}: its feature extractor cannot be read")
     wanted = getattr(extractor, "sampling_rate", None)
     if not isinstance(wanted, int) or wanted < 1:
         raise DataError(f"{directory}: {EXTRACTOR_FILE} is of no model of sound: it has no sampling_rate")

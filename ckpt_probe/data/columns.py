@@ -55,14 +55,20 @@ class Columns:
             option: The data argument that selects it, for the message.
 
         Raises:
-            DataError: If there is no such column; the message lists the others.
+            DataError: If there is no such column (the message lists the others), or a value of it is missing.
         """
         if not self.table.schema.get_all_field_indices(name):
             names = listed(self.table.column_names, 12)
             raise DataError(
                 f"{self.path}: no column {name!r}; there are: {names}; choose one by {suggestion(**{option: 'NAME'})}"
             )
-        return self.table.column(name)
+        return self._without_gaps(name, self.table.column(name))
+
+    def _without_gaps(self, name: str, column: Any) -> Any:
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) + 1
+            raise DataError(f"{self.path}: row {row}: column {name!r} is empty ({column.null_count} such)")
+        return column
 
     def texts(self, name: str, option: str) -> Any:
         """Return a column like `named`, with bytes decoded to text.
@@ -75,13 +81,14 @@ class Columns:
         column = self.named(name, option)
         self._spend_texts(column)
         if pa.types.is_dictionary(column.type):
-            column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
+            decoded = [chunk.dictionary_decode() for chunk in column.chunks]
+            column = self._without_gaps(name, pa.chunked_array(decoded, column.type.value_type))
         if not any(is_bytes(column.type) for is_bytes in (pa.types.is_binary, pa.types.is_large_binary)):
             return column
         values = column.to_pylist()
         for row, value in enumerate(values):
             try:
-                values[row] = None if value is None else value.decode(self.encoding)
+                values[row] = value.decode(self.encoding)
             except UnicodeDecodeError as error:
                 reason = no_text(value, error)
                 raise DataError(f"{self.path}: row {row + 1}: column {name!r}: {reason}") from error
@@ -110,18 +117,6 @@ class Columns:
             stated = (self.table.schema.pandas_metadata or {}).get("index_columns", [])
         named = {name for name in stated if isinstance(name, str)}
         return {name for name in self.table.column_names if name in named or INDEX.fullmatch(name)}
-
-
-def without_gaps(columns: Columns, name: str, column: Any) -> Any:
-    """Return a column unchanged.
-
-    Raises:
-        DataError: If a value is missing; the message names the first row.
-    """
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) + 1
-        raise DataError(f"{columns.path}: row {row}: column {name!r} is empty ({column.null_count} such)")
-    return column
 
 
 def is_text(column: Any) -> bool:

@@ -46,26 +46,6 @@ class Damaged:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """Placeholder that a worker returns for an error that ends the run.
-
-    Args:
-        message: Text of the error.
-        trace: Traceback in the worker.
-    """
-
-    message: str
-    trace: str = ""
-
-    def error(self) -> DataError:
-        """Return the exception to raise in the main process, with the worker's traceback as a note."""
-        error = DataError(self.message)
-        if self.trace:
-            error.add_note(self.trace)
-        return error
-
-
 class DatasetSplit:
     """A split from a map-style dataset.
 
@@ -180,8 +160,8 @@ class DatasetSplit:
         self._require_few(total)
 
     def _accepted(self, loaded: Any) -> LabelledBatch:
-        if isinstance(loaded, _Failed):
-            raise loaded.error()
+        if isinstance(loaded, DataError):
+            raise loaded
         batch, damaged = loaded
         self._left_out |= {sample.number: sample.reason for sample in damaged}
         if batch is None:
@@ -197,7 +177,7 @@ class DatasetSplit:
 
 @dataclass(frozen=True)
 class _NeverRaising:
-    """A dataset that returns `Damaged` or `_Failed` in place of a sample instead of raising."""
+    """A dataset that returns a `Damaged` or a DataError in place of a sample instead of raising."""
 
     dataset: Any
 
@@ -210,10 +190,10 @@ class _NeverRaising:
         except Unreadable as damage:
             return Damaged(number, str(damage))
         except DataError as error:
-            return _Failed(str(error))
+            return DataError(str(error))
         except Exception as error:
             # An exception that crosses processes becomes a page of text; this one keeps its line.
-            return _Failed(f"sample {number}: {type(error).__name__}: {error}", traceback.format_exc())
+            return _failure(f"sample {number}: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -222,8 +202,8 @@ class _Collating:
 
     collate: Collate
 
-    def __call__(self, samples: list[Any]) -> tuple[Any, list[Damaged]] | _Failed:
-        failed = next((sample for sample in samples if isinstance(sample, _Failed)), None)
+    def __call__(self, samples: list[Any]) -> tuple[Any, list[Damaged]] | DataError:
+        failed = next((sample for sample in samples if isinstance(sample, DataError)), None)
         if failed is not None:
             return failed
         damaged = [sample for sample in samples if isinstance(sample, Damaged)]
@@ -231,10 +211,17 @@ class _Collating:
         try:
             return (self.collate(readable) if readable else None), damaged
         except DataError as error:
-            return _Failed(str(error))
+            return DataError(str(error))
         except Exception as error:
             message = f"samples do not make a batch: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            return _Failed(message, traceback.format_exc())
+            return _failure(message)
+
+
+def _failure(message: str) -> DataError:
+    """Return an error to raise in the main process, with the traceback of the present exception as a note."""
+    error = DataError(message)
+    error.add_note(traceback.format_exc())
+    return error
 
 
 def _split_batch(batch: Any) -> LabelledBatch:
@@ -253,8 +240,8 @@ def _split_batch(batch: Any) -> LabelledBatch:
 
 def _read_label(dataset: Any, number: int) -> int:
     sample = _NeverRaising(dataset)[number]
-    if isinstance(sample, _Failed):
-        raise sample.error()
+    if isinstance(sample, DataError):
+        raise sample
     try:
         label = sample[_label_name(sample)] if isinstance(sample, Mapping) else sample[1]
         if isinstance(label, float) or (isinstance(label, np.ndarray | Tensor) and label.ndim == 0):

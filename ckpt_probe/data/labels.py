@@ -142,11 +142,6 @@ def _as_labels(split: str, values: np.ndarray) -> Tensor:
     return labels
 
 
-def without_labels(split: Split) -> Split:
-    """Return a split with all labels −1."""
-    return RelabelledSplit(split, None)
-
-
 class RelabelledSplit:
     """A split with renumbered labels.
 

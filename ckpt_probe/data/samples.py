@@ -129,33 +129,23 @@ class ArraySplit:
     """A split in memory. Batches convert uint8 to float32 in [0, 1], floats to float32, other integers to int64.
 
     Args:
-        inputs: Inputs, shape (N, …).
-        labels: Labels, shape (N,).
+        inputs: Inputs as stored, shape (N, …).
+        labels: Labels, shape (N,), which become int64.
     """
 
     def __init__(self, inputs: Any, labels: Any) -> None:
-        self._inputs = as_tensor(inputs, "inputs")
-        self._labels = as_labels(labels).to(torch.int64)
-        if self._inputs.ndim < 2 or self._labels.ndim != 1 or len(self._inputs) != len(self._labels):
-            shapes = f"{tuple(self._inputs.shape)} and {tuple(self._labels.shape)}"
+        self.inputs = as_tensor(inputs, "inputs")
+        self.labels = as_labels(labels).to(torch.int64)
+        if self.inputs.ndim < 2 or self.labels.ndim != 1 or len(self.inputs) != len(self.labels):
+            shapes = f"{tuple(self.inputs.shape)} and {tuple(self.labels.shape)}"
             raise DataError(f"inputs and labels: expected (N, …) and (N,), found {shapes}")
 
-    @property
-    def inputs(self) -> Tensor:
-        """Return all inputs as stored, shape (N, …)."""
-        return self._inputs
-
-    @property
-    def labels(self) -> Tensor:
-        """Return all labels, shape (N,), int64."""
-        return self._labels
-
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return inputs, shape (n, …), and labels, shape (n,), of samples by index."""
-        return to_model_dtype(self._inputs[indices]), self._labels[indices]
+        return to_model_dtype(self.inputs[indices]), self.labels[indices]
 
 
 def one_tensor(inputs: Inputs, consumer: str) -> Tensor:
@@ -279,8 +269,7 @@ def described_size(shape: tuple[int, ...], size_source: str, channels_source: st
 
 
 def _scaling(split: Split) -> str:
-    values: Any = getattr(split, "inputs", None) if isinstance(split, ArraySplit) else None
-    if values is not None and values.dtype == torch.uint8:
+    if isinstance(split, ArraySplit) and split.inputs.dtype == torch.uint8:
         return "scaling to [0, 1] (default for bytes)"
     return "scaling none (as stored)"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ckpt_probe.data.arguments import ModelHints, require_known, suggestion
-from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, Sounds, sound_preparation
+from ckpt_probe.data.audio import EXTRACTOR, RATE, SoundPreparation, sound_of_row, sound_preparation
 from ckpt_probe.data.dataset import LABEL_NAMES, DatasetSplit, Unreadable
 from ckpt_probe.data.documents import ARGUMENTS as WINDOW_ARGUMENTS
 from ckpt_probe.data.documents import MASKED, NEXT, labelled_windows, wanted_labels
@@ -132,13 +132,23 @@ def _of_documents(
 
 
 @dataclass(frozen=True)
-class _Images:
-    """A map-style dataset of encoded images in a column."""
+class _Rows:
+    """A map-style dataset of the images or sounds in a column.
+
+    Args:
+        table: The table of `datasets`.
+        column: Name of the column.
+        labels: Label of each row, shape (N,).
+        preparation: Preparation of images or sounds.
+        feature: Type of the column.
+        directory: Directory of the data set.
+        name: Name of the table in messages.
+    """
 
     table: Any
     column: str
     labels: Tensor
-    preparation: Preparation
+    preparation: Preparation | SoundPreparation
     feature: Any
     directory: Path
     name: str
@@ -146,16 +156,20 @@ class _Images:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        value = self.table[number][self.column]
-        name = f"{self.name}, row {number}"
-        source = encoded_source(value, self.directory, name)
-        if source is None:
-            raise Unreadable(f"{name} (no image)")
-        # `datasets` rotates and converts only images that it decodes.
-        decoding = Decoding(upright=True, mode=self.feature.mode) if self.feature.decode else Decoding()
-        picture = read_picture(source, name, self.preparation.channels, decoding)
-        return self.preparation.prepare(picture), int(self.labels[number])
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        value, name = self.table[number][self.column], f"{self.name}, row {number}"
+        read = _image_of_row if isinstance(self.preparation, Preparation) else sound_of_row
+        return read(value, self.feature, self.directory, name, self.preparation), int(self.labels[number])
+
+
+def _image_of_row(value: Any, feature: Any, directory: Path, name: str, preparation: Any) -> Tensor:
+    """Return the prepared image, shape (C, H, W), of a row; see `sound_of_row`."""
+    source = encoded_source(value, directory, name)
+    if source is None:
+        raise Unreadable(f"{name} (no image)")
+    # `datasets` rotates and converts only images that it decodes.
+    decoding = Decoding(upright=True, mode=feature.mode) if feature.decode else Decoding()
+    return preparation.prepare(read_picture(source, name, preparation.channels, decoding))
 
 
 @dataclass(frozen=True)
@@ -193,12 +207,8 @@ def _of_encoded(
         if _kind(feature) in ("image", "audio"):
             # The decoding of `datasets` raises in the middle of a batch, and accepts any format.
             encoded = encoded.cast_column(column, type(feature)(decode=False))
-        source = (Path(path), f"{path}: {split}")
-        if isinstance(preparation, Preparation):
-            rows, collate = _Images(encoded, column, labels[split], preparation, feature, *source), stacked
-        else:
-            rows = Sounds(encoded, column, labels[split], preparation, feature, *source)
-            collate = preparation.collate
+        rows = _Rows(encoded, column, labels[split], preparation, feature, Path(path), f"{path}: {split}")
+        collate = stacked if isinstance(preparation, Preparation) else preparation.collate
         splits[split] = DatasetSplit(rows, labels=labels[split], collate=collate, workers=workers, tolerance=TOLERANCE)
     return splits, preparation.arguments
 

@@ -13,7 +13,7 @@ from ckpt_probe.addresses import is_address
 from ckpt_probe.data.arguments import ModelHints, as_list, require_known
 from ckpt_probe.data.arrays import CHOICES, choose_samples, read_digits, read_h5, read_idx, read_npz
 from ckpt_probe.data.dataset import DatasetSplit, default_workers
-from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, without_labels
+from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit
 from ckpt_probe.data.samples import LEFT_OUT, ArraySplit, LabelledData, Split, of_splits
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.plugins import is_function_name, load_function, registered
@@ -158,7 +158,7 @@ def _load(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int 
 def _load_unlabelled(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int | None) -> LabelledData:
     none = NO_LABELS.get(name.partition(":")[0], {})
     data = _load(name, {**arguments, **none}, hints, workers)
-    splits: dict[str, Split] = {key: without_labels(split) for key, split in data.splits.items()}
+    splits: dict[str, Split] = {key: RelabelledSplit(split, None) for key, split in data.splits.items()}
     recorded = {key: value for key, value in data.arguments.items() if key not in none}
     return replace(data, splits=splits, classes=0, class_names=None, arguments={**recorded, WITHOUT_LABELS: True})
 

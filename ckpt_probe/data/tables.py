@@ -20,7 +20,6 @@ from ckpt_probe.data.columns import (
     require_distinct,
     separator_hint,
     undecodable,
-    without_gaps,
 )
 from ckpt_probe.data.dataset import LABEL_NAMES
 from ckpt_probe.data.directories import is_system_name
@@ -211,7 +210,7 @@ def _spend_claims(metadata: Any, budget: Budget) -> None:
 def _by_column(tables: Mapping[str, Columns], name: Any) -> dict[str, Columns]:
     parts: dict[str, Any] = {}
     for columns in tables.values():
-        values = without_gaps(columns, str(name), columns.texts(str(name), "split"))
+        values = columns.texts(str(name), "split")
         for value in values.unique().to_pylist():
             mask = np.array([each == value for each in values.to_pylist()])
             parts.setdefault(str(value), []).append(replace(columns, table=columns.table.filter(mask)))
@@ -247,7 +246,7 @@ def _label_column(columns: Columns, requested: Any) -> str:
 
 
 def _labels(columns: Columns, name: str) -> np.ndarray:
-    column = without_gaps(columns, name, columns.texts(name, "label"))
+    column = columns.texts(name, "label")
     if not len(column):
         raise DataError(f"{columns.path}: no row")
     if is_text(column):
@@ -288,7 +287,7 @@ def _splits(
 
 
 def _texts(columns: Columns, name: str) -> list[str]:
-    column = without_gaps(columns, name, columns.texts(name, "text"))
+    column = columns.texts(name, "text")
     if not is_text(column):
         raise DataError(f"{columns.path}: column {name!r} has {column.type}, no text")
     return column.to_pylist()
@@ -314,7 +313,7 @@ def _numbers(columns: Columns, labels: Tensor, names: list[str], arguments: Mapp
 def _matrix(columns: Columns, name: str) -> np.ndarray:
     import pyarrow.types as kinds
 
-    column = without_gaps(columns, name, columns.named(name, "inputs"))
+    column = columns.named(name, "inputs")
     try:
         if kinds.is_list(column.type) or kinds.is_large_list(column.type) or kinds.is_fixed_size_list(column.type):
             return np.stack(column.to_numpy(zero_copy_only=False)).astype(np.float32)

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import ModelHints, read_configuration, suggestion
+from ckpt_probe.data.arguments import ModelHints, load_auto, read_configuration, suggestion
 from ckpt_probe.data.samples import LENGTHS, LabelledBatch
-from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.plugins import load_pretrained, require_extra
+from ckpt_probe.errors import DataError, UsageError
 
 TOKENIZER, MAX_LENGTH = "tokenizer", "max_length"
 """Arguments of texts: the tokenizer's directory, and the number of tokens at which a text is truncated."""
@@ -87,14 +86,9 @@ class TextSplit:
     def __init__(self, texts: Texts, labels: Tensor, tokenize: Tokenization, pairs: Texts | None = None) -> None:
         self._texts = texts
         self._pairs = pairs
-        self._labels = labels
+        self.labels = labels
         self._tokenize = tokenize
         self._cut: set[int] = set()
-
-    @property
-    def labels(self) -> Tensor:
-        """Return all labels, shape (N,), int64."""
-        return self._labels
 
     @property
     def padding(self) -> int:
@@ -109,7 +103,7 @@ class TextSplit:
         return (f"{len(self._cut):,} of {len(self):,} texts were cut at {self._tokenize.max_length} tokens",)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def batch(self, indices: Tensor | slice) -> LabelledBatch:
         """Return the tokenizer's tensors (input_ids, attention_mask, …), each of shape (n, T), and labels, (n,)."""
@@ -117,7 +111,7 @@ class TextSplit:
         pairs = None if self._pairs is None else [self._pairs[number] for number in numbers]
         inputs, cut = self._tokenize([self._texts[number] for number in numbers], pairs)
         self._cut.update(numbers[number] for number in cut)
-        return inputs, self._labels[torch.tensor(list(numbers), dtype=torch.int64)]
+        return inputs, self.labels[torch.tensor(list(numbers), dtype=torch.int64)]
 
 
 def padding_of(splits: Mapping[str, Any]) -> int | None:
@@ -140,7 +134,7 @@ def tokenization(arguments: Mapping[str, Any], hints: ModelHints) -> Tokenizatio
         DataError: If the tokenizer cannot be read.
     """
     directory = _directory(arguments.get(TOKENIZER), hints)
-    tokenizer, config = _read(directory), read_configuration(directory)
+    tokenizer, config = _tokenizer(directory), read_configuration(directory)
     # `LENGTHS` assumes padding at the end.
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
@@ -202,7 +196,7 @@ def vocabulary(arguments: Mapping[str, Any], hints: ModelHints) -> Vocabulary:
         DataError: If the tokenizer cannot be read, or has more tokens than the model.
     """
     directory = _directory(arguments.get(TOKENIZER), hints)
-    tokenizer = _read(directory)
+    tokenizer = _tokenizer(directory)
     config = hints.configuration() or read_configuration(directory)
     known, size = config.get("vocab_size"), len(tokenizer)
     if isinstance(known, int):
@@ -249,12 +243,8 @@ def _directory(named: Any, hints: ModelHints) -> Path:
     return directory
 
 
-def _read(directory: Path) -> Any:
-    transformers = require_extra("transformers", "transformers")
-    try:
-        return load_pretrained(transformers.AutoTokenizer, directory)
-    except Exception as error:
-        raise DataError(f"{directory}: its tokenizer cannot be read: {last_line(error)}") from error
+def _tokenizer(directory: Path) -> Any:
+    return load_auto("AutoTokenizer", directory, f"{directory}: its tokenizer cannot be read")
 
 
 def _choose_padding(tokenizer: Any, config: Mapping[str, Any], directory: Path) -> None:

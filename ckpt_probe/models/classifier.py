@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.models.calling import Batch, Call, forward_once, results_of, samples_in, tapping
 from ckpt_probe.models.head import CONVOLUTIONS, Head, Part, kind_of, only_call, rows_by_position
-from ckpt_probe.models.relation import Relation, relation_to
+from ckpt_probe.models.relation import relation_to
 
 SHOWN = 8
 
@@ -35,7 +35,7 @@ def find_head(model: nn.Module, inputs: Batch, override: str | None = None) -> H
             lists all candidates.
         UsageError: If `override` names no linear layer.
     """
-    linears = [name for name, module in model.named_modules() if _is_linear(module)]
+    linears = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, *CONVOLUTIONS))]
     if override is not None:
         return _named(model, inputs, override.split("+"), linears)
     calls, output = _run(model, linears, inputs)
@@ -44,10 +44,8 @@ def find_head(model: nn.Module, inputs: Batch, override: str | None = None) -> H
     if returned is not None:
         return returned
     for names in _groups(model, inputs, linears, results):
-        for number, result in enumerate(results):
-            relation = relation_to(model, inputs, names, number, result)
-            if relation is not None and (head := _verified(model, inputs, relation, number, len(results))):
-                return head
+        if head := _related(model, inputs, names, results):
+            return head
     raise _not_found(model, calls, results[0])
 
 
@@ -98,17 +96,20 @@ def _has_weights(module: nn.Module) -> bool:
     return any(tensor.ndim > 1 for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
-def _verified(model: nn.Module, inputs: Batch, relation: Relation, number: int, results: int) -> Head | None:
-    """Return the head that a relation describes if its layers are linear maps of their inputs, else None."""
-    calls, _ = _run(model, [part.layer for part in relation.parts], inputs, copied=True)
-    parts = []
-    for related in relation.parts:
-        part, _ = _part(model, related.layer, calls, samples_in(inputs))
-        if part is None:
-            return None
-        parts.append(replace(related, width=part.width, kind=part.kind))
-    why = _why(relation.why, number, results)
-    return Head(tuple(parts), relation.reading, number, settled=False, why=why)
+def _related(model: nn.Module, inputs: Batch, names: Sequence[str], results: Sequence[Tensor]) -> Head | None:
+    """Return the head of layers that determine a result and are linear maps of their inputs, else None."""
+    for number, result in enumerate(results):
+        relation = relation_to(model, inputs, names, number, result)
+        if relation is None:
+            continue
+        calls, _ = _run(model, [part.layer for part in relation.parts], inputs, copied=True)
+        linear = [_part(model, part.layer, calls, samples_in(inputs))[0] for part in relation.parts]
+        pairs = zip(relation.parts, linear, strict=True)
+        parts = tuple(replace(part, width=own.width, kind=own.kind) for part, own in pairs if own is not None)
+        if len(parts) == len(linear):
+            why = _why(relation.why, number, len(results))
+            return Head(parts, relation.reading, number, settled=False, why=why)
+    return None
 
 
 def _named(model: nn.Module, inputs: Batch, names: Sequence[str], linears: Sequence[str]) -> Head:
@@ -126,10 +127,8 @@ def _named(model: nn.Module, inputs: Batch, names: Sequence[str], linears: Seque
     results = results_of(output)
     if len(names) == 1 and (head := _returned(model, calls, results, samples_in(inputs))):
         return head
-    for number, result in enumerate(results):
-        relation = relation_to(model, inputs, names, number, result)
-        if relation is not None and (head := _verified(model, inputs, relation, number, len(results))):
-            return head
+    if head := _related(model, inputs, names, results):
+        return head
     for name, (_, positions) in zip(names, parts_found, strict=True):
         if positions != 1:
             shape = tuple(calls[name][0][0].shape)
@@ -159,10 +158,6 @@ def _run(model: nn.Module, names: Sequence[str], inputs: Batch, *, copied: bool 
     with tapping({name: model.get_submodule(name) for name in names}, copied=copied) as calls:
         output = forward_once(model, inputs)
     return calls, output
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, *CONVOLUTIONS))
 
 
 def _same(output: Tensor, result: Tensor) -> bool:

@@ -92,12 +92,15 @@ def hugging_face_arguments(
         padding: Id of the token that pads the data, used if the model has no padding token; decoders need it to find
             the last token of a text.
     """
-    complete = dict(arguments)
-    if padding is not None and "pad_token_id" not in complete and _pads_nothing(directory, complete):
-        complete["pad_token_id"] = padding
-    if "task" not in complete and tensors is not None and _is_backbone(directory, complete, tensors):
+    complete, transformers = dict(arguments), _transformers()
+    config = _config(transformers, directory, {name: value for name, value in complete.items() if name != "task"})
+    if padding is not None and "pad_token_id" not in complete:
+        if getattr(config.get_text_config(), "pad_token_id", None) is None:
+            complete["pad_token_id"] = padding
+    if "task" not in complete and tensors is not None and _is_backbone(transformers.AutoModel, config, tensors):
         complete["task"] = BACKBONE
-    if _class_for(directory, complete) not in _with_classes():
+    with_classes = [getattr(transformers, name) for task, name in TASKS.items() if task not in BY_NAME_ALONE]
+    if _class(transformers, config, directory, complete.get("task")) not in with_classes:
         return complete
     if tensors is None:
         return complete if classes is None else {"num_labels": classes, **complete}
@@ -107,32 +110,13 @@ def hugging_face_arguments(
     return {**sizes_from_tensors(skeleton, tensors, SizeNames("num_labels", None, "image_size")), **complete}
 
 
-def _pads_nothing(directory: str, arguments: dict[str, Any]) -> bool:
-    entries = {name: value for name, value in arguments.items() if name != "task"}
-    return getattr(_config(_transformers(), directory, entries).get_text_config(), "pad_token_id", None) is None
-
-
-def _is_backbone(directory: str, entries: dict[str, Any], tensors: Shapes) -> bool:
+def _is_backbone(plain: Any, config: Any, tensors: Shapes) -> bool:
     """Return whether a configuration names the model without a head, and the tensors are those of such a model."""
-    transformers = _transformers()
-    config = _config(transformers, directory, entries)
-    plain = transformers.AutoModel
     if type(config) not in plain._model_mapping or not set(config.architectures) & _names(plain, config):
         return False
     # In a model with a head, the names of the other tensors contain a prefix: bert.encoder…, vit.embeddings….
     part = plain._model_mapping[type(config)].base_model_prefix
     return not any(part in name.split(".") for name in tensors)
-
-
-def _class_for(directory: str, arguments: Mapping[str, Any]) -> Any:
-    transformers, entries = _transformers(), dict(arguments)
-    task = entries.pop("task", None)
-    return _class(transformers, _config(transformers, directory, entries), directory, task)
-
-
-def _with_classes() -> list[Any]:
-    transformers = _transformers()
-    return [getattr(transformers, name) for task, name in TASKS.items() if task not in BY_NAME_ALONE]
 
 
 def _transformers() -> Any:

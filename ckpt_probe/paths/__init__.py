@@ -6,7 +6,8 @@ from ckpt_probe.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ckpt_probe.paths.evaluate import PathResult, evaluate_path
-    from ckpt_probe.paths.plane import PlaneOptions, PlaneResult, evaluate_plane
+    from ckpt_probe.paths.options import PlaneOptions
+    from ckpt_probe.paths.plane import PlaneResult, evaluate_plane
     from ckpt_probe.paths.series import barriers
 
 __all__ = ["PathResult", "PlaneOptions", "PlaneResult", "barriers", "evaluate_path", "evaluate_plane"]
@@ -16,7 +17,7 @@ __getattr__ = lazy_names(
     {
         "PathResult": "evaluate",
         "evaluate_path": "evaluate",
-        "PlaneOptions": "plane",
+        "PlaneOptions": "options",
         "PlaneResult": "plane",
         "evaluate_plane": "plane",
         "barriers": "series",

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import State
 from ckpt_probe.errors import UsageError
-from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import content_hash, distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
@@ -20,7 +19,7 @@ from ckpt_probe.paths.curve import read_midpoint, trained_midpoint
 from ckpt_probe.paths.ends import Ends, aligned, check_ends, read_ends
 from ckpt_probe.paths.ledger import PathDirectory
 from ckpt_probe.paths.options import SAMPLES, PathOptions
-from ckpt_probe.paths.point import PointEvaluation
+from ckpt_probe.paths.point import PointEvaluation, open_evaluation
 from ckpt_probe.paths.positions import FIRST, barriers, curves, evenly, refined
 from ckpt_probe.paths.shapes import distances, length, path_of
 from ckpt_probe.paths.survey import Survey, visit
@@ -156,14 +155,9 @@ class PathJob:
     options: PathOptions
     directory: PathDirectory
 
-    def evaluation(self) -> PointEvaluation:
-        """Open model and data."""
-        subject, options = open_subject(self.ends[0], self.setup), self.options
-        return PointEvaluation(subject, options.batchnorm, options.batchnorm_samples, options.errors)
-
     def survey(self) -> Survey:
         """Build the path from files that were aligned and trained before."""
-        evaluation = self.evaluation()
+        evaluation = open_evaluation(self.ends[0], self.setup, self.options)
         state_at, _ = _route(self, evaluation.subject, overwrite=False, progress=NullProgress())
         return self.survey_of(state_at, evaluation)
 
@@ -176,8 +170,8 @@ class PathJob:
 
 def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progress) -> PathResult:
     options, ledger = job.options, job.directory.ledger
-    alphas = evenly(FIRST if options.points is None else options.points, options.span)
-    evaluation = job.evaluation()
+    alphas, title = evenly(FIRST if options.points is None else options.points, options.span), "points"
+    evaluation = open_evaluation(job.ends[0], job.setup, options)
     inputs = [*job.ends, *(Path(file) for file in (options.midpoint, options.align_spec) if file is not None)]
     request = request_of(job.ends, job.directory.path, job.setup, options)
     job.directory.prepare(_plan(job, evaluation), request=request, inputs=inputs, overwrite=overwrite)
@@ -186,14 +180,10 @@ def _evaluate(job: PathJob, staff: Workers, *, overwrite: bool, progress: Progre
     state_at, description = _route(job, evaluation.subject, overwrite=overwrite, progress=progress)
     splits = evaluation.splits
     survey, records = job.survey_of(state_at, evaluation), ledger.points(splits)
-    visit_more = partial(
-        visit, records=records, survey=survey, ledger=ledger, job=job, workers=staff, progress=progress
-    )
-    with progress.task("points", len(alphas), "points") as bar:
-        visit_more([(alpha,) for alpha in alphas], bar=bar)
-    while options.points is None and (more := refined(*curves(ledger.sorted(records), splits))):
-        with progress.task("points between", len(more), "points") as bar:
-            visit_more([(alpha,) for alpha in more], bar=bar)
+    while alphas:
+        visit(title, [(alpha,) for alpha in alphas], records, survey, ledger, job, staff, progress)
+        alphas = refined(*curves(ledger.sorted(records), splits)) if options.points is None else []
+        title = "points between"
     for note in evaluation.subject.notes:
         progress.message(note)
     summary = [barriers(ledger.sorted(records), name, evaluation.batchnorm) for name in splits]

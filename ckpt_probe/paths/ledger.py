@@ -14,9 +14,6 @@ from ckpt_probe.analysis.records import number, read_lines
 from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import code_hash, read_object, write_text
 
-ALIGNED_FILE = "aligned.safetensors"
-MIDPOINT_FILE = "midpoint.safetensors"
-TRAINING = "curve"
 DUMPS = "dumps"
 INFLUENCES = "influences"
 PLAN_FILE = "plan.json"
@@ -194,17 +191,17 @@ class PathDirectory:
     @property
     def aligned(self) -> Path:
         """B in A's order."""
-        return self.path / ALIGNED_FILE
+        return self.path / "aligned.safetensors"
 
     @property
     def midpoint(self) -> Path:
         """The midpoint of a curve."""
-        return self.path / MIDPOINT_FILE
+        return self.path / "midpoint.safetensors"
 
     @property
     def training(self) -> Path:
         """The run that trains the midpoint."""
-        return self.path / TRAINING
+        return self.path / "curve"
 
     def dump(self, alpha: float) -> Path:
         """Return the name of the dump of one point."""

@@ -1,4 +1,4 @@
-"""Settings of a path, checked before anything is opened and before torch is loaded."""
+"""Settings of a path and of a plane, checked before anything is opened and before torch is loaded."""
 
 import math
 from dataclasses import dataclass
@@ -16,6 +16,9 @@ METHODS = ("permutation", "activations")
 
 SAMPLES = 4096
 """Number of training samples from which batch-norm statistics are estimated."""
+
+MARGIN = 0.2
+RADIUS = 1.0
 
 
 def require_statistics(batchnorm: str, samples: int) -> None:
@@ -97,3 +100,47 @@ class PathOptions:
             raise UsageError(
                 f"curve_epochs and curve_learning_rate must be positive; found {self.curve_epochs}, {rate}"
             )
+
+
+@dataclass(frozen=True)
+class PlaneOptions:
+    """Settings of a plane.
+
+    Attributes:
+        grid: Number of positions along each axis, or (along x, along y).
+        margin: Extent of the grid beyond the checkpoints, as a share of their own extent.
+        directions: "random" for filter-normalised directions around one checkpoint, "pca" for the two main directions
+            of the trajectory of a series; None for three checkpoints.
+        seed: Seed of the random directions.
+        radius: Largest coordinate along random directions.
+        batchnorm: "recompute" to estimate running statistics at each position, "interpolate" to interpolate them.
+        batchnorm_samples: Number of training samples for the estimates.
+        errors: Whether to add standard errors and biases to the record of every position.
+    """
+
+    grid: int | tuple[int, int] = 15
+    margin: float = MARGIN
+    directions: str | None = None
+    seed: int = 0
+    radius: float = RADIUS
+    batchnorm: str = "recompute"
+    batchnorm_samples: int = SAMPLES
+    errors: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 2:
+            raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
+        require_statistics(self.batchnorm, self.batchnorm_samples)
+        if self.directions not in {None, "random", "pca"}:
+            raise UsageError(f"directions: expected random, pca or None, found {self.directions}")
+        if self.directions != "random" and (self.seed, self.radius) != (0, RADIUS):
+            raise UsageError("seed and radius need directions random")
+        if self.directions == "random" and self.margin != MARGIN:
+            raise UsageError("margin needs three checkpoints; use radius for random directions")
+        if not (0 <= self.margin < math.inf and 0 < self.radius < math.inf and 0 <= self.seed < 2**63):
+            raise UsageError("expected a margin of at least 0, a radius above 0, and an integer seed of at least 0")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of positions along x and along y."""
+        return (self.grid, self.grid) if isinstance(self.grid, int) else self.grid

@@ -1,7 +1,6 @@
 """Every metric on a grid in a plane of weights: through three checkpoints, around one, or along a trajectory."""
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import Member, open_series
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Setup, Subject, open_subject
+from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import distinct_names
 from ckpt_probe.keywords import checked_keywords, from_arguments
@@ -18,61 +17,14 @@ from ckpt_probe.merging.matching import check_match
 from ckpt_probe.models import unwrapped
 from ckpt_probe.paths.directions import Plane, plane_through, random_plane, trajectory_plane
 from ckpt_probe.paths.ledger import Ledger
-from ckpt_probe.paths.options import SAMPLES, require_statistics
-from ckpt_probe.paths.point import PointEvaluation
+from ckpt_probe.paths.options import MARGIN, RADIUS, SAMPLES, PlaneOptions
+from ckpt_probe.paths.point import PointEvaluation, open_evaluation
 from ckpt_probe.paths.survey import Survey, visit
 from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.remote import resolve
 from ckpt_probe.scheduling import Workers, claimed_in_turn
 from ckpt_probe.trajectories.records import WeightOptions, measured_series
 from ckpt_probe.trajectories.stream import Opening
-
-MARGIN = 0.2
-RADIUS = 1.0
-
-
-@dataclass(frozen=True)
-class PlaneOptions:
-    """Settings of a plane.
-
-    Attributes:
-        grid: Number of positions along each axis, or (along x, along y).
-        margin: Extent of the grid beyond the checkpoints, as a share of their own extent.
-        directions: "random" for filter-normalised directions around one checkpoint, "pca" for the two main directions
-            of the trajectory of a series; None for three checkpoints.
-        seed: Seed of the random directions.
-        radius: Largest coordinate along random directions.
-        batchnorm: "recompute" to estimate running statistics at each position, "interpolate" to interpolate them.
-        batchnorm_samples: Number of training samples for the estimates.
-        errors: Whether to add standard errors and biases to the record of every position.
-    """
-
-    grid: int | tuple[int, int] = 15
-    margin: float = MARGIN
-    directions: str | None = None
-    seed: int = 0
-    radius: float = RADIUS
-    batchnorm: str = "recompute"
-    batchnorm_samples: int = SAMPLES
-    errors: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.shape) < 2:
-            raise UsageError(f"grid: expected at least 2 points along each axis, found {self.grid}")
-        require_statistics(self.batchnorm, self.batchnorm_samples)
-        if self.directions not in {None, "random", "pca"}:
-            raise UsageError(f"directions: expected random, pca or None, found {self.directions}")
-        if self.directions != "random" and (self.seed, self.radius) != (0, RADIUS):
-            raise UsageError("seed and radius need directions random")
-        if self.directions == "random" and self.margin != MARGIN:
-            raise UsageError("margin needs three checkpoints; use radius for random directions")
-        if not (0 <= self.margin < math.inf and 0 < self.radius < math.inf and 0 <= self.seed < 2**63):
-            raise UsageError("expected a margin of at least 0, a radius above 0, and an integer seed of at least 0")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of positions along x and along y."""
-        return (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
 
 
 @dataclass(frozen=True)
@@ -204,20 +156,15 @@ class PlaneJob:
     options: PlaneOptions
     sources: tuple[Path, ...]
 
-    def evaluation(self) -> PointEvaluation:
-        """Open model and data."""
-        subject, options = open_subject(self.files[0], self.setup), self.options
-        return PointEvaluation(subject, options.batchnorm, options.batchnorm_samples, options.errors)
-
     def survey(self) -> Survey:
         """Open model and data, and read the checkpoints."""
-        evaluation = self.evaluation()
+        evaluation = open_evaluation(self.files[0], self.setup, self.options)
         plane = _plane(self.files, self.options, evaluation.subject)
         return Survey("plane", self.files, plane.at, evaluation)
 
 
 def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool, progress: Progress) -> PlaneResult:
-    evaluation = job.evaluation()
+    evaluation = open_evaluation(job.files[0], job.setup, job.options)
     plane = _plane(job.files, job.options, evaluation.subject)
     plan = _plan(job.files, evaluation, job.options)
     if overwrite:
@@ -230,9 +177,7 @@ def _evaluate(job: PlaneJob, ledger: Ledger, staff: Workers, *, overwrite: bool,
     survey, records = Survey("plane", job.files, plane.at, evaluation), ledger.points(splits)
     xs, ys = _grid(plane, job.options)
     marks = _marks(job.files, plane, evaluation, progress)
-    positions = [(x, y) for y in ys for x in xs]
-    with progress.task("points", len(positions), "points") as bar:
-        visit(positions, records, survey, ledger, job=job, workers=staff, bar=bar, progress=progress)
+    visit("points", [(x, y) for y in ys for x in xs], records, survey, ledger, job, staff, progress)
     checkpoints = dict(zip((name for name, _, _ in plane.marks), distinct_names(job.files), strict=True))
     summary = [_lowest(ledger.sorted(records), name) for name in splits]
     axes = {"axes": plane.axes, "xs": xs, "ys": ys}

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,16 +17,13 @@ from ckpt_probe.analysis.entries import BIAS, STDERR
 from ckpt_probe.analysis.record import Context, accumulate, compute_from_first_pass
 from ckpt_probe.checkpoints import State
 from ckpt_probe.data import Split, ready_parts, split_lengths
-from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Block, Storage, Subject, is_scored
+from ckpt_probe.extraction import Block, Setup, Storage, StoreWriter, Subject, is_scored, open_subject
 from ckpt_probe.models import call, on_device
 from ckpt_probe.moments.errors import RecordWithErrors
-from ckpt_probe.moments.grouping import SUBSET_ROWS
 from ckpt_probe.moments.quality import Quality, Scored, double
 from ckpt_probe.moments.registry import INFINITE_LOGITS
-from ckpt_probe.moments.subset import PREFIX, RowSubset
-from ckpt_probe.paths.options import SAMPLES
+from ckpt_probe.paths.options import SAMPLES, PathOptions, PlaneOptions
 from ckpt_probe.progress import Progress
 
 CACHE_BYTES = 2**30
@@ -102,7 +99,7 @@ class PointEvaluation:
             recompute(self.subject.model, split, samples=self.samples)
         return self.batchnorm
 
-    def record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> RecordWithErrors:
+    def record(self, split: str, progress: Progress, *, writer: StoreWriter | None = None) -> RecordWithErrors:
         """Compute the record of the model's present weights on one split.
 
         Features and logits are kept in memory between passes if they fit into 1 GiB, else computed again.
@@ -128,7 +125,7 @@ class PointEvaluation:
 
             blocks = list(forward()) if fits else None
             if writer is not None:
-                _write_rows(writer, split, blocks or forward(), samples, scored=scored)
+                writer.write_split(split, blocks or forward(), rows=samples, scores="scored" if scored else "logits")
             rows, settings = _RowsOfBlocks(lambda: blocks or forward()), Settings(errors=self.errors)
             first = accumulate(rows, weights, bias, settings)
             if split == TRAIN:
@@ -137,7 +134,9 @@ class PointEvaluation:
             detailed = compute_from_first_pass(first, rows, weights, bias, settings, context)
             return RecordWithErrors(detailed.record, detailed.influences)
 
-    def explained_record(self, split: str, progress: Progress, *, writer: DumpWriter | None = None) -> RecordWithErrors:
+    def explained_record(
+        self, split: str, progress: Progress, *, writer: StoreWriter | None = None
+    ) -> RecordWithErrors:
         """Compute `record` for weights that nobody trained, where dead or exploding features are no error.
 
         Returns:
@@ -181,25 +180,8 @@ class _RowsOfBlocks:
         return self.latest
 
 
-def _write_rows(writer: DumpWriter, split: str, blocks: Iterable[Block], samples: int, *, scored: bool) -> None:
-    """Write all rows of a split, and its fixed subset of rows."""
-    subset, rows = RowSubset(SUBSET_ROWS), 0
-    for block in blocks:
-        if not rows:
-            parts = {"documents": block.documents is not None, "positions": block.positions is not None}
-            writer.start_split(split, samples, logits=not scored, scored=scored, **parts)
-        writer.append(split, block.features, block.labels, block.scores, block.documents, block.positions)
-        indices = torch.arange(rows, rows + len(block.labels))
-        subset.update(block.features, block.labels, indices, torch.zeros_like(indices), block.documents)
-        rows += len(block.labels)
-    writer.leave_out(split, samples - rows)
-    arrays = {name.removeprefix(PREFIX): values for name, values in subset.state().items()}
-    writer.write_subset(split, arrays, subset.seed, {})
-
-
-@contextmanager
-def point_writer(path: Path, name: str, coordinate: float, subject: Subject) -> Iterator[DumpWriter]:
-    """Open a writer of the dump of the weights that a model has now, and write its classifier.
+def point_writer(path: Path, name: str, coordinate: float, subject: Subject) -> StoreWriter:
+    """Return a writer of the dump of the weights that a model has now, for a `with` block.
 
     The weights are in no file, so the provenance has the size and the hash of the tensors. The number in a dump's name
     would be taken for its step, so the step is stored: the coordinate in millionths, which sorts dumps along the path.
@@ -220,13 +202,9 @@ def point_writer(path: Path, name: str, coordinate: float, subject: Subject) -> 
     step = round(coordinate * 1e6)
     provenance = subject.provenance(name, size, digest.hexdigest(), step=step, epoch=None, storage=Storage())
     weights, bias = subject.parameters()
-    classes, features = weights.shape
     # A position with a dump but no record is evaluated again.
-    with DumpWriter(path, provenance, classes=classes, features=features, overwrite=True) as writer:
-        writer.write_classifier(weights, bias)
-        if subject.data.class_names:
-            writer.write_class_names(subject.data.class_names[:classes])
-        yield writer
+    names = subject.data.class_names
+    return StoreWriter(path, provenance, Storage(), weights, bias, class_names=names, overwrite=True)
 
 
 def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
@@ -237,6 +215,11 @@ def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
     reason = f"{', '.join(undefined)}: the logits overflow to infinity or NaN"
     values = {**record, **dict.fromkeys(undefined), "missing": f"{record['missing']}; {reason}"}
     return RecordWithErrors(values, record.influences)
+
+
+def open_evaluation(file: Path, setup: Setup, options: PathOptions | PlaneOptions) -> PointEvaluation:
+    """Open the model and the data that a checkpoint names, to evaluate positions with these settings."""
+    return PointEvaluation(open_subject(file, setup), options.batchnorm, options.batchnorm_samples, options.errors)
 
 
 def has_batchnorm(model: nn.Module) -> bool:

@@ -141,10 +141,8 @@ def barriers(records: Sequence[Record], split: str, batchnorm: str) -> Record:
     quantities = {"loss": [r["loss"] for r in of_split], "error": errors}
     for quantity, values in quantities.items():
         excess = None if any(value is None for value in values) else barrier(alphas, values)
-        summary[f"barrier.{quantity}"] = excess.value if excess else None
-        summary[f"barrier.{quantity}_alpha"] = excess.alpha if excess else None
-        summary[f"barrier.{quantity}_mean"] = excess.mean if excess else None
-        summary[f"barrier.{quantity}_over_mean"] = excess.over_mean if excess else None
+        for suffix, name in (("", "value"), ("_alpha", "alpha"), ("_mean", "mean"), ("_over_mean", "over_mean")):
+            summary[f"barrier.{quantity}{suffix}"] = None if excess is None else getattr(excess, name)
     return summary
 
 

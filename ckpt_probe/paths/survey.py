@@ -9,12 +9,12 @@ from typing import Protocol
 
 from ckpt_probe.analysis import Record, in_order
 from ckpt_probe.checkpoints import State
-from ckpt_probe.dumps import DumpWriter
 from ckpt_probe.errors import DataError
+from ckpt_probe.extraction import StoreWriter
 from ckpt_probe.paths.barrier_errors import write_influences
 from ckpt_probe.paths.ledger import AXES, Ledger
 from ckpt_probe.paths.point import PointEvaluation, point_writer
-from ckpt_probe.progress import NullProgress, Progress, Task
+from ckpt_probe.progress import NullProgress, Progress
 from ckpt_probe.scheduling import Workers, made_once, results
 
 Position = tuple[float, ...]
@@ -72,7 +72,7 @@ class Survey:
             write_influences(self.influences_at(*position), influences)
         return records
 
-    def _writer(self, position: Position, label: str) -> AbstractContextManager[DumpWriter | None]:
+    def _writer(self, position: Position, label: str) -> AbstractContextManager[StoreWriter | None]:
         if self.dump_at is None:
             return nullcontext()
         name = f"{' to '.join(file.stem for file in self.files)}, {label}"
@@ -88,27 +88,26 @@ class SurveyJob(Protocol):
 
 
 def visit(
+    title: str,
     positions: Sequence[Position],
     records: list[Record],
     survey: Survey,
     ledger: Ledger,
-    *,
     job: SurveyJob,
     workers: Workers,
-    bar: Task,
     progress: Progress,
 ) -> None:
     """Evaluate the positions that have no record yet, and keep their records in the ledger, whatever stops the loop.
 
     Args:
+        title: Title of the progress bar.
         positions: Positions to evaluate.
         records: Records so far. Those of new positions are appended; an incomplete position is evaluated again.
         survey: Evaluates positions in this process.
         ledger: Directory of the records.
         job: Settings from which each worker process opens the survey.
         workers: Processes or cluster that evaluate the positions.
-        bar: Progress bar, advanced by one for each position.
-        progress: Receives messages.
+        progress: Receives messages and a bar, advanced by one for each position.
 
     Raises:
         DataError: If a position cannot be evaluated.
@@ -118,12 +117,12 @@ def visit(
     complete = {position for position, _ in stored if all((position, split) in stored for split in splits)}
     records[:] = [record for record in records if position_of(record, survey.kind) in complete]
     missing = [position for position in positions if position not in complete]
-    bar.advance(len(positions) - len(missing))
     work = partial(survey.evaluate, progress=progress) if workers.alone else partial(_evaluate_in_worker, job)
     names = [label_of(survey.kind, position) for position in missing]
     tasks = results(work, missing, names=names, workers=workers, say=progress.message)
     try:
-        with closing(tasks):
+        with progress.task(title, len(positions), "points") as bar, closing(tasks):
+            bar.advance(len(positions) - len(missing))
             for _, evaluated in tasks:
                 records.extend(evaluated)
                 ledger.keep_in_time(records)

@@ -3,7 +3,6 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
 from typing import Any, Protocol, Self, TypeVar
 
 from ckpt_probe.errors import DataError, UsageError, listed
@@ -81,15 +80,54 @@ def results(
         UsageError: If a cluster cannot be used.
         DataError: If items have failed; each is named.
     """
-    failed: dict[int, Failed] = {}
-    with closing(_Rounds(work, items, names, workers, say)) as rounds:
-        for number, outcome in rounds.outcomes():
-            if isinstance(outcome, Failed):
-                failed[number] = outcome
-                if outcome.trace is not None:
-                    say(f"{names[number]}: {outcome.trace}")
+    backend = workers.backend() if isinstance(workers, Team) else _backend(workers, len(items), say)
+    waiting, busy, suspects = deque(range(len(items))), deque[int](), deque[int]()
+    running, alone, announced = set[int](), set[int](), set[int]()
+    strikes, failed, pause = Counter[int](), dict[int, Failed](), PAUSE
+    try:
+        while waiting or busy or suspects or running:
+            if suspects:
+                # Alone, so that if a worker dies again, this item is known to be the cause.
+                following = [] if running else [suspects.popleft()]
+                alone.update(following)
             else:
-                yield number, outcome
+                if not waiting and not running:
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                    waiting, busy = busy, deque()
+                following = [waiting.popleft() for _ in range(min(len(waiting), backend.capacity() - len(running)))]
+            for number in following:
+                running.add(number)
+                backend.submit(number, work, items[number])
+            for number, outcome in backend.finished():
+                running.discard(number)
+                if isinstance(outcome, Busy):
+                    busy.append(number)
+                    if number not in announced:
+                        announced.add(number)
+                        say(f"{names[number]}: {outcome.holder} is working on it; continuing with the others")
+                    continue
+                pause = PAUSE
+                if isinstance(outcome, Lost):
+                    strikes[number] += outcome.times
+                    # If several tasks were running, another one may be the cause.
+                    if strikes[number] < STRIKES or number not in alone:
+                        suspects.append(number)
+                        continue
+                    cause = f"its worker process was killed {strikes[number]} times (often for lack of memory)"
+                    outcome = Failed(f"{cause}, so it was set aside")
+                if isinstance(outcome, Failed):
+                    failed[number] = outcome
+                    if outcome.trace is not None:
+                        say(f"{names[number]}: {outcome.trace}")
+                else:
+                    yield number, outcome
+    finally:
+        if not isinstance(workers, Team):
+            backend.close()
+        elif running:
+            # A task that is still running would be mistaken for one of the next call.
+            workers.close()
     if failed:
         raise _error({names[number]: failed[number] for number in sorted(failed)}, len(items))
 
@@ -132,93 +170,13 @@ def in_turn(numbered: Iterable[tuple[int, R]]) -> Iterator[R]:
     yield from (early[number] for number in sorted(early))
 
 
-class _Rounds:
-    """The state of all items of one call: waiting, running, or to be tried again."""
-
-    def __init__(
-        self,
-        work: Callable[[Any], Any],
-        items: Sequence[Any],
-        names: Sequence[str],
-        workers: "Workers | Team",
-        say: Callable[[str], None],
-    ) -> None:
-        self._work, self._items, self._names, self._say = work, items, names, say
-        self._team = workers if isinstance(workers, Team) else None
-        if isinstance(workers, Team):
-            self._backend = workers.backend()
-        else:
-            self._backend = _backend(workers, min(workers.count, max(1, len(items))), say)
-        self._waiting = deque(range(len(items)))
-        self._busy: deque[int] = deque()
-        self._suspects: deque[int] = deque()
-        self._alone: set[int] = set()
-        self._running: set[int] = set()
-        self._strikes: Counter[int] = Counter()
-        self._announced: set[int] = set()
-        self._pause = PAUSE
-
-    def outcomes(self) -> Iterator[tuple[int, Any]]:
-        while self._waiting or self._busy or self._suspects or self._running:
-            self._submit_next()
-            for number, outcome in self._backend.finished():
-                self._running.discard(number)
-                if isinstance(outcome, Busy):
-                    self._postpone(number, outcome)
-                    continue
-                self._pause = PAUSE
-                if not isinstance(outcome, Lost):
-                    yield number, outcome
-                elif self._struck(number, outcome.times):
-                    cause = f"its worker process was killed {self._strikes[number]} times (often for lack of memory)"
-                    yield number, Failed(f"{cause}, so it was set aside")
-
-    def close(self) -> None:
-        if self._team is None:
-            self._backend.close()
-        elif self._running:
-            # A task that is still running would be mistaken for one of the next call.
-            self._team.close()
-
-    def _submit_next(self) -> None:
-        if self._suspects:
-            # Alone, so that if a worker dies again, this item is known to be the cause.
-            if not self._running:
-                number = self._suspects.popleft()
-                self._alone.add(number)
-                self._submit(number)
-            return
-        if not self._waiting and not self._running:
-            time.sleep(self._pause)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            self._waiting, self._busy = self._busy, deque()
-        while self._waiting and len(self._running) < self._backend.capacity():
-            self._submit(self._waiting.popleft())
-
-    def _submit(self, number: int) -> None:
-        self._running.add(number)
-        self._backend.submit(number, self._work, self._items[number])
-
-    def _postpone(self, number: int, busy: Busy) -> None:
-        self._busy.append(number)
-        if number not in self._announced:
-            self._announced.add(number)
-            self._say(f"{self._names[number]}: {busy.holder} is working on it; continuing with the others")
-
-    def _struck(self, number: int, times: int) -> bool:
-        self._strikes[number] += times
-        # If several tasks were running, another one may be the cause.
-        if self._strikes[number] >= STRIKES and number in self._alone:
-            return True
-        self._suspects.append(number)
-        return False
-
-
-def _backend(workers: Workers, count: int, say: Callable[[str], None]) -> Backend:
+def _backend(workers: Workers, items: int, say: Callable[[str], None]) -> Backend:
+    """Start a backend with at most one process for each item."""
     if workers.scheduler is not None:
         from ckpt_probe.scheduling.cluster import Cluster
 
         return Cluster(workers.scheduler, say)
+    count = min(workers.count, max(1, items))
     if count == 1:
         return _SameProcess()
     from ckpt_probe.scheduling.processes import Processes

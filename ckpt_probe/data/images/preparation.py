@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ckpt_probe.data.arguments import ModelHints, as_list
+from ckpt_probe.data.arguments import ModelHints, as_list, load_auto
 from ckpt_probe.data.images.pictures import PILLOWS, Steps, require_sensible
 from ckpt_probe.data.samples import described_size
-from ckpt_probe.errors import DataError, UsageError, last_line
-from ckpt_probe.plugins import load_pretrained, require_extra
+from ckpt_probe.errors import UsageError, last_line
+from ckpt_probe.plugins import require_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -216,14 +216,8 @@ def _steps_of_torchvision(hints: ModelHints) -> dict[str, Any]:
 
 def _settings_of_processor(directory: Path, side: int | None) -> dict[str, Any]:
     """Return the settings of a directory's image processor, scaled to images of `side` pixels if that is a number."""
-    transformers = require_extra("transformers", "transformers")
-    try:
-        processor = load_pretrained(transformers.AutoImageProcessor, directory)
-    except Exception as error:
-        raise DataError(
-            f"{directory / PROCESSOR_FILE}: no image processor of transformers': {last_line(error)}"
-        ) from error
-    settings = json.loads(processor.to_json_string())
+    problem = f"{directory / PROCESSOR_FILE}: no image processor of transformers'"
+    settings = json.loads(load_auto("AutoImageProcessor", directory, problem).to_json_string())
     sizes = {name: settings[name] for name in ("crop_size", "size") if settings.get(name)}
     if side is None or not sizes:
         return settings
