@@ -50,22 +50,6 @@ class Alignment:
     error: float
 
 
-def align(
-    a: State,
-    b: State,
-    symmetry: Symmetry,
-    model: nn.Module,
-    inputs: Tensor,
-    *,
-    restarts: int = RESTARTS,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Alignment:
-    """Permute B's hidden channels by `match_weights` and check the result by `proved`."""
-    permutations = match_weights(a, b, symmetry, restarts=restarts, seed=seed, progress=progress)
-    return proved(a, b, symmetry, permutations, model, inputs)
-
-
 def match_weights(
     a: State,
     b: State,
@@ -271,7 +255,8 @@ def match_activations(
     for group, size in symmetry.sizes.items():
         correlation = torch.zeros(size, size, dtype=torch.float64)
         for (name, index), segment_sums in sums.items():
-            if _grouped(symmetry.activations[name])[index].group == group:
+            grouped = [part.group for part in symmetry.activations[name].segments if part.group is not None]
+            if grouped[index] == group:
                 correlation += segment_sums.correlation(name)
         permutations[group] = torch.from_numpy(linear_sum_assignment(correlation.numpy(), maximize=True)[1])
     return permutations
@@ -298,10 +283,6 @@ def _channels(layout: ChannelLayout, *values: Tensor) -> list[list[Tensor]]:
             start += width
         channels.append(parts)
     return channels
-
-
-def _grouped(layout: ChannelLayout) -> list[Segment]:
-    return [part for part in layout.segments if part.group is not None]
 
 
 @dataclass

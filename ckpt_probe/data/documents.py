@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ DOCUMENT, FIELD = "document", "text"
 
 CUT: dict[str, Callable[[str], list[str]]] = {
     "file": lambda text: [text],
-    "block": lambda text: [part for part in _blocks(text) if part.strip()],
-    "line": lambda text: [line for line in text.splitlines() if line.strip()],
+    "block": lambda text: ["\n".join(lines) for is_text, lines in groupby(text.splitlines(), _is_text) if is_text],
+    "line": lambda text: list(filter(_is_text, text.splitlines())),
 }
 """Functions that split the text of a .txt file into documents, by the argument `document`."""
 
@@ -111,7 +111,7 @@ def _of_lines(file: Path, field: str, encoding: str) -> Iterator[str]:
     try:
         with file.open(encoding=encoding) as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
+                if _is_text(line):
                     yield _text(json.loads(line), field, f"{file}, line {number}")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as lines of JSON in {encoding.upper()} ({error})") from error
@@ -124,16 +124,8 @@ def _text(entry: Any, field: str, where: str) -> str:
     return entry[field]
 
 
-def _blocks(text: str) -> Iterator[str]:
-    block: list[str] = []
-    for line in text.splitlines():
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield "\n".join(block)
-            block = []
-    if block:
-        yield "\n".join(block)
+def _is_text(line: str) -> bool:
+    return line.strip() != ""
 
 
 def wanted_labels(arguments: Mapping[str, Any], hints: ModelHints) -> str:
@@ -203,10 +195,11 @@ def labelled_windows(
             raise DataError(f"split {split}: no text with a token to predict; {'; '.join(notes) or 'it is empty'}")
         tokens = _Tokens(torch.cat(ids).to(torch.int32), kind, vocab)
         if kind == MASKED:
-            tokens.draw_masked(fraction, seed)
+            drawn = torch.rand(len(tokens.ids), generator=torch.Generator().manual_seed(seed)) < fraction
+            tokens.masked = drawn & ~torch.isin(tokens.ids, torch.tensor(sorted(vocab.special), dtype=torch.int32))
         windows = _windows([len(part) for part in ids], context, stride, short=int(kind == NEXT))
-        splits[split] = WindowSplit(tokens, windows, notes)
-        if kind != NONE and not splits[split].rows_of(len(windows)):  # pyright: ignore[reportAttributeAccessIssue]
+        splits[split] = of_windows = WindowSplit(tokens, windows, notes)
+        if kind != NONE and not of_windows.rows_of(len(windows)):
             raise DataError(f"split {split}: no token has a label; raise {FRACTION}, or use more text")
     classes, names = (0, None) if kind == NONE else (vocab.size, vocab.names())
     return LabelledData(name, splits, classes, (), {**recorded, **arguments_used}, names)
@@ -220,19 +213,13 @@ class _Tokens:
         ids: Ids of the tokens, document after document, shape (total,).
         kind: Kind of labels.
         vocab: The tokenizer.
-        masked: Whether each token is masked, shape (total,).
+        masked: Whether each token is masked, shape (total,): at random, and never a special one.
     """
 
     ids: Tensor
     kind: str
     vocab: Vocabulary
     masked: Tensor | None = None
-
-    def draw_masked(self, fraction: float, seed: int) -> None:
-        """Mask each token that is not special with probability `fraction`."""
-        drawn = torch.rand(len(self.ids), generator=torch.Generator().manual_seed(seed)) < fraction
-        special = torch.tensor(sorted(self.vocab.special), dtype=torch.int32)
-        self.masked = drawn & ~torch.isin(self.ids, special)
 
 
 class WindowSplit:

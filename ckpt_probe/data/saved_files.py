@@ -59,7 +59,10 @@ def own_file(directory: Path, name: Any, source: Path | str) -> Path:
         raise DataError(f"{source}: expected the name of a file, found {str(name)[:200]!r}")
     path = directory / name
     target = path.resolve()
-    cached = path.parent == directory and path.is_symlink() and target.parent == _cache_folder(directory)
+    # In a Hugging Face cache the files of a snapshot are links to the folder with all files of the repository.
+    state = directory / STATE_FILE
+    cached = path.parent == directory and path.is_symlink() and state.is_symlink()
+    cached = cached and target.parent == state.resolve().parent
     if not cached and not target.is_relative_to(directory.resolve()):
         raise DataError(f"{source}: names the file {name[:200]!r}, which is outside the directory of the data set")
     return path
@@ -92,12 +95,6 @@ def _directories(path: Path) -> Iterator[Path]:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name:
             raise DataError(f"{listing}: names the split {str(name)[:200]!r}, which is not a folder beside it")
         yield own_file(path, name, listing)
-
-
-def _cache_folder(directory: Path) -> Path | None:
-    """Return the folder of a Hugging Face cache that the files of a snapshot link to, if the directory is in one."""
-    state = directory / STATE_FILE
-    return state.resolve().parent if state.is_symlink() else None
 
 
 def _require_plausible(path: Path) -> None:

@@ -157,18 +157,14 @@ def _are_equal(candidates: Mapping[str, ModuleRun], names: list[str]) -> bool:
 
 def _leaf_layers(candidates: Mapping[str, ModuleRun]) -> list[ModuleRun]:
     """Return for each leaf with a matrix the last leaf in the same list that ran once before the next such leaf."""
-    leaves = sorted((run for run in candidates.values() if _is_leaf(run.module)), key=lambda run: run.finished)
+    leaves = [run for run in candidates.values() if not any(True for _ in run.module.children())]
     layers: list[ModuleRun] = []
-    for leaf in leaves:
+    for leaf in sorted(leaves, key=lambda run: run.finished):
         if any(weights.ndim > 1 for weights in leaf.module.parameters()):
             layers.append(leaf)
         elif layers and leaf.calls == 1 and _follows(leaf, layers[-1]):
             layers[-1] = leaf
     return [layer for layer in layers if _gives_rows(layer)]
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    return not any(True for _ in module.children())
 
 
 def _follows(leaf: ModuleRun, layer: ModuleRun) -> bool:

@@ -94,9 +94,9 @@ def hugging_face_arguments(
     """
     complete, transformers = dict(arguments), _transformers()
     config = _config(transformers, directory, {name: value for name, value in complete.items() if name != "task"})
-    if padding is not None and "pad_token_id" not in complete:
-        if getattr(config.get_text_config(), "pad_token_id", None) is None:
-            complete["pad_token_id"] = padding
+    unpadded = padding is not None and "pad_token_id" not in complete
+    if unpadded and getattr(config.get_text_config(), "pad_token_id", None) is None:
+        complete["pad_token_id"] = padding
     if "task" not in complete and tensors is not None and _is_backbone(transformers.AutoModel, config, tensors):
         complete["task"] = BACKBONE
     with_classes = [getattr(transformers, name) for task, name in TASKS.items() if task not in BY_NAME_ALONE]

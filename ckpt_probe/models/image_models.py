@@ -116,7 +116,9 @@ def torchvision_arguments(
     if tensors is None:
         return _stated(arguments, num_classes=classes, image_size=side)
     complete = dict(arguments)
-    if name in ("googlenet", "inception_v3") and not any(_auxiliary(tensor) for tensor in tensors):
+    if name in ("googlenet", "inception_v3") and not any(
+        f".{part}" in f".{name}" for name in tensors for part in AUXILIARY
+    ):
         complete.setdefault("aux_logits", False)
 
     def skeleton(complete: dict[str, Any]) -> Skeleton:
@@ -168,10 +170,6 @@ def _built(model: str, build: Any) -> nn.Module:
         raise
     except Exception as error:
         raise UsageError(f"model {model}: cannot be built: {last_line(error)}") from error
-
-
-def _auxiliary(tensor: str) -> bool:
-    return any(tensor.startswith(prefix) or f".{prefix}" in tensor for prefix in AUXILIARY)
 
 
 def _side_of(input_shape: Sequence[int] | None) -> int | list[int] | None:

@@ -275,7 +275,12 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
         The names, None if there are no names or only the placeholders LABEL_0, LABEL_1, … of transformers.
     """
     table = getattr(getattr(model, "config", None), "id2label", None)
-    names = [table[number] for number in sorted(table)] if isinstance(table, dict) else _timm_names(model)
+    if isinstance(table, dict):
+        names = [table[number] for number in sorted(table)]
+    else:
+        cfg = getattr(model, "pretrained_cfg", None)
+        stated = cfg.get("label_names") if isinstance(cfg, dict) else None
+        names = list(stated) if isinstance(stated, list | tuple) else []
     if not names or names == [f"LABEL_{number}" for number in range(len(names))]:
         return None
     return tuple(str(name) for name in names)
@@ -294,9 +299,3 @@ def _timm_arguments(config: dict[str, Any]) -> dict[str, Any]:
         arguments.setdefault("global_pool", config["global_pool"])
     overlay = {name: stated[name] for name in TIMM_SHOWN if stated.get(name) is not None}
     return {**arguments, "pretrained_cfg_overlay": overlay} if overlay else arguments
-
-
-def _timm_names(model: nn.Module) -> list[Any]:
-    cfg = getattr(model, "pretrained_cfg", None)
-    names = cfg.get("label_names") if isinstance(cfg, dict) else None
-    return list(names) if isinstance(names, list | tuple) else []

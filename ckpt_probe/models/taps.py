@@ -103,12 +103,15 @@ class Taps:
         Raises:
             DataError: If a layer did not run exactly once, or returned another number of rows.
         """
-        layers = {tap.layer: _only(tap, recorded[tap.layer]) for tap in self.layers}
         for tap in self.layers:
-            count = len(layers[tap.layer])
-            if count != rows and tap.owners is None:
-                raise DataError(f"layer {tap.layer} gives {count} rows, the classifier {rows}")
-        return layers
+            outputs = recorded[tap.layer]
+            if len(outputs) != 1:
+                raise DataError(
+                    f"layer {tap.layer} ran {len(outputs)} times in one forward pass, not once; leave it out"
+                )
+            if len(outputs[0]) != rows and tap.owners is None:
+                raise DataError(f"layer {tap.layer} gives {len(outputs[0])} rows, the classifier {rows}")
+        return {tap.layer: recorded[tap.layer][0] for tap in self.layers}
 
     def of_samples(self, layers: Mapping[str, Tensor], labels: Tensor, selected: Tensor | None) -> dict[str, Tensor]:
         """Return a row of every tap for each label, shape (n, D), by layer.
@@ -122,16 +125,11 @@ class Taps:
         Raises:
             DataError: If a sample needs the description of a class and has no label, or the class has none.
         """
-        rows_of_layer = {}
-        for tap in self.layers:
-            rows = layers[tap.layer]
-            if tap.owners is None:
-                rows_of_layer[tap.layer] = rows if selected is None else rows[selected]
-            else:
-                rows_of_layer[tap.layer] = _mean_rows(
-                    tap.layer, rows, tap.owners.to(rows.device), labels.to(rows.device)
-                )
-        return rows_of_layer
+        which = slice(None) if selected is None else selected
+        return {
+            tap.layer: layers[tap.layer][which] if tap.owners is None else _mean_rows(tap, layers[tap.layer], labels)
+            for tap in self.layers
+        }
 
 
 def _recorder(tap: LayerTap, inputs: Batch, recorded: list[Tensor]) -> Callable[..., None]:
@@ -155,19 +153,17 @@ def _recorder(tap: LayerTap, inputs: Batch, recorded: list[Tensor]) -> Callable[
     return record
 
 
-def _mean_rows(layer: str, rows: Tensor, owners: Tensor, labels: Tensor) -> Tensor:
+def _mean_rows(tap: LayerTap, rows: Tensor, labels: Tensor) -> Tensor:
+    assert tap.owners is not None
+    owners, labels = tap.owners.to(rows.device), labels.to(rows.device)
     counts = torch.bincount(owners)
     described = (labels >= 0) & (labels < len(counts))
     if not bool((described & (counts[labels.clamp(0, len(counts) - 1)] > 0)).all()):
-        raise DataError(f"layer {layer} describes classes: every sample needs a label, of a class that is described")
+        raise DataError(
+            f"layer {tap.layer} describes classes: every sample needs a label, of a class that is described"
+        )
     sums = rows.new_zeros(len(counts), rows.shape[1]).index_add(0, owners, rows)
     return (sums / counts.clamp_min(1)[:, None].to(rows.dtype))[labels]
-
-
-def _only(tap: LayerTap, recorded: list[Tensor]) -> Tensor:
-    if len(recorded) != 1:
-        raise DataError(f"layer {tap.layer} ran {len(recorded)} times in one forward pass, not once; leave it out")
-    return recorded[0]
 
 
 def choose_taps(

@@ -157,7 +157,8 @@ def _configuration(
 ) -> TrainingConfig:
     optimizer = dict(trained_by.get("optimizer", FOREIGN_OPTIMIZER))
     # A stored configuration contains every default, also those of the other optimizer.
-    optimizer = {key: value for key, value in optimizer.items() if value != _default(key)}
+    defaults = {key: field.default for key, field in OptimizerSettings.model_fields.items()}
+    optimizer = {key: value for key, value in optimizer.items() if value != defaults.get(key)}
     if options.curve_learning_rate is not None:
         optimizer["learning_rate"] = options.curve_learning_rate
     batch_size = trained_by.get("training", {}).get("batch_size", FOREIGN_BATCH)
@@ -184,8 +185,3 @@ def _configuration(
         return TrainingConfig.model_validate(values)
     except ValidationError as error:
         raise DataError(f"{ends[0]}: its training configuration cannot be read ({error.errors()[0]['msg']})") from error
-
-
-def _default(key: str) -> Any:
-    field = OptimizerSettings.model_fields.get(key)
-    return None if field is None else field.default

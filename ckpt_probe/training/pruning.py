@@ -45,8 +45,11 @@ def prune_state(
         masks = gone.split([len(magnitudes) for magnitudes in sizes.values()])
     else:
         masks = [_smallest(magnitudes, sparsity, f"tensor {name!r}") for name, magnitudes in sizes.items()]
-    pruned = {name: _without(state[name], gone) for name, gone in zip(chosen, masks, strict=True)}
-    return {**state, **pruned}, chosen
+    pruned = dict(state)
+    for name, gone in zip(chosen, masks, strict=True):
+        tensor = state[name].detach()
+        pruned[name] = tensor.masked_fill(gone.view(tensor.shape).to(tensor.device), 0)
+    return pruned, chosen
 
 
 def prunable(state: Mapping[str, Tensor]) -> list[str]:
@@ -122,7 +125,3 @@ def _smallest(magnitudes: Tensor, sparsity: float, description: str) -> Tensor:
     ties = (magnitudes == threshold).nonzero().flatten()
     gone[ties[: count - int(gone.sum())]] = True
     return gone
-
-
-def _without(tensor: Tensor, gone: Tensor) -> Tensor:
-    return tensor.detach().masked_fill(gone.view(tensor.shape).to(tensor.device), 0)

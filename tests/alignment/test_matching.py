@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckpt_probe.alignment.matching import (
+    Alignment,
     _Sums,
-    align,
     match_activations,
     match_weights,
     output_change,
@@ -20,10 +20,16 @@ from ckpt_probe.alignment.matching import (
     proved,
     read_spec,
 )
-from ckpt_probe.alignment.symmetry import trace_symmetry
+from ckpt_probe.alignment.symmetry import Symmetry, trace_symmetry
 from ckpt_probe.errors import DataError
 from ckpt_probe.models import build_model
 from ckpt_probe.paths.shapes import linear
+
+
+def align(
+    a: dict[str, Tensor], b: dict[str, Tensor], symmetry: Symmetry, model: nn.Module, inputs: Tensor, **search: int
+) -> Alignment:
+    return proved(a, b, symmetry, match_weights(a, b, symmetry, **search), model, inputs)
 
 
 class Everything(nn.Module):

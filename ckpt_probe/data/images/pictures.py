@@ -148,7 +148,9 @@ class Steps:
             image = _resized(image, self.resize, self.interpolation)
         if self.crop is not None:
             image = _cropped(image, self.crop)
-        pixels = _pixels(image).to(torch.float32).div_(255)
+        pixels = torch.from_numpy(np.array(image))
+        pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+        pixels = pixels.to(torch.float32).div_(255)
         if self.mean is not None:
             pixels -= _by_channel(self.mean)
         return pixels if self.std is None else pixels.div_(_by_channel(self.std))
@@ -197,11 +199,6 @@ def _cropped(image: "Image", size: int | Sequence[int]) -> "Image":
 def _middle(length: int, wanted: int) -> int:
     # torchvision pads before it crops, which rounds differently.
     return round((length - wanted) / 2) if length >= wanted else -((wanted - length) // 2)
-
-
-def _pixels(image: "Image") -> Tensor:
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def _by_channel(values: Any) -> Tensor:
