@@ -55,6 +55,9 @@ class DatasetSplit:
         collate: Function that joins samples into a batch; torch's default if None.
         workers: Number of reading processes; 0 reads in this process.
         tolerance: Fraction of samples that may raise `Unreadable`; more of them end the run with a DataError.
+
+    Attributes:
+        left_out: Reason for each sample that could not be read so far, by its index.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class DatasetSplit:
         self._collate = collate or default_collate
         self._workers = workers
         self._tolerance = tolerance
-        self._left_out: dict[int, str] = {}
+        self.left_out: dict[int, str] = {}
 
     @property
     def labels(self) -> Tensor:
@@ -83,17 +86,12 @@ class DatasetSplit:
         return self._labels
 
     @property
-    def left_out(self) -> Mapping[int, str]:
-        """Return the reason for each sample that could not be read so far, by its index."""
-        return self._left_out
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """Return a sentence on the unreadable samples among those read so far, if there are any."""
-        if not self._left_out:
+        if not self.left_out:
             return ()
-        message = f"{len(self._left_out):,} of {len(self):,} samples cannot be read, and are left out"
-        return (f"{message}: {listed(list(self._left_out.values()))}",)
+        message = f"{len(self.left_out):,} of {len(self):,} samples cannot be read, and are left out"
+        return (f"{message}: {listed(list(self.left_out.values()))}",)
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -156,20 +154,20 @@ class DatasetSplit:
         Raises:
             DataError: If more samples are damaged than tolerated.
         """
-        self._left_out |= reasons
+        self.left_out |= reasons
         self._require_few(total)
 
     def _accepted(self, loaded: Any) -> LabelledBatch:
         if isinstance(loaded, DataError):
             raise loaded
         batch, damaged = loaded
-        self._left_out |= {sample.number: sample.reason for sample in damaged}
+        self.left_out |= {sample.number: sample.reason for sample in damaged}
         if batch is None:
             return torch.empty(0), torch.empty(0, dtype=torch.int64)
         return _split_batch(batch)
 
     def _require_few(self, count: int) -> None:
-        damaged = self._left_out
+        damaged = self.left_out
         if len(damaged) > self._tolerance * count:
             message = f"{len(damaged)} of {count} samples cannot be read, more than {self._tolerance:.0%}"
             raise DataError(f"{message}: {listed(list(damaged.values()))}")

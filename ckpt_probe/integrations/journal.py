@@ -126,19 +126,14 @@ class Journal:
         for sentence in self.events:
             LOG.warning("%s: event: %s", self.path, sentence)
 
-    def _mend(self) -> None:
-        """Remove an incomplete last line."""
+    def _records(self) -> list[Record]:
+        """Return the records of the file, from which an incomplete last line is removed."""
         if not self.path.exists():
-            return
+            return []
         text = self.path.read_text(encoding="utf-8", errors="replace")
         complete = text[: text.rfind("\n") + 1]
         if complete != text:
             write_text(self.path, complete, overwrite=True)
-
-    def _records(self) -> list[Record]:
-        if not self.path.exists():
-            return []
-        self._mend()
         records = list(read_records(self.path))
         for number, record in enumerate(records, 1):
             if not isinstance(record.get("step"), int):

@@ -27,6 +27,10 @@ class Tap:
         model: Model.
         classifier: Name of the last linear layer; found if None.
 
+    Attributes:
+        model: Model, without the wrappers of torch.compile and of distributed training.
+        named: Whether the caller has named the classifier.
+
     Raises:
         UsageError: If there is no linear layer of that name.
     """
@@ -34,7 +38,7 @@ class Tap:
     def __init__(self, model: nn.Module, classifier: str | None = None) -> None:
         inner = getattr(model, "_orig_mod", model)
         self.model: nn.Module = inner.module if isinstance(inner, DistributedDataParallel) else inner
-        self._named = classifier is not None
+        self.named = classifier is not None
         self._head = None if classifier is None else _named(self.model, classifier)
         self._root = self.model
         self._hooks = ExitStack()
@@ -115,11 +119,6 @@ class Tap:
         # Copies: a row may be a view of a much larger activation, whose memory may be reused.
         return head, Rows(rows.features.detach().clone(), rows.logits.detach().clone())
 
-    @property
-    def named(self) -> bool:
-        """Whether the classifier was named by the caller."""
-        return self._named
-
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """Return the current weights (C, D) and bias (C,) as float64 on the CPU.
 
@@ -167,7 +166,7 @@ class Tap:
         self._calls = self._hooks.enter_context(self._head.tapping(self._root, lambda: self._listens))
         # After a search its hooks are still registered, and `take` registers these again.
         self._hooked = not self._outermost
-        if not self._named:
+        if not self.named:
             model = self._root.model if isinstance(self._root, _Called) else self._root
             self._hooks.callback(model.register_forward_hook(self._returned).remove)
 

@@ -153,16 +153,15 @@ class RecordMetric(Metric):
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         if incoming_state[STATE] is not None:
-            merged = self._empty()
-            for gathering in (incoming_state[STATE], self._gathering):
-                if (share := _share(gathering)) is not None:
-                    merge_share(merged, share, self._settings)
-            self._gathering = merged
+            self._merge([_share(incoming_state[STATE]), _share(self._gathering)])
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         group = process_group or self.process_group
         shares: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(shares, _share(self._gathering), group=group)
+        self._merge(shares)
+
+    def _merge(self, shares: Iterable[Any]) -> None:
         self._gathering = self._empty()
         for share in filter(None, shares):
             merge_share(self._gathering, share, self._settings)

@@ -106,8 +106,8 @@ ROWS = {
 
 def format_head(facts: Mapping[str, Any]) -> list[str]:
     """Format the result of `describe_head` or `describe_backbone` as lines of text."""
+    passed = f"forward pass: {facts['inputs']} → {' × '.join(map(str, facts['output']))}"
     if facts["layer"] is None:
-        passed = f"forward pass: {facts['inputs']} → {' × '.join(map(str, facts['output']))}"
         return [f"head: none; features: {facts['features']:,}, {facts['rows']}", passed]
     bias = "with bias" if facts["bias"] else "no bias"
     lines = [
@@ -116,7 +116,6 @@ def format_head(facts: Mapping[str, Any]) -> list[str]:
     ]
     if facts["rows"] != ROWS["one"]:
         lines.append(f"rows: {facts['rows']}")
-    passed = f"forward pass: {facts['inputs']} → {' × '.join(map(str, facts['output']))}"
     if facts["prediction"] is not None:
         sure = f" ({facts['confidence']:.1%})" if facts["confidence"] is not None else ""
         passed += f", class {facts['prediction']}{sure}"

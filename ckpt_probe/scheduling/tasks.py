@@ -140,21 +140,17 @@ def attempt(work: Callable[[Any], Any], item: Any, credentials: Credentials, cal
         caller: Process that submitted the task, if the worker may serve several.
     """
     with _alone, use_credentials(credentials):
-        return _attempt(work, item, caller)
-
-
-def _attempt(work: Callable[[Any], Any], item: Any, caller: Caller | None) -> Any:
-    try:
-        if caller is not None:
-            if caller.code != installed_code():
-                raise UsageError(describe_mismatch(socket.gethostname(), installed_code(), caller.code))
-            # Relative names have another meaning for another caller, and so has the cache.
-            os.chdir(caller.directory)
-            if _callers != [caller]:
-                _cache.clear()
-                _callers[:] = [caller]
-        return work(item)
-    except CkptProbeError as error:
-        return Failed(str(error), ours=True, wrong_use=isinstance(error, UsageError))
-    except Exception as error:
-        return Failed(redacted(last_line(error)), trace=redacted(traceback.format_exc()))
+        try:
+            if caller is not None:
+                if caller.code != installed_code():
+                    raise UsageError(describe_mismatch(socket.gethostname(), installed_code(), caller.code))
+                # Relative names have another meaning for another caller, and so has the cache.
+                os.chdir(caller.directory)
+                if _callers != [caller]:
+                    _cache.clear()
+                    _callers[:] = [caller]
+            return work(item)
+        except CkptProbeError as error:
+            return Failed(str(error), ours=True, wrong_use=isinstance(error, UsageError))
+        except Exception as error:
+            return Failed(redacted(last_line(error)), trace=redacted(traceback.format_exc()))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,20 @@ from ckpt_probe.errors import DataError, UsageError
 from ckpt_probe.files import read_object, write_text
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """The files of a run."""
+    """The files of a run.
 
-    path: Path
+    Attributes:
+        path: The directory.
+        config: The resolved configuration, in JSON.
+        metrics: The log: a JSON line for each logged step, and for each split at each checkpoint.
+        state: The state from which a run is resumed.
+    """
 
-    @property
-    def config(self) -> Path:
-        """Return the path of the resolved configuration, in JSON."""
-        return self.path / "config.json"
-
-    @property
-    def metrics(self) -> Path:
-        """Return the path of the log: a JSON line for each logged step, and for each split at each checkpoint."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def state(self) -> Path:
-        """Return the path of the state from which a run is resumed."""
-        return self.path / "state.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.metrics = path / "config.json", path / "metrics.jsonl"
+        self.state = path / "state.safetensors"
 
     def checkpoint(self, step: int) -> Path:
         """Return the path of the checkpoint after `step` updates."""

@@ -13,9 +13,9 @@ from ckpt_probe.analysis import analyze
 from ckpt_probe.checkpoints import open_checkpoint
 from ckpt_probe.cli.app import run
 from ckpt_probe.data import load_data
-from ckpt_probe.dumps import DumpWriter, open_dump, read_provenance
+from ckpt_probe.dumps import open_dump, read_provenance
 from ckpt_probe.errors import DataError, UsageError
-from ckpt_probe.extraction import Setup, open_subject
+from ckpt_probe.extraction import Setup, Storage, StoreWriter, open_subject
 from ckpt_probe.models import build_model
 from ckpt_probe.paths import evaluate_path
 from ckpt_probe.paths import point as point_module
@@ -147,11 +147,11 @@ def test_an_evaluation_that_breaks_midway_leaves_no_thread(
     scale.data.fill_(1e6 if breaks == "writer" else torch.nan)
     shift.data.fill_(1e6)
     evaluation = point_module.PointEvaluation(subject, "interpolate")
-    how = {"classes": 10, "features": 6, "feature_dtype": "float16"}
+    storage = Storage(feature_dtype="float16")
     # The exception and its traceback, and so every frame's names, live on here: nothing is left to collection.
     with (
         pytest.raises(DataError, match="NaN" if breaks == "features" else "`feature_dtype='float32'`") as told,
-        DumpWriter(tmp_path / "a.h5", None, **how) as writer,
+        StoreWriter(tmp_path / "a.h5", None, storage, *subject.parameters()) as writer,
     ):
         evaluation.record("test", NullProgress(), writer=writer if breaks == "writer" else None)
     assert told.tb is not None
