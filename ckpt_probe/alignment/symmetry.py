@@ -118,7 +118,7 @@ class _Walk:
             self._layouts[node] = ChannelLayout(axis, (Segment(None, shape[axis]),))
         elif node.op == "output":
             for argument in node.all_input_nodes:
-                self._pin(self._layout(argument))
+                self._pin(self._layouts[argument])
         elif node.op == "call_module":
             self._layouts[node] = self._through_module(node, self._modules[str(node.target)])
         elif node.op in {"call_function", "call_method"}:
@@ -144,7 +144,7 @@ class _Walk:
             out = self._fresh(len(shape) - 1, module.embedding_dim)
             self._tie(f"{name}.weight", 1, out)
             return out
-        source = self._layout(node.all_input_nodes[0])
+        source = self._layouts[node.all_input_nodes[0]]
         if isinstance(module, nn.Linear):
             if source.axis != len(shape) - 1:
                 raise self._unknown(node, "a linear layer over an axis that is not the channels'")
@@ -185,7 +185,7 @@ class _Walk:
 
     def _through_function(self, node: fx.Node) -> ChannelLayout:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        sources = [self._layout(argument) for argument in node.all_input_nodes]
+        sources = [self._layouts[argument] for argument in node.all_input_nodes]
         if node.target in SUMS or name in SUM_NAMES:
             if len(sources) == 2:
                 return self._joined(node, *sources)
@@ -279,9 +279,6 @@ class _Walk:
             root = None if part.group is None else self._root(part.group)
             segments.append(Segment(None if root in pinned else root, part.size, part.repeat))
         return tuple(segments)
-
-    def _layout(self, node: fx.Node) -> ChannelLayout:
-        return self._layouts[node]
 
     def _shape(self, node: fx.Node) -> torch.Size:
         meta = node.meta.get("tensor_meta")

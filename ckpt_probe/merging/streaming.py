@@ -223,8 +223,11 @@ class _Work:
     def _write(self, out: Path, workers: int, overwrite: bool, bar: Task) -> None:
         template = self.template
         if template.index is None:
+            # A safetensors file has one shard, with its metadata and in its order.
+            every = Shard("", tuple(template.names), template.raw_metadata)
+            shard = template.shards[0] if len(template.shards) == 1 else every
             with replacing(out, overwrite=overwrite) as temporary:
-                self._write_shard(_single_shard(template), temporary, workers, bar)
+                self._write_shard(shard, temporary, workers, bar)
         else:
             copied = {file.name for file in companions(template.index.parent)}
             if overwrite and out.is_dir():
@@ -324,13 +327,6 @@ def _matched(sources: Sequence[Checkpoint], dtype: str | None, progress: Progres
             progress.message(note)
         matched.append(other.renamed(names))
     return matched
-
-
-def _single_shard(checkpoint: Checkpoint) -> Shard:
-    """Return one shard with all tensors; for a safetensors file in the order of the file, with its metadata."""
-    if len(checkpoint.shards) == 1:
-        return checkpoint.shards[0]
-    return Shard("", tuple(checkpoint.names), checkpoint.raw_metadata)
 
 
 def _item(dtype: str) -> int:

@@ -130,9 +130,9 @@ def remove_abandoned(folder: Path) -> None:
     """
     for name in _names(folder):
         if (match := _CLAIM.fullmatch(name)) and (folder / match[1]).exists():
-            holder = _read_holder(folder / name)
-            if holder is not None and holder.has_ended():
-                with suppress(OSError):
+            with suppress(OSError):
+                holder = _parse(_contents(folder / name)[1])
+                if holder is not None and holder.has_ended():
                     (folder / name).unlink()
 
 
@@ -147,7 +147,8 @@ def _claim(path: Path, stale: float) -> Claim | Busy:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with file.open("x", encoding="utf-8") as written:
-                written.write(json.dumps(asdict(_this_process())))
+                ours = _Holder(socket.gethostname(), os.getpid(), secrets.token_hex(8), machine_id())
+                written.write(json.dumps(asdict(ours)))
         except FileExistsError:
             return Busy("another process")
     except OSError as error:
@@ -186,14 +187,6 @@ def _contents(file: Path) -> tuple[os.stat_result, str]:
     return state, content.decode(errors="replace")
 
 
-def _read_holder(file: Path) -> "_Holder | None":
-    """Return the holder of a claim, None if it cannot be read."""
-    try:
-        return _parse(_contents(file)[1])
-    except OSError:
-        return None
-
-
 def _parse(text: str) -> "_Holder | None":
     try:
         holder = json.loads(text)
@@ -205,8 +198,8 @@ def _parse(text: str) -> "_Holder | None":
 
 def _release(path: Path, claim: Claim) -> None:
     # The claim of this process last: as long as it exists, no lower number counts.
-    files = [_file(path, number) for number in _numbers(path)]
-    for file in [*(file for file in files if _number(file) < _number(claim.file)), claim.file]:
+    ours = int(claim.file.name.rpartition("-")[2])
+    for file in [*(_file(path, number) for number in _numbers(path) if number < ours), claim.file]:
         with suppress(OSError):
             file.unlink(missing_ok=True)
         _seen.pop(file, None)
@@ -231,11 +224,3 @@ def _names(folder: Path) -> list[str]:
 
 def _file(path: Path, number: int) -> Path:
     return path.with_name(f".{path.name}.claim-{number}")
-
-
-def _number(file: Path) -> int:
-    return int(file.name.rpartition("-")[2])
-
-
-def _this_process() -> _Holder:
-    return _Holder(socket.gethostname(), os.getpid(), secrets.token_hex(8), machine_id())

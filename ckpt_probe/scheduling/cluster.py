@@ -148,21 +148,17 @@ def _client(address: str) -> Any:
     from ckpt_probe.plugins import require_extra
 
     distributed = require_extra("distributed", "cluster")
-    location = {"scheduler_file": address} if _is_scheduler_file(address) else {"address": address}
+    # A scheduler may write its file a little later.
+    file, end = Path(address), time.monotonic() + CONNECT_SECONDS
+    while file.suffix == ".json" and not file.is_file() and time.monotonic() < end:
+        time.sleep(0.1)
+    location = {"scheduler_file": address} if file.is_file() else {"address": address}
     try:
         return distributed.Client(**location, timeout=CONNECT_SECONDS, set_as_default=False, name="ckpt-probe")
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"`scheduler={address!r}`: no scheduler answers there ({last_line(error)}); start one with: dask scheduler"
         ) from error
-
-
-def _is_scheduler_file(address: str) -> bool:
-    """Return whether the address is a file written by a scheduler; wait for it if its name ends in .json."""
-    file, end = Path(address), time.monotonic() + CONNECT_SECONDS
-    while file.suffix == ".json" and not file.is_file() and time.monotonic() < end:
-        time.sleep(0.1)
-    return file.is_file()
 
 
 def _allowed_failures(dask_scheduler: Any) -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -32,7 +33,6 @@ from ckpt_probe.training.objective import Objective, build_objective
 from ckpt_probe.training.pruning import count_zeros, hold_zeros
 from ckpt_probe.training.run import RunDirectory, forget_after, open_run
 from ckpt_probe.training.start import (
-    Start,
     begin,
     build_optimizer,
     checkpoint_steps,
@@ -96,7 +96,8 @@ def train(
     config = config if isinstance(config, TrainingConfig) else load_config(config)
     data = load_data(config.data.name, config.data.arguments)
     stage = _stage(config, data, choose_device(device))
-    start = stage.start.step
+    start, samples = stage.start, len(data.split("train"))
+    size = samples if config.training.batch_size == "full" else config.training.batch_size
     run = open_run(Path(out), config, resume=resume, overwrite=overwrite)
     checkpoints = checkpoint_steps(config.checkpoints, start, stage.total, stage.per_epoch)
     if beyond := [str(named) for named in config.checkpoints.steps or () if named > stage.total]:
@@ -113,13 +114,13 @@ def train(
         if not run.state.exists():
             _keep(run, stage, step, log)
             save_state(run.state, stage.model, stage.optimizer, step, time.monotonic() - began)
-        order = _order(config, stage.samples, step // stage.per_epoch)
+        order = _order(config, samples, step // stage.per_epoch)
         stage.model.train()
         while step < stage.total:
             epoch, position = divmod(step, stage.per_epoch)
             if position == 0:
-                order = _order(config, stage.samples, epoch)
-            rate, loss, logits, labels = _step(stage, _batch(order, position, config), step)
+                order = _order(config, samples, epoch)
+            rate, loss, logits, labels = _step(stage, order[position * size : (position + 1) * size], step)
             step += 1
             if step % LOG_EVERY == 0 or step in checkpoints:
                 facts = _facts(loss, logits, labels, step)
@@ -144,14 +145,11 @@ class _Stage:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     objective: Objective
-    start: Start
+    start: int
+    masks: Mapping[str, Tensor]
     device: torch.device
     per_epoch: int
     total: int
-
-    @property
-    def samples(self) -> int:
-        return len(self.data.split("train"))
 
 
 def _stage(config: TrainingConfig, data: LabelledData, device: torch.device) -> _Stage:
@@ -166,14 +164,14 @@ def _stage(config: TrainingConfig, data: LabelledData, device: torch.device) -> 
     # Two samples, because some layers do not accept a single one in training mode.
     sample = one_tensor(data.split("train").batch(slice(0, 2))[0], "training")
     _require_fit(config, data, model, sample)
-    start = begin(model, config.start, sample)
-    if start.step > total:
-        raise DataError(f"[start]: the checkpoint is at step {start.step}, after the last step of this run, {total}")
+    start, masks = begin(model, config.start, sample)
+    if start > total:
+        raise DataError(f"[start]: the checkpoint is at step {start}, after the last step of this run, {total}")
     model.to(device)
     objective = build_objective(config.loss, model, sample.to(device))
-    start = Start(start.step, {name: mask.to(device) for name, mask in start.masks.items()})
+    masks = {name: mask.to(device) for name, mask in masks.items()}
     optimizer = build_optimizer(config.optimizer, model.parameters())
-    return _Stage(config, data, model, optimizer, objective, start, device, per_epoch, total)
+    return _Stage(config, data, model, optimizer, objective, start, masks, device, per_epoch, total)
 
 
 def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, sample: Tensor) -> None:
@@ -207,7 +205,7 @@ def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor
         raise DataError(f"step {step + 1}: {unknown_index(error)}") from error
     loss.backward()
     stage.optimizer.step()
-    hold_zeros(stage.model, stage.start.masks)
+    hold_zeros(stage.model, stage.masks)
     return rate, loss, logits, labels
 
 
@@ -217,11 +215,6 @@ def _order(config: TrainingConfig, samples: int, epoch: int) -> Tensor:
         return torch.arange(samples)
     mixed = np.random.SeedSequence([config.seed, epoch]).generate_state(1, np.uint64)[0]
     return torch.randperm(samples, generator=torch.Generator().manual_seed(int(mixed)))
-
-
-def _batch(order: Tensor, position: int, config: TrainingConfig) -> Tensor:
-    size = config.training.batch_size
-    return order if size == "full" else order[position * size : (position + 1) * size]
 
 
 def _facts(loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> dict[str, float]:
@@ -246,7 +239,7 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
     for name, numbers in metrics.items():
         _write(log, {"step": step, "epoch": epoch, "split": name, **numbers})
     settings = config.model
-    zeros, entries = count_zeros(model.state_dict(), list(stage.start.masks))
+    zeros, entries = count_zeros(model.state_dict(), list(stage.masks))
     metadata = CheckpointMetadata(
         model=settings.name,
         model_arguments=model_arguments(
@@ -258,7 +251,7 @@ def _keep(run: RunDirectory, stage: _Stage, step: int, log: IO[str]) -> None:
         epoch=epoch,
         seed=config.seed,
         sparsity=zeros / entries if entries else None,
-        pruned=list(stage.start.masks),
+        pruned=list(stage.masks),
         metrics=metrics,
         config=config.model_dump(mode="json", by_alias=True),
         versions=library_versions(),

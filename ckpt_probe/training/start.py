@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +77,7 @@ def checkpoint_steps(settings: CheckpointSettings, start: int, total: int, per_e
     return sorted({start, total, *(step for step in chosen if start <= step <= total)})
 
 
-@dataclass(frozen=True)
-class Start:
-    """The start of a run.
-
-    Attributes:
-        step: First step.
-        masks: Masks of pruned tensors by name, False for weights that are held at zero.
-    """
-
-    step: int = 0
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> Start:
+def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> tuple[int, dict[str, Tensor]]:
     """Load initial weights into a new model, in place.
 
     Args:
@@ -100,13 +86,13 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
         inputs: Inputs (n, …) to find the classifier, whose random weights remain if only the backbone is loaded.
 
     Returns:
-        First step and masks of pruned tensors.
+        First step, and masks of pruned tensors by name, False for weights that are held at zero.
 
     Raises:
         DataError: If the checkpoint does not fit, or has no step and `keep_step` is set.
     """
     if settings is None:
-        return Start()
+        return 0, {}
     fresh = model.state_dict()
     path, base = resolve(settings.checkpoint), None if settings.base is None else resolve(settings.base)
     with open_checkpoint(path, state_key=settings.state_key, base=base) as checkpoint:
@@ -127,7 +113,7 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> S
     load_weights(model, state, source=settings.checkpoint)
     if settings.keep_step and step is None:
         raise DataError(f"{settings.checkpoint}: its metadata has no step, which keep_step = true needs")
-    return Start(step if settings.keep_step and step is not None else 0, masks)
+    return step if settings.keep_step and step is not None else 0, masks
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
