@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from ckpt_probe.errors import DataError
+from ckpt_probe.models.head import CONVOLUTIONS
 
 HINT = "name the groups yourself with `align_spec=`"
 ELEMENTWISE = (
@@ -26,7 +27,6 @@ POOLING = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
 )  # fmt: skip
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHANNEL_NAMES = frozenset({
     "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
     "softplus", "hardswish", "hardtanh", "hardsigmoid", "dropout", "dropout1d", "dropout2d", "dropout3d",

@@ -20,7 +20,7 @@ from ckpt_probe.data.images.preparation import TRANSFORM, Preparation, image_pre
 from ckpt_probe.data.labels import class_labels
 from ckpt_probe.data.samples import UNLABELLED, LabelledData, Split, first_samples, sample_shape
 from ckpt_probe.data.saved_files import encoded_source, require_own_files
-from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, Tokenization, padding_of, tokenization
+from ckpt_probe.data.text import MAX_LENGTH, TOKENIZER, TextSplit, padding_of, tokenization
 from ckpt_probe.errors import DataError, last_line, listed
 from ckpt_probe.plugins import require_extra
 
@@ -57,9 +57,14 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     label, labels, names, notes = _labels(path, tables, arguments)
     tables = {split: tables[split] for split in labels}
     kind, columns = _input_columns(path, features, arguments, label)
-    preparation = None
+    preparation, splits = None, dict[str, Split]()
     if kind == "text":
-        splits, recorded = _of_texts(tables, labels, columns, tokenization(arguments, hints))
+        tokenize = tokenization(arguments, hints)
+        texts = {
+            split: [_Texts(table.select_columns([name]), name) for name in columns] for split, table in tables.items()
+        }
+        splits = {split: TextSplit(part[0], labels[split], tokenize, *part[1:]) for split, part in texts.items()}
+        recorded = tokenize.arguments
     else:
         prepare = image_preparation if kind == "image" else sound_preparation
         preparation = prepare(arguments, hints)
@@ -211,16 +216,6 @@ def _of_encoded(
         collate = stacked if isinstance(preparation, Preparation) else preparation.collate
         splits[split] = DatasetSplit(rows, labels=labels[split], collate=collate, workers=workers, tolerance=TOLERANCE)
     return splits, preparation.arguments
-
-
-def _of_texts(
-    tables: Mapping[str, Any], labels: Mapping[str, Tensor], columns: list[str], tokenize: Tokenization
-) -> tuple[dict[str, Split], dict[str, Any]]:
-    splits: dict[str, Split] = {}
-    for split, table in tables.items():
-        texts = [_Texts(table.select_columns([column]), column) for column in columns]
-        splits[split] = TextSplit(texts[0], labels[split], tokenize, texts[1] if len(texts) > 1 else None)
-    return splits, tokenize.arguments
 
 
 def _opened(path: Path) -> dict[str, Any]:

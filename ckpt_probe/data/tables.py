@@ -279,11 +279,8 @@ def _splits(
         return {split: _numbers(columns, labels[split], inputs, arguments) for split, columns in tables.items()}, {}
     tokenize = tokenization(arguments, hints)
     columns_of = {split: [_texts(columns, str(name)) for name in names] for split, columns in tables.items()}
-    splits: dict[str, Split] = {
-        split: TextSplit(texts[0], labels[split], tokenize, texts[1] if len(texts) > 1 else None)
-        for split, texts in columns_of.items()
-    }
-    return splits, {"text": names[0], **tokenize.arguments}
+    splits = {split: TextSplit(part[0], labels[split], tokenize, *part[1:]) for split, part in columns_of.items()}
+    return dict(splits), {"text": names[0], **tokenize.arguments}
 
 
 def _texts(columns: Columns, name: str) -> list[str]:

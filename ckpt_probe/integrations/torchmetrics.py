@@ -1,6 +1,7 @@
 """Provide the record of metrics as a `torchmetrics.Metric`."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,12 +74,7 @@ class RecordMetric(Metric):
         if only is not None and settings is not None:
             raise UsageError("`only` and `settings` exclude each other: pass Settings(only=…)")
         self._classifier = _Reference(classifier)
-        self._settings = settings or Settings(
-            only=only,
-            exact_limit=DURING_TRAINING.exact_limit,
-            tolerance=DURING_TRAINING.tolerance,
-            probes=DURING_TRAINING.probes,
-        )
+        self._settings = settings or replace(DURING_TRAINING, only=only)
         self._settings.check()
         self._classes = num_classes
         self._gathering: Gathering | None = None
