@@ -3,6 +3,7 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,16 +47,13 @@ def observe_modules(model: nn.Module, inputs: Batch) -> dict[str, ModuleRun]:
         DataError: If the model does not accept the inputs.
     """
     runs = {name: ModuleRun(name, module) for name, module in model.named_modules() if name}
-    clock, outputs, hooks = iter(range(2**62)), {}, []
-    for run in runs.values():
-        before, after = _starting(run, clock, outputs), _ending(run, clock, outputs)
-        hooks.append(run.module.register_forward_pre_hook(before, with_kwargs=True))
-        hooks.append(run.module.register_forward_hook(after))
-    try:
+    clock, outputs = iter(range(2**62)), {}
+    with ExitStack() as hooks:
+        for run in runs.values():
+            before, after = _starting(run, clock, outputs), _ending(run, clock, outputs)
+            hooks.enter_context(run.module.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.enter_context(run.module.register_forward_hook(after))
         forward_once(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: run for name, run in runs.items() if run.calls}
 
 

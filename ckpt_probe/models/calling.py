@@ -1,7 +1,7 @@
 """Choose a device, call a model on a batch, record calls of its layers, and extract the logits from its output."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, overload
 
 import torch
@@ -160,15 +160,11 @@ def tapping(
         For each name a list of the first tensor and the output of every call.
     """
     calls: dict[str, list[Call]] = {name: [] for name in layers}
-    hooks = [
-        layer.register_forward_hook(_recorder(calls[name], copied, is_enabled), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            record = _recorder(calls[name], copied, is_enabled)
+            hooks.enter_context(layer.register_forward_hook(record, with_kwargs=True))
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _ReachedError(Exception):
@@ -192,13 +188,8 @@ def stopped_at(model: nn.Module, layer: str, inputs: Batch) -> Tensor:
         received.append(first_tensor(arguments, named))
         raise _ReachedError
 
-    hook = model.get_submodule(layer).register_forward_pre_hook(reach, with_kwargs=True)
-    try:
+    with model.get_submodule(layer).register_forward_pre_hook(reach, with_kwargs=True), suppress(_ReachedError):
         call(model, inputs)
-    except _ReachedError:
-        pass
-    finally:
-        hook.remove()
     if not received or received[0] is None:
         raise DataError(f"classifier {layer} did not run in a forward pass, or received no tensor")
     return received[0]

@@ -5,7 +5,7 @@ weights that are all zero, would fit any layer and any scale.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,15 +111,11 @@ def _replaced(
     """Replace the outputs of layers by random numbers within the `with` block, and yield these for each call."""
     drawn: Drawn = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
-    hooks = [
-        model.get_submodule(name).register_forward_hook(_drawer(drawn[name], widths, generator, size), with_kwargs=True)
-        for name in names
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            draw = _drawer(drawn[name], widths, generator, size)
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(draw, with_kwargs=True))
         yield drawn
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _drawer(

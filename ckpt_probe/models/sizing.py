@@ -70,15 +70,9 @@ def budgeted(model: str, tensors: Shapes | None) -> Iterator[None]:
         if tensor is not None and not nn.parameter.is_lazy(tensor):
             budget.spend(tensor.numel() * tensor.element_size(), entries=OBJECTS)
 
-    hooks = [
-        modules.register_module_parameter_registration_hook(count),
-        modules.register_module_buffer_registration_hook(count),
-    ]
-    try:
+    parameters = modules.register_module_parameter_registration_hook(count)
+    with parameters, modules.register_module_buffer_registration_hook(count):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def outline(build: Build, arguments: dict[str, Any]) -> nn.Module:

@@ -112,37 +112,27 @@ def model_arguments(
     Raises:
         UsageError: If there is no such model, or it does not take such arguments.
     """
+    complete = dict(arguments or {})
     with budgeted(name, tensors):
-        return _complete(name, dict(arguments or {}), input_shape, classes, padding, tensors)
-
-
-def _complete(
-    name: str,
-    complete: dict[str, Any],
-    input_shape: Sequence[int] | None,
-    classes: int | None,
-    padding: int | None,
-    tensors: Shapes | None,
-) -> dict[str, Any]:
-    kind, _, reference = name.partition(":")
-    if kind == "timm" and reference:
-        return timm_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)
-    if kind == "torchvision" and reference:
-        return torchvision_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)
-    if kind == "hf" and reference:
-        return hugging_face_arguments(reference, complete, classes=classes, padding=padding, tensors=tensors)
-    function = _function(name)
-    parameters = _parameters(function)
-    if input_shape is not None and "input_shape" in parameters:
-        complete.setdefault("input_shape", list(input_shape))
-    called = next((parameter for parameter in CLASSES if parameter in parameters), None)
-    if called is None or classes is None or called in complete:
-        return complete
-    sizes: Mapping[str, int] = {}
-    if tensors is not None:
-        model = outline(lambda arguments: _called(name, function, arguments), {**complete, called: classes})
-        sizes = sizes_from_tensors(Skeleton(shapes_of(model), classes), tensors, SizeNames(called))
-    return {**complete, called: classes, **sizes}
+        kind, _, reference = name.partition(":")
+        if kind == "timm" and reference:
+            return timm_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)
+        if kind == "torchvision" and reference:
+            return torchvision_arguments(reference, complete, input_shape=input_shape, classes=classes, tensors=tensors)
+        if kind == "hf" and reference:
+            return hugging_face_arguments(reference, complete, classes=classes, padding=padding, tensors=tensors)
+        function = _function(name)
+        parameters = _parameters(function)
+        if input_shape is not None and "input_shape" in parameters:
+            complete.setdefault("input_shape", list(input_shape))
+        called = next((parameter for parameter in CLASSES if parameter in parameters), None)
+        if called is None or classes is None or called in complete:
+            return complete
+        sizes: Mapping[str, int] = {}
+        if tensors is not None:
+            model = outline(lambda arguments: _called(name, function, arguments), {**complete, called: classes})
+            sizes = sizes_from_tensors(Skeleton(shapes_of(model), classes), tensors, SizeNames(called))
+        return {**complete, called: classes, **sizes}
 
 
 def assumed_arguments(name: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
@@ -83,15 +83,11 @@ class Taps:
             DataError: If a layer returns no tensor, or one of another shape than when it was chosen.
         """
         recorded: dict[str, list[Tensor]] = {tap.layer: [] for tap in self.layers}
-        hooks = [
-            model.get_submodule(tap.layer).register_forward_hook(_recorder(tap, inputs, recorded[tap.layer]))
-            for tap in self.layers
-        ]
-        try:
+        with ExitStack() as hooks:
+            for tap in self.layers:
+                record = _recorder(tap, inputs, recorded[tap.layer])
+                hooks.enter_context(model.get_submodule(tap.layer).register_forward_hook(record))
             yield recorded
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def rows_in(self, recorded: Mapping[str, list[Tensor]], rows: int) -> dict[str, Tensor]:
         """Return the rows of every tap, shape (m, D), by layer.
@@ -192,19 +188,9 @@ def choose_taps(
         return Taps()
     seen = observe_modules(model, inputs)
     chosen = _named(layers, model, seen) if step is None else blocks_of(model, seen, head.layers)[::step]
-    return Taps(
-        tuple(
-            _tap(
-                run,
-                number / len(chosen),
-                _owners(model, run.name),
-                samples_in(inputs),
-                pooling,
-                every=head.positions == "every",
-            )
-            for number, run in enumerate(chosen)
-        )
-    )
+    samples, every = samples_in(inputs), head.positions == "every"
+    taps = [_tap(model, run, number / len(chosen), samples, pooling, every) for number, run in enumerate(chosen)]
+    return Taps(tuple(taps))
 
 
 def _step(layers: str) -> int | None:
@@ -248,9 +234,8 @@ def _owners(model: nn.Module, name: str) -> Tensor | None:
     return next((module.owners() for module in outer if isinstance(module, Describing)), None)
 
 
-def _tap(
-    run: ModuleRun, depth: float, owners: Tensor | None, samples: int, pooling: str | None, *, every: bool
-) -> LayerTap:
+def _tap(model: nn.Module, run: ModuleRun, depth: float, samples: int, pooling: str | None, every: bool) -> LayerTap:
+    owners = _owners(model, run.name)
     if run.name == PENULTIMATE or "/" in run.name:
         raise DataError(f"layer {run.name!r}: a dump cannot hold a layer of that name")
     if run.calls > 1:

@@ -42,11 +42,7 @@ def barriers_with_errors(
     alphas = sorted({point["alpha"] for point in points if 0 <= point["alpha"] <= 1})
     stored = {alpha: _read(file_of(alpha), len(summary)) for alpha in alphas}
     return [
-        _with_errors(
-            barrier,
-            [point for point in points if point["split"] == barrier["split"] and point["alpha"] in stored],
-            {alpha: influences[number] for alpha, influences in stored.items()},
-        )
+        _with_errors(barrier, points, {alpha: influences[number] for alpha, influences in stored.items()})
         for number, barrier in enumerate(summary)
     ]
 
@@ -54,6 +50,7 @@ def barriers_with_errors(
 def _with_errors(barrier: Record, points: Sequence[Record], influences: OfPosition) -> Record:
     """Return the barriers of a split with an error beside each, and the reasons for missing ones in `missing`."""
     result, reasons = dict(barrier), []
+    points = [point for point in points if point["split"] == barrier["split"] and point["alpha"] in influences]
     for quantity, metric in OF_BARRIERS.items():
         name = f"barrier.{quantity}"
         if barrier[name] is None:
