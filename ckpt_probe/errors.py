@@ -1,6 +1,7 @@
 """Exceptions of ckpt-probe, and the formatting of texts for messages and output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class CkptProbeError(Exception):
@@ -20,6 +21,20 @@ class UsageError(CkptProbeError):
     """An argument, an option or a configuration is wrong (exit code 2)."""
 
     exit_code = 2
+
+
+@contextmanager
+def error_context(before: str = "", after: str = "") -> Iterator[None]:
+    """Complete the messages of errors that are raised within the `with` block.
+
+    Args:
+        before: Text before the message, such as the file that it is about.
+        after: Text after it, such as what to do.
+    """
+    try:
+        yield
+    except CkptProbeError as error:
+        raise type(error)(f"{before}{error}{after}") from error
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

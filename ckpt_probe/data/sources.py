@@ -15,7 +15,7 @@ from ckpt_probe.data.arrays import CHOICES, choose_samples, read_digits, read_h5
 from ckpt_probe.data.dataset import DatasetSplit, default_workers
 from ckpt_probe.data.labels import BY_NAME, BY_ORDER, MATCH, RelabelledSplit
 from ckpt_probe.data.samples import LEFT_OUT, ArraySplit, LabelledData, Split, of_splits
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.plugins import is_function_name, load_function, registered
 
 ENTRY_POINTS = "ckpt_probe.data"
@@ -171,12 +171,11 @@ def _is_arrays(name: str) -> bool:
 @contextmanager
 def _named(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     """Add the name of the data to errors."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"data {name}: cannot be loaded with arguments {arguments}: {error}") from error
-    except (DataError, UsageError) as error:
-        raise type(error)(f"data {name}: {error}") from error
+    with error_context(f"data {name}: "):
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"cannot be loaded with arguments {arguments}: {error}") from error
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from ckpt_probe.alignment import (
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import CheckpointMetadata, State, open_checkpoint, save_checkpoint
 from ckpt_probe.data import Split, one_tensor
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import error_context
 from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.files import distinct_names
 from ckpt_probe.merging import check_averaged, check_match
@@ -54,11 +54,9 @@ def read_ends(ends: tuple[Path, Path], setup: Setup) -> Ends:
     for path in ends:
         with setup.open(path) as checkpoint:
             states.append(checkpoint.state_dict())
-        try:
+        with error_context(f"{path}: "):
             for name, tensor in states[-1].items():
                 require_finite(name, tensor)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
     return states[0], states[1]
 
 
@@ -82,10 +80,8 @@ def aligned(
         with open_checkpoint(directory.aligned) as checkpoint:
             if ALIGNMENT in checkpoint.raw_metadata:
                 return (tensors[0], checkpoint.state_dict()), json.loads(checkpoint.raw_metadata[ALIGNMENT])
-    try:
+    with error_context(f"{ends[0]}, {ends[1]}: "):
         alignment = _alignment(tensors, subject, options, progress)
-    except DataError as error:
-        raise DataError(f"{ends[0]}, {ends[1]}: {error}") from error
     description: Record = {
         "to": distinct_names(ends)[0],
         "method": options.align,

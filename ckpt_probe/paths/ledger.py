@@ -11,7 +11,7 @@ from pathlib import Path
 from ckpt_probe.addresses import without_credentials
 from ckpt_probe.analysis import Record
 from ckpt_probe.analysis.records import number, read_lines
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.files import code_hash, read_object, write_text
 
 DUMPS = "dumps"
@@ -125,12 +125,10 @@ class Ledger:
         if not self.begun:
             return []
         file = self.path / POINTS_FILE
-        try:
+        with error_context(after=f"; {DAMAGED}"):
             records = read_lines(file)
             for line, record in enumerate(records, 1):
                 self._require_point(record, f"{file}: record {line}", splits)
-        except DataError as error:
-            raise DataError(f"{error}; {DAMAGED}") from error
         return records
 
     def keep(self, records: Sequence[Record]) -> None:
@@ -247,7 +245,5 @@ class PathDirectory:
 
 
 def _object(file: Path, what: str) -> Record:
-    try:
+    with error_context(after=f"; {DAMAGED}"):
         return read_object(file, what)
-    except DataError as error:
-        raise DataError(f"{error}; {DAMAGED}") from error

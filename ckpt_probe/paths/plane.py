@@ -8,7 +8,7 @@ from typing import Any
 
 from ckpt_probe.analysis import Record
 from ckpt_probe.checkpoints import Member, open_series
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.extraction import Setup, Subject
 from ckpt_probe.extraction.request import request_of
 from ckpt_probe.files import distinct_names
@@ -194,10 +194,8 @@ def _marks(files: tuple[Path, ...], plane: Plane, evaluation: PointEvaluation, p
         with evaluation.subject.setup.open(file) as checkpoint:
             batchnorm = evaluation.load(checkpoint.state_dict(), str(file), keep_batchnorm=True)
         for split in evaluation.splits:
-            try:
+            with error_context(f"{file}: {split}: "):
                 record = evaluation.record(split, progress)
-            except DataError as error:
-                raise DataError(f"{file}: {split}: {error}") from error
             position = {"name": name, "checkpoint": label, "x": x, "y": y}
             records.append({**position, "split": split, "batchnorm": batchnorm, **record})
     return records
@@ -213,10 +211,8 @@ def _plane(files: tuple[Path, ...], options: PlaneOptions, subject: Subject) -> 
             with subject.setup.open(file) as checkpoint:
                 check_match(first, checkpoint)
                 states.append(unwrapped(checkpoint.state_dict(), names))
-    try:
+    with error_context(f"{', '.join(map(str, files))}: "):
         return random_plane(states[0], subject.model, options.seed) if options.directions else plane_through(*states)
-    except DataError as error:
-        raise DataError(f"{', '.join(str(file) for file in files)}: {error}") from error
 
 
 def _of_trajectory(files: tuple[Path, ...], subject: Subject, names: set[str]) -> Plane:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ckpt_probe.analysis import Record, in_order
 from ckpt_probe.checkpoints import State
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import error_context
 from ckpt_probe.extraction import StoreWriter
 from ckpt_probe.paths.barrier_errors import write_influences
 from ckpt_probe.paths.ledger import AXES, Ledger
@@ -51,10 +51,8 @@ class Survey:
             DataError: If the weights there cannot be computed, or a trained network has no record.
         """
         source, label = ", ".join(str(file) for file in self.files), label_of(self.kind, position)
-        try:
+        with error_context(f"{source}: "):
             state = self.state_at(*position)
-        except DataError as error:
-            raise DataError(f"{source}: {error}") from error
         evaluation, trained = self.evaluation, position in self.trained
         coordinates = dict(zip(AXES[self.kind], position, strict=True))
         batchnorm = evaluation.load(state, str(self.files[0]), keep_batchnorm=trained)
@@ -62,10 +60,8 @@ class Survey:
         records, influences = [], []
         with self._writer(position, label) as writer:
             for split in evaluation.splits:
-                try:
+                with error_context(f"{source}: {label}, {split}: "):
                     record = record_of(split, progress, writer=writer)
-                except DataError as error:
-                    raise DataError(f"{source}: {label}, {split}: {error}") from error
                 influences.append(record.influences)
                 records.append({**coordinates, "split": split, **in_order({"batchnorm": batchnorm, **record})})
         if self.influences_at is not None:

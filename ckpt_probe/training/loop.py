@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ckpt_probe.checkpoints import CheckpointMetadata, library_versions, save_checkpoint
 from ckpt_probe.config import TrainingConfig, load_config
 from ckpt_probe.data import LabelledData, Split, load_data, one_tensor
-from ckpt_probe.errors import DataError, listed
+from ckpt_probe.errors import DataError, error_context, listed
 from ckpt_probe.keywords import checked_keywords
 from ckpt_probe.models import (
     build_model,
@@ -175,16 +175,13 @@ def _stage(config: TrainingConfig, data: LabelledData, device: torch.device) -> 
 
 
 def _require_fit(config: TrainingConfig, data: LabelledData, model: nn.Module, sample: Tensor) -> None:
-    names = f"[model] {config.model.name}, [data] {config.data.name}"
-    try:
+    with error_context(f"[model] {config.model.name}, [data] {config.data.name}: "):
         logits = run_once(model, sample)
         if logits.ndim != 2:
             raise DataError(
                 f"logits of shape {tuple(logits.shape)} for {len(sample)} samples; expected one row per sample"
             )
         require_classes(logits.shape[1], data.classes, data.class_names)
-    except DataError as error:
-        raise DataError(f"{names}: {error}") from error
 
 
 def _step(stage: _Stage, rows: Tensor, step: int) -> tuple[float, Tensor, Tensor, Tensor]:

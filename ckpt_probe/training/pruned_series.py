@@ -17,7 +17,7 @@ from ckpt_probe.checkpoints import Checkpoint, CheckpointMetadata, open_checkpoi
 from ckpt_probe.config import StartSettings, TrainingConfig
 from ckpt_probe.data import functions_named as data_functions
 from ckpt_probe.data import load_data
-from ckpt_probe.errors import CkptProbeError, DataError, UsageError
+from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.files import write_text
 from ckpt_probe.keywords import as_sequence, checked_keywords
 from ckpt_probe.models import build_model, find_head
@@ -207,10 +207,8 @@ def _classifier(opened: Checkpoint) -> str:
     require_named(named, None, opened.path, "`classifier=`, the name of the layer")
     data = load_data(metadata.data, metadata.data_arguments)
     inputs, _ = next(iter(data.splits.values())).batch(slice(0, 2))
-    try:
+    with error_context(f"{opened.path}: "):
         return find_head(build_model(metadata.model, metadata.model_arguments), inputs).name
-    except CkptProbeError as error:
-        raise type(error)(f"{opened.path}: {error}") from error
 
 
 def _prepare(directory: Path, source: Path, names: dict[str, float], *, overwrite: bool) -> None:
@@ -247,10 +245,8 @@ def _prune_file(source: _Source, target: Path, provenance: dict[str, Any]) -> No
     sparsity = provenance["sparsity"]
     with source.open() as opened:
         state, metadata, strings = opened.state_dict(), opened.metadata, opened.raw_metadata
-    try:
+    with error_context(f"{source.path}: "):
         state, weights = prune_state(state, sparsity, scope=provenance["scope"], names=provenance["weights"])
-    except CkptProbeError as error:
-        raise type(error)(f"{source.path}: {error}") from error
     # At sparsity 0 nothing is masked: a weight that happens to be zero is free to grow.
     masked = dict.fromkeys([*metadata.pruned, *(weights if sparsity else ())])
     step = step_from_name(source.path.stem) if metadata.step is None else metadata.step

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_probe.config import TrainingConfig
-from ckpt_probe.errors import DataError, UsageError
+from ckpt_probe.errors import DataError, UsageError, error_context
 from ckpt_probe.files import read_object, write_text
 
 
@@ -99,10 +99,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         DataError: If it cannot be read, or is not a configuration.
     """
-    try:
+    with error_context(after="; train again with `overwrite=True`"):
         return read_object(path, "the configuration of a run")
-    except DataError as error:
-        raise DataError(f"{error}; train again with `overwrite=True`") from error
 
 
 def _require_same(path: Path, settings: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ckpt_probe.checkpoints import open_checkpoint, save_checkpoint
 from ckpt_probe.config import CheckpointSettings, OptimizerSettings, ScheduleSettings, StartSettings, TrainingSettings
-from ckpt_probe.errors import DataError
+from ckpt_probe.errors import DataError, error_context
 from ckpt_probe.models import find_head, fitting_names, load_weights
 from ckpt_probe.remote import resolve
 from ckpt_probe.training.pruning import pruned_masks
@@ -98,10 +98,8 @@ def begin(model: nn.Module, settings: StartSettings | None, inputs: Tensor) -> t
     with open_checkpoint(path, state_key=settings.state_key, base=base) as checkpoint:
         tensors = checkpoint.state_dict()
         step, pruned = checkpoint.metadata.step, checkpoint.metadata.pruned
-    try:
+    with error_context(f"{settings.checkpoint}: "):
         named = pruned_masks(tensors, pruned)
-    except DataError as error:
-        raise DataError(f"{settings.checkpoint}: {error}") from error
     called = fitting_names(tensors, set(fresh))
     state = {new: tensors[old] for old, new in called.items()}
     masks = {called[name]: mask for name, mask in named.items() if name in called}
