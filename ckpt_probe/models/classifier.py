@@ -105,7 +105,7 @@ def _related(model: nn.Module, inputs: Batch, names: Sequence[str], results: Seq
         calls, _ = _run(model, [part.layer for part in relation.parts], inputs, copied=True)
         linear = [_part(model, part.layer, calls, samples_in(inputs))[0] for part in relation.parts]
         pairs = zip(relation.parts, linear, strict=True)
-        parts = tuple(replace(part, width=own.width, kind=own.kind) for part, own in pairs if own is not None)
+        parts = tuple(replace(part, width=layer.width, kind=layer.kind) for part, layer in pairs if layer is not None)
         if len(parts) == len(linear):
             why = _why(relation.why, number, len(results))
             return Head(parts, relation.reading, number, settled=False, why=why)
