@@ -165,6 +165,82 @@ def read_spec(path: Path, state: State) -> Symmetry:
     return Symmetry(sizes, axes)
 
 
+def match_activations(
+    a: State, b: State, symmetry: Symmetry, model: nn.Module, batches: Iterable[Tensor]
+) -> Permutations:
+    """Match B's channels to A's by the correlation of their activations (Li et al. 2015).
+
+    All activations whose channels a group orders have the same weight. Positions of an image count as samples.
+
+    Args:
+        a: State dict of A.
+        b: State dict of B.
+        symmetry: Groups traced from the model, with the activations that they order.
+        model: The network.
+        batches: Inputs (n, …).
+
+    Returns:
+        For each group, the permutation of B's channels.
+
+    Raises:
+        DataError: If an activation is NaN or infinite.
+    """
+    traced = _with_activations(model, symmetry)
+    states = [placed(model, state) for state in (a, b)]
+    sums: dict[tuple[str, int], _Sums] = {}
+    with torch.no_grad():
+        for inputs in batches:
+            first, second = (functional_call(traced, state, (inputs,)) for state in states)
+            for name, layout in symmetry.activations.items():
+                pairs = zip(*_channels(layout, first[name], second[name]), strict=True)
+                for index, (of_a, of_b) in enumerate(pairs):
+                    sums.setdefault((name, index), _Sums.of(len(of_a))).update(of_a, of_b)
+    permutations = {}
+    for group, size in symmetry.sizes.items():
+        correlation = torch.zeros(size, size, dtype=torch.float64)
+        for (name, index), segment_sums in sums.items():
+            grouped = [part.group for part in symmetry.activations[name].segments if part.group is not None]
+            if grouped[index] == group:
+                correlation += segment_sums.correlation(name)
+        permutations[group] = torch.from_numpy(linear_sum_assignment(correlation.numpy(), maximize=True)[1])
+    return permutations
+
+
+@dataclass
+class _Sums:
+    """Sums over samples from which the correlations of A's channels with B's are computed."""
+
+    count: int
+    first: Tensor
+    second: Tensor
+    first_squares: Tensor
+    second_squares: Tensor
+    products: Tensor
+
+    @staticmethod
+    def of(size: int) -> "_Sums":
+        a, b, a_squares, b_squares = torch.zeros(4, size, dtype=torch.float64)
+        return _Sums(0, a, b, a_squares, b_squares, torch.zeros(size, size, dtype=torch.float64))
+
+    def update(self, of_a: Tensor, of_b: Tensor) -> None:
+        self.count += of_a.shape[1]
+        self.first += of_a.sum(dim=1).cpu()
+        self.second += of_b.sum(dim=1).cpu()
+        self.first_squares += of_a.square().sum(dim=1).cpu()
+        self.second_squares += of_b.square().sum(dim=1).cpu()
+        self.products += (of_a @ of_b.T).cpu()
+
+    def correlation(self, name: str) -> Tensor:
+        """Return correlations (size, size), A's channels in rows; 0 for a constant channel."""
+        if not bool(torch.isfinite(self.products).all()):
+            raise DataError(f"alignment: activations at {name} are NaN or infinite")
+        means = self.first / self.count, self.second / self.count
+        squares = self.first_squares / self.count, self.second_squares / self.count
+        scales = [_scale(mean, square) for mean, square in zip(means, squares, strict=True)]
+        covariance = self.products / self.count - means[0][:, None] * means[1]
+        return scales[0][:, None] * covariance * scales[1]
+
+
 def _matched(a: State, b: State, symmetry: Symmetry, generator: torch.Generator, *, shuffled: bool) -> Permutations:
     permutations = {
         group: torch.randperm(size, generator=generator) if shuffled else torch.arange(size)
@@ -221,47 +297,6 @@ def _distance(a: State, b: State) -> float:
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
-def match_activations(
-    a: State, b: State, symmetry: Symmetry, model: nn.Module, batches: Iterable[Tensor]
-) -> Permutations:
-    """Match B's channels to A's by the correlation of their activations (Li et al. 2015).
-
-    All activations whose channels a group orders have the same weight. Positions of an image count as samples.
-
-    Args:
-        a: State dict of A.
-        b: State dict of B.
-        symmetry: Groups traced from the model, with the activations that they order.
-        model: The network.
-        batches: Inputs (n, …).
-
-    Returns:
-        For each group, the permutation of B's channels.
-
-    Raises:
-        DataError: If an activation is NaN or infinite.
-    """
-    traced = _with_activations(model, symmetry)
-    states = [placed(model, state) for state in (a, b)]
-    sums: dict[tuple[str, int], _Sums] = {}
-    with torch.no_grad():
-        for inputs in batches:
-            first, second = (functional_call(traced, state, (inputs,)) for state in states)
-            for name, layout in symmetry.activations.items():
-                pairs = zip(*_channels(layout, first[name], second[name]), strict=True)
-                for index, (of_a, of_b) in enumerate(pairs):
-                    sums.setdefault((name, index), _Sums.of(len(of_a))).update(of_a, of_b)
-    permutations = {}
-    for group, size in symmetry.sizes.items():
-        correlation = torch.zeros(size, size, dtype=torch.float64)
-        for (name, index), segment_sums in sums.items():
-            grouped = [part.group for part in symmetry.activations[name].segments if part.group is not None]
-            if grouped[index] == group:
-                correlation += segment_sums.correlation(name)
-        permutations[group] = torch.from_numpy(linear_sum_assignment(correlation.numpy(), maximize=True)[1])
-    return permutations
-
-
 def _with_activations(model: nn.Module, symmetry: Symmetry) -> fx.GraphModule:
     """Return the traced model with a dict of the activations that groups order as its output."""
     traced = fx.symbolic_trace(model)
@@ -283,41 +318,6 @@ def _channels(layout: ChannelLayout, *values: Tensor) -> list[list[Tensor]]:
             start += width
         channels.append(parts)
     return channels
-
-
-@dataclass
-class _Sums:
-    """Sums over samples from which the correlations of A's channels with B's are computed."""
-
-    count: int
-    first: Tensor
-    second: Tensor
-    first_squares: Tensor
-    second_squares: Tensor
-    products: Tensor
-
-    @staticmethod
-    def of(size: int) -> "_Sums":
-        a, b, a_squares, b_squares = torch.zeros(4, size, dtype=torch.float64)
-        return _Sums(0, a, b, a_squares, b_squares, torch.zeros(size, size, dtype=torch.float64))
-
-    def update(self, of_a: Tensor, of_b: Tensor) -> None:
-        self.count += of_a.shape[1]
-        self.first += of_a.sum(dim=1).cpu()
-        self.second += of_b.sum(dim=1).cpu()
-        self.first_squares += of_a.square().sum(dim=1).cpu()
-        self.second_squares += of_b.square().sum(dim=1).cpu()
-        self.products += (of_a @ of_b.T).cpu()
-
-    def correlation(self, name: str) -> Tensor:
-        """Return correlations (size, size), A's channels in rows; 0 for a constant channel."""
-        if not bool(torch.isfinite(self.products).all()):
-            raise DataError(f"alignment: activations at {name} are NaN or infinite")
-        means = self.first / self.count, self.second / self.count
-        squares = self.first_squares / self.count, self.second_squares / self.count
-        scales = [_scale(mean, square) for mean, square in zip(means, squares, strict=True)]
-        covariance = self.products / self.count - means[0][:, None] * means[1]
-        return scales[0][:, None] * covariance * scales[1]
 
 
 def _scale(mean: Tensor, square: Tensor) -> Tensor:

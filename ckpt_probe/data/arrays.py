@@ -155,6 +155,48 @@ class StoredSplit:
             return torch.from_numpy(native(dataset[rows])[back])
 
 
+def choose_samples(
+    data: LabelledData,
+    classes: Sequence[int] | None = None,
+    per_class: int | None = None,
+    validation_per_class: int | None = None,
+    subset_seed: int = 0,
+) -> LabelledData:
+    """Return data with fewer classes, fewer training samples, or a validation split.
+
+    Each class has its own random order, which depends on the seed and the label. Training samples are taken from its
+    start and validation samples from its end. So a smaller `per_class` chooses a subset of a larger one, and the
+    validation split is the same for any `per_class`.
+
+    Args:
+        data: Data whose splits are arrays.
+        classes: Labels of the classes to keep in every split; they are renumbered 0, 1, … in this order.
+        per_class: Number of samples of each class in the split train.
+        validation_per_class: Number of samples of each class to move from train to a new split validation.
+        subset_seed: Seed of the random choice.
+
+    Raises:
+        UsageError: If an argument is invalid, a class has too few samples, or the splits are not arrays.
+        DataError: If a split has no sample of these classes.
+    """
+    if type(subset_seed) is not int or subset_seed < 0:
+        raise UsageError(f"subset_seed: expected a whole number of at least 0, found {subset_seed!r}")
+    splits = {name: _in_memory(name, split) for name, split in data.splits.items()}
+    labels = sorted({int(label) for split in splits.values() for label in torch.unique(split.labels)})
+    names = data.class_names
+    if classes is not None:
+        _require_classes(classes, labels)
+        names = tuple(names[label] for label in classes) if names and max(classes) < len(names) else None
+    if per_class is not None or validation_per_class is not None:
+        splits = _of_each_class(
+            splits, labels if classes is None else classes, per_class, validation_per_class, subset_seed
+        )
+    if classes is not None:
+        splits = {name: _renumbered(split, classes) for name, split in splits.items()}
+    chosen = of_splits(data.name, splits, data.arguments, names)
+    return replace(data, splits=chosen.splits, classes=chosen.classes, class_names=chosen.class_names)
+
+
 def _divided(inputs: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> dict[str, Split]:
     train, test = stratified(labels, fraction, seed)
     return {"train": ArraySplit(inputs[train], labels[train]), "test": ArraySplit(inputs[test], labels[test])}
@@ -217,48 +259,6 @@ def _open_h5_split(path: Path, group: Any) -> StoredSplit:
     if inputs.ndim < 2 or inputs.shape[:1] != labels.shape:
         raise DataError(f"{where}: {INPUTS} have shape {inputs.shape}; expected (N, …) for {LABELS} {labels.shape}")
     return StoredSplit(path, inputs.name, torch.from_numpy(native(labels[()]).astype(np.int64)))
-
-
-def choose_samples(
-    data: LabelledData,
-    classes: Sequence[int] | None = None,
-    per_class: int | None = None,
-    validation_per_class: int | None = None,
-    subset_seed: int = 0,
-) -> LabelledData:
-    """Return data with fewer classes, fewer training samples, or a validation split.
-
-    Each class has its own random order, which depends on the seed and the label. Training samples are taken from its
-    start and validation samples from its end. So a smaller `per_class` chooses a subset of a larger one, and the
-    validation split is the same for any `per_class`.
-
-    Args:
-        data: Data whose splits are arrays.
-        classes: Labels of the classes to keep in every split; they are renumbered 0, 1, … in this order.
-        per_class: Number of samples of each class in the split train.
-        validation_per_class: Number of samples of each class to move from train to a new split validation.
-        subset_seed: Seed of the random choice.
-
-    Raises:
-        UsageError: If an argument is invalid, a class has too few samples, or the splits are not arrays.
-        DataError: If a split has no sample of these classes.
-    """
-    if type(subset_seed) is not int or subset_seed < 0:
-        raise UsageError(f"subset_seed: expected a whole number of at least 0, found {subset_seed!r}")
-    splits = {name: _in_memory(name, split) for name, split in data.splits.items()}
-    labels = sorted({int(label) for split in splits.values() for label in torch.unique(split.labels)})
-    names = data.class_names
-    if classes is not None:
-        _require_classes(classes, labels)
-        names = tuple(names[label] for label in classes) if names and max(classes) < len(names) else None
-    if per_class is not None or validation_per_class is not None:
-        splits = _of_each_class(
-            splits, labels if classes is None else classes, per_class, validation_per_class, subset_seed
-        )
-    if classes is not None:
-        splits = {name: _renumbered(split, classes) for name, split in splits.items()}
-    chosen = of_splits(data.name, splits, data.arguments, names)
-    return replace(data, splits=chosen.splits, classes=chosen.classes, class_names=chosen.class_names)
 
 
 def _in_memory(name: str, split: Split) -> ArraySplit:

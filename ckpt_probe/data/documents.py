@@ -71,63 +71,6 @@ def load(path: str, arguments: Mapping[str, Any], hints: ModelHints, workers: in
     return labelled_windows(f"text:{path}", texts, arguments, hints, recorded)
 
 
-def _splits(path: Path) -> dict[str, list[Path]]:
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise DataError(f"{path}: expected a file whose name ends in {' or '.join(SUFFIXES)}")
-        return {path.stem: [path]}
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or directory")
-    entries = [entry for entry in sorted(path.iterdir()) if not is_system_name(entry.name)]
-    files_of = {entry.stem: [entry] for entry in entries if entry.is_file() and entry.suffix in SUFFIXES}
-    for folder in (entry for entry in entries if entry.is_dir()):
-        files = [
-            file
-            for file in sorted(folder.rglob("*"))
-            if file.suffix in SUFFIXES
-            and not any(map(is_system_name, file.relative_to(folder).parts))
-            and file.is_file()
-        ]
-        if files:
-            files_of[folder.name] = [*files_of.get(folder.name, []), *files]
-    if not files_of:
-        raise DataError(f"{path}: no file in it whose name ends in {' or '.join(SUFFIXES)}")
-    return files_of
-
-
-def _documents(files: list[Path], cut: str, field: str, encoding: str) -> Iterator[str]:
-    for file in files:
-        if file.suffix == ".jsonl":
-            yield from _of_lines(file, field, encoding)
-            continue
-        try:
-            yield from CUT[cut](file.read_text(encoding=encoding))
-        except (OSError, UnicodeError) as error:
-            hint = f"name the encoding by {suggestion(encoding='cp1252')}"
-            raise DataError(f"{file}: cannot be read as {encoding.upper()} text ({error}); {hint}") from error
-
-
-def _of_lines(file: Path, field: str, encoding: str) -> Iterator[str]:
-    try:
-        with file.open(encoding=encoding) as lines:
-            for number, line in enumerate(lines, 1):
-                if _is_text(line):
-                    yield _text(json.loads(line), field, f"{file}, line {number}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read as lines of JSON in {encoding.upper()} ({error})") from error
-
-
-def _text(entry: Any, field: str, where: str) -> str:
-    if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
-        fields = f"; its fields are {', '.join(map(str, entry))}" if isinstance(entry, dict) else ""
-        raise DataError(f"{where}: no string in a field {field!r}{fields}; name another by {suggestion(text='NAME')}")
-    return entry[field]
-
-
-def _is_text(line: str) -> bool:
-    return line.strip() != ""
-
-
 def wanted_labels(arguments: Mapping[str, Any], hints: ModelHints) -> str:
     """Return the kind of labels of tokens: the argument `labels`, else by the model's task or class.
 
@@ -285,6 +228,63 @@ class WindowSplit:
         places = torch.stack([documents, starts[:, 0] - self._begins[documents]], dim=1)
         inputs = {"input_ids": ids, "attention_mask": inside.to(torch.int64), LENGTHS: (stops - starts)[:, 0]}
         return {**inputs, DOCUMENTS: places}, labels
+
+
+def _splits(path: Path) -> dict[str, list[Path]]:
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path}: expected a file whose name ends in {' or '.join(SUFFIXES)}")
+        return {path.stem: [path]}
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or directory")
+    entries = [entry for entry in sorted(path.iterdir()) if not is_system_name(entry.name)]
+    files_of = {entry.stem: [entry] for entry in entries if entry.is_file() and entry.suffix in SUFFIXES}
+    for folder in (entry for entry in entries if entry.is_dir()):
+        files = [
+            file
+            for file in sorted(folder.rglob("*"))
+            if file.suffix in SUFFIXES
+            and not any(map(is_system_name, file.relative_to(folder).parts))
+            and file.is_file()
+        ]
+        if files:
+            files_of[folder.name] = [*files_of.get(folder.name, []), *files]
+    if not files_of:
+        raise DataError(f"{path}: no file in it whose name ends in {' or '.join(SUFFIXES)}")
+    return files_of
+
+
+def _documents(files: list[Path], cut: str, field: str, encoding: str) -> Iterator[str]:
+    for file in files:
+        if file.suffix == ".jsonl":
+            yield from _of_lines(file, field, encoding)
+            continue
+        try:
+            yield from CUT[cut](file.read_text(encoding=encoding))
+        except (OSError, UnicodeError) as error:
+            hint = f"name the encoding by {suggestion(encoding='cp1252')}"
+            raise DataError(f"{file}: cannot be read as {encoding.upper()} text ({error}); {hint}") from error
+
+
+def _of_lines(file: Path, field: str, encoding: str) -> Iterator[str]:
+    try:
+        with file.open(encoding=encoding) as lines:
+            for number, line in enumerate(lines, 1):
+                if _is_text(line):
+                    yield _text(json.loads(line), field, f"{file}, line {number}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file}: cannot be read as lines of JSON in {encoding.upper()} ({error})") from error
+
+
+def _text(entry: Any, field: str, where: str) -> str:
+    if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
+        fields = f"; its fields are {', '.join(map(str, entry))}" if isinstance(entry, dict) else ""
+        raise DataError(f"{where}: no string in a field {field!r}{fields}; name another by {suggestion(text='NAME')}")
+    return entry[field]
+
+
+def _is_text(line: str) -> bool:
+    return line.strip() != ""
 
 
 def _windows(lengths: list[int], context: int, stride: int, *, short: int) -> Tensor:

@@ -268,12 +268,6 @@ def described_size(shape: tuple[int, ...], size_source: str, channels_source: st
     return f"size {shape[1]}×{shape[2]} ({size_source}), channels {shape[0]} ({channels_source})"
 
 
-def _scaling(split: Split) -> str:
-    if isinstance(split, ArraySplit) and split.inputs.dtype == torch.uint8:
-        return "scaling to [0, 1] (default for bytes)"
-    return "scaling none (as stored)"
-
-
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide samples at random into two parts with the same fraction of every class.
 
@@ -296,3 +290,9 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
         members = np.flatnonzero(labels == label)
         second[generator.permutation(members)[: round(fraction * len(members))]] = True
     return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+def _scaling(split: Split) -> str:
+    if isinstance(split, ArraySplit) and split.inputs.dtype == torch.uint8:
+        return "scaling to [0, 1] (default for bytes)"
+    return "scaling none (as stored)"

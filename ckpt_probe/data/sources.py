@@ -130,6 +130,32 @@ def recorded_arguments(name: str, recorded: str | None, arguments: Mapping[str, 
     return converted if name.rpartition(":")[2] == function.rpartition(":")[2] else {}
 
 
+def labelled(name: str, value: Any, arguments: dict[str, Any], workers: int = 0) -> LabelledData:
+    """Convert the return value of a user's function to labelled data.
+
+    Class names are taken from the attribute `classes` of a dataset, as torchvision sets it.
+
+    Args:
+        name: Name of the data.
+        value: LabelledData (without a name, it gets this one and these arguments), a split, or a mapping of splits by
+            name. A split is a pair (inputs, labels), a map-style dataset, or a DataLoader, of which the dataset,
+            collate function and number of workers are used.
+        arguments: Arguments of the function, for the record.
+        workers: Number of processes that read a dataset.
+
+    Raises:
+        DataError: For any other value, an empty split, or a label outside the classes.
+    """
+    if isinstance(value, LabelledData):
+        _require_labels(value)
+        return value if value.name else replace(value, name=name, arguments=arguments)
+    splits_returned = value if isinstance(value, Mapping) or not _is_split(value) else {ONLY: value}
+    if not isinstance(splits_returned, Mapping) or not splits_returned:
+        raise DataError(f"expected a dict of splits, found {type(value).__name__}")
+    splits = {str(split): _as_split(split, samples, workers) for split, samples in splits_returned.items()}
+    return of_splits(name, splits, arguments, _class_names(splits_returned))
+
+
 def _load(name: str, arguments: dict[str, Any], hints: ModelHints, workers: int | None) -> LabelledData:
     kind, _, location = name.partition(":")
     if (replacement := _replacement(name, arguments)) is not None:
@@ -207,32 +233,6 @@ def _require_workers(count: Any) -> int:
     if type(count) is not int or count < 0:
         raise UsageError(f"{WORKERS}: expected a whole number of at least 0, found {count!r}")
     return count
-
-
-def labelled(name: str, value: Any, arguments: dict[str, Any], workers: int = 0) -> LabelledData:
-    """Convert the return value of a user's function to labelled data.
-
-    Class names are taken from the attribute `classes` of a dataset, as torchvision sets it.
-
-    Args:
-        name: Name of the data.
-        value: LabelledData (without a name, it gets this one and these arguments), a split, or a mapping of splits by
-            name. A split is a pair (inputs, labels), a map-style dataset, or a DataLoader, of which the dataset,
-            collate function and number of workers are used.
-        arguments: Arguments of the function, for the record.
-        workers: Number of processes that read a dataset.
-
-    Raises:
-        DataError: For any other value, an empty split, or a label outside the classes.
-    """
-    if isinstance(value, LabelledData):
-        _require_labels(value)
-        return value if value.name else replace(value, name=name, arguments=arguments)
-    splits_returned = value if isinstance(value, Mapping) or not _is_split(value) else {ONLY: value}
-    if not isinstance(splits_returned, Mapping) or not splits_returned:
-        raise DataError(f"expected a dict of splits, found {type(value).__name__}")
-    splits = {str(split): _as_split(split, samples, workers) for split, samples in splits_returned.items()}
-    return of_splits(name, splits, arguments, _class_names(splits_returned))
 
 
 def _require_labels(data: LabelledData) -> None:

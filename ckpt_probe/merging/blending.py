@@ -67,16 +67,6 @@ def encode(numbers: np.ndarray, dtype: str, into: np.ndarray) -> np.ndarray:
     return target
 
 
-def _round_to_odd(numbers: np.ndarray) -> np.ndarray:
-    """Return float64 numbers as float32 whose last bit is set if any was lost, so that rounding on rounds only once."""
-    single = numbers.astype(np.float32)
-    inexact, away = single != numbers, np.abs(single) > np.abs(numbers)
-    bits = single.view(np.uint32)
-    bits -= away
-    bits |= inexact
-    return single
-
-
 def split_pairs(raw: np.ndarray, into: np.ndarray) -> np.ndarray:
     """Decode bfloat16 bytes to float32, first all numbers at even positions, then all at odd ones.
 
@@ -224,6 +214,16 @@ class Digests:
         """Return the hash of every tensor that was written."""
         digests = {name: list(pieces) for (name,), pieces in _in_order(self._written)}
         return {name: tensor_hash(kind, digests.get(name, ())) for name, kind in layout.items()}
+
+
+def _round_to_odd(numbers: np.ndarray) -> np.ndarray:
+    """Return float64 numbers as float32 whose last bit is set if any was lost, so that rounding on rounds only once."""
+    single = numbers.astype(np.float32)
+    inexact, away = single != numbers, np.abs(single) > np.abs(numbers)
+    bits = single.view(np.uint32)
+    bits -= away
+    bits |= inexact
+    return single
 
 
 def _in_order(blocks: dict[Any, list[bytes]]) -> Iterator[tuple[tuple, Iterator[bytes]]]:

@@ -116,36 +116,6 @@ def as_rows(kind: Kind, features: Tensor) -> Tensor:
     return F.normalize(features, dim=-1) if kind == "cosine" else features
 
 
-def _sees_once(layer: nn.Module, received: Tensor) -> bool:
-    """Return whether a convolution has one output per position, or one for its complete input."""
-    if not isinstance(layer, CONVOLUTIONS) or layer.groups != 1 or received.ndim != 2 + len(layer.kernel_size):
-        return False
-    if any(padding != 0 for padding in layer.padding):
-        return False
-    at_each = max(layer.kernel_size) == max(layer.stride) == 1
-    return at_each or tuple(received.shape[2:]) == layer.kernel_size
-
-
-def _agrees(layer: nn.Module, kind: Kind, received: Tensor, output: Tensor) -> bool:
-    """Return whether a layer's output agrees with its weights up to rounding."""
-    features, wanted = rows_by_position(layer, kind, received.detach(), output.detach(), len(received))
-    try:
-        with torch.no_grad():
-            weights, bias = affine_map(layer, kind, features.shape[-1])
-    except Exception:  # the layer refuses unit vectors
-        return False
-    if weights.shape != (wanted.shape[-1], features.shape[-1]):
-        return False
-    predicted = F.linear(as_rows(kind, features).float(), weights.float(), None if bias is None else bias.float())
-    finite = wanted.isfinite()
-    if not bool(finite.all()) and kind in ("affine", "cosine"):
-        return False
-    # In a diverged model only finite outputs can be compared.
-    predicted, wanted = predicted[finite], wanted[finite].float()
-    tolerance = 0.05 if torch.finfo(output.dtype).bits < 32 else 1e-3
-    return not len(wanted) or bool(((predicted - wanted).abs() <= tolerance * wanted.abs().max()).all())
-
-
 @dataclass(frozen=True)
 class Part:
     """A layer whose output, times `scale`, enters the logits.
@@ -318,6 +288,36 @@ def only_call(layer: str, calls: Sequence[Call]) -> Call:
     if len(calls) != 1:
         raise DataError(f"classifier {layer} ran {len(calls)} times in one forward pass, not once")
     return calls[0]
+
+
+def _sees_once(layer: nn.Module, received: Tensor) -> bool:
+    """Return whether a convolution has one output per position, or one for its complete input."""
+    if not isinstance(layer, CONVOLUTIONS) or layer.groups != 1 or received.ndim != 2 + len(layer.kernel_size):
+        return False
+    if any(padding != 0 for padding in layer.padding):
+        return False
+    at_each = max(layer.kernel_size) == max(layer.stride) == 1
+    return at_each or tuple(received.shape[2:]) == layer.kernel_size
+
+
+def _agrees(layer: nn.Module, kind: Kind, received: Tensor, output: Tensor) -> bool:
+    """Return whether a layer's output agrees with its weights up to rounding."""
+    features, wanted = rows_by_position(layer, kind, received.detach(), output.detach(), len(received))
+    try:
+        with torch.no_grad():
+            weights, bias = affine_map(layer, kind, features.shape[-1])
+    except Exception:  # the layer refuses unit vectors
+        return False
+    if weights.shape != (wanted.shape[-1], features.shape[-1]):
+        return False
+    predicted = F.linear(as_rows(kind, features).float(), weights.float(), None if bias is None else bias.float())
+    finite = wanted.isfinite()
+    if not bool(finite.all()) and kind in ("affine", "cosine"):
+        return False
+    # In a diverged model only finite outputs can be compared.
+    predicted, wanted = predicted[finite], wanted[finite].float()
+    tolerance = 0.05 if torch.finfo(output.dtype).bits < 32 else 1e-3
+    return not len(wanted) or bool(((predicted - wanted).abs() <= tolerance * wanted.abs().max()).all())
 
 
 def _chosen(layer: str, logits: Tensor, result: Tensor) -> Tensor:

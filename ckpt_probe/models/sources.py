@@ -173,49 +173,6 @@ def arguments_taken(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in taken}
 
 
-def _of_framework(name: str) -> tuple[Callable[[str, Mapping[str, Any]], nn.Module] | None, str]:
-    kind, _, reference = name.partition(":")
-    return (FRAMEWORKS.get(kind) if reference else None), reference
-
-
-def _function(name: str) -> Callable[..., Any]:
-    if name in BUILTIN:
-        return BUILTIN[name]
-    if name in (others := registered(ENTRY_POINTS)):
-        return others[name]
-    if is_function_name(name):
-        return load_function(name)
-    if name in MOVED:
-        raise UsageError(
-            f"model {name}: moved to the studies: name it with `model={MOVED[name]!r}`, a file of the repository "
-            "(checkpoints that record the earlier name contain its arguments)"
-        )
-    frameworks = ["timm:NAME", "torchvision:NAME", "hf:DIR"]
-    known = ", ".join([*BUILTIN, *others, *frameworks, "package.module:function", "path/to/file.py:function"])
-    raise UsageError(f"no model called {name!r}; there are: {known}")
-
-
-def _called(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
-    try:
-        model = function(**arguments)
-    except CkptProbeError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"model {name}: cannot be built with arguments {arguments}: {error}") from error
-    except Exception as error:
-        raise UsageError(f"model {name}: the function raised {last_line(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model {name}: the function returned {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
-def _parameters(function: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return set()
-
-
 class _Unfilled(TorchFunctionMode):
     """Skip the random initialisation of parameters within the `with` block, for models that a checkpoint fills.
 
@@ -274,6 +231,49 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
     if not names or names == [f"LABEL_{number}" for number in range(len(names))]:
         return None
     return tuple(str(name) for name in names)
+
+
+def _of_framework(name: str) -> tuple[Callable[[str, Mapping[str, Any]], nn.Module] | None, str]:
+    kind, _, reference = name.partition(":")
+    return (FRAMEWORKS.get(kind) if reference else None), reference
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name in BUILTIN:
+        return BUILTIN[name]
+    if name in (others := registered(ENTRY_POINTS)):
+        return others[name]
+    if is_function_name(name):
+        return load_function(name)
+    if name in MOVED:
+        raise UsageError(
+            f"model {name}: moved to the studies: name it with `model={MOVED[name]!r}`, a file of the repository "
+            "(checkpoints that record the earlier name contain its arguments)"
+        )
+    frameworks = ["timm:NAME", "torchvision:NAME", "hf:DIR"]
+    known = ", ".join([*BUILTIN, *others, *frameworks, "package.module:function", "path/to/file.py:function"])
+    raise UsageError(f"no model called {name!r}; there are: {known}")
+
+
+def _called(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = function(**arguments)
+    except CkptProbeError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model {name}: cannot be built with arguments {arguments}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"model {name}: the function raised {last_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model {name}: the function returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()
 
 
 def _timm_arguments(config: dict[str, Any]) -> dict[str, Any]:

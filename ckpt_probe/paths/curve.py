@@ -91,11 +91,6 @@ def curve_net(
     return CurveNet(middle, (first, last), curve)
 
 
-def _state(path: Path, state_key: str | None, base: str | None, names: set[str]) -> State:
-    with open_checkpoint(path, state_key=state_key, base=resolve(base)) as checkpoint:
-        return unwrapped(checkpoint.state_dict(), names)
-
-
 def read_midpoint(path: Path, subject: Subject) -> State:
     """Read M from a file, with the model's names. Raises DataError naming the file if it does not fit the model."""
     with open_checkpoint(path) as checkpoint:
@@ -146,6 +141,11 @@ def trained_midpoint(
     description = {**dict(zip("ab", distinct_names(ends), strict=True)), "path": options.path, "midpoint": True}
     save_checkpoint(directory.midpoint, state, point_metadata(raw, subject, description))
     return state
+
+
+def _state(path: Path, state_key: str | None, base: str | None, names: set[str]) -> State:
+    with open_checkpoint(path, state_key=state_key, base=resolve(base)) as checkpoint:
+        return unwrapped(checkpoint.state_dict(), names)
 
 
 def _configuration(

@@ -207,16 +207,6 @@ def point_writer(path: Path, name: str, coordinate: float, subject: Subject) -> 
     return StoreWriter(path, provenance, Storage(), weights, bias, class_names=names, overwrite=True)
 
 
-def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
-    # Logits of an untrained network that are not finite say nothing about its predictions.
-    if record["loss"] is not None:
-        return record
-    undefined = [name for name in record if name.removesuffix(STDERR).removesuffix(BIAS) in OF_LOGITS]
-    reason = f"{', '.join(undefined)}: the logits overflow to infinity or NaN"
-    values = {**record, **dict.fromkeys(undefined), "missing": f"{record['missing']}; {reason}"}
-    return RecordWithErrors(values, record.influences)
-
-
 def open_evaluation(file: Path, setup: Setup, options: PathOptions | PlaneOptions) -> PointEvaluation:
     """Open the model and the data that a checkpoint names, to evaluate positions with these settings."""
     return PointEvaluation(open_subject(file, setup), options.batchnorm, options.batchnorm_samples, options.errors)
@@ -273,6 +263,16 @@ def drop_statistics(model: nn.Module) -> None:
     for layer in _layers(model):
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
+def _without_overflow(record: RecordWithErrors) -> RecordWithErrors:
+    # Logits of an untrained network that are not finite say nothing about its predictions.
+    if record["loss"] is not None:
+        return record
+    undefined = [name for name in record if name.removesuffix(STDERR).removesuffix(BIAS) in OF_LOGITS]
+    reason = f"{', '.join(undefined)}: the logits overflow to infinity or NaN"
+    values = {**record, **dict.fromkeys(undefined), "missing": f"{record['missing']}; {reason}"}
+    return RecordWithErrors(values, record.influences)
 
 
 def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

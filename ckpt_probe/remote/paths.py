@@ -133,8 +133,12 @@ class RemotePath(Address):
 
 @overload
 def resolve(path: Path | str) -> Path: ...
+
+
 @overload
 def resolve(path: None) -> None: ...
+
+
 def resolve(path: Path | str | None) -> Path | None:
     """Return the path by which a file is read: a `RemotePath` for an address, else the local path.
 
@@ -187,6 +191,59 @@ def local_data(name: str) -> Iterator[str]:
         yield f"{kind}:{copy}"
     except CkptProbeError as error:
         raise type(error)(str(error).replace(copy, str(path))) from error
+
+
+def cached_copy(entry: Entry) -> Path | None:
+    """Return the local copy of a file if it was downloaded before and the file has not changed, else None."""
+    try:
+        copy = _copy_path(entry)
+        return copy if entry.validator and copy.stat().st_size == entry.size else None
+    except (OSError, DataError):
+        return None
+
+
+def download_file(entry: Entry) -> Path:
+    """Return the local copy of a file; download it first if the cache does not have it.
+
+    Files of the Hugging Face Hub are downloaded into huggingface_hub's own cache.
+
+    Raises:
+        DataError: If it changes while it is downloaded, cannot be downloaded, or the cache cannot be written.
+    """
+    if scheme_of(entry.address) == "hf":
+        return _from_hub(entry.address, None, entry.size or 0)
+    copy = cached_copy(entry)
+    if copy is not None:
+        return copy
+    copy = _copy_path(entry)
+    with replacing(copy, overwrite=True) as temporary:
+        _download([entry], [temporary])
+    return copy
+
+
+def download_directory(address: str, entries: Sequence[Entry]) -> Path:
+    """Return a local directory with files below a remote one; download them unless the cache has these versions.
+
+    Args:
+        address: Address of the directory.
+        entries: The files, which have addresses below it.
+
+    Raises:
+        DataError: As `download_file`.
+    """
+    names = [entry.address.removeprefix(f"{address}/") for entry in entries]
+    if scheme_of(address) == "hf":
+        return _from_hub(address, names, _total(entries))
+    versions = [[name, entry.size, entry.validator] for name, entry in zip(names, entries, strict=True)]
+    copy = _path_in_cache([address, versions], address)
+    if copy.is_dir() and all(entry.validator for entry in entries):
+        return copy
+    with replacing_directory(copy, overwrite=True) as temporary:
+        files = [temporary / name for name in names]
+        for directory in {file.parent for file in files}:
+            directory.mkdir(parents=True, exist_ok=True)
+        _download(entries, files)
+    return copy
 
 
 def _restored(address: str, root: str) -> RemotePath:
@@ -254,59 +311,6 @@ def _files_below(directory: RemotePath, depth: int = 0) -> list[Entry]:
         elif path.is_file():
             files.append(_with_size(_entries[str(path)]))
     return files
-
-
-def cached_copy(entry: Entry) -> Path | None:
-    """Return the local copy of a file if it was downloaded before and the file has not changed, else None."""
-    try:
-        copy = _copy_path(entry)
-        return copy if entry.validator and copy.stat().st_size == entry.size else None
-    except (OSError, DataError):
-        return None
-
-
-def download_file(entry: Entry) -> Path:
-    """Return the local copy of a file; download it first if the cache does not have it.
-
-    Files of the Hugging Face Hub are downloaded into huggingface_hub's own cache.
-
-    Raises:
-        DataError: If it changes while it is downloaded, cannot be downloaded, or the cache cannot be written.
-    """
-    if scheme_of(entry.address) == "hf":
-        return _from_hub(entry.address, None, entry.size or 0)
-    copy = cached_copy(entry)
-    if copy is not None:
-        return copy
-    copy = _copy_path(entry)
-    with replacing(copy, overwrite=True) as temporary:
-        _download([entry], [temporary])
-    return copy
-
-
-def download_directory(address: str, entries: Sequence[Entry]) -> Path:
-    """Return a local directory with files below a remote one; download them unless the cache has these versions.
-
-    Args:
-        address: Address of the directory.
-        entries: The files, which have addresses below it.
-
-    Raises:
-        DataError: As `download_file`.
-    """
-    names = [entry.address.removeprefix(f"{address}/") for entry in entries]
-    if scheme_of(address) == "hf":
-        return _from_hub(address, names, _total(entries))
-    versions = [[name, entry.size, entry.validator] for name, entry in zip(names, entries, strict=True)]
-    copy = _path_in_cache([address, versions], address)
-    if copy.is_dir() and all(entry.validator for entry in entries):
-        return copy
-    with replacing_directory(copy, overwrite=True) as temporary:
-        files = [temporary / name for name in names]
-        for directory in {file.parent for file in files}:
-            directory.mkdir(parents=True, exist_ok=True)
-        _download(entries, files)
-    return copy
 
 
 def _download(entries: Sequence[Entry], files: Sequence[Path]) -> None:
