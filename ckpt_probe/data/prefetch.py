@@ -65,15 +65,11 @@ def ready_parts(
     threads = torch.get_num_threads()
     remaining = iter(parts)
 
-    def limit_threads() -> None:
-        if not pinned:
-            torch.set_num_threads(1)
-
     def read(part: slice) -> LabelledBatch:
         inputs, labels = split.batch(part)
         return _pinned(inputs) if pinned else inputs, labels
 
-    pool = ThreadPoolExecutor(1, THREAD_NAME, limit_threads)
+    pool = ThreadPoolExecutor(1, THREAD_NAME, *(() if pinned else (torch.set_num_threads, (1,))))
     waiting = deque(pool.submit(read, part) for part in islice(remaining, PREFETCHED))
 
     def in_order() -> Iterator[LabelledBatch]:

@@ -258,7 +258,10 @@ def described_inputs(data: LabelledData) -> str:
     shape = (
         described_size(data.input_shape, "as stored", "as stored") if data.input_shape else "as the source gives them"
     )
-    return f"{shape}, {_scaling(next(iter(data.splits.values())))}, normalisation none (nothing asks for one)"
+    split = next(iter(data.splits.values()))
+    is_bytes = isinstance(split, ArraySplit) and split.inputs.dtype == torch.uint8
+    scaling = "scaling to [0, 1] (default for bytes)" if is_bytes else "scaling none (as stored)"
+    return f"{shape}, {scaling}, normalisation none (nothing asks for one)"
 
 
 def described_size(shape: tuple[int, ...], size_source: str, channels_source: str) -> str:
@@ -290,9 +293,3 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
         members = np.flatnonzero(labels == label)
         second[generator.permutation(members)[: round(fraction * len(members))]] = True
     return np.flatnonzero(~second), np.flatnonzero(second)
-
-
-def _scaling(split: Split) -> str:
-    if isinstance(split, ArraySplit) and split.inputs.dtype == torch.uint8:
-        return "scaling to [0, 1] (default for bytes)"
-    return "scaling none (as stored)"

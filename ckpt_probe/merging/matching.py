@@ -27,11 +27,9 @@ def check_match(a: Checkpoint, b: Checkpoint, *, converted: bool | None = None) 
     """
     names = matching_names(a.names, b.names)
     renamed = any(first != second for first, second in names.items())
-    kinds = [
-        f"{m} {a.dtype(m)} / {b.dtype(n)}"
-        for m, n in names.items()
-        if not _same_kind(a.dtype(m), b.dtype(n), converted)
-    ]
+    dtypes = {m: (a.dtype(m), b.dtype(n)) for m, n in names.items()}
+    differing = {m: pair for m, pair in dtypes.items() if len(set(pair)) > 1}
+    kinds = [f"{m} {x} / {y}" for m, (x, y) in differing.items() if not (converted and {x, y} <= set(ITEM_BYTES))]
     hint = " (`dtype=` converts floating numbers)" if converted is False else ""
     faults = {
         f"missing from {b.path.name}": sorted(set(a.names) - set(names)),
@@ -55,10 +53,6 @@ def match_note(a: Checkpoint, b: Checkpoint, names: Mapping[str, str]) -> str | 
     left_out = f"; {len(outside)} tensors outside it are left out: {listed(outside)}" if outside else ""
     wrapper = f"tensor names differ from those of {a.path.name} by the prefix of a wrapper ({second} for {first})"
     return f"{b.path.name}: {wrapper}{left_out}"
-
-
-def _same_kind(a: str, b: str, converted: bool | None) -> bool:
-    return a == b or (bool(converted) and {a, b} <= set(ITEM_BYTES))
 
 
 def check_averaged(a: Checkpoint) -> None:

@@ -111,21 +111,16 @@ def _of_batch(features: Tensor, labels: Tensor, weights: Tensor) -> Entropies | 
     unit, _ = directions(rows[mask])
     present, position, counts = labels[mask].unique(return_inverse=True, return_counts=True)
     heads, _ = directions(heads[present])
-    joint = _joint(unit, heads, position)
+    # In a basis of their span, heads have min(k, D) coordinates. The basis is constant in the gradient, which is still
+    # exact: a head that leaves the span changes its products with heads inside it only to second order.
+    basis = torch.linalg.qr(heads.detach().T).Q
+    joint = joint_gram(unit, (heads @ basis)[position])
     return Entropies(
         entropy_of_gram(smaller_gram(unit), n=n),
         entropy_of_spectrum(of_label_rows(heads, counts)),
         entropy_of_gram(joint, n=n),
         len(joint),
     )
-
-
-def _joint(unit: Tensor, heads: Tensor, position: Tensor) -> Tensor:
-    """Return the smaller joint Gram matrix of unit rows (n, D) and heads (k, D) at their positions (n,)."""
-    # In a basis of their span, heads have min(k, D) coordinates. The basis is constant in the gradient, which is still
-    # exact: a head that leaves the span changes its products with heads inside it only to second order.
-    basis = torch.linalg.qr(heads.detach().T).Q
-    return joint_gram(unit, (heads @ basis)[position])
 
 
 def _labelled(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
